@@ -1,0 +1,6 @@
+"""Datasites: hospitals train one model together without sharing records.
+
+Rooms: `study` (what all parties agree on), `privacy` (what a patient can lose), `secagg` (hides one hospital in
+the sum), `transport` (how bytes travel), `hospital` (the data owner's side), `researcher` (the data scientist's
+side) and `cli` (one command for people). README has the picture of the house.
+"""

@@ -1,0 +1,1 @@
+"""The data scientist's side. Never imports `hospital`."""

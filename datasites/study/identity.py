@@ -1,0 +1,199 @@
+"""Who is who: institution keys, the roster, and what a party has pinned of it.
+
+Each institution has one long-term Ed25519 key. The roster lists parties with their public keys; a party trusts
+only entries that it has pinned after comparing fingerprints by another channel. Keys never come from the store
+or from the aggregator (I9). This room does no network I/O; it reads and writes its own key and roster files only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import Field, field_validator
+
+from datasites.study.canonical import Agreed, sha256_hex
+
+EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
+Email = Annotated[str, Field(pattern=EMAIL.pattern, max_length=190)]
+PublicKeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Role = Literal["hospital", "researcher"]
+
+
+class IdentityError(ValueError):
+    """A key, a roster or a signature is not what it must be; the message names the remedy."""
+
+
+class BadSignature(IdentityError):
+    """A signature does not verify under the pinned key."""
+
+
+def fingerprint(public_key: str) -> str:
+    """What two people read to each other by telephone: 40 hex digits of SHA-256(key) in groups of four."""
+    digest = hashlib.sha256(bytes.fromhex(public_key)).hexdigest()[:40]
+    return " ".join(digest[i : i + 4] for i in range(0, 40, 4))
+
+
+def verify(public_key: str, signature: bytes, domain: str, data: bytes) -> None:
+    """Raise `BadSignature` unless `signature` is by `public_key` (hex) over `data` in `domain`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(signature, _framed(domain, data))
+    except (InvalidSignature, ValueError) as error:
+        raise BadSignature(
+            f"{domain}: the signature does not verify under the pinned key {fingerprint(public_key)}; "
+            "ask the sender to send it again, and compare fingerprints by telephone if it happens twice"
+        ) from error
+
+
+def _framed(domain: str, data: bytes) -> bytes:
+    # The domain keeps a signature over one kind of message from serving as another kind.
+    name = domain.encode()
+    return b"datasites/1\0" + len(name).to_bytes(2, "big") + name + data
+
+
+class Identity:
+    """An institution's long-term signing key; the private half never leaves its file (mode 0600)."""
+
+    def __init__(self, email: str, key: Ed25519PrivateKey) -> None:
+        if not EMAIL.match(email):
+            raise IdentityError(f"identity: {email!r} is not an e-mail address")
+        self.email = email
+        self._key = key
+
+    @property
+    def public_key(self) -> str:
+        """Ed25519 public key, 64 hex digits."""
+        return self._key.public_key().public_bytes_raw().hex()
+
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint()`."""
+        return fingerprint(self.public_key)
+
+    def sign(self, domain: str, data: bytes) -> bytes:
+        """Ed25519 signature (64 bytes) over `data`, bound to `domain` (a message kind such as "survivors")."""
+        return self._key.sign(_framed(domain, data))
+
+    @classmethod
+    def generate(cls, email: str) -> Identity:
+        """A new key from the operating system's generator."""
+        return cls(email, Ed25519PrivateKey.generate())
+
+    def save(self, path: Path, passphrase: str | None = None) -> None:
+        """Write the key as PKCS#8 PEM with mode 0600; refuses to overwrite."""
+        protection = (
+            serialization.BestAvailableEncryption(passphrase.encode())
+            if passphrase
+            else serialization.NoEncryption()
+        )
+        pem = self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError as error:
+            raise IdentityError(f"{path}: a key is already there; move it away to make a new one") from error
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+
+    @classmethod
+    def load(cls, path: Path, email: str, passphrase: str | None = None) -> Identity:
+        """Read a key file; refuses one that others can read."""
+        try:
+            mode = path.stat().st_mode & 0o777
+            pem = path.read_bytes()
+        except FileNotFoundError as error:
+            raise IdentityError(f"{path}: no institution key; run `datasites init`") from error
+        if mode & 0o077:
+            raise IdentityError(f"{path}: mode {mode:o} lets others read the key; run `chmod 600 {path}`")
+        try:
+            key = serialization.load_pem_private_key(pem, passphrase.encode() if passphrase else None)
+        except (ValueError, TypeError) as error:
+            raise IdentityError(f"{path}: not a readable key: {error}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise IdentityError(f"{path}: not an Ed25519 key")
+        return cls(email, key)
+
+
+class RosterEntry(Agreed):
+    """One party: who it is, what it may be, and the keys it signs with."""
+
+    organisation: Annotated[str, Field(min_length=1, max_length=120)]
+    email: Email
+    role: Role
+    public_key: PublicKeyHex
+    syft_fingerprint: Annotated[str, Field(max_length=200)] = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the institution key, to compare by telephone."""
+        return fingerprint(self.public_key)
+
+
+class Roster(Agreed):
+    """The parties that one party has pinned. Immutable: `pin` and `without` return a new roster."""
+
+    entries: tuple[RosterEntry, ...] = ()
+
+    @field_validator("entries")
+    @classmethod
+    def _unique(cls, entries: tuple[RosterEntry, ...]) -> tuple[RosterEntry, ...]:
+        for field in ("email", "public_key"):
+            values = [getattr(entry, field) for entry in entries]
+            if len(set(values)) != len(values):
+                raise ValueError(f"roster: two entries have the same {field}")
+        return tuple(sorted(entries, key=lambda entry: entry.email))
+
+    def get(self, email: str) -> RosterEntry:
+        """The pinned entry of `email`; raises `IdentityError` when there is none (I9)."""
+        for entry in self.entries:
+            if entry.email == email:
+                return entry
+        raise IdentityError(
+            f"roster: {email} is not pinned; compare fingerprints and run `datasites roster pin`"
+        )
+
+    def pin(self, entry: RosterEntry) -> Roster:
+        """A roster with `entry` added; raises `IdentityError` if another key is pinned for that e-mail."""
+        for known in self.entries:
+            if known.email == entry.email:
+                if known == entry:
+                    return self
+                raise IdentityError(
+                    f"roster: {entry.email} is pinned with key {known.fingerprint}, the new entry has "
+                    f"{entry.fingerprint}; revoke the old entry first if the change is real"
+                )
+        return Roster(entries=(*self.entries, entry))
+
+    def without(self, email: str) -> Roster:
+        """A roster without `email`."""
+        self.get(email)
+        return Roster(entries=tuple(entry for entry in self.entries if entry.email != email))
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(self.canonical())
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Roster:
+        """Read; a missing file is an empty roster."""
+        try:
+            return cls.parse(path.read_bytes())
+        except FileNotFoundError:
+            return cls()
+        except ValueError as error:
+            raise IdentityError(f"{path}: not a roster: {error}") from error
+
+
+def roster_hash(entries: tuple[RosterEntry, ...]) -> str:
+    """Hash of a set of parties, independent of order; goes into share encryption and study certificates."""
+    return sha256_hex(Roster(entries=entries).canonical())

@@ -1,0 +1,171 @@
+"""The terms of a study and of a round, as frozen values with one canonical form and hash.
+
+A `Study` is what reviewers approve; a `RoundManifest` is what the aggregator signs for each round. Nothing here
+is decided by the hospital: its privacy plan is derived from `PrivacyTerms` and its own limits, in `hospital`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from datasites.study.canonical import Agreed
+from datasites.study.identity import Email
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Words = Annotated[str, Field(min_length=1, max_length=4000)]
+
+#: Services that every study uses, so every study must say who runs them.
+REQUIRED_SERVICES = ("aggregation", "model_distribution", "transport")
+
+
+class Service(Agreed):
+    """One thing done with federated traffic, and the organisation that does it (it needs a BAA for it)."""
+
+    kind: Name
+    organisation: Annotated[str, Field(min_length=1, max_length=120)]
+
+
+class Cohort(Agreed):
+    """Which hospitals train on which dataset, and how many of them may collude."""
+
+    dataset: Name
+    hospitals: tuple[Email, ...]
+    min_patients: Annotated[int, Field(ge=1)]
+    colluders: Annotated[int, Field(ge=0)] = 1
+    threshold: Annotated[int, Field(ge=3)] | None = None
+
+    @field_validator("hospitals")
+    @classmethod
+    def _distinct(cls, hospitals: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(hospitals)) != len(hospitals):
+            raise ValueError("cohort.hospitals names a hospital twice")
+        if len(hospitals) < 3:
+            raise ValueError("cohort.hospitals needs at least 3: a sum of two shows each the other's update")
+        return tuple(sorted(hospitals))
+
+    @property
+    def survivors_needed(self) -> int:
+        """Threshold t of the secure sum: as stated, else floor(2n/3)+1, never below 3 (design section 9)."""
+        return self.threshold or max(3, 2 * len(self.hospitals) // 3 + 1)
+
+
+class PrivacyTerms(Agreed):
+    """What the study asks for. Each hospital calibrates its own noise from it and may only be stricter."""
+
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, lt=0.1)]
+    clip: Annotated[float, Field(gt=0)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    mode: Literal["local", "distributed"] = "local"
+
+
+class LocalTraining(Agreed):
+    """How a hospital's local steps use the noised gradient (all of it post-processing)."""
+
+    steps: Annotated[int, Field(ge=1, le=10_000)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Evaluation(Agreed):
+    """DP evaluation on patients held out at each hospital: noised counts per (score bin, label)."""
+
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    bins: Annotated[int, Field(ge=2, le=100)] = 8
+    every: Annotated[int, Field(ge=0)] = 0
+    interim_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _share_has_a_use(self) -> Self:
+        if (self.every > 0) != (self.interim_share > 0):
+            raise ValueError("evaluation.every and evaluation.interim_share are set together or not at all")
+        return self
+
+
+class Strategy(Agreed):
+    """How the researcher makes the next model from the secure sum."""
+
+    name: Name = "fedavg"
+    options: dict[str, JsonValue] = {}
+
+
+class Study(Agreed):
+    """All terms of one study. Its digest, with those of `features.toml` and `model.py`, is the study hash."""
+
+    format: Literal[1] = 1
+    name: Name
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+    purpose: Name
+    description: Words
+    irb: Annotated[str, Field(min_length=1, max_length=80)]
+    researcher: Email
+    organisation: Annotated[str, Field(min_length=1, max_length=120)]
+    ends: datetime.date
+    services: tuple[Service, ...]
+    cohort: Cohort
+    label: Name
+    privacy: PrivacyTerms
+    training: LocalTraining
+    evaluation: Evaluation = Evaluation()
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    strategy: Strategy = Strategy()
+    model: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def _services_are_named(self) -> Self:
+        kinds = [service.kind for service in self.services]
+        missing = [kind for kind in REQUIRED_SERVICES if kind not in kinds]
+        if missing:
+            raise ValueError(f"services: name the organisation that runs {', '.join(missing)}")
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("services: one entry per kind")
+        if self.privacy.mode == "distributed" and self.training.steps != 1:
+            raise ValueError(
+                "privacy.mode distributed needs training.steps = 1: only one clipped step sums to DP"
+            )
+        return self
+
+
+class VectorTerm(Agreed):
+    """One named vector inside the secure sum: coordinates are cut to ±bound and encoded as round(x * scale)."""
+
+    name: Name
+    length: Annotated[int, Field(ge=1, le=2_000_000_000)]
+    bound: Annotated[float, Field(gt=0)]
+    scale: Annotated[float, Field(gt=0)]
+
+
+class RoundManifest(Agreed):
+    """What one round is. Signed by the aggregator; its digest enters every mask derivation of the round."""
+
+    format: Literal[1] = 1
+    study: Sha256
+    epoch: Annotated[int, Field(ge=0)]
+    round: Annotated[int, Field(ge=1)]
+    participants: tuple[Email, ...]
+    threshold: Annotated[int, Field(ge=3)]
+    train: bool
+    evaluate: Literal["no", "interim", "final"]
+    weight_max: Annotated[float, Field(gt=0)]
+    model_hash: Sha256
+    vectors: tuple[VectorTerm, ...]
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if list(self.participants) != sorted(set(self.participants)):
+            raise ValueError("participants must be distinct and sorted")
+        if not self.threshold <= len(self.participants):
+            raise ValueError("threshold is above the number of participants")
+        names = [vector.name for vector in self.vectors]
+        if not names or len(set(names)) != len(names):
+            raise ValueError("vectors must be distinct and not empty")
+        if not self.train and self.evaluate == "no":
+            raise ValueError("a round trains, evaluates, or both")
+        return self

@@ -1,0 +1,145 @@
+"""The common data model of a study: features with type, unit, code system and *public* ranges.
+
+Scaling uses the constants written here and never private statistics, so preparing a row reads no other row and
+costs no budget. `encode` is the one function that turns a harmonised table into the numbers that are trained on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from datasites.study.canonical import Agreed
+from datasites.study.manifest import Name
+
+
+class SchemaError(ValueError):
+    """A table does not fit the common data model; names the column, the rule and the remedy."""
+
+
+class Feature(Agreed):
+    """One column of the common data model.
+
+    number: cut to [low, high], then (value - centre) / scale. boolean: 0/1 less `centre` (a public share).
+    category: one 0/1 column for each level but the first, each less its public share in `centres`.
+    Missing values become the centre (zero after centring); `indicator` adds a 0/1 column that says so.
+    """
+
+    name: Name
+    type: Literal["number", "boolean", "category"]
+    description: str = ""
+    unit: str = ""
+    code_system: str = ""
+    low: float | None = None
+    high: float | None = None
+    centre: float = 0.0
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    levels: tuple[Name, ...] = ()
+    centres: tuple[float, ...] = ()
+    indicator: bool = False
+
+    @model_validator(mode="after")
+    def _fits_type(self) -> Self:
+        if self.type == "number":
+            if self.low is None or self.high is None or not self.low < self.high:
+                raise ValueError(f"feature {self.name}: a number needs a public range, low < high")
+            if not self.low <= self.centre <= self.high:
+                raise ValueError(f"feature {self.name}: centre lies outside [low, high]")
+        if self.type == "category":
+            if len(self.levels) < 2 or len(set(self.levels)) != len(self.levels):
+                raise ValueError(f"feature {self.name}: a category needs two or more distinct levels")
+            if self.centres and len(self.centres) != len(self.levels) - 1:
+                raise ValueError(f"feature {self.name}: centres has one share for each level but the first")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the encoded columns, in order."""
+        if self.type == "category":
+            names = tuple(f"{self.name}={level}" for level in self.levels[1:])
+        else:
+            names = (self.name,)
+        return (*names, f"{self.name}?") if self.indicator else names
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        """Encode to float32 of shape (rows, len(columns)); raises `SchemaError` on a value of another type."""
+        missing = values.isna().to_numpy()
+        if self.type == "category":
+            unknown = set(values[~missing].unique()) - set(self.levels)
+            if unknown:
+                raise SchemaError(
+                    f"feature {self.name}: {len(unknown)} value(s) outside its levels {list(self.levels)}; "
+                    "map them in mapping.toml"
+                )
+            centres = self.centres or (0.0,) * (len(self.levels) - 1)
+            encoded = np.stack(
+                [
+                    (values == level).to_numpy(dtype=np.float64, na_value=0.0) - centre
+                    for level, centre in zip(self.levels[1:], centres, strict=True)
+                ],
+                axis=1,
+            )
+        else:
+            number = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+            if (np.isnan(number) & ~missing).any():
+                raise SchemaError(
+                    f"feature {self.name}: not all values are numbers; map them in mapping.toml"
+                )
+            if self.type == "boolean":
+                if not np.isin(number[~missing], (0.0, 1.0)).all():
+                    raise SchemaError(
+                        f"feature {self.name}: not all values are 0 or 1; map them in mapping.toml"
+                    )
+                encoded = (number - self.centre)[:, None]
+            else:
+                encoded = ((np.clip(number, self.low, self.high) - self.centre) / self.scale)[:, None]
+        encoded[missing] = 0.0
+        if self.indicator:
+            encoded = np.concatenate([encoded, missing[:, None].astype(np.float64)], axis=1)
+        return encoded.astype(np.float32)
+
+
+class DataModel(Agreed):
+    """All features of a study and its label (a boolean column)."""
+
+    format: Literal[1] = 1
+    features: tuple[Feature, ...]
+    label: Feature
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        names = [feature.name for feature in (*self.features, self.label)]
+        if len(set(names)) != len(names):
+            raise ValueError("features.toml: a name stands twice")
+        if not self.features:
+            raise ValueError("features.toml: no features")
+        if self.label.type != "boolean":
+            raise ValueError(f"features.toml: the label {self.label.name} must be boolean")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Encoded column names in order."""
+        return tuple(column for feature in self.features for column in feature.columns)
+
+    def encode(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Encode a harmonised table to (x float32 (rows, columns), y float32 (rows,)).
+
+        Raises `SchemaError` when a column is missing, a value does not fit, or a label is missing.
+        """
+        wanted = [feature.name for feature in (*self.features, self.label)]
+        absent = [name for name in wanted if name not in table.columns]
+        if absent:
+            raise SchemaError(f"the table lacks the column(s) {', '.join(absent)}; add them in mapping.toml")
+        if table[self.label.name].isna().any():
+            raise SchemaError(
+                f"label {self.label.name}: missing in some rows; leave those rows out in mapping.toml"
+            )
+        x = np.concatenate([feature.encode(table[feature.name]) for feature in self.features], axis=1)
+        y = self.label.model_copy(update={"centre": 0.0, "indicator": False}).encode(table[self.label.name])[
+            :, 0
+        ]
+        return np.ascontiguousarray(x), y
