@@ -39,9 +39,7 @@ class Agreed(BaseModel):
         """
         value = cls.model_validate_json(data)
         if value.canonical() != data:
-            raise ValueError(
-                f"{cls.__name__}: bytes are not in canonical form; send the sender's `canonical()`"
-            )
+            raise ValueError(f"{cls.__name__}: bytes are not in canonical form; send the sender's `canonical()`")
         return value
 
 
@@ -50,9 +48,7 @@ def canonical_json(value: Any) -> bytes:
 
     Raises `ValueError` for NaN or infinity, `TypeError` for anything that is not plain JSON.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode("utf-8")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
 def sha256_hex(data: bytes) -> str:

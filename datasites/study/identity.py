@@ -88,13 +88,9 @@ class Identity:
     def save(self, path: Path, passphrase: str | None = None) -> None:
         """Write the key as PKCS#8 PEM with mode 0600; refuses to overwrite."""
         protection = (
-            serialization.BestAvailableEncryption(passphrase.encode())
-            if passphrase
-            else serialization.NoEncryption()
+            serialization.BestAvailableEncryption(passphrase.encode()) if passphrase else serialization.NoEncryption()
         )
-        pem = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
-        )
+        pem = self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -156,9 +152,7 @@ class Roster(Agreed):
         for entry in self.entries:
             if entry.email == email:
                 return entry
-        raise IdentityError(
-            f"roster: {email} is not pinned; compare fingerprints and run `datasites roster pin`"
-        )
+        raise IdentityError(f"roster: {email} is not pinned; compare fingerprints and run `datasites roster pin`")
 
     def pin(self, entry: RosterEntry) -> Roster:
         """A roster with `entry` added; raises `IdentityError` if another key is pinned for that e-mail."""

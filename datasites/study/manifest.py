@@ -127,9 +127,7 @@ class Study(Agreed):
         if len(set(kinds)) != len(kinds):
             raise ValueError("services: one entry per kind")
         if self.privacy.mode == "distributed" and self.training.steps != 1:
-            raise ValueError(
-                "privacy.mode distributed needs training.steps = 1: only one clipped step sums to DP"
-            )
+            raise ValueError("privacy.mode distributed needs training.steps = 1: only one clipped step sums to DP")
         return self
 
 

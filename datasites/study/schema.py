@@ -85,14 +85,10 @@ class Feature(Agreed):
         else:
             number = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
             if (np.isnan(number) & ~missing).any():
-                raise SchemaError(
-                    f"feature {self.name}: not all values are numbers; map them in mapping.toml"
-                )
+                raise SchemaError(f"feature {self.name}: not all values are numbers; map them in mapping.toml")
             if self.type == "boolean":
                 if not np.isin(number[~missing], (0.0, 1.0)).all():
-                    raise SchemaError(
-                        f"feature {self.name}: not all values are 0 or 1; map them in mapping.toml"
-                    )
+                    raise SchemaError(f"feature {self.name}: not all values are 0 or 1; map them in mapping.toml")
                 encoded = (number - self.centre)[:, None]
             else:
                 encoded = ((np.clip(number, self.low, self.high) - self.centre) / self.scale)[:, None]
@@ -135,11 +131,7 @@ class DataModel(Agreed):
         if absent:
             raise SchemaError(f"the table lacks the column(s) {', '.join(absent)}; add them in mapping.toml")
         if table[self.label.name].isna().any():
-            raise SchemaError(
-                f"label {self.label.name}: missing in some rows; leave those rows out in mapping.toml"
-            )
+            raise SchemaError(f"label {self.label.name}: missing in some rows; leave those rows out in mapping.toml")
         x = np.concatenate([feature.encode(table[feature.name]) for feature in self.features], axis=1)
-        y = self.label.model_copy(update={"centre": 0.0, "indicator": False}).encode(table[self.label.name])[
-            :, 0
-        ]
+        y = self.label.model_copy(update={"centre": 0.0, "indicator": False}).encode(table[self.label.name])[:, 0]
         return np.ascontiguousarray(x), y
