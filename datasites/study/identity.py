@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import Field, field_validator
 
 from datasites.study.canonical import Agreed, sha256_hex
+from datasites.study.errors import DatasitesError
 
 EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
 Email = Annotated[str, Field(pattern=EMAIL.pattern, max_length=190)]
@@ -26,7 +27,7 @@ PublicKeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Literal["hospital", "researcher"]
 
 
-class IdentityError(ValueError):
+class IdentityError(DatasitesError, ValueError):
     """A key, a roster or a signature is not what it must be; the message names the remedy."""
 
 

@@ -13,10 +13,11 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from datasites.study.canonical import Agreed
+from datasites.study.errors import DatasitesError
 from datasites.study.manifest import Name
 
 
-class SchemaError(ValueError):
+class SchemaError(DatasitesError, ValueError):
     """A table does not fit the common data model; names the column, the rule and the remedy."""
 
 

@@ -1,0 +1,151 @@
+"""`datasite.toml`: what a hospital sets for itself, and where everything lies in its home folder.
+
+Read once at start; a frozen value. Nothing here comes from a study.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from datasites.study.canonical import Agreed
+from datasites.study.errors import InputError, read_toml
+from datasites.study.identity import Email
+from datasites.study.manifest import Name
+
+CONFIG_FILE = "datasite.toml"
+
+
+class SandboxSettings(Agreed):
+    """Limits on the sandboxed worker. `off` runs submitted code unconfined: each start warns in log and audit."""
+
+    mode: Literal["required", "off"] = "required"
+    memory_mb: Annotated[int, Field(ge=512)] = 4096
+    cpu_seconds: Annotated[int, Field(ge=10)] = 3600
+    request_seconds: Annotated[float, Field(gt=0)] = 600
+    threads: Annotated[int, Field(ge=1)] = 1
+    gpu_devices: tuple[str, ...] = ()
+
+
+class DatasetSettings(Agreed):
+    """One dataset that studies may ask for, with its mock and its privacy budget.
+
+    `declared_patients` is a public figure that the steward answers for: it weighs this hospital in FedAvg and sizes
+    batches, so that no count taken from the rows ever does. Budgets hold over all studies on the dataset.
+    """
+
+    name: Name
+    table: str
+    mapping: str
+    mock: str
+    summary: str
+    declared_patients: Annotated[int, Field(ge=1)]
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=0.1)]
+    study_epsilon: Annotated[float, Field(gt=0)]
+    max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class Settings(Agreed):
+    """The whole of `datasite.toml`."""
+
+    organisation: Annotated[str, Field(min_length=1, max_length=120)]
+    email: Email
+    store: str
+    database: str = "sqlite"
+    control_seconds: Annotated[float, Field(gt=0)] = 2.0
+    noise: Literal["on", "off-for-tests"] = "on"
+    sandbox: SandboxSettings = SandboxSettings()
+    datasets: tuple[DatasetSettings, ...] = ()
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths inside a datasite's home folder, and its settings."""
+
+    root: Path
+    settings: Settings
+
+    @classmethod
+    def open(cls, root: Path) -> Home:
+        """Read the settings of an initialised home; raises `InputError`."""
+        root = root.resolve()
+        if not (root / CONFIG_FILE).is_file():
+            raise InputError(f"{root}: holds no {CONFIG_FILE}; run `datasites init` there or name another --home")
+        return cls(root, read_toml(root / CONFIG_FILE, Settings))
+
+    def dataset(self, name: str) -> DatasetSettings:
+        """Settings of dataset `name`; raises `InputError`."""
+        for dataset in self.settings.datasets:
+            if dataset.name == name:
+                return dataset
+        known = ", ".join(dataset.name for dataset in self.settings.datasets) or "none"
+        raise InputError(f"dataset {name!r}: not in {CONFIG_FILE} (known: {known}); add a [[datasets]] entry")
+
+    @property
+    def key(self) -> Path:
+        """Institution key."""
+        return self.root / "keys" / "institution.pem"
+
+    @property
+    def roster(self) -> Path:
+        """Pinned roster."""
+        return self.root / "roster.json"
+
+    @property
+    def registry(self) -> Path:
+        """Agreements in force."""
+        return self.root / "registry.toml"
+
+    @property
+    def local_rules(self) -> Path:
+        """The hospital's own Cedar rules."""
+        return self.root / "policies"
+
+    @property
+    def database(self) -> Path:
+        """SQLite file, when the database is SQLite."""
+        return self.root / "datasite.sqlite3"
+
+    @property
+    def audit(self) -> Path:
+        """Audit chain."""
+        return self.root / "audit.jsonl"
+
+    @property
+    def frozen(self) -> Path:
+        """Frozen copies of submitted code, by study hash."""
+        return self.root / "frozen"
+
+    @property
+    def prepared(self) -> Path:
+        """Encoded tables (private)."""
+        return self.root / "prepared"
+
+    @property
+    def secagg(self) -> Path:
+        """Secure-aggregation state and journals, by study hash (private)."""
+        return self.root / "secagg"
+
+    @property
+    def syftbox(self) -> Path:
+        """The SyftBox: mock data and pointer files only."""
+        return self.root / "syftbox"
+
+    @property
+    def transport(self) -> Path:
+        """State of syft's connection and of the mailroom."""
+        return self.root / "transport"
+
+    @property
+    def run(self) -> Path:
+        """Lock and readiness of the running service."""
+        return self.root / "run"
+
+    @property
+    def worker_log(self) -> Path:
+        """What submitted code printed, for the hospital's eyes."""
+        return self.root / "worker.log"

@@ -1,0 +1,134 @@
+"""The datasite's tables, used by the service, the command line and the console alike.
+
+A case is one submitted study at this hospital. Rows of decisions, reviews, the ledger and releases are written once
+and never changed; the code offers no way to do so.
+"""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db import models
+
+
+class Case(models.Model):
+    """One submitted study: the frozen copy, what was found about it, and how far it has come."""
+
+    class State(models.TextChoices):
+        """Life of a case. A refused case could not be read as a study; its reason went back to the researcher."""
+
+        INTAKE = "intake"
+        REVIEW = "review"
+        APPROVED = "approved"
+        RUNNING = "running"
+        PAUSED = "paused"
+        STOPPED = "stopped"
+        REVOKED = "revoked"
+        REJECTED = "rejected"
+        REFUSED = "refused"
+        CLOSED = "closed"
+
+    ACTIVE = (State.APPROVED, State.RUNNING, State.PAUSED)
+
+    study_hash = models.CharField(max_length=64)
+    study_name = models.CharField(max_length=64)
+    job_name = models.CharField(max_length=200, unique=True)
+    submitted_by = models.CharField(max_length=190)
+    received_at = models.DateTimeField(auto_now_add=True)
+    state = models.CharField(max_length=16, choices=State, default=State.INTAKE)
+    note = models.TextField(blank=True)
+    #: Binds study, plan, data version, dependencies and ruleset; what reviewers approve (I1).
+    approval_hash = models.CharField(max_length=64, blank=True)
+    terms = models.JSONField(default=dict)
+    findings = models.JSONField(default=list)
+    readiness = models.JSONField(default=list)
+    rehearsal = models.JSONField(default=dict)
+    recorded_in_syft = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ["-received_at"]
+
+    def __str__(self) -> str:
+        return f"{self.study_name} ({self.study_hash[:12]})"
+
+
+class Review(models.Model):
+    """One person's verdict on one approval hash."""
+
+    case = models.ForeignKey(Case, on_delete=models.PROTECT, related_name="reviews")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT)
+    role = models.CharField(max_length=32)
+    verdict = models.CharField(max_length=8, choices=[("approve", "approve"), ("reject", "reject")])
+    approval_hash = models.CharField(max_length=64)
+    reason = models.TextField()
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["at"]
+
+
+class PolicyDecision(models.Model):
+    """A policy decision with the facts it was made on."""
+
+    case = models.ForeignKey(Case, on_delete=models.PROTECT, related_name="decisions", null=True)
+    action = models.CharField(max_length=16)
+    round = models.PositiveIntegerField(null=True)
+    allowed = models.BooleanField()
+    record = models.JSONField()
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["at"]
+
+
+class LedgerEntry(models.Model):
+    """One line of the privacy ledger: a reservation, a charge, or the release of what a study reserved.
+
+    `event` is a stored event of `datasites.privacy.accountant` in its versioned form.
+    """
+
+    dataset = models.CharField(max_length=64)
+    partition = models.CharField(max_length=16, choices=[("training", "training"), ("held_out", "held_out")])
+    study_hash = models.CharField(max_length=64)
+    kind = models.CharField(max_length=8, choices=[(k, k) for k in ("reserve", "charge", "release")])
+    round = models.PositiveIntegerField(default=0)
+    event = models.JSONField(null=True)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["dataset", "partition", "study_hash", "kind", "round"], name="one_entry_per_round"
+            )
+        ]
+
+
+class Round(models.Model):
+    """One round at this hospital: how far it came, and what left."""
+
+    class State(models.TextChoices):
+        """A failed round stays charged and releases nothing."""
+
+        ACCEPTED = "accepted"
+        CHARGED = "charged"
+        RELEASED = "released"
+        UNMASKED = "unmasked"
+        FAILED = "failed"
+
+    case = models.ForeignKey(Case, on_delete=models.PROTECT, related_name="rounds")
+    round = models.PositiveIntegerField()
+    epoch = models.PositiveIntegerField()
+    manifest_hash = models.CharField(max_length=64)
+    state = models.CharField(max_length=16, choices=State, default=State.ACCEPTED)
+    reason = models.TextField(blank=True)
+    steps = models.PositiveIntegerField(default=0)
+    seconds = models.FloatField(default=0)
+    survivors = models.JSONField(default=list)
+    #: What left: names and lengths of vectors, bytes, SHA-256 of the masked vector.
+    release = models.JSONField(default=dict)
+    audit_head = models.CharField(max_length=64, blank=True)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["round"]
+        constraints = [models.UniqueConstraint(fields=["case", "round"], name="one_release_per_round")]

@@ -1,0 +1,70 @@
+"""A study as files: `study.toml`, `features.toml`, `model.py`, and the one hash over all three.
+
+The same bytes are read by the researcher before submitting and by each hospital at intake; whoever reads them gets
+the same `StudyPackage` or the same error. Reading executes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.errors import InputError, parse_toml
+from datasites.study.manifest import Study
+from datasites.study.schema import DataModel
+
+#: Exactly these files make a study; anything beside them is refused at intake.
+STUDY_FILES = ("study.toml", "features.toml", "model.py")
+MAX_FILE_BYTES = 256 * 1024
+
+
+class StudyPackage:
+    """The parsed terms, the data model and the untouched bytes of one study. Immutable by convention."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        unexpected = sorted(set(files) - set(STUDY_FILES))
+        if unexpected:
+            raise InputError(
+                f"{unexpected[0]!r} does not belong in a study; it holds {', '.join(STUDY_FILES)} and nothing else"
+            )
+        for name in STUDY_FILES:
+            if name not in files:
+                raise InputError(f"{name}: no such file in the study; add it")
+            if len(files[name]) > MAX_FILE_BYTES:
+                raise InputError(f"{name}: {len(files[name])} bytes; at most {MAX_FILE_BYTES} can be reviewed")
+            if b"\0" in files[name]:
+                raise InputError(f"{name}: holds binary data; a study is text that people can read")
+        self.files = {name: bytes(files[name]) for name in STUDY_FILES}
+        self.study = parse_toml(files["study.toml"], Study, "study.toml")
+        self.data_model = parse_toml(files["features.toml"], DataModel, "features.toml")
+        try:
+            self.source = files["model.py"].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"model.py: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+        if self.study.label != self.data_model.label.name:
+            raise InputError(
+                f"study.toml: label is {self.study.label!r}, features.toml has {self.data_model.label.name!r}; "
+                "name the same column in both"
+            )
+
+    @classmethod
+    def read(cls, folder: Path) -> StudyPackage:
+        """Read a study folder; links and sub-folders are refused, hidden files and caches are passed over."""
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; a study is a folder with {', '.join(STUDY_FILES)}")
+        files = {}
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.name == "__pycache__":
+                continue
+            if path.is_symlink() or not path.is_file():
+                raise InputError(f"{path}: a link or folder; a study holds plain files only")
+            files[path.name] = path.read_bytes()
+        try:
+            return cls(files)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from error
+
+    def digest(self) -> str:
+        """The study hash: SHA-256 over the names and hashes of the three files, as canonical JSON."""
+        return sha256_hex(canonical_json({name: sha256_hex(data) for name, data in self.files.items()}))
