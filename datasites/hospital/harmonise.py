@@ -128,7 +128,9 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
         out_of_range = int((~pd.to_numeric(values).dropna().isin((0.0, 1.0))).sum())
     reasons = []
     if unmapped:
-        reasons.append(f"{unmapped} value(s) of {column.source!r} have no meaning here; add them to `values` or `missing`")
+        reasons.append(
+            f"{unmapped} value(s) of {column.source!r} have no meaning here; add them to `values` or `missing`"
+        )
     if feature.type == "boolean" and out_of_range:
         reasons.append(f"{out_of_range} value(s) are not yes/no; set `values` or `above`")
     if column.unit and feature.unit and column.unit != feature.unit and column.factor == 1.0 and column.offset == 0.0:
@@ -195,8 +197,7 @@ def prepare(
     late = [report for report in reports if not report.ready]
     if late:
         raise SchemaError(
-            f"{len(late)} feature(s) not ready: "
-            + "; ".join(f"{report.name}: {report.reason}" for report in late[:3])
+            f"{len(late)} feature(s) not ready: " + "; ".join(f"{report.name}: {report.reason}" for report in late[:3])
         )
     x, y = model.encode(frame)
     patient = frame["patient"].astype(str).to_numpy(dtype=np.str_)

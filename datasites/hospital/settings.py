@@ -31,7 +31,9 @@ def _database(url: str) -> dict[str, object]:
         }
     parts = urlsplit(url)
     if parts.scheme != "postgresql" or not parts.path.strip("/"):
-        raise InputError(f'datasite.toml: database {url!r} is neither "sqlite" nor postgresql://user:password@host/name')
+        raise InputError(
+            f'datasite.toml: database {url!r} is neither "sqlite" nor postgresql://user:password@host/name'
+        )
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": parts.path.strip("/"),

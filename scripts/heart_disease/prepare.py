@@ -10,7 +10,6 @@ Source: Janosi, Steinbrunn, Pfisterer, Detrano (1988), UCI Heart Disease, CC BY 
 from __future__ import annotations
 
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,21 @@ from datasites.study.schema import DataModel
 
 EXPECTED = {"cleveland": 303, "hungary": 294, "switzerland": 123, "va": 200}
 _SITES = {"Cleveland": "cleveland", "Hungary": "hungary", "Switzerland": "switzerland", "VA Long Beach": "va"}
-_COLUMNS = ("id", "age", "sex", "dataset", "cp", "trestbps", "chol", "fbs", "restecg", "thalch", "exang", "oldpeak", "num")
+_COLUMNS = [
+    "id",
+    "age",
+    "sex",
+    "dataset",
+    "cp",
+    "trestbps",
+    "chol",
+    "fbs",
+    "restecg",
+    "thalch",
+    "exang",
+    "oldpeak",
+    "num",
+]
 _CP_CODES = {"typical angina": 1, "atypical angina": 2, "non-anginal": 3, "asymptomatic": 4}
 _ECG_CODES = {"normal": 0, "st-t abnormality": 1, "lv hypertrophy": 2}
 

@@ -1,0 +1,97 @@
+"""Takes a submitted job, trusts nothing in it, and freezes what reviewers will see and what alone will run (I1).
+
+Nothing is executed here. The frozen copy lies in the datasite's private folder under the study hash; `open_frozen`
+reads it again and refuses it if a byte has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasites.study.canonical import Agreed
+from datasites.study.errors import DatasitesError, InputError
+from datasites.study.manifest import Sha256
+from datasites.study.package import STUDY_FILES, StudyPackage
+
+#: Packages whose versions an approval binds: they decide what training does and what it costs.
+DEPENDENCIES = ("datasites", "torch", "opacus", "dp-accounting", "numpy", "randomgen")
+
+
+class FrozenCopyChanged(DatasitesError):
+    """The frozen copy is not what was approved; the study must not run."""
+
+
+class ApprovalTerms(Agreed):
+    """Everything that an approval binds; its digest is the approval hash.
+
+    `plan` and `evaluation_plan` are the hospital's own, calibrated from the study's terms within its limits (I4).
+    """
+
+    study_hash: Sha256
+    dataset: str
+    data_version: Sha256
+    plan: dict[str, Any]
+    evaluation_plan: dict[str, Any]
+    declared_patients: int
+    verifier_ruleset: str
+    dependencies: dict[str, str]
+
+
+def dependencies() -> dict[str, str]:
+    """Installed versions of what an approval binds."""
+    return {name: version(name) for name in DEPENDENCIES}
+
+
+def freeze(files: Mapping[str, bytes], frozen: Path) -> StudyPackage:
+    """Check that `files` are a study, and store a read-only copy at `frozen`/<study hash>.
+
+    `files` maps relative paths inside the job's code folder to bytes. Raises `InputError` for anything that is not a
+    study: unexpected names, folders, binary or oversized files, malformed terms. Storing the same study twice is one
+    copy. The copy appears whole or not at all.
+    """
+    for name in files:
+        if name not in STUDY_FILES:
+            raise InputError(
+                f"submission: {name[:80]!r} does not belong in a study; send {', '.join(STUDY_FILES)} only"
+            )
+    package = StudyPackage(files)
+    target = frozen / package.digest()
+    if target.exists():
+        return open_frozen(frozen, package.digest())
+    frozen.mkdir(parents=True, exist_ok=True, mode=0o700)
+    staging = Path(tempfile.mkdtemp(dir=frozen, prefix=".staging-"))
+    try:
+        for name, data in package.files.items():
+            descriptor = os.open(staging / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(staging, 0o500)
+        os.replace(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return package
+
+
+def open_frozen(frozen: Path, study_hash: str) -> StudyPackage:
+    """Read the frozen copy; raises `FrozenCopyChanged` when it is gone, was added to, or a byte differs."""
+    folder = frozen / study_hash
+    remedy = (
+        "the study stays stopped; find out who changed the datasite's private folder, then ask for a new submission"
+    )
+    try:
+        package = StudyPackage.read(folder)
+        names = sorted(path.name for path in folder.iterdir())
+    except (InputError, OSError) as error:
+        raise FrozenCopyChanged(f"frozen copy {study_hash[:12]}: {error}; {remedy}") from error
+    if names != sorted(STUDY_FILES) or package.digest() != study_hash:
+        raise FrozenCopyChanged(f"frozen copy {study_hash[:12]}: its content is not what was approved (I1); {remedy}")
+    return package

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up and passes the tests: linter, formatter, types, then fast tests before slow ones. Arguments go to pytest.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+if [ "$#" -eq 0 ]; then
+  ruff check .
+  ruff format --check .
+  mypy
+  python -m pytest -m "not slow and not e2e"
+  exec python -m pytest -m "slow or e2e"
+fi
+exec python -m pytest "$@"

@@ -1,0 +1,94 @@
+"""Four schemas, codes and units become one data model; what doesn't fit is named, with counts and never values."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datasites.hospital.harmonise import Mapping, harmonise, prepare, read_mapping, read_table
+from datasites.study.errors import InputError, read_toml
+from datasites.study.schema import DataModel, SchemaError
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from heart_disease import prepare as heart  # noqa: E402
+
+MODEL = read_toml(SCRIPTS / "heart_disease" / "study" / "features.toml", DataModel)
+
+
+def mapping_of(site: str) -> Mapping:
+    return read_mapping(SCRIPTS / "heart_disease" / "mappings" / f"{site}.toml")
+
+
+def local(site: str, tmp_path: Path) -> pd.DataFrame:
+    path = tmp_path / "table.csv"
+    heart.local_table(site, heart.load()[site]).to_csv(path, index=False)
+    return read_table(path)
+
+
+@pytest.mark.parametrize("site", sorted(heart.EXPECTED))
+def test_each_hospitals_own_schema_becomes_the_same_numbers(site: str, tmp_path: Path) -> None:
+    arrays, reports, prepared = prepare(local(site, tmp_path), mapping_of(site), MODEL)
+    assert all(report.ready for report in reports)
+    assert arrays["x"].shape == (heart.EXPECTED[site], len(MODEL.columns))
+    assert prepared.patients == heart.EXPECTED[site]
+    published = heart.load()[site].reset_index(drop=True)
+    assert np.array_equal(arrays["y"], (published["num"] > 0).to_numpy(np.float32))
+    columns = list(MODEL.columns)
+    sex = arrays["x"][:, columns.index("sex")]
+    assert np.allclose(sex, (published["sex"] == "Male") - 0.7)
+    chol = published["chol"].where(published["chol"] > 0)
+    expected = ((chol.clip(85, 605) - 240) / 100).fillna(0)
+    assert np.allclose(arrays["x"][:, columns.index("cholesterol")], expected, atol=1e-3)
+    pain = (published["cp"] == "asymptomatic") - 0.5
+    assert np.allclose(arrays["x"][:, columns.index("chest_pain=asymptomatic")], pain)
+
+
+def test_the_wrong_hospital_label_is_mended() -> None:
+    hungary = heart.load()["hungary"]
+    assert (hungary["id"] == 304).any()
+
+
+def test_the_version_changes_with_one_value(tmp_path: Path) -> None:
+    table = local("cleveland", tmp_path)
+    before = prepare(table, mapping_of("cleveland"), MODEL)[2].version
+    table.loc[5, "age"] += 1
+    assert prepare(table, mapping_of("cleveland"), MODEL)[2].version != before
+
+
+def test_what_does_not_fit_is_named_without_a_value(tmp_path: Path) -> None:
+    table = local("cleveland", tmp_path)
+    table.loc[3, "sex"] = "secret-value-7"
+    with pytest.raises(SchemaError, match="sex: 1 value") as caught:
+        prepare(table, mapping_of("cleveland"), MODEL)
+    assert "secret-value-7" not in str(caught.value)
+
+
+def test_a_missing_column_and_an_unconverted_unit_are_not_ready(tmp_path: Path) -> None:
+    table = local("hungary", tmp_path).drop(columns=["oldpeak"])
+    mapping = mapping_of("hungary")
+    columns = dict(mapping.columns)
+    columns["cholesterol"] = columns["cholesterol"].model_copy(update={"factor": 1.0})
+    late = {r.name: r.reason for r in harmonise(table, Mapping(patient="id", columns=columns), MODEL)[1] if not r.ready}
+    assert set(late) == {"st_depression", "cholesterol"}
+    assert "'oldpeak'" in late["st_depression"]
+    assert "factor" in late["cholesterol"]
+
+
+def test_rows_without_label_are_left_out_and_without_patient_refused(tmp_path: Path) -> None:
+    table = local("cleveland", tmp_path)
+    table["num"] = table["num"].astype(float)
+    table.loc[0, "num"] = np.nan
+    assert len(prepare(table, mapping_of("cleveland"), MODEL)[0]["y"]) == 302
+    table.loc[1, "id"] = None
+    with pytest.raises(InputError, match="1 row"):
+        prepare(table, mapping_of("cleveland"), MODEL)
+
+
+def test_a_patients_records_share_one_patient(tmp_path: Path) -> None:
+    table = local("cleveland", tmp_path)
+    table.loc[1, "id"] = table.loc[0, "id"]
+    assert prepare(table, mapping_of("cleveland"), MODEL)[2].patients == 302

@@ -1,0 +1,59 @@
+"""Keys are private to their file, signatures bound to what they were made for, rosters pinned (I9)."""
+
+from pathlib import Path
+
+import pytest
+
+from datasites.study.identity import BadSignature, Identity, IdentityError, Roster, RosterEntry, verify
+
+
+def entry(identity: Identity, organisation: str = "A") -> RosterEntry:
+    return RosterEntry(organisation=organisation, email=identity.email, role="hospital", public_key=identity.public_key)
+
+
+def test_a_signature_holds_for_its_domain_its_bytes_and_its_key_only() -> None:
+    identity, other = Identity.generate("a@x.org"), Identity.generate("b@x.org")
+    signature = identity.sign("survivors", b"data")
+    verify(identity.public_key, signature, "survivors", b"data")
+    for key, domain, data in [
+        (other.public_key, "survivors", b"data"),
+        (identity.public_key, "manifest", b"data"),
+        (identity.public_key, "survivors", b"datb"),
+    ]:
+        with pytest.raises(BadSignature):
+            verify(key, signature, domain, data)
+
+
+def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "keys" / "institution.pem"
+    identity = Identity.generate("a@x.org")
+    identity.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Identity.load(path, "a@x.org").public_key == identity.public_key
+    with pytest.raises(IdentityError, match="already"):
+        identity.save(path)
+    path.chmod(0o640)
+    with pytest.raises(IdentityError, match="chmod 600"):
+        Identity.load(path, "a@x.org")
+
+
+def test_a_passphrase_protects_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "institution.pem"
+    Identity.generate("a@x.org").save(path, passphrase="correct horse")
+    with pytest.raises(IdentityError):
+        Identity.load(path, "a@x.org")
+    with pytest.raises(IdentityError):
+        Identity.load(path, "a@x.org", passphrase="wrong")
+    Identity.load(path, "a@x.org", passphrase="correct horse")
+
+
+def test_another_key_for_a_pinned_party_is_refused(tmp_path: Path) -> None:
+    mine, forged = Identity.generate("a@x.org"), Identity.generate("a@x.org")
+    roster = Roster().pin(entry(mine))
+    assert roster.pin(entry(mine)) == roster
+    with pytest.raises(IdentityError, match="is pinned with key"):
+        roster.pin(entry(forged))
+    roster.save(tmp_path / "roster.json")
+    assert Roster.load(tmp_path / "roster.json") == roster
+    with pytest.raises(IdentityError, match="not pinned"):
+        roster.without("a@x.org").get("a@x.org")

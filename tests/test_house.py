@@ -1,0 +1,97 @@
+"""The rules between rooms (README, "The house"). Were one broken, a room could quietly know more than it may."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Room -> rooms of this project that it may import.
+MAY_IMPORT = {
+    "study": set(),
+    "privacy": {"study"},
+    "secagg": {"study"},
+    "transport": {"study"},
+    "enclave": {"study", "privacy"},
+    "policies": {"study"},
+    "hospital": {"study", "privacy", "secagg", "transport", "enclave", "policies"},
+    "researcher": {"study", "privacy", "secagg", "transport", "enclave"},
+    "cli": {"study", "privacy", "secagg", "transport", "enclave", "policies", "hospital", "researcher"},
+}
+TORCH_ROOMS = {"privacy", "enclave"}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    if parts[0] == "policies":
+        return "policies"
+    return parts[1].removesuffix(".py")
+
+
+def sources() -> list[Path]:
+    return sorted([*(ROOT / "datasites").rglob("*.py"), *(ROOT / "policies").rglob("*.py")])
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules.add(node.module or "")
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return
+    assert room in MAY_IMPORT, f"{path}: a room that is not in the picture"
+    for module in imported_modules(path):
+        parts = module.split(".")
+        other = "policies" if parts[0] == "policies" else parts[1] if parts[0] == "datasites" and len(parts) > 1 else ""
+        if other and other in MAY_IMPORT:
+            assert other == room or other in MAY_IMPORT[room], f"{path} ({room}) imports {module}"
+        if parts[0] == "django":
+            assert room == "hospital", f"{path}: Django belongs to the hospital room"
+        if parts[0] in ("torch", "opacus"):
+            assert room in TORCH_ROOMS, f"{path}: torch belongs to training"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "datasites.study.package",
+        "datasites.privacy.plan",
+        "datasites.privacy.accountant",
+        "datasites.secagg.member",
+        "datasites.secagg.aggregator",
+        "datasites.transport.mailroom",
+        "datasites.transport.syft",
+        "datasites.enclave.worker",
+        "datasites.enclave.verifier",
+        "datasites.hospital.datasite",
+        "datasites.cli",
+        "policies.engine",
+    ],
+)
+def test_the_datasite_process_never_loads_torch(module: str) -> None:
+    """Submitted code meets torch only inside the sandbox; a datasite that loaded it could be reached through it."""
+    code = f"import sys, {module}; print([m for m in ('torch', 'opacus') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: the list of shipped files is unknown")
+    tops = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    allowed = {"datasites", "notebooks", "policies", "scripts", "tests", "pyproject.toml", "README.md", "LICENSE"}
+    assert {top for top in tops if not top.startswith(".")} <= allowed
