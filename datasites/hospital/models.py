@@ -83,7 +83,8 @@ class PolicyDecision(models.Model):
 class LedgerEntry(models.Model):
     """One line of the privacy ledger: a reservation, a charge, or the release of what a study reserved.
 
-    `event` is a stored event of `datasites.privacy.accountant` in its versioned form.
+    `charges` are stored charges of `datasites.privacy.accountant`, which is what budgets are gated on;
+    `local_charges` price the same against one who sees this hospital's own vectors (they differ in distributed mode).
     """
 
     dataset = models.CharField(max_length=64)
@@ -91,7 +92,8 @@ class LedgerEntry(models.Model):
     study_hash = models.CharField(max_length=64)
     kind = models.CharField(max_length=8, choices=[(k, k) for k in ("reserve", "charge", "release")])
     round = models.PositiveIntegerField(default=0)
-    event = models.JSONField(null=True)
+    charges = models.JSONField(default=list)
+    local_charges = models.JSONField(default=list)
     at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

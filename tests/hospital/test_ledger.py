@@ -1,0 +1,236 @@
+"""I5: charge before release, nothing refunded, and no crash, race, restart or clock passes the cap."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from datasites.hospital import ledger
+from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.ledger import Asked, BudgetExceeded
+from datasites.privacy.accountant import epsilon_rdp
+from datasites.privacy.plan import PrivacyPlan
+
+PLAN = PrivacyPlan(clip=1.0, noise_multiplier=3.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
+
+
+def whole(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
+    return {"training": Asked(plan.event(), plan.local_event())}
+
+
+def one_round(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
+    return {"training": Asked(plan.round_event(), plan.round_event())}
+
+
+def spent(heart: DatasetSettings) -> float:
+    return ledger.state(heart)[0].spent_rdp
+
+
+def test_rounds_compose_to_what_was_reserved_and_no_round_more(heart: DatasetSettings) -> None:
+    ledger.reserve(heart, "a" * 64, whole())
+    for number in range(1, 16):
+        ledger.charge(heart, "a" * 64, number, one_round())
+    assert spent(heart) == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+    with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
+        ledger.charge(heart, "a" * 64, 16, one_round())
+    assert spent(heart) == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+
+
+def test_a_round_is_charged_once_and_with_one_event(heart: DatasetSettings) -> None:
+    ledger.reserve(heart, "a" * 64, whole())
+    ledger.charge(heart, "a" * 64, 1, one_round())
+    before = spent(heart)
+    ledger.charge(heart, "a" * 64, 1, one_round())
+    assert spent(heart) == before
+    other = PLAN.model_copy(update={"steps_per_round": 1})
+    with pytest.raises(BudgetExceeded, match="another event"):
+        ledger.charge(heart, "a" * 64, 1, one_round(other))
+
+
+def test_without_a_reservation_nothing_is_charged(heart: DatasetSettings) -> None:
+    with pytest.raises(BudgetExceeded):
+        ledger.charge(heart, "a" * 64, 1, one_round())
+    assert spent(heart) == 0
+
+
+def test_a_second_study_that_does_not_fit_is_refused_and_fits_after_the_first_closes(heart: DatasetSettings) -> None:
+    assert epsilon_rdp([PLAN.event()], 1e-3) < 4 < epsilon_rdp([PLAN.event(), PLAN.event()], 1e-3)
+    ledger.reserve(heart, "a" * 64, whole())
+    ledger.charge(heart, "a" * 64, 1, one_round())
+    with pytest.raises(BudgetExceeded, match="above the cap of 4"):
+        ledger.reserve(heart, "b" * 64, whole())
+    ledger.close(heart, "a" * 64)
+    charged = spent(heart)
+    assert charged > 0
+    with pytest.raises(BudgetExceeded, match="closed"):
+        ledger.charge(heart, "a" * 64, 2, one_round())
+    ledger.reserve(heart, "c" * 64, whole())
+    assert spent(heart) == charged, "closing must refund nothing that was charged"
+
+
+def test_the_two_partitions_are_gated_apart(heart: DatasetSettings) -> None:
+    ledger.reserve(heart, "a" * 64, {**whole(), "held_out": Asked(PLAN.event(), PLAN.event())})
+    training, held_out = ledger.state(heart)
+    assert training.committed_rdp == held_out.committed_rdp < 2 * training.committed_rdp
+
+
+def test_a_budget_can_be_read_while_a_study_has_reserved(heart: DatasetSettings) -> None:
+    ledger.reserve(heart, "a" * 64, whole())
+    state = ledger.state(heart)[0]
+    assert state.spent_rdp == 0
+    assert state.committed_rdp == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+    after = ledger.epsilon_after(heart, whole())["training"]
+    assert after == pytest.approx(epsilon_rdp([PLAN.event(), PLAN.event()], 1e-3))
+
+
+#: Reserves many small studies until refused; prints one line after each that was written.
+SPENDER = """
+    import sys
+    from pathlib import Path
+    from datasites.hospital.database import connect
+    home = connect(Path(sys.argv[1]))
+    from datasites.hospital import ledger
+    from datasites.privacy.plan import PrivacyPlan
+    plan = PrivacyPlan(clip=1.0, noise_multiplier=2.0, sampling_rate=0.3, rounds=1, steps_per_round=2)
+    asked = {"training": ledger.Asked(plan.event(), plan.event())}
+    heart = home.dataset("heart")
+    number = 0
+    print("ready", flush=True)
+    while True:
+        study = f"{sys.argv[2]}-{number:05d}".ljust(64, "0")
+        number += 1
+        try:
+            ledger.reserve(heart, study, asked)
+            ledger.charge(heart, study, 1, asked)
+        except ledger.BudgetExceeded:
+            break
+        print(study, flush=True)
+"""
+
+
+def spender(home: Home, name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SPENDER), str(home.root), name], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings, home: Home) -> None:
+    """Two processes and eight threads race for one budget; without the immediate transaction this overspends."""
+    from django.db import connection
+
+    small = PrivacyPlan(clip=1.0, noise_multiplier=2.0, sampling_rate=0.3, rounds=1, steps_per_round=2)
+    released: list[str] = []
+
+    def race(name: int) -> None:
+        for number in range(40):
+            study = f"thread{name}-{number}".ljust(64, "0")
+            try:
+                ledger.reserve(heart, study, whole(small))
+                ledger.charge(heart, study, 1, one_round(small))
+            except BudgetExceeded:
+                break
+            released.append(study)
+        connection.close()
+
+    processes = [spender(home, f"process{i}") for i in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for process in processes:
+        released += process.communicate(timeout=120)[0].split()
+    assert spent(heart) <= heart.epsilon + 1e-6
+    assert epsilon_rdp([small.event()] * (len(released) + 1), 1e-3) > heart.epsilon, "the race stopped early"
+    assert epsilon_rdp([small.event()] * len(released), 1e-3) <= spent(heart) + 1e-9
+
+
+@pytest.mark.slow
+def test_kill_at_random_points_never_loses_a_charge(heart: DatasetSettings, home: Home) -> None:
+    """What a process announced after charging is in the ledger, whatever instant it was killed at."""
+    small = PrivacyPlan(clip=1.0, noise_multiplier=2.0, sampling_rate=0.3, rounds=1, steps_per_round=2)
+    draw = random.Random(5)
+    released: list[str] = []
+    for attempt in range(10):
+        process = spender(home, f"kill{attempt}")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(draw.uniform(0.0, 0.12))
+        os.kill(process.pid, signal.SIGKILL)
+        released += [line for line in process.stdout.read().split() if len(line) == 64]
+        process.wait()
+    assert spent(heart) <= heart.epsilon + 1e-6
+    assert spent(heart) >= epsilon_rdp([small.event()] * len(released), 1e-3) - 1e-9
+
+
+def test_no_decision_reads_a_clock(heart: DatasetSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datetime
+
+    from django.utils import timezone
+
+    ledger.reserve(heart, "a" * 64, whole())
+    ledger.charge(heart, "a" * 64, 1, one_round())
+    before = spent(heart)
+    past = datetime.datetime(1990, 1, 1, tzinfo=datetime.UTC)
+    monkeypatch.setattr(timezone, "now", lambda: past)
+    assert spent(heart) == before
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(heart, "a" * 64, whole())
+
+
+def test_an_older_database_reads_the_same(heart: DatasetSettings) -> None:
+    """Stored charges of format 1, byte for byte as first written, must price the same for ever."""
+    from datasites.hospital.models import LedgerEntry
+
+    LedgerEntry.objects.create(
+        dataset="heart",
+        partition="training",
+        study_hash="f" * 64,
+        kind="charge",
+        round=1,
+        charges=[
+            {
+                "format": 1,
+                "mechanism": "poisson_sampled_gaussian",
+                "noise_multiplier": 3.0,
+                "sampling_rate": 0.3,
+                "count": 75,
+            }
+        ],
+    )
+    assert spent(heart) == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+
+
+def test_a_charge_of_a_newer_format_stops_everything(heart: DatasetSettings) -> None:
+    from datasites.hospital.models import LedgerEntry
+    from datasites.privacy.accountant import UnknownEvent
+
+    LedgerEntry.objects.create(
+        dataset="heart", partition="training", study_hash="f" * 64, kind="charge", round=1, charges=[{"format": 2}]
+    )
+    with pytest.raises(UnknownEvent):
+        ledger.reserve(heart, "a" * 64, whole())
+
+
+def test_the_database_file_is_synced_in_full(home: Home) -> None:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA synchronous")
+        assert cursor.fetchone()[0] == 2
+        cursor.execute("PRAGMA journal_mode")
+        assert cursor.fetchone()[0] == "wal"
+    assert Path(connection.settings_dict["NAME"]) == home.database
