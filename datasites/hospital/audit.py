@@ -6,111 +6,78 @@ position of the last record, and every `CHECKPOINT_EVERY` records the log itself
 
 What is detected, and by whom:
 
-- Editing, deleting, inserting or reordering records: by anyone with the file (the chain no longer fits).
-- Truncation, or adding records behind the datasite's back: by the datasite, from its head file, when it next opens
-  the log; by anyone who holds a later signed head.
+- Editing, deleting, inserting or reordering records, without the hospital's key: by anyone who has the file and the
+  public key (the chain no longer fits, or a checkpoint's signature doesn't).
+- Truncation: by the datasite from its head file, when it next opens the log, and by anyone who holds a later head.
 - Rewriting the whole log *with the hospital's own key*: only by somebody who holds a head that was signed earlier.
-  So the head goes out with every release and other parties keep it (`verify(..., counterparty_heads=...)`). What no
-  counterparty has seen yet (the records after the last head that left) is not protected from the hospital itself.
-  An attacker who rolls back both files to an old state without a key is likewise only caught by a later head.
+  So the head goes out with every release and other parties keep it (`verify(..., counterparty_heads=...)`). Records
+  after the last head that left are not protected from the hospital itself, nor from an attacker who puts back old
+  copies of both files.
+
+A crash may leave a torn last line, or a whole one that the head file does not know yet. Both are repaired when the
+log is next used, but only where the signed head shows that nothing acknowledged is lost, and a `recovered` record
+says what was found. Anything else is refused: the datasite runs nothing (I14) until somebody has looked.
 
 Rows of patients never enter: fields are few, small, and of plain types (I12). This file does its own file I/O and
-nothing else; it reads neither database nor registry.
+nothing else.
 """
 
 from __future__ import annotations
 
 import datetime
 import fcntl
-import json
+import math
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from datasites.study.audit_chain import (
+    LARGEST_RECORD,
+    RESTORE,
+    SLOT,
+    AuditError,
+    Head,
+    Record,
+    Report,
+    bounded_lines,
+    genesis,
+    head_file,
+    read_head,
+    read_record,
+    records,
+    verify,
+)
+from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.identity import Identity
 
-from datasites.study.canonical import Agreed, canonical_json, sha256_hex
-from datasites.study.identity import BadSignature, Email, Identity, PublicKeyHex
-from datasites.study.identity import verify as verify_signature
-from datasites.study.manifest import Sha256
+__all__ = ["AuditError", "AuditLog", "Head", "Record", "Report", "head_file", "records", "verify"]
 
-DOMAIN = "audit-checkpoint"
 CHECKPOINT_EVERY = 256
-LARGEST_RECORD = 16 * 1024
 MOST_FIELDS, LONGEST_TEXT, LONGEST_LIST = 32, 4000, 128
 
 Scalar = str | int | float | bool
 Value = Scalar | Sequence[Scalar]
-Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
-_NAME = re.compile(r"^[a-z][a-z0-9_]{0,47}$")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 # Written by the log itself, so that nobody can imitate one with `append`.
 _RESERVED = ("opened", "checkpoint", "recovered", "counterparty_head")
-_SLOT = 512  # bytes of one slot of the head file: one disk sector, written in place
 
 
-class AuditError(RuntimeError):
-    """The log, its head file or a record is not what it must be; names the file, the record and the remedy."""
-
-
-class Head(Agreed):
-    """A signed position: the log of `public_key` had, as its record number `seq`, the record with hash `hash`."""
-
-    format: Literal[1] = 1
-    public_key: PublicKeyHex
-    seq: Annotated[int, Field(ge=1)]
-    hash: Sha256
-    signature: Signature
-
-    @classmethod
-    def sign(cls, identity: Identity, seq: int, hash: str) -> Self:
-        """Sign a position with the hospital's key."""
-        signature = identity.sign(DOMAIN, _position(identity.public_key, seq, hash))
-        return cls(public_key=identity.public_key, seq=seq, hash=hash, signature=signature.hex())
-
-    def check(self) -> None:
-        """Raise `BadSignature` unless the signature is by `public_key`, which the caller compares with the roster."""
-        data = _position(self.public_key, self.seq, self.hash)
-        verify_signature(self.public_key, bytes.fromhex(self.signature), DOMAIN, data)
-
-
-class Record(Agreed):
-    """One line of the log. `time` is UTC; `hash` is over the canonical bytes of all other fields."""
-
-    seq: Annotated[int, Field(ge=1)]
-    time: str
-    kind: str
-    fields: dict[str, Any]
-    previous: Sha256
-    hash: Sha256
-
-
-class Report(Agreed):
-    """What verifying a log found. first_bad: number of the first record that is wrong or missing, None when sound.
-
-    checked: records in the file. checkpoints: signed checkpoints that verified. heads: counterparties' heads that
-    agree. notes: what is odd but proves nothing, such as a clock that went back.
-    """
-
-    ok: bool
-    checked: int
-    first_bad: int | None
-    reason: str
-    checkpoints: int
-    heads: int
-    last_hash: str
-    notes: tuple[str, ...] = ()
+class _Position(NamedTuple):
+    seq: int
+    hash: str
+    offset: int  # bytes of the log up to and including this record
 
 
 class AuditLog:
     """One hospital's log. Safe among threads and processes: each append takes an exclusive lock on the file.
 
-    Raises `AuditError` when the log is shorter than its head says, has records that the head does not know, or does
-    not follow its own chain. The datasite then runs nothing (I14) until somebody has looked.
+    Opening reads the end of the log only, whatever its length; `verify` reads all of it. Raises `AuditError` when
+    the log is shorter than its signed head says, or holds what the head does not account for.
     """
 
     def __init__(
@@ -120,16 +87,14 @@ class AuditLog:
         clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
         self.path = path
-        self.head_path = path.with_name(path.name + ".head")
+        self.head_path = head_file(path)
         self._identity = identity
         self._clock = clock
         self._threads = threading.Lock()
-        self._seen: Head | None = None
-        self._size = 0
+        self._at: _Position | None = None  # the last record known to this object
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked() as file:
-            self._catch_up(file)
-            if self._seen is None:
+            if self._catch_up(file).seq == 0:
                 self._write(file, "opened", {"email": identity.email, "public_key": identity.public_key})
 
     def append(self, kind: str, /, **fields: Value) -> Head:
@@ -143,140 +108,194 @@ class AuditLog:
         return self._append(kind, fields)
 
     def checkpoint(self) -> Head:
-        """Write a signed checkpoint into the log now."""
+        """Write a signed checkpoint into the log now (before an export, so that every record of it is signed)."""
         with self._locked() as file:
             self._catch_up(file)
             return self._write_checkpoint(file)
 
     def record_counterparty_head(self, email: str, head: Head) -> Head:
-        """Keep another party's head in this log, so that each holds the other's. Checks its signature.
+        """Keep another party's head in this log, so that each holds the other's.
 
-        The caller has compared `head.public_key` with the pinned roster entry of `email`.
+        Raises `BadSignature`. The caller has compared `head.public_key` with the pinned roster entry of `email`.
         """
         head.check()
-        fields = {"email": email, "public_key": head.public_key, "seq": head.seq, "hash": head.hash}
-        return self._append("counterparty_head", {**fields, "signature": head.signature})
+        fields: dict[str, Value] = {"email": email, **head.model_dump(exclude={"format"})}
+        return self._append("counterparty_head", fields)
 
     def head(self) -> Head:
-        """The signed position of the last record, from any process."""
+        """The signed position of the last record, by whichever process it was written."""
         with self._locked() as file:
-            self._catch_up(file)
-            assert self._seen is not None  # the first record was written when the log was opened
-            return self._seen
+            at = self._catch_up(file)
+            return Head.sign(self._identity, at.seq, at.hash)
 
-    def _append(self, kind: str, fields: dict[str, Any]) -> Head:
+    def _append(self, kind: str, fields: dict[str, Value]) -> Head:
         clean = _clean(kind, fields)
         with self._locked() as file:
-            self._catch_up(file)
-            assert self._seen is not None
-            if (self._seen.seq + 1) % CHECKPOINT_EVERY == 0:
+            if (self._catch_up(file).seq + 1) % CHECKPOINT_EVERY == 0:
                 self._write_checkpoint(file)
             return self._write(file, kind, clean)
 
     def _write_checkpoint(self, file: int) -> Head:
-        assert self._seen is not None
-        covers = {"covers": self._seen.seq, "hash": self._seen.hash, "signature": self._seen.signature}
-        return self._write(file, "checkpoint", covers)
+        at = self._known()
+        signed = Head.sign(self._identity, at.seq, at.hash)
+        return self._write(file, "checkpoint", {"covers": at.seq, "hash": at.hash, "signature": signed.signature})
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
         # The file is opened anew each time: a lock belongs to an open file, so neither threads nor forked processes
-        # share one by accident, and a log that was replaced is noticed.
+        # share one by accident, and a log that was put in its place is noticed.
         with self._threads:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
+            except OSError as error:
+                raise AuditError(
+                    f"{self.path}: {error.strerror or error}; nothing runs until it can be written"
+                ) from error
             finally:
                 os.close(file)
 
+    def _known(self) -> _Position:
+        return self._at or _Position(0, genesis(self._identity.public_key), 0)
+
     def _write(self, file: int, kind: str, fields: dict[str, Any]) -> Head:
-        seq = self._seen.seq + 1 if self._seen else 1
-        previous = self._seen.hash if self._seen else genesis(self._identity.public_key)
-        now = self._clock().astimezone(datetime.UTC).isoformat(timespec="milliseconds")
-        body = {"seq": seq, "time": now, "kind": kind, "fields": fields, "previous": previous}
+        at = self._known()
+        body = {
+            "seq": at.seq + 1,
+            "time": self._clock().astimezone(datetime.UTC).isoformat(timespec="milliseconds"),
+            "kind": kind,
+            "fields": fields,
+            "previous": at.hash,
+        }
         hash = sha256_hex(canonical_json(body))
         line = canonical_json({**body, "hash": hash}) + b"\n"
         if len(line) > LARGEST_RECORD:
             raise AuditError(f"audit: record {kind} has {len(line)} bytes, at most {LARGEST_RECORD} are allowed")
-        head = Head.sign(self._identity, seq, hash)
-        written = os.write(file, line)
-        if written != len(line):
-            raise AuditError(f"{self.path}: the disk took {written} of {len(line)} bytes; free space and reopen the log")
+        head = Head.sign(self._identity, at.seq + 1, hash)
+        if os.write(file, line) != len(line):
+            raise AuditError(f"{self.path}: the disk took only part of record {at.seq + 1}; make room and try again")
         os.fdatasync(file)
-        self._write_head(head)
-        self._seen, self._size = head, self._size + len(line)
+        # Log first, head second: a crash in between leaves a record that nobody was told of, never a head without
+        # its record, which could not be told from a truncated log.
+        position = _Position(at.seq + 1, hash, at.offset + len(line))
+        self._write_head(head, position.offset)
+        self._at = position
         return head
 
     # -- the head file: two slots, written in turn, so that a torn write leaves the other one
 
-    def _write_head(self, head: Head) -> None:
-        slot = head.canonical().ljust(_SLOT - 1) + b"\n"
+    def _write_head(self, head: Head, offset: int) -> None:
+        slot = canonical_json({"head": head.model_dump(), "offset": offset}).ljust(SLOT - 1) + b"\n"
         file = os.open(self.head_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(file, slot, (head.seq % 2) * _SLOT)
+            os.pwrite(file, slot, (head.seq % 2) * SLOT)
             os.fdatasync(file)
         finally:
             os.close(file)
 
-    def _read_head(self) -> Head | None:
-        try:
-            data = self.head_path.read_bytes()
-        except FileNotFoundError:
-            return None
-        heads = []
-        for slot in (data[:_SLOT], data[_SLOT : 2 * _SLOT]):
-            with suppress(ValueError):  # a torn slot; BadSignature is a ValueError too
-                head = Head.parse(slot.rstrip())
-                head.check()
-                if head.public_key == self._identity.public_key:
-                    heads.append(head)
-        return max(heads, key=lambda head: head.seq, default=None)
+    # -- what is on disk since we last looked
 
-    # -- what is on disk, since we last looked
-
-    def _catch_up(self, file: int) -> None:
-        """Follow what other processes appended; at the first call, everything. Repairs a torn last line.
-
-        A torn line is cut off only when the signed head says that the last whole record is indeed the last that was
-        acknowledged: then the torn one never was. In any other case the log is left as it is and refused.
-        """
+    def _catch_up(self, file: int) -> _Position:
+        """Follow what other processes appended, and repair what a crash left; see the top of this file."""
         size = os.fstat(file).st_size
-        if self._seen is not None and size == self._size:
-            return
-        if size < self._size:
-            raise AuditError(f"{self.path}: became shorter while open; {_RESTORE}")
-        seen, offset, tail = self._seen, self._size, b""
-        head = self._read_head()
-        past_head = 0
-        for line in _lines(file, offset, size):
+        if self._at is not None and size == self._at.offset:
+            return self._at
+        head = read_head(self.head_path, self._identity.public_key)
+        at = start = self._at or self._start(file, head, size)
+        if size < at.offset:
+            raise AuditError(f"{self.path}: {at.offset - size} bytes are missing at its end; {RESTORE}")
+        tail = b""
+        for line in _lines(file, at.offset, size):
             if not line.endswith(b"\n"):
                 tail = line
                 break
-            seen, offset = self._follow(seen, line), offset + len(line)
-            past_head += head is not None and seen.seq > head.seq
-        self._agree_with_head(head, seen, past_head, tail)
-        if seen is not None and (head is None or head.seq < seen.seq):
-            self._write_head(seen)
-        self._seen, self._size = seen, offset
-        if tail:
-            os.ftruncate(file, offset)
-            os.fdatasync(file)
-            self._write(file, "recovered", {"bytes_cut": len(tail), "sha256_of_cut": sha256_hex(tail)})
+            try:
+                record = read_record(line, at.seq + 1, at.hash)
+            except ValueError as error:
+                raise AuditError(f"{self.path}: {error}; {RESTORE}") from error
+            at = _Position(record.seq, record.hash, at.offset + len(line))
+        acknowledged = head[0].seq if head else 0
+        if acknowledged > at.seq:
+            raise AuditError(
+                f"{self.path}: ends at record {at.seq}, but its signed head is record {acknowledged}; {RESTORE}"
+            )
+        unknown = at.seq - acknowledged
+        if unknown > 1 or (unknown == 1 and tail):
+            raise AuditError(
+                f"{self.path}: records from {acknowledged + 1} on are not known to its signed head "
+                f"({self.head_path.name}); a crash leaves one at most; {RESTORE}"
+            )
+        if head is not None and acknowledged >= start.seq and unknown == 0 and head[0].hash != at.hash:
+            raise AuditError(f"{self.path}: record {at.seq} is not the one that its head signs; {RESTORE}")
+        self._at = at
+        if unknown:
+            self._write_head(Head.sign(self._identity, at.seq, at.hash), at.offset)
+            self._write(file, "recovered", {"found": "a whole record without a head", "record": at.seq})
+        elif tail:
+            os.ftruncate(file, at.offset)
+            found = {"found": "a torn record", "bytes_cut": len(tail), "sha256_of_cut": sha256_hex(tail)}
+            if at.seq > 0:
+                self._write(file, "recovered", found)
+        return self._known()
 
-    def _follow(self, seen: Head | None, line: bytes) -> Head:
-        expected = seen.seq + 1 if seen else 1
-        previous = seen.hash if seen else genesis(self._identity.public_key)
-        try:
-            record = check_record(line[:-1], expected, previous)
-        except ValueError as error:
-            raise AuditError(f"{self.path}: {error}; {_RESTORE}") from error
-        return Head.model_construct(
-            format=1, public_key=self._identity.public_key, seq=record["seq"], hash=record["hash"], signature=""
-        )
+    def _start(self, file: int, head: tuple[Head, int] | None, size: int) -> _Position:
+        """Where to begin on opening: the record that the head signs, once the log is seen to hold it there."""
+        if head is None:
+            # No head yet: right for a new log, and for one whose very first append was cut short. `_catch_up`
+            # refuses a longer one.
+            return _Position(0, genesis(self._identity.public_key), 0)
+        signed, offset = head
+        if offset > size:
+            raise AuditError(
+                f"{self.path}: has {size} bytes, but its signed head (record {signed.seq}) ends at {offset}; {RESTORE}"
+            )
+        begin = max(0, offset - LARGEST_RECORD)
+        line = os.pread(file, offset - begin, begin)[:-1].rpartition(b"\n")[2] + b"\n"
+        with suppress(ValueError):
+            record = read_record(line, signed.seq)
+            if record.hash == signed.hash:
+                return _Position(signed.seq, signed.hash, offset)
+        raise AuditError(f"{self.path}: record {signed.seq} is not the one that its head signs; {RESTORE}")
 
-    def _agree_with_head(self, head: Head | None, seen: Head | None, past_head: int, tail: bytes) -> None:
-        raise NotImplementedError
+
+def _lines(file: int, begin: int, end: int) -> Iterator[bytes]:
+    with os.fdopen(os.dup(file), "rb") as stream:
+        stream.seek(begin)
+        yield from bounded_lines(stream)
 
 
-_RESTORE = "find out who changed it, keep both files as evidence, and restore the log from a backup"
+def _clean(kind: str, fields: dict[str, Value]) -> dict[str, Any]:
+    if not _NAME.fullmatch(kind):
+        raise AuditError(f"audit: {kind!r} is no kind of record; use lower-case words with underscores")
+    if len(fields) > MOST_FIELDS:
+        raise AuditError(f"audit: record {kind} has {len(fields)} fields, at most {MOST_FIELDS} are allowed")
+    clean: dict[str, Any] = {}
+    for name, value in fields.items():
+        if not _NAME.fullmatch(name):
+            raise AuditError(f"audit: record {kind}: {name!r} is no field name; use lower-case words with underscores")
+        if isinstance(value, list | tuple):
+            if len(value) > LONGEST_LIST:
+                raise AuditError(f"audit: record {kind}: {name} has {len(value)} items, at most {LONGEST_LIST}")
+            clean[name] = [_scalar(kind, name, item) for item in value]
+        else:
+            clean[name] = _scalar(kind, name, value)
+    return clean
+
+
+def _scalar(kind: str, name: str, value: Any) -> Scalar:
+    # Errors name the field and never the value: what does not belong in the log must not end up in a message either.
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, str) and len(value) <= LONGEST_TEXT:
+        with suppress(UnicodeEncodeError):
+            value.encode()
+            return str(value)
+    raise AuditError(
+        f"audit: record {kind}: {name} must be text of at most {LONGEST_TEXT} characters, a whole number below 2^63, a "
+        f"finite number, a truth value, or a list of those; it is {type(value).__name__}"
+    )

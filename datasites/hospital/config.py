@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from datasites.enclave.sandbox import SandboxConfig
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError, read_toml
 from datasites.study.identity import Email
@@ -19,22 +20,13 @@ from datasites.study.manifest import Name
 CONFIG_FILE = "datasite.toml"
 
 
-class SandboxSettings(Agreed):
-    """Limits on the sandboxed worker. `off` runs submitted code unconfined: each start warns in log and audit."""
-
-    mode: Literal["required", "off"] = "required"
-    memory_mb: Annotated[int, Field(ge=512)] = 4096
-    cpu_seconds: Annotated[int, Field(ge=10)] = 3600
-    request_seconds: Annotated[float, Field(gt=0)] = 600
-    threads: Annotated[int, Field(ge=1)] = 1
-    gpu_devices: tuple[str, ...] = ()
-
-
 class DatasetSettings(Agreed):
     """One dataset that studies may ask for, with its mock and its privacy budget.
 
     `declared_patients` is a public figure that the steward answers for: it weighs this hospital in FedAvg and sizes
     batches, so that no count taken from the rows ever does. Budgets hold over all studies on the dataset.
+    `held_out` is the share of patients that no study trains on and every study evaluates on; it and the salt of the
+    split (drawn once, unless set here) are fixed with the first study, since budgets rest on that split.
     """
 
     name: Name
@@ -46,6 +38,9 @@ class DatasetSettings(Agreed):
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=0.1)]
     study_epsilon: Annotated[float, Field(gt=0)]
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    split_salt: Annotated[str, Field(pattern=r"^([0-9a-f]{32,})?$")] = ""
+    min_patients: Annotated[int, Field(ge=1)] = 1
     max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
@@ -57,8 +52,8 @@ class Settings(Agreed):
     store: str
     database: str = "sqlite"
     control_seconds: Annotated[float, Field(gt=0)] = 2.0
-    noise: Literal["on", "off-for-tests"] = "on"
-    sandbox: SandboxSettings = SandboxSettings()
+    round_seconds: Annotated[float, Field(gt=0)] = 3600
+    sandbox: SandboxConfig = SandboxConfig()
     datasets: tuple[DatasetSettings, ...] = ()
 
 
@@ -98,7 +93,7 @@ class Home:
     @property
     def registry(self) -> Path:
         """Agreements in force."""
-        return self.root / "registry.toml"
+        return self.root / "registry.json"
 
     @property
     def local_rules(self) -> Path:
@@ -129,6 +124,11 @@ class Home:
     def secagg(self) -> Path:
         """Secure-aggregation state and journals, by study hash (private)."""
         return self.root / "secagg"
+
+    @property
+    def anchors(self) -> Path:
+        """Anchors of the secure-aggregation journals; keep this folder out of every backup (see `secagg.journal`)."""
+        return self.root / "anchors"
 
     @property
     def syftbox(self) -> Path:

@@ -201,14 +201,20 @@ def prepare(
         )
     x, y = model.encode(frame)
     patient = frame["patient"].astype(str).to_numpy(dtype=np.str_)
-    digest = hashlib.sha256(canonical_json([list(x.shape), list(model.columns)]))
-    for array in (x, y):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update("\0".join(patient).encode())
+    arrays = {"x": x, "y": y, "patient": patient}
     prepared = Prepared(
-        version=digest.hexdigest(),
+        version=version_of(model, arrays),
         patient_unit="row" if mapping.patient is None else "patient",
         rows=len(x),
         patients=len(np.unique(patient)),
     )
-    return {"x": x, "y": y, "patient": patient}, reports, prepared
+    return arrays, reports, prepared
+
+
+def version_of(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the encoded arrays and the names of their columns."""
+    digest = hashlib.sha256(canonical_json([list(arrays["x"].shape), list(model.columns)]))
+    for name in ("x", "y"):
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    digest.update("\0".join(arrays["patient"]).encode())
+    return digest.hexdigest()

@@ -110,6 +110,18 @@ def epsilon_after(dataset: DatasetSettings, asked: Mapping[str, Asked], study: s
     }
 
 
+def committed_elsewhere(dataset: DatasetSettings, study: str) -> dict[str, float]:
+    """Epsilon that all studies but this one have reserved or charged, per partition."""
+    return {
+        partition: epsilon_rdp(_committed(dataset.name, partition, study), dataset.delta) for partition in PARTITIONS
+    }
+
+
+def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[DpEvent]]:
+    """Events that this study has charged, per partition."""
+    return {partition: _charged(dataset.name, partition, study) for partition in PARTITIONS}
+
+
 def reserve(dataset: DatasetSettings, study: str, asked: Mapping[str, Asked]) -> None:
     """Reserve a study's whole privacy loss per partition, or raise `BudgetExceeded` and write nothing.
 

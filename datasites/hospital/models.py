@@ -31,7 +31,7 @@ class Case(models.Model):
 
     study_hash = models.CharField(max_length=64)
     study_name = models.CharField(max_length=64)
-    job_name = models.CharField(max_length=200, unique=True)
+    job_name = models.CharField(max_length=200)
     submitted_by = models.CharField(max_length=190)
     received_at = models.DateTimeField(auto_now_add=True)
     state = models.CharField(max_length=16, choices=State, default=State.INTAKE)
@@ -46,6 +46,7 @@ class Case(models.Model):
 
     class Meta:
         ordering = ["-received_at"]
+        constraints = [models.UniqueConstraint(fields=["submitted_by", "job_name"], name="one_case_per_job")]
 
     def __str__(self) -> str:
         return f"{self.study_name} ({self.study_hash[:12]})"
@@ -78,6 +79,14 @@ class PolicyDecision(models.Model):
 
     class Meta:
         ordering = ["at"]
+
+
+class Split(models.Model):
+    """Which patients of a dataset are held out, for all studies; written once (the ledger's partitions rest on it)."""
+
+    dataset = models.CharField(max_length=64, unique=True)
+    fraction = models.FloatField()
+    salt = models.BinaryField()
 
 
 class LedgerEntry(models.Model):
@@ -128,7 +137,7 @@ class Round(models.Model):
     survivors = models.JSONField(default=list)
     #: What left: names and lengths of vectors, bytes, SHA-256 of the masked vector.
     release = models.JSONField(default=dict)
-    audit_head = models.CharField(max_length=64, blank=True)
+    audit_head = models.JSONField(default=dict)
     at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

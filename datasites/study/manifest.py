@@ -75,9 +75,11 @@ class LocalTraining(Agreed):
 
 
 class Evaluation(Agreed):
-    """DP evaluation on patients held out at each hospital: noised counts per (score bin, label)."""
+    """DP evaluation: noised counts per (score bin, label) on the patients that each hospital always holds out.
 
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    Which patients those are is fixed by the hospital for its dataset, over all studies.
+    """
+
     bins: Annotated[int, Field(ge=2, le=100)] = 8
     every: Annotated[int, Field(ge=0)] = 0
     interim_share: Annotated[float, Field(ge=0, lt=1)] = 0.0

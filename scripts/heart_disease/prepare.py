@@ -19,23 +19,13 @@ from datasites.study.schema import DataModel
 
 EXPECTED = {"cleveland": 303, "hungary": 294, "switzerland": 123, "va": 200}
 _SITES = {"Cleveland": "cleveland", "Hungary": "hungary", "Switzerland": "switzerland", "VA Long Beach": "va"}
-_COLUMNS = [
-    "id",
-    "age",
-    "sex",
-    "dataset",
-    "cp",
-    "trestbps",
-    "chol",
-    "fbs",
-    "restecg",
-    "thalch",
-    "exang",
-    "oldpeak",
-    "num",
-]
+_COLUMNS = (
+    "id age sex dataset cp trestbps chol fbs restecg thalch exang oldpeak slope ca thal num".split()  # noqa: SIM905
+)
 _CP_CODES = {"typical angina": 1, "atypical angina": 2, "non-anginal": 3, "asymptomatic": 4}
 _ECG_CODES = {"normal": 0, "st-t abnormality": 1, "lv hypertrophy": 2}
+_SLOPE_CODES = {"upsloping": 1, "flat": 2, "downsloping": 3}
+_THAL_CODES = {"normal": 3, "fixed defect": 6, "reversable defect": 7}
 
 
 def load() -> dict[str, pd.DataFrame]:
@@ -70,6 +60,8 @@ def local_table(site: str, rows: pd.DataFrame) -> pd.DataFrame:
     if site == "va":
         own["cp"] = own["cp"].map(_CP_CODES)
         own["restecg"] = own["restecg"].map(_ECG_CODES)
+        own["slope"] = own["slope"].map(_SLOPE_CODES)
+        own["thal"] = own["thal"].map(_THAL_CODES)
         own["sex"] = own["sex"].map({"Male": 1, "Female": 0})
         own["num"] = (own["num"] > 0).map({True: "Y", False: "N"})
         return own.rename(columns={"num": "chd"})

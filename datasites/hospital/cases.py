@@ -1,0 +1,219 @@
+"""A case as one value: the database row, the frozen study, and what the hospital made of its privacy terms.
+
+`open_case` re-reads the frozen copy and works the approval hash out again from what would run right now; whoever
+acts on a case compares it with the hash that was approved (I1).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasites.enclave.protocol import PartitionName
+from datasites.enclave.verifier import RULESET
+from datasites.enclave.worker import Partition
+from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.harmonise import (
+    FeatureReadiness,
+    Prepared,
+    prepare,
+    read_mapping,
+    read_table,
+    version_of,
+)
+from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
+from datasites.hospital.ledger import Asked
+from datasites.hospital.models import Case, Split
+from datasites.privacy import sampling
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.secagg.threshold import honest_contributors
+from datasites.study.errors import InputError
+from datasites.study.manifest import RoundManifest, Study
+from datasites.study.package import StudyPackage
+
+PREPARED_FILE = "records.npz"
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """All that is known of one case now. `approval_hash` is what the present state of things would be approved as."""
+
+    row: Case
+    package: StudyPackage
+    dataset: DatasetSettings
+    terms: ApprovalTerms
+    plan: PrivacyPlan
+    evaluation: EvaluationPlan
+
+    @property
+    def study(self) -> Study:
+        """The frozen terms."""
+        return self.package.study
+
+    @property
+    def approval_hash(self) -> str:
+        """Digest of `terms`."""
+        return self.terms.digest()
+
+    @property
+    def expected_batch(self) -> float:
+        """Public divisor of a step's noised sum: sampling rate times declared training patients, never a count."""
+        return self.plan.sampling_rate * self.dataset.declared_patients * (1 - self.dataset.held_out)
+
+    def asked(self) -> dict[str, Asked]:
+        """Price of the whole study per partition."""
+        whole = self.evaluation.total_event()
+        return {
+            "training": Asked(self.plan.event(), self.plan.local_event()),
+            "held_out": Asked(whole, whole),
+        }
+
+    def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
+        """Price of one round per partition that it touches."""
+        asked = {}
+        if manifest.train:
+            asked["training"] = Asked(self.plan.round_event(), self.plan.local_round_event())
+        if manifest.evaluate != "no":
+            counts = self.evaluation.event(manifest.evaluate)
+            asked["held_out"] = Asked(counts, counts)
+        return asked
+
+
+def site_plans(study: Study, dataset: DatasetSettings) -> tuple[PrivacyPlan, EvaluationPlan]:
+    """The hospital's own plans for a study: its terms, made stricter where this hospital's limits are (I4).
+
+    Epsilon is cut to the dataset's limit per study, delta to the dataset's, and the sampling rate to the allowed one;
+    noise is calibrated here and never read from the study.
+    """
+    epsilon = min(study.privacy.epsilon, dataset.study_epsilon)
+    delta = min(study.privacy.delta, dataset.delta)
+    cohort = study.cohort
+    distributed = study.privacy.mode == "distributed"
+    plan = PrivacyPlan.calibrate(
+        epsilon,
+        delta,
+        clip=study.privacy.clip,
+        sampling_rate=min(study.privacy.sampling_rate, dataset.max_sampling_rate),
+        rounds=study.rounds,
+        steps_per_round=study.training.steps,
+        mode=study.privacy.mode,
+        honest=honest_contributors(len(cohort.hospitals), cohort.survivors_needed, cohort.colluders)
+        if distributed
+        else None,
+    )
+    return plan, EvaluationPlan.calibrate(epsilon, delta, study.evaluation, study.rounds)
+
+
+def prepare_records(
+    home: Home, package: StudyPackage, dataset: DatasetSettings
+) -> tuple[Prepared, tuple[FeatureReadiness, ...]]:
+    """Encode the hospital's table for this study and store it in the private folder, mode 0600.
+
+    Raises `SchemaError` or `InputError` when the table does not fit.
+    """
+    table = read_table(home.root / dataset.table)
+    arrays, reports, prepared = prepare(table, read_mapping(home.root / dataset.mapping), package.data_model)
+    folder = records_folder(home, package.digest())
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / PREPARED_FILE
+    temporary = folder / f".{PREPARED_FILE}"
+    temporary.touch(mode=0o600)
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+    (folder / "prepared.json").write_bytes(prepared.canonical())
+    return prepared, reports
+
+
+def split_of(dataset: DatasetSettings) -> Split:
+    """The dataset's split into training and held-out patients, made on first use and never changed.
+
+    Raises `InputError` when `datasite.toml` no longer says what the split was made with: a patient who moved from one
+    side to the other could lose on both, and the ledger counts the larger loss only.
+    """
+    wanted_salt = bytes.fromhex(dataset.split_salt)
+    split, _ = Split.objects.get_or_create(
+        dataset=dataset.name, defaults={"fraction": dataset.held_out, "salt": wanted_salt or secrets.token_bytes(32)}
+    )
+    if split.fraction != dataset.held_out or (wanted_salt and bytes(split.salt) != wanted_salt):
+        raise InputError(
+            f"datasite.toml: dataset {dataset.name}: held_out was {split.fraction} with another salt or share when its "
+            "first study came; set them back, or register the table as a new dataset with a budget of its own"
+        )
+    return split
+
+
+def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
+    """The case's records as training and held-out rows; raises `FrozenCopyChanged` when they are not those approved."""
+    folder = records_folder(home, case.row.study_hash)
+    with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in ("x", "y", "patient")}
+    if version_of(case.package.data_model, arrays) != case.terms.data_version:
+        raise FrozenCopyChanged(
+            f"case {case.row.pk}: the prepared records are not the version that was approved; withdraw the study or "
+            "prepare and review it again"
+        )
+    split = split_of(case.dataset)
+    held_out = sampling.held_out(arrays["patient"], bytes(split.salt), split.fraction)
+    numbers = np.unique(arrays["patient"], return_inverse=True)[1].astype(np.int64)
+    return {
+        name: Partition(x=arrays["x"][chosen], y=arrays["y"][chosen], patients=numbers[chosen])
+        for name, chosen in (("training", ~held_out), ("held_out", held_out))
+    }
+
+
+def records_folder(home: Home, study_hash: str) -> Path:
+    """Where this study's encoded records lie."""
+    return home.prepared / study_hash
+
+
+def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, data_version: str) -> ApprovalTerms:
+    """What an approval of `package` would bind here and now."""
+    plan, evaluation = site_plans(package.study, dataset)
+    return ApprovalTerms(
+        study_hash=package.digest(),
+        dataset=dataset.name,
+        data_version=data_version,
+        plan=plan.model_dump(mode="json"),
+        evaluation_plan=evaluation.model_dump(mode="json"),
+        declared_patients=dataset.declared_patients,
+        verifier_ruleset=RULESET,
+        dependencies=dependencies(),
+    )
+
+
+def open_case(home: Home, row: Case) -> OpenCase:
+    """Read everything that would run now; raises `FrozenCopyChanged` or `InputError`.
+
+    The plans are those stored with the case, parsed from what was shown to reviewers; dependencies, declared size and
+    data version are taken afresh, so a change in any of them changes the approval hash.
+    """
+    package = open_frozen(home.frozen, row.study_hash)
+    dataset = home.dataset(package.study.cohort.dataset)
+    stored = ApprovalTerms.model_validate(row.terms)
+    try:
+        prepared = Prepared.model_validate_json((records_folder(home, row.study_hash) / "prepared.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"case {row.pk}: its prepared records are gone; run `datasites review recheck {row.pk}`"
+        ) from error
+    terms = stored.model_copy(
+        update={
+            "data_version": prepared.version,
+            "declared_patients": dataset.declared_patients,
+            "verifier_ruleset": RULESET,
+            "dependencies": dependencies(),
+        }
+    )
+    return OpenCase(
+        row=row,
+        package=package,
+        dataset=dataset,
+        terms=terms,
+        plan=PrivacyPlan.model_validate_json(json.dumps(stored.plan)),
+        evaluation=EvaluationPlan.model_validate_json(json.dumps(stored.evaluation_plan)),
+    )

@@ -1,0 +1,169 @@
+"""What people do with a case: approve, reject, pause, resume, revoke; the kill switch. Console and commands share it.
+
+Each function checks who acts, asks the policies where they have a say, writes database and audit log together, and
+raises a `DatasitesError` without any change when it may not be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.contrib.auth import get_user_model
+from django.db import transaction
+
+from datasites.hospital import compliance, ledger
+from datasites.hospital.cases import open_case
+from datasites.hospital.models import Case, Review
+from datasites.hospital.people import REVIEWERS, PersonRole, identify
+from datasites.hospital.site import Site
+from datasites.study.errors import DatasitesError
+
+
+class ReviewError(DatasitesError):
+    """An action on a case is not possible as asked; the message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A person who has just shown who they are."""
+
+    pk: int
+    name: str
+    role: PersonRole
+
+    @classmethod
+    def login(cls, name: str, password: str) -> Acting:
+        """Raises `PersonError` for a wrong name or password."""
+        pk, role = identify(name, password)
+        return cls(pk, name, role)
+
+
+def find_case(number: int) -> Case:
+    """The case with this number; raises `ReviewError`."""
+    try:
+        return Case.objects.get(pk=number)
+    except Case.DoesNotExist as error:
+        raise ReviewError(f"case {number}: not here; see `datasites review list`") from error
+
+
+def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str) -> Case:
+    """Approve the hash that the person has seen; the second approval reserves the budget and makes the study active.
+
+    Raises `compliance.Denied` with the controls that deny, `BudgetExceeded`, `FrozenCopyChanged`, or `ReviewError`
+    when the case is not in review or its approval hash is not `seen_hash` (any more).
+    """
+    row = find_case(number)
+    if person.role not in REVIEWERS:
+        raise ReviewError(f"{person.name} is {person.role}; a case is approved by {' and '.join(REVIEWERS)}")
+    case = open_case(site.home, row)
+    if row.state != Case.State.REVIEW:
+        raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
+    if seen_hash != row.approval_hash:
+        raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
+    decision = compliance.decide(site.home, case, "approve", approver=(person.name, person.role))  # type: ignore[arg-type]
+    if not decision.allowed:
+        site.audit.append("approval_denied", case=number, person=person.name, controls=list(decision.controls))
+    compliance.require(decision)
+    before = Review.objects.filter(case=row).count()
+    with transaction.atomic():
+        row = Case.objects.select_for_update().get(pk=number)
+        if row.state != Case.State.REVIEW or Review.objects.filter(case=row).count() != before:
+            raise ReviewError(f"case {number}: somebody else acted on it just now; read it again")
+        Review.objects.create(
+            case=row,
+            person=get_user_model().objects.get(pk=person.pk),
+            role=person.role,
+            verdict="approve",
+            approval_hash=row.approval_hash,
+            reason=reason,
+        )
+        roles = set(
+            Review.objects.filter(case=row, verdict="approve", approval_hash=row.approval_hash).values_list(
+                "role", flat=True
+            )
+        )
+        if roles >= set(REVIEWERS):
+            ledger.reserve(case.dataset, row.study_hash, case.asked())
+            row.state = Case.State.APPROVED
+            row.save(update_fields=["state"])
+        site.audit.append(
+            "approved", case=number, person=person.name, role=person.role, hash=row.approval_hash, reason=reason
+        )
+    return row
+
+
+def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
+    """Reject a case for good; one person is enough."""
+    if person.role not in REVIEWERS:
+        raise ReviewError(f"{person.name} is {person.role}; a case is rejected by {' or '.join(REVIEWERS)}")
+    if not reason.strip():
+        raise ReviewError("a rejection needs a reason; the researcher reads it")
+    with transaction.atomic():
+        row = Case.objects.select_for_update().get(pk=find_case(number).pk)
+        if row.state not in (Case.State.REVIEW, Case.State.INTAKE):
+            raise ReviewError(f"case {number}: is {row.state}; use revoke for a study that was approved")
+        Review.objects.create(
+            case=row,
+            person=get_user_model().objects.get(pk=person.pk),
+            role=person.role,
+            verdict="reject",
+            approval_hash=row.approval_hash,
+            reason=reason,
+        )
+        row.state, row.note = Case.State.REJECTED, reason
+        row.save(update_fields=["state", "note"])
+        site.audit.append("rejected", case=number, person=person.name, role=person.role, reason=reason)
+    return row
+
+
+def _move(site: Site, number: int, person: Acting, reason: str, kind: str, states: tuple[str, ...], to: str) -> Case:
+    if person.role not in REVIEWERS:
+        raise ReviewError(f"{person.name} is {person.role}; {kind} is for {' or '.join(REVIEWERS)}")
+    with transaction.atomic():
+        row = Case.objects.select_for_update().get(pk=find_case(number).pk)
+        if row.state not in states:
+            raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
+        row.state, row.note = to, reason
+        row.save(update_fields=["state", "note"])
+        site.audit.append(kind, case=number, person=person.name, role=person.role, reason=reason)
+    return row
+
+
+def pause(site: Site, number: int, person: Acting, reason: str) -> Case:
+    """Stop taking part before the next round; one person is enough (I2)."""
+    active = (Case.State.APPROVED, Case.State.RUNNING)
+    return _move(site, number, person, reason, "paused", active, Case.State.PAUSED)
+
+
+def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
+    """Go on after a pause or a stop; policies are asked again before the next round."""
+    halted = (Case.State.PAUSED, Case.State.STOPPED)
+    return _move(site, number, person, reason, "resumed", halted, Case.State.RUNNING)
+
+
+def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
+    """End the study here for good; what it did not use of its budget is free again, what it used is not."""
+    open_states = (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED, Case.State.STOPPED)
+    row = _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED)
+    ledger.close(site.home.dataset(_dataset_of(row)), row.study_hash)
+    return row
+
+
+def kill(site: Site, person: Acting, reason: str) -> None:
+    """Stop the whole datasite before its next round, until `unkill`."""
+    if person.role not in (*REVIEWERS, "admin"):
+        raise ReviewError(f"{person.name} is {person.role}; the kill switch is for reviewers and admins")
+    (site.home.root / "KILLED").write_text(f"{person.name}: {reason}\n")
+    site.audit.append("killed", person=person.name, role=person.role, reason=reason)
+
+
+def unkill(site: Site, person: Acting, reason: str) -> None:
+    """Take the kill switch off."""
+    if person.role not in REVIEWERS:
+        raise ReviewError(f"{person.name} is {person.role}; the kill switch is taken off by a reviewer")
+    (site.home.root / "KILLED").unlink(missing_ok=True)
+    site.audit.append("unkilled", person=person.name, role=person.role, reason=reason)
+
+
+def _dataset_of(row: Case) -> str:
+    return str(row.terms["dataset"])

@@ -1,0 +1,63 @@
+"""Makes a new datasite: settings, institution key, database, SyftBox, and the roster entry to hand to other parties."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from datasites.hospital.config import CONFIG_FILE, Home
+from datasites.hospital.site import Site
+from datasites.study.errors import InputError
+from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.transport.store import Store
+from datasites.transport.syft import HospitalControl
+
+ENTRY_FILE = "roster-entry.json"
+
+
+def initialise(root: Path, settings_toml: str) -> RosterEntry:
+    """Make a datasite in `root`, an empty or new folder, from the text of its `datasite.toml`.
+
+    Returns the roster entry to give to the other parties, also written to `roster-entry.json`. Raises `InputError`
+    when the folder is in use or the settings are wrong; then no key has been made.
+    """
+    root = root.resolve()
+    if (root / CONFIG_FILE).exists():
+        raise InputError(f"{root}: a datasite is here already; choose another folder")
+    if root.exists() and any(root.iterdir()):
+        raise InputError(f"{root}: the folder is not empty; choose a new one")
+    root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o700)
+    (root / CONFIG_FILE).write_text(settings_toml)
+    try:
+        home = Home.open(root)
+    except InputError:
+        (root / CONFIG_FILE).unlink()
+        raise
+    Identity.generate(home.settings.email).save(home.key, os.environ.get("DATASITES_PASSPHRASE"))
+    site = Site.open(root)
+    control = open_control(site)
+    try:
+        entry = RosterEntry(
+            organisation=home.settings.organisation,
+            email=home.settings.email,
+            role="hospital",
+            public_key=site.identity.public_key,
+            syft_fingerprint=control.syft_fingerprint(),
+        )
+    finally:
+        control.close()
+    (root / ENTRY_FILE).write_bytes(entry.canonical())
+    site.audit.append("initialised", email=entry.email, fingerprint=entry.fingerprint)
+    return entry
+
+
+def open_store(home: Home) -> Store:
+    """The shared store of this datasite's settings."""
+    return Store(home.settings.store)
+
+
+def open_control(site: Site) -> HospitalControl:
+    """Syft's control plane of this datasite; one process at a time."""
+    home = site.home
+    return HospitalControl.open(site.identity, home.syftbox, open_store(home), home.transport, Roster.load(home.roster))

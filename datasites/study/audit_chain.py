@@ -1,0 +1,238 @@
+"""Reading and verifying an audit log: its record format, its signed heads, and what proves that it was changed.
+
+Every party needs this half: an auditor with a copy of the file, and whoever keeps the signed heads that a hospital
+sends along with its releases. Writing a log is the hospital's (`datasites.hospital.audit`, which also says what is
+detected and what is not). Nothing here holds a private key or changes a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal, Self
+
+from pydantic import Field
+
+from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.identity import BadSignature, Identity, PublicKeyHex
+from datasites.study.identity import verify as verify_signature
+from datasites.study.manifest import Sha256
+
+DOMAIN = "audit-checkpoint"
+LARGEST_RECORD = 16 * 1024
+SLOT = 512  # bytes of one slot of the head file: one disk sector, written in place
+
+_KEYS = {"seq", "time", "kind", "fields", "previous", "hash"}
+RESTORE = "keep both files as evidence, find out who changed them, and restore the log from a backup"
+
+
+class AuditError(RuntimeError):
+    """The log, its head file or a record is not what it must be; names the file, the record and the remedy."""
+
+
+class Head(Agreed):
+    """A signed position: the log of `public_key` had, as its record number `seq`, the record with hash `hash`."""
+
+    format: Literal[1] = 1
+    public_key: PublicKeyHex
+    seq: Annotated[int, Field(ge=1)]
+    hash: Sha256
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    @classmethod
+    def sign(cls, identity: Identity, seq: int, hash: str) -> Self:
+        """Sign a position with the hospital's key."""
+        key = identity.public_key
+        return cls(public_key=key, seq=seq, hash=hash, signature=identity.sign(DOMAIN, _signed(key, seq, hash)).hex())
+
+    def check(self) -> None:
+        """Raise `BadSignature` unless the signature is by `public_key`, which the caller compares with the roster."""
+        signature = bytes.fromhex(self.signature)
+        verify_signature(self.public_key, signature, DOMAIN, _signed(self.public_key, self.seq, self.hash))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the log. `time` is UTC, ISO 8601; `hash` is over the canonical bytes of everything else."""
+
+    seq: int
+    time: str
+    kind: str
+    fields: dict[str, Any]
+    previous: str
+    hash: str
+
+
+class Report(Agreed):
+    """What verifying a log found. first_bad: number of the first record shown to be wrong or missing; None if sound.
+
+    checked: whole records that chain from the first. checkpoints, heads: signed checkpoints in the log, and heads
+    of counterparties, that agree. last_hash: of the last record checked. notes: what is odd but proves nothing.
+    """
+
+    ok: bool
+    checked: int
+    first_bad: int | None
+    reason: str
+    checkpoints: int
+    heads: int
+    last_hash: str
+    notes: tuple[str, ...]
+
+
+def head_file(path: Path) -> Path:
+    """Where the signed head of the log at `path` lies."""
+    return path.with_name(path.name + ".head")
+
+
+def genesis(public_key: str) -> str:
+    """What the first record has as its `previous`; it ties the chain to one hospital's key (hex)."""
+    return sha256_hex(b"datasites audit 1\0" + bytes.fromhex(public_key))
+
+
+def read_record(line: bytes, seq: int, previous: str | None = None) -> Record:
+    """Read one line (with its newline), which must be record `seq`, canonical, and follow the hash `previous`.
+
+    Raises `ValueError` naming the record and what is wrong with it.
+    """
+    if not line.endswith(b"\n") or len(line) > LARGEST_RECORD:
+        raise ValueError(f"record {seq} is torn or longer than {LARGEST_RECORD} bytes")
+    try:
+        data = json.loads(line)
+        canonical = isinstance(data, dict) and set(data) == _KEYS and canonical_json(data) == line[:-1]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"record {seq} is not JSON: it was overwritten") from error
+    if not canonical:
+        raise ValueError(f"record {seq} is not in the form that the log writes: it was edited")
+    hash = data.pop("hash")
+    if data["seq"] != seq:
+        raise ValueError(f"record {seq} is missing or moved: record {data['seq']} stands in its place")
+    if previous is not None and data["previous"] != previous:
+        raise ValueError(f"record {seq} does not follow record {seq - 1}: a record was inserted, replaced or edited")
+    if sha256_hex(canonical_json(data)) != hash:
+        raise ValueError(f"record {seq} was edited: its content does not have its hash")
+    return Record(hash=hash, **data)
+
+
+def records(path: Path) -> Iterator[Record]:
+    """All whole records in order; raises `AuditError` at the first that is malformed. Does not check signatures."""
+    with path.open("rb") as file:
+        previous = None
+        for seq, line in enumerate(bounded_lines(file), start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = read_record(line, seq, previous)
+            except ValueError as error:
+                raise AuditError(f"{path}: {error}; {RESTORE}") from error
+            previous = record.hash
+            yield record
+
+
+def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ()) -> Report:
+    """Check a whole log against the hospital's public key (hex), its head file if one lies beside it, and the heads
+    that other parties were given. Needs no private key and changes nothing. Raises `OSError` if it can't be read.
+    """
+    notes: list[str] = []
+    told: list[tuple[str, Head]] = []
+    own = read_head(head_file(path), public_key)
+    if own:
+        told.append(("its head file", own[0]))
+    for head in counterparty_heads:
+        try:
+            head.check()
+            if head.public_key != public_key:
+                raise BadSignature("signed by another key")
+            told.append(("a counterparty", head))
+        except BadSignature:
+            notes.append(f"a head for record {head.seq} is not signed by this hospital and proves nothing")
+    wanted = {head.seq for _, head in told}
+    hashes: dict[int, str] = {}
+    previous, count, checkpoints, signed_up_to = genesis(public_key), 0, 0, 0
+    bad: tuple[int, str] | None = None
+    last_time = ""
+    with path.open("rb") as file:
+        for line in bounded_lines(file):
+            try:
+                record = read_record(line, count + 1, previous)
+                if record.kind == "checkpoint":
+                    _check_checkpoint(record, public_key)
+                    checkpoints, signed_up_to = checkpoints + 1, record.seq - 1
+            except ValueError as error:
+                bad = (count + 1, str(error))
+                break
+            if record.time < last_time and len(notes) < 20:
+                notes.append(f"the clock went back at record {record.seq}")
+            count, previous, last_time = record.seq, record.hash, record.time
+            if count in wanted:
+                hashes[count] = previous
+    agreed = heads = 0
+    for source, head in sorted(told, key=lambda item: item[1].seq):
+        if bad and head.seq >= bad[0]:
+            break
+        if head.seq > count:
+            bad = (count + 1, f"record {count + 1} is missing: {source} has the signed head of record {head.seq}")
+        elif hashes[head.seq] != head.hash:
+            bad = (
+                head.seq,
+                f"record {head.seq} is not the one that {source} has the signed head of; "
+                f"the log was rewritten somewhere in records {agreed + 1} to {head.seq}",
+            )
+        else:
+            agreed = signed_up_to = max(signed_up_to, head.seq)
+            heads += source == "a counterparty"
+    if bad is None and count == 0:
+        bad = (1, "record 1 is missing: the log is empty")
+    if bad is None and signed_up_to < count - 1:
+        notes.append(f"records {signed_up_to + 1} to {count} come after the last signature")
+    return Report(
+        ok=bad is None,
+        checked=count,
+        first_bad=bad[0] if bad else None,
+        reason=bad[1] if bad else "sound",
+        checkpoints=checkpoints,
+        heads=heads,
+        last_hash=previous,
+        notes=tuple(notes),
+    )
+
+
+def _check_checkpoint(record: Record, public_key: str) -> None:
+    fields = record.fields
+    try:
+        head = Head(public_key=public_key, seq=fields["covers"], hash=fields["hash"], signature=fields["signature"])
+        head.check()
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"record {record.seq} is a checkpoint that the hospital's key did not sign") from error
+    if (head.seq, head.hash) != (record.seq - 1, record.previous):
+        raise ValueError(f"record {record.seq} is a checkpoint of another position")
+
+
+def read_head(path: Path, public_key: str) -> tuple[Head, int] | None:
+    """The newest signed head of the two slots, with the length of the log that it was written at."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    found: list[tuple[Head, int]] = []
+    for slot in (data[:SLOT], data[SLOT : 2 * SLOT]):
+        with suppress(ValueError, KeyError, TypeError):  # a torn slot, or one that this key did not sign
+            content = json.loads(slot)
+            head = Head.model_validate(content["head"])
+            head.check()
+            if head.public_key == public_key and type(content["offset"]) is int:
+                found.append((head, content["offset"]))
+    return max(found, key=lambda item: item[0].seq, default=None)
+
+
+def _signed(public_key: str, seq: int, hash: str) -> bytes:
+    return canonical_json({"public_key": public_key, "seq": seq, "hash": hash})
+
+
+def bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Lines with their newline; one longer than any record is cut, and so refused by `read_record`."""
+    while line := stream.readline(LARGEST_RECORD + 1):
+        yield line

@@ -1,0 +1,92 @@
+"""What hospitals and researcher write to each other about a study: the kinds of letters and their typed bodies.
+
+Letters of the secure sum itself (certificates, shares, vectors, …) have their types in `secagg.messages`; here are the
+names under which they travel and the few bodies around them. Setup letters belong to round 0 and carry the epoch in
+their kind, since one kind stands once per round between two parties.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from datasites.study.canonical import Agreed
+from datasites.study.identity import Email, PublicKeyHex
+from datasites.study.manifest import Sha256
+
+SETUP_ROUND = 0
+
+# Per round, researcher -> hospital: manifest and model; survivors. Hospital -> researcher: the rest.
+ROUND, SURVIVORS = "round", "survivors"
+MASKED, UNMASK, ABSTAINED = "masked", "unmask", "abstained"
+# Once per study.
+CLOSE, ACCOUNT = "close", "account"
+
+
+def offer_kind(epoch: int) -> str:
+    """Researcher to hospital: an `EpochOffer`."""
+    return f"offer-{epoch}"
+
+
+def certificate_kind(epoch: int) -> str:
+    """Hospital to researcher: its certificate."""
+    return f"certificate-{epoch}"
+
+
+def enrolment_kind(epoch: int) -> str:
+    """Researcher to hospital: all certificates."""
+    return f"enrolment-{epoch}"
+
+
+def shares_kind(epoch: int) -> str:
+    """Hospital to hospital: a share bundle."""
+    return f"shares-{epoch}"
+
+
+def ready_kind(epoch: int) -> str:
+    """Hospital to researcher: whose shares it holds."""
+    return f"ready-{epoch}"
+
+
+class EpochOffer(Agreed):
+    """Researcher to hospitals: set up keys for these rounds among these hospitals."""
+
+    epoch: Annotated[int, Field(ge=0)]
+    hospitals: tuple[Email, ...]
+    first_round: Annotated[int, Field(ge=1)]
+    last_round: Annotated[int, Field(ge=1)]
+    expires: datetime.date
+
+
+class AuditHead(Agreed):
+    """A signed position in a hospital's audit log, as it goes out with each release (I11).
+
+    The log of `public_key` had, as its record number `seq`, the record with hash `hash`.
+    """
+
+    format: Literal[1] = 1
+    public_key: PublicKeyHex
+    seq: Annotated[int, Field(ge=1)]
+    hash: Sha256
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+
+class Abstention(Agreed):
+    """A hospital sits a round out. `controls` names the policies that deny; of a failure no more is said (I7)."""
+
+    outcome: Literal["denied", "failed"]
+    controls: Annotated[tuple[str, ...], Field(max_length=32)] = ()
+
+
+class Account(Agreed):
+    """What a study cost a hospital's patients, by its own ledger; follows from public terms and the rounds it ran."""
+
+    rounds: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    noise_multiplier: Annotated[float, Field(ge=0)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    spent: dict[str, dict[str, float]]
+    head: AuditHead
