@@ -19,6 +19,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_table
 from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.models import Case
+from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
 from datasites.study.canonical import sha256_hex
@@ -100,6 +101,14 @@ def examine(site: Site, row: Case) -> Case:
         note=row.note[:500],
     )
     return row
+
+
+def recheck(site: Site, number: int) -> Case:
+    """`examine` for people: only a case that nobody has approved yet, since it may change the approval hash."""
+    row = find_case(number)
+    if row.state not in (Case.State.INTAKE, Case.State.REVIEW) or row.reviews.exists():
+        raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
+    return examine(site, row)
 
 
 def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) -> None:

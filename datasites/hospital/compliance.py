@@ -71,6 +71,30 @@ def decide(
     release: ReleaseFacts | None = None,
 ) -> Decision:
     """Gather facts, decide, store. Returns the decision, allowed or not; never allows on an error."""
+    decision = _ask(home, case, action, approver, manifest, release)
+    PolicyDecision.objects.create(
+        case=case.row,
+        action=action,
+        round=manifest.round if manifest else None,
+        allowed=decision.allowed,
+        record=decision.model_dump(mode="json"),
+    )
+    return decision
+
+
+def preview(home: Home, case: OpenCase) -> Decision:
+    """What the policies say of the case as it stands, for its page; nothing is stored and nothing may rest on it."""
+    return _ask(home, case, "intake", None, None, None)
+
+
+def _ask(
+    home: Home,
+    case: OpenCase,
+    action: Action,
+    approver: tuple[str, ReviewerRole] | None,
+    manifest: RoundManifest | None,
+    release: ReleaseFacts | None,
+) -> Decision:
     facts = Facts(
         action=action,
         study=case.row.approval_hash or case.approval_hash,
@@ -95,15 +119,7 @@ def decide(
         roster=_roster(home, case),
         release=release,
     )
-    decision = Engine(local_dir=home.local_rules if home.local_rules.is_dir() else None).decide(facts)
-    PolicyDecision.objects.create(
-        case=case.row,
-        action=action,
-        round=manifest.round if manifest else None,
-        allowed=decision.allowed,
-        record=decision.model_dump(mode="json"),
-    )
-    return decision
+    return Engine(local_dir=home.local_rules if home.local_rules.is_dir() else None).decide(facts)
 
 
 def require(decision: Decision) -> None:

@@ -104,7 +104,7 @@ class Datasite:
         left = max(0.05, self._next_sync - time.monotonic())
         folders = set(self._control.folders())
         for run in self._runs.values():
-            folders |= {letter_folder(study, self._control.email, number) for _, study, number, _ in run.awaited()}
+            folders.add(letter_folder(run.study_hash, self._control.email))
         self._store.wait(sorted(folders), left, stop)
 
     def _publish(self) -> None:

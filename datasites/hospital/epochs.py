@@ -90,8 +90,8 @@ class EpochSetup:
         prefix = letters.offer_kind(0)[:-1]
         offered = [
             int(kind.removeprefix(prefix))
-            for kind in self._mailroom.kinds(self._study, letters.SETUP_ROUND, self._researcher)
-            if kind.startswith(prefix) and kind.removeprefix(prefix).isdecimal()
+            for _, kind, sender in self._mailroom.mailbox(self._study)
+            if sender == self._researcher and kind.startswith(prefix) and kind.removeprefix(prefix).isdecimal()
         ]
         epoch = max(offered, default=-1)
         if epoch < self._next_epoch():

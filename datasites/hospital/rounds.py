@@ -33,6 +33,7 @@ from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggErr
 from datasites.secagg.journal import Journal
 from datasites.secagg.messages import MaskedVector, SignedManifest, SurvivorList, UnmaskShares
 from datasites.study import letters
+from datasites.study.audit_chain import Head
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError
@@ -71,6 +72,7 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
         ("train", training, manifest.train),
         ("evaluate", evaluate, manifest.evaluate),
         ("vectors", expected, said),
+        ("weight_max", float(study.cohort.max_patients), manifest.weight_max),
         ("threshold", True, manifest.threshold >= min(study.cohort.survivors_needed, len(manifest.participants))),
     ):
         if wanted != found:
@@ -80,10 +82,6 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
             )
     if manifest.round > study.rounds + 1:
         raise RoundRefused(f"round {manifest.round}: the study has {study.rounds} and a final evaluation")
-    if case.dataset.declared_patients > manifest.weight_max:
-        raise RoundRefused(
-            f"round {manifest.round}: weight_max {manifest.weight_max:g} is below this hospital's weight"
-        )
 
 
 class StudyRun:
@@ -142,9 +140,11 @@ class StudyRun:
         member, state = self._setup.member, self._journal.state
         if member is None or state is None or state.enrolment is None:
             return False
-        for number in reversed(self._mailroom.rounds(self.study_hash)):
+        for number, kind, sender in reversed(self._mailroom.mailbox(self.study_hash)):
             if number < max(1, state.last_round):
                 return False
+            if (kind, sender) != (letters.ROUND, self._researcher):
+                continue
             done = Round.objects.filter(case=row, round=number).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
@@ -212,14 +212,14 @@ class StudyRun:
         steps = 0
         if manifest.train:
             result = self._with_worker(case, lambda worker: self._train(worker, case, manifest, parameters))
-            share = case.dataset.declared_patients / manifest.weight_max
+            share = min(1.0, case.dataset.declared_patients / manifest.weight_max)
             vectors["update"] = result.update.astype(np.float64) * share
             vectors["weight"] = np.array([share])
             steps = result.steps
         if manifest.evaluate != "no":
             kind = manifest.evaluate
             counts = self._with_worker(
-                case, lambda worker: worker.evaluate(parameters, plan=case.evaluation, evaluation=kind)
+                case, lambda worker: worker.evaluate(parameters, plan=case.evaluation, kind=kind)
             )
             vectors["counts"] = counts.reshape(-1)
         return vectors, steps
@@ -302,7 +302,12 @@ class StudyRun:
             record.state = Round.State.RELEASED
             record.release = {"bytes": 4 * masked.header.dimension, "sha256": masked.header.payload}
             record.save()
-        body = {"header": masked.to_bytes().decode(), "audit": record.audit_head}
+        plan = self._case.evaluation
+        body = letters.Masked(
+            header=masked.to_bytes().decode(),
+            audit=Head.model_validate(record.audit_head),
+            counts_sigma={"final": plan.final_multiplier, "interim": plan.interim_multiplier or 0.0},
+        ).model_dump(mode="json")
         self._mailroom.send(self._researcher, self.study_hash, number, letters.MASKED, body, masked.payload)
         self._resent.add(number)
 
@@ -390,7 +395,7 @@ class StudyRun:
             noise_multiplier=self._case.plan.noise_multiplier,
             sampling_rate=self._case.plan.sampling_rate,
             spent=ledger.study_spent(dataset, self.study_hash),
-            head=letters.AuditHead.model_validate(head.model_dump()),
+            head=head,
         )
         self._mailroom.send(
             self._researcher, self.study_hash, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json")

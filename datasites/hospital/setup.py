@@ -48,6 +48,8 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     finally:
         control.close()
     (root / ENTRY_FILE).write_bytes(entry.canonical())
+    # Itself included: the terms of a secure sum are built from the pinned roster alone.
+    Roster(entries=(entry,)).save(home.roster)
     site.audit.append("initialised", email=entry.email, fingerprint=entry.fingerprint)
     return entry
 

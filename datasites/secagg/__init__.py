@@ -1,4 +1,19 @@
-"""Hides one hospital in the sum: secure aggregation with dropouts (Bonawitz et al. 2017, batched setup).
+"""Hides one hospital in the sum: secure aggregation with dropouts, after Bonawitz et al. (CCS 2017).
 
-Uses numpy and cryptography, and `study`; pure state machines without I/O. Imports neither torch nor other rooms.
+Their first two rounds (keys, shares) are done once per *epoch* for many rounds; after that a round is two waves: masked
+vectors, then shares for those who are gone and those who are there. Read in this order:
+
+    context      the terms all agree on: who, threshold, colluders, rounds       threshold, graph: why they are safe
+    messages     what is said, typed and signed                                  epoch: a checked enrolment
+    member       the hospital: one method per message                            setup, state, journal: behind it
+    aggregator   the party that adds                                             aggregation, unmasking: behind it
+    ring         fixed-point encoding modulo 2**32                               masks, shares: the primitives
+
+What it gives: of all honest hospitals in a round only sums over at least `Context.honest_contributors` of them can be
+opened, if at most the declared number of hospitals collude with the aggregator and each hospital's journal is intact
+(see `journal` for what a restored backup means). What it does not give: protection against poisoned updates, or privacy
+of the sum itself, which is what differential privacy is for.
+
+Uses numpy and cryptography, and `study`; pure state machines, no I/O but in `journal`. Imports neither torch nor other
+rooms.
 """

@@ -182,7 +182,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
                 f"the log was rewritten somewhere in records {agreed + 1} to {head.seq}",
             )
         else:
-            agreed = signed_up_to = max(signed_up_to, head.seq)
+            agreed, signed_up_to = head.seq, max(signed_up_to, head.seq)
             heads += source == "a counterparty"
     if bad is None and count == 0:
         bad = (1, "record 1 is missing: the log is empty")

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from datasites.study.audit_chain import Head
 from datasites.study.canonical import Agreed
-from datasites.study.identity import Email, PublicKeyHex
-from datasites.study.manifest import Sha256
+from datasites.study.identity import Email
 
 SETUP_ROUND = 0
 
@@ -60,17 +60,12 @@ class EpochOffer(Agreed):
     expires: datetime.date
 
 
-class AuditHead(Agreed):
-    """A signed position in a hospital's audit log, as it goes out with each release (I11).
+class Masked(Agreed):
+    """Around a masked vector (the letter's payload): its signed header, the audit head, and public noise of counts."""
 
-    The log of `public_key` had, as its record number `seq`, the record with hash `hash`.
-    """
-
-    format: Literal[1] = 1
-    public_key: PublicKeyHex
-    seq: Annotated[int, Field(ge=1)]
-    hash: Sha256
-    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+    header: str
+    audit: Head
+    counts_sigma: dict[Literal["final", "interim"], Annotated[float, Field(ge=0)]]
 
 
 class Abstention(Agreed):
@@ -89,4 +84,4 @@ class Account(Agreed):
     noise_multiplier: Annotated[float, Field(ge=0)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     spent: dict[str, dict[str, float]]
-    head: AuditHead
+    head: Head

@@ -30,13 +30,17 @@ class Service(Agreed):
 
 
 class Cohort(Agreed):
-    """Which hospitals train on which dataset, and how many of them may collude."""
+    """Which hospitals train on which dataset, and how many of them may collude.
+
+    A hospital weighs as many patients as it declares, but at most `max_patients`.
+    """
 
     dataset: Name
     hospitals: tuple[Email, ...]
     min_patients: Annotated[int, Field(ge=1)]
     colluders: Annotated[int, Field(ge=0)] = 1
     threshold: Annotated[int, Field(ge=3)] | None = None
+    max_patients: Annotated[int, Field(ge=1)] = 10_000
 
     @field_validator("hospitals")
     @classmethod

@@ -1,0 +1,510 @@
+"""One command, `datasites`, for people. Thin: each command reads its arguments, calls a room, and prints.
+
+Errors that a person can mend are one line on standard error and exit code 2; passwords are asked for on the terminal,
+or read from standard input with `--password-stdin`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from datasites.study.errors import DatasitesError
+from datasites.study.identity import Roster, RosterEntry
+
+if TYPE_CHECKING:
+    from datasites.hospital.review import Acting
+    from datasites.hospital.site import Site
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+review_app = typer.Typer(no_args_is_help=True, help="Cases: read, approve, reject.")
+study_app = typer.Typer(no_args_is_help=True, help="Studies: check a folder; pause, resume or revoke one that runs.")
+roster_app = typer.Typer(no_args_is_help=True, help="Parties whose keys this hospital trusts.")
+identity_app = typer.Typer(no_args_is_help=True, help="This hospital's own keys.")
+agreements_app = typer.Typer(no_args_is_help=True, help="BAA, DUA, IRB: entered by one, confirmed by another.")
+person_app = typer.Typer(no_args_is_help=True, help="The hospital's people and their roles.")
+dataset_app = typer.Typer(no_args_is_help=True, help="Datasets and their readiness for a study.")
+budget_app = typer.Typer(no_args_is_help=True, help="The privacy ledger.")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit log.")
+for name, group in (
+    ("review", review_app),
+    ("study", study_app),
+    ("roster", roster_app),
+    ("identity", identity_app),
+    ("agreements", agreements_app),
+    ("person", person_app),
+    ("dataset", dataset_app),
+    ("budget", budget_app),
+    ("audit", audit_app),
+):
+    app.add_typer(group, name=name)
+
+out = Console(highlight=False, soft_wrap=True)
+
+HomeOption = Annotated[Path, typer.Option("--home", envvar="DATASITES_HOME", help="The datasite's home folder.")]
+NameOption = Annotated[str, typer.Option("--as", help="Your name, as entered with `datasites person add`.")]
+StdinOption = Annotated[bool, typer.Option("--password-stdin", help="Read your password from standard input.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors of input into one line and exit code 2."""
+    # The rooms' own errors are told apart from defects by their bases; a defect keeps its traceback.
+    from datasites.enclave.sandbox import SandboxUnavailable
+    from datasites.enclave.worker import WorkerError
+    from datasites.transport.store import StoreError
+    from datasites.transport.syft import ControlError
+    from policies.registry import RegistryError
+    from policies.ruleset import RuleError
+
+    try:
+        app(standalone_mode=True)
+    except (
+        DatasitesError,
+        SandboxUnavailable,
+        WorkerError,
+        StoreError,
+        ControlError,
+        RegistryError,
+        RuleError,
+    ) as error:
+        print(f"datasites: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__module__.startswith("datasites."):
+            print(f"datasites: {error}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+def _site(home: Path) -> Site:
+    from datasites.hospital.site import Site
+
+    return Site.open(home)
+
+
+@contextmanager
+def _acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Acting]]:
+    site = _site(home)
+    from datasites.hospital.review import Acting
+
+    yield site, Acting.login(name, _password(from_stdin, f"Password of {name}: "))
+
+
+def _password(from_stdin: bool, prompt: str) -> str:
+    return sys.stdin.readline().rstrip("\n") if from_stdin else getpass.getpass(prompt)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+# -- the datasite itself ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    home: HomeOption,
+    settings: Annotated[Path, typer.Argument(help="The datasite.toml to start from.")],
+) -> None:
+    """Make a datasite: key, database, SyftBox, and the roster entry to give to the other parties."""
+    from datasites.hospital.setup import initialise
+
+    if not settings.is_file():
+        raise DatasitesError(f"{settings}: no such file; write the datasite's settings first (see README)")
+    entry = initialise(home, settings.read_text())
+    out.print(f"datasite of {entry.organisation} in {home}\nfingerprint  {entry.fingerprint}")
+    out.print(f"give {home / 'roster-entry.json'} to the other parties, and compare fingerprints by telephone")
+
+
+@app.command()
+def serve(home: HomeOption) -> None:
+    """Run the datasite until Ctrl-C or SIGTERM."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    site = _site(home)
+    from datasites.hospital.datasite import Datasite, only_process
+
+    with only_process(site.home):
+        Datasite(site).serve(stop)
+
+
+@app.command()
+def kill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
+    """Stop all studies of this datasite before their next round."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        review.kill(site, person, reason)
+    out.print("the kill switch is on; `datasites unkill` takes it off")
+
+
+@app.command()
+def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
+    """Take the kill switch off."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        review.unkill(site, person, reason)
+    out.print("the kill switch is off")
+
+
+@identity_app.command("show")
+def identity_show(home: HomeOption) -> None:
+    """This hospital's fingerprint and roster entry."""
+    from datasites.hospital.setup import ENTRY_FILE
+
+    entry = RosterEntry.parse((_site(home).home.root / ENTRY_FILE).read_bytes())
+    out.print(f"{entry.organisation} <{entry.email}>\nfingerprint  {entry.fingerprint}")
+    out.print(entry.model_dump_json(indent=2), markup=False)
+
+
+# -- roster ----------------------------------------------------------------------------------------------------------
+
+
+@roster_app.command("show")
+def roster_show(home: HomeOption) -> None:
+    """Pinned parties."""
+    table = _table("", "organisation", "e-mail", "role", "fingerprint")
+    for entry in Roster.load(_site(home).home.roster).entries:
+        table.add_row(entry.organisation, entry.email, entry.role, entry.fingerprint)
+    out.print(table)
+
+
+@roster_app.command("pin")
+def roster_pin(
+    home: HomeOption,
+    files: Annotated[list[Path], typer.Argument(help="Roster entries of other parties.")],
+    yes: Annotated[bool, typer.Option("--yes", help="You have compared the fingerprints already.")] = False,
+) -> None:
+    """Trust parties, after comparing their fingerprints by telephone."""
+    site = _site(home)
+    roster = Roster.load(site.home.roster)
+    for file in files:
+        try:
+            entry = RosterEntry.parse(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DatasitesError(f"{file}: not a roster entry; ask for the party's roster-entry.json") from error
+        out.print(f"{entry.organisation} <{entry.email}> ({entry.role})\nfingerprint  {entry.fingerprint}")
+        if not yes and not typer.confirm("Did they read you this fingerprint by telephone?"):
+            raise DatasitesError(f"{entry.email}: not pinned")
+        roster = roster.pin(entry)
+        roster.save(site.home.roster)
+        site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint)
+
+
+@roster_app.command("revoke")
+def roster_revoke(home: HomeOption, email: str, reason: ReasonOption) -> None:
+    """Stop trusting a party; its studies are denied from the next round on."""
+    site = _site(home)
+    Roster.load(site.home.roster).without(email).save(site.home.roster)
+    site.audit.append("unpinned", email=email, reason=reason)
+    out.print(f"{email} is no longer trusted")
+
+
+# -- people, agreements ----------------------------------------------------------------------------------------------
+
+
+@person_app.command("add")
+def person_add(
+    home: HomeOption,
+    name: str,
+    role: Annotated[str, typer.Option(help="steward, privacy_officer, auditor or admin")],
+    password_stdin: StdinOption = False,
+) -> None:
+    """Enter a person; asks for their password."""
+    site = _site(home)
+    from datasites.hospital.people import add_person
+
+    add_person(name, role, _password(password_stdin, f"New password of {name}: "))
+    site.audit.append("person_added", person=name, role=role)
+    out.print(f"{name}: {role}")
+
+
+@person_app.command("list")
+def person_list(home: HomeOption) -> None:
+    """Who is entered, and in which role."""
+    _site(home)
+    from datasites.hospital.people import people
+
+    table = _table("", "name", "role")
+    for name, role in people():
+        table.add_row(name, role)
+    out.print(table)
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+@agreements_app.command("list")
+def agreements_list(home: HomeOption) -> None:
+    """All agreements, newest version of each."""
+    site = _site(home)
+    from policies.registry import RegistryFile
+
+    registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
+    forced = {(a.terms.id, a.version) for a in registry.in_force(_today())}
+    table = _table("", "id", "kind", "version", "parties", "until", "state")
+    for id in sorted({a.terms.id for a in registry.agreements}):
+        a = registry.latest(id)
+        state = "in force" if (id, a.version) in forced else "unconfirmed" if a.confirmed_by is None else "not in force"
+        table.add_row(id, a.terms.kind, str(a.version), ", ".join(a.terms.parties), str(a.terms.expires), state)
+    out.print(table)
+    for warning in registry.expiring(_today()):
+        out.print(f"expires in {warning.days_left} days: {warning.id}")
+
+
+@agreements_app.command("import")
+def agreements_import(home: HomeOption, file: Path, name: NameOption, password_stdin: StdinOption = False) -> None:
+    """Enter the agreements of a TOML file; each counts once a second person has confirmed it."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.agreements import enter_agreements
+
+        for id, version in enter_agreements(site, person, file):
+            out.print(f"{id} version {version}: entered; a second person confirms it")
+
+
+@agreements_app.command("confirm")
+def agreements_confirm(
+    home: HomeOption, id: str, version: int, name: NameOption, password_stdin: StdinOption = False
+) -> None:
+    """Confirm that an entry says what the document says."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.agreements import confirm_agreement
+
+        confirm_agreement(site, person, id, version)
+    out.print(f"{id} version {version}: confirmed")
+
+
+@agreements_app.command("terminate")
+def agreements_terminate(home: HomeOption, id: str, name: NameOption, password_stdin: StdinOption = False) -> None:
+    """End an agreement today."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.agreements import terminate_agreement
+
+        terminate_agreement(site, person, id)
+    out.print(f"{id}: terminated")
+
+
+# -- cases and studies -----------------------------------------------------------------------------------------------
+
+
+@review_app.command("list")
+def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """All cases, newest first."""
+    _site(home)
+    from datasites.hospital.models import Case
+
+    rows = [
+        {
+            "case": row.pk,
+            "study": row.study_name,
+            "state": row.state,
+            "hash": row.approval_hash,
+            "study_hash": row.study_hash,
+            "from": row.submitted_by,
+            "note": row.note,
+        }
+        for row in Case.objects.all()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = _table("", "case", "study", "state", "approval hash", "from", "note")
+    for row in rows:
+        table.add_row(str(row["case"]), row["study"], row["state"], row["hash"][:12], row["from"], row["note"])
+    out.print(table)
+
+
+@review_app.command("show")
+def review_show(home: HomeOption, case: int) -> None:
+    """Everything that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
+    site = _site(home)
+    from datasites.hospital.case_page import describe
+
+    out.print(describe(site, case), markup=False)
+
+
+@review_app.command("approve")
+def review_approve(
+    home: HomeOption,
+    case: int,
+    name: NameOption,
+    reason: ReasonOption,
+    hash: Annotated[str, typer.Option("--hash", help="The approval hash that `review show` showed you.")],
+    password_stdin: StdinOption = False,
+) -> None:
+    """Approve exactly what was shown; a study runs after a steward and a privacy officer did."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        row = review.approve(site, case, person, reason, hash)
+    out.print(f"case {case}: approved by {name}; it is {row.state}")
+
+
+@review_app.command("reject")
+def review_reject(
+    home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+) -> None:
+    """Reject a case; the researcher reads the reason."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        review.reject(site, case, person, reason)
+    out.print(f"case {case}: rejected")
+
+
+@review_app.command("recheck")
+def review_recheck(home: HomeOption, case: int) -> None:
+    """Examine an unapproved case again, after data, mapping or agreements have changed."""
+    site = _site(home)
+    from datasites.hospital.admission import recheck
+
+    row = recheck(site, case)
+    out.print(f"case {case}: {row.state} {row.note}")
+
+
+def _lifecycle(action: str) -> None:
+    def command(
+        home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+    ) -> None:
+        with _acting(home, name, password_stdin) as (site, person):
+            from datasites.hospital import review
+
+            row = getattr(review, action)(site, case, person, reason)
+        out.print(f"case {case}: {row.state}")
+
+    study_app.command(action, help=f"{action.capitalize()} a study; effective before the next round.")(command)
+
+
+for action in ("pause", "resume", "revoke"):
+    _lifecycle(action)
+
+
+@study_app.command("check")
+def study_check(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Check a study folder as every hospital will; exit code 0 only when it is clean."""
+    from datasites.researcher.study import Study
+
+    study = Study.load(folder)
+    findings = study.check()
+    if as_json:
+        print(json.dumps([finding.model_dump(mode="json") for finding in findings]))
+    else:
+        for finding in findings:
+            out.print(str(finding), markup=False)
+        out.print(f"study {study.terms.name} {study.hash}: {len(findings)} finding(s)")
+    raise typer.Exit(1 if findings else 0)
+
+
+# -- data, budget, audit ---------------------------------------------------------------------------------------------
+
+
+@dataset_app.command("check")
+def dataset_check(home: HomeOption, dataset: str, features: Annotated[Path, typer.Option("--features")]) -> None:
+    """Readiness of a dataset for a study's features.toml, for the hospital's eyes."""
+    from datasites.hospital.config import Home
+    from datasites.hospital.harmonise import harmonise, read_mapping, read_table
+    from datasites.study.errors import read_toml
+    from datasites.study.schema import DataModel
+
+    place = Home.open(home)
+    settings = place.dataset(dataset)
+    table = read_table(place.root / settings.table)
+    _, reports = harmonise(table, read_mapping(place.root / settings.mapping), read_toml(features, DataModel))
+    shown = _table(f"{dataset}: {len(table)} rows", "feature", "ready", "unit", "missing", "out of range", "reason")
+    for r in reports:
+        shown.add_row(r.name, "yes" if r.ready else "NO", r.unit, str(r.missing), str(r.out_of_range), r.reason)
+    out.print(shown)
+    raise typer.Exit(0 if all(r.ready for r in reports) else 1)
+
+
+@budget_app.command("show")
+def budget_show(home: HomeOption) -> None:
+    """Spent, committed and free privacy budget of each dataset, by partition of its patients."""
+    site = _site(home)
+    from datasites.hospital import ledger
+
+    table = _table("", "dataset", "patients", "spent (RDP)", "spent (PLD)", "committed", "cap", "delta")
+    for dataset in site.home.settings.datasets:
+        tight = ledger.spent_pld(dataset)
+        for s in ledger.state(dataset):
+            figures = (s.spent_rdp, tight[s.partition], s.committed_rdp, s.cap)
+            table.add_row(dataset.name, s.partition, *(f"{figure:.3f}" for figure in figures), f"{s.delta:g}")
+    out.print(table)
+
+
+@budget_app.command("history")
+def budget_history(home: HomeOption, dataset: str) -> None:
+    """Every line of a dataset's ledger."""
+    _site(home)
+    from datasites.hospital.models import LedgerEntry
+
+    table = _table("", "at", "patients", "study", "what", "round", "events")
+    for entry in LedgerEntry.objects.filter(dataset=dataset):
+        events = "; ".join(
+            f"{c['count']} x {c['mechanism']} z={c['noise_multiplier']} q={c['sampling_rate']}" for c in entry.charges
+        )
+        at = entry.at.isoformat(timespec="seconds")
+        table.add_row(at, entry.partition, entry.study_hash[:12], entry.kind, str(entry.round or ""), events)
+    out.print(table)
+
+
+@audit_app.command("verify")
+def audit_verify(
+    log: Path,
+    key: Annotated[str, typer.Option("--key", help="The hospital's public key, 64 hex digits.")],
+    heads: Annotated[list[Path] | None, typer.Option("--head", help="Heads that other parties hold.")] = None,
+) -> None:
+    """Verify an audit log; needs only the file and the public key."""
+    from datasites.study.audit_chain import Head, verify
+
+    report = verify(log, key, tuple(Head.parse(path.read_bytes()) for path in heads or ()))
+    out.print(report.model_dump_json(indent=2), markup=False)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@audit_app.command("tail")
+def audit_tail(home: HomeOption, lines: Annotated[int, typer.Option("-n")] = 20) -> None:
+    """The last records."""
+    from collections import deque
+
+    from datasites.hospital.config import Home
+    from datasites.study.audit_chain import records
+
+    for record in deque(records(Home.open(home).audit), maxlen=lines):
+        fields = " ".join(f"{key}={value}" for key, value in record.fields.items())
+        out.print(f"{record.seq} {record.time} {record.kind} {fields}", markup=False)
+
+
+@audit_app.command("export")
+def audit_export(home: HomeOption, target: Path) -> None:
+    """Copy the log after a signed checkpoint."""
+    site = _site(home)
+    head = site.audit.checkpoint()
+    target.write_bytes(site.home.audit.read_bytes())
+    out.print(f"{target}: {head.seq} records, verify with --key {site.identity.public_key}")
+
+
+if __name__ == "__main__":
+    main()

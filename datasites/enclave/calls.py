@@ -1,0 +1,206 @@
+"""Checks the calls in a `model.py`: what is called, with which arguments, and along which axis.
+
+First of three layers of one checker: calls, then `expressions`, then `statements`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from datasites.enclave import rows, vocabulary
+from datasites.enclave.findings import Report
+from datasites.enclave.flow import analyse
+from datasites.enclave.scope import FileNames, kind_of
+
+MAX_PRODUCT = 10**8
+MAX_RANGE = 10_000
+
+#: Positions of `inplace` among the arguments of layers and functions that have it.
+_INPLACE_LAYERS = {
+    **dict.fromkeys(["ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid"], 0),
+    **dict.fromkeys(["LeakyReLU", "ELU", "CELU", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"], 1),
+    "Hardtanh": 2,
+}
+_INPLACE_FUNCTIONS = {
+    **dict.fromkeys(["relu", "relu6", "selu", "silu", "mish", "hardswish", "hardsigmoid"], 1),
+    **dict.fromkeys(["leaky_relu", "elu", "celu"], 2),
+    "hardtanh": 3,
+}
+
+
+class Calls:
+    """One function under judgement, and the rules for calls in it. `expression` comes with the next layer."""
+
+    def __init__(self, function: ast.FunctionDef, names: FileNames, report: Report, owner: str | None) -> None:
+        self.function, self.names, self.report, self.owner = function, names, report, owner
+        self.data = (owner, function.name) in names.data_scope
+        self.initialiser = owner is not None and function.name == "__init__"
+        self.flow = analyse(function, names, data=self.data, method=owner is not None)
+        self.parameters = {argument.arg for argument in (*function.args.posonlyargs, *function.args.args)}
+        self.loops = 0
+
+    def say(self, node: ast.AST, rule: str, reason: str, remedy: str) -> None:
+        """Report a finding at `node`."""
+        self.report.node(node, rule, reason, remedy)
+
+    def expression(self, node: ast.expr, *, size: bool = False, called: bool = False) -> None:
+        """Judge an expression; see `expressions`."""
+        raise NotImplementedError
+
+    def generator(self, node: ast.Call, argument: ast.GeneratorExp) -> None:
+        """Judge a generator that is given to a call; see `expressions`."""
+        raise NotImplementedError
+
+    def public(self, node: ast.expr, what: str) -> None:
+        """Report `what` if the value of `node` depends on rows."""
+        if self.flow.has_rows(node) or self.flow.has_batch_size(node):
+            self.say(node, "data-dependent", f"{what} may not depend on rows", "leave the value out")
+
+    def _is_list(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) and self.flow.is_fresh_list(node.id)
+
+    def _see_Call(self, node: ast.Call) -> None:
+        self.call(node)
+
+    def call(self, node: ast.Call, *, looped: bool = False) -> None:
+        """Judge a call. looped: it stands where a loop takes its values from, so it may give an iterator."""
+        if self._is_super_init(node):
+            self._arguments(node)
+            return
+        func = node.func
+        if isinstance(func, ast.Name):
+            self._named_call(node, func, looped)
+        elif isinstance(func, ast.Attribute):
+            self.expression(func, called=True)
+            self._attribute_call(node, func)
+        elif isinstance(func, ast.Subscript | ast.Call):
+            self.expression(func)
+        else:
+            self.say(func, "call", "only names, layers and methods can be called", "name it first")
+            self.expression(func)
+        self._arguments(node)
+
+    def _is_super_init(self, node: ast.Call) -> bool:
+        func = node.func
+        if not (isinstance(func, ast.Attribute) and func.attr == "__init__" and self.initialiser):
+            return False
+        inner = func.value
+        if not (isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "super"):
+            return False
+        words = [argument.id if isinstance(argument, ast.Name) else "" for argument in inner.args]
+        return not inner.keywords and words in ([], [self.owner, "self"])
+
+    def _named_call(self, node: ast.Call, func: ast.Name, looped: bool) -> None:
+        name = func.id
+        if name == "super":
+            self.say(node, "builtin", "super is for super().__init__() alone", "call the method itself")
+            return
+        self.expression(func, called=True)
+        dotted = self.names.aliases.get(name)
+        if dotted is not None:
+            self._torch_call(node, dotted)
+        elif name in vocabulary.BUILTINS and name not in self.flow.bound:
+            if name in vocabulary.ITERATORS and not looped:
+                self.say(node, "iterator", f"{name} outside a loop remembers how far it was read", "use it in for")
+            if name not in vocabulary.BUILTINS_ON_ROWS:
+                for argument in node.args:
+                    self.public(argument, f"the argument of {name}")
+            length = max((rows.literal_int(argument) or 0 for argument in node.args), default=0)
+            if name == "range" and length > MAX_RANGE:
+                self.say(node, "size", f"a loop of more than {MAX_RANGE} turns", "use tensor operations")
+
+    def _attribute_call(self, node: ast.Call, func: ast.Attribute) -> None:
+        dotted = self.names.dotted(func)
+        if dotted is not None:
+            self._torch_call(node, dotted)
+            return
+        on_self = isinstance(func.value, ast.Name) and func.value.id == "self"
+        if on_self:
+            return
+        if func.attr in vocabulary.LIST_METHODS and func.attr not in self.names.own_attributes and self.data:
+            if not self._is_list(func.value):
+                self.say(node, "in-place", f"{func.attr} on something that is not a list made in this function: it "
+                         "would carry something from one batch to the next", "make a list here")  # fmt: skip
+        elif func.attr in vocabulary.METHODS:
+            has_rows = self.flow.has_rows(func.value)
+            problem = rows.check_call(
+                func.attr, node, method=True, receiver_has_rows=has_rows, has_rows=self.flow.has_rows
+            )
+            if problem is not None:
+                self.say(node, *problem)
+
+    def _torch_call(self, node: ast.Call, dotted: str) -> None:
+        kind, last = kind_of(dotted), dotted.rpartition(".")[2]
+        problem = None
+        if kind == "function":
+            problem = rows.check_call(last, node, method=False, receiver_has_rows=False, has_rows=self.flow.has_rows)
+        elif kind == "layer":
+            problem = rows.check_layer(last, node)
+            self._inplace(node, last, _INPLACE_LAYERS)
+        elif kind == "loss":
+            problem = rows.check_loss(last, node)
+        elif kind == "math":
+            for argument in node.args:
+                self.public(argument, f"the argument of {dotted}")
+        elif kind == "value":
+            self.say(node, "torch", f"{dotted} can't be called here", "leave it out")
+        if problem is not None:
+            self.say(node, *problem)
+        for item in node.keywords:
+            if item.arg is not None and item.arg not in vocabulary.KEYWORDS:
+                remedy = vocabulary.REMEDIES.get(item.arg, "leave it out")
+                self.say(item.value, "keyword", f"{item.arg} of {dotted} is not among the keywords that a model needs",
+                         remedy)  # fmt: skip
+            if item.arg == "device" and not (isinstance(item.value, ast.Attribute) and item.value.attr == "device"):
+                self.say(item.value, "keyword", "the trainer chooses the device", vocabulary.REMEDIES["device"])
+            if item.arg == "track_running_stats" and not (
+                isinstance(item.value, ast.Constant) and item.value.value is False
+            ):
+                self.say(item.value, "keyword", "running statistics remember rows", "leave it out")
+        product = 1
+        for argument in node.args:
+            product *= max(1, abs(rows.literal_int(argument) or 1))
+        if product > MAX_PRODUCT:
+            self.say(node, "size", "a huge tensor or layer", "make it smaller")
+        if kind == "function":
+            self._inplace(node, last, _INPLACE_FUNCTIONS)
+
+    def _inplace(self, node: ast.Call, name: str, positions: dict[str, int]) -> None:
+        if len(node.args) > positions.get(name, len(node.args)):
+            self.say(node, "in-place", f"{name} is made to work in place", "leave the argument out")
+
+    def _arguments(self, node: ast.Call) -> None:
+        dotted = self.names.dotted(node.func) or ""
+        initialises = kind_of(dotted) == "initialiser" and not self.data
+        local = isinstance(node.func, ast.Name) and node.func.id in self.names.functions | set(self.names.classes)
+        own_method = isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and (
+            node.func.value.id == "self")  # fmt: skip
+        shape = self.flow.shape_function(node) is not None or self.flow.gives_shape(node)
+        spread = local or own_method or shape or dotted == "torch.nn.Sequential" or self._is_super_init(node)
+        for place, argument in enumerate(node.args):
+            if initialises and place == 0 and isinstance(argument, ast.Attribute) and (
+                argument.attr in vocabulary.WEIGHTS):  # fmt: skip
+                self.expression(argument.value) if not self._on_own_layer(argument.value) else None
+                continue
+            if isinstance(argument, ast.Starred) and not spread:
+                self.say(argument, "call", "* hides the arguments of a function of torch", "write them out")
+            if isinstance(argument, ast.GeneratorExp):
+                self.generator(node, argument)
+                continue
+            # torch.zeros(a, b): the batch size may stand anywhere; in other shapes it stands first.
+            offset = 1 if dotted == "torch.reshape" else 0
+            allowed = shape and (self.flow.shaped_anywhere(node) or place == offset)
+            self.expression(argument, size=allowed)
+        for item in node.keywords:
+            if item.arg is None:
+                if not (local or self._is_super_init(node)):
+                    self.say(item.value, "call", "** hides the arguments of a function", "write them out")
+            elif item.arg.startswith("__"):
+                self.say(item.value, "dunder", f"{item.arg} has a meaning to Python", "choose another name")
+            self.expression(item.value)
+
+    def _on_own_layer(self, node: ast.expr) -> bool:
+        own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+        if own and isinstance(node, ast.Attribute):
+            self.expression(node)
+        return own

@@ -1,0 +1,225 @@
+"""What the worker takes away from itself before it reads a line of model code: resources and system calls.
+
+Runs inside the sandbox, as trusted code, once. Limits are set hard, so that nothing in the process can raise them.
+The system call filter is a classic BPF program (seccomp mode 2, all threads): it refuses sockets, new programs, new
+processes, new namespaces, mounts, tracing, kernel keys, io_uring and the other calls that a training loop never makes
+and that kernel exploits like. Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none,
+and bubblewrap's namespaces remain.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import struct
+from typing import Annotated
+
+from pydantic import Field
+
+from datasites.study.canonical import Agreed
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+class Limits(Agreed):
+    """Hard limits of one worker. Bytes unless the name says otherwise."""
+
+    memory: Annotated[int, Field(ge=512 * MIB)] = 4 * GIB
+    processes: Annotated[int, Field(ge=1)] = 256
+    file_size: Annotated[int, Field(ge=0)] = 16 * MIB
+    open_files: Annotated[int, Field(ge=32)] = 256
+    scratch: Annotated[int, Field(ge=MIB)] = 16 * MIB
+    cpu_seconds: Annotated[int, Field(ge=1)] = 24 * 3600
+    devices: bool = False
+
+
+#: Address space beyond `memory`: libraries, thread arenas and file mappings, which take no memory by being mapped.
+_ADDRESS_SLACK = 4 * GIB
+
+#: Seconds between the signal that the processor time is used up and the kernel's kill.
+_CPU_GRACE = 30
+
+# Kernel constants (linux/bpf_common.h, linux/seccomp.h, linux/audit.h, linux/sched.h, sys/prctl.h).
+_LD_ABS, _JEQ, _JSET, _JGE, _RET = 0x20, 0x15, 0x45, 0x35, 0x06
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARG0 = 0, 4, 16
+_CLONE_THREAD = 0x00010000
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_SET_MODE_FILTER, _TSYNC = 1, 1
+_X32_BIT = 0x40000000
+
+# Refused calls: name -> (x86-64 number, AArch64 number); None where the machine has no such call.
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    # network
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "accept": (43, 202),
+    "accept4": (288, 242),
+    # programs and processes
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "fork": (57, None),
+    "vfork": (58, None),
+    # other processes' memory and descriptors
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
+    # namespaces and mounts
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "fanotify_init": (300, 262),
+    # kernel interfaces that a training loop has no use for
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "vmsplice": (278, 75),
+    "personality": (135, 92),
+    "modify_ldt": (154, None),
+    "syslog": (103, 116),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "clock_adjtime": (305, 266),
+    "adjtimex": (159, 171),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+}
+
+
+class _Machine:
+    """Numbers that differ by processor: column in `_REFUSED`, audit architecture, clone, clone3, seccomp."""
+
+    def __init__(self, column: int, audit: int, clone: int, clone3: int, seccomp: int) -> None:
+        self.column, self.audit, self.clone, self.clone3, self.seccomp = column, audit, clone, clone3, seccomp
+
+
+_MACHINES = {
+    "x86_64": _Machine(0, 0xC000003E, 56, 435, 317),
+    "aarch64": _Machine(1, 0xC00000B7, 220, 435, 277),
+}
+
+
+def confine(limits: Limits) -> tuple[str, ...]:
+    """Apply resource limits and the system call filter to this process; returns what could not be applied, in words.
+
+    Irrevocable. Call after imports and before any model code. Raises `OSError` when the kernel has seccomp and
+    refuses the filter: a filter that was meant to be there and isn't is not a warning.
+    """
+    for kind, value in _resources(limits):
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+    # The soft limit sends SIGXCPU, which the worker turns into an error with a name; the hard one kills.
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    kill = limits.cpu_seconds + _CPU_GRACE
+    kill = kill if hard == resource.RLIM_INFINITY else min(kill, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(limits.cpu_seconds, kill), kill))
+    machine = _MACHINES.get(platform.machine())
+    if machine is None:
+        return (f"no system call filter for {platform.machine()}: only x86-64 and AArch64 are known",)
+    _install(machine)
+    return ()
+
+
+def _resources(limits: Limits) -> list[tuple[int, int]]:
+    chosen = [
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, limits.file_size),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ]
+    if not limits.devices:
+        # DATA counts private writable memory, which is what tensors are; AS also bounds shared anonymous mappings.
+        # GPU drivers reserve address space by the terabyte, so neither limit is set where devices are given.
+        chosen += [(resource.RLIMIT_DATA, limits.memory), (resource.RLIMIT_AS, limits.memory + _ADDRESS_SLACK)]
+    return chosen
+
+
+def filter_program(machine_name: str) -> bytes:
+    """The BPF program for "x86_64" or "aarch64", as an array of 8-byte `struct sock_filter`. Raises `KeyError`."""
+    machine = _MACHINES[machine_name]
+    numbers = [pair[machine.column] for pair in _REFUSED.values()]
+    refused = sorted(number for number in numbers if number is not None)
+    program: list[tuple[int, int, int, int]] = [
+        (_LD_ABS, 0, 0, _OFFSET_ARCH),
+        (_JEQ, 1, 0, machine.audit),
+        (_RET, 0, 0, _KILL),
+        (_LD_ABS, 0, 0, _OFFSET_NUMBER),
+    ]
+    if machine_name == "x86_64":
+        # The x32 interface has its own numbers for the same calls: refuse all of it.
+        program += [(_JGE, 0, 1, _X32_BIT), (_RET, 0, 0, _ERRNO | errno.EPERM)]
+    # clone3 hides its flags behind a pointer; ENOSYS makes the C library fall back to clone, which can be judged.
+    program += [(_JEQ, 0, 1, machine.clone3), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
+    for number in refused:
+        program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
+    program += [
+        (_JEQ, 0, 3, machine.clone),
+        (_LD_ABS, 0, 0, _OFFSET_ARG0),  # low word of the flags: a new thread is allowed, a new process is not
+        (_JSET, 1, 0, _CLONE_THREAD),
+        (_RET, 0, 0, _ERRNO | errno.EPERM),
+        (_RET, 0, 0, _ALLOW),
+    ]
+    return b"".join(struct.pack("=HBBI", code, yes, no, value) for code, yes, no, value in program)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def _install(machine: _Machine) -> None:
+    program = filter_program(platform.machine())
+    buffer = ctypes.create_string_buffer(program, len(program))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(NO_NEW_PRIVS) was refused")
+    described = _Program(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p))
+    # TSYNC applies the filter to threads that libraries have already started.
+    if libc.syscall(machine.seccomp, _SECCOMP_SET_MODE_FILTER, _TSYNC, ctypes.byref(described)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"the kernel refused the system call filter: {os.strerror(code)}")

@@ -1,0 +1,307 @@
+"""Checks the expressions of a `model.py`: names, attributes, operators, subscripts, comprehensions.
+
+Second of three layers of one checker: `calls`, then this, then `statements`. An expression of a kind that is not
+handled here is refused, so a later Python's new syntax is refused too. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from datasites.enclave import rows, vocabulary
+from datasites.enclave.calls import Calls
+from datasites.enclave.scope import kind_of
+
+MAX_INTEGER = 2**31
+
+_OPERATORS = (
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult, ast.BitAnd, ast.BitOr,
+    ast.USub, ast.UAdd, ast.Not, ast.Invert, ast.And, ast.Or,
+    ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Is, ast.IsNot, ast.In, ast.NotIn,
+)  # fmt: skip
+TYPE_NAMES = frozenset({"bool", "dict", "float", "int", "list", "str", "tuple"})
+
+
+def constant_fits(node: ast.Constant) -> bool:
+    """Whether a literal is of a plain type and not huge."""
+    if node.value is None or node.value is Ellipsis or isinstance(node.value, str | float | bool):
+        return True
+    return isinstance(node.value, int) and abs(node.value) <= MAX_INTEGER
+
+
+class Expressions(Calls):
+    """The rules for expressions."""
+
+    def expression(self, node: ast.expr, *, size: bool = False, called: bool = False) -> None:
+        """size: the batch size may stand here, because it goes into a shape or a name. called: as `node(...)`."""
+        if self.flow.is_batch_size(node):
+            if not size:
+                self.say(node, "batch-size", "the number of rows is used as a number: a loss that knows it depends on "
+                         "the other rows", "use x.shape[0] only first in view, reshape, expand or zeros")  # fmt: skip
+            return
+        handler = getattr(self, f"_see_{type(node).__name__}", None)
+        if handler is None:
+            name = type(node).__name__
+            remedy = {
+                "Lambda": "define a function at module level",
+                "NamedExpr": "assign on a line of its own",
+                "GeneratorExp": "use a list",
+            }.get(name, "leave it out")
+            self.say(node, "expression", f"{name} is not among the expressions that a model needs", remedy)
+            return
+        if isinstance(node, ast.Tuple | ast.List | ast.Starred | ast.BinOp):
+            handler(node, size)
+        elif isinstance(node, ast.Name | ast.Attribute):
+            handler(node, called)
+        else:
+            handler(node)
+
+    def operator(self, operator: ast.AST, node: ast.AST) -> None:
+        """Judge an operator of `node`."""
+        if not isinstance(operator, _OPERATORS):
+            self.say(node, "operator", f"{type(operator).__name__} is not among the operators that a model needs",
+                     "write it another way")  # fmt: skip
+
+    def _see_Constant(self, node: ast.Constant) -> None:
+        if not constant_fits(node):
+            self.say(node, "constant", "a literal of an unusual type, or a huge number", "use a smaller number")
+
+    def _see_Tuple(self, node: ast.Tuple | ast.List, size: bool) -> None:
+        for place, element in enumerate(node.elts):
+            self.expression(element, size=size and place == 0)
+
+    _see_List = _see_Tuple
+
+    def _see_Starred(self, node: ast.Starred, size: bool) -> None:
+        self.expression(node.value, size=size)
+
+    def _see_Dict(self, node: ast.Dict) -> None:
+        for key, value in zip(node.keys, node.values, strict=True):
+            if key is None:
+                self.say(node, "expression", "** in a dictionary", "write the entries out")
+            else:
+                self.expression(key)
+                self.public(key, "a key of a dictionary")
+            self.expression(value)
+
+    def _see_BinOp(self, node: ast.BinOp, size: bool) -> None:
+        self.operator(node.op, node)
+        self.expression(node.left, size=size and isinstance(node.op, ast.Add))
+        self.expression(node.right)
+        self._bombs(node)
+
+    def _bombs(self, node: ast.BinOp) -> None:
+        if isinstance(node.op, ast.Pow):
+            exponent, base = rows.literal_int(node.right), rows.literal_int(node.left)
+            number = isinstance(node.right, ast.Constant | ast.UnaryOp)
+            small = (exponent is not None and abs(exponent) <= 64) or (exponent is None and number)
+            if not small and (base is None or abs(base) > 16) and not self.flow.has_rows(node.left):
+                self.say(node, "size", "a power without a bound", "write the exponent as a small number")
+            if exponent is not None and base is not None and rows.literal_int(node) is None:
+                self.say(node, "size", "a huge number", "use a smaller one")
+        if isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Constant) and isinstance(node.left.value, str):
+            self.say(node, "expression", "formatting calls methods of what it formats", "join strings with +")
+        if isinstance(node.op, ast.Mult):
+            for one, other in ((node.left, node.right), (node.right, node.left)):
+                text = isinstance(one, ast.Constant) and isinstance(one.value, str)
+                times = rows.literal_int(other)
+                if (text or isinstance(one, ast.List | ast.Tuple)) and times is not None and times > 1024:
+                    self.say(node, "size", "a sequence repeated very often", "use a tensor")
+        value = rows.literal_int(node)
+        if value is not None and abs(value) > MAX_INTEGER:
+            self.say(node, "size", "a huge number", "use a smaller one")
+
+    def _see_UnaryOp(self, node: ast.UnaryOp) -> None:
+        self.operator(node.op, node)
+        if isinstance(node.op, ast.Not):
+            self.condition(node.operand)
+        else:
+            self.expression(node.operand)
+
+    def _see_BoolOp(self, node: ast.BoolOp) -> None:
+        for value in node.values:
+            self.condition(value)
+
+    def _see_Compare(self, node: ast.Compare) -> None:
+        for operator in node.ops:
+            self.operator(operator, node)
+        parts = [node.left, *node.comparators]
+        identity = all(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops)
+        truth = len(node.ops) > 1 or any(isinstance(operator, ast.In | ast.NotIn) for operator in node.ops)
+        for part in parts:
+            if identity and not self.data and isinstance(part, ast.Attribute) and part.attr in vocabulary.WEIGHTS:
+                self.expression(part.value)  # `if layer.bias is not None`
+            elif truth:
+                self.condition(part)
+            else:
+                self.expression(part)
+
+    def _see_IfExp(self, node: ast.IfExp) -> None:
+        self.condition(node.test)
+        self.expression(node.body)
+        self.expression(node.orelse)
+
+    def _see_ListComp(self, node: ast.ListComp | ast.GeneratorExp) -> None:
+        self._comprehension(node.generators)
+        self.expression(node.elt)
+
+    def _see_DictComp(self, node: ast.DictComp) -> None:
+        self._comprehension(node.generators)
+        self.expression(node.key)
+        self.public(node.key, "a key of a dictionary")
+        self.expression(node.value)
+
+    def _comprehension(self, generators: list[ast.comprehension]) -> None:
+        for generator in generators:
+            if generator.is_async:
+                self.say(generator.target, "expression", "async is of no use here", "leave it out")
+            self.target(generator.target)
+            self.iterable(generator.iter)
+            for test in generator.ifs:
+                self.condition(test)
+
+    def _see_Subscript(self, node: ast.Subscript) -> None:
+        if not self.flow._is_shape(node.value):
+            self.expression(node.value)
+        elif isinstance(node.value, ast.Attribute):
+            self.expression(node.value.value)
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        for part in parts:
+            self.expression(part)
+        first = parts[0] if parts else None
+        if first is None or not self.flow.has_rows(node.value) or self._is_list(node.value):
+            return
+        whole = isinstance(first, ast.Slice) and (first.lower, first.upper, first.step) == (None, None, None)
+        whole = whole or (isinstance(first, ast.Constant) and first.value is Ellipsis)
+        chosen = isinstance(first, ast.Slice) or self.flow.has_rows(first)
+        chosen = chosen or (isinstance(node.value, ast.Name) and node.value.id in self.parameters)
+        if not whole and chosen:
+            self.say(node, "rows", "rows of the batch are picked by number or by content", "write x[:, ...]")
+
+    def _see_Slice(self, node: ast.Slice) -> None:
+        for part in (node.lower, node.upper, node.step):
+            if part is not None:
+                self.expression(part)
+
+    def _see_Name(self, node: ast.Name, called: bool) -> None:
+        name = node.id
+        if name == "self" and self.owner is not None:
+            self.say(node, "self", "self on its own could be written to under another name", "name what you need of it")
+        elif name in self.flow.bound:
+            return
+        elif name in self.names.aliases:
+            self._torch(node, self.names.aliases[name], called)
+        elif name in self.names.classes:
+            if self.data:
+                self.say(node, "layer", f"{name} is made anew for every batch", "make it in __init__")
+        elif name in self.names.functions or name in self.names.constants:
+            return
+        elif name in vocabulary.BUILTINS:
+            if not called and name not in TYPE_NAMES:
+                self.say(node, "builtin", f"{name} is used as a value", "call it directly")
+        elif not (called and name in vocabulary.EXCEPTIONS):
+            remedy = vocabulary.REMEDIES.get(name, "use torch, math, and what is defined in this file")
+            self.say(node, "name", f"{name} is not among the names that a model needs", remedy)
+
+    def _torch(self, node: ast.AST, dotted: str, called: bool) -> None:
+        kind, last = kind_of(dotted), dotted.rpartition(".")[2]
+        if kind is None or kind == "module":
+            remedy = vocabulary.REMEDIES.get(last, "use another function of torch or torch.nn")
+            self.say(node, "torch", f"{dotted} is not among the parts of torch that a model needs", remedy)
+        elif kind == "layer":
+            if self.data:
+                self.say(node, "layer", f"{dotted} is made anew for every batch", "make it in __init__")
+        elif kind == "initialiser" and self.data:
+            self.say(node, "torch", f"{dotted} writes into weights", "initialise in __init__")
+        elif kind in ("function", "loss", "initialiser") and not called:
+            self.say(node, "torch", f"{dotted} is used as a value, so its arguments can't be seen", "call it directly")
+
+    def _see_Attribute(self, node: ast.Attribute, called: bool) -> None:
+        name = node.attr
+        dotted = self.names.dotted(node)
+        if dotted is not None:
+            self._torch(node, dotted, called)
+            return
+        if name.startswith("__"):
+            self.say(node, "dunder", f"{name} reaches into Python itself", "leave it out")
+            return
+        if isinstance(node.value, ast.Name) and node.value.id == "self" and self.owner is not None:
+            walk = called and not self.data and name in vocabulary.WALKS
+            if not walk and not self.names.on_self(self.owner, name):
+                self._unknown(node, f"self.{name} is not set in __init__ of this class")
+            return
+        self.expression(node.value)
+        if called:
+            fits = name in vocabulary.METHODS | vocabulary.CONTAINER_METHODS | vocabulary.LIST_METHODS
+            fits = fits or (not self.data and name in vocabulary.WALKS)
+        else:
+            fits = name in vocabulary.TENSOR_ATTRIBUTES | vocabulary.LAYER_ATTRIBUTES
+        if not fits and name not in self.names.own_attributes:
+            self._unknown(node, f".{name} is not among the attributes that a model needs")
+
+    def _unknown(self, node: ast.Attribute, reason: str) -> None:
+        remedy = vocabulary.REMEDIES.get(node.attr)
+        if remedy is None:
+            remedy = "write it without the trailing underscore" if node.attr.endswith("_") else "write it another way"
+        self.say(node, "attribute", reason, remedy)
+
+    def condition(self, node: ast.expr) -> None:
+        """Judge what a branch or a truth value hangs on: nothing of the rows."""
+        self.expression(node)
+        if self.flow.has_rows(node) or self.flow.has_batch_size(node):
+            self.say(node, "data-dependent", "what runs depends on what is in the rows, or on how many there are",
+                     "use torch.where, which decides for each row")  # fmt: skip
+
+    def iterable(self, node: ast.expr) -> None:
+        """What may be looped over: layers, lists, ranges; not a tensor, whose first axis are the rows."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in vocabulary.ITERATORS:
+            self.call(node, looped=True)
+            for argument in node.args:
+                self._looped(argument)
+            return
+        self.expression(node)
+        self._looped(node)
+
+    def _looped(self, node: ast.expr) -> None:
+        known_list = isinstance(node, ast.List | ast.Tuple | ast.ListComp) or (
+            isinstance(node, ast.Name) and self.flow.is_fresh_list(node.id)
+        )
+        along = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in (
+            "unbind", "split", "chunk")  # fmt: skip
+        if self.flow.has_batch_size(node) or (self.flow.has_rows(node) and not known_list and not along):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in vocabulary.ITERATORS:
+                for argument in node.args:
+                    self._looped(argument)
+                return
+            self.say(node, "rows", "a loop over the rows of a batch, or one that depends on them",
+                     "loop over positions: for t in range(x.shape[1])")  # fmt: skip
+
+    def target(self, node: ast.expr) -> None:
+        """Judge what is assigned to: local names, and `self.x` in `__init__`."""
+        if isinstance(node, ast.Name):
+            return  # `_binding` has judged it.
+        if isinstance(node, ast.Tuple | ast.List):
+            for element in node.elts:
+                self.target(element)
+        elif isinstance(node, ast.Starred):
+            self.target(node.value)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+            if not self.initialiser:
+                self.say(node, "self-write", f"self.{node.attr} is written outside __init__: it would carry something "
+                         "from one batch to the next", "return the value, or set it in __init__")  # fmt: skip
+            elif node.attr in vocabulary.RESERVED or node.attr.startswith("__"):
+                self.say(node, "override", f"self.{node.attr} belongs to nn.Module", "choose another name")
+        elif isinstance(node, ast.Attribute):
+            self.say(node, "attribute-write", f"{node.attr} of another object is written", "build a new object")
+        else:
+            self.say(
+                node, "in-place", "writing into a tensor, list or dictionary", "build a new one (torch.cat, a list)"
+            )
+            self.expression(node)
+
+    def generator(self, node: ast.Call, argument: ast.GeneratorExp) -> None:
+        """Judge a generator that is given to a call: only where the call uses it up."""
+        consumes = isinstance(node.func, ast.Name) and node.func.id in ("tuple", "list", "sum", "dict")
+        if not consumes:
+            self.say(argument, "iterator", "a generator remembers how far it was read", "use a list")
+        self._see_ListComp(argument)

@@ -1,0 +1,309 @@
+"""The sandbox's end of the pipe: loads one study's model, holds its rows, trains and evaluates. Runs as a process.
+
+The only file of this room that is a program (`python -m datasites.enclave.inside LIMITS`, started by `worker`). Order
+matters: the pipe is put out of reach of standard output, libraries are imported, the process gives up what it does not
+need (`confine`), and only then is model code read.
+
+What leaves: a noised update, noised counts, the built model's shape, and reasons of failure. The last are for the
+hospital's eyes and stay in the datasite. Every round works on a fresh copy of the model as it was built, so nothing
+that a round leaves on it reaches the next one.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasites.enclave import loader, protocol
+from datasites.enclave.confine import Limits, confine
+from datasites.privacy import evaluation, parameters, probe, trainer
+from datasites.privacy.clipping import UnsupportedModel
+from datasites.privacy.noise import secure_generator
+
+_PROBE_ROWS = 256
+_SCORE_ROWS = 4096
+
+Rows = dict[str, np.ndarray]
+
+
+class _CpuTimeUsed(BaseException):
+    """The kernel said that the processor time of `Limits` is used up."""
+
+
+class _Refusal(Exception):
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
+
+
+class Enclave:
+    """State of one worker: the model as built, and rows by partition. Each method answers one request."""
+
+    def __init__(self, limits: Limits, warnings: tuple[str, ...]) -> None:
+        self._limits = limits
+        self._warnings = warnings
+        self._genuine = loader.Genuine()
+        self._model: loader.LoadedModel | None = None
+        self._findings: tuple[protocol.ModelFinding, ...] = ()
+        self._rows: dict[str, Rows] = {}
+        self._device = "cuda" if limits.devices and torch.cuda.is_available() else "cpu"
+
+    def answer(self, request: protocol.Message, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
+        """Reply to one request; raises whatever went wrong."""
+        if isinstance(request, protocol.LoadCode):
+            return self._load_code(request), {}
+        if isinstance(request, protocol.LoadData):
+            return self._load_data(request, arrays), {}
+        if isinstance(request, protocol.Initialise):
+            return protocol.Done(), {"parameters": parameters.flatten(self._loaded().module)}
+        if isinstance(request, protocol.Train):
+            return self._train(request, arrays)
+        if isinstance(request, protocol.Rehearse):
+            return self._rehearse(request), {}
+        if isinstance(request, protocol.Evaluate):
+            return self._evaluate(request, arrays)
+        raise _Refusal("protocol", f"{request.kind} is not a request")
+
+    def _load_code(self, request: protocol.LoadCode) -> protocol.Description:
+        if self._model is not None:
+            raise _Refusal("protocol", "this worker has a model; a worker serves one study")
+        built = loader.load(Path(request.folder), request.files, request.n_features, request.config, self._genuine)
+        self._model = built
+        self._findings = built.findings
+        module = built.module
+        named = tuple(
+            protocol.Parameter(name=name, shape=tuple(parameter.shape)) for name, parameter in module.named_parameters()
+        )
+        count = parameters.dimension(module)
+        # Parameters, one gradient sum in double precision, noise, and the global model beside the local one.
+        memory = count * (4 + 4 + 8 + 8 + 8)
+        return protocol.Description(
+            parameters=named, count=count, memory_bytes=memory, findings=self._findings, warnings=self._warnings
+        )
+
+    def _load_data(self, request: protocol.LoadData, arrays: protocol.Arrays) -> protocol.Done:
+        if set(arrays) - {"x", "y", "patients"} or not {"x", "y"} <= set(arrays):
+            raise _Refusal("protocol", "a partition is x, y and, where there is one, patients")
+        rows = dict(arrays)
+        rows.setdefault("patients", np.arange(len(rows["y"]), dtype=np.int64))
+        if not len(rows["x"]) == len(rows["y"]) == len(rows["patients"]):
+            raise _Refusal("data", "x, y and patients differ in their number of rows")
+        self._rows[request.partition] = rows
+        return protocol.Done()
+
+    def _train(self, request: protocol.Train, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
+        started = time.perf_counter()
+        rows = self._partition("training")
+        module = self._fresh(arrays)
+        self._probe(module, rows, request.expected_batch)
+        result = self._round(module, rows, request, request.round, arrays.get("correction"))
+        self._genuine.check()
+        trained = protocol.Trained(steps=result.steps, seconds=time.perf_counter() - started)
+        return trained, {"update": result.update}
+
+    def _round(
+        self,
+        module: torch.nn.Module,
+        rows: Rows,
+        request: protocol.Train | protocol.Rehearse,
+        number: int,
+        correction: np.ndarray | None = None,
+    ) -> trainer.RoundResult:
+        return trainer.train_round(
+            module,
+            self._loaded().loss,
+            rows["x"],
+            rows["y"],
+            rows["patients"],
+            request.plan,
+            request.training,
+            expected_batch=request.expected_batch,
+            round_number=number,
+            device=self._device,
+            # Rows, model and library code need the rest.
+            memory_limit=max(16 * 1024**2, min(trainer.DEFAULT_MEMORY, self._limits.memory // 4)),
+            correction=correction,
+            grid=request.grid,
+        )
+
+    def _probe(self, module: torch.nn.Module, rows: Rows, expected_batch: float) -> None:
+        """Independence of rows, on as many random rows as a training batch is likely to have."""
+        have = len(rows["y"])
+        if have < 2:
+            raise _Refusal("data", "fewer than two rows: independence of rows can't be shown")
+        size = int(min(have, _PROBE_ROWS, max(2.0, np.ceil(expected_batch))))
+        chosen = secure_generator().choice(have, size=size, replace=False)
+        probe.check_independence(
+            copy.deepcopy(module), self._loaded().loss, rows["x"][chosen], rows["y"][chosen], device=self._device
+        )
+
+    def _rehearse(self, request: protocol.Rehearse) -> protocol.Rehearsed:
+        rows = self._partition("mock")
+        found: list[protocol.ModelFinding] = list(self._findings)
+        steps = done = 0
+        started = time.perf_counter()
+        try:
+            for number in range(1, min(request.rounds, request.plan.rounds) + 1):
+                module = copy.deepcopy(self._usable().module)
+                self._probe(module, rows, request.expected_batch)
+                steps += self._round(module, rows, request, number).steps
+                done += 1
+            self._genuine.check()
+        except Exception as error:
+            failed = _failed(error)
+            if failed.failure == "out_of_memory":
+                raise
+            found.append(
+                protocol.ModelFinding(where=failed.rule or failed.failure, reason=failed.reason[-2000:] or "failed")
+            )
+        seconds = (time.perf_counter() - started) / max(done, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return protocol.Rehearsed(
+            rounds=done, steps=steps, seconds_per_round=seconds, peak_memory_bytes=peak, findings=tuple(found)
+        )
+
+    def _evaluate(self, request: protocol.Evaluate, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
+        rows = self._partition(request.partition)
+        module = self._fresh(arrays).to(self._device).eval()
+        scores = []
+        with torch.no_grad():
+            for start in range(0, len(rows["y"]), _SCORE_ROWS):
+                part = torch.from_numpy(rows["x"][start : start + _SCORE_ROWS]).to(self._device)
+                logits = module(part)
+                if logits.numel() != len(part):
+                    raise _Refusal(
+                        "model", f"the model gives {tuple(logits.shape)} for {len(part)} rows; one logit each"
+                    )
+                scores.append(torch.sigmoid(logits.reshape(-1)).cpu().numpy())
+        joined = np.concatenate(scores) if scores else np.empty(0, dtype=np.float32)
+        self._genuine.check()
+        counts = evaluation.noised_counts(joined, rows["y"], rows["patients"], request.plan, request.evaluation)
+        return protocol.Evaluated(), {"counts": counts}
+
+    def _loaded(self) -> loader.LoadedModel:
+        if self._model is None:
+            raise _Refusal("protocol", "no model is loaded yet")
+        return self._model
+
+    def _usable(self) -> loader.LoadedModel:
+        blocking = [finding for finding in self._findings if finding.blocking]
+        if blocking:
+            first = blocking[0]
+            raise _Refusal("model", f"{first.where}: {first.reason}; {first.remedy}")
+        return self._loaded()
+
+    def _partition(self, name: str) -> Rows:
+        if name not in self._rows:
+            raise _Refusal("data", f"no {name} rows were given to this worker")
+        return self._rows[name]
+
+    def _fresh(self, arrays: protocol.Arrays) -> torch.nn.Module:
+        module = copy.deepcopy(self._usable().module)
+        if "parameters" not in arrays:
+            raise _Refusal("protocol", "no global parameters were given")
+        try:
+            parameters.unflatten(module, arrays["parameters"])
+        except ValueError as error:
+            raise _Refusal("parameters", str(error)) from error
+        return module
+
+
+def _failed(error: BaseException) -> protocol.Failed:
+    """What to tell the hospital of an error."""
+    text = "".join(traceback.format_exception(error))[-6000:]
+    message = str(error)
+    refusals: list[tuple[type[BaseException], str]] = [
+        (probe.DependentRows, "dependent-rows"),
+        (trainer.StepsExhausted, "steps"),
+        (trainer.TrainingRefused, "training"),
+        (UnsupportedModel, "model"),
+        (evaluation.EvaluationError, "evaluation"),
+    ]
+    if isinstance(error, _CpuTimeUsed):
+        return protocol.Failed(failure="cpu_time", rule="cpu-time", reason="the processor time allowed is used up")
+    if isinstance(error, loader.CodeRefused | _Refusal):
+        failure: protocol.Failure = "protocol" if error.rule == "protocol" else "refused"
+        return protocol.Failed(failure=failure, rule=error.rule, reason=message)
+    for kind, rule in refusals:
+        if isinstance(error, kind):
+            return protocol.Failed(failure="refused", rule=rule, reason=message)
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in message for words in ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    )
+    if out_of_memory:
+        return protocol.Failed(
+            failure="out_of_memory", rule="memory", reason=f"the memory limit was reached: {message}"
+        )
+    return protocol.Failed(failure="model_error", rule="model-error", reason=text)
+
+
+def _reader(descriptor: int) -> Callable[[int], bytearray]:
+    def read(count: int) -> bytearray:
+        received = bytearray()
+        while len(received) < count:
+            chunk = os.read(descriptor, min(1 << 20, count - len(received)))
+            if not chunk:
+                raise EOFError
+            received += chunk
+        return received
+
+    return read
+
+
+def _write(descriptor: int, buffers: list[memoryview]) -> None:
+    for buffer in buffers:
+        position = 0
+        while position < len(buffer):
+            position += os.write(descriptor, buffer[position:])
+
+
+def _take_pipe() -> tuple[int, int]:
+    """Move the pipe to other descriptors; what anything prints goes to the bounded log on standard error."""
+    requests, replies = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _out_of_time(_: int, __: object) -> None:
+    raise _CpuTimeUsed
+
+
+def main() -> None:
+    """Serve requests until `close` or the end of the pipe."""
+    limits = Limits.model_validate_json(sys.argv[1])
+    requests, replies = _take_pipe()
+    # The first process of a sandbox gets only signals that it handles; without this the limit would be silent.
+    signal.signal(signal.SIGXCPU, _out_of_time)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    enclave = Enclave(limits, confine(limits))
+    read = _reader(requests)
+    while True:
+        try:
+            request, arrays = protocol.decode(read)
+        except EOFError:
+            return
+        if isinstance(request, protocol.Close):
+            return
+        reply: protocol.Reply
+        try:
+            reply, results = enclave.answer(request, arrays)
+        except BaseException as error:  # model code may raise SystemExit; the datasite still gets an answer
+            reply, results = _failed(error), {}
+        _write(replies, protocol.encode(reply, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Turns one frozen `model.py` into a model: checks its hash, verifies it, executes it, looks for damage.
+
+Runs inside the sandbox. The verifier is what keeps model code from reaching the trainer that shares its process; two
+cheap lines stand behind it. Builtins and imports are cut down to what verified code may use, and after loading (and
+again before every release) the functions that sample, clip, noise and count are compared with what they were before.
+Neither is a wall: Python has none within a process.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import opacus.grad_sample
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from datasites.enclave import verifier, vocabulary
+from datasites.enclave.protocol import ModelFinding
+from datasites.privacy import checks, layers, trainer
+from datasites.study.canonical import sha256_hex
+
+MODEL = "model.py"
+
+
+class CodeRefused(ValueError):
+    """The frozen code is not what was approved, or may not run; `rule` names why."""
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in its private form (see `privacy.layers`), its loss (None: the trainer's default), and findings.
+
+    Where the model has no private form, `module` is the model as built and a finding blocks it.
+    """
+
+    module: nn.Module
+    loss: trainer.Loss | None
+    findings: tuple[ModelFinding, ...]
+
+
+def load(
+    folder: Path, files: Mapping[str, str], n_features: int, config: Mapping[str, JsonValue], genuine: Genuine
+) -> LoadedModel:
+    """Build the model of a frozen copy; raises `CodeRefused`, or whatever the model code raises.
+
+    files: name -> SHA-256 hex, as approved (I1); every one is checked, only `model.py` is executed.
+    """
+    source = _approved(folder, files)
+    findings = verifier.verify(source, MODEL)
+    if findings:
+        first = findings[0]
+        raise CodeRefused(
+            f"verifier/{first.rule}", f"{MODEL}:{first.line}: {first.reason} ({len(findings)} finding(s) in all)"
+        )
+    namespace = execute(source)
+    build = namespace["build_model"]
+    assert callable(build)  # the verifier has seen its definition
+    built = build(n_features, **dict(config))
+    if not isinstance(built, nn.Module):
+        raise CodeRefused("build-model", f"build_model returned {type(built).__name__}; return a torch.nn.Module")
+    genuine.check()
+    findings_ = tuple(
+        ModelFinding(where=item.layer, reason=item.rule, remedy=item.remedy, blocking=item.blocking)
+        for item in checks.check_model(built)
+    )
+    blocked = any(finding.blocking for finding in findings_)
+    loss = namespace.get("loss")
+    return LoadedModel(built if blocked else layers.private_form(built), loss if callable(loss) else None, findings_)
+
+
+def _approved(folder: Path, files: Mapping[str, str]) -> str:
+    if MODEL not in files:
+        raise CodeRefused("frozen-hash", f"{MODEL} is not among the approved files; nothing else is executed")
+    contents = {}
+    for name, expected in files.items():
+        if Path(name).name != name:
+            raise CodeRefused("frozen-hash", f"{name!r} is not a plain file name")
+        try:
+            contents[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise CodeRefused("frozen-hash", f"{name}: can't be read from the frozen copy: {error.strerror}") from error
+        if sha256_hex(contents[name]) != expected:
+            raise CodeRefused("frozen-hash", f"{name}: differs from what was approved; it does not run")
+    try:
+        return contents[MODEL].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CodeRefused("frozen-hash", f"{MODEL}: not UTF-8 text") from error
+
+
+def execute(source: str) -> dict[str, object]:
+    """Run verified source as a module with few builtins; returns its names."""
+    module = types.ModuleType("model")
+    namespace = module.__dict__
+    allowed = {name: getattr(builtins, name) for name in vocabulary.BUILTINS | vocabulary.EXCEPTIONS}
+    allowed |= {"__build_class__": builtins.__build_class__, "__import__": _guarded_import, "__name__": "model"}
+    namespace["__builtins__"] = allowed
+    exec(compile(source, MODEL, "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+def _guarded_import(
+    name: str,
+    globals: Mapping[str, object] | None = None,
+    locals: Mapping[str, object] | None = None,
+    fromlist: Iterable[str] | None = (),
+    level: int = 0,
+) -> types.ModuleType:
+    if level != 0 or name not in vocabulary.MODULES | {"__future__"}:
+        raise ImportError(f"import of {name}: only {', '.join(sorted(vocabulary.MODULES))} can be imported")
+    return __import__(name, {}, {}, tuple(fromlist or ()), 0)
+
+
+class Genuine:
+    """Remembers what the functions that matter were before any model code ran. Not a wall; see the top of this file."""
+
+    def __init__(self) -> None:
+        self._seen = _snapshot()
+
+    def check(self) -> None:
+        """Raise `CodeRefused` when any of them has become another one."""
+        now = _snapshot()
+        changed = sorted(name for name, parts in self._seen.items() if not _same(parts, now.get(name, ())))
+        if changed:
+            raise CodeRefused(
+                "monkey-patch", f"model code replaced {len(changed)} function(s) of the trainer: {changed[:5]}"
+            )
+
+
+def _guarded_modules() -> list[types.ModuleType]:
+    ours = [module for name, module in sorted(sys.modules.items()) if name.startswith("datasites.")]
+    grad_samplers = [module for name, module in sorted(sys.modules.items()) if name.startswith("opacus.grad_sample.")]
+    return [*ours, *grad_samplers, opacus.grad_sample, torch, torch.nn.functional, torch.autograd, torch.autograd.graph]
+
+
+def _snapshot() -> dict[str, tuple[object, ...]]:
+    seen: dict[str, tuple[object, ...]] = {}
+    for module in _guarded_modules():
+        for name, value in list(vars(module).items()):
+            if callable(value):
+                seen[f"{module.__name__}.{name}"] = _parts(value)
+            if inspect.isclass(value) and value.__module__ == module.__name__:
+                for member, inner in list(vars(value).items()):
+                    seen[f"{module.__name__}.{name}.{member}"] = _parts(inner)
+    for owner in (torch.Tensor, nn.Module, nn.Parameter, np.random.Generator):
+        for member, inner in list(vars(owner).items()):
+            if callable(inner):
+                seen[f"{owner.__module__}.{owner.__qualname__}.{member}"] = _parts(inner)
+    for layer, sampler in opacus.grad_sample.GradSampleModule.GRAD_SAMPLERS.items():
+        seen[f"grad sampler of {layer.__name__}"] = _parts(sampler)
+    return seen
+
+
+def _parts(value: object) -> tuple[object, ...]:
+    function = getattr(value, "__func__", value)
+    if isinstance(function, types.FunctionType):
+        return (function, function.__code__, function.__defaults__, function.__kwdefaults__)
+    return (value,)
+
+
+def _same(before: tuple[object, ...], after: tuple[object, ...]) -> bool:
+    return len(before) == len(after) and all(one is other for one, other in zip(before, after, strict=True))

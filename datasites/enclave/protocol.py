@@ -1,0 +1,237 @@
+"""What is said over the pipe between a datasite and its worker: typed messages in length-limited frames.
+
+A frame is magic (4 bytes), header length (u32), body length (u64), all little-endian, then a JSON header, then the
+body. The header is one message of this file and the layout of its arrays; the body is those arrays end to end, raw
+and little-endian. No pickle, no object that runs code on reading. Both ends refuse a frame above their limits before
+they read it, and the datasite treats every reply as coming from a stranger.
+
+Rows travel to the worker in such a frame and so never touch a disk. This file imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
+
+from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
+from datasites.study.canonical import Agreed
+from datasites.study.manifest import LocalTraining, Sha256
+
+MAGIC = b"DSW1"
+_PREFIX = struct.Struct("<4sIQ")
+MAX_HEADER = 4 * 1024 * 1024
+MAX_BODY = 16 * 1024**3
+
+_TYPES = {"float32": "<f4", "float64": "<f8", "int64": "<i8"}
+
+Arrays = dict[str, np.ndarray]
+PartitionName = Literal["training", "held_out", "mock"]
+
+
+class ProtocolError(RuntimeError):
+    """The other end sent what the protocol does not allow; the pipe can't be trusted any more."""
+
+
+class ArrayLayout(Agreed):
+    """One array of a frame's body: C order, little-endian."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
+    type: Literal["float32", "float64", "int64"]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=8)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of this array in the body."""
+        return math.prod(self.shape) * int(_TYPES[self.type][2:])
+
+
+class LoadCode(Agreed):
+    """Read, check and execute the frozen `model.py`; build the model. Reply: `Description`."""
+
+    kind: Literal["load_code"] = "load_code"
+    folder: str
+    files: dict[str, Sha256]
+    n_features: Annotated[int, Field(ge=1)]
+    config: dict[str, JsonValue] = {}
+
+
+class LoadData(Agreed):
+    """Keep the arrays x, y (float32 rows,) and, where there is one, patients (int64 rows,). Reply: `Done`."""
+
+    kind: Literal["load_data"] = "load_data"
+    partition: PartitionName
+
+
+class Train(Agreed):
+    """One round on the training partition, from array `parameters` (float32). Reply: `Trained` with array `update`.
+
+    Array `correction` (float64, optional) is SCAFFOLD's. grid: distributed mode only; see `privacy.trainer`.
+    """
+
+    kind: Literal["train"] = "train"
+    round: Annotated[int, Field(ge=1)]
+    plan: PrivacyPlan
+    training: LocalTraining
+    expected_batch: Annotated[float, Field(gt=0)]
+    grid: Annotated[float, Field(gt=0)] | None = None
+
+
+class Rehearse(Agreed):
+    """`rounds` rounds and the checks on the mock partition, measured. Reply: `Rehearsed`."""
+
+    kind: Literal["rehearse"] = "rehearse"
+    plan: PrivacyPlan
+    training: LocalTraining
+    expected_batch: Annotated[float, Field(gt=0)]
+    grid: Annotated[float, Field(gt=0)] | None = None
+    rounds: Annotated[int, Field(ge=1, le=10)] = 1
+
+
+class Evaluate(Agreed):
+    """Noised counts on the held-out partition for array `parameters`. Reply: `Evaluated` with array `counts`."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    plan: EvaluationPlan
+    evaluation: EvaluationKind
+    partition: PartitionName = "held_out"
+
+
+class Initialise(Agreed):
+    """The parameters that `build_model` starts from. Reply: `Done` with array `parameters` (float32)."""
+
+    kind: Literal["initialise"] = "initialise"
+
+
+class Close(Agreed):
+    """Leave. No reply."""
+
+    kind: Literal["close"] = "close"
+
+
+class Parameter(Agreed):
+    """One trainable tensor, in the order in which updates are flattened."""
+
+    name: Annotated[str, Field(max_length=300)]
+    shape: tuple[int, ...]
+
+
+class ModelFinding(Agreed):
+    """What a check found in the built model; `blocking` ones stop the study, others are worth knowing."""
+
+    where: Annotated[str, Field(max_length=300)]
+    reason: Annotated[str, Field(max_length=2000)]
+    remedy: Annotated[str, Field(max_length=2000)] = ""
+    blocking: bool = True
+
+
+class Description(Agreed):
+    """The built model: parameters in flattening order, their number, findings, and what can't be confined here."""
+
+    kind: Literal["description"] = "description"
+    parameters: Annotated[tuple[Parameter, ...], Field(max_length=20_000)]
+    count: Annotated[int, Field(ge=0)]
+    memory_bytes: Annotated[int, Field(ge=0)]
+    findings: Annotated[tuple[ModelFinding, ...], Field(max_length=500)]
+    warnings: tuple[str, ...] = ()
+
+
+class Done(Agreed):
+    """It worked."""
+
+    kind: Literal["done"] = "done"
+
+
+class Trained(Agreed):
+    """Steps counted by the trainer, and wall seconds (for the hospital only)."""
+
+    kind: Literal["trained"] = "trained"
+    steps: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class Rehearsed(Agreed):
+    """What a rehearsal on mock data cost, and what it found; `rounds` that were run to the end."""
+
+    kind: Literal["rehearsed"] = "rehearsed"
+    rounds: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
+    seconds_per_round: Annotated[float, Field(ge=0)]
+    peak_memory_bytes: Annotated[int, Field(ge=0)]
+    findings: Annotated[tuple[ModelFinding, ...], Field(max_length=500)]
+
+
+class Evaluated(Agreed):
+    """Counts are in array `counts`, float64 of shape (bins, 2), already noised."""
+
+    kind: Literal["evaluated"] = "evaluated"
+
+
+Failure = Literal["refused", "out_of_memory", "cpu_time", "model_error", "protocol", "internal"]
+
+
+class Failed(Agreed):
+    """It did not work. The reason is for the hospital's eyes: it may repeat values from rows."""
+
+    kind: Literal["failed"] = "failed"
+    failure: Failure
+    rule: Annotated[str, Field(max_length=80)] = ""
+    reason: Annotated[str, Field(max_length=8000)] = ""
+
+
+Request = LoadCode | LoadData | Train | Rehearse | Evaluate | Initialise | Close
+Reply = Description | Done | Trained | Rehearsed | Evaluated | Failed
+Message = Request | Reply
+
+_MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_LAYOUTS = TypeAdapter(Annotated[tuple[ArrayLayout, ...], Field(max_length=16)])
+
+
+def encode(message: Message, arrays: Mapping[str, np.ndarray] | None = None) -> list[memoryview]:
+    """A frame as buffers to write one after the other. Raises `ProtocolError` for an array type not in the protocol."""
+    layouts, bodies = [], []
+    for name, array in (arrays or {}).items():
+        if array.dtype.name not in _TYPES:
+            raise ProtocolError(f"array {name}: type {array.dtype} does not travel; use one of {', '.join(_TYPES)}")
+        flat = np.ascontiguousarray(array, dtype=_TYPES[array.dtype.name])
+        layouts.append({"name": name, "type": array.dtype.name, "shape": list(array.shape)})
+        bodies.append(flat.reshape(-1).data.cast("B") if flat.size else memoryview(b""))
+    header = json.dumps({"message": message.model_dump(mode="json"), "arrays": layouts}, allow_nan=False).encode()
+    prefix = _PREFIX.pack(MAGIC, len(header), sum(body.nbytes for body in bodies))
+    return [memoryview(prefix + header), *bodies]
+
+
+def decode(
+    read: Callable[[int], bytes | bytearray], *, max_header: int = MAX_HEADER, max_body: int = MAX_BODY
+) -> tuple[Message, Arrays]:
+    """Read one frame with `read(n)`, which returns exactly n bytes or raises `EOFError`.
+
+    Raises `ProtocolError` when the frame is above a limit or is not a message of this protocol.
+    """
+    magic, header_length, body_length = _PREFIX.unpack(read(_PREFIX.size))
+    if magic != MAGIC:
+        raise ProtocolError("frame does not begin with the protocol's magic: something else wrote to the pipe")
+    if header_length > max_header or body_length > max_body:
+        raise ProtocolError(f"frame of {header_length} + {body_length} bytes is above {max_header} + {max_body}")
+    try:
+        header = json.loads(bytes(read(header_length)))
+        if not isinstance(header, dict) or set(header) != {"message", "arrays"}:
+            raise ValueError("header is not {message, arrays}")
+        message = _MESSAGES.validate_json(json.dumps(header["message"]))
+        layouts = _LAYOUTS.validate_json(json.dumps(header["arrays"]))
+    except (ValueError, RecursionError, ValidationError) as error:
+        raise ProtocolError(f"frame header is not a message of this protocol: {error}") from error
+    names = [layout.name for layout in layouts]
+    if len(set(names)) != len(names) or sum(layout.size for layout in layouts) != body_length:
+        raise ProtocolError("arrays are named twice, or their sizes are not the body's")
+    arrays: Arrays = {}
+    for layout in layouts:
+        # One buffer per array, owned and writable: torch can wrap it without another copy.
+        body = np.frombuffer(bytearray(read(layout.size)), dtype=_TYPES[layout.type])
+        arrays[layout.name] = body.reshape(layout.shape)
+    return message, arrays

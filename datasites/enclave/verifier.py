@@ -1,0 +1,222 @@
+"""Judges a `model.py` without running it: default-deny over its whole syntax tree.
+
+Everything that is not known to be harmless is a finding with rule, line, reason and the usual way to write it. A model
+may import torch, torch.nn, torch.nn.functional and math; define classes on nn.Module, functions and constants; write
+`self.x` in `__init__` only. There is no way left to name a file, a builtin, a dunder, a hook or another module's
+attribute, to keep anything from one call to the next, or to branch on what is in a row.
+
+Each name has one meaning in the whole file (imports, definitions and allowed builtins can't be rebound or shadowed):
+that is what lets a static check know what a call reaches.
+
+What it can't see is how tensors are shaped at run time. It refuses mixing of rows that shows in the text (`rows`);
+the independence probe of the trainer is there for the rest. The verdict for a text is the same on Python 3.11 to 3.13,
+and `RULESET` changes whenever a verdict might. Standard library only; executes nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+import warnings
+
+from datasites.enclave import statements, vocabulary
+from datasites.enclave.expressions import constant_fits
+from datasites.enclave.findings import Finding, Report
+from datasites.enclave.scope import FileNames, collect
+
+RULESET = "1"
+
+MAX_BYTES = 64 * 1024
+MAX_LINES = 2000
+MAX_LINE = 400
+MAX_NODES = 20_000
+MAX_DEPTH = 60
+_ENTRY = "build_model"
+_FORMATTED = re.compile(r"""\b(?:[fF][rR]?|[rR][fF])["']""")
+_CHARACTERS = frozenset(string.printable) - set("\x0b\x0c")
+
+__all__ = ["RULESET", "Finding", "verify"]
+
+
+def verify(source: str, filename: str = "model.py") -> tuple[Finding, ...]:
+    """All findings in `source`, ordered by line; empty when the code may run. Never raises on any text."""
+    report = Report(filename)
+    if not _fits(source, report):
+        return report.findings()
+    tree = _parse(source)
+    if tree is None:
+        report.at(1, 0, "syntax", "this is not Python 3.11, or is nested too deeply", "run it with Python 3.11 and see")
+        return report.findings()
+    names = collect(tree, report)
+    _module(tree, names, report)
+    _entry_points(tree, report)
+    return report.findings()
+
+
+def _fits(source: str, report: Report) -> bool:
+    lines = source.split("\n")
+    if len(source) > MAX_BYTES or len(lines) > MAX_LINES:
+        report.at(1, 0, "size", f"more than {MAX_BYTES} characters or {MAX_LINES} lines", "split off what isn't used")
+        return False
+    before = len(report.findings())
+    for number, line in enumerate(lines, 1):
+        if len(line.rstrip("\r")) > MAX_LINE:
+            report.at(number, MAX_LINE, "size", f"line of more than {MAX_LINE} characters", "break the line")
+        odd = [place for place, character in enumerate(line.removesuffix("\r")) if character not in _CHARACTERS
+               or character == "\r"]  # fmt: skip
+        if found := _FORMATTED.search(line):
+            # By its text and before parsing, because what may stand in one differs between versions of Python.
+            report.at(number, found.start(), "f-string", "an f-string calls methods of what it formats",
+                      'join strings with +, as in "unknown: " + name')  # fmt: skip
+        if "\\N{" in line:
+            report.at(number, line.index("\\N{"), "characters", "a character by its name, which Pythons know differently",
+                      "write ASCII")  # fmt: skip
+        if odd:
+            report.at(
+                number, odd[0], "characters",
+                "a character outside plain ASCII: names could look alike, or text could run backwards for a reviewer",
+                "write ASCII only, also in comments",
+            )  # fmt: skip
+    return len(report.findings()) == before
+
+
+def _parse(source: str) -> ast.Module | None:
+    """The tree, or None where some Python from 3.11 to 3.13 would not give one or it is too large to judge."""
+    try:
+        with warnings.catch_warnings():
+            # Which escapes are warned about, and as what, differs between versions and is no concern here.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source, feature_version=(3, 11))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    level: list[ast.AST] = [tree]
+    count = 0
+    for _ in range(MAX_DEPTH):
+        count += len(level)
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return tree if count <= MAX_NODES else None
+    return None
+
+
+def _module(tree: ast.Module, names: FileNames, report: Report) -> None:
+    for place, node in enumerate(tree.body):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            continue  # `collect` has judged them.
+        if isinstance(node, ast.FunctionDef):
+            statements.check_function(node, names, report, owner=None)
+        elif isinstance(node, ast.ClassDef):
+            _class(node, names, report)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            _constant(node, names, report)
+        elif not (place == 0 and _is_docstring(node)):
+            report.node(
+                node, "module-level", f"{type(node).__name__} at module level: only imports, definitions and constants",
+                "move it into a function",
+            )  # fmt: skip
+
+
+def _constant(node: ast.Assign | ast.AnnAssign, names: FileNames, report: Report) -> None:
+    if isinstance(node, ast.AnnAssign):
+        statements.check_annotation(node.annotation, names, report)
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    for target in targets:
+        if not isinstance(target, ast.Name):
+            report.node(target, "constant", "a constant has a plain name", "write NAME = value")
+        elif target.id.startswith("__"):
+            report.node(target, "dunder", f"{target.id} has a meaning to Python", "choose another name")
+    if node.value is not None and not is_immutable(node.value, names):
+        report.node(
+            node.value, "constant",
+            "a constant must be a number, a string, None, a layer type, or a tuple of such: what can change could "
+            "carry rows from one batch to the next",
+            "use a tuple, or build it in __init__",
+        )  # fmt: skip
+
+
+def is_immutable(node: ast.expr, names: FileNames) -> bool:
+    """Whether an expression is a constant that nothing can change (numbers, strings, layer types, tuples of these)."""
+    if isinstance(node, ast.Constant):
+        return constant_fits(node)
+    if isinstance(node, ast.Tuple):
+        return all(is_immutable(element, names) for element in node.elts)
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.USub) and is_immutable(node.operand, names)
+    if isinstance(node, ast.BinOp):
+        arithmetic = isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div | ast.FloorDiv)
+        return arithmetic and _is_number(node.left, names) and _is_number(node.right, names)
+    if isinstance(node, ast.Name):
+        return node.id in names.constants
+    if isinstance(node, ast.Attribute):
+        return names.dotted(node) in {"math.pi", "math.e", "math.inf", "math.tau"} or names.is_layer(node)
+    return False
+
+
+def _is_number(node: ast.expr, names: FileNames) -> bool:
+    # Not strings or tuples: "a" * n and () * n are memory, not arithmetic.
+    if isinstance(node, ast.Constant):
+        return type(node.value) in (int, float)
+    return not isinstance(node, ast.Tuple) and is_immutable(node, names)
+
+
+def _class(node: ast.ClassDef, names: FileNames, report: Report) -> None:
+    for decorator in node.decorator_list:
+        report.node(decorator, "decorator", "a decorator runs code on the class", "leave it out")
+    for keyword in node.keywords:
+        report.node(keyword.value, "metaclass", "a class takes no keywords: a metaclass is code", "leave it out")
+    base_ok = len(node.bases) == 1 and (
+        names.dotted(node.bases[0]) in vocabulary.BASES
+        or (isinstance(node.bases[0], ast.Name) and node.bases[0].id in names.classes)
+    )
+    if not base_ok:
+        report.node(node, "base", f"class {node.name} has another base than nn.Module", "write class X(nn.Module)")
+    for place, item in enumerate(node.body):
+        if isinstance(item, ast.FunctionDef):
+            _method_name(item, report)
+            statements.check_function(item, names, report, owner=node.name)
+        elif isinstance(item, ast.Assign | ast.AnnAssign):
+            _constant(item, names, report)
+            for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
+                if isinstance(target, ast.Name) and target.id in vocabulary.RESERVED:
+                    report.node(target, "override", f"{target.id} belongs to nn.Module", "choose another name")
+        elif not (isinstance(item, ast.Pass) or (place == 0 and _is_docstring(item))):
+            report.node(item, "class-body", f"{type(item).__name__} in a class: only methods and constants", "move it")
+
+
+def _method_name(item: ast.FunctionDef, report: Report) -> None:
+    if item.name in ("__init__", "forward"):
+        return
+    if item.name.startswith("__"):
+        report.node(item, "dunder", f"{item.name} is called by Python behind the code's back", "use a plain method")
+    elif item.name in vocabulary.RESERVED:
+        report.node(item, "override", f"{item.name} belongs to nn.Module and the trainer relies on it", "rename it")
+
+
+def _entry_points(tree: ast.Module, report: Report) -> None:
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    build = functions.get(_ENTRY)
+    if build is None:
+        report.at(1, 0, "build-model", "there is no build_model", "define build_model(n_features, **config)")
+    else:
+        positional = [argument.arg for argument in (*build.args.posonlyargs, *build.args.args)]
+        optional = len(build.args.defaults) >= len(positional) - 1
+        named = all(default is not None for default in build.args.kw_defaults)
+        right = positional[:1] == ["n_features"] and not build.args.posonlyargs and not build.args.vararg
+        if not (right and optional and named):
+            report.node(
+                build, "build-model", "build_model must take n_features first and everything else by name, optional",
+                "write def build_model(n_features, **config)",
+            )  # fmt: skip
+    loss = functions.get("loss")
+    if loss is not None:
+        arguments = loss.args
+        plain = not (arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.defaults)
+        if not plain or len(arguments.posonlyargs) + len(arguments.args) != 2:
+            report.node(
+                loss, "loss", "loss must take two arguments, logits and target", "write def loss(logits, target)"
+            )
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,0 +1,431 @@
+"""The datasite's end of the pipe: starts a worker in the sandbox, speaks the protocol with it, and ends it.
+
+One warm worker serves one running study. It dies with the datasite: the pipe closes, and the kernel kills the sandbox
+when the thread that started it ends, which is why each worker has a thread of its own. A worker that crashed, hung or
+spoke out of protocol is dead for good; the caller starts another, and nothing was released in between, because what
+leaves a hospital leaves from the datasite, never from here.
+
+Replies are checked as coming from a stranger. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
+from datasites.enclave import protocol
+from datasites.enclave.sandbox import Sandbox
+from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
+from datasites.study.canonical import sha256_hex
+from datasites.study.manifest import LocalTraining
+
+_LOG_BYTES = 64 * 1024
+_REPLY_SLACK = 1024 * 1024
+_CHUNK = 1024 * 1024
+
+ReplyType = TypeVar("ReplyType", protocol.Description, protocol.Done, protocol.Trained, protocol.Rehearsed,
+                    protocol.Evaluated)  # fmt: skip
+
+
+class WorkerError(RuntimeError):
+    """The worker did not do what was asked. `str()` is for the hospital; `public` is all that may leave it."""
+
+    public = "failed"
+
+    def __init__(self, reason: str, *, rule: str = "", log: str = "") -> None:
+        super().__init__(reason)
+        self.rule = rule
+        self.log = log
+
+
+class WorkerCrashed(WorkerError):
+    """The process ended, or spoke out of protocol, without being asked to."""
+
+
+class WorkerTimeout(WorkerError):
+    """No answer within the wall or processor time allowed; the process was killed."""
+
+
+class WorkerOutOfMemory(WorkerError):
+    """An allocation failed at the memory limit, or the kernel killed the process (SIGKILL that we did not send)."""
+
+
+class WorkerRefused(WorkerError):
+    """The trusted code inside refused: wrong hash, a finding, dependent rows, a model that raises. `rule` names it."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Wall seconds allowed for each kind of request."""
+
+    start: float = 120.0
+    load: float = 120.0
+    train: float = 3600.0
+    evaluate: float = 600.0
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Rows of one part of a dataset: x (rows, ...) float32 or int64, y (rows,) float32, patients (rows,) int64.
+
+    Without `patients` each row is one patient. Identifiers are numbers that mean nothing outside this hospital.
+    """
+
+    x: npt.NDArray[np.float32] | npt.NDArray[np.int64] = field(repr=False)
+    y: npt.NDArray[np.float32] = field(repr=False)
+    patients: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+
+    def arrays(self) -> protocol.Arrays:
+        """As they travel; raises `ValueError` when rows don't match."""
+        rows = len(self.y)
+        if len(self.x) != rows or (self.patients is not None and len(self.patients) != rows):
+            raise ValueError("partition: x, y and patients must have one entry per row")
+        arrays: protocol.Arrays = {"x": self.x, "y": self.y}
+        if self.patients is not None:
+            arrays["patients"] = self.patients
+        return arrays
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`update` (d,), noised: float32, or float64 on a grid in distributed mode. `steps` as counted by the trainer.
+
+    `seconds` are for the hospital only.
+    """
+
+    update: npt.NDArray[np.floating] = field(repr=False)
+    steps: int
+    seconds: float
+
+
+class Worker:
+    """A running worker. Use `Worker.start`; every method raises a `WorkerError` and is safe to call from any thread."""
+
+    def __init__(self, sandbox: Sandbox, frozen: Path, timeouts: Timeouts) -> None:
+        self._sandbox = sandbox
+        self._frozen = frozen
+        self._timeouts = timeouts
+        self._lock = threading.Lock()
+        self._log: collections.deque[bytes] = collections.deque()
+        self._log_size = 0
+        self._killed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start_error: OSError | None = None
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._own, args=(started,), name="datasites-worker", daemon=True)
+        self._thread.start()
+        started.wait()
+        if self._start_error is not None:
+            raise WorkerCrashed(f"the sandbox did not start: {self._start_error}") from self._start_error
+        self.description: protocol.Description
+
+    @classmethod
+    def start(
+        cls,
+        sandbox: Sandbox,
+        frozen: Path,
+        files: Mapping[str, str],
+        *,
+        n_features: int,
+        config: Mapping[str, JsonValue] | None = None,
+        data: Mapping[protocol.PartitionName, Partition] | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> Self:
+        """Start a worker on a frozen study copy, load its model, hand it rows.
+
+        files: name -> SHA-256 (hex) for every file that the worker may read; must contain `model.py` (I1).
+        Raises `WorkerRefused` when a hash differs or the code is refused, else as the class says.
+        """
+        worker = cls(sandbox, frozen, timeouts or Timeouts())
+        try:
+            request = protocol.LoadCode(
+                folder=str(sandbox.inside(frozen)),
+                files=dict(files),
+                n_features=n_features,
+                config=dict(config or {}),
+            )
+            # The first answer also waits for torch to be imported.
+            seconds = worker._timeouts.start + worker._timeouts.load
+            worker.description, _ = worker._ask(request, protocol.Description, seconds)
+            for name, partition in (data or {}).items():
+                worker.give(name, partition)
+        except BaseException:
+            worker.kill()
+            raise
+        return worker
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs. A worker that is not alive never comes back; start another."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the sandbox on this machine."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """The last 64 KiB that the worker wrote to its standard output and error; for the hospital's eyes only."""
+        return b"".join(self._log).decode(errors="replace")
+
+    def give(self, name: protocol.PartitionName, partition: Partition) -> None:
+        """Hand over rows; they stay in the worker's memory and replace those given under this name before."""
+        self._ask(protocol.LoadData(partition=name), protocol.Done, self._timeouts.load, partition.arrays())
+
+    def initial_parameters(self) -> npt.NDArray[np.float32]:
+        """What `build_model` starts from, float32 (d,); of use to a researcher, for the first global model."""
+        _, arrays = self._ask(protocol.Initialise(), protocol.Done, self._timeouts.load)
+        return self._vector(arrays, "parameters", (self.description.count,))
+
+    def train(
+        self,
+        parameters: npt.NDArray[np.float32],
+        *,
+        plan: PrivacyPlan,
+        training: LocalTraining,
+        expected_batch: float,
+        round: int,
+        correction: npt.NDArray[np.floating] | None = None,
+        grid: float | None = None,
+    ) -> TrainResult:
+        """One round from global `parameters` (d,); the update is noised inside, by the plan. See `privacy.trainer`.
+
+        round: 1 .. plan.rounds. expected_batch: public divisor. correction, grid: SCAFFOLD and distributed mode.
+        Raises `WorkerRefused` when the trainer refuses (`rule` "dependent-rows" for a failed independence probe) and
+        when it counted more steps than the plan pays for.
+        """
+        request = protocol.Train(round=round, plan=plan, training=training, expected_batch=expected_batch, grid=grid)
+        arrays: protocol.Arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
+        if correction is not None:
+            arrays["correction"] = np.ascontiguousarray(correction, dtype=np.float64)
+        reply, results = self._ask(request, protocol.Trained, self._timeouts.train, arrays)
+        update = self._vector(results, "update", parameters.shape)
+        if reply.steps > plan.steps_per_round:
+            self.kill()
+            raise WorkerRefused(
+                f"the trainer ran {reply.steps} steps in round {round}, the plan pays for {plan.steps_per_round}",
+                rule="steps",
+            )
+        return TrainResult(update, reply.steps, reply.seconds)
+
+    def evaluate(
+        self,
+        parameters: npt.NDArray[np.float32],
+        *,
+        plan: EvaluationPlan,
+        kind: EvaluationKind,
+        partition: protocol.PartitionName = "held_out",
+    ) -> npt.NDArray[np.float64]:
+        """Noised counts per (score bin, label), float64 (plan.bins, 2), of the held-out rows."""
+        request = protocol.Evaluate(plan=plan, evaluation=kind, partition=partition)
+        arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
+        _, results = self._ask(request, protocol.Evaluated, self._timeouts.evaluate, arrays)
+        return self._vector(results, "counts", (plan.bins, 2)).astype(np.float64, copy=False)
+
+    def rehearse(
+        self,
+        *,
+        plan: PrivacyPlan,
+        training: LocalTraining,
+        expected_batch: float,
+        rounds: int = 1,
+        grid: float | None = None,
+    ) -> protocol.Rehearsed:
+        """Train on the "mock" partition and run every check that a real round runs; findings instead of a raise."""
+        request = protocol.Rehearse(
+            plan=plan, training=training, expected_batch=expected_batch, rounds=rounds, grid=grid
+        )
+        reply, _ = self._ask(request, protocol.Rehearsed, self._timeouts.train)
+        return reply
+
+    def close(self) -> None:
+        """Ask the worker to leave, and kill it when it does not within five seconds."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None and self._lock.acquire(timeout=0.1):
+            try:
+                self._write(protocol.encode(protocol.Close()), time.monotonic() + 1)
+                process.wait(5)
+            except (OSError, WorkerError, subprocess.TimeoutExpired):
+                pass
+            finally:
+                self._lock.release()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process now, in whatever it does."""
+        process = self._process
+        if process is None:
+            return
+        self._killed = True
+        process.kill()
+        process.wait()
+        self._thread.join(10)
+
+    def __enter__(self) -> Self:
+        """Use as a context manager closes the worker."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """See `close`."""
+        self.close()
+
+    def _own(self, started: threading.Event) -> None:
+        # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.
+        arguments = ["-m", "datasites.enclave.inside", json.dumps(self._sandbox.limits.model_dump(mode="json"))]
+        try:
+            self._process = subprocess.Popen(
+                self._sandbox.command(arguments, self._frozen),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={},
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._start_error = error
+            return
+        finally:
+            started.set()
+        assert self._process.stderr is not None
+        while chunk := self._process.stderr.read(4096):
+            self._log.append(chunk)
+            self._log_size += len(chunk)
+            while self._log_size - len(self._log[0]) > _LOG_BYTES:
+                self._log_size -= len(self._log.popleft())
+        self._process.wait()
+
+    def _ask(
+        self,
+        request: protocol.Request,
+        expected: type[ReplyType],
+        seconds: float,
+        arrays: protocol.Arrays | None = None,
+    ) -> tuple[ReplyType, protocol.Arrays]:
+        with self._lock:
+            if not self.alive:
+                raise self._ended(f"before {request.kind}")
+            deadline = time.monotonic() + seconds
+            largest = max((array.nbytes for array in (arrays or {}).values()), default=0)
+            try:
+                self._write(protocol.encode(request, arrays), deadline)
+                reply, results = protocol.decode(
+                    lambda count: self._read(count, deadline), max_body=2 * largest + _REPLY_SLACK + self._body_limit()
+                )
+            except TimeoutError as error:
+                self.kill()
+                raise WorkerTimeout(
+                    f"no answer to {request.kind} in {seconds:.0f} s; the worker was killed. Allow more time, or "
+                    "ask for fewer steps or a smaller model",
+                    rule="wall-time",
+                    log=self.log,
+                ) from error
+            except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+                raise self._ended(f"during {request.kind}") from error
+            except protocol.ProtocolError as error:
+                self.kill()
+                raise WorkerCrashed(f"{request.kind}: {error}", rule="protocol", log=self.log) from error
+        if isinstance(reply, protocol.Failed):
+            raise self._failure(reply)
+        if not isinstance(reply, expected):
+            self.kill()
+            raise WorkerCrashed(f"{request.kind} was answered by {reply.kind}", rule="protocol", log=self.log)
+        return reply, results
+
+    def _body_limit(self) -> int:
+        # The one reply whose size the request does not show is the initial parameters.
+        return 4 * self.description.count if hasattr(self, "description") else 0
+
+    def _failure(self, reply: protocol.Failed) -> WorkerError:
+        if reply.failure == "out_of_memory":
+            return WorkerOutOfMemory(reply.reason, rule="memory", log=self.log)
+        if reply.failure == "cpu_time":
+            self.kill()
+            return WorkerTimeout(reply.reason, rule="cpu-time", log=self.log)
+        if reply.failure in ("refused", "model_error"):
+            return WorkerRefused(reply.reason, rule=reply.rule or reply.failure, log=self.log)
+        self.kill()
+        return WorkerCrashed(reply.reason, rule=reply.failure, log=self.log)
+
+    def _ended(self, when: str) -> WorkerError:
+        assert self._process is not None
+        ours = self._killed
+        try:
+            code = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return WorkerCrashed(f"the worker closed its pipe {when} and was killed", rule="protocol", log=self.log)
+        self._thread.join(10)
+        # bubblewrap passes a signal on as exit code 128 + signal; without bubblewrap it is a negative number.
+        number = -code if code < 0 else code - 128 if code > 128 else 0
+        if number == signal.SIGKILL and not ours:
+            return WorkerOutOfMemory(
+                f"the worker was killed {when}, not by the datasite: as a rule the kernel was out of memory",
+                rule="memory",
+                log=self.log,
+            )
+        name = f"signal {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit code {code}"
+        return WorkerCrashed(f"the worker ended {when} with {name}", rule="crash", log=self.log)
+
+    def _vector(self, arrays: protocol.Arrays, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.floating]:
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype.kind != "f" or set(arrays) != {name}:
+            self.kill()
+            raise WorkerCrashed(f"the worker's {name} is not one float array of shape {shape}", rule="protocol")
+        if not np.isfinite(found).all():
+            raise WorkerRefused(f"the worker's {name} is not finite: training diverged", rule="not-finite")
+        return found
+
+    def _write(self, buffers: list[memoryview], deadline: float) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        descriptor = self._process.stdin.fileno()
+        os.set_blocking(descriptor, False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_WRITE)
+            for buffer in buffers:
+                position = 0
+                while position < len(buffer):
+                    if not selector.select(max(0.0, deadline - time.monotonic())):
+                        raise TimeoutError
+                    position += os.write(descriptor, buffer[position : position + _CHUNK])
+
+    def _read(self, count: int, deadline: float) -> bytearray:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        received = bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while len(received) < count:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError
+                chunk = os.read(descriptor, min(_CHUNK, count - len(received)))
+                if not chunk:
+                    raise EOFError
+                received += chunk
+        return received
+
+
+def file_hashes(folder: Path, names: tuple[str, ...] = ("model.py",)) -> dict[str, str]:
+    """SHA-256 of files in a folder, as `Worker.start` wants them; for rehearsal, where nobody has frozen anything."""
+    return {name: sha256_hex((folder / name).read_bytes()) for name in names}

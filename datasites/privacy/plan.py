@@ -1,0 +1,225 @@
+"""What a study may do to a patient's privacy, as frozen values that carry their own price. No torch.
+
+A `PrivacyPlan` is the training mechanism; an `EvaluationPlan` is that of the DP evaluation. The trainer executes a
+plan, the ledger charges that plan's event, the console shows it: what runs and what is priced can't drift apart.
+A plan is the hospital's (I4): it is derived from the study's terms and the hospital's limits, never from code.
+
+Training and held-out patients are disjoint (`sampling.held_out`), so the two plans are two partitions of a budget.
+
+The guarantee of a plan, with everything that it rests on: (epsilon, delta) differential privacy for adding or removing
+one *patient*, if identifiers tell patients apart, if a row's loss depends on that row alone (`probe`), and in
+distributed mode, against an outsider who sees only the sum, if at least `honest` hospitals add their noise and keep
+their vectors to themselves. A patient known at two hospitals is two patients here, and loses the sum of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from pydantic import Field, model_validator
+
+from datasites.privacy.accountant import compose, epsilon_rdp
+from datasites.study.canonical import Agreed
+from datasites.study.manifest import Evaluation
+
+Positive = Annotated[float, Field(gt=0)]
+EvaluationKind = Literal["interim", "final"]
+
+
+class PlanError(ValueError):
+    """No plan fits what was asked for; the message says which figure to change."""
+
+
+class PrivacyPlan(Agreed):
+    """DP-SGD at one hospital over a whole study: Poisson-sampled, clipped, Gaussian-noised steps.
+
+    clip: L2 norm that bounds one patient's summed gradient in a step.
+    noise_multiplier: sd of the noise on the sum of clipped gradients, in units of `clip`. In local mode each hospital
+        adds it in full; in distributed mode it is the sd of `honest` hospitals' noise together.
+    sampling_rate: chance of a patient to enter a step.
+    """
+
+    format: Literal[1] = 1
+    unit: Literal["patient"] = "patient"
+    clip: Positive
+    noise_multiplier: Positive
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    rounds: Annotated[int, Field(ge=1)]
+    steps_per_round: Annotated[int, Field(ge=1)]
+    mode: Literal["local", "distributed"] = "local"
+    honest: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _mode_holds_together(self) -> Self:
+        if self.mode == "distributed":
+            if self.steps_per_round != 1:
+                raise ValueError("plan: distributed mode needs steps_per_round = 1; only one clipped step sums to DP")
+            if self.honest is None:
+                raise ValueError("plan: distributed mode needs `honest`, how many hospitals' noise is relied on")
+        elif self.honest is not None:
+            raise ValueError("plan: `honest` belongs to distributed mode; local mode relies on nobody")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Noised steps over the whole study."""
+        return self.rounds * self.steps_per_round
+
+    @property
+    def local_noise_multiplier(self) -> float:
+        """Noise that this hospital adds, in units of `clip`: all of it, or its share 1 / sqrt(honest)."""
+        return self.noise_multiplier / math.sqrt(self.honest or 1)
+
+    def event(self) -> DpEvent:
+        """Price of the whole study: of this hospital's releases (local), or of the sums (distributed)."""
+        return self._steps(self.noise_multiplier, self.steps)
+
+    def round_event(self) -> DpEvent:
+        """Price of one round; `rounds` of them compose to `event()`."""
+        return self._steps(self.noise_multiplier, self.steps_per_round)
+
+    def local_event(self) -> DpEvent:
+        """Price of the study against one who sees this hospital's own vectors: `event()` in local mode, else dearer."""
+        return self._steps(self.local_noise_multiplier, self.steps)
+
+    def local_round_event(self) -> DpEvent:
+        """Price of one round against one who sees this hospital's own vector."""
+        return self._steps(self.local_noise_multiplier, self.steps_per_round)
+
+    def _steps(self, multiplier: float, count: int) -> DpEvent:
+        inner: DpEvent = GaussianDpEvent(multiplier)
+        if self.sampling_rate < 1:
+            inner = PoissonSampledDpEvent(self.sampling_rate, inner)
+        return inner if count == 1 else SelfComposedDpEvent(inner, count)
+
+    @staticmethod
+    def calibrate(
+        epsilon: float,
+        delta: float,
+        *,
+        clip: float,
+        sampling_rate: float,
+        rounds: int,
+        steps_per_round: int,
+        mode: Literal["local", "distributed"] = "local",
+        honest: int | None = None,
+    ) -> PrivacyPlan:
+        """The plan with the least noise whose whole event costs at most (epsilon, delta) by RDP.
+
+        Raises `PlanError` when no noise multiplier up to 10,000 does.
+        """
+
+        def plan(multiplier: float) -> PrivacyPlan:
+            return PrivacyPlan(
+                clip=clip,
+                noise_multiplier=multiplier,
+                sampling_rate=sampling_rate,
+                rounds=rounds,
+                steps_per_round=steps_per_round,
+                mode=mode,
+                honest=honest,
+            )
+
+        return plan(_least_noise(lambda multiplier: plan(multiplier).event(), epsilon, delta))
+
+
+class EvaluationPlan(Agreed):
+    """DP evaluation on held-out patients: counts per (score bin, label) with Gaussian noise. See `evaluation`.
+
+    A patient adds at most 1 to the counts in total (records weigh 1 / records of the patient), so the L2 sensitivity
+    is 1 and a noise multiplier is the sd of the noise on each count.
+    edges: public bin edges over [0, 1], ascending; bin i is [edges[i], edges[i+1]), the last one closed.
+    interim: how many interim evaluations the plan pays for, each with `interim_multiplier`; then one final one.
+    """
+
+    format: Literal[1] = 1
+    edges: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    final_multiplier: Positive
+    interim: Annotated[int, Field(ge=0)] = 0
+    interim_multiplier: Positive | None = None
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if len(self.edges) < 3 or self.edges[0] != 0 or self.edges[-1] != 1:
+            raise ValueError("evaluation plan: edges run from 0 to 1 with at least one threshold between")
+        if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError("evaluation plan: edges must ascend")
+        if (self.interim > 0) != (self.interim_multiplier is not None):
+            raise ValueError("evaluation plan: interim and interim_multiplier are set together or not at all")
+        return self
+
+    @property
+    def bins(self) -> int:
+        """Number of score bins."""
+        return len(self.edges) - 1
+
+    def multiplier(self, kind: EvaluationKind) -> float:
+        """Sd of the noise on each count of one evaluation of this kind."""
+        if kind == "final":
+            return self.final_multiplier
+        if self.interim_multiplier is None:
+            raise PlanError("evaluation plan: it pays for no interim evaluation; set evaluation.every and a share")
+        return self.interim_multiplier
+
+    def event(self, kind: EvaluationKind) -> DpEvent:
+        """Price of one evaluation of this kind, for a held-out patient."""
+        return GaussianDpEvent(self.multiplier(kind))
+
+    def total_event(self) -> DpEvent:
+        """Price of all interim evaluations and the final one."""
+        return compose([*(self.event("interim") for _ in range(self.interim)), self.event("final")])
+
+    @classmethod
+    def calibrate(
+        cls,
+        epsilon: float,
+        delta: float,
+        evaluation: Evaluation,
+        rounds: int,
+        *,
+        edges: tuple[float, ...] | None = None,
+    ) -> Self:
+        """The plan that spends at most (epsilon, delta), by RDP, on held-out patients over the study.
+
+        Composed Gaussians are one Gaussian with 1/z^2 = sum of 1/z_i^2, so budget is split in that measure (zCDP):
+        `evaluation.interim_share` goes to the interim evaluations in equal parts, the rest to the final one. Interim
+        evaluations follow rounds every, 2*every, ... before the last round. edges: `evaluation.bins` equal ones
+        unless given. Raises `PlanError` when the budget is too small for any noise up to 10,000.
+        """
+        whole = _least_noise(GaussianDpEvent, epsilon, delta)
+        interim = (rounds - 1) // evaluation.every if evaluation.every else 0
+        share = evaluation.interim_share if interim else 0.0
+        return cls(
+            edges=edges or tuple(i / evaluation.bins for i in range(evaluation.bins + 1)),
+            final_multiplier=_ceil(whole / math.sqrt(1 - share)),
+            interim=interim,
+            interim_multiplier=_ceil(whole * math.sqrt(interim / share)) if interim else None,
+        )
+
+
+def _ceil(multiplier: float) -> float:
+    # Four decimals, upwards: short to read on a page, and never less noise than was computed.
+    return math.ceil(multiplier * 10_000) / 10_000
+
+
+def _least_noise(event: Callable[[float], DpEvent], epsilon: float, delta: float) -> float:
+    if not epsilon > 0:
+        raise PlanError(f"epsilon: {epsilon} is not above 0")
+
+    def fits(multiplier: float) -> bool:
+        return epsilon_rdp([event(multiplier)], delta) <= epsilon
+
+    low, high = 0.05, 0.1
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > 10_000:
+            raise PlanError(
+                f"epsilon {epsilon} at delta {delta}: no noise is enough; ask for fewer steps or more budget"
+            )
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return _ceil(high)

@@ -1,0 +1,330 @@
+"""One round of local training that executes a `PrivacyPlan`: DP-SGD with the patient as the unit.
+
+A step:
+1. samples patients by Poisson (`sampling`); all records of a sampled patient come, and the batch may be empty;
+2. computes each record's gradient and cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
+3. adds the gradients up, in microbatches under a memory limit;
+4. adds Gaussian noise from a secure generator (`Mechanism.release`, the only door out; it counts steps);
+5. divides by `expected_batch`, a public figure, and hands the result to the optimiser.
+
+Everything after 4 reads noised numbers and public ones only (post-processing): FedProx' and SCAFFOLD's terms, momentum,
+Adam, the schedule. The update is the difference of parameters that those steps made. Buffers, losses, batch sizes and
+times never leave this file.
+
+The divisor is public because a division by the true number of patients would release that number: it stays unknown
+under adding or removing a patient. Take sampling rate x declared cohort size.
+
+The model runs in evaluation mode: dropout is inactive. Its masks would come from torch's global generator, which
+submitted code could seed, and their positions in a batch would couple rows. torch's global generator decides nothing.
+
+The noise is drawn on the host in double precision and added there, also when gradients are computed on a GPU: the same
+defences hold, for the price of moving d numbers to the host and d back in every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from datasites.privacy import parameters
+from datasites.privacy.clipping import Gradients, clipped_sum, recording, row_records
+from datasites.privacy.noise import discrete_gaussian, noised, secure_generator
+from datasites.privacy.plan import PrivacyPlan
+from datasites.privacy.sampling import PatientIndex, poisson_rows
+from datasites.study.manifest import LocalTraining
+
+Array = npt.NDArray[np.generic]
+#: One array, or several for a model with several inputs (by position or by name); rows first in each.
+Inputs = Array | tuple[Array, ...] | Mapping[str, Array]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+DEFAULT_MEMORY = 1 << 30
+#: Discrete noise below this sd, in integer units, is not close enough to additive (Kairouz et al. 2021, section 3).
+_SMALLEST_DISCRETE = 4.0
+
+
+class TrainingRefused(ValueError):
+    """Training would break the plan or the data does not fit the model; the message names the rule and the remedy."""
+
+
+class StepsExhausted(TrainingRefused):
+    """More noised steps were asked for than the plan pays for in a round."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round releases.
+
+    update: local minus global parameters, shape (d,); float32, or float64 on a grid in distributed mode.
+    steps: noised steps that were run, counted.
+    """
+
+    update: npt.NDArray[np.floating]
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepNotice:
+    """What an observer may see of a step: its number and the noised sum over trainable parameters. Nothing private."""
+
+    step: int
+    noised_sum: npt.NDArray[np.float64]
+
+
+class Mechanism:
+    """The one door from sums of clipped gradients to numbers that may be used: adds the plan's noise, counts steps."""
+
+    def __init__(self, plan: PrivacyPlan, generator: np.random.Generator | None = None) -> None:
+        self._plan, self._generator = plan, generator
+        self._steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps released so far in this round."""
+        return self._steps
+
+    def release(self, clipped: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """`clipped`, shape (d,), plus N(0, (noise multiplier x clip)^2) on each coordinate.
+
+        Raises `StepsExhausted` when the round's steps are used up: they were charged before the round began.
+        """
+        self._count()
+        return noised(clipped, self._plan.clip, self._plan.local_noise_multiplier, self._generator)
+
+    def release_on_grid(self, clipped: npt.NDArray[np.float64], grid: float) -> npt.NDArray[np.float64]:
+        """As `release`, on multiples of `grid` with discrete Gaussian noise, so that sums of releases stay priced.
+
+        Rounding moves a sum by up to sqrt(d) / 2 grid steps, so two neighbouring sums by up to clip + sqrt(d) x grid;
+        the noise is scaled up by that. Sums of discrete Gaussians of sd >= 4 are as good as one discrete Gaussian
+        (Kairouz, Liu and Steinke 2021, arXiv:2102.06387, theorem 5: the gap is below 1e-60).
+        """
+        self._count()
+        sensitivity = self._plan.clip + math.sqrt(len(clipped)) * grid
+        sigma = self._plan.local_noise_multiplier * sensitivity / grid
+        if sigma < _SMALLEST_DISCRETE:
+            raise TrainingRefused(
+                f"grid: the noise has sd {sigma:.2f} in grid steps, below {_SMALLEST_DISCRETE}; use a finer scale"
+            )
+        steps = np.rint(clipped / grid).astype(np.int64) + discrete_gaussian(len(clipped), sigma, self._generator)
+        return np.multiply(steps, grid, dtype=np.float64)
+
+    def _count(self) -> None:
+        if self._steps >= self._plan.steps_per_round:
+            raise StepsExhausted(
+                f"plan: {self._plan.steps_per_round} steps a round are paid for and were run; lower training.steps"
+            )
+        self._steps += 1
+
+
+def binary_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Default loss: binary cross-entropy of each row, shape (n,); logits (n,) or (n, 1), target 0/1 (n,)."""
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits.reshape(len(target)), target.to(logits.dtype), reduction="none"
+    )
+
+
+def train_round(
+    module: nn.Module,
+    loss: Loss | None,
+    x: Inputs,
+    y: Array,
+    patients: npt.ArrayLike,
+    plan: PrivacyPlan,
+    local: LocalTraining,
+    *,
+    expected_batch: float,
+    round_number: int = 1,
+    device: str | torch.device = "cpu",
+    memory_limit: int = DEFAULT_MEMORY,
+    correction: npt.NDArray[np.floating] | None = None,
+    grid: float | None = None,
+    generator: np.random.Generator | None = None,
+    observer: Callable[[StepNotice], None] | None = None,
+) -> RoundResult:
+    """Train `module`, which holds the global model, for `local.steps` noised steps; see the top of this file.
+
+    module: in its private form (`layers.private_form`); left holding the local model afterwards.
+    loss: `loss(logits, target)` gives one loss per row, shape (n,); None is `binary_loss`.
+    x: rows first; float32, or integers for embeddings. y: shape (n, ...). patients: one identifier per row.
+    expected_batch: public divisor, sampling rate x *declared* number of patients.
+    round_number: 1 .. plan.rounds, for the schedule, which spans the study.
+    memory_limit: bytes that a microbatch's activations and gradients may take, estimated.
+    correction: SCAFFOLD's (server minus own control variate), shape (d,), public; added to each noised gradient.
+    grid: distributed mode only: the update is a multiple of it, as the secure sum's encoding will round it.
+    generator: tests only. Left out, noise and sampling come from fresh generators keyed by the operating system.
+    Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped.
+    """
+    _check_terms(plan, local, round_number, expected_batch, grid, correction is not None)
+    inputs, target = tensors(x), torch.from_numpy(np.ascontiguousarray(y))
+    index = PatientIndex.of(patients)
+    if not all(len(part) == len(index.owner) == len(target) for part in inputs.values()):
+        raise TrainingRefused("x, y and patients differ in their number of rows; give one of each per record")
+    module.to(device).eval()
+    start = parameters.flatten(module).astype(np.float64)
+    trainable = np.concatenate([np.full(p.numel(), p.requires_grad) for p in module.parameters()])
+    learnt: slice | npt.NDArray[np.bool_] = slice(None) if trainable.all() else trainable
+    if correction is not None and correction.shape != start.shape:
+        raise TrainingRefused(f"correction: shape {correction.shape}, but the model has {len(start)} parameters")
+    limits = torch.from_numpy((plan.clip / index.records[index.owner]).astype(np.float32))
+    batch = _Batch(module, loss or binary_loss, inputs, target, limits, torch.device(device), memory_limit)
+    optimiser = _Optimiser(local, plan, round_number, int(trainable.sum()))
+    sampler = generator if generator is not None else secure_generator()
+
+    weights = start.copy()
+    mechanism = Mechanism(plan, generator)
+    for step in range(local.steps):
+        clipped = batch.clipped_sum(poisson_rows(index, plan.sampling_rate, sampler))[learnt]
+        if grid is None:
+            released = mechanism.release(clipped)
+        else:
+            released = mechanism.release_on_grid(clipped, grid * expected_batch / local.learning_rate)
+        if observer is not None:
+            observer(StepNotice(mechanism.steps, released.copy()))
+        gradient = released / expected_batch
+        if local.proximal:
+            gradient += local.proximal * (weights - start)[learnt]
+        if correction is not None:
+            gradient += correction[learnt]
+        weights[learnt] -= optimiser.direction(step, gradient)
+        parameters.unflatten(module, weights)
+    update = weights - start
+    if grid is None:
+        return RoundResult(update.astype(np.float32), mechanism.steps)
+    return RoundResult(np.rint(update / grid) * grid, mechanism.steps)
+
+
+def _check_terms(
+    plan: PrivacyPlan,
+    local: LocalTraining,
+    round_number: int,
+    expected_batch: float,
+    grid: float | None,
+    corrected: bool,
+) -> None:
+    if local.steps > plan.steps_per_round:
+        raise StepsExhausted(
+            f"training.steps = {local.steps}, but the plan pays for {plan.steps_per_round} a round; lower it"
+        )
+    if not 1 <= round_number <= plan.rounds:
+        raise TrainingRefused(f"round {round_number} is outside the plan's 1..{plan.rounds}")
+    if not (math.isfinite(expected_batch) and expected_batch > 0):
+        raise TrainingRefused(f"expected_batch: {expected_batch}; give sampling rate x declared number of patients")
+    if (plan.mode == "distributed") != (grid is not None):
+        raise TrainingRefused("grid: given in distributed mode (1 / scale of the secure sum) and only there")
+    if grid is not None and (grid <= 0 or local.optimiser != "sgd" or local.momentum or local.proximal or corrected):
+        raise TrainingRefused("distributed mode: plain SGD and a grid above 0; all else goes to the aggregator")
+
+
+def tensors(x: Inputs) -> dict[str | int, Tensor]:
+    """Inputs as tensors, by position (0, 1, ...) or by name."""
+    named: dict[str | int, Array] = {}
+    if isinstance(x, Mapping):
+        named.update(x)
+    else:
+        named.update(enumerate(x if isinstance(x, tuple) else (x,)))
+    return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in named.items()}
+
+
+def forward(module: nn.Module, inputs: Mapping[str | int, Tensor]) -> Tensor:
+    """Call `module` with numbered inputs by position and named ones by name."""
+    by_position = [part for name, part in inputs.items() if isinstance(name, int)]
+    by_name = {name: part for name, part in inputs.items() if isinstance(name, str)}
+    output: Tensor = module(*by_position, **by_name)
+    return output
+
+
+def bytes_per_row(module: nn.Module, inputs: Mapping[str | int, Tensor]) -> int:
+    """Estimate of what one row takes in training, from a forward pass of one row of zeros (reads no private value)."""
+    zeros = {
+        name: torch.zeros_like(part[:1]) if len(part) else part.new_zeros((1, *part.shape[1:]))
+        for name, part in inputs.items()
+    }
+    with recording(module) as made:
+        forward(module, zeros)
+    numbers = 0
+    for layer, uses in made.uses.items():
+        activations = sum(use.input.numel() for use in uses)
+        own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            # Opacus unfolds a convolution's input to one copy for each kernel position.
+            activations *= 1 + math.prod(layer.kernel_size)
+        numbers += 4 * activations + (0 if type(layer) is nn.Linear and len(uses) == 1 else own)
+    return 4 * max(numbers, 1)
+
+
+class _Batch:
+    """Turns row numbers into the sum of their clipped gradients."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        inputs: dict[str | int, Tensor],
+        target: Tensor,
+        limits: Tensor,
+        device: torch.device,
+        memory_limit: int,
+    ) -> None:
+        self._module, self._loss, self._device = module, loss, device
+        self._inputs, self._target, self._limits = inputs, target, limits
+        on_device = {name: part[:1].to(device) for name, part in inputs.items()}
+        self._size = max(1, memory_limit // bytes_per_row(module, on_device))
+
+    def clipped_sum(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Sum of clipped gradients over `rows`, shape (d,), float64; zeros when `rows` is empty."""
+        total: Gradients = {}
+        for start in range(0, len(rows), self._size):
+            chosen = torch.from_numpy(rows[start : start + self._size])
+            for parameter, value in self._microbatch(chosen).items():
+                total[parameter] = total[parameter] + value if parameter in total else value
+        parts = [
+            total[p].reshape(-1).double()
+            if p in total
+            else torch.zeros(p.numel(), dtype=torch.float64, device=p.device)
+            for p in self._module.parameters()
+        ]
+        return torch.cat(parts).cpu().numpy()
+
+    def _microbatch(self, rows: Tensor) -> Gradients:
+        inputs = {name: part[rows].to(self._device) for name, part in self._inputs.items()}
+        with recording(self._module) as made:
+            output = forward(self._module, inputs)
+        losses = self._loss(output, self._target[rows].to(self._device))
+        if losses.shape != (len(rows),):
+            raise TrainingRefused("loss: its shape is not (rows,); return one loss per row, not their mean or sum")
+        return clipped_sum(row_records(made, losses), self._limits[rows].to(self._device))
+
+
+class _Optimiser:
+    """Post-processing of noised gradients: SGD with momentum, or Adam (Kingma and Ba 2015), and the schedule."""
+
+    def __init__(self, local: LocalTraining, plan: PrivacyPlan, round_number: int, size: int) -> None:
+        self._local, self._plan, self._round = local, plan, round_number
+        self._first = np.zeros(size)
+        self._second = np.zeros(size)
+
+    def direction(self, step: int, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What to subtract from the parameters in step 0, 1, ... of this round."""
+        rate = self._rate(step)
+        if self._local.optimiser == "adam":
+            beta, decay = self._local.momentum or 0.9, 0.999
+            self._first = beta * self._first + (1 - beta) * gradient
+            self._second = decay * self._second + (1 - decay) * gradient**2
+            mean = self._first / (1 - beta ** (step + 1))
+            return rate * mean / (np.sqrt(self._second / (1 - decay ** (step + 1))) + 1e-8)
+        if self._local.momentum == 0:
+            return rate * gradient
+        self._first = self._local.momentum * self._first + gradient
+        return rate * self._first
+
+    def _rate(self, step: int) -> float:
+        if self._local.schedule == "constant" or self._plan.mode == "distributed":
+            return self._local.learning_rate
+        done = ((self._round - 1) * self._plan.steps_per_round + step) / self._plan.steps
+        return self._local.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

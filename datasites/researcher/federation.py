@@ -1,0 +1,210 @@
+"""A researcher's home: identity, pinned roster, peers; mock data, submissions and their state; and the door to runs."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import Field
+from tqdm.auto import tqdm
+
+from datasites.researcher.run import Run
+from datasites.researcher.study import Study
+from datasites.study.canonical import Agreed
+from datasites.study.errors import DatasitesError, InputError
+from datasites.study.identity import Email, Identity, Roster, RosterEntry
+from datasites.transport.mailroom import Mailroom
+from datasites.transport.store import Store
+from datasites.transport.syft import JobDecision, ResearcherControl
+
+CONFIG_FILE = "researcher.json"
+
+
+class Settings(Agreed):
+    """`researcher.json`."""
+
+    organisation: Annotated[str, Field(min_length=1, max_length=120)]
+    email: Email
+    store: str
+
+
+class NotApproved(DatasitesError):
+    """Too few hospitals have approved a study."""
+
+
+@dataclass(frozen=True)
+class HospitalState:
+    """Where a submission stands at one hospital, as it last said. `reason` holds the approved hash, or a refusal."""
+
+    email: str
+    organisation: str
+    state: str
+    reason: str
+
+
+class Federation:
+    """One researcher and the hospitals that they have pinned. Use as a context manager, or `close` it."""
+
+    def __init__(self, home: Path, settings: Settings, identity: Identity) -> None:
+        self.home, self.settings, self.identity = home, settings, identity
+        self.roster = Roster.load(home / "roster.json")
+        self.store = Store(settings.store)
+        self._control = ResearcherControl.open(
+            settings.email, home / "syftbox", self.store, home / "transport", self.roster
+        )
+        self.mailroom = Mailroom(
+            settings.email, self.store, self._control.sealer(), home / "transport" / "mail", durable=True
+        )
+
+    @classmethod
+    def create(cls, home: str | Path, *, organisation: str, email: str, store: str) -> Federation:
+        """Make a researcher's home with a new identity; raises `InputError` when one is there."""
+        home = Path(home).resolve()
+        if (home / CONFIG_FILE).exists():
+            raise InputError(f"{home}: a researcher's home is here already; use Federation.open")
+        settings = Settings(organisation=organisation, email=email, store=store)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Identity.generate(email).save(home / "keys" / "institution.pem", os.environ.get("DATASITES_PASSPHRASE"))
+        (home / CONFIG_FILE).write_bytes(settings.canonical())
+        federation = cls.open(home)
+        federation.pin(federation.entry)
+        (home / "roster-entry.json").write_bytes(federation.entry.canonical())
+        return federation
+
+    @classmethod
+    def open(cls, home: str | Path) -> Federation:
+        """Open a home made with `create`; raises `InputError` or `IdentityError`."""
+        home = Path(home).resolve()
+        try:
+            settings = Settings.parse((home / CONFIG_FILE).read_bytes())
+        except FileNotFoundError as error:
+            raise InputError(f"{home}: no researcher's home; make one with Federation.create") from error
+        identity = Identity.load(
+            home / "keys" / "institution.pem", settings.email, os.environ.get("DATASITES_PASSPHRASE")
+        )
+        return cls(home, settings, identity)
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the store and the journals."""
+        self.mailroom.close()
+        self._control.close()
+
+    @property
+    def entry(self) -> RosterEntry:
+        """This researcher's roster entry, to give to the hospitals."""
+        return RosterEntry(
+            organisation=self.settings.organisation,
+            email=self.settings.email,
+            role="researcher",
+            public_key=self.identity.public_key,
+            syft_fingerprint=self._control.syft_fingerprint(),
+        )
+
+    def pin(self, *entries: RosterEntry) -> None:
+        """Trust these parties from now on, after comparing their fingerprints by another channel (I9)."""
+        for entry in entries:
+            self.roster = self.roster.pin(entry)
+        self.roster.save(self.home / "roster.json")
+        self._control.pin(self.roster)
+
+    def connect(self) -> None:
+        """Ask all pinned hospitals to be peers, and exchange what there is."""
+        for entry in self._hospitals():
+            self._control.add_hospital(entry.email)
+        self._control.sync()
+
+    def sync(self) -> None:
+        """Exchange messages with the hospitals through the store."""
+        self._control.sync()
+
+    def datasets(self) -> pd.DataFrame:
+        """Datasets that hospitals offer, with the mock's version; one row each."""
+        self._control.sync()
+        rows = [
+            {"hospital": entry.organisation, "email": entry.email, "dataset": offered.name, "summary": offered.summary}
+            for entry in self._hospitals()
+            for offered in self._control.datasets(entry.email)
+        ]
+        return pd.DataFrame(rows, columns=["hospital", "email", "dataset", "summary"])
+
+    def mock(self, email: str, dataset: str) -> pd.DataFrame:
+        """A hospital's mock table, checked against the hospital's signature."""
+        return pd.read_csv(io.BytesIO(self._control.mock(email, dataset)))
+
+    def submit(self, study: Study) -> str:
+        """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat."""
+        findings = study.check()
+        if findings:
+            first = findings[0]
+            raise InputError(
+                f"model.py line {first.line}: {first.reason} ({len(findings)} finding(s)); hospitals would refuse it, "
+                "see `datasites study check`"
+            )
+        if study.terms.researcher != self.settings.email:
+            raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
+        for email in study.terms.cohort.hospitals:
+            self._control.submit(email, study.job_name, study.folder)
+        self._control.sync()
+        return study.hash
+
+    def states(self, study: Study) -> list[HospitalState]:
+        """Where the study stands at each hospital of the cohort, after a sync."""
+        self._control.sync()
+        decisions = {email: self._decision(email, study) for email in study.terms.cohort.hospitals}
+        return [
+            HospitalState(email, self.roster.get(email).organisation, decision.state, decision.reason)
+            for email, decision in decisions.items()
+        ]
+
+    def wait(self, study: Study, timeout: float = 24 * 3600, *, progress: bool = True) -> list[HospitalState]:
+        """Sleep until every hospital has decided, or `timeout` seconds are over; returns where each stands."""
+        deadline = time.monotonic() + timeout
+        cohort = study.terms.cohort.hospitals
+        with tqdm(total=len(cohort), desc="approvals", disable=not progress) as bar:
+            while True:
+                states = self.states(study)
+                decided = [state for state in states if state.state in ("approved", "rejected", "done", "failed")]
+                bar.n = len(decided)
+                bar.set_postfix_str(", ".join(f"{s.organisation}: {s.state}" for s in states))
+                bar.refresh()
+                left = deadline - time.monotonic()
+                if len(decided) == len(cohort) or left <= 0:
+                    return states
+                self.store.wait(self._control.folders(), min(left, 5.0))
+
+    def run(self, study: Study, *, rounds: int | None = None, progress: bool = True) -> Run:
+        """Run the study to its end (or to round `rounds`) and return the finished or unfinished run.
+
+        Goes on from where it was after a crash. Raises `NotApproved` when fewer hospitals than the threshold approved.
+        """
+        run = self.start(study)
+        run.complete(rounds=rounds, progress=progress)
+        return run
+
+    def start(self, study: Study) -> Run:
+        """The run of a study, new or as it was left; nothing is sent before `complete` or `next_round`."""
+        approved = [state.email for state in self.states(study) if state.state in ("approved", "done")]
+        needed = study.terms.cohort.survivors_needed
+        if len(approved) < needed:
+            raise NotApproved(
+                f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
+                "wait for more with Federation.wait"
+            )
+        return Run(self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved)
+
+    def _hospitals(self) -> list[RosterEntry]:
+        return [entry for entry in self.roster.entries if entry.role == "hospital"]
+
+    def _decision(self, email: str, study: Study) -> JobDecision:
+        return self._control.job_state(email, study.job_name)

@@ -1,0 +1,42 @@
+"""Figures for the notebook and the report, from released sums alone. Each returns the matplotlib axes it drew on."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from datasites.privacy.evaluation import DPEvaluation
+from datasites.researcher.run import Run
+
+
+def roc(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
+    """ROC points between the bins, and the AUC with its 95 % interval."""
+    axes = axes or plt.subplots(figsize=(4, 4))[1]
+    points, auc = evaluation.roc(), evaluation.auc
+    low, high = auc.interval()
+    axes.plot(points[:, 0], points[:, 1], marker="o", label=f"AUC {auc.value:.3f} ({low:.3f} to {high:.3f})")
+    axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, differentially private counts")
+    axes.legend(loc="lower right")
+    return axes
+
+
+def calibration(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
+    """Observed against predicted risk per score bin, with the standard error of noise and sampling."""
+    axes = axes or plt.subplots(figsize=(4, 4))[1]
+    points = evaluation.calibration()
+    axes.errorbar(points.predicted, points.observed, yerr=points.sd, marker="o", linestyle="none", capsize=3)
+    axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
+    axes.set(xlabel="predicted risk", ylabel="observed share", title="Calibration", xlim=(0, 1), ylim=(0, 1))
+    return axes
+
+
+def participation(run: Run, axes: Axes | None = None) -> Axes:
+    """Survivors and participants by round."""
+    axes = axes or plt.subplots(figsize=(6, 3))[1]
+    numbers = [record.round for record in run.state.rounds]
+    axes.step(numbers, [len(record.participants) for record in run.state.rounds], where="mid", label="participants")
+    axes.bar(numbers, [len(record.survivors) for record in run.state.rounds], alpha=0.5, label="survivors")
+    axes.set(xlabel="round", ylabel="hospitals", title="Hospitals in the sum")
+    axes.legend(loc="lower left")
+    return axes

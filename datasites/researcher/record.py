@@ -1,0 +1,115 @@
+"""What a run has done so far, kept on disk so that a crash costs at most the step that it interrupted.
+
+`run.json` names the model file of the newest finished round; both are replaced atomically, the model first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from datasites.study.audit_chain import Head
+from datasites.study.canonical import Agreed
+from datasites.study.identity import Email
+from datasites.study.letters import Account
+from datasites.study.manifest import Sha256
+
+
+class RoundRecord(Agreed):
+    """One round as the aggregator saw it. Counts are sums over survivors with noise of sd `counts_sigma` in all.
+
+    outcome: "done"; or "failed" when too few hospitals answered, with the reason. abstained: controls that denied, by
+    hospital; an empty list is a failure that the hospital does not explain. sent: bytes of each hospital's vector.
+    """
+
+    round: int
+    epoch: int
+    train: bool
+    evaluate: Literal["no", "interim", "final"]
+    participants: tuple[Email, ...]
+    survivors: tuple[Email, ...] = ()
+    abstained: dict[str, tuple[str, ...]] = {}
+    outcome: Literal["done", "failed"] = "done"
+    reason: str = ""
+    refused: tuple[str, ...] = ()
+    update_norm: float | None = None
+    counts: tuple[tuple[float, float], ...] | None = None
+    counts_sigma: float = 0.0
+    sent: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    heads: dict[str, Head] = {}
+
+
+class RunState(Agreed):
+    """Where a run stands. `present` are the hospitals that answered last; only they are waited for."""
+
+    format: Literal[1] = 1
+    study: Sha256
+    epoch: Annotated[int, Field(ge=-1)] = -1
+    next_round: Annotated[int, Field(ge=1)] = 1
+    present: tuple[Email, ...] = ()
+    setup_seconds: float = 0.0
+    rounds: tuple[RoundRecord, ...] = ()
+    accounts: dict[str, Account] = {}
+    closed: bool = False
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def load(self, study_hash: str) -> RunState:
+        """The state as last saved, or a new one."""
+        try:
+            return RunState.parse((self.folder / "run.json").read_bytes())
+        except FileNotFoundError:
+            return RunState(study=study_hash)
+
+    def save(self, state: RunState) -> None:
+        """Replace `run.json`."""
+        self.write("run.json", state.canonical())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file atomically."""
+        temporary = self.folder / f".{name}"
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None when there is none."""
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def save_model(
+        self, number: int, model: npt.NDArray[np.float32], strategy: dict[str, npt.NDArray[np.float64]]
+    ) -> None:
+        """The model that round `number` starts from, with the strategy's state."""
+        temporary = self.folder / ".model.npz"
+        with temporary.open("wb") as file:
+            np.savez(file, model=model, **{f"strategy.{name}": value for name, value in strategy.items()})  # type: ignore[arg-type]
+        os.replace(temporary, self.folder / f"model-{number:06d}.npz")
+        for old in self.folder.glob("model-*.npz"):
+            if int(old.stem.split("-")[1]) < number - 1:
+                old.unlink()
+
+    def load_model(self, number: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]] | None:
+        """The model that round `number` starts from; None when the run has not begun."""
+        path = self.folder / f"model-{number:06d}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            strategy = {k.removeprefix("strategy."): stored[k] for k in stored.files if k.startswith("strategy.")}
+            return stored["model"], strategy

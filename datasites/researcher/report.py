@@ -1,0 +1,144 @@
+"""What a finished run has to show: figures of the DP evaluation, privacy loss per hospital, who took part, audit heads.
+
+Everything here is post-processing of what was released; nothing is computed from a single hospital's vector.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors.numpy import save_file
+
+from datasites.privacy.evaluation import DPEvaluation, Estimate
+from datasites.researcher.record import RoundRecord
+from datasites.researcher.run import Run, RunError
+from datasites.study.identity import Roster
+
+
+def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
+    """The DP evaluation of one round; raises `RunError` when that round held none."""
+    if record.counts is None:
+        raise RunError(f"round {record.round}: held no evaluation")
+    return DPEvaluation.from_counts(record.counts, run.study.evaluation_plan().edges, record.counts_sigma)
+
+
+def final_evaluation(run: Run) -> DPEvaluation:
+    """The evaluation of the final model; raises `RunError` before it was held."""
+    for record in reversed(run.state.rounds):
+        if record.evaluate == "final" and record.outcome == "done":
+            return evaluation_of(run, record)
+    raise RunError("the final evaluation was not held yet; complete the run")
+
+
+def rounds_table(run: Run) -> pd.DataFrame:
+    """One row per round: who took part, who survived, who sat out and why, seconds."""
+    return pd.DataFrame(
+        {
+            "round": record.round,
+            "kind": "training" if record.train else "evaluation",
+            "participants": len(record.participants),
+            "survivors": len(record.survivors),
+            "abstained": ", ".join(f"{email}: {' '.join(why) or 'failed'}" for email, why in record.abstained.items()),
+            "outcome": record.outcome,
+            "update norm": record.update_norm,
+            "seconds": sum(record.seconds.values()),
+        }
+        for record in run.state.rounds
+    )
+
+
+def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
+    """One row per hospital: rounds, steps, epsilon of training and of held-out patients by RDP and PLD, at delta."""
+    return pd.DataFrame(
+        {
+            "hospital": roster.get(email).organisation,
+            "rounds": account.rounds,
+            "steps": account.steps,
+            "epsilon (RDP)": max(spent["rdp"] for spent in account.spent.values()),
+            "epsilon (PLD)": max(spent["pld"] for spent in account.spent.values()),
+            "delta": account.delta,
+        }
+        for email, account in sorted(run.state.accounts.items())
+    )
+
+
+def result(run: Run) -> dict[str, Any]:
+    """The whole report as plain data (see README for the fields)."""
+    evaluation = final_evaluation(run)
+    heads = {email: head for record in run.state.rounds for email, head in record.heads.items()}
+    heads |= {email: account.head for email, account in run.state.accounts.items()}
+    finished = [record for record in run.state.rounds if record.train]
+    return {
+        "study": run.study.hash,
+        "name": run.study.terms.name,
+        "strategy": run.study.terms.strategy.name,
+        "hospitals": list(run.study.terms.cohort.hospitals),
+        "services": [service.model_dump() for service in run.study.terms.services],
+        "rounds": [_round(run, record) for record in run.state.rounds if record.train],
+        "training_rounds": len(finished),
+        "final": {
+            "auc": _estimate(evaluation.auc),
+            "accuracy": _estimate(evaluation.accuracy()),
+            "sensitivity": _estimate(evaluation.sensitivity()),
+            "specificity": _estimate(evaluation.specificity()),
+            "patients": _estimate(evaluation.patients),
+            "survivors": list(run.state.rounds[-1].survivors),
+            "counts": [list(row) for row in run.state.rounds[-1].counts or ()],
+            "counts_noise_sd": run.state.rounds[-1].counts_sigma,
+        },
+        "privacy": {
+            email: {
+                "delta": account.delta,
+                "rounds": account.rounds,
+                "steps": account.steps,
+                "noise_multiplier": account.noise_multiplier,
+                "sampling_rate": account.sampling_rate,
+                "epsilon_rdp": max(spent["rdp"] for spent in account.spent.values()),
+                "epsilon_pld": max(spent["pld"] for spent in account.spent.values()),
+                "partitions": account.spent,
+            }
+            for email, account in run.state.accounts.items()
+        },
+        "unaccounted": sorted(set(run.study.terms.cohort.hospitals) - set(run.state.accounts)),
+        "audit_heads": {email: head.model_dump(mode="json") for email, head in heads.items()},
+        "seconds": {
+            "setup": round(run.state.setup_seconds, 3),
+            **{
+                phase: round(sum(record.seconds.get(phase, 0.0) for record in run.state.rounds), 3)
+                for phase in ("broadcast", "wave_1", "wave_2", "model")
+            },
+        },
+    }
+
+
+def save_model(run: Run, path: Path) -> None:
+    """Write the newest global model as safetensors, named as in `model.py`."""
+    save_file(dict(run.model), path, metadata={"study": run.study.hash, "round": str(run.state.next_round - 1)})
+
+
+def _round(run: Run, record: RoundRecord) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "round": record.round,
+        "outcome": record.outcome,
+        "participants": list(record.participants),
+        "survivors": list(record.survivors),
+        "abstained": {email: list(why) for email, why in record.abstained.items()},
+        "refused": list(record.refused),
+        "metrics": {"update_norm": record.update_norm},
+        "bytes": record.sent,
+        "seconds": record.seconds,
+    }
+    if record.counts is not None and record.outcome == "done":
+        evaluation = evaluation_of(run, record)
+        described["metrics"] |= {
+            "auc": _estimate(evaluation.auc),
+            "accuracy": _estimate(evaluation.accuracy()),
+        }
+    return described
+
+
+def _estimate(estimate: Estimate) -> dict[str, float]:
+    low, high = estimate.interval()
+    return {"value": estimate.value, "sd": estimate.sd, "noise_sd": estimate.noise_sd, "low": low, "high": high}

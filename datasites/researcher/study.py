@@ -1,0 +1,104 @@
+"""A study as its researcher holds it: the folder, its terms, and the checks that every hospital will run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from datasites.enclave.findings import Finding
+from datasites.enclave.protocol import Description, Rehearsed
+from datasites.enclave.sandbox import Sandbox
+from datasites.enclave.verifier import verify
+from datasites.enclave.worker import Partition, Worker
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.researcher.strategies import strategy_of
+from datasites.study.canonical import sha256_hex
+from datasites.study.manifest import Study as Terms
+from datasites.study.package import StudyPackage
+
+
+class Study:
+    """A study folder (`study.toml`, `features.toml`, `model.py`), read once."""
+
+    def __init__(self, folder: Path, package: StudyPackage) -> None:
+        self.folder = folder
+        self.package = package
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Study:
+        """Read a folder; raises `InputError` that names file, key and rule."""
+        package = StudyPackage.read(Path(folder))
+        strategy_of(package.study.strategy)
+        return cls(Path(folder), package)
+
+    @property
+    def terms(self) -> Terms:
+        """What `study.toml` says."""
+        return self.package.study
+
+    @property
+    def hash(self) -> str:
+        """The study hash, 64 hex digits."""
+        return self.package.digest()
+
+    @property
+    def job_name(self) -> str:
+        """Name of the syft job that submits this very study."""
+        return f"{self.terms.name}-{self.hash[:12]}"
+
+    def check(self) -> tuple[Finding, ...]:
+        """What a hospital's static verifier finds in `model.py`; empty when clean. Executes nothing."""
+        return verify(self.package.source)
+
+    def worker(self, sandbox: Sandbox | None = None, mock: pd.DataFrame | None = None) -> Worker:
+        """A sandboxed worker on this study, with `mock` rows where given; close it after use.
+
+        Raises `WorkerError` or `SandboxUnavailable`.
+        """
+        return Worker.start(
+            sandbox or Sandbox(),
+            self.folder,
+            {name: sha256_hex(content) for name, content in self.package.files.items()},
+            n_features=len(self.package.data_model.columns),
+            config=self.terms.model,
+            data={} if mock is None else {"mock": self.partition(mock)},
+        )
+
+    def partition(self, mock: pd.DataFrame) -> Partition:
+        """Mock rows in the common data model, encoded as hospitals encode theirs; raises `SchemaError`."""
+        x, y = self.package.data_model.encode(mock)
+        patients = mock["patient"] if "patient" in mock else np.arange(len(mock))
+        return Partition(x=x, y=y, patients=np.unique(np.asarray(patients), return_inverse=True)[1].astype(np.int64))
+
+    def plan(self) -> PrivacyPlan:
+        """The training plan as a hospital without stricter limits would calibrate it."""
+        terms = self.terms
+        return PrivacyPlan.calibrate(
+            terms.privacy.epsilon,
+            terms.privacy.delta,
+            clip=terms.privacy.clip,
+            sampling_rate=terms.privacy.sampling_rate,
+            rounds=terms.rounds,
+            steps_per_round=terms.training.steps,
+        )
+
+    def evaluation_plan(self) -> EvaluationPlan:
+        """The evaluation plan as a hospital without stricter limits would calibrate it."""
+        terms = self.terms
+        return EvaluationPlan.calibrate(terms.privacy.epsilon, terms.privacy.delta, terms.evaluation, terms.rounds)
+
+    def rehearse(self, mock: pd.DataFrame, sandbox: Sandbox | None = None) -> Rehearsed:
+        """Train a round on mock rows in the sandbox, with the trainer and the probes that hospitals use."""
+        with self.worker(sandbox, mock) as worker:
+            plan = self.plan()
+            return worker.rehearse(
+                plan=plan, training=self.terms.training, expected_batch=plan.sampling_rate * len(mock)
+            )
+
+    def initial_model(self, sandbox: Sandbox | None = None) -> tuple[npt.NDArray[np.float32], Description]:
+        """What `build_model` starts from, float32 (d,), and its tensors in flattening order."""
+        with self.worker(sandbox) as worker:
+            return worker.initial_parameters(), worker.description

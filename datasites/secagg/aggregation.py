@@ -1,0 +1,118 @@
+"""What the aggregator keeps of one epoch, and what a round's sum is when it is open.
+
+Holds no secret of a hospital. Values are replaced at each step, except the running sum of the open round, which is
+added to in place so that memory stays at one vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from datasites.secagg import ring
+from datasites.secagg.errors import SecaggError
+from datasites.secagg.messages import (
+    Certificate,
+    Enrolment,
+    JournalMark,
+    MaskedHeader,
+    Ready,
+    SignedManifest,
+    SurvivorAck,
+    SurvivorList,
+    UnmaskShares,
+)
+from datasites.secagg.ring import Ring
+from datasites.study.canonical import Agreed
+from datasites.study.manifest import RoundManifest, Sha256
+
+
+class RoundRecord(Agreed):
+    """What the aggregator has received in the open round; the vectors themselves are only in the running sum."""
+
+    signed: SignedManifest
+    headers: tuple[MaskedHeader, ...] = ()
+    survivors: SurvivorList | None = None
+    acks: tuple[SurvivorAck, ...] = ()
+    answers: tuple[UnmaskShares, ...] = ()
+
+
+class Record(Agreed):
+    """Everything of an epoch but the running sum."""
+
+    format: Literal[1] = 1
+    context: Sha256
+    certificates: tuple[Certificate, ...] = ()
+    enrolment: Enrolment | None = None
+    binding: Sha256 | None = None
+    readies: tuple[Ready, ...] = ()
+    marks: tuple[JournalMark, ...] = ()
+    last_round: int = 0
+    round: RoundRecord | None = None
+
+
+class RunningSum:
+    """The sum of the masked vectors so far, modulo 2**32; the one thing that is changed in place, to save memory."""
+
+    def __init__(self, vector: Ring, added: int = 0, opened: bool = False) -> None:
+        self.vector = vector
+        self.added = added
+        self.opened = opened
+
+
+@dataclass(frozen=True)
+class AggregatorState:
+    """A record and its running sum. An older value must not be used once a vector was added to a newer one."""
+
+    record: Record
+    total: RunningSum | None = None
+
+    def with_record(self, **changes: object) -> Self:
+        """The state with fields of the record replaced."""
+        return replace(self, record=self.record.model_copy(update=changes))
+
+    def with_round(self, **changes: object) -> Self:
+        """The state with fields of the open round replaced."""
+        assert self.record.round is not None
+        return self.with_record(round=self.record.round.model_copy(update=changes))
+
+    def to_bytes(self) -> bytes:
+        """To store across restarts: record, then the sum if a round is open."""
+        record = self.record.canonical()
+        tail = b"" if self.total is None else bytes((self.total.opened,)) + self.total.vector.astype("<u4").tobytes()
+        return len(record).to_bytes(8, "big") + record + tail
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read `to_bytes()`; raises `SecaggError` if it is damaged."""
+        size = int.from_bytes(data[:8], "big")
+        try:
+            record = Record.parse(data[8 : 8 + size])
+        except (ValidationError, ValueError) as error:
+            raise SecaggError("aggregator state: damaged; open the next round from the last good one") from error
+        if record.round is None:
+            return cls(record)
+        wanted = 4 * ring.dimension(record.round.signed.manifest.vectors)
+        if len(data) != 9 + size + wanted:
+            raise SecaggError("aggregator state: the running sum is cut off; open the next round")
+        vector = np.frombuffer(data, np.dtype("<u4"), offset=9 + size).astype(np.uint32)
+        return cls(record, RunningSum(vector, len(record.round.headers), bool(data[8 + size])))
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """The opened sum of a round. integers: exact sums of encoded coordinates per vector (int32)."""
+
+    manifest: RoundManifest
+    survivors: tuple[str, ...]
+    integers: dict[str, npt.NDArray[np.int32]]
+    wrong_shares_from: tuple[str, ...] = ()
+
+    @property
+    def sums(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Decoded sums per vector: integers over scale, float64, a new array each time."""
+        return {term.name: self.integers[term.name] / np.float64(term.scale) for term in self.manifest.vectors}

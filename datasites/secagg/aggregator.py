@@ -1,0 +1,336 @@
+"""The aggregator's side of the secure sum: collects signed messages, adds vectors as they come, opens the sum.
+
+It holds no secret and learns only sums; an honest one is written so that a lying hospital is refused and named and
+costs the others nothing. Every method takes one message and a state and returns the next state; nothing is sent or
+written here. Vectors are added at once and not kept: memory is one vector whatever the number of hospitals.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+
+import numpy as np
+
+from datasites.secagg import masks, ring
+from datasites.secagg.aggregation import AggregatorState, Record, RoundRecord, RoundResult, RunningSum
+from datasites.secagg.context import Context
+from datasites.secagg.epoch import Epoch, check_certificate, check_sender
+from datasites.secagg.errors import (
+    BadMessage,
+    BadTerms,
+    Equivocation,
+    JournalRolledBack,
+    LateVector,
+    OutOfOrder,
+    RoundUsed,
+    SpentState,
+    TooFew,
+    UnknownParty,
+)
+from datasites.secagg.messages import (
+    AckList,
+    Certificate,
+    Enrolment,
+    JournalMark,
+    MaskedVector,
+    Ready,
+    SignedManifest,
+    SurvivorAck,
+    SurvivorList,
+    UnmaskShares,
+)
+from datasites.secagg.shares import SECRET
+from datasites.secagg.unmasking import gather, shares_expected, solve
+from datasites.study.canonical import sha256_hex
+from datasites.study.identity import Identity
+from datasites.study.manifest import RoundManifest
+
+
+class Aggregator:
+    """The party that adds. Holds its identity and the terms; all that changes is in `AggregatorState`."""
+
+    def __init__(self, identity: Identity, context: Context) -> None:
+        if (identity.email, identity.public_key) != (context.aggregator.email, context.aggregator.public_key):
+            raise UnknownParty(f"aggregator: {identity.email} with this key is not the aggregator of these terms")
+        self.identity = identity
+        self.context = context
+
+    # -- setup ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> AggregatorState:
+        """The state before anything has come."""
+        return AggregatorState(Record(context=self.context.digest_once))
+
+    def receive_certificate(
+        self, state: AggregatorState, certificate: Certificate, *, today: datetime.date
+    ) -> AggregatorState:
+        """Keep a certificate; the same one again changes nothing. Raises `Equivocation` for a second one."""
+        check_certificate(self.context, certificate, today)
+        for known in state.record.certificates:
+            if known.sender == certificate.sender:
+                if known == certificate:
+                    return state
+                raise Equivocation(f"certificate from {known.sender}: a second, different one; set up a new epoch")
+        if state.record.enrolment is not None:
+            raise LateVector(f"certificate from {certificate.sender}: enrolment is closed; it joins the next epoch")
+        certificates = sorted((*state.record.certificates, certificate), key=lambda one: one.sender)
+        return state.with_record(certificates=tuple(certificates))
+
+    def enrol(self, state: AggregatorState, *, today: datetime.date) -> tuple[AggregatorState, Enrolment]:
+        """Close enrolment with those whose certificates came; raises `TooFew` below the threshold."""
+        if state.record.enrolment is not None:
+            return state, state.record.enrolment
+        enrolment = Enrolment.seal(
+            self.identity, context=self.context.digest_once, certificates=state.record.certificates
+        )
+        Epoch.enrol(self.context, enrolment, today)
+        return state.with_record(enrolment=enrolment, binding=enrolment.binding()), enrolment
+
+    def receive_ready(self, state: AggregatorState, ready: Ready) -> AggregatorState:
+        """Keep whose shares a hospital holds and its commitments; a later report replaces an earlier one.
+
+        Raises `BadMessage`, or `Equivocation` when its own commitments change.
+        """
+        epoch = self._epoch(state)
+        check_sender(self.context, ready)
+        place = epoch.place(ready.sender)
+        where = f"ready from {ready.sender}"
+        if (ready.recipient, ready.enrolment) != (self.identity.email, epoch.binding.hex()):
+            raise BadMessage(f"{where}: is for another enrolment or recipient")
+        holders = () if self.context.mode == "strict" else epoch.graph.holders(place)
+        if len(ready.commitments) != len(holders) * len(self.context.rounds) * 2 * SECRET:
+            raise BadMessage(f"{where}: not one commitment for each holder, round and secret")
+        others = tuple(one for one in state.record.readies if one.sender != ready.sender)
+        for known in state.record.readies:
+            if known.sender == ready.sender and known.commitments != ready.commitments:
+                raise Equivocation(f"{where}: other commitments than before")
+        return state.with_record(readies=tuple(sorted((*others, ready), key=lambda one: one.sender)))
+
+    def available(self, state: AggregatorState) -> tuple[str, ...]:
+        """Hospitals that can take part: all that are ready and hold each other's shares where they are neighbours.
+
+        A share counts as held if its holder saw the commitments that the aggregator has from its owner; else one of
+        the two lies and a wrong share could be blamed on the other. The hospital with most such gaps is left out,
+        until the rest agrees.
+        """
+        epoch = self._epoch(state)
+        committed = {ready.sender: _columns(epoch, ready) for ready in state.record.readies}
+        holds = {
+            ready.sender: {seen.owner for seen in ready.seen if committed.get(seen.owner) == seen.columns}
+            for ready in state.record.readies
+        }
+        able = set(holds)
+        while self.context.mode == "two-wave":
+            lacking = dict.fromkeys(able, 0)
+            for one in able:
+                for other in able - holds[one] - {one}:
+                    if epoch.graph.are_neighbours(epoch.place(one), epoch.place(other)):
+                        lacking[one] += 1
+                        lacking[other] += 1
+            if not any(lacking.values()):
+                break
+            able.remove(max(sorted(able), key=lambda email: lacking[email]))
+        return tuple(sorted(able))
+
+    # -- rounds --------------------------------------------------------------------------------------------------
+
+    def open_round(self, state: AggregatorState, manifest: RoundManifest) -> tuple[AggregatorState, SignedManifest]:
+        """Sign a round's manifest and begin its sum; the same manifest again gives the same message.
+
+        Raises `BadTerms`, `TooFew`, `UnknownParty` for terms that the hospitals would refuse, and `RoundUsed`.
+        """
+        epoch, open_round = self._epoch(state), state.record.round
+        if open_round is not None and open_round.signed.manifest == manifest:
+            return state, open_round.signed
+        where = f"round {manifest.round}"
+        if manifest.round not in self.context.rounds or manifest.round <= state.record.last_round:
+            raise RoundUsed(f"{where}: used, or not one of this epoch's rounds; open the next, or a new epoch")
+        if (manifest.study, manifest.epoch) != (self.context.study, self.context.epoch):
+            raise BadTerms(f"{where}: the manifest is for another study or epoch")
+        if manifest.threshold != self.context.threshold:
+            raise BadTerms(f"{where}: threshold {manifest.threshold}, agreed was {self.context.threshold}")
+        for email in manifest.participants:
+            epoch.place(email)
+        absent = set(manifest.participants) - set(self.available(state))
+        if absent:
+            raise BadTerms(f"{where}: {', '.join(sorted(absent))} did not complete the setup; leave them out")
+        ring.check_fits(manifest.vectors, len(manifest.participants))
+        signed = SignedManifest.seal(
+            self.identity, context=self.context.digest_once, manifest=manifest, marks=state.record.marks
+        )
+        opened = state.with_record(round=RoundRecord(signed=signed), last_round=manifest.round)
+        total = RunningSum(np.zeros(ring.dimension(manifest.vectors), np.uint32))
+        return AggregatorState(opened.record, total), signed
+
+    def receive(self, state: AggregatorState, masked: MaskedVector) -> AggregatorState:
+        """Check a masked vector and add it to the sum; the same one again changes nothing.
+
+        Raises `BadMessage`, `UnknownParty`, `Equivocation` for a second vector, `LateVector` once the survivors are
+        fixed, `JournalRolledBack` when the sender's journal went backwards.
+        """
+        open_round, total = self._round(state)
+        header, manifest = masked.header, open_round.signed.manifest
+        where = f"masked-vector from {header.sender}"
+        check_sender(self.context, header)
+        if header.sender not in manifest.participants:
+            raise UnknownParty(f"{where}: not a participant of round {manifest.round}")
+        told = (header.recipient, header.round, header.manifest, header.dimension)
+        if told != (self.identity.email, manifest.round, manifest.digest(), len(total.vector)):
+            raise BadMessage(f"{where}: made for another manifest than that of round {manifest.round}")
+        for known in open_round.headers:
+            if known.sender == header.sender:
+                if known == header:
+                    return state
+                raise Equivocation(f"{where}: a second, different vector in round {manifest.round}; the first stays")
+        if open_round.survivors is not None:
+            raise LateVector(f"{where}: the survivors of round {manifest.round} are fixed; it joins at the next round")
+        marks = self._marked(state, header.sender, header.mark)
+        masked.check_payload()
+        np.add(total.vector, masked.vector(), out=total.vector)
+        total.added += 1
+        headers = tuple(sorted((*open_round.headers, header), key=lambda one: one.sender))
+        return state.with_record(marks=marks).with_round(headers=headers)
+
+    def survivors(self, state: AggregatorState) -> tuple[AggregatorState, SurvivorList]:
+        """Fix who is in the sum and tell them; asked again, the same list. Raises `TooFew` below the threshold."""
+        open_round, _ = self._round(state)
+        manifest = open_round.signed.manifest
+        if open_round.survivors is not None:
+            return state, open_round.survivors
+        needed = len(manifest.participants) if self.context.mode == "strict" else self.context.threshold
+        if len(open_round.headers) < needed:
+            raise TooFew(
+                f"round {manifest.round}: {len(open_round.headers)} masked vectors of {needed} needed; wait, or give "
+                "the round up and open the next one"
+            )
+        survivors = SurvivorList.seal(
+            self.identity,
+            context=self.context.digest_once,
+            round=manifest.round,
+            manifest=manifest.digest(),
+            headers=open_round.headers,
+        )
+        return state.with_round(survivors=survivors), survivors
+
+    def receive_ack(self, state: AggregatorState, ack: SurvivorAck) -> AggregatorState:
+        """Consistency wave: keep one survivor's acknowledgement; raises `BadMessage` for another list or round."""
+        open_round, survivors = self._answerable(state, ack)
+        if ack.survivors != survivors.content_digest():
+            raise BadMessage(f"survivor-ack from {ack.sender}: acknowledges another list")
+        others = tuple(one for one in open_round.acks if one.sender != ack.sender)
+        acks = tuple(sorted((*others, ack), key=lambda one: one.sender))
+        return state.with_round(acks=acks)
+
+    def acknowledged(self, state: AggregatorState) -> AckList:
+        """Consistency wave: all acknowledgements, to every survivor; raises `TooFew` below the threshold."""
+        open_round, _ = self._round(state)
+        if len(open_round.acks) < self.context.threshold:
+            raise TooFew(f"survivor-acks: {len(open_round.acks)} of {self.context.threshold}; wait for more")
+        manifest = open_round.signed.manifest
+        return AckList.seal(
+            self.identity,
+            context=self.context.digest_once,
+            round=manifest.round,
+            manifest=manifest.digest(),
+            acks=open_round.acks,
+        )
+
+    def receive_shares(self, state: AggregatorState, answer: UnmaskShares) -> AggregatorState:
+        """Keep a survivor's answer; the same again changes nothing. Raises `BadMessage` or `Equivocation`."""
+        open_round, survivors = self._answerable(state, answer)
+        manifest = open_round.signed.manifest
+        expected = shares_expected(self._epoch(state), manifest, answer.sender)
+        if answer.survivors != survivors.content_digest() or len(answer.shares) != SECRET * len(expected):
+            raise BadMessage(f"unmask-shares from {answer.sender}: for another survivor list, or not {len(expected)}")
+        for known in open_round.answers:
+            if known.sender == answer.sender:
+                if known == answer:
+                    return state
+                raise Equivocation(f"unmask-shares from {answer.sender}: a second, different answer")
+        marks = self._marked(state, answer.sender, answer.mark)
+        answers = tuple(sorted((*open_round.answers, answer), key=lambda one: one.sender))
+        return state.with_record(marks=marks).with_round(answers=answers)
+
+    def can_open(self, state: AggregatorState) -> bool:
+        """Whether enough has come to call `result` (wrong shares may still ask for more)."""
+        open_round, _ = self._round(state)
+        if self.context.mode == "strict":
+            return len(open_round.headers) == len(open_round.signed.manifest.participants)
+        epoch = self._epoch(state)
+        gathered = gather(epoch, open_round.signed.manifest, open_round.answers)
+        return all(len(pieces) >= epoch.graph.share_threshold for pieces in gathered.values())
+
+    def result(self, state: AggregatorState, *, threads: int | None = None) -> RoundResult:
+        """Open the sum. May be called again. Raises `OutOfOrder`, `TooFew` or `WrongShare`; then nothing is open."""
+        open_round, total = self._round(state)
+        manifest = open_round.signed.manifest
+        if open_round.survivors is None:
+            raise OutOfOrder(f"round {manifest.round}: fix the survivors first")
+        emails = tuple(header.sender for header in open_round.survivors.headers)
+        wrong: tuple[str, ...] = ()
+        if self.context.mode == "two-wave":
+            readies = {ready.sender: ready for ready in state.record.readies}
+            epoch = self._epoch(state)
+            solved = solve(epoch, manifest, frozenset(emails), open_round.answers, readies)
+            wrong = solved.wrong
+            if not total.opened:
+                masks.apply(total.vector, solved.masks, threads=threads)
+        total.opened = True
+        signed = total.vector.view(np.int32)
+        integers = {name: signed[place] for name, place in ring.offsets(manifest.vectors).items()}
+        return RoundResult(manifest, emails, integers, wrong)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _epoch(self, state: AggregatorState) -> Epoch:
+        if state.record.context != self.context.digest_once:
+            raise BadTerms("aggregator: this state belongs to other terms; load the state of this epoch")
+        if state.record.enrolment is None or state.record.binding is None:
+            raise OutOfOrder("aggregator: enrolment is still open; call `enrol` first")
+        return Epoch(self.context, state.record.enrolment.certificates, bytes.fromhex(state.record.binding))
+
+    def _round(self, state: AggregatorState) -> tuple[RoundRecord, RunningSum]:
+        open_round, total = state.record.round, state.total
+        if open_round is None or total is None:
+            raise OutOfOrder("aggregator: no round is open; call `open_round` first")
+        if total.added != len(open_round.headers):
+            raise SpentState("aggregator: this state is older than the running sum; use the newest one")
+        return open_round, total
+
+    def _answerable(
+        self, state: AggregatorState, message: SurvivorAck | UnmaskShares
+    ) -> tuple[RoundRecord, SurvivorList]:
+        open_round, _ = self._round(state)
+        check_sender(self.context, message)
+        manifest = open_round.signed.manifest
+        if open_round.survivors is None:
+            raise OutOfOrder(f"{message.kind} from {message.sender}: the survivors are not fixed yet")
+        told = (message.recipient, message.round, message.manifest)
+        if told != (self.identity.email, manifest.round, manifest.digest()):
+            raise BadMessage(f"{message.kind} from {message.sender}: not for round {manifest.round}")
+        if message.sender not in {header.sender for header in open_round.survivors.headers}:
+            raise UnknownParty(f"{message.kind} from {message.sender}: not a survivor of round {manifest.round}")
+        return open_round, open_round.survivors
+
+    def _marked(self, state: AggregatorState, sender: str, mark: JournalMark) -> tuple[JournalMark, ...]:
+        if mark.sender != sender or mark.study != self.context.study:
+            raise BadMessage(f"journal-mark from {mark.sender}: not by {sender}, or of another study")
+        check_sender(self.context, mark)
+        others = []
+        for known in state.record.marks:
+            if known.sender != sender:
+                others.append(known)
+            elif mark.sequence <= known.sequence:
+                raise JournalRolledBack(
+                    f"{sender}: its journal stood at {known.sequence} and now at {mark.sequence}: restored or copied; "
+                    "it must rejoin in a new epoch"
+                )
+        return tuple(sorted((*others, mark), key=lambda one: one.sender))
+
+
+def _columns(epoch: Epoch, ready: Ready) -> str:
+    """SHA-256 of the columns that the sender's commitments make, as its bundles must have shown them."""
+    size = len(epoch.context.rounds) * 2 * SECRET
+    parts = [ready.commitments[start : start + size] for start in range(0, len(ready.commitments), size)]
+    return sha256_hex(b"".join(hashlib.sha256(part).digest() for part in parts))

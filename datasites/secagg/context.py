@@ -1,0 +1,160 @@
+"""The terms of one epoch of the secure sum: who takes part, how many must survive, for which rounds.
+
+Every hospital and the aggregator build the same `Context` from the approved study and *their own pinned roster*; its
+digest is in every message and, through the enrolment, in every key. Two parties that pinned different keys, or
+understood the threshold differently, can't complete a setup. Decides nothing at run time, does no I/O.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from datasites.secagg.errors import BadTerms
+from datasites.secagg.graph import RING_ABOVE, Neighbourhood
+from datasites.secagg.threshold import check_threshold, choose_threshold, honest_contributors
+from datasites.study.canonical import Agreed
+from datasites.study.identity import Email, PublicKeyHex, Roster
+from datasites.study.manifest import Sha256
+
+#: Rounds whose keys are made at one setup. More need a new epoch: shares for all rounds travel at once.
+MOST_ROUNDS = 2000
+
+
+class Party(Agreed):
+    """One party of an epoch with the institution key that was pinned for it."""
+
+    email: Email
+    public_key: PublicKeyHex
+
+
+class Context(Agreed):
+    """The agreed terms of one epoch.
+
+    mode: *two-wave* recovers from dropouts with shares; *strict* has one wave and no shares, all participants must
+    attend. consistency: survivors first sign one survivor list (a third wave). neighbours: *everyone*, or a *ring* that
+    saves masks in a large cohort (needs the consistency wave). expires: the last day on which rounds may be opened.
+    """
+
+    format: Literal[1] = 1
+    study: Sha256
+    epoch: Annotated[int, Field(ge=0)]
+    aggregator: Party
+    hospitals: tuple[Party, ...]
+    threshold: int
+    colluders: Annotated[int, Field(ge=0)]
+    first_round: Annotated[int, Field(ge=1)]
+    last_round: int
+    expires: datetime.date
+    mode: Literal["two-wave", "strict"] = "two-wave"
+    consistency: bool = False
+    neighbours: Literal["everyone", "ring"] = "everyone"
+
+    @field_validator("hospitals")
+    @classmethod
+    def _sorted_and_distinct(cls, hospitals: tuple[Party, ...]) -> tuple[Party, ...]:
+        for field in ("email", "public_key"):
+            if len({getattr(party, field) for party in hospitals}) != len(hospitals):
+                raise BadTerms(f"epoch: two hospitals have the same {field}")
+        return tuple(sorted(hospitals, key=lambda party: party.email))
+
+    @model_validator(mode="after")
+    def _protects(self) -> Self:
+        if not self.first_round <= self.last_round < self.first_round + MOST_ROUNDS:
+            raise BadTerms(f"epoch: rounds {self.first_round}..{self.last_round} must be 1 to {MOST_ROUNDS} rounds")
+        for party in self.hospitals:
+            if self.aggregator.email == party.email or self.aggregator.public_key == party.public_key:
+                raise BadTerms("epoch: the aggregator can't be one of the hospitals; it would be a colluder")
+        if self.mode == "strict" and (self.consistency or self.neighbours == "ring"):
+            raise BadTerms("epoch: strict mode has one wave; switch the consistency wave and the ring off")
+        if self.neighbours == "ring" and not self.consistency:
+            raise BadTerms("epoch: a ring of neighbours is safe only with the consistency wave; switch it on")
+        check_threshold(len(self.hospitals), self.threshold, self.colluders, one_list=self.one_list)
+        return self
+
+    @classmethod
+    def from_roster(
+        cls,
+        roster: Roster,
+        *,
+        study: str,
+        epoch: int,
+        aggregator: str,
+        hospitals: Iterable[str],
+        colluders: int,
+        rounds: tuple[int, int],
+        expires: datetime.date,
+        threshold: int | None = None,
+        mode: Literal["two-wave", "strict"] = "two-wave",
+        consistency: bool | None = None,
+        neighbours: Literal["everyone", "ring"] | None = None,
+    ) -> Context:
+        """The context from this party's own pinned roster (I9); all parties that agree get the same digest.
+
+        Left out: `threshold` is the least safe one, `neighbours` a ring above 64 hospitals, `consistency` on for a
+        ring. Raises `IdentityError` for an e-mail that is not pinned, `BadTerms` for terms that don't protect.
+        """
+        emails = sorted(hospitals)
+        if neighbours is None:
+            large = len(emails) > RING_ABOVE and mode == "two-wave" and consistency is not False
+            neighbours = "ring" if large else "everyone"
+        if consistency is None:
+            consistency = neighbours == "ring"
+        if threshold is None:
+            threshold = choose_threshold(len(emails), colluders, one_list=consistency or mode == "strict")
+
+        def pinned(email: str) -> Party:
+            return Party(email=email, public_key=roster.get(email).public_key)
+
+        try:
+            return cls(
+                study=study,
+                epoch=epoch,
+                aggregator=pinned(aggregator),
+                hospitals=tuple(pinned(email) for email in emails),
+                threshold=threshold,
+                colluders=colluders,
+                first_round=rounds[0],
+                last_round=rounds[1],
+                expires=expires,
+                mode=mode,
+                consistency=consistency,
+                neighbours=neighbours,
+            )
+        except ValidationError as error:
+            raise BadTerms("; ".join(detail["msg"] for detail in error.errors())) from error
+
+    @cached_property
+    def digest_once(self) -> str:
+        """`digest()`, computed once: every message carries it."""
+        return self.digest()
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Pinned public key by hospital e-mail."""
+        return {party.email: party.public_key for party in self.hospitals}
+
+    @property
+    def one_list(self) -> bool:
+        """Whether all hospitals answer for one and the same set of survivors."""
+        return self.consistency or self.mode == "strict"
+
+    @property
+    def honest_contributors(self) -> int:
+        """m: honest hospitals that any sum is sure to hold; *distributed* noise is sized by it."""
+        return honest_contributors(len(self.hospitals), self.threshold, self.colluders, one_list=self.one_list)
+
+    @property
+    def rounds(self) -> range:
+        """Rounds that this epoch has keys for."""
+        return range(self.first_round, self.last_round + 1)
+
+    def neighbourhood(self, enrolled: int) -> Neighbourhood:
+        """The mask and share graph among `enrolled` hospitals."""
+        if self.neighbours == "ring":
+            return Neighbourhood.ring(enrolled, self.threshold, self.colluders)
+        return Neighbourhood.complete(enrolled, self.threshold)

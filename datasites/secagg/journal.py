@@ -1,0 +1,294 @@
+"""The hospital's journal of one study on disk: the member's state, and every message to send again byte by byte.
+
+One commit makes the new state and the messages that came with it durable *before* they are sent, in one atomic step:
+killed anywhere, a release is either not made or made once (I6). Files (mode 0600) in a folder of the caller's:
+`record` (state, and the SHA-256 of each message), `sent/<SHA-256>` (messages, payloads), `lock` (one process only).
+
+Noticing that a backup was restored: the **anchor**, a small file outside the folder that the caller keeps out of every
+backup, holds the sequence and head of the newest commit. A record that is neither that nor the one commit under way is
+refused with `JournalRolledBack`. What this can't see: anchor and folder set back *together* (a whole-machine
+snapshot). For that case each release carries a signed journal mark which the aggregator shows again in the next
+manifest, and `Member.open` refuses on a mark it does not know; an aggregator that is malicious *as well* can keep
+that from happening, so exclude the anchor from snapshots, or put it on another machine's disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+
+from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SpentState
+from datasites.secagg.messages import MaskedVector, Message, Ready, ShareBundle
+from datasites.secagg.state import MemberState, Released
+from datasites.study.canonical import Agreed, sha256_hex
+from datasites.study.manifest import Sha256
+
+
+class Sent(Agreed):
+    """One message in the journal: kind and recipient ("" for all), and the SHA-256 that names its file."""
+
+    kind: str
+    recipient: str
+    sha256: Sha256
+
+
+class JournalRecord(Agreed):
+    """What one commit makes true."""
+
+    format: Literal[1] = 1
+    state: MemberState = Field(repr=False)
+    sent: tuple[Sent, ...] = ()
+
+
+class Anchor(Agreed):
+    """The newest commit, the one under way, and the floor: epoch and round that were ever reached."""
+
+    format: Literal[1] = 1
+    committed: Released | None = None
+    intended: Released | None = None
+    epoch: int = -1
+    last_round: int = 0
+
+
+class Journal:
+    """A journal that this process has to itself until `close`; use it in a `with` block."""
+
+    def __init__(self, folder: Path, anchor: Path) -> None:
+        """Open or begin the journal in `folder`.
+
+        Raises `JournalRolledBack` or `JournalDamaged` if record and anchor don't fit together, `SpentState` if another
+        process has it open. Nothing may be released then; `start_over` is the way back into a new epoch.
+        """
+        self._folder, self._anchor_path = folder, anchor
+        (folder / "sent").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _locked(folder)
+        try:
+            self._anchor, self._record = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process open the journal."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    @property
+    def state(self) -> MemberState | None:
+        """The newest committed state; None before the first commit."""
+        return self._record.state if self._record else None
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """Highest epoch and round that this hospital ever reached in the study; (-1, 0) before the first."""
+        return self._anchor.epoch, self._anchor.last_round
+
+    def commit(self, state: MemberState, *messages: Message | MaskedVector) -> None:
+        """Make `state` and the messages that came with it durable; send them only after this has returned.
+
+        `state` must be one step on from the committed one (or the same, with messages to keep); else `SpentState`, as
+        for a first state below the floor.
+        """
+        self._check_follows(state)
+        fresh: list[Sent] = []
+        for message in messages:
+            if isinstance(message, MaskedVector):
+                self._keep(message.payload, message.header.payload)
+                fresh.append(Sent(kind="payload", recipient="", sha256=message.header.payload))
+                message = message.header
+            data = message.to_bytes()
+            digest = sha256_hex(data)
+            self._keep(data, digest)
+            fresh.append(Sent(kind=message.kind, recipient=getattr(message, "recipient", ""), sha256=digest))
+        record = JournalRecord(state=state, sent=(*self._still_wanted(state, fresh), *fresh))
+        point = Released(sequence=state.sequence, head=state.head)
+        # The anchor says first what is about to become true, so that a crash here is told from a restored backup.
+        self._write_anchor(self._anchor.model_copy(update={"intended": point}))
+        _write(self._folder / "record", record.canonical())
+        self._record = record
+        self._settle(state, point)
+        self._sweep()
+
+    def sent(self, kind: type[Message], recipient: str | None = None) -> bytes | None:
+        """The committed bytes of this epoch's (or open round's) newest message of a kind, to send again.
+
+        `recipient` chooses among messages of one kind to several (share bundles); None where there is one only.
+        """
+        return self._find(kind.kind, recipient)
+
+    def masked(self) -> MaskedVector | None:
+        """The open round's masked vector as it was committed, to send again; None if there is none."""
+        state = self.state
+        if state is None or state.open is None or state.open.header is None:
+            return None
+        payload = self._find("payload", None)
+        if payload is None:
+            raise JournalDamaged("journal: the masked payload is missing; this hospital sits this round out")
+        masked = MaskedVector(state.open.header, payload)
+        masked.check_payload()
+        return masked
+
+    @classmethod
+    def start_over(cls, folder: Path, anchor: Path) -> None:
+        """Destroy the record, its secrets and messages after `JournalRolledBack`; the floor in the anchor stays.
+
+        The study goes on in a new epoch, above the floor, once all hospitals set one up. If the anchor is lost too, the
+        floor is unknown: agree with the aggregator on a first round that is later than any that was ever opened.
+        """
+        (folder / "sent").mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _locked(folder)
+        try:
+            try:
+                old = Anchor.parse(anchor.read_bytes())
+            except (FileNotFoundError, ValueError):
+                old = Anchor()
+            (folder / "record").unlink(missing_ok=True)
+            for path in (folder / "sent").iterdir():
+                path.unlink()
+            _write(anchor, Anchor(epoch=old.epoch, last_round=old.last_round).canonical())
+        finally:
+            os.close(lock)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _read(self) -> tuple[Anchor, JournalRecord | None]:
+        record_path = self._folder / "record"
+        try:
+            record = JournalRecord.parse(record_path.read_bytes())
+        except FileNotFoundError:
+            record = None
+        except (ValidationError, ValueError):
+            # Not the validation error itself: it quotes the file, which holds secrets.
+            raise JournalDamaged(f"{record_path}: not a journal record; run start_over and rejoin") from None
+        try:
+            anchor = Anchor.parse(self._anchor_path.read_bytes())
+        except FileNotFoundError:
+            if record is not None:
+                raise JournalRolledBack(
+                    f"{self._anchor_path}: the anchor is missing, so the journal can't be told from a restored backup; "
+                    "release nothing, start over and rejoin in a new epoch"
+                ) from None
+            return Anchor(), None
+        except ValueError:
+            raise JournalDamaged(f"{self._anchor_path}: not an anchor; start over and rejoin in a new epoch") from None
+        point = None if record is None else Released(sequence=record.state.sequence, head=record.state.head)
+        if point != anchor.committed and (anchor.intended is None or point != anchor.intended):
+            at = 0 if point is None else point.sequence
+            newest = 0 if anchor.committed is None else anchor.committed.sequence
+            raise JournalRolledBack(
+                f"{self._folder}: the journal stands at {at}, the anchor at {newest}: restored from a backup or "
+                "copied. Release nothing; start over and rejoin in a new epoch"
+            )
+        if anchor.intended is not None:
+            self._anchor = anchor
+            if record is not None and point is not None:
+                self._settle(record.state, point)
+            else:
+                self._write_anchor(anchor.model_copy(update={"intended": None}))
+            anchor = self._anchor
+        return anchor, record
+
+    def _check_follows(self, state: MemberState) -> None:
+        if self._lock < 0:
+            raise SpentState("journal: closed; open it again")
+        old = self.state
+        if old is None:
+            first = state.secrets[0].round if state.secrets else 0
+            if state.epoch <= self._anchor.epoch or first <= self._anchor.last_round:
+                raise SpentState(
+                    f"journal: epoch {self._anchor.epoch} and round {self._anchor.last_round} were reached; a new "
+                    "epoch must have a higher number and start at a later round"
+                )
+            return
+        if state != old and (state.sequence, state.parent) != (old.sequence + 1, old.head):
+            raise SpentState(
+                f"journal: stands at {old.sequence}, and the state to commit (at {state.sequence}) is not one step on "
+                "from there; commit after every step, and start each from `journal.state`"
+            )
+
+    def _still_wanted(self, state: MemberState, fresh: list[Sent]) -> list[Sent]:
+        old = self._record
+        if old is None or old.state.epoch != state.epoch:
+            return []
+        replaced = {(one.kind, one.recipient) for one in fresh}
+        kept = [one for one in old.sent if (one.kind, one.recipient) not in replaced]
+        if old.state.last_round != state.last_round:
+            # Of an earlier round nothing is sent again; setup messages stay for peers that ask late.
+            setup = {"certificate", ShareBundle.kind, Ready.kind}
+            kept = [one for one in kept if one.kind in setup]
+        return kept
+
+    def _find(self, kind: str, recipient: str | None) -> bytes | None:
+        if self._record is None:
+            return None
+        for one in self._record.sent:
+            if one.kind == kind and recipient in (None, one.recipient):
+                try:
+                    return (self._folder / "sent" / one.sha256).read_bytes()
+                except FileNotFoundError as error:
+                    raise JournalDamaged(f"journal: the {kind} message is missing from {self._folder}") from error
+        return None
+
+    def _keep(self, data: bytes | memoryview, digest: str) -> None:
+        _write(self._folder / "sent" / digest, data)
+
+    def _sweep(self) -> None:
+        assert self._record is not None
+        wanted = {one.sha256 for one in self._record.sent}
+        for path in (self._folder / "sent").iterdir():
+            if path.name not in wanted:
+                path.unlink()
+
+    def _settle(self, state: MemberState, point: Released) -> None:
+        self._write_anchor(
+            Anchor(
+                committed=point,
+                epoch=max(self._anchor.epoch, state.epoch),
+                last_round=max(self._anchor.last_round, state.last_round),
+            )
+        )
+
+    def _write_anchor(self, anchor: Anchor) -> None:
+        _write(self._anchor_path, anchor.canonical())
+        self._anchor = anchor
+
+
+def _locked(folder: Path) -> int:
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SpentState(f"{folder}: another process has this journal open; stop it first") from None
+    return descriptor
+
+
+def _write(path: Path, data: bytes | memoryview) -> None:
+    """Replace a file atomically and durably: all of it is there after a crash, or none."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,135 @@
+"""What a hospital knows of one epoch: its secrets, its peers' shares, the open round, and its journal chain.
+
+A value that is replaced at each step, never changed. It holds secrets: keep `to_bytes()` in a file that only the
+datasite can read (`Journal` does). Python can't wipe memory; secrets leave the state and so the file, but copies may
+stay in memory until it is reused, and old disk blocks until they are overwritten: use an encrypted disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from datasites.secagg.errors import JournalDamaged
+from datasites.secagg.messages import Certificate, Enrolment, MaskedHeader, Octets, UnmaskShares
+from datasites.secagg.shares import SECRET
+from datasites.study.canonical import Agreed
+from datasites.study.identity import Email
+from datasites.study.manifest import RoundManifest, Sha256
+
+#: Bytes that a holder keeps per owner and round: a share of the round key, then one of the self-mask seed.
+PAIR = 2 * SECRET
+
+
+class RoundSecrets(Agreed):
+    """One unused round: own X25519 private key and self-mask seed, and the shares held, `PAIR` bytes per place."""
+
+    round: int
+    key: Octets = Field(repr=False)
+    seed: Octets = Field(repr=False)
+    held: Octets = Field(default=b"", repr=False)
+
+    def key_share(self, place: int) -> bytes:
+        """The share held of the round key of the hospital in `place`."""
+        return self.held[place * PAIR : place * PAIR + SECRET]
+
+    def seed_share(self, place: int) -> bytes:
+        """The share held of the self-mask seed of the hospital in `place`."""
+        return self.held[place * PAIR + SECRET : (place + 1) * PAIR]
+
+
+class Accepted(Agreed):
+    """One peer's share bundle that was checked and taken in."""
+
+    owner: Email
+    bundle: Sha256
+    columns: Sha256
+
+
+class OpenRound(Agreed):
+    """The one round that this hospital has opened last, and what it has released in it."""
+
+    manifest: RoundManifest
+    manifest_hash: Sha256
+    header: MaskedHeader | None = None
+    acknowledged: Sha256 | None = None
+    answer: UnmaskShares | None = None
+
+
+class Released(Agreed):
+    """Sequence and head of the journal chain at one release."""
+
+    sequence: Annotated[int, Field(ge=1)]
+    head: Sha256
+
+
+class MemberState(Agreed):
+    """A hospital's state in one epoch.
+
+    sequence and head: length and end of the hash chain of all steps; parent: the head one step before. They, and
+    `last_round` and `released`, run on over all epochs of the study.
+    """
+
+    format: Literal[1] = 1
+    context: Sha256
+    study: Sha256
+    epoch: int
+    certificate: Certificate
+    hpke_private: Octets = Field(repr=False)
+    enrolment: Enrolment | None = None
+    binding: Sha256 | None = None
+    secrets: tuple[RoundSecrets, ...] = Field(repr=False)
+    commitments: Octets = b""
+    accepted: tuple[Accepted, ...] = ()
+    open: OpenRound | None = None
+    last_round: int = 0
+    sequence: int = 0
+    head: Sha256 = "0" * 64
+    parent: Sha256 = "0" * 64
+    released: tuple[Released, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes, secrets included."""
+        return self.canonical()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read `to_bytes()`; raises `JournalDamaged`, without quoting the secrets."""
+        try:
+            return cls.parse(data)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise JournalDamaged(f"member state: {faults}; rejoin in a new epoch") from None
+        except ValueError:
+            raise JournalDamaged("member state: not in canonical form; rejoin in a new epoch") from None
+
+    def of_round(self, round_number: int) -> RoundSecrets | None:
+        """The secrets of a round, or None once they are destroyed."""
+        return next((secrets for secrets in self.secrets if secrets.round == round_number), None)
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """Peers whose shares this hospital holds, itself included once it has shared."""
+        mine = {self.certificate.sender} if self.enrolment is not None else set()
+        return frozenset(mine | {peer.owner for peer in self.accepted})
+
+    def step(self, event: str, detail: str, **changes: object) -> Self:
+        """The next state: `changes` made, and the event chained into the journal's head."""
+        sequence, head = self.next_link(event, detail)
+        return self.model_copy(update={**changes, "sequence": sequence, "head": head, "parent": self.head})
+
+    def next_link(self, event: str, detail: str) -> tuple[int, str]:
+        """Sequence and head that `step` with the same event would give."""
+        sequence = self.sequence + 1
+        link = f"{self.head}\n{sequence}\n{self.context}\n{event}\n{detail}"
+        return sequence, hashlib.sha256(link.encode()).hexdigest()
+
+    def replaced(self, secrets: RoundSecrets) -> tuple[RoundSecrets, ...]:
+        """`self.secrets` with those of one round replaced."""
+        return tuple(secrets if old.round == secrets.round else old for old in self.secrets)
+
+    def without(self, round_number: int) -> tuple[RoundSecrets, ...]:
+        """`self.secrets` without those of one round."""
+        return tuple(old for old in self.secrets if old.round != round_number)

@@ -1,0 +1,175 @@
+"""Large payloads beside an envelope: encrypted parts of 4 MiB, and the pointer that the envelope carries.
+
+A blob of n bytes is cut into parts of 4 MiB (at least one). Part i of m is AES-256-GCM under the blob's own key,
+nonce = i, associated data = (i, m), and is one object of the store. The pointer (id, size, key, SHA-256 of the
+plaintext) travels inside the signed, encrypted envelope. So the store sees sizes and nothing else, and parts can't be
+swapped, cut or mixed. AES-GCM alone would not bind the contents for those who know the key: the SHA-256 stops the
+sender from showing two contents under one signature, and one recipient of a broadcast from feeding another.
+
+The key is HKDF(the sender's secret; study, round, kind, SHA-256 of the plaintext). The same plaintext gives the same
+parts, so an upload that was broken off goes on where it was; another plaintext gives another key, so a nonce is
+never used twice under one key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from pydantic import Field
+
+from datasites.study.canonical import Agreed, canonical_json
+from datasites.transport.store import Store, TooLarge
+
+PART_BYTES = 4 * 1024 * 1024
+TAG_BYTES = 16
+
+
+class BadBlob(Exception):
+    """The parts in the store are not the blob that the pointer means; the message says how."""
+
+
+class Pointer(Agreed):
+    """Where a blob is and how to open it. `size` is that of the plaintext in bytes."""
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    size: Annotated[int, Field(ge=0)]
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @property
+    def parts(self) -> int:
+        """Number of parts in the store."""
+        return part_count(self.size)
+
+
+def part_count(size: int) -> int:
+    """How many parts a blob of `size` bytes has."""
+    return max(1, -(-size // PART_BYTES))
+
+
+def blob_folder(study: str, sender: str) -> str:
+    """The folder that holds a sender's blobs of one study."""
+    return f"blobs/{study}/{sender}"
+
+
+def upload(
+    store: Store,
+    sender: str,
+    study: str,
+    round: int,
+    kind: str,
+    data: memoryview,
+    plain: str,
+    secret: bytes,
+    mend: bool = False,
+) -> Pointer:
+    """Encrypt `data` into the store and return its pointer. `plain`: the SHA-256 of `data`, hex.
+
+    Parts that an earlier try has left are not sent again to a remote store. `mend` compares what is there byte by
+    byte and replaces what differs. Memory: two parts beside `data`.
+    """
+    key, name = _derive(secret, study, round, kind, plain)
+    cipher, count = AESGCM(key), part_count(len(data))
+    sealed = bytearray(PART_BYTES + TAG_BYTES)
+    for index in range(count):
+        part = data[index * PART_BYTES : (index + 1) * PART_BYTES]
+        cut = memoryview(sealed)[: len(part) + TAG_BYTES]
+        cipher.encrypt_into(_nonce(index), part, _place(index, count), cut)
+        path = _part_key(sender, study, round, name, index)
+        if mend:
+            present = _get_or_none(store, path, len(cut)) == cut
+        else:
+            present = store.local is None and store.size(path) == len(cut)
+        if not present:
+            store.put(path, cut)
+    return Pointer(id=name, size=len(data), key=key.hex(), sha256=plain)
+
+
+def download(store: Store, sender: str, study: str, round: int, pointer: Pointer, partial: Path) -> bytearray:
+    """Fetch, check and decrypt a blob; raises `BadBlob` when a part is missing, changed or of another size.
+
+    From a remote store, parts that have come are kept (encrypted) in `partial`, so that a broken-off download goes
+    on where it was. Memory: the blob and two parts. The caller has checked `pointer.size` against its limit.
+    """
+    cipher, count, whole = AESGCM(bytes.fromhex(pointer.key)), pointer.parts, hashlib.sha256()
+    plain = bytearray(pointer.size)
+    view, begin = memoryview(plain), 0
+    keys = [_part_key(sender, study, round, pointer.id, index) for index in range(count)]
+    for index, sealed in enumerate(_fetch(store, keys, pointer, partial)):
+        end = begin + len(sealed) - TAG_BYTES
+        try:
+            cipher.decrypt_into(_nonce(index), sealed, _place(index, count), view[begin:end])
+        except InvalidTag as error:
+            _forget(partial, pointer)
+            raise BadBlob(f"part {index} of {count} was changed: it does not authenticate") from error
+        whole.update(view[begin:end])
+        begin = end
+    if not hmac.compare_digest(whole.hexdigest(), pointer.sha256):
+        _forget(partial, pointer)
+        raise BadBlob("the contents are not those that the sender signed: their SHA-256 differs")
+    _forget(partial, pointer)
+    return plain
+
+
+def _fetch(store: Store, keys: list[str], pointer: Pointer, partial: Path) -> Iterator[bytes]:
+    for index, key in enumerate(keys):
+        last = index == pointer.parts - 1
+        expected = (pointer.size - index * PART_BYTES if last else PART_BYTES) + TAG_BYTES
+        kept = partial / f"{pointer.id}.{index:06d}"
+        if store.local is None and kept.is_file() and kept.stat().st_size == expected:
+            yield kept.read_bytes()
+            continue
+        try:
+            sealed = store.get(key, limit=expected)
+        except TooLarge as error:
+            raise BadBlob(f"part {index} of {pointer.parts} is too long") from error
+        if sealed is None:
+            raise BadBlob(f"part {index} of {pointer.parts} is missing")
+        if len(sealed) != expected:
+            raise BadBlob(f"part {index} of {pointer.parts} is cut off: {len(sealed)} of {expected} bytes")
+        if store.local is None and pointer.parts > 1:
+            partial.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = kept.with_suffix(".tmp")
+            temporary.write_bytes(sealed)
+            os.replace(temporary, kept)
+        yield sealed
+
+
+def _forget(partial: Path, pointer: Pointer) -> None:
+    for kept in partial.glob(f"{pointer.id}.*"):
+        kept.unlink(missing_ok=True)
+
+
+def _get_or_none(store: Store, path: str, limit: int) -> bytes | None:
+    try:
+        return store.get(path, limit=limit)
+    except TooLarge:
+        return None
+
+
+def _part_key(sender: str, study: str, round: int, name: str, index: int) -> str:
+    return f"{blob_folder(study, sender)}/{round:08d}.{name}.{index:06d}"
+
+
+def _nonce(index: int) -> bytes:
+    return struct.pack(">IQ", 0, index)
+
+
+def _place(index: int, count: int) -> bytes:
+    return struct.pack(">QQ", index, count)
+
+
+def _derive(secret: bytes, study: str, round: int, kind: str, plain: str) -> tuple[bytes, str]:
+    info = canonical_json(["datasites/blob/1", study, round, kind, plain])
+    output = HKDF(algorithm=hashes.SHA256(), length=48, salt=None, info=info).derive(secret)
+    return output[:32], output[32:].hex()

@@ -1,0 +1,305 @@
+"""A syft 0.10 connection over a `Store`: where stock syft uses Google Drive, this uses any folder, SFTP, S3 or WebDAV.
+
+Layout in the store (all of it written by parties, none of it trusted):
+
+    identities/<email>/bundle.json                      public syft keys; used only with the pinned fingerprint
+    p2p/<datasite>/<peer>/request.json                  <peer> asks <datasite> to be its peer
+    p2p/<datasite>/<peer>/inbox/msgv2_…                 <peer> → <datasite>: proposed files (encrypted)
+    p2p/<datasite>/<peer>/outbox/syfteventsmessagev3_…  <datasite> → <peer>: files (encrypted)
+    collections/<owner>/<prefix>_<name>_<hash>/<file>   mock data: public, in plain, signed by its owner
+
+Peers' states are kept locally. There is no rolling state, no checkpoint, no event log and no version file: the owner's
+own folder is the truth, and nothing about the owner is ever restored from the store. This file moves bytes; what
+they must be to be believed is in `guards`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, PrivateAttr
+from syft.sync.connections.base_connection import ConnectionConfig, FileCollection, SyftboxPlatformConnection
+from syft.sync.connections.drive.gdrive_transport import CollectionFolder
+from syft.sync.events.file_change_event import FileChangeEventsMessageFileName
+from syft.sync.messages.proposed_filechange import FileNameParseError, MessageFileName
+from syft.sync.version.version_info import VersionInfo
+
+from datasites.study.identity import EMAIL, IdentityError, Roster
+from datasites.transport.quarantine import Quarantine
+from datasites.transport.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
+from datasites.transport.store import Store, StoreError, TooLarge
+from datasites.transport.synclog import SyncLog
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_MOCK_FILE_BYTES = 64 * 1024 * 1024
+
+
+def inbox_folder(datasite: str, peer: str) -> str:
+    """Where `peer` leaves messages for `datasite`."""
+    return f"p2p/{datasite}/{peer}/inbox"
+
+
+def outbox_folder(datasite: str, peer: str) -> str:
+    """Where `datasite` leaves messages for `peer`."""
+    return f"p2p/{datasite}/{peer}/outbox"
+
+
+class StoreConnection(SyftboxPlatformConnection):
+    """See the module's text. File ids are store keys."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    connection_type: ClassVar[type] = ConnectionConfig
+    email: str
+    store: Store
+    log: SyncLog
+    quarantine: Quarantine
+    roster: Roster
+    _stuck: set[str] = PrivateAttr(default_factory=set)
+
+    def get_authenticated_email(self) -> str:
+        """Our own e-mail; a store has no accounts that we know of."""
+        return self.email
+
+    def reset_caches(self) -> None:
+        """There are none."""
+
+    def refuse(self, key: str, reason: str, data: bytes = b"") -> None:
+        """Quarantine what lay under `key` and take it out of the store, so that it blocks nobody."""
+        if key in self._stuck:
+            return
+        self.quarantine.keep(key, reason, data)
+        try:
+            self.store.delete(key)
+        except StoreError:
+            # A folder where a message belongs, or something that we may not delete: reported once, then passed over.
+            self._stuck.add(key)
+            with contextlib.suppress(StoreError):
+                self.store.delete_folder(key)
+
+    def refuse_folder(self, folder: str, reason: str) -> None:
+        """Report a folder of somebody else's once and pass it over; its owner alone may mend it."""
+        if folder not in self._stuck:
+            self._stuck.add(folder)
+            self.quarantine.keep(folder, reason)
+
+    def download_file(self, file_id: str) -> bytes:
+        """The object under a key; `FileNotFoundError` when absent, `TooLarge` above 16 MiB."""
+        data = self.store.get(file_id, limit=MAX_MESSAGE_BYTES)
+        if data is None:
+            raise FileNotFoundError(file_id)
+        return data
+
+    def delete_file_by_id(self, file_id: str, verbose: bool = False, raise_on_error: bool = False) -> None:
+        """Delete one object."""
+        self.store.delete(file_id)
+
+    def delete_multiple_files_by_ids(
+        self, file_ids: list[str], ignore_permissions_errors: bool = True, ignore_file_not_found: bool = True
+    ) -> None:
+        """Delete objects."""
+        for file_id in file_ids:
+            self.store.delete(file_id)
+
+    # Peers
+
+    def add_peer(self, peer_email: str) -> None:
+        """Ask `peer_email` to be our peer."""
+        key = f"p2p/{peer_email}/{self.email}/request.json"
+        if not self.store.exists(key):
+            self.store.put(key, json.dumps({"from": self.email}).encode())
+
+    def get_peer_requests(self) -> list[str]:
+        """Pinned parties that have asked us and whom we have neither accepted nor rejected; others are not shown."""
+        known = self._get_peers_json()
+        asking = []
+        for email in self.store.list(f"p2p/{self.email}"):
+            if known.get(email, {}).get("state") in ("accepted", "rejected") or not self._pinned(email):
+                continue
+            if self.store.exists(f"p2p/{self.email}/{email}/request.json"):
+                asking.append(email)
+        return asking
+
+    def _pinned(self, email: str) -> bool:
+        try:
+            return bool(EMAIL.fullmatch(email)) and bool(self.roster.get(email).syft_fingerprint)
+        except IdentityError:
+            return False
+
+    def _get_peers_json(self, force_download: bool = False) -> dict[str, dict[str, Any]]:
+        """Our peers that are pinned now. A remembered bundle that no longer fits the roster is left out."""
+        peers = {}
+        for email, entry in self.log.peers().items():
+            if not self._pinned(email):
+                continue
+            bundle = entry.get("public_encryption_bundle")
+            if bundle is not None:
+                try:
+                    checked_bundle(email, json.dumps({"public_encryption_bundle": bundle}).encode(), self.roster)
+                except WrongBundle:
+                    entry = {**entry, "public_encryption_bundle": None}
+            peers[email] = entry
+        return peers
+
+    def _update_peer_state(
+        self, peer_email: str, state: str, public_encryption_bundle: dict[str, Any] | None = None
+    ) -> None:
+        entry = self.log.peers().get(peer_email, {})
+        entry["state"] = state
+        if public_encryption_bundle is not None:
+            entry["public_encryption_bundle"] = public_encryption_bundle
+        self.log.mark_peer(peer_email, entry)
+
+    # Keys. One bundle serves all peers. Version files are neither written nor read: stock syft pastes what a peer
+    # writes there into the script that it runs.
+
+    def write_encryption_bundle(self, peer_email: str, bundle_json: str) -> None:
+        """Publish our public keys."""
+        key, data = f"identities/{self.email}/bundle.json", bundle_json.encode()
+        with contextlib.suppress(TooLarge):
+            if self.store.get(key, limit=MAX_BUNDLE_BYTES) == data:
+                return
+        self.store.put(key, data)
+
+    def share_encryption_bundles_folder(self, peer_email: str) -> None:
+        """Nothing to do: everybody may read the store."""
+
+    def stored_bundle(self, email: str) -> bytes | None:
+        """What lies in the store as the keys of `email`, unchecked."""
+        try:
+            return self.store.get(f"identities/{email}/bundle.json", limit=MAX_BUNDLE_BYTES)
+        except TooLarge as error:
+            raise WrongBundle(f"keys of {email} in the store: {error}") from error
+
+    def read_peer_encryption_bundle(self, peer_email: str) -> str | None:
+        """The pinned bundle of a peer, or None when the store has none or a wrong one (which goes to quarantine)."""
+        data: bytes | None = None
+        try:
+            data = self.stored_bundle(peer_email)
+            checked_bundle(peer_email, data, self.roster)
+        except IdentityError as error:
+            if data is not None:
+                self.quarantine.keep(f"identities/{peer_email}/bundle.json", str(error), data)
+            return None
+        return data.decode() if data is not None else None
+
+    def write_version_file(self, version_info: VersionInfo) -> None:
+        """Not written."""
+
+    def share_version_file_with_peer(self, peer_email: str) -> None:
+        """Not written."""
+
+    def read_own_version_file(self) -> VersionInfo | None:
+        """None."""
+        return None
+
+    def read_peer_version_file(self, peer_email: str) -> VersionInfo | None:
+        """None: never trusted."""
+        return None
+
+    # Inbox: researcher → datasite
+
+    def watcher_send_raw_bytes_to_inbox(self, recipient: str, filename: str, data: bytes) -> None:
+        """Put a message for a datasite."""
+        self.store.put(f"{inbox_folder(recipient, self.email)}/{filename}", data)
+
+    def inbox_keys(self, sender_email: str) -> list[str]:
+        """Keys of the messages of one sender; other names in the folder are refused."""
+        folder = inbox_folder(self.email, sender_email)
+        found = []
+        for name in self.store.list(folder):
+            try:
+                found.append((MessageFileName.from_string(name).submitted_timestamp, name))
+            except FileNameParseError:
+                self.refuse(f"{folder}/{name}", "not the name of a syft message")
+        return [f"{folder}/{name}" for _, name in sorted(found)]
+
+    def owner_remove_proposed_filechange_message_from_inbox(self, message: Any) -> None:
+        """Take a handled message out of the inbox."""
+        self.store.delete(message.platform_id)
+
+    # Outbox: datasite → researcher
+
+    def owner_write_raw_bytes_to_outbox(self, recipient: str, filename: str, data: bytes) -> None:
+        """Put a message for a peer."""
+        self.store.put(f"{outbox_folder(self.email, recipient)}/{filename}", data)
+
+    def outbox_keys(self, peer_email: str) -> list[tuple[FileChangeEventsMessageFileName, str]]:
+        """(parsed name, key) of the messages that a datasite has left for us; other names are refused."""
+        folder = outbox_folder(peer_email, self.email)
+        found = []
+        for name in self.store.list(folder):
+            try:
+                parsed = FileChangeEventsMessageFileName.from_string(name)
+                if parsed.as_string() != name:
+                    raise ValueError(name)
+                found.append((parsed, f"{folder}/{name}"))
+            except ValueError:
+                self.refuse(f"{folder}/{name}", "not the name of a syft event message")
+        return sorted(found, key=lambda item: item[0].timestamp)
+
+    def _get_own_datasite_outbox_id(self, peer_email: str) -> str | None:
+        return None  # nothing to merge: a peer removes what it has read
+
+    # Collections: mock data, public
+
+    def _collections(self, owner: str, prefix: str) -> Iterator[tuple[CollectionFolder, str]]:
+        for name in self.store.list(f"collections/{owner}"):
+            with contextlib.suppress(ValueError):
+                yield CollectionFolder.from_name(prefix, name), f"collections/{owner}/{name}"
+
+    def owner_create_collection_folder(self, prefix: str, tag: str, content_hash: str, owner_email: str) -> str:
+        """The folder's key; folders come with the first file."""
+        folder = CollectionFolder(prefix=prefix, tag=tag, content_hash=content_hash).folder_name
+        return f"collections/{self.email}/{folder}"
+
+    def owner_tag_collection_as_any(self, prefix: str, tag: str, content_hash: str) -> None:
+        """Nothing to do: a mock collection is open to all who read the store."""
+
+    def owner_share_collection(self, prefix: str, tag: str, content_hash: str, users: list[str]) -> None:
+        """Nothing to do: a mock collection is open to all who read the store."""
+
+    def owner_upload_collection_files(self, prefix: str, tag: str, content_hash: str, files: dict[str, bytes]) -> None:
+        """Put the files of a collection."""
+        folder = self.owner_create_collection_folder(prefix, tag, content_hash, self.email)
+        for name, data in files.items():
+            self.store.put(f"{folder}/{name}", data)
+
+    def owner_list_collections(self, prefix: str) -> list[str]:
+        """Names of our collections."""
+        return [collection.tag for collection, _ in self._collections(self.email, prefix)]
+
+    def owner_list_all_collections_with_permissions(self, prefix: str) -> list[FileCollection]:
+        """None: an owner never restores its own data from the store."""
+        return []
+
+    def owner_delete_collection(self, prefix: str, tag: str, keep: str = "") -> None:
+        """Delete all versions of a collection but that with content hash `keep`."""
+        for collection, folder in list(self._collections(self.email, prefix)):
+            if collection.tag == tag and collection.content_hash != keep:
+                self.store.delete_folder(folder)
+
+    def peer_collections(self, owner: str, prefix: str) -> list[tuple[str, str]]:
+        """(name, folder key) of one owner's collections; several versions of one name may lie there."""
+        return [(collection.tag, folder) for collection, folder in self._collections(owner, prefix)]
+
+    # What stock syft would keep of an owner's state in the transport: nothing.
+
+    def download_raw_latest_checkpoint(self) -> bytes | None:
+        """None."""
+        return None
+
+    def download_all_raw_incremental_checkpoints(self) -> list[bytes]:
+        """None."""
+        return []
+
+    def download_raw_rolling_state(self) -> bytes | None:
+        """None."""
+        return None
+
+    def owner_get_all_accepted_event_file_ids(self, since_timestamp: float | None = None) -> list[str]:
+        """None."""
+        return []

@@ -1,0 +1,292 @@
+"""How a store's names become files: an ordinary folder, or a filesystem that fsspec reaches.
+
+Only `store.Store` uses this; it checks keys and turns exceptions into `StoreError`. A folder is shared with parties
+who may be hostile, so links are not followed and only regular files are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from datasites.transport.store_errors import StoreError, StoreMissing, TooLarge, diagnose
+
+IN_FLIGHT = ".tmp-"
+# Filesystems where an upload appears only when complete; elsewhere a temporary name is moved into place.
+ATOMIC_UPLOAD = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
+
+
+class StoreFiles(Protocol):
+    """What `Store` needs of a filesystem. Keys are checked already; any exception may be raised."""
+
+    def make_root(self) -> None:
+        """Create the store's root when absent."""
+
+    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """Write whole or not at all."""
+
+    def read(self, key: str, limit: int | None) -> bytes | None:
+        """Read, or None when absent; `TooLarge` above `limit`."""
+
+    def size(self, key: str) -> int | None:
+        """Size in bytes, or None when absent."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names in one folder."""
+
+    def remove(self, key: str) -> None:
+        """Delete when present."""
+
+    def remove_folder(self, folder: str) -> int:
+        """Delete a folder's files, then the folder."""
+
+    def make_folder(self, folder: str) -> Path:
+        """Create a folder, so that it can be watched; local only."""
+
+
+def local_path(url: str) -> Path | None:
+    """The folder that `url` names, or None for a URL of another kind."""
+    if "://" not in url:
+        return Path(url).absolute()
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme in ("file", "local") else None
+
+
+def too_large(key: str, size: int | None, limit: int) -> TooLarge:
+    """The error for an object above the reader's limit."""
+    return TooLarge(
+        f"{key}: {'more than ' if size is None else ''}{size or limit} bytes, the limit is {limit}; it was not read"
+    )
+
+
+class FolderFiles:
+    """A folder on this machine or on a mounted share."""
+
+    def __init__(self, root: Path, fsync: bool = False) -> None:
+        self.root = root
+        self.fsync = fsync
+        self._real_root = ""
+
+    def make_root(self) -> None:
+        """See `StoreFiles`."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._real_root = os.path.realpath(self.root)
+
+    def _folder(self, key: str) -> str:
+        """The real path of the folder that holds `key`; refuses one that a link leads out of the store."""
+        self._real_root = self._real_root or os.path.realpath(self.root)
+        plain = os.path.join(self._real_root, *key.split("/")[:-1])
+        if os.path.realpath(plain) != plain:
+            raise StoreError(f"{plain}: a link inside the store leads elsewhere; remove it and find out who made it")
+        return plain
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self._folder(key), key.rpartition("/")[2])
+
+    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """See `StoreFiles`."""
+        path = self._path(key)
+        folder = os.path.dirname(path)
+        temporary = os.path.join(folder, f"{IN_FLIGHT}{secrets.token_hex(8)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            descriptor = os.open(temporary, flags, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                rest = memoryview(data).cast("B")
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if self.fsync:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        if self.fsync:
+            directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def read(self, key: str, limit: int | None) -> bytes | None:
+        """See `StoreFiles`."""
+        try:
+            # Without O_NONBLOCK, a named pipe laid in the store would stop the reader for good.
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise StoreError(f"{key}: not a regular file; remove it and find out who made it")
+            if limit is not None and status.st_size > limit:
+                raise too_large(key, status.st_size, limit)
+            return file.read(status.st_size)
+
+    def size(self, key: str) -> int | None:
+        """See `StoreFiles`."""
+        try:
+            return os.lstat(self._path(key)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """See `StoreFiles`."""
+        try:
+            return os.listdir(self._folder(f"{folder}/x"))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def remove(self, key: str) -> None:
+        """See `StoreFiles`."""
+        try:
+            os.unlink(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (IsADirectoryError, PermissionError) as error:
+            raise StoreError(f"{key}: is a folder where a file belongs; remove it and find out who made it") from error
+
+    def remove_folder(self, folder: str) -> int:
+        """See `StoreFiles`."""
+        path = self._folder(f"{folder}/x")
+        names = self.names(folder)
+        shutil.rmtree(path, ignore_errors=True)  # follows no links; somebody may put a new file there meanwhile
+        return len(names)
+
+    def make_folder(self, folder: str) -> Path:
+        """See `StoreFiles`."""
+        path = Path(self._folder(f"{folder}/x"))
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+class RemoteFiles:
+    """Any fsspec filesystem, its listing caches off."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        import fsspec
+
+        scheme = url.partition("://")[0]
+        if scheme in ("ssh", "sftp"):
+            # sshfs would take any host's key; take the ones that this user knows.
+            options = {"known_hosts": str(Path.home() / ".ssh" / "known_hosts"), **options}
+        if scheme in ATOMIC_UPLOAD:
+            options = {"use_listings_cache": False, **options}
+        try:
+            self.fs, root = fsspec.core.url_to_fs(url, **options)
+        except ImportError as error:
+            extra = {"s3": "s3", "s3a": "s3", "sftp": "sftp", "ssh": "sftp", "webdav": "webdav", "dav": "webdav"}
+            raise StoreError(
+                f"store {url}: {error}; run `pip install 'datasites[{extra.get(scheme, scheme)}]'`"
+            ) from error
+        self.root = root.rstrip("/")
+        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
+        self.atomic = bool(protocols & ATOMIC_UPLOAD)
+        self._webdav = "webdav" in protocols
+        self._made: set[str] = set()
+
+    def _path(self, key: str) -> str:
+        return f"{self.root}/{key}"
+
+    def make_root(self) -> None:
+        """See `StoreFiles`; a bucket isn't made, since a mistyped name would become a new one."""
+        if self.atomic:
+            self.fs.ls(self.root.partition("/")[0], refresh=True)
+        else:
+            self.fs.makedirs(self.root, exist_ok=True)
+
+    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """See `StoreFiles`."""
+        path = self._path(key)
+        if self.atomic:
+            self.fs.pipe_file(path, bytes(data))
+            return
+        folder = path.rpartition("/")[0]
+        if folder not in self._made:
+            self.fs.makedirs(folder, exist_ok=True)
+            self._made.add(folder)
+        temporary = f"{folder}/{IN_FLIGHT}{secrets.token_hex(8)}"
+        try:
+            with self.fs.open(temporary, "wb") as file:
+                file.write(data)
+            self._replace(temporary, path)
+        except Exception:
+            self._made.discard(folder)  # perhaps somebody removed it; the next try makes it again
+            with contextlib.suppress(Exception):
+                self.fs.rm_file(temporary)
+            raise
+
+    def _replace(self, temporary: str, path: str) -> None:
+        if self._webdav:
+            self.fs.client.move(temporary, path, overwrite=True)  # its `mv` refuses to replace
+        else:
+            self.fs.mv(temporary, path)
+
+    def read(self, key: str, limit: int | None) -> bytes | None:
+        """See `StoreFiles`. The size that the store states is not relied on."""
+        path = self._path(key)
+        try:
+            if limit is None:
+                return bytes(self.fs.cat_file(path))
+            if self.atomic:
+                data = bytes(self.fs.cat_file(path, start=0, end=limit + 1))
+            else:
+                with self.fs.open(path, "rb") as file:
+                    data = bytes(file.read(limit + 1))
+        except Exception as error:
+            # Some WebDAV servers replace in two steps, and their client reports what is absent in its own way.
+            if isinstance(diagnose(error, key), StoreMissing):
+                return None
+            raise
+        if len(data) > limit:
+            raise too_large(key, None, limit)
+        return data
+
+    def size(self, key: str) -> int | None:
+        """See `StoreFiles`."""
+        try:
+            return int(self.fs.info(self._path(key)).get("size") or 0)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """See `StoreFiles`."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self._path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [str(name).rstrip("/").rpartition("/")[2] for name in found]
+
+    def remove(self, key: str) -> None:
+        """See `StoreFiles`."""
+        try:
+            self.fs.rm_file(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def remove_folder(self, folder: str) -> int:
+        """See `StoreFiles`."""
+        names = self.names(folder)
+        if self.atomic:
+            for name in names:
+                self.remove(f"{folder}/{name}")
+        elif names:
+            self._made.discard(self._path(folder))
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(self._path(folder), recursive=True)
+        return len(names)
+
+    def make_folder(self, folder: str) -> Path:
+        """See `StoreFiles`."""
+        raise StoreError(f"{folder}: only a local folder can be watched")

@@ -1,0 +1,323 @@
+"""Syft's engine with what it believes cut down to what can be checked: subclasses of its parts, one guard each.
+
+Stock syft 0.10 lets a message name its own sender, owner and path, applies what is replayed or rolled back, loses
+local changes at a restart, reads all private files at every sync, and stops for everybody at one bad message. Here:
+
+- a datasite takes one kind of message, a complete new submission, from the peer whose channel it came by and whose
+  key signed it, under the name that is signed inside, once (`OwnerSyncer`);
+- a datasite sends one kind of file: the state and the outputs of a peer's own submissions (`OwnerSyncer`);
+- a researcher takes such files only from the datasite that owns them, never an older one over a newer
+  (`WatcherSyncer`), and mock data only with its owner's signature (`mocks.fetch_mocks`);
+- whatever else comes is quarantined with the reason, and the next message is looked at.
+
+Nothing here decides whether a study may run; that is the business of `hospital`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pydantic import ConfigDict, ValidationError
+from syft.sync.connections.connection_router import ConnectionRouter
+from syft.sync.events.file_change_event import (
+    FileChangeEvent,
+    FileChangeEventsMessage,
+    FileChangeEventsMessageFileName,
+)
+from syft.sync.messages.proposed_filechange import ProposedFileChange, ProposedFileChangesMessage
+from syft.sync.syftbox_manager import SyftboxManager
+from syft.sync.sync.datasite_owner_syncer import DatasiteOwnerSyncer
+from syft.sync.sync.datasite_watcher_syncer import DatasiteWatcherSyncer
+from syft.sync.version.peer_manager import PeerManager
+
+from datasites.study.identity import IdentityError
+from datasites.transport.connection import MAX_MESSAGE_BYTES, StoreConnection
+from datasites.transport.mocks import fetch_mocks
+from datasites.transport.store import StoreError, TooLarge
+from datasites.transport.submissions import (
+    Refused,
+    Submission,
+    content_bytes,
+    is_outgoing_path,
+    outgoing_folder,
+    read_submission_message,
+    submission_folder,
+)
+from datasites.transport.synclog import SyncLog
+from datasites.transport.writing import write_file
+
+logger = logging.getLogger(__name__)
+
+MAX_PLAIN_BYTES = 64 * 1024 * 1024
+MESSAGES_PER_PEER = 100
+
+
+def bounded_message(data: bytes) -> bytes:
+    """The JSON inside a syft message (a gzipped tar of one file); `Refused` above 64 MiB, before it is unpacked."""
+    inflate = zlib.decompressobj(wbits=31)
+    plain = inflate.decompress(data, MAX_PLAIN_BYTES)
+    if inflate.unconsumed_tail or not inflate.eof:
+        raise Refused(f"unpacks to more than {MAX_PLAIN_BYTES} bytes, or is cut off")
+    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
+        file = archive.extractfile("proposed_file_changes.json")
+        if file is None:
+            raise Refused("not a syft message")
+        return file.read()
+
+
+class Router(ConnectionRouter):
+    """Opens a message only when its sender's pinned key signed it; everything sent is encrypted."""
+
+    @property
+    def connection(self) -> StoreConnection:
+        """The one connection."""
+        connection = self.connections[0]
+        assert isinstance(connection, StoreConnection)
+        return connection
+
+    def open(self, sender: str, key: str) -> bytes | None:
+        """The verified, decrypted JSON of one message, or None when it is gone; raises `Refused`."""
+        try:
+            sealed = self.connection.store.get(key, limit=MAX_MESSAGE_BYTES)
+        except TooLarge as error:
+            raise Refused(str(error)) from error
+        if sealed is None:
+            return None
+        try:
+            return bounded_message(self.peer_store.decrypt_and_verify_if_needed(sender, sealed))
+        except Refused:
+            raise
+        except Exception as error:  # the native library, zlib and tarfile raise various types on hostile input
+            raise Refused(f"not a message that {sender} signed for us: {error}") from error
+
+    def sealed_or_nothing(self, key: str) -> bytes:
+        """What lies under `key`, for quarantine."""
+        try:
+            return self.connection.store.get(key, limit=MAX_MESSAGE_BYTES) or b""
+        except StoreError:
+            return b""
+
+
+class Peers(PeerManager):
+    """Syft's peers, restricted to pinned parties; versions that peers claim are not looked at."""
+
+    def load_peer_versions_parallel(self, peer_emails: list[str], force: bool = False) -> dict[str, Any]:
+        """None loaded: see `StoreConnection.read_peer_version_file`."""
+        return {}
+
+
+class OwnerSyncer(DatasiteOwnerSyncer):
+    """A datasite's side: takes submissions, sends states and outputs of submissions."""
+
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+    connection_router: Router
+    log: SyncLog
+
+    def sync(self, peer_emails: list[str], recompute_hashes: bool = True) -> None:
+        """Take what peers have sent, then send what has changed. One peer's trouble doesn't hold up another."""
+        self.initial_sync_done = True
+        failed: StoreError | None = None
+        for peer in peer_emails:
+            try:
+                self.take_submissions(peer)
+                if recompute_hashes:
+                    self.send_changes(peer)
+            except StoreError as error:
+                logger.error("sync with %s: %s", peer, error)
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def pull_initial_state(self) -> None:
+        """Nothing is restored from the store: approvals and submissions on disk are the truth."""
+        self.initial_sync_done = True
+
+    def process_local_changes(self, recipients: list[str]) -> None:
+        """Send what has changed to each recipient."""
+        for recipient in recipients:
+            self.send_changes(recipient)
+
+    def take_submissions(self, sender: str) -> None:
+        """Handle the messages of one sender, at most 100 at a time."""
+        router, connection = self.connection_router, self.connection_router.connection
+        for key in connection.inbox_keys(sender)[:MESSAGES_PER_PEER]:
+            name = key.rpartition("/")[2]
+            try:
+                if self.log.handled(sender, name):
+                    raise Refused("a replay: this message was handled before")
+                plain = router.open(sender, key)
+                if plain is None:
+                    continue
+                self._place(read_submission_message(plain, name, sender, self.email))
+            except Refused as error:
+                connection.refuse(key, str(error), router.sealed_or_nothing(key))
+            except (OSError, IdentityError) as error:
+                # Our own trouble (disk, keys), not the sender's: the message stays and is tried again.
+                logger.error("submission %s: %s", key, error)
+                continue
+            else:
+                connection.store.delete(key)
+            self.log.mark_handled(sender, name)
+
+    def _place(self, submission: Submission) -> None:
+        """Put a whole submission in place by one rename; the same again is no change, another is refused."""
+        folder = self.syftbox_folder / self.email / submission_folder(submission.submitter, submission.job)
+        if folder.exists():
+            if submission.files != _files_in(folder):
+                raise Refused(f"submission {submission.job} is there already with other content; use another name")
+            return
+        staging = self.syftbox_folder / ".cache" / "incoming" / uuid4().hex
+        for path, content in submission.files.items():
+            target = staging / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def send_changes(self, recipient: str) -> None:
+        """Put into `recipient`'s outbox the states and outputs of its submissions that it has not been sent yet.
+
+        Reads only that folder, so an idle sync touches no other file, private ones least of all. What was sent is
+        noted after it was put: a crash in between sends it again.
+        """
+        datasite = self.syftbox_folder / self.email
+        root = datasite / outgoing_folder(recipient)
+        if not root.is_dir():
+            return
+        delivered = self.log.delivered(recipient)
+        events, hashes = [], {}
+        for file in sorted(root.rglob("*")):
+            path = file.relative_to(datasite).as_posix()
+            if not is_outgoing_path(path, recipient) or file.is_symlink() or not file.is_file():
+                continue
+            content = file.read_bytes()
+            hash = hashlib.sha256(content).hexdigest()
+            if delivered.get(path) == hash or not self.check_read_permissions(recipient, path):
+                continue
+            hashes[path] = hash
+            events.append(self._event(path, content, delivered.get(path), hash))
+        if not events:
+            return
+        number = self.log.next_number(recipient)
+        name = FileChangeEventsMessageFileName(timestamp=float(number))
+        message = FileChangeEventsMessage(events=events, message_filepath=name)
+        self.connection_router.owner_write_event_messages_to_outbox(recipient, message)
+        self.log.mark_delivered(recipient, hashes)
+
+    def _event(self, path: str, content: bytes, old: str | None, new: str) -> FileChangeEvent:
+        return FileChangeEvent(
+            id=uuid4(),
+            path_in_datasite=Path(path),
+            datasite_email=self.email,
+            content=content,
+            old_hash=old,
+            new_hash=new,
+            submitted_timestamp=0.0,
+            timestamp=0.0,
+        )
+
+
+class WatcherSyncer(DatasiteWatcherSyncer):
+    """A researcher's side: takes states and outputs of its own submissions, and signed mock data."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    connection_router: Router
+    log: SyncLog
+
+    def sync_down(self, peer_emails: list[str]) -> None:
+        """Take what each datasite has sent. One datasite's trouble doesn't hold up another."""
+        failed: StoreError | None = None
+        for peer in peer_emails:
+            try:
+                self.take_events(peer)
+                fetch_mocks(self.connection_router.connection, self.log, peer, self.syftbox_folder)
+            except StoreError as error:
+                logger.error("sync with %s: %s", peer, error)
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def take_events(self, peer: str) -> None:
+        """Apply the messages of one datasite, by their signed numbers; remove them from the outbox."""
+        router, connection = self.connection_router, self.connection_router.connection
+        for name, key in connection.outbox_keys(peer)[:MESSAGES_PER_PEER]:
+            text = name.as_string()
+            try:
+                if self.log.handled(peer, text):
+                    raise Refused("a replay: this message was handled before")
+                plain = router.open(peer, key)
+                if plain is None:
+                    continue
+                self._apply(peer, plain, name)
+            except Refused as error:
+                connection.refuse(key, str(error), router.sealed_or_nothing(key))
+            except (OSError, IdentityError) as error:
+                logger.error("message %s: %s", key, error)
+                continue
+            else:
+                connection.store.delete(key)
+            self.log.mark_handled(peer, text)
+
+    def _apply(self, peer: str, plain: bytes, name: FileChangeEventsMessageFileName) -> None:
+        try:
+            message = FileChangeEventsMessage.model_validate_json(plain)
+        except (ValidationError, ValueError) as error:
+            raise Refused(f"not an event message: {error}") from error
+        if message.message_filepath.as_string() != name.as_string():
+            raise Refused("its name is not the one that was signed: an old message under a new name")
+        number = int(name.timestamp)
+        files: dict[str, bytes] = {}
+        for event in message.events:
+            path = event.path_in_datasite.as_posix()
+            if event.datasite_email != peer:
+                raise Refused(f"it speaks for {event.datasite_email}, it came from {peer}")
+            if event.is_deleted or event.content is None or not is_outgoing_path(path, self.email):
+                raise Refused(f"path {path[:200]}: a datasite sends states and outputs of our submissions only")
+            content = content_bytes(event.content)
+            if hashlib.sha256(content).hexdigest() != event.new_hash:
+                raise Refused(f"path {path}: content and hash differ")
+            files[path] = content
+        for path, content in files.items():
+            # A message that was delayed must not put an older state over a newer one.
+            if number > self.log.applied(peer, path):
+                write_file(self.syftbox_folder / peer / path, content)
+                self.log.mark_applied(peer, path, number)
+
+
+class Manager(SyftboxManager):
+    """Syft's sync engine, made of the guarded parts."""
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As syft's, without checkpoints and without merging of outboxes."""
+        super().sync(auto_checkpoint=False, auto_compact=False)
+
+
+def _files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def proposal(sender: str, owner: str, files: dict[str, bytes]) -> ProposedFileChangesMessage:
+    """The one message that a submission is: all its files, none there before. Keys are paths in the datasite."""
+    return ProposedFileChangesMessage(
+        sender_email=sender,
+        proposed_file_changes=[
+            ProposedFileChange(path_in_datasite=Path(path), content=content, datasite_email=owner)
+            for path, content in files.items()
+        ],
+    )

@@ -1,0 +1,96 @@
+"""What this party has sent and seen, so that neither it nor anybody else can say two things under one name.
+
+One SQLite file in the party's private folder. It holds digests, and for rounds that still run the sealed envelope,
+so that a resend is byte-identical (I6). It is safe against the death of the process at any point; against a power
+cut only with `durable`, at some milliseconds per message. Without `durable`, a power cut can lose the last entries:
+a resend then may differ, and its recipient refuses it as equivocation, so it fails closed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS sent (
+    path TEXT PRIMARY KEY, study TEXT NOT NULL, round INTEGER NOT NULL,
+    said TEXT NOT NULL, contents TEXT NOT NULL, envelope BLOB
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS seen (
+    path TEXT PRIMARY KEY, contents TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS secret (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One message that was committed to.
+
+    `said`: SHA-256 over body and blob, as the caller gave them. `contents`: SHA-256 over the inner message.
+    `envelope`: its sealed bytes, None once the round was collected.
+    """
+
+    said: str
+    contents: str
+    envelope: bytes | None
+
+
+class Journal:
+    """The journal of one party; may be used from several threads and processes."""
+
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self._database.executescript(SCHEMA)
+        self._database.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    @property
+    def secret(self) -> bytes:
+        """32 random bytes, made once per journal; blob keys are derived from them."""
+        with self._lock:
+            (value,) = self._database.execute("SELECT value FROM secret").fetchone()
+        return bytes(value)
+
+    def sent(self, path: str) -> Sent | None:
+        """What was committed under `path`."""
+        with self._lock:
+            row = self._database.execute("SELECT said, contents, envelope FROM sent WHERE path = ?", (path,)).fetchone()
+        return Sent(*row) if row else None
+
+    def commit(self, path: str, study: str, round: int, entry: Sent) -> Sent:
+        """Commit to `entry` under `path`; returns what stands there, which is another entry if one came first."""
+        with self._lock:
+            self._database.execute(
+                "INSERT OR IGNORE INTO sent VALUES (?, ?, ?, ?, ?, ?)",
+                (path, study, round, entry.said, entry.contents, entry.envelope),
+            )
+            row = self._database.execute("SELECT said, contents, envelope FROM sent WHERE path = ?", (path,)).fetchone()
+        return Sent(*row)
+
+    def first_seen(self, path: str, contents: str) -> str:
+        """The digest of the first authentic message seen under `path`: `contents` itself if this is the first."""
+        with self._lock:
+            self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (path, contents))
+            (first,) = self._database.execute("SELECT contents FROM seen WHERE path = ?", (path,)).fetchone()
+        return str(first)
+
+    def forget_envelopes(self, study: str, first: int, before: int) -> None:
+        """Drop the sealed bytes of rounds first ≤ round < before; the digests stay, so nothing can be said twice."""
+        with self._lock:
+            self._database.execute(
+                "UPDATE sent SET envelope = NULL WHERE study = ? AND round >= ? AND round < ?", (study, first, before)
+            )

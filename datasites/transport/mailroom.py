@@ -1,0 +1,374 @@
+"""Letters between parties of a study over an untrusted store.
+
+One letter stands under one path (study, to, from, round, kind). It is an envelope, signed by its sender and encrypted
+to its one recipient by a `Sealer`, that repeats that path inside, holds a small JSON body, and carries a binary
+payload either within or as a pointer to encrypted parts (see `blobs`). The recipient checks the seal, then the path,
+and remembers the digest of the first authentic letter under each path. So a store (or a third party who writes to it)
+can only withhold a letter:
+
+- a forged, changed, cut or swapped one is refused (I10): `Rejected`, with a copy of the evidence in quarantine;
+- a replay under another path (other study, round, kind, sender, recipient) is refused;
+- a second, different letter under one path is equivocation and refused, on the sender's side as well (`Equivocation`);
+- a letter that is sent again is byte-identical (I6).
+
+A refused letter is removed from the recipient's mailbox, so that a wait goes on and the sender can put the true one
+back by calling `send` again. A bad letter of one sender never delays those of another. Nothing is ordered by clock.
+What the store learns: who writes to whom, when, in which study and round, and sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field, JsonValue, ValidationError
+
+from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.identity import EMAIL, Email, IdentityError
+from datasites.transport import blobs
+from datasites.transport.blobs import BadBlob, Pointer
+from datasites.transport.journal import Journal, Sent
+from datasites.transport.quarantine import Quarantine
+from datasites.transport.store import Store, TooLarge
+
+INLINE_BYTES = 64 * 1024
+ENVELOPE_OVERHEAD = 16 * 1024
+STUDY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+KIND = re.compile(r"[a-z0-9_-]{1,40}")
+MAX_ROUND = 10_000_000
+
+Blob = bytes | bytearray | memoryview
+Expected = tuple[str, str, int, str]
+"""(sender, study, round, kind)."""
+
+
+class Sealer(Protocol):
+    """Signs and encrypts to one recipient; opens what one sender signed and encrypted to us."""
+
+    def seal(self, to: str, data: bytes) -> bytes:
+        """An envelope for `to`."""
+
+    def open(self, sender: str, envelope: bytes) -> bytes:
+        """The contents of an envelope that `sender` signed for us; `BadEnvelope` for anything else."""
+
+
+class BadEnvelope(Exception):
+    """Not an envelope that the stated sender signed and encrypted to us."""
+
+
+class Rejected(Exception):
+    """A letter in our mailbox was refused. It is in quarantine and no longer in the mailbox."""
+
+    def __init__(self, sender: str, study: str, round: int, kind: str, reason: str) -> None:
+        super().__init__(f"letter {kind} of round {round} from {sender} in study {study[:16]}: {reason}")
+        self.sender, self.study, self.round, self.kind, self.reason = sender, study, round, kind, reason
+
+
+class Equivocation(Exception):
+    """We were asked to say, under a path, something else than what we have said there."""
+
+
+class Contents(Agreed):
+    """The inner message. `inline` is the number of payload bytes that follow this header in the envelope."""
+
+    format: Literal[1] = 1
+    sender: Email
+    recipient: Email
+    study: Annotated[str, Field(pattern=f"^{STUDY.pattern}$")]
+    round: Annotated[int, Field(ge=0, le=MAX_ROUND)]
+    kind: Annotated[str, Field(pattern=f"^{KIND.pattern}$")]
+    body: dict[str, JsonValue]
+    inline: Annotated[int, Field(ge=0, le=INLINE_BYTES)] | None = None
+    blob: Pointer | None = None
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A letter that passed every check. `digest` (SHA-256 of the inner message) names it in logs and audits."""
+
+    sender: str
+    recipient: str
+    study: str
+    round: int
+    kind: str
+    body: dict[str, JsonValue]
+    blob: bytes | bytearray | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a recipient accepts, in bytes; checked before anything is read or downloaded."""
+
+    body: int = 1024 * 1024
+    blob: int = 4 * 1024**3
+
+
+def letter_folder(study: str, to: str, round: int | None = None) -> str:
+    """The folder of one recipient's letters of one study, all rounds; finished ones are collected, so it is short."""
+    return f"mail/{study}/{to}"
+
+
+def letter_name(sender: str, round: int, kind: str) -> str:
+    """The name of a letter in its recipient's folder."""
+    return f"{round:08d}.{kind}.{sender}"
+
+
+def letter_key(sender: str, study: str, to: str, round: int, kind: str) -> str:
+    """The store key of one letter; raises `ValueError` for a part that can't be one."""
+    for name, value, pattern in (
+        ("study", study, STUDY),
+        ("kind", kind, KIND),
+        ("from", sender, EMAIL),
+        ("to", to, EMAIL),
+    ):
+        if not pattern.fullmatch(value):
+            raise ValueError(f"letter: {name} {value[:200]!r} must match {pattern.pattern}")
+    if not 0 <= round <= MAX_ROUND:
+        raise ValueError(f"letter: round {round} is outside 0..{MAX_ROUND}")
+    return f"{letter_folder(study, to)}/{letter_name(sender, round, kind)}"
+
+
+class Mailroom:
+    """One party's letters. `folder` is private to the party (journal, quarantine, downloads broken off)."""
+
+    def __init__(
+        self,
+        email: str,
+        store: Store,
+        sealer: Sealer,
+        folder: Path,
+        *,
+        limits: Limits | None = None,
+        durable: bool = False,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.email = email
+        self.store = store
+        self.limits = limits or Limits()
+        self.quarantine = Quarantine(folder / "quarantine")
+        self._sealer = sealer
+        self._partial = folder / "partial"
+        self._journal = Journal(folder / "mailroom.sqlite", durable=durable)
+        self._secret = self._journal.secret
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._journal.close()
+
+    def send(
+        self, to: str, study: str, round: int, kind: str, body: dict[str, JsonValue], blob: Blob | None = None
+    ) -> str:
+        """Put one letter; returns its digest. See `send_all`."""
+        return self.send_all([to], study, round, kind, body, blob)[to]
+
+    def send_all(
+        self,
+        to: Sequence[str],
+        study: str,
+        round: int,
+        kind: str,
+        body: dict[str, JsonValue],
+        blob: Blob | None = None,
+    ) -> dict[str, str]:
+        """Put the same body and blob for each recipient, the blob encrypted once; returns digests by recipient.
+
+        The same content again is byte-identical, and puts back what the store has lost or changed. Other content
+        under a path already used raises `Equivocation` and puts nothing. Raises `StoreError` from the store.
+        """
+        keys = {recipient: letter_key(self.email, study, recipient, round, kind) for recipient in to}
+        payload = None if blob is None else memoryview(blob).cast("B")
+        plain = None if payload is None else hashlib.sha256(payload).hexdigest()
+        said = sha256_hex(canonical_json([body, plain]))
+        before = {recipient: self._journal.sent(key) for recipient, key in keys.items()}
+        for recipient, entry in before.items():
+            self._same_as_before(entry, said, recipient, study, round, kind)
+        again = [recipient for recipient, entry in before.items() if entry is not None]
+        # A path whose round was collected has no envelope to repair; it was delivered, and its digest still binds.
+        open_paths = [recipient for recipient, entry in before.items() if entry is None or entry.envelope is not None]
+        pointer = None
+        if payload is not None and plain is not None and len(payload) > INLINE_BYTES and open_paths:
+            mend = bool(again)
+            pointer = blobs.upload(self.store, self.email, study, round, kind, payload, plain, self._secret, mend)
+        inline = bytes(payload) if payload is not None and len(payload) <= INLINE_BYTES else None
+        digests = {}
+        for recipient, key in keys.items():
+            entry = before[recipient]
+            if entry is None:
+                inner = _pack(
+                    Contents(
+                        sender=self.email,
+                        recipient=recipient,
+                        study=study,
+                        round=round,
+                        kind=kind,
+                        body=body,
+                        inline=None if inline is None else len(inline),
+                        blob=pointer,
+                    ),
+                    inline,
+                )
+                if len(inner) > self.limits.body + INLINE_BYTES:
+                    raise ValueError(f"letter {kind}: body of {len(inner)} bytes; put large things into the blob")
+                # Committed before it is put: after a crash in between, the same envelope is put by the next call.
+                entry = self._journal.commit(
+                    key, study, round, Sent(said, sha256_hex(inner), self._sealer.seal(recipient, inner))
+                )
+                self._same_as_before(entry, said, recipient, study, round, kind)
+                self._put(key, entry, check=False)
+            else:
+                self._put(key, entry, check=True)
+            digests[recipient] = entry.contents
+        return digests
+
+    def _put(self, key: str, entry: Sent, check: bool) -> None:
+        if entry.envelope is None:
+            return
+        if check:
+            try:
+                if self.store.get(key, limit=len(entry.envelope)) == entry.envelope:
+                    return
+            except TooLarge:
+                pass
+        self.store.put(key, entry.envelope)
+
+    def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
+        if entry is not None and entry.said != said:
+            raise Equivocation(
+                f"{self.email} has already sent another {kind} to {to} for round {round} of study {study[:16]}; "
+                "what was said stands, start a new round to say something else"
+            )
+
+    def receive(self, sender: str, study: str, round: int, kind: str, *, max_blob: int | None = None) -> Letter | None:
+        """The letter under that path, checked and decrypted; None when there is none yet.
+
+        Raises `Rejected` for a bad one, and `IdentityError` when the sender isn't pinned or its keys aren't in the
+        store (the letter then stays). May be called again for the same letter. `max_blob` (bytes) is what this
+        letter's blob may be at most, by default `limits.blob`; a larger one is refused before it is downloaded.
+        """
+        key = letter_key(sender, study, self.email, round, kind)
+        most = self.limits.body + INLINE_BYTES + ENVELOPE_OVERHEAD
+        try:
+            envelope = self.store.get(key, limit=most)
+        except TooLarge:
+            raise self._reject(key, b"", sender, study, round, kind, f"envelope is larger than {most} bytes") from None
+        if envelope is None:
+            return None
+        try:
+            inner = self._sealer.open(sender, envelope)
+            contents, inline = _unpack(inner)
+        except IdentityError:
+            raise  # our roster or the sender's keys aren't in order; the letter may be good and stays
+        except (BadEnvelope, ValidationError, ValueError) as error:
+            reason = f"not a letter that {sender} signed for us: {error}"
+            raise self._reject(key, envelope, sender, study, round, kind, reason) from error
+        wanted = (sender, self.email, study, round, kind)
+        found = (contents.sender, contents.recipient, contents.study, contents.round, contents.kind)
+        if found != wanted:
+            reason = f"its contents say {found}, it lay under {wanted}: a replay under another path"
+            raise self._reject(key, envelope, sender, study, round, kind, reason)
+        digest = sha256_hex(inner)
+        first = self._journal.first_seen(key, digest)
+        if first != digest:
+            reason = f"equivocation: {sender} signed two different letters for this path ({first[:16]}, {digest[:16]})"
+            raise self._reject(key, envelope, sender, study, round, kind, reason)
+        blob: bytes | bytearray | None = inline
+        if contents.blob is not None:
+            limit = self.limits.blob if max_blob is None else max_blob
+            if contents.blob.size > limit:
+                reason = f"blob of {contents.blob.size} bytes, the limit is {limit}; it was not downloaded"
+                raise self._reject(key, envelope, sender, study, round, kind, reason)
+            try:
+                blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
+            except BadBlob as error:
+                raise self._reject(key, envelope, sender, study, round, kind, f"blob: {error}") from error
+        elif max_blob is not None and inline is not None and len(inline) > max_blob:
+            reason = f"blob of {len(inline)} bytes, the limit is {max_blob}"
+            raise self._reject(key, envelope, sender, study, round, kind, reason)
+        return Letter(sender, self.email, study, round, kind, contents.body, blob, digest)
+
+    def _reject(
+        self, key: str, envelope: bytes, sender: str, study: str, round: int, kind: str, reason: str
+    ) -> Rejected:
+        self.quarantine.keep(key, reason, envelope)
+        self.store.delete(key)
+        return Rejected(sender, study, round, kind, reason)
+
+    def waiting(self, expected: Iterable[Expected]) -> list[Expected]:
+        """Which of `expected` lie in the mailbox now (unchecked), in the order given."""
+        items = list(expected)
+        names = {
+            study: set(self.store.list(letter_folder(study, self.email)))
+            for study in {study for _, study, _, _ in items}
+        }
+        return [item for item in items if letter_name(item[0], item[2], item[3]) in names[item[1]]]
+
+    def wait(
+        self,
+        expected: Iterable[Expected],
+        timeout: float,
+        *,
+        want: Literal["any", "all"] = "any",
+        stop: threading.Event | None = None,
+    ) -> list[Expected]:
+        """Sleep until one (or all) of `expected` (sender, study, round, kind) have come; returns those that have.
+
+        Returns what is there, perhaps nothing, when `timeout` seconds are over or `stop` is set.
+        """
+        items = list(expected)
+        for sender, study, round, kind in items:
+            letter_key(sender, study, self.email, round, kind)
+        folders = {letter_folder(study, self.email) for _, study, _, _ in items}
+        arrived: list[Expected] = []
+        for _ in self.store.changes(folders, timeout, stop):
+            arrived = self.waiting(items)
+            if len(arrived) == len(items) or (arrived and want == "any"):
+                break
+        return arrived
+
+    def mailbox(self, study: str) -> list[tuple[int, str, str]]:
+        """(round, kind, sender) of all letters to us in a study that lie in the store, unchecked; ascending."""
+        found = []
+        for name in self.store.list(letter_folder(study, self.email)):
+            number, _, rest = name.partition(".")
+            kind, _, sender = rest.partition(".")
+            if number.isdecimal() and KIND.fullmatch(kind) and EMAIL.fullmatch(sender):
+                found.append((int(number), kind, sender))
+        return sorted(found)
+
+    def collect(self, study: str, before: int, first: int = 1) -> int:
+        """Remove what finished rounds (first ≤ round < before) have left in the store; returns how many objects.
+
+        That is letters to us and our own blobs. Digests stay in the journal: a finished round can't be said anew.
+        """
+        removed = 0
+        for folder in (letter_folder(study, self.email), blobs.blob_folder(study, self.email)):
+            for name in self.store.list(folder):
+                number = name.partition(".")[0]
+                if number.isdecimal() and first <= int(number) < before:
+                    self.store.delete(f"{folder}/{name}")
+                    removed += 1
+        self._journal.forget_envelopes(study, first, before)
+        return removed
+
+
+def _pack(contents: Contents, inline: bytes | None) -> bytes:
+    header = contents.canonical()
+    return struct.pack(">I", len(header)) + header + (inline or b"")
+
+
+def _unpack(inner: bytes) -> tuple[Contents, bytes | None]:
+    if len(inner) < 4:
+        raise ValueError("cut off")
+    (length,) = struct.unpack_from(">I", inner)
+    contents = Contents.parse(inner[4 : 4 + length])
+    rest = inner[4 + length :]
+    if len(rest) != (contents.inline or 0):
+        raise ValueError(f"{len(rest)} payload bytes where its header says {contents.inline or 0}")
+    return contents, None if contents.inline is None else rest

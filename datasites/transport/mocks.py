@@ -1,0 +1,141 @@
+"""Mock datasets in the store: public, in plain, and signed by the institution whose data they imitate.
+
+Stock syft takes whatever lies in a collection's folder. Here a folder holds `mock.signed.json`: the names and SHA-256
+of all its files with a version that only rises, signed with the institution key that the roster pins. A folder that
+doesn't match to the byte, or is older than one seen before, is quarantined and changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+from syft.sync.connections.drive.gdrive_transport import CollectionFolder
+from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX
+from syft_rds.config import COLLECTION_SUBPATH
+
+from datasites.study.canonical import Agreed, sha256_hex
+from datasites.study.identity import Email, Identity, IdentityError, Roster, verify
+from datasites.transport.connection import MAX_MOCK_FILE_BYTES, StoreConnection
+from datasites.transport.store import BadKey, TooLarge
+from datasites.transport.synclog import SyncLog
+from datasites.transport.writing import write_file
+
+SIGNED = "mock.signed.json"
+DOMAIN = "mock-dataset"
+MAX_SIGNED_BYTES = 256 * 1024
+FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+class BadMock(ValueError):
+    """A mock dataset is not what its owner signed; the message says in what."""
+
+
+class MockManifest(Agreed):
+    """What an institution signs of a mock dataset. `mock` is the file that stands for the data."""
+
+    format: Annotated[int, Field(ge=1, le=1)] = 1
+    owner: Email
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+    version: Annotated[int, Field(ge=1)]
+    summary: Annotated[str, Field(max_length=4000)] = ""
+    mock: str
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+class SignedMock(Agreed):
+    """A manifest and the Ed25519 signature (hex) over its canonical bytes in domain "mock-dataset"."""
+
+    manifest: MockManifest
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+
+def sign_mock(identity: Identity, manifest: MockManifest) -> bytes:
+    """The content of `mock.signed.json`."""
+    signature = identity.sign(DOMAIN, manifest.canonical()).hex()
+    return SignedMock(manifest=manifest, signature=signature).canonical()
+
+
+def check_mock(owner: str, name: str, files: dict[str, bytes], roster: Roster) -> MockManifest:
+    """The manifest, if `files` (with `mock.signed.json`) are what the pinned `owner` signed as `name`; or `BadMock`."""
+    try:
+        signed = SignedMock.parse(files[SIGNED])
+        verify(roster.get(owner).public_key, bytes.fromhex(signed.signature), DOMAIN, signed.manifest.canonical())
+    except KeyError as error:
+        raise BadMock(f"{SIGNED} is missing") from error
+    except (ValidationError, ValueError, IdentityError) as error:
+        raise BadMock(f"{SIGNED}: {error}") from error
+    manifest = signed.manifest
+    if (manifest.owner, manifest.name) != (owner, name):
+        raise BadMock(f"it is signed as {manifest.name} of {manifest.owner}, it lay as {name} of {owner}")
+    if manifest.mock not in manifest.files or not all(FILE.fullmatch(file) for file in manifest.files):
+        raise BadMock("its list of files is not proper")
+    found = {file: sha256_hex(data) for file, data in files.items() if file != SIGNED}
+    if found != manifest.files:
+        differ = sorted({*found.items()} ^ {*manifest.files.items()})
+        raise BadMock(f"file {differ[0][0]} is not what {owner} signed")
+    return manifest
+
+
+def publish_mock(
+    connection: StoreConnection, log: SyncLog, identity: Identity, name: str, mock: str, summary: str,
+    files: dict[str, bytes],
+) -> MockManifest:  # fmt: skip
+    """Put `files` with a signed manifest into the store; the same files again keep their version."""
+    hashes = {file: sha256_hex(data) for file, data in files.items()}
+    digest = hashlib.sha256(json.dumps([summary, mock, hashes], sort_keys=True).encode()).hexdigest()
+    last = log.mock(connection.email, name)
+    version = 1 if last is None else last[0] + (last[1] != digest)
+    manifest = MockManifest(
+        owner=connection.email, name=name, version=version, summary=summary, mock=mock, files=hashes
+    )
+    # Noted before it is put: a crash in between may skip a version, it can't use one twice.
+    log.mark_mock(connection.email, name, version, digest)
+    whole = {**files, SIGNED: sign_mock(identity, manifest)}
+    content_hash = CollectionFolder.compute_hash(whole)
+    connection.owner_upload_collection_files(DATASET_COLLECTION_PREFIX, name, content_hash, whole)
+    connection.owner_delete_collection(DATASET_COLLECTION_PREFIX, name, keep=content_hash)
+    return manifest
+
+
+def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> None:
+    """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine."""
+    for name, folder in connection.peer_collections(owner, DATASET_COLLECTION_PREFIX):
+        local = syftbox / owner / COLLECTION_SUBPATH / name
+        try:
+            head = connection.store.get(f"{folder}/{SIGNED}", limit=MAX_SIGNED_BYTES)
+            if head is None:
+                continue  # still being uploaded, or a stranger's folder; nothing is taken from it
+            if (local / SIGNED).is_file() and (local / SIGNED).read_bytes() == head:
+                continue
+            files = {SIGNED: head, **_download(connection, folder, head)}
+            manifest = check_mock(owner, name, files, connection.roster)
+            digest, last = manifest.digest(), log.mock(owner, name)
+            if last is not None and manifest.version < last[0]:
+                raise BadMock(f"version {manifest.version} is older than {last[0]}, which we have seen")
+            if last is not None and manifest.version == last[0] and last[1] != digest:
+                raise BadMock(f"version {manifest.version} is signed twice with different contents")
+        except (BadMock, TooLarge, BadKey) as error:
+            connection.refuse_folder(folder, str(error))
+            continue
+        # The signed list goes last: without it the folder is not taken for a mock dataset.
+        for file in (*manifest.files, SIGNED):
+            write_file(local / file, files[file])
+        log.mark_mock(owner, name, manifest.version, digest)
+
+
+def _download(connection: StoreConnection, folder: str, head: bytes) -> dict[str, bytes]:
+    try:
+        names = SignedMock.parse(head).manifest.files
+    except (ValidationError, ValueError) as error:
+        raise BadMock(f"{SIGNED}: {error}") from error
+    files = {}
+    for name in names:
+        data = connection.store.get(f"{folder}/{name}", limit=MAX_MOCK_FILE_BYTES)
+        if data is not None:
+            files[name] = data
+    return files

@@ -1,0 +1,108 @@
+"""What the control plane remembers across restarts: messages handled, files delivered, versions seen.
+
+One SQLite file in the party's private folder. Every entry is written after the act it records, and every act can be
+repeated without harm, so a crash between the two costs a repetition and loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS handled (channel TEXT, name TEXT, PRIMARY KEY (channel, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS delivered (recipient TEXT, path TEXT, hash TEXT, PRIMARY KEY (recipient, path))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS numbered (recipient TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS applied (peer TEXT, path TEXT, number INTEGER NOT NULL, PRIMARY KEY (peer, path))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS mocks (owner TEXT, name TEXT, version INTEGER NOT NULL, digest TEXT NOT NULL,
+    PRIMARY KEY (owner, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS peers (email TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class SyncLog:
+    """The control plane's memory of one party."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._lock = threading.RLock()
+        self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._database.execute(statement, values).fetchall()
+
+    def handled(self, channel: str, name: str) -> bool:
+        """Whether the message `name` of `channel` was handled before; one that comes again is a replay."""
+        return bool(self._run("SELECT 1 FROM handled WHERE channel = ? AND name = ?", channel, name))
+
+    def mark_handled(self, channel: str, name: str) -> None:
+        """Record it."""
+        self._run("INSERT OR IGNORE INTO handled VALUES (?, ?)", channel, name)
+
+    def delivered(self, recipient: str) -> dict[str, str]:
+        """Path → hash of the version that `recipient` was last sent."""
+        return dict(self._run("SELECT path, hash FROM delivered WHERE recipient = ?", recipient))
+
+    def mark_delivered(self, recipient: str, files: Mapping[str, str]) -> None:
+        """Record that these versions are in `recipient`'s outbox."""
+        with self._lock:
+            self._database.execute("BEGIN")
+            self._database.executemany(
+                "INSERT OR REPLACE INTO delivered VALUES (?, ?, ?)",
+                [(recipient, path, hash) for path, hash in files.items()],
+            )
+            self._database.execute("COMMIT")
+
+    def next_number(self, recipient: str) -> int:
+        """The number of the next message to `recipient`: rises always, whatever the clock does.
+
+        It starts from the clock (milliseconds), so that a party that lost this file is still ahead of its past.
+        """
+        with self._lock:
+            row = self._run("SELECT number FROM numbered WHERE recipient = ?", recipient)
+            number = max(int(time.time() * 1000), (row[0][0] + 1) if row else 0)
+            self._run("INSERT OR REPLACE INTO numbered VALUES (?, ?)", recipient, number)
+            return number
+
+    def applied(self, peer: str, path: str) -> int:
+        """The number of the message whose version of `path` we hold; -1 when none."""
+        row = self._run("SELECT number FROM applied WHERE peer = ? AND path = ?", peer, path)
+        return int(row[0][0]) if row else -1
+
+    def mark_applied(self, peer: str, path: str, number: int) -> None:
+        """Record it."""
+        self._run("INSERT OR REPLACE INTO applied VALUES (?, ?, ?)", peer, path, number)
+
+    def mock(self, owner: str, name: str) -> tuple[int, str] | None:
+        """(version, digest) of the newest mock of that dataset that we have published or seen."""
+        row = self._run("SELECT version, digest FROM mocks WHERE owner = ? AND name = ?", owner, name)
+        return (int(row[0][0]), str(row[0][1])) if row else None
+
+    def mark_mock(self, owner: str, name: str, version: int, digest: str) -> None:
+        """Record it."""
+        self._run("INSERT OR REPLACE INTO mocks VALUES (?, ?, ?, ?)", owner, name, version, digest)
+
+    def peers(self) -> dict[str, dict[str, Any]]:
+        """Syft's list of peers: e-mail → state and bundle."""
+        return {email: json.loads(entry) for email, entry in self._run("SELECT email, entry FROM peers")}
+
+    def mark_peer(self, email: str, entry: Mapping[str, Any]) -> None:
+        """Record it."""
+        self._run("INSERT OR REPLACE INTO peers VALUES (?, ?)", email, json.dumps(dict(entry)))

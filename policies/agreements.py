@@ -1,0 +1,160 @@
+"""One agreement: what it says, who entered it, who confirmed it, and when it is in force.
+
+Kinds: business associate agreement (BAA), data use agreement (DUA), IRB approval, expert determination, and risk
+acceptance (a hospital's own decision to do without a safeguard). Versions are frozen values; no I/O here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tomllib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from datasites.study.canonical import Agreed
+from datasites.study.manifest import Name, Sha256
+
+Kind = Literal["baa", "dua", "irb", "expert_determination", "risk_acceptance"]
+Organisation = Annotated[str, Field(min_length=1, max_length=120)]
+Person = Annotated[str, Field(min_length=1, max_length=190, pattern=r"^\S+$")]
+
+KIND_NAMES = {
+    "baa": "business associate agreement",
+    "dua": "data use agreement",
+    "irb": "IRB approval",
+    "expert_determination": "expert determination",
+    "risk_acceptance": "risk acceptance",
+}
+
+#: Service that a risk acceptance names to let rounds run without a sandbox.
+NO_SANDBOX = "no_sandbox"
+
+
+class RegistryError(ValueError):
+    """The registry refuses an entry, a confirmation or a file; names the agreement, the rule and the remedy."""
+
+
+class Terms(Agreed):
+    """What an agreement says, as one person typed it from the document. Both dates are days on which it is in force.
+
+    `reference` is the IRB's number for an IRB approval, and the document's own number otherwise.
+    """
+
+    id: Name
+    kind: Kind
+    parties: Annotated[tuple[Organisation, ...], Field(min_length=1)]
+    services: tuple[Name, ...] = ()
+    purposes: tuple[Name, ...] = ()
+    features: tuple[Name, ...] = ()
+    reference: Annotated[str, Field(max_length=80)] = ""
+    effective: datetime.date
+    expires: datetime.date
+    document: Sha256
+
+    @field_validator("parties", "services", "purposes", "features")
+    @classmethod
+    def _sorted_set(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(values)))
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.expires < self.effective:
+            raise ValueError(f"agreement {self.id}: it expires before it takes effect; check both dates")
+        if self.kind == "baa" and (not self.services or len(self.parties) < 2):
+            raise ValueError(f"agreement {self.id}: a BAA names two parties or more, and the services it covers")
+        if self.kind == "irb" and not (self.reference and self.purposes and self.features):
+            raise ValueError(
+                f"agreement {self.id}: an IRB approval names its number (reference), its purposes and the features "
+                "that it permits"
+            )
+        if self.kind == "dua" and not (self.purposes and self.features):
+            raise ValueError(f"agreement {self.id}: a DUA names its purposes and the features that it permits")
+        if self.kind == "risk_acceptance" and not self.services:
+            raise ValueError(f"agreement {self.id}: a risk acceptance names what it accepts in services")
+        return self
+
+
+class Agreement(Agreed):
+    """One version of an agreement and who stands for it. Versions are never changed, only followed by the next."""
+
+    terms: Terms
+    version: Annotated[int, Field(ge=1)]
+    entered_by: Person
+    entered_on: datetime.date
+    confirmed_by: Person | None = None
+    confirmed_on: datetime.date | None = None
+    terminated_by: Person | None = None
+    terminated_on: datetime.date | None = None
+
+    @model_validator(mode="after")
+    def _two_people(self) -> Self:
+        if (self.confirmed_by is None) != (self.confirmed_on is None):
+            raise ValueError(f"agreement {self.terms.id}: who confirmed and when are stated together")
+        if (self.terminated_by is None) != (self.terminated_on is None):
+            raise ValueError(f"agreement {self.terms.id}: who terminated and when are stated together")
+        if self.confirmed_by is not None and same_person(self.confirmed_by, self.entered_by):
+            raise ValueError(
+                f"agreement {self.terms.id}: {self.entered_by} entered it and can't confirm it; "
+                "ask a second person to compare it with the document"
+            )
+        return self
+
+    def confirmed(self, on: datetime.date) -> bool:
+        """Whether a second person had confirmed this version by that day."""
+        return self.confirmed_on is not None and self.confirmed_on <= on
+
+    def in_force(self, on: datetime.date) -> bool:
+        """Whether this version is confirmed, effective, neither expired nor terminated on that day."""
+        return (
+            self.confirmed(on)
+            and self.terms.effective <= on <= self.terms.expires
+            and (self.terminated_on is None or on < self.terminated_on)
+        )
+
+
+def read_terms(text: str) -> tuple[Terms, ...]:
+    """Read `[[agreement]]` tables; raises `RegistryError` naming the entry, the key and what is wrong with it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RegistryError(f"agreements: not valid TOML: {error}") from error
+    unknown = sorted(set(data) - {"agreement"})
+    entries = data.get("agreement")
+    if unknown or not isinstance(entries, list) or not entries:
+        raise RegistryError(
+            f"agreements: expected [[agreement]] tables and nothing else; found {', '.join(unknown) or 'none'}"
+        )
+    read = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            read.append(Terms.model_validate(entry))
+        except ValidationError as error:
+            name = entry.get("id", "without an id") if isinstance(entry, dict) else "not a table"
+            raise RegistryError(f"agreements: entry {number} ({name}): {first_problem(error)}") from error
+    return tuple(read)
+
+
+def same_person(one: str, other: str) -> bool:
+    """Whether two names are one person's."""
+    # Mail addresses differ in case only by accident; nobody may be two people by writing it another way.
+    return one.casefold() == other.casefold()
+
+
+def toml_value(value: Any) -> str:
+    """A text, date, or tuple of texts as TOML."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    # A JSON string is a TOML basic string, but for DEL, which JSON leaves as it is and TOML forbids.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, in one line."""
+    detail = error.errors()[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,363 @@
+"""Why a rule denies, in plain words, and what to do about it.
+
+Explanations are for the hospital's people. They are written from the same facts that the rule saw, but they decide
+nothing: a wrong word here can't change a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from policies.controls import CONTROLS, GROUPS
+from policies.facts import BudgetFacts, CodeFacts, CohortFacts, Facts, ReleaseFacts, StudyTerms
+from policies.registry import Agreement
+
+
+class Words(NamedTuple):
+    """A reason and a remedy, each one sentence or a few."""
+
+    reason: str
+    remedy: str
+
+
+def explain(rule: str, facts: Facts) -> Words:
+    """Reason and remedy of a denial by the shipped rule `rule`; raises `KeyError` for a rule that is not shipped."""
+    missing = [GROUPS[group] for group in CONTROLS[rule].needs if getattr(facts, group) is None]
+    if missing:
+        return Words(
+            f"Not known: {', '.join(missing)}. What is not known can't allow.",
+            "The datasite could not gather these facts; see its log, mend the cause and try again.",
+        )
+    return _EXPLAIN[rule](facts)
+
+
+def _baa(facts: Facts) -> Words:
+    terms = _terms(facts)
+    if not terms.services:
+        return Words("The study names no services.", "Name in study.toml who runs each service.")
+    covered = facts.registry.covered(terms.services, facts.today)
+    lacking: dict[str, list[str]] = {}
+    for service in terms.services:
+        if service not in covered:
+            lacking.setdefault(service.organisation, []).append(service.kind)
+    return Words(
+        " ".join(_lacking(facts, party, kinds) for party, kinds in lacking.items()),
+        _baa_remedy(facts, list(lacking)),
+    )
+
+
+def _lacking(facts: Facts, party: str, kinds: list[str]) -> str:
+    quoted = ", ".join(f"'{kind}'" for kind in kinds)
+    head = f"No agreement in force on {facts.today} with {party} covers {quoted}"
+    baas = [a for a in facts.registry.agreements if a.terms.kind == "baa" and party in a.terms.parties]
+    if not baas:
+        return f"{head} (the registry holds none with that party)."
+    naming = [a for a in baas if set(kinds) & set(a.terms.services)]
+    if not naming:
+        named = sorted({kind for a in baas for kind in a.terms.services})
+        return f"{head} (what is registered with them covers {', '.join(named)} only)."
+    return f"{head} ({'; '.join(_standing(a, facts) for a in naming)})."
+
+
+def _standing(agreement: Agreement, facts: Facts) -> str:
+    name = f"{agreement.terms.id} version {agreement.version}"
+    if facts.hospital not in agreement.terms.parties:
+        return f"{name} does not name {facts.hospital} as a party"
+    if not agreement.confirmed(facts.today):
+        return f"{name} waits for a second person to confirm it"
+    if agreement.terminated_on is not None and agreement.terminated_on <= facts.today:
+        return f"{name} was terminated on {agreement.terminated_on}"
+    if agreement.terms.expires < facts.today:
+        return f"{name} expired {agreement.terms.expires}"
+    if facts.today < agreement.terms.effective:
+        return f"{name} takes effect on {agreement.terms.effective} only"
+    return f"{name} was replaced by a newer version"
+
+
+def _baa_remedy(facts: Facts, parties: list[str]) -> str:
+    baas = [a.terms for a in facts.registry.unconfirmed() if a.terms.kind == "baa"]
+    waiting = [terms.id for terms in baas if set(parties) & set(terms.parties)]
+    if waiting:
+        return f"Let a second person confirm {', '.join(waiting)} in the registry if it covers what is lacking."
+    return (
+        f"Sign or renew a BAA with {', '.join(parties)} that names the service, enter it in the registry and have it "
+        "confirmed."
+    )
+
+
+def _irb(facts: Facts) -> Words:
+    terms = _terms(facts)
+    known = [a for a in facts.registry.agreements if a.terms.kind == "irb" and a.terms.reference == terms.irb]
+    if not known:
+        why = "the registry holds none with that number"
+    elif all(terms.purpose not in a.terms.purposes for a in known):
+        named = sorted({purpose for a in known for purpose in a.terms.purposes})
+        why = f"it is for {', '.join(named)}"
+    else:
+        why = "; ".join(_standing(a, facts) for a in known)
+    return Words(
+        f"No IRB approval {terms.irb} in force on {facts.today} names the purpose '{terms.purpose}' ({why}).",
+        "Enter the IRB's approval letter for this purpose in the registry, or its renewal, and have it confirmed.",
+    )
+
+
+def _purpose(facts: Facts) -> Words:
+    terms, requested = _terms(facts), facts.features or ()
+    if not requested:
+        return Words("The study names no features.", "List them in features.toml.")
+    permitted = facts.registry.permitted_features(terms.irb, terms.purpose, facts.today)
+    beyond = sorted(set(requested) - set(permitted))
+    return Words(
+        f"The study asks for {', '.join(beyond)}, which the approval {terms.irb} (with any data use agreement) does "
+        f"not permit for '{terms.purpose}' on {facts.today}.",
+        "Ask the researcher to leave these features out, or have the approval amended and its new version confirmed.",
+    )
+
+
+def _budget_dataset(facts: Facts) -> Words:
+    b = _budget(facts)
+    if b.epsilon_after < max(b.epsilon_spent, b.epsilon_reserved, b.epsilon_asked):
+        return Words(
+            f"The ledger contradicts itself: epsilon after the action ({b.epsilon_after:g}) is below one of its parts "
+            f"(spent {b.epsilon_spent:g}, reserved {b.epsilon_reserved:g}, asked {b.epsilon_asked:g}).",
+            "Verify the ledger against the audit log before anything else runs on this dataset.",
+        )
+    return Words(
+        f"The dataset's epsilon would be {b.epsilon_after:g} (spent {b.epsilon_spent:g}, reserved "
+        f"{b.epsilon_reserved:g}, asked {b.epsilon_asked:g}); its cap is {b.epsilon_cap:g}.",
+        "Ask the researcher for fewer rounds or more noise, or close a study that holds a reservation; what is spent "
+        "does not come back.",
+    )
+
+
+def _budget_study(facts: Facts) -> Words:
+    b = _budget(facts)
+    return Words(
+        f"The study's epsilon would be {b.study_epsilon_after:g}; its cap at this hospital is {b.study_epsilon_cap:g}.",
+        "Ask the researcher for fewer rounds or a smaller epsilon; a larger one needs a new submission.",
+    )
+
+
+def _budget_delta(facts: Facts) -> Words:
+    b = _budget(facts)
+    return Words(
+        f"Delta is {b.delta:g}; it must be above 0 and at most {b.delta_cap:g} at this hospital.",
+        "Ask the researcher for a smaller delta (well below one in the number of patients).",
+    )
+
+
+def _cohort_size(facts: Facts) -> Words:
+    c = _cohort(facts)
+    return Words(
+        f"{c.hospitals} hospitals with up to {c.colluders} colluding: at least 3 hospitals are needed, and at least 2 "
+        "that don't collude, or the sum shows a hospital's update.",
+        "Add hospitals to the cohort, or wait until more of them take part in the round.",
+    )
+
+
+def _cohort_threshold(facts: Facts) -> Words:
+    c = _cohort(facts)
+    least = max(3, (c.hospitals + c.colluders) // 2 + 1)
+    return Words(
+        f"The threshold is {c.threshold}; with {c.hospitals} hospitals and {c.colluders} colluding it must be at least "
+        f"{least} and at most {c.hospitals}.",
+        "Correct cohort.threshold in study.toml, or leave it out for the default.",
+    )
+
+
+def _cohort_patients(facts: Facts) -> Words:
+    c = _cohort(facts)
+    if c.min_patients < 1:
+        return Words("No smallest number of patients is set.", "Set it in the datasite's configuration, at least 1.")
+    return Words(
+        f"The dataset is declared with {c.patients} patients; at least {c.min_patients} are required.",
+        "This dataset is too small for the study; take part with a larger one.",
+    )
+
+
+def _code_verifier(facts: Facts) -> Words:
+    return Words(
+        f"The verifier has {_code(facts).findings} finding(s) in the submitted code.",
+        "Send the findings back; the researcher corrects the code and submits again.",
+    )
+
+
+def _code_frozen(facts: Facts) -> Words:
+    return Words(
+        f"The frozen copy has hash {_code(facts).frozen[:12]}…, but the study is {facts.study[:12]}…: the copy was "
+        "changed after intake.",
+        "Stop the study, find out who changed the copy, and let the researcher submit again.",
+    )
+
+
+def _code_rehearsal(facts: Facts) -> Words:
+    state = {"failed": "failed", "not_run": "has not run"}.get(_code(facts).rehearsal, "did not pass")
+    return Words(
+        f"The rehearsal on mock data {state}.", "See the rehearsal's result in the case; it must pass before approval."
+    )
+
+
+def _people_approver(facts: Facts) -> Words:
+    approver, terms = facts.approver, _terms(facts)
+    assert approver is not None  # `explain` has dealt with missing facts
+    stewards, officers = facts.people("steward"), facts.people("privacy_officer")
+    if approver.person.casefold() == terms.researcher.casefold():
+        return Words(f"{approver.person} is the study's researcher.", "Two of the hospital's own people approve.")
+    if approver.person.casefold() in {person.casefold() for person in (*stewards, *officers)}:
+        return Words(
+            f"{approver.person} has already approved this study.",
+            "The second approval must come from a different person, in the other role.",
+        )
+    taken = stewards if approver.role == "steward" else officers
+    return Words(
+        f"{', '.join(taken)} has already approved this study as {_role(approver.role)}.",
+        "The other approval must come from the other role.",
+    )
+
+
+def _people(facts: Facts) -> Words:
+    stewards, officers = facts.people("steward"), facts.people("privacy_officer")
+    stale = sum(a.study != facts.study for a in facts.approvals or ())
+    note = f" ({stale} approval(s) of another version of the study count for nothing.)" if stale else ""
+    lacking = [_role(r) for r, who in (("steward", stewards), ("privacy_officer", officers)) if not who]
+    if lacking:
+        return Words(f"No {' and no '.join(lacking)} has approved this study.{note}", "Have it reviewed and approved.")
+    reviewers = {person.casefold() for person in (*stewards, *officers)}
+    if _terms(facts).researcher.casefold() in reviewers:
+        return Words("The study's researcher is among those who approved it.", "Two of the hospital's people approve.")
+    both = sorted(set(stewards) & set(officers)) or list(stewards)
+    return Words(
+        f"{', '.join(both)} approved in both roles; two different people are needed.{note}",
+        "Reject the study and have it reviewed again by two people.",
+    )
+
+
+def _state_open(facts: Facts) -> Words:
+    return Words(f"The study is {facts.state}.", _state_remedy(facts))
+
+
+def _state_active(facts: Facts) -> Words:
+    return Words(f"The study is {facts.state}, not active.", _state_remedy(facts))
+
+
+def _state_remedy(facts: Facts) -> str:
+    return {
+        "submitted": "It becomes active when two people have approved it.",
+        "paused": "A steward or privacy officer may resume it.",
+        "revoked": "Revoking is final; the researcher may submit again.",
+        "closed": "A closed study does not run again; the researcher may submit a new one.",
+        "killed": "The datasite's kill switch is on; nothing runs until it is taken back.",
+    }.get(str(facts.state), "See the case.")
+
+
+def _state_ends(facts: Facts) -> Words:
+    return Words(
+        f"The study ended on {_terms(facts).ends}; today is {facts.today}.",
+        "A longer study needs a new submission with a later date, and an IRB approval that covers it.",
+    )
+
+
+def _site_sandbox(facts: Facts) -> Words:
+    return Words(
+        "The sandbox is off and no risk acceptance for 'no_sandbox' is in force.",
+        "Install bubblewrap (`datasites doctor` says how), or let two people enter a risk acceptance in the registry.",
+    )
+
+
+def _site_roster(facts: Facts) -> Words:
+    roster = facts.roster
+    assert roster is not None  # `explain` has dealt with missing facts
+    unpinned = sorted(set(roster.parties) - set(roster.pinned))
+    if not unpinned:
+        return Words("No party of the study is known.", "See the datasite's log.")
+    return Words(
+        f"Not pinned in the roster: {', '.join(unpinned)}.",
+        "Compare fingerprints by telephone and run `datasites roster pin`.",
+    )
+
+
+def _release_masked(facts: Facts) -> Words:
+    return Words(
+        f"The vector of round {_release(facts).round} is not masked.",
+        "Nothing was released; this is a fault of the datasite, report it.",
+    )
+
+
+def _release_noised(facts: Facts) -> Words:
+    return Words(
+        f"The vector of round {_release(facts).round} carries no noise.",
+        "Nothing was released; this is a fault of the datasite, report it.",
+    )
+
+
+def _release_dimension(facts: Facts) -> Words:
+    r = _release(facts)
+    return Words(
+        f"The vector of round {r.round} has {r.dimension} coordinates; the round manifest has {r.expected_dimension}.",
+        "Nothing was released; compare the model with the round manifest.",
+    )
+
+
+def _release_charged(facts: Facts) -> Words:
+    return Words(
+        f"Round {_release(facts).round} was not charged to the ledger.",
+        "Nothing was released; this is a fault of the datasite, report it.",
+    )
+
+
+def _role(role: str) -> str:
+    return {"steward": "data steward", "privacy_officer": "privacy officer"}[role]
+
+
+# `explain` has dealt with missing groups before any of these is called.
+def _terms(facts: Facts) -> StudyTerms:
+    assert facts.terms is not None
+    return facts.terms
+
+
+def _budget(facts: Facts) -> BudgetFacts:
+    assert facts.budget is not None
+    return facts.budget
+
+
+def _cohort(facts: Facts) -> CohortFacts:
+    assert facts.cohort is not None
+    return facts.cohort
+
+
+def _code(facts: Facts) -> CodeFacts:
+    assert facts.code is not None
+    return facts.code
+
+
+def _release(facts: Facts) -> ReleaseFacts:
+    assert facts.release is not None
+    return facts.release
+
+
+_EXPLAIN: dict[str, Callable[[Facts], Words]] = {
+    "baa": _baa,
+    "irb": _irb,
+    "purpose": _purpose,
+    "budget-dataset": _budget_dataset,
+    "budget-study": _budget_study,
+    "budget-delta": _budget_delta,
+    "cohort-size": _cohort_size,
+    "cohort-threshold": _cohort_threshold,
+    "cohort-patients": _cohort_patients,
+    "code-verifier": _code_verifier,
+    "code-frozen": _code_frozen,
+    "code-rehearsal": _code_rehearsal,
+    "people-approver": _people_approver,
+    "people": _people,
+    "state-open": _state_open,
+    "state-active": _state_active,
+    "state-ends": _state_ends,
+    "site-sandbox": _site_sandbox,
+    "site-roster": _site_roster,
+    "release-masked": _release_masked,
+    "release-noised": _release_noised,
+    "release-dimension": _release_dimension,
+    "release-charged": _release_charged,
+}

@@ -1,0 +1,248 @@
+"""What a decision is based on: facts, gathered once by the caller, and how rules see them.
+
+`Facts` is what is stored with a decision; `context` turns it into the record that the Cedar rules read. Each group
+of facts may be absent; a rule that needs an absent group denies. Whatever can be worked out from other facts (which
+agreements are in force today, which approvals are of this study hash) is worked out here and not by the caller, so
+that a stored decision can be evaluated again from its facts alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StrictBool, model_validator
+
+from datasites.study.canonical import Agreed
+from datasites.study.identity import Email
+from datasites.study.manifest import Name, Service, Sha256, Study
+from policies.registry import NO_SANDBOX, Agreement, Organisation, Person, Registry
+
+Action = Literal["intake", "approve", "run_round", "release"]
+ReviewerRole = Literal["steward", "privacy_officer"]
+State = Literal["submitted", "active", "paused", "revoked", "closed", "killed"]
+Amount = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+ACTIONS: tuple[Action, ...] = ("intake", "approve", "run_round", "release")
+
+#: Units in which rules count: Cedar has 64-bit whole numbers.
+EPSILON_UNIT = decimal.Decimal("1e-6")
+DELTA_UNIT = decimal.Decimal("1e-12")
+
+
+class StudyTerms(Agreed):
+    """The terms of the study that rules look at."""
+
+    name: Name
+    purpose: Name
+    irb: Annotated[str, Field(min_length=1, max_length=80)]
+    researcher: Email
+    organisation: Organisation
+    ends: datetime.date
+    services: tuple[Service, ...]
+
+    @classmethod
+    def of(cls, study: Study) -> Self:
+        """Take them from the frozen study."""
+        return cls(**{name: getattr(study, name) for name in cls.model_fields})
+
+
+class BudgetFacts(Agreed):
+    """Privacy loss of the dataset and of the study at this hospital, from the ledger, before the action.
+
+    epsilon_spent: composed over all rounds charged on the dataset; epsilon_reserved: what other studies hold;
+    epsilon_asked: what this action would charge or reserve. epsilon_after: spent, reserved and asked composed by
+    the accountant (at most their sum, never less than any one of them, so all four come from one accountant at one
+    delta). study_*: the same for this study alone, against what was approved for it.
+    """
+
+    epsilon_spent: Amount
+    epsilon_reserved: Amount
+    epsilon_asked: Amount
+    epsilon_after: Amount
+    epsilon_cap: Amount
+    study_epsilon_after: Amount
+    study_epsilon_cap: Amount
+    delta: Annotated[float, Field(ge=0, le=1)]
+    delta_cap: Annotated[float, Field(ge=0, le=1)]
+
+
+class CohortFacts(Agreed):
+    """Size of the cohort and of this hospital's dataset.
+
+    hospitals: participants of the round, or of the study before it runs. patients: the size that the hospital
+    declares for the dataset beside its mock, never a count taken from private rows. min_patients: the larger of the
+    study's and this hospital's own minimum.
+    """
+
+    hospitals: Count
+    threshold: Count
+    colluders: Count
+    patients: Count
+    min_patients: Count
+
+
+class CodeFacts(Agreed):
+    """What is known of the submitted code. frozen: the study hash computed again from the frozen copy, just now."""
+
+    findings: Count
+    rehearsal: Literal["passed", "failed", "not_run"]
+    frozen: Sha256
+
+
+class Approval(Agreed):
+    """One person's approval, in a role, of one study hash."""
+
+    person: Person
+    role: ReviewerRole
+    study: Sha256
+
+
+class Reviewer(Agreed):
+    """Who is about to approve, and in which role."""
+
+    person: Person
+    role: ReviewerRole
+
+
+class RosterFacts(Agreed):
+    """parties: e-mail of the researcher and of every hospital of the cohort; pinned: those that are pinned here."""
+
+    parties: tuple[Email, ...]
+    pinned: tuple[Email, ...]
+
+
+class ReleaseFacts(Agreed):
+    """What is about to leave: one vector of `dimension` coordinates, of round `round`."""
+
+    round: Annotated[int, Field(ge=1)]
+    masked: StrictBool
+    noised: StrictBool
+    charged: StrictBool
+    dimension: Count
+    expected_dimension: Count
+
+
+class Facts(Agreed):
+    """All facts of one decision. `study` is the hash that reviewers approve; `hospital` this hospital's name.
+
+    `features` lists every column that the study reads, the label included. Groups left out are missing facts: the
+    rules that need them deny.
+    """
+
+    action: Action
+    study: Sha256
+    hospital: Organisation
+    today: datetime.date
+    terms: StudyTerms | None = None
+    features: tuple[Name, ...] | None = None
+    agreements: tuple[Agreement, ...] | None = None
+    budget: BudgetFacts | None = None
+    cohort: CohortFacts | None = None
+    code: CodeFacts | None = None
+    approvals: tuple[Approval, ...] | None = None
+    approver: Reviewer | None = None
+    state: State | None = None
+    sandbox: Literal["on", "off"] | None = None
+    roster: RosterFacts | None = None
+    release: ReleaseFacts | None = None
+
+    @model_validator(mode="after")
+    def _approver_only_at_approval(self) -> Self:
+        if self.approver is not None and self.action != "approve":
+            raise ValueError("approver is a fact of the action approve only")
+        if self.release is not None and self.action != "release":
+            raise ValueError("release is a fact of the action release only")
+        return self
+
+    @property
+    def registry(self) -> Registry:
+        """The registry of the agreements among these facts (empty when they are missing)."""
+        return Registry(organisation=self.hospital, agreements=self.agreements or ())
+
+    def people(self, role: ReviewerRole) -> tuple[str, ...]:
+        """Who approved this study hash in that role; approvals of other hashes are left out."""
+        return tuple(sorted({a.person for a in self.approvals or () if a.role == role and a.study == self.study}))
+
+
+def context(facts: Facts) -> dict[str, Any]:
+    """The Cedar context of `facts`: plain JSON, of the type `Facts` in schema.cedarschema."""
+    record: dict[str, Any] = {"study": facts.study, "today": _day(facts.today)}
+    if facts.terms is not None:
+        record["terms"] = {
+            "purpose": facts.terms.purpose,
+            "irb": facts.terms.irb,
+            "researcher": facts.terms.researcher.casefold(),
+            "ends": _day(facts.terms.ends),
+            "services": [service.model_dump() for service in facts.terms.services],
+        }
+    if facts.features is not None:
+        record["features"] = list(facts.features)
+    if facts.agreements is not None:
+        record["agreements"] = _agreements(facts)
+    if facts.budget is not None:
+        record["budget"] = _budget(facts.budget)
+    if facts.cohort is not None:
+        cohort = facts.cohort.model_dump()
+        record["cohort"] = {"minPatients": cohort.pop("min_patients"), **cohort}
+    if facts.code is not None:
+        record["code"] = facts.code.model_dump()
+    if facts.approvals is not None:
+        record["people"] = {
+            "stewards": [person.casefold() for person in facts.people("steward")],
+            "privacyOfficers": [person.casefold() for person in facts.people("privacy_officer")],
+        }
+    if facts.approver is not None:
+        record["approver"] = {"person": facts.approver.person.casefold(), "role": facts.approver.role}
+    if facts.state is not None:
+        record["state"] = facts.state
+    if facts.sandbox is not None:
+        record["sandbox"] = facts.sandbox
+    if facts.roster is not None:
+        record["roster"] = facts.roster.model_dump(mode="json")
+    if facts.release is not None:
+        record["release"] = {
+            "masked": facts.release.masked,
+            "noised": facts.release.noised,
+            "charged": facts.release.charged,
+            "dimension": facts.release.dimension,
+            "expectedDimension": facts.release.expected_dimension,
+        }
+    return record
+
+
+def _agreements(facts: Facts) -> dict[str, Any]:
+    registry, today, terms = facts.registry, facts.today, facts.terms
+    covered = registry.covered(terms.services, today) if terms else ()
+    permitted = registry.permitted_features(terms.irb, terms.purpose, today) if terms else ()
+    return {
+        "covered": [service.model_dump() for service in covered],
+        "irbApprovals": [{"number": n, "purpose": p} for n, p in registry.irb_approvals(today)],
+        "permittedFeatures": list(permitted),
+        "sandboxWaived": registry.accepts_risk(NO_SANDBOX, today),
+    }
+
+
+def _budget(budget: BudgetFacts) -> dict[str, int]:
+    up, down = decimal.ROUND_CEILING, decimal.ROUND_FLOOR
+    parts = max(budget.epsilon_spent, budget.epsilon_reserved, budget.epsilon_asked)
+    return {
+        "after": _units(budget.epsilon_after, EPSILON_UNIT, up),
+        "cap": _units(budget.epsilon_cap, EPSILON_UNIT, down),
+        "parts": _units(parts, EPSILON_UNIT, down),
+        "studyAfter": _units(budget.study_epsilon_after, EPSILON_UNIT, up),
+        "studyCap": _units(budget.study_epsilon_cap, EPSILON_UNIT, down),
+        "delta": _units(budget.delta, DELTA_UNIT, up),
+        "deltaCap": _units(budget.delta_cap, DELTA_UNIT, down),
+    }
+
+
+def _units(amount: float, unit: decimal.Decimal, rounding: str) -> int:
+    # Through repr, so that a cap of 2.9 and a loss of 2.9 are the same number of units.
+    return int((decimal.Decimal(repr(amount)) / unit).to_integral_value(rounding=rounding))
+
+
+def _day(date: datetime.date) -> dict[str, Any]:
+    return {"__extn": {"fn": "datetime", "arg": date.isoformat()}}

@@ -1,0 +1,312 @@
+"""The hospital's register of agreements: BAA, DUA, IRB approval, expert determination, risk acceptance.
+
+An agreement counts only from the day on which a second person confirmed what a first one entered, only while it is
+in force, and only if this hospital is one of its parties. `Registry` is an immutable value; `RegistryFile` is the
+small edge that stores it (atomic, mode 0600, one writer at a time). The file is read again for each decision, so a
+change takes effect at the next round. It holds no patient data and no signatures of the documents, only their hashes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError, field_validator
+
+from datasites.study.canonical import Agreed
+from datasites.study.manifest import Name, Service
+from policies.agreements import (
+    KIND_NAMES,
+    NO_SANDBOX,
+    Agreement,
+    Kind,
+    Organisation,
+    Person,
+    RegistryError,
+    Terms,
+    first_problem,
+    read_terms,
+    same_person,
+    toml_value,
+)
+
+__all__ = [
+    "KIND_NAMES",
+    "NO_SANDBOX",
+    "Agreement",
+    "Expiry",
+    "Kind",
+    "Organisation",
+    "Person",
+    "Registry",
+    "RegistryError",
+    "RegistryFile",
+    "Terms",
+    "read_terms",
+]
+
+
+class Expiry(Agreed):
+    """A warning: an agreement in force that ends within the days that were asked for."""
+
+    id: Name
+    kind: Kind
+    parties: tuple[str, ...]
+    expires: datetime.date
+    days_left: int
+
+
+class Registry(Agreed):
+    """All versions of all agreements that one hospital (`organisation`) holds. Every method returns a new value."""
+
+    format: Literal[1] = 1
+    organisation: Organisation
+    agreements: tuple[Agreement, ...] = ()
+
+    @field_validator("agreements")
+    @classmethod
+    def _versions_are_distinct(cls, agreements: tuple[Agreement, ...]) -> tuple[Agreement, ...]:
+        keys = [(a.terms.id, a.version) for a in agreements]
+        if len(set(keys)) != len(keys):
+            raise ValueError("registry: one version of an agreement stands twice")
+        kinds: dict[str, str] = {}
+        for agreement in agreements:
+            if kinds.setdefault(agreement.terms.id, agreement.terms.kind) != agreement.terms.kind:
+                raise ValueError(f"registry: agreement {agreement.terms.id} can't change its kind; enter a new one")
+        return tuple(sorted(agreements, key=lambda a: (a.terms.id, a.version)))
+
+    def latest(self, id: str) -> Agreement:
+        """The newest version, confirmed or not; raises `RegistryError` when there is none."""
+        versions = [a for a in self.agreements if a.terms.id == id]
+        if not versions:
+            known = ", ".join(sorted({a.terms.id for a in self.agreements})) or "none"
+            raise RegistryError(f"registry: no agreement {id!r}; known: {known}")
+        return versions[-1]
+
+    def enter(self, terms: Terms, by: str, on: datetime.date) -> Registry:
+        """Enter a new agreement, or the next version of one. It counts for nothing until somebody else confirms it.
+
+        Raises `RegistryError` when the terms equal the newest version.
+        """
+        versions = [a for a in self.agreements if a.terms.id == terms.id]
+        if versions and versions[-1].terms == terms and versions[-1].terminated_on is None:
+            raise RegistryError(f"registry: agreement {terms.id} already stands like this; nothing to enter")
+        version = versions[-1].version + 1 if versions else 1
+        return self._with(Agreement(terms=terms, version=version, entered_by=by, entered_on=on))
+
+    def confirm(self, id: str, version: int, by: str, on: datetime.date) -> Registry:
+        """A second person confirms that the newest version says what the document says.
+
+        The version is stated so that nobody confirms another one than they have read. Raises `RegistryError`.
+        """
+        agreement = self.latest(id)
+        if agreement.version != version:
+            raise RegistryError(f"registry: agreement {id} is at version {agreement.version}, not {version}; read it")
+        if agreement.confirmed_by is not None:
+            raise RegistryError(f"registry: agreement {id} version {version} was confirmed by {agreement.confirmed_by}")
+        if same_person(by, agreement.entered_by):
+            raise RegistryError(
+                f"registry: {by} entered agreement {id} and can't confirm it; ask a second person to compare it "
+                "with the document"
+            )
+        return self._replace(agreement, confirmed_by=by, confirmed_on=on)
+
+    def terminate(self, id: str, by: str, on: datetime.date) -> Registry:
+        """End every version of an agreement from that day on. One person is enough: this only narrows."""
+        self.latest(id)
+        registry = self
+        for agreement in self.agreements:
+            if agreement.terms.id == id and (agreement.terminated_on is None or on < agreement.terminated_on):
+                registry = registry._replace(agreement, terminated_by=by, terminated_on=on)
+        return registry
+
+    def in_force(self, on: datetime.date, kind: Kind | None = None) -> tuple[Agreement, ...]:
+        """Agreements that count on a day: of each, the newest version confirmed by then, if it is in force.
+
+        A newer confirmed version replaces the older one even where the older one would have run longer.
+        """
+        newest: dict[str, Agreement] = {}
+        for agreement in self.agreements:
+            if agreement.confirmed(on):
+                newest[agreement.terms.id] = agreement
+        return tuple(
+            agreement
+            for agreement in newest.values()
+            if agreement.in_force(on)
+            and self.organisation in agreement.terms.parties
+            and (kind is None or agreement.terms.kind == kind)
+        )
+
+    def covers(self, service: str, organisation: str, on: datetime.date) -> Agreement | None:
+        """The BAA in force under which `organisation` may run `service` for this hospital, or None."""
+        for agreement in self.in_force(on, "baa"):
+            if organisation in agreement.terms.parties and service in agreement.terms.services:
+                return agreement
+        return None
+
+    def covered(self, services: tuple[Service, ...], on: datetime.date) -> tuple[Service, ...]:
+        """Those of `services` that may be used: run by this hospital itself, or covered by a BAA in force."""
+        return tuple(
+            service
+            for service in services
+            if service.organisation == self.organisation
+            or self.covers(service.kind, service.organisation, on) is not None
+        )
+
+    def irb_approvals(self, on: datetime.date) -> tuple[tuple[str, str], ...]:
+        """(number, purpose) of every IRB approval in force, sorted."""
+        pairs = {(a.terms.reference, p) for a in self.in_force(on, "irb") for p in a.terms.purposes}
+        return tuple(sorted(pairs))
+
+    def permitted_features(self, irb: str, purpose: str, on: datetime.date) -> tuple[str, ...]:
+        """Features that may be used: those that the IRB approvals with this number and purpose permit.
+
+        Where data use agreements in force name the purpose, only features that one of them permits too. (Without an
+        approval the control `irb` denies whatever stands here.)
+        """
+        approvals = [a for a in self.in_force(on, "irb") if a.terms.reference == irb]
+        sources = [
+            {feature for a in agreements if purpose in a.terms.purposes for feature in a.terms.features}
+            for agreements in (approvals, self.in_force(on, "dua"))
+            if any(purpose in a.terms.purposes for a in agreements)
+        ]
+        return tuple(sorted(set.intersection(*sources))) if sources else ()
+
+    def accepts_risk(self, what: str, on: datetime.date) -> bool:
+        """Whether a risk acceptance in force names `what` (for example `NO_SANDBOX`)."""
+        return any(what in a.terms.services for a in self.in_force(on, "risk_acceptance"))
+
+    def relevant(self, services: tuple[Service, ...], irb: str, purpose: str) -> tuple[Agreement, ...]:
+        """All versions, in force or not, that could bear on a study: what a decision stores and explains itself by."""
+        parties = {service.organisation for service in services}
+        return tuple(
+            a
+            for a in self.agreements
+            if (a.terms.kind == "baa" and parties & set(a.terms.parties))
+            or (a.terms.kind == "irb" and a.terms.reference == irb)
+            or (a.terms.kind in ("dua", "expert_determination") and purpose in a.terms.purposes)
+            or a.terms.kind == "risk_acceptance"
+        )
+
+    def expiring(self, on: datetime.date, within_days: int = 60) -> tuple[Expiry, ...]:
+        """Agreements in force that end within `within_days`, soonest first."""
+        warnings = [
+            Expiry(
+                id=a.terms.id,
+                kind=a.terms.kind,
+                parties=a.terms.parties,
+                expires=a.terms.expires,
+                days_left=(a.terms.expires - on).days,
+            )
+            for a in self.in_force(on)
+            if (a.terms.expires - on).days <= within_days
+        ]
+        return tuple(sorted(warnings, key=lambda w: (w.days_left, w.id)))
+
+    def unconfirmed(self) -> tuple[Agreement, ...]:
+        """Newest versions that wait for a second person."""
+        ids = sorted({a.terms.id for a in self.agreements})
+        return tuple(a for a in map(self.latest, ids) if a.confirmed_by is None and a.terminated_by is None)
+
+    def to_toml(self) -> str:
+        """All newest versions as TOML, for people. Who entered and confirmed stands in comments only: on import
+        every entry is a new one, which needs a second person again.
+        """
+        blocks = []
+        for id in sorted({a.terms.id for a in self.agreements}):
+            agreement = self.latest(id)
+            who = f"version {agreement.version}, entered by {agreement.entered_by} on {agreement.entered_on}"
+            if agreement.confirmed_by:
+                who += f", confirmed by {agreement.confirmed_by} on {agreement.confirmed_on}"
+            if agreement.terminated_by:
+                who += f", terminated by {agreement.terminated_by} on {agreement.terminated_on}"
+            lines = ["[[agreement]]", f"# {who}"]
+            for name, value in agreement.terms:
+                if value not in ((), ""):
+                    lines.append(f"{name} = {toml_value(value)}")
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks) + "\n"
+
+    def import_toml(self, text: str, by: str, on: datetime.date) -> Registry:
+        """Enter every `[[agreement]]` of a TOML text, unconfirmed; entries that already stand like this are left.
+
+        Raises `RegistryError` naming the entry and the key; then nothing is entered.
+        """
+        registry = self
+        for terms in read_terms(text):
+            versions = [a for a in registry.agreements if a.terms.id == terms.id]
+            if versions and versions[-1].terms == terms and versions[-1].terminated_on is None:
+                continue
+            registry = registry.enter(terms, by, on)
+        return registry
+
+    def _with(self, agreement: Agreement) -> Registry:
+        try:
+            return Registry(organisation=self.organisation, agreements=(*self.agreements, agreement))
+        except ValidationError as error:
+            raise RegistryError(first_problem(error)) from error
+
+    def _replace(self, agreement: Agreement, **changes: Any) -> Registry:
+        changed = Agreement(**(dict(agreement) | changes))
+        return Registry(
+            organisation=self.organisation,
+            agreements=tuple(changed if a == agreement else a for a in self.agreements),
+        )
+
+
+class RegistryFile:
+    """Where a hospital keeps its registry. Reading never waits for a writer; writers take turns."""
+
+    def __init__(self, path: Path, organisation: str) -> None:
+        self.path = path
+        self.organisation = organisation
+
+    def load(self) -> Registry:
+        """The registry as it is now. A missing file is an empty registry, which covers nothing.
+
+        Raises `RegistryError` for a file that is not a registry, is another hospital's, or may be written by others.
+        """
+        try:
+            data = self.path.read_bytes()
+            mode = self.path.stat().st_mode & 0o777
+        except FileNotFoundError:
+            return Registry(organisation=self.organisation)
+        if mode & 0o022:
+            raise RegistryError(f"{self.path}: mode {mode:o} lets others write it; run `chmod 600 {self.path}`")
+        try:
+            registry = Registry.parse(data)
+        except ValueError as error:
+            raise RegistryError(f"{self.path}: not a registry; restore it from a backup: {error}") from error
+        if registry.organisation != self.organisation:
+            raise RegistryError(
+                f"{self.path}: this is the registry of {registry.organisation}, not of {self.organisation}"
+            )
+        return registry
+
+    def update(self, change: Callable[[Registry], Registry]) -> Registry:
+        """Read, apply `change`, write atomically; nothing is written when `change` raises. Returns the new registry."""
+        with self._one_writer():
+            registry = change(self.load())
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(registry.canonical())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+            return registry
+
+    @contextmanager
+    def _one_writer(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,254 @@
+"""A consortium on one machine: its TOML file, and setting its hospitals and its researcher up through the real parts.
+
+Each hospital gets a home folder with its own key, database, agreements and table, made by the same functions as
+`datasites init`, `person add`, `agreements import` and `roster pin`; all parties are then pinned at each other. That
+the operator of one machine vouches for all keys is what makes this a demo and not a deployment.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+from heart_disease import prepare as heart_disease
+from pydantic import Field
+
+from datasites.study.canonical import Agreed
+from datasites.study.errors import InputError, read_toml
+from datasites.study.identity import Email, Roster, RosterEntry
+from datasites.study.manifest import Name
+from datasites.study.package import StudyPackage
+
+SCRIPTS = Path(__file__).resolve().parent
+STEWARD, OFFICER = "demo-steward", "demo-privacy-officer"
+
+
+class LocalHospital(Agreed):
+    """One hospital of a local consortium."""
+
+    key: Name
+    organisation: str
+    email: Email
+    mapping: str
+    declared_patients: Annotated[int, Field(ge=1)]
+
+
+class LocalResearcher(Agreed):
+    """The researcher of a local consortium."""
+
+    organisation: str
+    email: Email
+
+
+class LocalDataset(Agreed):
+    """What all hospitals say of their dataset."""
+
+    name: Name
+    summary: str
+    epsilon: float
+    delta: float
+    study_epsilon: float
+    held_out: float = 0.4
+    split_salt: str = ""
+
+
+class LocalAgreement(Agreed):
+    """An agreement that each hospital's people enter and confirm; {hospital} in parties is the organisation."""
+
+    id: Name
+    kind: str
+    parties: tuple[str, ...]
+    services: tuple[str, ...] = ()
+    purposes: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    reference: str = ""
+    effective: date
+    expires: date
+    document: str
+
+
+class Consortium(Agreed):
+    """The whole of a CONSORTIUM.toml. `tables` names where the hospitals' rows come from."""
+
+    name: Name
+    study: str
+    tables: str
+    researcher: LocalResearcher
+    hospitals: tuple[LocalHospital, ...]
+    dataset: LocalDataset
+    agreements: tuple[LocalAgreement, ...]
+
+
+@dataclass(frozen=True)
+class LocalConsortium:
+    """A consortium file and the state folder in which its parties live."""
+
+    file: Path
+    terms: Consortium
+    state: Path
+
+    @classmethod
+    def open(cls, file: Path, state: Path) -> LocalConsortium:
+        """Read the file and everything that it points to; raises `InputError`."""
+        terms = read_toml(file, Consortium)
+        keys = [hospital.key for hospital in terms.hospitals]
+        for wrong in sorted({key for key in keys if keys.count(key) > 1}):
+            raise InputError(f"{file}: hospitals.key {wrong!r} stands twice; give each hospital its own")
+        if terms.tables != "uci-heart-disease":
+            raise InputError(f"{file}: tables {terms.tables!r} is unknown; the one shipped is 'uci-heart-disease'")
+        for hospital in terms.hospitals:
+            if hospital.key not in heart_disease.EXPECTED:
+                known = ", ".join(heart_disease.EXPECTED)
+                raise InputError(f"{file}: hospitals.key {hospital.key!r} has no rows in {terms.tables}; use {known}")
+            if not (file.parent / hospital.mapping).is_file():
+                raise InputError(f"{file}: mapping {hospital.mapping!r} of {hospital.key} is no file; write it")
+        return cls(file, terms, state.resolve())
+
+    @property
+    def store(self) -> Path:
+        """The shared folder."""
+        return self.state / "store"
+
+    @property
+    def study_folder(self) -> Path:
+        """The study that ships with the consortium."""
+        return self.file.parent / self.terms.study
+
+    @property
+    def researcher_home(self) -> Path:
+        """The researcher's home folder."""
+        return self.state / "researcher"
+
+    def home(self, key: str) -> Path:
+        """A hospital's home folder."""
+        return self.state / "hospitals" / key
+
+    def passwords(self) -> dict[str, str]:
+        """Passwords of the demo people, made at set-up; mode 0600, for this machine only."""
+        return json.loads((self.state / "demo-passwords.json").read_text())
+
+    def is_set_up(self) -> bool:
+        """Whether set-up has finished before."""
+        return (self.state / "set-up").exists()
+
+    def set_up(self, store_url: str | None = None) -> None:
+        """Make all parties in the state folder; raises `InputError`. A half-made folder is never used."""
+        if self.state.exists() and any(self.state.iterdir()):
+            raise InputError(
+                f"{self.state}: is in use and not a finished consortium; remove it or name another --state"
+            )
+        package = StudyPackage.read(self.study_folder)
+        tables = heart_disease.load()
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        passwords = self.state / "demo-passwords.json"
+        passwords.touch(mode=0o600)
+        passwords.write_text(json.dumps({name: secrets.token_urlsafe(18) for name in (STEWARD, OFFICER)}))
+        running = [
+            subprocess.Popen([sys.executable, __file__, str(self.file), str(self.state), hospital.key, store_url or ""])
+            for hospital in self.terms.hospitals
+        ]
+        for index, hospital in enumerate(self.terms.hospitals):
+            if running[index].wait() != 0:
+                raise InputError(f"{hospital.key}: could not be set up; see above")
+            home = self.home(hospital.key)
+            (home / "data").mkdir()
+            heart_disease.local_table(hospital.key, tables[hospital.key]).to_csv(
+                home / "data" / "table.csv", index=False
+            )
+            heart_disease.mock_table(package.data_model, 200, seed=index).to_csv(
+                home / "data" / "mock.csv", index=False
+            )
+            (home / "mapping.toml").write_bytes((self.file.parent / hospital.mapping).read_bytes())
+        self._pin_everybody(store_url)
+        (self.state / "set-up").touch()
+
+    def _pin_everybody(self, store_url: str | None) -> None:
+        from datasites.researcher import Federation
+
+        researcher = self.terms.researcher
+        with Federation.create(
+            self.researcher_home,
+            organisation=researcher.organisation,
+            email=researcher.email,
+            store=store_url or str(self.store),
+        ) as federation:
+            entries = [
+                RosterEntry.parse((self.home(hospital.key) / "roster-entry.json").read_bytes())
+                for hospital in self.terms.hospitals
+            ]
+            federation.pin(*entries)
+            everybody = Roster(entries=(*entries, federation.entry))
+        for hospital in self.terms.hospitals:
+            everybody.save(self.home(hospital.key) / "roster.json")
+
+    def settings_toml(self, hospital: LocalHospital, store_url: str | None) -> str:
+        """The `datasite.toml` of one hospital."""
+        dataset = self.terms.dataset
+        return f"""organisation = {json.dumps(hospital.organisation)}
+email = {json.dumps(hospital.email)}
+store = {json.dumps(store_url or str(self.store))}
+control_seconds = 1.0
+
+[[datasets]]
+name = {json.dumps(dataset.name)}
+table = "data/table.csv"
+mapping = "mapping.toml"
+mock = "data/mock.csv"
+summary = {json.dumps(dataset.summary)}
+declared_patients = {hospital.declared_patients}
+epsilon = {dataset.epsilon}
+delta = {dataset.delta}
+study_epsilon = {dataset.study_epsilon}
+held_out = {dataset.held_out}
+split_salt = {json.dumps(dataset.split_salt)}
+"""
+
+    def agreements_toml(self, hospital: LocalHospital) -> str:
+        """What the hospital's steward types in."""
+        blocks = []
+        for agreement in self.terms.agreements:
+            lines = ["[[agreement]]"]
+            for name, value in agreement:
+                if value in ((), ""):
+                    continue
+                if isinstance(value, tuple):
+                    value = [part.replace("{hospital}", hospital.organisation) for part in value]
+                lines.append(f"{name} = {value.isoformat() if isinstance(value, date) else json.dumps(value)}")
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+
+
+def set_up_hospital(consortium: LocalConsortium, key: str, store_url: str | None) -> None:
+    """Make one hospital's home, people and agreements; runs in a process of its own (one datasite per process)."""
+    from datasites.hospital.setup import initialise
+
+    hospital = next(hospital for hospital in consortium.terms.hospitals if hospital.key == key)
+    home = consortium.home(key)
+    initialise(home, consortium.settings_toml(hospital, store_url))
+    from datasites.hospital.agreements import confirm_agreement, enter_agreements
+    from datasites.hospital.people import add_person
+    from datasites.hospital.review import Acting
+    from datasites.hospital.site import Site
+
+    site, passwords = Site.open(home), consortium.passwords()
+    for name, role in ((STEWARD, "steward"), (OFFICER, "privacy_officer")):
+        add_person(name, role, passwords[name])
+    steward, officer = (Acting.login(name, passwords[name]) for name in (STEWARD, OFFICER))
+    agreements = home / "agreements.toml"
+    agreements.write_text(consortium.agreements_toml(hospital))
+    for id, version in enter_agreements(site, steward, agreements):
+        confirm_agreement(site, officer, id, version)
+
+
+if __name__ == "__main__":
+    _file, _state, _key, _url = sys.argv[1:]
+    try:
+        set_up_hospital(LocalConsortium.open(Path(_file), Path(_state)), _key, _url or None)
+    except Exception as error:
+        sys.exit(f"{_key}: {type(error).__name__}: {error}")

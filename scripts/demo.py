@@ -1,0 +1,270 @@
+#!/usr/bin/env python3
+"""The main job, end to end, on one machine: four hospitals train one model on UCI heart disease.
+
+Each hospital is a datasite process of its own. A study is submitted through syft, reviewed by two people per hospital
+with the commands that anyone uses, trained under differential privacy, summed securely, evaluated, and reported to
+DIR/result.json and DIR/model.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(SCRIPTS))
+
+from consortium import OFFICER, STEWARD, LocalConsortium, LocalHospital  # noqa: E402
+
+from datasites.researcher import Federation, Study, report  # noqa: E402
+from datasites.researcher.run import Run  # noqa: E402
+from datasites.study.errors import DatasitesError, InputError  # noqa: E402
+
+LAUNCH_SECONDS = 180.0
+
+
+class LocalDatasites:
+    """The launcher as a child process; its output goes on with ours."""
+
+    def __init__(self, consortium_file: Path, state: Path, store: str | None, keep_going: bool) -> None:
+        command = [
+            sys.executable,
+            str(SCRIPTS / "launch_local_datasites.py"),
+            str(consortium_file),
+            "--state",
+            str(state),
+        ]
+        command += ["--store", store] if store else []
+        command += ["--keep-going"] if keep_going else []
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        self._ready = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            print(line, end="", flush=True)
+            if line.startswith("all datasites are ready"):
+                self._ready.set()
+
+    def wait_until_ready(self) -> None:
+        """Raises `InputError` when the launcher ends before, or takes too long."""
+        deadline = time.monotonic() + LAUNCH_SECONDS
+        while not self._ready.wait(0.2):
+            if self._process.poll() is not None:
+                raise InputError("the datasites did not start; see above")
+            if time.monotonic() > deadline:
+                raise InputError(f"the datasites were not ready after {LAUNCH_SECONDS:.0f} s; see above")
+
+    def stop(self) -> None:
+        """Stop all datasites and wait for them."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def commands(consortium: LocalConsortium, hospital: LocalHospital, *arguments: str, password: str = "") -> str:
+    """Run `datasites …` at one hospital, as its people do; raises `InputError` with what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "datasites.cli", *arguments, "--home", str(consortium.home(hospital.key))],
+        input=password + "\n",
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise InputError(f"{hospital.key}: datasites {' '.join(arguments[:2])}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def case_of(
+    consortium: LocalConsortium, hospital: LocalHospital, study: Study, timeout: float = 180
+) -> dict[str, object]:
+    """Wait until the hospital has taken the study in; returns its line in `review list`."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for row in json.loads(commands(consortium, hospital, "review", "list", "--json")):
+            if row["study_hash"] == study.hash and row["state"] != "intake":
+                return row
+            if row["state"] in ("refused", "intake") and row["note"]:
+                raise InputError(f"{hospital.key}: the study was not taken in: {row['note']}")
+        time.sleep(1.0)
+    raise InputError(f"{hospital.key}: has not taken the study in after {timeout:.0f} s")
+
+
+def approve(consortium: LocalConsortium, hospital: LocalHospital, study: Study) -> None:
+    """Both demo people of one hospital read and approve, each with their own password."""
+    case = case_of(consortium, hospital, study)
+    for name in (STEWARD, OFFICER):
+        shown = commands(consortium, hospital, "review", "show", str(case["case"]))
+        found = re.search(r"^approval hash +([0-9a-f]{64})$", shown, flags=re.MULTILINE)
+        if found is None:
+            raise InputError(f"{hospital.key}: the case shows no approval hash")
+        commands(
+            consortium, hospital, "review", "approve", str(case["case"]), "--as", name, "--reason", "demo",
+            "--hash", found[1], "--password-stdin", password=consortium.passwords()[name],
+        )  # fmt: skip
+    print(f"{hospital.organisation}: approved by two people")
+
+
+def approve_everywhere(consortium: LocalConsortium, study: Study) -> None:
+    """Two hospitals at a time: each approval hashes a password and starts a process."""
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(approve, consortium, hospital, study) for hospital in consortium.terms.hospitals]:
+            done.result()
+
+
+def how_to_approve(consortium: LocalConsortium) -> None:
+    """What a person does at each hospital with --interactive."""
+    passwords = consortium.passwords()
+    print("\nThe study waits for review. At each hospital, as two people:")
+    for hospital in consortium.terms.hospitals:
+        home = consortium.home(hospital.key)
+        print(f"  {hospital.organisation}:")
+        print(f"    datasites review list --home {home}")
+        print(f"    datasites review show CASE --home {home}")
+        for name in (STEWARD, OFFICER):
+            print(f"    datasites review approve CASE --hash HASH --as {name} --reason WHY --home {home}")
+    print("Passwords: " + ", ".join(f"{name} {passwords[name]}" for name in (STEWARD, OFFICER)), flush=True)
+
+
+def drop(consortium: LocalConsortium, key: str) -> None:
+    """Kill one datasite without warning, with its worker."""
+    ready = json.loads((consortium.home(key) / "run" / "ready.json").read_text())
+    os.killpg(ready["pid"], signal.SIGKILL)
+    print(f"{key}: killed", flush=True)
+
+
+def train(federation: Federation, consortium: LocalConsortium, study: Study, dropped: tuple[str, int] | None) -> Run:
+    """All rounds, the final evaluation and the accounts; kills a hospital before its round when asked to."""
+    run = federation.start(study)
+    if dropped is not None:
+        run.complete(rounds=dropped[1] - 1)
+        drop(consortium, dropped[0])
+    run.complete()
+    return run
+
+
+def parse_drop(text: str) -> tuple[str, int]:
+    """HOSPITAL@ROUND."""
+    key, _, number = text.partition("@")
+    if not key or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOSPITAL@ROUND, such as va@5")
+    return key, int(number)
+
+
+def study_with_rounds(consortium: LocalConsortium, folder: Path, rounds: int | None) -> Study:
+    """The consortium's study, or a copy of it with another number of rounds (another study, with its own hash)."""
+    if rounds is None:
+        return Study.load(consortium.study_folder)
+    shutil.copytree(consortium.study_folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    terms = folder / "study.toml"
+    text, count = re.subn(r"(?m)^rounds = \d+$", f"rounds = {rounds}", terms.read_text())
+    if count != 1:
+        raise InputError(f"{terms}: has no line `rounds = N`; add it")
+    terms.write_text(text)
+    return Study.load(folder)
+
+
+def main() -> int:
+    """Parse arguments, run the demo, report; exit code 0 only when the model was trained and written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out"), help="where results go (default: out)")
+    parser.add_argument("--rounds", type=int, help="training rounds (default: as the study says)")
+    parser.add_argument("--drop", type=parse_drop, metavar="HOSPITAL@ROUND", help="kill a datasite before that round")
+    parser.add_argument("--interactive", action="store_true", help="stop at the approvals and say what to do")
+    parser.add_argument("--store", help="store URL (default: a folder)")
+    parser.add_argument("--consortium", type=Path, default=SCRIPTS / "heart_disease" / "consortium.toml")
+    arguments = parser.parse_args()
+    # A terminated demo stops its datasites as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return demo(arguments)
+    except DatasitesError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """The whole demo; raises `DatasitesError` with one clear line."""
+    out: Path = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / "state"
+    if state.exists():
+        raise InputError(f"{state}: is left from another demo; remove it or choose another --out")
+    consortium = LocalConsortium.open(arguments.consortium, state)
+    if arguments.drop and arguments.drop[0] not in [hospital.key for hospital in consortium.terms.hospitals]:
+        raise InputError(f"--drop {arguments.drop[0]}: no such hospital in {arguments.consortium}")
+    study = study_with_rounds(consortium, out / "study", arguments.rounds)
+    seconds: dict[str, float] = {}
+    began = last = time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal last
+        seconds[name] = round(time.monotonic() - last, 2)
+        last = time.monotonic()
+
+    datasites = LocalDatasites(arguments.consortium, state, arguments.store, keep_going=arguments.drop is not None)
+    try:
+        datasites.wait_until_ready()
+        lap("launch")
+        with Federation.open(consortium.researcher_home) as federation:
+            federation.connect()
+            federation.submit(study)
+            if arguments.interactive:
+                how_to_approve(consortium)
+            else:
+                approve_everywhere(consortium, study)
+            federation.wait(study)
+            lap("submission and approval")
+            run = train(federation, consortium, study, arguments.drop)
+            lap("training and protocol")
+            result = report.result(run)
+            report.save_model(run, out / "model.safetensors")
+    finally:
+        datasites.stop()
+    lap("stop")
+    seconds["total"] = round(time.monotonic() - began, 2)
+    result["seconds"] |= seconds
+    (out / "result.json").write_text(json.dumps(result, indent=1))
+    summarise(result, out)
+    return 0
+
+
+def summarise(result: dict, out: Path) -> None:
+    """The few lines that a person wants at the end."""
+    final = result["final"]
+    print(f"\n{result['training_rounds']} rounds with {len(result['hospitals'])} hospitals")
+    for name in ("auc", "accuracy"):
+        figure = final[name]
+        print(
+            f"{name}: {figure['value']:.3f} (95 % {figure['low']:.3f} to {figure['high']:.3f}, noise sd {figure['noise_sd']:.3f})"
+        )
+    for email, spent in result["privacy"].items():
+        print(
+            f"{email}: epsilon {spent['epsilon_rdp']:.3f} (RDP), {spent['epsilon_pld']:.3f} (PLD) at delta "
+            f"{spent['delta']:g}, {spent['steps']} steps in {spent['rounds']} rounds"
+        )
+    print("seconds: " + ", ".join(f"{name} {value}" for name, value in result["seconds"].items()))
+    print(f"written: {out / 'result.json'}, {out / 'model.safetensors'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# The main job on real data of four hospitals: sets up, launches, submits, approves, trains, stops, reports.
+#   bash scripts/demo.sh [--out DIR] [--rounds N] [--drop HOSPITAL@ROUND] [--interactive] [--store URL]
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+exec python scripts/demo.py "$@"

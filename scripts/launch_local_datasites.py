@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Starts one datasite process per hospital of a consortium file, on this machine.
+
+Waits until each is ready, prints where each is, streams their logs with prefixes, and stops all on Ctrl-C, SIGTERM or
+the death of one (unless --keep-going). The state folder is made on first use and used again after that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from consortium import LocalConsortium
+
+from datasites.study.errors import DatasitesError, InputError
+
+READY_SECONDS = 120.0
+
+
+class Launcher:
+    """The processes of a local consortium."""
+
+    def __init__(self, consortium: LocalConsortium, keep_going: bool) -> None:
+        self.consortium, self.keep_going = consortium, keep_going
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.stop = threading.Event()
+
+    def run(self) -> int:
+        """Start all, wait for a reason to stop, stop all; returns the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.stop.set())
+        try:
+            for hospital in self.consortium.terms.hospitals:
+                self._start(hospital.key)
+            self._wait_until_ready()
+            self._say_where()
+            return self._watch()
+        finally:
+            self._stop_all()
+
+    def _start(self, key: str) -> None:
+        home = self.consortium.home(key)
+        (home / "run" / "ready.json").unlink(missing_ok=True)
+        environment = {**os.environ, "DATASITES_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        environment.setdefault("OMP_NUM_THREADS", "1")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "datasites.cli", "serve", "--home", str(home)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            # Its own group: Ctrl-C reaches this launcher only, which then stops the datasites one way for all reasons.
+            start_new_session=True,
+        )
+        self.processes[key] = process
+        threading.Thread(target=self._stream, args=(key, process), daemon=True).start()
+
+    def _stream(self, key: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"[{key}] {line}", end="", flush=True)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        for key, process in self.processes.items():
+            while not (self.consortium.home(key) / "run" / "ready.json").exists():
+                if process.poll() is not None:
+                    raise InputError(
+                        f"{key}: ended with code {process.returncode} before it was ready; see its log above"
+                    )
+                if self.stop.is_set():
+                    raise InputError("stopped before all datasites were ready")
+                if time.monotonic() > deadline:
+                    raise InputError(f"{key}: not ready after {READY_SECONDS:.0f} s; see its log above")
+                time.sleep(0.1)
+
+    def _say_where(self) -> None:
+        for hospital in self.consortium.terms.hospitals:
+            print(f"{hospital.organisation}: {hospital.email}, home {self.consortium.home(hospital.key)}")
+        print(f"researcher's home: {self.consortium.researcher_home}")
+        print(
+            f"review with: datasites review list --home {self.consortium.home(self.consortium.terms.hospitals[0].key)}"
+        )
+        print("all datasites are ready", flush=True)
+
+    def _watch(self) -> int:
+        dead: set[str] = set()
+        while not self.stop.wait(0.3):
+            for key, process in self.processes.items():
+                if key not in dead and process.poll() is not None:
+                    dead.add(key)
+                    print(f"{key}: ended with code {process.returncode}", flush=True)
+                    if not self.keep_going:
+                        print("stopping the others; use --keep-going to go on without it", flush=True)
+                        return 1
+            if len(dead) == len(self.processes):
+                return 1
+        return 0
+
+    def _stop_all(self) -> None:
+        running = [process for process in self.processes.values() if process.poll() is None]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + 15
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def main() -> int:
+    """Parse arguments, set the consortium up if it is new, launch it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("consortium", type=Path, help="a CONSORTIUM.toml")
+    parser.add_argument("--state", type=Path, default=Path("local-datasites"), help="where the parties live")
+    parser.add_argument("--store", help="store URL (default: a folder inside the state folder)")
+    parser.add_argument("--keep-going", action="store_true", help="go on when a datasite dies")
+    arguments = parser.parse_args()
+    try:
+        consortium = LocalConsortium.open(arguments.consortium, arguments.state)
+        if not consortium.is_set_up():
+            print(f"setting {consortium.terms.name} up in {consortium.state}", flush=True)
+            consortium.set_up(arguments.store)
+        return Launcher(consortium, arguments.keep_going).run()
+    except DatasitesError as error:
+        print(f"launch_local_datasites: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

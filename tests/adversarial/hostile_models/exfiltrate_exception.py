@@ -1,0 +1,15 @@
+# tries: raises an exception that holds a row | rule: data-dependent
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+
+    def forward(self, x):
+        raise ValueError("rows: " + str(x))
+
+
+def build_model(n_features, **config):
+    return Net(n_features)

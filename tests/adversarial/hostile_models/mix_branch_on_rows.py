@@ -1,0 +1,17 @@
+# tries: branches on what is in the batch | rule: data-dependent
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+
+    def forward(self, x):
+        if x.amax(dim=1).amax(dim=-1) > 5:
+            return self.fc(x) * 100
+        return self.fc(x)
+
+
+def build_model(n_features, **config):
+    return Net(n_features)

@@ -1,0 +1,9 @@
+# tries: compiles and loads C++ | rule: import | touches: system
+from torch.utils import cpp_extension
+
+cpp_extension.load_inline("evil", cpp_sources="int f() { return 1; }", functions=["f"])
+LOOT.append("compiled")
+
+
+def build_model(n_features, **config):
+    return None

@@ -1,0 +1,17 @@
+# tries: keeps rows in a list on the class | rule: constant
+from torch import nn
+
+
+class Net(nn.Module):
+    cache = []
+
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def build_model(n_features, **config):
+    return Net(n_features)

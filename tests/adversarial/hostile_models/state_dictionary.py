@@ -1,0 +1,17 @@
+# tries: keeps rows in a dictionary | rule: in-place
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+        self.seen = {}
+
+    def forward(self, x):
+        self.seen["last"] = x
+        return self.fc(x)
+
+
+def build_model(n_features, **config):
+    return Net(n_features)

@@ -1,0 +1,159 @@
+"""The sandbox: every wall is tried, and every wall that is taken down is noticed."""
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datasites.enclave import confine, escape, sandbox
+from datasites.enclave.confine import Limits
+from datasites.enclave.sandbox import Sandbox, SandboxConfig, SandboxUnavailable, find_bwrap
+
+
+def failed(attempts):
+    return {attempt.name for attempt in attempts if not attempt.held}
+
+
+def test_nothing_gets_out():
+    attempts = escape.escape_check(Sandbox())
+    assert len(attempts) >= 20
+    assert failed(attempts) == set()
+
+
+def test_without_a_sandbox_the_same_attempts_get_out():
+    attempts = escape.escape_check(Sandbox(SandboxConfig(mode="off")))
+    assert failed(attempts) >= {
+        "read a file of the host", "read the host's accounts", "write outside the sandbox", "change the frozen copy",
+        "reach the network", "see other processes", "signal the datasite", "the host saw no connection",
+    }  # fmt: skip
+
+
+class Weakened(Sandbox):
+    """A sandbox with one wall changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self._change = change
+
+    def command(self, arguments, frozen=None, dataset=None):
+        return self._change(super().command(arguments, frozen, dataset))
+
+
+def without(*flags):
+    return lambda command: [part for part in command if part not in flags]
+
+
+def replacing(flag, *new):
+    return lambda command: [part for old in command for part in (new if old == flag else (old,))]
+
+
+def binding(source):
+    return lambda command: [*command[: command.index("--proc")], "--bind", source, source,
+                            *command[command.index("--proc") :]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed"),
+    [
+        (replacing("--unshare-all", "--unshare-all", "--share-net"), "reach the network"),
+        (replacing("--unshare-all", "--unshare-net", "--unshare-ipc"), "see other processes"),
+        (without("--disable-userns"), "make a namespace"),
+        (lambda c: [p for p in c if p not in ("--as-pid-1",)], "see other processes"),
+        (binding("/etc"), "read the host's accounts"),
+        (binding("/tmp"), "read a file of the host"),
+        (replacing("--dev", "--dev-bind", "/dev"), "reach other devices"),
+        (replacing("--ro-bind", "--bind"), "write outside the sandbox"),
+        (lambda c: c[2:], "read the datasite's environment"),
+    ],
+    ids=["net", "pid", "userns", "reaper", "etc", "tmp", "dev", "read-only", "environment"],
+)
+def test_a_wall_taken_down_is_noticed(change, noticed, monkeypatch):
+    if noticed == "write outside the sandbox":
+        # Nothing is really written: only the frozen copy and this test's folder are made writable.
+        noticed = "change the frozen copy"
+        change = lambda command: [
+            "--bind" if part == "--ro-bind" and command[place + 2] == "/study" else part
+            for place, part in enumerate(command)
+        ]
+    if noticed == "read the datasite's environment":
+        change = lambda command: [p for p in command[2:] if p not in ("--clearenv", "--as-pid-1")]
+    assert noticed in failed(escape.escape_check(Weakened(change)))
+
+
+def test_confinement_left_out_is_noticed(monkeypatch):
+    weak = Limits(memory=64 << 30, file_size=1 << 30, scratch=1 << 30)
+    box = Sandbox(SandboxConfig(limits=weak))
+    assert box.limits.memory == weak.memory
+    program = confine.filter_program("x86_64")
+    assert len(program) % 8 == 0
+    # A program that lets a socket through is another program.
+    refused = {struct.unpack_from("=HBBI", program, at)[3] for at in range(0, len(program), 8)}
+    assert {41, 59, 57, 101, 425} <= refused
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_ends_in_known_verdicts_and_jumps_inside(machine):
+    program = confine.filter_program(machine)
+    steps = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
+    verdicts = [value for code, _, _, value in steps if code == 0x06]
+    assert set(verdicts) <= {0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38}
+    assert verdicts.count(0x7FFF0000) == 1
+    for place, (_, yes, no, _) in enumerate(steps):
+        assert place + 1 + max(yes, no) < len(steps) or steps[place][0] == 0x06
+
+
+def test_required_without_bubblewrap_is_an_error(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(sandbox.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SandboxUnavailable, match="install"):
+        Sandbox()
+    with pytest.raises(SandboxUnavailable, match="not a program"):
+        Sandbox(SandboxConfig(bwrap="/etc/hostname"))
+
+
+def test_bubblewrap_is_found_in_the_wheel(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert os.access(find_bwrap(), os.X_OK)
+
+
+def test_off_is_never_silent():
+    assert Sandbox().warnings == ()
+    (warning,) = Sandbox(SandboxConfig(mode="off")).warnings
+    assert "off" in warning
+    assert SandboxConfig().mode == "required"
+
+
+def test_only_what_was_named_is_seen(tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "model.py").write_text("x = 1\n")
+    data = tmp_path / "data.csv"
+    data.write_text("age\n63\n")
+    (tmp_path / "other.csv").write_text("secret")
+    code = (
+        "import os; print(sorted(os.listdir('/')), os.listdir('/study'), open('/dataset').read().split(),"
+        " sorted(os.listdir('/enclave/datasites')), dict(os.environ).keys() - {'LC_CTYPE'},"
+        f" os.path.exists({str(tmp_path)!r}))"
+    )
+    command = Sandbox().command(["-c", code], study, data)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "['model.py'] ['age', '63'] ['__init__.py', 'enclave', 'privacy', 'study']" in done.stdout
+    assert "False" in done.stdout
+    assert "home" not in done.stdout.split("]")[0]
+    for name in ("SSH_AUTH_SOCK", "AWS_", "TOKEN"):
+        assert name not in done.stdout
+
+
+def test_a_missing_frozen_copy_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not there"):
+        Sandbox().command(["-c", "pass"], tmp_path / "gone")
+
+
+def test_no_programs_inside():
+    code = "import os; print([p for p in ('/bin/sh', '/usr/bin/env', '/usr/bin/python3') if os.path.exists(p)])"
+    done = subprocess.run(Sandbox().command(["-c", code]), capture_output=True, text=True, timeout=60, check=True)
+    system_python = sys.base_prefix in ("/usr", "/usr/local") and Path("/usr/bin/python3").exists()
+    assert done.stdout.strip() == ("['/usr/bin/python3']" if system_python else "[]")

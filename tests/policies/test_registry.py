@@ -1,0 +1,279 @@
+"""Agreements count only when two people stand for them, and only while they are in force."""
+
+import datetime
+import threading
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from datasites.study.manifest import Service
+from policies.registry import Agreement, Registry, RegistryError, RegistryFile, Terms, read_terms
+from policies.ruleset import SHIPPED
+from tests.policies.facts_of import DOCUMENT, HOSPITAL, OFFICER, SERVICES, baa, day, dua, irb, registry
+
+CLERK = "clerk@general.example"
+ON = day("2026-01-02")
+EMPTY = Registry(organisation=HOSPITAL)
+
+
+def covers(book: Registry, on: str, service: str = "transport", party: str = "Centre") -> bool:
+    return book.covers(service, party, day(on)) is not None
+
+
+def test_an_entry_counts_only_after_a_second_person_confirmed_it() -> None:
+    entered = EMPTY.enter(baa(), CLERK, ON)
+    assert not covers(entered, "2026-06-01")
+    assert [a.terms.id for a in entered.unconfirmed()] == ["baa-centre"]
+    for same in (CLERK, CLERK.upper()):
+        with pytest.raises(RegistryError, match="can't confirm it; ask a second person"):
+            entered.confirm("baa-centre", 1, same, ON)
+    confirmed = entered.confirm("baa-centre", 1, OFFICER, ON)
+    assert covers(confirmed, "2026-06-01")
+    assert not confirmed.unconfirmed()
+
+
+def test_a_stored_agreement_can_not_claim_its_enterer_as_second_person() -> None:
+    with pytest.raises(ValidationError, match="can't confirm it"):
+        Agreement(terms=baa(), version=1, entered_by=CLERK, entered_on=ON, confirmed_by=CLERK.title(), confirmed_on=ON)
+    with pytest.raises(ValidationError, match="who confirmed and when"):
+        Agreement(terms=baa(), version=1, entered_by=CLERK, entered_on=ON, confirmed_by=OFFICER)
+
+
+@pytest.mark.parametrize(
+    ("on", "in_force"),
+    [("2025-12-31", False), ("2026-01-01", False), ("2026-01-02", True), ("2026-12-31", True), ("2027-01-01", False)],
+)
+def test_in_force_from_confirmation_to_the_last_day(on: str, in_force: bool) -> None:
+    # It takes effect on 1 January but was confirmed on the 2nd: on the 1st nobody had checked it.
+    assert covers(registry(baa()), on) is in_force
+
+
+def test_a_new_version_replaces_the_old_one_only_when_confirmed() -> None:
+    book = registry(baa()).enter(baa(services=("aggregation",)), CLERK, day("2026-03-01"))
+    assert covers(book, "2026-04-01")
+    with pytest.raises(RegistryError, match="is at version 2, not 1"):
+        book.confirm("baa-centre", 1, OFFICER, day("2026-03-02"))
+    book = book.confirm("baa-centre", 2, OFFICER, day("2026-03-02"))
+    assert covers(book, "2026-03-01")
+    assert not covers(book, "2026-04-01")
+    assert covers(book, "2026-04-01", "aggregation")
+
+
+def test_terminating_needs_one_person_and_takes_effect_that_day() -> None:
+    book = registry(baa()).terminate("baa-centre", CLERK, day("2026-05-01"))
+    assert covers(book, "2026-04-30")
+    assert not covers(book, "2026-05-01")
+    later = book.terminate("baa-centre", CLERK, day("2026-08-01"))
+    assert not covers(later, "2026-06-01")
+    again = later.enter(baa(), CLERK, day("2026-06-01")).confirm("baa-centre", 2, OFFICER, day("2026-06-02"))
+    assert covers(again, "2026-06-02")
+
+
+def test_only_agreements_of_this_hospital_with_that_party_for_that_service_count() -> None:
+    assert not covers(registry(baa(parties=("Other Hospital", "Centre"))), "2026-06-01")
+    assert not covers(registry(baa()), "2026-06-01", party="Centre Ltd")
+    assert not covers(registry(baa()), "2026-06-01", service="storage")
+    # A DUA or an IRB approval that names a party and a service is still no BAA.
+    assert not covers(registry(dua(parties=(HOSPITAL, "Centre"), services=("transport",))), "2026-06-01")
+
+
+def test_covered_includes_what_the_hospital_runs_itself() -> None:
+    own = Service(kind="storage", organisation=HOSPITAL)
+    assert registry(baa()).covered((*SERVICES, own), day("2026-06-01")) == (*SERVICES, own)
+    assert EMPTY.covered((*SERVICES, own), day("2026-06-01")) == (own,)
+
+
+def test_permitted_features_are_those_of_the_approval_and_of_a_data_use_agreement() -> None:
+    on = day("2026-06-01")
+    assert registry(irb()).permitted_features("IRB-17", "heart-risk", on) == (
+        "age",
+        "chol",
+        "heart_disease",
+        "sex",
+        "thalach",
+    )
+    both = registry(irb(), dua())
+    assert both.permitted_features("IRB-17", "heart-risk", on) == ("age", "chol", "heart_disease", "sex")
+    assert both.permitted_features("IRB-17", "billing", on) == ()
+    assert registry(irb()).permitted_features("IRB-18", "heart-risk", on) == ()
+    assert both.permitted_features("IRB-17", "heart-risk", day("2028-01-01")) == ()
+
+
+def test_relevant_keeps_what_explains_a_decision_and_leaves_the_rest() -> None:
+    other = baa(id="baa-laundry", parties=(HOSPITAL, "Laundry"), services=("washing",))
+    book = registry(baa(), irb(), dua(), other, irb(id="irb-other", reference="IRB-99"))
+    kept = [a.terms.id for a in book.relevant(SERVICES, "IRB-17", "heart-risk")]
+    assert kept == ["baa-centre", "dua-heart", "irb-heart"]
+
+
+def test_expiry_warnings_come_soonest_first_with_days_left() -> None:
+    book = registry(baa(), irb(), dua(expires=day("2028-01-01")))
+    warnings = book.expiring(day("2026-12-20"), within_days=60)
+    assert [(w.id, w.days_left) for w in warnings] == [("baa-centre", 11), ("irb-heart", 42)]
+    assert book.expiring(day("2026-12-20"), within_days=10) == ()
+    assert [w.id for w in book.expiring(day("2027-01-10"))] == ["irb-heart"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"expires": day("2025-01-01")}, "expires before it takes effect"),
+        ({"services": ()}, "names two parties or more, and the services"),
+        ({"parties": ("General Hospital",)}, "names two parties or more"),
+        ({"parties": ("General Hospital", "General Hospital")}, "names two parties or more"),
+        ({"kind": "irb"}, "an IRB approval names its number"),
+        ({"kind": "dua"}, "a DUA names its purposes"),
+        ({"kind": "risk_acceptance", "services": ()}, "names what it accepts"),
+        ({"document": "e3"}, "document"),
+        ({"id": "BAA 2026"}, "id"),
+        ({"colour": "blue"}, "colour"),
+    ],
+)
+def test_incomplete_terms_are_refused_with_the_rule(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        baa(**changes)
+
+
+def test_entering_the_same_terms_twice_or_another_kind_is_refused() -> None:
+    book = registry(baa())
+    with pytest.raises(RegistryError, match="already stands like this"):
+        book.enter(baa(), CLERK, ON)
+    with pytest.raises(RegistryError, match="can't change its kind"):
+        book.enter(irb(id="baa-centre"), CLERK, ON)
+    with pytest.raises(RegistryError, match="no agreement 'baa-other'; known: baa-centre"):
+        book.confirm("baa-other", 1, OFFICER, ON)
+    with pytest.raises(RegistryError, match="was confirmed by"):
+        book.confirm("baa-centre", 1, "third@general.example", ON)
+
+
+# -- TOML
+
+
+def test_import_never_confirms_whatever_the_text_says() -> None:
+    text = registry(baa(), irb(), dua()).to_toml()
+    assert f"confirmed by {OFFICER}" in text
+    book = EMPTY.import_toml(text, CLERK, ON)
+    assert [a.terms.id for a in book.unconfirmed()] == ["baa-centre", "dua-heart", "irb-heart"]
+    assert book.in_force(day("2026-06-01")) == ()
+    assert {a.entered_by for a in book.agreements} == {CLERK}
+    with pytest.raises(RegistryError, match="entry 1 .*confirmed_by"):
+        EMPTY.import_toml(text.replace('kind = "baa"', f'kind = "baa"\nconfirmed_by = "{OFFICER}"'), CLERK, ON)
+
+
+def test_importing_again_enters_only_what_changed() -> None:
+    book = registry(baa(), irb())
+    assert book.import_toml(book.to_toml(), CLERK, ON) == book
+    changed = book.import_toml(book.to_toml().replace("2026-12-31", "2027-12-31"), CLERK, ON)
+    assert [(a.terms.id, a.version) for a in changed.unconfirmed()] == [("baa-centre", 2)]
+
+
+def test_the_shipped_example_reads() -> None:
+    terms = read_terms((SHIPPED.parent / "examples" / "agreements.toml").read_text())
+    assert {t.kind for t in terms} == {"baa", "irb"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "found none"),
+        ("agreement = 3", "found none"),
+        ("[[agreement]]\n[[extra]]", "found extra"),
+        ("[[agreement]\n", "not valid TOML"),
+        ("agreement = [1]", "entry 1 .not a table"),
+        ('[[agreement]]\nid = "a"', r"entry 1 \(a\): kind"),
+    ],
+)
+def test_a_malformed_text_names_entry_and_key(text: str, words: str) -> None:
+    with pytest.raises(RegistryError, match=words):
+        EMPTY.import_toml(text, CLERK, ON)
+
+
+text_values = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+
+@given(parties=st.lists(text_values, min_size=2, max_size=4, unique=True), reference=text_values)
+@settings(max_examples=150, deadline=None)
+def test_toml_keeps_any_text(parties: list[str], reference: str) -> None:
+    terms = baa(parties=tuple(parties), reference=reference)
+    assert read_terms(EMPTY.enter(terms, CLERK, ON).to_toml()) == (terms,)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["enter", "confirm", "terminate"]), st.integers(0, 9)), max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_no_sequence_of_one_persons_acts_brings_anything_into_force(acts: list[tuple[str, int]]) -> None:
+    book = EMPTY
+    for act, shift in acts:
+        on = ON + datetime.timedelta(shift)
+        try:
+            if act == "enter":
+                book = book.enter(baa(services=("transport", f"s{shift}")), CLERK, on)
+            elif act == "confirm":
+                book = book.confirm("baa-centre", book.latest("baa-centre").version, CLERK, on)
+            else:
+                book = book.terminate("baa-centre", CLERK, on)
+        except RegistryError:
+            continue
+    assert book.in_force(ON + datetime.timedelta(10)) == ()
+
+
+# -- the file
+
+
+def test_the_file_is_private_atomic_and_read_again(tmp_path: Path) -> None:
+    file = RegistryFile(tmp_path / "hospital" / "registry.json", HOSPITAL)
+    assert file.load() == EMPTY
+    file.update(lambda book: book.enter(baa(), CLERK, ON))
+    assert file.path.stat().st_mode & 0o777 == 0o600
+    before = file.path.read_bytes()
+    with pytest.raises(RegistryError, match="can't confirm"):
+        file.update(lambda book: book.confirm("baa-centre", 1, CLERK, ON))
+    assert file.path.read_bytes() == before
+    other = RegistryFile(file.path, HOSPITAL)
+    other.update(lambda book: book.confirm("baa-centre", 1, OFFICER, ON))
+    assert covers(file.load(), "2026-06-01")
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["registry.json", "registry.json.lock"]
+
+
+def test_a_damaged_foreign_or_open_file_is_refused(tmp_path: Path) -> None:
+    file = RegistryFile(tmp_path / "registry.json", HOSPITAL)
+    file.update(lambda book: book.enter(baa(), CLERK, ON))
+    good = file.path.read_bytes()
+    for damaged in (b"", good[:-1], good.replace(b"transport", b"transpor"), good + b" "):
+        file.path.write_bytes(damaged)
+        if damaged == good.replace(b"transport", b"transpor"):
+            # Still a registry: the file is the hospital's own, what protects it is its mode and two people.
+            assert file.load() != EMPTY
+            continue
+        with pytest.raises(RegistryError, match="restore it from a backup"):
+            file.load()
+    file.path.write_bytes(good)
+    with pytest.raises(RegistryError, match="not of Other"):
+        RegistryFile(file.path, "Other").load()
+    file.path.chmod(0o666)
+    with pytest.raises(RegistryError, match="lets others write it"):
+        file.load()
+
+
+def test_writers_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "registry.json"
+
+    def enter(number: int) -> None:
+        RegistryFile(path, HOSPITAL).update(lambda book: book.enter(baa(id=f"baa-{number}"), CLERK, ON))
+
+    threads = [threading.Thread(target=enter, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(RegistryFile(path, HOSPITAL).load().agreements) == 16
+
+
+def test_a_document_hash_is_what_people_compare() -> None:
+    exported = tomllib.loads(registry(baa()).to_toml())["agreement"][0]
+    assert exported["document"] == DOCUMENT
+    assert Terms(**exported) == baa()

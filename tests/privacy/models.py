@@ -1,0 +1,103 @@
+"""Models that the tests train: one of each kind of layer, in torch's own form."""
+
+import torch
+from torch import nn
+
+
+class Gru(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(5, 7, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(14, 1)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[0][:, -1])
+
+
+class Codes(nn.Module):
+    """An embedding of code lists, an LSTM, one logit."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes = nn.Embedding(11, 5, padding_idx=0)
+        self.lstm = nn.LSTM(5, 7, batch_first=True)
+        self.head = nn.Linear(7, 1)
+
+    def forward(self, x):
+        return self.head(self.lstm(self.codes(x))[0].mean(1))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(1))
+
+
+class Twice(nn.Module):
+    """One layer used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.head(self.norm(self.layer(torch.tanh(self.norm(self.layer(x))))))
+
+
+class LongSequence(nn.Module):
+    """Linear layers over a sequence: wide enough that norms are taken without per-row gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(24, 32)
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.inner(x))).mean((1, 2))
+
+
+def mlp():
+    return nn.Sequential(
+        nn.Linear(6, 9),
+        nn.ReLU(inplace=True),
+        nn.RMSNorm(9),
+        nn.Linear(9, 9),
+        nn.LayerNorm(9),
+        nn.Tanh(),
+        nn.Linear(9, 1),
+    )
+
+
+def cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, groups=2, padding=1),
+        nn.InstanceNorm2d(6, affine=True),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(150, 1),
+    )
+
+
+#: name -> (build, rows -> inputs)
+KINDS = {
+    "mlp": (mlp, lambda n: torch.randn(n, 6)),
+    "cnn": (cnn, lambda n: torch.randn(n, 1, 12, 12)),
+    "conv1d": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 3, dilation=2), nn.Flatten(), nn.Linear(18, 1)),
+        lambda n: torch.randn(n, 2, 10),
+    ),
+    "gru": (Gru, lambda n: torch.randn(n, 6, 5)),
+    "codes": (Codes, lambda n: torch.randint(0, 11, (n, 6))),
+    "attention": (Attention, lambda n: torch.randn(n, 6, 8)),
+    "twice": (Twice, lambda n: torch.randn(n, 6)),
+    "sequence": (LongSequence, lambda n: torch.randn(n, 4, 24)),
+}

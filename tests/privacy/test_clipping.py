@@ -1,0 +1,204 @@
+"""If these fail, a patient's gradient may be larger than the clipping norm that the noise was made for."""
+
+import pytest
+import torch
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from torch import nn
+
+from datasites.privacy.clipping import UnsupportedModel, clipped_sum, recording, row_norms, row_records
+from datasites.privacy.layers import private_form
+from tests.privacy.models import KINDS
+
+ROWS, CLIP = 10, 0.5
+
+
+def losses(module, x, y):
+    return nn.functional.binary_cross_entropy_with_logits(module(x).reshape(len(y)), y, reduction="none") * 3
+
+
+def records(module, x, y):
+    with recording(module) as made:
+        values = losses(module, x, y)
+    return row_records(made, values)
+
+
+def one_by_one(module, x, y):
+    """Gradients of each row, from ordinary autograd on that row alone: [(norm, {parameter: gradient})]."""
+    found = []
+    for row in range(len(y)):
+        own = list(module.parameters())
+        gradients = torch.autograd.grad(losses(module, x[row : row + 1], y[row : row + 1])[0], own)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        found.append((norm, dict(zip(own, gradients, strict=True))))
+    return found
+
+
+@pytest.fixture(params=sorted(KINDS))
+def case(request):
+    torch.manual_seed(1)
+    build, inputs = KINDS[request.param]
+    return private_form(build()).eval(), inputs(ROWS), torch.randint(0, 2, (ROWS,)).float()
+
+
+def test_norms_and_clipped_sums_equal_those_taken_row_by_row(case):
+    module, x, y = case
+    single = one_by_one(module, x, y)
+    found = records(module, x, y)
+    torch.testing.assert_close(
+        row_norms(found).float(), torch.stack([norm for norm, _ in single]), rtol=1e-4, atol=1e-5
+    )
+    assert max(norm for norm, _ in single) > CLIP  # otherwise nothing is clipped and nothing is shown
+    total = clipped_sum(found, torch.full((ROWS,), CLIP))
+    assert set(total) == set(module.parameters())
+    for parameter, value in total.items():
+        expected = sum(gradients[parameter] * min(1, CLIP / (norm + 1e-6)) for norm, gradients in single)
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_each_row_is_cut_to_its_own_limit(case):
+    module, x, y = case
+    for row in range(3):
+        limits = torch.zeros(ROWS)
+        limits[row] = 0.01 * (row + 1)
+        total = clipped_sum(records(module, x, y), limits)
+        norm = torch.cat([value.flatten() for value in total.values()]).norm()
+        assert norm <= 0.01 * (row + 1) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["attention", "conv1d", "gru", "sequence"])
+def test_agrees_with_opacus_ghost_clipping(kind):
+    torch.manual_seed(2)
+    build, inputs = KINDS[kind]
+    module, x, y = private_form(build()).train(), inputs(ROWS), torch.randint(0, 2, (ROWS,)).float()
+    mine = clipped_sum(records(module, x, y), torch.full((ROWS,), CLIP))
+    norms = row_norms(records(module, x, y))
+    theirs = GradSampleModuleFastGradientClipping(module, max_grad_norm=CLIP, loss_reduction="sum")
+    losses(theirs, x, y).sum().backward(retain_graph=True)
+    torch.testing.assert_close(norms.float(), theirs.get_norm_sample(), rtol=1e-4, atol=1e-5)
+    coefficients = theirs.get_clipping_coef().detach()
+    theirs.zero_grad()
+    theirs.disable_hooks()
+    (coefficients * losses(theirs, x, y)).sum().backward()
+    for parameter, value in mine.items():
+        torch.testing.assert_close(value, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_weight_used_outside_its_layer_brings_nothing_unclipped_in():
+    class Borrowed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+            self.head = nn.Linear(6, 1)
+
+        def forward(self, x):
+            return self.head(self.layer(x) + 1000 * nn.functional.linear(x, self.layer.weight))
+
+    torch.manual_seed(0)
+    module, x, y = Borrowed().eval(), torch.randn(ROWS, 6), torch.ones(ROWS)
+    found = records(module, x, y)
+    limits = torch.zeros(ROWS)
+    limits[0] = CLIP
+    total = clipped_sum(found, limits)
+    assert torch.cat([value.flatten() for value in total.values()]).norm() <= CLIP * (1 + 1e-5)
+
+
+def test_a_row_that_is_not_a_number_counts_as_none():
+    torch.manual_seed(0)
+    module, x, y = KINDS["mlp"][0]().eval(), torch.randn(ROWS, 6), torch.ones(ROWS)
+    limits = torch.full((ROWS,), CLIP)
+    rest = clipped_sum(records(module, x[1:], y[1:]), limits[1:])
+    for bad in (float("nan"), float("inf"), 1e38):
+        spoilt = x.clone()
+        spoilt[0] = bad
+        total = clipped_sum(records(module, spoilt, y), limits)
+        for parameter, value in total.items():
+            torch.testing.assert_close(value, rest[parameter], rtol=1e-4, atol=1e-6)
+
+
+def test_no_gradient_is_left_behind_in_the_model():
+    module, x, y = KINDS["mlp"][0]().eval(), torch.randn(ROWS, 6), torch.ones(ROWS)
+    clipped_sum(records(module, x, y), torch.full((ROWS,), CLIP))
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert all(not layer._forward_hooks for layer in module.modules())
+
+
+def test_a_cancelling_sequence_is_not_underestimated():
+    # Two positions with opposite gradients of size 1e4: the true norm is small, float32 products are not.
+    torch.manual_seed(0)
+    module = nn.Linear(64, 64, bias=False)
+    x = torch.randn(1, 2, 64) * 100
+    x[0, 1] = x[0, 0] * (1 + 1e-4)
+    with recording(module) as made:
+        out = module(x)
+        values = ((out[:, 0] - out[:, 1]).sum(1)) * 100
+    found = row_records(made, values)
+    true = torch.linalg.norm(found[0].gradients[0][0].double().T @ found[0].inputs[0][0].double())
+    assert row_norms(found)[0] >= true * (1 - 1e-6)
+
+
+class Flattened(nn.Module):
+    """Puts positions where rows belong."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.layer(x.reshape(-1, 5)).reshape(len(x), -1).sum(1)
+
+
+class Overwritten(nn.Module):
+    """Changes a layer's input after use."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 1)
+
+    def forward(self, x):
+        hidden = x * 1.0
+        out = self.layer(hidden)
+        hidden.mul_(100)
+        return out
+
+
+class OwnWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.layer(x).detach()
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "words"),
+    [
+        (Flattened(), torch.randn(ROWS, 6, 5), "rows first"),
+        (Overwritten(), torch.randn(ROWS, 6), "in place"),
+        (OwnWeight(), torch.randn(ROWS, 6), "owns parameters"),
+        (Detached(), torch.randn(ROWS, 6), "no trainable layer"),
+        (nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 1)), torch.randn(ROWS, 6), "owns parameters"),
+        (nn.Sequential(nn.Bilinear(6, 6, 1)), torch.randn(ROWS, 6), "owns parameters"),
+    ],
+)
+def test_what_can_not_be_clipped_is_refused(module, x, words):
+    with pytest.raises(UnsupportedModel, match=words):
+        records(module.eval(), x, torch.ones(ROWS))
+
+
+def test_a_subclass_of_a_known_layer_is_not_a_known_layer():
+    class Amplified(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 1000
+
+    with pytest.raises(UnsupportedModel, match="Amplified"):
+        records(nn.Sequential(Amplified(6, 1)), torch.randn(ROWS, 6), torch.ones(ROWS))

@@ -1,0 +1,107 @@
+"""One patient, one gradient (I15): whatever mixes rows must be caught, and nothing else."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datasites.privacy.layers import private_form
+from datasites.privacy.probe import DependentRows, check_independence
+from datasites.privacy.trainer import binary_loss
+from tests.privacy.models import KINDS
+
+ROWS = 12
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_row_wise_models_pass(kind):
+    build, inputs = KINDS[kind]
+    y = np.random.default_rng(0).integers(0, 2, ROWS).astype(np.float32)
+    for _ in range(5):
+        check_independence(private_form(build()), None, inputs(ROWS).numpy(), y)
+
+
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.first, self.last, self.mix = nn.Linear(6, 6), nn.Linear(6, 1), mix
+
+    def forward(self, x):
+        return self.last(self.mix(torch.tanh(self.first(x))))
+
+
+MIXES = {
+    "centred over the batch": lambda h: h - h.mean(0),
+    "scaled over the batch": lambda h: h / (h.std(0) + 1e-3),
+    "softmax over the batch": lambda h: torch.softmax(h, 0),
+    "attention over the batch": lambda h: torch.softmax(h @ h.T, 1) @ h,
+    "running sum": lambda h: h.cumsum(0),
+    "neighbour": lambda h: h + 0.1 * h.roll(1, 0),
+    "reversed rows": lambda h: h.flip(0),
+    "sorted rows": lambda h: h.sort(0).values,
+    "largest row": lambda h: h * (h.norm(dim=1, keepdim=True) >= h.norm(dim=1).max()),
+    "batch size": lambda h: h * len(h),
+    "one row only": lambda h: h * 0 + h[:1],
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_model_that_mixes_rows_is_caught(name):
+    x = np.random.default_rng(1).normal(size=(ROWS, 6)).astype(np.float32)
+    with pytest.raises(DependentRows):
+        check_independence(Mixing(MIXES[name]), None, x, np.ones(ROWS, np.float32))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda out, target: binary_loss(out, target) / len(target),
+        lambda out, target: binary_loss(out, target).mean().expand(len(target)),
+        lambda out, target: binary_loss(out, target) * (1 + target.mean()),
+        lambda out, target: binary_loss(out - out.mean(), target),
+        lambda out, target: binary_loss(out, target).sum(),
+    ],
+)
+def test_a_loss_that_mixes_rows_is_caught(loss):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(ROWS, 6)).astype(np.float32), rng.integers(0, 2, ROWS).astype(np.float32)
+    with pytest.raises(DependentRows):
+        check_independence(KINDS["mlp"][0](), loss, x, y)
+
+
+class Transposed(nn.Module):
+    """Outputs are row by row, but inside, a layer sees positions as rows: clipping would cut the wrong thing."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 1), nn.Linear(ROWS, 1)
+
+    def forward(self, x):
+        return self.head(self.inner(x.transpose(0, 1)).transpose(0, 1)[..., 0])
+
+
+def test_a_layer_with_rows_in_another_dimension_is_caught_although_outputs_are_independent():
+    x = np.random.default_rng(1).normal(size=(ROWS, ROWS, 5)).astype(np.float32)
+    with pytest.raises((DependentRows, ValueError)):
+        check_independence(Transposed(), None, x, np.ones(ROWS, np.float32))
+
+
+def test_batch_norm_in_training_form_is_refused_before_any_row():
+    module = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        check_independence(module, None, np.zeros((ROWS, 6), np.float32), np.ones(ROWS, np.float32))
+
+
+def test_an_error_names_the_layer_and_no_value():
+    x = np.full((ROWS, 6), 0.456, dtype=np.float32)
+    with pytest.raises(DependentRows) as caught:
+        check_independence(Mixing(MIXES["batch size"]), None, x, np.ones(ROWS, np.float32))
+    assert not re.search(r"\d\.\d", str(caught.value))
+    assert "remove what mixes rows" in str(caught.value)
+
+
+def test_one_row_can_not_be_probed():
+    with pytest.raises(ValueError, match="two rows"):
+        check_independence(KINDS["mlp"][0](), None, np.zeros((1, 6), np.float32), np.ones(1, np.float32))

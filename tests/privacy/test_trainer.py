@@ -1,0 +1,460 @@
+"""What leaves a round must be what the plan says: noise, clipping by patient, sampling, steps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from datasites.privacy import trainer
+from datasites.privacy.clipping import UnsupportedModel
+from datasites.privacy.parameters import flatten
+from datasites.privacy.plan import PrivacyPlan
+from datasites.privacy.trainer import Mechanism, StepsExhausted, TrainingRefused, train_round
+from datasites.study.manifest import LocalTraining
+from tests.privacy.models import KINDS
+
+TINY = 1e-6  # a noise multiplier that leaves gradients visible
+
+
+def plan(**changes):
+    terms = {"clip": 1.0, "noise_multiplier": 1.0, "sampling_rate": 0.5, "rounds": 10, "steps_per_round": 1}
+    return PrivacyPlan(**{**terms, **changes})
+
+
+def sgd(steps=1, rate=1.0, **options):
+    return LocalTraining(steps=steps, learning_rate=rate, **options)
+
+
+def silent(logits, target):
+    """A loss without gradient: what is released is noise alone."""
+    return (logits * 0).sum(1)
+
+
+def loud(logits, target):
+    """A loss with an enormous gradient in every row."""
+    return (logits * 1e6).sum(1)
+
+
+def linear(features, outputs=1):
+    module = nn.Linear(features, outputs)
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+def rows(n, features=4, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, features)).astype(np.float32)
+    return x, (x[:, 0] > 0).astype(np.float32), np.arange(n)
+
+
+# ---- noise
+
+
+@pytest.mark.parametrize(("multiplier", "clip", "divisor", "steps"), [(1.3, 0.7, 20.0, 1), (2.0, 3.0, 5.0, 4)])
+def test_released_noise_has_the_planned_size(multiplier, clip, divisor, steps):
+    x, y, patients = rows(6, features=9)
+    terms = plan(noise_multiplier=multiplier, clip=clip, steps_per_round=steps)
+    released = np.concatenate(
+        [
+            train_round(linear(9, 3000), silent, x, y, patients, terms, sgd(steps, 0.1), expected_batch=divisor).update
+            for _ in range(4)
+        ]
+    ).astype(np.float64)
+    sigma = 0.1 * multiplier * clip / divisor * math.sqrt(steps)
+    # 120,000 numbers: 99 % of sample sds lie within 0.53 % of the true one, well inside the 2 % that is asked.
+    n = len(released)
+    low, high = (math.sqrt(stats.chi2.ppf(p, n - 1) / (n - 1)) for p in (0.005, 0.995))
+    assert high - low < 0.02
+    ratio = released.std(ddof=1) / sigma
+    assert 0.98 < ratio < 1.02
+    assert abs(released.mean()) < 5 * sigma / math.sqrt(n)
+    assert stats.kstest(released / sigma, "norm").pvalue > 1e-6
+
+
+def test_noise_is_independent_over_rounds_steps_and_coordinates():
+    x, y, patients = rows(6, features=9)
+    first, second = (
+        train_round(linear(9, 3000), silent, x, y, patients, plan(), sgd(), expected_batch=1.0).update for _ in range(2)
+    )
+    seen = []
+    train_round(
+        linear(9, 3000),
+        silent,
+        x,
+        y,
+        patients,
+        plan(steps_per_round=2),
+        sgd(2),
+        expected_batch=1.0,
+        observer=lambda notice: seen.append(notice.noised_sum),
+    )
+    n = len(first)
+    for a, b in ((first, second), (seen[0], seen[1]), (first[:-1], first[1:])):
+        assert abs(np.corrcoef(a, b)[0, 1]) * math.sqrt(n) < 5
+        assert not np.isin(a, b).all()
+
+
+def test_a_seeded_framework_does_not_repeat_an_update():
+    x, y, patients = rows(40)
+    updates = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        module = linear(4)
+        updates.append(train_round(module, None, x, y, patients, plan(), sgd(), expected_batch=20.0).update)
+    assert (updates[0] != updates[1]).all()
+
+
+def test_an_empty_batch_and_an_empty_table_still_release_noise():
+    x, y, patients = rows(5)
+    for part in (slice(0, 5), slice(0, 0)):
+        result = train_round(
+            linear(4), None, x[part], y[part], patients[part], plan(sampling_rate=1e-9), sgd(), expected_batch=1.0
+        )
+        assert np.abs(result.update).min() > 0
+
+
+# ---- clipping, by patient
+
+
+def test_no_patient_moves_the_sum_by_more_than_the_clip_however_loud():
+    x, y, _ = rows(50)
+    for patients, people in ((np.zeros(50), 1), (np.arange(50) % 3, 3)):
+        result = train_round(
+            linear(4),
+            loud,
+            np.abs(x),
+            y,
+            patients,
+            plan(sampling_rate=1.0, noise_multiplier=TINY, clip=0.25),
+            sgd(),
+            expected_batch=1.0,
+        )
+        moved = np.linalg.norm(result.update)
+        assert moved <= 0.25 * people * (1 + 1e-4)
+        assert moved > 0.25 * people * 0.5  # all rows pull one way, so the bound is nearly reached
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_adding_one_patient_moves_the_sum_by_at_most_the_clip(kind):
+    torch.manual_seed(0)
+    build, inputs = KINDS[kind]
+    module, x = trainer_form(build), inputs(9).numpy()
+    y, patients = np.ones(9, np.float32), np.array([0, 1, 2, 3, 4, 5, 6, 6, 6])
+    start = flatten(module)
+    sums = []
+    for known in (slice(0, 9), slice(0, 6)):
+        trainer.parameters.unflatten(module, start)
+        terms = plan(sampling_rate=1.0, noise_multiplier=TINY, clip=0.05)
+        result = train_round(module, None, x[known], y[known], patients[known], terms, sgd(), expected_batch=1.0)
+        sums.append(result.update)
+    moved = np.linalg.norm(sums[0] - sums[1])
+    assert 0.01 < moved <= 0.05 * (1 + 1e-2)
+
+
+def trainer_form(build):
+    from datasites.privacy.layers import private_form
+
+    return private_form(build())
+
+
+def test_the_divisor_is_public_not_the_number_of_rows():
+    x, y, _ = rows(60)
+    terms = plan(sampling_rate=1.0, noise_multiplier=TINY)
+    moved = []
+    for n in (30, 60):
+        part = (np.abs(x[:n]), y[:n], np.arange(n))
+        moved.append(np.linalg.norm(train_round(linear(4), loud, *part, terms, sgd(), expected_batch=10.0).update))
+    assert moved[1] / moved[0] == pytest.approx(2.0, rel=0.1)
+
+
+# ---- sampling
+
+
+def test_batches_are_poisson_samples_of_patients():
+    x, y, _ = rows(120)
+    patients = np.repeat(np.arange(60), 2)
+    sizes = []
+
+    def counting(logits, target):
+        sizes.append(len(target))
+        return nn.functional.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
+
+    steps, rate = 1500, 0.3
+    result = train_round(
+        linear(4), counting, x, y, patients, plan(sampling_rate=rate, steps_per_round=steps), sgd(steps, 1e-3),
+        expected_batch=18.0,
+    )  # fmt: skip
+    assert result.steps == steps
+    taken = np.array(sizes) / 2
+    assert (taken == np.rint(taken)).all()
+    assert taken.mean() == pytest.approx(60 * rate, abs=5 * math.sqrt(60 * rate * (1 - rate) / steps))
+    spread = taken.var(ddof=1) / (60 * rate * (1 - rate))
+    assert 1e-5 < stats.chi2.cdf(spread * (steps - 1), steps - 1) < 1 - 1e-5
+
+
+# ---- steps
+
+
+def test_more_steps_than_the_plan_are_refused_before_the_first():
+    x, y, patients = rows(5)
+    module = linear(4)
+    with pytest.raises(StepsExhausted, match="1501"):
+        train_round(module, None, x, y, patients, plan(steps_per_round=1500), sgd(1501), expected_batch=1.0)
+    assert (flatten(module) == 0).all()
+
+
+def test_the_mechanism_counts_and_stops_by_itself():
+    mechanism = Mechanism(plan(steps_per_round=3))
+    for _ in range(3):
+        mechanism.release(np.zeros(2))
+    with pytest.raises(StepsExhausted, match="3 steps"):
+        mechanism.release(np.zeros(2))
+    assert mechanism.steps == 3
+
+
+def test_a_trainer_that_runs_one_step_more_is_caught(monkeypatch):
+    # Every loop of the trainer runs once more than it should; the count is kept where noise is added.
+    x, y, patients = rows(5)
+    monkeypatch.setattr(
+        trainer, "range", lambda *bounds: range(bounds[0] + 1) if len(bounds) == 1 else range(*bounds), raising=False
+    )
+    with pytest.raises(StepsExhausted):
+        train_round(linear(4), None, x, y, patients, plan(steps_per_round=3), sgd(3), expected_batch=1.0)
+
+
+def test_steps_are_counted_where_noise_is_added():
+    x, y, patients = rows(5)
+    seen = []
+    result = train_round(
+        linear(4), None, x, y, patients, plan(steps_per_round=5), sgd(2), expected_batch=1.0, observer=seen.append
+    )
+    assert result.steps == 2
+    assert [notice.step for notice in seen] == [1, 2]
+
+
+# ---- what leaves
+
+
+def test_the_update_is_made_of_noised_sums_alone():
+    x, y, patients = rows(40)
+    seen = []
+    result = train_round(
+        linear(4), None, x, y, patients, plan(steps_per_round=6), sgd(6, 0.3), expected_batch=20.0, observer=seen.append
+    )
+    expected = -0.3 / 20.0 * sum(notice.noised_sum for notice in seen)
+    np.testing.assert_allclose(result.update, expected, rtol=1e-5, atol=1e-7)
+    assert result.update.dtype == np.float32
+
+
+def test_batch_norm_never_trains_and_its_statistics_never_leave():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    x, y, patients = rows(20)
+    with pytest.raises(UnsupportedModel, match="BatchNorm1d"):
+        train_round(module, None, x, y, patients, plan(), sgd(), expected_batch=1.0)
+    still = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 1))
+    result = train_round(still, None, x, y, patients, plan(), sgd(), expected_batch=1.0)
+    assert (still[1].running_mean == 0).all()
+    assert result.update.shape == (25,)
+
+
+def test_frozen_parameters_stay_and_get_no_noise():
+    module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    module[0].requires_grad_(False)
+    x, y, patients = rows(20)
+    update = train_round(module, None, x, y, patients, plan(), sgd(), expected_batch=1.0).update
+    assert (update[:15] == 0).all()
+    assert (update[15:] != 0).all()
+
+
+def test_errors_hold_no_number_from_the_rows():
+    x, y, patients = rows(37)
+    with pytest.raises(TrainingRefused) as caught:
+        train_round(
+            linear(4),
+            lambda out, target: out.mean(),
+            x,
+            y,
+            patients,
+            plan(sampling_rate=1.0),
+            sgd(),
+            expected_batch=1.0,
+        )
+    assert "37" not in str(caught.value)
+
+
+# ---- post-processing
+
+
+def gradients_of(**options):
+    x, y, patients = rows(40)
+    seen = []
+    module = linear(4)
+    steps = 4
+    extra = {key: options.pop(key) for key in ("correction", "round_number") if key in options}
+    update = train_round(
+        module,
+        None,
+        x,
+        y,
+        patients,
+        plan(steps_per_round=steps, rounds=2),
+        sgd(steps, 0.1, **options),
+        expected_batch=20.0,
+        observer=lambda notice: seen.append(notice.noised_sum / 20.0),
+        **extra,
+    ).update
+    return update, seen
+
+
+def test_momentum():
+    update, seen = gradients_of(momentum=0.9)
+    weights, velocity = np.zeros(5), np.zeros(5)
+    for gradient in seen:
+        velocity = 0.9 * velocity + gradient
+        weights -= 0.1 * velocity
+    np.testing.assert_allclose(update, weights, rtol=1e-5, atol=1e-7)
+
+
+def test_adam_equals_torch():
+    update, seen = gradients_of(optimiser="adam")
+    parameter = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([parameter], lr=0.1)
+    for gradient in seen:
+        parameter.grad = torch.from_numpy(gradient)
+        adam.step()
+    np.testing.assert_allclose(update, parameter.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_cosine_schedule_spans_the_study():
+    update, seen = gradients_of(schedule="cosine", round_number=2)
+    rates = [0.05 * (1 + math.cos(math.pi * (4 + step) / 8)) for step in range(4)]
+    expected = -sum(rate * gradient for rate, gradient in zip(rates, seen, strict=True))
+    np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_proximal_term_pulls_towards_the_global_model():
+    update, seen = gradients_of(proximal=0.5)
+    weights = np.zeros(5)
+    for gradient in seen:
+        weights = weights - 0.1 * (gradient + 0.5 * weights)
+    np.testing.assert_allclose(update, weights, rtol=1e-5, atol=1e-7)
+
+
+def test_scaffold_correction_is_added_to_every_step():
+    correction = np.linspace(-1, 1, 5)
+    update, seen = gradients_of(correction=correction)
+    np.testing.assert_allclose(update, -0.1 * (sum(seen) + 4 * correction), rtol=1e-5, atol=1e-7)
+
+
+# ---- microbatches and inputs
+
+
+def test_microbatches_change_nothing_but_memory():
+    x, y, patients = rows(60)
+    updates = [
+        train_round(
+            linear(4), None, x, y, patients, plan(sampling_rate=1.0, noise_multiplier=TINY), sgd(), expected_batch=1.0,
+            memory_limit=limit,
+        ).update
+        for limit in (1, 1 << 30)
+    ]  # fmt: skip
+    np.testing.assert_allclose(updates[0], updates[1], atol=1e-4)
+
+
+def test_several_inputs_by_position_and_by_name():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codes, self.head = nn.Embedding(7, 3), nn.Linear(5, 1)
+
+        def forward(self, numbers, codes):
+            return self.head(torch.cat([numbers, self.codes(codes)], 1))
+
+    rng = np.random.default_rng(0)
+    numbers, codes = rng.normal(size=(20, 2)).astype(np.float32), rng.integers(0, 7, 20)
+    for x in ((numbers, codes), {"codes": codes, "numbers": numbers}):
+        update = train_round(Two(), None, x, np.ones(20), np.arange(20), plan(), sgd(), expected_batch=1.0).update
+        assert update.shape == (27,)
+
+
+def test_it_learns():
+    x, y, patients = rows(2000)
+    module = linear(4)
+    for number in range(1, 6):
+        train_round(
+            module,
+            None,
+            x,
+            y,
+            patients,
+            plan(steps_per_round=5),
+            sgd(5, 2.0),
+            expected_batch=1000.0,
+            round_number=number,
+        )
+    right = ((module(torch.from_numpy(x))[:, 0] > 0).numpy() == (y > 0)).mean()
+    assert right > 0.9
+
+
+# ---- distributed mode
+
+SHARED = {"mode": "distributed", "honest": 4, "noise_multiplier": 2.0}
+GRID = 2.0**-20
+
+
+def test_distributed_updates_lie_on_the_grid_and_their_sum_has_the_planned_noise():
+    x, y, patients = rows(6, features=9)
+    updates = [
+        train_round(
+            linear(9, 3000), silent, x, y, patients, plan(**SHARED), sgd(1, 0.5), expected_batch=8.0, grid=GRID
+        ).update
+        for _ in range(4)
+    ]
+    for update in updates:
+        assert (update / GRID == np.rint(update / GRID)).all()
+    sigma = 0.5 * 2.0 * 1.0 / 8.0
+    share = updates[0].std()
+    assert share == pytest.approx(sigma / 2, rel=0.02)
+    assert sum(updates).std() == pytest.approx(sigma, rel=0.02)
+    assert abs(np.corrcoef(updates[0], updates[1])[0, 1]) * math.sqrt(len(updates[0])) < 5
+
+
+def test_distributed_gradient_is_the_clipped_sum():
+    x, y, patients = rows(30)
+    terms = plan(sampling_rate=1.0, mode="distributed", honest=1, noise_multiplier=1e-3)
+    result = train_round(linear(4), None, x, y, patients, terms, sgd(1, 0.5), expected_batch=8.0, grid=2.0**-30)
+    local = train_round(
+        linear(4), None, x, y, patients, plan(sampling_rate=1.0, noise_multiplier=TINY), sgd(1, 0.5), expected_batch=8.0
+    )
+    np.testing.assert_allclose(result.update, local.update, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("terms", "local", "options", "words"),
+    [
+        (plan(**SHARED), sgd(), {}, "grid"),
+        (plan(), sgd(), {"grid": GRID}, "grid"),
+        (plan(**SHARED), sgd(), {"grid": 10.0}, "finer scale"),
+        (plan(**SHARED), sgd(momentum=0.9), {"grid": GRID}, "plain SGD"),
+        (plan(**SHARED), sgd(optimiser="adam"), {"grid": GRID}, "plain SGD"),
+        (plan(**SHARED), sgd(), {"grid": GRID, "correction": np.zeros(5)}, "plain SGD"),
+        (plan(), sgd(), {"round_number": 11}, "round 11"),
+        (plan(), sgd(), {"expected_batch": 0.0}, "expected_batch"),
+        (plan(), sgd(), {"correction": np.zeros(4)}, "correction"),
+    ],
+)
+def test_terms_outside_the_plan_are_refused(terms, local, options, words):
+    x, y, patients = rows(5)
+    with pytest.raises(TrainingRefused, match=words):
+        train_round(linear(4), None, x, y, patients, terms, local, **{"expected_batch": 1.0, **options})
+
+
+def test_rows_that_do_not_match_are_refused():
+    x, y, patients = rows(5)
+    with pytest.raises(TrainingRefused, match="number of rows"):
+        train_round(linear(4), None, x, y[:4], patients, plan(), sgd(), expected_batch=1.0)

@@ -1,0 +1,137 @@
+"""Unmask answers: wrong shares are found and named, and below the threshold nothing opens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from datasites.secagg import shares
+from datasites.secagg.aggregation import AggregatorState
+from datasites.secagg.errors import (
+    BadMessage,
+    Equivocation,
+    OutOfOrder,
+    TooFew,
+    UnknownParty,
+    WrongShare,
+)
+from tests.secagg.attacker import A, B, C, D, begun, reseal, survivor_list
+from tests.secagg.cohort import Cohort, assert_exact
+
+
+def answered(cohort: Cohort, spoil=()):
+    """A round where D is lost (of seven: the last), with some answers spoiled by their senders."""
+    names = tuple(cohort.members)[:-1]
+    inputs, vectors = begun(cohort, names)
+    for name in names:
+        cohort.state = cohort.aggregator.receive(cohort.state, vectors[name])
+    survivors = cohort.survivors()
+    acks = cohort.acks(survivors, names) if cohort.context.consistency else None
+    for name in names:
+        answer = cohort.answer(name, survivors, acks)
+        if name in spoil:
+            wrong = bytes(32) + answer.shares[32:-32] + b"\7" * 32
+            answer = reseal(answer, cohort.members[name].identity, shares=wrong)
+        cohort.state = cohort.aggregator.receive_shares(cohort.state, answer)
+    return inputs
+
+
+def test_wrong_shares_are_named_and_the_round_goes_on(seven):
+    inputs = answered(seven, spoil=(B,))
+    result = seven.aggregator.result(seven.state)
+    assert result.wrong_shares_from == (B,)
+    assert_exact(result, inputs)
+
+
+def test_wrong_shares_that_leave_too_few_are_named_and_nothing_opens(four):
+    inputs = answered(four, spoil=(B,))
+    before = four.state.total.vector.copy()
+    with pytest.raises(WrongShare, match=B) as caught:
+        four.aggregator.result(four.state)
+    assert caught.value.members == (B,)
+    assert np.array_equal(four.state.total.vector, before)
+    assert not four.state.total.opened
+    assert len(inputs) == 4
+
+
+def test_an_owner_whose_shares_do_not_give_its_secret_is_named(monkeypatch):
+    """It commits to shares of another secret than it certified: its holders are not to blame."""
+    cohort = Cohort.of(4)
+    true_split = shares.split
+
+    def crooked(secret, threshold, places):
+        return true_split(bytes(len(secret)) if crooked.armed else secret, threshold, places)
+
+    crooked.armed = False
+    monkeypatch.setattr(shares, "split", crooked)
+    share = cohort.members[C].share
+
+    def armed(*args, **kwargs):
+        crooked.armed = True
+        try:
+            return share(*args, **kwargs)
+        finally:
+            crooked.armed = False
+
+    cohort.members[C].share = armed
+    cohort.setup()
+    begun_inputs, vectors = begun(cohort)
+    for masked in vectors.values():
+        cohort.state = cohort.aggregator.receive(cohort.state, masked)
+    survivors = cohort.survivors()
+    with pytest.raises(WrongShare, match="certified") as caught:
+        cohort.unmask(cohort.members, survivors)
+    assert caught.value.members == (C,)
+    assert len(begun_inputs) == 4
+
+
+def test_below_the_threshold_of_answers_nothing_opens(four):
+    inputs, vectors = begun(four)
+    for masked in vectors.values():
+        four.state = four.aggregator.receive(four.state, masked)
+    survivors = four.survivors()
+    before = four.state.total.vector.copy()
+    with pytest.raises(OutOfOrder):
+        four.aggregator.result(
+            AggregatorState(
+                four.state.record.model_copy(
+                    update={"round": four.state.record.round.model_copy(update={"survivors": None})}
+                ),
+                four.state.total,
+            )
+        )
+    for name in (A, B):
+        with pytest.raises(TooFew, match=f"shares for {A}"):
+            four.unmask((name,), survivors)
+        assert not four.aggregator.can_open(four.state)
+    assert np.array_equal(four.state.total.vector, before)
+    assert_exact(four.unmask((C,), survivors), inputs)
+
+
+def test_an_answer_for_another_list_or_by_another_is_refused(four):
+    _, vectors = begun(four)
+    for name in (A, B, C):
+        four.state = four.aggregator.receive(four.state, vectors[name])
+    with pytest.raises(OutOfOrder):
+        four.aggregator.receive_shares(
+            four.state,
+            four.members[A].unmask(four.states[A], survivor_list(four, [vectors[n].header for n in (A, B, C)]))[1],
+        )
+    survivors = four.survivors()
+    answer = four.answer(A, survivors)
+    identity = four.members[A].identity
+    for changes in (
+        {"survivors": "0" * 64},
+        {"shares": answer.shares[:-1]},
+        {"manifest": "0" * 64},
+        {"round": 2},
+        {"recipient": B},
+    ):
+        with pytest.raises(BadMessage):
+            four.aggregator.receive_shares(four.state, reseal(answer, identity, **changes))
+    with pytest.raises(UnknownParty, match="not a survivor"):
+        four.aggregator.receive_shares(four.state, reseal(answer, four.members[D].identity))
+    four.state = four.aggregator.receive_shares(four.state, answer)
+    assert four.aggregator.receive_shares(four.state, answer) == four.state
+    with pytest.raises(Equivocation):
+        four.aggregator.receive_shares(four.state, reseal(answer, identity, shares=bytes(len(answer.shares))))

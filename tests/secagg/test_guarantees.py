@@ -1,0 +1,48 @@
+"""What the terms promise, read off whole rounds: sizes sent, secrets gone, and no key left when a study is over."""
+
+from __future__ import annotations
+
+import base64
+
+from tests.secagg.cohort import Cohort, assert_exact, email, integers
+
+A = email(0)
+
+
+def test_a_masked_vector_costs_four_bytes_a_coordinate_and_a_short_header(four):
+    manifest = four.manifest()
+    four.open(manifest)
+    masked = four.mask(A, integers(manifest, [A])[A])
+    assert len(masked.payload) == 4 * sum(term.length for term in manifest.vectors)
+    assert len(masked.to_bytes()) < 1500
+
+
+def test_secrets_are_used_once_and_then_gone():
+    """Round by round the state loses its keys, seeds and shares; after the last there is none left."""
+    cohort = Cohort.of(4).setup()
+    for number in (1, 2, 3):
+        manifest = cohort.manifest(number)
+        before = cohort.states[A].of_round(number)
+        inputs = integers(manifest, cohort.members)
+        assert_exact(cohort.run_round(inputs, manifest), inputs)
+        stored = cohort.states[A].to_bytes()
+        assert cohort.states[A].of_round(number) is None
+        # What is left of the round in the file is only what was sent: header, answer, hashes.
+        for secret in (before.key, before.seed, before.key_share(1), before.key_share(2)):
+            assert base64.b64encode(secret)[:40] not in stored
+    assert cohort.states[A].secrets == ()
+
+
+def test_round_keys_and_seeds_never_repeat():
+    states = [Cohort.of(3, rounds=(1, 20)).setup().states[A] for _ in range(2)]
+    secrets = [secret for state in states for one in state.secrets for secret in (one.key, one.seed)]
+    assert len(set(secrets)) == len(secrets) == 80
+
+
+def test_a_sum_never_holds_fewer_honest_than_promised():
+    """In every opened round there are at least t survivors, and so t - c honest ones, never fewer than m promises."""
+    cohort = Cohort.of(7, colluders=2, threshold=5).setup()
+    manifest = cohort.manifest()
+    inputs = integers(manifest, cohort.members)
+    result = cohort.run_round(inputs, manifest, dropped=(email(1), email(6)))
+    assert len(result.survivors) - 2 >= cohort.context.honest_contributors >= 2

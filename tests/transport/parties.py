@@ -1,0 +1,101 @@
+"""Real parties over a store, for the tests of this room: keys, roster, controls and mailrooms; nothing is faked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.transport.mailroom import Limits, Mailroom
+from datasites.transport.sealer import open_keys, syft_fingerprint
+from datasites.transport.store import Store
+from datasites.transport.syft import HospitalControl, ResearcherControl
+
+RESEARCHER = "rita@uni.example"
+HOSPITALS = ("hannover@clinic.example", "harlem@clinic.example", "huelva@clinic.example")
+STUDY = "a" * 64
+
+
+@dataclass
+class Party:
+    email: str
+    role: str
+    home: Path
+    store_url: str
+    identity: Identity
+    options: dict[str, Any] = field(default_factory=dict)
+    roster: Roster = field(default_factory=Roster)
+    control: HospitalControl | ResearcherControl | None = None
+    mailroom: Mailroom | None = None
+
+    def entry(self) -> RosterEntry:
+        keys = open_keys(self.email, self.home / "state" / "syft_keys.json")
+        return RosterEntry(
+            organisation=self.email.split("@")[0],
+            email=self.email,
+            role=self.role,
+            public_key=self.identity.public_key,
+            syft_fingerprint=syft_fingerprint(keys),
+        )
+
+    def start(self, limits: Limits | None = None) -> Party:
+        store = Store(self.store_url, **self.options)
+        if self.role == "hospital":
+            self.control = HospitalControl.open(
+                self.identity, self.home / "SyftBox", store, self.home / "state", self.roster
+            )
+        else:
+            self.control = ResearcherControl.open(
+                self.email, self.home / "SyftBox", store, self.home / "state", self.roster
+            )
+        self.mailroom = Mailroom(self.email, store, self.control.sealer(), self.home / "state" / "mail", limits=limits)
+        return self
+
+    def stop(self) -> None:
+        if self.control is not None:
+            self.control.close()
+            self.mailroom.close()
+            self.control = self.mailroom = None
+
+    def restart(self) -> Party:
+        self.stop()
+        return self.start()
+
+
+def make_parties(
+    root: Path,
+    store_url: str,
+    hospitals: tuple[str, ...] = HOSPITALS,
+    start: bool = True,
+    options: dict[str, Any] | None = None,
+) -> list[Party]:
+    """[researcher, *hospitals], each with the full roster pinned, started."""
+    parties = []
+    for email in (RESEARCHER, *hospitals):
+        role = "researcher" if email == RESEARCHER else "hospital"
+        parties.append(Party(email, role, root / email, store_url, Identity.generate(email), options or {}))
+    roster = Roster(entries=tuple(party.entry() for party in parties))
+    for party in parties:
+        party.roster = roster
+        if start:
+            party.start()
+    return parties
+
+
+def befriend(researcher: Party, hospitals: list[Party]) -> None:
+    """Researcher and hospitals become peers."""
+    for hospital in hospitals:
+        hospital.control.accept_peers([researcher.email])
+        researcher.control.add_hospital(hospital.email)
+    for party in (researcher, *hospitals):
+        party.control.sync()
+
+
+def study_folder(root: Path, canary: str = "CANARY_CODE") -> Path:
+    folder = root / "study"
+    folder.mkdir(exist_ok=True)
+    (folder / "study.toml").write_text('name = "heart"\n')
+    (folder / "features.toml").write_text("format = 1\n")
+    (folder / "model.py").write_text(f"# {canary}\ndef build_model(n):\n    return n\n")
+    return folder
