@@ -6,10 +6,12 @@ researcher sends can raise out of `admit`.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
+from datasites.enclave.protocol import PartitionName
 from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
@@ -28,7 +30,7 @@ from datasites.study.package import StudyPackage
 from datasites.transport.syft import SubmittedJob
 
 
-def start_worker(home: Home, case: OpenCase, data: dict[str, Partition]) -> Worker:
+def start_worker(home: Home, case: OpenCase, data: dict[PartitionName, Partition]) -> Worker:
     """A sandboxed worker on the case's frozen copy; raises `WorkerError` or `SandboxUnavailable`."""
     seconds = home.settings.round_seconds
     return Worker.start(
@@ -37,7 +39,7 @@ def start_worker(home: Home, case: OpenCase, data: dict[str, Partition]) -> Work
         {name: sha256_hex(content) for name, content in case.package.files.items()},
         n_features=len(case.package.data_model.columns),
         config=case.study.model,
-        data=data,  # type: ignore[arg-type]
+        data=data,
         timeouts=Timeouts(train=seconds, evaluate=seconds),
     )
 
@@ -126,7 +128,7 @@ def _examine(site: Site, row: Case) -> None:
     home = site.home
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
-    row.findings = [finding.model_dump(mode="json") for finding in verify(package.source)]
+    row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
     prepared, reports = prepare_records(home, package, dataset)
     row.readiness = [report.model_dump(mode="json") for report in reports]
     terms = build_terms(home, package, dataset, prepared.version)

@@ -61,8 +61,14 @@ class OpenCase:
 
     @property
     def expected_batch(self) -> float:
-        """Public divisor of a step's noised sum: sampling rate times declared training patients, never a count."""
-        return self.plan.sampling_rate * self.dataset.declared_patients * (1 - self.dataset.held_out)
+        """Public divisor of a step's noised sum: sampling rate times declared training patients, never a count.
+
+        In distributed mode one step is taken by all hospitals together, so it is their patients together.
+        """
+        cohort = self.study.cohort
+        together = self.plan.mode == "distributed" and cohort.patients is not None
+        declared = cohort.patients if together and cohort.patients else self.dataset.declared_patients
+        return self.plan.sampling_rate * declared * (1 - self.dataset.held_out)
 
     def asked(self) -> dict[str, Asked]:
         """Price of the whole study per partition."""
@@ -92,7 +98,7 @@ def site_plans(study: Study, dataset: DatasetSettings) -> tuple[PrivacyPlan, Eva
     epsilon = min(study.privacy.epsilon, dataset.study_epsilon)
     delta = min(study.privacy.delta, dataset.delta)
     cohort = study.cohort
-    distributed = study.privacy.mode == "distributed"
+    honest = honest_contributors(len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=False)
     plan = PrivacyPlan.calibrate(
         epsilon,
         delta,
@@ -101,9 +107,7 @@ def site_plans(study: Study, dataset: DatasetSettings) -> tuple[PrivacyPlan, Eva
         rounds=study.rounds,
         steps_per_round=study.training.steps,
         mode=study.privacy.mode,
-        honest=honest_contributors(len(cohort.hospitals), cohort.survivors_needed, cohort.colluders)
-        if distributed
-        else None,
+        honest=honest if study.privacy.mode == "distributed" else None,
     )
     return plan, EvaluationPlan.calibrate(epsilon, delta, study.evaluation, study.rounds)
 
@@ -160,10 +164,11 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     split = split_of(case.dataset)
     held_out = sampling.held_out(arrays["patient"], bytes(split.salt), split.fraction)
     numbers = np.unique(arrays["patient"], return_inverse=True)[1].astype(np.int64)
-    return {
-        name: Partition(x=arrays["x"][chosen], y=arrays["y"][chosen], patients=numbers[chosen])
-        for name, chosen in (("training", ~held_out), ("held_out", held_out))
-    }
+
+    def rows(chosen: np.ndarray) -> Partition:
+        return Partition(x=arrays["x"][chosen], y=arrays["y"][chosen], patients=numbers[chosen])
+
+    return {"training": rows(~held_out), "held_out": rows(held_out)}
 
 
 def records_folder(home: Home, study_hash: str) -> Path:

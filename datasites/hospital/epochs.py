@@ -190,7 +190,8 @@ class EpochSetup:
             if letter is None:
                 continue
             try:
-                self._journal.commit(self.member.accept(self._journal.state, ShareBundle.from_bytes(read_blob(letter))))
+                state = self.member.accept(state, ShareBundle.from_bytes(read_blob(letter)))
+                self._journal.commit(state)
                 came = True
             except SecaggError as error:
                 self._refuse(f"shares of {sender}: {error}")

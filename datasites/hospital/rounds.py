@@ -84,6 +84,11 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
         raise RoundRefused(f"round {manifest.round}: the study has {study.rounds} and a final evaluation")
 
 
+def _grid(manifest: RoundManifest) -> float:
+    """One step of the secure sum's encoding of the update."""
+    return next(1.0 / term.scale for term in manifest.vectors if term.name == "update")
+
+
 class StudyRun:
     """The running study of one case. `step` does what can be done now; `awaited` says which letters could help."""
 
@@ -212,9 +217,14 @@ class StudyRun:
         steps = 0
         if manifest.train:
             result = self._with_worker(case, lambda worker: self._train(worker, case, manifest, parameters))
-            share = min(1.0, case.dataset.declared_patients / manifest.weight_max)
-            vectors["update"] = result.update.astype(np.float64) * share
-            vectors["weight"] = np.array([share])
+            if case.plan.mode == "distributed":
+                # Whole grid steps, so that the noise that was priced is the noise that is summed.
+                vectors["update"] = np.rint(result.update / _grid(manifest)).astype(np.int64)
+                vectors["weight"] = np.ones(1)
+            else:
+                share = min(1.0, case.dataset.declared_patients / manifest.weight_max)
+                vectors["update"] = result.update.astype(np.float64) * share
+                vectors["weight"] = np.array([share])
             steps = result.steps
         if manifest.evaluate != "no":
             kind = manifest.evaluate
@@ -233,6 +243,7 @@ class StudyRun:
             training=case.study.training,
             expected_batch=case.expected_batch,
             round=manifest.round,
+            grid=_grid(manifest) if case.plan.mode == "distributed" else None,
         )
 
     def _with_worker(self, case: OpenCase, call: Callable[[Worker], Result]) -> Result:

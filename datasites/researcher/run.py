@@ -340,7 +340,7 @@ class Run:
         def masked(letter: Letter) -> None:
             assert self._sums is not None
             body = letters.Masked.model_validate(letter.body)
-            vector = MaskedVector.from_bytes(body.header.encode(), letter.blob or b"")
+            vector = MaskedVector.from_bytes(body.header.encode(), memoryview(letter.blob or b""))
             self._check_head(letter.sender, body.audit)
             if self._sums.record.round is None or self._sums.record.round.survivors is None:
                 self._sums = aggregator.receive(self._sums, vector)
@@ -418,9 +418,12 @@ class Run:
     def _apply(
         self, record: RoundRecord, result: RoundResult, model: npt.NDArray[np.float32]
     ) -> tuple[RoundRecord, npt.NDArray[np.float32]]:
-        sums, changes = result.sums, {}
+        sums = result.sums
+        changes: dict[str, object] = {}
         if record.train:
-            mean = sums["update"] / sums["weight"][0]
+            # In distributed mode every hospital's update is its part of one step of all patients together.
+            together = self.study.terms.privacy.mode == "distributed"
+            mean = sums["update"] if together else sums["update"] / sums["weight"][0]
             changes["update_norm"] = float(np.linalg.norm(mean))
             model = self._strategy.next_model(model.astype(np.float64), mean).astype(np.float32)
         if record.evaluate != "no":

@@ -6,7 +6,7 @@ post-processing of noised updates and costs no privacy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -71,7 +71,11 @@ class FedAdam:
         return model + self.learning_rate * first / (np.sqrt(second) + self.tau)
 
 
-_STRATEGIES = {"fedavg": FedAvg, "fedavgm": FedAvgM, "fedadam": FedAdam}
+_STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+}
 
 
 def strategy_of(terms: Strategy) -> ServerStrategy:
@@ -79,7 +83,7 @@ def strategy_of(terms: Strategy) -> ServerStrategy:
     made = _STRATEGIES.get(terms.name)
     if made is None:
         raise InputError(f"study.toml: strategy.name {terms.name!r} is unknown; choose one of {', '.join(_STRATEGIES)}")
-    known = sorted(set(made.__dataclass_fields__) - {"state"})
+    known = sorted(one.name for one in fields(made) if one.name != "state")
     unknown = sorted(set(terms.options) - set(known))
     if unknown or not all(isinstance(value, int | float) for value in terms.options.values()):
         raise InputError(

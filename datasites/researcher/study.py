@@ -15,6 +15,7 @@ from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Worker
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.researcher.strategies import strategy_of
+from datasites.secagg.threshold import honest_contributors
 from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import Study as Terms
 from datasites.study.package import StudyPackage
@@ -75,7 +76,8 @@ class Study:
 
     def plan(self) -> PrivacyPlan:
         """The training plan as a hospital without stricter limits would calibrate it."""
-        terms = self.terms
+        terms, cohort = self.terms, self.terms.cohort
+        honest = honest_contributors(len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=False)
         return PrivacyPlan.calibrate(
             terms.privacy.epsilon,
             terms.privacy.delta,
@@ -83,6 +85,8 @@ class Study:
             sampling_rate=terms.privacy.sampling_rate,
             rounds=terms.rounds,
             steps_per_round=terms.training.steps,
+            mode=terms.privacy.mode,
+            honest=honest if terms.privacy.mode == "distributed" else None,
         )
 
     def evaluation_plan(self) -> EvaluationPlan:

@@ -32,7 +32,8 @@ class Service(Agreed):
 class Cohort(Agreed):
     """Which hospitals train on which dataset, and how many of them may collude.
 
-    A hospital weighs as many patients as it declares, but at most `max_patients`.
+    A hospital weighs as many patients as it declares, but at most `max_patients`. `patients` is what all hospitals
+    declare together, a public figure that distributed mode divides by.
     """
 
     dataset: Name
@@ -41,6 +42,7 @@ class Cohort(Agreed):
     colluders: Annotated[int, Field(ge=0)] = 1
     threshold: Annotated[int, Field(ge=3)] | None = None
     max_patients: Annotated[int, Field(ge=1)] = 10_000
+    patients: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("hospitals")
     @classmethod
@@ -134,6 +136,8 @@ class Study(Agreed):
             raise ValueError("services: one entry per kind")
         if self.privacy.mode == "distributed" and self.training.steps != 1:
             raise ValueError("privacy.mode distributed needs training.steps = 1: only one clipped step sums to DP")
+        if self.privacy.mode == "distributed" and self.cohort.patients is None:
+            raise ValueError("privacy.mode distributed needs cohort.patients, what all hospitals declare together")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import connect
+from datasites.study.identity import Identity, Roster, RosterEntry
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+HEART = SCRIPTS / "heart_disease"
 
 SETTINGS = """
 organisation = "Cleveland"
@@ -26,8 +32,8 @@ declared_patients = 303
 epsilon = 4.0
 delta = 1e-3
 study_epsilon = 3.0
+held_out = 0.5
 """
-
 
 # Django's models can be imported only once a database is chosen, and test modules import them at their top.
 _folder = tempfile.TemporaryDirectory(prefix="datasite-")
@@ -51,3 +57,33 @@ def database(home: Home) -> Iterator[Home]:
 @pytest.fixture
 def heart(database: Home) -> DatasetSettings:
     return database.dataset("heart")
+
+
+@pytest.fixture(scope="session")
+def furnished(home: Home) -> Home:
+    """The home with a key, a pinned roster, Cleveland's table, and a mock."""
+    from heart_disease import prepare
+
+    from datasites.study.errors import read_toml
+    from datasites.study.schema import DataModel
+
+    own = Identity.generate(home.settings.email)
+    own.save(home.key)
+    others = ("hungary", "switzerland", "va")
+    parties = [own, *(Identity.generate(f"datasite@{key}.example.org") for key in others)]
+    entries = [
+        RosterEntry(organisation=p.email, email=p.email, role="hospital", public_key=p.public_key) for p in parties
+    ]
+    researcher = Identity.generate("researcher@university.example.org")
+    entries.append(
+        RosterEntry(
+            organisation="University", email=researcher.email, role="researcher", public_key=researcher.public_key
+        )
+    )
+    Roster(entries=tuple(entries)).save(home.roster)
+    (home.root / "data").mkdir()
+    prepare.local_table("cleveland", prepare.load()["cleveland"]).to_csv(home.root / "data/table.csv", index=False)
+    model = read_toml(HEART / "study" / "features.toml", DataModel)
+    prepare.mock_table(model, 200, seed=1).to_csv(home.root / "data/mock.csv", index=False)
+    (home.root / "mapping.toml").write_bytes((HEART / "mappings" / "cleveland.toml").read_bytes())
+    return home

@@ -1,0 +1,124 @@
+"""Real local datasites for tests: the heart disease consortium with a budget that many studies fit into."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import demo  # noqa: E402
+from consortium import LocalConsortium  # noqa: E402
+
+from datasites.researcher import Federation, Study  # noqa: E402
+
+HEART = SCRIPTS / "heart_disease"
+KEYS = ("cleveland", "hungary", "switzerland", "va")
+
+
+class LocalDatasites:
+    """Datasite processes that a test starts, kills and starts again one by one."""
+
+    def __init__(self, folder: Path, *, epsilon: float = 90.0, serve: list[str] | None = None) -> None:
+        shutil.copytree(HEART, folder / "heart_disease", ignore=shutil.ignore_patterns("__pycache__"))
+        file = folder / "heart_disease" / "consortium.toml"
+        text, changed = re.subn(r"(?m)^epsilon = .*$", f"epsilon = {epsilon}", file.read_text())
+        assert changed == 1
+        file.write_text(text)
+        self.folder = folder
+        self.consortium = LocalConsortium.open(file, folder / "state")
+        self.consortium.set_up()
+        self._serve = serve or ["-m", "datasites.cli", "serve"]
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, *keys: str) -> None:
+        """Start datasites and wait until they are ready."""
+        for key in keys:
+            home = self.consortium.home(key)
+            (home / "run" / "ready.json").unlink(missing_ok=True)
+            log = (self.folder / f"{key}.log").open("ab")
+            self._processes[key] = subprocess.Popen(
+                [sys.executable, *self._serve, "--home", str(home)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        for key in keys:
+            while not (self.consortium.home(key) / "run" / "ready.json").exists():
+                assert self._processes[key].poll() is None, self.log(key)
+                assert time.monotonic() < deadline, self.log(key)
+                time.sleep(0.1)
+
+    def kill(self, key: str) -> None:
+        """Kill -9, the worker with it (the kernel does that)."""
+        process = self._processes.pop(key)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        """Stop all that run."""
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._processes.clear()
+
+    def log(self, key: str) -> str:
+        """The end of a datasite's log."""
+        return (self.folder / f"{key}.log").read_text()[-4000:]
+
+    def hospital(self, key: str):
+        """The consortium's entry of one hospital."""
+        return next(hospital for hospital in self.consortium.terms.hospitals if hospital.key == key)
+
+    def email(self, key: str) -> str:
+        """E-mail of one hospital."""
+        return self.hospital(key).email
+
+    def command(self, key: str, *arguments: str, password: str = "") -> subprocess.CompletedProcess[str]:
+        """`datasites …` at one hospital; does not raise."""
+        return subprocess.run(
+            [sys.executable, "-m", "datasites.cli", *arguments, "--home", str(self.consortium.home(key))],
+            input=password + "\n",
+            capture_output=True,
+            text=True,
+        )
+
+    def federation(self) -> Federation:
+        """The researcher, connected."""
+        federation = Federation.open(self.consortium.researcher_home)
+        federation.connect()
+        return federation
+
+    def study(self, name: str, **lines: str) -> Study:
+        """The heart study under another name, so with another hash, and with other values in study.toml."""
+        folder = self.folder / f"study-{name}"
+        shutil.copytree(self.consortium.study_folder, folder)
+        text = (folder / "study.toml").read_text()
+        for key, value in {"name": f'"{name}"', **lines}.items():
+            text, changed = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text, count=1)
+            assert changed == 1, key
+        (folder / "study.toml").write_text(text)
+        return Study.load(folder)
+
+    def approve(self, study: Study) -> None:
+        """Both people at every hospital approve."""
+        demo.approve_everywhere(self.consortium, study)
+
+    def audit_log(self, key: str) -> list[dict]:
+        """Records of one hospital's audit log."""
+        return [json.loads(line) for line in (self.consortium.home(key) / "audit.jsonl").read_text().splitlines()]

@@ -1,0 +1,200 @@
+"""Whole studies with four datasite processes: dropouts, rejoining, expiry of an agreement, a killed researcher."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+
+from datasites.researcher import report
+from datasites.researcher.run import Run
+from datasites.study.audit_chain import verify
+from tests.e2e.support import KEYS, ROOT, LocalDatasites
+
+
+def heads_of(run: Run, email: str) -> list:
+    return [record.heads[email] for record in run.state.rounds if email in record.heads]
+
+
+def check_audit(datasites: LocalDatasites, run: Run, key: str) -> None:
+    """The hospital's log holds every head that the researcher was given."""
+    federation_key = run._roster.get(datasites.email(key)).public_key
+    log = datasites.consortium.home(key) / "audit.jsonl"
+    result = verify(log, federation_key, tuple(heads_of(run, datasites.email(key))))
+    assert result.ok, result.reason
+
+
+def test_the_notebook_runs_a_whole_study(datasites: LocalDatasites, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebook as shipped, cell by cell, while two people at each hospital approve."""
+    import threading
+
+    import nbformat
+    from nbclient import NotebookClient
+
+    study = datasites.study("notebook")
+    monkeypatch.setenv("RESEARCHER_HOME", str(datasites.consortium.researcher_home))
+    monkeypatch.setenv("STUDY_FOLDER", str(study.folder))
+    monkeypatch.setenv("APPROVAL_SECONDS", "240")
+    people = threading.Thread(target=datasites.approve, args=(study,))
+    people.start()
+    notebook = nbformat.read(ROOT / "notebooks" / "researcher.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=400, kernel_name="python3").execute()
+    people.join()
+    pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 2
+    with datasites.federation() as federation:
+        run = federation.start(study)
+        result = report.result(run)
+    assert result["training_rounds"] == 15
+    assert all(len(record["survivors"]) == 4 for record in result["rounds"])
+    for email in result["hospitals"]:
+        spent = result["privacy"][email]
+        assert spent["steps"] == 30
+        assert spent["epsilon_pld"] <= spent["epsilon_rdp"] <= 3.0
+    assert result["final"]["auc"]["value"] > 0.8
+    for key in KEYS:
+        check_audit(datasites, run, key)
+
+
+def test_the_store_holds_no_plaintext_of_code_updates_or_rows(datasites: LocalDatasites) -> None:
+    """Runs after a whole study: the shared folder is somebody else's disk. Canaries raw, in base64, and compressed."""
+    study = datasites.study("canary")
+    model = study.folder / "model.py"
+    canary = "CANARY-e3b0c44298fc1c149afb-in-the-code"
+    model.write_text(model.read_text() + f'\nWORDS = "{canary}"\n')
+    study = type(study).load(study.folder)
+    with datasites.federation() as federation:
+        federation.submit(study)
+        deadline = time.monotonic() + 120
+        while any(state.state == "submitted" for state in federation.states(study)) and time.monotonic() < deadline:
+            time.sleep(1)
+    secrets = [canary.encode(), b"WORDS = "]
+    for key in KEYS:
+        table = (datasites.consortium.home(key) / "data" / "table.csv").read_bytes().splitlines()
+        secrets += [line.split(b",")[0] for line in table[1:6]]
+    store = datasites.consortium.store
+    files = [path for path in store.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        forms = unpacked(path.read_bytes())
+        for secret in secrets:
+            encoded = base64.b64encode(secret)[:-4]
+            assert not any(secret in form or encoded in form for form in forms), f"{secret!r} is in {path}"
+
+
+def unpacked(data: bytes) -> list[bytes]:
+    """The bytes as they are and, where they are a gzip or zlib stream, what it holds."""
+    forms = [data]
+    for unpack in (gzip.decompress, zlib.decompress):
+        try:
+            forms.append(unpack(data))
+        except (OSError, zlib.error, EOFError):
+            continue
+    return forms
+
+
+def test_a_hospital_drops_out_and_rejoins(datasites: LocalDatasites) -> None:
+    """Killed before round 4: rounds go on without it; started again, it comes back in without a new setup."""
+    study = datasites.study("dropout", rounds="40", steps="1", epsilon="3.0")
+    with datasites.federation() as federation:
+        federation.submit(study)
+        datasites.approve(study)
+        federation.wait(study, timeout=120, progress=False)
+        run = federation.start(study)
+        run.complete(rounds=3, progress=False)
+        datasites.kill("va")
+        va = datasites.email("va")
+        run.complete(rounds=6, progress=False)
+        assert [va in record.survivors for record in run.state.rounds] == [True] * 3 + [False] * 3
+        assert all(record.outcome == "done" for record in run.state.rounds)
+        datasites.start("va")
+        while va not in run.next_round().survivors:
+            assert run.state.next_round < 40, datasites.log("va")
+            time.sleep(0.5)
+        run.complete(progress=False)
+        assert va in run.state.rounds[-1].survivors
+        account = run.state.accounts[va]
+        assert account.rounds == sum(va in record.survivors for record in run.state.rounds)
+        check_audit(datasites, run, "va")
+
+
+def test_a_baa_that_ends_mid_study_stops_one_hospital_until_it_is_renewed(datasites: LocalDatasites) -> None:
+    study = datasites.study("expiry", rounds="12")
+    passwords = datasites.consortium.passwords()
+    hungary = datasites.email("hungary")
+    with datasites.federation() as federation:
+        federation.submit(study)
+        datasites.approve(study)
+        federation.wait(study, timeout=120, progress=False)
+        run = federation.start(study)
+        run.complete(rounds=3, progress=False)
+        ended = datasites.command(
+            "hungary", "agreements", "terminate", "baa-storage", "--as", "demo-steward", "--password-stdin",
+            password=passwords["demo-steward"],
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        record = run.next_round()
+        assert record.outcome == "done"
+        assert hungary not in record.survivors
+        assert record.abstained == {hungary: ("baa",)}
+        denied = [r for r in datasites.audit_log("hungary") if r["kind"] == "abstained"]
+        assert denied[-1]["fields"]["controls"] == ["baa"]
+        renewed = datasites.folder / "renewed.toml"
+        agreements = datasites.consortium.agreements_toml(datasites.hospital("hungary"))
+        block = next(part for part in agreements.split("[[agreement]]") if "baa-storage" in part)
+        renewed.write_text("[[agreement]]" + block.replace("BAA-2026-02", "BAA-2026-09"))
+        for arguments, name in (
+            (("agreements", "import", str(renewed)), "demo-steward"),
+            (("agreements", "confirm", "baa-storage", "2"), "demo-privacy-officer"),
+        ):
+            done = datasites.command("hungary", *arguments, "--as", name, "--password-stdin", password=passwords[name])
+            assert done.returncode == 0, done.stderr
+        assert hungary in run.next_round().survivors
+        run.complete(progress=False)
+        charged = [r["fields"]["round"] for r in datasites.audit_log("hungary") if r["kind"] == "charged"
+                   and r["fields"]["study"] == study.hash]  # fmt: skip
+        assert 4 not in charged
+
+
+def test_a_killed_researcher_goes_on_where_it_was(datasites: LocalDatasites) -> None:
+    """Kill -9 of the researcher's process at several points; every hospital still releases once per round."""
+    study = datasites.study("killed", rounds="10")
+    with datasites.federation() as federation:
+        federation.submit(study)
+        datasites.approve(study)
+        federation.wait(study, timeout=120, progress=False)
+    code = (
+        "import sys; from datasites.researcher import Federation, Study\n"
+        "with Federation.open(sys.argv[1]) as f: f.run(Study.load(sys.argv[2]), progress=False)\n"
+        "print('finished')"
+    )
+    arguments = [sys.executable, "-c", code, str(datasites.consortium.researcher_home), str(study.folder)]
+    for seconds in (3.0, 6.0, 7.0):
+        process = subprocess.Popen(arguments, cwd=ROOT)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with datasites.federation() as federation:
+        run = federation.start(study)
+        assert run.state.closed
+        assert [record.outcome for record in run.state.rounds] == ["done"] * 11
+        for key in KEYS:
+            releases = [r["fields"]["round"] for r in datasites.audit_log(key) if r["kind"] == "released"
+                        and r["fields"]["study"] == study.hash]  # fmt: skip
+            assert sorted(releases) == sorted(set(releases)), f"{key} released a round twice"
+            check_audit(datasites, run, key)
+
+
+def test_ready_file_and_lock_keep_a_second_process_out(datasites: LocalDatasites) -> None:
+    second = datasites.command("cleveland", "serve")
+    assert second.returncode == 2
+    assert "already runs here" in second.stderr
+    assert Path(datasites.consortium.home("cleveland") / "run" / "ready.json").exists()

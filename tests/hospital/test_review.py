@@ -1,0 +1,339 @@
+"""Denials: each refuses with its rule's name, and nothing is charged or released (I1, I2, I3, I14)."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from datasites.hospital import admission, compliance, ledger, review
+from datasites.hospital.agreements import confirm_agreement, enter_agreements
+from datasites.hospital.cases import open_case
+from datasites.hospital.compliance import Denied
+from datasites.hospital.config import Home
+from datasites.hospital.intake import FrozenCopyChanged
+from datasites.hospital.ledger import BudgetExceeded
+from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review, Round
+from datasites.hospital.people import PersonError, add_person
+from datasites.hospital.review import Acting, ReviewError
+from datasites.hospital.site import Site
+from datasites.study.package import StudyPackage
+from datasites.transport.syft import SubmittedJob
+from policies.registry import RegistryFile
+from tests.hospital.conftest import HEART
+
+PASSWORD = "a long enough passphrase"
+
+
+@pytest.fixture(scope="session")
+def examined(furnished: Home) -> dict[str, Any]:
+    """A submitted study, taken in and rehearsed once for all tests."""
+    from django.core.management import call_command
+
+    site = Site.open(furnished.root)
+    row = admission.admit(site, job())
+    assert row.state == Case.State.REVIEW, row.note
+    assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
+    values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
+    call_command("flush", verbosity=0, interactive=False)
+    return values
+
+
+def job(**files: bytes) -> SubmittedJob:
+    study = {path.name: path.read_bytes() for path in (HEART / "study").iterdir() if path.is_file()}
+    return SubmittedJob(
+        name="heart-1",
+        submitted_by="researcher@university.example.org",
+        files={**study, **files},
+        claimed_at="",
+        status="pending",
+        reason="",
+    )
+
+
+AGREEMENTS = """
+[[agreement]]
+id = "baa-university"
+kind = "baa"
+parties = ["Cleveland", "University"]
+services = ["aggregation", "model_distribution"]
+effective = 2026-01-01
+expires = {expires}
+document = "{document}"
+
+[[agreement]]
+id = "baa-storage"
+kind = "baa"
+parties = ["Cleveland", "Storage Provider"]
+services = ["{transport}"]
+effective = 2026-01-01
+expires = 2099-12-31
+document = "{document}"
+
+[[agreement]]
+id = "irb"
+kind = "irb"
+parties = ["Cleveland", "University"]
+reference = "IRB-2026-017"
+purposes = ["cardiology-research"]
+features = {features}
+effective = 2026-01-01
+expires = 2099-12-31
+document = "{document}"
+"""
+
+
+class Desk:
+    """A case in review, with the hospital's people in front of it."""
+
+    def __init__(self, home: Home, values: dict[str, Any]) -> None:
+        self.site = Site.open(home.root)
+        self.row = Case.objects.create(**values)
+        for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
+            add_person(name, role, PASSWORD)
+        home.registry.unlink(missing_ok=True)
+
+    def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: str = "") -> None:
+        package = StudyPackage.read(HEART / "study")
+        names = [f.name for f in (*package.data_model.features, package.data_model.label)]
+        file = self.site.home.root / "agreements.toml"
+        file.write_text(
+            AGREEMENTS.format(
+                expires=expires,
+                transport=transport,
+                features=features or str(names).replace("'", '"'),
+                document="ab" * 32,
+            )
+        )
+        for id, version in enter_agreements(self.site, self.login("ann"), file):
+            confirm_agreement(self.site, self.login("bob"), id, version)
+
+    def login(self, name: str) -> Acting:
+        return Acting.login(name, PASSWORD)
+
+    def approve(self, name: str) -> Case:
+        return review.approve(self.site, self.row.pk, self.login(name), "read it", self.row.approval_hash)
+
+    def nothing_happened(self) -> None:
+        assert not LedgerEntry.objects.exists()
+        assert not Round.objects.exists()
+        self.row.refresh_from_db()
+        assert self.row.state == Case.State.REVIEW
+
+
+@pytest.fixture
+def desk(database: Home, examined: dict[str, Any]) -> Desk:
+    return Desk(database, examined)
+
+
+def test_two_people_of_two_roles_approve_and_the_budget_is_reserved(desk: Desk) -> None:
+    desk.agree()
+    assert desk.approve("ann").state == Case.State.REVIEW
+    assert not LedgerEntry.objects.exists()
+    assert desk.approve("bob").state == Case.State.APPROVED
+    case = open_case(desk.site.home, desk.row)
+    training = ledger.state(case.dataset)[0]
+    assert training.spent_rdp == 0
+    assert 2.99 < training.committed_rdp <= 3.0
+    kinds = [r["kind"] for r in audit_lines(desk)]
+    assert kinds[-2:] == ["approved", "approved"]
+
+
+def audit_lines(desk: Desk) -> list[dict]:
+    import json
+
+    return [json.loads(line) for line in desk.site.home.audit.read_text().splitlines()]
+
+
+def denied_by(desk: Desk, name: str) -> tuple[str, ...]:
+    with pytest.raises(Denied) as caught:
+        desk.approve(name)
+    desk.nothing_happened()
+    stored = PolicyDecision.objects.filter(action="approve").last()
+    assert stored is not None
+    assert not stored.allowed
+    return caught.value.controls
+
+
+def test_no_agreement_at_all(desk: Desk) -> None:
+    assert set(denied_by(desk, "ann")) == {"baa", "irb", "purpose"}
+
+
+def test_an_expired_baa(desk: Desk) -> None:
+    yesterday = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)
+    desk.agree(expires=yesterday.isoformat())
+    assert denied_by(desk, "ann") == ("baa",)
+
+
+def test_a_service_that_no_baa_covers(desk: Desk) -> None:
+    desk.agree(transport="backup")
+    assert denied_by(desk, "ann") == ("baa",)
+
+
+def test_an_agreement_that_nobody_confirmed(desk: Desk) -> None:
+    desk.agree()
+    registry = RegistryFile(desk.site.home.registry, "Cleveland")
+    terms = registry.load().latest("baa-storage").terms.model_copy(update={"id": "baa-storage-2"})
+    registry.update(lambda r: r.terminate("baa-storage", "ann", datetime.date(2026, 1, 2)))
+    registry.update(lambda r: r.enter(terms, "ann", datetime.date(2026, 1, 3)))
+    assert denied_by(desk, "ann") == ("baa",)
+
+
+def test_a_feature_beyond_the_minimum_necessary(desk: Desk) -> None:
+    desk.agree(features='["age", "sex", "disease"]')
+    assert denied_by(desk, "ann") == ("purpose",)
+
+
+def test_one_approver_twice(desk: Desk) -> None:
+    desk.agree()
+    desk.approve("ann")
+    assert denied_by(desk, "ann") == ("people",)
+    assert Review.objects.count() == 1
+
+
+def test_two_approvers_of_one_role(desk: Desk) -> None:
+    desk.agree()
+    desk.approve("ann")
+    assert denied_by(desk, "cyd") == ("people",)
+
+
+def test_an_auditor_cannot_approve_and_a_wrong_password_is_nobody(desk: Desk) -> None:
+    desk.agree()
+    with pytest.raises(ReviewError, match="auditor"):
+        desk.approve("dee")
+    with pytest.raises(PersonError):
+        Acting.login("ann", "guess")
+    desk.nothing_happened()
+
+
+def test_a_changed_byte_in_the_frozen_copy(desk: Desk) -> None:
+    desk.agree()
+    desk.approve("ann")
+    model = desk.site.home.frozen / desk.row.study_hash / "model.py"
+    original = model.read_bytes()
+    model.chmod(0o600)
+    try:
+        model.write_bytes(original.replace(b"tanh", b"relu"))
+        with pytest.raises(FrozenCopyChanged, match="I1"):
+            desk.approve("bob")
+        desk.nothing_happened()
+        model.write_bytes(original)
+        extra = model.with_name("run.sh")
+        model.parent.chmod(0o700)
+        extra.write_text("curl")
+        with pytest.raises(FrozenCopyChanged):
+            desk.approve("bob")
+        extra.unlink()
+        desk.nothing_happened()
+    finally:
+        model.write_bytes(original)
+        model.chmod(0o400)
+    assert desk.approve("bob").state == Case.State.APPROVED
+
+
+def test_records_that_changed_since_they_were_shown(desk: Desk) -> None:
+    """Another data version is another approval hash: the frozen control denies."""
+    desk.agree()
+    prepared = desk.site.home.prepared / desk.row.study_hash / "prepared.json"
+    original = prepared.read_text()
+    try:
+        prepared.write_text(swapped(original))
+        assert denied_by(desk, "ann") == ("code",)
+    finally:
+        prepared.write_text(original)
+
+
+def swapped(text: str) -> str:
+    import json
+
+    value = json.loads(text)
+    value["version"] = "0" * 64
+    return json.dumps(value)
+
+
+def test_an_exhausted_budget(desk: Desk) -> None:
+    desk.agree()
+    case = open_case(desk.site.home, desk.row)
+    ledger.reserve(case.dataset, "e" * 64, case.asked())
+    with pytest.raises(Denied) as caught:
+        desk.approve("ann")
+    assert caught.value.controls == ("budget",)
+    assert LedgerEntry.objects.exclude(study_hash="e" * 64).count() == 0
+
+
+def test_a_budget_that_runs_out_between_the_two_approvals(desk: Desk) -> None:
+    desk.agree()
+    desk.approve("ann")
+    case = open_case(desk.site.home, desk.row)
+    before = compliance.decide
+    ledger.reserve(case.dataset, "e" * 64, case.asked())
+    with pytest.raises((Denied, BudgetExceeded)):
+        desk.approve("bob")
+    assert compliance.decide is before
+    assert Review.objects.count() == 1
+    desk.row.refresh_from_db()
+    assert desk.row.state == Case.State.REVIEW
+
+
+def test_an_approval_of_a_hash_that_was_not_shown(desk: Desk) -> None:
+    desk.agree()
+    with pytest.raises(ReviewError, match="changed since you read it"):
+        review.approve(desk.site, desk.row.pk, desk.login("ann"), "read it", "0" * 64)
+    desk.nothing_happened()
+
+
+def test_pause_resume_revoke_and_kill(desk: Desk) -> None:
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    assert review.pause(desk.site, desk.row.pk, desk.login("bob"), "question").state == Case.State.PAUSED
+    assert review.resume(desk.site, desk.row.pk, desk.login("ann"), "answered").state == Case.State.RUNNING
+    review.kill(desk.site, desk.login("ann"), "incident")
+    assert compliance.is_killed(desk.site.home)
+    row = Case.objects.get(pk=desk.row.pk)
+    decision = compliance.decide(desk.site.home, open_case(desk.site.home, row), "run_round")
+    assert "state" in decision.controls
+    with pytest.raises(ReviewError):
+        review.unkill(desk.site, desk.login("dee"), "over")
+    review.unkill(desk.site, desk.login("bob"), "over")
+    assert review.revoke(desk.site, desk.row.pk, desk.login("bob"), "withdrawn").state == Case.State.REVOKED
+    assert ledger.state(desk.site.home.dataset("heart"))[0].committed_rdp == 0
+    with pytest.raises(ReviewError):
+        review.resume(desk.site, desk.row.pk, desk.login("ann"), "no")
+
+
+def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
+    with pytest.raises(ReviewError, match="reason"):
+        review.reject(desk.site, desk.row.pk, desk.login("ann"), " ")
+    assert review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad").state == Case.State.REJECTED
+    desk.agree()
+    with pytest.raises(ReviewError):
+        desk.approve("bob")
+
+
+@pytest.mark.parametrize(
+    ("submitted", "words"),
+    [
+        (lambda: job(**{"run.sh": b"curl"}), "run.sh"),
+        (lambda: job(**{"study.toml": b"name = 1"}), "study.toml"),
+        (lambda: job(**{"../../keys": b"x"}), "keys"),
+        (lambda: SubmittedJob("heart-9", "stranger@x.org", job().files, "", "pending", ""), "stranger@x.org"),
+    ],
+)
+def test_what_is_not_a_study_of_this_hospital_is_refused_with_its_reason(
+    furnished: Home, database: Home, submitted: Any, words: str
+) -> None:
+    row = admission.admit(Site.open(furnished.root), submitted())
+    assert row.state == Case.State.REFUSED
+    assert words in row.note
+
+
+def test_code_with_a_finding_is_shown_but_can_not_be_approved(database: Home, furnished: Home) -> None:
+    source = b"import os\n" + (HEART / "study" / "model.py").read_bytes()
+    site = Site.open(furnished.root)
+    row = admission.admit(site, job(**{"model.py": source}))
+    assert row.state == Case.State.REVIEW
+    assert row.findings
+    assert row.rehearsal == {}
+    assert "code" in row.note
