@@ -151,6 +151,32 @@ def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_st
     out.print("the kill switch is off")
 
 
+@app.command()
+def evidence(home: HomeOption, case: int, out_file: Annotated[Path, typer.Option("--out")]) -> None:
+    """Write the evidence bundle of a case, with a stand-alone verifier inside; exit code 0 only when it verifies."""
+    site = _site(home)
+    from datasites.hospital.export import export_evidence
+
+    checks = export_evidence(site, case, out_file)
+    for check in checks:
+        out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}", markup=False)
+    out.print(f"{out_file}: verify with `python verify_bundle.py {out_file.name} --key {site.identity.public_key}`")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def doctor(home: HomeOption) -> None:
+    """Check store, clock, permissions, keys, roster, agreements, sandbox and GPU, and say what to mend."""
+    site = _site(home)
+    from datasites.hospital.doctor import examine
+
+    sick = False
+    for check in examine(site):
+        sick = sick or check.state == "bad"
+        out.print(f"{check.state:4} {check.name}: {check.words}", markup=False)
+    raise typer.Exit(1 if sick else 0)
+
+
 @identity_app.command("show")
 def identity_show(home: HomeOption) -> None:
     """This hospital's fingerprint and roster entry."""

@@ -90,7 +90,7 @@ def examine(site: Site, row: Case) -> Case:
         row.state, row.note = Case.State.INTAKE, str(error)
     row.save()
     if row.state == Case.State.REVIEW:
-        decision = compliance.decide(home, open_case(home, row), "intake")
+        decision = compliance.decide(site, open_case(home, row), "intake")
         row.note = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
         row.save()
     site.audit.append(

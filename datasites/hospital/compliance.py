@@ -12,6 +12,7 @@ from datasites.hospital import ledger
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, PolicyDecision, Review
+from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_rdp
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError, Roster
@@ -62,7 +63,7 @@ def is_killed(home: Home) -> bool:
 
 
 def decide(
-    home: Home,
+    site: Site,
     case: OpenCase,
     action: Action,
     *,
@@ -71,13 +72,21 @@ def decide(
     release: ReleaseFacts | None = None,
 ) -> Decision:
     """Gather facts, decide, store. Returns the decision, allowed or not; never allows on an error."""
-    decision = _ask(home, case, action, approver, manifest, release)
+    decision = _ask(site.home, case, action, approver, manifest, release)
     PolicyDecision.objects.create(
         case=case.row,
         action=action,
         round=manifest.round if manifest else None,
         allowed=decision.allowed,
         record=decision.model_dump(mode="json"),
+    )
+    site.audit.append(
+        "decision",
+        study=case.row.study_hash,
+        action=action,
+        allowed=decision.allowed,
+        controls=list(decision.controls),
+        digest=decision.digest(),
     )
     return decision
 

@@ -39,10 +39,11 @@ def only_process(home: Home) -> Iterator[None]:
     home.run.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(home.run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{home.root}: a datasite already runs here; stop it or choose another folder") from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(f"{home.root}: a datasite already runs here; stop it or choose another folder") from error
+    try:
         yield
     finally:
         (home.run / READY_FILE).unlink(missing_ok=True)

@@ -179,6 +179,12 @@ def charge(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str
             )
 
 
+def round_entry(dataset: DatasetSettings, study: str, number: int) -> dict[str, object]:
+    """What the ledger holds of one charged round, as plain data: {"round", "charges": {partition: charges}}."""
+    entries = LedgerEntry.objects.filter(dataset=dataset.name, study_hash=study, kind="charge", round=number)
+    return {"round": number, "charges": {entry.partition: entry.charges for entry in entries}}
+
+
 def is_charged(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, Asked]) -> bool:
     """Whether round `number` has been charged with exactly `asked`."""
     entries = LedgerEntry.objects.filter(dataset=dataset.name, study_hash=study, kind="charge", round=number)

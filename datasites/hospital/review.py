@@ -60,9 +60,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
-    decision = compliance.decide(site.home, case, "approve", approver=(person.name, person.role))  # type: ignore[arg-type]
-    if not decision.allowed:
-        site.audit.append("approval_denied", case=number, person=person.name, controls=list(decision.controls))
+    decision = compliance.decide(site, case, "approve", approver=(person.name, person.role))  # type: ignore[arg-type]
     compliance.require(decision)
     before = Review.objects.filter(case=row).count()
     with transaction.atomic():
@@ -87,7 +85,13 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
             row.state = Case.State.APPROVED
             row.save(update_fields=["state"])
         site.audit.append(
-            "approved", case=number, person=person.name, role=person.role, hash=row.approval_hash, reason=reason
+            "approved",
+            case=number,
+            study=row.study_hash,
+            person=person.name,
+            role=person.role,
+            hash=row.approval_hash,
+            reason=reason,
         )
     return row
 

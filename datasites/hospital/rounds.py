@@ -12,6 +12,7 @@ What leaves is a masked vector, a bare abstention, or shares; never a loss, a co
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from datasites.secagg.journal import Journal
 from datasites.secagg.messages import MaskedVector, SignedManifest, SurvivorList, UnmaskShares
 from datasites.study import letters
 from datasites.study.audit_chain import Head
-from datasites.study.canonical import sha256_hex
+from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError
 from datasites.study.manifest import RoundManifest
@@ -44,6 +45,9 @@ from policies.facts import ReleaseFacts
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+#: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
+COUNTERPARTY_HEADS = "counterparty-heads.json"
 
 
 class RoundRefused(DatasitesError):
@@ -168,11 +172,18 @@ class StudyRun:
             worker = self._started_worker(case)
             check_manifest(case, manifest, worker.description.count)
             parameters = self._model(letter, manifest, worker.description.count)
-            compliance.require(compliance.decide(self._site.home, case, "run_round", manifest=manifest))
+            compliance.require(compliance.decide(self._site, case, "run_round", manifest=manifest))
             self._open(row, signed)
             ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
-            self._site.audit.append("charged", study=self.study_hash, round=number, manifest=manifest.digest())
+            entry = ledger.round_entry(case.dataset, self.study_hash, number)
+            self._site.audit.append(
+                "charged",
+                study=self.study_hash,
+                round=number,
+                manifest=manifest.digest(),
+                digest=sha256_hex(canonical_json(entry)),
+            )
             vectors, steps = self._compute(case, manifest, parameters)
             self._release(row, case, manifest, vectors, steps, time.monotonic() - started)
         except compliance.Denied as error:
@@ -279,7 +290,7 @@ class StudyRun:
             dimension=masked.header.dimension,
             expected_dimension=expected,
         )
-        compliance.require(compliance.decide(self._site.home, case, "release", manifest=manifest, release=facts))
+        compliance.require(compliance.decide(self._site, case, "release", manifest=manifest, release=facts))
         head = self._site.audit.append(
             "released",
             study=self.study_hash,
@@ -395,6 +406,14 @@ class StudyRun:
         letter = self._receive(letters.SETUP_ROUND, letters.CLOSE)
         if letter is None:
             return False
+        try:
+            held = letters.Close.model_validate(letter.body).heads
+        except ValidationError as error:
+            self._site.audit.append("letter_rejected", study=self.study_hash, round=0, reason=str(error)[:500])
+            held = ()
+        (self._site.home.secagg / self.study_hash / COUNTERPARTY_HEADS).write_text(
+            json.dumps([{"holder": self._researcher, "head": head.model_dump(mode="json")} for head in held])
+        )
         dataset = self._case.dataset
         ledger.close(dataset, self.study_hash)
         records = Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED))

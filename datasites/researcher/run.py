@@ -43,6 +43,8 @@ UPDATE_BOUND = 16.0
 #: Patients of one hospital in one cell of the evaluation, noise included, at most.
 COUNTS_BOUND = float(2**20)
 MOST_FAILURES = 3
+#: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
+MOST_HEADS = 500
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +138,12 @@ class Run:
     def close(self, patience: float = 60.0) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat."""
         everybody = self._hospitals()
-        self._mailroom.send_all(
-            everybody, self.study.hash, letters.SETUP_ROUND, letters.CLOSE, {"rounds": len(self.state.rounds)}
-        )
+        for email in everybody:
+            heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
+            body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
+            self._mailroom.send(
+                email, self.study.hash, letters.SETUP_ROUND, letters.CLOSE, body.model_dump(mode="json")
+            )
         accounts = dict(self.state.accounts)
 
         def take(letter: Letter) -> None:

@@ -75,6 +75,13 @@ class Abstention(Agreed):
     controls: Annotated[tuple[str, ...], Field(max_length=32)] = ()
 
 
+class Close(Agreed):
+    """Researcher to hospital: the study is over. heads: positions of the hospital's log that the researcher holds."""
+
+    rounds: Annotated[int, Field(ge=0)]
+    heads: Annotated[tuple[Head, ...], Field(max_length=500)] = ()
+
+
 class Account(Agreed):
     """What a study cost a hospital's patients, by its own ledger; follows from public terms and the rounds it ran."""
 

@@ -137,7 +137,7 @@ def test_two_people_of_two_roles_approve_and_the_budget_is_reserved(desk: Desk) 
     assert training.spent_rdp == 0
     assert 2.99 < training.committed_rdp <= 3.0
     kinds = [r["kind"] for r in audit_lines(desk)]
-    assert kinds[-2:] == ["approved", "approved"]
+    assert kinds[-4:] == ["decision", "approved", "decision", "approved"]
 
 
 def audit_lines(desk: Desk) -> list[dict]:
@@ -292,7 +292,7 @@ def test_pause_resume_revoke_and_kill(desk: Desk) -> None:
     review.kill(desk.site, desk.login("ann"), "incident")
     assert compliance.is_killed(desk.site.home)
     row = Case.objects.get(pk=desk.row.pk)
-    decision = compliance.decide(desk.site.home, open_case(desk.site.home, row), "run_round")
+    decision = compliance.decide(desk.site, open_case(desk.site.home, row), "run_round")
     assert "state" in decision.controls
     with pytest.raises(ReviewError):
         review.unkill(desk.site, desk.login("dee"), "over")

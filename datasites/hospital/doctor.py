@@ -1,0 +1,177 @@
+"""Checks that a datasite can do its work here, and says what to mend; runs while the datasite runs or before.
+
+Tries things for real: writes to the store, opens keys, starts the sandbox and tries to get out of it. Changes nothing
+but a probe file in the store, which it removes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from datasites.enclave.escape import escape_check
+from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
+from datasites.hospital import ledger
+from datasites.hospital.config import Home
+from datasites.hospital.harmonise import read_mapping, read_table
+from datasites.hospital.setup import open_store
+from datasites.hospital.site import Site
+from datasites.study.audit_chain import verify
+from datasites.study.errors import DatasitesError
+from datasites.study.identity import Roster
+from datasites.transport.store import StoreError
+from policies.engine import Engine
+from policies.registry import RegistryFile
+
+#: A clock that is further off than this gives wrong dates to agreements and audit records.
+MOST_SKEW = 120.0
+
+
+class Check(NamedTuple):
+    """One finding: ok, warn (works, but look at it) or bad (the datasite can't work like this)."""
+
+    name: str
+    state: Literal["ok", "warn", "bad"]
+    words: str
+
+
+def examine(site: Site) -> Iterator[Check]:
+    """Run all checks, one after the other; a check that raises is bad and stops no other."""
+    checks: tuple[tuple[str, Callable[[Site], Iterator[Check]]], ...] = (
+        ("permissions", _permissions),
+        ("roster", _roster),
+        ("store", _store),
+        ("policies", _policies),
+        ("agreements", _agreements),
+        ("datasets", _datasets),
+        ("audit", _audit),
+        ("sandbox", _sandbox),
+        ("gpu", _gpu),
+    )
+    for name, check in checks:
+        try:
+            yield from check(site)
+        except (DatasitesError, StoreError, SandboxUnavailable, OSError, ValueError, RuntimeError) as error:
+            yield Check(name, "bad", str(error))
+
+
+def _permissions(site: Site) -> Iterator[Check]:
+    home = site.home
+    open_paths = [path for path in _private(home) if path.exists() and path.stat().st_mode & 0o077]
+    if open_paths:
+        words = ", ".join(f"{path.name} ({path.stat().st_mode & 0o777:o})" for path in open_paths)
+        yield Check("permissions", "bad", f"others may read {words}; run `chmod -R go= {home.root}`")
+    else:
+        yield Check("permissions", "ok", "keys and private folders are this user's alone")
+
+
+def _private(home: Home) -> tuple[Path, ...]:
+    return (home.root, home.key, home.key.with_name("django.key"), home.prepared, home.frozen, home.registry)
+
+
+def _roster(site: Site) -> Iterator[Check]:
+    roster = Roster.load(site.home.roster)
+    own = [entry for entry in roster.entries if entry.email == site.identity.email]
+    if not own or own[0].public_key != site.identity.public_key:
+        yield Check("roster", "bad", "this hospital's own key is not pinned; pin its roster-entry.json")
+    researchers = sum(entry.role == "researcher" for entry in roster.entries)
+    hospitals = len(roster.entries) - researchers
+    enough = researchers > 0 and hospitals >= 3
+    yield Check(
+        "roster",
+        "ok" if enough else "warn",
+        f"{hospitals} hospitals and {researchers} researchers are pinned"
+        + ("" if enough else "; a study needs 3 hospitals and a researcher: `datasites roster pin`"),
+    )
+
+
+def _store(site: Site) -> Iterator[Check]:
+    store, key = open_store(site.home), f"doctor/{site.identity.email}.{secrets.token_hex(4)}"
+    probe = secrets.token_bytes(64)
+    started = time.monotonic()
+    store.put(key, probe)
+    back = store.get(key)
+    store.delete(key)
+    took = 1000 * (time.monotonic() - started)
+    if back != probe:
+        yield Check("store", "bad", f"{store.url}: what was written was not read back; another program changes it")
+    else:
+        yield Check("store", "ok", f"{store.url}: written, read and removed in {took:.0f} ms")
+    yield from _clock(store.local)
+
+
+def _clock(folder: Path | None) -> Iterator[Check]:
+    if folder is None:
+        yield Check("clock", "warn", "this store has no clock to compare with; check this machine's time service")
+        return
+    probe = folder / f".doctor-{secrets.token_hex(4)}"
+    probe.touch()
+    skew = abs(probe.stat().st_mtime - time.time())
+    probe.unlink()
+    words = f"the store's clock and this machine's differ by {skew:.0f} s"
+    yield Check("clock", "ok" if skew < MOST_SKEW else "bad", words + ("" if skew < MOST_SKEW else "; set the clock"))
+
+
+def _policies(site: Site) -> Iterator[Check]:
+    local = site.home.local_rules if site.home.local_rules.is_dir() else None
+    engine = Engine(local_dir=local)
+    own = sum(rule.origin == "local" for rule in engine.rules)
+    yield Check("policies", "ok", f"{len(engine.rules)} rules, {own} of them this hospital's own")
+
+
+def _agreements(site: Site) -> Iterator[Check]:
+    today = datetime.datetime.now(datetime.UTC).date()
+    registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
+    soon = registry.expiring(today)
+    words = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
+    if soon:
+        words += "; end soon: " + ", ".join(f"{warning.id} in {warning.days_left} days" for warning in soon)
+    yield Check("agreements", "warn" if soon or not registry.in_force(today) else "ok", words)
+
+
+def _datasets(site: Site) -> Iterator[Check]:
+    home = site.home
+    if not home.settings.datasets:
+        yield Check("datasets", "warn", "none is registered; add [[datasets]] to datasite.toml")
+    for dataset in home.settings.datasets:
+        read_mapping(home.root / dataset.mapping)
+        rows = len(read_table(home.root / dataset.table))
+        mock = len(read_table(home.root / dataset.mock))
+        free = min(state.free_rdp for state in ledger.state(dataset))
+        state: Literal["ok", "warn"] = "ok" if free > 0 else "warn"
+        yield Check(
+            f"dataset {dataset.name}", state, f"{rows} rows, mock of {mock} rows, about {free:.2f} epsilon free"
+        )
+
+
+def _audit(site: Site) -> Iterator[Check]:
+    report = verify(site.home.audit, site.identity.public_key)
+    words = f"{report.checked} records verify" if report.ok else f"record {report.first_bad}: {report.reason}"
+    yield Check("audit", "ok" if report.ok else "bad", words)
+
+
+def _sandbox(site: Site) -> Iterator[Check]:
+    sandbox = Sandbox(site.home.settings.sandbox)
+    for warning in sandbox.warnings:
+        yield Check("sandbox", "warn", warning)
+    attempts = escape_check(sandbox)
+    out = [attempt for attempt in attempts if not attempt.held]
+    for attempt in out:
+        yield Check("sandbox", "bad", f"code got out: {attempt.name} ({attempt.detail})")
+    if not out:
+        yield Check("sandbox", "ok", f"{len(attempts)} attempts to get out were held")
+
+
+def _gpu(site: Site) -> Iterator[Check]:
+    devices = site.home.settings.sandbox.devices
+    absent = [device for device in devices if not Path(device).exists()]
+    if absent:
+        yield Check("gpu", "bad", f"{', '.join(absent)}: no such device; correct sandbox.devices")
+    elif devices:
+        yield Check("gpu", "ok", f"workers get {', '.join(devices)}")
+    else:
+        yield Check("gpu", "ok", "none configured; workers train on the processor")

@@ -1,0 +1,49 @@
+"""Gathers one case's evidence from database, files and audit log for `evidence.build_bundle`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+from datasites.hospital import ledger
+from datasites.hospital.cases import open_case
+from datasites.hospital.evidence import EvidenceContents, build_bundle
+from datasites.hospital.intake import ApprovalTerms
+from datasites.hospital.models import LedgerEntry, PolicyDecision
+from datasites.hospital.review import find_case
+from datasites.hospital.rounds import COUNTERPARTY_HEADS
+from datasites.hospital.site import Site
+from datasites.hospital.verify_bundle import Check
+from policies.registry import RegistryFile
+
+
+def export_evidence(site: Site, number: int, out: Path) -> tuple[Check, ...]:
+    """Write the evidence bundle of case `number`; returns what its own verifier says of it."""
+    case = open_case(site.home, find_case(number))
+    study = case.row.study_hash
+    site.audit.checkpoint()
+    heads = site.home.secagg / study / COUNTERPARTY_HEADS
+    charged = LedgerEntry.objects.filter(dataset=case.dataset.name, study_hash=study, kind="charge")
+    registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
+    return build_bundle(
+        out,
+        EvidenceContents(
+            identity=site.identity,
+            hospital=site.home.settings.organisation,
+            title=case.study.title,
+            study=study,
+            terms=ApprovalTerms.model_validate(case.row.terms).canonical(),
+            frozen=case.package.files,
+            findings=case.row.findings,
+            decisions=[decision.record for decision in PolicyDecision.objects.filter(case=case.row)],
+            ledger=[
+                ledger.round_entry(case.dataset, study, charge)
+                for charge in sorted(set(charged.values_list("round", flat=True)))
+            ],
+            registry=registry.canonical(),
+            audit=site.home.audit,
+            heads=json.loads(heads.read_text()) if heads.exists() else [],
+            created=datetime.datetime.now(datetime.UTC),
+        ),
+    )
