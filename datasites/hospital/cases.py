@@ -98,7 +98,9 @@ def site_plans(study: Study, dataset: DatasetSettings) -> tuple[PrivacyPlan, Eva
     epsilon = min(study.privacy.epsilon, dataset.study_epsilon)
     delta = min(study.privacy.delta, dataset.delta)
     cohort = study.cohort
-    honest = honest_contributors(len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=False)
+    honest = honest_contributors(
+        len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
+    )
     plan = PrivacyPlan.calibrate(
         epsilon,
         delta,

@@ -6,6 +6,7 @@ Every gate of a case goes through `decide`: intake, approval, each round, each r
 from __future__ import annotations
 
 import datetime
+import logging
 from typing import get_args
 
 from datasites.hospital import ledger
@@ -32,7 +33,9 @@ from policies.facts import (
     State,
     StudyTerms,
 )
-from policies.registry import RegistryFile
+from policies.registry import Agreement, RegistryError, RegistryFile
+
+log = logging.getLogger(__name__)
 
 _STATES: dict[str, State] = {
     Case.State.INTAKE: "submitted",
@@ -111,9 +114,7 @@ def _ask(
         today=datetime.datetime.now(datetime.UTC).date(),
         terms=StudyTerms.of(case.study),
         features=tuple(feature.name for feature in (*case.package.data_model.features, case.package.data_model.label)),
-        agreements=RegistryFile(home.registry, home.settings.organisation)
-        .load()
-        .relevant(case.study.services, case.study.irb, case.study.purpose),
+        agreements=_agreements(home, case),
         budget=_budget(case, manifest),
         cohort=_cohort(case, manifest),
         code=CodeFacts(
@@ -128,7 +129,8 @@ def _ask(
         roster=_roster(home, case),
         release=release,
     )
-    return Engine(local_dir=home.local_rules if home.local_rules.is_dir() else None).decide(facts)
+    # The folder is made with the datasite, so one that is gone is a rule set that shrank: the engine refuses it.
+    return Engine(local_dir=home.local_rules).decide(facts)
 
 
 def require(decision: Decision) -> None:
@@ -145,6 +147,16 @@ def _approvals(row: Case) -> tuple[Approval, ...]:
         for review in Review.objects.filter(case=row, verdict="approve").select_related("person")
         if review.role in get_args(ReviewerRole)
     )
+
+
+def _agreements(home: Home, case: OpenCase) -> tuple[Agreement, ...] | None:
+    """Agreements that bear on the study; None (a missing fact, which denies) when the registry can't be read."""
+    try:
+        registry = RegistryFile(home.registry, home.settings.organisation).load()
+    except RegistryError as error:
+        log.error("%s", error)
+        return None
+    return registry.relevant(case.study.services, case.study.irb, case.study.purpose)
 
 
 def _roster(home: Home, case: OpenCase) -> RosterFacts:

@@ -117,8 +117,7 @@ def _clock(folder: Path | None) -> Iterator[Check]:
 
 
 def _policies(site: Site) -> Iterator[Check]:
-    local = site.home.local_rules if site.home.local_rules.is_dir() else None
-    engine = Engine(local_dir=local)
+    engine = Engine(local_dir=site.home.local_rules)
     own = sum(rule.origin == "local" for rule in engine.rules)
     yield Check("policies", "ok", f"{len(engine.rules)} rules, {own} of them this hospital's own")
 

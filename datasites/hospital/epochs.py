@@ -136,6 +136,7 @@ class EpochSetup:
             rounds=(offer.first_round, offer.last_round),
             expires=offer.expires,
             threshold=study.cohort.survivors_needed if whole else None,
+            consistency=study.cohort.consistency_wave,
         )
 
     def _resend_certificate(self) -> bool:

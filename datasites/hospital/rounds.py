@@ -28,23 +28,37 @@ from datasites.hospital import compliance, ledger
 from datasites.hospital.admission import start_worker
 from datasites.hospital.cases import OpenCase, open_case, partitions
 from datasites.hospital.epochs import EpochSetup, read_blob
+from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggError
 from datasites.secagg.journal import Journal
-from datasites.secagg.messages import MaskedVector, SignedManifest, SurvivorList, UnmaskShares
+from datasites.secagg.messages import SignedManifest
 from datasites.study import letters
-from datasites.study.audit_chain import Head
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import IdentityError
+from datasites.study.identity import BadSignature
 from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Expected, Letter, Mailroom, Rejected
 from policies.facts import ReleaseFacts
+from policies.registry import RegistryError
+from policies.ruleset import RuleError
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+#: What may go wrong in a round and costs this hospital that round. A damaged audit log is not here: it ends the
+#: service, since nothing may run that can't be logged (I14).
+ROUND_ERRORS = (
+    DatasitesError,
+    WorkerError,
+    SandboxUnavailable,
+    SecaggError,
+    ValidationError,
+    RuleError,
+    RegistryError,
+)
 
 #: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
 COUNTERPARTY_HEADS = "counterparty-heads.json"
@@ -106,8 +120,7 @@ class StudyRun:
         self._journal = Journal(folder / "journal", site.home.anchors / row.study_hash)
         self._setup = EpochSetup(site, self._case, mailroom, self._journal, folder)
         self._worker: Worker | None = None
-        self._resent: set[int] = set()
-        self._refused_lists: set[int] = set()
+        self._leaving = Leaving(site, self._case, mailroom, self._journal)
 
     def close(self) -> None:
         """End the worker and let go of the journal."""
@@ -127,7 +140,7 @@ class StudyRun:
                 return True
             if row.state not in (Case.State.APPROVED, Case.State.RUNNING) or compliance.is_killed(self._site.home):
                 return False
-            return self._setup.step() or self._resend() or self._unmask() or self._round(row)
+            return self._setup.step() or self._leaving.step(self._setup.member) or self._round(row)
         except (JournalRolledBack, JournalDamaged) as error:
             self._stop(row, str(error))
             return True
@@ -140,6 +153,7 @@ class StudyRun:
             items.append((self._researcher, self.study_hash, state.last_round + 1, letters.ROUND))
             if state.open is not None and state.open.answer is None:
                 items.append((self._researcher, self.study_hash, state.last_round, letters.SURVIVORS))
+                items.append((self._researcher, self.study_hash, state.last_round, letters.ACKNOWLEDGED))
         items.append((self._researcher, self.study_hash, letters.SETUP_ROUND, letters.CLOSE))
         return items
 
@@ -188,7 +202,7 @@ class StudyRun:
             self._release(row, case, manifest, vectors, steps, time.monotonic() - started)
         except compliance.Denied as error:
             self._abstain(row, number, "denied", error.controls, str(error))
-        except (DatasitesError, WorkerError, SandboxUnavailable, SecaggError, ValidationError, IdentityError) as error:
+        except ROUND_ERRORS as error:
             if isinstance(error, JournalRolledBack | JournalDamaged):
                 raise
             rule = getattr(error, "rule", "") or type(error).__name__
@@ -291,96 +305,9 @@ class StudyRun:
             expected_dimension=expected,
         )
         compliance.require(compliance.decide(self._site, case, "release", manifest=manifest, release=facts))
-        head = self._site.audit.append(
-            "released",
-            study=self.study_hash,
-            round=manifest.round,
-            manifest=manifest.digest(),
-            sha256=masked.header.payload,
-            bytes=4 * masked.header.dimension,
-            vectors=[term.name for term in manifest.vectors],
-            steps=steps,
-        )
-        self._journal.commit(after, masked)
-        Round.objects.filter(case=row, round=manifest.round).update(
-            state=Round.State.RELEASED,
-            steps=steps,
-            seconds=seconds,
-            audit_head=head.model_dump(mode="json"),
-            release={
-                "vectors": {term.name: term.length for term in manifest.vectors},
-                "bytes": 4 * masked.header.dimension,
-                "sha256": masked.header.payload,
-            },
-        )
-        self._send_masked(row, masked)
-
-    def _send_masked(self, row: Case, masked: MaskedVector) -> None:
-        number = masked.header.round
-        record = Round.objects.get(case=row, round=number)
-        if not record.audit_head:
-            # Killed between journal and database: the release is made, so the database catches up before it is sent.
-            record.audit_head = self._site.audit.head().model_dump(mode="json")
-            record.state = Round.State.RELEASED
-            record.release = {"bytes": 4 * masked.header.dimension, "sha256": masked.header.payload}
-            record.save()
-        plan = self._case.evaluation
-        body = letters.Masked(
-            header=masked.to_bytes().decode(),
-            audit=Head.model_validate(record.audit_head),
-            counts_sigma={"final": plan.final_multiplier, "interim": plan.interim_multiplier or 0.0},
-        ).model_dump(mode="json")
-        self._mailroom.send(self._researcher, self.study_hash, number, letters.MASKED, body, masked.payload)
-        self._resent.add(number)
-
-    def _resend(self) -> bool:
-        """After a restart: send the open round's vector, and its answer, again as they were."""
-        state = self._journal.state
-        if state is None or state.open is None or state.open.header is None or state.last_round in self._resent:
-            return False
-        row = Case.objects.get(pk=self._pk)
-        if state.open.answer is not None:
-            self._resent.add(state.last_round)
-            self._send_answer(state.open.answer)
-            return True
-        masked = self._journal.masked()
-        assert masked is not None
-        self._send_masked(row, masked)
-        return True
-
-    # -- wave 2 ------------------------------------------------------------------------------------------------
-
-    def _unmask(self) -> bool:
-        member, state = self._setup.member, self._journal.state
-        if member is None or state is None or state.open is None:
-            return False
-        if state.open.header is None or state.open.answer is not None:
-            return False
-        letter = self._receive(state.last_round, letters.SURVIVORS)
-        if letter is None:
-            return False
-        number = state.last_round
-        try:
-            survivors = SurvivorList.from_bytes(read_blob(letter))
-            after, answer = member.unmask(state, survivors)
-        except SecaggError as error:
-            if isinstance(error, JournalRolledBack | JournalDamaged):
-                raise
-            if number not in self._refused_lists:
-                self._refused_lists.add(number)
-                self._site.audit.append(
-                    "survivors_refused", study=self.study_hash, round=number, reason=str(error)[:500]
-                )
-            return False
-        emails = [header.sender for header in survivors.headers]
-        self._site.audit.append("unmasked", study=self.study_hash, round=number, survivors=emails)
-        self._journal.commit(after, answer)
-        Round.objects.filter(case_id=self._pk, round=number).update(state=Round.State.UNMASKED, survivors=emails)
-        self._send_answer(answer)
-        return True
-
-    def _send_answer(self, answer: UnmaskShares) -> None:
-        self._mailroom.send(self._researcher, self.study_hash, answer.round, letters.UNMASK, {}, answer.to_bytes())
+        # Steps were counted by the trainer; they go into the database before the one commit that makes the release.
+        Round.objects.filter(case=row, round=manifest.round).update(steps=steps, seconds=seconds)
+        self._leaving.release(after, masked)
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -408,7 +335,11 @@ class StudyRun:
             return False
         try:
             held = letters.Close.model_validate(letter.body).heads
-        except ValidationError as error:
+            for head in held:
+                head.check()
+                if head.public_key != self._site.identity.public_key:
+                    raise BadSignature("a head that was sent back is of another hospital's log")
+        except (ValidationError, BadSignature) as error:
             self._site.audit.append("letter_rejected", study=self.study_hash, round=0, reason=str(error)[:500])
             held = ()
         (self._site.home.secagg / self.study_hash / COUNTERPARTY_HEADS).write_text(

@@ -34,7 +34,7 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     except InputError:
         (root / CONFIG_FILE).unlink()
         raise
-    for private in (home.prepared, home.frozen, home.secagg, home.anchors, home.transport, home.run):
+    for private in (home.prepared, home.frozen, home.secagg, home.anchors, home.transport, home.run, home.local_rules):
         private.mkdir(mode=0o700)
     Identity.generate(home.settings.email).save(home.key, os.environ.get("DATASITES_PASSPHRASE"))
     site = Site.open(root)

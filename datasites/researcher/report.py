@@ -12,8 +12,9 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from datasites.privacy.evaluation import DPEvaluation, Estimate
+from datasites.researcher.gather import RunError
 from datasites.researcher.record import RoundRecord
-from datasites.researcher.run import Run, RunError
+from datasites.researcher.run import Run
 from datasites.study.identity import Roster
 
 

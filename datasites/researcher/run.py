@@ -1,42 +1,35 @@
-"""Runs a study: sets the secure sum up, then round by round broadcasts, gathers, unmasks and makes the next model.
+"""Runs a study: round by round broadcasts the model, opens the secure sum, and makes the next model.
 
-The aggregator's state is saved before each message goes out, so a killed run goes on where it was: letters that were
-sent are sent again as they were, letters that came are read again. A hospital that is late or gone costs a round only
-a little patience, once: it is still invited to every round, but no longer waited for until it answers again.
+A killed run goes on where it was. A hospital that is late or gone costs a round only a little patience, once: it is
+still invited to every round, but no longer waited for until it answers again.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
+from datasites.researcher.gather import RunError, gather, who_abstained
 from datasites.researcher.record import RoundRecord, RunFolder, RunState
+from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
 from datasites.researcher.strategies import strategy_of
 from datasites.researcher.study import Study
-from datasites.secagg.aggregation import AggregatorState, RoundResult
-from datasites.secagg.aggregator import Aggregator
-from datasites.secagg.context import Context
-from datasites.secagg.errors import OutOfOrder, SecaggError, TooFew, WrongShare
-from datasites.secagg.messages import Certificate, MaskedVector, Ready, UnmaskShares
+from datasites.secagg.aggregation import RoundResult
 from datasites.secagg.ring import safe_scale
 from datasites.study import letters
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.errors import DatasitesError
-from datasites.study.identity import BadSignature, Identity, Roster
+from datasites.study.identity import Identity, Roster
 from datasites.study.manifest import RoundManifest, VectorTerm
-from datasites.transport.mailroom import Letter, Mailroom, Rejected
+from datasites.transport.mailroom import Letter, Mailroom
 
 #: Coordinates of a weighted update are cut to this before they are encoded; a step beyond it is no use to a model.
 UPDATE_BOUND = 16.0
@@ -45,12 +38,6 @@ COUNTS_BOUND = float(2**20)
 MOST_FAILURES = 3
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500
-
-log = logging.getLogger(__name__)
-
-
-class RunError(DatasitesError):
-    """A run can't go on; the message says who is missing or what was refused, and what to do."""
 
 
 class Run:
@@ -69,21 +56,15 @@ class Run:
         round_timeout: float = 3600.0,
         least_patience: float = 5.0,
     ) -> None:
-        self._identity, self._roster, self._mailroom, self.study = identity, roster, mailroom, study
-        self._approved = tuple(sorted(approved))
+        self._roster, self._mailroom, self.study = roster, mailroom, study
+        self._approved = tuple(approved)
         self._setup_patience, self._round_timeout, self._least_patience = setup_patience, round_timeout, least_patience
         self._files = RunFolder(folder)
         self.state: RunState = self._files.load(study.hash)
         self._strategy = strategy_of(study.terms.strategy)
-        self.parameters = self._load_parameters()
-        self._aggregator: Aggregator | None = None
-        self._sums: AggregatorState | None = None
-        if self.state.epoch >= 0:
-            context = self._files.read(f"context-{self.state.epoch}.json")
-            assert context is not None
-            self._aggregator = Aggregator(identity, Context.parse(context))
-            stored = self._files.read("aggregator.bin")
-            self._sums = AggregatorState.from_bytes(stored) if stored else self._aggregator.start()
+        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch)
+        stored = self._files.read("parameters.json")
+        self.parameters = tuple(Parameter.model_validate(one) for one in json.loads(stored)) if stored else ()
 
     # -- what a researcher calls -----------------------------------------------------------------------------------
 
@@ -109,23 +90,24 @@ class Run:
 
     def next_round(self) -> RoundRecord:
         """Run one round and return its record; sets the secure sum up first where that is due."""
-        if self._aggregator is None or self._sums is None or not self._sums.record.readies:
-            self.set_up()
         number = self.state.next_round
         if number > self.study.terms.rounds + 1:
             raise RunError(f"study {self.study.terms.name}: all {self.study.terms.rounds} rounds were run")
+        if not self._sum.is_set_up:
+            self.set_up()
         clock = _Clock()
         stored = self._files.load_model(number)
         assert stored is not None
         model, self._strategy.state = stored
-        record = self._open(number, model)
+        record = self._broadcast(number, model)
         clock.lap("broadcast")
         try:
-            record = self._gather_vectors(record)
+            record, survivors = self._collect(record)
             clock.lap("wave_1")
-            result, record = self._unmask(record)
+            result, refused = self._sum.unmask(number, survivors, self._wait(survivors.emails))
             clock.lap("wave_2")
             record, model = self._apply(record, result, model)
+            record = record.model_copy(update={"refused": (*record.refused, *refused)})
         except RunError as error:
             record = record.model_copy(update={"outcome": "failed", "reason": str(error)})
         clock.lap("model")
@@ -135,15 +117,32 @@ class Run:
         self._mailroom.collect(self.study.hash, before=number)
         return record
 
+    def set_up(self, *, again: bool = False) -> None:
+        """Set the secure sum up among the hospitals that approved; `again` begins a new epoch, with whoever is there.
+
+        A new epoch lets a hospital in that missed the first setup, or whose journal was lost.
+        """
+        started = time.monotonic()
+        if self._files.load_model(self.state.next_round) is None:
+            model, description = self.study.initial_model()
+            self.parameters = description.parameters
+            self._files.write(
+                "parameters.json", canonical_json([one.model_dump(mode="json") for one in description.parameters])
+            )
+            self._files.save_model(self.state.next_round, model, {})
+        if self._sum.epoch < 0 or again:
+            self._sum.new_epoch(self.study.terms, self._approved, self.state.next_round)
+            self._save(epoch=self._sum.epoch)
+        available = self._sum.set_up(self._setup_patience)
+        self._save(present=available, setup_seconds=self.state.setup_seconds + time.monotonic() - started)
+
     def close(self, patience: float = 60.0) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat."""
-        everybody = self._hospitals()
+        everybody, study = self._sum.hospitals, self.study.hash
         for email in everybody:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
             body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
-            self._mailroom.send(
-                email, self.study.hash, letters.SETUP_ROUND, letters.CLOSE, body.model_dump(mode="json")
-            )
+            self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, body.model_dump(mode="json"))
         accounts = dict(self.state.accounts)
 
         def take(letter: Letter) -> None:
@@ -151,7 +150,9 @@ class Run:
             self._check_head(letter.sender, account.head)
             accounts[letter.sender] = account
 
-        self._gather(
+        gather(
+            self._mailroom,
+            study,
             letters.SETUP_ROUND,
             {letters.ACCOUNT: take},
             wanted=set(everybody) - set(accounts),
@@ -174,110 +175,10 @@ class Run:
             start += size
         return tensors
 
-    # -- setup -----------------------------------------------------------------------------------------------------
-
-    def set_up(self) -> None:
-        """Set up the next epoch of the secure sum among the hospitals that approved."""
-        started = time.monotonic()
-        if self._files.load_model(self.state.next_round) is None:
-            model, description = self.study.initial_model()
-            self.parameters = description.parameters
-            self._files.write(
-                "parameters.json", canonical_json([one.model_dump(mode="json") for one in description.parameters])
-            )
-            self._files.save_model(self.state.next_round, model, {})
-        if self._aggregator is None or self._sums is None or self._sums.record.last_round:
-            self._new_epoch()
-        assert self._aggregator is not None
-        assert self._sums is not None
-        aggregator, epoch, study = self._aggregator, self.state.epoch, self.study.hash
-        context = aggregator.context
-        offer = letters.EpochOffer(
-            epoch=epoch,
-            hospitals=tuple(party.email for party in context.hospitals),
-            first_round=context.first_round,
-            last_round=context.last_round,
-            expires=context.expires,
-        )
-        everybody = set(offer.hospitals)
-        self._mailroom.send_all(
-            sorted(everybody), study, letters.SETUP_ROUND, letters.offer_kind(epoch), offer.model_dump(mode="json")
-        )
-        today = datetime.datetime.now(datetime.UTC).date()
-        if self._sums.record.enrolment is None:
-
-            def certified(letter: Letter) -> None:
-                assert self._sums is not None
-                certificate = Certificate.from_bytes(_blob(letter))
-                self._sums = aggregator.receive_certificate(self._sums, certificate, today=today)
-
-            self._gather(
-                letters.SETUP_ROUND,
-                {letters.certificate_kind(epoch): certified},
-                wanted=everybody,
-                present=everybody,
-                patience=self._setup_patience,
-                timeout=self._setup_patience,
-            )
-            try:
-                self._sums, _ = aggregator.enrol(self._sums, today=today)
-            except TooFew as error:
-                raise RunError(f"setup: {error}; are the datasites running, and did they approve?") from error
-            self._save_sums()
-        enrolment = self._sums.record.enrolment
-        assert enrolment is not None
-        enrolled = [certificate.sender for certificate in enrolment.certificates]
-        self._mailroom.send_all(
-            enrolled, study, letters.SETUP_ROUND, letters.enrolment_kind(epoch), {}, enrolment.to_bytes()
-        )
-
-        def took_shares(letter: Letter) -> None:
-            assert self._sums is not None
-            self._sums = aggregator.receive_ready(self._sums, Ready.from_bytes(_blob(letter)))
-
-        self._gather(
-            letters.SETUP_ROUND,
-            {letters.ready_kind(epoch): took_shares},
-            wanted=set(enrolled),
-            present=set(enrolled),
-            patience=self._setup_patience,
-            timeout=self._setup_patience,
-        )
-        available = aggregator.available(self._sums)
-        if len(available) < context.threshold:
-            raise RunError(
-                f"setup: {len(available)} hospitals hold each other's shares, the threshold is {context.threshold}; "
-                "start the datasites that are missing and run again"
-            )
-        self._save_sums()
-        self._save(present=available, setup_seconds=self.state.setup_seconds + time.monotonic() - started)
-
-    def _new_epoch(self) -> None:
-        terms = self.study.terms
-        whole = len(self._approved) == len(terms.cohort.hospitals)
-        epoch = self.state.epoch + 1
-        context = Context.from_roster(
-            self._roster,
-            study=self.study.hash,
-            epoch=epoch,
-            aggregator=self._identity.email,
-            hospitals=self._approved,
-            colluders=terms.cohort.colluders,
-            rounds=(self.state.next_round, terms.rounds + 1),
-            expires=terms.ends,
-            threshold=terms.cohort.survivors_needed if whole else None,
-        )
-        self._aggregator = Aggregator(self._identity, context)
-        self._sums = self._aggregator.start()
-        self._files.write(f"context-{epoch}.json", context.canonical())
-        self._save_sums()
-        self._save(epoch=epoch)
-
     # -- one round -------------------------------------------------------------------------------------------------
 
     def manifest(self, number: int, participants: tuple[str, ...], model_hash: str) -> RoundManifest:
         """The manifest of round `number`, as the study calls for it."""
-        assert self._aggregator is not None
         terms, bins = self.study.terms, self.study.terms.evaluation.bins
         train = number <= terms.rounds
         every = terms.evaluation.every
@@ -290,10 +191,10 @@ class Run:
             lengths["counts"] = (2 * bins, COUNTS_BOUND)
         return RoundManifest(
             study=self.study.hash,
-            epoch=self.state.epoch,
+            epoch=self._sum.epoch,
             round=number,
             participants=participants,
-            threshold=self._aggregator.context.threshold,
+            threshold=self._sum.context.threshold,
             train=train,
             evaluate="interim" if interim else "no" if train else "final",
             weight_max=float(terms.cohort.max_patients),
@@ -304,27 +205,11 @@ class Run:
             ),
         )
 
-    def _open(self, number: int, model: npt.NDArray[np.float32]) -> RoundRecord:
-        assert self._aggregator is not None
-        assert self._sums is not None
+    def _broadcast(self, number: int, model: npt.NDArray[np.float32]) -> RoundRecord:
         self._welcome_back(number - 1)
-        opened = self._sums.record.round
         payload = model.astype("<f4").tobytes()
-        if opened is not None and opened.signed.manifest.round == number:
-            signed = opened.signed
-        else:
-            manifest = self.manifest(number, self._aggregator.available(self._sums), sha256_hex(payload))
-            self._sums, signed = self._aggregator.open_round(self._sums, manifest)
-            self._save_sums()
-        manifest = signed.manifest
-        self._mailroom.send_all(
-            manifest.participants,
-            self.study.hash,
-            number,
-            letters.ROUND,
-            {"manifest": signed.to_bytes().decode()},
-            payload,
-        )
+        manifest = self._sum.opened(number) or self.manifest(number, self._sum.available(), sha256_hex(payload))
+        self._sum.broadcast(manifest, payload)
         return RoundRecord(
             round=number,
             epoch=manifest.epoch,
@@ -333,22 +218,14 @@ class Run:
             participants=manifest.participants,
         )
 
-    def _gather_vectors(self, record: RoundRecord) -> RoundRecord:
-        aggregator = self._aggregator
-        assert aggregator is not None
-        assert self._sums is not None
+    def _collect(self, record: RoundRecord) -> tuple[RoundRecord, Survivors]:
         heads: dict[str, Head] = {}
         sigmas: dict[str, float] = {}
-        abstained: dict[str, tuple[str, ...]] = {}
         sent: dict[str, int] = {}
+        abstained: dict[str, tuple[str, ...]] = {}
 
-        def masked(letter: Letter) -> None:
-            assert self._sums is not None
-            body = letters.Masked.model_validate(letter.body)
-            vector = MaskedVector.from_bytes(body.header.encode(), memoryview(letter.blob or b""))
+        def masked(letter: Letter, body: letters.Masked) -> None:
             self._check_head(letter.sender, body.audit)
-            if self._sums.record.round is None or self._sums.record.round.survivors is None:
-                self._sums = aggregator.receive(self._sums, vector)
             heads[letter.sender] = body.audit
             sent[letter.sender] = len(letter.blob or b"")
             if record.evaluate != "no":
@@ -357,68 +234,24 @@ class Run:
         def sat_out(letter: Letter) -> None:
             abstained[letter.sender] = letters.Abstention.model_validate(letter.body).controls
 
-        opened = self._sums.record.round
-        assert opened is not None
-        wanted = set(record.participants)
-        if opened.survivors is not None:
-            wanted = {header.sender for header in opened.survivors.headers}
-        refused = self._gather(
-            record.round,
-            {letters.MASKED: masked, letters.ABSTAINED: sat_out},
-            wanted=wanted,
-            present=set(self.state.present) & wanted,
-            patience=self._patience(),
-            timeout=self._round_timeout,
-            enough=lambda: len(sent) >= aggregator.context.threshold,
-        )
-        self._save(present=tuple(sorted(set(heads) | set(abstained))))
         try:
-            self._sums, survivors = aggregator.survivors(self._sums)
-        except TooFew as error:
-            raise RunError(f"{error}; {_words(abstained)}") from error
-        emails = tuple(header.sender for header in survivors.headers)
-        self._save_sums()
-        self._mailroom.send_all(emails, self.study.hash, record.round, letters.SURVIVORS, {}, survivors.to_bytes())
-        return record.model_copy(
-            update={
-                "survivors": emails,
-                "abstained": abstained,
-                "refused": tuple(refused),
-                "heads": {email: heads[email] for email in emails},
-                "sent": {email: sent[email] for email in emails},
-                "counts_sigma": float(np.sqrt(sum(sigmas.get(email, 0.0) ** 2 for email in emails))),
-            }
-        )
-
-    def _unmask(self, record: RoundRecord) -> tuple[RoundResult, RoundRecord]:
-        aggregator = self._aggregator
-        assert aggregator is not None
-        opened: list[RoundResult] = []
-
-        def answered(letter: Letter) -> None:
-            assert self._sums is not None
-            self._sums = aggregator.receive_shares(self._sums, UnmaskShares.from_bytes(_blob(letter)))
-            if aggregator.can_open(self._sums):
-                try:
-                    opened.append(aggregator.result(self._sums))
-                except (WrongShare, TooFew, OutOfOrder) as error:
-                    log.warning("round %d: %s", record.round, error)
-
-        refused = self._gather(
-            record.round,
-            {letters.UNMASK: answered},
-            wanted=set(record.survivors),
-            present=set(record.survivors),
-            patience=self._patience(),
-            timeout=self._round_timeout,
-            done=lambda: bool(opened),
-        )
-        if not opened:
-            raise RunError(
-                f"round {record.round}: the sum could not be opened: too few survivors answered. The next round "
-                "goes on from the same model"
+            survivors = self._sum.collect(
+                record.round, self._wait(self.state.present), masked, {letters.ABSTAINED: sat_out}
             )
-        return opened[-1], record.model_copy(update={"refused": (*record.refused, *refused)})
+        except RunError as error:
+            raise RunError(f"{error}; {who_abstained(abstained)}") from error
+        finally:
+            self._save(present=tuple(sorted({*heads, *abstained})))
+        emails = survivors.emails
+        changes = {
+            "survivors": emails,
+            "abstained": abstained,
+            "refused": survivors.refused,
+            "heads": {email: heads[email] for email in emails if email in heads},
+            "sent": {email: sent[email] for email in emails if email in sent},
+            "counts_sigma": float(np.sqrt(sum(sigmas.get(email, 0.0) ** 2 for email in emails))),
+        }
+        return record.model_copy(update=changes), survivors
 
     def _apply(
         self, record: RoundRecord, result: RoundResult, model: npt.NDArray[np.float32]
@@ -435,56 +268,23 @@ class Run:
             changes["counts"] = tuple(map(tuple, sums["counts"].reshape(-1, 2).tolist()))
         return record.model_copy(update=changes), model
 
-    # -- letters ---------------------------------------------------------------------------------------------------
+    # -- who is there ----------------------------------------------------------------------------------------------
 
-    def _gather(
-        self,
-        number: int,
-        kinds: dict[str, Callable[[Letter], None]],
-        *,
-        wanted: set[str],
-        present: set[str],
-        patience: float,
-        timeout: float,
-        enough: Callable[[], bool] = lambda: True,
-        done: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        """Take one letter of any of `kinds` from each of `wanted`; returns what was refused, in words.
-
-        Ends when all of `present` have answered (and it is `enough`), when it is `done`, when it has been `enough` for
-        `patience` seconds, or after `timeout` seconds. A bad letter is refused and its sender counts as answered.
-        """
-        pending, refused = set(wanted), []
-        started = time.monotonic()
-        satisfied: float | None = None
-        while pending and not done():
-            expected = [(email, self.study.hash, number, kind) for email in sorted(pending) for kind in kinds]
-            for sender, _, _, kind in self._mailroom.wait(expected, 0.5):
-                try:
-                    letter = self._mailroom.receive(sender, self.study.hash, number, kind)
-                    if letter is None:
-                        continue
-                    kinds[kind](letter)
-                except (Rejected, SecaggError, ValidationError, BadSignature, RunError) as error:
-                    log.warning("%s", error)
-                    refused.append(f"{sender}: {error}")
-                pending.discard(sender)
-            now = time.monotonic()
-            satisfied = (satisfied or now) if enough() else None
-            if satisfied is not None and (not pending & present or now - satisfied > patience):
-                break
-            if now - started > timeout:
-                break
-        return refused
+    def _wait(self, present: Iterable[str]) -> Wait:
+        """Once enough have answered, wait for the rest a few times as long as rounds have taken so far."""
+        past = [sum(record.seconds.values()) for record in self.state.rounds if record.outcome == "done"]
+        patience = max(self._least_patience, 5 * statistics.median(past) if past else self._setup_patience)
+        return Wait(frozenset(present), patience, self._round_timeout)
 
     def _welcome_back(self, number: int) -> None:
         """A hospital whose vector of the last round came too late is there again: wait for it in the next one."""
-        absent = set(self._hospitals()) - set(self.state.present)
+        absent = set(self._sum.hospitals) - set(self.state.present)
         late = self._mailroom.waiting([(email, self.study.hash, number, letters.MASKED) for email in sorted(absent)])
         if late:
             self._save(present=tuple(sorted({*self.state.present, *(email for email, *_ in late)})))
 
     def _check_head(self, sender: str, head: Head) -> None:
+        """Raise unless `head` is signed by the pinned key and not behind the last head of that hospital (I11)."""
         if head.public_key != self._roster.get(sender).public_key:
             raise RunError(f"audit head of {sender}: signed with a key that is not pinned")
         head.check()
@@ -495,28 +295,9 @@ class Run:
                     raise RunError(f"audit head of {sender}: its log went back from {known.seq} to {head.seq}")
                 return
 
-    def _patience(self) -> float:
-        """How long to wait for the rest once enough have answered: a few times what rounds have taken so far."""
-        past = [sum(record.seconds.values()) for record in self.state.rounds if record.outcome == "done"]
-        return max(self._least_patience, 5 * statistics.median(past) if past else self._setup_patience)
-
-    def _hospitals(self) -> list[str]:
-        assert self._aggregator is not None
-        return [party.email for party in self._aggregator.context.hospitals]
-
-    # -- files -----------------------------------------------------------------------------------------------------
-
     def _save(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)
         self._files.save(self.state)
-
-    def _save_sums(self) -> None:
-        assert self._sums is not None
-        self._files.write("aggregator.bin", self._sums.to_bytes())
-
-    def _load_parameters(self) -> tuple[Parameter, ...]:
-        stored = self._files.read("parameters.json")
-        return tuple(Parameter.model_validate(one) for one in json.loads(stored)) if stored else ()
 
 
 class _Clock:
@@ -531,13 +312,3 @@ class _Clock:
         now = time.monotonic()
         self.laps[name] = round(now - self._last, 4)
         self._last = now
-
-
-def _blob(letter: Letter) -> bytes:
-    return bytes(letter.blob or b"")
-
-
-def _words(abstained: dict[str, tuple[str, ...]]) -> str:
-    if not abstained:
-        return "nobody abstained; are the datasites running?"
-    return "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())

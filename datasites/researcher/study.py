@@ -77,7 +77,9 @@ class Study:
     def plan(self) -> PrivacyPlan:
         """The training plan as a hospital without stricter limits would calibrate it."""
         terms, cohort = self.terms, self.terms.cohort
-        honest = honest_contributors(len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=False)
+        honest = honest_contributors(
+            len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
+        )
         return PrivacyPlan.calibrate(
             terms.privacy.epsilon,
             terms.privacy.delta,

@@ -8,6 +8,7 @@ detected and what is not). Nothing here holds a private key or changes a file.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,10 +136,12 @@ def records(path: Path) -> Iterator[Record]:
 def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ()) -> Report:
     """Check a whole log against the hospital's public key (hex), its head file if one lies beside it, and the heads
     that other parties were given. Needs no private key and changes nothing. Raises `OSError` if it can't be read.
+
+    A log that is being written is checked up to what was in it at the beginning.
     """
     notes: list[str] = []
     told: list[tuple[str, Head]] = []
-    own = read_head(head_file(path), public_key)
+    size, own = _between_writes(path, public_key)
     if own:
         told.append(("its head file", own[0]))
     for head in counterparty_heads:
@@ -156,6 +159,9 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
     last_time = ""
     with path.open("rb") as file:
         for line in bounded_lines(file):
+            if size <= 0:
+                break
+            size -= len(line)
             try:
                 record = read_record(line, count + 1, previous)
                 if record.kind == "checkpoint":
@@ -198,6 +204,18 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
         last_hash=previous,
         notes=tuple(notes),
     )
+
+
+def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int] | None]:
+    """Length of the log and its head at a moment when nobody writes, where the file system has locks."""
+    with path.open("rb") as file:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_SH)
+        # In this order: without locks the log may only be longer than its head says, as after a crash.
+        head = read_head(head_file(path), public_key)
+        return os.fstat(file.fileno()).st_size, head
 
 
 def _check_checkpoint(record: Record, public_key: str) -> None:

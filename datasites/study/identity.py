@@ -11,20 +11,21 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from datasites.study.canonical import Agreed, sha256_hex
+from datasites.study.canonical import Agreed, canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 
 EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
 Email = Annotated[str, Field(pattern=EMAIL.pattern, max_length=190)]
 PublicKeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Literal["hospital", "researcher"]
+HAND_OVER = "key hand-over"
 
 
 class IdentityError(DatasitesError, ValueError):
@@ -134,10 +135,58 @@ class RosterEntry(Agreed):
         return fingerprint(self.public_key)
 
 
+class HandOver(Agreed):
+    """A party's signed change from one roster entry to another: how keys are rotated without a telephone call.
+
+    Signed by the old key, which gives the right, and by the new key, which proves that the party holds it. It names
+    the entry that it replaces, so that an old hand-over can't be replayed. A party whose key was stolen must not use
+    this, since the thief could as well: it is revoked, and its new entry pinned after comparing fingerprints.
+    """
+
+    format: Literal[1] = 1
+    replaces: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    entry: RosterEntry
+    old_signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+    new_signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    @classmethod
+    def sign(cls, old: Identity, new: Identity, replaced: RosterEntry, entry: RosterEntry) -> HandOver:
+        """Hand over from `replaced` (whose key is `old`) to `entry` (whose key is `new`)."""
+        if (old.public_key, new.public_key) != (replaced.public_key, entry.public_key):
+            raise IdentityError("hand-over: each entry must carry the key that signs for it; check which is which")
+        words = _hand_over_words(replaced.digest(), entry)
+        signatures = [identity.sign(HAND_OVER, words).hex() for identity in (old, new)]
+        return cls(replaces=replaced.digest(), entry=entry, old_signature=signatures[0], new_signature=signatures[1])
+
+    def check(self, replaced: RosterEntry) -> None:
+        """Raise `IdentityError` unless this is a proper hand-over from the pinned entry `replaced`."""
+        new = self.entry
+        if self.replaces != replaced.digest():
+            raise IdentityError(
+                f"hand-over of {new.email}: it replaces another entry than the pinned one ({replaced.fingerprint}); "
+                "ask for the hand-overs in between, or revoke and pin the new entry after comparing fingerprints"
+            )
+        if (new.email, new.role) != (replaced.email, replaced.role):
+            raise IdentityError(f"hand-over of {replaced.email}: e-mail and role can't change; pin a new entry instead")
+        if new.public_key == replaced.public_key:
+            raise IdentityError(f"hand-over of {new.email}: the key is the same as before; make a new one")
+        words = _hand_over_words(self.replaces, new)
+        verify(replaced.public_key, bytes.fromhex(self.old_signature), HAND_OVER, words)
+        verify(new.public_key, bytes.fromhex(self.new_signature), HAND_OVER, words)
+
+
+def _hand_over_words(replaced: str, entry: RosterEntry) -> bytes:
+    return canonical_json([replaced, entry.model_dump(mode="json")])
+
+
 class Roster(Agreed):
-    """The parties that one party has pinned. Immutable: `pin` and `without` return a new roster."""
+    """The parties that one party has pinned. Immutable: `pin`, `revoke`, `hand_over` and `without` return a new one.
+
+    `revoked` holds institution keys that were revoked or handed over; none of them is ever pinned again.
+    """
 
     entries: tuple[RosterEntry, ...] = ()
+    revoked: tuple[PublicKeyHex, ...] = ()
 
     @field_validator("entries")
     @classmethod
@@ -148,6 +197,24 @@ class Roster(Agreed):
                 raise ValueError(f"roster: two entries have the same {field}")
         return tuple(sorted(entries, key=lambda entry: entry.email))
 
+    @field_validator("revoked")
+    @classmethod
+    def _sorted(cls, revoked: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(revoked)))
+
+    @model_validator(mode="after")
+    def _none_is_revoked(self) -> Self:
+        if bad := [entry.email for entry in self.entries if entry.public_key in self.revoked]:
+            raise ValueError(f"roster: the key of {bad[0]} was revoked")
+        return self
+
+    def canonical(self) -> bytes:
+        """As `Agreed`; without `revoked` when there is none, so that older rosters keep their bytes and hash."""
+        fields = self.model_dump(mode="json")
+        if not fields["revoked"]:
+            del fields["revoked"]
+        return canonical_json(fields)
+
     def get(self, email: str) -> RosterEntry:
         """The pinned entry of `email`; raises `IdentityError` when there is none (I9)."""
         for entry in self.entries:
@@ -156,7 +223,14 @@ class Roster(Agreed):
         raise IdentityError(f"roster: {email} is not pinned; compare fingerprints and run `datasites roster pin`")
 
     def pin(self, entry: RosterEntry) -> Roster:
-        """A roster with `entry` added; raises `IdentityError` if another key is pinned for that e-mail."""
+        """A roster with `entry` added.
+
+        Raises `IdentityError` if another entry is pinned for that e-mail, or if the key was revoked.
+        """
+        if entry.public_key in self.revoked:
+            raise IdentityError(
+                f"roster: the key {entry.fingerprint} of {entry.email} was revoked; ask for an entry with a new key"
+            )
         for known in self.entries:
             if known.email == entry.email:
                 if known == entry:
@@ -165,12 +239,25 @@ class Roster(Agreed):
                     f"roster: {entry.email} is pinned with key {known.fingerprint}, the new entry has "
                     f"{entry.fingerprint}; revoke the old entry first if the change is real"
                 )
-        return Roster(entries=(*self.entries, entry))
+        return Roster(entries=(*self.entries, entry), revoked=self.revoked)
 
     def without(self, email: str) -> Roster:
-        """A roster without `email`."""
+        """A roster without `email`, which may be pinned again later."""
         self.get(email)
-        return Roster(entries=tuple(entry for entry in self.entries if entry.email != email))
+        return Roster(entries=tuple(entry for entry in self.entries if entry.email != email), revoked=self.revoked)
+
+    def revoke(self, email: str) -> Roster:
+        """A roster without `email` that never takes its key again (lost, stolen, or no longer trusted)."""
+        entry = self.get(email)
+        return Roster(entries=self.without(email).entries, revoked=(*self.revoked, entry.public_key))
+
+    def hand_over(self, change: HandOver) -> Roster:
+        """A roster with the entry that `change` replaces exchanged for its new one; the old key is never taken again.
+
+        Raises `IdentityError` when the change isn't signed by the pinned key and the new one, or not for this entry.
+        """
+        change.check(self.get(change.entry.email))
+        return self.revoke(change.entry.email).pin(change.entry)
 
     def save(self, path: Path) -> None:
         """Write atomically."""

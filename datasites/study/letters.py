@@ -21,6 +21,8 @@ SETUP_ROUND = 0
 # Per round, researcher -> hospital: manifest and model; survivors. Hospital -> researcher: the rest.
 ROUND, SURVIVORS = "round", "survivors"
 MASKED, UNMASK, ABSTAINED = "masked", "unmask", "abstained"
+# With the consistency wave: hospital -> researcher, and all of them back.
+ACKNOWLEDGE, ACKNOWLEDGED = "acknowledge", "acknowledged"
 # Once per study.
 CLOSE, ACCOUNT = "close", "account"
 

@@ -22,6 +22,10 @@ Words = Annotated[str, Field(min_length=1, max_length=4000)]
 REQUIRED_SERVICES = ("aggregation", "model_distribution", "transport")
 
 
+#: Above this many hospitals masks form a ring of neighbours, which is safe only with the consistency wave.
+ALWAYS_CONSISTENT_ABOVE = 64
+
+
 class Service(Agreed):
     """One thing done with federated traffic, and the organisation that does it (it needs a BAA for it)."""
 
@@ -33,7 +37,8 @@ class Cohort(Agreed):
     """Which hospitals train on which dataset, and how many of them may collude.
 
     A hospital weighs as many patients as it declares, but at most `max_patients`. `patients` is what all hospitals
-    declare together, a public figure that distributed mode divides by.
+    declare together, a public figure that distributed mode divides by. `consistency` adds a wave in which survivors
+    agree on one survivor list; it is always on above 64 hospitals.
     """
 
     dataset: Name
@@ -42,6 +47,7 @@ class Cohort(Agreed):
     colluders: Annotated[int, Field(ge=0)] = 1
     threshold: Annotated[int, Field(ge=3)] | None = None
     max_patients: Annotated[int, Field(ge=1)] = 10_000
+    consistency: bool = False
     patients: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("hospitals")
@@ -52,6 +58,11 @@ class Cohort(Agreed):
         if len(hospitals) < 3:
             raise ValueError("cohort.hospitals needs at least 3: a sum of two shows each the other's update")
         return tuple(sorted(hospitals))
+
+    @property
+    def consistency_wave(self) -> bool:
+        """Whether survivors agree on one survivor list first."""
+        return self.consistency or len(self.hospitals) > ALWAYS_CONSISTENT_ABOVE
 
     @property
     def survivors_needed(self) -> int:

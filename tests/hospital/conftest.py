@@ -82,6 +82,7 @@ def furnished(home: Home) -> Home:
     )
     Roster(entries=tuple(entries)).save(home.roster)
     (home.root / "data").mkdir()
+    home.local_rules.mkdir()
     prepare.local_table("cleveland", prepare.load()["cleveland"]).to_csv(home.root / "data/table.csv", index=False)
     model = read_toml(HEART / "study" / "features.toml", DataModel)
     prepare.mock_table(model, 200, seed=1).to_csv(home.root / "data/mock.csv", index=False)

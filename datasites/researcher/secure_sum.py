@@ -1,0 +1,317 @@
+"""The aggregator over the mailroom: sets epochs of the secure sum up, and opens one sum per round.
+
+State is saved before each message goes out, so a killed researcher goes on where it was: what was sent is sent again
+as it was, what came is read again. Nothing here knows what is summed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from datasites.researcher.gather import RunError, blob, gather
+from datasites.researcher.record import RunFolder
+from datasites.secagg.aggregation import AggregatorState, RoundResult
+from datasites.secagg.aggregator import Aggregator
+from datasites.secagg.context import Context
+from datasites.secagg.errors import OutOfOrder, TooFew, WrongShare
+from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready, SurvivorAck, UnmaskShares
+from datasites.study import letters
+from datasites.study.identity import Identity, Roster
+from datasites.study.manifest import RoundManifest, Study
+from datasites.transport.mailroom import Letter, Mailroom
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long to wait, in seconds: for the rest once there are enough, and for enough. present: who is waited for."""
+
+    present: frozenset[str]
+    patience: float
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Who is in a round's sum, and which letters were refused, in words."""
+
+    emails: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+class SecureSum:
+    """The secure sum of one study, over all its epochs."""
+
+    def __init__(
+        self, identity: Identity, roster: Roster, mailroom: Mailroom, files: RunFolder, study: str, epoch: int
+    ) -> None:
+        """Go on in `epoch`; -1 when none was set up yet."""
+        self._identity, self._roster, self._mailroom, self._files, self._study = (
+            identity,
+            roster,
+            mailroom,
+            files,
+            study,
+        )
+        self.epoch = epoch
+        self._aggregator: Aggregator | None = None
+        self._state: AggregatorState | None = None
+        context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
+        if context is not None:
+            self._aggregator = Aggregator(identity, Context.parse(context))
+            stored = files.read("aggregator.bin")
+            self._state = AggregatorState.from_bytes(stored) if stored else self._aggregator.start()
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether rounds can be opened."""
+        return self._state is not None and bool(self._state.record.readies)
+
+    @property
+    def context(self) -> Context:
+        """Terms of the present epoch."""
+        return self._parts()[0].context
+
+    @property
+    def hospitals(self) -> list[str]:
+        """Hospitals of the present epoch."""
+        return [party.email for party in self.context.hospitals]
+
+    def available(self) -> tuple[str, ...]:
+        """Hospitals that hold each other's shares, and so can take part."""
+        aggregator, state = self._parts()
+        return aggregator.available(state)
+
+    # -- setup -----------------------------------------------------------------------------------------------------
+
+    def new_epoch(self, terms: Study, hospitals: Iterable[str], first_round: int) -> None:
+        """Begin the next epoch among `hospitals`, for the rounds from `first_round` to the final evaluation."""
+        emails = tuple(sorted(hospitals))
+        whole = len(emails) == len(terms.cohort.hospitals)
+        self.epoch += 1
+        context = Context.from_roster(
+            self._roster,
+            study=self._study,
+            epoch=self.epoch,
+            aggregator=self._identity.email,
+            hospitals=emails,
+            colluders=terms.cohort.colluders,
+            rounds=(first_round, terms.rounds + 1),
+            expires=terms.ends,
+            threshold=terms.cohort.survivors_needed if whole else None,
+            consistency=terms.cohort.consistency_wave,
+        )
+        self._aggregator = Aggregator(self._identity, context)
+        self._state = self._aggregator.start()
+        self._files.write(f"context-{self.epoch}.json", context.canonical())
+        self._save()
+
+    def set_up(self, patience: float) -> tuple[str, ...]:
+        """Exchange certificates and shares in the present epoch; returns who can take part.
+
+        Raises `RunError` when fewer than the threshold do within `patience` seconds (waited twice).
+        """
+        aggregator, _ = self._parts()
+        context, epoch = aggregator.context, self.epoch
+        offer = letters.EpochOffer(
+            epoch=epoch,
+            hospitals=tuple(self.hospitals),
+            first_round=context.first_round,
+            last_round=context.last_round,
+            expires=context.expires,
+        )
+        self._mailroom.send_all(
+            self.hospitals,
+            self._study,
+            letters.SETUP_ROUND,
+            letters.offer_kind(epoch),
+            offer.model_dump(mode="json"),
+        )
+        today = datetime.datetime.now(datetime.UTC).date()
+        if self._parts()[1].record.enrolment is None:
+
+            def certified(letter: Letter) -> None:
+                certificate = Certificate.from_bytes(blob(letter))
+                self._state = aggregator.receive_certificate(self._parts()[1], certificate, today=today)
+
+            self._await_all(letters.certificate_kind(epoch), certified, self.hospitals, patience)
+            try:
+                self._state, _ = aggregator.enrol(self._parts()[1], today=today)
+            except TooFew as error:
+                raise RunError(f"setup: {error}; are the datasites running, and did they approve?") from error
+            self._save()
+        enrolment = self._parts()[1].record.enrolment
+        assert enrolment is not None
+        enrolled = [certificate.sender for certificate in enrolment.certificates]
+        self._send(enrolled, letters.SETUP_ROUND, letters.enrolment_kind(epoch), enrolment)
+
+        def ready(letter: Letter) -> None:
+            self._state = aggregator.receive_ready(self._parts()[1], Ready.from_bytes(blob(letter)))
+
+        self._await_all(letters.ready_kind(epoch), ready, enrolled, patience)
+        available = self.available()
+        if len(available) < context.threshold:
+            raise RunError(
+                f"setup: {len(available)} hospitals hold each other's shares, the threshold is {context.threshold}; "
+                "start the datasites that are missing and run again"
+            )
+        self._save()
+        return available
+
+    def _await_all(self, kind: str, take: Callable[[Letter], None], emails: Iterable[str], patience: float) -> None:
+        everybody = set(emails)
+        gather(
+            self._mailroom,
+            self._study,
+            letters.SETUP_ROUND,
+            {kind: take},
+            wanted=everybody,
+            present=everybody,
+            patience=patience,
+            timeout=patience,
+        )
+
+    # -- one round -------------------------------------------------------------------------------------------------
+
+    def opened(self, number: int) -> RoundManifest | None:
+        """The manifest of round `number` if it was opened before a restart."""
+        open_round = self._parts()[1].record.round
+        if open_round is None or open_round.signed.manifest.round != number:
+            return None
+        return open_round.signed.manifest
+
+    def broadcast(self, manifest: RoundManifest, model: bytes) -> None:
+        """Open the round (or go on with it) and send manifest and model to its participants."""
+        aggregator, state = self._parts()
+        self._state, signed = aggregator.open_round(state, manifest)
+        self._save()
+        body = {"manifest": signed.to_bytes().decode()}
+        self._mailroom.send_all(manifest.participants, self._study, manifest.round, letters.ROUND, dict(body), model)
+
+    def collect(
+        self,
+        number: int,
+        wait: Wait,
+        masked: Callable[[Letter, letters.Masked], None],
+        other: Mapping[str, Callable[[Letter], None]],
+    ) -> Survivors:
+        """Wave 1: add masked vectors up, fix the survivors, tell them. Other kinds of letters count as answers too.
+
+        Raises `RunError` when there are fewer survivors than the threshold.
+        """
+        aggregator, state = self._parts()
+        assert state.record.round is not None
+        came: set[str] = set()
+        survivors = state.record.round.survivors
+        wanted = set(state.record.round.signed.manifest.participants)
+        if survivors is not None:
+            wanted = {header.sender for header in survivors.headers}
+
+        def take(letter: Letter) -> None:
+            body = letters.Masked.model_validate(letter.body)
+            vector = MaskedVector.from_bytes(body.header.encode(), memoryview(letter.blob or b""))
+            if survivors is None:
+                self._state = aggregator.receive(self._parts()[1], vector)
+            masked(letter, body)
+            came.add(letter.sender)
+
+        refused = gather(
+            self._mailroom,
+            self._study,
+            number,
+            {letters.MASKED: take, **other},
+            wanted=wanted,
+            present=set(wait.present) & wanted,
+            patience=wait.patience,
+            timeout=wait.timeout,
+            enough=lambda: len(came) >= aggregator.context.threshold,
+        )
+        try:
+            self._state, survivors = aggregator.survivors(self._parts()[1])
+        except TooFew as error:
+            raise RunError(str(error)) from error
+        self._save()
+        emails = tuple(header.sender for header in survivors.headers)
+        self._send(emails, number, letters.SURVIVORS, survivors)
+        if aggregator.context.consistency:
+            refused += self._acknowledge(number, emails, wait)
+        return Survivors(emails, tuple(refused))
+
+    def _acknowledge(self, number: int, emails: tuple[str, ...], wait: Wait) -> list[str]:
+        """Consistency wave: every survivor has seen one and the same list before any answers it."""
+        aggregator = self._parts()[0]
+        came: set[str] = set()
+
+        def take(letter: Letter) -> None:
+            self._state = aggregator.receive_ack(self._parts()[1], SurvivorAck.from_bytes(blob(letter)))
+            came.add(letter.sender)
+
+        refused = gather(
+            self._mailroom,
+            self._study,
+            number,
+            {letters.ACKNOWLEDGE: take},
+            wanted=set(emails),
+            present=set(emails),
+            patience=wait.patience,
+            timeout=wait.timeout,
+            enough=lambda: len(came) >= aggregator.context.threshold,
+        )
+        try:
+            acks = aggregator.acknowledged(self._parts()[1])
+        except TooFew as error:
+            raise RunError(str(error)) from error
+        self._save()
+        self._send(emails, number, letters.ACKNOWLEDGED, acks)
+        return refused
+
+    def unmask(self, number: int, survivors: Survivors, wait: Wait) -> tuple[RoundResult, tuple[str, ...]]:
+        """Wave 2: gather shares until the sum opens; returns it, and what was refused, in words.
+
+        Raises `RunError` when too few survivors answer; then nothing was learnt.
+        """
+        aggregator = self._parts()[0]
+        opened: list[RoundResult] = []
+
+        def answered(letter: Letter) -> None:
+            self._state = aggregator.receive_shares(self._parts()[1], UnmaskShares.from_bytes(blob(letter)))
+            if aggregator.can_open(self._parts()[1]):
+                try:
+                    opened.append(aggregator.result(self._parts()[1]))
+                except (WrongShare, TooFew, OutOfOrder) as error:
+                    log.warning("round %d: %s", number, error)
+
+        refused = gather(
+            self._mailroom,
+            self._study,
+            number,
+            {letters.UNMASK: answered},
+            wanted=set(survivors.emails),
+            present=set(survivors.emails),
+            patience=wait.patience,
+            timeout=wait.timeout,
+            done=lambda: bool(opened),
+        )
+        if not opened:
+            raise RunError(
+                f"round {number}: the sum could not be opened: too few survivors answered. The next round goes on "
+                "from the same model"
+            )
+        return opened[-1], tuple(refused)
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _parts(self) -> tuple[Aggregator, AggregatorState]:
+        if self._aggregator is None or self._state is None:
+            raise RunError("the secure sum is not set up yet")
+        return self._aggregator, self._state
+
+    def _save(self) -> None:
+        self._files.write("aggregator.bin", self._parts()[1].to_bytes())
+
+    def _send(self, to: Iterable[str], number: int, kind: str, message: Message) -> None:
+        self._mailroom.send_all(list(to), self._study, number, kind, {}, message.to_bytes())
