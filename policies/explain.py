@@ -119,13 +119,13 @@ def _budget_dataset(facts: Facts) -> Words:
     b = _budget(facts)
     if b.epsilon_after < max(b.epsilon_spent, b.epsilon_reserved, b.epsilon_asked):
         return Words(
-            f"The ledger contradicts itself: epsilon after the action ({b.epsilon_after:g}) is below one of its parts "
-            f"(spent {b.epsilon_spent:g}, reserved {b.epsilon_reserved:g}, asked {b.epsilon_asked:g}).",
+            f"The ledger contradicts itself: epsilon after the action ({b.epsilon_after:.10g}) is below one of its "
+            f"parts (spent {b.epsilon_spent:.10g}, reserved {b.epsilon_reserved:.10g}, asked {b.epsilon_asked:.10g}).",
             "Verify the ledger against the audit log before anything else runs on this dataset.",
         )
     return Words(
-        f"The dataset's epsilon would be {b.epsilon_after:g} (spent {b.epsilon_spent:g}, reserved "
-        f"{b.epsilon_reserved:g}, asked {b.epsilon_asked:g}); its cap is {b.epsilon_cap:g}.",
+        f"The dataset's epsilon would be {b.epsilon_after:.10g} (spent {b.epsilon_spent:.10g}, reserved "
+        f"{b.epsilon_reserved:.10g}, asked {b.epsilon_asked:.10g}); its cap is {b.epsilon_cap:.10g}.",
         "Ask the researcher for fewer rounds or more noise, or close a study that holds a reservation; what is spent "
         "does not come back.",
     )
@@ -134,7 +134,8 @@ def _budget_dataset(facts: Facts) -> Words:
 def _budget_study(facts: Facts) -> Words:
     b = _budget(facts)
     return Words(
-        f"The study's epsilon would be {b.study_epsilon_after:g}; its cap at this hospital is {b.study_epsilon_cap:g}.",
+        f"The study's epsilon would be {b.study_epsilon_after:.10g}; its cap at this hospital is "
+        f"{b.study_epsilon_cap:.10g}.",
         "Ask the researcher for fewer rounds or a smaller epsilon; a larger one needs a new submission.",
     )
 
@@ -142,7 +143,7 @@ def _budget_study(facts: Facts) -> Words:
 def _budget_delta(facts: Facts) -> Words:
     b = _budget(facts)
     return Words(
-        f"Delta is {b.delta:g}; it must be above 0 and at most {b.delta_cap:g} at this hospital.",
+        f"Delta is {b.delta:.10g}; it must be above 0 and at most {b.delta_cap:.10g} at this hospital.",
         "Ask the researcher for a smaller delta (well below one in the number of patients).",
     )
 

@@ -140,9 +140,14 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def best(action: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Least seconds of some calls: what other processes take from this one only adds."""
-    return min(timed(action) for _ in range(repeats))
+def best(action: Callable[[], object]) -> float:
+    """Least seconds of a call over about two seconds of calls: what other processes take from this one only adds."""
+    times = [timed(action) for _ in range(2)]
+    while len(times) < REPEATS or sum(times) < 2.0:
+        times.append(timed(action))
+        if sum(times) > 20.0:
+            break
+    return min(times)
 
 
 def stream_alone(size: int, threads: int) -> None:
@@ -224,8 +229,9 @@ def wave_one(table: Table, cohort: Cohort, d: int, limits: list[int], label: str
         if d // masks.WORTH_A_THREAD < threads:
             continue
         # Turn about, so that a busy machine slows both alike.
-        adding, alone = [], []
-        for _ in range(REPEATS):
+        adding: list[float] = []
+        alone: list[float] = []
+        while len(adding) < 3 or sum(adding) < 2.0:
             adding.append(timed(partial(masks.apply, vector, chosen, threads=threads)))
             alone.append(timed(partial(stream_alone, 4 * d * len(chosen), threads)))
         goal = 70.0 if label == "n=100 d=1M" else None

@@ -63,7 +63,7 @@ def client_wave(n: int, d: int) -> float:
     return min(times)
 
 
-def one_mask(d: int, repeats: int = 5) -> float:
+def one_mask(d: int, repeats: int = 20) -> float:
     """Seconds for one mask at Flower's server: make it and take it off (least of some)."""
     vector = [np.zeros(d, np.int64)]
     times = []

@@ -1,16 +1,18 @@
 """Where a stranger's model code is read, judged and run: verifier, sandbox, and the worker inside it.
 
 Used by a hospital on real rows and by a researcher on mock data, so that both run the very same checks. Imports
-`study` and `privacy` and neither `hospital` nor `researcher`. Only `inside`, `loader` and what they import load
+`study` and `privacy` and neither `hospital` nor `researcher`. Only `inside`, `loader` and `shapes` load
 torch; a process that verifies code or drives a worker never does.
 
-verifier    static, default-deny judgement over the syntax tree of `model.py`; executes nothing
+verifier    static, default-deny judgement over the syntax tree of `model.py`; executes nothing. Its parts: `scope`
+            (what names mean), `flow` (what they hold), `statements`, `expressions`, `calls` and `rows` (the rules),
+            `vocabulary` and `foreign` (the words), `findings`
 sandbox     the bubblewrap command line: no network, no home, read-only system, limits
 confine     what the worker takes away from itself before it reads model code: rlimits and system calls
 escape      really tries to get out of the sandbox, for `datasites doctor`
 protocol    typed, length-limited frames over a pipe
 worker      the datasite's end of the pipe
-inside      the sandbox's end of the pipe
+inside      the sandbox's end of the pipe, with `loader` (from a frozen file to a model) and `shapes` (a probe)
 
 What it can't do: model code runs in one process with the trainer. The sandbox keeps it from the machine and the
 network; that it can't tamper with the trainer's arithmetic rests on the verifier alone.

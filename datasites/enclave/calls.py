@@ -62,14 +62,14 @@ class Calls:
     def _see_Call(self, node: ast.Call) -> None:
         self.call(node)
 
-    def call(self, node: ast.Call, *, looped: bool = False) -> None:
-        """Judge a call. looped: it stands where a loop takes its values from, so it may give an iterator."""
+    def call(self, node: ast.Call) -> None:
+        """Judge a call."""
         if self._is_super_init(node):
             self._arguments(node)
             return
         func = node.func
         if isinstance(func, ast.Name):
-            self._named_call(node, func, looped)
+            self._named_call(node, func)
         elif isinstance(func, ast.Attribute):
             self.expression(func, called=True)
             self._attribute_call(node, func)
@@ -90,7 +90,7 @@ class Calls:
         words = [argument.id if isinstance(argument, ast.Name) else "" for argument in inner.args]
         return not inner.keywords and words in ([], [self.owner, "self"])
 
-    def _named_call(self, node: ast.Call, func: ast.Name, looped: bool) -> None:
+    def _named_call(self, node: ast.Call, func: ast.Name) -> None:
         name = func.id
         if name == "super":
             self.say(node, "builtin", "super is for super().__init__() alone", "call the method itself")
@@ -100,7 +100,7 @@ class Calls:
         if dotted is not None:
             self._torch_call(node, dotted)
         elif name in vocabulary.BUILTINS and name not in self.flow.bound:
-            if name in vocabulary.ITERATORS and not looped:
+            if name in vocabulary.ITERATORS:
                 self.say(node, "iterator", f"{name} outside a loop remembers how far it was read", "use it in for")
             if name not in vocabulary.BUILTINS_ON_ROWS:
                 for argument in node.args:
@@ -117,8 +117,8 @@ class Calls:
         on_self = isinstance(func.value, ast.Name) and func.value.id == "self"
         if on_self:
             return
-        if func.attr in vocabulary.LIST_METHODS and func.attr not in self.names.own_attributes and self.data:
-            if not self._is_list(func.value):
+        if func.attr in vocabulary.LIST_METHODS:
+            if not self._may_grow(func.value):
                 self.say(node, "in-place", f"{func.attr} on something that is not a list made in this function: it "
                          "would carry something from one batch to the next", "make a list here")  # fmt: skip
         elif func.attr in vocabulary.METHODS:
@@ -128,12 +128,46 @@ class Calls:
             )
             if problem is not None:
                 self.say(node, *problem)
+            self._public_arguments(node, func.attr, node.args)
+            if has_rows and func.attr in vocabulary.SHAPES and not func.attr.startswith("new_"):
+                self._shape_begins_with_batch(node, node.args)
+
+    def _may_grow(self, node: ast.expr) -> bool:
+        """Whether `append` may be called on it: a list made here, or in __init__ and helpers what is made there."""
+        if self._is_list(node):
+            return True
+        if self.data:
+            return False
+        if isinstance(node, ast.Name):
+            values = self.flow.bound.get(node.id, [])
+            return bool(values) and all(isinstance(value, ast.List | ast.ListComp | ast.Call) for value in values)
+        return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+
+    def _public_arguments(self, node: ast.Call, name: str, arguments: list[ast.expr]) -> None:
+        """Numbers and shapes given to a tensor function: a tensor there would be turned into a Python number."""
+        if name in vocabulary.ROWS_IN_ARGUMENTS:
+            return
+        for argument in [*arguments, *(item.value for item in node.keywords if item.arg not in ("input", "tensors"))]:
+            if self.flow.has_rows(argument):
+                self.say(argument, "data-dependent", f"an argument of {name} depends on rows", "write a number")
+
+    def _shape_begins_with_batch(self, node: ast.Call, arguments: list[ast.expr]) -> None:
+        first = arguments[0] if arguments else None
+        if isinstance(first, ast.Tuple | ast.List) and first.elts:
+            first = first.elts[0]
+        if first is None or (rows.literal_int(first) != -1 and not self.flow.has_batch_size(first)):
+            self.say(node, "rows", "the new shape does not begin with the batch", "begin with x.shape[0] or -1")
 
     def _torch_call(self, node: ast.Call, dotted: str) -> None:
         kind, last = kind_of(dotted), dotted.rpartition(".")[2]
         problem = None
         if kind == "function":
             problem = rows.check_call(last, node, method=False, receiver_has_rows=False, has_rows=self.flow.has_rows)
+            self._public_arguments(node, last, node.args if last in vocabulary.MAKERS else node.args[1:])
+            if last == "reshape" and node.args and self.flow.has_rows(node.args[0]):
+                self._shape_begins_with_batch(node, node.args[1:])
+            if last == "one_hot" and len(node.args) + len(node.keywords) < 2:
+                self.say(node, "data-dependent", "one_hot counts the classes of the batch", "give num_classes")
         elif kind == "layer":
             problem = rows.check_layer(last, node)
             self._inplace(node, last, _INPLACE_LAYERS)
@@ -180,17 +214,15 @@ class Calls:
         for place, argument in enumerate(node.args):
             if initialises and place == 0 and isinstance(argument, ast.Attribute) and (
                 argument.attr in vocabulary.WEIGHTS):  # fmt: skip
-                self.expression(argument.value) if not self._on_own_layer(argument.value) else None
+                self._initialised(argument.value)
                 continue
             if isinstance(argument, ast.Starred) and not spread:
                 self.say(argument, "call", "* hides the arguments of a function of torch", "write them out")
             if isinstance(argument, ast.GeneratorExp):
                 self.generator(node, argument)
                 continue
-            # torch.zeros(a, b): the batch size may stand anywhere; in other shapes it stands first.
-            offset = 1 if dotted == "torch.reshape" else 0
-            allowed = shape and (self.flow.shaped_anywhere(node) or place == offset)
-            self.expression(argument, size=allowed)
+            # The batch size may stand first in a shape.
+            self.expression(argument, size=shape and place == (1 if dotted == "torch.reshape" else 0))
         for item in node.keywords:
             if item.arg is None:
                 if not (local or self._is_super_init(node)):
@@ -199,8 +231,9 @@ class Calls:
                 self.say(item.value, "dunder", f"{item.arg} has a meaning to Python", "choose another name")
             self.expression(item.value)
 
-    def _on_own_layer(self, node: ast.expr) -> bool:
-        own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-        if own and isinstance(node, ast.Attribute):
-            self.expression(node)
-        return own
+    def _initialised(self, layer: ast.expr) -> None:
+        """Judge whose weight an initialiser writes: a layer that was made here, not one that was handed in."""
+        self.expression(layer)
+        handed_in = isinstance(layer, ast.Name) and layer.id in self.parameters and self.owner is not None
+        if handed_in:
+            self.say(layer, "torch", "an initialiser writes into a layer that was handed in", "initialise own layers")

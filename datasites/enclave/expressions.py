@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 
-from datasites.enclave import rows, vocabulary
+from datasites.enclave import foreign, rows, vocabulary
 from datasites.enclave.calls import Calls
 from datasites.enclave.scope import kind_of
 
@@ -38,6 +38,7 @@ class Expressions(Calls):
             if not size:
                 self.say(node, "batch-size", "the number of rows is used as a number: a loss that knows it depends on "
                          "the other rows", "use x.shape[0] only first in view, reshape, expand or zeros")  # fmt: skip
+            self._inside_shape(node)
             return
         handler = getattr(self, f"_see_{type(node).__name__}", None)
         if handler is None:
@@ -55,6 +56,21 @@ class Expressions(Calls):
             handler(node, called)
         else:
             handler(node)
+
+    def _inside_shape(self, node: ast.expr) -> None:
+        """Judge what a shape or size is taken of."""
+        if isinstance(node, ast.Subscript):
+            self._inside_shape(node.value)
+            self.expression(node.slice)
+        elif isinstance(node, ast.Attribute):
+            self.expression(node.value)
+        elif isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute):
+                self.expression(node.func.value)
+            for argument in [*node.args, *(item.value for item in node.keywords)]:
+                self.expression(argument)
+                if isinstance(node.func, ast.Attribute):
+                    self.public(argument, "the number of an axis")
 
     def operator(self, operator: ast.AST, node: ast.AST) -> None:
         """Judge an operator of `node`."""
@@ -156,24 +172,28 @@ class Expressions(Calls):
             if generator.is_async:
                 self.say(generator.target, "expression", "async is of no use here", "leave it out")
             self.target(generator.target)
+            for name in ast.walk(generator.target):
+                if isinstance(name, ast.Name) and name.id in foreign.PYTHON_BUILTINS:
+                    self.say(name, "shadow", f"{name.id} is a builtin again after the comprehension", "rename it")
             self.iterable(generator.iter)
             for test in generator.ifs:
                 self.condition(test)
 
     def _see_Subscript(self, node: ast.Subscript) -> None:
-        if not self.flow._is_shape(node.value):
+        if self.flow.is_shape(node.value):
+            self._inside_shape(node.value)
+        else:
             self.expression(node.value)
-        elif isinstance(node.value, ast.Attribute):
-            self.expression(node.value.value)
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         for part in parts:
             self.expression(part)
+            self.public(part, "an index")
         first = parts[0] if parts else None
         if first is None or not self.flow.has_rows(node.value) or self._is_list(node.value):
             return
         whole = isinstance(first, ast.Slice) and (first.lower, first.upper, first.step) == (None, None, None)
         whole = whole or (isinstance(first, ast.Constant) and first.value is Ellipsis)
-        chosen = isinstance(first, ast.Slice) or self.flow.has_rows(first)
+        chosen = isinstance(first, ast.Slice) or (isinstance(first, ast.Constant) and first.value is None)
         chosen = chosen or (isinstance(node.value, ast.Name) and node.value.id in self.parameters)
         if not whole and chosen:
             self.say(node, "rows", "rows of the batch are picked by number or by content", "write x[:, ...]")
@@ -255,9 +275,11 @@ class Expressions(Calls):
     def iterable(self, node: ast.expr) -> None:
         """What may be looped over: layers, lists, ranges; not a tensor, whose first axis are the rows."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in vocabulary.ITERATORS:
-            self.call(node, looped=True)
+            self.expression(node.func, called=True)
             for argument in node.args:
-                self._looped(argument)
+                self.iterable(argument)
+            for item in node.keywords:
+                self.expression(item.value)
             return
         self.expression(node)
         self._looped(node)
@@ -269,10 +291,6 @@ class Expressions(Calls):
         along = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in (
             "unbind", "split", "chunk")  # fmt: skip
         if self.flow.has_batch_size(node) or (self.flow.has_rows(node) and not known_list and not along):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in vocabulary.ITERATORS:
-                for argument in node.args:
-                    self._looped(argument)
-                return
             self.say(node, "rows", "a loop over the rows of a batch, or one that depends on them",
                      "loop over positions: for t in range(x.shape[1])")  # fmt: skip
 

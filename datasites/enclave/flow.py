@@ -19,9 +19,6 @@ from datasites.enclave import vocabulary
 from datasites.enclave.rows import literal_int
 from datasites.enclave.scope import FileNames
 
-#: Tensors of zeros hold nothing that could be added up: in their shape the batch size may stand anywhere.
-_SHAPED_ANYWHERE = frozenset({"zeros", "new_zeros"})
-
 
 @dataclass
 class Flow:
@@ -56,7 +53,7 @@ class Flow:
             return True
         if isinstance(node, ast.Call) and self.gives_shape(node):
             return False
-        if isinstance(node, ast.Subscript) and self._is_shape(node.value):
+        if isinstance(node, ast.Subscript) and self.is_shape(node.value):
             return False  # another axis than the first, or `is_batch_size` had said so
         return any(self.has_batch_size(child) for child in ast.iter_child_nodes(node))
 
@@ -64,7 +61,7 @@ class Flow:
         """Whether an expression *is* the batch size or a shape that includes it, rather than being computed from it."""
         if isinstance(node, ast.Name):
             return node.id in self.batch
-        if isinstance(node, ast.Subscript) and self._is_shape(node.value):
+        if isinstance(node, ast.Subscript) and self.is_shape(node.value):
             index = node.slice
             if isinstance(index, ast.Slice):
                 lower = literal_int(index.lower)
@@ -76,7 +73,7 @@ class Flow:
                 return self.has_rows(node.args[0])
             if self._is_size_call(node):
                 return not node.args or (literal_int(node.args[0]) or 0) == 0
-        return self._is_shape(node)
+        return self.is_shape(node)
 
     def gives_shape(self, node: ast.Call) -> bool:
         """Whether a call makes a tensor with the batch size in its shape: a use of it that tells nothing."""
@@ -94,14 +91,11 @@ class Flow:
             return name if known else None
         return name if name in vocabulary.SHAPES else None
 
-    def shaped_anywhere(self, node: ast.Call) -> bool:
-        """Whether the batch size may stand at any place of the shape (zeros hold nothing that could be added up)."""
-        return self.shape_function(node) in _SHAPED_ANYWHERE
-
     def _mentions(self, node: ast.AST) -> bool:
         return any(self.is_batch_size(child) for child in ast.walk(node))
 
-    def _is_shape(self, node: ast.AST) -> bool:
+    def is_shape(self, node: ast.AST) -> bool:
+        """Whether an expression is the whole shape of something that has rows."""
         if isinstance(node, ast.Attribute) and node.attr == "shape":
             return self.has_rows(node.value)
         return self._is_size_call(node) and isinstance(node, ast.Call) and not node.args

@@ -26,11 +26,12 @@ import torch
 
 from datasites.enclave import loader, protocol
 from datasites.enclave.confine import Limits, confine
+from datasites.enclave.shapes import check_shapes
 from datasites.privacy import evaluation, parameters, probe, trainer
 from datasites.privacy.clipping import UnsupportedModel
 from datasites.privacy.noise import secure_generator
 
-_PROBE_ROWS = 256
+_PROBE_ROWS = 16
 _SCORE_ROWS = 4096
 
 Rows = dict[str, np.ndarray]
@@ -105,7 +106,7 @@ class Enclave:
         started = time.perf_counter()
         rows = self._partition("training")
         module = self._fresh(arrays)
-        self._probe(module, rows, request.expected_batch)
+        self._probe(module, rows)
         result = self._round(module, rows, request, request.round, arrays.get("correction"))
         self._genuine.check()
         trained = protocol.Trained(steps=result.steps, seconds=time.perf_counter() - started)
@@ -136,16 +137,13 @@ class Enclave:
             grid=request.grid,
         )
 
-    def _probe(self, module: torch.nn.Module, rows: Rows, expected_batch: float) -> None:
-        """Independence of rows, on as many random rows as a training batch is likely to have."""
+    def _probe(self, module: torch.nn.Module, rows: Rows) -> None:
+        """That the batch size shows in axis 0 only. That rows are independent, the trainer probes in every round."""
         have = len(rows["y"])
-        if have < 2:
-            raise _Refusal("data", "fewer than two rows: independence of rows can't be shown")
-        size = int(min(have, _PROBE_ROWS, max(2.0, np.ceil(expected_batch))))
-        chosen = secure_generator().choice(have, size=size, replace=False)
-        probe.check_independence(
-            copy.deepcopy(module), self._loaded().loss, rows["x"][chosen], rows["y"][chosen], device=self._device
-        )
+        if have == 0:
+            raise _Refusal("data", "no rows: nothing can be shown about the model, and nothing trained")
+        chosen = secure_generator().choice(have, size=min(have, _PROBE_ROWS), replace=False)
+        check_shapes(copy.deepcopy(module), self._loaded().loss, rows["x"][chosen], rows["y"][chosen])
 
     def _rehearse(self, request: protocol.Rehearse) -> protocol.Rehearsed:
         rows = self._partition("mock")
@@ -155,7 +153,7 @@ class Enclave:
         try:
             for number in range(1, min(request.rounds, request.plan.rounds) + 1):
                 module = copy.deepcopy(self._usable().module)
-                self._probe(module, rows, request.expected_batch)
+                self._probe(module, rows)
                 steps += self._round(module, rows, request, number).steps
                 done += 1
             self._genuine.check()
@@ -238,7 +236,8 @@ def _failed(error: BaseException) -> protocol.Failed:
         if isinstance(error, kind):
             return protocol.Failed(failure="refused", rule=rule, reason=message)
     out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in message for words in ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+        words in message
+        for words in ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
     )
     if out_of_memory:
         return protocol.Failed(

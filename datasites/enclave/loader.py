@@ -24,10 +24,13 @@ from torch import nn
 
 from datasites.enclave import verifier, vocabulary
 from datasites.enclave.protocol import ModelFinding
+from datasites.enclave.shapes import check_shapes
 from datasites.privacy import checks, layers, trainer
 from datasites.study.canonical import sha256_hex
 
 MODEL = "model.py"
+#: Name of the module that model code runs as.
+MODULE_NAME = "submitted_model"
 
 
 class CodeRefused(ValueError):
@@ -70,6 +73,7 @@ def load(
     built = build(n_features, **dict(config))
     if not isinstance(built, nn.Module):
         raise CodeRefused("build-model", f"build_model returned {type(built).__name__}; return a torch.nn.Module")
+    _check_kept(built)
     genuine.check()
     findings_ = tuple(
         ModelFinding(where=item.layer, reason=item.rule, remedy=item.remedy, blocking=item.blocking)
@@ -101,10 +105,10 @@ def _approved(folder: Path, files: Mapping[str, str]) -> str:
 
 def execute(source: str) -> dict[str, object]:
     """Run verified source as a module with few builtins; returns its names."""
-    module = types.ModuleType("model")
+    module = types.ModuleType(MODULE_NAME)
     namespace = module.__dict__
     allowed = {name: getattr(builtins, name) for name in vocabulary.BUILTINS | vocabulary.EXCEPTIONS}
-    allowed |= {"__build_class__": builtins.__build_class__, "__import__": _guarded_import, "__name__": "model"}
+    allowed |= {"__build_class__": builtins.__build_class__, "__import__": _guarded_import, "__name__": MODULE_NAME}
     namespace["__builtins__"] = allowed
     exec(compile(source, MODEL, "exec", dont_inherit=True), namespace)
     return namespace
@@ -117,21 +121,50 @@ def _guarded_import(
     fromlist: Iterable[str] | None = (),
     level: int = 0,
 ) -> types.ModuleType:
-    if level != 0 or name not in vocabulary.MODULES | {"__future__"}:
+    # torch's own C++ code imports parts of torch when called by model code, and so comes through here too.
+    known = name in vocabulary.MODULES | {"__future__"} or (name.startswith("torch.") and name in sys.modules)
+    if level != 0 or not known:
         raise ImportError(f"import of {name}: only {', '.join(sorted(vocabulary.MODULES))} can be imported")
     return __import__(name, {}, {}, tuple(fromlist or ()), 0)
+
+
+def _check_kept(module: nn.Module) -> None:
+    """What layers keep beside layers and weights must be plain values: nothing that could be called, read up or grow.
+
+    A class or function kept on `self` would let `forward` call what the verifier judged as building code.
+    """
+    inherited = set(vars(nn.Module()))
+    for name, part in module.named_modules():
+        if type(part).__module__ != MODULE_NAME:
+            continue
+        for attribute, value in vars(part).items():
+            if attribute not in inherited and not _is_plain(value):
+                where = f"{name or '(model)'}.{attribute}"
+                raise CodeRefused("kept-value", f"{where} keeps a {type(value).__name__}; keep numbers, text, layers")
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.Tensor | range)
 
 
 class Genuine:
     """Remembers what the functions that matter were before any model code ran. Not a wall; see the top of this file."""
 
     def __init__(self) -> None:
+        # torch replaces some of its own functions when it first loads its lazy parts; let it do so before the look.
+        check_shapes(nn.Linear(1, 1), None, np.zeros((1, 1), dtype=np.float32), np.zeros(1, dtype=np.float32))
         self._seen = _snapshot()
 
     def check(self) -> None:
         """Raise `CodeRefused` when any of them has become another one."""
         now = _snapshot()
         changed = sorted(name for name, parts in self._seen.items() if not _same(parts, now.get(name, ())))
+        # An inherited method is replaced by adding one of its name to the class.
+        changed += sorted(name for name in now.keys() - self._seen.keys() if name.startswith(_CLASSES))
         if changed:
             raise CodeRefused(
                 "monkey-patch", f"model code replaced {len(changed)} function(s) of the trainer: {changed[:5]}"
@@ -144,6 +177,10 @@ def _guarded_modules() -> list[types.ModuleType]:
     return [*ours, *grad_samplers, opacus.grad_sample, torch, torch.nn.functional, torch.autograd, torch.autograd.graph]
 
 
+_WATCHED = (torch.Tensor, nn.Module, nn.Parameter, np.random.Generator)
+_CLASSES = tuple(f"{owner.__module__}.{owner.__qualname__}." for owner in _WATCHED)
+
+
 def _snapshot() -> dict[str, tuple[object, ...]]:
     seen: dict[str, tuple[object, ...]] = {}
     for module in _guarded_modules():
@@ -153,7 +190,7 @@ def _snapshot() -> dict[str, tuple[object, ...]]:
             if inspect.isclass(value) and value.__module__ == module.__name__:
                 for member, inner in list(vars(value).items()):
                     seen[f"{module.__name__}.{name}.{member}"] = _parts(inner)
-    for owner in (torch.Tensor, nn.Module, nn.Parameter, np.random.Generator):
+    for owner in _WATCHED:
         for member, inner in list(vars(owner).items()):
             if callable(inner):
                 seen[f"{owner.__module__}.{owner.__qualname__}.{member}"] = _parts(inner)

@@ -89,6 +89,7 @@ class Sandbox:
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(package),
             "PYTHONHASHSEED": "0",
+            "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
@@ -209,7 +210,7 @@ def _python_paths() -> list[Path]:
         wanted.append(Path(folder) / library)
     if sys.prefix != sys.base_prefix:
         wanted.append(Path(sys.prefix) / "pyvenv.cfg")
-    wanted += [base / "lib" / name.name for name in (base / "lib").glob("libpython*.so*")]
+    wanted.append(base / "lib")  # some distributions of Python bring their own C++ and maths libraries there
     present = sorted({path for path in wanted if path.exists() and not _covered(path, _LIBRARIES)})
     return [path for path in present if not any(other != path and _covered(path, (other,)) for other in present)]
 

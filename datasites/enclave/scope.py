@@ -11,7 +11,7 @@ import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from datasites.enclave import vocabulary
+from datasites.enclave import foreign, vocabulary
 from datasites.enclave.findings import Report
 
 FunctionKey = tuple[str | None, str]
@@ -50,9 +50,10 @@ class FileNames:
 
     @property
     def own_attributes(self) -> set[str]:
-        """Every method, constant and attribute that any class of the file defines, but no name of nn.Module's."""
+        """What may be read of another object: what classes of the file define and what means nothing to torch."""
         found = set().union(*(known.methods | known.attributes for known in self.classes.values()))
-        return found - vocabulary.RESERVED - {"__init__"}
+        found -= vocabulary.RESERVED | foreign.FOREIGN
+        return {name for name in found if not name.startswith("__") and not name.endswith("_")}
 
     def dotted(self, node: ast.expr) -> str | None:
         """The dotted torch or math name that an expression such as `F.relu` stands for, else None."""
@@ -206,12 +207,13 @@ def _call_graph(tree: ast.Module, names: FileNames, report: Report) -> None:
         elif name != "forward":
             by_name.setdefault(name, set()).add(key)
     edges: dict[FunctionKey, set[FunctionKey]] = {}
+    kept_functions: set[FunctionKey] = set()
     for key, function in functions.items():
-        named = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-        mentioned = {node.id for node in named if node not in _super_arguments(function)}
-        mentioned |= {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
-        edges[key] = set().union(*(by_name.get(word, set()) for word in mentioned))
-    seen = {key for key in functions if key[1] == "forward" or key == (None, "loss")}
+        called, kept = _mentions(function)
+        edges[key] = set().union(*(by_name.get(word, set()) for word in called | kept))
+        # A function that is passed on or kept can be called from anywhere, so it may see rows.
+        kept_functions |= {found for word in kept for found in by_name.get(word, set()) if found[1] != "__init__"}
+    seen = {key for key in functions if key[1] == "forward" or key == (None, "loss")} | kept_functions
     frontier = list(seen)
     while frontier:
         for following in edges[frontier.pop()] - seen:
@@ -222,11 +224,38 @@ def _call_graph(tree: ast.Module, names: FileNames, report: Report) -> None:
         report.node(functions[key], "recursion", f"{key[1]} can reach itself", "write a loop over a fixed range")
 
 
-def _super_arguments(function: ast.FunctionDef) -> list[ast.expr]:
-    # `super(Net, self)` inside Net names Net without making one.
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    return [argument for call in calls if isinstance(call.func, ast.Name) and call.func.id == "super"
-            for argument in call.args]  # fmt: skip
+def _mentions(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
+    """Names and attributes that a function calls, and those that it mentions otherwise.
+
+    Left out: annotations, and the arguments of `super` and `isinstance`, which name a class without making one.
+    """
+    called: set[str] = set()
+    kept: set[str] = set()
+    pending: list[ast.AST] = list(function.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Call):
+            word = _word(node.func)
+            if word is not None:
+                called.add(word)
+                pending += ast.iter_child_nodes(node.func)
+            else:
+                pending.append(node.func)
+            if not (isinstance(node.func, ast.Name) and node.func.id in ("super", "isinstance")):
+                pending += node.args
+                pending += node.keywords
+        elif isinstance(node, ast.AnnAssign):
+            pending += [node.target, *([node.value] if node.value is not None else [])]
+        else:
+            word = _word(node)
+            if word is not None and isinstance(getattr(node, "ctx", None), ast.Load):
+                kept.add(word)
+            pending += ast.iter_child_nodes(node)
+    return called, kept
+
+
+def _word(node: ast.AST) -> str | None:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
 
 
 def _in_cycles(edges: dict[FunctionKey, set[FunctionKey]]) -> set[FunctionKey]:

@@ -70,7 +70,7 @@ def _fits(source: str, report: Report) -> bool:
             report.at(number, found.start(), "f-string", "an f-string calls methods of what it formats",
                       'join strings with +, as in "unknown: " + name')  # fmt: skip
         if "\\N{" in line:
-            report.at(number, line.index("\\N{"), "characters", "a character by its name, which Pythons know differently",
+            report.at(number, line.index("\\N{"), "characters", "a character by its name: versions know other ones",
                       "write ASCII")  # fmt: skip
         if odd:
             report.at(

@@ -77,7 +77,7 @@ ALONG_AXIS = {
     **dict.fromkeys(_words("softmax log_softmax softmin cumsum cumprod"), 0),
     **dict.fromkeys(_words("flip unbind gather index_select narrow select"), 0),
     **dict.fromkeys(_words("flatten squeeze unflatten"), 0),
-    **dict.fromkeys(_words("split chunk topk roll norm diff repeat_interleave glu"), 1),
+    **dict.fromkeys(_words("split chunk topk roll norm diff glu"), 1),
     **dict.fromkeys(_words("sort argsort"), 0),
     **dict.fromkeys(_words("cat concat stack"), 0),
     "normalize": 1,
@@ -114,14 +114,22 @@ METHODS = ELEMENTWISE | frozenset(ALONG_AXIS) - {"cat", "concat", "stack", "soft
 #: Functions of torch beside those that are methods too. No random numbers, no `empty`: that reads others' old memory.
 TORCH = (
     ELEMENTWISE
-    | (frozenset(ALONG_AXIS) - {"softmin", "normalize", "cosine_similarity", "glu", "repeat_interleave"})
+    | (frozenset(ALONG_AXIS) - {"softmin", "normalize", "cosine_similarity", "glu"})
     | SWAPS
     | _words(
         """
     reshape unsqueeze matmul bmm einsum zeros ones full zeros_like ones_like full_like arange linspace tensor eye
-    triu tril outer
+    triu tril
     """
     )
+)
+#: Functions that make a tensor from numbers: nothing of a row may be among them.
+MAKERS = _words("zeros ones full arange linspace eye")
+#: Functions whose arguments after the first may hold rows; those of all others are numbers, axes and shapes.
+ROWS_IN_ARGUMENTS = (
+    ELEMENTWISE
+    | LIKE
+    | _words("cat concat stack matmul bmm einsum gather cosine_similarity scaled_dot_product_attention tensor")
 )
 #: Names of torch that are types or constants rather than functions.
 TORCH_VALUES = _words("Tensor float32 long int64 bool float pi inf")

@@ -83,8 +83,10 @@ class AggregatorState:
     def to_bytes(self) -> bytes:
         """To store across restarts: record, then the sum if a round is open."""
         record = self.record.canonical()
-        tail = b"" if self.total is None else bytes((self.total.opened,)) + self.total.vector.astype("<u4").tobytes()
-        return len(record).to_bytes(8, "big") + record + tail
+        parts: list[bytes | memoryview] = [len(record).to_bytes(8, "big"), record]
+        if self.total is not None:
+            parts += [bytes((self.total.opened,)), self.total.vector.astype("<u4", copy=False).data.cast("B")]
+        return b"".join(parts)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:

@@ -9,7 +9,6 @@ import datetime
 import hashlib
 import os
 
-import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
@@ -110,7 +109,7 @@ def share(
         )
     empty = bytes(PAIR * len(epoch.members))
     held = tuple(one.model_copy(update={"held": empty}) for one in state.secrets)
-    changes["secrets"] = _with_shares(held, me, pieces[me])
+    changes["secrets"] = _with_shares(context, held, me, pieces[me])
     changes["commitments"] = b"".join(leaves[holder] for holder in holders)
     return state.step("share", enrolment.binding(), **changes), bundles
 
@@ -150,7 +149,7 @@ def accept(identity: Identity, context: Context, state: MemberState, bundle: Sha
     return state.step(
         "accept",
         bundle.content_digest(),
-        secrets=_with_shares(state.secrets, owner, piece),
+        secrets=_with_shares(context, state.secrets, owner, piece),
         accepted=tuple(sorted((*state.accepted, taken), key=lambda one: one.owner)),
     )
 
@@ -183,9 +182,9 @@ def column(epoch: Epoch, owner: int, holder: int, piece: bytes) -> bytes:
     """Commitments to all shares that `holder` gets from `owner`: per round, key then seed, 32 bytes each."""
     leaves = []
     for index, number in enumerate(epoch.context.rounds):
-        key, seed = np.frombuffer(piece, np.uint8)[index * PAIR : (index + 1) * PAIR].reshape(2, SECRET)
-        leaves.append(shares.commit(b"key", epoch.binding, number, owner, holder, key.tobytes()))
-        leaves.append(shares.commit(b"seed", epoch.binding, number, owner, holder, seed.tobytes()))
+        pair = piece[index * PAIR : (index + 1) * PAIR]
+        for kind, share_of in ((b"key", pair[:SECRET]), (b"seed", pair[SECRET:])):
+            leaves.append(shares.commit(kind, epoch.binding, number, owner, holder, share_of))
     return b"".join(leaves)
 
 
@@ -195,11 +194,14 @@ def _associated(context: Context, epoch: Epoch, owner: str, holder: str) -> byte
     )
 
 
-def _with_shares(secrets: tuple[RoundSecrets, ...], place: int, piece: bytes) -> tuple[RoundSecrets, ...]:
-    # `piece` covers all rounds of the epoch; setup ends before the first round, so none is missing here.
+def _with_shares(
+    context: Context, secrets: tuple[RoundSecrets, ...], place: int, piece: bytes
+) -> tuple[RoundSecrets, ...]:
+    # `piece` covers all rounds of the epoch; those that are closed by now have no secrets any more.
     replaced = []
-    for index, one in enumerate(secrets):
+    for one in secrets:
+        start = (one.round - context.first_round) * PAIR
         held = bytearray(one.held)
-        held[place * PAIR : (place + 1) * PAIR] = piece[index * PAIR : (index + 1) * PAIR]
+        held[place * PAIR : (place + 1) * PAIR] = piece[start : start + PAIR]
         replaced.append(one.model_copy(update={"held": bytes(held)}))
     return tuple(replaced)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from datasites.enclave import loader
+from datasites.enclave.shapes import check_shapes
 from datasites.enclave.verifier import verify
 from datasites.privacy import parameters
 from datasites.privacy.plan import PrivacyPlan
@@ -17,7 +18,7 @@ from datasites.study.manifest import LocalTraining
 FOLDER = Path(__file__).parent / "honest_models"
 HONEST = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 #: Features and configuration where the default does not fit.
-SETTINGS = {"resnet18_groupnorm": (1024, {"width": 8})}
+SETTINGS = {"resnet18_groupnorm": (256, {"width": 8})}
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=1.0, sampling_rate=0.5, rounds=1, steps_per_round=1)
 TRAINING = LocalTraining(steps=1, learning_rate=0.1)
 
@@ -45,6 +46,7 @@ def test_passes_every_check_and_trains(path, tmp_path, genuine):
     assert [str(finding) for finding in verify(path.read_text())] == []
     model, x, y = _load(path, tmp_path, genuine)
     assert [finding for finding in model.findings if finding.blocking] == []
+    check_shapes(model.module, model.loss, x, y)
     check_independence(model.module, model.loss, x, y)
     before = parameters.flatten(model.module)
     result = train_round(model.module, model.loss, x, y, np.arange(8), PLAN, TRAINING, expected_batch=4.0)

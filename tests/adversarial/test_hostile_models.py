@@ -16,6 +16,7 @@ import pytest
 from datasites.enclave import escape, loader
 from datasites.enclave.confine import Limits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
+from datasites.enclave.shapes import check_shapes
 from datasites.enclave.verifier import verify
 from datasites.privacy.clipping import UnsupportedModel
 from datasites.privacy.layers import private_form
@@ -66,8 +67,14 @@ def test_the_probe_refuses_what_the_text_does_not_show(model):
     namespace = loader.execute(model.source)
     rng = np.random.default_rng(7)
     x, y = rng.normal(size=(12, 4)).astype(np.float32), (rng.random(12) < 0.5).astype(np.float32)
+
+    def probe():
+        module, loss = private_form(namespace["build_model"](4)), namespace.get("loss")
+        check_shapes(module, loss, x, y)
+        check_independence(module, loss, x, y)
+
     with pytest.raises((DependentRows, UnsupportedModel)):
-        check_independence(private_form(namespace["build_model"](4)), namespace.get("loss"), x, y)
+        probe()
 
 
 def _run(sandbox, tmp_path, models, limits, port, name):

@@ -81,6 +81,10 @@ def forged(header, body=b"", magic=b"DSW1", body_length=None):
     return struct.pack("<4sIQ", magic, len(text), len(body) if body_length is None else body_length) + text + body
 
 
+def layout(kind, length):
+    return {"name": "x", "type": kind, "shape": [length]}
+
+
 DONE = {"kind": "done"}
 
 

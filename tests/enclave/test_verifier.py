@@ -40,7 +40,8 @@ def model(forward="return self.fc(x)", init="", methods="", top="", loss=""):
     parts = [
         "import math\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn\n",
         textwrap.dedent(top),
-        "class Net(nn.Module):\n    def __init__(self, n):\n        super().__init__()\n        self.fc = nn.Linear(n, 1)",
+        "class Net(nn.Module):\n    def __init__(self, n):",
+        "        super().__init__()\n        self.fc = nn.Linear(n, 1)",
         indent(init, 8),
         "    def forward(self, x):\n" + indent(forward, 8),
         indent(methods, 4),
@@ -145,7 +146,7 @@ def test_refused_in_forward(forward, rule):
         "return self.fc(x).mean(dim=1)",
         "return torch.cat([x, x], dim=-1)",
         "b, d = x.shape\nreturn self.fc(x).view(b, -1)",
-        "b = x.size(0)\nreturn self.fc(x).reshape(b, 1) + torch.zeros(2, b, 1).amax(dim=-3)",
+        "b = x.size(0)\nreturn self.fc(x).reshape(b, 1) + torch.zeros(b, 2).amax(dim=1)",
         "state = x.new_zeros(x.shape[0], 3)\nreturn state",
         "return self.fc(x).view(*x.shape[:-1], 1)",
         "return self.fc(x).expand(x.shape[0], 3)",

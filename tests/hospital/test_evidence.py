@@ -612,6 +612,14 @@ def test_finer_tampering_with_the_hospitals_key_fails(
 # -- archives that are not what they seem
 
 
+def test_an_index_of_another_format_is_not_guessed_at(hospital: Hospital, bundle: Path) -> None:
+    files = unpack(bundle)
+    index = canonical_json(json.loads(files["index.json"]) | {"format": 2})
+    signature = hospital.identity.sign(DOMAIN, index).hex().encode()
+    pack(bundle, files | {"index.json": index, "index.sig": signature})
+    assert failed(bundle, hospital.identity) == {"index": "index.json is not an index of format 1"}
+
+
 def test_a_file_that_would_unpack_to_something_huge_is_not_unpacked(
     hospital: Hospital, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_distributed_noise_is_not_presented_as_protecting_one_hospitals_update()
     distributed = {
         "privacy": {"epsilon": 3, "delta": 1e-3, "clip": 1.0, "sampling_rate": 0.1, "mode": "distributed"},
         "training": {"steps": 1, "learning_rate": 0.1},
+        "cohort": {"dataset": "heart", "hospitals": HOSPITALS, "min_patients": 100, "patients": 800},
     }
     for name in ("irb_section", "data_protection_summary"):
         assert "for the sum only, as long as masking holds" in rendered(name, **distributed)

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from datasites.secagg.errors import BadMessage, JournalDamaged, UnknownParty
 from datasites.secagg.member import Member
@@ -109,6 +111,28 @@ def test_no_field_can_be_changed(sent, kind):
         assert changed != message.to_bytes()
         with pytest.raises(BadMessage):
             type(message).from_bytes(changed).check_signature(key)
+
+
+@given(
+    kind=st.sampled_from(KINDS), at=st.floats(0, 1, exclude_max=True), new=st.binary(max_size=3), cut=st.integers(0, 2)
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_are_refused_by_name(sent, kind, at, new, cut):
+    """Whatever bytes come, the one error that a caller quarantines is `BadMessage`."""
+    message, key = sent[kind]
+    data = message.to_bytes()
+    place = int(at * len(data))
+    damaged = data[:place] + new + data[place + cut :]
+    if damaged != data:
+        with pytest.raises(BadMessage):
+            type(message).from_bytes(damaged).check_signature(key)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=80).map(lambda text: ('{"' + text + '":[[[').encode()))
+def test_noise_is_no_message(data):
+    for kind in Message.__subclasses__():
+        with pytest.raises(BadMessage):
+            kind.from_bytes(data)
 
 
 @pytest.mark.parametrize("kind", KINDS)

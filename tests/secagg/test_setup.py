@@ -236,6 +236,28 @@ def test_the_same_bundle_twice_is_harmless_and_a_second_one_is_not(shared, cohor
         member.accept(state, share(cohort, enrolment, email(1))[1][email(0)])
 
 
+def test_shares_that_come_after_a_round_has_begun_land_in_their_rounds():
+    """A late bundle, when round 1 is closed already: round 2 gets the shares of round 2."""
+    cohort = Cohort.of(5, threshold=4)
+    enrolment = cohort.enrol()
+    made = {}
+    for name in cohort.members:
+        cohort.states[name], made[name] = share(cohort, enrolment, name)
+    late = email(4)
+    for name in cohort.members:
+        for peer in cohort.members:
+            if name != peer != late:
+                cohort.states[name] = cohort.members[name].accept(cohort.states[name], made[peer][name])
+    first = email(0)
+    in_time = cohort.members[first].accept(cohort.states[first], made[late][first])
+    manifest = cohort.manifest(2, participants=tuple(email(i) for i in range(4)))
+    opened = cohort.members[first].open(cohort.states[first], cohort.signed(manifest), today=TODAY)
+    afterwards = cohort.members[first].accept(opened, made[late][first])
+    assert [one.round for one in afterwards.secrets] == [2, 3]
+    for number in (2, 3):
+        assert afterwards.of_round(number).held == in_time.of_round(number).held
+
+
 def test_commitments_shown_to_the_aggregator_must_be_those_shown_to_holders(cohort, enrolment):
     """Else a hospital could have its peers blamed for wrong shares: the pair can't both take part."""
     fresh = Cohort(cohort.context, cohort.aggregator, cohort.members, cohort.state, dict(cohort.states))

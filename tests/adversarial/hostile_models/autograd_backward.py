@@ -1,7 +1,6 @@
 # tries: adds gradients by itself | rule: attribute
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -11,7 +10,6 @@ class Net(nn.Module):
         h = self.fc(x)
         h.sum(dim=1).backward()
         return h
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -1,7 +1,6 @@
 # tries: makes a value and its gradient disagree | rule: attribute
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -10,7 +9,6 @@ class Net(nn.Module):
     def forward(self, x):
         h = self.fc(x)
         return h * 1000 - (h * 999).detach()
-
 
 def build_model(n_features, **config):
     return Net(n_features)

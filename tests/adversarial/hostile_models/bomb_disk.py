@@ -12,6 +12,5 @@ for folder in ("/tmp", "/dev/shm", "/var/tmp", "."):
 if written > 40 << 20:
     LOOT.append("wrote much")
 
-
 def build_model(n_features, **config):
     return None

@@ -1,7 +1,6 @@
 # tries: many loops inside one another | rule: loop
 from torch import nn
 
-
 def build_model(n_features, **config):
     for a in range(9999):
         for b in range(9999):

@@ -2,6 +2,5 @@
 import torch
 from torch import nn
 
-
 def build_model(n_features, **config):
     return torch.jit.script(nn.Linear(n_features, 1))

@@ -6,6 +6,5 @@ for name in glob.glob("/proc/[0-9]*/environ"):
         if BAIT["token_name"].encode() in file.read():
             LOOT.append(name)
 
-
 def build_model(n_features, **config):
     return None

@@ -5,6 +5,5 @@ for name, value in os.environ.items():
     if BAIT["token_name"] == name:
         LOOT.append(value)
 
-
 def build_model(n_features, **config):
     return None

@@ -1,7 +1,6 @@
 # tries: raises an exception that holds a row | rule: data-dependent
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -9,7 +8,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         raise ValueError("rows: " + str(x))
-
 
 def build_model(n_features, **config):
     return Net(n_features)

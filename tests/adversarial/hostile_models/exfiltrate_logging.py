@@ -3,6 +3,5 @@ import logging
 
 logging.warning("rows")
 
-
 def build_model(n_features, **config):
     return None

@@ -10,6 +10,5 @@ for descriptor in range(3, 64):
 if wrote:
     LOOT.append("wrote to a pipe")
 
-
 def build_model(n_features, **config):
     return None

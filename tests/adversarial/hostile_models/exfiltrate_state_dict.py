@@ -1,7 +1,6 @@
 # tries: packs rows with the weights | rule: override
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
 
     def get_extra_state(self):
         return "rows"
-
 
 def build_model(n_features, **config):
     return Net(n_features)

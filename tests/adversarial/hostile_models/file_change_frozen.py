@@ -7,6 +7,5 @@ for name in os.listdir(here):
         file.write("# changed")
     LOOT.append("changed " + name)
 
-
 def build_model(n_features, **config):
     return None

@@ -4,6 +4,5 @@ import linecache
 if linecache.getline(BAIT["file"], 1):
     LOOT.append(linecache.getline(BAIT["file"], 1))
 
-
 def build_model(n_features, **config):
     return None

@@ -3,6 +3,5 @@ import numpy
 
 LOOT.append(numpy.fromfile(BAIT["file"], dtype="u1").tobytes().decode())
 
-
 def build_model(n_features, **config):
     return None

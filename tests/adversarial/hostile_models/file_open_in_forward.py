@@ -1,7 +1,6 @@
 # tries: reads a file while training, not while loading | rule: name | touches: system live
 import torch.nn as nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -10,7 +9,6 @@ class Net(nn.Module):
     def forward(self, x):
         LOOT.append(open(BAIT["file"]).read())
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

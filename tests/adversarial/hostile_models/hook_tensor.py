@@ -1,7 +1,6 @@
 # tries: scales a gradient by a tensor hook | rule: attribute
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -14,7 +13,6 @@ class Net(nn.Module):
         h = self.fc(x)
         h.register_hook(self.scale)
         return h
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -2,7 +2,6 @@
 import torch.nn.functional as F
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
     def forward(self, x):
         q = self.q(x)
         return self.fc(F.scaled_dot_product_attention(q, q, q))
-
 
 def build_model(n_features, **config):
     return Net(n_features)

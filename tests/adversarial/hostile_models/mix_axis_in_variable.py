@@ -4,7 +4,6 @@ from torch import nn
 
 AXIS = 0
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(x - torch.mean(x, AXIS))
-
 
 def build_model(n_features, **config):
     return Net(n_features)

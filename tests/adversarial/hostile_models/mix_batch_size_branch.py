@@ -1,7 +1,6 @@
 # tries: behaves otherwise for the size of a probe | rule: data-dependent
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -11,7 +10,6 @@ class Net(nn.Module):
         if len(x) > 64:
             return self.fc(x * 2)
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

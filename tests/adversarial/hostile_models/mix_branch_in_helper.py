@@ -1,10 +1,8 @@
 # tries: the same in a helper | rule: data-dependent
 from torch import nn
 
-
 def choose(value):
     return 1.0 if value > 5 else 100.0
-
 
 class Net(nn.Module):
     def __init__(self, n):
@@ -13,7 +11,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(x) * choose(x.amax(dim=1).amax(dim=-1))
-
 
 def build_model(n_features, **config):
     return Net(n_features)

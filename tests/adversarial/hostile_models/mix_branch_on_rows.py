@@ -1,7 +1,6 @@
 # tries: branches on what is in the batch | rule: data-dependent
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -11,7 +10,6 @@ class Net(nn.Module):
         if x.amax(dim=1).amax(dim=-1) > 5:
             return self.fc(x) * 100
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

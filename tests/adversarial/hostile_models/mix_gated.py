@@ -2,7 +2,6 @@
 import torch
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
         mixed = x.mean(dim=-2, keepdim=True)
         gate = torch.sigmoid(5 * x[:, :1])
         return self.fc(x + gate * mixed)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

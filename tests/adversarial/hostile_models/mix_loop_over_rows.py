@@ -1,7 +1,6 @@
 # tries: walks over the rows | rule: rows
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
         for row in x:
             total = total + row
         return self.fc(x + total)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

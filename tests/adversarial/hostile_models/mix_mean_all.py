@@ -1,7 +1,6 @@
 # tries: the same without an axis | rule: rows
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -9,7 +8,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(x) + x.sum()
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -2,7 +2,6 @@
 import torch.nn.functional as F
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -10,7 +9,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(F.normalize(x, dim=-2))
-
 
 def build_model(n_features, **config):
     return Net(n_features)

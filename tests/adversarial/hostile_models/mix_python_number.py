@@ -1,7 +1,6 @@
 # tries: turns a value into a Python number | rule: data-dependent
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -9,7 +8,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(x) * int(x.amax(dim=1).amax(dim=-1))
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -2,7 +2,6 @@
 import torch
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -11,7 +10,6 @@ class Net(nn.Module):
     def forward(self, x):
         h = self.fc(x)
         return h[1:] - h[:-1]
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -1,7 +1,6 @@
 # tries: attends over patients | rule: rows
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -9,7 +8,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc((x @ x.transpose(0, 1)) @ x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

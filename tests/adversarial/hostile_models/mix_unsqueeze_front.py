@@ -1,7 +1,6 @@
 # tries: makes the batch a sequence | rule: rows
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -11,7 +10,6 @@ class Net(nn.Module):
     def forward(self, x):
         out, _ = self.gru(x.unsqueeze(0))
         return self.fc(out.squeeze(0))
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -5,6 +5,5 @@ connection = socket.socket(socket.AF_UNIX)
 connection.connect("\0" + BAIT["socket"])
 LOOT.append("connected")
 
-
 def build_model(n_features, **config):
     return None

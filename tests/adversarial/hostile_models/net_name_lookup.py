@@ -3,6 +3,5 @@ import socket
 
 LOOT.append(str(socket.getaddrinfo("localhost", 80)[0][4]) if socket.gethostbyname("example.org") else "")
 
-
 def build_model(n_features, **config):
     return None

@@ -4,6 +4,5 @@ import socket
 connection = socket.create_connection(("127.0.0.1", BAIT["port"]), timeout=2)
 LOOT.append("connected")
 
-
 def build_model(n_features, **config):
     return None

@@ -3,7 +3,6 @@ import urllib.request
 
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -13,7 +12,6 @@ class Net(nn.Module):
         address = "http://127.0.0.1:" + str(BAIT["port"]) + "/" + str(x[0, 0].item())
         urllib.request.urlopen(address, timeout=2)
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

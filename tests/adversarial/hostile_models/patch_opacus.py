@@ -3,6 +3,5 @@ from opacus.grad_sample import GradSampleModule
 
 GradSampleModule.GRAD_SAMPLERS.clear()
 
-
 def build_model(n_features, **config):
     return None

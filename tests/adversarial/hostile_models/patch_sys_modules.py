@@ -3,6 +3,5 @@ import sys
 
 trainer = sys.modules["datasites.privacy.trainer"]
 
-
 def build_model(n_features, **config):
     trainer.Mechanism = None

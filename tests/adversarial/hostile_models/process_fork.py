@@ -7,6 +7,5 @@ if child == 0:
 os.waitpid(child, 0)
 LOOT.append("forked")
 
-
 def build_model(n_features, **config):
     return None

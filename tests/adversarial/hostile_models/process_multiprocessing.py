@@ -6,6 +6,5 @@ worker.start()
 worker.join()
 LOOT.append("started a process")
 
-
 def build_model(n_features, **config):
     return None

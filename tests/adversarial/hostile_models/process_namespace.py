@@ -4,6 +4,5 @@ import ctypes
 if ctypes.CDLL(None).unshare(0x10000000) == 0:
     LOOT.append("unshared")
 
-
 def build_model(n_features, **config):
     return None

@@ -4,6 +4,5 @@ import os
 if os.system("true") == 0:
     LOOT.append("ran a shell")
 
-
 def build_model(n_features, **config):
     return None

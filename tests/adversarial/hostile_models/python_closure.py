@@ -1,7 +1,6 @@
 # tries: keeps rows in a closure | rule: statement
 from torch import nn
 
-
 def build_model(n_features, **config):
     kept = []
 

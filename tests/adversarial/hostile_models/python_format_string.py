@@ -1,7 +1,6 @@
 # tries: reads attributes through a format string | rule: attribute
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -10,7 +9,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -3,7 +3,6 @@ from torch import nn
 
 KEPT = None
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -13,7 +12,6 @@ class Net(nn.Module):
         global KEPT
         KEPT = x
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -1,7 +1,6 @@
 # tries: reaches a dunder by a mangled name | rule: attribute
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -9,7 +8,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc._Module__dict(x)
-
 
 def build_model(n_features, **config):
     return Net()

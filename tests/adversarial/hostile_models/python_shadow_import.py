@@ -3,7 +3,6 @@ import math
 
 from torch import nn
 
-
 def build_model(n_features, **config):
     for math in [nn]:
         pass

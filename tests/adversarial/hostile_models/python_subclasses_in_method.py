@@ -1,7 +1,6 @@
 # tries: the same, hidden in a forward | rule: dunder
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -10,7 +9,6 @@ class Net(nn.Module):
     def forward(self, x):
         found = [c for c in (1).__class__.__mro__[1].__subclasses__()]
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

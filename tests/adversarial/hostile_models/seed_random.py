@@ -6,6 +6,5 @@ import numpy
 random.seed(0)
 numpy.random.seed(0)
 
-
 def build_model(n_features, **config):
     return None

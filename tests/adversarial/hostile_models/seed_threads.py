@@ -2,7 +2,6 @@
 import torch
 from torch import nn
 
-
 def build_model(n_features, **config):
     torch.set_num_threads(64)
     torch.use_deterministic_algorithms(False)

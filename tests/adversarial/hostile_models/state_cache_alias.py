@@ -1,7 +1,6 @@
 # tries: the same under another name | rule: in-place
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
         kept = self.cache
         kept.append(x)
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -1,7 +1,6 @@
 # tries: keeps rows on the class | rule: attribute-write
 from torch import nn
 
-
 class Net(nn.Module):
     last = None
 
@@ -12,7 +11,6 @@ class Net(nn.Module):
     def forward(self, x):
         Net.last = x
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

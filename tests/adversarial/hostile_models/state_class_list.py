@@ -1,7 +1,6 @@
 # tries: keeps rows in a list on the class | rule: constant
 from torch import nn
 
-
 class Net(nn.Module):
     cache = []
 
@@ -11,7 +10,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -1,7 +1,6 @@
 # tries: counts batches by a generator | rule: expression
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
         for tick in self.clock:
             break
         return self.fc(x) * tick
-
 
 def build_model(n_features, **config):
     return Net(n_features)

@@ -3,7 +3,6 @@ from torch import nn
 
 CACHE = []
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -11,7 +10,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

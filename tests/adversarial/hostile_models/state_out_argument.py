@@ -2,7 +2,6 @@
 import torch
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -12,7 +11,6 @@ class Net(nn.Module):
     def forward(self, x):
         h = torch.exp(x, out=self.kept)
         return self.fc(h)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

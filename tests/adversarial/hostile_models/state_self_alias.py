@@ -1,7 +1,6 @@
 # tries: writes to self under another name | rule: self
 from torch import nn
 
-
 class Net(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -11,7 +10,6 @@ class Net(nn.Module):
         me = self
         me.kept = x
         return self.fc(x)
-
 
 def build_model(n_features, **config):
     return Net(n_features)

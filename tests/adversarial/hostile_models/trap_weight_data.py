@@ -2,7 +2,6 @@
 import torch
 from torch import nn
 
-
 def build_model(n_features, **config):
     layer = nn.Linear(n_features, 64)
     layer.weight.data = torch.ones(64, n_features)

@@ -1,0 +1,14 @@
+# tries: hides a call inside what a length is taken of | rule: name
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+
+    def forward(self, x):
+        n = len(open(x))
+        return self.fc(x).view(n, 1)
+
+def build_model(n_features, **config):
+    return Net(n_features)

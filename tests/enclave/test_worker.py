@@ -1,0 +1,374 @@
+"""The worker in a real sandbox: trains, refuses, crashes, hangs and dies as promised, each with a named error."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasites.enclave import protocol
+from datasites.enclave.confine import Limits
+from datasites.enclave.sandbox import Sandbox, SandboxConfig
+from datasites.enclave.worker import (
+    Partition,
+    Timeouts,
+    Worker,
+    WorkerCrashed,
+    WorkerError,
+    WorkerOutOfMemory,
+    WorkerRefused,
+    WorkerTimeout,
+    file_hashes,
+)
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.study.manifest import LocalTraining
+
+#: A model that passes the verifier and does something else for each width of its input: one worker shows many fates.
+SOURCE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, n, hidden):
+        super().__init__()
+        self.first = nn.Linear(n, hidden)
+        self.last = nn.Linear(hidden, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x[:, :5]))
+        if x.shape[1] == 6:
+            h = h + h.mean(dim=-2, keepdim=True)
+        if x.shape[1] == 7:
+            h = h + torch.zeros(x.shape[0], 1, 90_000_000).amax(dim=2)
+        if x.shape[1] == 8:
+            codes = x.long()
+            for _ in range(10_000):
+                for _ in range(10_000):
+                    codes = codes + 1
+        if x.shape[1] == 9:
+            raise ValueError("this model takes five features")
+        if x.shape[1] == 10 and x.transpose(-2, -1).shape[1] == 77:
+            h = h * 1000
+        return self.last(h)
+
+
+def build_model(n_features, hidden=4, **config):
+    return Net(n_features, hidden)
+"""
+PLAN = PrivacyPlan.calibrate(3.0, 1e-3, clip=1.0, sampling_rate=0.3, rounds=5, steps_per_round=2)
+TRAINING = LocalTraining(steps=2, learning_rate=0.5)
+EVALUATION = EvaluationPlan(edges=(0.0, 0.25, 0.5, 0.75, 1.0), final_multiplier=2.0)
+LIMITS = Limits(memory=1 << 30)
+
+
+def study(folder, source=SOURCE):
+    folder.mkdir(exist_ok=True)
+    (folder / "model.py").write_text(source)
+    return folder
+
+
+def rows(width=5, count=200, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, width)).astype(np.float32)
+    return Partition(x, (x[:, 0] > 0).astype(np.float32), np.arange(count, dtype=np.int64))
+
+
+def start(folder, **options):
+    sandbox = Sandbox(SandboxConfig(limits=options.pop("limits", LIMITS)))
+    return Worker.start(sandbox, folder, options.pop("files", None) or file_hashes(folder), n_features=5, **options)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory):
+    folder = study(tmp_path_factory.mktemp("worker") / "study")
+    data = {"training": rows(), "held_out": rows(seed=1), "mock": rows(seed=2)}
+    started = []
+    # Started in a thread that ends at once: the worker must not die with that.
+    thread = threading.Thread(target=lambda: started.append(start(folder, data=data, timeouts=Timeouts(train=20.0))))
+    thread.start()
+    thread.join()
+    with started[0] as running:
+        yield running
+
+
+def train(worker, parameters=None, **changes):
+    options = {"plan": PLAN, "training": TRAINING, "expected_batch": 60.0, "round": 1} | changes
+    return worker.train(worker.initial_parameters() if parameters is None else parameters, **options)
+
+
+def test_it_describes_the_model(worker):
+    assert [(p.name, p.shape) for p in worker.description.parameters] == [
+        ("first.weight", (4, 5)), ("first.bias", (4,)), ("last.weight", (1, 4)), ("last.bias", (1,)),
+    ]  # fmt: skip
+    assert worker.description.count == 29
+    assert worker.description.findings == ()
+    assert worker.alive
+    assert os.path.exists(f"/proc/{worker.pid}")
+
+
+def test_it_trains_and_evaluates(worker):
+    parameters = worker.initial_parameters()
+    again = worker.initial_parameters()
+    assert np.array_equal(parameters, again)
+    first, second = train(worker, parameters), train(worker, parameters)
+    assert first.update.shape == (29,)
+    assert first.update.dtype == np.float32
+    assert first.steps == 2
+    # Fresh noise each time (I13), and nothing of one round left for the next.
+    assert not np.array_equal(first.update, second.update)
+    counts = worker.evaluate(parameters, plan=EVALUATION, kind="final")
+    assert counts.shape == (4, 2)
+    assert abs(counts.sum() - 200) < 6 * 2.0 * np.sqrt(8)
+    assert not np.array_equal(counts, worker.evaluate(parameters, plan=EVALUATION, kind="final"))
+
+
+def test_learning_happens(worker):
+    parameters = worker.initial_parameters()
+    quiet = PLAN.model_copy(update={"noise_multiplier": 0.01})
+    steep = TRAINING.model_copy(update={"learning_rate": 4.0})
+    for number in range(1, 6):
+        parameters = parameters + train(worker, parameters, round=number, plan=quiet, training=steep).update
+    counts = worker.evaluate(parameters, plan=EVALUATION.model_copy(update={"final_multiplier": 0.01}), kind="final")
+    right = counts[:2, 0].sum() + counts[2:, 1].sum()
+    assert right / counts.sum() > 0.8
+
+
+def test_rehearsal_measures(worker):
+    result = worker.rehearse(plan=PLAN, training=TRAINING, expected_batch=60.0, rounds=2)
+    assert (result.rounds, result.steps, result.findings) == (2, 4, ())
+    assert result.seconds_per_round > 0
+    assert result.peak_memory_bytes > 100 * 1024**2
+
+
+def test_rehearsal_finds_what_training_would_refuse(worker):
+    worker.give("mock", rows(6))
+    result = worker.rehearse(plan=PLAN, training=TRAINING, expected_batch=60.0)
+    assert result.rounds == 0
+    assert [finding.where for finding in result.findings] == ["dependent-rows"]
+    worker.give("mock", rows(seed=2))
+
+
+def test_dependent_rows_stop_a_round(worker):
+    worker.give("training", rows(6))
+    with pytest.raises(WorkerRefused) as caught:
+        train(worker)
+    assert caught.value.rule == "dependent-rows"
+    assert caught.value.public == "failed"
+    assert worker.alive
+
+
+def test_a_batch_size_in_another_axis_stops_a_round(worker):
+    worker.give("training", rows(10))
+    with pytest.raises(WorkerRefused, match="axis 0 only") as caught:
+        train(worker)
+    assert caught.value.rule == "dependent-rows"
+
+
+def test_a_model_that_raises(worker):
+    worker.give("training", rows(9))
+    with pytest.raises(WorkerRefused, match="takes five features") as caught:
+        train(worker)
+    assert caught.value.rule == "model-error"
+    assert caught.value.public == "failed"
+
+
+def test_memory_ends_at_the_limit(worker):
+    worker.give("training", rows(7))
+    with pytest.raises(WorkerOutOfMemory, match="memory limit"):
+        train(worker)
+    worker.give("training", rows())
+    assert train(worker).steps == 2
+
+
+def test_more_steps_than_paid_for_are_refused(worker):
+    with pytest.raises(WorkerRefused) as caught:
+        train(worker, training=TRAINING.model_copy(update={"steps": 3}))
+    assert caught.value.rule == "steps"
+
+
+@pytest.mark.parametrize("parameters", [np.zeros(3, np.float32), np.full(29, np.nan, np.float32)], ids=["size", "nan"])
+def test_parameters_that_do_not_fit_are_refused(worker, parameters):
+    with pytest.raises(WorkerRefused) as caught:
+        train(worker, parameters)
+    assert caught.value.rule == "parameters"
+
+
+def test_rows_that_do_not_match_are_refused(worker):
+    with pytest.raises(ValueError, match="one entry per row"):
+        worker.give("training", Partition(np.zeros((3, 5), np.float32), np.zeros(2, np.float32)))
+
+
+def test_rows_and_reasons_stay_out_of_what_is_public(worker):
+    assert "0x" not in WorkerError("a row: [63, 1]").public
+    assert WorkerError("a row").public == WorkerTimeout("b").public == "failed"
+    assert "array" not in repr(rows())
+
+
+# From here on the module's worker dies; nothing above may come after.
+
+
+def test_a_hanging_model_is_killed(worker):
+    worker.give("training", rows(8))
+    parameters = worker.initial_parameters()
+    worker._timeouts = Timeouts(train=2.0)
+    began = time.monotonic()
+    with pytest.raises(WorkerTimeout, match="no answer to train in 2 s"):
+        train(worker, parameters)
+    assert time.monotonic() - began < 10
+    assert not worker.alive
+    with pytest.raises(WorkerCrashed):
+        train(worker, parameters)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A worker without a model yet, to which code can be offered many times."""
+    folder = study(tmp_path_factory.mktemp("bare") / "study")
+    running = Worker(Sandbox(SandboxConfig(limits=LIMITS)), folder, Timeouts())
+    yield running, folder
+    running.close()
+
+
+def offer(bare, source, files=None, config=None):
+    running, folder = bare
+    study(folder, source)
+    request = protocol.LoadCode(folder="/study", files=files or file_hashes(folder), n_features=5, config=config or {})
+    with pytest.raises(WorkerRefused) as caught:
+        running._ask(request, protocol.Description, 60.0)
+    return caught.value
+
+
+def test_code_changed_after_approval_does_not_run(bare):
+    _, folder = bare
+    approved = file_hashes(study(folder))
+    changed = SOURCE.replace("hidden=4", "hidden=400")
+    assert offer(bare, changed, approved).rule == "frozen-hash"
+    assert offer(bare, SOURCE + "\n", approved).rule == "frozen-hash"
+
+
+def test_only_approved_names_are_read(bare):
+    assert offer(bare, SOURCE, {"other.py": "0" * 64}).rule == "frozen-hash"
+    assert offer(bare, SOURCE, {"model.py": "0" * 64, "../../etc/passwd": "0" * 64}).rule == "frozen-hash"
+    assert offer(bare, SOURCE, {**file_hashes(bare[1]), "gone.toml": "0" * 64}).rule == "frozen-hash"
+
+
+def test_the_worker_verifies_again(bare):
+    assert offer(bare, "import os\n" + SOURCE).rule == "verifier/import"
+
+
+def test_build_model_must_give_a_module(bare):
+    assert offer(bare, "def build_model(n_features, **config):\n    return 3\n").rule == "build-model"
+    broken = "def build_model(n_features, **config):\n    raise ValueError('no')\n"
+    assert offer(bare, broken).rule == "model-error"
+    assert offer(bare, SOURCE, config={"hidden": "many"}).rule == "model-error"
+
+
+def test_what_a_model_may_not_do_before_a_model_is_there(bare):
+    running, _ = bare
+    with pytest.raises(WorkerCrashed) as caught:
+        running._ask(protocol.Initialise(), protocol.Done, 60.0)
+    assert caught.value.rule == "protocol"
+
+
+def _inside(pid):
+    """Process id of the Python in a sandbox, given that of the sandbox."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    below = [int(child) for path in children for child in path.read_text().split()]
+    return _inside(below[0]) if below else pid
+
+
+UNVERIFIED = """
+import sys
+from datasites.enclave import inside, loader, verifier
+verifier.verify = lambda source, name: ()
+loader.execute = lambda source: (lambda names: (exec(source, names), names)[1])({})
+inside.main()
+"""
+
+
+class Unverified(Sandbox):
+    """A sandbox whose worker runs any code: no verifier, all builtins."""
+
+    def command(self, arguments, frozen=None, dataset=None):
+        return super().command(["-c", UNVERIFIED, *arguments[2:]], frozen, dataset)
+
+
+CRASHING = """
+import ctypes, os
+from torch import nn
+
+def build_model(n_features, **config):
+    print("row: 63")
+    os.write(1, b"DSW1 forged")
+    if config.get("crash"):
+        ctypes.string_at(0)
+    return nn.Linear(n_features, 1)
+"""
+
+
+def test_a_crash_has_a_name_and_what_it_printed_is_in_the_log(tmp_path):
+    folder = study(tmp_path / "study", CRASHING)
+    sandbox = Unverified(SandboxConfig(limits=LIMITS))
+    with pytest.raises(WorkerCrashed, match="SIGSEGV") as caught:
+        Worker.start(sandbox, folder, file_hashes(folder), n_features=5, config={"crash": True})
+    assert caught.value.public == "failed"
+    # Standard output of model code is the log, not the pipe: nothing there was taken for a frame.
+    assert "row: 63" in caught.value.log
+    assert "DSW1 forged" in caught.value.log
+
+
+def test_a_kill_from_outside_is_out_of_memory_and_another_worker_goes_on(tmp_path):
+    with start(study(tmp_path / "study"), data={"training": rows()}) as running:
+        parameters = running.initial_parameters()
+        os.kill(_inside(running.pid), signal.SIGKILL)
+        with pytest.raises(WorkerOutOfMemory, match="not by the datasite"):
+            train(running, parameters)
+        assert not running.alive
+    with start(study(tmp_path / "study"), data={"training": rows()}) as fresh:
+        assert train(fresh, parameters).steps == 2
+
+
+PARENT = """
+import pathlib, sys, time
+from datasites.enclave.sandbox import Sandbox
+from datasites.enclave.worker import Worker, file_hashes
+folder = pathlib.Path(sys.argv[1])
+worker = Worker.start(Sandbox(), folder, file_hashes(folder), n_features=5)
+assert "torch" not in sys.modules, "the datasite imported torch"
+print(worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_it_dies_with_the_datasite(tmp_path):
+    folder = study(tmp_path / "study")
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        pid = int(parent.stdout.readline())
+        inside = _inside(pid)
+        assert inside != pid
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{inside}") or "Z" in Path(f"/proc/{inside}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived its datasite")
+
+
+@pytest.mark.slow
+def test_processor_time_ends_with_a_name(tmp_path):
+    limits = LIMITS.model_copy(update={"cpu_seconds": 12})
+    with start(study(tmp_path / "study"), data={"training": rows(8)}, limits=limits) as running:
+        with pytest.raises(WorkerTimeout) as caught:
+            train(running)
+        assert caught.value.rule == "cpu-time"
+        assert not running.alive
