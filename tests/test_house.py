@@ -81,11 +81,15 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
         "policies.engine",
     ],
 )
-def test_the_datasite_process_never_loads_torch(module: str) -> None:
+def test_the_datasite_process_never_loads_torch(module: str, tmp_path: Path) -> None:
     """Submitted code meets torch only inside the sandbox; a datasite that loaded it could be reached through it."""
-    code = f"import sys, {module}; print([m for m in ('torch', 'opacus') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.strip() == "[]"
+    (tmp_path / "datasite.toml").write_text('organisation = "A"\nemail = "a@a.example.org"\nstore = "store"\n')
+    connect = (
+        f"from pathlib import Path; from datasites.hospital.database import connect; connect(Path({str(tmp_path)!r}))"
+    )
+    code = f"{connect}; import sys, {module}; print([m for m in ('torch', 'opacus') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]", result.stderr
 
 
 def test_the_top_level_holds_nothing_else() -> None:

@@ -98,7 +98,13 @@ def recording(module: nn.Module) -> Iterator[Recording]:
             made.uses.setdefault(layer, []).append(use)
 
     handles = []
+    seen: set[int] = set()
     for name, layer in owners(module).items():
+        own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+        if own & seen:
+            # Norms are taken layer by layer: two layers' gradients of one parameter could add up to more than both.
+            raise UnsupportedModel(f"layer {name}: shares a parameter with another layer; use one layer twice instead")
+        seen |= own
         if type(layer) not in SUPPORTED:
             raise UnsupportedModel(
                 f"layer {name or '(the model itself)'} of type {type(layer).__name__} owns parameters; "

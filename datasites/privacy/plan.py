@@ -89,6 +89,18 @@ class PrivacyPlan(Agreed):
         """Price of one round against one who sees this hospital's own vector."""
         return self._steps(self.local_noise_multiplier, self.steps_per_round)
 
+    def event_if_records_were_patients(self, records: int) -> DpEvent:
+        """What a patient with `records` records would really pay if each record were sampled and clipped as a patient.
+
+        An upper bound: such a patient enters a step with chance 1 - (1 - rate)^records and then moves the sum by
+        up to records x clip. For the data steward, who must decide whether the table has a patient column.
+        """
+        if records < 1:
+            raise PlanError(f"records: {records} is below 1")
+        enters = min(1.0, -math.expm1(records * math.log1p(-self.sampling_rate))) if self.sampling_rate < 1 else 1.0
+        changes = {"sampling_rate": enters, "noise_multiplier": self.noise_multiplier / records}
+        return self.model_copy(update=changes).event()
+
     def _steps(self, multiplier: float, count: int) -> DpEvent:
         inner: DpEvent = GaussianDpEvent(multiplier)
         if self.sampling_rate < 1:

@@ -11,15 +11,13 @@ code needs branches on its data, which the static verifier refuses; the two belo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasites.privacy.batches import Array, Inputs, Loss, Tensors, binary_loss, forward, tensor, tensors
 from datasites.privacy.clipping import recording, row_records
 from datasites.privacy.noise import secure_generator
-from datasites.privacy.trainer import Array, Inputs, Loss, binary_loss, forward, tensors
 
 #: Other kernels are chosen for other batch sizes; their rounding differs by about 1e-6, a dependence by far more.
 _TOLERANCE = 1e-3
@@ -33,7 +31,7 @@ def check_independence(
     module: nn.Module,
     loss: Loss | None,
     x: Inputs,
-    y: Array,
+    y: Array | Tensor,
     generator: np.random.Generator | None = None,
     *,
     device: str | torch.device = "cpu",
@@ -43,45 +41,38 @@ def check_independence(
     module: in private form, as it will be trained. x, y: two rows or more, as in training and about as many as a
     batch there has. Which row is kept is random. The error message holds no value of any row.
     """
+    inputs, target = tensors(x), tensor(y)
     source = generator if generator is not None else secure_generator()
-    inputs, target = tensors(x), torch.from_numpy(np.ascontiguousarray(y))
     rows = len(target)
     if rows < 2:
         raise ValueError("probe: give two rows or more; with one there is nothing to replace")
     module.to(device).eval()
+    before = _traces(module, loss or binary_loss, inputs, target, device)
     # The same size twice, then others: a loss divided by the batch size shows only there; alone, a row shows best
     # what it is without the others.
     for size in (rows, rows, max(2, rows // 2), rows + 3, 1, 1, 1):
-        kept = int(source.integers(rows))
-        place = int(source.integers(size))
-        before = _traces(module, loss or binary_loss, inputs, target, kept, device)
+        kept, place = int(source.integers(rows)), int(source.integers(size))
         changed = {name: _others(part, kept, place, size, source) for name, part in inputs.items()}
         labels = _others(target, kept, place, size, source, from_rows=True)
-        after = _traces(module, loss or binary_loss, changed, labels, place, device)
-        _compare(before, after)
+        after = _traces(module, loss or binary_loss, changed, labels, device)
+        _compare(before, kept, after, place)
 
 
 def _traces(
-    module: nn.Module,
-    loss: Loss,
-    inputs: Mapping[str | int, Tensor],
-    target: Tensor,
-    row: int,
-    device: str | torch.device,
+    module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device
 ) -> list[tuple[str, Tensor]]:
-    """What row `row` gives: output, loss, and each layer's input and output gradient."""
+    """What the rows give, rows first in each: output, loss, and each layer's input and output gradient."""
     with recording(module) as made:
         output = forward(module, {name: part.to(device) for name, part in inputs.items()})
     losses = loss(output, target.to(device))
     if losses.shape != (len(target),) or output.shape[:1] != (len(target),):
         raise DependentRows("model or loss: not one output and one loss per row; return them with rows first")
     names = {layer: name for name, layer in module.named_modules()}
-    found = [("output", output[row].detach()), ("loss", losses[row].detach())]
+    found = [("output", output.detach()), ("loss", losses.detach())]
     for record in row_records(made, losses):
         name = f"layer {names[record.layer] or type(record.layer).__name__}"
-        for inputs_, gradients in zip(record.inputs, record.gradients, strict=True):
-            found.append((f"{name}, input", inputs_[row]))
-            found.append((f"{name}, gradient", gradients[row]))
+        found += [(f"{name}, input", part) for part in record.inputs]
+        found += [(f"{name}, gradient", part) for part in record.gradients]
     return found
 
 
@@ -98,16 +89,18 @@ def _others(
     return drawn
 
 
-def _compare(before: list[tuple[str, Tensor]], after: list[tuple[str, Tensor]]) -> None:
+def _compare(before: list[tuple[str, Tensor]], kept: int, after: list[tuple[str, Tensor]], place: int) -> None:
     if [name for name, _ in before] != [name for name, _ in after]:
         raise DependentRows("model: other rows change which layers run; use the same layers for every batch")
-    for (name, old), (_, new) in zip(before, after, strict=True):
+    for (name, old_rows), (_, new_rows) in zip(before, after, strict=True):
+        old, new = old_rows[kept], new_rows[place]
         if old.shape != new.shape:
             raise DependentRows(f"{name}: other rows change its shape; keep one entry per row")
         if not old.is_floating_point():
             same = torch.equal(old, new)
         else:
-            scale = torch.maximum(old.abs().max(), torch.tensor(1e-3, device=old.device)) if old.numel() else 1.0
+            size = torch.nan_to_num(old.abs(), nan=0.0, posinf=0.0)
+            scale = size.max().clamp(min=1e-3) if old.numel() else 1.0
             same = bool(torch.isclose(old / scale, new / scale, atol=_TOLERANCE, rtol=_TOLERANCE, equal_nan=True).all())
         if not same:
             raise DependentRows(

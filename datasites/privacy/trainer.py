@@ -1,6 +1,6 @@
 """One round of local training that executes a `PrivacyPlan`: DP-SGD with the patient as the unit.
 
-A step:
+First it probes, on rows and batch sizes drawn at random, that a row's loss depends on that row alone (`probe`). A step:
 1. samples patients by Poisson (`sampling`); all records of a sampled patient come, and the batch may be empty;
 2. computes each record's gradient and cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
 3. adds the gradients up, in microbatches under a memory limit;
@@ -33,19 +33,18 @@ import torch
 from torch import Tensor, nn
 
 from datasites.privacy import parameters
+from datasites.privacy.batches import Array, Inputs, Loss, binary_loss, forward, take, tensor, tensors
 from datasites.privacy.clipping import Gradients, clipped_sum, recording, row_records
 from datasites.privacy.noise import discrete_gaussian, noised, secure_generator
 from datasites.privacy.plan import PrivacyPlan
+from datasites.privacy.probe import check_independence
 from datasites.privacy.sampling import PatientIndex, poisson_rows
 from datasites.study.manifest import LocalTraining
 
-Array = npt.NDArray[np.generic]
-#: One array, or several for a model with several inputs (by position or by name); rows first in each.
-Inputs = Array | tuple[Array, ...] | Mapping[str, Array]
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 DEFAULT_MEMORY = 1 << 30
-#: Discrete noise below this sd, in integer units, is not close enough to additive (Kairouz et al. 2021, section 3).
+#: Rows in a probe at most; it costs seven passes over them.
+_LARGEST_PROBE = 128
+#: Discrete noise below this sd, in grid steps, is not close enough to a continuous Gaussian (`release_on_grid`).
 _SMALLEST_DISCRETE = 4.0
 
 
@@ -101,8 +100,9 @@ class Mechanism:
         """As `release`, on multiples of `grid` with discrete Gaussian noise, so that sums of releases stay priced.
 
         Rounding moves a sum by up to sqrt(d) / 2 grid steps, so two neighbouring sums by up to clip + sqrt(d) x grid;
-        the noise is scaled up by that. Sums of discrete Gaussians of sd >= 4 are as good as one discrete Gaussian
-        (Kairouz, Liu and Steinke 2021, arXiv:2102.06387, theorem 5: the gap is below 1e-60).
+        the noise is scaled up by that. It is priced as continuous Gaussian noise: from sd 4 in grid steps on, a sum of
+        m discrete Gaussians is one of sqrt(m) times the sd up to tau = 10 sum_k exp(-2 pi^2 sd^2 k / (k + 1)) < 1e-60
+        (Kairouz, Liu and Steinke 2021, arXiv:2102.06387), and lattice sums equal the integrals as closely.
         """
         self._count()
         sensitivity = self._plan.clip + math.sqrt(len(clipped)) * grid
@@ -111,6 +111,8 @@ class Mechanism:
             raise TrainingRefused(
                 f"grid: the noise has sd {sigma:.2f} in grid steps, below {_SMALLEST_DISCRETE}; use a finer scale"
             )
+        if not np.isfinite(clipped).all():
+            raise ValueError("values: not all are finite numbers; a sum of clipped gradients always is")
         steps = np.rint(clipped / grid).astype(np.int64) + discrete_gaussian(len(clipped), sigma, self._generator)
         return np.multiply(steps, grid, dtype=np.float64)
 
@@ -120,13 +122,6 @@ class Mechanism:
                 f"plan: {self._plan.steps_per_round} steps a round are paid for and were run; lower training.steps"
             )
         self._steps += 1
-
-
-def binary_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Default loss: binary cross-entropy of each row, shape (n,); logits (n,) or (n, 1), target 0/1 (n,)."""
-    return nn.functional.binary_cross_entropy_with_logits(
-        logits.reshape(len(target)), target.to(logits.dtype), reduction="none"
-    )
 
 
 def train_round(
@@ -158,14 +153,19 @@ def train_round(
     correction: SCAFFOLD's (server minus own control variate), shape (d,), public; added to each noised gradient.
     grid: distributed mode only: the update is a multiple of it, as the secure sum's encoding will round it.
     generator: tests only. Left out, noise and sampling come from fresh generators keyed by the operating system.
-    Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped.
+    Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped, and
+    `DependentRows` for one that mixes rows.
     """
     _check_terms(plan, local, round_number, expected_batch, grid, correction is not None)
-    inputs, target = tensors(x), torch.from_numpy(np.ascontiguousarray(y))
+    inputs, target = tensors(x), tensor(y)
     index = PatientIndex.of(patients)
     if not all(len(part) == len(index.owner) == len(target) for part in inputs.values()):
         raise TrainingRefused("x, y and patients differ in their number of rows; give one of each per record")
     module.to(device).eval()
+    if len({id(parameter) for parameter in module.parameters()}) < len(list(module.parameters())):
+        raise TrainingRefused(
+            "model: parameters() gives one twice, and its gradient would leave twice; leave it as it is"
+        )
     start = parameters.flatten(module).astype(np.float64)
     trainable = np.concatenate([np.full(p.numel(), p.requires_grad) for p in module.parameters()])
     learnt: slice | npt.NDArray[np.bool_] = slice(None) if trainable.all() else trainable
@@ -175,6 +175,7 @@ def train_round(
     batch = _Batch(module, loss or binary_loss, inputs, target, limits, torch.device(device), memory_limit)
     optimiser = _Optimiser(local, plan, round_number, int(trainable.sum()))
     sampler = generator if generator is not None else secure_generator()
+    _probe(module, loss, inputs, target, plan, sampler, device)
 
     weights = start.copy()
     mechanism = Mechanism(plan, generator)
@@ -221,22 +222,20 @@ def _check_terms(
         raise TrainingRefused("distributed mode: plain SGD and a grid above 0; all else goes to the aggregator")
 
 
-def tensors(x: Inputs) -> dict[str | int, Tensor]:
-    """Inputs as tensors, by position (0, 1, ...) or by name."""
-    named: dict[str | int, Array] = {}
-    if isinstance(x, Mapping):
-        named.update(x)
-    else:
-        named.update(enumerate(x if isinstance(x, tuple) else (x,)))
-    return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in named.items()}
-
-
-def forward(module: nn.Module, inputs: Mapping[str | int, Tensor]) -> Tensor:
-    """Call `module` with numbered inputs by position and named ones by name."""
-    by_position = [part for name, part in inputs.items() if isinstance(name, int)]
-    by_name = {name: part for name, part in inputs.items() if isinstance(name, str)}
-    output: Tensor = module(*by_position, **by_name)
-    return output
+def _probe(
+    module: nn.Module,
+    loss: Loss | None,
+    inputs: dict[str | int, Tensor],
+    target: Tensor,
+    plan: PrivacyPlan,
+    source: np.random.Generator,
+    device: str | torch.device,
+) -> None:
+    if len(target) < 2:
+        return  # one row has nobody to depend on
+    largest = min(len(target), _LARGEST_PROBE, max(2, round(plan.sampling_rate * len(target))))
+    chosen = torch.from_numpy(source.choice(len(target), int(source.integers(2, largest + 1)), replace=False))
+    check_independence(module, loss, take(inputs, chosen), target[chosen], source, device=device)
 
 
 def bytes_per_row(module: nn.Module, inputs: Mapping[str | int, Tensor]) -> int:
@@ -292,7 +291,7 @@ class _Batch:
         return torch.cat(parts).cpu().numpy()
 
     def _microbatch(self, rows: Tensor) -> Gradients:
-        inputs = {name: part[rows].to(self._device) for name, part in self._inputs.items()}
+        inputs = {name: part.to(self._device) for name, part in take(self._inputs, rows).items()}
         with recording(self._module) as made:
             output = forward(self._module, inputs)
         losses = self._loss(output, self._target[rows].to(self._device))

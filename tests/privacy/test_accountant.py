@@ -105,10 +105,14 @@ def test_stored_format_1_is_read_for_ever():
     assert read_charge(stored).canonical() == stored
 
 
+def test_a_ledger_of_a_newer_version_says_to_upgrade():
+    with pytest.raises(UnknownEvent, match="format 2 is unknown here; upgrade"):
+        read_charge(b'{"format":2,"mechanism":"gaussian","noise_multiplier":1.0}')
+
+
 @pytest.mark.parametrize(
     "stored",
     [
-        b'{"format":2,"mechanism":"gaussian","noise_multiplier":1.0}',
         b'{"mechanism":"gaussian","noise_multiplier":1.0}',
         b'{"format":1,"mechanism":"gaussian","noise_multiplier":0.0}',
         b'{"format":1,"mechanism":"gaussian","noise_multiplier":1.0,"sampling_rate":0.5}',

@@ -136,6 +136,14 @@ def test_a_cancelling_sequence_is_not_underestimated():
     assert row_norms(found)[0] >= true * (1 - 1e-6)
 
 
+def test_two_layers_with_one_weight_are_refused():
+    # Each layer's part would be within the norm that was measured, their sum would not.
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    with pytest.raises(UnsupportedModel, match="shares a parameter"):
+        records(nn.Sequential(first, second, nn.Linear(6, 1)), torch.randn(ROWS, 6), torch.ones(ROWS))
+
+
 class Flattened(nn.Module):
     """Puts positions where rows belong."""
 

@@ -75,9 +75,9 @@ def test_auc_from_few_bins_is_nearly_unbiased(bins, shift):
 
 def test_auc_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(1)
-    truth = exact_auc(*people(rng, 200_000))
+    truth = exact_auc(*people(rng, 100_000))
     inside_all = inside_noise = 0
-    trials = 400
+    trials = 250
     for _ in range(trials):
         scores, labels = people(rng)
         counts = plain_counts(scores, labels) + rng.normal(0, 2.0, (6, 2))
@@ -85,7 +85,7 @@ def test_auc_interval_covers_the_truth_as_often_as_it_says():
         low, high = auc.interval()
         inside_all += low <= truth <= high
         inside_noise += abs(auc.value - exact_auc(scores, labels)) <= 1.96 * auc.noise_sd
-    assert 0.91 <= inside_all / trials <= 0.985
+    assert 0.90 <= inside_all / trials <= 0.985
     assert 0.88 <= inside_noise / trials <= 0.99
 
 

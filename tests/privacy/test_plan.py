@@ -83,6 +83,21 @@ def test_an_impossible_budget_is_an_error_not_a_plan():
         PrivacyPlan.calibrate(-1.0, 1e-3, **TERMS)
 
 
+def test_ignoring_that_patients_have_several_records_is_shown_to_cost_more():
+    plan = PrivacyPlan.calibrate(1.0, 1e-3, **TERMS)
+    told = epsilon_rdp([plan.event()], 1e-3)
+    real = [epsilon_rdp([plan.event_if_records_were_patients(records)], 1e-3) for records in (1, 2, 5)]
+    assert real[0] == pytest.approx(told)
+    assert real[1] > 2 * told
+    assert real[2] > 5 * told
+    # Never below group privacy's own lower bound: without sampling, k records cost a Gaussian of z / k.
+    whole = plan.model_copy(update={"sampling_rate": 1.0})
+    expected = whole.model_copy(update={"noise_multiplier": whole.noise_multiplier / 5}).event()
+    assert whole.event_if_records_were_patients(5) == expected
+    with pytest.raises(PlanError):
+        plan.event_if_records_were_patients(0)
+
+
 def test_evaluation_plan_spends_its_budget_over_interim_and_final():
     plan = EvaluationPlan.calibrate(3.0, 1e-3, Evaluation(every=4, interim_share=0.2), rounds=15)
     assert plan.interim == 3  # after rounds 4, 8 and 12

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from datasites.privacy.batches import binary_loss
 from datasites.privacy.layers import private_form
 from datasites.privacy.probe import DependentRows, check_independence
-from datasites.privacy.trainer import binary_loss
 from tests.privacy.models import KINDS
 
 ROWS = 12
@@ -44,6 +44,7 @@ MIXES = {
     "largest row": lambda h: h * (h.norm(dim=1, keepdim=True) >= h.norm(dim=1).max()),
     "batch size": lambda h: h * len(h),
     "one row only": lambda h: h * 0 + h[:1],
+    "random, not the row's own": lambda h: nn.functional.dropout(h, 0.5, training=True),
 }
 
 
@@ -52,6 +53,28 @@ def test_a_model_that_mixes_rows_is_caught(name):
     x = np.random.default_rng(1).normal(size=(ROWS, 6)).astype(np.float32)
     with pytest.raises(DependentRows):
         check_independence(Mixing(MIXES[name]), None, x, np.ones(ROWS, np.float32))
+
+
+def test_a_model_that_remembers_earlier_rows_is_caught():
+    class Remembering(Mixing):
+        def __init__(self):
+            super().__init__(self.recall)
+            self.earlier = []
+
+        def recall(self, h):
+            self.earlier.append(h.detach().mean(0))
+            return h + self.earlier[-2] if len(self.earlier) > 1 else h
+
+    x = np.random.default_rng(1).normal(size=(ROWS, 6)).astype(np.float32)
+    with pytest.raises(DependentRows):
+        check_independence(Remembering(), None, x, np.ones(ROWS, np.float32))
+
+
+def test_rows_that_are_all_alike_do_not_hide_a_mix():
+    # Only rows that are really replaced by others show that these are centred over the batch.
+    x = np.full((ROWS, 6), 0.3, dtype=np.float32)
+    with pytest.raises(DependentRows):
+        check_independence(Mixing(MIXES["centred over the batch"]), None, x, np.ones(ROWS, np.float32))
 
 
 @pytest.mark.parametrize(
