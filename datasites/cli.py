@@ -225,7 +225,7 @@ def roster_pin(
 def roster_revoke(home: HomeOption, email: str, reason: ReasonOption) -> None:
     """Stop trusting a party; its studies are denied from the next round on."""
     site = _site(home)
-    Roster.load(site.home.roster).without(email).save(site.home.roster)
+    Roster.load(site.home.roster).revoke(email).save(site.home.roster)
     site.audit.append("unpinned", email=email, reason=reason)
     out.print(f"{email} is no longer trusted")
 

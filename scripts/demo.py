@@ -254,9 +254,8 @@ def summarise(result: dict, out: Path) -> None:
     print(f"\n{result['training_rounds']} rounds with {len(result['hospitals'])} hospitals")
     for name in ("auc", "accuracy"):
         figure = final[name]
-        print(
-            f"{name}: {figure['value']:.3f} (95 % {figure['low']:.3f} to {figure['high']:.3f}, noise sd {figure['noise_sd']:.3f})"
-        )
+        interval = f"95 % {figure['low']:.3f} to {figure['high']:.3f}, noise sd {figure['noise_sd']:.3f}"
+        print(f"{name}: {figure['value']:.3f} ({interval})")
     for email, spent in result["privacy"].items():
         print(
             f"{email}: epsilon {spent['epsilon_rdp']:.3f} (RDP), {spent['epsilon_pld']:.3f} (PLD) at delta "

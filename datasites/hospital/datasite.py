@@ -91,22 +91,24 @@ class Datasite:
                 self._sync()
                 self._next_sync = time.monotonic() + self._home.settings.control_seconds
             self._follow_cases()
+            # Taken before looking, so that what comes in between ends the sleep at once.
+            folders = self._folders()
+            before = self._store.snapshot(folders)
             busy = False
             for run in list(self._runs.values()):
                 while run.step() and not stop.is_set():
                     busy = True
             if not busy:
-                self._sleep(stop)
+                left = max(0.05, self._next_sync - time.monotonic())
+                self._store.wait(folders, left, stop, since=before)
         except StoreError as error:
             log.warning("store: %s", error)
             stop.wait(2.0)
 
-    def _sleep(self, stop: threading.Event) -> None:
-        left = max(0.05, self._next_sync - time.monotonic())
-        folders = set(self._control.folders())
-        for run in self._runs.values():
-            folders.add(letter_folder(run.study_hash, self._control.email))
-        self._store.wait(sorted(folders), left, stop)
+    def _folders(self) -> list[str]:
+        """Where something for this datasite would appear."""
+        mail = {letter_folder(run.study_hash, self._control.email) for run in self._runs.values()}
+        return sorted(mail | set(self._control.folders()))
 
     def _publish(self) -> None:
         for dataset in self._home.settings.datasets:

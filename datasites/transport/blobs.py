@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import Field
 
 from datasites.study.canonical import Agreed, canonical_json
-from datasites.transport.store import Store, TooLarge
+from datasites.transport.store import NotAFile, Store, TooLarge
 
 PART_BYTES = 4 * 1024 * 1024
 TAG_BYTES = 16
@@ -133,6 +133,8 @@ def _fetch(store: Store, keys: list[str], pointer: Pointer, partial: Path) -> It
             sealed = store.get(key, limit=expected)
         except TooLarge as error:
             raise BadBlob(f"part {index} of {pointer.parts} is too long") from error
+        except NotAFile as error:
+            raise BadBlob(f"part {index} of {pointer.parts} is not a file") from error
         if sealed is None:
             raise BadBlob(f"part {index} of {pointer.parts} is missing")
         if len(sealed) != expected:
@@ -153,7 +155,7 @@ def _forget(partial: Path, pointer: Pointer) -> None:
 def _get_or_none(store: Store, path: str, limit: int) -> bytes | None:
     try:
         return store.get(path, limit=limit)
-    except TooLarge:
+    except (TooLarge, NotAFile):
         return None
 
 

@@ -27,10 +27,11 @@ from syft.sync.events.file_change_event import FileChangeEventsMessageFileName
 from syft.sync.messages.proposed_filechange import FileNameParseError, MessageFileName
 from syft.sync.version.version_info import VersionInfo
 
+from datasites.study.canonical import sha256_hex
 from datasites.study.identity import EMAIL, IdentityError, Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
-from datasites.transport.store import Store, StoreError, TooLarge
+from datasites.transport.store import NotAFile, Store, StoreError, TooLarge
 from datasites.transport.synclog import SyncLog
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -75,10 +76,7 @@ class StoreConnection(SyftboxPlatformConnection):
         try:
             self.store.delete(key)
         except StoreError:
-            # A folder where a message belongs, or something that we may not delete: reported once, then passed over.
-            self._stuck.add(key)
-            with contextlib.suppress(StoreError):
-                self.store.delete_folder(key)
+            self._stuck.add(key)  # something that we may not delete: reported once, then passed over
 
     def refuse_folder(self, folder: str, reason: str) -> None:
         """Report a folder of somebody else's once and pass it over; its owner alone may mend it."""
@@ -159,7 +157,7 @@ class StoreConnection(SyftboxPlatformConnection):
     def write_encryption_bundle(self, peer_email: str, bundle_json: str) -> None:
         """Publish our public keys."""
         key, data = f"identities/{self.email}/bundle.json", bundle_json.encode()
-        with contextlib.suppress(TooLarge):
+        with contextlib.suppress(TooLarge, NotAFile):
             if self.store.get(key, limit=MAX_BUNDLE_BYTES) == data:
                 return
         self.store.put(key, data)
@@ -171,7 +169,7 @@ class StoreConnection(SyftboxPlatformConnection):
         """What lies in the store as the keys of `email`, unchecked."""
         try:
             return self.store.get(f"identities/{email}/bundle.json", limit=MAX_BUNDLE_BYTES)
-        except TooLarge as error:
+        except (TooLarge, NotAFile) as error:
             raise WrongBundle(f"keys of {email} in the store: {error}") from error
 
     def read_peer_encryption_bundle(self, peer_email: str) -> str | None:
@@ -181,7 +179,8 @@ class StoreConnection(SyftboxPlatformConnection):
             data = self.stored_bundle(peer_email)
             checked_bundle(peer_email, data, self.roster)
         except IdentityError as error:
-            if data is not None:
+            if data is not None and (mark := f"{peer_email} {sha256_hex(data)}") not in self._stuck:
+                self._stuck.add(mark)  # it is looked at again at each sync, and reported once
                 self.quarantine.keep(f"identities/{peer_email}/bundle.json", str(error), data)
             return None
         return data.decode() if data is not None else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from datasites.transport.store_errors import StoreError, StoreMissing, TooLarge, diagnose
+from datasites.transport.store_errors import NotAFile, StoreError, StoreMissing, TooLarge, diagnose
 
 IN_FLIGHT = ".tmp-"
 # Filesystems where an upload appears only when complete; elsewhere a temporary name is moved into place.
@@ -107,7 +107,11 @@ class FolderFiles:
                     rest = rest[file.write(rest) :]
                 if self.fsync:
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except IsADirectoryError:
+                shutil.rmtree(path)  # somebody made a folder of that name to keep the message out
+                os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -128,7 +132,7 @@ class FolderFiles:
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise StoreError(f"{key}: not a regular file; remove it and find out who made it")
+                raise NotAFile(f"{key}: not a regular file; remove it and find out who made it")
             if limit is not None and status.st_size > limit:
                 raise too_large(key, status.st_size, limit)
             return file.read(status.st_size)
@@ -149,12 +153,15 @@ class FolderFiles:
 
     def remove(self, key: str) -> None:
         """See `StoreFiles`."""
+        path = self._path(key)
         try:
-            os.unlink(self._path(key))
+            os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             return
-        except (IsADirectoryError, PermissionError) as error:
-            raise StoreError(f"{key}: is a folder where a file belongs; remove it and find out who made it") from error
+        except (IsADirectoryError, PermissionError):
+            if not os.path.isdir(path):
+                raise
+            shutil.rmtree(path)  # somebody made a folder of that name; links in it are not followed
 
     def remove_folder(self, folder: str) -> int:
         """See `StoreFiles`."""

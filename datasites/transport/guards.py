@@ -42,7 +42,7 @@ from syft.sync.version.peer_manager import PeerManager
 from datasites.study.identity import IdentityError
 from datasites.transport.connection import MAX_MESSAGE_BYTES, StoreConnection
 from datasites.transport.mocks import fetch_mocks
-from datasites.transport.store import StoreError, TooLarge
+from datasites.transport.store import NotAFile, StoreError, TooLarge
 from datasites.transport.submissions import (
     Refused,
     Submission,
@@ -88,7 +88,7 @@ class Router(ConnectionRouter):
         """The verified, decrypted JSON of one message, or None when it is gone; raises `Refused`."""
         try:
             sealed = self.connection.store.get(key, limit=MAX_MESSAGE_BYTES)
-        except TooLarge as error:
+        except (TooLarge, NotAFile) as error:
             raise Refused(str(error)) from error
         if sealed is None:
             return None
@@ -149,6 +149,8 @@ class OwnerSyncer(DatasiteOwnerSyncer):
     def take_submissions(self, sender: str) -> None:
         """Handle the messages of one sender, at most 100 at a time."""
         router, connection = self.connection_router, self.connection_router.connection
+        if not router.peer_store.has_peer_bundle(sender):
+            return  # without its pinned keys a good message can't be told from a bad one: all wait
         for key in connection.inbox_keys(sender)[:MESSAGES_PER_PEER]:
             name = key.rpartition("/")[2]
             try:
@@ -252,6 +254,8 @@ class WatcherSyncer(DatasiteWatcherSyncer):
     def take_events(self, peer: str) -> None:
         """Apply the messages of one datasite, by their signed numbers; remove them from the outbox."""
         router, connection = self.connection_router, self.connection_router.connection
+        if not router.peer_store.has_peer_bundle(peer):
+            return  # without its pinned keys a good message can't be told from a bad one: all wait
         for name, key in connection.outbox_keys(peer)[:MESSAGES_PER_PEER]:
             text = name.as_string()
             try:

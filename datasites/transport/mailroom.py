@@ -30,12 +30,13 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field, JsonValue, ValidationError
 
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.errors import DatasitesError
 from datasites.study.identity import EMAIL, Email, IdentityError
 from datasites.transport import blobs
 from datasites.transport.blobs import BadBlob, Pointer
 from datasites.transport.journal import Journal, Sent
 from datasites.transport.quarantine import Quarantine
-from datasites.transport.store import Store, TooLarge
+from datasites.transport.store import NotAFile, Store, TooLarge
 
 INLINE_BYTES = 64 * 1024
 ENVELOPE_OVERHEAD = 16 * 1024
@@ -62,7 +63,7 @@ class BadEnvelope(Exception):
     """Not an envelope that the stated sender signed and encrypted to us."""
 
 
-class Rejected(Exception):
+class Rejected(DatasitesError):
     """A letter in our mailbox was refused. It is in quarantine and no longer in the mailbox."""
 
     def __init__(self, sender: str, study: str, round: int, kind: str, reason: str) -> None:
@@ -70,7 +71,7 @@ class Rejected(Exception):
         self.sender, self.study, self.round, self.kind, self.reason = sender, study, round, kind, reason
 
 
-class Equivocation(Exception):
+class Equivocation(DatasitesError):
     """We were asked to say, under a path, something else than what we have said there."""
 
 
@@ -110,7 +111,7 @@ class Limits:
     blob: int = 4 * 1024**3
 
 
-def letter_folder(study: str, to: str, round: int | None = None) -> str:
+def letter_folder(study: str, to: str) -> str:
     """The folder of one recipient's letters of one study, all rounds; finished ones are collected, so it is short."""
     return f"mail/{study}/{to}"
 
@@ -234,8 +235,8 @@ class Mailroom:
             try:
                 if self.store.get(key, limit=len(entry.envelope)) == entry.envelope:
                     return
-            except TooLarge:
-                pass
+            except (TooLarge, NotAFile):
+                self.store.delete(key)
         self.store.put(key, entry.envelope)
 
     def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
@@ -258,6 +259,8 @@ class Mailroom:
             envelope = self.store.get(key, limit=most)
         except TooLarge:
             raise self._reject(key, b"", sender, study, round, kind, f"envelope is larger than {most} bytes") from None
+        except NotAFile as error:
+            raise self._reject(key, b"", sender, study, round, kind, str(error)) from None
         if envelope is None:
             return None
         try:

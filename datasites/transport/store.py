@@ -24,6 +24,7 @@ import watchfiles
 from datasites.transport.filesystems import FolderFiles, RemoteFiles, StoreFiles, local_path
 from datasites.transport.store_errors import (
     BadKey,
+    NotAFile,
     StoreDenied,
     StoreError,
     StoreFull,
@@ -35,6 +36,7 @@ from datasites.transport.store_errors import (
 
 __all__ = [
     "BadKey",
+    "NotAFile",
     "Store",
     "StoreDenied",
     "StoreError",
@@ -128,7 +130,7 @@ class Store:
         return sorted(name for name in names if PART.fullmatch(name))
 
     def delete(self, key: str) -> None:
-        """Remove `key`; fine when it is gone already."""
+        """Remove `key`, whatever lies there; fine when it is gone already."""
         checked_key(key)
         self._try("delete", key, lambda: self.files.remove(key))
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from datasites.study.errors import DatasitesError
 
-class StoreError(Exception):
+
+class StoreError(DatasitesError):
     """The store refused or failed in a way that another try doesn't mend; the message says what to do."""
 
 
@@ -35,6 +37,10 @@ class StoreUnreachable(StoreError):
 
 class TooLarge(StoreError):
     """The object is larger than the reader accepts; it was not read."""
+
+
+class NotAFile(StoreError):
+    """A folder, link or device lies where a message belongs; somebody put it there on purpose."""
 
 
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -83,6 +89,7 @@ _REMEDY: dict[type[StoreError], str] = {
     StoreMissing: "check the URL, and create the bucket or folder first",
     StoreFull: "free some space or raise the quota, then start again; nothing is lost",
     StoreUnreachable: "tried several times; check the network and the store, then start again; nothing is lost",
+    NotAFile: "remove it, and find out who made it",
     StoreError: "see the cause above",
 }
 
@@ -101,6 +108,8 @@ def _kind(error: BaseException) -> type[StoreError]:
     for base in type(error).__mro__:
         if base.__name__ in _NAMED:
             return _NAMED[base.__name__]
+    if isinstance(error, IsADirectoryError) or (isinstance(error, OSError) and error.errno == errno.ELOOP):
+        return NotAFile
     if isinstance(error, PermissionError):
         return StoreDenied
     if isinstance(error, FileNotFoundError | NotADirectoryError):

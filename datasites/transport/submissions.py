@@ -101,15 +101,15 @@ def read_submission_message(plain: bytes, name: str, sender: str, owner: str) ->
         if change.datasite_email != owner:
             raise Refused(f"a file is meant for {change.datasite_email[:200]}, this is {owner}")
         job, path = _place(change.path_in_datasite.as_posix(), sender)
+        jobs.add(job)
+        if len(jobs) != 1:
+            raise Refused("one message is one submission")
         if change.is_deleted or change.content is None or change.old_hash is not None or path in files:
             raise Refused(f"{path}: a submission only adds files, each once")
         content = content_bytes(change.content)
         if hashlib.sha256(content).hexdigest() != change.new_hash:
             raise Refused(f"{path}: content and hash differ")
-        jobs.add(job)
         files[path] = content
-    if len(jobs) != 1:
-        raise Refused("one message is one submission")
     _check_whole(files)
     return Submission(sender, jobs.pop(), files)
 

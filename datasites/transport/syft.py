@@ -25,6 +25,7 @@ from syft_job.models import JobState, JobStatus, JobSubmissionMetadata
 from syft_rds import SyftRDSClient
 from syft_rds.config import COLLECTION_SUBPATH
 
+from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.client import SyftRole, make_client
 from datasites.transport.connection import StoreConnection, inbox_folder, outbox_folder
@@ -46,7 +47,7 @@ from datasites.transport.writing import write_file
 MAX_REASON = 2000
 
 
-class ControlError(ValueError):
+class ControlError(DatasitesError, ValueError):
     """A call on the control plane can't be done; the message names the thing, the rule and the remedy."""
 
 

@@ -82,7 +82,7 @@ def refused(
 
 
 def test_garbage_is_refused_and_blocks_nobody(parties, researcher, hospital):
-    """`SyftSealer.open`: verify_message."""
+    """`SyftSealer.open`: syft-crypto's verification and its decryption both refuse it."""
     other = parties[2]
     hospital.mailroom.store.put(manifest_key(hospital.email), os.urandom(3000))
     other.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 2})
@@ -234,6 +234,9 @@ def test_payload_cut_by_its_sender_is_refused(researcher, hospital):
         pytest.param(lambda files: files[1].write_bytes(files[1].read_bytes()[:-1]), "cut off", id="truncated"),
         pytest.param(lambda files: files[1].write_bytes(files[1].read_bytes() + b"x"), "too long", id="appended"),
         pytest.param(lambda files: files[1].unlink(), "missing", id="missing"),
+        pytest.param(
+            lambda files: (files[1].unlink(), (files[1] / "x").mkdir(parents=True)), "not a file", id="folder"
+        ),
         pytest.param(lambda files: files[0].write_bytes(files[1].read_bytes()), "authenticate", id="swapped"),
         pytest.param(
             lambda files: files[0].write_bytes(bytes([files[0].read_bytes()[0] ^ 1]) + files[0].read_bytes()[1:]),
@@ -317,7 +320,7 @@ def test_keys_in_the_store_are_not_trusted(tmp_path):
 
 
 def test_encryption_keys_swapped_under_the_true_identity_key_are_not_trusted(tmp_path):
-    """`checked_bundle`: `verify_signatures`. The identity key is the pinned one, the keys to encrypt to are not."""
+    """`checked_bundle`: the identity key is the pinned one, the keys to encrypt to are not."""
     researcher, hospital, *_ = make_parties(tmp_path, str(tmp_path / "store"))
     mallory = open_keys(hospital.email, tmp_path / "mallory" / "keys.json").get_public_bundle()
     file = Path(researcher.store_url, "identities", hospital.email, "bundle.json")
@@ -329,7 +332,9 @@ def test_encryption_keys_swapped_under_the_true_identity_key_are_not_trusted(tmp
 
 
 def test_party_that_is_not_pinned_is_not_heard_and_not_written_to(parties, researcher, hospital):
-    """`SyftSealer._know`, after `pin` with a roster that a party was revoked from."""
+    """`SyftSealer._know` and `SyftSealer.pin`, which forgets keys of a party that was known before."""
+    researcher.mailroom.send(hospital.email, STUDY, 0, "manifest", {"n": 0})
+    assert hospital.mailroom.receive(RESEARCHER, STUDY, 0, "manifest").body == {"n": 0}
     researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 1})
     hospital.control.pin(hospital.roster.without(RESEARCHER))
     with pytest.raises(IdentityError, match="is not pinned"):
@@ -346,13 +351,12 @@ def test_links_and_pipes_in_the_store_are_not_followed(tmp_path, researcher, hos
     file = on_disk(hospital, manifest_key(hospital.email))
     file.parent.mkdir(parents=True)
     file.symlink_to(secret)
-    with pytest.raises(StoreError):
-        hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest")
-    file.unlink()
+    refused(hospital, "symbolic link")
     os.mkfifo(file)
-    with pytest.raises(StoreError, match="regular file"):
-        hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest")
-    file.unlink()
+    refused(hospital, "regular file")
+    (file / "deeper").mkdir(parents=True)
+    refused(hospital, "regular file|directory")
+    assert secret.read_text() == "a private file"
     file.parent.rmdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

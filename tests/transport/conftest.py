@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from loopback_servers import SERVERS, Absent, Served
 
 from tests.transport.parties import Party, befriend, make_parties
-from tests.transport.servers import SERVERS, Absent, Served
 
 
 @pytest.fixture(scope="session", params=list(SERVERS))

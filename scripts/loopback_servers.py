@@ -1,4 +1,4 @@
-"""Real storage servers on loopback for the tests: MinIO-like S3 (moto), OpenSSH's SFTP, WebDAV (wsgidav).
+"""Real storage servers on loopback, for tests and for the demo: S3 (moto), OpenSSH's SFTP, WebDAV (wsgidav).
 
 Each is a context manager that yields (url, options) for `Store`. `Absent` says what to install where one is missing.
 """
@@ -26,12 +26,14 @@ class Absent(Exception):
 
 
 def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+    """Return once somebody listens on `port`; raises `RuntimeError` when `process` ends or `seconds` are over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -44,6 +46,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
 
 @contextlib.contextmanager
 def running(command: list[str], port: int, **options: Any) -> Iterator[None]:
+    """A server process, from when it listens to when the block ends."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
     try:
         wait_for_port(port, process)
@@ -55,6 +58,7 @@ def running(command: list[str], port: int, **options: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def s3(root: Path) -> Iterator[Served]:
+    """An S3 bucket of moto's server."""
     try:
         import moto.server  # noqa: F401
         import s3fs
@@ -74,6 +78,7 @@ def s3(root: Path) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def sftp(root: Path) -> Iterator[Served]:
+    """A folder below `root` behind OpenSSH's SFTP, with keys made for it."""
     sshd = shutil.which("sshd") or next((p for p in ("/usr/sbin/sshd",) if os.path.exists(p)), None)
     keygen = shutil.which("ssh-keygen")
     if sshd is None or keygen is None:
@@ -108,6 +113,7 @@ def sftp(root: Path) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def webdav(root: Path) -> Iterator[Served]:
+    """A folder below `root` behind wsgidav."""
     try:
         import cheroot  # noqa: F401
         import webdav4  # noqa: F401
@@ -134,6 +140,7 @@ def webdav(root: Path) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def folder(root: Path) -> Iterator[Served]:
+    """A plain folder below `root`."""
     yield str(root / "exchange"), {}
 
 

@@ -1,0 +1,176 @@
+"""The store's promises on a local folder; other kinds of store are held to them in test_remote_stores."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasites.transport import store as store_module
+from datasites.transport.store import (
+    BadKey,
+    Store,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+    StoreMissing,
+    StoreUnreachable,
+    checked_key,
+)
+from datasites.transport.store_errors import diagnose
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".hidden", "a/.tmp-x", "a b", "a\nb", "a\0b", "é", "x" * 201],
+)
+def test_unsafe_keys_are_refused_by_every_call(tmp_path, key):
+    store = Store(tmp_path)
+    for call in (store.get, store.size, store.exists, store.list, store.delete, store.delete_folder):
+        with pytest.raises(BadKey):
+            call(key)
+    with pytest.raises(BadKey):
+        store.put(key, b"")
+    with pytest.raises(BadKey):
+        store.wait([key], 1)
+
+
+@given(st.text(max_size=40))
+def test_a_key_that_passes_stays_inside(key):
+    try:
+        checked_key(key)
+    except BadKey:
+        return
+    assert os.path.normpath(os.path.join("/root", key)) == f"/root/{key}"
+    assert not any(part.startswith(".") for part in key.split("/"))
+
+
+def test_files_in_flight_are_not_listed_and_leave_nothing(tmp_path):
+    store = Store(tmp_path, fsync=True)
+    store.put("a/x", b"1")
+    (tmp_path / "a" / ".tmp-left-by-a-crash").write_bytes(b"half")
+    assert store.list("a") == ["x"]
+    assert store.delete_folder("a") == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_content(tmp_path):
+    """A real limit on file size in a process of its own: the put fails as `StoreFull`, the old bytes stay whole."""
+    Store(tmp_path).put("a/x", b"old")
+    code = (
+        "import resource, signal, sys\n"
+        "from datasites.transport.store import Store, StoreFull\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    Store(sys.argv[1]).put('a/x', b'n' * 5000)\n"
+        "except StoreFull as error:\n    print('full:', 'free some space' in str(error))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert result.stdout == "full: True\n"
+    assert Store(tmp_path).get("a/x") == b"old"
+    assert os.listdir(tmp_path / "a") == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ENOSPC, "x"), StoreFull),
+        (OSError(errno.EDQUOT, "x"), StoreFull),
+        (PermissionError(errno.EACCES, "x"), StoreDenied),
+        (OSError(errno.EROFS, "x"), StoreDenied),
+        (FileNotFoundError(errno.ENOENT, "x"), StoreMissing),
+        (OSError(errno.ESTALE, "x"), StoreUnreachable),
+        (ConnectionResetError(), StoreUnreachable),
+        (TimeoutError(), StoreUnreachable),
+        (RuntimeError("x"), StoreError),
+    ],
+)
+def test_errors_are_told_apart(error, kind):
+    problem = diagnose(error, "store s3://x: cannot put k")
+    assert type(problem) is kind
+    assert str(problem).startswith("store s3://x: cannot put k: ")
+
+
+def test_transient_errors_are_tried_again_and_permanent_ones_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "RETRY_DELAYS", (0.001, 0.001, 0.001))
+    store = Store(tmp_path)
+    tries = []
+
+    def write(error: OSError, until: int):
+        def attempt(key, data, real=type(store.files).write):
+            tries.append(key)
+            if len(tries) < until:
+                raise error
+            real(store.files, key, data)
+
+        return attempt
+
+    monkeypatch.setattr(store.files, "write", write(OSError(errno.ESTALE, "stale handle"), 3))
+    store.put("a/x", b"1")
+    assert (len(tries), store.get("a/x")) == (3, b"1")
+    tries.clear()
+    monkeypatch.setattr(store.files, "write", write(OSError(errno.ESTALE, "stale handle"), 99))
+    with pytest.raises(StoreUnreachable, match="tried several times"):
+        store.put("a/x", b"2")
+    assert len(tries) == 4
+    tries.clear()
+    monkeypatch.setattr(store.files, "write", write(PermissionError(errno.EACCES, "no"), 99))
+    with pytest.raises(StoreDenied, match="check the credentials"):
+        store.put("a/x", b"3")
+    assert len(tries) == 1
+
+
+def test_a_folder_laid_under_a_name_keeps_nobody_from_using_it(tmp_path):
+    store = Store(tmp_path)
+    for _ in range(2):
+        (tmp_path / "a" / "x" / "deep").mkdir(parents=True)
+        (tmp_path / "a" / "x" / "file").write_text("x")
+        store.put("a/x", b"1")
+        assert store.get("a/x") == b"1"
+        store.delete("a/x")
+        (tmp_path / "a" / "x" / "deep").mkdir(parents=True)
+        store.delete("a/x")
+        assert not store.exists("a/x")
+
+
+def test_wait_wakes_at_a_new_name_and_not_at_files_in_flight(tmp_path):
+    store = Store(tmp_path)
+    store.put("a/x", b"1")
+    (tmp_path / "a" / ".tmp-1").write_bytes(b"half")
+    assert not store.wait(["a"], 0.2)
+    threading.Timer(0.2, lambda: store.put("b/c/x", b"1")).start()
+    assert store.wait(["a", "b/c"], 20)
+
+
+def test_a_name_that_came_between_the_look_and_the_wait_is_not_missed(tmp_path):
+    store = Store(tmp_path)
+    seen = store.snapshot(["a"])
+    store.put("a/x", b"1")
+    assert store.wait(["a"], 20, since=seen)
+
+
+def test_a_local_path_and_a_file_url_are_one_store(tmp_path):
+    Store(tmp_path / "a b").put("k/x", b"1")
+    assert Store(f"file://{tmp_path}/a%20b").get("k/x") == b"1"
+    assert Store(Path(tmp_path, "a b")).local == tmp_path / "a b"
+
+
+def test_an_unknown_protocol_says_what_to_install(tmp_path):
+    with pytest.raises(StoreError, match="nosuch"):
+        Store("nosuch://x/y")
+
+
+def test_stop_ends_a_wait(tmp_path):
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    start = time.monotonic()
+    assert not Store(tmp_path).wait(["a"], 30, stop)
+    assert time.monotonic() - start < 15
