@@ -184,7 +184,8 @@ class RemoteFiles:
         import fsspec
 
         scheme = url.partition("://")[0]
-        if scheme in ("ssh", "sftp"):
+        configured = {name for part in ("ssh", "sftp") for name in fsspec.config.conf.get(part, {})}
+        if scheme in ("ssh", "sftp") and "known_hosts" not in configured:
             # sshfs would take any host's key; take the ones that this user knows.
             options = {"known_hosts": str(Path.home() / ".ssh" / "known_hosts"), **options}
         if scheme in ATOMIC_UPLOAD:

@@ -40,8 +40,8 @@ class LocalDatasites:
         self._serve = serve or ["-m", "datasites.cli", "serve"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, *keys: str) -> None:
-        """Start datasites and wait until they are ready."""
+    def start(self, *keys: str, wait: bool = True) -> None:
+        """Start datasites, and wait until they are ready."""
         for key in keys:
             home = self.consortium.home(key)
             (home / "run" / "ready.json").unlink(missing_ok=True)
@@ -53,6 +53,11 @@ class LocalDatasites:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
             )
+        if wait:
+            self.wait_until_ready(*keys)
+
+    def wait_until_ready(self, *keys: str) -> None:
+        """Wait until these datasites serve."""
         deadline = time.monotonic() + 120
         for key in keys:
             while not (self.consortium.home(key) / "run" / "ready.json").exists():
