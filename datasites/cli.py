@@ -117,7 +117,10 @@ def init(
 
 
 @app.command()
-def serve(home: HomeOption) -> None:
+def serve(
+    home: HomeOption,
+    console: Annotated[bool, typer.Option(help="Serve the approval console too ([console] in datasite.toml).")] = True,
+) -> None:
     """Run the datasite until Ctrl-C or SIGTERM."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
@@ -125,10 +128,15 @@ def serve(home: HomeOption) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     site = _site(home)
+    from datasites.hospital.console.server import serving
     from datasites.hospital.datasite import Datasite, only_process
 
-    with only_process(site.home):
-        Datasite(site).serve(stop)
+    settings = site.home.settings.console
+    with (
+        only_process(site.home),
+        serving(settings.model_copy(update={"enabled": settings.enabled and console})) as address,
+    ):
+        Datasite(site, address).serve(stop)
 
 
 @app.command()
@@ -305,6 +313,20 @@ def agreements_confirm(
     out.print(f"{id} version {version}: confirmed")
 
 
+@agreements_app.command("draft")
+def agreements_draft(home: HomeOption, document: str, study: Annotated[Path, typer.Option("--study")]) -> None:
+    """Draft a document from a study: baa_schedule, irb_section or data_protection_summary."""
+    site = _site(home)
+    from datasites.study.package import StudyPackage
+    from policies.registry import RegistryFile
+    from policies.templates import render
+
+    package = StudyPackage.read(study)
+    features = tuple(feature.name for feature in (*package.data_model.features, package.data_model.label))
+    registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
+    print(render(document, package.study, package.digest(), features, registry, _today()))
+
+
 @agreements_app.command("terminate")
 def agreements_terminate(home: HomeOption, id: str, name: NameOption, password_stdin: StdinOption = False) -> None:
     """End an agreement today."""
@@ -430,22 +452,37 @@ def study_check(folder: Path, as_json: Annotated[bool, typer.Option("--json")] =
 
 
 @dataset_app.command("check")
-def dataset_check(home: HomeOption, dataset: str, features: Annotated[Path, typer.Option("--features")]) -> None:
-    """Readiness of a dataset for a study's features.toml, for the hospital's eyes."""
+def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.Option("--study")]) -> None:
+    """Readiness of a dataset for a study folder, for the hospital's eyes; exit code 0 only when it is ready."""
+    _site(home)
     from datasites.hospital.config import Home
-    from datasites.hospital.harmonise import harmonise, read_mapping, read_table
-    from datasites.study.errors import read_toml
-    from datasites.study.schema import DataModel
+    from datasites.hospital.readiness import check_dataset
+    from datasites.study.package import StudyPackage
 
-    place = Home.open(home)
-    settings = place.dataset(dataset)
-    table = read_table(place.root / settings.table)
-    _, reports = harmonise(table, read_mapping(place.root / settings.mapping), read_toml(features, DataModel))
-    shown = _table(f"{dataset}: {len(table)} rows", "feature", "ready", "unit", "missing", "out of range", "reason")
-    for r in reports:
+    readiness = check_dataset(Home.open(home), dataset, StudyPackage.read(study))
+    shown = _table(f"{dataset}: {readiness.rows} rows", "feature", "ready", "unit", "missing", "out of range", "reason")
+    for r in readiness.features:
         shown.add_row(r.name, "yes" if r.ready else "NO", r.unit, str(r.missing), str(r.out_of_range), r.reason)
     out.print(shown)
-    raise typer.Exit(0 if all(r.ready for r in reports) else 1)
+    out.print(readiness.patients_in_words())
+    raise typer.Exit(0 if readiness.ready else 1)
+
+
+@dataset_app.command("withdraw")
+def dataset_withdraw(
+    home: HomeOption,
+    dataset: str,
+    patient: str,
+    name: NameOption,
+    reason: ReasonOption,
+    password_stdin: StdinOption = False,
+) -> None:
+    """Leave a patient who withdrew consent out from the next round on; what was released before stays released."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        number = review.withdraw(site, person, dataset, patient, reason)
+    out.print(f"dataset {dataset}: {number} patient(s) have withdrawn, from the next round on")
 
 
 @budget_app.command("show")

@@ -28,6 +28,7 @@ from datasites.hospital.harmonise import (
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import Asked
 from datasites.hospital.models import Case, Split
+from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.secagg.threshold import honest_contributors
@@ -58,6 +59,14 @@ class OpenCase:
     def approval_hash(self) -> str:
         """Digest of `terms`."""
         return self.terms.digest()
+
+    @property
+    def honest(self) -> int:
+        """Honest hospitals that every sum is sure to hold, given the declared colluders."""
+        cohort = self.study.cohort
+        return honest_contributors(
+            len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
+        )
 
     @property
     def expected_batch(self) -> float:
@@ -154,7 +163,10 @@ def split_of(dataset: DatasetSettings) -> Split:
 
 
 def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
-    """The case's records as training and held-out rows; raises `FrozenCopyChanged` when they are not those approved."""
+    """The case's records as training and held-out rows, less patients who have withdrawn.
+
+    Raises `FrozenCopyChanged` when the records are not those approved.
+    """
     folder = records_folder(home, case.row.study_hash)
     with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in ("x", "y", "patient")}
@@ -164,6 +176,8 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
             "prepare and review it again"
         )
     split = split_of(case.dataset)
+    here = stays(home, case.dataset.name, arrays["patient"])
+    arrays = {name: array[here] for name, array in arrays.items()}
     held_out = sampling.held_out(arrays["patient"], bytes(split.salt), split.fraction)
     numbers = np.unique(arrays["patient"], return_inverse=True)[1].astype(np.int64)
 

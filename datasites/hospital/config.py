@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from datasites.enclave.sandbox import SandboxConfig
 from datasites.study.canonical import Agreed
@@ -44,6 +44,31 @@ class DatasetSettings(Agreed):
     max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
+class ConsoleSettings(Agreed):
+    """`[console]`: where the approval console listens, and what stands in front of it.
+
+    It listens on this machine alone unless `host` says otherwise, and speaks plain HTTP: `https = true` says that a
+    proxy in front speaks TLS, which makes cookies secure, sends HSTS and redirects plain requests. `trusted_proxy` is
+    that proxy's address, the only one whose X-Forwarded-For and X-Forwarded-Proto are believed. `allowed_hosts` are
+    the names under which people reach the console. Port 0 takes any free one; `run/ready.json` says which.
+    """
+
+    enabled: bool = True
+    host: Annotated[str, Field(min_length=1, max_length=190)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8420
+    allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+$", max_length=190)], ...] = ()
+    https: bool = False
+    trusted_proxy: Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]*$", max_length=60)] = ""
+
+    @model_validator(mode="after")
+    def _https_has_a_proxy(self) -> ConsoleSettings:
+        if self.https and not self.trusted_proxy:
+            raise ValueError(
+                "https = true needs trusted_proxy, the address of the proxy that speaks TLS (127.0.0.1 on this machine)"
+            )
+        return self
+
+
 class Settings(Agreed):
     """The whole of `datasite.toml`."""
 
@@ -54,6 +79,7 @@ class Settings(Agreed):
     control_seconds: Annotated[float, Field(gt=0)] = 2.0
     round_seconds: Annotated[float, Field(gt=0)] = 3600
     sandbox: SandboxConfig = SandboxConfig()
+    console: ConsoleSettings = ConsoleSettings()
     datasets: tuple[DatasetSettings, ...] = ()
 
 
@@ -119,6 +145,11 @@ class Home:
     def prepared(self) -> Path:
         """Encoded tables (private)."""
         return self.root / "prepared"
+
+    @property
+    def withdrawals(self) -> Path:
+        """Pseudonyms of patients who have withdrawn their consent, by dataset (private)."""
+        return self.root / "withdrawals"
 
     @property
     def secagg(self) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from django.contrib.auth import get_user_model
 from django.db import transaction
 
-from datasites.hospital import compliance, ledger
+from datasites.hospital import compliance, ledger, withdrawal
 from datasites.hospital.cases import open_case
 from datasites.hospital.models import Case, Review
 from datasites.hospital.people import REVIEWERS, PersonRole, identify
@@ -151,6 +151,22 @@ def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
     row = _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED)
     ledger.close(site.home.dataset(_dataset_of(row)), row.study_hash)
     return row
+
+
+def withdraw(site: Site, person: Acting, dataset: str, patient: str, reason: str) -> int:
+    """Enter a patient's withdrawal of consent (see `withdrawal`); returns how many patients have withdrawn.
+
+    Raises `ReviewError` for a person who may not, `InputError` for an unknown dataset.
+    """
+    if person.role not in REVIEWERS:
+        raise ReviewError(f"{person.name} is {person.role}; withdrawals are entered by {' or '.join(REVIEWERS)}")
+    site.home.dataset(dataset)
+    number = withdrawal.add(site.home, dataset, patient)
+    # The log counts patients and does not name them.
+    site.audit.append(
+        "withdrawn", dataset=dataset, person=person.name, role=person.role, patients=number, reason=reason
+    )
+    return number
 
 
 def kill(site: Site, person: Acting, reason: str) -> None:

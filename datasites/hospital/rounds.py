@@ -31,6 +31,7 @@ from datasites.hospital.epochs import EpochSetup, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
+from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggError
 from datasites.secagg.journal import Journal
 from datasites.secagg.messages import SignedManifest
@@ -120,6 +121,7 @@ class StudyRun:
         self._journal = Journal(folder / "journal", site.home.anchors / row.study_hash)
         self._setup = EpochSetup(site, self._case, mailroom, self._journal, folder)
         self._worker: Worker | None = None
+        self._withdrawn: frozenset[str] = frozenset()
         self._leaving = Leaving(site, self._case, mailroom, self._journal)
 
     def close(self) -> None:
@@ -231,8 +233,12 @@ class StudyRun:
         return np.frombuffer(blob, dtype="<f4").astype(np.float32)
 
     def _started_worker(self, case: OpenCase) -> Worker:
+        gone = withdrawn(self._site.home, case.dataset.name)
+        if self._worker is not None and gone != self._withdrawn:
+            self._worker.close()
         if self._worker is None or not self._worker.alive:
             self._worker = start_worker(self._site.home, case, partitions(self._site.home, case))
+            self._withdrawn = gone
         return self._worker
 
     def _compute(

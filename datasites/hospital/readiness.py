@@ -1,0 +1,69 @@
+"""Whether a dataset is ready for a study, and what its records mean for patients' privacy; for the hospital's eyes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasites.hospital.cases import site_plans
+from datasites.hospital.config import Home
+from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping, read_table
+from datasites.privacy.accountant import epsilon_rdp
+from datasites.study.package import StudyPackage
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """One line per feature, and how records spread over patients.
+
+    epsilon: what the study would cost a patient. epsilon_by_record: an upper bound on what it would cost the patient
+    with most records if each record were treated as a patient of its own, as without a patient column it is.
+    """
+
+    rows: int
+    features: tuple[FeatureReadiness, ...]
+    has_patient_column: bool
+    patients: int
+    most_records: int
+    epsilon: float
+    epsilon_by_record: float
+    delta: float
+
+    @property
+    def ready(self) -> bool:
+        """Whether every feature is."""
+        return all(feature.ready for feature in self.features)
+
+    def patients_in_words(self) -> str:
+        """What a data steward must know about patients and records."""
+        if not self.has_patient_column:
+            return (
+                "no patient column: each row counts as one patient. If a patient can have several rows, set `patient` "
+                "in mapping.toml; else that patient loses more than the ledger says"
+            )
+        if self.most_records == 1:
+            return f"{self.patients} patients with one record each; epsilon {self.epsilon:.2f} at delta {self.delta:g}"
+        return (
+            f"{self.patients} patients, at most {self.most_records} records each. Epsilon of the study is "
+            f"{self.epsilon:.2f} at delta {self.delta:g} for a patient; treating each record as a patient would cost "
+            f"the patient with most records up to {self.epsilon_by_record:.2f}"
+        )
+
+
+def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
+    """Check dataset `name` against a study; raises `InputError` for a table, mapping or study that can't be read."""
+    dataset = home.dataset(name)
+    mapping = read_mapping(home.root / dataset.mapping)
+    frame, features = harmonise(read_table(home.root / dataset.table), mapping, package.data_model)
+    records = frame["patient"].value_counts()
+    most = int(records.max()) if len(records) else 1
+    plan, _ = site_plans(package.study, dataset)
+    return Readiness(
+        rows=len(frame),
+        features=features,
+        has_patient_column=mapping.patient is not None,
+        patients=len(records),
+        most_records=most,
+        epsilon=epsilon_rdp([plan.event()], dataset.delta),
+        epsilon_by_record=epsilon_rdp([plan.event_if_records_were_patients(most)], dataset.delta),
+        delta=dataset.delta,
+    )
