@@ -40,14 +40,14 @@ class LocalDatasites:
         self._serve = serve or ["-m", "datasites.cli", "serve"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, *keys: str, wait: bool = True) -> None:
-        """Start datasites, and wait until they are ready."""
+    def start(self, *keys: str, wait: bool = True, serve: list[str] | None = None) -> None:
+        """Start datasites, and wait until they are ready; `serve` replaces what is run."""
         for key in keys:
             home = self.consortium.home(key)
             (home / "run" / "ready.json").unlink(missing_ok=True)
             log = (self.folder / f"{key}.log").open("ab")
             self._processes[key] = subprocess.Popen(
-                [sys.executable, *self._serve, "--home", str(home)],
+                [sys.executable, *(serve or self._serve), "--home", str(home)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,0 +1,103 @@
+"""Workers that die, and researchers who change things: named for the hospital, bare for the researcher (I1, I5, I7)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datasites.researcher import report
+from tests.e2e.support import LocalDatasites
+
+
+def charged_rounds(datasites: LocalDatasites, key: str, study_hash: str, kind: str) -> list[int]:
+    return [
+        record["fields"]["round"]
+        for record in datasites.audit_log(key)
+        if record["kind"] == kind and record["fields"]["study"] == study_hash
+    ]
+
+
+def test_a_worker_that_dies_or_hangs_costs_its_round_and_the_charge_stays(datasites: LocalDatasites) -> None:
+    study = datasites.study("failures", rounds="5")
+    va = datasites.email("va")
+    datasites.kill("va")
+    datasites.start("va", serve=[str(Path(__file__).with_name("failing_datasite.py"))])
+    try:
+        with datasites.federation() as federation:
+            federation.submit(study)
+            datasites.approve(study)
+            federation.wait(study, timeout=180, progress=False)
+            run = federation.start(study)
+            run.complete(progress=False)
+    finally:
+        datasites.kill("va")
+        datasites.start("va")
+    by_round = {record.round: record for record in run.state.rounds}
+    assert [va in by_round[number].survivors for number in range(1, 6)] == [True, False, False, True, True]
+    for number in (2, 3):
+        assert by_round[number].outcome == "done"
+        assert by_round[number].abstained == {va: ()}, "a failure is named to nobody outside"
+    assert charged_rounds(datasites, "va", study.hash, "charged") == [1, 2, 3, 4, 5, 6]
+    assert charged_rounds(datasites, "va", study.hash, "released") == [1, 4, 5, 6]
+    reasons = {
+        record["fields"]["round"]: record["fields"]["reason"]
+        for record in datasites.audit_log("va")
+        if record["kind"] == "abstained" and record["fields"]["study"] == study.hash
+    }
+    assert "memory" in reasons[2], "a SIGKILL that we did not send is most likely the kernel's, for memory"
+    assert "wall-time" in reasons[3]
+    assert run.state.accounts[va].steps == 2 * 3
+    assert run.state.accounts[va].spent["training"]["rdp"] > 2.9, "charged rounds stay charged"
+
+
+def test_what_a_researcher_changes_after_submitting_changes_nothing_that_runs(datasites: LocalDatasites) -> None:
+    """TOCTOU: other content under the same job name, after approval and between rounds."""
+    study = datasites.study("changed", rounds="4")
+    with datasites.federation() as federation:
+        federation.submit(study)
+        datasites.approve(study)
+        federation.wait(study, timeout=180, progress=False)
+        run = federation.start(study)
+        run.complete(rounds=2, progress=False)
+        changed = datasites.study("changed-later", rounds="4")
+        model = changed.folder / "model.py"
+        model.write_text(model.read_text().replace("tanh", "relu"))
+        with pytest.raises(ValueError, match="other content"):
+            federation._control.submit(datasites.email("cleveland"), study.job_name, changed.folder)
+        # Past the researcher's own software: the files in its SyftBox, which syft would send, are changed by hand.
+        box = federation.home / "syftbox"
+        for path in box.rglob(f"{study.job_name}/code/model.py"):
+            path.chmod(0o600)
+            path.write_text("import os\n")
+        federation.sync()
+        run.complete(progress=False)
+        assert all(len(record.survivors) == 4 for record in run.state.rounds)
+    for key in ("cleveland", "va"):
+        frozen = datasites.consortium.home(key) / "frozen" / study.hash / "model.py"
+        assert frozen.read_bytes() == (study.folder / "model.py").read_bytes()
+
+
+def test_distributed_noise_with_the_consistency_wave(datasites: LocalDatasites) -> None:
+    """Noise is shared: the sum's epsilon is the study's, each hospital's own is larger and stands beside it."""
+    study = datasites.study(
+        "together",
+        rounds="10",
+        mode='"distributed"',
+        steps="1",
+        learning_rate="3.0",
+        colluders="1\nconsistency = true\npatients = 920",
+    )
+    assert study.terms.cohort.consistency_wave
+    with datasites.federation() as federation:
+        federation.submit(study)
+        datasites.approve(study)
+        federation.wait(study, timeout=180, progress=False)
+        run = federation.run(study, progress=False)
+        result = report.result(run)
+    assert all(record.outcome == "done" and len(record.survivors) == 4 for record in run.state.rounds)
+    for email in result["hospitals"]:
+        training = result["privacy"][email]["partitions"]["training"]
+        assert training["rdp"] <= 3.0 + 1e-9
+        assert training["local_rdp"] > training["rdp"]
+    assert result["final"]["auc"]["value"] > 0.75
