@@ -147,7 +147,10 @@ def _rehearse(home: Home, row: Case) -> dict[str, object]:
     with worker:
         try:
             result = worker.rehearse(
-                plan=case.plan, training=case.study.training, expected_batch=case.plan.sampling_rate * len(mock.y)
+                plan=case.plan,
+                training=case.study.training,
+                expected_batch=case.plan.sampling_rate * len(mock.y),
+                grid=case.grid,
             )
         except WorkerError as error:
             return {"outcome": "failed", "reason": f"{error.rule}: {error}"}

@@ -31,9 +31,10 @@ from datasites.hospital.models import Case, Split
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.secagg.ring import safe_scale
 from datasites.secagg.threshold import honest_contributors
 from datasites.study.errors import InputError
-from datasites.study.manifest import RoundManifest, Study
+from datasites.study.manifest import UPDATE_BOUND, RoundManifest, Study
 from datasites.study.package import StudyPackage
 
 PREPARED_FILE = "records.npz"
@@ -67,6 +68,13 @@ class OpenCase:
         return honest_contributors(
             len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
         )
+
+    @property
+    def grid(self) -> float | None:
+        """One step of the secure sum's encoding of an update; None where noise need not lie on it (local mode)."""
+        if self.plan.mode == "local":
+            return None
+        return 1.0 / safe_scale(UPDATE_BOUND, len(self.study.cohort.hospitals))
 
     @property
     def expected_batch(self) -> float:

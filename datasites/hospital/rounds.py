@@ -39,7 +39,7 @@ from datasites.study import letters
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import BadSignature
-from datasites.study.manifest import RoundManifest
+from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest
 from datasites.transport.mailroom import Expected, Letter, Mailroom, Rejected
 from policies.facts import ReleaseFacts
 from policies.registry import RegistryError
@@ -80,12 +80,12 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
     every = study.evaluation.every
     interim = training and every > 0 and manifest.round % every == 0 and manifest.round < study.rounds
     evaluate = "no" if training and not interim else "interim" if training else "final"
-    expected = {"weight": 1} if training else {}
+    expected: dict[str, tuple[int, float]] = {}
     if training:
-        expected["update"] = dimension
+        expected |= {"update": (dimension, UPDATE_BOUND), "weight": (1, 1.0)}
     if evaluate != "no":
-        expected["counts"] = 2 * plan.bins
-    said = {term.name: term.length for term in manifest.vectors}
+        expected["counts"] = (2 * plan.bins, COUNTS_BOUND)
+    said = {term.name: (term.length, term.bound) for term in manifest.vectors}
     for name, wanted, found in (
         ("study", case.row.study_hash, manifest.study),
         ("train", training, manifest.train),

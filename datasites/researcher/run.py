@@ -28,13 +28,9 @@ from datasites.study import letters
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity, Roster
-from datasites.study.manifest import RoundManifest, VectorTerm
+from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest, VectorTerm
 from datasites.transport.mailroom import Letter, Mailroom
 
-#: Coordinates of a weighted update are cut to this before they are encoded; a step beyond it is no use to a model.
-UPDATE_BOUND = 16.0
-#: Patients of one hospital in one cell of the evaluation, noise included, at most.
-COUNTS_BOUND = float(2**20)
 MOST_FAILURES = 3
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500

@@ -15,8 +15,10 @@ from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Worker
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.researcher.strategies import strategy_of
+from datasites.secagg.ring import safe_scale
 from datasites.secagg.threshold import honest_contributors
 from datasites.study.canonical import sha256_hex
+from datasites.study.manifest import UPDATE_BOUND
 from datasites.study.manifest import Study as Terms
 from datasites.study.package import StudyPackage
 
@@ -100,8 +102,11 @@ class Study:
         """Train a round on mock rows in the sandbox, with the trainer and the probes that hospitals use."""
         with self.worker(sandbox, mock) as worker:
             plan = self.plan()
+            grid = None
+            if plan.mode == "distributed":
+                grid = 1.0 / safe_scale(UPDATE_BOUND, len(self.terms.cohort.hospitals))
             return worker.rehearse(
-                plan=plan, training=self.terms.training, expected_batch=plan.sampling_rate * len(mock)
+                plan=plan, training=self.terms.training, expected_batch=plan.sampling_rate * len(mock), grid=grid
             )
 
     def initial_model(self, sandbox: Sandbox | None = None) -> tuple[npt.NDArray[np.float32], Description]:

@@ -22,6 +22,10 @@ Words = Annotated[str, Field(min_length=1, max_length=4000)]
 REQUIRED_SERVICES = ("aggregation", "model_distribution", "transport")
 
 
+#: Coordinates of a weighted update are cut to ± this before they are encoded; a step beyond it is no use to a model.
+UPDATE_BOUND = 16.0
+#: Patients of one hospital in one cell of the evaluation, noise included, at most.
+COUNTS_BOUND = float(2**20)
 #: Above this many hospitals masks form a ring of neighbours, which is safe only with the consistency wave.
 ALWAYS_CONSISTENT_ABOVE = 64
 
