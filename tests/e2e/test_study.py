@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -163,37 +161,6 @@ def test_a_baa_that_ends_mid_study_stops_one_hospital_until_it_is_renewed(datasi
         charged = [r["fields"]["round"] for r in datasites.audit_log("hungary") if r["kind"] == "charged"
                    and r["fields"]["study"] == study.hash]  # fmt: skip
         assert 4 not in charged
-
-
-def test_a_killed_researcher_goes_on_where_it_was(datasites: LocalDatasites) -> None:
-    """Kill -9 of the researcher's process at several points; every hospital still releases once per round."""
-    study = datasites.study("killed", rounds="10")
-    with datasites.federation() as federation:
-        federation.submit(study)
-        datasites.approve(study)
-        federation.wait(study, timeout=120, progress=False)
-    code = (
-        "import sys; from datasites.researcher import Federation, Study\n"
-        "with Federation.open(sys.argv[1]) as f: f.run(Study.load(sys.argv[2]), progress=False)\n"
-        "print('finished')"
-    )
-    arguments = [sys.executable, "-c", code, str(datasites.consortium.researcher_home), str(study.folder)]
-    for seconds in (3.0, 6.0, 7.0):
-        process = subprocess.Popen(arguments, cwd=ROOT)
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    with datasites.federation() as federation:
-        run = federation.start(study)
-        assert run.state.closed
-        assert [record.outcome for record in run.state.rounds] == ["done"] * 11
-        for key in KEYS:
-            releases = [r["fields"]["round"] for r in datasites.audit_log(key) if r["kind"] == "released"
-                        and r["fields"]["study"] == study.hash]  # fmt: skip
-            assert sorted(releases) == sorted(set(releases)), f"{key} released a round twice"
-            check_audit(datasites, run, key)
 
 
 def test_ready_file_and_lock_keep_a_second_process_out(datasites: LocalDatasites) -> None:
