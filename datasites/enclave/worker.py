@@ -26,6 +26,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from pydantic import JsonValue
 
 from datasites.enclave import protocol
@@ -33,6 +34,7 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import LocalTraining
+from datasites.study.schema import DataModel
 
 _LOG_BYTES = 64 * 1024
 _REPLY_SLACK = 1024 * 1024
@@ -89,6 +91,16 @@ class Partition:
     x: npt.NDArray[np.float32] | npt.NDArray[np.int64] = field(repr=False)
     y: npt.NDArray[np.float32] = field(repr=False)
     patients: npt.NDArray[np.int64] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of_mock(cls, model: DataModel, table: pd.DataFrame) -> Self:
+        """Mock rows in the common data model, encoded as real ones are; raises `SchemaError`.
+
+        A column `patient` says whose a row is; without it each row is one patient.
+        """
+        x, y = model.encode(table)
+        patients = table["patient"].to_numpy() if "patient" in table.columns else np.arange(len(table))
+        return cls(x=x, y=y, patients=np.unique(patients, return_inverse=True)[1].astype(np.int64))
 
     def arrays(self) -> protocol.Arrays:
         """As they travel; raises `ValueError` when rows don't match."""

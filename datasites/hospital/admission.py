@@ -7,9 +7,6 @@ researcher sends can raise out of `admit`.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-
-import numpy as np
 
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
@@ -42,14 +39,6 @@ def start_worker(home: Home, case: OpenCase, data: dict[PartitionName, Partition
         data=data,
         timeouts=Timeouts(train=seconds, evaluate=seconds),
     )
-
-
-def mock_partition(package: StudyPackage, path: Path) -> Partition:
-    """The published mock, encoded like real records; raises `SchemaError` or `InputError`."""
-    table = read_table(path)
-    x, y = package.data_model.encode(table)
-    patients = table["patient"] if "patient" in table.columns else np.arange(len(table))
-    return Partition(x=x, y=y, patients=np.unique(np.asarray(patients), return_inverse=True)[1].astype(np.int64))
 
 
 def admit(site: Site, job: SubmittedJob) -> Case:
@@ -140,7 +129,7 @@ def _examine(site: Site, row: Case) -> None:
 def _rehearse(home: Home, row: Case) -> dict[str, object]:
     case = open_case(home, row)
     try:
-        mock = mock_partition(case.package, home.root / case.dataset.mock)
+        mock = Partition.of_mock(case.package.data_model, read_table(home.root / case.dataset.mock))
         worker = start_worker(home, case, {"mock": mock})
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}

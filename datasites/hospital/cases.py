@@ -30,7 +30,7 @@ from datasites.hospital.ledger import Asked
 from datasites.hospital.models import Case, Split
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
-from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan, plans_for
 from datasites.secagg.ring import safe_scale
 from datasites.secagg.threshold import honest_contributors
 from datasites.study.errors import InputError
@@ -112,23 +112,16 @@ def site_plans(study: Study, dataset: DatasetSettings) -> tuple[PrivacyPlan, Eva
     Epsilon is cut to the dataset's limit per study, delta to the dataset's, and the sampling rate to the allowed one;
     noise is calibrated here and never read from the study.
     """
-    epsilon = min(study.privacy.epsilon, dataset.study_epsilon)
-    delta = min(study.privacy.delta, dataset.delta)
     cohort = study.cohort
-    honest = honest_contributors(
-        len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
-    )
-    plan = PrivacyPlan.calibrate(
-        epsilon,
-        delta,
-        clip=study.privacy.clip,
+    return plans_for(
+        study,
+        honest=honest_contributors(
+            len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
+        ),
+        epsilon=min(study.privacy.epsilon, dataset.study_epsilon),
+        delta=min(study.privacy.delta, dataset.delta),
         sampling_rate=min(study.privacy.sampling_rate, dataset.max_sampling_rate),
-        rounds=study.rounds,
-        steps_per_round=study.training.steps,
-        mode=study.privacy.mode,
-        honest=honest if study.privacy.mode == "distributed" else None,
     )
-    return plan, EvaluationPlan.calibrate(epsilon, delta, study.evaluation, study.rounds)
 
 
 def prepare_records(

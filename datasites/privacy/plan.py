@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from datasites.privacy.accountant import compose, epsilon_rdp
 from datasites.study.canonical import Agreed
-from datasites.study.manifest import Evaluation
+from datasites.study.manifest import Evaluation, Study
 
 Positive = Annotated[float, Field(gt=0)]
 EvaluationKind = Literal["interim", "final"]
@@ -210,6 +210,28 @@ class EvaluationPlan(Agreed):
             interim=interim,
             interim_multiplier=_ceil(whole * math.sqrt(interim / share)) if interim else None,
         )
+
+
+def plans_for(
+    study: Study, *, honest: int, epsilon: float, delta: float, sampling_rate: float
+) -> tuple[PrivacyPlan, EvaluationPlan]:
+    """Training and evaluation plan of a study at limits that may be stricter than what it asks for.
+
+    honest: hospitals whose noise a sum is sure to hold; only distributed mode relies on it. A hospital passes its own
+    limits, a researcher the study's. Raises `PlanError` when no noise is enough.
+    """
+    distributed = study.privacy.mode == "distributed"
+    plan = PrivacyPlan.calibrate(
+        epsilon,
+        delta,
+        clip=study.privacy.clip,
+        sampling_rate=sampling_rate,
+        rounds=study.rounds,
+        steps_per_round=study.training.steps,
+        mode=study.privacy.mode,
+        honest=honest if distributed else None,
+    )
+    return plan, EvaluationPlan.calibrate(epsilon, delta, study.evaluation, study.rounds)
 
 
 def _ceil(multiplier: float) -> float:

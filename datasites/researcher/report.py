@@ -22,7 +22,7 @@ def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
     """The DP evaluation of one round; raises `RunError` when that round held none."""
     if record.counts is None:
         raise RunError(f"round {record.round}: held no evaluation")
-    return DPEvaluation.from_counts(record.counts, run.study.evaluation_plan().edges, record.counts_sigma)
+    return DPEvaluation.from_counts(record.counts, run.study.plans()[1].edges, record.counts_sigma)
 
 
 def final_evaluation(run: Run) -> DPEvaluation:

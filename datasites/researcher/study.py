@@ -13,7 +13,7 @@ from datasites.enclave.protocol import Description, Rehearsed
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Worker
-from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan, plans_for
 from datasites.researcher.strategies import strategy_of
 from datasites.secagg.ring import safe_scale
 from datasites.secagg.threshold import honest_contributors
@@ -67,41 +67,26 @@ class Study:
             {name: sha256_hex(content) for name, content in self.package.files.items()},
             n_features=len(self.package.data_model.columns),
             config=self.terms.model,
-            data={} if mock is None else {"mock": self.partition(mock)},
+            data={} if mock is None else {"mock": Partition.of_mock(self.package.data_model, mock)},
         )
 
-    def partition(self, mock: pd.DataFrame) -> Partition:
-        """Mock rows in the common data model, encoded as hospitals encode theirs; raises `SchemaError`."""
-        x, y = self.package.data_model.encode(mock)
-        patients = mock["patient"] if "patient" in mock else np.arange(len(mock))
-        return Partition(x=x, y=y, patients=np.unique(np.asarray(patients), return_inverse=True)[1].astype(np.int64))
-
-    def plan(self) -> PrivacyPlan:
-        """The training plan as a hospital without stricter limits would calibrate it."""
-        terms, cohort = self.terms, self.terms.cohort
-        honest = honest_contributors(
-            len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
+    def plans(self) -> tuple[PrivacyPlan, EvaluationPlan]:
+        """Training and evaluation plan as a hospital without stricter limits would calibrate them."""
+        privacy, cohort = self.terms.privacy, self.terms.cohort
+        return plans_for(
+            self.terms,
+            honest=honest_contributors(
+                len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
+            ),
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            sampling_rate=privacy.sampling_rate,
         )
-        return PrivacyPlan.calibrate(
-            terms.privacy.epsilon,
-            terms.privacy.delta,
-            clip=terms.privacy.clip,
-            sampling_rate=terms.privacy.sampling_rate,
-            rounds=terms.rounds,
-            steps_per_round=terms.training.steps,
-            mode=terms.privacy.mode,
-            honest=honest if terms.privacy.mode == "distributed" else None,
-        )
-
-    def evaluation_plan(self) -> EvaluationPlan:
-        """The evaluation plan as a hospital without stricter limits would calibrate it."""
-        terms = self.terms
-        return EvaluationPlan.calibrate(terms.privacy.epsilon, terms.privacy.delta, terms.evaluation, terms.rounds)
 
     def rehearse(self, mock: pd.DataFrame, sandbox: Sandbox | None = None) -> Rehearsed:
         """Train a round on mock rows in the sandbox, with the trainer and the probes that hospitals use."""
         with self.worker(sandbox, mock) as worker:
-            plan = self.plan()
+            plan, _ = self.plans()
             grid = None
             if plan.mode == "distributed":
                 grid = 1.0 / safe_scale(UPDATE_BOUND, len(self.terms.cohort.hospitals))
