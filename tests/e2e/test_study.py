@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -58,6 +60,38 @@ def test_the_notebook_runs_a_whole_study(datasites: LocalDatasites, monkeypatch:
     assert result["final"]["auc"]["value"] > 0.8
     for key in KEYS:
         check_audit(datasites, run, key)
+
+
+def test_the_evidence_of_a_study_verifies_without_this_software(datasites: LocalDatasites, tmp_path: Path) -> None:
+    """A bundle, its own verifier, Python and `cryptography`; a head from the researcher; and one changed byte."""
+    import json
+    import zipfile
+
+    study_folder = datasites.folder / "study-notebook"
+    if not study_folder.exists():
+        pytest.skip("needs the study that the notebook's test runs")
+    bundle = tmp_path / "bundle.zip"
+    made = datasites.command("hungary", "evidence", "1", "--out", str(bundle))
+    assert made.returncode == 0, made.stdout + made.stderr
+    with zipfile.ZipFile(bundle) as archive:
+        archive.extract("verify_bundle.py", tmp_path)
+    result = json.loads((datasites.consortium.researcher_home / "result.json").read_text())
+    head = tmp_path / "head.json"
+    head.write_text(json.dumps(result["audit_heads"][datasites.email("hungary")]))
+    entry = json.loads((datasites.consortium.home("hungary") / "roster-entry.json").read_text())
+    command = [sys.executable, "-I", str(tmp_path / "verify_bundle.py"), str(bundle)]
+    command += ["--key", entry["public_key"], "--head", str(head)]
+    checked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    changed = tmp_path / "changed.zip"
+    with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            target.writestr(name, data.replace(b"tanh", b"relu") if name == "frozen/model.py" else data)
+    command[3] = str(changed)
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode != 0
+    assert "model.py" in refused.stdout
 
 
 def test_the_store_holds_no_plaintext_of_code_updates_or_rows(datasites: LocalDatasites) -> None:
