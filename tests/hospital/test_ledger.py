@@ -77,6 +77,15 @@ def test_a_second_study_that_does_not_fit_is_refused_and_fits_after_the_first_cl
     assert spent(heart) == charged, "closing must refund nothing that was charged"
 
 
+def test_what_a_closed_study_charged_still_counts(heart: DatasetSettings) -> None:
+    ledger.reserve(heart, "a" * 64, whole())
+    for number in range(1, 16):
+        ledger.charge(heart, "a" * 64, number, one_round())
+    ledger.close(heart, "a" * 64)
+    with pytest.raises(BudgetExceeded, match="above the cap"):
+        ledger.reserve(heart, "b" * 64, whole())
+
+
 def test_the_two_partitions_are_gated_apart(heart: DatasetSettings) -> None:
     ledger.reserve(heart, "a" * 64, {**whole(), "held_out": Asked(PLAN.event(), PLAN.event())})
     training, held_out = ledger.state(heart)
@@ -125,11 +134,15 @@ def spender(home: Home, name: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings, home: Home) -> None:
-    """Two processes and eight threads race for one budget; without the immediate transaction this overspends."""
+    """Two processes and eight threads race for one budget.
+
+    Without immediate transactions the losers would read one budget and fail on a locked database instead.
+    """
     from django.db import connection
 
     small = PrivacyPlan(clip=1.0, noise_multiplier=2.0, sampling_rate=0.3, rounds=1, steps_per_round=2)
     released: list[str] = []
+    failures: list[Exception] = []
 
     def race(name: int) -> None:
         for number in range(40):
@@ -138,6 +151,9 @@ def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings
                 ledger.reserve(heart, study, whole(small))
                 ledger.charge(heart, study, 1, one_round(small))
             except BudgetExceeded:
+                break
+            except Exception as error:
+                failures.append(error)
                 break
             released.append(study)
         connection.close()
@@ -154,7 +170,8 @@ def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings
     for process in processes:
         assert process.stdout is not None
         released += process.stdout.read().split()  # not communicate(): it would skip what readline() has buffered
-        process.wait(timeout=120)
+        assert process.wait(timeout=120) == 0, "a process that lost the race ended otherwise than by the budget"
+    assert not failures, "a thread that lost the race met another error than the budget's"
     assert spent(heart) <= heart.epsilon + 1e-6
     assert epsilon_rdp([small.event()] * (len(released) + 1), 1e-3) > heart.epsilon, "the race stopped early"
     assert epsilon_rdp([small.event()] * len(released), 1e-3) <= spent(heart) + 1e-9
