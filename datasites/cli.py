@@ -112,8 +112,12 @@ def init(
     if not settings.is_file():
         raise DatasitesError(f"{settings}: no such file; write the datasite's settings first (see README)")
     entry = initialise(home, settings.read_text())
+    from datasites.hospital.people import FIRST_ADMIN, add_first_admin
+
+    password = add_first_admin()
     out.print(f"datasite of {entry.organisation} in {home}\nfingerprint  {entry.fingerprint}")
     out.print(f"give {home / 'roster-entry.json'} to the other parties, and compare fingerprints by telephone")
+    out.print(f"console: sign in as {FIRST_ADMIN} with {password} (shown once; change it there), then enter people")
 
 
 @app.command()
@@ -238,6 +242,45 @@ def roster_revoke(home: HomeOption, email: str, reason: ReasonOption) -> None:
     out.print(f"{email} is no longer trusted")
 
 
+@roster_app.command("propose")
+def roster_propose(home: HomeOption, file: Path, name: NameOption, password_stdin: StdinOption = False) -> None:
+    """Enter a party's roster entry; it is trusted once a second person has pinned it with `roster confirm`."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.parties import propose_party
+
+        try:
+            text = file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasitesError(f"{file}: cannot be read; ask for the party's roster-entry.json") from error
+        proposal = propose_party(site, person, text)
+    out.print(f"entry {proposal.pk}: {proposal.email} waits for a second person")
+
+
+@roster_app.command("confirm")
+def roster_confirm(
+    home: HomeOption,
+    entry: int,
+    name: NameOption,
+    fingerprint: Annotated[str, typer.Option(help="As the party reads it to you by telephone.")],
+    password_stdin: StdinOption = False,
+) -> None:
+    """Pin what somebody else entered."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.parties import pin_party
+
+        out.print(f"{pin_party(site, person, entry, fingerprint).email} is pinned")
+
+
+@roster_app.command("withdraw")
+def roster_withdraw(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
+    """Drop an entry that waits for a second person."""
+    with _acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.parties import withdraw_party
+
+        withdraw_party(site, person, entry)
+    out.print(f"entry {entry}: withdrawn")
+
+
 # -- people, agreements ----------------------------------------------------------------------------------------------
 
 
@@ -255,6 +298,28 @@ def person_add(
     add_person(name, role, _password(password_stdin, f"New password of {name}: "))
     site.audit.append("person_added", person=name, role=role)
     out.print(f"{name}: {role}")
+
+
+@person_app.command("password")
+def person_password(home: HomeOption, name: str, password_stdin: StdinOption = False) -> None:
+    """Set a person's new password, for one who has forgotten it."""
+    site = _site(home)
+    from datasites.hospital.people import change_password
+
+    change_password(name, _password(password_stdin, f"New password of {name}: "))
+    site.audit.append("password_changed", person=name)
+    out.print(f"{name}: password changed")
+
+
+@person_app.command("deactivate")
+def person_deactivate(home: HomeOption, name: str) -> None:
+    """Keep a person out from now on; their past decisions stand."""
+    site = _site(home)
+    from datasites.hospital.people import deactivate
+
+    deactivate(name, by="")
+    site.audit.append("person_deactivated", person=name, by="command line")
+    out.print(f"{name}: can't act any more")
 
 
 @person_app.command("list")
@@ -432,6 +497,21 @@ for action in ("pause", "resume", "revoke"):
     _lifecycle(action)
 
 
+@study_app.command("rounds")
+def study_rounds(home: HomeOption, case: int) -> None:
+    """Rounds of a study at this hospital: charged, released, survivors."""
+    _site(home)
+    from datasites.hospital.models import Round
+
+    table = _table("", "round", "state", "steps", "seconds", "survivors", "released", "reason")
+    for r in Round.objects.filter(case=case):
+        released = str(r.release.get("sha256", ""))[:12]
+        table.add_row(
+            str(r.round), r.state, str(r.steps), f"{r.seconds:.2f}", str(len(r.survivors)), released, r.reason
+        )
+    out.print(table)
+
+
 @study_app.command("check")
 def study_check(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Check a study folder as every hospital will; exit code 0 only when it is clean."""
@@ -514,6 +594,20 @@ def budget_history(home: HomeOption, dataset: str) -> None:
         at = entry.at.isoformat(timespec="seconds")
         table.add_row(at, entry.partition, entry.study_hash[:12], entry.kind, str(entry.round or ""), events)
     out.print(table)
+
+
+@budget_app.command("what-if")
+def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, steps: int, rate: float) -> None:
+    """Whether one more study that asks this much would fit today."""
+    site = _site(home)
+    from datasites.hospital.budget_view import Book
+
+    answer = Book.read(site.home.dataset(dataset)).what_if(epsilon, rounds, steps, rate)
+    out.print(
+        f"{'fits' if answer.fits else 'does NOT fit'}: training patients at {answer.after:.3f} of {answer.cap:g}, "
+        f"noise multiplier {answer.noise_multiplier:.3f}"
+    )
+    raise typer.Exit(0 if answer.fits else 1)
 
 
 @audit_app.command("verify")

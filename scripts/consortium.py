@@ -30,13 +30,14 @@ STEWARD, OFFICER = "demo-steward", "demo-privacy-officer"
 
 
 class LocalHospital(Agreed):
-    """One hospital of a local consortium."""
+    """One hospital of a local consortium. Its console takes any free port unless `console_port` sets one."""
 
     key: Name
     organisation: str
     email: Email
     mapping: str
     declared_patients: Annotated[int, Field(ge=1)]
+    console_port: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
 class LocalResearcher(Agreed):
@@ -194,6 +195,9 @@ class LocalConsortium:
 email = {json.dumps(hospital.email)}
 store = {json.dumps(store_url or str(self.store))}
 control_seconds = 1.0
+
+[console]
+port = {hospital.console_port}
 
 [[datasets]]
 name = {json.dumps(dataset.name)}

@@ -8,6 +8,7 @@ the death of one (unless --keep-going). The state folder is made on first use an
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -84,7 +85,9 @@ class Launcher:
 
     def _say_where(self) -> None:
         for hospital in self.consortium.terms.hospitals:
-            print(f"{hospital.organisation}: {hospital.email}, home {self.consortium.home(hospital.key)}")
+            home = self.consortium.home(hospital.key)
+            console = json.loads((home / "run" / "ready.json").read_text())["console"]
+            print(f"{hospital.organisation}: {hospital.email}, home {home}, console {console}")
         print(f"researcher's home: {self.consortium.researcher_home}")
         print(
             f"review with: datasites review list --home {self.consortium.home(self.consortium.terms.hospitals[0].key)}"

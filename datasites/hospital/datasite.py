@@ -51,10 +51,11 @@ def only_process(home: Home) -> Iterator[None]:
 
 
 class Datasite:
-    """A running datasite. Build it, then `serve` until the stop event."""
+    """A running datasite. Build it, then `serve` until the stop event. `console`: where its pages are, if anywhere."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, console: str = "") -> None:
         self._site = site
+        self._console = console
         self._home = site.home
         for warning in Sandbox(self._home.settings.sandbox).warnings:
             log.warning("%s", warning)
@@ -72,7 +73,10 @@ class Datasite:
         """Run until `stop` is set."""
         self._publish()
         self._site.audit.append("started", pid=os.getpid())
-        (self._home.run / READY_FILE).write_text(json.dumps({"pid": os.getpid(), "email": self._control.email}))
+        ready = {"pid": os.getpid(), "email": self._control.email, "console": self._console}
+        written = self._home.run / f".{READY_FILE}"
+        written.write_text(json.dumps(ready))
+        written.replace(self._home.run / READY_FILE)
         log.info("ready: %s", self._home.root)
         try:
             while not stop.is_set():

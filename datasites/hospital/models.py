@@ -143,3 +143,23 @@ class Round(models.Model):
     class Meta:
         ordering = ["round"]
         constraints = [models.UniqueConstraint(fields=["case", "round"], name="one_release_per_round")]
+
+
+class PartyProposal(models.Model):
+    """A roster entry that one person entered; the party is pinned once a second person has compared it too."""
+
+    email = models.CharField(max_length=190)
+    entry = models.JSONField()
+    proposed_by = models.CharField(max_length=190)
+    proposed_at = models.DateTimeField(auto_now_add=True)
+    decided_by = models.CharField(max_length=190, blank=True)
+    decided_at = models.DateTimeField(null=True)
+    outcome = models.CharField(max_length=9, blank=True, choices=[(k, k) for k in ("pinned", "withdrawn")])
+
+    class Meta:
+        ordering = ["-proposed_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["email"], condition=models.Q(outcome=""), name="one_open_proposal_per_party"
+            )
+        ]

@@ -2,10 +2,15 @@
 
 SQLite by default: one file, write-ahead log, full sync, and every transaction immediate, so that two processes never
 read one budget and both spend it. `database = "postgresql://user:password@host/name"` uses PostgreSQL.
+
+The console's settings are here too, since Django has one place for all: strict cookies, sessions in the database,
+lock-out after failed passwords, no template or static file from anywhere else than this package.
 """
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -60,14 +65,107 @@ def _secret_key() -> str:
 
 SECRET_KEY = _secret_key()
 DEBUG = False
-ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "datasites.hospital"]
+#: The home folder and what its datasite.toml says; the console's middleware opens key and audit log from it.
+DATASITE = home
+_console = home.settings.console
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_htmx",
+    "axes",
+    "datasites.hospital",
+    "datasites.hospital.console",
+]
 DATABASES = {"default": _database(home.settings.database)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+# People: see `people`.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-USE_TZ = True
-TIME_ZONE = "UTC"
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "cases"
+LOGOUT_REDIRECT_URL = "login"
+# By name and address together: a stranger elsewhere can't lock a reviewer out of their own desk.
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
+AXES_RESET_ON_SUCCESS = True
+AXES_LOCKOUT_CALLABLE = "datasites.hospital.console.access.locked_out"
+AXES_VERBOSE = False
+AXES_SENSITIVE_PARAMETERS = ["new_password", "again", "csrfmiddlewaretoken"]
+AXES_ENABLE_ADMIN = False
+# Addresses come from the socket, or from the one trusted proxy (uvicorn reads its headers); never from any header.
+AXES_CLIENT_IP_CALLABLE = "datasites.hospital.console.access.client_address"
+
+# The console.
+ROOT_URLCONF = "datasites.hospital.console.urls"
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *_console.allowed_hosts]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "datasites.hospital.console.middleware.ContentSecurityPolicy",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "datasites.hospital.console.middleware.Desk",
+    "axes.middleware.AxesMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.messages.context_processors.messages",
+                "datasites.hospital.console.middleware.page_context",
+            ]
+        },
+    }
+]
+STATIC_URL = "/static/"
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+WHITENOISE_ALLOW_ALL_ORIGINS = False
+WHITENOISE_MAX_AGE = 600
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
+
+# Cookies are shared by all ports of a machine, so each datasite has names of its own.
+_mark = hashlib.sha256(home.settings.email.encode()).hexdigest()[:8]
+_prefix = "__Host-" if _console.https else ""
+SESSION_ENGINE = "django.contrib.sessions.backends.db"
+SESSION_COOKIE_NAME = f"{_prefix}datasite-{_mark}"
+SESSION_COOKIE_AGE = 8 * 3600
+SESSION_EXPIRE_AT_BROWSER_CLOSE = True
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = _console.https
+CSRF_COOKIE_NAME = f"{_prefix}csrf-{_mark}"
+CSRF_COOKIE_HTTPONLY = True
+CSRF_COOKIE_SAMESITE = "Strict"
+CSRF_COOKIE_SECURE = _console.https
+CSRF_FAILURE_VIEW = "datasites.hospital.console.access.forged"
+
+SECURE_SSL_REDIRECT = _console.https
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if _console.https else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = _console.https
+SECURE_HSTS_PRELOAD = _console.https
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 512 * 1024
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 100

@@ -1,0 +1,83 @@
+"""Pages of the audit log, newest first, read from its end: a page costs the same however long the log is.
+
+For people to look through; it checks no chain and no signature. Whether the log is sound is for `audit.verify`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasites.study.audit_chain import Record
+
+#: At most this many bytes are searched for one page; then the page says how far it came.
+SEARCHED = 4 * 1024 * 1024
+_BLOCK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which records to show; an empty field shows all. `words` may stand anywhere in the record."""
+
+    kind: str = ""
+    words: str = ""
+
+    def matches(self, line: bytes) -> bool:
+        """A quick look at the raw line, before it is read: JSON as the log writes it, so words are findable as such."""
+        if self.kind and f'"kind":{json.dumps(self.kind)}'.encode() not in line:
+            return False
+        return not self.words or self.words.casefold() in line.decode("utf-8", errors="replace").casefold()
+
+
+@dataclass(frozen=True)
+class AuditPage:
+    """Some records, newest first. `older` is where the next page begins (a position in the file), 0 at the end."""
+
+    records: tuple[Record, ...]
+    older: int
+
+
+def audit_page(path: Path, wanted: Filter, before: int = 0, size: int = 50) -> AuditPage:
+    """Up to `size` records that match, of those that end before byte `before` (0: from the end)."""
+    found: list[Record] = []
+    length = path.stat().st_size
+    start = before if 0 < before < length else length
+    position = start
+    for position, line in _backwards(path, start):
+        if wanted.matches(line) and (record := _record(line)) is not None:
+            found.append(record)
+        if len(found) == size or start - position > SEARCHED:
+            break
+    return AuditPage(tuple(found), position if position > 0 else 0)
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        return Record(**json.loads(line))
+    except (ValueError, TypeError):
+        # A torn last line, or a position that is not the beginning of a record: nothing to show.
+        return None
+
+
+def _backwards(path: Path, end: int) -> Iterator[tuple[int, bytes]]:
+    """(position, line) of the lines that end before `end`, last first."""
+    with path.open("rb") as file:
+        rest, position = b"", end
+        while position > 0:
+            begin = max(0, position - _BLOCK)
+            file.seek(begin)
+            block = file.read(position - begin) + rest
+            lines = block.split(b"\n")
+            # The first piece may have begun before this block.
+            rest = lines[0]
+            at = begin + len(block)
+            for line in reversed(lines[1:]):
+                at -= len(line)
+                if line:
+                    yield at, line
+                at -= 1
+            position = begin
+        if rest:
+            yield 0, rest

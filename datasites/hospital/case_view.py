@@ -1,0 +1,217 @@
+"""A case as one frozen value for people to read: what a reviewer decides on, in the order in which a reviewer asks.
+
+The command line prints it and the console shows it, so both say the same. Reading only; nothing may rest on it: every
+action asks the policies again. `seen` names the state of things that a page showed, so that an action can refuse when
+any of it has changed.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasites.hospital import compliance, ledger
+from datasites.hospital.cases import OpenCase, open_case
+from datasites.hospital.config import Home
+from datasites.hospital.intake import FrozenCopyChanged, open_frozen
+from datasites.hospital.models import Case, PolicyDecision, Review
+from datasites.hospital.people import REVIEWERS
+from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.errors import DatasitesError
+from policies.agreements import Agreement
+from policies.engine import Decision
+from policies.registry import RegistryError, RegistryFile
+
+#: States that only a case can be in that two people approved.
+APPROVED_ONCE = (*Case.ACTIVE, Case.State.STOPPED, Case.State.REVOKED, Case.State.CLOSED)
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """Epsilon of one partition of a dataset's patients: spent, committed now, and with this study on top."""
+
+    partition: str
+    spent: float
+    committed: float
+    after: float
+    cap: float
+
+
+@dataclass(frozen=True)
+class ServiceLine:
+    """A service of the study, who runs it, and the BAA in force that covers it (None where none does)."""
+
+    kind: str
+    organisation: str
+    own: bool
+    agreement: Agreement | None
+
+
+@dataclass(frozen=True)
+class ReviewLine:
+    """One person's verdict."""
+
+    person: str
+    role: str
+    verdict: str
+    hash: str
+    reason: str
+    at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of a case once it has been examined. `files`: names and texts of the frozen copy."""
+
+    case: OpenCase
+    decision: Decision
+    budget: tuple[BudgetLine, ...]
+    services: tuple[ServiceLine, ...]
+    files: Mapping[str, str]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether what would run now is what the case's approval hash names."""
+        return self.case.approval_hash == self.case.row.approval_hash
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """A case. `examined` is None where it could not be examined; `problem` then says why, or is empty."""
+
+    row: Case
+    reviews: tuple[ReviewLine, ...]
+    examined: Examined | None
+    problem: str
+
+    @property
+    def late_features(self) -> list[dict[str, Any]]:
+        """Features for which the hospital's table is not ready."""
+        return [report for report in self.row.readiness if not report["ready"]]
+
+    @property
+    def rehearsal(self) -> str:
+        """The rehearsal's outcome in words."""
+        found = self.row.rehearsal
+        said = str(found.get("outcome", "not run"))
+        if said == "passed":
+            return f"passed, {found['seconds_per_round']:.2f} s a round, {found['peak_memory_bytes'] / 2**20:.0f} MiB"
+        return f"failed: {found.get('reason') or found.get('findings')}" if said == "failed" else said
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Roles that have not approved the present hash yet, while the case is in review."""
+        return missing_roles(self.row, [(r.role, r.verdict, r.hash) for r in self.reviews])
+
+    @property
+    def seen(self) -> str:
+        """Digest of everything that a decision rests on; it changes when any of that does (the date apart)."""
+        known: dict[str, Any] = {
+            "approval": self.row.approval_hash,
+            "state": str(self.row.state),
+            "reviews": [[r.person, r.verdict, r.hash] for r in self.reviews],
+            "problem": self.problem,
+        }
+        if self.examined is not None:
+            decision = self.examined.decision
+            facts = decision.facts.model_dump(mode="json", exclude={"today"}) if decision.facts else {}
+            known |= {"now": self.examined.case.approval_hash, "facts": facts, "denied": list(decision.controls)}
+            known["ruleset"] = decision.ruleset
+        return sha256_hex(canonical_json(known))
+
+
+def missing_roles(row: Case, reviews: list[tuple[str, str, str]]) -> tuple[str, ...]:
+    """Reviewer roles without an approval of the present hash; empty unless the case is in review."""
+    if row.state != Case.State.REVIEW:
+        return ()
+    given = {role for role, verdict, hash in reviews if verdict == "approve" and hash == row.approval_hash}
+    return tuple(role for role in REVIEWERS if role not in given)
+
+
+def view_case(home: Home, row: Case) -> CaseView:
+    """Everything about one case; raises `FrozenCopyChanged` or `InputError` when it is not what was examined."""
+    return CaseView(row=row, reviews=_reviews(row), examined=_examined(home, row) if row.terms else None, problem="")
+
+
+def view_case_or_problem(home: Home, row: Case) -> CaseView:
+    """As `view_case`; an error becomes the view's `problem` instead, for a page that must show something."""
+    try:
+        return view_case(home, row)
+    except DatasitesError as error:
+        return CaseView(row=row, reviews=_reviews(row), examined=None, problem=str(error))
+
+
+def approved_before(home: Home, row: Case) -> tuple[Case, Mapping[str, str]] | None:
+    """The last version of this study from this researcher that was approved here earlier, with its files.
+
+    Earlier by its number, so that a version submitted later never serves as the yardstick of an older one. None when
+    there is none, or its frozen copy can't be trusted any more.
+    """
+    earlier = (
+        Case.objects.filter(
+            study_name=row.study_name, submitted_by=row.submitted_by, state__in=APPROVED_ONCE, pk__lt=row.pk
+        )
+        .order_by("-pk")
+        .first()
+    )
+    if earlier is None:
+        return None
+    try:
+        return earlier, _texts(open_frozen(home.frozen, earlier.study_hash).files)
+    except FrozenCopyChanged:
+        return None
+
+
+def decisions_of(row: Case) -> list[PolicyDecision]:
+    """Stored policy decisions about a case, newest first."""
+    return list(PolicyDecision.objects.filter(case=row).order_by("-at")[:200])
+
+
+def _reviews(row: Case) -> tuple[ReviewLine, ...]:
+    return tuple(
+        ReviewLine(r.person.username, r.role, r.verdict, r.approval_hash, r.reason, r.at)
+        for r in Review.objects.filter(case=row).select_related("person")
+    )
+
+
+def _examined(home: Home, row: Case) -> Examined:
+    case = open_case(home, row)
+    return Examined(
+        case=case,
+        decision=compliance.preview(home, case),
+        budget=_budget(case),
+        services=_services(home, case),
+        files=_texts(case.package.files),
+    )
+
+
+def _budget(case: OpenCase) -> tuple[BudgetLine, ...]:
+    after = ledger.epsilon_after(case.dataset, case.asked(), case.row.study_hash)
+    return tuple(
+        BudgetLine(s.partition, s.spent_rdp, s.committed_rdp, after[s.partition], s.cap)
+        for s in ledger.state(case.dataset)
+    )
+
+
+def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:
+    today = datetime.datetime.now(datetime.UTC).date()
+    own = home.settings.organisation
+    try:
+        registry = RegistryFile(home.registry, own).load()
+    except RegistryError:
+        registry = None
+    return tuple(
+        ServiceLine(
+            service.kind,
+            service.organisation,
+            service.organisation == own,
+            registry.covers(service.kind, service.organisation, today) if registry else None,
+        )
+        for service in case.study.services
+    )
+
+
+def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: data.decode("utf-8", errors="replace") for name, data in files.items()}

@@ -1,0 +1,42 @@
+"""One way for all forms that act: check the form, do it, say so, and answer a refusal with its reason and status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django import forms
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect
+
+from datasites.hospital.audit import AuditError
+from datasites.hospital.compliance import Denied
+from datasites.hospital.console.access import refuse
+from datasites.hospital.console.forms import problems
+from datasites.hospital.people import PersonError
+from datasites.study.errors import DatasitesError
+from policies.registry import RegistryError
+
+
+def act(
+    request: Any, form: forms.Form, do: Callable[[dict[str, Any]], str], then: str, *arguments: object
+) -> HttpResponse:
+    """Run `do` on the form's clean values and go to the page `then` with what it says.
+
+    A malformed form is 400, a wrong password 403, a state of things that has changed or a rule that denies 409.
+    """
+    if not form.is_valid():
+        return refuse(request, 400, " ".join(problems(form)))
+    try:
+        said = do(form.cleaned_data)
+    except PersonError as error:
+        return refuse(request, 403, str(error))
+    except Denied as error:
+        return refuse(request, 409, str(error))
+    except (DatasitesError, RegistryError) as error:
+        return refuse(request, 409, str(error))
+    except AuditError as error:
+        return refuse(request, 503, f"The audit log can't be written, so nothing was done (I14): {error}")
+    messages.success(request, said)
+    return redirect(then, *arguments)

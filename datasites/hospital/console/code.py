@@ -1,0 +1,76 @@
+"""Frozen code as lines to read: highlighted by class names, findings at their lines, and differences between versions.
+
+What a reviewer sees must be what runs: characters that are invisible, or that turn text around (bidirectional marks),
+are shown as their code point. Nothing here is executed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.safestring import SafeString, mark_safe
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer, TOMLLexer
+
+
+@dataclass(frozen=True)
+class CodeLine:
+    """One line: number from 1, highlighted HTML (escaped by pygments), and what the verifier found there."""
+
+    number: int
+    html: SafeString
+    findings: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class DiffLine:
+    """One line of a difference. kind: "add", "del", "same" or "gap"; numbers are 0 where there is none."""
+
+    kind: str
+    old: int
+    new: int
+    text: str
+
+
+def visible(text: str) -> str:
+    """The text with invisible and direction-changing characters spelt out."""
+    return "".join(
+        f"\u27e6U+{ord(c):04X}\u27e7" if c not in "\n\t" and unicodedata.category(c) in ("Cf", "Cc", "Co", "Cn") else c
+        for c in text.replace("\r\n", "\n").replace("\r", "\n")
+    )
+
+
+def code_lines(name: str, text: str, findings: Sequence[Mapping[str, Any]] = ()) -> tuple[CodeLine, ...]:
+    """A file as lines."""
+    options = {"stripnl": False, "ensurenl": False}
+    lexer = PythonLexer(**options) if name.endswith(".py") else TOMLLexer(**options)
+    shown = highlight(visible(text), lexer, HtmlFormatter(nowrap=True, classprefix="hl-"))
+    by_line: dict[int, list[Mapping[str, Any]]] = {}
+    for finding in findings:
+        by_line.setdefault(int(finding["line"]), []).append(finding)
+    return tuple(
+        # Pygments escapes the text and closes its spans at the end of each line.
+        CodeLine(number, mark_safe(html), tuple(by_line.get(number, ())))  # noqa: S308
+        for number, html in enumerate(shown.removesuffix("\n").split("\n"), start=1)
+    )
+
+
+def diff_lines(old: str, new: str, context: int = 3) -> tuple[DiffLine, ...]:
+    """What changed from `old` to `new`, with some lines around; empty when nothing did."""
+    a, b = visible(old).split("\n"), visible(new).split("\n")
+    lines: list[DiffLine] = []
+    for group in difflib.SequenceMatcher(None, a, b, autojunk=False).get_grouped_opcodes(context):
+        if lines:
+            lines.append(DiffLine("gap", 0, 0, ""))
+        for tag, a1, a2, b1, b2 in group:
+            if tag == "equal":
+                lines += [DiffLine("same", a1 + i + 1, b1 + i + 1, a[a1 + i]) for i in range(a2 - a1)]
+            else:
+                lines += [DiffLine("del", i + 1, 0, a[i]) for i in range(a1, a2)]
+                lines += [DiffLine("add", 0, i + 1, b[i]) for i in range(b1, b2)]
+    return tuple(lines)

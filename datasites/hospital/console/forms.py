@@ -1,0 +1,193 @@
+"""What people may type, and within which limits; rooms below check meaning, these check shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django import forms
+from django.contrib.auth.forms import AuthenticationForm
+from django.core.validators import ProhibitNullCharactersValidator
+
+from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
+
+
+class Reason(forms.CharField):
+    """A reason in words; kept in the audit log."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            max_length=2000, widget=forms.Textarea(attrs={"rows": 3}), help_text="Kept in the audit log.", **options
+        )
+
+
+class Password(forms.CharField):
+    """The signed-in person's password, or a new one; taken as typed."""
+
+    def __init__(self, autocomplete: str = "current-password", **options: Any) -> None:
+        widget = forms.PasswordInput(attrs={"autocomplete": autocomplete})
+        super().__init__(max_length=256, strip=False, widget=widget, **options)
+
+
+class SignIn(AuthenticationForm):
+    """Name and password."""
+
+    def __init__(self, *arguments: Any, **values: Any) -> None:
+        super().__init__(*arguments, **values)
+        self.fields["username"].label = "Name"
+        self.fields["password"].max_length = 256
+        self.error_messages = {**self.error_messages, "invalid_login": "Name or password is wrong."}
+
+
+class Decide(forms.Form):
+    """Approve or reject what a case page showed; `seen` and `hash` say what that was."""
+
+    seen = forms.RegexField(r"^[0-9a-f]{64}$", widget=forms.HiddenInput)
+    hash = forms.RegexField(r"^[0-9a-f]{64}$", widget=forms.HiddenInput, required=False)
+    verdict = forms.ChoiceField(
+        choices=[("approve", "Approve"), ("reject", "Reject for good")], widget=forms.RadioSelect, label="Your decision"
+    )
+    reason = Reason(label="Reason")
+    password = Password(label="Your password", help_text="Asked again, so that a forgotten screen can't decide.")
+
+
+class Move(forms.Form):
+    """Pause, resume or revoke a study. `state` is what the page showed."""
+
+    action = forms.ChoiceField(choices=[(a, a) for a in ("pause", "resume", "revoke")], widget=forms.HiddenInput)
+    reason = Reason(label="Reason")
+    password = Password(label="Your password", required=False)
+
+
+class Kill(forms.Form):
+    """The kill switch, on or off."""
+
+    action = forms.ChoiceField(choices=[("kill", "kill"), ("unkill", "unkill")], widget=forms.HiddenInput)
+    reason = Reason(label="Reason")
+    password = Password(label="Your password", required=False)
+
+
+class WhatIfForm(forms.Form):
+    """Terms of a study that nobody has asked for yet."""
+
+    epsilon = forms.FloatField(min_value=0.01, max_value=100, initial=1.0, label="Epsilon asked")
+    rounds = forms.IntegerField(min_value=1, max_value=10_000, initial=15, label="Rounds")
+    steps = forms.IntegerField(min_value=1, max_value=10_000, initial=2, label="Steps a round")
+    rate = forms.FloatField(min_value=0.0001, max_value=1, initial=0.1, label="Sampling rate")
+
+
+class AgreementText(forms.Form):
+    """Agreements as TOML, like `datasites agreements import` reads them."""
+
+    text = forms.CharField(
+        max_length=60_000,
+        widget=forms.Textarea(attrs={"rows": 14, "spellcheck": "false", "class": "code"}),
+        label="Agreements as TOML",
+        help_text="One [[agreement]] table each: id, kind, parties, services, effective, expires, document (SHA-256).",
+    )
+
+
+class ConfirmAgreement(forms.Form):
+    """A version of an agreement that a second person has compared with the document."""
+
+    id = forms.RegexField(r"^[a-z0-9_-]{1,64}$", widget=forms.HiddenInput)
+    version = forms.IntegerField(min_value=1, max_value=1_000_000, widget=forms.HiddenInput)
+    password = Password(label="Your password")
+
+
+class TerminateAgreement(forms.Form):
+    """An agreement to end today."""
+
+    id = forms.RegexField(r"^[a-z0-9_-]{1,64}$", widget=forms.HiddenInput)
+    password = Password(label="Your password")
+
+
+class ProposeParty(forms.Form):
+    """Another party's roster entry."""
+
+    entry = forms.CharField(
+        max_length=10_000,
+        widget=forms.Textarea(attrs={"rows": 6, "spellcheck": "false", "class": "code"}),
+        label="The party's roster-entry.json",
+    )
+
+
+class DecideParty(forms.Form):
+    """Pin or withdraw an entry that somebody else entered."""
+
+    action = forms.ChoiceField(choices=[("pin", "pin"), ("withdraw", "withdraw")], widget=forms.HiddenInput)
+    fingerprint = forms.CharField(
+        max_length=80,
+        required=False,
+        label="Fingerprint, as the party reads it to you by telephone",
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false", "class": "code"}),
+    )
+    password = Password(label="Your password", required=False)
+
+
+class RevokeParty(forms.Form):
+    """A party that is trusted no longer."""
+
+    email = forms.CharField(max_length=190, widget=forms.HiddenInput)
+    reason = Reason(label="Reason")
+    password = Password(label="Your password")
+
+
+class AuditSearch(forms.Form):
+    """Which records to show."""
+
+    kind = forms.RegexField(r"^[a-z][a-z0-9_]{0,47}$", required=False, label="Kind")
+    words = forms.CharField(max_length=100, required=False, label="Contains")
+    before = forms.IntegerField(min_value=0, max_value=2**53, required=False, widget=forms.HiddenInput)
+
+
+class AddPerson(forms.Form):
+    """A new person with one role."""
+
+    name = forms.RegexField(
+        r"^[A-Za-z0-9@.+_-]{1,150}\Z",
+        label="Name",
+        help_text="Letters, digits and @ . + - _",
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+    )
+    role = forms.ChoiceField(
+        choices=[
+            (STEWARD, "data steward"),
+            (OFFICER, "privacy officer"),
+            (AUDITOR, "auditor"),
+            (ADMIN, "admin"),
+        ],
+        label="Role",
+    )
+    new_password = Password("new-password", label="Their first password", help_text="12 characters or more.")
+    password = Password(label="Your own password")
+
+
+class DeactivatePerson(forms.Form):
+    """A person to keep out from now on."""
+
+    name = forms.CharField(max_length=150, widget=forms.HiddenInput)
+    password = Password(label="Your own password")
+
+
+class ChangePassword(forms.Form):
+    """One's own password."""
+
+    password = Password(label="Your present password")
+    new_password = Password("new-password", label="New password", help_text="12 characters or more.")
+    again = Password("new-password", label="New password again", validators=[ProhibitNullCharactersValidator()])
+
+    def clean(self) -> dict[str, Any]:
+        """Both new ones must be the same."""
+        data = super().clean() or {}
+        if data.get("new_password") != data.get("again"):
+            self.add_error("again", "The two new passwords differ.")
+        return data
+
+
+def problems(form: forms.Form) -> Iterator[str]:
+    """Each problem of a form in one line, for places that show a message and not the form."""
+    for name, errors in form.errors.items():
+        label = form.fields[name].label or name if name in form.fields else ""
+        for error in errors:
+            yield f"{label}: {error}" if label else str(error)

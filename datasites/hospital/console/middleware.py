@@ -1,0 +1,85 @@
+"""What every request passes: a Content-Security-Policy that allows no inline code, and the hospital's desk.
+
+The desk puts `site` (settings, key, audit log) and the person's `role` on the request, so that views open nothing
+themselves and no global holds them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+
+from datasites.hospital import compliance
+from datasites.hospital.audit import AuditLog
+from datasites.hospital.people import role_of
+from datasites.hospital.site import Site
+from datasites.study.identity import Identity
+
+Respond = Callable[[HttpRequest], HttpResponse]
+
+#: Scripts, styles and pictures from this server only; nothing inline, no frames, no forms or requests to others.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+
+class ContentSecurityPolicy:
+    """Sends the policy with every answer, and forbids caches to keep pages."""
+
+    def __init__(self, respond: Respond) -> None:
+        self._respond = respond
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Add the headers."""
+        response = self._respond(request)
+        response["Content-Security-Policy"] = POLICY
+        response["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(), payment=(), usb=()"
+        response["Cross-Origin-Resource-Policy"] = "same-origin"
+        if not request.path.startswith(settings.STATIC_URL):
+            response["Cache-Control"] = "no-store"
+        return response
+
+
+class Desk:
+    """Gives each request the hospital's site and the signed-in person's role ("" for none)."""
+
+    def __init__(self, respond: Respond) -> None:
+        self._respond = respond
+
+    @cached_property
+    def _site(self) -> Site:
+        home = settings.DATASITE
+        passphrase = os.environ.get("DATASITES_PASSPHRASE")
+        identity = Identity.load(home.key, home.settings.email, passphrase)
+        return Site(home, identity, AuditLog(home.audit, identity))
+
+    def __call__(self, request: Any) -> HttpResponse:
+        """Set `request.site` and `request.role`."""
+        request.site = self._site
+        request.role = role_of(request.user) if request.user.is_authenticated else ""
+        return self._respond(request)
+
+
+def page_context(request: Any) -> dict[str, object]:
+    """What the frame of every page shows."""
+    home = settings.DATASITE
+    return {
+        "organisation": home.settings.organisation,
+        "killed": compliance.is_killed(home),
+        "role": getattr(request, "role", ""),
+        "person": request.user.username if hasattr(request, "user") else "",
+    }

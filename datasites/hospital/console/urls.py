@@ -1,0 +1,47 @@
+"""All addresses of the console. Each view carries its roles and methods (`access.page`); tests read them from here."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from datasites.hospital.console.views import agreements, audit, budget, cases, datasets, entry, people, roster, studies
+
+urlpatterns = [
+    path("", entry.home, name="home"),
+    path("login/", entry.login, name="login"),
+    path("logout/", entry.logout, name="logout"),
+    path("password/", entry.password, name="password"),
+    path("cases/", cases.inbox, name="cases"),
+    path("cases/<int:number>/", cases.show, name="case"),
+    path("cases/<int:number>/decide/", cases.decide, name="decide"),
+    path("cases/<int:number>/recheck/", cases.recheck, name="recheck"),
+    path("cases/<int:number>/evidence/", cases.evidence, name="evidence"),
+    path("studies/", studies.overview, name="studies"),
+    path("studies/kill/", studies.kill, name="kill"),
+    path("studies/<int:number>/", studies.show, name="study"),
+    path("studies/<int:number>/rounds/", studies.rounds, name="rounds"),
+    path("studies/<int:number>/move/", studies.move, name="move"),
+    path("budget/", budget.overview, name="budget"),
+    path("budget/<slug:name>/", budget.show, name="dataset-budget"),
+    path("agreements/", agreements.overview, name="agreements"),
+    path("agreements/enter/", agreements.enter, name="enter-agreement"),
+    path("agreements/confirm/", agreements.confirm, name="confirm-agreement"),
+    path("agreements/terminate/", agreements.terminate, name="terminate-agreement"),
+    path("roster/", roster.overview, name="roster"),
+    path("roster/propose/", roster.propose, name="propose-party"),
+    path("roster/<int:number>/", roster.decide, name="decide-party"),
+    path("roster/revoke/", roster.revoke, name="revoke-party"),
+    path("audit/", audit.overview, name="audit"),
+    path("audit/verify/", audit.verify, name="verify-audit"),
+    path("audit/export/", audit.export, name="export-audit"),
+    path("datasets/", datasets.overview, name="datasets"),
+    path("datasets/<slug:name>/", datasets.show, name="dataset"),
+    path("people/", people.overview, name="people"),
+    path("people/add/", people.add, name="add-person"),
+    path("people/deactivate/", people.deactivate, name="deactivate-person"),
+]
+
+handler400 = "datasites.hospital.console.views.entry.malformed"
+handler403 = "datasites.hospital.console.views.entry.forbidden"
+handler404 = "datasites.hospital.console.views.entry.missing"
+handler500 = "datasites.hospital.console.views.entry.failed"

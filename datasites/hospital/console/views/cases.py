@@ -1,0 +1,174 @@
+"""The inbox, a case, and the decision on it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.db.models import Prefetch
+from django.http import Http404, HttpResponse
+from django.shortcuts import redirect, render
+
+from datasites.hospital import admission, review
+from datasites.hospital.audit import AuditError
+from datasites.hospital.case_view import (
+    CaseView,
+    approved_before,
+    decisions_of,
+    missing_roles,
+    view_case_or_problem,
+)
+from datasites.hospital.compliance import Denied
+from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, refuse
+from datasites.hospital.console.code import code_lines, diff_lines
+from datasites.hospital.console.forms import Decide
+from datasites.hospital.evidence import EvidenceError
+from datasites.hospital.export import export_evidence
+from datasites.hospital.models import Case, Review
+from datasites.hospital.people import PersonError
+from datasites.study.errors import DatasitesError
+
+PAGE_SIZE = 25
+OPEN = (Case.State.INTAKE, Case.State.REVIEW)
+
+
+@page(READERS)
+def inbox(request: Any) -> HttpResponse:
+    """All cases, those that wait for people first when asked for."""
+    shown = request.GET.get("show", "all")
+    rows = Case.objects.defer("terms", "findings", "readiness", "rehearsal").prefetch_related(
+        Prefetch("reviews", queryset=Review.objects.select_related("person"))
+    )
+    if shown == "open":
+        rows = rows.filter(state__in=OPEN)
+    pages = Paginator(rows, PAGE_SIZE).get_page(request.GET.get("page"))
+    lines = []
+    for row in pages:
+        reviews = list(row.reviews.all())
+        lines.append(
+            {
+                "row": row,
+                "missing": missing_roles(row, [(r.role, r.verdict, r.approval_hash) for r in reviews]),
+                "mine": any(r.person_id == request.user.pk for r in reviews),
+            }
+        )
+    waiting = Case.objects.filter(state=Case.State.REVIEW).count()
+    context = {"lines": lines, "pages": pages, "shown": shown, "waiting": waiting}
+    return render(request, "console/cases.html", context)
+
+
+@page(READERS)
+def show(request: Any, number: int) -> HttpResponse:
+    """Everything that a decision is based on."""
+    view = view_case_or_problem(request.site.home, _case(number))
+    return _case_page(request, view, Decide(initial={"seen": view.seen, "hash": view.row.approval_hash}))
+
+
+@page(REVIEWERS, ("POST",))
+def decide(request: Any, number: int) -> HttpResponse:
+    """Approve or reject exactly what the page showed; 409 when anything of that has changed."""
+    view = view_case_or_problem(request.site.home, _case(number))
+    form = Decide(request.POST)
+    if not form.is_valid():
+        return _case_page(request, view, form, 400)
+    wanted = form.cleaned_data
+    if wanted["seen"] != view.seen:
+        messages.error(request, "Something changed since you opened this page, so nothing was decided. Read it again.")
+        again = Decide(initial={"seen": view.seen, "hash": view.row.approval_hash})
+        return _case_page(request, view, again, 409)
+    try:
+        person = confirmed(request)
+        if wanted["verdict"] == "approve":
+            row = review.approve(request.site, number, person, wanted["reason"], wanted["hash"])
+        else:
+            row = review.reject(request.site, number, person, wanted["reason"])
+    except PersonError:
+        form.add_error("password", "The password is wrong.")
+        return _case_page(request, view, form, 403)
+    except Denied as error:
+        form.add_error(None, str(error))
+        return _case_page(request, view, form, 409)
+    except (DatasitesError, AuditError) as error:
+        form.add_error(None, str(error))
+        fresh = view_case_or_problem(request.site.home, _case(number))
+        return _case_page(request, fresh, form, 409)
+    said = "approved" if wanted["verdict"] == "approve" else "rejected"
+    messages.success(request, f"You {said} case {number}; it is {row.get_state_display()} now.")
+    return redirect("case", number)
+
+
+@page(REVIEWERS, ("POST",))
+def recheck(request: Any, number: int) -> HttpResponse:
+    """Examine a case again that nobody has approved yet."""
+    _case(number)
+    try:
+        row = admission.recheck(request.site, number)
+    except DatasitesError as error:
+        return refuse(request, 409, str(error))
+    messages.success(request, f"Case {number} was examined again; it is {row.state} now.")
+    return redirect("case", number)
+
+
+@page(READERS, ("POST",))
+def evidence(request: Any, number: int) -> HttpResponse:
+    """The evidence bundle of a case, with its own verifier inside."""
+    row = _case(number)
+    with tempfile.TemporaryDirectory(dir=request.site.home.run, prefix="evidence-") as folder:
+        out = Path(folder) / "bundle.zip"
+        try:
+            checks = export_evidence(request.site, number, out)
+        except (DatasitesError, EvidenceError, ValueError) as error:
+            return refuse(request, 409, f"Case {number} has no evidence to export: {error}")
+        data = out.read_bytes()
+    request.site.audit.append("exported", case=number, what="evidence", person=request.user.username)
+    response = HttpResponse(data, content_type="application/zip")
+    response["Content-Disposition"] = f'attachment; filename="evidence-case-{row.pk}.zip"'
+    response["X-Evidence-Verified"] = "yes" if all(check.ok for check in checks) else "no"
+    return response
+
+
+def _case(number: int) -> Case:
+    if number > 2**63 - 1:
+        raise Http404
+    row = Case.objects.filter(pk=number).first()
+    if row is None:
+        raise Http404
+    return row
+
+
+def _case_page(request: Any, view: CaseView, form: Decide, status: int = 200) -> HttpResponse:
+    examined = view.examined
+    findings = view.row.findings
+    context: dict[str, Any] = {
+        "view": view,
+        "row": view.row,
+        "examined": examined,
+        "form": form,
+        "may_decide": request.role in REVIEWERS and view.row.state in OPEN,
+        "may_recheck": request.role in REVIEWERS and view.row.state in OPEN and not view.reviews,
+        "decisions": decisions_of(view.row),
+        "ready": len(view.row.readiness) - len(view.late_features),
+    }
+    if examined is not None:
+        context["results"] = _in_order(examined.decision.results)
+        context["files"] = [
+            (name, code_lines(name, text, findings if name == "model.py" else ()))
+            for name, text in sorted(examined.files.items(), key=lambda item: item[0] != "model.py")
+        ]
+        before = approved_before(request.site.home, view.row)
+        if before is not None:
+            earlier, texts = before
+            context["earlier"] = earlier
+            context["changes"] = [
+                (name, diff_lines(texts.get(name, ""), text)) for name, text in examined.files.items()
+            ]
+    return render(request, "console/case.html", context, status=status)
+
+
+def _in_order(results: Any) -> list[Any]:
+    """Rules that deny first, those that don't apply now last."""
+    rank = {"deny": 0, "error": 0, "pass": 1, "not_applicable": 2}
+    return sorted(results, key=lambda result: rank[result.outcome])

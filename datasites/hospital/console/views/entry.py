@@ -1,0 +1,86 @@
+"""Signing in and out, one's own password, and the pages for what is not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import auth, messages
+from django.contrib.auth.views import LoginView
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+
+from datasites.hospital.console.access import EVERYBODY, confirmed, page, refuse
+from datasites.hospital.console.forms import ChangePassword, SignIn
+from datasites.hospital.people import PersonError, change_password
+
+
+class _SignIn(LoginView):
+    """Django's own, which goes only to addresses of this console afterwards and gives the session a new key."""
+
+    template_name = "console/login.html"
+    authentication_form = SignIn
+    redirect_authenticated_user = True
+
+    def get_default_redirect_url(self) -> str:
+        return "/"
+
+    def form_valid(self, form: SignIn) -> HttpResponse:
+        response = super().form_valid(form)
+        self.request.site.audit.append("signed_in", person=form.get_user().username)
+        return response
+
+
+login = _SignIn.as_view()
+
+
+@page(EVERYBODY)
+def home(request: Any) -> HttpResponse:
+    """To the first page of the person's role."""
+    return redirect("people" if request.role == "admin" else "cases")
+
+
+@page(EVERYBODY, ("POST",))
+def logout(request: HttpRequest) -> HttpResponse:
+    """End the session."""
+    auth.logout(request)
+    return redirect("login")
+
+
+@page(EVERYBODY, ("GET", "POST"))
+def password(request: Any) -> HttpResponse:
+    """Change one's own password; other sessions of the person end with it."""
+    form = ChangePassword(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            person = confirmed(request)
+            change_password(person.name, form.cleaned_data["new_password"])
+        except PersonError as error:
+            form.add_error(None, str(error))
+        else:
+            request.user.refresh_from_db()
+            auth.update_session_auth_hash(request, request.user)
+            request.site.audit.append("password_changed", person=person.name)
+            messages.success(request, "Your password is changed.")
+            return redirect("password")
+    status = 400 if form.errors else 200
+    return render(request, "console/password.html", {"form": form}, status=status)
+
+
+def malformed(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """400."""
+    return refuse(request, 400, "The request is not one that this console understands.")
+
+
+def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """403."""
+    return refuse(request, 403, "This is not for you.")
+
+
+def missing(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """404."""
+    return refuse(request, 404, "There is no such page here.")
+
+
+def failed(request: HttpRequest) -> HttpResponse:
+    """500: says nothing of what happened; the datasite's own log does."""
+    return HttpResponse("Something went wrong; the datasite's log says what.", status=500, content_type="text/plain")

@@ -1,0 +1,56 @@
+"""The hospital's people and their roles; entered and shut out by an admin, seen by auditors too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpResponse
+from django.shortcuts import render
+
+from datasites.hospital.console.access import ADMIN, AUDITOR, confirmed, page
+from datasites.hospital.console.acts import act
+from datasites.hospital.console.forms import AddPerson, DeactivatePerson
+from datasites.hospital.people import add_person, list_people
+from datasites.hospital.people import deactivate as shut_out
+
+
+@page(frozenset({ADMIN, AUDITOR}))
+def overview(request: Any) -> HttpResponse:
+    """Everybody who is entered."""
+    may_act = request.role == ADMIN
+    lines = [
+        (
+            person,
+            DeactivatePerson(initial={"name": person.name}, auto_id=f"d{index}-%s")
+            if may_act and person.active and person.name != request.user.username
+            else None,
+        )
+        for index, person in enumerate(list_people())
+    ]
+    return render(request, "console/people.html", {"lines": lines, "form": AddPerson(), "may_act": may_act})
+
+
+@page(frozenset({ADMIN}), ("POST",))
+def add(request: Any) -> HttpResponse:
+    """Enter a person."""
+
+    def do(values: dict[str, Any]) -> str:
+        admin = confirmed(request)
+        add_person(values["name"], values["role"], values["new_password"])
+        request.site.audit.append("person_added", person=values["name"], role=values["role"], by=admin.name)
+        return f"{values['name']} is entered. They change their password after signing in."
+
+    return act(request, AddPerson(request.POST), do, "people")
+
+
+@page(frozenset({ADMIN}), ("POST",))
+def deactivate(request: Any) -> HttpResponse:
+    """Keep a person out from now on."""
+
+    def do(values: dict[str, Any]) -> str:
+        admin = confirmed(request)
+        shut_out(values["name"], by=admin.name)
+        request.site.audit.append("person_deactivated", person=values["name"], by=admin.name)
+        return f"{values['name']} can't sign in any more."
+
+    return act(request, DeactivatePerson(request.POST), do, "people")

@@ -1,0 +1,119 @@
+"""Whom this hospital trusts: entries of other parties, entered by one person and pinned by a second; revocation by one.
+
+Both people compare the fingerprint with the party by telephone; what they confirm is that, and not the file. The
+roster file is read and written under a lock, so that two people at once can't undo one another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from datasites.hospital.models import PartyProposal
+from datasites.hospital.people import REVIEWERS
+from datasites.hospital.review import Acting, ReviewError
+from datasites.hospital.site import Site
+from datasites.study.errors import InputError
+from datasites.study.identity import Roster, RosterEntry
+from policies.agreements import same_person
+
+
+def propose_party(site: Site, person: Acting, entry_json: str) -> PartyProposal:
+    """Enter a party's roster entry (the text of its roster-entry.json). It is trusted once a second person pins it.
+
+    Raises `InputError` for text that is no entry, `IdentityError` where the roster would refuse it, `ReviewError`.
+    """
+    _check_role(person)
+    try:
+        entry = RosterEntry.model_validate(json.loads(entry_json))
+    except (ValueError, RecursionError) as error:
+        raise InputError("roster entry: not the text of a party's roster-entry.json; ask them for it again") from error
+    roster = Roster.load(site.home.roster)
+    if roster.pin(entry) == roster:
+        raise ReviewError(f"party {entry.email}: is pinned with this key already; nothing to enter")
+    try:
+        with transaction.atomic():
+            proposal = PartyProposal.objects.create(
+                email=entry.email, entry=entry.model_dump(mode="json"), proposed_by=person.name
+            )
+            site.audit.append("party_proposed", email=entry.email, fingerprint=entry.fingerprint, person=person.name)
+    except IntegrityError as error:
+        raise ReviewError(f"party {entry.email}: another entry waits already; pin it or withdraw it first") from error
+    return proposal
+
+
+def pin_party(site: Site, person: Acting, number: int, fingerprint: str) -> RosterEntry:
+    """Pin what somebody else entered, naming the fingerprint that the party read out.
+
+    Raises `ReviewError` for the same person, another fingerprint, or an entry that is not open any more.
+    """
+    _check_role(person)
+    with transaction.atomic(), _roster(site) as change:
+        proposal = _open_proposal(number)
+        entry = RosterEntry.model_validate(proposal.entry)
+        if same_person(person.name, proposal.proposed_by):
+            raise ReviewError(f"party {entry.email}: {person.name} entered it; a second person compares and pins it")
+        if "".join(fingerprint.split()).lower() != entry.fingerprint.replace(" ", ""):
+            raise ReviewError(
+                f"party {entry.email}: that is not the fingerprint of this entry; if the party read it to you, the "
+                "entry is somebody else's: withdraw it"
+            )
+        change(lambda roster: roster.pin(entry))
+        _decide(proposal, person, "pinned")
+        site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint, person=person.name)
+    return entry
+
+
+def withdraw_party(site: Site, person: Acting, number: int) -> None:
+    """Drop an entry that waits; one person is enough, since it only narrows."""
+    _check_role(person)
+    with transaction.atomic():
+        proposal = _open_proposal(number)
+        _decide(proposal, person, "withdrawn")
+        site.audit.append("party_withdrawn", email=proposal.email, person=person.name)
+
+
+def revoke_party(site: Site, person: Acting, email: str, reason: str) -> None:
+    """Stop trusting a party, from the next round on; one person is enough. Raises `IdentityError` or `ReviewError`."""
+    _check_role(person)
+    if email == site.home.settings.email:
+        raise ReviewError(f"party {email}: is this hospital itself; use the kill switch to stop it")
+    with _roster(site) as change:
+        change(lambda roster: roster.without(email))
+        site.audit.append("unpinned", email=email, reason=reason, person=person.name)
+
+
+def open_proposals() -> list[tuple[PartyProposal, RosterEntry]]:
+    """Entries that wait for a second person, newest first."""
+    return [(row, RosterEntry.model_validate(row.entry)) for row in PartyProposal.objects.filter(outcome="")]
+
+
+def _check_role(person: Acting) -> None:
+    if person.role not in REVIEWERS:
+        raise ReviewError(f"{person.name} is {person.role}; the roster is kept by {' and '.join(REVIEWERS)}")
+
+
+def _open_proposal(number: int) -> PartyProposal:
+    proposal = PartyProposal.objects.select_for_update().filter(pk=number, outcome="").first()
+    if proposal is None:
+        raise ReviewError(f"entry {number}: does not wait for anybody (any more); look at the roster again")
+    return proposal
+
+
+def _decide(proposal: PartyProposal, person: Acting, outcome: str) -> None:
+    proposal.outcome, proposal.decided_by, proposal.decided_at = outcome, person.name, timezone.now()
+    proposal.save(update_fields=["outcome", "decided_by", "decided_at"])
+
+
+@contextmanager
+def _roster(site: Site) -> Iterator[Callable[[Callable[[Roster], Roster]], None]]:
+    """A function that applies a change to the roster file, while nobody else does."""
+    path = site.home.roster
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lambda change: change(Roster.load(path)).save(path)

@@ -1,0 +1,53 @@
+"""A desk with a case in review and people of every role, and clients that act for them in the console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from datasites.hospital.config import Home
+from datasites.hospital.people import add_person
+from tests.hospital.test_review import PASSWORD, Desk, examined
+
+__all__ = ["examined"]
+
+#: Name of one person per role; `tests.hospital.test_review.Desk` enters the first four.
+PEOPLE = {"steward": "ann", "privacy_officer": "bob", "auditor": "dee", "admin": "eva"}
+
+
+class Console:
+    """The console of a desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.number = desk.row.pk
+
+    def client(self, name: str = "", *, csrf: bool = False) -> Client:
+        """A browser, with `name` signed in."""
+        from django.contrib.auth import get_user_model
+
+        client = Client(enforce_csrf_checks=csrf, raise_request_exception=False, SERVER_NAME="localhost")
+        if name:
+            user = get_user_model().objects.get(username=name)
+            client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+        return client
+
+    def seen(self, client: Client) -> dict[str, str]:
+        """The hidden fields of the case's form, as its page has them."""
+        form = client.get(f"/cases/{self.number}/").context["form"]
+        return {"seen": form.initial["seen"], "hash": form.initial["hash"]}
+
+    def decide(self, client: Client, verdict: str = "approve", password: str = PASSWORD, **fields: str) -> Any:
+        """Open the case, and decide."""
+        shown = self.seen(client)
+        values = {**shown, "verdict": verdict, "reason": "read it", "password": password, **fields}
+        return client.post(f"/cases/{self.number}/decide/", values)
+
+
+@pytest.fixture
+def console(database: Home, examined: dict[str, Any]) -> Console:
+    desk = Desk(database, examined)
+    add_person("eva", "admin", PASSWORD)
+    return Console(desk)

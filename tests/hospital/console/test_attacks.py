@@ -1,0 +1,291 @@
+"""Attacks on the console: scripts in what strangers write, stolen and fixed sessions, guessing, replay, and races."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from datasites.hospital import ledger, review
+from datasites.hospital.models import Case, PartyProposal, Review
+from datasites.study.identity import Identity, Roster, RosterEntry
+from tests.hospital.console.conftest import Console
+from tests.hospital.test_review import PASSWORD
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
+LOGIN = {"username": "ann", "password": PASSWORD}
+
+
+def clean(response: Any) -> None:
+    assert response.status_code == 200
+    html = response.content.decode()
+    assert "<script>alert" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_what_strangers_write_is_shown_as_text(console: Console) -> None:
+    desk = console.desk
+    finding = {"line": 1, "column": 0, "rule": EVIL, "reason": EVIL, "remedy": EVIL}
+    readiness = [{**report, "reason": EVIL, "ready": False} for report in desk.row.readiness]
+    Case.objects.filter(pk=desk.row.pk).update(
+        study_name=EVIL[:64], job_name=EVIL, note=EVIL, submitted_by=EVIL, findings=[finding], readiness=readiness,
+        rehearsal={"outcome": "failed", "reason": EVIL},
+    )  # fmt: skip
+    review.reject(desk.site, desk.row.pk, desk.login("bob"), EVIL)
+    desk.site.audit.append("refused", reason=EVIL, job=EVIL)
+    client = console.client("ann")
+    for path in ("/cases/", f"/cases/{console.number}/", "/audit/", "/audit/?words=%3Cscript%3Ealert(1)%3C/script%3E"):
+        clean(client.get(path))
+    Case.objects.filter(pk=desk.row.pk).update(state="running")
+    for path in ("/studies/", f"/studies/{console.number}/"):
+        clean(client.get(path))
+
+
+def test_code_can_not_break_out_of_its_line() -> None:
+    from datasites.hospital.console.code import code_lines, diff_lines
+
+    source = f"x = 1\n# {EVIL}\ny = '''{EVIL}\n{EVIL}'''\nz = '\u202e\u200bevil'\r\n"
+    lines = code_lines("model.py", source)
+    assert len(lines) == source.count("\n")
+    joined = "".join(line.html for line in lines)
+    assert "<script" not in joined
+    assert "<img" not in joined
+    assert all(line.html.count("<span") == line.html.count("</span>") for line in lines)
+    assert "\u202e" not in joined
+    assert "U+202E" in joined
+    assert "U+200B" in joined
+    assert [line.text for line in diff_lines("a\nb\n", "a\n\u202eb\n") if line.kind == "add"] == ["\u27e6U+202E\u27e7b"]
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)"])
+def test_signing_in_leads_nowhere_else(console: Console, target: str) -> None:
+    response = console.client().post("/login/", {**LOGIN, "next": target})
+    assert response.status_code == 302
+    assert response.headers["Location"] == "/"
+
+
+def test_signing_in_gives_the_session_a_new_key(console: Console) -> None:
+    client = console.client()
+    session = client.session
+    session["fixed"] = "by an attacker"
+    session.save()
+    client.cookies[settings.SESSION_COOKIE_NAME] = session.session_key
+    assert client.post("/login/", LOGIN).status_code == 302
+    assert client.cookies[settings.SESSION_COOKIE_NAME].value != session.session_key
+    stolen = console.client()
+    stolen.cookies[settings.SESSION_COOKIE_NAME] = session.session_key
+    assert stolen.get("/cases/").status_code == 302
+    cookie = client.cookies[settings.SESSION_COOKIE_NAME]
+    assert cookie["httponly"]
+    assert cookie["samesite"] == "Lax"
+
+
+def test_a_changed_password_ends_other_sessions(console: Console) -> None:
+    here, there = console.client("ann"), console.client("ann")
+    new = "another long passphrase"
+    changed = here.post("/password/", {"password": PASSWORD, "new_password": new, "again": new})
+    assert changed.status_code == 302
+    assert here.get("/cases/").status_code == 200
+    assert there.get("/cases/").status_code == 302
+
+
+def test_guessing_at_sign_in_is_locked_out_and_others_are_not(console: Console) -> None:
+    guesser = console.client()
+    answers = [guesser.post("/login/", {"username": "ann", "password": f"guess {i}"}).status_code for i in range(6)]
+    assert answers[0] == 200
+    assert answers[-1] == 429
+    assert guesser.post("/login/", LOGIN).status_code == 429
+    elsewhere = console.client()
+    assert elsewhere.post("/login/", LOGIN, REMOTE_ADDR="10.0.0.9").status_code == 302
+    assert console.client().post("/login/", {**LOGIN, "username": "bob"}).status_code == 302
+
+
+def test_guessing_at_the_second_question_is_locked_out_too(console: Console) -> None:
+    console.desk.agree()
+    client = console.client("ann")
+    answers = [console.decide(client, password=f"guess {i}").status_code for i in range(5)]
+    assert answers[0] == 403
+    assert console.decide(client).status_code == 429
+    console.desk.nothing_happened()
+    assert not Review.objects.exists()
+
+
+def test_no_password_is_kept_from_a_failed_attempt(console: Console) -> None:
+    from axes.models import AccessAttempt
+
+    client = console.client("ann")
+    secret = "a password that is very secret"
+    client.post("/password/", {"password": secret, "new_password": secret, "again": secret})
+    console.client().post("/login/", {"username": "ann", "password": secret})
+    kept = " ".join(f"{a.get_data} {a.post_data}" for a in AccessAttempt.objects.all())
+    assert "password" in kept
+    assert secret not in kept
+
+
+def test_two_people_approve(console: Console) -> None:
+    console.desk.agree()
+    assert console.decide(console.client("ann")).status_code == 302
+    assert console.decide(console.client("bob")).status_code == 302
+    console.desk.row.refresh_from_db()
+    assert console.desk.row.state == Case.State.APPROVED
+
+
+def test_a_page_that_is_out_of_date_decides_nothing(console: Console) -> None:
+    """Another review, another agreement, another hash: each is 409, and the answer is the page as it is now."""
+    console.desk.agree()
+    bob = console.client("bob")
+    shown = console.seen(bob)
+    values = {**shown, "verdict": "approve", "reason": "read it", "password": PASSWORD}
+    path = f"/cases/{console.number}/decide/"
+    assert console.decide(console.client("ann")).status_code == 302
+    assert bob.post(path, values).status_code == 409
+    assert Review.objects.count() == 1
+    values |= console.seen(bob)
+    console.client("ann").post("/agreements/terminate/", {"id": "baa-storage", "password": PASSWORD})
+    assert bob.post(path, values).status_code == 409
+    console.desk.nothing_happened()
+
+
+def test_a_replayed_approval_and_a_foreign_hash_are_refused(console: Console) -> None:
+    console.desk.agree()
+    ann = console.client("ann")
+    values = {**console.seen(ann), "verdict": "approve", "reason": "read it", "password": PASSWORD}
+    path = f"/cases/{console.number}/decide/"
+    assert ann.post(path, {**values, "hash": "0" * 64}).status_code == 409
+    assert ann.post(path, values).status_code == 302
+    assert ann.post(path, values).status_code == 409
+    assert console.decide(ann).status_code == 409, "one person twice"
+    assert Review.objects.count() == 1
+    console.desk.nothing_happened()
+
+
+def test_one_who_submitted_can_not_approve_under_another_form(console: Console) -> None:
+    """A console session of an auditor, an admin, or nobody never decides, whatever it posts."""
+    console.desk.agree()
+    shown = console.seen(console.client("ann"))
+    values = {**shown, "verdict": "approve", "reason": "x", "password": PASSWORD, "role": "steward", "person": "ann"}
+    for name in ("dee", "eva", ""):
+        assert console.client(name).post(f"/cases/{console.number}/decide/", values).status_code in (302, 403)
+    assert not Review.objects.exists()
+
+
+def test_a_race_of_two_approvals_by_one_role_counts_once(console: Console) -> None:
+    """Both stewards press the button at the same moment: at most one review, and no half-made state."""
+    from django.db import connection
+
+    console.desk.agree()
+    clients = {name: console.client(name) for name in ("ann", "cyd")}
+    forms = {
+        name: {**console.seen(client), "verdict": "approve", "reason": "x", "password": PASSWORD}
+        for name, client in clients.items()
+    }
+    answers: list[int] = []
+
+    def press(name: str) -> None:
+        answers.append(clients[name].post(f"/cases/{console.number}/decide/", forms[name]).status_code)
+        connection.close()
+
+    threads = [threading.Thread(target=press, args=(name,)) for name in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [302, 409]
+    assert Review.objects.count() == 1
+    console.desk.nothing_happened()
+
+
+@pytest.mark.parametrize("path", ["/cases/../../keys/", "/budget/..%2f..%2fkeys/", "/static/../datasite.toml", "/datasets/%2e%2e/"])
+def test_no_path_leads_out(console: Console, path: str) -> None:
+    assert console.client("ann").get(path).status_code in (400, 404)
+
+
+def test_numbers_of_other_hospitals_or_none_are_not_found(console: Console) -> None:
+    client = console.client("ann")
+    for number in (0, console.number + 1, 10**30):
+        assert client.get(f"/cases/{number}/").status_code == 404
+        assert client.get(f"/studies/{number}/").status_code == 404
+    assert client.get("/budget/other/").status_code == 404
+
+
+def party() -> RosterEntry:
+    stranger = Identity.generate("datasite@north.example.org")
+    return RosterEntry(organisation="North", email=stranger.email, role="hospital", public_key=stranger.public_key)
+
+
+def test_a_party_is_pinned_by_a_second_person_who_names_its_fingerprint(console: Console) -> None:
+    roster, entry = console.desk.site.home.roster, party()
+    kept = roster.read_bytes()
+    try:
+        ann, bob = console.client("ann"), console.client("bob")
+        assert ann.post("/roster/propose/", {"entry": entry.model_dump_json()}).status_code == 302
+        number = PartyProposal.objects.get().pk
+        assert entry.fingerprint not in bob.get("/roster/").content.decode()
+        pin = {"action": "pin", "fingerprint": entry.fingerprint, "password": PASSWORD}
+        assert ann.post(f"/roster/{number}/", pin).status_code == 409
+        assert bob.post(f"/roster/{number}/", {**pin, "fingerprint": "0" * 40}).status_code == 409
+        assert bob.post(f"/roster/{number}/", {**pin, "password": "guess"}).status_code == 403
+        assert Roster.load(roster) == Roster.parse(kept)
+        assert bob.post(f"/roster/{number}/", pin).status_code == 302
+        assert Roster.load(roster).get(entry.email) == entry
+        assert bob.post(f"/roster/{number}/", pin).status_code == 409
+        revoke = {"email": entry.email, "reason": "over", "password": PASSWORD}
+        assert ann.post("/roster/revoke/", revoke).status_code == 302
+        assert Roster.load(roster) == Roster.parse(kept)
+    finally:
+        roster.write_bytes(kept)
+
+
+def test_agreements_need_two_people_here_too(console: Console) -> None:
+    console.desk.agree()
+    text = (console.desk.site.home.root / "agreements.toml").read_text().replace("2099-12-31", "2098-12-31")
+    ann, bob = console.client("ann"), console.client("bob")
+    assert ann.post("/agreements/enter/", {"text": text}).status_code == 302
+    confirm = {"id": "baa-storage", "version": 2, "password": PASSWORD}
+    assert ann.post("/agreements/confirm/", confirm).status_code == 409
+    assert bob.post("/agreements/confirm/", {**confirm, "version": 1}).status_code == 409
+    assert bob.post("/agreements/confirm/", confirm).status_code == 302
+    assert ann.post("/agreements/enter/", {"text": "[[agreement]]\nid = 1"}).status_code == 409
+
+
+def test_pause_resume_revoke_and_kill_from_the_console(console: Console) -> None:
+    from datasites.hospital import compliance
+
+    desk = console.desk
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    ann = console.client("ann")
+    path = f"/studies/{console.number}/move/"
+    assert ann.post(path, {"action": "pause", "reason": "question"}).status_code == 302
+    assert ann.post(path, {"action": "resume", "reason": "answered"}).status_code == 403
+    assert ann.post(path, {"action": "resume", "reason": "answered", "password": PASSWORD}).status_code == 302
+    eva = console.client("eva")
+    try:
+        assert eva.post("/studies/kill/", {"action": "kill", "reason": "incident"}).status_code == 302
+        assert compliance.is_killed(desk.site.home)
+        assert b"kill switch is on" in ann.get("/cases/").content
+        off = {"action": "unkill", "reason": "over", "password": PASSWORD}
+        assert eva.post("/studies/kill/", off).status_code == 409
+        assert ann.post("/studies/kill/", off).status_code == 302
+        assert not compliance.is_killed(desk.site.home)
+    finally:
+        (desk.site.home.root / "KILLED").unlink(missing_ok=True)
+    assert ann.post(path, {"action": "revoke", "reason": "withdrawn", "password": PASSWORD}).status_code == 302
+    assert ledger.state(desk.site.home.dataset("heart"))[0].committed_rdp == 0
+
+
+def test_an_admin_enters_people_and_shuts_them_out(console: Console) -> None:
+    eva = console.client("eva")
+    values = {"name": "fay", "role": "steward", "new_password": "a long first password", "password": PASSWORD}
+    assert eva.post("/people/add/", {**values, "password": "guess"}).status_code == 403
+    assert eva.post("/people/add/", {**values, "new_password": "short"}).status_code == 403
+    assert eva.post("/people/add/", values).status_code == 302
+    fay = console.client()
+    assert fay.post("/login/", {"username": "fay", "password": "a long first password"}).status_code == 302
+    assert eva.post("/people/deactivate/", {"name": "fay", "password": PASSWORD}).status_code == 302
+    assert fay.get("/cases/").status_code == 302
+    assert eva.post("/people/deactivate/", {"name": "eva", "password": PASSWORD}).status_code == 403

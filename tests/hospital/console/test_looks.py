@@ -1,0 +1,110 @@
+"""Every page in headless Chromium: light and dark, 360 and 1440 px; axe finds nothing, nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from datasites.hospital import ledger
+from datasites.hospital.cases import open_case
+from datasites.hospital.config import ConsoleSettings
+from datasites.hospital.console.server import serving
+from datasites.hospital.intake import freeze
+from datasites.hospital.models import Case, Round
+from datasites.hospital.parties import propose_party
+from datasites.study.identity import Identity, RosterEntry
+from tests.browser import WIDTHS, Browser, chromium, inspect
+from tests.hospital.console.conftest import Console
+from tests.hospital.test_review import PASSWORD, job
+
+
+def busy(console: Console) -> Case:
+    """A desk as it is after some months; returns a case in review, with an earlier version of it approved."""
+    desk = console.desk
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    case = open_case(desk.site.home, desk.row)
+    dice = random.Random(1)
+    for number in range(1, 9):
+        asked = {"training": ledger.Asked(case.plan.round_event(), case.plan.local_round_event())}
+        ledger.charge(case.dataset, case.row.study_hash, number, asked)
+        Round.objects.create(
+            case=desk.row,
+            round=number,
+            epoch=0,
+            manifest_hash="ab" * 32,
+            state="failed" if number == 5 else "unmasked",
+            reason="worker: time limit" if number == 5 else "",
+            steps=2,
+            seconds=dice.uniform(0.4, 0.9),
+            survivors=[] if number == 5 else list(case.study.cohort.hospitals),
+            release={} if number == 5 else {"sha256": f"{dice.getrandbits(256):064x}", "bytes": 4096},
+        )
+    ledger.close(case.dataset, case.row.study_hash)
+    Case.objects.filter(pk=desk.row.pk).update(state=Case.State.CLOSED)
+    source = job().files["model.py"].replace(b"tanh", b"relu").replace(b"import torch\n", b"import os\nimport torch\n")
+    files = {**job().files, "model.py": source}
+    values = {f.attname: getattr(desk.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    package = freeze(files, desk.site.home.frozen)
+    prepared = desk.site.home.prepared
+    if not (prepared / package.digest()).exists():
+        (prepared / package.digest()).symlink_to(prepared / desk.row.study_hash)
+    finding = {"line": 3, "column": 0, "rule": "import", "reason": "os may not be imported", "remedy": "leave it out"}
+    terms = {**values["terms"], "study_hash": package.digest()}
+    values |= {"study_hash": package.digest(), "job_name": "heart-2", "state": "review", "terms": terms}
+    second = Case.objects.create(**{**values, "findings": [finding], "rehearsal": {}})
+    Case.objects.filter(pk=second.pk).update(approval_hash=open_case(desk.site.home, second).approval_hash)
+    Case.objects.create(**{**values, "job_name": "heart-3", "state": "refused", "note": "study.toml: rounds: too many"})
+    stranger = Identity.generate("datasite@north.example.org")
+    entry = RosterEntry(organisation="North", email=stranger.email, role="hospital", public_key=stranger.public_key)
+    propose_party(desk.site, desk.login("bob"), entry.model_dump_json())
+    return second
+
+
+@pytest.mark.slow
+def test_every_page_looks_right_to_axe_and_stays_at_home(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = busy(console)
+    # Playwright's event loop runs in this thread, where the fixtures empty the tables afterwards.
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    passwords = dict.fromkeys(("ann", "bob", "dee", "eva"), PASSWORD)
+    with serving(ConsoleSettings(port=0)) as address, chromium(address, passwords) as browser:
+        look(browser, console.number, case.pk)
+        browser.is_clean()
+
+
+def look(browser: Browser, number: int, second: int) -> None:
+    paths = {
+        "cases": "/cases/",
+        "case": f"/cases/{number}/",
+        "review": f"/cases/{second}/",
+        "studies": "/studies/",
+        "study": f"/studies/{number}/",
+        "budget": "/budget/",
+        "dataset-budget": "/budget/heart/?epsilon=1&rounds=5&steps=2&rate=0.1",
+        "agreements": "/agreements/",
+        "roster": "/roster/",
+        "audit": "/audit/",
+        "datasets": "/datasets/",
+        "dataset": "/datasets/heart/",
+        "password": "/password/",
+        "missing": "/nothing/",
+    }
+    faults: list[str] = []
+    for theme in ("light", "dark"):
+        stranger = browser.page(color_scheme=theme)
+        people = {name: browser.page(name, color_scheme=theme) for name in ("ann", "eva")}
+        visits = [(stranger, "login", "/login/"), (people["eva"], "people", "/people/")]
+        visits += [(people["ann"], name, path) for name, path in paths.items()]
+        for width, pixels in WIDTHS.items():
+            for page, name, path in visits:
+                page.set_viewport_size({"width": pixels, "height": 900})
+                page.goto(path)
+                faults += inspect(page, name, width, theme)
+    assert not faults, '\n'.join(faults)
+    browser.complaints = [c for c in browser.complaints if "404" not in c]
+
+
