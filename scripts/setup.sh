@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh: makes the virtual environment (VENV, default .venv at the root) and installs into it.
-# Installs again only when pyproject.toml or the Python version has changed since the last time.
+# Sourced by demo.sh and test.sh: makes the virtual environment (VENV, default .venv at the root) and installs into it
+# what EXTRAS names. Installs again only when pyproject.toml, EXTRAS or the Python version changed since the last time.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
@@ -14,11 +14,11 @@ if [ ! -x "$VENV/bin/python" ]; then
     echo "setup: $python has no venv; install it (Debian: python3-venv) or set VENV to an environment" >&2; exit 2; }
 fi
 
-stamp="$VENV/.datasites-setup"
+stamp="$VENV/.datasites-setup-$EXTRAS"
 wanted="$("$VENV/bin/python" --version) $(cksum < pyproject.toml) $root"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "setup: installing into $VENV (the first time downloads about 300 MB)"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$EXTRAS]"
   echo "$wanted" > "$stamp"
 fi
 export PATH="$VENV/bin:$PATH"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sets up and passes the tests: linter, formatter, types, then fast tests before slow ones. Arguments go to pytest.
+EXTRAS=dev
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ "$#" -eq 0 ]; then
   ruff check .
