@@ -132,7 +132,8 @@ class Sandbox:
         return [*arguments_, "--", _interpreter(), *python]
 
     def _mounts(self, frozen: Path | None, dataset: Path | None) -> list[str]:
-        mounts: list[str] = []
+        # First of all: this Python may itself lie below /tmp, and a later mount there would hide it.
+        mounts = ["--size", str(self.config.limits.scratch), "--tmpfs", "/tmp"]
         for source in _system_folders():
             mounts += _show(source)
         for source in _python_paths():
@@ -152,7 +153,6 @@ class Sandbox:
             mounts += ["--dev-bind", device, device]
         # bubblewrap's /dev and / are writable memory without a size: close both, and give bounded scratch instead.
         mounts += ["--remount-ro", "/dev", "--size", str(1024 * 1024), "--tmpfs", "/dev/shm"]
-        mounts += ["--size", str(self.config.limits.scratch), "--tmpfs", "/tmp"]
         return [*mounts, "--remount-ro", "/", "--chdir", "/tmp"]
 
 

@@ -163,3 +163,9 @@ def test_no_programs_inside():
     done = subprocess.run(Sandbox().command(["-c", code]), capture_output=True, text=True, timeout=60, check=True)
     system_python = sys.base_prefix in ("/usr", "/usr/local") and Path("/usr/bin/python3").exists()
     assert done.stdout.strip() == ("['/usr/bin/python3']" if system_python else "[]")
+
+
+def test_a_python_below_tmp_is_not_hidden() -> None:
+    """A later mount on /tmp would hide a virtual environment or a study folder that lies there."""
+    command = Sandbox(SandboxConfig()).command(["-c", "pass"])
+    assert command.index("/tmp") < command.index("--ro-bind")
