@@ -30,6 +30,10 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 WIDTHS = {"narrow": 360, "wide": 1440}
+#: Elements that reach beyond the right edge, outside of what scrolls by itself.
+WIDEST = """[...document.querySelectorAll("body *")].filter(e => !e.parentElement.closest(".scroll")
+    && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+    .map(e => e.outerHTML.slice(0, 120)).slice(0, 5)"""
 #: Where pictures of the pages go, for people who look at them; nowhere unless set.
 PICTURES = os.environ.get("CONSOLE_PICTURES", "")
 
@@ -78,7 +82,10 @@ def inspect(page: Any, name: str, width: str, theme: str) -> list[str]:
     where = f"{name}, {width}, {theme}"
     faults = [f"{where}: {found.generate_report()}"] if found.violations_count else []
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    return [*faults, f"{where}: {wide} px too wide"] if wide > 0 else faults
+    if wide > 0:
+        widest = page.evaluate(WIDEST)
+        faults.append(f"{where}: {wide} px too wide: {widest}")
+    return faults
 
 
 @contextmanager

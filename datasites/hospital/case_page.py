@@ -5,7 +5,6 @@ from __future__ import annotations
 from datasites.hospital.case_view import CaseView, Examined, view_case
 from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
-from policies.engine import Decision
 
 
 def describe(site: Site, number: int) -> str:
@@ -25,7 +24,7 @@ def describe(site: Site, number: int) -> str:
             *head,
             *_terms(examined),
             *_budget(examined),
-            *_decision(examined.decision),
+            *_decision(examined),
             *_findings(view),
             *_readiness(view),
             *_reviews(view),
@@ -66,8 +65,10 @@ def _budget(examined: Examined) -> list[str]:
     ]
 
 
-def _decision(decision: Decision) -> list[str]:
-    lines = ["", f"Policies now: {'allow' if decision.allowed else 'DENY'}"]
+def _decision(examined: Examined) -> list[str]:
+    decision = examined.decision
+    when = "now" if examined.asked_now else f"as last asked, before {decision.action}"
+    lines = ["", f"Policies {when}: {'allow' if decision.allowed else 'DENY'}"]
     lines += [f"  {result.outcome:14} {result.title} ({result.law})" for result in decision.results]
     return lines + [f"  {denial}" for denial in decision.denied_by]
 

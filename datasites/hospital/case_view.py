@@ -8,6 +8,7 @@ any of it has changed.
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from datasites.hospital.intake import FrozenCopyChanged, open_frozen
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people import REVIEWERS
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.errors import DatasitesError
+from datasites.study.errors import DatasitesError, InputError
 from policies.agreements import Agreement
 from policies.engine import Decision
 from policies.registry import RegistryError, RegistryFile
@@ -63,10 +64,15 @@ class ReviewLine:
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of a case once it has been examined. `files`: names and texts of the frozen copy."""
+    """What is known of a case once it has been examined. `files`: names and texts of the frozen copy.
+
+    `decision` is asked for now, as for intake, while the case waits for people (`asked_now`); after that it is the last
+    one that was stored, since a case that was decided is no longer at intake.
+    """
 
     case: OpenCase
     decision: Decision
+    asked_now: bool
     budget: tuple[BudgetLine, ...]
     services: tuple[ServiceLine, ...]
     files: Mapping[str, str]
@@ -178,13 +184,25 @@ def _reviews(row: Case) -> tuple[ReviewLine, ...]:
 
 def _examined(home: Home, row: Case) -> Examined:
     case = open_case(home, row)
+    waits = row.state in (Case.State.INTAKE, Case.State.REVIEW)
+    stored = None if waits else PolicyDecision.objects.filter(case=row).last()
     return Examined(
         case=case,
-        decision=compliance.preview(home, case),
+        decision=_read(stored) if stored is not None else compliance.preview(home, case),
+        asked_now=stored is None,
         budget=_budget(case),
         services=_services(home, case),
         files=_texts(case.package.files),
     )
+
+
+def _read(stored: PolicyDecision) -> Decision:
+    try:
+        return Decision.model_validate_json(json.dumps(stored.record))
+    except ValueError as error:
+        raise InputError(
+            f"policy decision {stored.pk}: does not read as one; restore the datasite's database from a backup"
+        ) from error
 
 
 def _budget(case: OpenCase) -> tuple[BudgetLine, ...]:

@@ -1,4 +1,4 @@
-"""The console in a real browser, at a hospital of the heart consortium: read, approve, watch, pause, resume, revoke, export.
+"""The console in a real browser, at a hospital of the heart consortium: approve, watch, pause, resume, revoke, export.
 
 Every request that the pages make is checked to stay at the console, and every Content-Security-Policy violation is a
 failure. How each page looks, and what axe says of it, is `tests/hospital/console/test_looks.py`.
@@ -144,7 +144,9 @@ def test_a_case_in_review_is_decided_by_keyboard_alone(datasites: LocalDatasites
     reached: set[str] = set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        focus = page.evaluate("[document.activeElement.name || '', getComputedStyle(document.activeElement).outlineStyle]")
+        focus = page.evaluate(
+            "[document.activeElement.name || '', getComputedStyle(document.activeElement).outlineStyle]"
+        )
         assert focus[1] != "none", f"no visible focus on {focus[0]}"
         reached.add(focus[0])
         if focus[0] == "verdict":

@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_http_methods
 
-from datasites.hospital.people import PersonRole, identify
+from datasites.hospital.people import identify
 from datasites.hospital.review import Acting
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
@@ -42,8 +42,8 @@ def page(roles: frozenset[str], methods: tuple[str, ...] = ("GET",)) -> Callable
             return view(request, *arguments, **values)
 
         checked = require_http_methods([*methods, "HEAD"] if "GET" in methods else list(methods))(guarded)
-        checked.roles = roles  # type: ignore[attr-defined]
-        checked.methods = methods  # type: ignore[attr-defined]
+        checked.roles = roles
+        checked.methods = methods
         return checked
 
     return decorate
@@ -78,8 +78,3 @@ def locked_out(request: HttpRequest, *_: object) -> HttpResponse:
 def client_address(request: HttpRequest) -> str:
     """Address of the client, as the server saw it."""
     return str(request.META.get("REMOTE_ADDR") or "unknown")
-
-
-def is_role(name: str) -> PersonRole | None:
-    """The role of that name, or None."""
-    return name if name in EVERYBODY else None  # type: ignore[return-value]

@@ -55,7 +55,7 @@ def code_lines(name: str, text: str, findings: Sequence[Mapping[str, Any]] = ())
         by_line.setdefault(int(finding["line"]), []).append(finding)
     return tuple(
         # Pygments escapes the text and closes its spans at the end of each line.
-        CodeLine(number, mark_safe(html), tuple(by_line.get(number, ())))  # noqa: S308
+        CodeLine(number, mark_safe(html), tuple(by_line.get(number, ())))
         for number, html in enumerate(shown.removesuffix("\n").split("\n"), start=1)
     )
 

@@ -32,11 +32,15 @@ class Password(forms.CharField):
 class SignIn(AuthenticationForm):
     """Name and password."""
 
+    error_messages = {
+        "invalid_login": "Name or password is wrong.",
+        "inactive": "Name or password is wrong.",
+    }
+
     def __init__(self, *arguments: Any, **values: Any) -> None:
         super().__init__(*arguments, **values)
         self.fields["username"].label = "Name"
         self.fields["password"].max_length = 256
-        self.error_messages = {**self.error_messages, "invalid_login": "Name or password is wrong."}
 
 
 class Decide(forms.Form):

@@ -4,27 +4,35 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('hospital', '0001_initial'),
+        ("hospital", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='PartyProposal',
+            name="PartyProposal",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('email', models.CharField(max_length=190)),
-                ('entry', models.JSONField()),
-                ('proposed_by', models.CharField(max_length=190)),
-                ('proposed_at', models.DateTimeField(auto_now_add=True)),
-                ('decided_by', models.CharField(blank=True, max_length=190)),
-                ('decided_at', models.DateTimeField(null=True)),
-                ('outcome', models.CharField(blank=True, choices=[('pinned', 'pinned'), ('withdrawn', 'withdrawn')], max_length=9)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("email", models.CharField(max_length=190)),
+                ("entry", models.JSONField()),
+                ("proposed_by", models.CharField(max_length=190)),
+                ("proposed_at", models.DateTimeField(auto_now_add=True)),
+                ("decided_by", models.CharField(blank=True, max_length=190)),
+                ("decided_at", models.DateTimeField(null=True)),
+                (
+                    "outcome",
+                    models.CharField(
+                        blank=True, choices=[("pinned", "pinned"), ("withdrawn", "withdrawn")], max_length=9
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-proposed_at'],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('outcome', '')), fields=('email',), name='one_open_proposal_per_party')],
+                "ordering": ["-proposed_at"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("outcome", "")), fields=("email",), name="one_open_proposal_per_party"
+                    )
+                ],
             },
         ),
     ]

@@ -132,5 +132,7 @@ def test_no_template_has_inline_code_or_style_or_another_host() -> None:
     assert len(files) > 20
     for file in files:
         text = file.read_text()
-        assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:|\|safe|autoescape off", text), file
+        assert not re.search(
+            r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:|\|safe|autoescape off", text
+        ), file
         assert not re.search(r"(src|href|url\()\W*(https?:)?//", text), file

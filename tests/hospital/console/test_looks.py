@@ -1,4 +1,4 @@
-"""Every page in headless Chromium: light and dark, 360 and 1440 px; axe finds nothing, nothing is loaded from elsewhere."""
+"""Every page in headless Chromium: light and dark, 360 and 1440 px; axe finds nothing, all is loaded from here."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def busy(console: Console) -> Case:
 
 
 @pytest.mark.slow
-def test_every_page_looks_right_to_axe_and_stays_at_home(
-    console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_page_looks_right_to_axe_and_stays_at_home(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     case = busy(console)
     # Playwright's event loop runs in this thread, where the fixtures empty the tables afterwards.
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
@@ -104,7 +102,5 @@ def look(browser: Browser, number: int, second: int) -> None:
                 page.set_viewport_size({"width": pixels, "height": 900})
                 page.goto(path)
                 faults += inspect(page, name, width, theme)
-    assert not faults, '\n'.join(faults)
+    assert not faults, "\n".join(faults)
     browser.complaints = [c for c in browser.complaints if "404" not in c]
-
-

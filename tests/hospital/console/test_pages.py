@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from datasites.hospital.case_view import approved_before
+from datasites.hospital.intake import freeze
+from datasites.hospital.models import Case
 from tests.hospital.console.conftest import Console
+from tests.hospital.test_review import job
 
 READABLE = ["cases", "studies", "budget", "budget/heart", "agreements", "roster", "audit", "datasets", "datasets/heart"]
 
@@ -23,3 +27,84 @@ def test_a_case_shows_what_a_decision_needs(console: Console) -> None:
     html = response.content.decode()
     for words in (console.desk.row.approval_hash, "baa-university", "build_model", "Rehearsal", "Budget after"):
         assert words in html
+
+
+def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_intake(console: Console) -> None:
+    from datasites.hospital.case_page import describe
+
+    desk = console.desk
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    html = console.client("dee").get(f"/cases/{console.number}/").content.decode()
+    assert "As last asked, before approve" in html
+    assert "<strong>allow</strong>" in html
+    assert 'name="password"' not in html
+    assert "Policies as last asked, before approve: allow" in describe(desk.site, console.number)
+
+
+def test_the_difference_is_to_the_last_version_approved_earlier(console: Console) -> None:
+    """Not to one that came later, was never approved, or is another researcher's."""
+    desk = console.desk
+    values = {f.attname: getattr(desk.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    Case.objects.filter(pk=desk.row.pk).delete()
+
+    def version(word: bytes, state: str, **fields: str) -> Case:
+        source = job().files["model.py"].replace(b"tanh", word)
+        package = freeze({**job().files, "model.py": source}, desk.site.home.frozen)
+        name = f"{word.decode()}-{state}"
+        return Case.objects.create(
+            **{**values, "study_hash": package.digest(), "job_name": name, "state": state, **fields}
+        )
+
+    version(b"sigmoid", "closed")
+    approved = version(b"relu", "revoked")
+    version(b"silu", "rejected")
+    version(b"elu", "closed", submitted_by="another@university.example.org")
+    row = Case.objects.create(**{**values, "job_name": "now"})
+    version(b"softplus", "running")
+    found = approved_before(desk.site.home, row)
+    assert found is not None
+    assert found[0] == approved
+    html = console.client("ann").get(f"/cases/{row.pk}/").content.decode()
+    assert "torch.relu(" in html
+    assert "torch.sigmoid(" not in html
+    assert f'href="/cases/{approved.pk}/">case {approved.pk}</a>' in html
+
+
+def test_evidence_and_log_can_be_taken_away(console: Console) -> None:
+    desk = console.desk
+    desk.agree()
+    desk.approve("ann")
+    client = console.client("dee")
+    bundle = client.post(f"/cases/{console.number}/evidence/")
+    assert bundle.headers["Content-Type"] == "application/zip"
+    assert bundle.content[:2] == b"PK"
+    log = client.post("/audit/export/")
+    assert log.content == desk.site.home.audit.read_bytes()
+    assert b"The log is sound" in client.post("/audit/verify/").content
+    assert not list(desk.site.home.root.glob(".evidence-*"))
+
+
+def test_a_changed_frozen_copy_is_said_on_the_page_and_can_not_be_approved(console: Console) -> None:
+    desk = console.desk
+    desk.agree()
+    model = desk.site.home.frozen / desk.row.study_hash / "model.py"
+    original = model.read_bytes()
+    client = console.client("ann")
+    try:
+        model.chmod(0o600)
+        model.write_bytes(original.replace(b"tanh", b"relu"))
+        assert b"not what was approved (I1)" in client.get(f"/cases/{console.number}/").content
+        assert console.decide(client).status_code == 409
+        desk.nothing_happened()
+    finally:
+        model.write_bytes(original)
+        model.chmod(0o400)
+
+
+def test_what_if_says_whether_a_study_would_fit(console: Console) -> None:
+    client = console.client("ann")
+    page = client.get("/budget/heart/", {"epsilon": 1, "rounds": 5, "steps": 2, "rate": 0.1}).content
+    assert b"It would fit" in page
+    assert client.get("/budget/heart/", {"epsilon": "nan", "rounds": 5, "steps": 2, "rate": 0.1}).status_code == 400

@@ -55,7 +55,7 @@ def enter(request: Any) -> HttpResponse:
     """Enter agreements; they count once somebody else has confirmed them."""
 
     def do(values: dict[str, Any]) -> str:
-        with tempfile.TemporaryDirectory(dir=request.site.home.run, prefix="agreements-") as folder:
+        with tempfile.TemporaryDirectory(dir=request.site.home.root, prefix=".agreements-") as folder:
             file = Path(folder) / "agreements.toml"
             file.write_text(values["text"])
             entered = enter_agreements(request.site, present(request), file)

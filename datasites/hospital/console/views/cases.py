@@ -116,7 +116,7 @@ def recheck(request: Any, number: int) -> HttpResponse:
 def evidence(request: Any, number: int) -> HttpResponse:
     """The evidence bundle of a case, with its own verifier inside."""
     row = _case(number)
-    with tempfile.TemporaryDirectory(dir=request.site.home.run, prefix="evidence-") as folder:
+    with tempfile.TemporaryDirectory(dir=request.site.home.root, prefix=".evidence-") as folder:
         out = Path(folder) / "bundle.zip"
         try:
             checks = export_evidence(request.site, number, out)

@@ -1,4 +1,4 @@
-"""Datasets: what researchers see (the mock), and how ready the table was for the studies that asked. No patient rows."""
+"""Datasets: what researchers see (the mock), and how ready the table was for studies that asked. No patient rows."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def overview(request: Any) -> HttpResponse:
 def show(request: Any, number: int) -> HttpResponse:
     """One study, with its rounds as they happen."""
     row = _study(number)
-    actions = ACTIONS.get(row.state, ()) if request.role in REVIEWERS else ()  # type: ignore[call-overload]
+    actions = ACTIONS.get(row.state, ()) if request.role in REVIEWERS else ()
     forms = [(a, Move(initial={"action": a}, auto_id=f"{a}-%s"), a in ASKS_PASSWORD) for a in actions]
     return render(request, "console/study.html", {"row": row, "forms": forms, **_rounds(row)})
 
