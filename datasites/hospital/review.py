@@ -60,9 +60,10 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
+    # Counted before the policies are asked: a review that comes in between was not among their facts.
+    before = Review.objects.filter(case=row).count()
     decision = compliance.decide(site, case, "approve", approver=(person.name, person.role))  # type: ignore[arg-type]
     compliance.require(decision)
-    before = Review.objects.filter(case=row).count()
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=number)
         if row.state != Case.State.REVIEW or Review.objects.filter(case=row).count() != before:
