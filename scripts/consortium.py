@@ -236,14 +236,13 @@ def set_up_hospital(consortium: LocalConsortium, key: str, store_url: str | None
     home = consortium.home(key)
     initialise(home, consortium.settings_toml(hospital, store_url))
     from datasites.hospital.agreements import confirm_agreement, enter_agreements
-    from datasites.hospital.people import add_person
-    from datasites.hospital.review import Acting
+    from datasites.hospital.people import add_person, identify
     from datasites.hospital.site import Site
 
     site, passwords = Site.open(home), consortium.passwords()
     for name, role in ((STEWARD, "steward"), (OFFICER, "privacy_officer")):
-        add_person(name, role, passwords[name])
-    steward, officer = (Acting.login(name, passwords[name]) for name in (STEWARD, OFFICER))
+        add_person(name, role, passwords[name], f"{name}@{hospital.email.partition('@')[2]}")
+    steward, officer = (identify(name, passwords[name]) for name in (STEWARD, OFFICER))
     agreements = home / "agreements.toml"
     agreements.write_text(consortium.agreements_toml(hospital))
     for id, version in enter_agreements(site, steward, agreements):

@@ -6,6 +6,7 @@ First of three layers of one checker: calls, then `expressions`, then `statement
 from __future__ import annotations
 
 import ast
+from abc import ABC, abstractmethod
 
 from datasites.enclave import rows, vocabulary
 from datasites.enclave.findings import Report
@@ -28,7 +29,7 @@ _INPLACE_FUNCTIONS = {
 }
 
 
-class Calls:
+class Calls(ABC):
     """One function under judgement, and the rules for calls in it. `expression` comes with the next layer."""
 
     def __init__(self, function: ast.FunctionDef, names: FileNames, report: Report, owner: str | None) -> None:
@@ -43,13 +44,13 @@ class Calls:
         """Report a finding at `node`."""
         self.report.node(node, rule, reason, remedy)
 
+    @abstractmethod
     def expression(self, node: ast.expr, *, size: bool = False, called: bool = False) -> None:
         """Judge an expression; see `expressions`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def generator(self, node: ast.Call, argument: ast.GeneratorExp) -> None:
         """Judge a generator that is given to a call; see `expressions`."""
-        raise NotImplementedError
 
     def public(self, node: ast.expr, what: str) -> None:
         """Report `what` if the value of `node` depends on rows."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from datasites.hospital.people import REVIEWERS
-from datasites.hospital.review import Acting, ReviewError
+from datasites.hospital.people import REVIEWERS, Acting
+from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from policies.registry import Registry, RegistryFile

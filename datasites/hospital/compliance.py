@@ -143,7 +143,7 @@ def require(decision: Decision) -> None:
 
 def _approvals(row: Case) -> tuple[Approval, ...]:
     return tuple(
-        Approval(person=review.person.username, role=review.role, study=review.approval_hash)
+        Approval(person=review.person.email, role=review.role, study=review.approval_hash)
         for review in Review.objects.filter(case=row, verdict="approve").select_related("person")
         if review.role in get_args(ReviewerRole)
     )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from datasites.enclave.sandbox import SandboxConfig
 from datasites.study.canonical import Agreed
@@ -44,6 +45,41 @@ class DatasetSettings(Agreed):
     max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
+def _loopback(url: str) -> bool:
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _https(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _loopback(url))):
+        raise ValueError("must be an https:// address (http:// only on this machine)")
+    return url
+
+
+ProviderUrl = Annotated[str, Field(max_length=500), AfterValidator(_https)]
+
+
+class OidcSettings(Agreed):
+    """`[console.oidc]`: the organisation's OpenID Connect provider, with which people sign in.
+
+    Its addresses are what `<issuer>/.well-known/openid-configuration` says; they are kept here, and not asked for at
+    each start, so that nobody can change them from outside (`datasites doctor` compares). The client's secret is a
+    file below the home, readable for its owner only. `emails_are_verified = true` is for a provider that sends no
+    `email_verified` and lets nobody choose their own address.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    issuer: ProviderUrl
+    authorization_endpoint: ProviderUrl
+    token_endpoint: ProviderUrl
+    userinfo_endpoint: ProviderUrl
+    jwks_uri: ProviderUrl
+    client_id: Annotated[str, Field(min_length=1, max_length=200)]
+    client_secret_file: Annotated[str, Field(min_length=1)] = "keys/oidc.secret"
+    algorithm: Literal["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"] = "RS256"
+    emails_are_verified: bool = False
+
+
 class ConsoleSettings(Agreed):
     """`[console]`: where the approval console listens, and what stands in front of it.
 
@@ -59,6 +95,7 @@ class ConsoleSettings(Agreed):
     allowed_hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.\-\[\]:]+$", max_length=190)], ...] = ()
     https: bool = False
     trusted_proxy: Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]*$", max_length=60)] = ""
+    oidc: OidcSettings | None = None
 
     @model_validator(mode="after")
     def _https_has_a_proxy(self) -> ConsoleSettings:

@@ -7,8 +7,10 @@ but a probe file in the store, which it removes.
 from __future__ import annotations
 
 import datetime
+import json
 import secrets
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -49,6 +51,7 @@ def examine(site: Site) -> Iterator[Check]:
         ("agreements", _agreements),
         ("datasets", _datasets),
         ("audit", _audit),
+        ("sign-in", _sign_in),
         ("sandbox", _sandbox),
         ("gpu", _gpu),
     )
@@ -151,6 +154,24 @@ def _audit(site: Site) -> Iterator[Check]:
     report = verify(site.home.audit, site.identity.public_key)
     words = f"{report.checked} records verify" if report.ok else f"record {report.first_bad}: {report.reason}"
     yield Check("audit", "ok" if report.ok else "bad", words)
+
+
+def _sign_in(site: Site) -> Iterator[Check]:
+    oidc = site.home.settings.console.oidc
+    if oidc is None:
+        yield Check("sign-in", "ok", "with passwords of the console; no [console.oidc]")
+        return
+    # Certificates are checked; what is found is compared and not kept.
+    with urllib.request.urlopen(f"{oidc.issuer}/.well-known/openid-configuration", timeout=10) as answer:
+        says = json.load(answer)
+    names = ("issuer", "authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
+    other = [name for name in names if says.get(name) != getattr(oidc, name)]
+    if other:
+        yield Check("sign-in", "bad", f"{oidc.name} says otherwise than datasite.toml: {', '.join(other)}; correct it")
+    elif oidc.algorithm not in says.get("id_token_signing_alg_values_supported", ["RS256"]):
+        yield Check("sign-in", "bad", f"{oidc.name} does not sign with {oidc.algorithm}; set algorithm")
+    else:
+        yield Check("sign-in", "ok", f"{oidc.issuer} says what datasite.toml says")
 
 
 def _sandbox(site: Site) -> Iterator[Check]:

@@ -163,3 +163,17 @@ class PartyProposal(models.Model):
                 fields=["email"], condition=models.Q(outcome=""), name="one_open_proposal_per_party"
             )
         ]
+
+
+class ProviderSubject(models.Model):
+    """Who a person is at the organisation's sign-in provider; written at their first sign-in, never changed.
+
+    Addresses can be given to somebody else later; a subject can't (OpenID Connect Core 1.0, 5.7).
+    """
+
+    person = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.PROTECT)
+    issuer = models.CharField(max_length=500)
+    subject = models.CharField(max_length=255)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="one_person_per_subject")]

@@ -15,8 +15,8 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from datasites.hospital.models import PartyProposal
-from datasites.hospital.people import REVIEWERS
-from datasites.hospital.review import Acting, ReviewError
+from datasites.hospital.people import REVIEWERS, Acting
+from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from datasites.study.identity import Roster, RosterEntry

@@ -1,4 +1,9 @@
-"""The people of a hospital and what each may do; passwords are Argon2 hashes in Django's own tables."""
+"""The people of a hospital and what each may do; passwords are Argon2 hashes in Django's own tables.
+
+Somebody's name is what they sign in with; who they are is their e-mail address, which no two people share. Reviewers
+must have one: the policies compare it with the researcher's, so that nobody decides on their own submission under
+another name.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AbstractUser, Group
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
 from django.db import transaction
 from django.http import HttpRequest
 
@@ -25,19 +31,43 @@ class PersonError(DatasitesError):
     """A person is unknown, has no such role, or gave a wrong password."""
 
 
-def add_person(name: str, role: str, password: str) -> None:
-    """Enter a person with one role; raises `PersonError` for a taken name, unknown role or weak password."""
+@dataclass(frozen=True)
+class Acting:
+    """A person who has just shown who they are. `email` is "" for people who don't review and gave none."""
+
+    pk: int
+    name: str
+    role: PersonRole
+    email: str
+
+
+def add_person(name: str, role: str, password: str | None, email: str = "") -> None:
+    """Enter a person with one role; without a password they can only sign in with the organisation's own sign-in.
+
+    A name that is an e-mail address is the person's e-mail too, unless another is given. Raises `PersonError` for a
+    taken name or address, an unknown role, a reviewer without an address, or a weak password.
+    """
     if role not in get_args(PersonRole):
         raise PersonError(f"person {name}: role {role!r} is not one of {', '.join(get_args(PersonRole))}")
     users = get_user_model()
-    if users.objects.filter(username=name).exists():
-        raise PersonError(f"person {name}: already entered; choose another name")
+    email = (email or (name if "@" in name else "")).casefold()
+    if not email and (role in REVIEWERS or password is None):
+        raise PersonError(f"person {name}: a {role} needs an e-mail address, which says who they are (--email)")
     try:
-        validate_password(password)
+        if email:
+            validate_email(email)
+        if password is not None:
+            validate_password(password)
     except ValidationError as error:
         raise PersonError(f"person {name}: {' '.join(error.messages)}") from error
     with transaction.atomic():
-        user = users.objects.create_user(username=name, password=password)
+        if users.objects.filter(username__iexact=name).exists():
+            raise PersonError(f"person {name}: already entered; choose another name")
+        if email and users.objects.filter(email=email).exists():
+            raise PersonError(f"person {name}: {email} is entered under another name; each person is entered once")
+        user = users.objects.create_user(username=name, email=email, password=password)
+        user.email = email  # `create_user` keeps the case of the part before the @
+        user.save(update_fields=["email"])
         user.groups.add(Group.objects.get_or_create(name=role)[0])
 
 
@@ -48,8 +78,8 @@ def add_first_admin() -> str:
     return password
 
 
-def identify(name: str, password: str, request: HttpRequest | None = None) -> tuple[int, PersonRole]:
-    """Check a password; returns the person's database id and role, raises `PersonError`.
+def identify(name: str, password: str, request: HttpRequest | None = None) -> Acting:
+    """The person with this name and password; raises `PersonError`.
 
     Over the network `request` says who asks, and too many wrong passwords lock that person out from there for a
     while. On the command line there is no lock-out: whoever has the shell has the database.
@@ -60,10 +90,15 @@ def identify(name: str, password: str, request: HttpRequest | None = None) -> tu
         user = authenticate(request, username=name, password=password)
     if user is None:
         raise PersonError(f"person {name}: unknown, or the password is wrong")
+    return acting(user)
+
+
+def acting(user: AbstractUser) -> Acting:
+    """Somebody who has shown who they are, as one who acts; raises `PersonError` for somebody without a role."""
     role = role_of(user)
     if not role:
-        raise PersonError(f"person {name}: has no role; an admin must give one")
-    return user.pk, role
+        raise PersonError(f"person {user.username}: has no role; an admin must give one")
+    return Acting(user.pk, user.username, role, user.email)
 
 
 def role_of(user: AbstractUser) -> PersonRole | Literal[""]:
@@ -104,6 +139,7 @@ class Person:
     """Somebody who is entered; `active` is False once an admin has shut them out."""
 
     name: str
+    email: str
     role: str
     active: bool
 
@@ -111,9 +147,4 @@ class Person:
 def list_people() -> list[Person]:
     """Everybody entered, by name."""
     users = get_user_model().objects.order_by("username").prefetch_related("groups")
-    return [Person(u.username, next((group.name for group in u.groups.all()), ""), u.is_active) for u in users]
-
-
-def people() -> list[tuple[str, str]]:
-    """Names and roles of everybody entered."""
-    return [(person.name, person.role) for person in list_people()]
+    return [Person(u.username, u.email, next((g.name for g in u.groups.all()), ""), u.is_active) for u in users]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.util
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from django.core.management.utils import get_random_secret_key
 
-from datasites.hospital.config import Home
+from datasites.hospital.config import Home, OidcSettings
 from datasites.study.errors import InputError
 
 home = Home.open(Path(os.environ["DATASITES_HOME"]))
@@ -63,8 +64,35 @@ def _secret_key() -> str:
         return key
 
 
+def _provider(oidc: OidcSettings) -> dict[str, object]:
+    """Settings of mozilla-django-oidc; what it would let pass otherwise is checked in `console.provider`."""
+    if importlib.util.find_spec("mozilla_django_oidc") is None:
+        raise InputError("datasite.toml: [console.oidc] needs a package; pip install 'datasites[oidc]'")
+    secret = home.root / oidc.client_secret_file
+    try:
+        if secret.stat().st_mode & 0o077:
+            raise InputError(f"{secret}: others may read the client's secret; chmod 600 it")
+        client_secret = secret.read_text().strip()
+    except OSError as error:
+        raise InputError(f"{secret}: cannot be read ({error.strerror}); put the client's secret there") from error
+    return {
+        "OIDC_RP_CLIENT_ID": oidc.client_id,
+        "OIDC_RP_CLIENT_SECRET": client_secret,
+        "OIDC_RP_SIGN_ALGO": oidc.algorithm,
+        "OIDC_OP_AUTHORIZATION_ENDPOINT": oidc.authorization_endpoint,
+        "OIDC_OP_TOKEN_ENDPOINT": oidc.token_endpoint,
+        "OIDC_OP_USER_ENDPOINT": oidc.userinfo_endpoint,
+        "OIDC_OP_JWKS_ENDPOINT": oidc.jwks_uri,
+        "OIDC_AUTHENTICATION_CALLBACK_URL": "provider-callback",
+        "OIDC_USE_PKCE": True,
+        "OIDC_CREATE_USER": False,
+        "OIDC_TIMEOUT": 10,
+    }
+
+
 SECRET_KEY = _secret_key()
 DEBUG = False
+PROVIDER_BACKEND = "datasites.hospital.console.provider.Provider"
 #: The home folder and what its datasite.toml says; the console's middleware opens key and audit log from it.
 DATASITE = home
 _console = home.settings.console
@@ -92,6 +120,9 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+if _console.oidc is not None:
+    globals().update(_provider(_console.oidc))
+    AUTHENTICATION_BACKENDS.append(PROVIDER_BACKEND)
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "cases"
 LOGOUT_REDIRECT_URL = "login"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +45,17 @@ _home = connect(Path(_folder.name))
 @pytest.fixture(scope="session")
 def home() -> Home:
     return _home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_hash_per_password() -> Iterator[None]:
+    """Argon2 is slow on purpose, and every test enters five people; what a sign-in checks stays Argon2."""
+    from django.contrib.auth import base_user, hashers, models
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (base_user, models):
+            patch.setattr(module, "make_password", functools.cache(hashers.make_password))
+        yield
 
 
 @pytest.fixture

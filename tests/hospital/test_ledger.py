@@ -213,15 +213,17 @@ def test_a_hundred_kills_at_random_moments_never_lose_a_charge(heart: DatasetSet
             finally:
                 os._exit(1)
         os.close(writer)
-        time.sleep(draw.uniform(0.0, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
         with os.fdopen(reader, "rb") as pipe:
-            data = pipe.read().decode()
+            # Every other one some time after its first charge, however slow the machine is; the others while young.
+            data = pipe.read(64) if number % 2 else b""
+            time.sleep(draw.uniform(0.0, 0.06))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            data = (data + pipe.read()).decode()
         announced += [data[start : start + 64] for start in range(0, len(data), 64)]
     charged = set(LedgerEntry.objects.filter(kind="charge").values_list("study_hash", flat=True))
     reserved = set(LedgerEntry.objects.filter(kind="reserve").values_list("study_hash", flat=True))
-    assert len(announced) > 50, "the children were killed before they did anything"
+    assert len(announced) >= 50, "the children were killed before they did anything"
     assert set(announced) <= charged <= reserved
     assert len(charged) - len(set(announced)) <= 100, "more than one charge per kill was not announced"
     assert ledger.state(HEART_WITH_ROOM)[0].committed_rdp <= 50

@@ -15,8 +15,8 @@ from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged
 from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review, Round
-from datasites.hospital.people import PersonError, add_person
-from datasites.hospital.review import Acting, ReviewError
+from datasites.hospital.people import Acting, PersonError, add_person, identify
+from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.study.package import StudyPackage
 from datasites.transport.syft import SubmittedJob
@@ -91,7 +91,7 @@ class Desk:
         self.site = Site.open(home.root)
         self.row = Case.objects.create(**values)
         for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
-            add_person(name, role, PASSWORD)
+            add_person(name, role, PASSWORD, f"{name}@cleveland.example.org")
         home.registry.unlink(missing_ok=True)
 
     def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: str = "") -> None:
@@ -110,7 +110,7 @@ class Desk:
             confirm_agreement(self.site, self.login("bob"), id, version)
 
     def login(self, name: str) -> Acting:
-        return Acting.login(name, PASSWORD)
+        return identify(name, PASSWORD)
 
     def approve(self, name: str) -> Case:
         return review.approve(self.site, self.row.pk, self.login(name), "read it", self.row.approval_hash)
@@ -203,7 +203,7 @@ def test_an_auditor_cannot_approve_and_a_wrong_password_is_nobody(desk: Desk) ->
     with pytest.raises(ReviewError, match="auditor"):
         desk.approve("dee")
     with pytest.raises(PersonError):
-        Acting.login("ann", "guess")
+        identify("ann", "guess")
     desk.nothing_happened()
 
 
@@ -337,3 +337,12 @@ def test_code_with_a_finding_is_shown_but_can_not_be_approved(database: Home, fu
     assert row.findings
     assert row.rehearsal == {}
     assert "code" in row.note
+
+
+def test_nobody_reviews_their_own_submission_under_another_name(desk: Desk) -> None:
+    """The policies compare addresses: a person's name says nothing of who they are."""
+    desk.agree()
+    add_person("gil", "steward", PASSWORD, "Researcher@University.example.org")
+    with pytest.raises(Denied, match="PEOPLE: .*is the study's researcher"):
+        desk.approve("gil")
+    desk.nothing_happened()

@@ -1,27 +1,34 @@
 """Who may open which page, and who acts: roles by view, the password asked again, and the answers that refuse.
 
 Pages carry their roles as `view.roles`, so that one table lists them all. A decision that widens what a study or a
-party may do, or that can't be undone, asks for the password again; it counts towards the same lock-out as signing in.
+party may do, or that can't be undone, asks people to show again who they are: with their password, which counts
+towards the same lock-out as signing in, or at the organisation's provider, if they signed in there.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_http_methods
 
-from datasites.hospital.people import identify
-from datasites.hospital.review import Acting
+from datasites.hospital.people import Acting, PersonError, acting, identify
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
 REVIEWERS = frozenset({STEWARD, OFFICER})
 READERS = REVIEWERS | {AUDITOR}
 EVERYBODY = READERS | {ADMIN}
+
+#: In the session: when the person last signed in again at the provider; good for one decision within CONFIRMED_SECONDS.
+CONFIRMED = "provider_confirmed"
+CONFIRMED_SECONDS = 300
 
 View = Callable[..., HttpResponse]
 
@@ -51,13 +58,36 @@ def page(roles: frozenset[str], methods: tuple[str, ...] = ("GET",)) -> Callable
 
 def present(request: Any) -> Acting:
     """The signed-in person, where no password is asked: reading, and actions that only narrow and can be undone."""
-    return Acting(request.user.pk, request.user.username, request.role)
+    return acting(request.user)
 
 
 def confirmed(request: Any) -> Acting:
-    """The signed-in person, who has typed the password again; raises `PersonError`."""
-    pk, role = identify(request.user.username, request.POST.get("password", ""), request)
-    return Acting(pk, request.user.username, role)
+    """The signed-in person, who has just shown again who they are; raises `PersonError`."""
+    if by_provider(request):
+        since = confirmed_since(request)
+        request.session.pop(CONFIRMED, None)
+        if since is None:
+            provider = settings.DATASITE.settings.console.oidc.name
+            raise PersonError(f"Sign in again with {provider} first; that counts for one decision within five minutes.")
+        return acting(request.user)
+    password = request.POST.get("password", "")
+    if not password:
+        raise PersonError("Type your password.")
+    try:
+        return identify(request.user.username, password, request)
+    except PersonError as error:
+        raise PersonError("The password is wrong.") from error
+
+
+def by_provider(request: Any) -> bool:
+    """Whether the person signed in at the organisation's provider, and not with a password."""
+    return request.session.get(BACKEND_SESSION_KEY) == settings.PROVIDER_BACKEND
+
+
+def confirmed_since(request: Any) -> float | None:
+    """When the person signed in again at the provider, if that still counts."""
+    at = request.session.get(CONFIRMED)
+    return at if at is not None and 0 <= time.time() - at <= CONFIRMED_SECONDS else None
 
 
 def refuse(request: HttpRequest, status: int, reason: str) -> HttpResponse:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.validators import ProhibitNullCharactersValidator
 
@@ -21,12 +22,21 @@ class Reason(forms.CharField):
         )
 
 
-class Password(forms.CharField):
-    """The signed-in person's password, or a new one; taken as typed."""
+class NewPassword(forms.CharField):
+    """A new password; taken as typed."""
 
-    def __init__(self, autocomplete: str = "current-password", **options: Any) -> None:
-        widget = forms.PasswordInput(attrs={"autocomplete": autocomplete})
+    def __init__(self, **options: Any) -> None:
+        widget = forms.PasswordInput(attrs={"autocomplete": "new-password"})
         super().__init__(max_length=256, strip=False, widget=widget, **options)
+
+
+class Password(forms.CharField):
+    """The signed-in person's password. Pages ask those who signed in at the provider to do that again instead
+    (`field.html`), so that the form takes it empty; `access.confirmed` does not take it wrong."""
+
+    def __init__(self, **options: Any) -> None:
+        widget = forms.PasswordInput(attrs={"autocomplete": "current-password", "required": True})
+        super().__init__(max_length=256, strip=False, required=False, widget=widget, **options)
 
 
 class SignIn(AuthenticationForm):
@@ -60,7 +70,7 @@ class Move(forms.Form):
 
     action = forms.ChoiceField(choices=[(a, a) for a in ("pause", "resume", "revoke")], widget=forms.HiddenInput)
     reason = Reason(label="Reason")
-    password = Password(label="Your password", required=False)
+    password = Password(label="Your password")
 
 
 class Kill(forms.Form):
@@ -68,7 +78,7 @@ class Kill(forms.Form):
 
     action = forms.ChoiceField(choices=[("kill", "kill"), ("unkill", "unkill")], widget=forms.HiddenInput)
     reason = Reason(label="Reason")
-    password = Password(label="Your password", required=False)
+    password = Password(label="Your password")
 
 
 class WhatIfForm(forms.Form):
@@ -126,7 +136,7 @@ class DecideParty(forms.Form):
         label="Fingerprint, as the party reads it to you by telephone",
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false", "class": "code"}),
     )
-    password = Password(label="Your password", required=False)
+    password = Password(label="Your password")
 
 
 class RevokeParty(forms.Form):
@@ -154,6 +164,13 @@ class AddPerson(forms.Form):
         help_text="Letters, digits and @ . + - _",
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
+    email = forms.EmailField(
+        max_length=190,
+        required=False,
+        label="E-mail address",
+        help_text="Says who they are: policies compare it with the researcher's. Auditors and admins may have none.",
+        widget=forms.EmailInput(attrs={"autocomplete": "off"}),
+    )
     role = forms.ChoiceField(
         choices=[
             (STEWARD, "data steward"),
@@ -163,8 +180,21 @@ class AddPerson(forms.Form):
         ],
         label="Role",
     )
-    new_password = Password("new-password", label="Their first password", help_text="12 characters or more.")
+    by_provider = forms.BooleanField(required=False, label="Signs in with the organisation's sign-in only")
+    new_password = NewPassword(required=False, label="Their first password", help_text="12 characters or more.")
     password = Password(label="Your own password")
+
+    def __init__(self, *arguments: Any, **values: Any) -> None:
+        super().__init__(*arguments, **values)
+        if settings.DATASITE.settings.console.oidc is None:
+            del self.fields["by_provider"]
+
+    def clean(self) -> dict[str, Any]:
+        """Either a password or the organisation's sign-in."""
+        data = super().clean() or {}
+        if not data.get("new_password") and not data.get("by_provider"):
+            self.add_error("new_password", "Give them a first password.")
+        return data
 
 
 class DeactivatePerson(forms.Form):
@@ -178,8 +208,8 @@ class ChangePassword(forms.Form):
     """One's own password."""
 
     password = Password(label="Your present password")
-    new_password = Password("new-password", label="New password", help_text="12 characters or more.")
-    again = Password("new-password", label="New password again", validators=[ProhibitNullCharactersValidator()])
+    new_password = NewPassword(label="New password", help_text="12 characters or more.")
+    again = NewPassword(label="New password again", validators=[ProhibitNullCharactersValidator()])
 
     def clean(self) -> dict[str, Any]:
         """Both new ones must be the same."""

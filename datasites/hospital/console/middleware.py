@@ -16,6 +16,7 @@ from django.http import HttpRequest, HttpResponse
 
 from datasites.hospital import compliance
 from datasites.hospital.audit import AuditLog
+from datasites.hospital.console.access import by_provider, confirmed_since
 from datasites.hospital.people import role_of
 from datasites.hospital.site import Site
 from datasites.study.identity import Identity
@@ -77,9 +78,14 @@ class Desk:
 def page_context(request: Any) -> dict[str, object]:
     """What the frame of every page shows."""
     home = settings.DATASITE
+    oidc = home.settings.console.oidc
     return {
         "organisation": home.settings.organisation,
         "killed": compliance.is_killed(home),
         "role": getattr(request, "role", ""),
         "person": request.user.username if hasattr(request, "user") else "",
+        "provider": oidc.name if oidc else "",
+        "by_provider": by_provider(request),
+        "confirmed": confirmed_since(request) is not None,
+        "here": request.path,
     }

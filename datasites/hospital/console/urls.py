@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from django.urls import path
 
-from datasites.hospital.console.views import agreements, audit, budget, cases, datasets, entry, people, roster, studies
+from datasites.hospital.console.views import (
+    agreements,
+    audit,
+    budget,
+    cases,
+    datasets,
+    entry,
+    people,
+    provider,
+    roster,
+    studies,
+)
 
 urlpatterns = [
     path("", entry.home, name="home"),
     path("login/", entry.login, name="login"),
+    path("provider/", provider.begin, name="provider"),
+    path("provider/callback/", provider.finish, name="provider-callback"),
     path("logout/", entry.logout, name="logout"),
     path("password/", entry.password, name="password"),
     path("cases/", cases.inbox, name="cases"),

@@ -16,6 +16,8 @@ ALL = READERS | {ADMIN}
 TABLE: dict[str, tuple[str, set[str], set[str]]] = {
     "home": ("/", {"GET"}, ALL),
     "login": ("/login/", {"GET", "POST"}, {NOBODY} | ALL),
+    "provider": ("/provider/", {"GET"}, {NOBODY} | ALL),
+    "provider-callback": ("/provider/callback/", {"GET"}, {NOBODY} | ALL),
     "logout": ("/logout/", {"POST"}, ALL),
     "password": ("/password/", {"GET", "POST"}, ALL),
     "cases": ("/cases/", {"GET"}, READERS),

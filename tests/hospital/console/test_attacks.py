@@ -286,6 +286,12 @@ def test_pause_resume_revoke_and_kill_from_the_console(console: Console) -> None
 def test_an_admin_enters_people_and_shuts_them_out(console: Console) -> None:
     eva = console.client("eva")
     values = {"name": "fay", "role": "steward", "new_password": "a long first password", "password": PASSWORD}
+    assert b"needs an e-mail address" in eva.post("/people/add/", values).content
+    values["email"] = "fay@cleveland.example.org"
+    assert (
+        b"entered under another name"
+        in eva.post("/people/add/", {**values, "email": "ann@cleveland.example.org"}).content
+    )
     assert eva.post("/people/add/", {**values, "password": "guess"}).status_code == 403
     assert eva.post("/people/add/", {**values, "new_password": "short"}).status_code == 403
     assert eva.post("/people/add/", values).status_code == 302

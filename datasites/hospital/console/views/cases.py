@@ -11,6 +11,7 @@ from django.core.paginator import Paginator
 from django.db.models import Prefetch
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 
 from datasites.hospital import admission, review
 from datasites.hospital.audit import AuditError
@@ -85,8 +86,8 @@ def decide(request: Any, number: int) -> HttpResponse:
             row = review.approve(request.site, number, person, wanted["reason"], wanted["hash"])
         else:
             row = review.reject(request.site, number, person, wanted["reason"])
-    except PersonError:
-        form.add_error("password", "The password is wrong.")
+    except PersonError as error:
+        form.add_error("password", str(error))
         return _case_page(request, view, form, 403)
     except Denied as error:
         form.add_error(None, str(error))
@@ -145,6 +146,7 @@ def _case_page(request: Any, view: CaseView, form: Decide, status: int = 200) ->
     context: dict[str, Any] = {
         "view": view,
         "row": view.row,
+        "here": reverse("case", args=[view.row.pk]),
         "examined": examined,
         "form": form,
         "may_decide": request.role in REVIEWERS and view.row.state in OPEN,

@@ -36,9 +36,11 @@ def add(request: Any) -> HttpResponse:
 
     def do(values: dict[str, Any]) -> str:
         admin = confirmed(request)
-        add_person(values["name"], values["role"], values["new_password"])
-        request.site.audit.append("person_added", person=values["name"], role=values["role"], by=admin.name)
-        return f"{values['name']} is entered. They change their password after signing in."
+        password = None if values.get("by_provider") else values["new_password"]
+        add_person(values["name"], values["role"], password, values["email"])
+        told = {name: values[name] for name in ("role", "email")}
+        request.site.audit.append("person_added", person=values["name"], by=admin.name, **told)
+        return f"{values['name']} is entered.{'' if password is None else ' They change their password first.'}"
 
     return act(request, AddPerson(request.POST), do, "people")
 

@@ -1,0 +1,51 @@
+"""One command, `datasites`, for people. Thin: each command reads its arguments, calls a room, and prints.
+
+Errors that a person can mend are one line on standard error and exit code 2; passwords are asked for on the terminal,
+or read from standard input with `--password-stdin`. Modules here are named after what they act on.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from datasites.cli.agreements import agreements
+from datasites.cli.audit import audit
+from datasites.cli.cases import review, study
+from datasites.cli.data import budget, dataset
+from datasites.cli.parties import roster
+from datasites.cli.people import person
+from datasites.cli.service import commands, identity
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A hospital's datasite: what its people do with it. Errors that you can mend are one line, with exit code 2.",
+)
+app.add_typer(commands)
+for name, group in (
+    ("review", review),
+    ("study", study),
+    ("roster", roster),
+    ("identity", identity),
+    ("agreements", agreements),
+    ("person", person),
+    ("dataset", dataset),
+    ("budget", budget),
+    ("audit", audit),
+):
+    app.add_typer(group, name=name)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors of input into one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        # Errors that a room of ours defines are for people; anything else is a defect and keeps its traceback.
+        if not type(error).__module__.startswith(("datasites.", "policies.")):
+            raise
+        print(f"datasites: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,48 @@
+"""`datasites audit`: the hash-chained log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datasites.cli.terminal import HomeOption, group, open_site, out
+
+audit = group("The audit log.")
+
+
+@audit.command("verify")
+def audit_verify(
+    log: Path,
+    key: Annotated[str, typer.Option("--key", help="The hospital's public key, 64 hex digits.")],
+    heads: Annotated[list[Path] | None, typer.Option("--head", help="Heads that other parties hold.")] = None,
+) -> None:
+    """Verify an audit log; needs only the file and the public key."""
+    from datasites.study.audit_chain import Head, verify
+
+    report = verify(log, key, tuple(Head.parse(path.read_bytes()) for path in heads or ()))
+    out.print(report.model_dump_json(indent=2), markup=False)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@audit.command("tail")
+def audit_tail(home: HomeOption, lines: Annotated[int, typer.Option("-n")] = 20) -> None:
+    """The last records."""
+    from collections import deque
+
+    from datasites.hospital.config import Home
+    from datasites.study.audit_chain import records
+
+    for record in deque(records(Home.open(home).audit), maxlen=lines):
+        fields = " ".join(f"{key}={value}" for key, value in record.fields.items())
+        out.print(f"{record.seq} {record.time} {record.kind} {fields}", markup=False)
+
+
+@audit.command("export")
+def audit_export(home: HomeOption, target: Path) -> None:
+    """Copy the log after a signed checkpoint."""
+    site = open_site(home)
+    head = site.audit.checkpoint()
+    target.write_bytes(site.home.audit.read_bytes())
+    out.print(f"{target}: {head.seq} records, verify with --key {site.identity.public_key}")

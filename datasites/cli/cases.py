@@ -1,0 +1,148 @@
+"""`datasites review` and `datasites study`: cases to decide on, and studies that run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datasites.cli.terminal import (
+    HomeOption,
+    NameOption,
+    ReasonOption,
+    StdinOption,
+    acting,
+    group,
+    new_table,
+    open_site,
+    out,
+)
+
+review = group("Cases: read, approve, reject.")
+study = group("Studies: check a folder; pause, resume or revoke one that runs.")
+
+
+@review.command("list")
+def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """All cases, newest first."""
+    open_site(home)
+    from datasites.hospital.models import Case
+
+    rows = [
+        {
+            "case": row.pk,
+            "study": row.study_name,
+            "state": row.state,
+            "hash": row.approval_hash,
+            "study_hash": row.study_hash,
+            "from": row.submitted_by,
+            "note": row.note,
+        }
+        for row in Case.objects.all()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = new_table("", "case", "study", "state", "approval hash", "from", "note")
+    for row in rows:
+        table.add_row(str(row["case"]), row["study"], row["state"], row["hash"][:12], row["from"], row["note"])
+    out.print(table)
+
+
+@review.command("show")
+def review_show(home: HomeOption, case: int) -> None:
+    """Everything that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
+    site = open_site(home)
+    from datasites.hospital.case_page import describe
+
+    out.print(describe(site, case), markup=False)
+
+
+@review.command("approve")
+def review_approve(
+    home: HomeOption,
+    case: int,
+    name: NameOption,
+    reason: ReasonOption,
+    hash: Annotated[str, typer.Option("--hash", help="The approval hash that `review show` showed you.")],
+    password_stdin: StdinOption = False,
+) -> None:
+    """Approve exactly what was shown; a study runs after a steward and a privacy officer did."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        row = review.approve(site, case, person, reason, hash)
+    out.print(f"case {case}: approved by {name}; it is {row.state}")
+
+
+@review.command("reject")
+def review_reject(
+    home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+) -> None:
+    """Reject a case; the researcher reads the reason."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        review.reject(site, case, person, reason)
+    out.print(f"case {case}: rejected")
+
+
+@review.command("recheck")
+def review_recheck(home: HomeOption, case: int) -> None:
+    """Examine an unapproved case again, after data, mapping or agreements have changed."""
+    site = open_site(home)
+    from datasites.hospital.admission import recheck
+
+    row = recheck(site, case)
+    out.print(f"case {case}: {row.state} {row.note}")
+
+
+def _lifecycle(action: str) -> None:
+    def command(
+        home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+    ) -> None:
+        with acting(home, name, password_stdin) as (site, person):
+            from datasites.hospital import review
+
+            row = getattr(review, action)(site, case, person, reason)
+        out.print(f"case {case}: {row.state}")
+
+    study.command(action, help=f"{action.capitalize()} a study; effective before the next round.")(command)
+
+
+for action in ("pause", "resume", "revoke"):
+    _lifecycle(action)
+
+
+@study.command("rounds")
+def study_rounds(home: HomeOption, case: int) -> None:
+    """Rounds of a study at this hospital: charged, released, survivors."""
+    open_site(home)
+    from datasites.hospital.models import Round
+
+    table = new_table("", "round", "state", "steps", "seconds", "survivors", "released", "reason")
+    for r in Round.objects.filter(case=case):
+        released = str(r.release.get("sha256", ""))[:12]
+        table.add_row(
+            str(r.round), r.state, str(r.steps), f"{r.seconds:.2f}", str(len(r.survivors)), released, r.reason
+        )
+    out.print(table)
+
+
+@study.command("check")
+def study_check(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Check a study folder as every hospital will; exit code 0 only when it is clean."""
+    from datasites.researcher.study import Study
+
+    study = Study.load(folder)
+    findings = study.check()
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            out.print(str(finding), markup=False)
+        out.print(f"study {study.terms.name} {study.hash}: {len(findings)} finding(s)")
+    raise typer.Exit(1 if findings else 0)

@@ -1,0 +1,64 @@
+"""`datasites person`: the hospital's people and their roles."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from datasites.cli.terminal import HomeOption, StdinOption, ask_password, group, new_table, open_site, out
+
+person = group("The hospital's people and their roles.")
+
+
+@person.command("add")
+def person_add(
+    home: HomeOption,
+    name: str,
+    role: Annotated[str, typer.Option(help="steward, privacy_officer, auditor or admin")],
+    email: Annotated[str, typer.Option(help="Their e-mail address; reviewers need one. Default: the name.")] = "",
+    password_stdin: StdinOption = False,
+    no_password: Annotated[bool, typer.Option(help="They sign in with the organisation's sign-in only.")] = False,
+) -> None:
+    """Enter a person; asks for their password."""
+    site = open_site(home)
+    from datasites.hospital.people import add_person
+
+    password = None if no_password else ask_password(password_stdin, f"New password of {name}: ")
+    add_person(name, role, password, email)
+    site.audit.append("person_added", person=name, role=role, email=email)
+    out.print(f"{name}: {role}")
+
+
+@person.command("password")
+def person_password(home: HomeOption, name: str, password_stdin: StdinOption = False) -> None:
+    """Set a person's new password, for one who has forgotten it."""
+    site = open_site(home)
+    from datasites.hospital.people import change_password
+
+    change_password(name, ask_password(password_stdin, f"New password of {name}: "))
+    site.audit.append("password_changed", person=name)
+    out.print(f"{name}: password changed")
+
+
+@person.command("deactivate")
+def person_deactivate(home: HomeOption, name: str) -> None:
+    """Keep a person out from now on; their past decisions stand."""
+    site = open_site(home)
+    from datasites.hospital.people import deactivate
+
+    deactivate(name, by="")
+    site.audit.append("person_deactivated", person=name, by="command line")
+    out.print(f"{name}: can't act any more")
+
+
+@person.command("list")
+def person_list(home: HomeOption) -> None:
+    """Who is entered, and in which role."""
+    open_site(home)
+    from datasites.hospital.people import list_people
+
+    table = new_table("", "name", "e-mail", "role", "may sign in")
+    for somebody in list_people():
+        table.add_row(somebody.name, somebody.email, somebody.role, "yes" if somebody.active else "no")
+    out.print(table)

@@ -1,0 +1,116 @@
+"""The datasite itself: make it, serve it, stop it, look after it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datasites.cli.terminal import HomeOption, NameOption, ReasonOption, StdinOption, acting, group, open_site, out
+from datasites.study.errors import DatasitesError
+from datasites.study.identity import RosterEntry
+
+commands = typer.Typer()
+identity = group("This hospital's own keys.")
+
+
+@commands.command()
+def init(
+    home: HomeOption,
+    settings: Annotated[Path, typer.Argument(help="The datasite.toml to start from.")],
+) -> None:
+    """Make a datasite: key, database, SyftBox, and the roster entry to give to the other parties."""
+    from datasites.hospital.setup import initialise
+
+    if not settings.is_file():
+        raise DatasitesError(f"{settings}: no such file; write the datasite's settings first (see README)")
+    entry = initialise(home, settings.read_text())
+    from datasites.hospital.people import FIRST_ADMIN, add_first_admin
+
+    password = add_first_admin()
+    out.print(f"datasite of {entry.organisation} in {home}\nfingerprint  {entry.fingerprint}")
+    out.print(f"give {home / 'roster-entry.json'} to the other parties, and compare fingerprints by telephone")
+    out.print(f"console: sign in as {FIRST_ADMIN} with {password} (shown once; change it there), then enter people")
+
+
+@commands.command()
+def serve(
+    home: HomeOption,
+    console: Annotated[bool, typer.Option(help="Serve the approval console too ([console] in datasite.toml).")] = True,
+) -> None:
+    """Run the datasite until Ctrl-C or SIGTERM."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    site = open_site(home)
+    from datasites.hospital.console.server import serving
+    from datasites.hospital.datasite import Datasite, only_process
+
+    settings = site.home.settings.console
+    with (
+        only_process(site.home),
+        serving(settings.model_copy(update={"enabled": settings.enabled and console})) as address,
+    ):
+        Datasite(site, address).serve(stop)
+
+
+@commands.command()
+def kill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
+    """Stop all studies of this datasite before their next round."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        review.kill(site, person, reason)
+    out.print("the kill switch is on; `datasites unkill` takes it off")
+
+
+@commands.command()
+def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
+    """Take the kill switch off."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import review
+
+        review.unkill(site, person, reason)
+    out.print("the kill switch is off")
+
+
+@commands.command()
+def evidence(home: HomeOption, case: int, out_file: Annotated[Path, typer.Option("--out")]) -> None:
+    """Write the evidence bundle of a case, with a stand-alone verifier inside; exit code 0 only when it verifies."""
+    site = open_site(home)
+    from datasites.hospital.export import export_evidence
+
+    checks = export_evidence(site, case, out_file)
+    for check in checks:
+        out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}", markup=False)
+    out.print(f"{out_file}: verify with `python verify_bundle.py {out_file.name} --key {site.identity.public_key}`")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@commands.command()
+def doctor(home: HomeOption) -> None:
+    """Check store, clock, permissions, keys, roster, agreements, sandbox and GPU, and say what to mend."""
+    site = open_site(home)
+    from datasites.hospital.doctor import examine
+
+    sick = False
+    for check in examine(site):
+        sick = sick or check.state == "bad"
+        out.print(f"{check.state:4} {check.name}: {check.words}", markup=False)
+    raise typer.Exit(1 if sick else 0)
+
+
+@identity.command("show")
+def identity_show(home: HomeOption) -> None:
+    """This hospital's fingerprint and roster entry."""
+    from datasites.hospital.setup import ENTRY_FILE
+
+    entry = RosterEntry.parse((open_site(home).home.root / ENTRY_FILE).read_bytes())
+    out.print(f"{entry.organisation} <{entry.email}>\nfingerprint  {entry.fingerprint}")
+    out.print(entry.model_dump_json(indent=2), markup=False)

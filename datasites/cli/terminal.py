@@ -1,0 +1,65 @@
+"""What all commands share: options, the hospital's site, the acting person, and what is printed."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from datasites.hospital.people import Acting
+    from datasites.hospital.site import Site
+
+out = Console(highlight=False, soft_wrap=True)
+
+HomeOption = Annotated[Path, typer.Option("--home", envvar="DATASITES_HOME", help="The datasite's home folder.")]
+NameOption = Annotated[str, typer.Option("--as", help="Your name, as entered with `datasites person add`.")]
+StdinOption = Annotated[bool, typer.Option("--password-stdin", help="Read your password from standard input.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
+
+
+def group(words: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(no_args_is_help=True, help=words)
+
+
+def open_site(home: Path) -> Site:
+    """The datasite in this home folder; Django is set up afterwards, so rooms that need it are imported after this."""
+    from datasites.hospital.site import Site
+
+    return Site.open(home)
+
+
+@contextmanager
+def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Acting]]:
+    """The datasite, and the person who has just given their password; raises `PersonError`."""
+    site = open_site(home)
+    from datasites.hospital.people import identify
+
+    yield site, identify(name, ask_password(from_stdin, f"Password of {name}: "))
+
+
+def ask_password(from_stdin: bool, prompt: str) -> str:
+    """A password from standard input's next line, or typed unseen on the terminal."""
+    return sys.stdin.readline().rstrip("\n") if from_stdin else getpass.getpass(prompt)
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def today() -> datetime.date:
+    """Today, in UTC, by which agreements begin and end."""
+    return datetime.datetime.now(datetime.UTC).date()
