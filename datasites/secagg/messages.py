@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from datasites.secagg.errors import BadMessage
 from datasites.secagg.ring import Ring
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.errors import explain
 from datasites.study.identity import BadSignature, Email, Identity, verify
 from datasites.study.manifest import RoundManifest, Sha256
 
@@ -87,8 +88,7 @@ class Message(Agreed):
             return cls.parse(data)
         except ValidationError as error:
             # Without the input: a message may hold shares.
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-            raise BadMessage(f"{cls.kind}: {faults}") from None
+            raise BadMessage(f"{cls.kind}: {explain(error, quote=False)}") from None
         except ValueError:
             raise BadMessage(f"{cls.kind}: bytes are not in canonical form; send `to_bytes()` of the sender") from None
 

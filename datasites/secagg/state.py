@@ -16,6 +16,7 @@ from datasites.secagg.errors import JournalDamaged
 from datasites.secagg.messages import Certificate, Enrolment, MaskedHeader, Octets, UnmaskShares
 from datasites.secagg.shares import SECRET
 from datasites.study.canonical import Agreed
+from datasites.study.errors import explain
 from datasites.study.identity import Email
 from datasites.study.manifest import RoundManifest, Sha256
 
@@ -100,8 +101,7 @@ class MemberState(Agreed):
         try:
             return cls.parse(data)
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-            raise JournalDamaged(f"member state: {faults}; rejoin in a new epoch") from None
+            raise JournalDamaged(f"member state: {explain(error, quote=False)}; rejoin in a new epoch") from None
         except ValueError:
             raise JournalDamaged("member state: not in canonical form; rejoin in a new epoch") from None
 

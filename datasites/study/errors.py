@@ -44,8 +44,11 @@ def read_toml(path: Path, model: type[Model]) -> Model:
     return parse_toml(text, model, path)
 
 
-def explain(error: ValidationError) -> str:
-    """The first fault of a validation in words: key, rule, and what stood there; then how many more there are."""
+def explain(error: ValidationError, *, quote: bool = True) -> str:
+    """The first fault of a validation in words: key, rule, and what stood there; then how many more there are.
+
+    `quote=False` leaves out what stood there, which may be a secret.
+    """
     faults = error.errors(include_url=False)
     first = faults[0]
     key = ".".join(str(part) for part in first["loc"]) or "the whole file"
@@ -54,7 +57,7 @@ def explain(error: ValidationError) -> str:
         rule = "no such key here; take it out or correct its spelling"
     elif first["type"] == "missing":
         rule = "is missing; add it"
-    elif isinstance(first["input"], str | int | float | bool):
+    elif quote and isinstance(first["input"], str | int | float | bool):
         rule = f"{rule}, found {first['input']!r}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{key}: {rule}{more}"

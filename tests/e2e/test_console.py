@@ -61,8 +61,7 @@ def test_two_people_decide_in_the_browser_and_the_researchers_run_follows(
     cleveland = datasites.email("cleveland")
     with datasites.federation() as federation:
         federation.submit(study)
-        for key in KEYS[1:]:
-            demo.approve(datasites.consortium, datasites.hospital(key), study)
+        datasites.approve(study, *KEYS[1:])
         number = demo.case_of(datasites.consortium, datasites.hospital("cleveland"), study)["case"]
 
         steward, officer = browser.page(STEWARD), browser.page(OFFICER)

@@ -41,7 +41,7 @@ def test_the_notebook_runs_a_whole_study(datasites: LocalDatasites, monkeypatch:
     monkeypatch.setenv("RESEARCHER_HOME", str(datasites.consortium.researcher_home))
     monkeypatch.setenv("STUDY_FOLDER", str(study.folder))
     monkeypatch.setenv("APPROVAL_SECONDS", "240")
-    people = threading.Thread(target=datasites.approve, args=(study,))
+    people = threading.Thread(target=datasites.approve_by_commands, args=(study,))
     people.start()
     notebook = nbformat.read(ROOT / "notebooks" / "researcher.ipynb", as_version=4)
     NotebookClient(notebook, timeout=400, kernel_name="python3").execute()
