@@ -6,8 +6,7 @@ if [ "$#" -eq 0 ]; then
   ruff check .
   ruff format --check .
   mypy
-  # Without capturing: a library that wraps the captured stream closes it when the wrapper is collected, in large runs.
-  python -m pytest -s -m "not slow and not e2e"
-  exec python -m pytest -s -m "slow or e2e"
+  python -m pytest -n auto --maxprocesses 4 --dist loadfile -rs -m "not slow and not e2e"
+  exec python -m pytest -rs -m "slow or e2e"
 fi
-exec python -m pytest -s "$@"
+exec python -m pytest "$@"
