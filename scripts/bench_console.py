@@ -90,15 +90,21 @@ def measure(number: int) -> list[dict[str, object]]:
     from django.test import Client
 
     from datasites.hospital.models import Case
+    from datasites.hospital.people import FIRST_ADMIN, add_first_admin
 
-    client = Client(SERVER_NAME="localhost")
-    user = get_user_model().objects.get(username=STEWARD)
-    client.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    add_first_admin()
+    clients = {"": Client(SERVER_NAME="localhost")}
+    for name in (STEWARD, FIRST_ADMIN):
+        clients[name] = Client(SERVER_NAME="localhost", REMOTE_ADDR="127.0.0.1")
+        user = get_user_model().objects.get(username=name)
+        clients[name].force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     study = Case.objects.filter(state="closed").latest("pk").pk
     pages = ["cases", f"cases/{number}", "studies", f"studies/{study}", f"studies/{study}/rounds", "budget"]
     pages += ["budget/heart", "agreements", "roster", "audit", "audit/?words=nowhere", "datasets", "datasets/heart"]
+    visits = [(STEWARD, page) for page in (*pages, "password")] + [("", "login"), (FIRST_ADMIN, "people")]
     results: list[dict[str, object]] = []
-    for page in pages:
+    for name, page in visits:
+        client = clients[name]
         path = f"/{page}" if "?" in page else f"/{page}/"
         times = []
         for _ in range(6):
@@ -107,8 +113,8 @@ def measure(number: int) -> list[dict[str, object]]:
             times.append(1000 * (time.perf_counter() - began))
             assert response.status_code == 200, f"{path}: {response.status_code}"
         value = round(statistics.median(times[1:]), 1)
-        name = re.sub(r"/[0-9]+/", "/N/", path)
-        results.append({"name": name, "value": value, "unit": "ms", "target": TARGET_MS, "met": value <= TARGET_MS})
+        figure = {"value": value, "unit": "ms", "target": TARGET_MS, "met": value <= TARGET_MS}
+        results.append({"name": re.sub(r"/[0-9]+/", "/N/", path), **figure})
     return results
 
 

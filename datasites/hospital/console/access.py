@@ -105,6 +105,6 @@ def locked_out(request: HttpRequest, *_: object) -> HttpResponse:
     return refuse(request, 429, "Too many wrong passwords. Wait 15 minutes, then try again.")
 
 
-def client_address(request: HttpRequest) -> str:
-    """Address of the client, as the server saw it."""
-    return str(request.META.get("REMOTE_ADDR") or "unknown")
+def client_address(request: HttpRequest) -> str | None:
+    """Address of the client, as the server saw it; None where it saw none (a Unix socket)."""
+    return request.META.get("REMOTE_ADDR") or None
