@@ -63,8 +63,13 @@ def check_threshold(hospitals: int, threshold: int, colluders: int, *, one_list:
             f"an epoch needs {MINIMUM_PARTICIPANTS} to {MAXIMUM_HOSPITALS} hospitals, not {hospitals}; "
             "a sum of two shows each the other's update"
         )
-    if not MINIMUM_PARTICIPANTS <= threshold <= hospitals:
-        raise BadTerms(f"threshold {threshold} must lie between {MINIMUM_PARTICIPANTS} and the {hospitals} hospitals")
+    if hospitals < threshold:
+        raise BadTerms(
+            f"{hospitals} hospitals are fewer than the threshold {threshold}: a sum that the study was approved for "
+            "needs that many; wait until more hospitals approve, or submit a study with a smaller cohort"
+        )
+    if threshold < MINIMUM_PARTICIPANTS:
+        raise BadTerms(f"threshold {threshold} is below {MINIMUM_PARTICIPANTS}; raise it, or leave it out")
     if honest_contributors(hospitals, threshold, colluders, one_list=one_list) < 2:
         raise BadTerms(
             f"threshold {threshold} of {hospitals} with {colluders} colluder(s) can leave one honest hospital alone "
