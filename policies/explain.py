@@ -94,7 +94,7 @@ def _baa_aggregator(facts: Facts) -> Words:
     assert roster is not None  # `explain` has dealt with missing facts
     if roster.aggregator is None:
         return Words(
-            f"{terms.researcher} aggregates and hands out models, but is not pinned in the roster with an organisation.",
+            f"{terms.researcher} aggregates and hands out models, but is not pinned in the roster.",
             "Compare fingerprints by telephone and run `datasites roster pin`.",
         )
     wrong = [

@@ -261,7 +261,7 @@ class SecureSum:
             enough=lambda: len(came) >= aggregator.context.threshold,
         )
         try:
-            acks = aggregator.acknowledged(self._parts()[1])
+            self._state, acks = aggregator.acknowledged(self._parts()[1])
         except TooFew as error:
             raise RunError(str(error)) from error
         self._save()

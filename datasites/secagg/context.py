@@ -97,7 +97,8 @@ class Context(Agreed):
 
         `threshold` is that of the approved cohort, also for an epoch of a part of it: noise and honest contributors
         are counted on it, and a part with fewer hospitals is refused. Left out: `threshold` is the least safe one for
-        these hospitals, `neighbours` a ring above 64 hospitals, `consistency` on for a ring. Raises `IdentityError` for an e-mail that is not pinned, `BadTerms` for terms that don't protect.
+        these hospitals, `neighbours` a ring above 64 hospitals, `consistency` on for a ring. Raises `IdentityError` for
+        an e-mail that is not pinned, `BadTerms` for terms that don't protect.
         """
         emails = sorted(hospitals)
         if neighbours is None:

@@ -205,8 +205,8 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
     if bad is None and head_exists and own is None:
         bad = (
             signed_up_to + 1,
-            f"{head_file(path).name} holds no head that the hospital signed: it was damaged or replaced; a crash spoils "
-            "one of its two slots at most",
+            f"{head_file(path).name} holds no head that the hospital signed: it was damaged or replaced; a crash "
+            "spoils one of its two slots at most",
         )
     if bad is None and signed_up_to == 0:
         bad = (1, f"nothing in the log is signed, so anybody may have written it; {SIGNED_COPY}")

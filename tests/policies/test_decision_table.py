@@ -198,8 +198,8 @@ TABLE = [
     Row("release-dimension", RELEASE, {"release__dimension": 0, "release__expected_dimension": 0}, "0 coordinates"),
 ]
 
-# These can't be told apart by any fact: a study without services names nobody who aggregates, fewer than three hospitals also leave no valid threshold, and a running
-# study that stops being active is no longer open for review either.
+# These can't be told apart by any fact: a study without services names nobody who aggregates, fewer than three
+# hospitals also leave no valid threshold, and a running study that stops being active is no longer open for review.
 TOGETHER: list[tuple[dict[str, Any], tuple[Action, ...], set[str]]] = [
     ({"terms__services": ()}, ALL, {"baa", "baa-aggregator"}),
     ({"cohort__hospitals": 2}, ALL, {"cohort-size", "cohort-threshold"}),

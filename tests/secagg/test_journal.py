@@ -226,7 +226,7 @@ def test_a_lost_journal_or_anchor_is_refused(home, four):
     anchor = home / "elsewhere" / "anchor"
     kept = anchor.read_bytes()
     anchor.unlink()
-    with pytest.raises(JournalRolledBack, match="anchor is missing"):
+    with pytest.raises(JournalRolledBack, match="anchor is missing.*`datasites study rejoin CASE`"):
         opened(home)
     anchor.write_bytes(kept)
     opened(home).close()
@@ -279,7 +279,7 @@ def test_after_starting_over_only_a_later_epoch_and_round_begins(home, four):
         assert journal.state is None
         assert journal.floor == (0, 2)
         for changes in ({}, {"first_round": 3}, {"epoch": 1}, {"epoch": 1, "first_round": 2}):
-            with pytest.raises(SpentState, match="were reached"):
+            with pytest.raises(SpentState, match="were reached; the next epoch must be 1 or later"):
                 journal.commit(following(**changes).certify(journal.state)[0])
         state, certificate = following(epoch=1, first_round=3).certify(journal.state)
         journal.commit(state, certificate)

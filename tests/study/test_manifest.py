@@ -1,4 +1,4 @@
-"""Terms of studies and rounds have bounds, so that what a researcher writes can't overflow what is worked out from it."""
+"""Terms of studies and rounds have bounds: what a researcher writes can't overflow what is worked out from it."""
 
 from __future__ import annotations
 
