@@ -208,10 +208,11 @@ class Journal:
         old = self.state
         if old is None:
             first = state.secrets[0].round if state.secrets else 0
-            if state.epoch <= self._anchor.epoch or first <= self._anchor.last_round:
+            epoch, last_round = self.floor
+            if state.epoch <= epoch or first <= last_round:
                 raise SpentState(
-                    f"journal: epoch {self._anchor.epoch} and round {self._anchor.last_round} were reached; the next "
-                    f"epoch must be {self._anchor.epoch + 1} or later, from round {self._anchor.last_round + 1} or later"
+                    f"journal: epoch {epoch} and round {last_round} were reached; the next epoch must be {epoch + 1} "
+                    f"or later, from round {last_round + 1} or later"
                 )
             return
         if state != old and (state.sequence, state.parent) != (old.sequence + 1, old.head):

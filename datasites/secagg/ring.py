@@ -120,8 +120,3 @@ def _encode_into(out: Ring, vector: npt.NDArray[np.generic], term: VectorTerm) -
             raise SecaggError(f"vector {term.name}: holds NaN; the training step that made it failed")
         target[:] = floor
         np.add(target, coin < x, out=target, casting="unsafe")
-
-
-def decode(total: Ring, term: VectorTerm) -> npt.NDArray[np.float64]:
-    """The real sum: `total` (uint32 residues of the summed encodings) as signed integers over `scale`, float64."""
-    return total.view(np.int32).astype(np.float64) / term.scale
