@@ -30,6 +30,9 @@ COUNTS_BOUND = float(2**20)
 MOST_HOSPITALS = 255
 #: Patients that a study or a hospital may speak of.
 MOST_PATIENTS = 1_000_000_000
+#: Rounds of training in a study (a final evaluation is one more), and setups of its secure sum.
+MOST_ROUNDS = 10_000
+MOST_EPOCHS = 1_000_000
 #: The secure sum counts modulo 2**32, with sign.
 HALF_RING = 2**31
 #: Above this many hospitals masks form a ring of neighbours, which is safe only with the consistency wave.
@@ -143,7 +146,7 @@ class Study(Agreed):
     privacy: PrivacyTerms
     training: LocalTraining
     evaluation: Evaluation = Evaluation()
-    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
     strategy: Strategy = Strategy()
     model: dict[str, JsonValue] = {}
 
@@ -184,8 +187,8 @@ class RoundManifest(Agreed):
 
     format: Literal[1] = 1
     study: Sha256
-    epoch: Annotated[int, Field(ge=0)]
-    round: Annotated[int, Field(ge=1)]
+    epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
+    round: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
     participants: tuple[Email, ...]
     threshold: Annotated[int, Field(ge=3)]
     train: bool

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from datasites.study.errors import InputError, parse_toml
-from datasites.study.manifest import Cohort, Study, VectorTerm
+from datasites.study.letters import EpochOffer
+from datasites.study.manifest import Cohort, RoundManifest, Study, VectorTerm
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,12 @@ def test_a_cohort_has_no_more_hospitals_than_shares_have_places() -> None:
 def test_a_file_made_to_break_the_reader_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^study\.toml: [^\n]*$"):
         parse_toml(text, Study, "study.toml")
+
+
+@pytest.mark.parametrize(("epoch", "number"), [(10**30, 1), (0, 10**30)])
+def test_an_epoch_or_round_that_no_table_can_hold_is_refused(epoch: int, number: int) -> None:
+    offer = {"hospitals": ("a@b.org",), "first_round": 1, "expires": "2027-01-01"}
+    with pytest.raises(ValidationError, match="less than or equal"):
+        EpochOffer.model_validate(offer | {"epoch": epoch, "last_round": number})
+    with pytest.raises(ValidationError, match="less than or equal"):
+        RoundManifest.model_validate({"epoch": epoch, "round": number})
