@@ -118,7 +118,7 @@ def read_terms(text: str) -> tuple[Terms, ...]:
     """Read `[[agreement]]` tables; raises `RegistryError` naming the entry, the key and what is wrong with it."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a nested file, or a number of thousands of digits
         raise RegistryError(f"agreements: not valid TOML: {error}") from error
     unknown = sorted(set(data) - {"agreement"})
     entries = data.get("agreement")

@@ -40,6 +40,7 @@ _REVIEWED: tuple[Action, ...] = ("run_round", "release")
 
 CONTROLS: dict[str, Control] = {
     "baa": Control(("terms", "agreements"), ACTIONS),
+    "baa-aggregator": Control(("terms", "roster"), ACTIONS),
     "irb": Control(("terms", "agreements"), ACTIONS),
     "purpose": Control(("terms", "agreements", "features"), ACTIONS),
     "budget-dataset": Control(("budget",), _TRAINING),

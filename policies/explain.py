@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from datasites.study.manifest import Service
 from policies.controls import CONTROLS, GROUPS
 from policies.facts import BudgetFacts, CodeFacts, CohortFacts, Facts, ReleaseFacts, StudyTerms
 from policies.registry import Agreement
@@ -72,6 +73,8 @@ def _standing(agreement: Agreement, facts: Facts) -> str:
         return f"{name} expired {agreement.terms.expires}"
     if facts.today < agreement.terms.effective:
         return f"{name} takes effect on {agreement.terms.effective} only"
+    if agreement in facts.registry.in_force(facts.today):
+        return f"{name} is in force for {', '.join(agreement.terms.purposes or agreement.terms.services)}"
     return f"{name} was replaced by a newer version"
 
 
@@ -83,6 +86,27 @@ def _baa_remedy(facts: Facts, parties: list[str]) -> str:
     return (
         f"Sign or renew a BAA with {', '.join(parties)} that names the service, enter it in the registry and have it "
         "confirmed."
+    )
+
+
+def _baa_aggregator(facts: Facts) -> Words:
+    roster, terms = facts.roster, _terms(facts)
+    assert roster is not None  # `explain` has dealt with missing facts
+    if roster.aggregator is None:
+        return Words(
+            f"{terms.researcher} aggregates and hands out models, but is not pinned in the roster.",
+            "Compare fingerprints by telephone and run `datasites roster pin`.",
+        )
+    wrong = [
+        f"{kind} by {', '.join(s.organisation for s in terms.services if s.kind == kind) or 'nobody'}"
+        for kind in ("aggregation", "model_distribution")
+        if Service(kind=kind, organisation=roster.aggregator) not in terms.services
+    ]
+    return Words(
+        f"{terms.researcher} aggregates and hands out models; the roster says {roster.aggregator}, the study says "
+        f"{' and '.join(wrong)}.",
+        f"Name {roster.aggregator} in study.toml for both services and submit again, or pin the researcher with the "
+        "organisation that the agreement is with.",
     )
 
 
@@ -160,10 +184,17 @@ def _cohort_size(facts: Facts) -> Words:
 def _cohort_threshold(facts: Facts) -> Words:
     c = _cohort(facts)
     least = max(3, (c.hospitals + c.colluders) // 2 + 1)
+    default = max(3, 2 * c.hospitals // 3 + 1)
+    if least > c.hospitals:
+        remedy = "No threshold is high enough: add hospitals to the cohort, or declare fewer colluders."
+    elif least <= default <= c.hospitals:
+        remedy = "Correct cohort.threshold in study.toml, or leave it out for the default."
+    else:
+        remedy = f"State a cohort.threshold of {least} or more in study.toml; the default ({default}) is not enough."
     return Words(
         f"The threshold is {c.threshold}; with {c.hospitals} hospitals and {c.colluders} colluding it must be at least "
         f"{least} and at most {c.hospitals}.",
-        "Correct cohort.threshold in study.toml, or leave it out for the default.",
+        remedy,
     )
 
 
@@ -339,6 +370,7 @@ def _release(facts: Facts) -> ReleaseFacts:
 
 _EXPLAIN: dict[str, Callable[[Facts], Words]] = {
     "baa": _baa,
+    "baa-aggregator": _baa_aggregator,
     "irb": _irb,
     "purpose": _purpose,
     "budget-dataset": _budget_dataset,

@@ -108,10 +108,15 @@ class Reviewer(Agreed):
 
 
 class RosterFacts(Agreed):
-    """parties: e-mail of the researcher and of every hospital of the cohort; pinned: those that are pinned here."""
+    """parties: e-mail of the researcher and of every hospital of the cohort; pinned: those that are pinned here.
+
+    aggregator: organisation that stands in the pinned entry of the study's researcher, whose key signs every round
+    manifest; None when none is pinned.
+    """
 
     parties: tuple[Email, ...]
     pinned: tuple[Email, ...]
+    aggregator: Organisation | None = None
 
 
 class ReleaseFacts(Agreed):
@@ -201,7 +206,7 @@ def context(facts: Facts) -> dict[str, Any]:
     if facts.sandbox is not None:
         record["sandbox"] = facts.sandbox
     if facts.roster is not None:
-        record["roster"] = facts.roster.model_dump(mode="json")
+        record["roster"] = facts.roster.model_dump(mode="json", exclude_none=True)
     if facts.release is not None:
         record["release"] = {
             "masked": facts.release.masked,

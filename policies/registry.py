@@ -126,13 +126,14 @@ class Registry(Agreed):
         return registry
 
     def in_force(self, on: datetime.date, kind: Kind | None = None) -> tuple[Agreement, ...]:
-        """Agreements that count on a day: of each, the newest version confirmed by then, if it is in force.
+        """Agreements that count on a day: of each, the newest version confirmed and effective by then, if in force.
 
-        A newer confirmed version replaces the older one even where the older one would have run longer.
+        A newer version replaces the older one on its first day, even where the older one would have run longer; until
+        then a renewal that is confirmed early leaves the older one in force.
         """
         newest: dict[str, Agreement] = {}
         for agreement in self.agreements:
-            if agreement.confirmed(on):
+            if agreement.confirmed(on) and agreement.terms.effective <= on:
                 newest[agreement.terms.id] = agreement
         return tuple(
             agreement
@@ -182,16 +183,20 @@ class Registry(Agreed):
         return any(what in a.terms.services for a in self.in_force(on, "risk_acceptance"))
 
     def relevant(self, services: tuple[Service, ...], irb: str, purpose: str) -> tuple[Agreement, ...]:
-        """All versions, in force or not, that could bear on a study: what a decision stores and explains itself by."""
+        """Agreements that could bear on a study, in force or not: what a decision stores and explains itself by.
+
+        Each with all its versions, also those that say nothing of the study: one of them may have replaced another.
+        """
         parties = {service.organisation for service in services}
-        return tuple(
-            a
+        bear = {
+            a.terms.id
             for a in self.agreements
             if (a.terms.kind == "baa" and parties & set(a.terms.parties))
             or (a.terms.kind == "irb" and a.terms.reference == irb)
             or (a.terms.kind in ("dua", "expert_determination") and purpose in a.terms.purposes)
             or a.terms.kind == "risk_acceptance"
-        )
+        }
+        return tuple(a for a in self.agreements if a.terms.id in bear)
 
     def expiring(self, on: datetime.date, within_days: int = 60) -> tuple[Expiry, ...]:
         """Agreements in force that end within `within_days`, soonest first."""

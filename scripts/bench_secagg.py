@@ -270,7 +270,7 @@ def whole_round(table: Table, cohort: Cohort, d: int, dropout: float, label: str
         for name in alive:
             cohort.states[name], ack = cohort.members[name].acknowledge(cohort.states[name], survivors)
             cohort.state = cohort.aggregator.receive_ack(cohort.state, ack)
-        acks = cohort.aggregator.acknowledged(cohort.state)
+        cohort.state, acks = cohort.aggregator.acknowledged(cohort.state)
     answering, size = [], 0
     for name in alive:
         started = time.perf_counter()

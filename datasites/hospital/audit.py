@@ -7,7 +7,8 @@ position of the last record, and every `CHECKPOINT_EVERY` records the log itself
 What is detected, and by whom:
 
 - Editing, deleting, inserting or reordering records, without the hospital's key: by anyone who has the file and the
-  public key (the chain no longer fits, or a checkpoint's signature doesn't).
+  public key. The chain no longer fits; or, where it was made anew, a signature is wrong or reaches less far than to
+  the record before the last. A copy without its head file therefore needs a checkpoint at its end (an export has one).
 - Truncation: by the datasite from its head file, when it next opens the log, and by anyone who holds a later head.
 - Rewriting the whole log *with the hospital's own key*: only by somebody who holds a head that was signed earlier.
   So the head goes out with every release and other parties keep it (`verify(..., counterparty_heads=...)`). Records

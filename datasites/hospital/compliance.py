@@ -6,8 +6,13 @@ Every gate of a case goes through `decide`: intake, approval, each round, each r
 from __future__ import annotations
 
 import datetime
+import fcntl
+import json
 import logging
-from typing import get_args
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar, get_args
 
 from datasites.hospital import ledger
 from datasites.hospital.cases import OpenCase
@@ -15,6 +20,8 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_rdp
+from datasites.study.audit_chain import records
+from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError, Roster
 from datasites.study.manifest import RoundManifest
@@ -33,9 +40,14 @@ from policies.facts import (
     State,
     StudyTerms,
 )
-from policies.registry import Agreement, RegistryError, RegistryFile
+from policies.registry import Agreement, RegistryFile
 
 log = logging.getLogger(__name__)
+
+Fact = TypeVar("Fact")
+
+#: In the datasite's home: the decision that is being put into audit log and database.
+PENDING = "decision.pending"
 
 _STATES: dict[str, State] = {
     Case.State.INTAKE: "submitted",
@@ -76,22 +88,67 @@ def decide(
 ) -> Decision:
     """Gather facts, decide, store. Returns the decision, allowed or not; never allows on an error."""
     decision = _ask(site.home, case, action, approver, manifest, release)
-    PolicyDecision.objects.create(
-        case=case.row,
-        action=action,
-        round=manifest.round if manifest else None,
-        allowed=decision.allowed,
-        record=decision.model_dump(mode="json"),
-    )
-    site.audit.append(
-        "decision",
-        study=case.row.study_hash,
-        action=action,
-        allowed=decision.allowed,
-        controls=list(decision.controls),
-        digest=decision.digest(),
-    )
+    _store(site, case.row, action, manifest.round if manifest else None, decision)
     return decision
+
+
+def finish_interrupted(site: Site) -> None:
+    """Store the decision that was in the audit log, but not in the database, when a process was killed."""
+    with _one_at_a_time(site.home):
+        _finish(site)
+
+
+def _store(site: Site, row: Case, action: Action, number: int | None, decision: Decision) -> None:
+    # Log and database can't be written at once, and an evidence bundle holds one against the other. So the whole
+    # decision lies in a file until it is in both: killed in between, the next one to decide or to export ends it.
+    path = site.home.root / PENDING
+    record = decision.model_dump(mode="json")
+    fields = {"case_id": row.pk, "action": action, "round": number, "allowed": decision.allowed, "record": record}
+    with _one_at_a_time(site.home):
+        _finish(site)
+        temporary = path.with_name(path.name + ".new")
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(canonical_json(fields))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        site.audit.append(
+            "decision",
+            study=row.study_hash,
+            action=action,
+            allowed=decision.allowed,
+            controls=list(decision.controls),
+            digest=decision.digest(),
+        )
+        PolicyDecision.objects.create(**fields)
+        path.unlink()
+
+
+def _finish(site: Site) -> None:
+    path = site.home.root / PENDING
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return
+    digest = sha256_hex(canonical_json(fields["record"]))
+    same = PolicyDecision.objects.filter(case_id=fields["case_id"], action=fields["action"], round=fields["round"])
+    stored = any(decision.record == fields["record"] for decision in same)
+    logged = any(r.kind == "decision" and r.fields.get("digest") == digest for r in records(site.home.audit))
+    # One that was not even logged was never acted on; a case that is gone went with its database.
+    if logged and not stored and Case.objects.filter(pk=fields["case_id"]).exists():
+        PolicyDecision.objects.create(**fields)
+    path.unlink()
+
+
+@contextmanager
+def _one_at_a_time(home: Home) -> Iterator[None]:
+    # Service, console and commands decide in processes of their own.
+    lock = os.open(home.root / f"{PENDING}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def preview(home: Home, case: OpenCase) -> Decision:
@@ -107,30 +164,40 @@ def _ask(
     manifest: RoundManifest | None,
     release: ReleaseFacts | None,
 ) -> Decision:
+    # Another process may have paused or revoked the case since this one opened it; that counts from now on (I2).
+    row = Case.objects.get(pk=case.row.pk)
+    package, sandbox = case.package, home.settings.sandbox
     facts = Facts(
         action=action,
-        study=case.row.approval_hash or case.approval_hash,
+        study=row.approval_hash or case.approval_hash,
         hospital=home.settings.organisation,
         today=datetime.datetime.now(datetime.UTC).date(),
-        terms=StudyTerms.of(case.study),
-        features=tuple(feature.name for feature in (*case.package.data_model.features, case.package.data_model.label)),
-        agreements=_agreements(home, case),
-        budget=_budget(case, manifest),
-        cohort=_cohort(case, manifest),
-        code=CodeFacts(
-            findings=len(case.row.findings),
-            rehearsal=case.row.rehearsal.get("outcome", "not_run"),
-            frozen=case.approval_hash,
+        terms=_known("terms", lambda: StudyTerms.of(case.study)),
+        features=_known(
+            "features", lambda: tuple(f.name for f in (*package.data_model.features, package.data_model.label))
         ),
-        approvals=_approvals(case.row),
+        agreements=_known("agreements", lambda: _agreements(home, case)),
+        budget=_known("budget", lambda: _budget(case, manifest)),
+        cohort=_known("cohort", lambda: _cohort(case, manifest)),
+        code=_known("code", lambda: _code(row, case)),
+        approvals=_known("approvals", lambda: _approvals(row)),
         approver=Reviewer(person=approver[0], role=approver[1]) if approver else None,
-        state="killed" if is_killed(home) else _STATES[case.row.state],
-        sandbox="on" if home.settings.sandbox.mode == "required" else "off",
-        roster=_roster(home, case),
+        state="killed" if is_killed(home) else _STATES[row.state],
+        sandbox="on" if sandbox.mode == "required" else "off",
+        roster=_known("roster", lambda: _roster(home, case)),
         release=release,
     )
     # The folder is made with the datasite, so one that is gone is a rule set that shrank: the engine refuses it.
     return Engine(local_dir=home.local_rules).decide(facts)
+
+
+def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
+    """A group of facts, or None where it can't be gathered for whatever reason: a missing fact denies by name."""
+    try:
+        return gather()
+    except Exception:
+        log.exception("the facts %r can't be gathered; what needs them is denied", group)
+        return None
 
 
 def require(decision: Decision) -> None:
@@ -149,27 +216,26 @@ def _approvals(row: Case) -> tuple[Approval, ...]:
     )
 
 
-def _agreements(home: Home, case: OpenCase) -> tuple[Agreement, ...] | None:
-    """Agreements that bear on the study; None (a missing fact, which denies) when the registry can't be read."""
-    try:
-        registry = RegistryFile(home.registry, home.settings.organisation).load()
-    except RegistryError as error:
-        log.error("%s", error)
-        return None
+def _code(row: Case, case: OpenCase) -> CodeFacts:
+    rehearsal = row.rehearsal.get("outcome", "not_run")
+    return CodeFacts(findings=len(row.findings), rehearsal=rehearsal, frozen=case.approval_hash)
+
+
+def _agreements(home: Home, case: OpenCase) -> tuple[Agreement, ...]:
+    registry = RegistryFile(home.registry, home.settings.organisation).load()
     return registry.relevant(case.study.services, case.study.irb, case.study.purpose)
 
 
 def _roster(home: Home, case: OpenCase) -> RosterFacts:
     roster = Roster.load(home.roster)
     parties = (case.study.researcher, *case.study.cohort.hospitals)
-    pinned = []
+    pinned: dict[str, str] = {}
     for email in parties:
         try:
-            roster.get(email)
+            pinned[email] = roster.get(email).organisation
         except IdentityError:
             continue
-        pinned.append(email)
-    return RosterFacts(parties=parties, pinned=tuple(pinned))
+    return RosterFacts(parties=parties, pinned=tuple(pinned), aggregator=pinned.get(case.study.researcher))
 
 
 def _cohort(case: OpenCase, manifest: RoundManifest | None) -> CohortFacts:
@@ -207,6 +273,7 @@ def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
         epsilon_cap=dataset.epsilon,
         study_epsilon_after=max(own.values()),
         study_epsilon_cap=min(dataset.study_epsilon, case.study.privacy.epsilon),
-        delta=dataset.delta,
+        # What the study asks for; the ledger composes at the dataset's own delta.
+        delta=case.study.privacy.delta,
         delta_cap=dataset.delta,
     )

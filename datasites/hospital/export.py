@@ -6,7 +6,7 @@ import datetime
 import json
 from pathlib import Path
 
-from datasites.hospital import ledger
+from datasites.hospital import compliance, ledger
 from datasites.hospital.cases import open_case
 from datasites.hospital.evidence import EvidenceContents, build_bundle
 from datasites.hospital.intake import ApprovalTerms
@@ -22,6 +22,7 @@ def export_evidence(site: Site, number: int, out: Path) -> tuple[Check, ...]:
     """Write the evidence bundle of case `number`; returns what its own verifier says of it."""
     case = open_case(site.home, find_case(number))
     study = case.row.study_hash
+    compliance.finish_interrupted(site)
     site.audit.checkpoint()
     heads = site.home.secagg / study / COUNTERPARTY_HEADS
     charged = LedgerEntry.objects.filter(dataset=case.dataset.name, study_hash=study, kind="charge")

@@ -35,6 +35,7 @@ from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggError
 from datasites.secagg.journal import Journal
 from datasites.secagg.messages import SignedManifest
+from datasites.secagg.ring import safe_scale
 from datasites.study import letters
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
@@ -86,11 +87,13 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
     if evaluate != "no":
         expected["counts"] = (2 * plan.bins, COUNTS_BOUND)
     said = {term.name: (term.length, term.bound) for term in manifest.vectors}
+    scales = {name: safe_scale(bound, len(manifest.participants)) for name, (_, bound) in expected.items()}
     for name, wanted, found in (
         ("study", case.row.study_hash, manifest.study),
         ("train", training, manifest.train),
         ("evaluate", evaluate, manifest.evaluate),
         ("vectors", expected, said),
+        ("scale", scales, {term.name: term.scale for term in manifest.vectors}),
         ("weight_max", float(study.cohort.max_patients), manifest.weight_max),
         ("threshold", True, manifest.threshold >= min(study.cohort.survivors_needed, len(manifest.participants))),
     ):

@@ -377,7 +377,8 @@ def _agreements(bundle: _Bundle) -> str:
 def _newest(agreements: list[dict[str, Any]], day: str) -> list[dict[str, Any]]:
     newest: dict[str, dict[str, Any]] = {}
     for agreement in sorted(agreements, key=lambda a: int(a["version"])):
-        if agreement["confirmed_on"] is not None and agreement["confirmed_on"] <= day:
+        confirmed = agreement["confirmed_on"] is not None and agreement["confirmed_on"] <= day
+        if confirmed and agreement["terms"]["effective"] <= day:
             newest[agreement["terms"]["id"]] = agreement
     return list(newest.values())
 

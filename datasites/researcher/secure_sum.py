@@ -91,7 +91,6 @@ class SecureSum:
     def new_epoch(self, terms: Study, hospitals: Iterable[str], first_round: int) -> None:
         """Begin the next epoch among `hospitals`, for the rounds from `first_round` to the final evaluation."""
         emails = tuple(sorted(hospitals))
-        whole = len(emails) == len(terms.cohort.hospitals)
         self.epoch += 1
         context = Context.from_roster(
             self._roster,
@@ -102,7 +101,7 @@ class SecureSum:
             colluders=terms.cohort.colluders,
             rounds=(first_round, terms.rounds + 1),
             expires=terms.ends,
-            threshold=terms.cohort.survivors_needed if whole else None,
+            threshold=terms.cohort.survivors_needed,
             consistency=terms.cohort.consistency_wave,
         )
         self._aggregator = Aggregator(self._identity, context)
@@ -262,7 +261,7 @@ class SecureSum:
             enough=lambda: len(came) >= aggregator.context.threshold,
         )
         try:
-            acks = aggregator.acknowledged(self._parts()[1])
+            self._state, acks = aggregator.acknowledged(self._parts()[1])
         except TooFew as error:
             raise RunError(str(error)) from error
         self._save()

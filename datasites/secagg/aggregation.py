@@ -14,8 +14,9 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from datasites.secagg import ring
-from datasites.secagg.errors import SecaggError
+from datasites.secagg.errors import SecaggError, SpentState
 from datasites.secagg.messages import (
+    AckList,
     Certificate,
     Enrolment,
     JournalMark,
@@ -28,21 +29,26 @@ from datasites.secagg.messages import (
 )
 from datasites.secagg.ring import Ring
 from datasites.study.canonical import Agreed
+from datasites.study.identity import Email
 from datasites.study.manifest import RoundManifest, Sha256
 
 
 class RoundRecord(Agreed):
-    """What the aggregator has received in the open round; the vectors themselves are only in the running sum."""
+    """What the aggregator has received in the open round; the vectors themselves are only in the running sum.
+
+    survivors and acknowledged: what the hospitals were told; once told, it stays as it was.
+    """
 
     signed: SignedManifest
     headers: tuple[MaskedHeader, ...] = ()
     survivors: SurvivorList | None = None
     acks: tuple[SurvivorAck, ...] = ()
+    acknowledged: AckList | None = None
     answers: tuple[UnmaskShares, ...] = ()
 
 
 class Record(Agreed):
-    """Everything of an epoch but the running sum."""
+    """Everything of an epoch but the running sum. left_out: hospitals that are kept out of further rounds."""
 
     format: Literal[1] = 1
     context: Sha256
@@ -52,6 +58,7 @@ class Record(Agreed):
     readies: tuple[Ready, ...] = ()
     marks: tuple[JournalMark, ...] = ()
     last_round: int = 0
+    left_out: tuple[Email, ...] = ()
     round: RoundRecord | None = None
 
 
@@ -59,9 +66,28 @@ class RunningSum:
     """The sum of the masked vectors so far, modulo 2**32; the one thing that is changed in place, to save memory."""
 
     def __init__(self, vector: Ring, added: int = 0, opened: bool = False) -> None:
-        self.vector = vector
+        # Together in one value: an interrupt can't come between the opened vector and the word that it is open.
+        self._held = (vector, opened)
         self.added = added
-        self.opened = opened
+
+    @property
+    def vector(self) -> Ring:
+        """The sum, masked until it is opened."""
+        return self._held[0]
+
+    @property
+    def opened(self) -> bool:
+        """Whether `vector` is without its masks."""
+        return self._held[1]
+
+    def add(self, vector: Ring) -> None:
+        """Add one masked vector. Interrupted, the sum counts as spent and is never taken for a whole one."""
+        self.added += 1
+        np.add(self.vector, vector, out=self.vector)
+
+    def open(self, vector: Ring) -> None:
+        """Put the unmasked sum in the place of the masked one."""
+        self._held = (vector, True)
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,12 @@ class AggregatorState:
         return self.with_record(round=self.record.round.model_copy(update=changes))
 
     def to_bytes(self) -> bytes:
-        """To store across restarts: record, then the sum if a round is open."""
+        """To store across restarts: record, then the sum if a round is open.
+
+        Raises `SpentState` where the sum holds more than the record knows of: an addition was interrupted.
+        """
+        if self.total is not None and self.record.round and self.total.added != len(self.record.round.headers):
+            raise SpentState("aggregator state: adding a vector was interrupted; go on from the stored state")
         record = self.record.canonical()
         parts: list[bytes | memoryview] = [len(record).to_bytes(8, "big"), record]
         if self.total is not None:

@@ -1,14 +1,19 @@
 """The aggregator's side of the secure sum: collects signed messages, adds vectors as they come, opens the sum.
 
-It holds no secret and learns only sums; an honest one is written so that a lying hospital is refused and named and
-costs the others nothing. Every method takes one message and a state and returns the next state; nothing is sent or
-written here. Vectors are added at once and not kept: memory is one vector whatever the number of hospitals.
+It holds no secret and learns only sums. A lying hospital is refused and named where its message shows the lie. Two
+lies show too late or to nobody, and cost the others: shares of another secret than the certified one are found only
+when a sum doesn't open, after all were charged (`WrongShare` names the owner; `leave_out` keeps it out of later
+rounds); and where one says that it never got another's shares, either may lie (see `available`).
+
+Every method takes one message and a state and returns the next state; nothing is sent or written here. Vectors are
+added at once and not kept: memory is one vector whatever the number of hospitals, and a second one while a sum opens.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -88,7 +93,7 @@ class Aggregator:
         return state.with_record(enrolment=enrolment, binding=enrolment.binding()), enrolment
 
     def receive_ready(self, state: AggregatorState, ready: Ready) -> AggregatorState:
-        """Keep whose shares a hospital holds and its commitments; a later report replaces an earlier one.
+        """Keep whose shares a hospital holds and its commitments.
 
         Raises `BadMessage`, or `Equivocation` when its own commitments change.
         """
@@ -111,8 +116,9 @@ class Aggregator:
         """Hospitals that can take part: all that are ready and hold each other's shares where they are neighbours.
 
         A share counts as held if its holder saw the commitments that the aggregator has from its owner; else one of
-        the two lies and a wrong share could be blamed on the other. The hospital with most such gaps is left out,
-        until the rest agrees.
+        the two lies or lost a letter, and a wrong share could be blamed on the other. The hospital with most such gaps
+        is left out, until the rest agrees. Who lies can't be told from one gap alone: with as many gaps on both sides,
+        the first by e-mail address is left out, be it the honest one. Out is also who was named to `leave_out`.
         """
         epoch = self._epoch(state)
         committed = {ready.sender: _columns(epoch, ready) for ready in state.record.readies}
@@ -120,7 +126,7 @@ class Aggregator:
             ready.sender: {seen.owner for seen in ready.seen if committed.get(seen.owner) == seen.columns}
             for ready in state.record.readies
         }
-        able = set(holds)
+        able = set(holds) - set(state.record.left_out)
         while self.context.mode == "two-wave":
             lacking = dict.fromkeys(able, 0)
             for one in able:
@@ -132,6 +138,11 @@ class Aggregator:
                 break
             able.remove(max(sorted(able), key=lambda email: lacking[email]))
         return tuple(sorted(able))
+
+    def leave_out(self, state: AggregatorState, members: Iterable[str]) -> AggregatorState:
+        """Keep hospitals out of this epoch's further rounds: those that `WrongShare.members` names, or
+        `RoundResult.wrong_shares_from`. A round in which one of them is cannot be relied on to open."""
+        return state.with_record(left_out=tuple(sorted({*state.record.left_out, *members})))
 
     # -- rounds --------------------------------------------------------------------------------------------------
 
@@ -154,7 +165,9 @@ class Aggregator:
             epoch.place(email)
         absent = set(manifest.participants) - set(self.available(state))
         if absent:
-            raise BadTerms(f"{where}: {', '.join(sorted(absent))} did not complete the setup; leave them out")
+            raise BadTerms(
+                f"{where}: {', '.join(sorted(absent))} did not complete the setup or sent wrong shares; go on without"
+            )
         ring.check_fits(manifest.vectors, len(manifest.participants))
         signed = SignedManifest.seal(
             self.identity, context=self.context.digest_once, manifest=manifest, marks=state.record.marks
@@ -187,8 +200,7 @@ class Aggregator:
             raise LateVector(f"{where}: the survivors of round {manifest.round} are fixed; it joins at the next round")
         marks = self._marked(state, header.sender, header.mark)
         masked.check_payload()
-        np.add(total.vector, masked.vector(), out=total.vector)
-        total.added += 1
+        total.add(masked.vector())
         headers = tuple(sorted((*open_round.headers, header), key=lambda one: one.sender))
         return state.with_record(marks=marks).with_round(headers=headers)
 
@@ -214,27 +226,38 @@ class Aggregator:
         return state.with_round(survivors=survivors), survivors
 
     def receive_ack(self, state: AggregatorState, ack: SurvivorAck) -> AggregatorState:
-        """Consistency wave: keep one survivor's acknowledgement; raises `BadMessage` for another list or round."""
+        """Consistency wave: keep one survivor's acknowledgement, until `acknowledged` has told of them.
+
+        Raises `BadMessage` for another list or round.
+        """
         open_round, survivors = self._answerable(state, ack)
         if ack.survivors != survivors.content_digest():
             raise BadMessage(f"survivor-ack from {ack.sender}: acknowledges another list")
+        if open_round.acknowledged is not None:
+            return state
         others = tuple(one for one in open_round.acks if one.sender != ack.sender)
         acks = tuple(sorted((*others, ack), key=lambda one: one.sender))
         return state.with_round(acks=acks)
 
-    def acknowledged(self, state: AggregatorState) -> AckList:
-        """Consistency wave: all acknowledgements, to every survivor; raises `TooFew` below the threshold."""
+    def acknowledged(self, state: AggregatorState) -> tuple[AggregatorState, AckList]:
+        """Consistency wave: all acknowledgements, to every survivor; asked again, the same list.
+
+        Raises `TooFew` below the threshold.
+        """
         open_round, _ = self._round(state)
+        if open_round.acknowledged is not None:
+            return state, open_round.acknowledged
         if len(open_round.acks) < self.context.threshold:
             raise TooFew(f"survivor-acks: {len(open_round.acks)} of {self.context.threshold}; wait for more")
         manifest = open_round.signed.manifest
-        return AckList.seal(
+        acks = AckList.seal(
             self.identity,
             context=self.context.digest_once,
             round=manifest.round,
             manifest=manifest.digest(),
             acks=open_round.acks,
         )
+        return state.with_round(acknowledged=acks), acks
 
     def receive_shares(self, state: AggregatorState, answer: UnmaskShares) -> AggregatorState:
         """Keep a survivor's answer; the same again changes nothing. Raises `BadMessage` or `Equivocation`."""
@@ -262,7 +285,10 @@ class Aggregator:
         return all(len(pieces) >= epoch.graph.share_threshold for pieces in gathered.values())
 
     def result(self, state: AggregatorState, *, threads: int | None = None) -> RoundResult:
-        """Open the sum. May be called again. Raises `OutOfOrder`, `TooFew` or `WrongShare`; then nothing is open."""
+        """Open the sum. May be called again, also after an interrupt.
+
+        Raises `OutOfOrder`, `TooFew` or `WrongShare`; then nothing is open.
+        """
         open_round, total = self._round(state)
         manifest = open_round.signed.manifest
         if open_round.survivors is None:
@@ -275,8 +301,12 @@ class Aggregator:
             solved = solve(epoch, manifest, frozenset(emails), open_round.answers, readies)
             wrong = solved.wrong
             if not total.opened:
-                masks.apply(total.vector, solved.masks, threads=threads)
-        total.opened = True
+                # In a copy: half the masks taken off, and then all of them once more, would be a wrong sum.
+                plain = total.vector.copy()
+                masks.apply(plain, solved.masks, threads=threads)
+                total.open(plain)
+        else:
+            total.open(total.vector)
         signed = total.vector.view(np.int32)
         integers = {name: signed[place] for name, place in ring.offsets(manifest.vectors).items()}
         return RoundResult(manifest, emails, integers, wrong)

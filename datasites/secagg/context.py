@@ -95,8 +95,10 @@ class Context(Agreed):
     ) -> Context:
         """The context from this party's own pinned roster (I9); all parties that agree get the same digest.
 
-        Left out: `threshold` is the least safe one, `neighbours` a ring above 64 hospitals, `consistency` on for a
-        ring. Raises `IdentityError` for an e-mail that is not pinned, `BadTerms` for terms that don't protect.
+        `threshold` is that of the approved cohort, also for an epoch of a part of it: noise and honest contributors
+        are counted on it, and a part with fewer hospitals is refused. Left out: `threshold` is the least safe one for
+        these hospitals, `neighbours` a ring above 64 hospitals, `consistency` on for a ring. Raises `IdentityError` for
+        an e-mail that is not pinned, `BadTerms` for terms that don't protect.
         """
         emails = sorted(hospitals)
         if neighbours is None:

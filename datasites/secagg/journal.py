@@ -22,7 +22,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SpentState
+from datasites.secagg.errors import REJOIN, JournalDamaged, JournalRolledBack, SpentState
 from datasites.secagg.messages import MaskedVector, Message, Ready, ShareBundle
 from datasites.secagg.state import MemberState, Released
 from datasites.study.canonical import Agreed, sha256_hex
@@ -173,25 +173,25 @@ class Journal:
             record = None
         except (ValidationError, ValueError):
             # Not the validation error itself: it quotes the file, which holds secrets.
-            raise JournalDamaged(f"{record_path}: not a journal record; run start_over and rejoin") from None
+            raise JournalDamaged(f"{record_path}: not a journal record; {REJOIN}") from None
         try:
             anchor = Anchor.parse(self._anchor_path.read_bytes())
         except FileNotFoundError:
             if record is not None:
                 raise JournalRolledBack(
                     f"{self._anchor_path}: the anchor is missing, so the journal can't be told from a restored backup; "
-                    "release nothing, start over and rejoin in a new epoch"
+                    f"release nothing; {REJOIN}"
                 ) from None
             return Anchor(), None
         except ValueError:
-            raise JournalDamaged(f"{self._anchor_path}: not an anchor; start over and rejoin in a new epoch") from None
+            raise JournalDamaged(f"{self._anchor_path}: not an anchor; {REJOIN}") from None
         point = None if record is None else Released(sequence=record.state.sequence, head=record.state.head)
         if point != anchor.committed and (anchor.intended is None or point != anchor.intended):
             at = 0 if point is None else point.sequence
             newest = 0 if anchor.committed is None else anchor.committed.sequence
             raise JournalRolledBack(
                 f"{self._folder}: the journal stands at {at}, the anchor at {newest}: restored from a backup or "
-                "copied. Release nothing; start over and rejoin in a new epoch"
+                f"copied. Release nothing; {REJOIN}"
             )
         if anchor.intended is not None:
             self._anchor = anchor
@@ -208,10 +208,11 @@ class Journal:
         old = self.state
         if old is None:
             first = state.secrets[0].round if state.secrets else 0
-            if state.epoch <= self._anchor.epoch or first <= self._anchor.last_round:
+            epoch, last_round = self.floor
+            if state.epoch <= epoch or first <= last_round:
                 raise SpentState(
-                    f"journal: epoch {self._anchor.epoch} and round {self._anchor.last_round} were reached; a new "
-                    "epoch must have a higher number and start at a later round"
+                    f"journal: epoch {epoch} and round {last_round} were reached; the next epoch must be {epoch + 1} "
+                    f"or later, from round {last_round + 1} or later"
                 )
             return
         if state != old and (state.sequence, state.parent) != (old.sequence + 1, old.head):

@@ -22,6 +22,7 @@ from datasites.secagg import masks, ring, setup
 from datasites.secagg.context import Context
 from datasites.secagg.epoch import Epoch, check_sender
 from datasites.secagg.errors import (
+    REJOIN,
     AlreadyAnswered,
     AlreadyMasked,
     BadMessage,
@@ -88,7 +89,7 @@ class Member:
         return setup.accept(self.identity, self.context, state, bundle)
 
     def ready(self, state: MemberState) -> Ready:
-        """Tell the aggregator whose shares are held. May be made again as more bundles come, until round one."""
+        """Tell the aggregator whose shares are held. One report is sent: make it when the bundles have come."""
         return setup.ready(self.identity, self.context, state)
 
     # -- rounds --------------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ class Member:
             if (mark.sequence, mark.head) not in known:
                 raise JournalRolledBack(
                     f"journal: this hospital signed release {mark.sequence}, which its journal (at {state.sequence}) "
-                    "does not know: the journal was restored or copied. Release nothing; rejoin in a new epoch"
+                    f"does not know: the journal was restored or copied. Release nothing; {REJOIN}"
                 )
 
     def _check_survivors(self, state: MemberState, survivors: SurvivorList) -> OpenRound:

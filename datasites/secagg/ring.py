@@ -17,12 +17,10 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from datasites.secagg.errors import BadTerms, SecaggError
-from datasites.study.manifest import VectorTerm
+from datasites.study.manifest import HALF_RING, VectorTerm
 
 Ring = npt.NDArray[np.uint32]
 
-#: Sums must stay inside the signed range of the ring.
-HALF_RING = 2**31
 #: Coordinates handled at once; keeps the work arrays in the processor's cache and memory flat.
 BLOCK = 1 << 15
 #: Longest concatenation of vectors in one sum (coordinates); 8 GB of payload.
@@ -122,8 +120,3 @@ def _encode_into(out: Ring, vector: npt.NDArray[np.generic], term: VectorTerm) -
             raise SecaggError(f"vector {term.name}: holds NaN; the training step that made it failed")
         target[:] = floor
         np.add(target, coin < x, out=target, casting="unsafe")
-
-
-def decode(total: Ring, term: VectorTerm) -> npt.NDArray[np.float64]:
-    """The real sum: `total` (uint32 residues of the summed encodings) as signed integers over `scale`, float64."""
-    return total.view(np.int32).astype(np.float64) / term.scale

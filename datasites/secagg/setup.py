@@ -34,8 +34,9 @@ def certify(identity: Identity, context: Context, previous: MemberState | None) 
             raise BadTerms("certify: the journal belongs to another study; keep one journal per study")
         if context.epoch <= previous.epoch or context.first_round <= previous.last_round:
             raise BadTerms(
-                f"certify: this journal has reached epoch {previous.epoch}, round {previous.last_round}; a new epoch "
-                "must have a higher number and start at a later round"
+                f"certify: this hospital has reached epoch {previous.epoch} and round {previous.last_round}; the offer "
+                f"is of epoch {context.epoch} from round {context.first_round}. The next epoch must be "
+                f"{previous.epoch + 1} or later, from round {previous.last_round + 1} or later"
             )
     strict = context.mode == "strict"
     hpke = X25519PrivateKey.generate()

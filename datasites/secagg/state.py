@@ -1,6 +1,6 @@
 """What a hospital knows of one epoch: its secrets, its peers' shares, the open round, and its journal chain.
 
-A value that is replaced at each step, never changed. It holds secrets: keep `to_bytes()` in a file that only the
+A value that is replaced at each step, never changed. It holds secrets: keep `canonical()` in a file that only the
 datasite can read (`Journal` does). Python can't wipe memory; secrets leave the state and so the file, but copies may
 stay in memory until it is reused, and old disk blocks until they are overwritten: use an encrypted disk.
 """
@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from datasites.secagg.errors import JournalDamaged
 from datasites.secagg.messages import Certificate, Enrolment, MaskedHeader, Octets, UnmaskShares
 from datasites.secagg.shares import SECRET
 from datasites.study.canonical import Agreed
-from datasites.study.errors import explain
 from datasites.study.identity import Email
 from datasites.study.manifest import RoundManifest, Sha256
 
@@ -90,20 +88,6 @@ class MemberState(Agreed):
     head: Sha256 = "0" * 64
     parent: Sha256 = "0" * 64
     released: tuple[Released, ...] = ()
-
-    def to_bytes(self) -> bytes:
-        """Canonical bytes, secrets included."""
-        return self.canonical()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read `to_bytes()`; raises `JournalDamaged`, without quoting the secrets."""
-        try:
-            return cls.parse(data)
-        except ValidationError as error:
-            raise JournalDamaged(f"member state: {explain(error, quote=False)}; rejoin in a new epoch") from None
-        except ValueError:
-            raise JournalDamaged("member state: not in canonical form; rejoin in a new epoch") from None
 
     def of_round(self, round_number: int) -> RoundSecrets | None:
         """The secrets of a round, or None once they are destroyed."""

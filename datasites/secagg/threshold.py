@@ -18,11 +18,10 @@ Why (c colluders help the aggregator, H = n - c are honest):
 from __future__ import annotations
 
 from datasites.secagg.errors import BadTerms
+from datasites.study.manifest import MOST_HOSPITALS
 
 #: Below this a sum shows a participant too much: in a sum of two, each sees the other's update.
 MINIMUM_PARTICIPANTS = 3
-#: Shamir shares over GF(256) have 255 distinct places.
-MAXIMUM_HOSPITALS = 255
 
 
 def honest_contributors(hospitals: int, threshold: int, colluders: int, *, one_list: bool) -> int:
@@ -58,13 +57,18 @@ def choose_threshold(hospitals: int, colluders: int, *, one_list: bool = False) 
 
 def check_threshold(hospitals: int, threshold: int, colluders: int, *, one_list: bool) -> None:
     """Raise `BadTerms` unless every sum of these terms holds at least two honest hospitals."""
-    if not MINIMUM_PARTICIPANTS <= hospitals <= MAXIMUM_HOSPITALS:
+    if not MINIMUM_PARTICIPANTS <= hospitals <= MOST_HOSPITALS:
         raise BadTerms(
-            f"an epoch needs {MINIMUM_PARTICIPANTS} to {MAXIMUM_HOSPITALS} hospitals, not {hospitals}; "
+            f"an epoch needs {MINIMUM_PARTICIPANTS} to {MOST_HOSPITALS} hospitals, not {hospitals}; "
             "a sum of two shows each the other's update"
         )
-    if not MINIMUM_PARTICIPANTS <= threshold <= hospitals:
-        raise BadTerms(f"threshold {threshold} must lie between {MINIMUM_PARTICIPANTS} and the {hospitals} hospitals")
+    if hospitals < threshold:
+        raise BadTerms(
+            f"{hospitals} hospitals are fewer than the threshold {threshold}: a sum that the study was approved for "
+            "needs that many; wait until more hospitals approve, or submit a study with a smaller cohort"
+        )
+    if threshold < MINIMUM_PARTICIPANTS:
+        raise BadTerms(f"threshold {threshold} is below {MINIMUM_PARTICIPANTS}; raise it, or leave it out")
     if honest_contributors(hospitals, threshold, colluders, one_list=one_list) < 2:
         raise BadTerms(
             f"threshold {threshold} of {hospitals} with {colluders} colluder(s) can leave one honest hospital alone "

@@ -27,6 +27,7 @@ LARGEST_RECORD = 16 * 1024
 SLOT = 512  # bytes of one slot of the head file: one disk sector, written in place
 
 _KEYS = {"seq", "time", "kind", "fields", "previous", "hash"}
+SIGNED_COPY = "ask the hospital for an export, which ends in a signed checkpoint (`datasites audit export`)"
 RESTORE = "keep both files as evidence, find out who changed them, and restore the log from a backup"
 
 
@@ -68,10 +69,12 @@ class Record:
 
 
 class Report(Agreed):
-    """What verifying a log found. first_bad: number of the first record shown to be wrong or missing; None if sound.
+    """What verifying a log found. first_bad: number of the first record that is wrong, missing, or that nothing signed
+    vouches for; None if sound.
 
     checked: whole records that chain from the first. checkpoints, heads: signed checkpoints in the log, and heads
-    of counterparties, that agree. last_hash: of the last record checked. notes: what is odd but proves nothing.
+    of counterparties, that agree. last_hash: of the last record checked. notes: what is odd but proves nothing; among
+    them a last record that no signature covers yet, as a crash right after writing it leaves.
     """
 
     ok: bool
@@ -108,6 +111,9 @@ def read_record(line: bytes, seq: int, previous: str | None = None) -> Record:
         raise ValueError(f"record {seq} is not JSON: it was overwritten") from error
     if not canonical:
         raise ValueError(f"record {seq} is not in the form that the log writes: it was edited")
+    words = (data["time"], data["kind"], data["previous"], data["hash"])
+    if not all(type(word) is str for word in words) or type(data["seq"]) is not int or type(data["fields"]) is not dict:
+        raise ValueError(f"record {seq} is not in the form that the log writes: it was edited")
     hash = data.pop("hash")
     if data["seq"] != seq:
         raise ValueError(f"record {seq} is missing or moved: record {data['seq']} stands in its place")
@@ -137,11 +143,14 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
     """Check a whole log against the hospital's public key (hex), its head file if one lies beside it, and the heads
     that other parties were given. Needs no private key and changes nothing. Raises `OSError` if it can't be read.
 
+    The chain alone proves nothing, since anybody can make one: what counts is how far a signature of the hospital
+    reaches, be it of a checkpoint, of the head file or of a counterparty's head. Every record but the last must lie
+    before one (an honest crash leaves one record without); a log with a longer tail, or with no signature, is not ok.
     A log that is being written is checked up to what was in it at the beginning.
     """
     notes: list[str] = []
     told: list[tuple[str, Head]] = []
-    size, own = _between_writes(path, public_key)
+    size, own, head_exists = _between_writes(path, public_key)
     if own:
         told.append(("its head file", own[0]))
     for head in counterparty_heads:
@@ -155,6 +164,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
     wanted = {head.seq for _, head in told}
     hashes: dict[int, str] = {}
     previous, count, checkpoints, signed_up_to = genesis(public_key), 0, 0, 0
+    last_kind = ""
     bad: tuple[int, str] | None = None
     last_time = ""
     with path.open("rb") as file:
@@ -172,7 +182,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
                 break
             if record.time < last_time and len(notes) < 20:
                 notes.append(f"the clock went back at record {record.seq}")
-            count, previous, last_time = record.seq, record.hash, record.time
+            count, previous, last_time, last_kind = record.seq, record.hash, record.time, record.kind
             if count in wanted:
                 hashes[count] = previous
     agreed = heads = 0
@@ -192,8 +202,24 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
             heads += source == "a counterparty"
     if bad is None and count == 0:
         bad = (1, "record 1 is missing: the log is empty")
+    if bad is None and head_exists and own is None:
+        bad = (
+            signed_up_to + 1,
+            f"{head_file(path).name} holds no head that the hospital signed: it was damaged or replaced; a crash "
+            "spoils one of its two slots at most",
+        )
+    if bad is None and signed_up_to == 0:
+        bad = (1, f"nothing in the log is signed, so anybody may have written it; {SIGNED_COPY}")
     if bad is None and signed_up_to < count - 1:
-        notes.append(f"records {signed_up_to + 1} to {count} come after the last signature")
+        bad = (
+            signed_up_to + 1,
+            f"records {signed_up_to + 1} to {count} come after the last signature, so anybody may have written them; "
+            f"{SIGNED_COPY}",
+        )
+    if bad is None and signed_up_to < count and last_kind != "checkpoint":
+        notes.append(
+            f"record {count} comes after the last signature; a crash right after writing it leaves one like it"
+        )
     return Report(
         ok=bad is None,
         checked=count,
@@ -206,8 +232,9 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
     )
 
 
-def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int] | None]:
-    """Length of the log and its head at a moment when nobody writes, where the file system has locks."""
+def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int] | None, bool]:
+    """Length of the log, its head, and whether there is a head file, at a moment when nobody writes (where the file
+    system has locks)."""
     with path.open("rb") as file:
         with suppress(ImportError, OSError):
             import fcntl
@@ -215,7 +242,7 @@ def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int] 
             fcntl.flock(file, fcntl.LOCK_SH)
         # In this order: without locks the log may only be longer than its head says, as after a crash.
         head = read_head(head_file(path), public_key)
-        return os.fstat(file.fileno()).st_size, head
+        return os.fstat(file.fileno()).st_size, head, head_file(path).exists()
 
 
 def _check_checkpoint(record: Record, public_key: str) -> None:

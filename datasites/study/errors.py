@@ -27,6 +27,10 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
         raise InputError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: not valid TOML: {error}; mend the line and try again") from error
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        raise InputError(
+            f"{file}: nested deeper, or with longer numbers, than a file that people write; write it shorter"
+        ) from error
     try:
         return model.model_validate(raw)
     except ValidationError as error:

@@ -15,6 +15,7 @@ from pydantic import Field
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
+from datasites.study.manifest import MOST_EPOCHS, MOST_HOSPITALS, MOST_ROUNDS
 
 SETUP_ROUND = 0
 
@@ -55,10 +56,10 @@ def ready_kind(epoch: int) -> str:
 class EpochOffer(Agreed):
     """Researcher to hospitals: set up keys for these rounds among these hospitals."""
 
-    epoch: Annotated[int, Field(ge=0)]
-    hospitals: tuple[Email, ...]
-    first_round: Annotated[int, Field(ge=1)]
-    last_round: Annotated[int, Field(ge=1)]
+    epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
+    hospitals: Annotated[tuple[Email, ...], Field(max_length=MOST_HOSPITALS)]
+    first_round: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
+    last_round: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
     expires: datetime.date
 
 

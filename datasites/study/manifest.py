@@ -26,6 +26,15 @@ REQUIRED_SERVICES = ("aggregation", "model_distribution", "transport")
 UPDATE_BOUND = 16.0
 #: Patients of one hospital in one cell of the evaluation, noise included, at most.
 COUNTS_BOUND = float(2**20)
+#: Shamir shares over GF(256) have 255 distinct places.
+MOST_HOSPITALS = 255
+#: Patients that a study or a hospital may speak of.
+MOST_PATIENTS = 1_000_000_000
+#: Rounds of training in a study (a final evaluation is one more), and setups of its secure sum.
+MOST_ROUNDS = 10_000
+MOST_EPOCHS = 1_000_000
+#: The secure sum counts modulo 2**32, with sign.
+HALF_RING = 2**31
 #: Above this many hospitals masks form a ring of neighbours, which is safe only with the consistency wave.
 ALWAYS_CONSISTENT_ABOVE = 64
 
@@ -46,13 +55,13 @@ class Cohort(Agreed):
     """
 
     dataset: Name
-    hospitals: tuple[Email, ...]
-    min_patients: Annotated[int, Field(ge=1)]
-    colluders: Annotated[int, Field(ge=0)] = 1
-    threshold: Annotated[int, Field(ge=3)] | None = None
-    max_patients: Annotated[int, Field(ge=1)] = 10_000
+    hospitals: Annotated[tuple[Email, ...], Field(max_length=MOST_HOSPITALS)]
+    min_patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)]
+    colluders: Annotated[int, Field(ge=0, le=MOST_HOSPITALS)] = 1
+    threshold: Annotated[int, Field(ge=3, le=MOST_HOSPITALS)] | None = None
+    max_patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)] = 10_000
     consistency: bool = False
-    patients: Annotated[int, Field(ge=1)] | None = None
+    patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)] | None = None
 
     @field_validator("hospitals")
     @classmethod
@@ -137,7 +146,7 @@ class Study(Agreed):
     privacy: PrivacyTerms
     training: LocalTraining
     evaluation: Evaluation = Evaluation()
-    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
     strategy: Strategy = Strategy()
     model: dict[str, JsonValue] = {}
 
@@ -161,8 +170,16 @@ class VectorTerm(Agreed):
 
     name: Name
     length: Annotated[int, Field(ge=1, le=2_000_000_000)]
-    bound: Annotated[float, Field(gt=0)]
-    scale: Annotated[float, Field(gt=0)]
+    bound: Annotated[float, Field(ge=1 / HALF_RING, le=HALF_RING)]
+    scale: Annotated[float, Field(ge=1 / HALF_RING, le=HALF_RING)]
+
+    @model_validator(mode="after")
+    def _fits_the_ring(self) -> Self:
+        if self.bound * self.scale >= HALF_RING:
+            raise ValueError(
+                f"vector {self.name}: bound {self.bound:g} x scale {self.scale:g} is not below 2^31; lower the scale"
+            )
+        return self
 
 
 class RoundManifest(Agreed):
@@ -170,8 +187,8 @@ class RoundManifest(Agreed):
 
     format: Literal[1] = 1
     study: Sha256
-    epoch: Annotated[int, Field(ge=0)]
-    round: Annotated[int, Field(ge=1)]
+    epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
+    round: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
     participants: tuple[Email, ...]
     threshold: Annotated[int, Field(ge=3)]
     train: bool

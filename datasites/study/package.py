@@ -32,7 +32,7 @@ class StudyPackage:
             if name not in files:
                 raise InputError(f"{name}: no such file in the study; add it")
             if len(files[name]) > MAX_FILE_BYTES:
-                raise InputError(f"{name}: {len(files[name])} bytes; at most {MAX_FILE_BYTES} can be reviewed")
+                raise InputError(f"{name}: more than {MAX_FILE_BYTES} bytes; people can't review that much")
             if b"\0" in files[name]:
                 raise InputError(f"{name}: holds binary data; a study is text that people can read")
         self.files = {name: bytes(files[name]) for name in STUDY_FILES}
@@ -59,7 +59,9 @@ class StudyPackage:
                 continue
             if path.is_symlink() or not path.is_file():
                 raise InputError(f"{path}: a link or folder; a study holds plain files only")
-            files[path.name] = path.read_bytes()
+            # Of what is refused by its name or size, no more is read than shows that.
+            with path.open("rb") as file:
+                files[path.name] = file.read(MAX_FILE_BYTES + 1) if path.name in STUDY_FILES else b""
         try:
             return cls(files)
         except InputError as error:

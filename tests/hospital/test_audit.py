@@ -261,6 +261,7 @@ def test_a_change_without_the_key_is_detected_from_the_file_alone(
     tmp_path: Path, attack: Callable[[Path, int], None], words: str, shift: int, at: int
 ) -> None:
     path, _ = filled(tmp_path)
+    AuditLog(path, HOSPITAL).checkpoint()
     head_file(path).unlink()  # the copy that an auditor got
     assert check(path).ok
     attack(path, at)
@@ -308,7 +309,8 @@ def test_truncation_is_detected_by_the_head_file_and_by_a_counterparty(tmp_path:
     with pytest.raises(AuditError, match="signed head .record 21. ends at"):
         AuditLog(path, HOSPITAL)
     head_file(path).unlink()
-    assert check(path).ok  # nobody was told: the file alone can't show it
+    assert "nothing in the log is signed" in check(path).reason
+    assert check(path, heads[15:16]).ok  # nobody was told of more: the file alone can't show it
     report = check(path, heads[17:18])
     assert (report.ok, report.first_bad) == (False, 19)
     assert "a counterparty has the signed head of record 19" in report.reason
@@ -326,6 +328,82 @@ def test_an_emptied_log_is_refused_and_reported(tmp_path: Path) -> None:
     assert check(path).reason == "record 1 is missing: the log is empty"
     AuditLog(path, HOSPITAL)  # locally this looks like a new datasite …
     assert check(path, heads).first_bad == 2  # … but not to anyone who was told a head
+
+
+def rechained(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Write the chain again after `change`, as anybody can who has no key: without checkpoints, nothing signed."""
+    bodies = change([body for line in lines(path) if (body := json.loads(line))["kind"] != "checkpoint"])
+    previous, out = genesis(HOSPITAL.public_key), []
+    for seq, body in enumerate(bodies, start=1):
+        body |= {"seq": seq, "previous": previous}
+        body.pop("hash", None)
+        previous = sha256_hex(canonical_json(body))
+        out.append(canonical_json({**body, "hash": previous}) + b"\n")
+    path.write_bytes(b"".join(out))
+
+
+def hides_round_2(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    bodies[2]["fields"]["epsilon"] = 0.0
+    return bodies
+
+
+@pytest.mark.parametrize("head", ["removed", "garbled", "emptied", "old"])
+def test_a_log_made_anew_without_the_key_is_not_sound(tmp_path: Path, head: str) -> None:
+    path, _ = filled(tmp_path, audit.CHECKPOINT_EVERY + 5)
+    AuditLog(path, HOSPITAL).checkpoint()
+    before = head_file(path).read_bytes()
+    rechained(path, hides_round_2)
+    if head == "removed":
+        head_file(path).unlink()
+    elif head != "old":
+        head_file(path).write_bytes(b"" if head == "emptied" else b"x" * len(before))
+    report = check(path)
+    assert not report.ok
+    words = {"removed": "nothing in the log is signed", "old": "is missing: its head file has"}
+    assert words.get(head, "holds no head that the hospital signed") in report.reason
+
+
+def test_a_log_that_goes_on_unsigned_is_not_sound_but_one_record_is_named(tmp_path: Path) -> None:
+    path, _ = filled(tmp_path, 5)
+    head = head_file(path).read_bytes()
+    AuditLog(path, HOSPITAL).append("written_and_then_killed")
+    head_file(path).write_bytes(head)  # a crash between log and head
+    assert check(path).ok
+    assert check(path).notes == (
+        "record 7 comes after the last signature; a crash right after writing it leaves one like it",
+    )
+
+    def goes_on(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*bodies, {**bodies[-1], "fields": {}}]
+
+    rechained(path, goes_on)
+    report = check(path)
+    assert (report.ok, report.first_bad) == (False, 7)
+    assert "records 7 to 8 come after the last signature" in report.reason
+
+
+def test_the_first_record_of_a_new_log_needs_its_head(tmp_path: Path) -> None:
+    path, _ = filled(tmp_path, 0)
+    assert check(path).ok
+    head_file(path).write_bytes(b"")
+    assert not check(path).ok
+    AuditLog(path, HOSPITAL).append("goes_on")  # the datasite knows what it wrote, and signs it
+    assert check(path).ok
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"time": 5}, {"kind": ["checkpoint"]}, {"fields": []}, {"kind": "checkpoint", "fields": []}, {"seq": True}],
+)
+def test_a_record_of_other_types_is_a_fault_and_no_crash(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path, _ = filled(tmp_path, 3)
+    body = json.loads(lines(path)[0]) | changes
+    del body["hash"]
+    first = canonical_json({**body, "hash": sha256_hex(canonical_json(body))}) + b"\n"
+    path.write_bytes(b"".join([first, *lines(path)[1:]]))
+    report = check(path)
+    assert (report.ok, report.first_bad) == (False, 1)
+    assert "is not in the form that the log writes" in report.reason
 
 
 # -- attacks by the hospital, with its key

@@ -512,6 +512,19 @@ def test_an_allowed_decision_without_a_baa_in_force_fails_whatever_the_engine_sa
     assert "no BAA in force covers aggregation by Centre" in found["agreements"]
 
 
+def test_a_renewal_that_is_confirmed_early_leaves_the_agreement_in_force(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path)
+    renewal = baa_terms(effective=datetime.date(2027, 1, 1), expires=datetime.date(2027, 12, 31))
+    today = NOW.date()
+    renewed = registry(baa_terms(), irb(), dua()).enter(renewal, "clerk@general.example", today)
+    renewed = renewed.confirm(renewal.id, 2, OFFICER, today)
+    hospital.decide("intake", agreements=renewed.agreements)
+    assert hospital.decisions[-1]["allowed"]
+    assert all(
+        check.ok for check in build_bundle(tmp_path / "b.zip", replace(hospital.contents, registry=renewed.canonical()))
+    )
+
+
 def audit_lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[dict[str, bytes], Identity], None]:
     def tamper(files: dict[str, bytes], _: Identity) -> None:
         files["audit.jsonl"] = b"".join(change(files["audit.jsonl"].splitlines(keepends=True)))

@@ -24,15 +24,15 @@ def manifest(case: OpenCase, **changes: object) -> RoundManifest:
         "weight_max": 1000.0,
         "model_hash": "a" * 64,
         "vectors": (
-            VectorTerm(name="update", length=DIMENSION, bound=UPDATE_BOUND, scale=2.0**20),
-            VectorTerm(name="weight", length=1, bound=1.0, scale=2.0**20),
+            VectorTerm(name="update", length=DIMENSION, bound=UPDATE_BOUND, scale=2.0**24),
+            VectorTerm(name="weight", length=1, bound=1.0, scale=2.0**28),
         ),
     }
     return RoundManifest.model_validate({**fields, **changes})
 
 
 def counts(bins: int = 6) -> VectorTerm:
-    return VectorTerm(name="counts", length=2 * bins, bound=COUNTS_BOUND, scale=100.0)
+    return VectorTerm(name="counts", length=2 * bins, bound=COUNTS_BOUND, scale=2.0**8)
 
 
 def test_the_rounds_that_were_approved_are_accepted(desk: Desk) -> None:  # noqa: F811
@@ -52,6 +52,15 @@ def test_the_rounds_that_were_approved_are_accepted(desk: Desk) -> None:  # noqa
         ({"round": 16, "train": False, "evaluate": "final", "vectors": (counts(7),)}, "vectors"),
         ({"vectors": (VectorTerm(name="update", length=DIMENSION + 1, bound=UPDATE_BOUND, scale=1.0),)}, "vectors"),
         ({"vectors": (VectorTerm(name="rows", length=DIMENSION, bound=UPDATE_BOUND, scale=1.0),)}, "vectors"),
+        (
+            {
+                "round": 16,
+                "train": False,
+                "evaluate": "final",
+                "vectors": (counts().model_copy(update={"scale": 2.0**7}),),
+            },
+            "scale",
+        ),
         ({"weight_max": 1.0}, "weight_max"),
     ],
 )

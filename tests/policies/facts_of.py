@@ -126,7 +126,7 @@ GROUPS: dict[str, Any] = {
     ),
     "state": "active",
     "sandbox": "on",
-    "roster": RosterFacts(parties=(RESEARCHER, *HOSPITALS), pinned=(RESEARCHER, *HOSPITALS)),
+    "roster": RosterFacts(parties=(RESEARCHER, *HOSPITALS), pinned=(RESEARCHER, *HOSPITALS), aggregator="Centre"),
 }
 
 

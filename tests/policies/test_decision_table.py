@@ -60,6 +60,8 @@ def approvals(*triples: tuple[str, str, str]) -> dict[str, Any]:
     return {"approvals": tuple(Approval.model_validate({"person": p, "role": r, "study": s}) for p, r, s in triples)}
 
 
+BY_THE_HOSPITAL = (Service(kind="aggregation", organisation=HOSPITAL), *SERVICES[1:])
+MODEL_BY_THE_HOSPITAL = (SERVICES[0], Service(kind="model_distribution", organisation=HOSPITAL), SERVICES[2])
 WITH_CLOUD = (*SERVICES[:2], Service(kind="transport", organisation="Cloud"))
 UNCONFIRMED = registry(irb(), dua()).enter(baa(), "clerk@general.example", day("2026-01-02")).agreements
 NEW_VERSION_NARROWER = (
@@ -81,7 +83,12 @@ TABLE = [
     Row("baa", ALL, {"agreements": TERMINATED.agreements}, "terminated on 2026-11-24"),
     Row("baa", ALL, {"agreements": NEW_VERSION_NARROWER.agreements}, "replaced by a newer version"),
     Row("baa", ALL, {"terms__services": WITH_CLOUD}, "with Cloud covers 'transport'"),
-    Row("baa", ALL, {"terms__services": ()}, "names no services"),
+    Row("baa", ALL, agreements(baa(parties=(HOSPITAL, "University")), irb(), dua()), "holds none with that party"),
+    # who aggregates is the pinned researcher's organisation, whatever the study declares
+    Row("baa-aggregator", ALL, {"roster__aggregator": None}, "is not pinned"),
+    Row("baa-aggregator", ALL, {"roster__aggregator": "University"}, "aggregation by Centre and model_distribution by"),
+    Row("baa-aggregator", ALL, {"terms__services": BY_THE_HOSPITAL}, "aggregation by General Hospital"),
+    Row("baa-aggregator", ALL, {"terms__services": MODEL_BY_THE_HOSPITAL}, "the study says model_distribution by"),
     # IRB
     Row("irb", ALL, {"terms__irb": "IRB-18"}, "holds none with that number"),
     Row("irb", ALL, agreements(baa(), dua(), irb(purposes=("stroke-risk",))), "it is for stroke-risk"),
@@ -191,9 +198,10 @@ TABLE = [
     Row("release-dimension", RELEASE, {"release__dimension": 0, "release__expected_dimension": 0}, "0 coordinates"),
 ]
 
-# These can't be told apart by any fact: fewer than three hospitals also leave no valid threshold, and a running
-# study that stops being active is no longer open for review either.
+# These can't be told apart by any fact: a study without services names nobody who aggregates, fewer than three
+# hospitals also leave no valid threshold, and a running study that stops being active is no longer open for review.
 TOGETHER: list[tuple[dict[str, Any], tuple[Action, ...], set[str]]] = [
+    ({"terms__services": ()}, ALL, {"baa", "baa-aggregator"}),
     ({"cohort__hospitals": 2}, ALL, {"cohort-size", "cohort-threshold"}),
     (
         {"cohort__hospitals": 2, "cohort__colluders": 0, "cohort__threshold": 2},

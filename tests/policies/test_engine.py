@@ -252,7 +252,59 @@ def test_an_agreement_that_expires_between_rounds_stops_the_next_and_renewal_let
 
 def test_a_service_run_by_the_hospital_itself_needs_no_agreement_with_itself() -> None:
     own = tuple(s.model_copy(update={"organisation": HOSPITAL}) for s in facts_of("intake").terms.services)  # type: ignore[union-attr]
-    assert engine().decide(facts_of("run_round", terms__services=own, agreements=registry(irb()).agreements)).allowed
+    changes = {"terms__services": own, "agreements": registry(irb()).agreements}
+    # … but only where the pinned researcher, who aggregates, is the hospital's own.
+    assert engine().decide(facts_of("run_round", roster__aggregator=HOSPITAL, **changes)).allowed
+    assert engine().decide(facts_of("run_round", **changes)).controls == ("baa",)
+
+
+def test_a_replaced_agreement_among_all_that_bear_on_the_study_allows_no_more() -> None:
+    """What a caller hands over is what `relevant` keeps: the version that replaced another must be among it."""
+    elsewhere = baa(parties=(HOSPITAL, "New Company"))
+    book = registry(baa(), irb(), dua()).enter(elsewhere, "clerk@general.example", TODAY)
+    services = facts_of("intake").terms.services  # type: ignore[union-attr]
+    kept = book.relevant(services, "IRB-17", "heart-risk")
+    assert engine().decide(facts_of("run_round", agreements=kept)).allowed
+    book = book.confirm("baa-centre", 2, "officer@general.example", TODAY)
+    kept = book.relevant(services, "IRB-17", "heart-risk")
+    decision = engine().decide(facts_of("run_round", agreements=kept))
+    assert decision.controls == ("baa",)
+    assert "baa-centre version 1 was replaced by a newer version" in decision.summary
+
+
+def test_features_of_a_replaced_approval_are_not_permitted() -> None:
+    narrower = irb(reference="IRB-17b", features=("age", "sex"))
+    book = registry(baa(), irb(), irb(id="irb-more", features=("age", "heart_disease")))
+    book = book.enter(narrower, "clerk@general.example", TODAY).confirm(
+        "irb-heart", 2, "officer@general.example", TODAY
+    )
+    services = facts_of("intake").terms.services  # type: ignore[union-attr]
+    kept = book.relevant(services, "IRB-17", "heart-risk")
+    decision = engine().decide(facts_of("run_round", agreements=kept))
+    assert decision.controls == ("purpose",)
+    assert "chol, sex" in decision.summary
+
+
+def test_an_approval_in_force_for_another_purpose_is_not_called_replaced() -> None:
+    other = irb(id="irb-stroke", purposes=("stroke-risk",))
+    book = registry(baa(), dua(), irb(expires=day("2026-11-23")), other)
+    summary = engine().decide(facts_of("run_round", agreements=book.agreements)).summary
+    assert "irb-heart version 1 expired 2026-11-23; irb-stroke version 1 is in force for stroke-risk" in summary
+    assert "replaced" not in summary
+
+
+@pytest.mark.parametrize(
+    ("cohort", "remedy"),
+    [
+        ({"threshold": 2}, "leave it out for the default"),
+        ({"threshold": 3, "colluders": 2}, "State a cohort.threshold of 4 or more"),
+        ({"threshold": 4, "hospitals": 4, "colluders": 4}, "declare fewer colluders"),
+    ],
+)
+def test_a_threshold_is_mended_by_what_mends_it(cohort: dict[str, int], remedy: str) -> None:
+    changes = {f"cohort__{name}": value for name, value in cohort.items()}
+    denials = engine().decide(facts_of("intake", **changes)).denied_by
+    assert remedy in next(one.remedy for one in denials if one.rule == "cohort-threshold")
 
 
 def test_no_sandbox_is_allowed_only_by_a_confirmed_risk_acceptance_in_force() -> None:
@@ -323,7 +375,7 @@ def test_a_rule_that_no_longer_applies_to_its_actions_stops_the_engine(tmp_path:
         ("baa.cedar", lambda t: t.replace("context.terms.services", "context.terms.servces"), "does not fit schema"),
         ("baa.cedar", lambda t: t.replace("forbid", "forbidden"), "not valid Cedar"),
         ("baa.cedar", lambda t: "// nothing\n", "holds no rule"),
-        ("baa.cedar", lambda t: t + t.replace('@id("baa")', '@id("baa-more")'), "unknown rule"),
+        ("baa.cedar", lambda t: t + t.replace('@id("baa', '@id("baa-more'), "unknown rule"),
         ("permit.cedar", lambda t: t.replace(";\n", "when { false };\n"), "the one permit"),
     ],
 )

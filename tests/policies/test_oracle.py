@@ -110,6 +110,7 @@ GROUPS: dict[str, st.SearchStrategy[Any]] = {
         RosterFacts,
         parties=st.sets(st.sampled_from(HOSPITALS)).map(tuple),
         pinned=st.sets(st.sampled_from(HOSPITALS)).map(tuple),
+        aggregator=st.sampled_from([None, "Centre", "Cloud"]),
     ),
 }
 
@@ -179,6 +180,9 @@ def expected(f: Facts) -> set[str]:
     lists = [{x for a in group for x in a.features} for group in (approvals, duas) if group]
     permitted = set.intersection(*lists) if lists else set()
     must("baa", every, covered and len(t.services) > 0)
+    runs = {(s.kind, s.organisation) for s in t.services}
+    who = f.roster.aggregator if f.roster else None
+    must("baa-aggregator", every, who is not None and {("aggregation", who), ("model_distribution", who)} <= runs)
     must("irb", every, bool(approvals))
     must("purpose", every, bool(f.agreements is not None and f.features and set(f.features) <= permitted))
     parts = max(b.epsilon_spent, b.epsilon_reserved, b.epsilon_asked) if b else 0

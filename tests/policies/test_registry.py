@@ -104,6 +104,16 @@ def test_permitted_features_are_those_of_the_approval_and_of_a_data_use_agreemen
     assert both.permitted_features("IRB-17", "heart-risk", day("2028-01-01")) == ()
 
 
+def test_a_renewal_confirmed_early_replaces_on_its_first_day() -> None:
+    renewal = baa(services=("transport",), effective=day("2027-01-01"), expires=day("2027-12-31"))
+    book = registry(baa()).enter(renewal, CLERK, day("2026-11-04"))
+    book = book.confirm("baa-centre", 2, OFFICER, day("2026-11-05"))
+    assert covers(book, "2026-11-06", "aggregation")
+    assert covers(book, "2026-12-31", "aggregation")
+    assert covers(book, "2027-01-01", "transport")
+    assert not covers(book, "2027-01-01", "aggregation")
+
+
 def test_relevant_keeps_what_explains_a_decision_and_leaves_the_rest() -> None:
     other = baa(id="baa-laundry", parties=(HOSPITAL, "Laundry"), services=("washing",))
     book = registry(baa(), irb(), dua(), other, irb(id="irb-other", reference="IRB-99"))

@@ -150,7 +150,8 @@ class Cohort:
         for name in names:
             self.states[name], ack = self.members[name].acknowledge(self.states[name], survivors)
             self.state = self.aggregator.receive_ack(self.state, SurvivorAck.from_bytes(ack.to_bytes()))
-        return AckList.from_bytes(self.aggregator.acknowledged(self.state).to_bytes())
+        self.state, acks = self.aggregator.acknowledged(self.state)
+        return AckList.from_bytes(acks.to_bytes())
 
     def answer(self, name: str, survivors: SurvivorList, acks: AckList | None = None) -> UnmaskShares:
         self.states[name], answer = self.members[name].unmask(self.states[name], survivors, acks)

@@ -9,6 +9,7 @@ from datasites.secagg import shares
 from datasites.secagg.aggregation import AggregatorState
 from datasites.secagg.errors import (
     BadMessage,
+    BadTerms,
     Equivocation,
     OutOfOrder,
     TooFew,
@@ -16,7 +17,7 @@ from datasites.secagg.errors import (
     WrongShare,
 )
 from tests.secagg.attacker import A, B, C, D, begun, reseal, survivor_list
-from tests.secagg.cohort import Cohort, assert_exact
+from tests.secagg.cohort import Cohort, assert_exact, integers
 
 
 def answered(cohort: Cohort, spoil=()):
@@ -54,8 +55,8 @@ def test_wrong_shares_that_leave_too_few_are_named_and_nothing_opens(four):
     assert len(inputs) == 4
 
 
-def test_an_owner_whose_shares_do_not_give_its_secret_is_named(monkeypatch):
-    """It commits to shares of another secret than it certified: its holders are not to blame."""
+def crooked_owner(monkeypatch) -> Cohort:
+    """Four hospitals, of which C commits to shares of another secret than it certified."""
     cohort = Cohort.of(4)
     true_split = shares.split
 
@@ -74,7 +75,12 @@ def test_an_owner_whose_shares_do_not_give_its_secret_is_named(monkeypatch):
             crooked.armed = False
 
     cohort.members[C].share = armed
-    cohort.setup()
+    return cohort.setup()
+
+
+def test_an_owner_whose_shares_do_not_give_its_secret_is_named(monkeypatch):
+    """It commits to shares of another secret than it certified: its holders are not to blame."""
+    cohort = crooked_owner(monkeypatch)
     begun_inputs, vectors = begun(cohort)
     for masked in vectors.values():
         cohort.state = cohort.aggregator.receive(cohort.state, masked)
@@ -83,6 +89,21 @@ def test_an_owner_whose_shares_do_not_give_its_secret_is_named(monkeypatch):
         cohort.unmask(cohort.members, survivors)
     assert caught.value.members == (C,)
     assert len(begun_inputs) == 4
+
+
+def test_who_is_left_out_costs_no_further_round(monkeypatch):
+    """It costs the others the round that shows the lie, and no more."""
+    cohort = crooked_owner(monkeypatch)
+    with pytest.raises(WrongShare) as caught:
+        cohort.run_round(integers(cohort.manifest(), cohort.members))
+    cohort.state = cohort.aggregator.leave_out(cohort.state, caught.value.members)
+    cohort.state = AggregatorState.from_bytes(cohort.state.to_bytes())
+    assert cohort.aggregator.available(cohort.state) == (A, B, D)
+    with pytest.raises(BadTerms, match=f"{C} did not complete the setup or sent wrong shares"):
+        cohort.aggregator.open_round(cohort.state, cohort.manifest(2, participants=(A, B, C, D)))
+    manifest = cohort.manifest(2)
+    inputs = integers(manifest, manifest.participants)
+    assert_exact(cohort.run_round(inputs, manifest), inputs)
 
 
 def test_below_the_threshold_of_answers_nothing_opens(four):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from datasites.secagg import masks
 from datasites.secagg.aggregation import AggregatorState
 from datasites.secagg.errors import (
     AlreadyAnswered,
@@ -73,6 +75,41 @@ def test_an_old_value_of_the_aggregators_state_is_refused(four):
         four.aggregator.receive(old, vectors[B])
     with pytest.raises(SpentState):
         four.aggregator.survivors(old)
+
+
+def test_an_interrupt_while_the_sum_opens_leaves_it_as_it_was(four, monkeypatch):
+    """Ctrl-C in the notebook with half of the masks taken off: opened again, the sum is the true one."""
+    inputs, vectors = begun(four)
+    for masked in vectors.values():
+        four.state = four.aggregator.receive(four.state, masked)
+    survivors = four.survivors()
+    for name in four.members:
+        four.state = four.aggregator.receive_shares(four.state, four.answer(name, survivors))
+    apply = masks.apply
+
+    def interrupted(vector, chosen, **options):
+        apply(vector, list(chosen)[:2], **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masks, "apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            four.aggregator.result(four.state)
+    assert_exact(four.aggregator.result(four.state), inputs)
+    assert_exact(four.aggregator.result(four.state), inputs)
+
+
+def test_an_interrupt_while_a_vector_is_added_spends_the_sum(four, monkeypatch):
+    _, vectors = begun(four)
+    stored = four.state.to_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "add", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            four.aggregator.receive(four.state, vectors[A])
+    for use in (four.state.to_bytes, lambda: four.aggregator.receive(four.state, vectors[A])):
+        with pytest.raises(SpentState):
+            use()
+    assert four.aggregator.receive(AggregatorState.from_bytes(stored), vectors[A]).total.added == 1
 
 
 def test_a_damaged_aggregator_state_is_named(four):

@@ -380,7 +380,7 @@ def test_a_new_epoch_is_later_in_number_and_rounds(four):
         return Member(member.identity, Context.model_validate({**four.context.model_dump(), **changes}))
 
     for changes in ({"epoch": 0, "first_round": 3}, {"epoch": 1}, {"epoch": 1, "first_round": 2}):
-        with pytest.raises(BadTerms, match="higher number"):
+        with pytest.raises(BadTerms, match="The next epoch must be 1 or later, from round 3 or later"):
             following(**changes).certify(state)
     with pytest.raises(BadTerms, match="another study"):
         following(epoch=1, first_round=3, study="6" * 64).certify(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from datasites.secagg.aggregation import AggregatorState
 from datasites.secagg.errors import (
     AlreadyAnswered,
     BadMessage,
@@ -20,7 +21,7 @@ from datasites.secagg.messages import (
 )
 from datasites.study.identity import Identity
 from tests.secagg.attacker import A, B, C, D, begun, opened_by, reseal, survivor_list
-from tests.secagg.cohort import Cohort, email, integers
+from tests.secagg.cohort import Cohort, assert_exact, email, integers
 
 
 def test_two_survivor_sets_get_one_answer(four):
@@ -151,6 +152,20 @@ def test_two_lists_can_not_both_gather_acknowledgements(seven):
         )
         with pytest.raises(error):
             seven.members[A].unmask(seven.states[A], one, listed)
+
+
+def test_the_list_of_acknowledgements_stays_as_it_was_told(seven):
+    """Five of six came and were told; the sixth comes after a restart: one path in the mailroom, one list."""
+    names = tuple(seven.members)
+    inputs, vectors = begun(seven, names[:6])
+    for masked in vectors.values():
+        seven.state = seven.aggregator.receive(seven.state, masked)
+    survivors = seven.survivors()
+    told = seven.acks(survivors, names[:5])
+    seven.state = AggregatorState.from_bytes(seven.state.to_bytes())
+    again = seven.acks(survivors, names[5:6])
+    assert again.to_bytes() == told.to_bytes()
+    assert_exact(seven.unmask(names[:6], survivors, again), inputs)
 
 
 def test_no_answer_without_valid_acknowledgements(seven):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from datasites.secagg.errors import BadTerms
 from datasites.secagg.threshold import check_threshold, choose_threshold, honest_contributors
+from tests.secagg.cohort import Cohort
 
 
 @st.composite
@@ -116,3 +117,15 @@ def test_known_values(n, t, c, m):
 def test_terms_that_do_not_protect_are_refused(n, t, c):
     with pytest.raises(BadTerms):
         check_threshold(n, t, c, one_list=False)
+
+
+def test_an_epoch_of_a_part_of_the_cohort_keeps_the_cohorts_threshold():
+    """Ten hospitals with t = 7 and c = 1: five honest noises in any sum, and so in any epoch that may be made."""
+    approved = honest_contributors(10, 7, 1, one_list=False)
+    for size in (7, 8, 9, 10):
+        context = Cohort.of(size, threshold=7, colluders=1).context
+        assert context.threshold == 7
+        assert context.honest_contributors >= approved == 5
+    for size in (3, 6):
+        with pytest.raises(BadTerms, match=f"{size} hospitals are fewer than the threshold 7.*wait until more"):
+            Cohort.of(size, threshold=7, colluders=1)

@@ -62,3 +62,15 @@ def test_links_in_a_study_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.py").symlink_to("/etc/hostname")
     with pytest.raises(InputError, match="link"):
         StudyPackage.read(tmp_path)
+
+
+def test_a_file_too_large_to_review_is_refused_without_reading_it(tmp_path: Path) -> None:
+    for name, data in files().items():
+        (tmp_path / name).write_bytes(data)
+    with (tmp_path / "model.py").open("ab") as file:
+        file.truncate(2**40)  # sparse: reading it whole would end the process
+    with pytest.raises(InputError, match=r"model.py: more than 262144 bytes"):
+        StudyPackage.read(tmp_path)
+    (tmp_path / "model.py").rename(tmp_path / "weights.bin")
+    with pytest.raises(InputError, match=r"'weights.bin' does not belong"):
+        StudyPackage.read(tmp_path)
