@@ -154,7 +154,7 @@ class Federation:
         if study.terms.researcher != self.settings.email:
             raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
         for email in study.terms.cohort.hospitals:
-            self._control.submit(email, study.job_name, study.folder)
+            self._control.submit(email, study.job_name, study.package.files)
         self._control.sync()
         return study.hash
 
