@@ -174,7 +174,7 @@ class Federation:
         with tqdm(total=len(cohort), desc="approvals", disable=not progress) as bar:
             while True:
                 states = self.states(study)
-                decided = [state for state in states if state.state in ("approved", "rejected", "done", "failed")]
+                decided = [state for state in states if state.state not in ("submitted", "pending")]
                 bar.n = len(decided)
                 bar.set_postfix_str(", ".join(f"{s.organisation}: {s.state}" for s in states))
                 bar.refresh()
@@ -194,14 +194,20 @@ class Federation:
 
     def start(self, study: Study) -> Run:
         """The run of a study, new or as it was left; nothing is sent before `complete` or `next_round`."""
-        approved = [state.email for state in self.states(study) if state.state in ("approved", "done")]
+        approved = self._approved(study)
         needed = study.terms.cohort.survivors_needed
         if len(approved) < needed:
             raise NotApproved(
                 f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
                 "wait for more with Federation.wait"
             )
-        return Run(self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved)
+        return Run(
+            self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved,
+            look=lambda: self._approved(study),
+        )  # fmt: skip
+
+    def _approved(self, study: Study) -> list[str]:
+        return [state.email for state in self.states(study) if state.state in ("approved", "done")]
 
     def _hospitals(self) -> list[RosterEntry]:
         return [entry for entry in self.roster.entries if entry.role == "hospital"]

@@ -16,7 +16,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,7 +174,7 @@ class Store:
             logger.debug("%s", error)
             return ()
 
-    def _watchable(self, folders: list[str]) -> list[Path]:
+    def _watchable(self, folders: Iterable[str]) -> Sequence[Path]:
         """The folders as paths, made when absent; without those that can't be watched, which are only polled."""
         paths = []
         for folder in folders:
@@ -219,7 +219,7 @@ def _stopped(stop: threading.Event | None) -> bool:
     return stop is not None and stop.is_set()
 
 
-def _file_events(paths: list[Path], timeout: float, stop: threading.Event | None) -> Iterator[None]:
+def _file_events(paths: Sequence[Path], timeout: float, stop: threading.Event | None) -> Iterator[None]:
     start = time.monotonic()
     if not paths:
         yield from _polls(timeout, stop)

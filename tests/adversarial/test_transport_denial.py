@@ -1,6 +1,6 @@
 """What one party or the store can lay in the way of all others: each costs its own message and nothing else.
 
-Where a test needs a file that this user may not delete, deleting is made to fail as the kernel would: tests run as root.
+Where a test needs a file that this user may not delete, deleting is made to fail: tests may run as root.
 """
 
 from __future__ import annotations
