@@ -15,7 +15,6 @@ from pydantic import Field, field_validator
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
-from datasites.study.manifest import COUNTS_BOUND
 
 SETUP_ROUND = 0
 
@@ -63,6 +62,8 @@ class EpochOffer(Agreed):
     expires: datetime.date
 
 
+#: Noise beyond this (sd, patients per cell) drowns every count.
+MOST_SIGMA = 2.0**20
 #: Names of what one partition of patients has spent: by RDP, by PLD, and by RDP without other hospitals' noise.
 SPENT = {"rdp", "pld", "local_rdp"}
 
@@ -76,7 +77,7 @@ class Masked(Agreed):
     header: str
     audit: Head
     counts_sigma: Annotated[
-        dict[Literal["final", "interim"], Annotated[float, Field(ge=0, le=COUNTS_BOUND)]], Field(min_length=2)
+        dict[Literal["final", "interim"], Annotated[float, Field(ge=0, le=MOST_SIGMA)]], Field(min_length=2)
     ]
 
 
