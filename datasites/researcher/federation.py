@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, ValidationError
 from tqdm.auto import tqdm
 
 from datasites.researcher.run import Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
-from datasites.study.errors import DatasitesError, InputError
+from datasites.study.errors import DatasitesError, InputError, explain
 from datasites.study.identity import Email, Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.store import Store
 from datasites.transport.syft import JobDecision, ResearcherControl
 
 CONFIG_FILE = "researcher.json"
+KEY_FILE = "keys/institution.pem"
 
 
 class Settings(Agreed):
@@ -63,31 +64,41 @@ class Federation:
 
     @classmethod
     def create(cls, home: str | Path, *, organisation: str, email: str, store: str) -> Federation:
-        """Make a researcher's home with a new identity; raises `InputError` when one is there."""
+        """Make a researcher's home with a new identity; raises `InputError` when one is there.
+
+        When it fails (the store can't be used, say), it may be called again for the same home and e-mail.
+        """
         home = Path(home).resolve()
         if (home / CONFIG_FILE).exists():
             raise InputError(f"{home}: a researcher's home is here already; use Federation.open")
-        settings = Settings(organisation=organisation, email=email, store=store)
+        try:
+            settings = Settings(organisation=organisation, email=email, store=store)
+        except ValidationError as error:
+            raise InputError(f"researcher's home: {explain(error)}") from error
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        Identity.generate(email).save(home / "keys" / "institution.pem", os.environ.get("DATASITES_PASSPHRASE"))
-        (home / CONFIG_FILE).write_bytes(settings.canonical())
-        federation = cls.open(home)
+        if not (home / KEY_FILE).exists():
+            Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
+        federation = cls(home, settings, cls._identity(home, email))
         federation.pin(federation.entry)
         (home / "roster-entry.json").write_bytes(federation.entry.canonical())
+        (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
         return federation
+
+    @staticmethod
+    def _identity(home: Path, email: str) -> Identity:
+        return Identity.load(home / KEY_FILE, email, os.environ.get("DATASITES_PASSPHRASE"))
 
     @classmethod
     def open(cls, home: str | Path) -> Federation:
         """Open a home made with `create`; raises `InputError` or `IdentityError`."""
         home = Path(home).resolve()
         try:
-            settings = Settings.parse((home / CONFIG_FILE).read_bytes())
+            settings = Settings.model_validate_json((home / CONFIG_FILE).read_bytes())  # people edit it
         except FileNotFoundError as error:
             raise InputError(f"{home}: no researcher's home; make one with Federation.create") from error
-        identity = Identity.load(
-            home / "keys" / "institution.pem", settings.email, os.environ.get("DATASITES_PASSPHRASE")
-        )
-        return cls(home, settings, identity)
+        except ValidationError as error:
+            raise InputError(f"{home / CONFIG_FILE}: {explain(error)}") from error
+        return cls(home, settings, cls._identity(home, settings.email))
 
     def __enter__(self) -> Federation:
         return self
