@@ -151,6 +151,8 @@ class LocalConsortium:
         package = StudyPackage.read(self.study_folder)
         tables = heart_disease.load()
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not store_url:
+            self.store.mkdir()
         passwords = self.state / "demo-passwords.json"
         passwords.touch(mode=0o600)
         passwords.write_text(json.dumps({name: secrets.token_urlsafe(18) for name in (STEWARD, OFFICER)}))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from datasites.study.audit_chain import Head
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
 from datasites.study.letters import Account
-from datasites.study.manifest import Sha256
+from datasites.study.manifest import RoundManifest, Sha256
 
 
 class RoundRecord(Agreed):
@@ -47,6 +48,31 @@ class RoundRecord(Agreed):
     sent: dict[str, int] = {}
     seconds: dict[str, float] = {}
     heads: dict[str, Head] = {}
+
+    @classmethod
+    def begun(cls, manifest: RoundManifest) -> Self:
+        """The record of a round of which nothing is known yet but its manifest."""
+        return cls(
+            round=manifest.round,
+            epoch=manifest.epoch,
+            train=manifest.train,
+            evaluate=manifest.evaluate,
+            participants=manifest.participants,
+        )
+
+
+class Clock:
+    """Seconds by phase, for `RoundRecord.seconds`."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Name the phase that ends now."""
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 4)
+        self._last = now
 
 
 class RunState(Agreed):

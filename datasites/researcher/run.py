@@ -20,30 +20,28 @@ from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
 from datasites.researcher.gather import RunError, gather, who_abstained
-from datasites.researcher.record import RoundRecord, RunFolder, RunState
+from datasites.researcher.record import Clock, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
 from datasites.researcher.strategies import strategy_of
 from datasites.researcher.study import Study
+from datasites.researcher.terms import manifest_of
 from datasites.secagg.aggregation import RoundResult
 from datasites.secagg.errors import SecaggError
-from datasites.secagg.ring import safe_scale
 from datasites.study import letters
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
-from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest, VectorTerm
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
 
 MOST_FAILURES = 3
 #: Epochs that are begun to let one and the same hospital in; one that is late each time costs the others no more.
-MOST_EPOCHS = 3
+EPOCHS_PER_HOSPITAL = 3
 #: Seconds between looks at who has approved meanwhile.
 LOOK_SECONDS = 5.0
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500
-
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +115,7 @@ class Run:
             self.set_up()
         elif not self._sum.has_begun(self.state.next_round):
             self._let_in()
-        number, clock = self.state.next_round, _Clock()
+        number, clock = self.state.next_round, Clock()
         stored = self._files.load_model(number)
         assert stored is not None
         model, self._strategy.state = stored
@@ -186,9 +184,8 @@ class Run:
         assert stored is not None
         assert manifest is not None
         model, self._strategy.state = stored
-        self._finish(
-            _begun(manifest).model_copy(update={"outcome": "failed", "reason": "given up for a new epoch"}), model
-        )
+        given_up = {"outcome": "failed", "reason": "given up for a new epoch"}
+        self._finish(RoundRecord.begun(manifest).model_copy(update=given_up), model)
 
     def _let_in(self) -> None:
         """Begin a new epoch if a hospital that approved is out of the present one, and is there now."""
@@ -199,7 +196,7 @@ class Run:
         out = set(self._approved) - taking_part - self._blamed()
         asking = (out - set(self._sum.hospitals)) | (out & self._sum.late())
         begun = self.state.epochs_for
-        asking = {email for email in asking if begun.get(email, 0) < MOST_EPOCHS}
+        asking = {email for email in asking if begun.get(email, 0) < EPOCHS_PER_HOSPITAL}
         if asking:
             log.info("new epoch of the secure sum, to let in %s", ", ".join(sorted(asking)))
             self._save(epochs_for=begun | {email: begun.get(email, 0) + 1 for email in asking})
@@ -264,34 +261,6 @@ class Run:
 
     # -- one round -------------------------------------------------------------------------------------------------
 
-    def manifest(self, number: int, participants: tuple[str, ...], model_hash: str) -> RoundManifest:
-        """The manifest of round `number`, as the study calls for it."""
-        terms, bins = self.study.terms, self.study.terms.evaluation.bins
-        train = number <= terms.rounds
-        every = terms.evaluation.every
-        interim = train and every > 0 and number % every == 0 and number < terms.rounds
-        lengths = {}
-        if train:
-            lengths["update"] = (sum(int(np.prod(p.shape)) for p in self.parameters), UPDATE_BOUND)
-            lengths["weight"] = (1, 1.0)
-        if interim or not train:
-            lengths["counts"] = (2 * bins, COUNTS_BOUND)
-        return RoundManifest(
-            study=self.study.hash,
-            epoch=self._sum.context.epoch,
-            round=number,
-            participants=participants,
-            threshold=self._sum.context.threshold,
-            train=train,
-            evaluate="interim" if interim else "no" if train else "final",
-            weight_max=float(terms.cohort.max_patients),
-            model_hash=model_hash,
-            vectors=tuple(
-                VectorTerm(name=name, length=length, bound=bound, scale=safe_scale(bound, len(participants)))
-                for name, (length, bound) in lengths.items()
-            ),
-        )
-
     def _broadcast(self, number: int, model: npt.NDArray[np.float32]) -> RoundRecord:
         self._welcome_back(number - 1)
         payload = model.astype("<f4").tobytes()
@@ -304,9 +273,11 @@ class Run:
                     f"round {number}: {len(participants)} hospitals can take part, the threshold is {threshold}"
                     + (f"; left out for wrong shares: {', '.join(sorted(blamed))}" if blamed else "")
                 )
-            manifest = self.manifest(number, participants, sha256_hex(payload))
+            manifest = manifest_of(
+                self.study.terms, self.parameters, self._sum.context, number, participants, sha256_hex(payload)
+            )
         self._sum.broadcast(manifest, payload)
-        return _begun(manifest)
+        return RoundRecord.begun(manifest)
 
     def _collect(self, record: RoundRecord) -> tuple[RoundRecord, Survivors | None]:
         """Wave 1; no survivors when the round failed, and then the record says why."""
@@ -344,7 +315,7 @@ class Run:
         return record.model_copy(update=changes), survivors
 
     def _open(
-        self, record: RoundRecord, survivors: Survivors, model: npt.NDArray[np.float32], clock: _Clock
+        self, record: RoundRecord, survivors: Survivors, model: npt.NDArray[np.float32], clock: Clock
     ) -> tuple[RoundRecord, npt.NDArray[np.float32]]:
         """Wave 2 and the next model; when the round fails, the same model, and the record says why."""
         kept = dict(self._strategy.state)
@@ -416,28 +387,3 @@ class Run:
     def _save(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)
         self._files.save(self.state)
-
-
-def _begun(manifest: RoundManifest) -> RoundRecord:
-    """The record of a round of which nothing is known yet but its manifest."""
-    return RoundRecord(
-        round=manifest.round,
-        epoch=manifest.epoch,
-        train=manifest.train,
-        evaluate=manifest.evaluate,
-        participants=manifest.participants,
-    )
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Name the phase that ends now."""
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 4)
-        self._last = now

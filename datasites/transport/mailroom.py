@@ -22,36 +22,56 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-import struct
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
-from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import EMAIL, Email, IdentityError
+from datasites.study.identity import EMAIL, IdentityError
 from datasites.transport import blobs
-from datasites.transport.blobs import BadBlob, Pointer
+from datasites.transport.blobs import BadBlob
 from datasites.transport.journal import Journal, Sent
+from datasites.transport.letter import (
+    ENVELOPE_OVERHEAD,
+    INLINE_BYTES,
+    KIND,
+    MAX_ROUND,
+    Blob,
+    Contents,
+    Expected,
+    Letter,
+    Limits,
+    letter_folder,
+    letter_key,
+    letter_name,
+    pack,
+    unpack,
+)
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, StoreUnreachable, TooLarge
 
+__all__ = [
+    "MAX_ROUND",
+    "BadEnvelope",
+    "Blob",
+    "Contents",
+    "Equivocation",
+    "Expected",
+    "Letter",
+    "Limits",
+    "Mailroom",
+    "Rejected",
+    "Sealer",
+    "Undelivered",
+    "letter_folder",
+    "letter_key",
+]
+
 logger = logging.getLogger(__name__)
-
-INLINE_BYTES = 64 * 1024
-ENVELOPE_OVERHEAD = 16 * 1024
-STUDY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-KIND = re.compile(r"[a-z0-9_-]{1,40}")
-MAX_ROUND = 10_000_000
-
-Blob = bytes | bytearray | memoryview
-Expected = tuple[str, str, int, str]
-"""(sender, study, round, kind)."""
 
 
 class Sealer(Protocol):
@@ -90,67 +110,6 @@ class Undelivered(DatasitesError):
 
 class _Bad(Exception):
     """What lies under a path is not a letter that may be believed; the message says why."""
-
-
-class Contents(Agreed):
-    """The inner message. `inline` is the number of payload bytes that follow this header in the envelope."""
-
-    format: Literal[1] = 1
-    sender: Email
-    recipient: Email
-    study: Annotated[str, Field(pattern=f"^{STUDY.pattern}$")]
-    round: Annotated[int, Field(ge=0, le=MAX_ROUND)]
-    kind: Annotated[str, Field(pattern=f"^{KIND.pattern}$")]
-    body: dict[str, JsonValue]
-    inline: Annotated[int, Field(ge=0, le=INLINE_BYTES)] | None = None
-    blob: Pointer | None = None
-
-
-@dataclass(frozen=True)
-class Letter:
-    """A letter that passed every check. `digest` (SHA-256 of the inner message) names it in logs and audits."""
-
-    sender: str
-    recipient: str
-    study: str
-    round: int
-    kind: str
-    body: dict[str, JsonValue]
-    blob: bytes | bytearray | None
-    digest: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a recipient accepts, in bytes; checked before anything is read or downloaded."""
-
-    body: int = 1024 * 1024
-    blob: int = 4 * 1024**3
-
-
-def letter_folder(study: str, to: str) -> str:
-    """The folder of one recipient's letters of one study, all rounds; finished ones are collected, so it is short."""
-    return f"mail/{study}/{to}"
-
-
-def letter_name(sender: str, round: int, kind: str) -> str:
-    """The name of a letter in its recipient's folder."""
-    return f"{round:08d}.{kind}.{sender}"
-
-
-def letter_key(sender: str, study: str, to: str, round: int, kind: str) -> str:
-    """The store key of one letter; raises `ValueError` for a part that can't be one."""
-    for name, value, pattern in (
-        ("study", study, STUDY),
-        ("kind", kind, KIND),
-        ("from", sender, EMAIL),
-        ("to", to, EMAIL),
-    ):
-        if not pattern.fullmatch(value):
-            raise ValueError(f"letter: {name} {value[:200]!r} must match {pattern.pattern}")
-    if not 0 <= round <= MAX_ROUND:
-        raise ValueError(f"letter: round {round} is outside 0..{MAX_ROUND}")
-    return f"{letter_folder(study, to)}/{letter_name(sender, round, kind)}"
 
 
 class Mailroom:
@@ -250,7 +209,7 @@ class Mailroom:
             self._put(key, entry, check=True)
             return entry.contents
         to, study, round, kind = contents.recipient, contents.study, contents.round, contents.kind
-        inner = _pack(contents, inline)
+        inner = pack(contents, inline)
         if len(inner) > self.limits.body + INLINE_BYTES:
             raise ValueError(f"letter {kind}: body of {len(inner)} bytes; put large things into the blob")
         # Committed before it is put: after a crash in between, the same envelope is put by the next call.
@@ -315,7 +274,7 @@ class Mailroom:
         """The letter in an envelope; raises `_Bad`, or `IdentityError` when the sender isn't known for certain."""
         try:
             inner = self._sealer.open(sender, envelope)
-            contents, inline = _unpack(inner)
+            contents, inline = unpack(inner)
         except IdentityError:
             raise  # our roster or the sender's keys aren't in order; the letter may be good and stays
         except (BadEnvelope, ValidationError, ValueError) as error:
@@ -431,19 +390,3 @@ class Mailroom:
                     logger.debug("%s", error)  # not ours to remove; it harms nobody
         self._journal.forget_envelopes(study, first, before)
         return removed
-
-
-def _pack(contents: Contents, inline: bytes | None) -> bytes:
-    header = contents.canonical()
-    return struct.pack(">I", len(header)) + header + (inline or b"")
-
-
-def _unpack(inner: bytes) -> tuple[Contents, bytes | None]:
-    if len(inner) < 4:
-        raise ValueError("cut off")
-    (length,) = struct.unpack_from(">I", inner)
-    contents = Contents.parse(inner[4 : 4 + length])
-    rest = inner[4 + length :]
-    if len(rest) != (contents.inline or 0):
-        raise ValueError(f"{len(rest)} payload bytes where its header says {contents.inline or 0}")
-    return contents, None if contents.inline is None else rest

@@ -65,7 +65,7 @@ def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation:
 
 
 def test_a_hospital_that_is_late_each_time_is_let_in_a_few_times_only(federation: Federation, monkeypatch) -> None:
-    monkeypatch.setattr("datasites.researcher.run.MOST_EPOCHS", 1)
+    monkeypatch.setattr("datasites.researcher.run.EPOCHS_PER_HOSPITAL", 1)
     late = federation.hospitals["datasite@va.example.org"]
     late.silent_at.add("ready")
     run = federation.run(setup_patience=0.8)
