@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError, explain
 from datasites.study.identity import Email, Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
-from datasites.transport.store import Store
+from datasites.transport.store import WHOLE_STORE, Store
 from datasites.transport.syft import JobDecision, ResearcherControl
 
 CONFIG_FILE = "researcher.json"
@@ -36,6 +37,25 @@ class Settings(Agreed):
 
 class NotApproved(DatasitesError):
     """Too few hospitals have approved a study."""
+
+
+class Incomplete(DatasitesError):
+    """Something was done with all hospitals but those that the message names, each with the reason."""
+
+
+def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> None:
+    """Do `act` with each hospital; raises `Incomplete` at the end for those with which it failed."""
+    failed = {}
+    for email in emails:
+        try:
+            act(email)
+        except WHOLE_STORE:
+            raise
+        except DatasitesError as error:
+            failed[email] = error
+    if failed:
+        words = "; ".join(f"{email}: {error}" for email, error in failed.items())
+        raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {words}")
 
 
 @dataclass(frozen=True)
@@ -130,9 +150,11 @@ class Federation:
         self._control.pin(self.roster)
 
     def connect(self) -> None:
-        """Ask all pinned hospitals to be peers, and exchange what there is."""
-        for entry in self._hospitals():
-            self._control.add_hospital(entry.email)
+        """Ask all pinned hospitals to be peers, and exchange what there is.
+
+        One that can't be asked (an incomplete roster entry, say) is named by `Incomplete` after all others were.
+        """
+        _for_each("asked to be our peers", [entry.email for entry in self._hospitals()], self._control.add_hospital)
         self._control.sync()
 
     def sync(self) -> None:
@@ -154,7 +176,11 @@ class Federation:
         return pd.read_csv(io.BytesIO(self._control.mock(email, dataset)))
 
     def submit(self, study: Study) -> str:
-        """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat."""
+        """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat.
+
+        One that it can't be sent to (its keys aren't in the store yet, say) is named by `Incomplete` after it was sent
+        to all others.
+        """
         findings = study.check()
         if findings:
             first = findings[0]
@@ -164,8 +190,8 @@ class Federation:
             )
         if study.terms.researcher != self.settings.email:
             raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
-        for email in study.terms.cohort.hospitals:
-            self._control.submit(email, study.job_name, study.package.files)
+        hospitals, files = study.terms.cohort.hospitals, study.package.files
+        _for_each("sent the study", hospitals, lambda email: self._control.submit(email, study.job_name, files))
         self._control.sync()
         return study.hash
 

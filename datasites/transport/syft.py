@@ -155,9 +155,18 @@ class HospitalControl(_Control):
         return cls(client, store, roster, identity)
 
     def accept_peers(self, emails: list[str]) -> None:
-        """Accept pinned researchers, before or after they ask. Raises `IdentityError` for one that isn't pinned."""
+        """Accept pinned researchers, before or after they ask.
+
+        Raises `IdentityError` for one that isn't pinned, or not completely, after all others were accepted.
+        """
+        failed: IdentityError | None = None
         for email in emails:
-            self._add_peer(email, "researcher")
+            try:
+                self._add_peer(email, "researcher")
+            except IdentityError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def publish_dataset(self, name: str, mock_path: Path, summary: str = "") -> MockManifest:
         """Publish the mock of a dataset, signed. The private side in the SyftBox is a pointer file and nothing else.

@@ -289,3 +289,20 @@ def test_half_a_url_makes_no_folder(tmp_path, monkeypatch, url):
     with pytest.raises(StoreError, match="//"):
         Store(url)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_incomplete_roster_entry_keeps_no_other_peer_out(tmp_path):
+    """`HospitalControl.accept_peers`: a researcher pinned without syft fingerprint is named after the others."""
+    researcher, hospital = make_parties(tmp_path, str(tmp_path / "store"), (A,))
+    incomplete = researcher.entry().model_copy(
+        update={"email": "ada@uni.example", "syft_fingerprint": "", "public_key": "1" * 64}
+    )
+    hospital.control.pin(hospital.roster.pin(incomplete))
+    with pytest.raises(IdentityError, match="ada@uni.example has no syft fingerprint"):
+        hospital.control.accept_peers(["ada@uni.example", RESEARCHER])
+    researcher.control.add_hospital(A)
+    researcher.control.submit(A, "heart-1", study_files())
+    hospital.control.sync()
+    assert len(hospital.control.jobs()) == 1
+    for party in (researcher, hospital):
+        party.stop()

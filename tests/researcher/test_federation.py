@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasites.researcher import Federation, Study
+from datasites.researcher.federation import Incomplete
 from datasites.study.errors import DatasitesError, InputError
 from datasites.transport.store import StoreError
 from tests.researcher.conftest import HEART
@@ -120,3 +121,33 @@ def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: lis
 def test_half_a_url_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DatasitesError, match="s3://"):
         create(tmp_path / "home", "s3:/bucket")
+
+
+def test_a_hospital_that_cannot_be_reached_keeps_a_study_from_nobody_else(
+    tmp_path: Path, hospitals: list[Party]
+) -> None:
+    first, *others = hospitals
+    with befriended(tmp_path, hospitals) as federation:
+        bundle = tmp_path / "store" / "identities" / first.email / "bundle.json"
+        true = bundle.read_bytes()
+        bundle.unlink()
+        study = Study.load(HEART)
+        with pytest.raises(Incomplete, match=first.email):
+            federation.submit(study)
+        for party in others:
+            party.control.sync()
+            assert len(party.control.jobs()) == 1
+        bundle.write_bytes(true)
+        assert federation.submit(study) == study.hash
+        for party in hospitals:
+            party.stop()
+
+
+def test_an_incomplete_entry_keeps_no_other_hospital_from_being_a_peer(tmp_path: Path, hospitals: list[Party]) -> None:
+    first, *others = hospitals
+    with create(tmp_path / "home", tmp_path / "store") as federation:
+        federation.pin(first.entry().model_copy(update={"syft_fingerprint": ""}))
+        federation.pin(*(party.entry() for party in others))
+        with pytest.raises(Incomplete, match="no syft fingerprint"):
+            federation.connect()
+        assert federation._control._peers() == sorted(party.email for party in others)
