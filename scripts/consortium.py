@@ -138,6 +138,10 @@ class LocalConsortium:
         """Whether set-up has finished before."""
         return (self.state / "set-up").exists()
 
+    def store_url(self) -> str:
+        """The store that the parties were set up with."""
+        return str(json.loads((self.researcher_home / "researcher.json").read_bytes())["store"])
+
     def set_up(self, store_url: str | None = None) -> None:
         """Make all parties in the state folder; raises `InputError`. A half-made folder is never used."""
         if self.state.exists() and any(self.state.iterdir()):
@@ -147,6 +151,8 @@ class LocalConsortium:
         package = StudyPackage.read(self.study_folder)
         tables = heart_disease.load()
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not store_url:
+            self.store.mkdir()
         passwords = self.state / "demo-passwords.json"
         passwords.touch(mode=0o600)
         passwords.write_text(json.dumps({name: secrets.token_urlsafe(18) for name in (STEWARD, OFFICER)}))

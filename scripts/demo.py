@@ -149,14 +149,12 @@ def drop(consortium: LocalConsortium, key: str) -> None:
     print(f"{key}: killed", flush=True)
 
 
-def train(federation: Federation, consortium: LocalConsortium, study: Study, dropped: tuple[str, int] | None) -> Run:
+def train(run: Run, consortium: LocalConsortium, dropped: tuple[str, int] | None) -> None:
     """All rounds, the final evaluation and the accounts; kills a hospital before its round when asked to."""
-    run = federation.start(study)
     if dropped is not None:
         run.complete(rounds=dropped[1] - 1)
         drop(consortium, dropped[0])
     run.complete()
-    return run
 
 
 def parse_drop(text: str) -> tuple[str, int]:
@@ -207,12 +205,16 @@ def demo(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     state = out / "state"
-    if state.exists():
-        raise InputError(f"{state}: is left from another demo; remove it or choose another --out")
+    if left := [str(path) for path in (state, out / "study") if path.exists()]:
+        raise InputError(
+            f"{' and '.join(left)}: left from another demo; remove what is named here, or choose another --out"
+        )
     consortium = LocalConsortium.open(arguments.consortium, state)
     if arguments.drop and arguments.drop[0] not in [hospital.key for hospital in consortium.terms.hospitals]:
         raise InputError(f"--drop {arguments.drop[0]}: no such hospital in {arguments.consortium}")
     study = study_with_rounds(consortium, out / "study", arguments.rounds)
+    if arguments.drop and arguments.drop[1] > (last := study.terms.rounds + 1):
+        raise InputError(f"--drop {arguments.drop[0]}@{arguments.drop[1]}: the last round is {last}, the evaluation")
     seconds: dict[str, float] = {}
     began = last = time.monotonic()
 
@@ -234,10 +236,14 @@ def demo(arguments: argparse.Namespace) -> int:
                 approve_everywhere(consortium, study)
             federation.wait(study)
             lap("submission and approval")
-            run = train(federation, consortium, study, arguments.drop)
+            run = federation.start(study)
+            try:
+                train(run, consortium, arguments.drop)
+            finally:
+                if run.state.rounds:  # trained rounds are paid for: their model is kept whatever comes after them
+                    report.save_model(run, out / "model.safetensors")
             lap("training and protocol")
             result = report.result(run)
-            report.save_model(run, out / "model.safetensors")
     finally:
         datasites.stop()
     lap("stop")

@@ -134,6 +134,8 @@ def main() -> int:
         if not consortium.is_set_up():
             print(f"setting {consortium.terms.name} up in {consortium.state}", flush=True)
             consortium.set_up(arguments.store)
+        elif arguments.store not in (None, used := consortium.store_url()):
+            raise InputError(f"--store {arguments.store}: {consortium.state} uses {used}; choose another --state")
         return Launcher(consortium, arguments.keep_going).run()
     except DatasitesError as error:
         print(f"launch_local_datasites: {error}", file=sys.stderr)

@@ -10,7 +10,10 @@ if [ ! -x "$VENV/bin/python" ]; then
   [ -n "$python" ] || { echo "setup: no python3 found; install Python 3.11 or newer with venv" >&2; exit 2; }
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "setup: $("$python" --version) is too old; install Python 3.11 or newer" >&2; exit 2; }
+  [ -e "$VENV" ] && made="" || made="$VENV"
   "$python" -m venv "$VENV" || {
+    # A half-made one has a bin/python and no pip: the next run would take it for an environment.
+    [ -z "$made" ] || rm -rf "$made"
     echo "setup: $python has no venv; install it (Debian: python3-venv) or set VENV to an environment" >&2; exit 2; }
 fi
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, ValidationError
 from tqdm.auto import tqdm
 
 from datasites.researcher.run import Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
-from datasites.study.errors import DatasitesError, InputError
+from datasites.study.errors import DatasitesError, InputError, explain
 from datasites.study.identity import Email, Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
-from datasites.transport.store import Store
+from datasites.transport.store import WHOLE_STORE, Store
 from datasites.transport.syft import JobDecision, ResearcherControl
 
 CONFIG_FILE = "researcher.json"
+KEY_FILE = "keys/institution.pem"
 
 
 class Settings(Agreed):
@@ -35,6 +37,25 @@ class Settings(Agreed):
 
 class NotApproved(DatasitesError):
     """Too few hospitals have approved a study."""
+
+
+class Incomplete(DatasitesError):
+    """Something was done with all hospitals but those that the message names, each with the reason."""
+
+
+def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> None:
+    """Do `act` with each hospital; raises `Incomplete` at the end for those with which it failed."""
+    failed = {}
+    for email in emails:
+        try:
+            act(email)
+        except WHOLE_STORE:
+            raise
+        except DatasitesError as error:
+            failed[email] = error
+    if failed:
+        words = "; ".join(f"{email}: {error}" for email, error in failed.items())
+        raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {words}")
 
 
 @dataclass(frozen=True)
@@ -63,31 +84,41 @@ class Federation:
 
     @classmethod
     def create(cls, home: str | Path, *, organisation: str, email: str, store: str) -> Federation:
-        """Make a researcher's home with a new identity; raises `InputError` when one is there."""
+        """Make a researcher's home with a new identity; raises `InputError` when one is there.
+
+        When it fails (the store can't be used, say), it may be called again for the same home and e-mail.
+        """
         home = Path(home).resolve()
         if (home / CONFIG_FILE).exists():
             raise InputError(f"{home}: a researcher's home is here already; use Federation.open")
-        settings = Settings(organisation=organisation, email=email, store=store)
+        try:
+            settings = Settings(organisation=organisation, email=email, store=store)
+        except ValidationError as error:
+            raise InputError(f"researcher's home: {explain(error)}") from error
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        Identity.generate(email).save(home / "keys" / "institution.pem", os.environ.get("DATASITES_PASSPHRASE"))
-        (home / CONFIG_FILE).write_bytes(settings.canonical())
-        federation = cls.open(home)
+        if not (home / KEY_FILE).exists():
+            Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
+        federation = cls(home, settings, cls._identity(home, email))
         federation.pin(federation.entry)
         (home / "roster-entry.json").write_bytes(federation.entry.canonical())
+        (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
         return federation
+
+    @staticmethod
+    def _identity(home: Path, email: str) -> Identity:
+        return Identity.load(home / KEY_FILE, email, os.environ.get("DATASITES_PASSPHRASE"))
 
     @classmethod
     def open(cls, home: str | Path) -> Federation:
         """Open a home made with `create`; raises `InputError` or `IdentityError`."""
         home = Path(home).resolve()
         try:
-            settings = Settings.parse((home / CONFIG_FILE).read_bytes())
+            settings = Settings.model_validate_json((home / CONFIG_FILE).read_bytes())  # people edit it
         except FileNotFoundError as error:
             raise InputError(f"{home}: no researcher's home; make one with Federation.create") from error
-        identity = Identity.load(
-            home / "keys" / "institution.pem", settings.email, os.environ.get("DATASITES_PASSPHRASE")
-        )
-        return cls(home, settings, identity)
+        except ValidationError as error:
+            raise InputError(f"{home / CONFIG_FILE}: {explain(error)}") from error
+        return cls(home, settings, cls._identity(home, settings.email))
 
     def __enter__(self) -> Federation:
         return self
@@ -119,9 +150,11 @@ class Federation:
         self._control.pin(self.roster)
 
     def connect(self) -> None:
-        """Ask all pinned hospitals to be peers, and exchange what there is."""
-        for entry in self._hospitals():
-            self._control.add_hospital(entry.email)
+        """Ask all pinned hospitals to be peers, and exchange what there is.
+
+        One that can't be asked (an incomplete roster entry, say) is named by `Incomplete` after all others were.
+        """
+        _for_each("asked to be our peers", [entry.email for entry in self._hospitals()], self._control.add_hospital)
         self._control.sync()
 
     def sync(self) -> None:
@@ -143,7 +176,11 @@ class Federation:
         return pd.read_csv(io.BytesIO(self._control.mock(email, dataset)))
 
     def submit(self, study: Study) -> str:
-        """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat."""
+        """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat.
+
+        One that it can't be sent to (its keys aren't in the store yet, say) is named by `Incomplete` after it was sent
+        to all others.
+        """
         findings = study.check()
         if findings:
             first = findings[0]
@@ -153,8 +190,8 @@ class Federation:
             )
         if study.terms.researcher != self.settings.email:
             raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
-        for email in study.terms.cohort.hospitals:
-            self._control.submit(email, study.job_name, study.folder)
+        hospitals, files = study.terms.cohort.hospitals, study.package.files
+        _for_each("sent the study", hospitals, lambda email: self._control.submit(email, study.job_name, files))
         self._control.sync()
         return study.hash
 
@@ -174,7 +211,7 @@ class Federation:
         with tqdm(total=len(cohort), desc="approvals", disable=not progress) as bar:
             while True:
                 states = self.states(study)
-                decided = [state for state in states if state.state in ("approved", "rejected", "done", "failed")]
+                decided = [state for state in states if state.state not in ("submitted", "pending")]
                 bar.n = len(decided)
                 bar.set_postfix_str(", ".join(f"{s.organisation}: {s.state}" for s in states))
                 bar.refresh()
@@ -194,14 +231,20 @@ class Federation:
 
     def start(self, study: Study) -> Run:
         """The run of a study, new or as it was left; nothing is sent before `complete` or `next_round`."""
-        approved = [state.email for state in self.states(study) if state.state in ("approved", "done")]
+        approved = self._approved(study)
         needed = study.terms.cohort.survivors_needed
         if len(approved) < needed:
             raise NotApproved(
                 f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
                 "wait for more with Federation.wait"
             )
-        return Run(self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved)
+        return Run(
+            self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved,
+            look=lambda: self._approved(study),
+        )  # fmt: skip
+
+    def _approved(self, study: Study) -> list[str]:
+        return [state.email for state in self.states(study) if state.state in ("approved", "done")]
 
     def _hospitals(self) -> list[RosterEntry]:
         return [entry for entry in self.roster.entries if entry.role == "hospital"]

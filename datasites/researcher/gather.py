@@ -6,18 +6,28 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from pydantic import ValidationError
-
-from datasites.secagg.errors import SecaggError
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import BadSignature
+from datasites.study.identity import IdentityError
 from datasites.transport.mailroom import Letter, Mailroom, Rejected
+from datasites.transport.store import WHOLE_STORE, StoreError
+
+#: Payload of a letter that carries one signed message of the setup: keys or shares for all rounds and hospitals, bytes.
+LARGEST_SETUP_LETTER = 64 * 1024 * 1024
+#: The same for one round: a hospital's shares, or its acknowledgement, bytes.
+LARGEST_ANSWER = 1024 * 1024
 
 log = logging.getLogger(__name__)
 
 
 class RunError(DatasitesError):
-    """A run can't go on; the message says who is missing or what was refused, and what to do."""
+    """A run can't go on; the message says who is missing or what was refused, and what to do.
+
+    refused: letters that were refused, in words. blamed: hospitals that are shown to have broken the protocol.
+    """
+
+    def __init__(self, message: str, refused: tuple[str, ...] = (), blamed: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.refused, self.blamed = refused, blamed
 
 
 def gather(
@@ -26,6 +36,7 @@ def gather(
     number: int,
     kinds: Mapping[str, Callable[[Letter], None]],
     *,
+    max_blob: Mapping[str, int],
     wanted: set[str],
     present: set[str],
     patience: float,
@@ -36,31 +47,45 @@ def gather(
     """Take one letter of any of `kinds` from each of `wanted`; returns what was refused, in words.
 
     Ends when all of `present` have answered (and it is `enough`), when it is `done`, when it has been `enough` for
-    `patience` seconds, or after `timeout` seconds. A bad letter is refused and its sender counts as answered: a lying
-    hospital costs the others nothing.
+    `patience` seconds, or after `timeout` seconds. `max_blob`: the most bytes of payload by kind; none where left out.
+    A bad letter that its sender signed counts as its answer: a lying hospital costs the others nothing. One that the
+    mailroom refused may be somebody else's: for `patience` seconds the true one may still come.
     """
-    pending, refused = set(wanted), []
+    pending, doubted = set(wanted), set[str]()
+    refused: list[str] = []
     started = time.monotonic()
     satisfied: float | None = None
     while pending and not done():
         expected = [(email, study, number, kind) for email in sorted(pending) for kind in kinds]
         for sender, _, _, kind in mailroom.wait(expected, 0.5):
+            if sender not in pending:
+                continue  # its letter of another kind has just been taken
             try:
-                letter = mailroom.receive(sender, study, number, kind)
+                letter = mailroom.receive(sender, study, number, kind, max_blob=max_blob.get(kind, 0))
                 if letter is None:
                     continue
                 kinds[kind](letter)
-            except (Rejected, SecaggError, ValidationError, BadSignature, RunError) as error:
-                log.warning("%s", error)
-                refused.append(f"{sender}: {error}")
+            except WHOLE_STORE:
+                raise
+            except Rejected as error:
+                doubted.add(sender)
+                _refuse(refused, sender, error)
+                continue
+            except (IdentityError, StoreError, ValueError, RunError) as error:
+                _refuse(refused, sender, error)
             pending.discard(sender)
         now = time.monotonic()
-        satisfied = (satisfied or now) if enough() else None
-        if satisfied is not None and (not pending & present or now - satisfied > patience):
+        satisfied = (satisfied or now) if enough() or not pending - doubted else None
+        if (enough() and not pending & present) or (satisfied is not None and now - satisfied > patience):
             break
         if now - started > timeout:
             break
     return refused
+
+
+def _refuse(refused: list[str], sender: str, error: Exception) -> None:
+    log.warning("%s: %s", sender, error)
+    refused.append(f"{sender}: {error}")
 
 
 def blob(letter: Letter) -> bytes:

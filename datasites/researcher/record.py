@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from datasites.study.audit_chain import Head
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
 from datasites.study.letters import Account
-from datasites.study.manifest import Sha256
+from datasites.study.manifest import RoundManifest, Sha256
 
 
 class RoundRecord(Agreed):
@@ -25,6 +27,8 @@ class RoundRecord(Agreed):
 
     outcome: "done"; or "failed" when too few hospitals answered, with the reason. abstained: controls that denied, by
     hospital; an empty list is a failure that the hospital does not explain. sent: bytes of each hospital's vector.
+    blamed: hospitals whose wrong shares kept the sum shut; they take part in no later round. heads: of all whose vector
+    came, in failed rounds too.
     """
 
     round: int
@@ -37,6 +41,7 @@ class RoundRecord(Agreed):
     outcome: Literal["done", "failed"] = "done"
     reason: str = ""
     refused: tuple[str, ...] = ()
+    blamed: tuple[Email, ...] = ()
     update_norm: float | None = None
     counts: tuple[tuple[float, float], ...] | None = None
     counts_sigma: float = 0.0
@@ -44,15 +49,44 @@ class RoundRecord(Agreed):
     seconds: dict[str, float] = {}
     heads: dict[str, Head] = {}
 
+    @classmethod
+    def begun(cls, manifest: RoundManifest) -> Self:
+        """The record of a round of which nothing is known yet but its manifest."""
+        return cls(
+            round=manifest.round,
+            epoch=manifest.epoch,
+            train=manifest.train,
+            evaluate=manifest.evaluate,
+            participants=manifest.participants,
+        )
+
+
+class Clock:
+    """Seconds by phase, for `RoundRecord.seconds`."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Name the phase that ends now."""
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 4)
+        self._last = now
+
 
 class RunState(Agreed):
-    """Where a run stands. `present` are the hospitals that answered last; only they are waited for."""
+    """Where a run stands. `present` are the hospitals that answered last; only they are waited for.
+
+    epochs_for: epochs of the secure sum that were begun to let that hospital in.
+    """
 
     format: Literal[1] = 1
     study: Sha256
     epoch: Annotated[int, Field(ge=-1)] = -1
     next_round: Annotated[int, Field(ge=1)] = 1
     present: tuple[Email, ...] = ()
+    epochs_for: dict[str, int] = {}
     setup_seconds: float = 0.0
     rounds: tuple[RoundRecord, ...] = ()
     accounts: dict[str, Account] = {}
@@ -77,14 +111,25 @@ class RunFolder:
         """Replace `run.json`."""
         self.write("run.json", state.canonical())
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file atomically."""
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Replace a file atomically; it is on the disk when this returns."""
         temporary = self.folder / f".{name}"
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.folder / name)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def remove_but(self, keep: str, pattern: str) -> None:
+        """Remove the files that match `pattern`, but not `keep`."""
+        for path in self.folder.glob(pattern):
+            if path.name != keep:
+                path.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes | None:
         """A file's content, None when there is none."""
@@ -97,10 +142,9 @@ class RunFolder:
         self, number: int, model: npt.NDArray[np.float32], strategy: dict[str, npt.NDArray[np.float64]]
     ) -> None:
         """The model that round `number` starts from, with the strategy's state."""
-        temporary = self.folder / ".model.npz"
-        with temporary.open("wb") as file:
-            np.savez(file, model=model, **{f"strategy.{name}": value for name, value in strategy.items()})  # type: ignore[arg-type]
-        os.replace(temporary, self.folder / f"model-{number:06d}.npz")
+        content = io.BytesIO()
+        np.savez(content, model=model, **{f"strategy.{name}": value for name, value in strategy.items()})  # type: ignore[arg-type]
+        self.write(f"model-{number:06d}.npz", content.getbuffer())
         for old in self.folder.glob("model-*.npz"):
             if int(old.stem.split("-")[1]) < number - 1:
                 old.unlink()

@@ -1,15 +1,17 @@
 """Runs a study: round by round broadcasts the model, opens the secure sum, and makes the next model.
 
 A killed run goes on where it was. A hospital that is late or gone costs a round only a little patience, once: it is
-still invited to every round, but no longer waited for until it answers again.
+still invited to every round, but no longer waited for until it answers again. One that approved late, or was not there
+when the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +20,37 @@ from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
 from datasites.researcher.gather import RunError, gather, who_abstained
-from datasites.researcher.record import RoundRecord, RunFolder, RunState
+from datasites.researcher.record import Clock, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
 from datasites.researcher.strategies import strategy_of
 from datasites.researcher.study import Study
+from datasites.researcher.terms import manifest_of
 from datasites.secagg.aggregation import RoundResult
-from datasites.secagg.ring import safe_scale
+from datasites.secagg.errors import SecaggError
 from datasites.study import letters
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.identity import Identity, Roster
-from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest, VectorTerm
+from datasites.study.errors import DatasitesError
+from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.mailroom import Letter, Mailroom
+from datasites.transport.store import WHOLE_STORE, StoreError
 
 MOST_FAILURES = 3
+#: Epochs that are begun to let one and the same hospital in; one that is late each time costs the others no more.
+EPOCHS_PER_HOSPITAL = 3
+#: Seconds between looks at who has approved meanwhile.
+LOOK_SECONDS = 5.0
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500
 
+log = logging.getLogger(__name__)
+
 
 class Run:
-    """One study's run at the researcher. `complete` does it all; `next_round` goes by one round."""
+    """One study's run at the researcher. `complete` does it all; `next_round` goes by one round.
+
+    approved: hospitals that have approved the study; `look` says it anew while a run goes on.
+    """
 
     def __init__(
         self,
@@ -51,9 +64,11 @@ class Run:
         setup_patience: float = 120.0,
         round_timeout: float = 3600.0,
         least_patience: float = 5.0,
+        look: Callable[[], Iterable[str]] | None = None,
     ) -> None:
         self._roster, self._mailroom, self.study = roster, mailroom, study
-        self._approved = tuple(approved)
+        self._approved, self._look, self._looked = tuple(approved), look, time.monotonic()
+        self._stale = False
         self._setup_patience, self._round_timeout, self._least_patience = setup_patience, round_timeout, least_patience
         self._files = RunFolder(folder)
         self.state: RunState = self._files.load(study.hash)
@@ -67,7 +82,8 @@ class Run:
     def complete(self, *, rounds: int | None = None, progress: bool = True) -> None:
         """Run up to training round `rounds` (all when None); after the last, evaluate and close the study.
 
-        Raises `RunError` when rounds fail one after another.
+        Raises `RunError` when rounds fail one after another, and when the final evaluation fails: it can't be held
+        again, since hospitals release once per round. The study is then left open; `close` closes it.
         """
         last = self.study.terms.rounds + 1
         target = last if rounds is None else min(rounds, last)
@@ -81,42 +97,53 @@ class Run:
                 failures = [r.outcome for r in self.state.rounds[-MOST_FAILURES:]]
                 if failures == ["failed"] * MOST_FAILURES:
                     raise RunError(f"{MOST_FAILURES} rounds failed in a row; the last: {record.reason}")
-        if target == last:
-            self.close()
+        if target < last:
+            return
+        held = self.state.rounds[-1]
+        if held.outcome == "failed" and not self.state.closed:
+            raise RunError(
+                f"the final evaluation failed: {held.reason}. It can't be held again; the model is whole "
+                "(`report.save_model`), and `close` closes the study"
+            )
+        self.close()
 
     def next_round(self) -> RoundRecord:
         """Run one round and return its record; sets the secure sum up first where that is due."""
-        number = self.state.next_round
-        if number > self.study.terms.rounds + 1:
+        if self.state.next_round > self.study.terms.rounds + 1:
             raise RunError(f"study {self.study.terms.name}: all {self.study.terms.rounds} rounds were run")
         if not self._sum.is_set_up:
             self.set_up()
-        clock = _Clock()
+        elif not self._sum.has_begun(self.state.next_round):
+            self._let_in()
+        number, clock = self.state.next_round, Clock()
         stored = self._files.load_model(number)
         assert stored is not None
         model, self._strategy.state = stored
-        record = self._broadcast(number, model)
-        clock.lap("broadcast")
         try:
+            record = self._broadcast(number, model)
+            clock.lap("broadcast")
             record, survivors = self._collect(record)
             clock.lap("wave_1")
-            result, refused = self._sum.unmask(number, survivors, self._wait(survivors.emails))
-            clock.lap("wave_2")
-            record, model = self._apply(record, result, model)
-            record = record.model_copy(update={"refused": (*record.refused, *refused)})
-        except RunError as error:
-            record = record.model_copy(update={"outcome": "failed", "reason": str(error)})
+            if survivors is not None:
+                record, model = self._open(record, survivors, model, clock)
+        except BaseException:
+            # Interrupted: nothing of this round was saved but what was sent, and it is gone through again.
+            self._sum.forget_unsaved()
+            raise
         clock.lap("model")
-        record = record.model_copy(update={"seconds": clock.laps})
-        self._files.save_model(number + 1, model, self._strategy.state)
-        self._save(next_round=number + 1, rounds=(*self.state.rounds, record))
+        self._finish(record.model_copy(update={"seconds": clock.laps}), model)
         self._mailroom.collect(self.study.hash, before=number)
         return record
+
+    def _finish(self, record: RoundRecord, model: npt.NDArray[np.float32]) -> None:
+        self._files.save_model(record.round + 1, model, self._strategy.state)
+        self._save(next_round=record.round + 1, rounds=(*self.state.rounds, record))
 
     def set_up(self, *, again: bool = False) -> None:
         """Set the secure sum up among the hospitals that approved; `again` begins a new epoch, with whoever is there.
 
-        A new epoch lets a hospital in that missed the first setup, or whose journal was lost.
+        A new epoch lets a hospital in that missed the first setup, or whose journal was lost. A round that was begun
+        in the old epoch is given up: hospitals that opened it take no second manifest for it.
         """
         started = time.monotonic()
         if self._files.load_model(self.state.next_round) is None:
@@ -126,11 +153,66 @@ class Run:
                 "parameters.json", canonical_json([one.model_dump(mode="json") for one in description.parameters])
             )
             self._files.save_model(self.state.next_round, model, {})
-        if self._sum.epoch < 0 or again:
-            self._sum.new_epoch(self.study.terms, self._approved, self.state.next_round)
+        present = None
+        if self._sum.epoch < 0 or again or self._stale:
+            self._give_up_round()
+            invited = set(self._approved) - self._blamed()
+            if again and self._sum.is_set_up:
+                present = {*self.state.present, *(invited - set(self._sum.available()))}
+            try:
+                self._sum.new_epoch(self.study.terms, invited, self.state.next_round)
+            except SecaggError as error:
+                raise RunError(f"setup among {len(invited)} hospitals: {error}") from error
             self._save(epoch=self._sum.epoch)
-        available = self._sum.set_up(self._setup_patience)
+            self._stale = False
+        try:
+            available = self._sum.set_up(self._setup_patience, present)
+        except RunError:
+            # Who is in this epoch is fixed and too few are there: the next try begins another one.
+            self._stale = self._sum.is_enrolled
+            raise
         self._save(present=available, setup_seconds=self.state.setup_seconds + time.monotonic() - started)
+
+    def _give_up_round(self) -> None:
+        """Record the next round as failed if it has begun, and go on to the one after it."""
+        number = self.state.next_round
+        if not self._sum.has_begun(number):
+            return
+        if number > self.study.terms.rounds:
+            raise RunError("the final evaluation has begun, and a new epoch can't hold it again; finish it first")
+        stored, manifest = self._files.load_model(number), self._sum.opened(number)
+        assert stored is not None
+        assert manifest is not None
+        model, self._strategy.state = stored
+        given_up = {"outcome": "failed", "reason": "given up for a new epoch"}
+        self._finish(RoundRecord.begun(manifest).model_copy(update=given_up), model)
+
+    def _let_in(self) -> None:
+        """Begin a new epoch if a hospital that approved is out of the present one, and is there now."""
+        taking_part = set(self._sum.available())
+        if taking_part >= set(self.study.terms.cohort.hospitals) - self._blamed():
+            return
+        self._look_again()
+        out = set(self._approved) - taking_part - self._blamed()
+        asking = (out - set(self._sum.hospitals)) | (out & self._sum.late())
+        begun = self.state.epochs_for
+        asking = {email for email in asking if begun.get(email, 0) < EPOCHS_PER_HOSPITAL}
+        if asking:
+            log.info("new epoch of the secure sum, to let in %s", ", ".join(sorted(asking)))
+            self._save(epochs_for=begun | {email: begun.get(email, 0) + 1 for email in asking})
+            self.set_up(again=True)
+
+    def _look_again(self) -> None:
+        if self._look is None or time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        try:
+            self._approved = tuple(self._look())
+        except DatasitesError as error:
+            log.warning("who has approved meanwhile is not known: %s", error)
+        self._looked = time.monotonic()
+
+    def _blamed(self) -> set[str]:
+        return {email for record in self.state.rounds for email in record.blamed}
 
     def close(self, patience: float = 60.0) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat."""
@@ -138,7 +220,12 @@ class Run:
         for email in everybody:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
             body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
-            self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, body.model_dump(mode="json"))
+            try:
+                self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, body.model_dump(mode="json"))
+            except WHOLE_STORE:
+                raise
+            except (IdentityError, StoreError) as error:
+                log.warning("%s is not told that the study is over: %s", email, error)
         accounts = dict(self.state.accounts)
 
         def take(letter: Letter) -> None:
@@ -151,6 +238,7 @@ class Run:
             study,
             letters.SETUP_ROUND,
             {letters.ACCOUNT: take},
+            max_blob={},
             wanted=set(everybody) - set(accounts),
             present=set(self.state.present),
             patience=patience,
@@ -173,48 +261,26 @@ class Run:
 
     # -- one round -------------------------------------------------------------------------------------------------
 
-    def manifest(self, number: int, participants: tuple[str, ...], model_hash: str) -> RoundManifest:
-        """The manifest of round `number`, as the study calls for it."""
-        terms, bins = self.study.terms, self.study.terms.evaluation.bins
-        train = number <= terms.rounds
-        every = terms.evaluation.every
-        interim = train and every > 0 and number % every == 0 and number < terms.rounds
-        lengths = {}
-        if train:
-            lengths["update"] = (sum(int(np.prod(p.shape)) for p in self.parameters), UPDATE_BOUND)
-            lengths["weight"] = (1, 1.0)
-        if interim or not train:
-            lengths["counts"] = (2 * bins, COUNTS_BOUND)
-        return RoundManifest(
-            study=self.study.hash,
-            epoch=self._sum.epoch,
-            round=number,
-            participants=participants,
-            threshold=self._sum.context.threshold,
-            train=train,
-            evaluate="interim" if interim else "no" if train else "final",
-            weight_max=float(terms.cohort.max_patients),
-            model_hash=model_hash,
-            vectors=tuple(
-                VectorTerm(name=name, length=length, bound=bound, scale=safe_scale(bound, len(participants)))
-                for name, (length, bound) in lengths.items()
-            ),
-        )
-
     def _broadcast(self, number: int, model: npt.NDArray[np.float32]) -> RoundRecord:
         self._welcome_back(number - 1)
         payload = model.astype("<f4").tobytes()
-        manifest = self._sum.opened(number) or self.manifest(number, self._sum.available(), sha256_hex(payload))
+        manifest = self._sum.opened(number)
+        if manifest is None:
+            blamed, threshold = self._blamed(), self._sum.context.threshold
+            participants = tuple(email for email in self._sum.available() if email not in blamed)
+            if len(participants) < threshold:
+                raise RunError(
+                    f"round {number}: {len(participants)} hospitals can take part, the threshold is {threshold}"
+                    + (f"; left out for wrong shares: {', '.join(sorted(blamed))}" if blamed else "")
+                )
+            manifest = manifest_of(
+                self.study.terms, self.parameters, self._sum.context, number, participants, sha256_hex(payload)
+            )
         self._sum.broadcast(manifest, payload)
-        return RoundRecord(
-            round=number,
-            epoch=manifest.epoch,
-            train=manifest.train,
-            evaluate=manifest.evaluate,
-            participants=manifest.participants,
-        )
+        return RoundRecord.begun(manifest)
 
-    def _collect(self, record: RoundRecord) -> tuple[RoundRecord, Survivors]:
+    def _collect(self, record: RoundRecord) -> tuple[RoundRecord, Survivors | None]:
+        """Wave 1; no survivors when the round failed, and then the record says why."""
         heads: dict[str, Head] = {}
         sigmas: dict[str, float] = {}
         sent: dict[str, int] = {}
@@ -230,24 +296,43 @@ class Run:
         def sat_out(letter: Letter) -> None:
             abstained[letter.sender] = letters.Abstention.model_validate(letter.body).controls
 
+        survivors, changes = None, {}
         try:
             survivors = self._sum.collect(
                 record.round, self._wait(self.state.present), masked, {letters.ABSTAINED: sat_out}
             )
+            emails = survivors.emails
+            changes = {
+                "survivors": emails,
+                "refused": survivors.refused,
+                "counts_sigma": float(np.sqrt(sum(sigmas.get(email, 0.0) ** 2 for email in emails))),
+            }
         except RunError as error:
-            raise RunError(f"{error}; {who_abstained(abstained)}") from error
-        finally:
-            self._save(present=tuple(sorted({*heads, *abstained})))
-        emails = survivors.emails
-        changes = {
-            "survivors": emails,
-            "abstained": abstained,
-            "refused": survivors.refused,
-            "heads": {email: heads[email] for email in emails if email in heads},
-            "sent": {email: sent[email] for email in emails if email in sent},
-            "counts_sigma": float(np.sqrt(sum(sigmas.get(email, 0.0) ** 2 for email in emails))),
-        }
+            reason = f"{error}; {who_abstained(abstained)}"
+            changes = {"outcome": "failed", "reason": reason, "refused": error.refused}
+        self._save(present=tuple(sorted({*heads, *abstained})))
+        changes |= {"abstained": abstained, "heads": heads, "sent": sent}
         return record.model_copy(update=changes), survivors
+
+    def _open(
+        self, record: RoundRecord, survivors: Survivors, model: npt.NDArray[np.float32], clock: Clock
+    ) -> tuple[RoundRecord, npt.NDArray[np.float32]]:
+        """Wave 2 and the next model; when the round fails, the same model, and the record says why."""
+        kept = dict(self._strategy.state)
+        try:
+            result, refused = self._sum.unmask(record.round, survivors, self._wait(survivors.emails))
+            clock.lap("wave_2")
+            record = record.model_copy(update={"refused": (*record.refused, *refused)})
+            return self._apply(record, result, model)
+        except RunError as error:
+            self._strategy.state = kept
+            changes = {
+                "outcome": "failed",
+                "reason": str(error),
+                "refused": (*record.refused, *error.refused),
+                "blamed": error.blamed,
+            }
+            return record.model_copy(update=changes), model
 
     def _apply(
         self, record: RoundRecord, result: RoundResult, model: npt.NDArray[np.float32]
@@ -257,9 +342,17 @@ class Run:
         if record.train:
             # In distributed mode every hospital's update is its part of one step of all patients together.
             together = self.study.terms.privacy.mode == "distributed"
-            mean = sums["update"] if together else sums["update"] / sums["weight"][0]
+            weight = 1.0 if together else float(sums["weight"][0])
+            if weight <= 0:
+                raise RunError(f"round {record.round}: the hospitals' weights sum to {weight:g}: one of them lies")
+            mean = sums["update"] / weight
             changes["update_norm"] = float(np.linalg.norm(mean))
-            model = self._strategy.next_model(model.astype(np.float64), mean).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                model = self._strategy.next_model(model.astype(np.float64), mean).astype(np.float32)
+            if not np.isfinite(model).all():
+                raise RunError(
+                    f"round {record.round}: the next model would not be finite; lower the server's step size"
+                )
         if record.evaluate != "no":
             changes["counts"] = tuple(map(tuple, sums["counts"].reshape(-1, 2).tolist()))
         return record.model_copy(update=changes), model
@@ -294,17 +387,3 @@ class Run:
     def _save(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)
         self._files.save(self.state)
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Name the phase that ends now."""
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 4)
-        self._last = now

@@ -1,18 +1,21 @@
 """The aggregator over the mailroom: sets epochs of the secure sum up, and opens one sum per round.
 
 State is saved before each message goes out, so a killed researcher goes on where it was: what was sent is sent again
-as it was, what came is read again. Nothing here knows what is summed.
+as it was, what came is read again. Each epoch has its own files. Nothing here knows what is summed.
 """
 
 from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from datasites.researcher.gather import RunError, blob, gather
+from pydantic import JsonValue
+
+from datasites.researcher.gather import LARGEST_ANSWER, LARGEST_SETUP_LETTER, RunError, blob, gather
 from datasites.researcher.record import RunFolder
+from datasites.secagg import ring
 from datasites.secagg.aggregation import AggregatorState, RoundResult
 from datasites.secagg.aggregator import Aggregator
 from datasites.secagg.context import Context
@@ -21,7 +24,7 @@ from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready,
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster
 from datasites.study.manifest import RoundManifest, Study
-from datasites.transport.mailroom import Letter, Mailroom
+from datasites.transport.mailroom import Blob, Letter, Mailroom, Undelivered
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +66,39 @@ class SecureSum:
         context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
         if context is not None:
             self._aggregator = Aggregator(identity, Context.parse(context))
-            stored = files.read("aggregator.bin")
-            self._state = AggregatorState.from_bytes(stored) if stored else self._aggregator.start()
+            self.forget_unsaved()
 
     @property
     def is_set_up(self) -> bool:
-        """Whether rounds can be opened."""
-        return self._state is not None and bool(self._state.record.readies)
+        """Whether rounds can be opened: enough hospitals hold each other's shares."""
+        return self.is_enrolled and len(self.available()) >= self.context.threshold
+
+    @property
+    def is_enrolled(self) -> bool:
+        """Whether it is fixed who is in the present epoch; others can join the next one only."""
+        return self._state is not None and self._state.record.enrolment is not None
+
+    def has_begun(self, number: int) -> bool:
+        """Whether round `number` was opened, so that hospitals may have taken its manifest and take no other."""
+        return self._state is not None and self._state.record.last_round >= number
+
+    def late(self) -> set[str]:
+        """Hospitals of the present epoch that came too late to take part in it, and are there now."""
+        _, state = self._parts()
+        assert state.record.enrolment is not None
+        enrolled = {certificate.sender for certificate in state.record.enrolment.certificates}
+        awaited = [
+            (email, self._study, letters.SETUP_ROUND, kind(self.context.epoch))
+            for email in set(self.hospitals) - set(self.available())
+            for kind in [letters.ready_kind if email in enrolled else letters.certificate_kind]
+        ]
+        return {email for email, *_ in self._mailroom.waiting(awaited)}
+
+    def forget_unsaved(self) -> None:
+        """Go back to what is on disk. After an interruption a sum in memory may be half opened, and so be wrong."""
+        if self._aggregator is not None:
+            stored = self._files.read(self._file)
+            self._state = AggregatorState.from_bytes(stored) if stored else self._aggregator.start()
 
     @property
     def context(self) -> Context:
@@ -109,10 +138,11 @@ class SecureSum:
         self._files.write(f"context-{self.epoch}.json", context.canonical())
         self._save()
 
-    def set_up(self, patience: float) -> tuple[str, ...]:
+    def set_up(self, patience: float, present: Collection[str] | None = None) -> tuple[str, ...]:
         """Exchange certificates and shares in the present epoch; returns who can take part.
 
-        Raises `RunError` when fewer than the threshold do within `patience` seconds (waited twice).
+        Waits for `present` (everybody when None) for at most `patience` seconds, twice; raises `RunError` when fewer
+        than the threshold have come.
         """
         aggregator, _ = self._parts()
         context, epoch = aggregator.context, self.epoch
@@ -123,13 +153,7 @@ class SecureSum:
             last_round=context.last_round,
             expires=context.expires,
         )
-        self._mailroom.send_all(
-            self.hospitals,
-            self._study,
-            letters.SETUP_ROUND,
-            letters.offer_kind(epoch),
-            offer.model_dump(mode="json"),
-        )
+        self._post(self.hospitals, letters.SETUP_ROUND, letters.offer_kind(epoch), offer.model_dump(mode="json"))
         today = datetime.datetime.now(datetime.UTC).date()
         if self._parts()[1].record.enrolment is None:
 
@@ -137,7 +161,7 @@ class SecureSum:
                 certificate = Certificate.from_bytes(blob(letter))
                 self._state = aggregator.receive_certificate(self._parts()[1], certificate, today=today)
 
-            self._await_all(letters.certificate_kind(epoch), certified, self.hospitals, patience)
+            self._await_all(letters.certificate_kind(epoch), certified, self.hospitals, patience, present)
             try:
                 self._state, _ = aggregator.enrol(self._parts()[1], today=today)
             except TooFew as error:
@@ -151,7 +175,7 @@ class SecureSum:
         def ready(letter: Letter) -> None:
             self._state = aggregator.receive_ready(self._parts()[1], Ready.from_bytes(blob(letter)))
 
-        self._await_all(letters.ready_kind(epoch), ready, enrolled, patience)
+        self._await_all(letters.ready_kind(epoch), ready, enrolled, patience, present)
         available = self.available()
         if len(available) < context.threshold:
             raise RunError(
@@ -159,19 +183,35 @@ class SecureSum:
                 "start the datasites that are missing and run again"
             )
         self._save()
+        self._files.remove_but(self._file, "aggregator-*.bin")
         return available
 
-    def _await_all(self, kind: str, take: Callable[[Letter], None], emails: Iterable[str], patience: float) -> None:
+    def _await_all(
+        self,
+        kind: str,
+        take: Callable[[Letter], None],
+        emails: Iterable[str],
+        patience: float,
+        present: Collection[str] | None,
+    ) -> None:
         everybody = set(emails)
+        came: set[str] = set()
+
+        def taken(letter: Letter) -> None:
+            take(letter)
+            came.add(letter.sender)
+
         gather(
             self._mailroom,
             self._study,
             letters.SETUP_ROUND,
-            {kind: take},
+            {kind: taken},
+            max_blob={kind: LARGEST_SETUP_LETTER},
             wanted=everybody,
-            present=everybody,
+            present=everybody if present is None else everybody & set(present),
             patience=patience,
             timeout=patience,
+            enough=lambda: present is None or len(came) >= self.context.threshold,
         )
 
     # -- one round -------------------------------------------------------------------------------------------------
@@ -188,8 +228,8 @@ class SecureSum:
         aggregator, state = self._parts()
         self._state, signed = aggregator.open_round(state, manifest)
         self._save()
-        body = {"manifest": signed.to_bytes().decode()}
-        self._mailroom.send_all(manifest.participants, self._study, manifest.round, letters.ROUND, dict(body), model)
+        body: dict[str, JsonValue] = {"manifest": signed.to_bytes().decode()}
+        self._post(manifest.participants, manifest.round, letters.ROUND, body, model)
 
     def collect(
         self,
@@ -200,7 +240,8 @@ class SecureSum:
     ) -> Survivors:
         """Wave 1: add masked vectors up, fix the survivors, tell them. Other kinds of letters count as answers too.
 
-        Raises `RunError` when there are fewer survivors than the threshold.
+        A vector whose letter `masked` refuses (by raising) is not added. Raises `RunError` when there are fewer
+        survivors than the threshold.
         """
         aggregator, state = self._parts()
         assert state.record.round is not None
@@ -213,9 +254,9 @@ class SecureSum:
         def take(letter: Letter) -> None:
             body = letters.Masked.model_validate(letter.body)
             vector = MaskedVector.from_bytes(body.header.encode(), memoryview(letter.blob or b""))
+            masked(letter, body)
             if survivors is None:
                 self._state = aggregator.receive(self._parts()[1], vector)
-            masked(letter, body)
             came.add(letter.sender)
 
         refused = gather(
@@ -223,6 +264,7 @@ class SecureSum:
             self._study,
             number,
             {letters.MASKED: take, **other},
+            max_blob={letters.MASKED: 4 * ring.dimension(state.record.round.signed.manifest.vectors)},
             wanted=wanted,
             present=set(wait.present) & wanted,
             patience=wait.patience,
@@ -232,7 +274,7 @@ class SecureSum:
         try:
             self._state, survivors = aggregator.survivors(self._parts()[1])
         except TooFew as error:
-            raise RunError(str(error)) from error
+            raise RunError(str(error), tuple(refused)) from error
         self._save()
         emails = tuple(header.sender for header in survivors.headers)
         self._send(emails, number, letters.SURVIVORS, survivors)
@@ -254,6 +296,7 @@ class SecureSum:
             self._study,
             number,
             {letters.ACKNOWLEDGE: take},
+            max_blob={letters.ACKNOWLEDGE: LARGEST_ANSWER},
             wanted=set(emails),
             present=set(emails),
             patience=wait.patience,
@@ -271,17 +314,22 @@ class SecureSum:
     def unmask(self, number: int, survivors: Survivors, wait: Wait) -> tuple[RoundResult, tuple[str, ...]]:
         """Wave 2: gather shares until the sum opens; returns it, and what was refused, in words.
 
-        Raises `RunError` when too few survivors answer; then nothing was learnt.
+        Raises `RunError` when too few survivors answer, or when shares are wrong: it blames whose they are. Then
+        nothing was learnt.
         """
         aggregator = self._parts()[0]
         opened: list[RoundResult] = []
+        wrong: list[WrongShare] = []
 
         def answered(letter: Letter) -> None:
             self._state = aggregator.receive_shares(self._parts()[1], UnmaskShares.from_bytes(blob(letter)))
             if aggregator.can_open(self._parts()[1]):
                 try:
                     opened.append(aggregator.result(self._parts()[1]))
-                except (WrongShare, TooFew, OutOfOrder) as error:
+                except WrongShare as error:
+                    log.warning("%s", error)
+                    wrong.append(error)
+                except (TooFew, OutOfOrder) as error:
                     log.warning("round %d: %s", number, error)
 
         refused = gather(
@@ -289,17 +337,27 @@ class SecureSum:
             self._study,
             number,
             {letters.UNMASK: answered},
+            max_blob={letters.UNMASK: LARGEST_ANSWER},
             wanted=set(survivors.emails),
             present=set(survivors.emails),
             patience=wait.patience,
             timeout=wait.timeout,
             done=lambda: bool(opened),
         )
+        if wrong and not opened:
+            raise RunError(
+                f"the sum could not be opened: {wrong[-1]}. The next round goes on from the same model, without "
+                f"{', '.join(wrong[-1].members)}",
+                tuple(refused),
+                wrong[-1].members,
+            )
         if not opened:
             raise RunError(
                 f"round {number}: the sum could not be opened: too few survivors answered. The next round goes on "
-                "from the same model"
+                "from the same model",
+                tuple(refused),
             )
+        refused += [f"{email}: sent wrong shares, which were left out" for email in opened[-1].wrong_shares_from]
         return opened[-1], tuple(refused)
 
     # -- parts -----------------------------------------------------------------------------------------------------
@@ -309,8 +367,22 @@ class SecureSum:
             raise RunError("the secure sum is not set up yet")
         return self._aggregator, self._state
 
+    @property
+    def _file(self) -> str:
+        assert self._aggregator is not None
+        return f"aggregator-{self._aggregator.context.epoch}.bin"
+
     def _save(self) -> None:
-        self._files.write("aggregator.bin", self._parts()[1].to_bytes())
+        self._files.write(self._file, self._parts()[1].to_bytes())
 
     def _send(self, to: Iterable[str], number: int, kind: str, message: Message) -> None:
-        self._mailroom.send_all(list(to), self._study, number, kind, {}, message.to_bytes())
+        self._post(to, number, kind, {}, message.to_bytes())
+
+    def _post(
+        self, to: Iterable[str], number: int, kind: str, body: dict[str, JsonValue], payload: Blob | None = None
+    ) -> None:
+        """Send to all; one that can't be reached (its keys in the store are others, say) is as good as absent."""
+        try:
+            self._mailroom.send_all(list(to), self._study, number, kind, body, payload)
+        except Undelivered as error:
+            log.warning("%s %d: %s", kind, number, error)

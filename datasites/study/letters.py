@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import Agreed
@@ -63,12 +63,23 @@ class EpochOffer(Agreed):
     expires: datetime.date
 
 
+#: Noise beyond this (sd, patients per cell) drowns every count.
+MOST_SIGMA = 2.0**20
+#: Names of what one partition of patients has spent: by RDP, by PLD, and by RDP without other hospitals' noise.
+SPENT = {"rdp", "pld", "local_rdp"}
+
+
 class Masked(Agreed):
-    """Around a masked vector (the letter's payload): its signed header, the audit head, and public noise of counts."""
+    """Around a masked vector (the letter's payload): its signed header, the audit head, and public noise of counts.
+
+    counts_sigma: sd in patients per cell, of both kinds of evaluation; 0 for one that the study has not.
+    """
 
     header: str
     audit: Head
-    counts_sigma: dict[Literal["final", "interim"], Annotated[float, Field(ge=0)]]
+    counts_sigma: Annotated[
+        dict[Literal["final", "interim"], Annotated[float, Field(ge=0, le=MOST_SIGMA)]], Field(min_length=2)
+    ]
 
 
 class Abstention(Agreed):
@@ -86,12 +97,23 @@ class Close(Agreed):
 
 
 class Account(Agreed):
-    """What a study cost a hospital's patients, by its own ledger; follows from public terms and the rounds it ran."""
+    """What a study cost a hospital's patients, by its own ledger; follows from public terms and the rounds it ran.
+
+    spent: epsilon at `delta`, by partition of patients ("training", "held_out") and by the names in `SPENT`.
+    """
 
     rounds: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     noise_multiplier: Annotated[float, Field(ge=0)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    spent: dict[str, dict[str, float]]
+    spent: Annotated[dict[str, dict[str, Annotated[float, Field(ge=0, le=1e15)]]], Field(min_length=1, max_length=8)]
     head: Head
+
+    @field_validator("spent")
+    @classmethod
+    def _whole(cls, spent: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for partition, epsilons in spent.items():
+            if len(partition) > 64 or set(epsilons) != SPENT:
+                raise ValueError(f"spent of {partition[:64]!r} must hold {', '.join(sorted(SPENT))}")
+        return spent

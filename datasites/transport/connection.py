@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -31,8 +32,10 @@ from datasites.study.canonical import sha256_hex
 from datasites.study.identity import EMAIL, IdentityError, Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
-from datasites.transport.store import NotAFile, Store, StoreError, TooLarge
+from datasites.transport.store import WHOLE_STORE, Store, StoreError
 from datasites.transport.synclog import SyncLog
+
+logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_MOCK_FILE_BYTES = 64 * 1024 * 1024
@@ -73,13 +76,18 @@ class StoreConnection(SyftboxPlatformConnection):
         if key in self._stuck:
             return
         self.quarantine.keep(key, reason, data)
+        self.remove(key)
+
+    def remove(self, key: str) -> None:
+        """Take a message that is done with out of the store; one that we may not delete is passed over from now on."""
         try:
             self.store.delete(key)
-        except StoreError:
-            self._stuck.add(key)  # something that we may not delete: reported once, then passed over
+        except StoreError as error:
+            logger.warning("%s; it is passed over from now on", error)
+            self._stuck.add(key)
 
     def refuse_folder(self, folder: str, reason: str) -> None:
-        """Report a folder of somebody else's once and pass it over; its owner alone may mend it."""
+        """Report a folder, or what kept us from using it, once, and pass it over; its owner alone may mend it."""
         if folder not in self._stuck:
             self._stuck.add(folder)
             self.quarantine.keep(folder, reason)
@@ -117,8 +125,13 @@ class StoreConnection(SyftboxPlatformConnection):
         for email in self.store.list(f"p2p/{self.email}"):
             if known.get(email, {}).get("state") in ("accepted", "rejected") or not self._pinned(email):
                 continue
-            if self.store.exists(f"p2p/{self.email}/{email}/request.json"):
-                asking.append(email)
+            try:
+                if self.store.exists(f"p2p/{self.email}/{email}/request.json"):
+                    asking.append(email)
+            except WHOLE_STORE:
+                raise
+            except StoreError as error:
+                self.refuse_folder(f"p2p/{self.email}/{email}", str(error))
         return asking
 
     def _pinned(self, email: str) -> bool:
@@ -157,8 +170,8 @@ class StoreConnection(SyftboxPlatformConnection):
     def write_encryption_bundle(self, peer_email: str, bundle_json: str) -> None:
         """Publish our public keys."""
         key, data = f"identities/{self.email}/bundle.json", bundle_json.encode()
-        with contextlib.suppress(TooLarge, NotAFile):
-            if self.store.get(key, limit=MAX_BUNDLE_BYTES) == data:
+        with contextlib.suppress(WrongBundle):
+            if self.stored_bundle(self.email) == data:
                 return
         self.store.put(key, data)
 
@@ -169,7 +182,9 @@ class StoreConnection(SyftboxPlatformConnection):
         """What lies in the store as the keys of `email`, unchecked."""
         try:
             return self.store.get(f"identities/{email}/bundle.json", limit=MAX_BUNDLE_BYTES)
-        except (TooLarge, NotAFile) as error:
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:
             raise WrongBundle(f"keys of {email} in the store: {error}") from error
 
     def read_peer_encryption_bundle(self, peer_email: str) -> str | None:
@@ -210,6 +225,8 @@ class StoreConnection(SyftboxPlatformConnection):
         folder = inbox_folder(self.email, sender_email)
         found = []
         for name in self.store.list(folder):
+            if f"{folder}/{name}" in self._stuck:
+                continue
             try:
                 found.append((MessageFileName.from_string(name).submitted_timestamp, name))
             except FileNameParseError:
@@ -231,6 +248,8 @@ class StoreConnection(SyftboxPlatformConnection):
         folder = outbox_folder(peer_email, self.email)
         found = []
         for name in self.store.list(folder):
+            if f"{folder}/{name}" in self._stuck:
+                continue
             try:
                 parsed = FileChangeEventsMessageFileName.from_string(name)
                 if parsed.as_string() != name:

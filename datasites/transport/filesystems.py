@@ -7,7 +7,9 @@ who may be hostile, so links are not followed and only regular files are read.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,6 +18,8 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from datasites.transport.store_errors import NotAFile, StoreError, StoreMissing, TooLarge, diagnose
+
+logger = logging.getLogger(__name__)
 
 IN_FLIGHT = ".tmp-"
 # Filesystems where an upload appears only when complete; elsewhere a temporary name is moved into place.
@@ -51,8 +55,10 @@ class StoreFiles(Protocol):
 
 
 def local_path(url: str) -> Path | None:
-    """The folder that `url` names, or None for a URL of another kind."""
+    """The folder that `url` names, or None for a URL of another kind; raises `StoreError` for half a URL."""
     if "://" not in url:
+        if half := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?=/|$)", url):
+            raise StoreError(f"store {url}: write {half[0]}//… for a URL, or ./{url} for a folder of that name")
         return Path(url).absolute()
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme in ("file", "local") else None
@@ -75,6 +81,8 @@ class FolderFiles:
 
     def make_root(self) -> None:
         """See `StoreFiles`."""
+        if not self.root.is_dir():
+            logger.warning("store %s: no such folder, it is made now; is the share mounted?", self.root)
         self.root.mkdir(parents=True, exist_ok=True)
         self._real_root = os.path.realpath(self.root)
 

@@ -8,7 +8,8 @@ local changes at a restart, reads all private files at every sync, and stops for
 - a datasite sends one kind of file: the state and the outputs of a peer's own submissions (`OwnerSyncer`);
 - a researcher takes such files only from the datasite that owns them, never an older one over a newer
   (`WatcherSyncer`), and mock data only with its owner's signature (`mocks.fetch_mocks`);
-- whatever else comes is quarantined with the reason, and the next message is looked at.
+- whatever else comes is quarantined with the reason, and the next message is looked at; what can't be read or removed
+  is reported once and passed over.
 
 Nothing here decides whether a study may run; that is the business of `hospital`.
 """
@@ -22,6 +23,7 @@ import os
 import shutil
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,7 +44,7 @@ from syft.sync.version.peer_manager import PeerManager
 from datasites.study.identity import IdentityError
 from datasites.transport.connection import MAX_MESSAGE_BYTES, StoreConnection
 from datasites.transport.mocks import fetch_mocks
-from datasites.transport.store import NotAFile, StoreError, TooLarge
+from datasites.transport.store import WHOLE_STORE, StoreError
 from datasites.transport.submissions import (
     Refused,
     Submission,
@@ -58,20 +60,26 @@ from datasites.transport.writing import write_file
 logger = logging.getLogger(__name__)
 
 MAX_PLAIN_BYTES = 64 * 1024 * 1024
+MESSAGE_FILE = "proposed_file_changes.json"
 MESSAGES_PER_PEER = 100
 
 
 def bounded_message(data: bytes) -> bytes:
-    """The JSON inside a syft message (a gzipped tar of one file); `Refused` above 64 MiB, before it is unpacked."""
+    """The JSON inside a syft message (a gzipped tar of one file); `Refused` above 64 MiB, before it is unpacked.
+
+    Only the first entry is looked at, and only as a plain file: a sparse one of 100 bytes can stand for gigabytes.
+    """
     inflate = zlib.decompressobj(wbits=31)
     plain = inflate.decompress(data, MAX_PLAIN_BYTES)
     if inflate.unconsumed_tail or not inflate.eof:
         raise Refused(f"unpacks to more than {MAX_PLAIN_BYTES} bytes, or is cut off")
     with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
-        file = archive.extractfile("proposed_file_changes.json")
-        if file is None:
-            raise Refused("not a syft message")
-        return file.read()
+        entry = archive.next()
+        if entry is None or entry.name != MESSAGE_FILE or entry.type != tarfile.REGTYPE or entry.issparse():
+            raise Refused(f"not a syft message, which is one plain file {MESSAGE_FILE}")
+        file = archive.extractfile(entry)
+        assert file is not None
+        return file.read(MAX_PLAIN_BYTES)
 
 
 class Router(ConnectionRouter):
@@ -88,7 +96,9 @@ class Router(ConnectionRouter):
         """The verified, decrypted JSON of one message, or None when it is gone; raises `Refused`."""
         try:
             sealed = self.connection.store.get(key, limit=MAX_MESSAGE_BYTES)
-        except (TooLarge, NotAFile) as error:
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:
             raise Refused(str(error)) from error
         if sealed is None:
             return None
@@ -125,17 +135,8 @@ class OwnerSyncer(DatasiteOwnerSyncer):
     def sync(self, peer_emails: list[str], recompute_hashes: bool = True) -> None:
         """Take what peers have sent, then send what has changed. One peer's trouble doesn't hold up another."""
         self.initial_sync_done = True
-        failed: StoreError | None = None
-        for peer in peer_emails:
-            try:
-                self.take_submissions(peer)
-                if recompute_hashes:
-                    self.send_changes(peer)
-            except StoreError as error:
-                logger.error("sync with %s: %s", peer, error)
-                failed = error
-        if failed is not None:
-            raise failed
+        acts = (self.take_submissions, self.send_changes) if recompute_hashes else (self.take_submissions,)
+        _with_each(self.connection_router.connection, peer_emails, *acts)
 
     def pull_initial_state(self) -> None:
         """Nothing is restored from the store: approvals and submissions on disk are the truth."""
@@ -166,16 +167,21 @@ class OwnerSyncer(DatasiteOwnerSyncer):
                 # Our own trouble (disk, keys), not the sender's: the message stays and is tried again.
                 logger.error("submission %s: %s", key, error)
                 continue
-            else:
-                connection.store.delete(key)
             self.log.mark_handled(sender, name)
+            connection.remove(key)
 
     def _place(self, submission: Submission) -> None:
-        """Put a whole submission in place by one rename; the same again is no change, another is refused."""
+        """Put a whole submission in place by one rename; another under its name is refused.
+
+        The same again changes nothing, and has its state sent again: its submitter may have lost what was sent.
+        """
         folder = self.syftbox_folder / self.email / submission_folder(submission.submitter, submission.job)
         if folder.exists():
             if submission.files != _files_in(folder):
                 raise Refused(f"submission {submission.job} is there already with other content; use another name")
+            self.log.forget_delivered(
+                submission.submitter, f"{outgoing_folder(submission.submitter)}/{submission.job}/"
+            )
             return
         staging = self.syftbox_folder / ".cache" / "incoming" / uuid4().hex
         for path, content in submission.files.items():
@@ -240,16 +246,12 @@ class WatcherSyncer(DatasiteWatcherSyncer):
 
     def sync_down(self, peer_emails: list[str]) -> None:
         """Take what each datasite has sent. One datasite's trouble doesn't hold up another."""
-        failed: StoreError | None = None
-        for peer in peer_emails:
-            try:
-                self.take_events(peer)
-                fetch_mocks(self.connection_router.connection, self.log, peer, self.syftbox_folder)
-            except StoreError as error:
-                logger.error("sync with %s: %s", peer, error)
-                failed = error
-        if failed is not None:
-            raise failed
+        connection = self.connection_router.connection
+
+        def take_mocks(peer: str) -> None:
+            fetch_mocks(connection, self.log, peer, self.syftbox_folder)
+
+        _with_each(connection, peer_emails, self.take_events, take_mocks)
 
     def take_events(self, peer: str) -> None:
         """Apply the messages of one datasite, by their signed numbers; remove them from the outbox."""
@@ -270,9 +272,8 @@ class WatcherSyncer(DatasiteWatcherSyncer):
             except (OSError, IdentityError) as error:
                 logger.error("message %s: %s", key, error)
                 continue
-            else:
-                connection.store.delete(key)
             self.log.mark_handled(peer, text)
+            connection.remove(key)
 
     def _apply(self, peer: str, plain: bytes, name: FileChangeEventsMessageFileName) -> None:
         try:
@@ -298,6 +299,23 @@ class WatcherSyncer(DatasiteWatcherSyncer):
             if number > self.log.applied(peer, path):
                 write_file(self.syftbox_folder / peer / path, content)
                 self.log.mark_applied(peer, path, number)
+
+
+def _with_each(connection: StoreConnection, peers: list[str], *acts: Callable[[str], None]) -> None:
+    """Do all `acts` with each peer. A place of one peer's that is out of order is reported once and passed over;
+    trouble with the whole store is raised when every peer had its turn."""
+    failed: StoreError | None = None
+    for peer in peers:
+        for act in acts:
+            try:
+                act(peer)
+            except WHOLE_STORE as error:
+                logger.error("sync with %s: %s", peer, error)
+                failed = error
+            except StoreError as error:
+                connection.refuse_folder(f"{act.__name__} {peer}", str(error))
+    if failed is not None:
+        raise failed
 
 
 class Manager(SyftboxManager):

@@ -12,41 +12,66 @@ can only withhold a letter:
 - a letter that is sent again is byte-identical (I6).
 
 A refused letter is removed from the recipient's mailbox, so that a wait goes on and the sender can put the true one
-back by calling `send` again. A bad letter of one sender never delays those of another. Nothing is ordered by clock.
-What the store learns: who writes to whom, when, in which study and round, and sizes.
+back by calling `send` again; one that can't be removed is reported once and then passed over. A bad letter of one
+sender never delays those of another, nor does what can't be read or sent. Nothing is ordered by clock.
+What the store learns: who writes to whom, when, in which study and round, what kind of letter (so also who abstains),
+and sizes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import struct
+import logging
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
-from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import EMAIL, Email, IdentityError
+from datasites.study.identity import EMAIL, IdentityError
 from datasites.transport import blobs
-from datasites.transport.blobs import BadBlob, Pointer
+from datasites.transport.blobs import BadBlob
 from datasites.transport.journal import Journal, Sent
+from datasites.transport.letter import (
+    ENVELOPE_OVERHEAD,
+    INLINE_BYTES,
+    KIND,
+    MAX_ROUND,
+    Blob,
+    Contents,
+    Expected,
+    Letter,
+    Limits,
+    letter_folder,
+    letter_key,
+    letter_name,
+    pack,
+    unpack,
+)
 from datasites.transport.quarantine import Quarantine
-from datasites.transport.store import NotAFile, Store, TooLarge
+from datasites.transport.store import WHOLE_STORE, Store, StoreError, StoreUnreachable, TooLarge
 
-INLINE_BYTES = 64 * 1024
-ENVELOPE_OVERHEAD = 16 * 1024
-STUDY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-KIND = re.compile(r"[a-z0-9_-]{1,40}")
-MAX_ROUND = 10_000_000
+__all__ = [
+    "MAX_ROUND",
+    "BadEnvelope",
+    "Blob",
+    "Contents",
+    "Equivocation",
+    "Expected",
+    "Letter",
+    "Limits",
+    "Mailroom",
+    "Rejected",
+    "Sealer",
+    "Undelivered",
+    "letter_folder",
+    "letter_key",
+]
 
-Blob = bytes | bytearray | memoryview
-Expected = tuple[str, str, int, str]
-"""(sender, study, round, kind)."""
+logger = logging.getLogger(__name__)
 
 
 class Sealer(Protocol):
@@ -75,65 +100,16 @@ class Equivocation(DatasitesError):
     """We were asked to say, under a path, something else than what we have said there."""
 
 
-class Contents(Agreed):
-    """The inner message. `inline` is the number of payload bytes that follow this header in the envelope."""
+class Undelivered(DatasitesError):
+    """A letter to several was sent to all but these; `failures` holds what kept it from each, by recipient."""
 
-    format: Literal[1] = 1
-    sender: Email
-    recipient: Email
-    study: Annotated[str, Field(pattern=f"^{STUDY.pattern}$")]
-    round: Annotated[int, Field(ge=0, le=MAX_ROUND)]
-    kind: Annotated[str, Field(pattern=f"^{KIND.pattern}$")]
-    body: dict[str, JsonValue]
-    inline: Annotated[int, Field(ge=0, le=INLINE_BYTES)] | None = None
-    blob: Pointer | None = None
+    def __init__(self, failures: dict[str, IdentityError | StoreError]) -> None:
+        super().__init__("; ".join(f"not sent to {email}: {error}" for email, error in failures.items()))
+        self.failures = failures
 
 
-@dataclass(frozen=True)
-class Letter:
-    """A letter that passed every check. `digest` (SHA-256 of the inner message) names it in logs and audits."""
-
-    sender: str
-    recipient: str
-    study: str
-    round: int
-    kind: str
-    body: dict[str, JsonValue]
-    blob: bytes | bytearray | None
-    digest: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a recipient accepts, in bytes; checked before anything is read or downloaded."""
-
-    body: int = 1024 * 1024
-    blob: int = 4 * 1024**3
-
-
-def letter_folder(study: str, to: str) -> str:
-    """The folder of one recipient's letters of one study, all rounds; finished ones are collected, so it is short."""
-    return f"mail/{study}/{to}"
-
-
-def letter_name(sender: str, round: int, kind: str) -> str:
-    """The name of a letter in its recipient's folder."""
-    return f"{round:08d}.{kind}.{sender}"
-
-
-def letter_key(sender: str, study: str, to: str, round: int, kind: str) -> str:
-    """The store key of one letter; raises `ValueError` for a part that can't be one."""
-    for name, value, pattern in (
-        ("study", study, STUDY),
-        ("kind", kind, KIND),
-        ("from", sender, EMAIL),
-        ("to", to, EMAIL),
-    ):
-        if not pattern.fullmatch(value):
-            raise ValueError(f"letter: {name} {value[:200]!r} must match {pattern.pattern}")
-    if not 0 <= round <= MAX_ROUND:
-        raise ValueError(f"letter: round {round} is outside 0..{MAX_ROUND}")
-    return f"{letter_folder(study, to)}/{letter_name(sender, round, kind)}"
+class _Bad(Exception):
+    """What lies under a path is not a letter that may be believed; the message says why."""
 
 
 class Mailroom:
@@ -158,6 +134,7 @@ class Mailroom:
         self._partial = folder / "partial"
         self._journal = Journal(folder / "mailroom.sqlite", durable=durable)
         self._secret = self._journal.secret
+        self._stuck: dict[str, str] = {}
 
     def close(self) -> None:
         """Close the journal."""
@@ -166,8 +143,11 @@ class Mailroom:
     def send(
         self, to: str, study: str, round: int, kind: str, body: dict[str, JsonValue], blob: Blob | None = None
     ) -> str:
-        """Put one letter; returns its digest. See `send_all`."""
-        return self.send_all([to], study, round, kind, body, blob)[to]
+        """Put one letter; returns its digest. See `send_all`; raises what kept it from being sent."""
+        try:
+            return self.send_all([to], study, round, kind, body, blob)[to]
+        except Undelivered as error:
+            raise error.failures[to] from error
 
     def send_all(
         self,
@@ -181,7 +161,9 @@ class Mailroom:
         """Put the same body and blob for each recipient, the blob encrypted once; returns digests by recipient.
 
         The same content again is byte-identical, and puts back what the store has lost or changed. Other content
-        under a path already used raises `Equivocation` and puts nothing. Raises `StoreError` from the store.
+        under a path already used raises `Equivocation` and puts nothing. A recipient whose keys are not the pinned
+        ones, or whose mailbox refuses, keeps it from nobody else: `Undelivered` is raised after the others were sent.
+        Raises `StoreError` for the blob, or for trouble with the whole store.
         """
         keys = {recipient: letter_key(self.email, study, recipient, round, kind) for recipient in to}
         payload = None if blob is None else memoryview(blob).cast("B")
@@ -198,35 +180,43 @@ class Mailroom:
             mend = bool(again)
             pointer = blobs.upload(self.store, self.email, study, round, kind, payload, plain, self._secret, mend)
         inline = bytes(payload) if payload is not None and len(payload) <= INLINE_BYTES else None
-        digests = {}
+        digests: dict[str, str] = {}
+        failures: dict[str, IdentityError | StoreError] = {}
         for recipient, key in keys.items():
-            entry = before[recipient]
-            if entry is None:
-                inner = _pack(
-                    Contents(
-                        sender=self.email,
-                        recipient=recipient,
-                        study=study,
-                        round=round,
-                        kind=kind,
-                        body=body,
-                        inline=None if inline is None else len(inline),
-                        blob=pointer,
-                    ),
-                    inline,
-                )
-                if len(inner) > self.limits.body + INLINE_BYTES:
-                    raise ValueError(f"letter {kind}: body of {len(inner)} bytes; put large things into the blob")
-                # Committed before it is put: after a crash in between, the same envelope is put by the next call.
-                entry = self._journal.commit(
-                    key, study, round, Sent(said, sha256_hex(inner), self._sealer.seal(recipient, inner))
-                )
-                self._same_as_before(entry, said, recipient, study, round, kind)
-                self._put(key, entry, check=False)
-            else:
-                self._put(key, entry, check=True)
-            digests[recipient] = entry.contents
+            contents = Contents(
+                sender=self.email,
+                recipient=recipient,
+                study=study,
+                round=round,
+                kind=kind,
+                body=body,
+                inline=None if inline is None else len(inline),
+                blob=pointer,
+            )
+            try:
+                digests[recipient] = self._send_one(key, before[recipient], said, contents, inline)
+            except WHOLE_STORE:
+                raise
+            except (IdentityError, StoreError) as error:
+                failures[recipient] = error
+        if failures:
+            raise Undelivered(failures)
         return digests
+
+    def _send_one(self, key: str, entry: Sent | None, said: str, contents: Contents, inline: bytes | None) -> str:
+        """Put one letter, new (`entry` is None) or again; returns the digest of what was said."""
+        if entry is not None:
+            self._put(key, entry, check=True)
+            return entry.contents
+        to, study, round, kind = contents.recipient, contents.study, contents.round, contents.kind
+        inner = pack(contents, inline)
+        if len(inner) > self.limits.body + INLINE_BYTES:
+            raise ValueError(f"letter {kind}: body of {len(inner)} bytes; put large things into the blob")
+        # Committed before it is put: after a crash in between, the same envelope is put by the next call.
+        entry = self._journal.commit(key, study, round, Sent(said, sha256_hex(inner), self._sealer.seal(to, inner)))
+        self._same_as_before(entry, said, to, study, round, kind)
+        self._put(key, entry, check=False)
+        return entry.contents
 
     def _put(self, key: str, entry: Sent, check: bool) -> None:
         if entry.envelope is None:
@@ -235,8 +225,10 @@ class Mailroom:
             try:
                 if self.store.get(key, limit=len(entry.envelope)) == entry.envelope:
                     return
-            except (TooLarge, NotAFile):
-                self.store.delete(key)
+            except WHOLE_STORE:
+                raise
+            except StoreError:
+                self.store.delete(key)  # too large, not a file, or not readable: not what we put
         self.store.put(key, entry.envelope)
 
     def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
@@ -249,63 +241,88 @@ class Mailroom:
     def receive(self, sender: str, study: str, round: int, kind: str, *, max_blob: int | None = None) -> Letter | None:
         """The letter under that path, checked and decrypted; None when there is none yet.
 
-        Raises `Rejected` for a bad one, and `IdentityError` when the sender isn't pinned or its keys aren't in the
-        store (the letter then stays). May be called again for the same letter. `max_blob` (bytes) is what this
-        letter's blob may be at most, by default `limits.blob`; a larger one is refused before it is downloaded.
+        Raises `Rejected` for a bad one (once, where it can't be removed: then None). The letter stays where it is
+        after `StoreError`, and after `IdentityError`: the sender isn't pinned, or its keys in the store are others. May
+        be called again for the same letter. `max_blob` (bytes) is what this letter's blob may be at most, by default
+        `limits.blob`; a larger one is refused before it is downloaded.
         """
         key = letter_key(sender, study, self.email, round, kind)
+        envelope: bytes | None = None
+        try:
+            envelope = self._envelope(key)
+            return None if envelope is None else self._checked(sender, study, round, kind, envelope, max_blob)
+        except _Bad as error:
+            reason = str(error)
+        if self._remove(key, reason, envelope or b""):
+            raise Rejected(sender, study, round, kind, reason)
+        return None
+
+    def _envelope(self, key: str) -> bytes | None:
+        """What lies under `key`, None when there is none; raises `_Bad` for what can't be a letter."""
         most = self.limits.body + INLINE_BYTES + ENVELOPE_OVERHEAD
         try:
-            envelope = self.store.get(key, limit=most)
+            return self.store.get(key, limit=most)
         except TooLarge:
-            raise self._reject(key, b"", sender, study, round, kind, f"envelope is larger than {most} bytes") from None
-        except NotAFile as error:
-            raise self._reject(key, b"", sender, study, round, kind, str(error)) from None
-        if envelope is None:
-            return None
+            raise _Bad(f"envelope is larger than {most} bytes") from None
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:
+            self.store.list(key.rpartition("/")[0])  # raises where it is not this letter but our credentials
+            raise _Bad(str(error)) from error
+
+    def _checked(self, sender: str, study: str, round: int, kind: str, envelope: bytes, max_blob: int | None) -> Letter:
+        """The letter in an envelope; raises `_Bad`, or `IdentityError` when the sender isn't known for certain."""
         try:
             inner = self._sealer.open(sender, envelope)
-            contents, inline = _unpack(inner)
+            contents, inline = unpack(inner)
         except IdentityError:
             raise  # our roster or the sender's keys aren't in order; the letter may be good and stays
         except (BadEnvelope, ValidationError, ValueError) as error:
-            reason = f"not a letter that {sender} signed for us: {error}"
-            raise self._reject(key, envelope, sender, study, round, kind, reason) from error
+            raise _Bad(f"not a letter that {sender} signed for us: {error}") from error
         wanted = (sender, self.email, study, round, kind)
         found = (contents.sender, contents.recipient, contents.study, contents.round, contents.kind)
         if found != wanted:
-            reason = f"its contents say {found}, it lay under {wanted}: a replay under another path"
-            raise self._reject(key, envelope, sender, study, round, kind, reason)
+            raise _Bad(f"its contents say {found}, it lay under {wanted}: a replay under another path")
         digest = sha256_hex(inner)
-        first = self._journal.first_seen(key, digest)
+        first = self._journal.first_seen(letter_key(sender, study, self.email, round, kind), digest)
         if first != digest:
-            reason = f"equivocation: {sender} signed two different letters for this path ({first[:16]}, {digest[:16]})"
-            raise self._reject(key, envelope, sender, study, round, kind, reason)
+            seen = f"({first[:16]}, {digest[:16]})"
+            raise _Bad(f"equivocation: {sender} signed two different letters for this path {seen}")
         blob: bytes | bytearray | None = inline
         if contents.blob is not None:
             limit = self.limits.blob if max_blob is None else max_blob
             if contents.blob.size > limit:
-                reason = f"blob of {contents.blob.size} bytes, the limit is {limit}; it was not downloaded"
-                raise self._reject(key, envelope, sender, study, round, kind, reason)
+                raise _Bad(f"blob of {contents.blob.size} bytes, the limit is {limit}; it was not downloaded")
             try:
                 blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
             except BadBlob as error:
-                raise self._reject(key, envelope, sender, study, round, kind, f"blob: {error}") from error
+                raise _Bad(f"blob: {error}") from error
         elif max_blob is not None and inline is not None and len(inline) > max_blob:
-            reason = f"blob of {len(inline)} bytes, the limit is {max_blob}"
-            raise self._reject(key, envelope, sender, study, round, kind, reason)
+            raise _Bad(f"blob of {len(inline)} bytes, the limit is {max_blob}")
         return Letter(sender, self.email, study, round, kind, contents.body, blob, digest)
 
-    def _reject(
-        self, key: str, envelope: bytes, sender: str, study: str, round: int, kind: str, reason: str
-    ) -> Rejected:
+    def _remove(self, key: str, reason: str, envelope: bytes) -> bool:
+        """Quarantine a bad letter and take it out of the mailbox; False if it is one that we could not remove before.
+
+        What may not be removed (somebody else's folder, a link) is reported once and passed over from then on.
+        """
+        mark = sha256_hex(envelope or reason.encode())
+        if self._stuck.get(key) == mark:
+            return False
         self.quarantine.keep(key, reason, envelope)
-        self.store.delete(key)
-        return Rejected(sender, study, round, kind, reason)
+        try:
+            self.store.delete(key)
+            self._stuck.pop(key, None)
+        except StoreUnreachable:
+            pass  # it is seen again, and removed, when the store is back
+        except StoreError as error:
+            logger.warning("%s; it is passed over from now on", error)
+            self._stuck[key] = mark
+        return True
 
     def waiting(self, expected: Iterable[Expected]) -> list[Expected]:
-        """Which of `expected` lie in the mailbox now (unchecked), in the order given."""
-        items = list(expected)
+        """Which of `expected` lie in the mailbox now (unchecked), in the order given; without those passed over."""
+        items = [item for item in expected if letter_key(item[0], item[1], self.email, *item[2:]) not in self._stuck]
         names = {
             study: set(self.store.list(letter_folder(study, self.email)))
             for study in {study for _, study, _, _ in items}
@@ -336,13 +353,21 @@ class Mailroom:
         return arrived
 
     def mailbox(self, study: str) -> list[tuple[int, str, str]]:
-        """(round, kind, sender) of all letters to us in a study that lie in the store, unchecked; ascending."""
+        """(round, kind, sender) of all letters to us in a study that lie in the store, unchecked; ascending.
+
+        Names that no letter has are left out, and so are letters that are passed over.
+        """
         found = []
         for name in self.store.list(letter_folder(study, self.email)):
             number, _, rest = name.partition(".")
             kind, _, sender = rest.partition(".")
-            if number.isdecimal() and KIND.fullmatch(kind) and EMAIL.fullmatch(sender):
-                found.append((int(number), kind, sender))
+            if not (number.isdecimal() and KIND.fullmatch(kind) and EMAIL.fullmatch(sender)):
+                continue
+            item = (int(number), kind, sender)
+            if item[0] > MAX_ROUND or letter_name(sender, item[0], kind) != name:
+                continue
+            if letter_key(sender, study, self.email, item[0], kind) not in self._stuck:
+                found.append(item)
         return sorted(found)
 
     def collect(self, study: str, before: int, first: int = 1) -> int:
@@ -354,24 +379,14 @@ class Mailroom:
         for folder in (letter_folder(study, self.email), blobs.blob_folder(study, self.email)):
             for name in self.store.list(folder):
                 number = name.partition(".")[0]
-                if number.isdecimal() and first <= int(number) < before:
+                if not (number.isdecimal() and first <= int(number) < before):
+                    continue
+                try:
                     self.store.delete(f"{folder}/{name}")
                     removed += 1
+                except WHOLE_STORE:
+                    raise
+                except StoreError as error:
+                    logger.debug("%s", error)  # not ours to remove; it harms nobody
         self._journal.forget_envelopes(study, first, before)
         return removed
-
-
-def _pack(contents: Contents, inline: bytes | None) -> bytes:
-    header = contents.canonical()
-    return struct.pack(">I", len(header)) + header + (inline or b"")
-
-
-def _unpack(inner: bytes) -> tuple[Contents, bytes | None]:
-    if len(inner) < 4:
-        raise ValueError("cut off")
-    (length,) = struct.unpack_from(">I", inner)
-    contents = Contents.parse(inner[4 : 4 + length])
-    rest = inner[4 + length :]
-    if len(rest) != (contents.inline or 0):
-        raise ValueError(f"{len(rest)} payload bytes where its header says {contents.inline or 0}")
-    return contents, None if contents.inline is None else rest

@@ -21,7 +21,7 @@ from syft_rds.config import COLLECTION_SUBPATH
 from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.identity import Email, Identity, IdentityError, Roster, verify
 from datasites.transport.connection import MAX_MOCK_FILE_BYTES, StoreConnection
-from datasites.transport.store import BadKey, NotAFile, TooLarge
+from datasites.transport.store import WHOLE_STORE, StoreError
 from datasites.transport.synclog import SyncLog
 from datasites.transport.writing import write_file
 
@@ -119,7 +119,9 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
                 raise BadMock(f"version {manifest.version} is older than {last[0]}, which we have seen")
             if last is not None and manifest.version == last[0] and last[1] != digest:
                 raise BadMock(f"version {manifest.version} is signed twice with different contents")
-        except (BadMock, TooLarge, NotAFile, BadKey) as error:
+        except WHOLE_STORE:
+            raise
+        except (BadMock, StoreError) as error:
             connection.refuse_folder(folder, str(error))
             continue
         # The signed list goes last: without it the folder is not taken for a mock dataset.

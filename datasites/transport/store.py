@@ -11,11 +11,12 @@ here or above relies on listings being complete, on clocks, or on the order in w
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ import watchfiles
 
 from datasites.transport.filesystems import FolderFiles, RemoteFiles, StoreFiles, local_path
 from datasites.transport.store_errors import (
+    WHOLE_STORE,
     BadKey,
     NotAFile,
     StoreDenied,
@@ -35,6 +37,7 @@ from datasites.transport.store_errors import (
 )
 
 __all__ = [
+    "WHOLE_STORE",
     "BadKey",
     "NotAFile",
     "Store",
@@ -45,6 +48,8 @@ __all__ = [
     "StoreUnreachable",
     "TooLarge",
 ]
+
+logger = logging.getLogger(__name__)
 
 PART = re.compile(r"[A-Za-z0-9_%+=@-][A-Za-z0-9._%+=@-]{0,199}")
 MAX_DEPTH = 12
@@ -149,14 +154,37 @@ class Store:
         wanted = sorted({checked_key(folder) for folder in folders})
         yield
         if self.local is not None and isinstance(self.files, FolderFiles):
-            paths = [self._try("watch", folder, lambda f=folder: self.files.make_folder(f)) for folder in wanted]  # type: ignore[misc]
-            yield from _file_events(paths, timeout, stop)
+            yield from _file_events(self._watchable(wanted), timeout, stop)
         else:
             yield from _polls(timeout, stop)
 
     def snapshot(self, folders: Iterable[str]) -> Snapshot:
-        """The names in `folders` now. Taken *before* looking there and given to `wait`, nothing is missed."""
-        return {folder: tuple(self.list(folder)) for folder in folders}
+        """The names in `folders` now. Taken *before* looking there and given to `wait`, nothing is missed.
+
+        A folder that somebody has made unreadable counts as empty: it must not end the wait for all others.
+        """
+        return {folder: self._names_or_none(folder) for folder in folders}
+
+    def _names_or_none(self, folder: str) -> tuple[str, ...]:
+        try:
+            return tuple(self.list(folder))
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:
+            logger.debug("%s", error)
+            return ()
+
+    def _watchable(self, folders: Iterable[str]) -> Sequence[Path]:
+        """The folders as paths, made when absent; without those that can't be watched, which are only polled."""
+        paths = []
+        for folder in folders:
+            try:
+                paths.append(self._try("watch", folder, lambda f=folder: self.files.make_folder(f)))  # type: ignore[misc]
+            except WHOLE_STORE:
+                raise
+            except StoreError as error:
+                logger.debug("%s", error)
+        return paths
 
     def wait(
         self,
@@ -191,8 +219,11 @@ def _stopped(stop: threading.Event | None) -> bool:
     return stop is not None and stop.is_set()
 
 
-def _file_events(paths: list[Path], timeout: float, stop: threading.Event | None) -> Iterator[None]:
+def _file_events(paths: Sequence[Path], timeout: float, stop: threading.Event | None) -> Iterator[None]:
     start = time.monotonic()
+    if not paths:
+        yield from _polls(timeout, stop)
+        return
     for until, step, seconds in LOCAL_PACE:
         looked = 0.0  # the first turn of each watch looks, since a name may have come before the watch was set
         length = min(until, timeout)

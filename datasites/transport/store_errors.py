@@ -43,6 +43,9 @@ class NotAFile(StoreError):
     """A folder, link or device lies where a message belongs; somebody put it there on purpose."""
 
 
+#: Concern the store as a whole: another key will fare no better. Any other `StoreError` is the fault of one key.
+WHOLE_STORE = (StoreFull, StoreMissing, StoreUnreachable)
+
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ENODEV}
@@ -108,7 +111,10 @@ def _kind(error: BaseException) -> type[StoreError]:
     for base in type(error).__mro__:
         if base.__name__ in _NAMED:
             return _NAMED[base.__name__]
-    if isinstance(error, IsADirectoryError) or (isinstance(error, OSError) and error.errno == errno.ELOOP):
+    # ELOOP: a link; ENXIO: a socket, or a pipe without a writer.
+    if isinstance(error, IsADirectoryError) or (
+        isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENXIO)
+    ):
         return NotAFile
     if isinstance(error, PermissionError):
         return StoreDenied

@@ -147,18 +147,23 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise Refused("config.yaml: aliases are not allowed")
+            raise Refused("aliases are not allowed")
         return super().compose_node(parent, index)
+
+
+def read_table(data: bytes, name: str) -> dict[str, Any]:
+    """A YAML file that another party wrote (`name` opens the error) as a table; raises `Refused`."""
+    if len(data) > MAX_CONFIG_BYTES:
+        raise Refused(f"{name} is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        table = yaml.load(data, Loader=_PlainLoader)
+    except (Refused, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise Refused(f"{name}: {error}") from error
+    if not isinstance(table, dict):
+        raise Refused(f"{name}: not a table")
+    return table
 
 
 def read_config(data: bytes) -> dict[str, Any]:
     """The submission's config.yaml; raises `Refused`. Only its claim of when it was submitted is of any use."""
-    if len(data) > MAX_CONFIG_BYTES:
-        raise Refused(f"config.yaml is larger than {MAX_CONFIG_BYTES} bytes")
-    try:
-        config = yaml.load(data, Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Refused(f"config.yaml: {error}") from error
-    if not isinstance(config, dict):
-        raise Refused("config.yaml: not a table")
-    return config
+    return read_table(data, "config.yaml")

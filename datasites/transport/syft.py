@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,9 +37,11 @@ from datasites.transport.store import Store
 from datasites.transport.submissions import (
     FILE_PART,
     MAX_CODE_BYTES,
+    MAX_CONFIG_BYTES,
     RUN_SCRIPT,
     checked_job_name,
     read_config,
+    read_table,
     submission_folder,
 )
 from datasites.transport.writing import write_file
@@ -153,9 +155,18 @@ class HospitalControl(_Control):
         return cls(client, store, roster, identity)
 
     def accept_peers(self, emails: list[str]) -> None:
-        """Accept pinned researchers, before or after they ask. Raises `IdentityError` for one that isn't pinned."""
+        """Accept pinned researchers, before or after they ask.
+
+        Raises `IdentityError` for one that isn't pinned, or not completely, after all others were accepted.
+        """
+        failed: IdentityError | None = None
         for email in emails:
-            self._add_peer(email, "researcher")
+            try:
+                self._add_peer(email, "researcher")
+            except IdentityError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def publish_dataset(self, name: str, mock_path: Path, summary: str = "") -> MockManifest:
         """Publish the mock of a dataset, signed. The private side in the SyftBox is a pointer file and nothing else.
@@ -185,11 +196,16 @@ class HospitalControl(_Control):
             self._connection, self._connection.log, self._identity, name, mock_path.name, summary, files
         )
 
-    def jobs(self) -> list[SubmittedJob]:
-        """All submissions on disk, oldest name first. Doesn't sync; reads no link and runs nothing."""
+    def jobs(self, known: Collection[tuple[str, str]] = ()) -> list[SubmittedJob]:
+        """All submissions on disk but those that are `known` as (name, submitter) and so aren't read again.
+
+        By name. Doesn't sync; reads no link and runs nothing.
+        """
         self._client.job_client.scan_inbox()
         found = []
         for ref in self._refs():
+            if (ref.job_name, ref.ds_email) in known:
+                continue
             state = self._state(ref)
             if state is None:
                 continue
@@ -267,7 +283,10 @@ class HospitalControl(_Control):
 
 @dataclass(frozen=True)
 class JobDecision:
-    """State of a submission as its hospital last said it: submitted, pending, approved, rejected, done, failed."""
+    """State of a submission as its hospital last said it: submitted, pending, approved, rejected, done, failed.
+
+    "unreadable" when what the hospital sent is not a state.
+    """
 
     state: str
     reason: str
@@ -307,8 +326,8 @@ class ResearcherControl(_Control):
         files = {name: data for name, data in files.items() if name in listed or name == SIGNED}
         return check_mock(email, folder.name, files, self._roster), files
 
-    def submit(self, email: str, job_name: str, folder: Path) -> None:
-        """Submit a study folder (text files) to a hospital under a new name.
+    def submit(self, email: str, job_name: str, files: Mapping[str, bytes]) -> None:
+        """Submit a study (text files by relative path) to a hospital under a new name.
 
         Calling it again with the same content sends it again, which changes nothing at the hospital; other content
         under the same name raises `ControlError`.
@@ -318,9 +337,9 @@ class ResearcherControl(_Control):
             raise ControlError(f"{email} is not our peer; call `add_hospital` first")
         checked_bundle(email, self._connection.stored_bundle(email), self._roster)
         self._manager.load_peers()
-        code = {f"code/{path}": data for path, data in _read_tree(folder).items()}
+        code = {f"code/{path}": data for path, data in files.items()}
         if not code or sum(map(len, code.values())) > MAX_CODE_BYTES:
-            raise ControlError(f"{folder}: a study folder holds 1 to {MAX_CODE_BYTES} bytes of text")
+            raise ControlError(f"{job_name}: a study holds 1 to {MAX_CODE_BYTES} bytes of text")
         place = submission_folder(self.email, job_name)
         job = self._manager.syftbox_folder / email / place
         if job.is_dir():
@@ -353,14 +372,22 @@ class ResearcherControl(_Control):
         return scratch.read_bytes()
 
     def job_state(self, email: str, job_name: str) -> JobDecision:
-        """What the hospital last said about a submission. "submitted" until it says anything."""
+        """What the hospital last said about a submission. "submitted" until it says anything.
+
+        Raises nothing for what the hospital wrote: one that sends nonsense must not hide what the others say.
+        """
         ref = JobRef(email, self.email, checked_job_name(job_name), JOB_PROTOCOL_VERSION)
-        state = self._state(ref)
-        return (
-            JobDecision("submitted", "")
-            if state is None
-            else JobDecision(state.status.value, state.review_reason or "")
-        )
+        manager = self._client.job_client.manager
+        path = manager._codec_for(ref.protocol_version).state_path(ref)
+        try:
+            with path.open("rb") as file:
+                read_table(file.read(MAX_CONFIG_BYTES + 1), "state.yaml")
+            state = manager.read_state(ref)
+            return JobDecision(state.status.value, str(state.review_reason or "")[:MAX_REASON])
+        except FileNotFoundError:
+            return JobDecision("submitted", "")
+        except Exception as error:  # syft raises various types on what doesn't fit its models
+            return JobDecision("unreadable", f"{email} sent a state that can't be read: {error}"[:MAX_REASON])
 
     def results(self, email: str, job_name: str) -> dict[str, bytes]:
         """Files that the hospital has published for a submission."""

@@ -70,6 +70,12 @@ class SyncLog:
             )
             self._database.execute("COMMIT")
 
+    def forget_delivered(self, recipient: str, folder: str) -> None:
+        """Send what lies below `folder` (with its "/") once more."""
+        self._run(
+            "DELETE FROM delivered WHERE recipient = ? AND substr(path, 1, ?) = ?", recipient, len(folder), folder
+        )
+
     def next_number(self, recipient: str) -> int:
         """The number of the next message to `recipient`: rises always, whatever the clock does.
 

@@ -18,7 +18,8 @@ import pytest
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import IdentityError, Roster
 from datasites.transport import blobs
-from datasites.transport.mailroom import Contents, Equivocation, Limits, Rejected, _pack, letter_key
+from datasites.transport.letter import pack
+from datasites.transport.mailroom import Contents, Equivocation, Limits, Rejected, letter_key
 from datasites.transport.sealer import WrongBundle, open_keys, syft_fingerprint
 from datasites.transport.store import StoreError
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties
@@ -63,7 +64,7 @@ def forged(signer: Party, to: str, **changed) -> bytes:
     fields = {
         "sender": signer.email, "recipient": to, "study": STUDY, "round": 1, "kind": "manifest", "body": {"n": 1},
     }  # fmt: skip
-    return signer.control.sealer().seal(to, _pack(Contents(**{**fields, **changed}), None))
+    return signer.control.sealer().seal(to, pack(Contents(**{**fields, **changed}), None))
 
 
 def refused(
@@ -223,7 +224,7 @@ def test_payload_cut_by_its_sender_is_refused(researcher, hospital):
     contents = Contents(
         sender=RESEARCHER, recipient=hospital.email, study=STUDY, round=1, kind="manifest", body={}, inline=100
     )
-    envelope = researcher.control.sealer().seal(hospital.email, _pack(contents, b"x" * 99))
+    envelope = researcher.control.sealer().seal(hospital.email, pack(contents, b"x" * 99))
     hospital.mailroom.store.put(manifest_key(hospital.email), envelope)
     refused(hospital, "99 payload bytes where its header says 100")
 

@@ -31,7 +31,7 @@ from datasites.transport.connection import inbox_folder, outbox_folder
 from datasites.transport.mocks import SIGNED, MockManifest, sign_mock
 from datasites.transport.submissions import RUN_SCRIPT, submission_folder
 from datasites.transport.syft import ControlError
-from tests.transport.parties import HOSPITALS, RESEARCHER, Party, befriend, make_parties, study_folder
+from tests.transport.parties import HOSPITALS, RESEARCHER, Party, befriend, make_parties, study_files
 
 A, B, C = HOSPITALS
 JOB = submission_folder(RESEARCHER, "heart-1")
@@ -116,7 +116,7 @@ def test_sender_is_the_channel(researcher, hospital):
 
 def test_a_researcher_cannot_approve_its_own_job(researcher, hospital):
     """`submissions._place`: nothing but the sender's own inbox. Stock syft takes this as the owner's approval."""
-    researcher.control.submit(hospital.email, "heart-1", study_folder(hospital.home))
+    researcher.control.submit(hospital.email, "heart-1", study_files())
     hospital.control.sync()
     hospital.control.jobs()
     state = f"app_data/job/review/{RESEARCHER}/v1/heart-1/state.yaml"
@@ -424,7 +424,7 @@ def test_a_replayed_or_delayed_message_does_not_roll_back(researcher, hospital):
 
 def test_numbers_rise_when_the_clock_steps_back(researcher, hospital, monkeypatch):
     """`SyncLog.next_number`: stock syft loses what is sent after a step back."""
-    researcher.control.submit(A, "heart-1", study_folder(hospital.home))
+    researcher.control.submit(A, "heart-1", study_files())
     hospital.control.sync()
     hospital.control.jobs()
     hospital.control.sync()
@@ -440,7 +440,7 @@ def test_numbers_rise_when_the_clock_steps_back(researcher, hospital, monkeypatc
 
 def test_only_states_and_outputs_leave(researcher, hospital, tmp_path):
     """`OwnerSyncer.send_changes`: not what lies beside them, whatever syft's permissions say (I7, I12)."""
-    researcher.control.submit(A, "heart-1", study_folder(hospital.home))
+    researcher.control.submit(A, "heart-1", study_files())
     hospital.control.sync()
     hospital.control.jobs()
     hospital.control.record_approval("heart-1", "sha256:1")
@@ -506,7 +506,7 @@ def test_what_a_hospital_claims_of_itself_is_not_pasted_into_run_sh(researcher, 
     for path in (f"identities/{A}/version.json", f"identities/{A}/SYFT_version.json"):
         researcher.control.store.put(path, version.encode())
     researcher.control.sync()
-    researcher.control.submit(A, "heart-1", study_folder(hospital.home))
+    researcher.control.submit(A, "heart-1", study_files())
     job = in_datasite(researcher, JOB, owner=A)
     assert (job / "run.sh").read_bytes() == RUN_SCRIPT
     assert researcher.control._connection.read_peer_version_file(A) is None
@@ -640,7 +640,7 @@ def test_a_revoked_peer_is_heard_no_more(researcher, hospital):
 
 def test_nothing_is_sent_in_plain(researcher, hospital, tmp_path):
     """Code, approval and outputs are in no file of the store: raw, base64, or after gunzip."""
-    researcher.control.submit(A, "heart-1", study_folder(hospital.home, "CANARY_CODE_1234"))
+    researcher.control.submit(A, "heart-1", study_files("CANARY_CODE_1234"))
     files = {p: p.read_bytes() for p in Path(hospital.store_url).rglob("*") if p.is_file()}
     hospital.control.sync()
     hospital.control.jobs()

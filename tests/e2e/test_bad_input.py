@@ -137,3 +137,36 @@ def test_a_datasite_with_a_damaged_audit_log_does_not_start(datasites, tmp_path:
     log = home / "audit.jsonl"
     log.write_bytes(log.read_bytes()[:-200])
     refused([sys.executable, "-m", "datasites.cli", "serve", "--home", str(home)], "audit.jsonl")
+
+
+def test_a_store_other_than_that_of_the_state(consortium: Path) -> None:
+    state = consortium.parent / "refused-state"
+    (state / "researcher").mkdir(parents=True)
+    (state / "set-up").touch()
+    (state / "researcher" / "researcher.json").write_text('{"store":"/one"}')
+    refused([*launch(consortium), "--store", "/other"], "--store /other", "/one")
+
+
+def test_a_demo_asked_to_kill_after_its_end(consortium: Path) -> None:
+    command = [*DEMO, "--consortium", str(consortium), "--out", str(consortium.parent / "refused-state")]
+    refused([*command, "--drop", "va@99"], "va@99", "16")
+
+
+def test_a_demo_whose_folder_holds_an_old_study(consortium: Path) -> None:
+    (consortium.parent / "refused-state" / "study").mkdir(parents=True)
+    command = [*DEMO, "--consortium", str(consortium), "--out", str(consortium.parent / "refused-state")]
+    refused([*command, "--rounds", "2"], "study", "remove")
+
+
+def test_an_environment_that_could_not_be_made_is_taken_away(tmp_path: Path) -> None:
+    """Else its `bin/python` without pip is taken for an environment the next time."""
+    fake = tmp_path / "bin" / "python3.11"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = -m ] || exit 0\n'
+        'mkdir -p "$3/bin"; cp /bin/true "$3/bin/python"; echo no ensurepip; exit 1\n'
+    )
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv"), "EXTRAS": "demo"}
+    refused(["bash", str(SCRIPTS / "setup.sh")], "python3-venv", env=environment)
+    assert not (tmp_path / "venv").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from datasites.researcher import report
+from datasites.study.package import StudyPackage
 from tests.e2e.support import LocalDatasites
 
 
@@ -63,8 +64,9 @@ def test_what_a_researcher_changes_after_submitting_changes_nothing_that_runs(da
         changed = datasites.study("changed-later", rounds="4")
         model = changed.folder / "model.py"
         model.write_text(model.read_text().replace("tanh", "relu"))
+        files = StudyPackage.read(changed.folder).files
         with pytest.raises(ValueError, match="other content"):
-            federation._control.submit(datasites.email("cleveland"), study.job_name, changed.folder)
+            federation._control.submit(datasites.email("cleveland"), study.job_name, files)
         # Past the researcher's own software: the files in its SyftBox, which syft would send, are changed by hand.
         box = federation.home / "syftbox"
         for path in box.rglob(f"{study.job_name}/code/model.py"):

@@ -92,10 +92,9 @@ def befriend(researcher: Party, hospitals: list[Party]) -> None:
         party.control.sync()
 
 
-def study_folder(root: Path, canary: str = "CANARY_CODE") -> Path:
-    folder = root / "study"
-    folder.mkdir(exist_ok=True)
-    (folder / "study.toml").write_text('name = "heart"\n')
-    (folder / "features.toml").write_text("format = 1\n")
-    (folder / "model.py").write_text(f"# {canary}\ndef build_model(n):\n    return n\n")
-    return folder
+def study_files(canary: str = "CANARY_CODE") -> dict[str, bytes]:
+    return {
+        "study.toml": b'name = "heart"\n',
+        "features.toml": b"format = 1\n",
+        "model.py": f"# {canary}\ndef build_model(n):\n    return n\n".encode(),
+    }

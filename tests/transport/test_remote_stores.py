@@ -14,7 +14,7 @@ from loopback_servers import Absent, s3, sftp
 
 from datasites.transport.mailroom import Rejected
 from datasites.transport.store import Store, StoreDenied, StoreError, StoreMissing, TooLarge
-from tests.transport.parties import STUDY, befriend, make_parties, study_folder
+from tests.transport.parties import STUDY, befriend, make_parties, study_files
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_study_and_letters_travel(served, tmp_path):
         hospital.control.publish_dataset("heart", mock, "a mock")
     researcher.control.sync()
     assert researcher.control.mock(hospitals[2].email, "heart") == b"age\n50\n"
-    researcher.control.submit(hospitals[0].email, "heart-1", study_folder(tmp_path))
+    researcher.control.submit(hospitals[0].email, "heart-1", study_files())
     hospitals[0].control.sync()
     hospitals[0].control.record_approval("heart-1", "sha256:1234")
     hospitals[0].control.sync()

@@ -14,7 +14,7 @@ import pytest
 from datasites.study.identity import IdentityError, Roster
 from datasites.transport.submissions import submission_folder
 from datasites.transport.syft import ControlError, HospitalControl
-from tests.transport.parties import RESEARCHER, Party, study_folder
+from tests.transport.parties import RESEARCHER, Party, study_files
 
 JOB = "heart-1"
 
@@ -22,7 +22,7 @@ JOB = "heart-1"
 def test_study_from_submission_to_result(friends, tmp_path):
     researcher, *hospitals = friends
     for hospital in hospitals:
-        researcher.control.submit(hospital.email, JOB, study_folder(tmp_path))
+        researcher.control.submit(hospital.email, JOB, study_files())
         hospital.control.sync()
         (job,) = hospital.control.jobs()
         assert (job.name, job.submitted_by, job.status) == (JOB, RESEARCHER, "pending")
@@ -49,7 +49,7 @@ def test_study_from_submission_to_result(friends, tmp_path):
 def test_restarts_keep_submissions_and_decisions(friends, tmp_path):
     """Stock syft reverts an approval when it restarts before a sync."""
     researcher, hospital, *_ = friends
-    researcher.control.submit(hospital.email, JOB, study_folder(tmp_path))
+    researcher.control.submit(hospital.email, JOB, study_files())
     researcher.restart()
     hospital.restart()
     hospital.control.sync()
@@ -68,28 +68,28 @@ def test_restarts_keep_submissions_and_decisions(friends, tmp_path):
 
 def test_a_submission_may_be_sent_again_and_never_changed(friends, tmp_path):
     researcher, hospital, *_ = friends
-    folder = study_folder(tmp_path)
+    files = study_files()
     for _ in range(3):
-        researcher.control.submit(hospital.email, JOB, folder)
+        researcher.control.submit(hospital.email, JOB, files)
         hospital.control.sync()
     assert len(hospital.control.jobs()) == 1
     assert hospital.control.quarantine.entries() == []
-    (folder / "model.py").write_text("other = 1\n")
+    files["model.py"] = b"other = 1\n"
     with pytest.raises(ControlError, match="choose another name"):
-        researcher.control.submit(hospital.email, JOB, folder)
-    researcher.control.submit(hospital.email, "heart-2", folder)
+        researcher.control.submit(hospital.email, JOB, files)
+    researcher.control.submit(hospital.email, "heart-2", files)
     hospital.control.sync()
     assert len(hospital.control.jobs()) == 2
 
 
 def test_a_lost_message_is_replaced_by_submitting_again(friends, tmp_path):
     researcher, hospital, *_ = friends
-    researcher.control.submit(hospital.email, JOB, study_folder(tmp_path))
+    researcher.control.submit(hospital.email, JOB, study_files())
     for path in Path(hospital.store_url).rglob("msgv2_*"):
         path.unlink()
     hospital.control.sync()
     assert hospital.control.jobs() == []
-    researcher.control.submit(hospital.email, JOB, study_folder(tmp_path))
+    researcher.control.submit(hospital.email, JOB, study_files())
     hospital.control.sync()
     assert len(hospital.control.jobs()) == 1
 
@@ -98,7 +98,7 @@ def test_a_lost_message_is_replaced_by_submitting_again(friends, tmp_path):
 def test_a_crash_between_any_two_steps_costs_a_repetition(friends, tmp_path, monkeypatch, lost):
     """The steps of a datasite's sync: place, remove, note; put, note. Each crash is a real exception at that step."""
     researcher, hospital, *_ = friends
-    researcher.control.submit(hospital.email, JOB, study_folder(tmp_path))
+    researcher.control.submit(hospital.email, JOB, study_files())
     owner = hospital.control._manager.datasite_owner_syncer
 
     def crash(*_, **__):
@@ -135,16 +135,13 @@ def test_a_crash_between_any_two_steps_costs_a_repetition(friends, tmp_path, mon
 def test_binary_files_and_odd_text_arrive_unchanged(friends, tmp_path):
     """Stock syft crashes the sender on binary files and rewrites line ends."""
     researcher, hospital, *_ = friends
-    folder = study_folder(tmp_path)
     contents = {
         "weights.bin": bytes(range(256)) * 10,
         "dos.txt": b"a\r\nb\r\n",
         "empty.txt": b"",
         "utf8.txt": "é€\n".encode(),
     }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    researcher.control.submit(hospital.email, JOB, folder)
+    researcher.control.submit(hospital.email, JOB, study_files() | contents)
     hospital.control.sync()
     (job,) = hospital.control.jobs()
     assert {name: job.files[name] for name in contents} == contents
@@ -153,7 +150,7 @@ def test_binary_files_and_odd_text_arrive_unchanged(friends, tmp_path):
 def test_one_hospital_away_from_the_store_does_not_hold_up_others(friends, tmp_path, monkeypatch):
     researcher, first, second, _ = friends
     for hospital in (first, second):
-        researcher.control.submit(hospital.email, JOB, study_folder(tmp_path))
+        researcher.control.submit(hospital.email, JOB, study_files())
         hospital.control.sync()
         hospital.control.jobs()
         hospital.control.record_approval(JOB, "sha256:1")
@@ -196,14 +193,14 @@ def test_mock_datasets_get_versions(friends, tmp_path):
 def test_bad_submission_names_are_refused_before_anything_is_sent(friends, tmp_path, name):
     researcher, hospital, *_ = friends
     with pytest.raises(ValueError, match="use 1 to 80 letters"):
-        researcher.control.submit(hospital.email, name, study_folder(tmp_path))
+        researcher.control.submit(hospital.email, name, study_files())
     assert not list(Path(hospital.store_url).rglob("msgv2_*"))
 
 
 def test_what_cannot_be_done_is_said(parties, tmp_path):
     researcher, hospital, *_ = parties
     with pytest.raises(ControlError, match="add_hospital"):
-        researcher.control.submit(hospital.email, JOB, study_folder(tmp_path))
+        researcher.control.submit(hospital.email, JOB, study_files())
     with pytest.raises(ControlError, match="expected a hospital"):
         researcher.control.add_hospital(RESEARCHER)
     with pytest.raises(IdentityError, match="is not pinned"):
@@ -265,7 +262,7 @@ def test_three_hospitals_in_processes_of_their_own_one_killed_again_and_again(pa
             assert process.stdout.readline() == "ready\n"
         for number in range(4):
             for hospital in hospitals:
-                researcher.control.submit(hospital.email, f"study-{number}", study_folder(tmp_path))
+                researcher.control.submit(hospital.email, f"study-{number}", study_files())
             time.sleep(0.015 * number)
             os.kill(processes[0].pid, signal.SIGKILL)
             processes[0].communicate()

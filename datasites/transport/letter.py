@@ -1,0 +1,103 @@
+"""One letter: its path in the store, its inner message, and what a recipient accepts. Pure; `mailroom` sends them."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from datasites.study.canonical import Agreed
+from datasites.study.identity import EMAIL, Email
+from datasites.transport.blobs import Pointer
+
+INLINE_BYTES = 64 * 1024
+ENVELOPE_OVERHEAD = 16 * 1024
+STUDY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+KIND = re.compile(r"[a-z0-9_-]{1,40}")
+MAX_ROUND = 10_000_000
+
+Blob = bytes | bytearray | memoryview
+Expected = tuple[str, str, int, str]
+"""(sender, study, round, kind)."""
+
+
+class Contents(Agreed):
+    """The inner message. `inline` is the number of payload bytes that follow this header in the envelope."""
+
+    format: Literal[1] = 1
+    sender: Email
+    recipient: Email
+    study: Annotated[str, Field(pattern=f"^{STUDY.pattern}$")]
+    round: Annotated[int, Field(ge=0, le=MAX_ROUND)]
+    kind: Annotated[str, Field(pattern=f"^{KIND.pattern}$")]
+    body: dict[str, JsonValue]
+    inline: Annotated[int, Field(ge=0, le=INLINE_BYTES)] | None = None
+    blob: Pointer | None = None
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A letter that passed every check. `digest` (SHA-256 of the inner message) names it in logs and audits."""
+
+    sender: str
+    recipient: str
+    study: str
+    round: int
+    kind: str
+    body: dict[str, JsonValue]
+    blob: bytes | bytearray | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a recipient accepts, in bytes; checked before anything is read or downloaded."""
+
+    body: int = 1024 * 1024
+    blob: int = 4 * 1024**3
+
+
+def letter_folder(study: str, to: str) -> str:
+    """The folder of one recipient's letters of one study, all rounds; finished ones are collected, so it is short."""
+    return f"mail/{study}/{to}"
+
+
+def letter_name(sender: str, round: int, kind: str) -> str:
+    """The name of a letter in its recipient's folder."""
+    return f"{round:08d}.{kind}.{sender}"
+
+
+def letter_key(sender: str, study: str, to: str, round: int, kind: str) -> str:
+    """The store key of one letter; raises `ValueError` for a part that can't be one."""
+    for name, value, pattern in (
+        ("study", study, STUDY),
+        ("kind", kind, KIND),
+        ("from", sender, EMAIL),
+        ("to", to, EMAIL),
+    ):
+        if not pattern.fullmatch(value):
+            raise ValueError(f"letter: {name} {value[:200]!r} must match {pattern.pattern}")
+    if not 0 <= round <= MAX_ROUND:
+        raise ValueError(f"letter: round {round} is outside 0..{MAX_ROUND}")
+    return f"{letter_folder(study, to)}/{letter_name(sender, round, kind)}"
+
+
+def pack(contents: Contents, inline: bytes | None) -> bytes:
+    """The inner message: its header, then the payload that travels with it."""
+    header = contents.canonical()
+    return struct.pack(">I", len(header)) + header + (inline or b"")
+
+
+def unpack(inner: bytes) -> tuple[Contents, bytes | None]:
+    """The opposite of `pack`; raises `ValueError` for anything that it doesn't make."""
+    if len(inner) < 4:
+        raise ValueError("cut off")
+    (length,) = struct.unpack_from(">I", inner)
+    contents = Contents.parse(inner[4 : 4 + length])
+    rest = inner[4 + length :]
+    if len(rest) != (contents.inline or 0):
+        raise ValueError(f"{len(rest)} payload bytes where its header says {contents.inline or 0}")
+    return contents, None if contents.inline is None else rest

@@ -1,0 +1,224 @@
+"""Hospitals for the tests of a run: real keys, letters, shares and masks in one process; what they train on is made up.
+
+They follow the protocol as `datasites.hospital` does, without its database, ledger and worker, and can be told to lie.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasites.researcher.run import Run
+from datasites.researcher.study import Study
+from datasites.secagg.context import Context
+from datasites.secagg.errors import SecaggError
+from datasites.secagg.member import Member
+from datasites.secagg.messages import Enrolment, ShareBundle, SignedManifest, SurvivorList
+from datasites.secagg.state import MemberState
+from datasites.study import letters
+from datasites.study.audit_chain import Head
+from datasites.study.manifest import RoundManifest
+from datasites.transport.mailroom import Letter
+from tests.transport.parties import RESEARCHER, Party
+
+PEER_PATIENCE = 0.3
+SHARE = 0.25
+"""What each hospital weighs."""
+
+
+class Hospital:
+    """One hospital. `step` does what can be done now. The flags say where it lies or is silent."""
+
+    def __init__(self, party: Party, study: Study, runs: Path) -> None:
+        self.party, self.study, self.email = party, study, party.email
+        self._contexts = runs
+        self.member: Member | None = None
+        self.state: MemberState | None = None
+        self.there = True
+        self.seq = 1
+        self.update = 0.5
+        self.weight = SHARE
+        self.wrong_shares = False
+        self.silent_at: set[str] = set()
+        self.body: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: body
+        self.account: dict[str, Any] = {}
+        self.charged: list[int] = []
+        self._since = 0.0
+        self._told: set[tuple[str, int]] = set()
+
+    def step(self) -> None:
+        """Look at the mailbox once."""
+        if not self.there:
+            return
+        for number, kind, sender in self.party.mailroom.mailbox(self.study.hash):
+            if sender == RESEARCHER and kind.startswith("offer-"):
+                self._offered(int(kind.removeprefix("offer-")))
+            if (number, kind) == (letters.SETUP_ROUND, letters.CLOSE):
+                self._close()
+        if self.state is None or self.member is None:
+            return
+        self._set_up(self.member, self.state)
+        for number, kind, sender in self.party.mailroom.mailbox(self.study.hash):
+            new = number > self.state.last_round and ("refused", number) not in self._told
+            if sender == RESEARCHER and kind == letters.ROUND and new:
+                self._attend(self.member, number)
+        if self.state.open is not None and self.state.open.answer is None:
+            self._answer(self.member)
+
+    def _letter(self, kind: str, number: int = letters.SETUP_ROUND, sender: str = RESEARCHER) -> Letter | None:
+        return self.party.mailroom.receive(sender, self.study.hash, number, kind)
+
+    def _send(self, kind: str, body: dict, blob: Any = None, number: int = 0, to: str = RESEARCHER) -> None:
+        if kind.split("-")[0] not in self.silent_at:
+            self.party.mailroom.send(to, self.study.hash, number, kind, body, blob)
+
+    def _offered(self, epoch: int) -> None:
+        if self.state is not None and epoch <= self.state.epoch:
+            return
+        # The terms that a datasite would build from offer and study; its own tests show that it does.
+        context = Context.parse((self._contexts / f"context-{epoch}.json").read_bytes())
+        self.member = Member(self.party.identity, context)
+        self.state, certificate = self.member.certify(self.state)
+        if self.wrong_shares:
+            wrong = tuple(one.model_copy(update={"seed": secrets.token_bytes(32)}) for one in self.state.secrets)
+            self.state = self.state.model_copy(update={"secrets": wrong})
+        self._send(letters.certificate_kind(epoch), {}, certificate.to_bytes())
+
+    def _set_up(self, member: Member, state: MemberState) -> None:
+        epoch = member.context.epoch
+        if state.enrolment is None:
+            letter = self._letter(letters.enrolment_kind(epoch))
+            if letter is None:
+                return
+            state, bundles = member.share(state, Enrolment.from_bytes(bytes(letter.blob)), today=today())
+            for bundle in bundles.values():
+                self._send(letters.shares_kind(epoch), {}, bundle.to_bytes(), to=bundle.recipient)
+            self._since = time.monotonic()
+        everybody = {certificate.sender for certificate in state.enrolment.certificates}
+        for peer in everybody - state.holds:
+            letter = self._letter(letters.shares_kind(epoch), sender=peer)
+            if letter is not None:
+                state = member.accept(state, ShareBundle.from_bytes(bytes(letter.blob)))
+        self.state = state
+        waited = time.monotonic() - self._since > PEER_PATIENCE
+        if (state.holds >= everybody or waited) and ("ready", epoch) not in self._told:
+            self._told.add(("ready", epoch))
+            self._send(letters.ready_kind(epoch), {}, member.ready(state).to_bytes())
+
+    def say_ready(self) -> None:
+        """Say that it is ready, which was kept back before."""
+        assert self.member is not None
+        ready = self.member.ready(self.state)
+        self._send(letters.ready_kind(self.member.context.epoch), {}, ready.to_bytes())
+
+    def _attend(self, member: Member, number: int) -> None:
+        letter = self._letter(letters.ROUND, number)
+        signed = SignedManifest.from_bytes(letter.body["manifest"].encode())
+        try:
+            self.state = member.open(self.state, signed, today=today())
+        except SecaggError:
+            self._send(letters.ABSTAINED, letters.Abstention(outcome="failed").model_dump(mode="json"), None, number)
+            self._told.add(("refused", number))
+            return
+        self.charged.append(number)
+        self.state, masked = member.mask(self.state, self._vectors(signed.manifest))
+        self.seq += 1
+        body = letters.Masked(
+            header=masked.to_bytes().decode(),
+            audit=Head.sign(self.party.identity, self.seq, "a" * 64),
+            counts_sigma={"final": 1.0, "interim": 0.0},
+        ).model_dump(mode="json")
+        self._send(letters.MASKED, self.body(body), masked.payload, number)
+
+    def _vectors(self, manifest: RoundManifest) -> dict[str, np.ndarray]:
+        made = {}
+        for term in manifest.vectors:
+            value = {"update": self.update * SHARE, "weight": self.weight, "counts": 20.0}[term.name]
+            made[term.name] = np.full(term.length, value)
+        return made
+
+    def _answer(self, member: Member) -> None:
+        number = self.state.open.manifest.round
+        letter = self._letter(letters.SURVIVORS, number)
+        if letter is None:
+            return
+        self.state, answer = member.unmask(self.state, SurvivorList.from_bytes(bytes(letter.blob)))
+        self._send(letters.UNMASK, {}, answer.to_bytes(), number)
+
+    def _close(self) -> None:
+        if ("closed", 0) in self._told:
+            return
+        self._told.add(("closed", 0))
+        self.seq += 1
+        epsilons = {"rdp": 1.0, "pld": 0.9, "local_rdp": 1.0}
+        account = letters.Account(
+            rounds=len(self.charged), steps=2, delta=1e-3, noise_multiplier=1.0, sampling_rate=0.3,
+            spent={"training": epsilons, "held_out": epsilons},
+            head=Head.sign(self.party.identity, self.seq, "b" * 64),
+        )  # fmt: skip
+        self._send(letters.ACCOUNT, account.model_dump(mode="json") | self.account)
+
+
+def today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+class Federation:
+    """A researcher's run and its hospitals, which a thread steps while the run waits."""
+
+    def __init__(self, parties: list[Party], study: Study, folder: Path) -> None:
+        self.researcher, *others = parties
+        self.study, self.folder = study, folder
+        self.hospitals = {party.email: Hospital(party, study, folder) for party in others}
+        self.problems: list[BaseException] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._stop.wait(0.003):
+            for hospital in self.hospitals.values():
+                with self._lock:
+                    try:
+                        hospital.step()
+                    except BaseException as error:
+                        self.problems.append(error)
+                        raise
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join(10)
+        assert not self.problems, self.problems
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Do something while the run waits."""
+        threading.Timer(seconds, act).start()
+
+    def wait_for_letter(self, hospital: Hospital, kind: str, number: int = letters.SETUP_ROUND) -> None:
+        """Sleep until that letter is in the researcher's mailbox."""
+        expected = [(hospital.email, self.study.hash, number, kind)]
+        assert self.researcher.mailroom.wait(expected, 5.0) == expected
+
+    def run(self, *approved: str, **options: Any) -> Run:
+        """A run as a new process would make it."""
+        self.folder.mkdir(exist_ok=True)
+        parameters = self.folder / "parameters.json"
+        if not parameters.exists():
+            parameters.write_text('[{"name":"weight","shape":[5]}]')
+        options = {"setup_patience": 1.0, "round_timeout": 1.5, "least_patience": 0.3, **options}
+        run = Run(
+            self.researcher.identity, self.researcher.roster, self.researcher.mailroom, self.folder, self.study,
+            approved or sorted(self.hospitals), **options,
+        )  # fmt: skip
+        if run.state.next_round == 1 and run._files.load_model(1) is None:
+            run._files.save_model(1, np.zeros(5, np.float32), {})
+        return run

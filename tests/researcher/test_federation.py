@@ -1,0 +1,153 @@
+"""A researcher's home: made once, made again after a failure, and clear about a file that a person spoilt."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from datasites.researcher import Federation, Study
+from datasites.researcher.federation import Incomplete
+from datasites.study.errors import DatasitesError, InputError
+from datasites.transport.store import StoreError
+from tests.researcher.conftest import HEART
+from tests.transport.parties import Party, make_parties
+
+EMAIL = "researcher@university.example.org"
+
+
+def create(home: Path, store: Path | str, email: str = EMAIL) -> Federation:
+    return Federation.create(home, organisation="University", email=email, store=str(store))
+
+
+def test_a_home_that_failed_can_be_made_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError):
+        create(tmp_path / "home", tmp_path / "file" / "store")
+    with create(tmp_path / "home", tmp_path / "store") as federation:
+        entry = federation.entry
+    with Federation.open(tmp_path / "home") as federation:
+        assert federation.entry == entry
+    with pytest.raises(InputError, match="here already"):
+        create(tmp_path / "home", tmp_path / "store")
+
+
+@pytest.mark.parametrize("email", ["nobody", "a@b c.example", ""])
+def test_a_bad_address_is_one_clear_line_and_leaves_nothing(tmp_path: Path, email: str) -> None:
+    with pytest.raises(InputError, match="email"):
+        create(tmp_path / "home", tmp_path / "store", email)
+    assert not (tmp_path / "home").exists()
+
+
+def test_settings_that_a_person_edited(tmp_path: Path) -> None:
+    create(tmp_path / "home", tmp_path / "store").close()
+    file = tmp_path / "home" / "researcher.json"
+    text = file.read_text()
+    file.write_text(text.replace(",", ",\n  ") + "\n")
+    Federation.open(tmp_path / "home").close()
+    for spoilt in (text[:-1], text.replace('"store"', '"shop"'), "[]"):
+        file.write_text(spoilt)
+        with pytest.raises(InputError, match=r"researcher\.json"):
+            Federation.open(tmp_path / "home")
+
+
+def test_a_folder_that_is_made_is_spoken_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Perhaps it should have been a mounted share."""
+    with caplog.at_level(logging.WARNING):
+        create(tmp_path / "home", tmp_path / "store").close()
+    assert "is the share mounted?" in caplog.text
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> list[Party]:
+    emails = Study.load(HEART).terms.cohort.hospitals
+    _, *hospitals = make_parties(tmp_path / "hospitals", str(tmp_path / "store"), emails, start=False)
+    return hospitals
+
+
+def befriended(tmp_path: Path, hospitals: list[Party]) -> Federation:
+    federation = create(tmp_path / "home", tmp_path / "store")
+    federation.pin(*(party.entry() for party in hospitals))
+    for party in hospitals:
+        party.roster = federation.roster
+        party.start()
+        party.control.accept_peers([EMAIL])
+    federation.connect()
+    return federation
+
+
+def test_what_is_submitted_is_what_was_checked(tmp_path: Path, hospitals: list[Party]) -> None:
+    """A file that changes between `load` and `submit` is not sent; the job's name holds the hash of what is."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for file in HEART.glob("*.*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    with befriended(tmp_path, hospitals) as federation:
+        study = Study.load(folder)
+        (folder / "model.py").write_text("import os\n")
+        federation.submit(study)
+        hospitals[0].control.sync()
+        (job,) = hospitals[0].control.jobs()
+        assert dict(job.files) == study.package.files
+        for party in hospitals:
+            party.stop()
+
+
+def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: list[Party]) -> None:
+    liar, *honest = hospitals
+    with befriended(tmp_path, hospitals) as federation:
+        study = Study.load(HEART)
+        federation.submit(study)
+        for party in hospitals:
+            party.control.sync()
+            party.control.jobs()
+        for party in honest:
+            party.control.record_approval(study.job_name, "approved")
+            party.control.sync()
+        (state,) = (liar.home / "SyftBox").rglob("state.yaml")
+        state.write_text("a: [")
+        liar.control.sync()
+        states = federation.wait(study, timeout=20, progress=False)
+        assert {s.email: s.state for s in states} == {p.email: "approved" for p in honest} | {liar.email: "unreadable"}
+        assert re.search("can't be read", next(s.reason for s in states if s.email == liar.email))
+        run = federation.start(study)
+        assert set(run._approved) == {party.email for party in honest}
+        for party in hospitals:
+            party.stop()
+
+
+def test_half_a_url_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DatasitesError, match="s3://"):
+        create(tmp_path / "home", "s3:/bucket")
+
+
+def test_a_hospital_that_cannot_be_reached_keeps_a_study_from_nobody_else(
+    tmp_path: Path, hospitals: list[Party]
+) -> None:
+    first, *others = hospitals
+    with befriended(tmp_path, hospitals) as federation:
+        bundle = tmp_path / "store" / "identities" / first.email / "bundle.json"
+        true = bundle.read_bytes()
+        bundle.unlink()
+        study = Study.load(HEART)
+        with pytest.raises(Incomplete, match=first.email):
+            federation.submit(study)
+        for party in others:
+            party.control.sync()
+            assert len(party.control.jobs()) == 1
+        bundle.write_bytes(true)
+        assert federation.submit(study) == study.hash
+        for party in hospitals:
+            party.stop()
+
+
+def test_an_incomplete_entry_keeps_no_other_hospital_from_being_a_peer(tmp_path: Path, hospitals: list[Party]) -> None:
+    first, *others = hospitals
+    with create(tmp_path / "home", tmp_path / "store") as federation:
+        federation.pin(first.entry().model_copy(update={"syft_fingerprint": ""}))
+        federation.pin(*(party.entry() for party in others))
+        with pytest.raises(Incomplete, match="no syft fingerprint"):
+            federation.connect()
+        assert federation._control._peers() == sorted(party.email for party in others)

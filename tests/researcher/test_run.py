@@ -1,0 +1,295 @@
+"""A run against hospitals that are late, gone, or lie: each costs the others a little patience and no more."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from datasites.researcher import report
+from datasites.researcher.gather import RunError
+from datasites.secagg import masks
+from tests.researcher.hospitals import Federation
+
+
+def test_a_whole_run(federation: Federation) -> None:
+    """The frame of the tests below."""
+    run = federation.run()
+    run.complete(progress=False)
+    assert [record.outcome for record in run.state.rounds] == ["done"] * 4
+    assert all(len(record.survivors) == 4 for record in run.state.rounds)
+    np.testing.assert_allclose(run.model["weight"], 1.5, atol=1e-4)
+    assert report.result(run)["unaccounted"] == []
+    assert run.state.epoch == 0
+
+
+# -- late, gone, back --------------------------------------------------------------------------------------------------
+
+
+def test_a_hospital_that_approves_late_is_let_in(federation: Federation) -> None:
+    """By a new run (a restarted researcher), and by the same run while it goes on."""
+    *early, late = federation.hospitals
+    run = federation.run(*early)
+    assert len(run.next_round().survivors) == 3
+    run = federation.run()
+    record = run.next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
+    assert late in record.survivors
+    assert (run.next_round().epoch, run.state.next_round) == (1, 4)
+    run.complete(progress=False)
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
+def test_who_approves_meanwhile_is_asked_between_rounds(federation: Federation, monkeypatch) -> None:
+    monkeypatch.setattr("datasites.researcher.run.LOOK_SECONDS", 0.0)
+    *early, late = federation.hospitals
+    approved = list(early)
+    run = federation.run(*early, look=lambda: approved)
+    run.next_round()
+    approved.append(late)
+    assert late in run.next_round().survivors
+
+
+def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation: Federation) -> None:
+    late = federation.hospitals["datasite@va.example.org"]
+    late.there = False
+    run = federation.run()
+    assert len(run.next_round().survivors) == 3
+    assert run.next_round().epoch == 0, "while it is gone, no epoch is tried"
+    late.there = True
+    federation.wait_for_letter(late, "certificate-0")
+    record = run.next_round()
+    assert (record.epoch, record.outcome) == (1, "done")
+    assert late.email in record.survivors
+
+
+def test_a_hospital_that_is_late_each_time_is_let_in_a_few_times_only(federation: Federation, monkeypatch) -> None:
+    monkeypatch.setattr("datasites.researcher.run.EPOCHS_PER_HOSPITAL", 1)
+    late = federation.hospitals["datasite@va.example.org"]
+    late.silent_at.add("ready")
+    run = federation.run(setup_patience=0.8)
+    run.next_round()
+    late.silent_at.clear()
+    late.say_ready()
+    late.silent_at.add("ready")
+    assert run.next_round().epoch == 1
+    late.silent_at.clear()
+    late.say_ready()
+    record = run.next_round()
+    assert (record.epoch, len(record.survivors)) == (1, 3)
+
+
+def test_a_setup_with_too_few_is_not_taken_for_one(federation: Federation) -> None:
+    """`SecureSum.is_set_up`; the next try is a new epoch, for enrolment of this one is closed."""
+    gone = [federation.hospitals[email] for email in sorted(federation.hospitals)[:2]]
+    for hospital in gone:
+        hospital.silent_at.add("ready")
+    run = federation.run(setup_patience=0.8)
+    for _ in range(2):
+        with pytest.raises(RunError, match="the threshold is 3"):
+            run.next_round()
+    assert run.state.rounds == ()
+    for hospital in gone:
+        hospital.silent_at.clear()
+    assert len(run.next_round().survivors) == 4
+
+
+def test_a_new_epoch_in_mid_round_gives_that_round_up(federation: Federation, monkeypatch) -> None:
+    """Hospitals have opened round 1 under the old epoch and would refuse it for good under the new one."""
+    run = federation.run()
+    run.set_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_collect", lambda record: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.next_round()
+    federation.wait_for_letter(next(iter(federation.hospitals.values())), "masked", 1)
+    run.set_up(again=True)
+    assert [(record.round, record.outcome) for record in run.state.rounds] == [(1, "failed")]
+    record = run.next_round()
+    assert (record.round, record.epoch, len(record.survivors)) == (2, 1, 4)
+    run.complete(progress=False)
+
+
+def test_a_crash_while_an_epoch_begins_leaves_the_old_one_whole(federation: Federation, monkeypatch) -> None:
+    """The new epoch's files are written before `run.json` names it."""
+    run = federation.run()
+    run.next_round()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_save", lambda **changes: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.set_up(again=True)
+    run = federation.run()
+    record = run.next_round()
+    assert (record.epoch, record.outcome, len(record.survivors)) == (0, "done", 4)
+
+
+# -- lies --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"counts_sigma": {}}, {"counts_sigma": {"final": 1e200, "interim": 0.0}}, {"counts_sigma": {"final": 1.0}},
+     {"header": "\ud7ff"}, {"header": "{}"}, {"audit": {}}],
+    ids=str,
+)  # fmt: skip
+def test_a_lie_around_a_vector_costs_its_sender_alone(federation: Federation, lie: dict) -> None:
+    liar = next(iter(federation.hospitals.values()))
+    liar.body = lambda body: body | lie
+    run = federation.run()
+    run.complete(progress=False)
+    assert all(record.outcome == "done" for record in run.state.rounds)
+    assert all(liar.email not in record.survivors for record in run.state.rounds)
+    assert all(any(liar.email in words for words in record.refused) for record in run.state.rounds)
+    report.result(run)
+
+
+@pytest.mark.parametrize("lie", [{"spent": {}}, {"spent": {"training": {}}}, {"spent": {"training": {"rdp": 1.0}}}])
+def test_an_account_without_figures_is_none(federation: Federation, lie: dict) -> None:
+    liar = next(iter(federation.hospitals.values()))
+    liar.account = lie
+    run = federation.run()
+    run.complete(progress=False)
+    assert report.result(run)["unaccounted"] == [liar.email]
+    assert len(report.privacy_table(run, federation.researcher.roster)) == 3
+
+
+@pytest.mark.parametrize("weight", [-0.75, -1.0])
+def test_weights_that_cancel_fail_the_round_and_keep_the_model(federation: Federation, weight: float) -> None:
+    liar = next(iter(federation.hospitals.values()))
+    run = federation.run()
+    run.next_round()
+    before = run.model["weight"].copy()
+    liar.weight = weight
+    record = run.next_round()
+    assert record.outcome == "failed"
+    assert "weights" in record.reason
+    assert record.heads.keys() == federation.hospitals.keys(), "heads of failed rounds are kept"
+    np.testing.assert_array_equal(run.model["weight"], before)
+    liar.weight = 0.25
+    run = federation.run()
+    assert run.next_round().outcome == "done"
+
+
+def test_a_log_that_went_back_is_not_in_the_sum(federation: Federation) -> None:
+    liar = next(iter(federation.hospitals.values()))
+    run = federation.run()
+    run.next_round()
+    liar.seq = 0
+    liar.update = 8.0
+    record = run.next_round()
+    assert liar.email not in record.survivors
+    assert any("its log went back" in words for words in record.refused)
+    np.testing.assert_allclose(run.model["weight"], 1.0, atol=1e-4)
+
+
+def test_whose_shares_are_wrong_is_named_and_left_out(federation: Federation) -> None:
+    liar = next(iter(federation.hospitals.values()))
+    liar.wrong_shares = True
+    run = federation.run()
+    record = run.next_round()
+    assert record.outcome == "failed"
+    assert record.blamed == (liar.email,)
+    assert liar.email in record.reason
+    assert "too few" not in record.reason
+    run = federation.run()
+    run.complete(progress=False)
+    assert [record.outcome for record in run.state.rounds] == ["failed", "done", "done", "done"]
+    assert liar.charged == [1]
+    assert run.state.epoch == 0, "it is not let in again either"
+
+
+def test_when_too_few_are_left_the_rest_is_not_charged(federation: Federation) -> None:
+    liars = [federation.hospitals[email] for email in sorted(federation.hospitals)[:2]]
+    for liar in liars:
+        liar.wrong_shares = True
+    run = federation.run()
+    while all(liar.email not in run._blamed() for liar in liars) or len(run._blamed()) < 2:
+        run.next_round()
+    charged = {email: list(hospital.charged) for email, hospital in federation.hospitals.items()}
+    with pytest.raises(RunError, match="2 hospitals can take part, the threshold is 3; left out for wrong shares"):
+        run.next_round()
+    assert charged == {email: hospital.charged for email, hospital in federation.hospitals.items()}
+
+
+def test_keys_that_were_replaced_in_the_store_keep_one_hospital_out(federation: Federation) -> None:
+    """The researcher can seal for it no more; the others' rounds go on."""
+    out, other, *_ = federation.hospitals
+    run = federation.run()
+    run.next_round()
+    store = federation.researcher.mailroom.store
+    federation.hospitals[out].there = False
+    store.put(f"identities/{out}/bundle.json", store.get(f"identities/{other}/bundle.json"))
+    federation.researcher.control.pin(federation.researcher.roster)  # bundles are looked at anew
+    record = run.next_round()
+    assert (record.outcome, len(record.survivors)) == ("done", 3)
+    run.complete(progress=False)
+    assert set(run.state.accounts) == set(federation.hospitals) - {out}
+
+
+def test_a_forged_letter_does_not_stand_for_its_sender(federation: Federation) -> None:
+    """Somebody else lays garbage under its path; the true vector, sent again, is in the sum."""
+    victim = federation.hospitals["datasite@hungary.example.org"]
+    run = federation.run()
+    run.set_up()
+    victim.there = False
+    room = federation.researcher.mailroom
+    forged = f"mail/{federation.study.hash}/{federation.researcher.email}/00000001.masked.{victim.email}"
+    room.store.put(forged, b"garbage")
+    federation.later(0.15, lambda: setattr(victim, "there", True))
+    record = run.next_round()
+    assert any("not a letter" in words for words in record.refused)
+    assert victim.email in record.survivors
+
+
+def test_a_vector_of_another_size_is_not_downloaded(federation: Federation) -> None:
+    liar = next(iter(federation.hospitals.values()))
+    send = liar._send
+    liar._send = lambda kind, body, blob=None, number=0, to="": send(
+        kind, body, bytes(100_000) if kind == "masked" else blob, number, to or federation.researcher.email
+    )
+    run = federation.run()
+    record = run.next_round()
+    assert any("the limit is 24; it was not downloaded" in words for words in record.refused)
+    assert (record.outcome, len(record.survivors)) == ("done", 3)
+
+
+# -- the end, and interruptions ----------------------------------------------------------------------------------------
+
+
+def test_a_final_evaluation_that_fails_is_said_and_the_study_stays_open(federation: Federation) -> None:
+    run = federation.run()
+    run.complete(rounds=3, progress=False)
+    for hospital in federation.hospitals.values():
+        hospital.silent_at.add("unmask")
+    for _ in range(2):
+        with pytest.raises(RunError, match="can't be held again"):
+            run.complete(progress=False)
+    assert not run.state.closed
+    np.testing.assert_allclose(run.model["weight"], 1.5, atol=1e-4)
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
+def test_an_interruption_while_the_sum_opens_costs_nothing(federation: Federation, monkeypatch) -> None:
+    """Half of the masks are off the sum in memory; what is on disk is whole, and the round is gone through again."""
+    run = federation.run()
+    run.set_up()
+    apply = masks.apply
+
+    def interrupted(vector: np.ndarray, left: tuple, **options: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            apply(vector, left, **options)  # a hospital masks
+            return
+        apply(vector, left[:2], **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(masks, "apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.next_round()
+    assert run.state.rounds == ()
+    assert run._files.load_model(2) is None
+    record = run.next_round()
+    assert (record.round, record.outcome) == (1, "done")
+    np.testing.assert_allclose(run.model["weight"], 0.5, atol=1e-4)
