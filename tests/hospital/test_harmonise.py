@@ -88,6 +88,28 @@ def test_rows_without_label_are_left_out_and_without_patient_refused(tmp_path: P
         prepare(table, mapping_of("cleveland"), MODEL)
 
 
+@pytest.mark.parametrize("words", [{"Male": "yes", "Female": "no"}, {"Male": "1.5", "Female": "no"}])
+def test_a_mapping_that_makes_words_where_the_study_wants_numbers_is_a_finding(tmp_path: Path, words: dict) -> None:
+    mapping = mapping_of("cleveland")
+    columns = dict(mapping.columns)
+    columns["sex"] = columns["sex"].model_copy(update={"values": words})
+    _, reports = harmonise(local("cleveland", tmp_path), mapping.model_copy(update={"columns": columns}), MODEL)
+    (sex,) = (report for report in reports if report.name == "sex")
+    assert not sex.ready
+    assert "`values`" in sex.reason
+
+
+def test_patients_are_called_as_the_table_calls_them(tmp_path: Path) -> None:
+    """000002 is not 2, in CSV as in Parquet, where a gap makes floats of whole numbers."""
+    table = tmp_path / "table.csv"
+    table.write_text("id,age\n000002,40\n 17 ,41\n2.0,42\n  ,43\n")
+    assert read_table(table, patient="id")["id"].tolist()[:3] == ["000002", "17", "2.0"]
+    assert read_table(table, patient="id")["id"].isna().tolist() == [False, False, False, True]
+    assert read_table(table, patient="other")["age"].tolist() == [40, 41, 42, 43]
+    pd.DataFrame({"id": [2, None, 17]}).to_parquet(tmp_path / "table.parquet")
+    assert read_table(tmp_path / "table.parquet", patient="id")["id"].dropna().tolist() == ["2", "17"]
+
+
 def test_a_patients_records_share_one_patient(tmp_path: Path) -> None:
     table = local("cleveland", tmp_path)
     table.loc[1, "id"] = table.loc[0, "id"]
