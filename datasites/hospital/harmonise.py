@@ -87,6 +87,8 @@ def read_table(path: Path, patient: str | None = None) -> pd.DataFrame:
         return table
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; mend `table` in datasite.toml") from error
+    except ImportError as error:
+        raise InputError(f"{path}: reading Parquet needs the package pyarrow; install it, or save as CSV") from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable table ({type(error).__name__}); expected CSV or Parquet") from None
 

@@ -63,11 +63,11 @@ def test_an_error_in_one_study_is_written_once_without_its_words_and_the_study_r
     desk.approve("ann")
     desk.approve("bob")
     Case.objects.filter(pk=desk.row.pk).update(recorded_in_syft=True)
-    steps = []
+    steps, value = [], "Mrs Smith"
 
     def broken(run: StudyRun) -> bool:
         steps.append(1)
-        raise TypeError("could not convert 'Mrs Smith'")
+        raise TypeError(f"could not convert {value!r}")
 
     monkeypatch.setattr(StudyRun, "step", broken)
     before = len(contained(service, f"case {desk.row.pk}"))
