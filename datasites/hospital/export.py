@@ -12,8 +12,9 @@ from datasites.hospital.cases import open_case
 from datasites.hospital.closing import COUNTERPARTY_HEADS
 from datasites.hospital.evidence import EvidenceContents, build_bundle
 from datasites.hospital.intake import ApprovalTerms
-from datasites.hospital.models import LedgerEntry, PolicyDecision
+from datasites.hospital.models import PolicyDecision
 from datasites.hospital.review import find_case
+from datasites.hospital.rounds import log_unlogged_charges
 from datasites.hospital.site import Site
 from datasites.hospital.verify_bundle import Check
 from policies.registry import RegistryFile
@@ -38,9 +39,9 @@ def export_evidence(site: Site, number: int, out: Path) -> tuple[Check, ...]:
 def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
     case = open_case(site.home, find_case(number))
     study = case.row.study_hash
+    log_unlogged_charges(site, case)
     site.audit.checkpoint()
     heads = site.home.secagg / study / COUNTERPARTY_HEADS
-    charged = LedgerEntry.objects.filter(dataset=case.dataset.name, study_hash=study, kind="charge")
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
     return build_bundle(
         out,
@@ -55,7 +56,7 @@ def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
             decisions=[decision.record for decision in PolicyDecision.objects.filter(case=case.row)],
             ledger=[
                 ledger.round_entry(case.dataset, study, charge)
-                for charge in sorted(set(charged.values_list("round", flat=True)))
+                for charge in sorted(ledger.charged_rounds(case.dataset, study))
             ],
             registry=registry.canonical(),
             audit=site.home.audit,

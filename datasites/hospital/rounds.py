@@ -37,7 +37,7 @@ from datasites.secagg.journal import Journal
 from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import AuditError
+from datasites.study.audit_chain import AuditError, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest
@@ -107,6 +107,32 @@ def _grid(manifest: RoundManifest) -> float:
     return next(1.0 / term.scale for term in manifest.vectors if term.name == "update")
 
 
+def log_charge(site: Site, case: OpenCase, number: int) -> None:
+    """Put the charge of a round into the audit log, by the digest of its entry in the ledger."""
+    record = Round.objects.get(case=case.row, round=number)
+    entry = ledger.round_entry(case.dataset, case.row.study_hash, number)
+    site.audit.append(
+        "charged",
+        study=case.row.study_hash,
+        round=number,
+        manifest=record.manifest_hash,
+        digest=sha256_hex(canonical_json(entry)),
+    )
+
+
+def log_unlogged_charges(site: Site, case: OpenCase) -> None:
+    """Log charges that a kill has kept out of the log; no later step would, and evidence needs both to agree."""
+    study = case.row.study_hash
+    charged = set(Round.objects.filter(case=case.row).values_list("round", flat=True))
+    charged &= ledger.charged_rounds(case.dataset, study)
+    if charged:
+        for record in records(site.home.audit):
+            if record.kind == "charged" and record.fields.get("study") == study:
+                charged.discard(record.fields.get("round"))
+    for number in sorted(charged):
+        log_charge(site, case, number)
+
+
 class StudyRun:
     """The running study of one case. `step` does what can be done now."""
 
@@ -116,6 +142,7 @@ class StudyRun:
         self.study_hash = row.study_hash
         self._case = open_case(site.home, row)
         self._researcher = self._case.study.researcher
+        log_unlogged_charges(site, self._case)
         self._post = Correspondence(site, mailroom, row.study_hash, self._researcher)
         folder, anchor = journal_of(site.home, row.study_hash)
         self._journal = Journal(folder, anchor)
@@ -192,14 +219,7 @@ class StudyRun:
             self._open(row, signed)
             ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
-            entry = ledger.round_entry(case.dataset, self.study_hash, number)
-            self._site.audit.append(
-                "charged",
-                study=self.study_hash,
-                round=number,
-                manifest=manifest.digest(),
-                digest=sha256_hex(canonical_json(entry)),
-            )
+            log_charge(self._site, case, number)
             vectors, steps = self._compute(case, manifest, parameters)
             after, masked = self._masked(row, case, manifest, vectors, steps, time.monotonic() - started)
         except compliance.Denied as error:

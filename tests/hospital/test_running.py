@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from datasites.enclave.worker import WorkerRefused
-from datasites.hospital import ledger
+from datasites.hospital import ledger, rounds
 from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import StudyRun
 from datasites.study import letters
+from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.store import Store, StoreError
 from datasites.transport.store_errors import StoreUnreachable
@@ -203,3 +204,29 @@ def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatc
     running.steps()
     assert None not in limits
     assert running.logged("letter_rejected")
+
+
+def test_a_charge_that_a_kill_kept_out_of_the_log_is_logged_at_the_next_start(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the researcher has moved on to another round: evidence holds ledger and log against each other."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    running.set_up()
+    running.open(5)  # no other test charges it in this log
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "log_charge", kill)
+        with pytest.raises(Killed):
+            running.steps()
+    assert not running.logged("charged")
+    running.restart()
+    (charged,) = running.logged("charged")
+    entry = ledger.round_entry(running.case.dataset, running.study, 5)
+    assert charged.fields["digest"] == sha256_hex(canonical_json(entry))
+    running.restart()
+    assert len(running.logged("charged")) == 1
