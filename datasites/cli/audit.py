@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from datasites.cli.terminal import HomeOption, group, open_site, out
+from datasites.study.errors import InputError
 
 audit = group("The audit log.")
 
@@ -21,7 +23,17 @@ def audit_verify(
     """Verify an audit log; needs only the file and the public key."""
     from datasites.study.audit_chain import Head, verify
 
-    report = verify(log, key, tuple(Head.parse(path.read_bytes()) for path in heads or ()))
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        raise InputError("--key: not a public key of 64 hex digits; `datasites identity show` prints it")
+    if not log.is_file():
+        raise InputError(f"{log}: no such file; name the audit log, or a copy of it")
+    try:
+        held = tuple(Head.parse(path.read_bytes()) for path in heads or ())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--head: not a signed head of a log ({type(error).__name__}); ask its holder again"
+        ) from error
+    report = verify(log, key, held)
     out.print(report.model_dump_json(indent=2), markup=False)
     raise typer.Exit(0 if report.ok else 1)
 
@@ -43,6 +55,8 @@ def audit_tail(home: HomeOption, lines: Annotated[int, typer.Option("-n")] = 20)
 def audit_export(home: HomeOption, target: Path) -> None:
     """Copy the log after a signed checkpoint."""
     site = open_site(home)
+    if not target.parent.is_dir() or target.is_dir():
+        raise InputError(f"{target}: not a file in a folder that is there; make the folder, or name a file")
     head = site.audit.checkpoint()
     target.write_bytes(site.home.audit.read_bytes())
     out.print(f"{target}: {head.seq} records, verify with --key {site.identity.public_key}")

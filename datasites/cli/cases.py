@@ -22,7 +22,7 @@ from datasites.cli.terminal import (
 )
 
 review = group("Cases: read, approve, reject.")
-study = group("Studies: check a folder; pause, resume or revoke one that runs.")
+study = group("Studies: check a folder; pause, resume, rejoin or revoke one that runs.")
 
 
 @review.command("list")
@@ -100,7 +100,7 @@ def review_recheck(home: HomeOption, case: int) -> None:
     out.print(f"case {case}: {row.state} {row.note}")
 
 
-def _lifecycle(action: str) -> None:
+def _lifecycle(action: str, words: str) -> None:
     def command(
         home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
     ) -> None:
@@ -110,11 +110,17 @@ def _lifecycle(action: str) -> None:
             row = getattr(review, action)(site, case, person, reason)
         out.print(f"case {case}: {row.state}")
 
-    study.command(action, help=f"{action.capitalize()} a study; effective before the next round.")(command)
+    study.command(action, help=words)(command)
 
 
-for action in ("pause", "resume", "revoke"):
-    _lifecycle(action)
+_lifecycle("pause", "Pause a study; effective before the next round.")
+_lifecycle("resume", "Go on with a study that was paused or stopped.")
+_lifecycle("revoke", "End a study here for good; effective before the next round.")
+_lifecycle(
+    "rejoin",
+    "Give up a stopped study's keys and go on in a new epoch, once the researcher makes one; for a journal that was "
+    "restored from a backup or damaged.",
+)
 
 
 @study.command("rounds")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from datasites.cli.terminal import (
     HomeOption,
@@ -18,6 +19,7 @@ from datasites.cli.terminal import (
     open_site,
     out,
 )
+from datasites.study.errors import InputError, explain
 
 dataset = group("Datasets and their readiness for a study.")
 budget = group("The privacy ledger.")
@@ -55,6 +57,9 @@ def dataset_withdraw(
         from datasites.hospital import review
 
         number = review.withdraw(site, person, dataset, patient, reason)
+        from datasites.hospital.withdrawal import in_words
+
+        out.print(in_words(site.home, dataset, patient), markup=False)
     out.print(f"dataset {dataset}: {number} patient(s) have withdrawn, from the next round on")
 
 
@@ -95,7 +100,10 @@ def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, 
     site = open_site(home)
     from datasites.hospital.budget_view import Book
 
-    answer = Book.read(site.home.dataset(dataset)).what_if(epsilon, rounds, steps, rate)
+    try:
+        answer = Book.read(site.home.dataset(dataset)).what_if(epsilon, rounds, steps, rate)
+    except ValidationError as error:
+        raise InputError(f"what-if: {explain(error)}") from error
     out.print(
         f"{'fits' if answer.fits else 'does NOT fit'}: training patients at {answer.after:.3f} of {answer.cap:g}, "
         f"noise multiplier {answer.noise_multiplier:.3f}"

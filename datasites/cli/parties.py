@@ -41,7 +41,8 @@ def roster_pin(
 ) -> None:
     """Trust parties, after comparing their fingerprints by telephone."""
     site = open_site(home)
-    roster = Roster.load(site.home.roster)
+    from datasites.hospital.parties import pin_compared
+
     for file in files:
         try:
             entry = RosterEntry.parse(file.read_bytes())
@@ -50,17 +51,18 @@ def roster_pin(
         out.print(f"{entry.organisation} <{entry.email}> ({entry.role})\nfingerprint  {entry.fingerprint}")
         if not yes and not typer.confirm("Did they read you this fingerprint by telephone?"):
             raise DatasitesError(f"{entry.email}: not pinned")
-        roster = roster.pin(entry)
-        roster.save(site.home.roster)
-        site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint)
+        pin_compared(site, entry)
 
 
 @roster.command("revoke")
-def roster_revoke(home: HomeOption, email: str, reason: ReasonOption) -> None:
-    """Stop trusting a party; its studies are denied from the next round on."""
-    site = open_site(home)
-    Roster.load(site.home.roster).revoke(email).save(site.home.roster)
-    site.audit.append("unpinned", email=email, reason=reason)
+def roster_revoke(
+    home: HomeOption, email: str, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+) -> None:
+    """Stop trusting a party and its key for good; its studies are denied from the next round on."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.parties import revoke_party
+
+        revoke_party(site, person, email, reason)
     out.print(f"{email} is no longer trusted")
 
 

@@ -22,11 +22,11 @@ def person_add(
 ) -> None:
     """Enter a person; asks for their password."""
     site = open_site(home)
-    from datasites.hospital.people import add_person
+    from datasites.hospital.people import add_person, written_down
 
     password = None if no_password else ask_password(password_stdin, f"New password of {name}: ")
-    add_person(name, role, password, email)
-    site.audit.append("person_added", person=name, role=role, email=email)
+    with written_down(site, "person_added", person=name, role=role, email=email):
+        add_person(name, role, password, email)
     out.print(f"{name}: {role}")
 
 
@@ -34,10 +34,11 @@ def person_add(
 def person_password(home: HomeOption, name: str, password_stdin: StdinOption = False) -> None:
     """Set a person's new password, for one who has forgotten it."""
     site = open_site(home)
-    from datasites.hospital.people import change_password
+    from datasites.hospital.people import change_password, written_down
 
-    change_password(name, ask_password(password_stdin, f"New password of {name}: "))
-    site.audit.append("password_changed", person=name)
+    password = ask_password(password_stdin, f"New password of {name}: ")
+    with written_down(site, "password_changed", person=name):
+        change_password(name, password)
     out.print(f"{name}: password changed")
 
 
@@ -45,10 +46,10 @@ def person_password(home: HomeOption, name: str, password_stdin: StdinOption = F
 def person_deactivate(home: HomeOption, name: str) -> None:
     """Keep a person out from now on; their past decisions stand."""
     site = open_site(home)
-    from datasites.hospital.people import deactivate
+    from datasites.hospital.people import deactivate, written_down
 
-    deactivate(name, by="")
-    site.audit.append("person_deactivated", person=name, by="command line")
+    with written_down(site, "person_deactivated", person=name, by="command line"):
+        deactivate(name, by="")
     out.print(f"{name}: can't act any more")
 
 

@@ -28,7 +28,11 @@ def init(
 
     if not settings.is_file():
         raise DatasitesError(f"{settings}: no such file; write the datasite's settings first (see README)")
-    entry = initialise(home, settings.read_text())
+    try:
+        text = settings.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasitesError(f"{settings}: cannot be read as UTF-8 text; save it as UTF-8 and try again") from error
+    entry = initialise(home, text)
     from datasites.hospital.people import FIRST_ADMIN, add_first_admin
 
     password = add_first_admin()

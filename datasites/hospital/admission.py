@@ -1,19 +1,23 @@
 """From a submitted job to a case that people can decide: freeze, verify, check the data, rehearse, ask the policies.
 
-Runs in the datasite's service. Whatever goes wrong with a submission becomes a case that says so; nothing that a
-researcher sends can raise out of `admit`.
+Runs in the datasite's service. Whatever goes wrong with a submission becomes a case that says so. What people decide
+while a case is examined stands: the results are then dropped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import traceback
+
+from django.db import transaction
 
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital import compliance
-from datasites.hospital.cases import OpenCase, build_terms, open_case, prepare_records
+from datasites.hospital.cases import OpenCase, StagedRecords, build_terms, open_case, stage_records
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_table
 from datasites.hospital.intake import freeze, open_frozen
@@ -21,15 +25,27 @@ from datasites.hospital.models import Case
 from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
+from datasites.study.audit_chain import AuditError
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.package import StudyPackage
+from datasites.transport.store import StoreError
 from datasites.transport.syft import SubmittedJob
 
+log = logging.getLogger(__name__)
 
-def start_worker(home: Home, case: OpenCase, data: dict[PartitionName, Partition]) -> Worker:
-    """A sandboxed worker on the case's frozen copy; raises `WorkerError` or `SandboxUnavailable`."""
-    seconds = home.settings.round_seconds
+#: States in which a case may be examined, as long as nobody has reviewed it.
+OPEN = (Case.State.INTAKE, Case.State.REVIEW)
+
+
+def start_worker(
+    home: Home, case: OpenCase, data: dict[PartitionName, Partition], seconds: float | None = None
+) -> Worker:
+    """A sandboxed worker on the case's frozen copy; raises `WorkerError` or `SandboxUnavailable`.
+
+    seconds: wall time for one request to train or evaluate; `round_seconds` of the settings unless given.
+    """
+    seconds = seconds or home.settings.round_seconds
     return Worker.start(
         Sandbox(home.settings.sandbox),
         home.frozen / case.row.study_hash,
@@ -47,16 +63,19 @@ def admit(site: Site, job: SubmittedJob) -> Case:
     try:
         package = freeze(job.files, home.frozen)
         _check_belongs_here(home, package, job)
-    except DatasitesError as error:
+    except (StoreError, AuditError):
+        raise
+    except Exception as error:
+        reason = _reason(error, "it can't be read as a study; send the researcher this line")
         row = Case.objects.create(
             study_hash="0" * 64,
             study_name=job.name[:64],
             job_name=job.name,
             submitted_by=job.submitted_by,
             state=Case.State.REFUSED,
-            note=str(error),
+            note=reason,
         )
-        site.audit.append("refused", case=row.pk, job=job.name, submitted_by=job.submitted_by, reason=str(error)[:500])
+        site.audit.append("refused", case=row.pk, job=job.name, submitted_by=job.submitted_by, reason=reason[:500])
         return row
     row = Case.objects.create(
         study_hash=package.digest(),
@@ -70,18 +89,34 @@ def admit(site: Site, job: SubmittedJob) -> Case:
 
 
 def examine(site: Site, row: Case) -> Case:
-    """Check an admitted case against code, data and policies as they are now; may be repeated until it is approved."""
-    home = site.home
+    """Check an admitted case against code, data and policies as they are now; may be repeated until it is reviewed.
+
+    Changes nothing when somebody has decided on the case in the meantime. Returns the case as it is then.
+    """
+    home, staged = site.home, None
     try:
-        _examine(site, row)
-        row.state, row.note = Case.State.REVIEW, ""
-    except (DatasitesError, PlanError, SandboxUnavailable) as error:
-        row.state, row.note = Case.State.INTAKE, str(error)
-    row.save()
+        try:
+            staged = _examine(home, row)
+            row.state, row.note = Case.State.REVIEW, ""
+        except (StoreError, AuditError):
+            raise
+        except Exception as error:
+            row.state, row.note = Case.State.INTAKE, _reason(error, "mend it and run `datasites review recheck`")
+        if not _keep(home, row, staged):
+            site.audit.append("examination_dropped", case=row.pk, study=row.study_hash)
+            return Case.objects.get(pk=row.pk)
+    finally:
+        if staged is not None:
+            staged.drop()
     if row.state == Case.State.REVIEW:
-        decision = compliance.decide(site, open_case(home, row), "intake")
-        row.note = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
-        row.save()
+        try:
+            decision = compliance.decide(site, open_case(home, row), "intake")
+            row.note = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
+        except (StoreError, AuditError):
+            raise
+        except Exception as error:
+            row.note = _reason(error, "no policy can decide on it, so it can't be approved")
+        Case.objects.filter(pk=row.pk, state=Case.State.REVIEW).update(note=row.note)
     site.audit.append(
         "examined",
         case=row.pk,
@@ -91,13 +126,34 @@ def examine(site: Site, row: Case) -> Case:
         rehearsal=row.rehearsal.get("outcome", "not_run"),
         note=row.note[:500],
     )
-    return row
+    return Case.objects.get(pk=row.pk)
+
+
+def _keep(home: Home, row: Case, staged: StagedRecords | None) -> bool:
+    """Store the results of an examination, unless people have acted on the case since; whether they were stored."""
+    with transaction.atomic():
+        now = Case.objects.select_for_update().get(pk=row.pk)
+        if now.state not in OPEN or now.reviews.exists():
+            return False
+        if staged is not None:
+            staged.keep(home, row.study_hash)
+        row.save(update_fields=["state", "note", "findings", "readiness", "terms", "approval_hash", "rehearsal"])
+    return True
+
+
+def _reason(error: Exception, remedy: str) -> str:
+    """Why, in words that hold nothing private: others' errors may quote a value, so only their kind is said."""
+    if isinstance(error, DatasitesError | PlanError | SandboxUnavailable):
+        return str(error)
+    kind = type(error).__name__
+    log.error("%s\n%s", kind, "".join(traceback.format_tb(error.__traceback__)))
+    return f"an unexpected {kind}: {remedy}; the service's log says where it arose"
 
 
 def recheck(site: Site, number: int) -> Case:
     """`examine` for people: only a case that nobody has approved yet, since it may change the approval hash."""
     row = find_case(number)
-    if row.state not in (Case.State.INTAKE, Case.State.REVIEW) or row.reviews.exists():
+    if row.state not in OPEN or row.reviews.exists():
         raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
     return examine(site, row)
 
@@ -109,28 +165,38 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
     if home.settings.email not in study.cohort.hospitals:
         raise InputError(f"study.toml: cohort.hospitals does not name {home.settings.email}")
     home.dataset(study.cohort.dataset)
+    waiting = Case.objects.filter(submitted_by=job.submitted_by, state__in=OPEN).count()
+    if waiting >= home.settings.undecided_per_researcher:
+        raise InputError(
+            f"{job.submitted_by}: {waiting} submissions wait for a decision here already, the most that may; submit "
+            "again under another name once the hospital has decided on one"
+        )
     if Case.objects.filter(study_hash=package.digest()).exclude(state=Case.State.REFUSED).exists():
         raise InputError(f"study {package.digest()[:12]}: submitted before; see its case")
 
 
-def _examine(site: Site, row: Case) -> None:
-    home = site.home
+def _examine(home: Home, row: Case) -> StagedRecords:
+    """Examine into `row`, unsaved, and stage the encoded records beside those of an earlier examination."""
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
     row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
-    prepared, reports = prepare_records(home, package, dataset)
-    row.readiness = [report.model_dump(mode="json") for report in reports]
-    terms = build_terms(home, package, dataset, prepared.version)
-    row.terms = terms.model_dump(mode="json")
-    row.approval_hash = terms.digest()
-    row.rehearsal = {} if row.findings else _rehearse(home, row)
+    staged = stage_records(home, package, dataset)
+    try:
+        row.readiness = [report.model_dump(mode="json") for report in staged.reports]
+        terms = build_terms(home, package, dataset, staged.prepared.version)
+        row.terms = terms.model_dump(mode="json")
+        row.approval_hash = terms.digest()
+        row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, staged.prepared))
+    except BaseException:
+        staged.drop()
+        raise
+    return staged
 
 
-def _rehearse(home: Home, row: Case) -> dict[str, object]:
-    case = open_case(home, row)
+def _rehearse(home: Home, case: OpenCase) -> dict[str, object]:
     try:
         mock = Partition.of_mock(case.package.data_model, read_table(home.root / case.dataset.mock))
-        worker = start_worker(home, case, {"mock": mock})
+        worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds)
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
     with worker:

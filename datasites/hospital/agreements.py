@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 from datasites.hospital.people import REVIEWERS, Acting
@@ -25,6 +26,15 @@ def _check_role(person: Acting) -> None:
         raise ReviewError(f"{person.name} is {person.role}; agreements are kept by {' and '.join(REVIEWERS)}")
 
 
+def _update(site: Site, person: Acting, change: Callable[[Registry], Registry]) -> Registry:
+    if len(person.name.split()) != 1:
+        raise ReviewError(
+            f"{person.name}: agreements are signed with a name of one word; an admin enters you under one, such as "
+            "your e-mail address"
+        )
+    return _registry(site).update(change)
+
+
 def enter_agreements(site: Site, person: Acting, file: Path) -> list[tuple[str, int]]:
     """Enter all agreements of a TOML file, unconfirmed; returns (id, version) of those that are new.
 
@@ -32,28 +42,41 @@ def enter_agreements(site: Site, person: Acting, file: Path) -> list[tuple[str, 
     """
     _check_role(person)
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    before = {(a.terms.id, a.version) for a in _registry(site).load().agreements}
-    after = _registry(site).update(lambda registry: registry.import_toml(text, person.name, _today()))
-    entered = [(a.terms.id, a.version) for a in after.agreements if (a.terms.id, a.version) not in before]
-    for id, version in entered:
-        site.audit.append("agreement_entered", agreement=id, version=version, person=person.name)
+    entered: list[tuple[str, int]] = []
+
+    def enter(known: Registry) -> Registry:
+        before = {(a.terms.id, a.version) for a in known.agreements}
+        after = known.import_toml(text, person.name, _today())
+        entered.extend((a.terms.id, a.version) for a in after.agreements if (a.terms.id, a.version) not in before)
+        for id, version in entered:
+            site.audit.append("agreement_entered", agreement=id, version=version, person=person.name)
+        return after
+
+    _update(site, person, enter)
     return entered
 
 
 def confirm_agreement(site: Site, person: Acting, id: str, version: int) -> Registry:
     """Confirm a version that somebody else entered; raises `RegistryError`."""
     _check_role(person)
-    registry = _registry(site).update(lambda known: known.confirm(id, version, person.name, _today()))
-    site.audit.append("agreement_confirmed", agreement=id, version=version, person=person.name)
-    return registry
+
+    def confirm(known: Registry) -> Registry:
+        after = known.confirm(id, version, person.name, _today())
+        # Logged before it counts: killed in between, nothing is in force that the log does not know.
+        site.audit.append("agreement_confirmed", agreement=id, version=version, person=person.name)
+        return after
+
+    return _update(site, person, confirm)
 
 
 def terminate_agreement(site: Site, person: Acting, id: str) -> Registry:
     """End an agreement today; one person is enough, since it only narrows."""
     _check_role(person)
-    registry = _registry(site).update(lambda known: known.terminate(id, person.name, _today()))
+    registry = _update(site, person, lambda known: known.terminate(id, person.name, _today()))
     site.audit.append("agreement_terminated", agreement=id, person=person.name)
     return registry

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from datasites.study.errors import DatasitesError, InputError
 from policies.agreements import Agreement
 from policies.engine import Decision
 from policies.registry import RegistryError, RegistryFile
+
+log = logging.getLogger(__name__)
 
 #: States that only a case can be in that two people approved.
 APPROVED_ONCE = (*Case.ACTIVE, Case.State.STOPPED, Case.State.REVOKED, Case.State.CLOSED)
@@ -146,7 +149,16 @@ def view_case_or_problem(home: Home, row: Case) -> CaseView:
     try:
         return view_case(home, row)
     except DatasitesError as error:
-        return CaseView(row=row, reviews=_reviews(row), examined=None, problem=str(error))
+        return problem_view(row, str(error))
+    except Exception as error:
+        # One bad case must not take its page, and so its rejection, from people.
+        log.exception("case %d", row.pk)
+        return problem_view(row, f"it can't be shown ({type(error).__name__}); the datasite's log says why")
+
+
+def problem_view(row: Case, problem: str) -> CaseView:
+    """A case of which no more can be shown than that it is there."""
+    return CaseView(row=row, reviews=_reviews(row), examined=None, problem=problem)
 
 
 def approved_before(home: Home, row: Case) -> tuple[Case, Mapping[str, str]] | None:
@@ -166,7 +178,7 @@ def approved_before(home: Home, row: Case) -> tuple[Case, Mapping[str, str]] | N
         return None
     try:
         return earlier, _texts(open_frozen(home.frozen, earlier.study_hash).files)
-    except FrozenCopyChanged:
+    except (FrozenCopyChanged, ValueError, RecursionError):
         return None
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,25 +126,45 @@ def site_plans(study: Study, dataset: DatasetSettings) -> tuple[PrivacyPlan, Eva
     )
 
 
-def prepare_records(
-    home: Home, package: StudyPackage, dataset: DatasetSettings
-) -> tuple[Prepared, tuple[FeatureReadiness, ...]]:
-    """Encode the hospital's table for this study and store it in the private folder, mode 0600.
+@dataclass(frozen=True)
+class StagedRecords:
+    """A study's encoded records, not yet in the place from which they are trained on."""
+
+    prepared: Prepared
+    reports: tuple[FeatureReadiness, ...]
+    folder: Path
+
+    def keep(self, home: Home, study_hash: str) -> None:
+        """Put them into their place."""
+        target = records_folder(home, study_hash)
+        target.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in (PREPARED_FILE, "prepared.json"):
+            (self.folder / name).replace(target / name)
+
+    def drop(self) -> None:
+        """Remove what was not kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
+    """Encode the hospital's table for this study into a folder of its own in the private folder, mode 0700.
 
     Raises `SchemaError` or `InputError` when the table does not fit.
     """
-    table = read_table(home.root / dataset.table)
-    arrays, reports, prepared = prepare(table, read_mapping(home.root / dataset.mapping), package.data_model)
-    folder = records_folder(home, package.digest())
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / PREPARED_FILE
-    temporary = folder / f".{PREPARED_FILE}"
-    temporary.touch(mode=0o600)
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
-    (folder / "prepared.json").write_bytes(prepared.canonical())
-    return prepared, reports
+    mapping = read_mapping(home.root / dataset.mapping)
+    table = read_table(home.root / dataset.table, patient=mapping.patient)
+    arrays, reports, prepared = prepare(table, mapping, package.data_model)
+    home.prepared.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = Path(tempfile.mkdtemp(dir=home.prepared, prefix=".staging-"))
+    try:
+        (folder / PREPARED_FILE).touch(mode=0o600)
+        with (folder / PREPARED_FILE).open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        (folder / "prepared.json").write_bytes(prepared.canonical())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return StagedRecords(prepared, reports, folder)
 
 
 def split_of(dataset: DatasetSettings) -> Split:
@@ -208,17 +230,27 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, dat
     )
 
 
-def open_case(home: Home, row: Case) -> OpenCase:
+def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCase:
     """Read everything that would run now; raises `FrozenCopyChanged` or `InputError`.
 
     The plans are those stored with the case, parsed from what was shown to reviewers; dependencies, declared size and
-    data version are taken afresh, so a change in any of them changes the approval hash.
+    data version are taken afresh, so a change in any of them changes the approval hash. prepared: of records that are
+    being examined and not yet in their place.
     """
+    if row.state == Case.State.REFUSED:
+        raise InputError(f"case {row.pk}: was refused when it came, so there is nothing to open: {row.note}")
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
+    if not row.terms:
+        raise InputError(
+            f"case {row.pk}: has not been examined{': ' + row.note if row.note else ''}; mend that and run "
+            f"`datasites review recheck {row.pk}`"
+        )
     stored = ApprovalTerms.model_validate(row.terms)
     try:
-        prepared = Prepared.model_validate_json((records_folder(home, row.study_hash) / "prepared.json").read_bytes())
+        prepared = prepared or Prepared.model_validate_json(
+            (records_folder(home, row.study_hash) / "prepared.json").read_bytes()
+        )
     except (OSError, ValueError) as error:
         raise InputError(
             f"case {row.pk}: its prepared records are gone; run `datasites review recheck {row.pk}`"

@@ -107,7 +107,11 @@ class ConsoleSettings(Agreed):
 
 
 class Settings(Agreed):
-    """The whole of `datasite.toml`."""
+    """The whole of `datasite.toml`.
+
+    Rounds of running studies wait while a submission is rehearsed, so one may take `rehearsal_seconds` at most, and a
+    researcher may have `undecided_per_researcher` submissions waiting; further ones are refused.
+    """
 
     organisation: Annotated[str, Field(min_length=1, max_length=120)]
     email: Email
@@ -115,6 +119,8 @@ class Settings(Agreed):
     database: str = "sqlite"
     control_seconds: Annotated[float, Field(gt=0)] = 2.0
     round_seconds: Annotated[float, Field(gt=0)] = 3600
+    rehearsal_seconds: Annotated[float, Field(gt=0)] = 300
+    undecided_per_researcher: Annotated[int, Field(ge=1)] = 10
     sandbox: SandboxConfig = SandboxConfig()
     console: ConsoleSettings = ConsoleSettings()
     datasets: tuple[DatasetSettings, ...] = ()
@@ -212,8 +218,3 @@ class Home:
     def run(self) -> Path:
         """Lock and readiness of the running service."""
         return self.root / "run"
-
-    @property
-    def worker_log(self) -> Path:
-        """What submitted code printed, for the hospital's eyes."""
-        return self.root / "worker.log"

@@ -3,6 +3,9 @@
 One per home folder, held by a lock. The loop syncs syft at its own slow pace, lets each running study do what it can,
 and then sleeps until a letter comes. People act through the database (`review`), which the loop reads again each turn;
 it imports no torch and runs no submitted code.
+
+What goes wrong with one study, one party or one submission is written down and stays there; the others go on. Only a
+damaged audit log ends the service (I14).
 """
 
 from __future__ import annotations
@@ -13,22 +16,28 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import admission
+from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, sweep_staging
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
-from datasites.hospital.rounds import StudyRun
+from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.setup import open_control
 from datasites.hospital.site import Site
-from datasites.study.errors import DatasitesError, InputError
+from datasites.study.audit_chain import AuditError
+from datasites.study.errors import InputError
 from datasites.study.identity import Roster
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.store import StoreError
+from policies.engine import Engine
 
 READY_FILE = "ready.json"
+#: Seconds for which a study rests after an error that nobody foresaw, doubled each time up to the second figure.
+REST, LONGEST_REST = 2.0, 120.0
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,8 @@ class Datasite:
         self._site = site
         self._console = console
         self._home = site.home
+        # A rule file that is missing or that permits must keep the datasite from starting, not only from deciding.
+        Engine(local_dir=site.home.local_rules)
         for warning in Sandbox(self._home.settings.sandbox).warnings:
             log.warning("%s", warning)
             site.audit.append("sandbox_warning", reason=warning)
@@ -66,8 +77,13 @@ class Datasite:
             site.identity.email, self._store, self._control.sealer(), self._home.transport / "mail", durable=True
         )
         self._runs: dict[int, StudyRun] = {}
+        self._resting: dict[int, tuple[float, float]] = {}
+        self._noted: set[tuple[str, str]] = set()
         self._roster_read = 0.0
         self._next_sync = 0.0
+        self._inbox_read = False
+        self._not_admitted: set[tuple[str, str]] = set()
+        sweep_staging(self._home)
 
     def serve(self, stop: threading.Event) -> None:
         """Run until `stop` is set."""
@@ -92,22 +108,65 @@ class Datasite:
         try:
             if time.monotonic() >= self._next_sync:
                 self._pin()
-                self._sync()
+                with self._contained("syft"):
+                    self._control.sync()
+                self._record_decisions()
+                self._destroy_what_ended()
+                self._inbox_read = False
                 self._next_sync = time.monotonic() + self._home.settings.control_seconds
             self._follow_cases()
             # Taken before looking, so that what comes in between ends the sleep at once.
             folders = self._folders()
             before = self._store.snapshot(folders)
-            busy = False
-            for run in list(self._runs.values()):
-                while run.step() and not stop.is_set():
-                    busy = True
+            busy, outage = self._run_studies(stop)
+            # After the rounds, and one at a time: a researcher with many submissions holds up nobody's round for long.
+            busy = self._admit_one() or busy
+            if outage is not None:
+                raise outage
             if not busy:
                 left = max(0.05, self._next_sync - time.monotonic())
                 self._store.wait(folders, left, stop, since=before)
         except StoreError as error:
             log.warning("store: %s", error)
             stop.wait(2.0)
+
+    def _run_studies(self, stop: threading.Event) -> tuple[bool, StoreError | None]:
+        """Let each study do what it can; whether one did anything, and the store's failure, if it failed for one."""
+        busy, outage = False, None
+        for pk, run in list(self._runs.items()):
+            until, rest = self._resting.get(pk, (0.0, REST))
+            if time.monotonic() < until:
+                continue
+            # An error of the study makes it rest; without one, what it rested before is forgotten.
+            self._resting[pk] = (time.monotonic() + rest, min(2 * rest, LONGEST_REST))
+            with self._contained(f"case {pk}"):
+                try:
+                    while run.step() and not stop.is_set():
+                        busy = True
+                except StoreError as error:
+                    outage = error
+                del self._resting[pk]
+        return busy, outage
+
+    @contextmanager
+    def _contained(self, what: str) -> Iterator[None]:
+        """Keep an error of one case, party or submission there: the log has where, the audit log once that it was.
+
+        The store's failures and a damaged audit log go on up.
+        """
+        try:
+            yield
+        except (StoreError, AuditError):
+            raise
+        except Exception as error:
+            # The place without the words, which may hold a value of a row (I12), unless they are our own.
+            kind = type(error).__name__
+            words = f"{kind}: {error}" if foreseen(error) else kind
+            log.error("%s: %s", what, words)
+            if (what, kind) not in self._noted:
+                self._noted.add((what, kind))
+                log.error("%s", "".join(traceback.format_tb(error.__traceback__)))
+                self._site.audit.append("contained", what=what[:200], reason=words[:500])
 
     def _folders(self) -> list[str]:
         """Where something for this datasite would appear."""
@@ -116,7 +175,10 @@ class Datasite:
 
     def _publish(self) -> None:
         for dataset in self._home.settings.datasets:
-            self._control.publish_dataset(dataset.name, self._home.root / dataset.mock, dataset.summary)
+            mock = self._home.root / dataset.mock
+            if not mock.is_file():
+                raise InputError(f"{mock}: no such file; put the mock there, or mend `mock` of {dataset.name}")
+            self._control.publish_dataset(dataset.name, mock, dataset.summary)
 
     def _pin(self) -> None:
         """Follow the pinned roster: new researchers become peers, revoked ones stop being."""
@@ -125,48 +187,84 @@ class Datasite:
         except FileNotFoundError:
             return
         if changed != self._roster_read:
-            roster = Roster.load(self._home.roster)
-            self._control.pin(roster)
-            self._control.accept_peers([entry.email for entry in roster.entries if entry.role == "researcher"])
-            self._roster_read = changed
+            with self._contained("roster"):
+                roster = Roster.load(self._home.roster)
+                self._control.pin(roster)
+                for entry in roster.entries:
+                    if entry.role == "researcher":
+                        with self._contained(f"party {entry.email}"):
+                            self._control.accept_peers([entry.email])
+                self._roster_read = changed
 
-    def _sync(self) -> None:
-        self._control.sync()
-        known = set(Case.objects.values_list("job_name", "submitted_by"))
-        for job in self._control.jobs():
-            if (job.name, job.submitted_by) not in known:
-                log.info("submission %s of %s", job.name, job.submitted_by)
-                row = admission.admit(self._site, job)
-                log.info("case %d: %s %s", row.pk, row.state, row.note)
-        self._record_decisions()
+    def _admit_one(self) -> bool:
+        """Take one new submission in; True when there was one."""
+        if self._inbox_read:
+            return False
+        known = self._not_admitted | set(Case.objects.values_list("job_name", "submitted_by"))
+        with self._contained("submissions"):
+            for job in self._control.jobs():
+                name = (job.name, job.submitted_by)
+                if name not in known:
+                    log.info("submission %s of %s", *name)
+                    self._not_admitted.add(name)
+                    with self._contained(f"submission {job.name} of {job.submitted_by}"):
+                        row = admission.admit(self._site, job)
+                        log.info("case %d: %s %s", row.pk, row.state, row.note)
+                        self._not_admitted.discard(name)
+                    self._record_decisions()
+                    return True
+        self._inbox_read = True
+        return False
 
     def _record_decisions(self) -> None:
         """Put into syft what people decided here, with the hash that they decided on."""
         recorded = False
         for row in Case.objects.filter(recorded_in_syft=False):
-            if row.state in Case.ACTIVE:
-                self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)
-            elif row.state in (Case.State.REJECTED, Case.State.REFUSED):
-                self._control.record_rejection(row.job_name, row.note[:1900] or "rejected", row.submitted_by)
-            else:
-                continue
-            row.recorded_in_syft = True
-            row.save(update_fields=["recorded_in_syft"])
-            recorded = True
+            with self._contained(f"case {row.pk}"):
+                if row.state in Case.ACTIVE:
+                    self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)
+                elif row.state in (Case.State.REJECTED, Case.State.REFUSED):
+                    self._control.record_rejection(row.job_name, row.note[:1900] or "rejected", row.submitted_by)
+                else:
+                    continue
+                row.recorded_in_syft = True
+                row.save(update_fields=["recorded_in_syft"])
+                recorded = True
         if recorded:
-            self._control.sync()
+            with self._contained("syft"):
+                self._control.sync()
 
     def _follow_cases(self) -> None:
         """Start following cases that were approved, and let go of those that have ended."""
         open_states = (*Case.ACTIVE, Case.State.STOPPED)
         wanted = {row.pk: row for row in Case.objects.filter(state__in=open_states)}
-        for pk in [pk for pk in self._runs if pk not in wanted]:
-            self._runs.pop(pk).close()
+        for pk in list(self._runs):
+            if pk not in wanted or wanted[pk].rejoins:
+                self._resting.pop(pk, None)
+                with self._contained(f"case {pk}"):
+                    self._runs.pop(pk).close()
         for pk, row in wanted.items():
             if pk not in self._runs and row.state != Case.State.STOPPED:
-                try:
-                    self._runs[pk] = StudyRun(self._site, self._mailroom, row)
-                except (DatasitesError, ValueError) as error:
-                    log.error("case %d: %s", pk, error)
-                    self._site.audit.append("stopped", case=pk, reason=str(error)[:500])
-                    Case.objects.filter(pk=pk).update(state=Case.State.STOPPED, note=str(error))
+                self._follow(row)
+
+    def _destroy_what_ended(self) -> None:
+        for row in Case.objects.filter(state__in=ENDED).exclude(pk__in=list(self._runs)):
+            with self._contained(f"case {row.pk}"):
+                destroy_secrets(self._site, row)
+
+    def _follow(self, row: Case) -> None:
+        try:
+            if row.rejoins:
+                give_up_keys(self._home, row.study_hash)
+                Case.objects.filter(pk=row.pk).update(rejoins=False)
+            self._runs[row.pk] = StudyRun(self._site, self._mailroom, row)
+        except (StoreError, AuditError):
+            raise
+        except Exception as error:
+            with self._contained(f"case {row.pk}"):
+                raise
+            words = (
+                str(error) if foreseen(error) else f"can't be opened ({type(error).__name__}); see the service's log"
+            )
+            self._site.audit.append("stopped", case=row.pk, reason=words[:500])
+            Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=words)

@@ -8,13 +8,14 @@ the journal before its letter is sent, so it may be killed and called again at a
 from __future__ import annotations
 
 import datetime
-import logging
+import re
 import time
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from datasites.hospital.cases import OpenCase
+from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.site import Site
 from datasites.secagg.context import Context
 from datasites.secagg.errors import SecaggError
@@ -23,13 +24,11 @@ from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
 from datasites.study.identity import IdentityError, Roster
-from datasites.transport.mailroom import Letter, Mailroom, Rejected
+from datasites.transport.mailroom import Letter
 
 LARGEST_SETUP_LETTER = 64 * 1024 * 1024
 #: How long this hospital waits for its peers' bundles before it reports ready with those that have come.
 PEER_PATIENCE = 60.0
-
-log = logging.getLogger(__name__)
 
 
 def read_blob(letter: Letter) -> bytes:
@@ -40,13 +39,11 @@ def read_blob(letter: Letter) -> bytes:
 class EpochSetup:
     """Sets epochs up for one study. `member` is the member of the newest epoch that this hospital has certified in."""
 
-    def __init__(self, site: Site, case: OpenCase, mailroom: Mailroom, journal: Journal, folder: Path) -> None:
-        self._site, self._case, self._mailroom, self._journal, self._folder = site, case, mailroom, journal, folder
+    def __init__(self, site: Site, case: OpenCase, post: Correspondence, journal: Journal, folder: Path) -> None:
+        self._site, self._case, self._post, self._journal, self._folder = site, case, post, journal, folder
         self._study = case.row.study_hash
         self._researcher = case.study.researcher
         self._enrolled_at: float | None = None
-        self._certified: set[int] = set()
-        self._reported: set[int] = set()
         self.member: Member | None = None
         state = journal.state
         if state is not None:
@@ -54,24 +51,7 @@ class EpochSetup:
 
     def step(self) -> bool:
         """Do what can be done now; True when something was."""
-        return self._offer() or self._resend_certificate() or self._enrol() or self._accept() or self._ready()
-
-    def awaited(self) -> list[tuple[str, str, int, str]]:
-        """Letters that could move the setup on."""
-        state = self._journal.state
-        if state is None or self.member is None:
-            return [self._from_researcher(letters.offer_kind(self._next_epoch()))]
-        if state.enrolment is None:
-            return [self._from_researcher(letters.enrolment_kind(state.epoch))]
-        kind = letters.shares_kind(state.epoch)
-        return [
-            (certificate.sender, self._study, letters.SETUP_ROUND, kind)
-            for certificate in state.enrolment.certificates
-            if certificate.sender not in state.holds
-        ]
-
-    def _from_researcher(self, kind: str) -> tuple[str, str, int, str]:
-        return (self._researcher, self._study, letters.SETUP_ROUND, kind)
+        return self._offer() or self._send_certificate() or self._enrol() or self._accept() or self._ready()
 
     def _next_epoch(self) -> int:
         return self._journal.floor[0] + 1
@@ -80,23 +60,22 @@ class EpochSetup:
         return self._folder / f"context-{epoch}.json"
 
     def _receive(self, sender: str, kind: str) -> Letter | None:
-        try:
-            return self._mailroom.receive(sender, self._study, letters.SETUP_ROUND, kind, max_blob=LARGEST_SETUP_LETTER)
-        except (Rejected, IdentityError) as error:
-            log.warning("setup: %s", error)
-            return None
+        return self._post.receive(sender, letters.SETUP_ROUND, kind, LARGEST_SETUP_LETTER)
 
     def _offer(self) -> bool:
         prefix = letters.offer_kind(0)[:-1]
         offered = [
             int(kind.removeprefix(prefix))
-            for _, kind, sender in self._mailroom.mailbox(self._study)
-            if sender == self._researcher and kind.startswith(prefix) and kind.removeprefix(prefix).isdecimal()
+            for number, kind, sender in self._post.mailbox()
+            # A file of another round or spelling (offer-07) is no letter, and must not hide one.
+            if (sender, number) == (self._researcher, letters.SETUP_ROUND)
+            and re.fullmatch(f"{prefix}(0|[1-9][0-9]*)", kind)
         ]
-        epoch = max(offered, default=-1)
-        if epoch < self._next_epoch():
-            return False
-        letter = self._receive(self._researcher, letters.offer_kind(epoch))
+        letter, epoch = None, -1
+        for epoch in sorted((n for n in offered if n >= self._next_epoch()), reverse=True):
+            letter = self._receive(self._researcher, letters.offer_kind(epoch))
+            if letter is not None:
+                break
         if letter is None:
             return False
         try:
@@ -104,7 +83,7 @@ class EpochSetup:
             member = Member(self._site.identity, context)
             state, certificate = member.certify(self._journal.state)
         except (SecaggError, IdentityError, ValidationError, ValueError) as error:
-            self._refuse(f"offer of epoch {epoch}: {error}")
+            self._refuse(letter, f"offer of epoch {epoch}: {error}")
             return False
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._context_path(epoch).write_bytes(context.canonical())
@@ -125,7 +104,11 @@ class EpochSetup:
             raise ValueError(f"rounds up to {offer.last_round}, approved were {study.rounds} and the final evaluation")
         if offer.expires > study.ends:
             raise ValueError(f"keys until {offer.expires}, the study ends on {study.ends}")
-        whole = len(offer.hospitals) == len(study.cohort.hospitals)
+        needed = study.cohort.survivors_needed
+        if len(offer.hospitals) < needed:
+            raise ValueError(
+                f"{len(offer.hospitals)} hospitals, every sum of the approved study holds {needed} or more"
+            )
         return Context.from_roster(
             Roster.load(self._site.home.roster),
             study=self._study,
@@ -135,20 +118,20 @@ class EpochSetup:
             colluders=study.cohort.colluders,
             rounds=(offer.first_round, offer.last_round),
             expires=offer.expires,
-            threshold=study.cohort.survivors_needed if whole else None,
+            threshold=needed,
             consistency=study.cohort.consistency_wave,
         )
 
-    def _resend_certificate(self) -> bool:
-        # After a crash between commit and send; the mailroom makes a second send of the same letter a no-op.
+    def _send_certificate(self) -> bool:
+        # Owed after a crash or an outage between commit and send.
         state = self._journal.state
-        if state is None or state.epoch in self._certified or state.enrolment is not None:
+        if state is None or state.enrolment is not None:
             return False
-        self._certified.add(state.epoch)
+        kind = letters.certificate_kind(state.epoch)
         certificate = self._journal.sent(Certificate)
-        if certificate is not None:
-            self._send(self._researcher, letters.certificate_kind(state.epoch), certificate)
-        return False
+        if certificate is None or self._post.posted(self._researcher, letters.SETUP_ROUND, kind):
+            return False
+        return self._send(self._researcher, kind, certificate)
 
     def _enrol(self) -> bool:
         state = self._journal.state
@@ -161,7 +144,7 @@ class EpochSetup:
             enrolment = Enrolment.from_bytes(read_blob(letter))
             state, bundles = self.member.share(state, enrolment, today=datetime.datetime.now(datetime.UTC).date())
         except SecaggError as error:
-            self._refuse(f"enrolment of epoch {state.epoch}: {error}")
+            self._refuse(letter, f"enrolment of epoch {state.epoch}: {error}")
             return False
         self._journal.commit(state, *bundles.values())
         self._enrolled_at = time.monotonic()
@@ -173,10 +156,11 @@ class EpochSetup:
         assert state is not None
         assert state.enrolment is not None
         for certificate in state.enrolment.certificates:
-            if certificate.sender != self._site.identity.email:
-                bundle = self._journal.sent(ShareBundle, certificate.sender)
+            peer, kind = certificate.sender, letters.shares_kind(state.epoch)
+            if peer != self._site.identity.email and not self._post.posted(peer, letters.SETUP_ROUND, kind):
+                bundle = self._journal.sent(ShareBundle, peer)
                 if bundle is not None:
-                    self._send(certificate.sender, letters.shares_kind(state.epoch), bundle)
+                    self._send(peer, kind, bundle)
 
     def _accept(self) -> bool:
         state = self._journal.state
@@ -184,9 +168,11 @@ class EpochSetup:
             return False
         if self._enrolled_at is None:
             self._enrolled_at = time.monotonic()
-            self._send_bundles()
+        self._send_bundles()
         came = False
-        for sender, _, _, kind in self.awaited():
+        kind = letters.shares_kind(state.epoch)
+        missing = {certificate.sender for certificate in state.enrolment.certificates} - state.holds
+        for sender in sorted(missing):
             letter = self._receive(sender, kind)
             if letter is None:
                 continue
@@ -195,12 +181,15 @@ class EpochSetup:
                 self._journal.commit(state)
                 came = True
             except SecaggError as error:
-                self._refuse(f"shares of {sender}: {error}")
+                self._refuse(letter, f"shares of {sender}: {error}")
         return came
 
     def _ready(self) -> bool:
         state = self._journal.state
-        if state is None or self.member is None or state.enrolment is None or state.epoch in self._reported:
+        if state is None or self.member is None or state.enrolment is None:
+            return False
+        kind = letters.ready_kind(state.epoch)
+        if self._post.posted(self._researcher, letters.SETUP_ROUND, kind):
             return False
         answer = self._journal.sent(Ready)
         if answer is None:
@@ -211,13 +200,10 @@ class EpochSetup:
             ready = self.member.ready(state)
             self._journal.commit(state, ready)
             answer = ready.to_bytes()
-        self._reported.add(state.epoch)
-        self._send(self._researcher, letters.ready_kind(state.epoch), answer)
-        return True
+        return self._send(self._researcher, kind, answer)
 
-    def _send(self, to: str, kind: str, payload: bytes) -> None:
-        self._mailroom.send(to, self._study, letters.SETUP_ROUND, kind, {}, payload)
+    def _send(self, to: str, kind: str, payload: bytes) -> bool:
+        return self._post.post(to, letters.SETUP_ROUND, kind, {}, payload)
 
-    def _refuse(self, reason: str) -> None:
-        log.warning("setup refused: %s", reason)
-        self._site.audit.append("setup_refused", study=self._study, reason=reason[:500])
+    def _refuse(self, letter: Letter, reason: str) -> None:
+        self._post.note("setup_refused", (letter.digest,), reason=reason)

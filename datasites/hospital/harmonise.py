@@ -71,16 +71,34 @@ class Prepared(Agreed):
     patients: int
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read CSV or Parquet; raises `InputError`."""
+def read_table(path: Path, patient: str | None = None) -> pd.DataFrame:
+    """Read CSV or Parquet; raises `InputError`.
+
+    patient: the column that says whose a row is. It is read as the text that stands in the file, since identifiers
+    are no numbers: 000002 is not 2, and a withdrawal must find the patient by the words that people use.
+    """
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path)
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=None if patient is None else {patient: str})
+        if patient is not None and patient in table.columns:
+            table[patient] = table[patient].map(pseudonym, na_action="ignore")
+        return table
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; mend `table` in datasite.toml") from error
+    except ImportError as error:
+        raise InputError(f"{path}: reading Parquet needs the package pyarrow; install it, or save as CSV") from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable table ({type(error).__name__}); expected CSV or Parquet") from None
+
+
+def pseudonym(value: object) -> str | None:
+    """A patient's identifier as text, without white space around it (None for no more than that).
+
+    Whole numbers of a Parquet column are written as such.
+    """
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip() or None
 
 
 def read_mapping(path: Path) -> Mapping:
@@ -121,12 +139,18 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
         else:
             values = number * column.factor + column.offset
     out_of_range = 0
-    if feature.type == "number" and not unmapped:
-        number = pd.to_numeric(values)
-        out_of_range = int(((number < feature.low) | (number > feature.high)).sum())
-    if feature.type == "boolean" and not unmapped:
-        out_of_range = int((~pd.to_numeric(values).dropna().isin((0.0, 1.0))).sum())
+    no_numbers = 0
+    if feature.type in ("number", "boolean") and not unmapped:
+        number = pd.to_numeric(values, errors="coerce")
+        no_numbers = int((number.isna() & values.notna()).sum())
+        if feature.type == "number":
+            out_of_range = int(((number < feature.low) | (number > feature.high)).sum())
+        else:
+            out_of_range = int((~number.dropna().isin((0.0, 1.0))).sum())
     reasons = []
+    if no_numbers:
+        wanted = "yes/no (1 or 0)" if feature.type == "boolean" else "a number"
+        reasons.append(f"`values` makes words of {no_numbers} value(s) of {column.source!r}, the study wants {wanted}")
     if unmapped:
         reasons.append(
             f"{unmapped} value(s) of {column.source!r} have no meaning here; add them to `values` or `missing`"

@@ -8,6 +8,7 @@ once enough others have acknowledged the same one (I8).
 from __future__ import annotations
 
 from datasites.hospital.cases import OpenCase
+from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.epochs import read_blob
 from datasites.hospital.models import Round
 from datasites.hospital.site import Site
@@ -18,45 +19,51 @@ from datasites.secagg.messages import AckList, MaskedVector, Message, SurvivorAc
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import Head, records
-from datasites.transport.mailroom import Letter, Mailroom, Rejected
+from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.transport.mailroom import Letter
+
+#: A survivor list and a list of acknowledgements: some KB for each hospital.
+LARGEST_LIST = 16 * 1024 * 1024
 
 
 class Leaving:
     """Sends what the journal of one study has made, and answers for survivor lists."""
 
-    def __init__(self, site: Site, case: OpenCase, mailroom: Mailroom, journal: Journal) -> None:
-        self._site, self._case, self._mailroom, self._journal = site, case, mailroom, journal
+    def __init__(self, site: Site, case: OpenCase, post: Correspondence, journal: Journal) -> None:
+        self._site, self._case, self._post, self._journal = site, case, post, journal
         self._study = case.row.study_hash
         self._researcher = case.study.researcher
-        self._sent: set[int] = set()
-        self._refused: set[int] = set()
 
     def step(self, member: Member | None) -> bool:
-        """Send again what a restart may have kept from going out, or answer a survivor list; True when done."""
+        """Send what an outage or a restart has kept from going out, or answer a survivor list; True when done."""
         state = self._journal.state
         if member is None or state is None or state.open is None or state.open.header is None:
             return False
-        return self._resend(state) or self._answer(member, state)
+        return self._send_owed(state) or self._answer(member, state)
 
     def release(self, state: MemberState, masked: MaskedVector) -> None:
         """Make the release in the journal, record it, send it."""
         self._journal.commit(state, masked)
         self._send(masked, restarted=False)
 
-    def _resend(self, state: MemberState) -> bool:
+    def _send_owed(self, state: MemberState) -> bool:
         assert state.open is not None
-        if state.last_round in self._sent:
-            return False
+        number = state.last_round
         if state.open.answer is not None:
-            self._sent.add(state.last_round)
-            self._post(letters.UNMASK, state.open.answer, state.last_round)
-        else:
+            return not self._is_out(letters.UNMASK, number) and self._reply(letters.UNMASK, state.open.answer, number)
+        if not self._is_out(letters.MASKED, number):
             masked = self._journal.masked()
             assert masked is not None
-            self._send(masked, restarted=True)
-        return True
+            return self._send(masked, restarted=True)
+        if state.open.acknowledged is not None and not self._is_out(letters.ACKNOWLEDGE, number):
+            ack = self._journal.sent(SurvivorAck)
+            return ack is not None and self._reply(letters.ACKNOWLEDGE, SurvivorAck.from_bytes(ack), number)
+        return False
 
-    def _send(self, masked: MaskedVector, restarted: bool) -> None:
+    def _is_out(self, kind: str, number: int) -> bool:
+        return self._post.posted(self._researcher, number, kind)
+
+    def _send(self, masked: MaskedVector, restarted: bool) -> bool:
         number = masked.header.round
         record = Round.objects.get(case=self._case.row, round=number)
         if not record.audit_head:
@@ -67,10 +74,8 @@ class Leaving:
             audit=Head.model_validate(record.audit_head),
             counts_sigma={"final": plan.final_multiplier, "interim": plan.interim_multiplier or 0.0},
         )
-        self._mailroom.send(
-            self._researcher, self._study, number, letters.MASKED, body.model_dump(mode="json"), masked.payload
-        )
-        self._sent.add(number)
+        words = body.model_dump(mode="json")
+        return self._post.post(self._researcher, number, letters.MASKED, words, bytes(masked.payload))
 
     def _record(self, record: Round, masked: MaskedVector, restarted: bool) -> None:
         """Put a release into audit log and database, once, before it is sent."""
@@ -78,7 +83,7 @@ class Leaving:
         assert state is not None
         assert state.open is not None
         manifest, sha256 = state.open.manifest, masked.header.payload
-        head = self._logged_before(manifest.round) if restarted else None
+        head = self._logged_before(manifest.round, sha256) if restarted else None
         if head is None:
             head = self._site.audit.append(
                 "released",
@@ -99,11 +104,11 @@ class Leaving:
         }
         record.save(update_fields=["state", "audit_head", "release"])
 
-    def _logged_before(self, number: int) -> Head | None:
-        """The present head, if the log already holds this round's release (killed between log and database)."""
-        wanted = ("released", self._study, number)
+    def _logged_before(self, number: int, sha256: str) -> Head | None:
+        """The present head, if the log already holds this release (killed between log and database)."""
+        wanted = {"study": self._study, "round": number, "sha256": sha256}
         for record in records(self._site.home.audit):
-            if (record.kind, record.fields.get("study"), record.fields.get("round")) == wanted:
+            if record.kind == "released" and wanted.items() <= record.fields.items():
                 return self._site.audit.head()
         return None
 
@@ -122,7 +127,7 @@ class Leaving:
                 if state.open.acknowledged is None:
                     acknowledged, ack = member.acknowledge(state, survivors)
                     self._journal.commit(acknowledged, ack)
-                    self._post(letters.ACKNOWLEDGE, ack, number)
+                    self._reply(letters.ACKNOWLEDGE, ack, number)
                     return True
                 acks = self._acknowledged(number)
                 if acks is None:
@@ -131,33 +136,28 @@ class Leaving:
         except SecaggError as error:
             if isinstance(error, JournalRolledBack | JournalDamaged):
                 raise
-            self._refuse(number, str(error))
+            self._post.note("survivors_refused", (letter.digest,), round=number, reason=error)
             return False
         emails = [header.sender for header in survivors.headers]
-        self._site.audit.append("unmasked", study=self._study, round=number, survivors=emails)
+        # A list of any length must not be able to break the log: their number, and what the names hash to.
+        self._site.audit.append(
+            "unmasked",
+            study=self._study,
+            round=number,
+            survivors=len(emails),
+            digest=sha256_hex(canonical_json(emails)),
+        )
         self._journal.commit(after, answer)
         Round.objects.filter(case=self._case.row, round=number).update(state=Round.State.UNMASKED, survivors=emails)
-        self._post(letters.UNMASK, answer, number)
+        self._reply(letters.UNMASK, answer, number)
         return True
 
     def _acknowledged(self, number: int) -> AckList | None:
-        sent = self._journal.sent(SurvivorAck)
-        if sent is not None and number not in self._sent:
-            self._post(letters.ACKNOWLEDGE, SurvivorAck.from_bytes(sent), number)
         letter = self._receive(number, letters.ACKNOWLEDGED)
         return None if letter is None else AckList.from_bytes(read_blob(letter))
 
-    def _refuse(self, number: int, reason: str) -> None:
-        if number not in self._refused:
-            self._refused.add(number)
-            self._site.audit.append("survivors_refused", study=self._study, round=number, reason=reason[:500])
-
-    def _post(self, kind: str, message: Message, number: int) -> None:
-        self._mailroom.send(self._researcher, self._study, number, kind, {}, message.to_bytes())
+    def _reply(self, kind: str, message: Message, number: int) -> bool:
+        return self._post.post(self._researcher, number, kind, {}, message.to_bytes())
 
     def _receive(self, number: int, kind: str) -> Letter | None:
-        try:
-            return self._mailroom.receive(self._researcher, self._study, number, kind)
-        except Rejected as error:
-            self._site.audit.append("letter_rejected", study=self._study, round=number, reason=str(error)[:500])
-            return None
+        return self._post.receive(self._researcher, number, kind, LARGEST_LIST)

@@ -185,6 +185,12 @@ def round_entry(dataset: DatasetSettings, study: str, number: int) -> dict[str, 
     return {"round": number, "charges": {entry.partition: entry.charges for entry in entries}}
 
 
+def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
+    """Rounds that a study has charged."""
+    entries = LedgerEntry.objects.filter(dataset=dataset.name, study_hash=study, kind="charge")
+    return set(entries.values_list("round", flat=True))
+
+
 def is_charged(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, Asked]) -> bool:
     """Whether round `number` has been charged with exactly `asked`."""
     entries = LedgerEntry.objects.filter(dataset=dataset.name, study_hash=study, kind="charge", round=number)

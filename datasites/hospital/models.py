@@ -43,6 +43,8 @@ class Case(models.Model):
     readiness = models.JSONField(default=list)
     rehearsal = models.JSONField(default=dict)
     recorded_in_syft = models.BooleanField(default=False)
+    #: Reviewers asked to give the keys of the present epoch up and to join the study again in the next one.
+    rejoins = models.BooleanField(default=False)
 
     class Meta:
         ordering = ["-received_at"]
@@ -138,6 +140,8 @@ class Round(models.Model):
     #: What left: names and lengths of vectors, bytes, SHA-256 of the masked vector.
     release = models.JSONField(default=dict)
     audit_head = models.JSONField(default=dict)
+    #: What was said to the researcher when this hospital sat the round out; sent again until the store has taken it.
+    abstention = models.JSONField(default=dict)
     at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -33,6 +33,7 @@ def propose_party(site: Site, person: Acting, entry_json: str) -> PartyProposal:
         entry = RosterEntry.model_validate(json.loads(entry_json))
     except (ValueError, RecursionError) as error:
         raise InputError("roster entry: not the text of a party's roster-entry.json; ask them for it again") from error
+    _check_complete(entry)
     roster = Roster.load(site.home.roster)
     if roster.pin(entry) == roster:
         raise ReviewError(f"party {entry.email}: is pinned with this key already; nothing to enter")
@@ -63,10 +64,27 @@ def pin_party(site: Site, person: Acting, number: int, fingerprint: str) -> Rost
                 f"party {entry.email}: that is not the fingerprint of this entry; if the party read it to you, the "
                 "entry is somebody else's: withdraw it"
             )
-        change(lambda roster: roster.pin(entry))
+        _check_complete(entry)
+        change(lambda roster: _pinned(site, roster, entry, person.name))
         _decide(proposal, person, "pinned")
-        site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint, person=person.name)
     return entry
+
+
+def pin_compared(site: Site, entry: RosterEntry) -> None:
+    """Pin an entry whose fingerprint was compared by whoever has this machine's shell, as when a datasite is set up.
+
+    Raises `InputError` for an incomplete entry, `IdentityError` where the roster refuses it.
+    """
+    _check_complete(entry)
+    with _roster(site) as change:
+        change(lambda roster: _pinned(site, roster, entry, "command line"))
+
+
+def _pinned(site: Site, roster: Roster, entry: RosterEntry, by: str) -> Roster:
+    after = roster.pin(entry)
+    # Logged before it counts: killed in between, nobody is trusted whom the log does not know.
+    site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint, person=by)
+    return after
 
 
 def withdraw_party(site: Site, person: Acting, number: int) -> None:
@@ -79,18 +97,29 @@ def withdraw_party(site: Site, person: Acting, number: int) -> None:
 
 
 def revoke_party(site: Site, person: Acting, email: str, reason: str) -> None:
-    """Stop trusting a party, from the next round on; one person is enough. Raises `IdentityError` or `ReviewError`."""
+    """Stop trusting a party, from the next round on, and never take its key again; one person is enough.
+
+    Raises `IdentityError` or `ReviewError`.
+    """
     _check_role(person)
     if email == site.home.settings.email:
         raise ReviewError(f"party {email}: is this hospital itself; use the kill switch to stop it")
     with _roster(site) as change:
-        change(lambda roster: roster.without(email))
+        change(lambda roster: roster.revoke(email))
         site.audit.append("unpinned", email=email, reason=reason, person=person.name)
 
 
 def open_proposals() -> list[tuple[PartyProposal, RosterEntry]]:
     """Entries that wait for a second person, newest first."""
     return [(row, RosterEntry.model_validate(row.entry)) for row in PartyProposal.objects.filter(outcome="")]
+
+
+def _check_complete(entry: RosterEntry) -> None:
+    if not entry.syft_fingerprint:
+        raise InputError(
+            f"roster entry of {entry.email}: has no syft fingerprint, so no letter could go to them; ask the party for "
+            "the roster-entry.json that their `datasites init` wrote"
+        )
 
 
 def _check_role(person: Acting) -> None:

@@ -8,6 +8,8 @@ another name.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,6 +22,7 @@ from django.core.validators import validate_email
 from django.db import transaction
 from django.http import HttpRequest
 
+from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
 
 PersonRole = Literal["steward", "privacy_officer", "auditor", "admin"]
@@ -41,6 +44,14 @@ class Acting:
     email: str
 
 
+@contextmanager
+def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
+    """Change something about a person and log it, both or neither: the change counts once the log knows it."""
+    with transaction.atomic():
+        yield
+        site.audit.append(kind, **fields)
+
+
 def add_person(name: str, role: str, password: str | None, email: str = "") -> None:
     """Enter a person with one role; without a password they can only sign in with the organisation's own sign-in.
 
@@ -49,6 +60,8 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> N
     """
     if role not in get_args(PersonRole):
         raise PersonError(f"person {name}: role {role!r} is not one of {', '.join(get_args(PersonRole))}")
+    if len(name.split()) != 1:
+        raise PersonError(f"person {name!r}: a name is one word, as agreements are signed with it; try ann.lee")
     users = get_user_model()
     email = (email or (name if "@" in name else "")).casefold()
     if not email and (role in REVIEWERS or password is None):

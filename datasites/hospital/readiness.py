@@ -53,7 +53,9 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     """Check dataset `name` against a study; raises `InputError` for a table, mapping or study that can't be read."""
     dataset = home.dataset(name)
     mapping = read_mapping(home.root / dataset.mapping)
-    frame, features = harmonise(read_table(home.root / dataset.table), mapping, package.data_model)
+    frame, features = harmonise(
+        read_table(home.root / dataset.table, patient=mapping.patient), mapping, package.data_model
+    )
     records = frame["patient"].value_counts()
     most = int(records.max()) if len(records) else 1
     plan, _ = site_plans(package.study, dataset)

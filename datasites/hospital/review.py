@@ -1,10 +1,13 @@
 """What people do with a case: approve, reject, pause, resume, revoke; the kill switch. Console and commands share it.
 
 Each function checks who acts, asks the policies where they have a say, writes database and audit log together, and
-raises a `DatasitesError` without any change when it may not be.
+raises a `DatasitesError` without any change when it may not be. Where a file is changed, what widens is logged first
+and what narrows is done first: killed in between, the log knows of all that was opened.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from django.contrib.auth import get_user_model
 from django.db import transaction
@@ -38,9 +41,9 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     row = find_case(number)
     if person.role not in REVIEWERS:
         raise ReviewError(f"{person.name} is {person.role}; a case is approved by {' and '.join(REVIEWERS)}")
-    case = open_case(site.home, row)
     if row.state != Case.State.REVIEW:
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
+    case = open_case(site.home, row)
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
     # Counted before the policies are asked: a review that comes in between was not among their facts.
@@ -49,7 +52,8 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     compliance.require(decision)
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=number)
-        if row.state != Case.State.REVIEW or Review.objects.filter(case=row).count() != before:
+        same = row.state == Case.State.REVIEW and row.approval_hash == seen_hash
+        if not same or Review.objects.filter(case=row).count() != before:
             raise ReviewError(f"case {number}: somebody else acted on it just now; read it again")
         Review.objects.create(
             case=row,
@@ -104,7 +108,17 @@ def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
     return row
 
 
-def _move(site: Site, number: int, person: Acting, reason: str, kind: str, states: tuple[str, ...], to: str) -> Case:
+def _move(
+    site: Site,
+    number: int,
+    person: Acting,
+    reason: str,
+    kind: str,
+    states: tuple[str, ...],
+    to: str,
+    also: Callable[[Case], None] = lambda row: None,
+) -> Case:
+    """Move a case to another state, and do `also` in the same transaction."""
     if person.role not in REVIEWERS:
         raise ReviewError(f"{person.name} is {person.role}; {kind} is for {' or '.join(REVIEWERS)}")
     with transaction.atomic():
@@ -113,6 +127,7 @@ def _move(site: Site, number: int, person: Acting, reason: str, kind: str, state
             raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
         row.state, row.note = to, reason
         row.save(update_fields=["state", "note"])
+        also(row)
         site.audit.append(kind, case=number, person=person.name, role=person.role, reason=reason)
     return row
 
@@ -132,9 +147,25 @@ def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
 def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
     """End the study here for good; what it did not use of its budget is free again, what it used is not."""
     open_states = (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED, Case.State.STOPPED)
-    row = _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED)
-    ledger.close(site.home.dataset(_dataset_of(row)), row.study_hash)
-    return row
+
+    def close(row: Case) -> None:
+        ledger.close(site.home.dataset(str(row.terms["dataset"])), row.study_hash)
+
+    return _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED, close)
+
+
+def rejoin(site: Site, number: int, person: Acting, reason: str) -> Case:
+    """Give up a stopped study's keys, and go on with it in a new epoch of the secure sum once there is one.
+
+    For a journal that may release nothing any more (restored from a backup, or damaged). The service destroys the old
+    keys before it does anything else; rounds that were opened stay closed for good.
+    """
+
+    def start_over(row: Case) -> None:
+        row.rejoins = True
+        row.save(update_fields=["rejoins"])
+
+    return _move(site, number, person, reason, "rejoined", (Case.State.STOPPED,), Case.State.RUNNING, start_over)
 
 
 def withdraw(site: Site, person: Acting, dataset: str, patient: str, reason: str) -> int:
@@ -165,9 +196,5 @@ def unkill(site: Site, person: Acting, reason: str) -> None:
     """Take the kill switch off."""
     if person.role not in REVIEWERS:
         raise ReviewError(f"{person.name} is {person.role}; the kill switch is taken off by a reviewer")
-    (site.home.root / "KILLED").unlink(missing_ok=True)
     site.audit.append("unkilled", person=person.name, role=person.role, reason=reason)
-
-
-def _dataset_of(row: Case) -> str:
-    return str(row.terms["dataset"])
+    (site.home.root / "KILLED").unlink(missing_ok=True)

@@ -12,7 +12,6 @@ What leaves is a masked vector, a bare abstention, or shares; never a loss, a co
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -20,50 +19,45 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import JsonValue
 
-from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.enclave.worker import TrainResult, Worker, WorkerError
 from datasites.hospital import compliance, ledger
 from datasites.hospital.admission import start_worker
 from datasites.hospital.cases import OpenCase, open_case, partitions
+from datasites.hospital.closing import closing_step, journal_of
+from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.epochs import EpochSetup, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.hospital.withdrawal import withdrawn
-from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggError
+from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.journal import Journal
-from datasites.secagg.messages import SignedManifest
+from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.ring import safe_scale
+from datasites.secagg.state import MemberState
 from datasites.study import letters
+from datasites.study.audit_chain import AuditError, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import BadSignature
 from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest
-from datasites.transport.mailroom import Expected, Letter, Mailroom, Rejected
+from datasites.transport.mailroom import Letter, Mailroom
+from datasites.transport.store import StoreError
 from policies.facts import ReleaseFacts
-from policies.registry import RegistryError
-from policies.ruleset import RuleError
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: What may go wrong in a round and costs this hospital that round. A damaged audit log is not here: it ends the
-#: service, since nothing may run that can't be logged (I14).
-ROUND_ERRORS = (
-    DatasitesError,
-    WorkerError,
-    SandboxUnavailable,
-    SecaggError,
-    ValidationError,
-    RuleError,
-    RegistryError,
-)
+#: What does not cost a round: an outage of the store, after which the round goes on where it was; a journal that may
+#: release nothing, which stops the study; and a damaged audit log, which ends the service, since nothing may run that
+#: can't be logged (I14). Anything else in a round costs this hospital that round and no more.
+NOT_OF_THE_ROUND = (StoreError, JournalRolledBack, JournalDamaged, AuditError)
 
-#: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
-COUNTERPARTY_HEADS = "counterparty-heads.json"
+#: Refusals of the worker after which the study itself can't be trusted: a row's gradient depends on other rows, or the
+#: model's code changed the trainer's (I15).
+STOPPING_RULES = ("dependent-rows", "monkey-patch")
 
 
 class RoundRefused(DatasitesError):
@@ -95,7 +89,7 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
         ("vectors", expected, said),
         ("scale", scales, {term.name: term.scale for term in manifest.vectors}),
         ("weight_max", float(study.cohort.max_patients), manifest.weight_max),
-        ("threshold", True, manifest.threshold >= min(study.cohort.survivors_needed, len(manifest.participants))),
+        ("threshold", max(study.cohort.survivors_needed, manifest.threshold), manifest.threshold),
     ):
         if wanted != found:
             raise RoundRefused(
@@ -106,26 +100,64 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
         raise RoundRefused(f"round {manifest.round}: the study has {study.rounds} and a final evaluation")
 
 
+def foreseen(error: Exception) -> bool:
+    """Whether a room of ours raised it: its words are for people, and hold no value of a row. Others' words may."""
+    return type(error).__module__.startswith(("datasites.", "policies."))
+
+
 def _grid(manifest: RoundManifest) -> float:
     """One step of the secure sum's encoding of the update."""
     return next(1.0 / term.scale for term in manifest.vectors if term.name == "update")
 
 
+def log_charge(site: Site, case: OpenCase, number: int) -> None:
+    """Put the charge of a round into the audit log, by the digest of its entry in the ledger."""
+    record = Round.objects.get(case=case.row, round=number)
+    entry = ledger.round_entry(case.dataset, case.row.study_hash, number)
+    site.audit.append(
+        "charged",
+        study=case.row.study_hash,
+        round=number,
+        manifest=record.manifest_hash,
+        digest=sha256_hex(canonical_json(entry)),
+    )
+
+
+def log_unlogged_charges(site: Site, case: OpenCase) -> None:
+    """Log charges that a kill has kept out of the log; no later step would, and evidence needs both to agree."""
+    study = case.row.study_hash
+    charged = set(Round.objects.filter(case=case.row).values_list("round", flat=True))
+    charged &= ledger.charged_rounds(case.dataset, study)
+    if charged:
+        for record in records(site.home.audit):
+            if record.kind == "charged" and record.fields.get("study") == study:
+                charged.discard(record.fields.get("round"))
+    for number in sorted(charged):
+        log_charge(site, case, number)
+
+
 class StudyRun:
-    """The running study of one case. `step` does what can be done now; `awaited` says which letters could help."""
+    """The running study of one case. `step` does what can be done now."""
 
     def __init__(self, site: Site, mailroom: Mailroom, row: Case) -> None:
-        self._site, self._mailroom = site, mailroom
+        self._site = site
         self._pk = row.pk
         self.study_hash = row.study_hash
         self._case = open_case(site.home, row)
         self._researcher = self._case.study.researcher
-        folder = site.home.secagg / row.study_hash
-        self._journal = Journal(folder / "journal", site.home.anchors / row.study_hash)
-        self._setup = EpochSetup(site, self._case, mailroom, self._journal, folder)
+        log_unlogged_charges(site, self._case)
+        self._post = Correspondence(site, mailroom, row.study_hash, self._researcher)
+        folder, anchor = journal_of(site.home, row.study_hash)
+        self._journal = Journal(folder, anchor)
+        try:
+            self._setup = EpochSetup(site, self._case, self._post, self._journal, folder.parent)
+        except BaseException:
+            self._journal.close()
+            raise
         self._worker: Worker | None = None
         self._withdrawn: frozenset[str] = frozenset()
-        self._leaving = Leaving(site, self._case, mailroom, self._journal)
+        self._dimension: int | None = None
+        self._leaving = Leaving(site, self._case, self._post, self._journal)
 
     def close(self) -> None:
         """End the worker and let go of the journal."""
@@ -137,11 +169,15 @@ class StudyRun:
     def step(self) -> bool:
         """Do one thing that can be done now; True when something was done.
 
-        Raises nothing for what another party sent. A damaged journal or frozen copy stops the case.
+        A letter that is refused raises nothing; a journal that may release nothing stops the case. Raises `StoreError`
+        during an outage, after which it may be called again, and anything else only for what nobody foresaw.
         """
         row = Case.objects.get(pk=self._pk)
         try:
-            if self._closing(row):
+            ends = (*Case.ACTIVE, Case.State.STOPPED)
+            if row.state in ends and closing_step(self._site, self._case, self._post, row):
+                return True
+            if self._send_abstention(row):
                 return True
             if row.state not in (Case.State.APPROVED, Case.State.RUNNING) or compliance.is_killed(self._site.home):
                 return False
@@ -150,33 +186,22 @@ class StudyRun:
             self._stop(row, str(error))
             return True
 
-    def awaited(self) -> list[Expected]:
-        """Letters that could move this study on."""
-        items = list(self._setup.awaited())
-        state = self._journal.state
-        if state is not None:
-            items.append((self._researcher, self.study_hash, state.last_round + 1, letters.ROUND))
-            if state.open is not None and state.open.answer is None:
-                items.append((self._researcher, self.study_hash, state.last_round, letters.SURVIVORS))
-                items.append((self._researcher, self.study_hash, state.last_round, letters.ACKNOWLEDGED))
-        items.append((self._researcher, self.study_hash, letters.SETUP_ROUND, letters.CLOSE))
-        return items
-
     # -- one round ---------------------------------------------------------------------------------------------
 
     def _round(self, row: Case) -> bool:
         member, state = self._setup.member, self._journal.state
         if member is None or state is None or state.enrolment is None:
             return False
-        for number, kind, sender in reversed(self._mailroom.mailbox(self.study_hash)):
+        for number, kind, sender in reversed(self._post.mailbox()):
             if number < max(1, state.last_round):
                 return False
-            if (kind, sender) != (letters.ROUND, self._researcher):
+            # The study has one more round than it trains in, so a file of any later one is nobody's letter.
+            if (kind, sender) != (letters.ROUND, self._researcher) or number > self._case.study.rounds + 1:
                 continue
             done = Round.objects.filter(case=row, round=number).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
-            letter = self._receive(number, letters.ROUND)
+            letter = self._post.receive(self._researcher, number, letters.ROUND, self._largest_model(row))
             if letter is not None:
                 self._attend(row, number, letter)
                 return True
@@ -188,6 +213,8 @@ class StudyRun:
             case = self._case = open_case(self._site.home, row)
             signed = SignedManifest.from_bytes(str(letter.body.get("manifest", "")).encode())
             manifest = signed.manifest
+            if manifest.round != number:
+                raise RoundRefused(f"round {number}: its letter holds the manifest of round {manifest.round}")
             worker = self._started_worker(case)
             check_manifest(case, manifest, worker.description.count)
             parameters = self._model(letter, manifest, worker.description.count)
@@ -195,23 +222,21 @@ class StudyRun:
             self._open(row, signed)
             ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
-            entry = ledger.round_entry(case.dataset, self.study_hash, number)
-            self._site.audit.append(
-                "charged",
-                study=self.study_hash,
-                round=number,
-                manifest=manifest.digest(),
-                digest=sha256_hex(canonical_json(entry)),
-            )
+            log_charge(self._site, case, number)
             vectors, steps = self._compute(case, manifest, parameters)
-            self._release(row, case, manifest, vectors, steps, time.monotonic() - started)
+            after, masked = self._masked(row, case, manifest, vectors, steps, time.monotonic() - started)
         except compliance.Denied as error:
             self._abstain(row, number, "denied", error.controls, str(error))
-        except ROUND_ERRORS as error:
-            if isinstance(error, JournalRolledBack | JournalDamaged):
-                raise
+        except NOT_OF_THE_ROUND:
+            raise
+        except Exception as error:
             rule = getattr(error, "rule", "") or type(error).__name__
-            self._abstain(row, number, "failed", (), f"{rule}: {error}")
+            if rule in STOPPING_RULES:
+                self._stop(row, f"round {number}: {rule}: {error}")
+            self._abstain(row, number, "failed", (), f"{rule}: {error}" if foreseen(error) else rule)
+        else:
+            # From the journal's commit on the release is made, and no error can turn it into an abstention.
+            self._leaving.release(after, masked)
 
     def _open(self, row: Case, signed: SignedManifest) -> None:
         member, state = self._setup.member, self._journal.state
@@ -222,7 +247,7 @@ class StudyRun:
             self._journal.commit(opened)
         manifest = signed.manifest
         # The aggregator has opened this round, so it needs nothing of earlier ones any more.
-        self._mailroom.collect(self.study_hash, before=manifest.round)
+        self._post.collect(before=manifest.round)
         Round.objects.get_or_create(
             case=row, round=manifest.round, defaults={"epoch": manifest.epoch, "manifest_hash": manifest.digest()}
         )
@@ -242,7 +267,19 @@ class StudyRun:
         if self._worker is None or not self._worker.alive:
             self._worker = start_worker(self._site.home, case, partitions(self._site.home, case))
             self._withdrawn = gone
+            self._dimension = self._worker.description.count
         return self._worker
+
+    def _largest_model(self, row: Case) -> int | None:
+        """Bytes of this study's model, float32; None when no worker starts, for which `_attend` then abstains."""
+        if self._dimension is None:
+            try:
+                self._started_worker(open_case(self._site.home, row))
+            except NOT_OF_THE_ROUND:
+                raise
+            except Exception as error:
+                log.warning("no worker yet: %s", error if foreseen(error) else type(error).__name__)
+        return None if self._dimension is None else 4 * self._dimension
 
     def _compute(
         self, case: OpenCase, manifest: RoundManifest, parameters: npt.NDArray[np.float32]
@@ -291,7 +328,7 @@ class StudyRun:
             self._site.audit.append("worker_ended", study=self.study_hash, rule=error.rule, kind=type(error).__name__)
             return call(self._started_worker(case))
 
-    def _release(
+    def _masked(
         self,
         row: Case,
         case: OpenCase,
@@ -299,7 +336,8 @@ class StudyRun:
         vectors: dict[str, npt.NDArray[np.generic]],
         steps: int,
         seconds: float,
-    ) -> None:
+    ) -> tuple[MemberState, MaskedVector]:
+        """The masked vector, allowed to leave; nothing has left before the journal holds it."""
         member, state = self._setup.member, self._journal.state
         assert member is not None
         assert state is not None
@@ -316,7 +354,7 @@ class StudyRun:
         compliance.require(compliance.decide(self._site, case, "release", manifest=manifest, release=facts))
         # Steps were counted by the trainer; they go into the database before the one commit that makes the release.
         Round.objects.filter(case=row, round=manifest.round).update(steps=steps, seconds=seconds)
-        self._leaving.release(after, masked)
+        return after, masked
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -331,56 +369,22 @@ class StudyRun:
             reason=reason[:500],
         )
         record, _ = Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
-        record.state, record.reason = Round.State.FAILED, reason
-        record.save(update_fields=["state", "reason"])
-        body = letters.Abstention(outcome=outcome, controls=controls).model_dump(mode="json")  # type: ignore[arg-type]
-        self._mailroom.send(self._researcher, self.study_hash, number, letters.ABSTAINED, body)
+        body = letters.Abstention(outcome=outcome, controls=controls)  # type: ignore[arg-type]
+        record.state, record.reason, record.abstention = Round.State.FAILED, reason, body.model_dump(mode="json")
+        record.save(update_fields=["state", "reason", "abstention"])
+        self._send_abstention(row)
 
-    def _closing(self, row: Case) -> bool:
-        if row.state not in (*Case.ACTIVE, Case.State.STOPPED):
+    def _send_abstention(self, row: Case) -> bool:
+        """Send what the newest abstention says, unless it is out."""
+        newest = Round.objects.filter(case=row).order_by("-round").first()
+        if newest is None or newest.state != Round.State.FAILED or not newest.abstention:
             return False
-        letter = self._receive(letters.SETUP_ROUND, letters.CLOSE)
-        if letter is None:
+        if self._post.posted(self._researcher, newest.round, letters.ABSTAINED):
             return False
-        try:
-            held = letters.Close.model_validate(letter.body).heads
-            for head in held:
-                head.check()
-                if head.public_key != self._site.identity.public_key:
-                    raise BadSignature("a head that was sent back is of another hospital's log")
-        except (ValidationError, BadSignature) as error:
-            self._site.audit.append("letter_rejected", study=self.study_hash, round=0, reason=str(error)[:500])
-            held = ()
-        (self._site.home.secagg / self.study_hash / COUNTERPARTY_HEADS).write_text(
-            json.dumps([{"holder": self._researcher, "head": head.model_dump(mode="json")} for head in held])
-        )
-        dataset = self._case.dataset
-        ledger.close(dataset, self.study_hash)
-        records = Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED))
-        head = self._site.audit.append("closed", study=self.study_hash, rounds=records.count())
-        account = letters.Account(
-            rounds=records.count(),
-            steps=sum(record.steps for record in records),
-            delta=dataset.delta,
-            noise_multiplier=self._case.plan.noise_multiplier,
-            sampling_rate=self._case.plan.sampling_rate,
-            spent=ledger.study_spent(dataset, self.study_hash),
-            head=head,
-        )
-        self._mailroom.send(
-            self._researcher, self.study_hash, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json")
-        )
-        Case.objects.filter(pk=row.pk).update(state=Case.State.CLOSED)
-        return True
+        body: dict[str, JsonValue] = newest.abstention
+        return self._post.post(self._researcher, newest.round, letters.ABSTAINED, body)
 
     def _stop(self, row: Case, reason: str) -> None:
         log.error("study stopped: %s", reason)
         self._site.audit.append("stopped", study=self.study_hash, reason=reason[:500])
-        Case.objects.filter(pk=row.pk).update(state=Case.State.STOPPED, note=reason)
-
-    def _receive(self, number: int, kind: str) -> Letter | None:
-        try:
-            return self._mailroom.receive(self._researcher, self.study_hash, number, kind)
-        except Rejected as error:
-            self._site.audit.append("letter_rejected", study=self.study_hash, round=number, reason=str(error)[:500])
-            return None
+        Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=reason)

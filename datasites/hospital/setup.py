@@ -19,7 +19,8 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     """Make a datasite in `root`, an empty or new folder, from the text of its `datasite.toml`.
 
     Returns the roster entry to give to the other parties, also written to `roster-entry.json`. Raises `InputError`
-    when the folder is in use or the settings are wrong; then no key has been made.
+    when the folder is in use or the settings are wrong; then no key has been made. A store that can't be reached is a
+    `StoreError`, and leaves a folder to remove before the next try.
     """
     root = root.resolve()
     if (root / CONFIG_FILE).exists():

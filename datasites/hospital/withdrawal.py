@@ -9,13 +9,17 @@ counts them and does not name them (I12).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import secrets
 
 import numpy as np
 import numpy.typing as npt
 
 from datasites.hospital.config import Home
+from datasites.hospital.harmonise import pseudonym, read_mapping, read_table
+from datasites.study.errors import InputError
 
 
 def withdrawn(home: Home, dataset: str) -> frozenset[str]:
@@ -29,20 +33,55 @@ def withdrawn(home: Home, dataset: str) -> frozenset[str]:
 def add(home: Home, dataset: str, patient: str) -> int:
     """Leave `patient` (as in the dataset's patient column) out from the next round on; returns how many have withdrawn.
 
-    The pseudonym need not be in the table today: a withdrawal also holds for rows that come later. People do this
-    through `review.withdraw`.
+    The pseudonym need not be in the table today (see `rows_of`): a withdrawal also holds for rows that come later.
+    People do this through `review.withdraw`. Raises `InputError` for no pseudonym at all.
     """
-    everybody = sorted(withdrawn(home, dataset) | {patient})
+    name = pseudonym(patient)
+    if name is None:
+        raise InputError(f"dataset {dataset}: no pseudonym was given; name the patient as the table does")
     home.withdrawals.mkdir(mode=0o700, exist_ok=True)
     path = home.withdrawals / f"{dataset}.json"
-    temporary = path.with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(everybody, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with path.with_suffix(".lock").open("w") as lock:
+        # Read, added to and written while nobody else does, so that no withdrawal can undo another.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        everybody = sorted(withdrawn(home, dataset) | {name})
+        temporary = path.with_suffix(f".{secrets.token_hex(6)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(everybody, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     return len(everybody)
+
+
+def rows_of(home: Home, dataset: str, patient: str) -> int | None:
+    """Rows of the dataset's table that bear this pseudonym now; None when no column says whose a row is."""
+    settings = home.dataset(dataset)
+    column = read_mapping(home.root / settings.mapping).patient
+    table = read_table(home.root / settings.table, patient=column)
+    if column is None or column not in table.columns:
+        return None
+    return int((table[column] == pseudonym(patient)).sum())
+
+
+def in_words(home: Home, dataset: str, patient: str) -> str:
+    """What a withdrawal means for the table as it is now, for the person who has entered it."""
+    try:
+        rows = rows_of(home, dataset, patient)
+    except InputError as error:
+        return f"The table could not be read to look for the patient: {error}"
+    if rows is None:
+        return (
+            f"No row is left out: mapping.toml of {dataset} names no patient column of the table, so nothing says "
+            "whose a row is. Name it there, and ask for new submissions."
+        )
+    if rows == 0:
+        return (
+            "No row of the table bears that pseudonym now, so nothing is left out yet. Compare it with the table, "
+            "letter by letter and zero by zero; it stays on the list for rows that come later."
+        )
+    return f"{rows} row(s) of the table bear that pseudonym; they are left out."
 
 
 def stays(home: Home, dataset: str, patients: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:

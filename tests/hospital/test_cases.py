@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from datasites.hospital import review
+from datasites.hospital.admission import recheck
 from datasites.hospital.cases import open_case, partitions, site_plans, split_of
 from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged
 from datasites.hospital.readiness import check_dataset
 from datasites.hospital.review import ReviewError
+from datasites.hospital.withdrawal import add, in_words, rows_of, withdrawn
 from datasites.privacy.accountant import epsilon_rdp
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
@@ -81,6 +83,47 @@ def test_a_patient_who_withdraws_is_left_out_and_not_named_in_the_log(desk: Desk
         assert b"CLEVELAND-0007" not in home.audit.read_bytes()
     finally:
         (home.withdrawals / "heart.json").unlink()
+
+
+def test_a_withdrawal_says_whether_the_table_has_the_patient(desk: Desk) -> None:  # noqa: F811
+    import pandas as pd
+
+    home = desk.site.home
+    table = home.root / "data" / "table.csv"
+    original = table.read_bytes()
+    try:
+        rows = pd.read_csv(table)
+        rows["id"] = [f"{number:06d}" for number in range(len(rows))]
+        rows.to_csv(table, index=False)
+        row = recheck(desk.site, desk.row.pk)
+        before = sum(len(part.y) for part in partitions(home, open_case(home, row)).values())
+        assert "0 row" not in in_words(home, "heart", "000002")
+        assert rows_of(home, "heart", "000002") == 1
+        assert rows_of(home, "heart", "2") == 0
+        assert "nothing is left out yet" in in_words(home, "heart", "2")
+        assert review.withdraw(desk.site, desk.login("bob"), "heart", " 000002", "letter of the patient") == 1
+        assert sum(len(part.y) for part in partitions(home, open_case(home, row)).values()) == before - 1
+        with pytest.raises(InputError, match="no pseudonym"):
+            review.withdraw(desk.site, desk.login("bob"), "heart", " ", "letter of the patient")
+    finally:
+        table.write_bytes(original)
+        (home.withdrawals / "heart.json").unlink(missing_ok=True)
+        recheck(desk.site, desk.row.pk)
+
+
+def test_two_withdrawals_at_once_are_both_kept(home: Home) -> None:
+    import threading
+
+    try:
+        names = [f"P{number:03d}" for number in range(40)]
+        threads = [threading.Thread(target=add, args=(home, "heart", name)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert withdrawn(home, "heart") == set(names)
+    finally:
+        (home.withdrawals / "heart.json").unlink(missing_ok=True)
 
 
 def test_readiness_says_what_treating_records_as_patients_would_cost(furnished: Home, tmp_path, database) -> None:  # type: ignore[no-untyped-def]

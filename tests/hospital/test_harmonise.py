@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datasites.hospital.harmonise import Mapping, harmonise, prepare, read_mapping, read_table
+from datasites.hospital.harmonise import Mapping, harmonise, prepare, pseudonym, read_mapping, read_table
 from datasites.study.errors import InputError, read_toml
 from datasites.study.schema import DataModel, SchemaError
 
@@ -86,6 +86,27 @@ def test_rows_without_label_are_left_out_and_without_patient_refused(tmp_path: P
     table.loc[1, "id"] = None
     with pytest.raises(InputError, match="1 row"):
         prepare(table, mapping_of("cleveland"), MODEL)
+
+
+@pytest.mark.parametrize("words", [{"Male": "yes", "Female": "no"}, {"Male": "1.5", "Female": "no"}])
+def test_a_mapping_that_makes_words_where_the_study_wants_numbers_is_a_finding(tmp_path: Path, words: dict) -> None:
+    mapping = mapping_of("cleveland")
+    columns = dict(mapping.columns)
+    columns["sex"] = columns["sex"].model_copy(update={"values": words})
+    _, reports = harmonise(local("cleveland", tmp_path), mapping.model_copy(update={"columns": columns}), MODEL)
+    (sex,) = (report for report in reports if report.name == "sex")
+    assert not sex.ready
+    assert "`values`" in sex.reason
+
+
+def test_patients_are_called_as_the_table_calls_them(tmp_path: Path) -> None:
+    """000002 is not 2, in CSV as in Parquet, where a gap makes floats of whole numbers."""
+    table = tmp_path / "table.csv"
+    table.write_text("id,age\n000002,40\n 17 ,41\n2.0,42\n  ,43\n")
+    assert read_table(table, patient="id")["id"].tolist()[:3] == ["000002", "17", "2.0"]
+    assert read_table(table, patient="id")["id"].isna().tolist() == [False, False, False, True]
+    assert read_table(table, patient="other")["age"].tolist() == [40, 41, 42, 43]
+    assert pseudonym(2.0) == "2"
 
 
 def test_a_patients_records_share_one_patient(tmp_path: Path) -> None:

@@ -66,9 +66,11 @@ class Decide(forms.Form):
 
 
 class Move(forms.Form):
-    """Pause, resume or revoke a study. `state` is what the page showed."""
+    """Pause, resume, rejoin or revoke a study."""
 
-    action = forms.ChoiceField(choices=[(a, a) for a in ("pause", "resume", "revoke")], widget=forms.HiddenInput)
+    action = forms.ChoiceField(
+        choices=[(a, a) for a in ("pause", "resume", "rejoin", "revoke")], widget=forms.HiddenInput
+    )
     reason = Reason(label="Reason")
     password = Password(label="Your password")
 

@@ -218,7 +218,13 @@ def test_numbers_of_other_hospitals_or_none_are_not_found(console: Console) -> N
 
 def party() -> RosterEntry:
     stranger = Identity.generate("datasite@north.example.org")
-    return RosterEntry(organisation="North", email=stranger.email, role="hospital", public_key=stranger.public_key)
+    return RosterEntry(
+        organisation="North",
+        email=stranger.email,
+        role="hospital",
+        public_key=stranger.public_key,
+        syft_fingerprint="ab" * 32,
+    )
 
 
 def test_a_party_is_pinned_by_a_second_person_who_names_its_fingerprint(console: Console) -> None:
@@ -239,7 +245,10 @@ def test_a_party_is_pinned_by_a_second_person_who_names_its_fingerprint(console:
         assert bob.post(f"/roster/{number}/", pin).status_code == 409
         revoke = {"email": entry.email, "reason": "over", "password": PASSWORD}
         assert ann.post("/roster/revoke/", revoke).status_code == 302
-        assert Roster.load(roster) == Roster.parse(kept)
+        assert Roster.load(roster).entries == Roster.parse(kept).entries
+        # A stolen key is never taken again, whoever enters it.
+        assert entry.public_key in Roster.load(roster).revoked
+        assert ann.post("/roster/propose/", {"entry": entry.model_dump_json()}).status_code == 409
     finally:
         roster.write_bytes(kept)
 
@@ -300,3 +309,58 @@ def test_an_admin_enters_people_and_shuts_them_out(console: Console) -> None:
     assert eva.post("/people/deactivate/", {"name": "fay", "password": PASSWORD}).status_code == 302
     assert fay.get("/cases/").status_code == 302
     assert eva.post("/people/deactivate/", {"name": "eva", "password": PASSWORD}).status_code == 403
+
+
+def test_a_party_that_no_letter_could_reach_is_not_entered(console: Console) -> None:
+    incomplete = party().model_copy(update={"syft_fingerprint": ""})
+    answer = console.client("ann").post("/roster/propose/", {"entry": incomplete.model_dump_json()})
+    assert answer.status_code == 409
+    assert "syft fingerprint" in answer.content.decode()
+    assert not PartyProposal.objects.exists()
+
+
+def test_somebody_without_a_password_here_can_not_give_themselves_one(console: Console) -> None:
+    from django.contrib.auth import get_user_model
+
+    user = get_user_model().objects.get(username="ann")
+    user.set_unusable_password()
+    user.save()
+    change = {"password": PASSWORD, "new_password": "another long passphrase", "again": "another long passphrase"}
+    assert console.client("ann").post("/password/", change).status_code == 409
+    user.refresh_from_db()
+    assert not user.has_usable_password()
+
+
+def test_one_bad_case_takes_neither_its_page_nor_the_inbox(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever breaks while a case is shown: people can read that, and reject it."""
+    from datasites.hospital import case_view
+    from datasites.hospital.console.views import cases
+
+    def breaks(*_: object, **__: object) -> None:
+        raise RecursionError("quotes 'Mrs Smith'")
+
+    ann = console.client("ann")
+    for room, name in ((cases, "code_lines"), (case_view, "open_case")):
+        monkeypatch.setattr(room, name, breaks)
+        page = ann.get(f"/cases/{console.number}/")
+        assert page.status_code == 200
+        assert "RecursionError" in page.content.decode()
+        assert "Smith" not in page.content.decode()
+        assert ann.get("/").status_code in (200, 302)
+        assert ann.get("/cases/").status_code == 200
+    assert console.decide(ann, "reject").status_code == 302
+    console.desk.row.refresh_from_db()
+    assert console.desk.row.state == "rejected"
+
+
+def test_a_stopped_study_is_rejoined_with_the_password(console: Console) -> None:
+    from datasites.hospital.models import Case
+
+    Case.objects.filter(pk=console.number).update(state="stopped")
+    ann, path = console.client("ann"), f"/studies/{console.number}/move/"
+    assert "Rejoin" in ann.get(f"/studies/{console.number}/").content.decode()
+    rejoin = {"action": "rejoin", "reason": "restored from a backup"}
+    assert ann.post(path, {**rejoin, "password": "guess"}).status_code == 403
+    assert ann.post(path, {**rejoin, "password": PASSWORD}).status_code == 302
+    row = Case.objects.get(pk=console.number)
+    assert (row.state, row.rejoins) == ("running", True)

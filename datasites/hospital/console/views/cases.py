@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from datasites.hospital.case_view import (
     approved_before,
     decisions_of,
     missing_roles,
+    problem_view,
     view_case_or_problem,
 )
 from datasites.hospital.compliance import Denied
@@ -31,6 +33,8 @@ from datasites.hospital.export import export_evidence
 from datasites.hospital.models import Case, Review
 from datasites.hospital.people import PersonError
 from datasites.study.errors import DatasitesError
+
+log = logging.getLogger(__name__)
 
 PAGE_SIZE = 25
 OPEN = (Case.State.INTAKE, Case.State.REVIEW)
@@ -141,6 +145,18 @@ def _case(number: int) -> Case:
 
 
 def _case_page(request: Any, view: CaseView, form: Decide, status: int = 200) -> HttpResponse:
+    try:
+        return _whole_case_page(request, view, form, status)
+    except Exception as error:
+        if view.examined is None:
+            raise
+        log.exception("case %d", view.row.pk)
+        return _whole_case_page(
+            request, problem_view(view.row, f"it can't be shown ({type(error).__name__})"), form, status
+        )
+
+
+def _whole_case_page(request: Any, view: CaseView, form: Decide, status: int) -> HttpResponse:
     examined = view.examined
     findings = view.row.findings
     context: dict[str, Any] = {

@@ -11,7 +11,7 @@ from django.shortcuts import redirect, render
 
 from datasites.hospital.console.access import EVERYBODY, confirmed, page, refuse
 from datasites.hospital.console.forms import ChangePassword, SignIn
-from datasites.hospital.people import PersonError, change_password
+from datasites.hospital.people import PersonError, change_password, written_down
 
 
 class _SignIn(LoginView):
@@ -49,17 +49,19 @@ def logout(request: HttpRequest) -> HttpResponse:
 @page(EVERYBODY, ("GET", "POST"))
 def password(request: Any) -> HttpResponse:
     """Change one's own password; other sessions of the person end with it."""
+    if request.method == "POST" and not request.user.has_usable_password():
+        return refuse(request, 409, "You sign in with the organisation's own sign-in, so there is no password here.")
     form = ChangePassword(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
             person = confirmed(request)
-            change_password(person.name, form.cleaned_data["new_password"])
+            with written_down(request.site, "password_changed", person=person.name):
+                change_password(person.name, form.cleaned_data["new_password"])
         except PersonError as error:
             form.add_error(None, str(error))
         else:
             request.user.refresh_from_db()
             auth.update_session_auth_hash(request, request.user)
-            request.site.audit.append("password_changed", person=person.name)
             messages.success(request, "Your password is changed.")
             return redirect("password")
     status = 400 if form.errors else 200

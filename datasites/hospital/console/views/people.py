@@ -10,7 +10,7 @@ from django.shortcuts import render
 from datasites.hospital.console.access import ADMIN, AUDITOR, confirmed, page
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AddPerson, DeactivatePerson
-from datasites.hospital.people import add_person, list_people
+from datasites.hospital.people import add_person, list_people, written_down
 from datasites.hospital.people import deactivate as shut_out
 
 
@@ -37,9 +37,9 @@ def add(request: Any) -> HttpResponse:
     def do(values: dict[str, Any]) -> str:
         admin = confirmed(request)
         password = None if values.get("by_provider") else values["new_password"]
-        add_person(values["name"], values["role"], password, values["email"])
         told = {name: values[name] for name in ("role", "email")}
-        request.site.audit.append("person_added", person=values["name"], by=admin.name, **told)
+        with written_down(request.site, "person_added", person=values["name"], by=admin.name, **told):
+            add_person(values["name"], values["role"], password, values["email"])
         return f"{values['name']} is entered.{'' if password is None else ' They change their password first.'}"
 
     return act(request, AddPerson(request.POST), do, "people")
@@ -51,8 +51,8 @@ def deactivate(request: Any) -> HttpResponse:
 
     def do(values: dict[str, Any]) -> str:
         admin = confirmed(request)
-        shut_out(values["name"], by=admin.name)
-        request.site.audit.append("person_deactivated", person=values["name"], by=admin.name)
+        with written_down(request.site, "person_deactivated", person=values["name"], by=admin.name):
+            shut_out(values["name"], by=admin.name)
         return f"{values['name']} can't sign in any more."
 
     return act(request, DeactivatePerson(request.POST), do, "people")

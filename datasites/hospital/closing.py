@@ -1,0 +1,134 @@
+"""How a study ends at this hospital: its account goes to the researcher once, and its secrets are destroyed.
+
+The account holds the head of the audit log as it stood then. It is stored before it is sent, and sent as stored, so a
+crash or an outage in between can't make a second, different one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from datasites.hospital import ledger
+from datasites.hospital.cases import PREPARED_FILE, OpenCase, records_folder
+from datasites.hospital.config import Home
+from datasites.hospital.correspondence import Correspondence
+from datasites.hospital.models import Case, Round
+from datasites.hospital.site import Site
+from datasites.secagg.journal import Anchor, Journal
+from datasites.study import letters
+from datasites.study.identity import BadSignature
+
+#: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
+COUNTERPARTY_HEADS = "counterparty-heads.json"
+ACCOUNT_FILE = "account.json"
+#: States in which a study never runs again.
+ENDED = (Case.State.CLOSED, Case.State.REVOKED, Case.State.REJECTED)
+
+
+def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) -> bool:
+    """Close the study when the researcher has said that it is over; True when it is closed now."""
+    letter = post.receive(post.researcher, letters.SETUP_ROUND, letters.CLOSE, 0)
+    if letter is None:
+        return False
+    folder = site.home.secagg / row.study_hash
+    stored = folder / ACCOUNT_FILE
+    if not stored.exists():
+        try:
+            held = letters.Close.model_validate(letter.body).heads
+            for head in held:
+                head.check()
+                if head.public_key != site.identity.public_key:
+                    raise BadSignature("a head that was sent back is of another hospital's log")
+        except (ValidationError, BadSignature) as error:
+            post.note("letter_rejected", (letter.digest,), round=0, reason=error)
+            held = ()
+        told = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
+        _write(folder / COUNTERPARTY_HEADS, json.dumps(told).encode())
+        ledger.close(case.dataset, row.study_hash)
+        _write(stored, _account(site, case, row).canonical())
+    account = letters.Account.parse(stored.read_bytes())
+    if not post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json")):
+        return False
+    Case.objects.filter(pk=row.pk, state__in=(*Case.ACTIVE, Case.State.STOPPED)).update(state=Case.State.CLOSED)
+    return True
+
+
+def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
+    dataset = case.dataset
+    records = Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED))
+    head = site.audit.append("closed", study=row.study_hash, rounds=records.count())
+    return letters.Account(
+        rounds=records.count(),
+        steps=sum(record.steps for record in records),
+        delta=dataset.delta,
+        noise_multiplier=case.plan.noise_multiplier,
+        sampling_rate=case.plan.sampling_rate,
+        spent=ledger.study_spent(dataset, row.study_hash),
+        head=head,
+    )
+
+
+def destroy_secrets(site: Site, row: Case) -> bool:
+    """Destroy an ended study's keys, peers' shares and encoded rows; True when there were any.
+
+    What stays is what evidence needs: the frozen copy, the data version, the account, and the journal's floor, so
+    that no round of this study can ever be opened again. The caller has closed the study's journal.
+    """
+    home = site.home
+    journal, _ = journal_of(home, row.study_hash)
+    rows = records_folder(home, row.study_hash) / PREPARED_FILE
+    record = journal / "record"
+    if not rows.exists() and not record.exists():
+        return False
+    site.audit.append("secrets_destroyed", study=row.study_hash, keys=record.exists(), rows=rows.exists())
+    if record.exists():
+        give_up_keys(home, row.study_hash)
+    rows.unlink(missing_ok=True)
+    return True
+
+
+def give_up_keys(home: Home, study_hash: str) -> None:
+    """Destroy the keys and shares of a study's epoch; rounds and epochs that it reached stay closed for good.
+
+    Its journal must not be open. Where the anchor is gone too (a restored backup leaves it out), what was reached is
+    taken from the database and from the epochs' terms, so an older database knows less: see `Journal.start_over`.
+    """
+    journal, anchor = journal_of(home, study_hash)
+    try:
+        Anchor.parse(anchor.read_bytes())
+    except (FileNotFoundError, ValueError):
+        rounds = list(Round.objects.filter(case__study_hash=study_hash).values_list("epoch", "round"))
+        contexts = journal.parent.glob("context-*.json")
+        epochs = [int(path.stem.removeprefix("context-")) for path in contexts]
+        floor = Anchor(
+            epoch=max([-1, *epochs, *(epoch for epoch, _ in rounds)]), last_round=max([0, *(n for _, n in rounds)])
+        )
+        _write(anchor, floor.canonical())
+    Journal.start_over(journal, anchor)
+
+
+def sweep_staging(home: Home) -> None:
+    """Remove encoded rows that a killed examination has left half made."""
+    for left in home.prepared.glob(".staging-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def journal_of(home: Home, study_hash: str) -> tuple[Path, Path]:
+    """Folder and anchor of a study's journal."""
+    return home.secagg / study_hash / "journal", home.anchors / study_hash
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file: all of it is there after a crash, or none."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

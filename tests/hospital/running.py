@@ -1,0 +1,220 @@
+"""One hospital's running study among real parties: keys, mailrooms, the secure sum and the sandboxed worker are real.
+
+The other hospitals and the researcher do their part in this process; the hospital under test is a `StudyRun`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from datasites.hospital.cases import open_case
+from datasites.hospital.models import Case
+from datasites.hospital.rounds import StudyRun
+from datasites.secagg.aggregator import Aggregator
+from datasites.secagg.context import Context
+from datasites.secagg.member import Member
+from datasites.secagg.messages import Certificate, Enrolment, MaskedVector, Ready, ShareBundle, SurvivorList
+from datasites.secagg.ring import safe_scale
+from datasites.secagg.state import MemberState
+from datasites.study import letters
+from datasites.study.audit_chain import Record, records
+from datasites.study.canonical import sha256_hex
+from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.manifest import UPDATE_BOUND, RoundManifest, VectorTerm
+from datasites.transport.mailroom import Letter, Mailroom
+from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
+from datasites.transport.store import Store
+from tests.hospital.test_review import Desk
+
+RESEARCHER = "researcher@university.example.org"
+OWN = "datasite@cleveland.example.org"
+
+
+def today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+class Running:
+    """The study of `desk`, approved. `rooms`: everybody's mailroom; `run`: the hospital's run of it."""
+
+    def __init__(self, desk: Desk, folder: Path) -> None:
+        desk.agree()
+        desk.approve("ann")
+        self.row = desk.approve("bob")
+        self.site, home = desk.site, desk.site.home
+        self.begins = self.site.audit.head().seq
+        self.folder = folder
+        self.case = open_case(home, self.row)
+        self.study = self.row.study_hash
+        parties = (RESEARCHER, *self.case.study.cohort.hospitals)
+        self.keys = {email: self.site.identity if email == OWN else Identity.generate(email) for email in parties}
+        syft = {email: open_keys(email, folder / email / "keys.json") for email in parties}
+        self.bundles: dict[str, bytes] = {
+            email: json.dumps({"public_encryption_bundle": keys.get_public_bundle()}).encode()
+            for email, keys in syft.items()
+        }
+        self.roster = Roster(
+            entries=tuple(
+                RosterEntry(
+                    organisation=email,
+                    email=email,
+                    role="researcher" if email == RESEARCHER else "hospital",
+                    public_key=self.keys[email].public_key,
+                    syft_fingerprint=syft_fingerprint(syft[email]),
+                )
+                for email in parties
+            )
+        )
+        self.pinned_before = home.roster.read_bytes()
+        self.roster.save(home.roster)
+        self.store = Store(str(folder / "store"))
+        self.sealers = {email: SyftSealer(syft[email], self.roster, self.bundles.get) for email in parties}
+        self.rooms = {
+            email: Mailroom(email, self.store, self.sealers[email], folder / email / "mail") for email in parties
+        }
+        self.run = StudyRun(self.site, self.rooms[OWN], self.row)
+        self.states: dict[str, MemberState] = {}
+        self.members: dict[str, Member] = {}
+
+    def restart(self) -> StudyRun:
+        """The hospital's service ends and starts again."""
+        self.run.close()
+        self.run = StudyRun(self.site, self.rooms[OWN], Case.objects.get(pk=self.row.pk))
+        return self.run
+
+    def steps(self) -> None:
+        """Let the hospital do all it can."""
+        while self.run.step():
+            pass
+
+    def end(self) -> None:
+        self.run.close()
+        for room in self.rooms.values():
+            room.close()
+        home = self.site.home
+        home.roster.write_bytes(self.pinned_before)
+        shutil.rmtree(home.secagg / self.study)
+        (home.anchors / self.study).unlink(missing_ok=True)
+
+    def logged(self, kind: str) -> list[Record]:
+        """This test's records of this kind about the study; other tests wrote to the same log."""
+        mine = [r for r in records(self.site.home.audit) if r.seq > self.begins]
+        return [r for r in mine if r.kind == kind and r.fields.get("study") == self.study]
+
+    def tell(self, number: int, kind: str, body: dict, blob: bytes | None = None, sender: str = RESEARCHER) -> None:
+        """A letter of somebody to the hospital."""
+        self.rooms[sender].send(OWN, self.study, number, kind, body, blob)
+
+    def heard(self, number: int, kind: str, recipient: str = RESEARCHER) -> Letter | None:
+        """The hospital's letter to somebody."""
+        return self.rooms[recipient].receive(OWN, self.study, number, kind)
+
+    def offer(self, epoch: int = 0, **changes: object) -> None:
+        """The researcher offers an epoch."""
+        study = self.case.study
+        fields: dict[str, object] = {
+            "epoch": epoch,
+            "hospitals": study.cohort.hospitals,
+            "first_round": 1,
+            "last_round": study.rounds + 1,
+            "expires": study.ends,
+        }
+        offer = letters.EpochOffer.model_validate({**fields, **changes})
+        self.tell(letters.SETUP_ROUND, letters.offer_kind(epoch), offer.model_dump(mode="json"))
+
+    def set_up(self, epoch: int = 0, first_round: int = 1) -> None:
+        """An epoch among all hospitals, up to every `Ready`."""
+        study = self.case.study
+        context = Context.from_roster(
+            self.roster,
+            study=self.study,
+            epoch=epoch,
+            aggregator=RESEARCHER,
+            hospitals=study.cohort.hospitals,
+            colluders=study.cohort.colluders,
+            rounds=(first_round, study.rounds + 1),
+            expires=study.ends,
+            threshold=study.cohort.survivors_needed,
+            consistency=study.cohort.consistency_wave,
+        )
+        self.aggregator = Aggregator(self.keys[RESEARCHER], context)
+        self.state = self.aggregator.start()
+        self.offer(epoch, first_round=first_round)
+        self.steps()
+        certificates = [Certificate.from_bytes(self._blob(letters.certificate_kind(epoch)))]
+        self.members = {email: Member(self.keys[email], context) for email in study.cohort.hospitals if email != OWN}
+        for email, member in self.members.items():
+            self.states[email], certificate = member.certify(self.states.get(email))
+            certificates.append(certificate)
+        for certificate in certificates:
+            self.state = self.aggregator.receive_certificate(self.state, certificate, today=today())
+        self.state, enrolment = self.aggregator.enrol(self.state, today=today())
+        self.tell(letters.SETUP_ROUND, letters.enrolment_kind(epoch), {}, enrolment.to_bytes())
+        bundles: list[ShareBundle] = []
+        for email, member in self.members.items():
+            again = Enrolment.from_bytes(enrolment.to_bytes())
+            self.states[email], made = member.share(self.states[email], again, today=today())
+            bundles += made.values()
+        for bundle in bundles:
+            if bundle.recipient == OWN:
+                kind = letters.shares_kind(epoch)
+                self.tell(letters.SETUP_ROUND, kind, {}, bundle.to_bytes(), sender=bundle.sender)
+        self.steps()
+        for email, member in self.members.items():
+            own = ShareBundle.from_bytes(self._blob(letters.shares_kind(epoch), email))
+            for bundle in [own, *(b for b in bundles if b.recipient == email)]:
+                self.states[email] = member.accept(self.states[email], bundle)
+            self.state = self.aggregator.receive_ready(self.state, member.ready(self.states[email]))
+        self.state = self.aggregator.receive_ready(self.state, Ready.from_bytes(self._blob(letters.ready_kind(epoch))))
+
+    def _blob(self, kind: str, recipient: str = RESEARCHER) -> bytes:
+        letter = self.heard(letters.SETUP_ROUND, kind, recipient)
+        assert letter is not None
+        return bytes(letter.blob or b"")
+
+    def open(self, number: int, letter_round: int | None = None) -> RoundManifest:
+        """The researcher opens a training round; the other hospitals open it too."""
+        dimension = (self.run._largest_model(self.row) or 0) // 4
+        model = np.zeros(dimension, dtype="<f4").tobytes()
+        study = self.case.study
+        scale = safe_scale(UPDATE_BOUND, len(study.cohort.hospitals))
+        manifest = RoundManifest(
+            study=self.study,
+            epoch=self.aggregator.context.epoch,
+            round=number,
+            participants=self.aggregator.available(self.state),
+            threshold=self.aggregator.context.threshold,
+            train=True,
+            evaluate="no",
+            weight_max=float(study.cohort.max_patients),
+            model_hash=sha256_hex(model),
+            vectors=(
+                VectorTerm(name="update", length=dimension, bound=UPDATE_BOUND, scale=scale),
+                VectorTerm(name="weight", length=1, bound=1.0, scale=safe_scale(1.0, len(study.cohort.hospitals))),
+            ),
+        )
+        self.state, signed = self.aggregator.open_round(self.state, manifest)
+        for email, member in self.members.items():
+            self.states[email] = member.open(self.states[email], signed, today=today())
+        self.tell(letter_round or number, letters.ROUND, {"manifest": signed.to_bytes().decode()}, model)
+        return manifest
+
+    def survive(self, manifest: RoundManifest) -> SurvivorList:
+        """All vectors come in, the hospital's among them; the researcher names the survivors."""
+        letter = self.heard(manifest.round, letters.MASKED)
+        assert letter is not None
+        body = letters.Masked.model_validate(letter.body)
+        own = MaskedVector.from_bytes(body.header.encode(), memoryview(letter.blob or b""))
+        self.state = self.aggregator.receive(self.state, own)
+        for email, member in self.members.items():
+            zeros = {term.name: np.zeros(term.length) for term in manifest.vectors}
+            self.states[email], masked = member.mask(self.states[email], zeros)
+            self.state = self.aggregator.receive(self.state, masked)
+        self.state, survivors = self.aggregator.survivors(self.state)
+        self.tell(manifest.round, letters.SURVIVORS, {}, survivors.to_bytes())
+        return survivors

@@ -1,0 +1,127 @@
+"""Submissions that are meant to break intake, and decisions that people make while a case is examined."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from datasites.hospital import admission, compliance, ledger, review
+from datasites.hospital.cases import open_case
+from datasites.hospital.config import Home
+from datasites.hospital.models import Case, Review
+from datasites.hospital.review import ReviewError
+from datasites.hospital.site import Site
+from datasites.study.errors import InputError
+from tests.hospital.conftest import HEART
+from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
+
+
+@pytest.mark.parametrize(
+    "terms", [b"x = " + b"[" * 5000 + b"]" * 5000, b"rounds = " + b"9" * 5000, b"x = 1" + b"e9" * 9, b"\xff\xfe"]
+)
+def test_terms_that_break_a_parser_are_refused_with_a_reason(database: Home, furnished: Home, terms: bytes) -> None:
+    row = admission.admit(Site.open(furnished.root), job(**{"study.toml": terms}))
+    assert row.state == Case.State.REFUSED
+    assert row.note
+
+
+def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk: Desk) -> None:  # noqa: F811
+    """A cohort of 2e12 patients breaks the facts of every decision; the case stays one that people can reject."""
+    terms = (HEART / "study" / "study.toml").read_text()
+    old = next(line for line in terms.splitlines() if line.startswith("min_patients"))
+    sent = job(**{"study.toml": terms.replace(old, "min_patients = 2000000000000").encode()})
+    row = admission.admit(desk.site, dataclasses.replace(sent, name="heart-2"))
+    assert row.state in (Case.State.REFUSED, Case.State.REVIEW)
+    assert row.note
+    if row.state == Case.State.REVIEW:
+        desk.agree()
+        with pytest.raises(Exception):  # noqa: B017 (whatever it is, it does not approve)
+            review.approve(desk.site, row.pk, desk.login("ann"), "read it", row.approval_hash)
+        assert not Review.objects.exists()
+        assert review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort").state == Case.State.REJECTED
+
+
+def test_an_error_that_nobody_foresaw_is_a_reason_without_its_words(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def quotes(*_: object) -> None:
+        raise TypeError("could not convert 'Mrs Smith' to a number")
+
+    monkeypatch.setattr(admission, "stage_records", quotes)
+    row = admission.recheck(desk.site, desk.row.pk)
+    assert row.state == Case.State.INTAKE
+    assert "TypeError" in row.note
+    assert "Smith" not in row.note
+
+
+@pytest.mark.parametrize("act", ["reject", "approve"])
+def test_what_people_decide_while_a_case_is_examined_stands(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    act: str,
+) -> None:
+    desk.agree()
+
+    def meanwhile(*_: Any) -> dict[str, object]:
+        if act == "reject":
+            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad")
+        else:
+            desk.approve("ann")
+            desk.approve("bob")
+            Case.objects.filter(pk=desk.row.pk).update(recorded_in_syft=True)
+        return {"outcome": "failed", "reason": "the mock has changed"}
+
+    monkeypatch.setattr(admission, "_rehearse", meanwhile)
+    row = admission.recheck(desk.site, desk.row.pk)
+    assert row.state == (Case.State.REJECTED if act == "reject" else Case.State.APPROVED)
+    assert row.rehearsal["outcome"] == "passed"
+    if act == "approve":
+        assert row.recorded_in_syft
+        assert open_case(desk.site.home, row).approval_hash == row.approval_hash
+        assert ledger.state(desk.site.home.dataset("heart"))[0].committed_rdp > 0
+    assert not list(desk.site.home.prepared.glob(".staging-*"))
+
+
+def test_an_approval_is_of_the_hash_that_was_read_even_if_the_case_is_examined_meanwhile(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.agree()
+    decide = compliance.decide
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        decision = decide(*arguments, **options)
+        Case.objects.filter(pk=desk.row.pk).update(approval_hash="f" * 64)
+        return decision
+
+    monkeypatch.setattr(compliance, "decide", slow)
+    with pytest.raises(ReviewError, match="read it again"):
+        desk.approve("ann")
+    assert not Review.objects.exists()
+
+
+def test_undecided_submissions_of_one_researcher_are_limited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    settings = desk.site.home.settings.model_copy(update={"undecided_per_researcher": 1})
+    site = dataclasses.replace(desk.site, home=dataclasses.replace(desk.site.home, settings=settings))
+    row = admission.admit(site, dataclasses.replace(job(), name="heart-2"))
+    assert row.state == Case.State.REFUSED
+    assert "1 submissions wait" in row.note
+
+
+def test_a_case_that_was_refused_says_so_and_blames_nobody(database: Home, furnished: Home) -> None:
+    row = admission.admit(Site.open(furnished.root), job(**{"run.sh": b"curl"}))
+    with pytest.raises(InputError, match=r"was refused when it came.*run\.sh"):
+        open_case(furnished, row)
+
+
+def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk, tmp_path) -> None:  # type: ignore[no-untyped-def] # noqa: F811
+    from datasites.hospital.export import export_evidence
+
+    Case.objects.filter(pk=desk.row.pk).update(state=Case.State.INTAKE, terms={}, note="the table is not ready")
+    with pytest.raises(ReviewError, match="only review is open"):
+        desk.approve("ann")
+    with pytest.raises(InputError, match="has not been examined: the table is not ready"):
+        export_evidence(desk.site, desk.row.pk, tmp_path / "bundle.zip")

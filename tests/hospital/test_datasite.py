@@ -1,0 +1,214 @@
+"""The service goes on whatever one study, one party or one submission does; what has ended keeps no secrets."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from datasites.hospital import admission, review
+from datasites.hospital.cases import records_folder
+from datasites.hospital.closing import destroy_secrets, give_up_keys, journal_of
+from datasites.hospital.datasite import Datasite
+from datasites.hospital.models import Case, Round
+from datasites.hospital.rounds import StudyRun
+from datasites.hospital.site import Site
+from datasites.secagg.errors import JournalRolledBack
+from datasites.secagg.journal import Journal
+from datasites.study.audit_chain import AuditError, records
+from datasites.study.errors import InputError
+from datasites.transport.syft import HospitalControl
+from policies.ruleset import RuleError
+from tests.hospital.running import Running
+from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
+
+
+@pytest.fixture
+def service(desk: Desk) -> Iterator[Datasite]:  # noqa: F811
+    datasite = Datasite(desk.site)
+    yield datasite
+    for run in datasite._runs.values():
+        run.close()
+    datasite._mailroom.close()
+    datasite._control.close()
+
+
+def turn(service: Datasite) -> None:
+    """One turn of the loop, with a sync and without its sleep."""
+    stop = threading.Event()
+    stop.set()
+    service._next_sync = 0.0
+    service._turn(stop)
+
+
+def contained(service: Datasite, what: str) -> list[str]:
+    found = [r.fields for r in records(service._home.audit) if r.kind == "contained"]
+    return [str(fields["reason"]) for fields in found if str(fields["what"]).startswith(what)]
+
+
+def test_an_entry_without_syft_fingerprint_costs_that_party_only(service: Datasite) -> None:
+    turn(service)
+    assert "no syft fingerprint" in contained(service, "party researcher@university.example.org")[-1]
+
+
+def test_an_error_in_one_study_is_written_once_without_its_words_and_the_study_rests(
+    desk: Desk,  # noqa: F811
+    service: Datasite,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    Case.objects.filter(pk=desk.row.pk).update(recorded_in_syft=True)
+    steps, value = [], "Mrs Smith"
+
+    def broken(run: StudyRun) -> bool:
+        steps.append(1)
+        raise TypeError(f"could not convert {value!r}")
+
+    monkeypatch.setattr(StudyRun, "step", broken)
+    before = len(contained(service, f"case {desk.row.pk}"))
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            turn(service)
+            service._resting = {pk: (0.0, rest) for pk, (_, rest) in service._resting.items()}
+    assert contained(service, f"case {desk.row.pk}")[before:] == ["TypeError"]
+    assert len(steps) == 3
+    assert "Smith" not in caplog.text
+    assert "in broken" in caplog.text
+    turn(service)
+    turn(service)
+    assert len(steps) == 4, "it rests after an error"
+
+
+def test_a_damaged_audit_log_still_ends_the_service(
+    desk: Desk,  # noqa: F811
+    service: Datasite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+
+    def damaged(run: StudyRun) -> bool:
+        raise AuditError("record 7 is not the one that its head signs")
+
+    monkeypatch.setattr(StudyRun, "step", damaged)
+    with pytest.raises(AuditError):
+        turn(service)
+
+
+def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
+    service: Datasite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    jobs = [dataclasses.replace(job(), name=f"job-{number}") for number in range(3)]
+    monkeypatch.setattr(HospitalControl, "jobs", lambda control: jobs)
+    seen: list[str] = []
+
+    def admit(site: Site, submitted: object) -> Case:
+        name = submitted.name  # type: ignore[attr-defined]
+        seen.append(name)
+        if name == "job-0":
+            raise RecursionError
+        return Case.objects.create(study_hash="0" * 64, job_name=name, submitted_by=jobs[0].submitted_by)
+
+    monkeypatch.setattr(admission, "admit", admit)
+    turn(service)
+    assert len(seen) == 1, "one submission a turn, so that rounds don't wait for all of them"
+    for _ in range(4):
+        turn(service)
+    assert seen == ["job-0", "job-1", "job-2"]
+    assert contained(service, "submission job-0")
+
+
+def test_a_mock_that_is_not_there_is_named(service: Datasite) -> None:
+    mock = service._home.root / "data" / "mock.csv"
+    aside = mock.rename(mock.with_suffix(".aside"))
+    try:
+        with pytest.raises(InputError, match=r"mock\.csv: no such file"):
+            service.serve(threading.Event())
+    finally:
+        aside.rename(mock)
+
+
+def test_a_rule_that_permits_keeps_the_datasite_from_starting(desk: Desk) -> None:  # noqa: F811
+    rule = desk.site.home.local_rules / "open.cedar"
+    rule.write_text("permit (principal, action, resource);")
+    try:
+        with pytest.raises(RuleError):
+            Datasite(desk.site)
+    finally:
+        rule.unlink()
+
+
+def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def] # noqa: F811
+    running = Running(desk, tmp_path)
+    rows = records_folder(desk.site.home, running.study) / "records.npz"
+    kept = rows.read_bytes()
+    journal, anchor = journal_of(desk.site.home, running.study)
+    try:
+        running.set_up()
+        running.run.close()
+        assert any((journal / "sent").iterdir())
+        assert review.revoke(desk.site, desk.row.pk, desk.login("ann"), "over").state == Case.State.REVOKED
+        assert destroy_secrets(desk.site, desk.row)
+        assert not rows.exists()
+        assert not (journal / "record").exists()
+        assert not list((journal / "sent").iterdir())
+        assert not destroy_secrets(desk.site, desk.row)
+        assert len(running.logged("secrets_destroyed")) == 1
+        with Journal(journal, anchor) as again:
+            assert again.floor[0] == 0, "no epoch that was reached can be set up again"
+    finally:
+        running.end()
+        rows.write_bytes(kept)
+
+
+def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: Datasite) -> None:  # type: ignore[no-untyped-def] # noqa: F811
+    """A backup without anchors: the study stops, resuming stops it again, and rejoining is the way back."""
+    running = Running(desk, tmp_path)
+    service._control.pin(running.roster)
+    try:
+        running.set_up()
+        running.open(1)
+        running.steps()
+        running.run.close()
+        _, anchor = journal_of(desk.site.home, running.study)
+        anchor.unlink()
+        with pytest.raises(JournalRolledBack):
+            running.restart()
+        turn(service)
+        assert Case.objects.get(pk=desk.row.pk).state == Case.State.STOPPED
+        review.resume(desk.site, desk.row.pk, desk.login("ann"), "once more")
+        turn(service)
+        assert Case.objects.get(pk=desk.row.pk).state == Case.State.STOPPED
+        review.rejoin(desk.site, desk.row.pk, desk.login("ann"), "restored from the backup")
+        turn(service)
+        row = Case.objects.get(pk=desk.row.pk)
+        assert (row.state, row.rejoins) == (Case.State.RUNNING, False)
+        service._runs.pop(row.pk).close()
+        running.restart()
+        assert running.run._journal.floor == (0, 1)
+        running.set_up(epoch=1, first_round=2)
+        running.open(2)
+        running.steps()
+        assert running.heard(2, "masked")
+        assert Round.objects.get(round=1).state == Round.State.RELEASED
+    finally:
+        running.end()
+
+
+def test_keys_that_an_unknown_anchor_guards_are_given_up_above_all_known_rounds(desk: Desk) -> None:  # noqa: F811
+    Round.objects.create(case=desk.row, round=7, epoch=2, manifest_hash="")
+    journal, anchor = journal_of(desk.site.home, desk.row.study_hash)
+    try:
+        give_up_keys(desk.site.home, desk.row.study_hash)
+        with Journal(journal, anchor) as again:
+            assert again.floor == (2, 7)
+    finally:
+        anchor.unlink()

@@ -1,0 +1,232 @@
+"""A running study under bad luck and bad neighbours: outages, kills, forged files, revoked parties, failed probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datasites.enclave.worker import WorkerRefused
+from datasites.hospital import ledger, rounds
+from datasites.hospital.models import Case, Round
+from datasites.hospital.rounds import StudyRun
+from datasites.study import letters
+from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.transport.mailroom import Mailroom, letter_folder
+from datasites.transport.store import Store, StoreError
+from datasites.transport.store_errors import StoreUnreachable
+from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+
+@pytest.fixture
+def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()
+
+
+class Outage:
+    """Puts of letters whose name holds `part` fail until `over`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, part: str) -> None:
+        self.part, self.over = part, False
+        put = Store.put
+
+        def failing(store: Store, key: str, *arguments: object, **options: object) -> object:
+            if not self.over and self.part in key:
+                raise StoreUnreachable("the share is not mounted")
+            return put(store, key, *arguments, **options)  # type: ignore[arg-type]
+
+        patch.setattr(Store, "put", failing)
+
+
+def test_a_round_from_setup_to_account(running: Running) -> None:
+    running.set_up()
+    manifest = running.open(1)
+    running.steps()
+    running.survive(manifest)
+    running.steps()
+    assert running.heard(1, letters.UNMASK)
+    (unmasked,) = running.logged("unmasked")
+    assert unmasked.fields["survivors"] == 4
+    running.tell(0, letters.CLOSE, {"rounds": 1})
+    running.steps()
+    assert running.heard(0, letters.ACCOUNT)
+    assert Case.objects.get(pk=running.row.pk).state == Case.State.CLOSED
+
+
+@pytest.mark.parametrize("name", ["99999999.round", "00000017.round", "00000001.round", "00000000.offer-9", "x.round"])
+def test_a_file_that_is_no_letter_stops_nothing(running: Running, name: str) -> None:
+    running.store.put(f"{letter_folder(running.study, OWN)}/{name}.{RESEARCHER}", b"no letter")
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+
+
+def test_a_researcher_who_is_not_trusted_any_more_costs_only_their_letters(running: Running) -> None:
+    running.set_up()
+    running.open(1)
+    running.sealers[OWN].pin(running.roster.without(RESEARCHER))
+    for _ in range(3):
+        running.steps()
+    assert len(running.logged("letter_rejected")) <= 3
+    size = running.site.home.audit.stat().st_size
+    running.steps()
+    assert running.site.home.audit.stat().st_size == size
+    running.sealers[OWN].pin(running.roster)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+
+
+def test_a_peer_whose_keys_were_replaced_gets_no_shares_and_stops_nobody(running: Running) -> None:
+    va = "datasite@va.example.org"
+    good, running.bundles[va] = running.bundles[va], running.bundles[RESEARCHER]
+    with pytest.raises(AssertionError):
+        running.set_up()
+    assert running.heard(0, letters.shares_kind(0), "datasite@hungary.example.org")
+    assert running.heard(0, letters.shares_kind(0), va) is None
+    running.bundles[va] = good
+    running.steps()
+    assert running.heard(0, letters.shares_kind(0), va)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("part", ["certificate-0", "shares-0", "ready-0", "masked", "unmask"])
+def test_what_the_store_did_not_take_is_sent_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch, part: str, restart: bool
+) -> None:
+    """Whatever the journal holds and nobody has had is owed, after an outage as after a restart; a release once."""
+    outage = Outage(monkeypatch, f".{part}.{OWN}")
+    ran = running.run.step
+
+    def again() -> bool:
+        try:
+            return ran()
+        except StoreError:
+            outage.over = True
+            if restart:
+                return running.restart().step()
+            return True
+
+    running.run.step = again  # type: ignore[method-assign]
+    running.set_up()
+    manifest = running.open(1)
+    running.steps()
+    running.survive(manifest)
+    running.steps()
+    assert outage.over
+    assert running.heard(1, letters.UNMASK)
+    assert running.heard(1, letters.ABSTAINED) is None
+    assert len(running.logged("released")) == 1
+    assert Round.objects.get().state == Round.State.UNMASKED
+
+
+def test_an_abstention_is_sent_again(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    running.set_up()
+    running.open(2, letter_round=1)
+    outage = Outage(monkeypatch, ".abstained.")
+    with pytest.raises(StoreError):
+        running.steps()
+    outage.over = True
+    running.restart()
+    running.steps()
+    letter = running.heard(1, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "failed", "controls": []}
+    assert "manifest of round 2" in Round.objects.get().reason
+    assert not ledger.study_charges(running.case.dataset, running.study)["training"]
+
+
+@pytest.mark.parametrize("rule", ["dependent-rows", "monkey-patch"])
+def test_a_failed_probe_stops_the_study(running: Running, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """I15: the hospital sits this round out, and takes part in no further one until people have looked."""
+
+    def refuse(*_: object) -> object:
+        raise WorkerRefused("a row's output depends on other rows", rule=rule)
+
+    monkeypatch.setattr(StudyRun, "_train", refuse)
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.ABSTAINED)
+    row = Case.objects.get(pk=running.row.pk)
+    assert row.state == Case.State.STOPPED
+    assert rule in row.note
+    running.open(2)
+    running.steps()
+    assert running.heard(2, letters.MASKED) is None
+    assert not Round.objects.filter(round=2).exists()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_study_closes_once_whatever_the_store_does(
+    running: Running, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    running.tell(0, letters.CLOSE, {"rounds": 0})
+    outage = Outage(monkeypatch, ".account.")
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            running.run.step()
+        if restart:
+            running.restart()
+    # Other records in between move the head that a second account would have.
+    running.site.audit.append("started", pid=1)
+    outage.over = True
+    running.steps()
+    assert Case.objects.get(pk=running.row.pk).state == Case.State.CLOSED
+    assert running.heard(0, letters.ACCOUNT)
+
+
+def test_an_epoch_of_fewer_hospitals_than_the_approved_threshold_is_refused_once(running: Running) -> None:
+    running.offer(hospitals=running.case.study.cohort.hospitals[:2])
+    for _ in range(3):
+        running.steps()
+    (refused,) = running.logged("setup_refused")
+    assert "2 hospitals" in str(refused.fields["reason"])
+    assert "holds 3 or more" in str(refused.fields["reason"])
+
+
+def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int | None] = []
+    receive = Mailroom.receive
+
+    def watched(room: Mailroom, sender: str, study: str, round: int, kind: str, *, max_blob: int | None = None):  # type: ignore[no-untyped-def]
+        if room is running.rooms[OWN]:
+            limits.append(max_blob)
+        return receive(room, sender, study, round, kind, max_blob=max_blob)
+
+    monkeypatch.setattr(Mailroom, "receive", watched)
+    running.set_up()
+    running.tell(1, letters.ROUND, {}, bytes(1_000_000))
+    running.steps()
+    assert None not in limits
+    assert running.logged("letter_rejected")
+
+
+def test_a_charge_that_a_kill_kept_out_of_the_log_is_logged_at_the_next_start(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the researcher has moved on to another round: evidence holds ledger and log against each other."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    running.set_up()
+    running.open(5)  # no other test charges it in this log
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "log_charge", kill)
+        with pytest.raises(Killed):
+            running.steps()
+    assert not running.logged("charged")
+    running.restart()
+    (charged,) = running.logged("charged")
+    entry = ledger.round_entry(running.case.dataset, running.study, 5)
+    assert charged.fields["digest"] == sha256_hex(canonical_json(entry))
+    running.restart()
+    assert len(running.logged("charged")) == 1
