@@ -171,7 +171,7 @@ def test_a_batch_size_in_another_axis_stops_a_round(worker):
     assert caught.value.rule == "dependent-rows"
 
 
-def test_a_model_that_raises_on_real_rows_alone_stops_no_round_and_tells_nothing(worker):
+def test_a_row_beyond_all_numbers_stops_no_round(worker):
     spoilt = rows(5)
     spoilt.x[0] = 3e38  # no model is asked whether it can take this; the row counts as none
     worker.give("training", spoilt)
