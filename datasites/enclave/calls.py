@@ -27,6 +27,8 @@ _INPLACE_FUNCTIONS = {
     **dict.fromkeys(["leaky_relu", "elu", "celu"], 2),
     "hardtanh": 3,
 }
+#: How many arguments may go by position where `out` would follow; everywhere else `out` goes by keyword alone.
+BEFORE_OUT = {"torch.norm": 4, "torch.nn.functional.normalize": 4}
 
 
 class Calls(ABC):
@@ -199,6 +201,8 @@ class Calls(ABC):
             self.say(node, "size", "a huge tensor or layer", "make it smaller")
         if kind == "function":
             self._inplace(node, last, _INPLACE_FUNCTIONS)
+        if len(node.args) > BEFORE_OUT.get(dotted, len(node.args)):
+            self.say(node, "in-place", f"{dotted} is made to write into one of its arguments", "leave the argument out")
 
     def _inplace(self, node: ast.Call, name: str, positions: dict[str, int]) -> None:
         if len(node.args) > positions.get(name, len(node.args)):

@@ -5,8 +5,9 @@ matters: the pipe is put out of reach of standard output, libraries are imported
 need (`confine`), and only then is model code read.
 
 What leaves: a noised update, noised counts, the built model's shape, and reasons of failure. The last are for the
-hospital's eyes and stay in the datasite. Every round works on a fresh copy of the model as it was built, so nothing
-that a round leaves on it reaches the next one.
+hospital's eyes and hold nothing of a row: checks that may fail, and quote what the model said, run on invented rows;
+on a real row on which the model fails it counts as zero, and that is not told. Every round works on a fresh copy of the
+model as it was built, so nothing that a round leaves on it reaches the next one.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ import torch
 from datasites.enclave import loader, protocol
 from datasites.enclave.confine import Limits, confine
 from datasites.enclave.shapes import check_shapes
-from datasites.privacy import evaluation, parameters, probe, trainer
+from datasites.privacy import alone, evaluation, parameters, probe, trainer
+from datasites.privacy.batches import Tensors, tensors
 from datasites.privacy.clipping import UnsupportedModel
 from datasites.privacy.noise import secure_generator
 
 _PROBE_ROWS = 16
 _SCORE_ROWS = 4096
+#: Said of any error while real rows are at work: its text may hold values of a row.
+_NOT_TOLD = "an error that may hold values of rows; rehearse the model on mock rows to see it"
 
 Rows = dict[str, np.ndarray]
 
@@ -58,9 +62,15 @@ class Enclave:
         self._findings: tuple[protocol.ModelFinding, ...] = ()
         self._rows: dict[str, Rows] = {}
         self._device = "cuda" if limits.devices and torch.cuda.is_available() else "cpu"
+        self._on_rows = False
+
+    def failed(self, error: BaseException) -> protocol.Failed:
+        """What to tell the hospital of an error that `answer` raised."""
+        return _failed(error, quoted=not self._on_rows)
 
     def answer(self, request: protocol.Message, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
         """Reply to one request; raises whatever went wrong."""
+        self._on_rows = False
         if isinstance(request, protocol.LoadCode):
             return self._load_code(request), {}
         if isinstance(request, protocol.LoadData):
@@ -106,8 +116,9 @@ class Enclave:
         started = time.perf_counter()
         rows = self._partition("training")
         module = self._fresh(arrays)
-        self._probe(module, rows)
-        result = self._round(module, rows, request, request.round, arrays.get("correction"))
+        self._check_on_invented(module, rows)
+        self._on_rows = True
+        result = self._round(module, rows, request, request.round)
         self._genuine.check()
         trained = protocol.Trained(steps=result.steps, seconds=time.perf_counter() - started)
         return trained, {"update": result.update}
@@ -118,7 +129,6 @@ class Enclave:
         rows: Rows,
         request: protocol.Train | protocol.Rehearse,
         number: int,
-        correction: np.ndarray | None = None,
     ) -> trainer.RoundResult:
         return trainer.train_round(
             module,
@@ -133,16 +143,25 @@ class Enclave:
             device=self._device,
             # Rows, model and library code need the rest.
             memory_limit=max(16 * 1024**2, min(trainer.DEFAULT_MEMORY, self._limits.memory // 4)),
-            correction=correction,
             grid=request.grid,
+            rehearsal=isinstance(request, protocol.Rehearse),
         )
 
-    def _probe(self, module: torch.nn.Module, rows: Rows) -> None:
-        """That the batch size shows in axis 0 only. That rows are independent, the trainer probes in every round."""
-        have = len(rows["y"])
-        if have == 0:
-            raise _Refusal("data", "no rows: nothing can be shown about the model, and nothing trained")
-        chosen = secure_generator().choice(have, size=min(have, _PROBE_ROWS), replace=False)
+    def _check_on_invented(self, module: torch.nn.Module, rows: Rows) -> tuple[Tensors, torch.Tensor]:
+        """That the batch size shows in axis 0 only, with this round's parameters; gives the rows that it took.
+
+        Their kind and shape are those of `rows`, and nothing else: what fails here fails whoever the patients are.
+        That rows are independent, the trainer probes itself.
+        """
+        if not len(rows["y"]):
+            raise _Refusal("data", "no rows: nothing can be trained or evaluated")
+        inputs, target = tensors(rows["x"]), torch.from_numpy(rows["y"])
+        made_up, labels = probe.invented(inputs, target, _PROBE_ROWS, secure_generator())
+        check_shapes(copy.deepcopy(module), self._loaded().loss, made_up[0].numpy(), labels.numpy())
+        return made_up, labels
+
+    def _check_on_mock(self, module: torch.nn.Module, rows: Rows) -> None:
+        chosen = secure_generator().integers(len(rows["y"]), size=_PROBE_ROWS)
         check_shapes(copy.deepcopy(module), self._loaded().loss, rows["x"][chosen], rows["y"][chosen])
 
     def _rehearse(self, request: protocol.Rehearse) -> protocol.Rehearsed:
@@ -153,12 +172,13 @@ class Enclave:
         try:
             for number in range(1, min(request.rounds, request.plan.rounds) + 1):
                 module = copy.deepcopy(self._usable().module)
-                self._probe(module, rows)
+                self._check_on_invented(module, rows)
+                self._check_on_mock(module, rows)
                 steps += self._round(module, rows, request, number).steps
                 done += 1
             self._genuine.check()
         except Exception as error:
-            failed = _failed(error)
+            failed = _failed(error, quoted=True)
             if failed.failure == "out_of_memory":
                 raise
             found.append(
@@ -171,21 +191,19 @@ class Enclave:
         )
 
     def _evaluate(self, request: protocol.Evaluate, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
-        rows = self._partition(request.partition)
+        rows = self._partition("held_out")
         module = self._fresh(arrays).to(self._device).eval()
-        scores = []
-        with torch.no_grad():
-            for start in range(0, len(rows["y"]), _SCORE_ROWS):
-                part = torch.from_numpy(rows["x"][start : start + _SCORE_ROWS]).to(self._device)
-                logits = module(part)
-                if logits.numel() != len(part):
-                    raise _Refusal(
-                        "model", f"the model gives {tuple(logits.shape)} for {len(part)} rows; one logit each"
-                    )
-                scores.append(torch.sigmoid(logits.reshape(-1)).cpu().numpy())
-        joined = np.concatenate(scores) if scores else np.empty(0, dtype=np.float32)
+        made_up, labels = self._check_on_invented(module, rows)
+        probe.check_independence(module, self._loaded().loss, made_up, labels, device=self._device)
+        one = alone.outputs(module, {name: part[:1].to(self._device) for name, part in made_up.items()})[0]
+        if one.numel() != 1:
+            raise _Refusal("model", f"the model gives {one.numel()} numbers for a row; one logit each")
+        self._on_rows = True
+        logits = alone.scores(module, tensors(rows["x"]), most=_SCORE_ROWS, device=self._device)
         self._genuine.check()
-        counts = evaluation.noised_counts(joined, rows["y"], rows["patients"], request.plan, request.evaluation)
+        # A row on which the model raises has no score, and counts with the lowest.
+        scores = torch.sigmoid(logits).numpy()
+        counts = evaluation.noised_counts(scores, rows["y"], rows["patients"], request.plan, request.evaluation)
         return protocol.Evaluated(), {"counts": counts}
 
     def _loaded(self) -> loader.LoadedModel:
@@ -216,10 +234,10 @@ class Enclave:
         return module
 
 
-def _failed(error: BaseException) -> protocol.Failed:
-    """What to tell the hospital of an error."""
-    text = "".join(traceback.format_exception(error))[-6000:]
-    message = str(error)
+def _failed(error: BaseException, *, quoted: bool) -> protocol.Failed:
+    """What to tell the hospital of an error; quoted: with the text of errors that are not our own refusals."""
+    text = "".join(traceback.format_exception(error))[-6000:] if quoted else _NOT_TOLD
+    message = str(error)[:6000]
     refusals: list[tuple[type[BaseException], str]] = [
         (probe.DependentRows, "dependent-rows"),
         (trainer.StepsExhausted, "steps"),
@@ -231,7 +249,7 @@ def _failed(error: BaseException) -> protocol.Failed:
         return protocol.Failed(failure="cpu_time", rule="cpu-time", reason="the processor time allowed is used up")
     if isinstance(error, loader.CodeRefused | _Refusal):
         failure: protocol.Failure = "protocol" if error.rule == "protocol" else "refused"
-        return protocol.Failed(failure=failure, rule=error.rule, reason=message)
+        return protocol.Failed(failure=failure, rule=error.rule[:80], reason=message)
     for kind, rule in refusals:
         if isinstance(error, kind):
             return protocol.Failed(failure="refused", rule=rule, reason=message)
@@ -241,7 +259,9 @@ def _failed(error: BaseException) -> protocol.Failed:
     )
     if out_of_memory:
         return protocol.Failed(
-            failure="out_of_memory", rule="memory", reason=f"the memory limit was reached: {message}"
+            failure="out_of_memory",
+            rule="memory",
+            reason=f"the memory limit was reached: {message if quoted else _NOT_TOLD}",
         )
     return protocol.Failed(failure="model_error", rule="model-error", reason=text)
 
@@ -300,7 +320,7 @@ def main() -> None:
         try:
             reply, results = enclave.answer(request, arrays)
         except BaseException as error:  # model code may raise SystemExit; the datasite still gets an answer
-            reply, results = _failed(error), {}
+            reply, results = enclave.failed(error), {}
         _write(replies, protocol.encode(reply, results))
 
 

@@ -148,7 +148,8 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
-    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.Tensor | range)
+    # No tensor: an operation that writes into one of its arguments would keep rows in it.
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | range)
 
 
 class Genuine:

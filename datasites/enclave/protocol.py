@@ -71,7 +71,7 @@ class LoadData(Agreed):
 class Train(Agreed):
     """One round on the training partition, from array `parameters` (float32). Reply: `Trained` with array `update`.
 
-    Array `correction` (float64, optional) is SCAFFOLD's. grid: distributed mode only; see `privacy.trainer`.
+    grid: distributed mode only; see `privacy.trainer`.
     """
 
     kind: Literal["train"] = "train"
@@ -99,7 +99,6 @@ class Evaluate(Agreed):
     kind: Literal["evaluate"] = "evaluate"
     plan: EvaluationPlan
     evaluation: EvaluationKind
-    partition: PartitionName = "held_out"
 
 
 class Initialise(Agreed):
@@ -176,7 +175,7 @@ Failure = Literal["refused", "out_of_memory", "cpu_time", "model_error", "protoc
 
 
 class Failed(Agreed):
-    """It did not work. The reason is for the hospital's eyes: it may repeat values from rows."""
+    """It did not work. The reason is for the hospital's eyes; of rows that are not mock it holds nothing."""
 
     kind: Literal["failed"] = "failed"
     failure: Failure

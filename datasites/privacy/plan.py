@@ -7,7 +7,7 @@ A plan is the hospital's (I4): it is derived from the study's terms and the hosp
 Training and held-out patients are disjoint (`sampling.held_out`), so the two plans are two partitions of a budget.
 
 The guarantee of a plan, with everything that it rests on: (epsilon, delta) differential privacy for adding or removing
-one *patient*, if identifiers tell patients apart, if a row's loss depends on that row alone (`probe`), and in
+one *patient*, if identifiers tell patients apart, if a row's loss depends on that row alone (`alone`), and in
 distributed mode, against an outsider who sees only the sum, if at least `honest` hospitals add their noise and keep
 their vectors to themselves. A patient known at two hospitals is two patients here, and loses the sum of both.
 """

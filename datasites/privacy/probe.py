@@ -1,30 +1,47 @@
-"""One patient, one gradient (I15): shows by experiment that a row's loss and gradient depend on that row alone.
+"""Finds a model that treats a batch otherwise than row by row (I15): a bug of its author's, or an attempt.
 
-Clipping bounds a patient only then. A model that mixes rows (BatchNorm, attention over the batch, `x.mean(0)`, a loss
-divided by the batch size) lets one patient change the gradients of all others, each up to a full clipping norm.
+Such a model (BatchNorm, attention over the batch, `x.mean(0)`, a loss divided by the batch size) would let one patient
+change the gradients of all others, if it were run on batches. It is not: training and evaluation run it on every row
+`alone`, and that is what holds. But it would train on something else than its author meant, and it may be a try; so
+rehearsal and every round compare what rows give together with what each gives alone, and the study stops where that
+differs. In a round the rows are invented: a check on patients' rows that can fail would tell of them when it does.
 
-The probe keeps one row and replaces all others by random ones of the same kind, by fewer, by more, and by none, and
-compares that row's output, its loss, and what each layer records for it: input and output gradient, the very tensors
-that are clipped. It is an experiment and no proof: code that behaves well only when probed would pass. Such
-code needs branches on its data, which the static verifier refuses; the two belong together.
+Compared are each row's output, its loss, and what each layer records for it, input and output gradient: the very
+tensors that are clipped. As an experiment it sees what it happens to meet; a gate that opens rarely may stay unseen.
 """
 
 from __future__ import annotations
+
+import contextlib
+import copy
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasites.privacy import alone
 from datasites.privacy.batches import Array, Inputs, Loss, Tensors, binary_loss, forward, tensor, tensors
-from datasites.privacy.clipping import recording, row_records
+from datasites.privacy.clipping import Recording, UnsupportedModel, recording, row_records
 from datasites.privacy.noise import secure_generator
 
-#: Other kernels are chosen for other batch sizes; their rounding differs by about 1e-6, a dependence by far more.
-_TOLERANCE = 1e-3
+#: Largest L2 norm of what a whole row's values may differ by, relative to their own. In float64 what remains is a cast
+#: that the model makes itself; in float32, for models that can't be run in float64, the rounding of other kernels.
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+_REMEDY = "remove what mixes rows (BatchNorm, attention or sums over the batch, losses divided by its size)"
+
+_Traces = list[tuple[str, Tensor]]
 
 
 class DependentRows(ValueError):
-    """A row's output, loss or gradient changed when other rows did. The study must stop (I15)."""
+    """A row's output, loss or gradient is not what that row alone gives. The study must stop (I15)."""
+
+
+class _ModelRaised(Exception):
+    """The model itself raised `error`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
 def check_independence(
@@ -36,10 +53,10 @@ def check_independence(
     *,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Raise `DependentRows` if what a row gives depends on the rows beside it.
+    """Raise `DependentRows` if what rows give together is not what each gives alone.
 
-    module: in private form, as it will be trained. x, y: two rows or more, as in training and about as many as a
-    batch there has. Which row is kept is random. The error message holds no value of any row.
+    module: in private form, as it will be trained. x, y: two rows or more, mock or `invented`. The error message holds
+    no value of any row. Raises `UnsupportedModel` as training would, and what the model raises itself.
     """
     inputs, target = tensors(x), tensor(y)
     source = generator if generator is not None else secure_generator()
@@ -47,26 +64,80 @@ def check_independence(
     if rows < 2:
         raise ValueError("probe: give two rows or more; with one there is nothing to replace")
     module.to(device).eval()
-    before = _traces(module, loss or binary_loss, inputs, target, device)
-    # The same size twice, then others: a loss divided by the batch size shows only there; alone, a row shows best
-    # what it is without the others.
-    for size in (rows, rows, max(2, rows // 2), rows + 3, 1, 1, 1):
-        kept, place = int(source.integers(rows)), int(source.integers(size))
-        changed = {name: _others(part, kept, place, size, source) for name, part in inputs.items()}
-        labels = _others(target, kept, place, size, source, from_rows=True)
-        after = _traces(module, loss or binary_loss, changed, labels, device)
-        _compare(before, kept, after, place)
+    # As they are; then disturbed and in another number, since rows may happen to be alike.
+    drawn = torch.from_numpy(source.integers(rows, size=rows + 3))
+    disturbed = {name: _disturbed(part[drawn], source) for name, part in inputs.items()}
+    try:
+        _compare_all(module, loss or binary_loss, inputs, target, device)
+    except _ModelRaised as raised:
+        raise raised.error from None
+    with contextlib.suppress(_ModelRaised):  # disturbed rows may be none that a model can take
+        _compare_all(module, loss or binary_loss, disturbed, target[drawn], device)
 
 
-def _traces(
-    module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device
-) -> list[tuple[str, Tensor]]:
-    """What the rows give, rows first in each: output, loss, and each layer's input and output gradient."""
+def invented(inputs: Tensors, target: Tensor, rows: int, source: np.random.Generator) -> tuple[Tensors, Tensor]:
+    """Rows that look like a study's and hold nothing of them: numbers in [0, 1), codes 0, labels 0 or 1."""
+
+    def make(part: Tensor) -> Tensor:
+        shape = (rows, *part.shape[1:])
+        if not part.is_floating_point():
+            return part.new_zeros(shape)
+        return torch.from_numpy(source.random(shape)).to(part.dtype)
+
+    labels = torch.from_numpy(source.integers(2, size=(rows, *target.shape[1:]))).to(target.dtype)
+    return {name: make(part) for name, part in inputs.items()}, labels
+
+
+def _compare_all(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> None:
+    try:
+        precise = copy.deepcopy(module).double()
+        together = _together(precise, loss, _double(inputs), _double({0: target})[0], device)
+    except UnsupportedModel:
+        raise
+    except Exception:
+        # Code that fixes its types (`x.float()`) can't be run in float64; what else may be wrong shows again.
+        precise, kind = module, torch.float32
+        try:
+            together = _together(precise, loss, inputs, target, device)
+        except (UnsupportedModel, DependentRows):
+            raise
+        except Exception as error:
+            raise _ModelRaised(error) from error
+    else:
+        kind, inputs, target = torch.float64, _double(inputs), _double({0: target})[0]
+    try:
+        single = _alone(precise, loss, inputs, target, device)
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        raise DependentRows(
+            f"model: it runs on rows together and fails on a row alone ({type(error).__name__}); {_REMEDY}"
+        ) from error
+    _compare(together, single, _TOLERANCES[kind])
+
+
+def _double(inputs: Tensors) -> dict[str | int, Tensor]:
+    return {name: part.double() if part.is_floating_point() else part for name, part in inputs.items()}
+
+
+def _together(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
+    """What the rows give in one batch, rows first in each: output, loss, each layer's input and output gradient."""
     with recording(module) as made:
         output = forward(module, {name: part.to(device) for name, part in inputs.items()})
     losses = loss(output, target.to(device))
     if losses.shape != (len(target),) or output.shape[:1] != (len(target),):
         raise DependentRows("model or loss: not one output and one loss per row; return them with rows first")
+    return _traces(module, output, losses, made)
+
+
+def _alone(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
+    with recording(module) as made:
+        parts = {name: part.to(device) for name, part in inputs.items()}
+        output, losses = alone.outputs(module, parts, made, loss, target.to(device))
+    return _traces(module, output, losses, made)
+
+
+def _traces(module: nn.Module, output: Tensor, losses: Tensor, made: Recording) -> _Traces:
     names = {layer: name for name, layer in module.named_modules()}
     found = [("output", output.detach()), ("loss", losses.detach())]
     for record in row_records(made, losses):
@@ -76,34 +147,26 @@ def _traces(
     return found
 
 
-def _others(
-    part: Tensor, kept: int, place: int, size: int, source: np.random.Generator, *, from_rows: bool = False
-) -> Tensor:
-    """`size` rows: row `kept` of `part` at `place`, all others random (integers: values that occur in the rows)."""
-    drawn = part[torch.from_numpy(source.integers(len(part), size=size))].clone()
-    if part.is_floating_point() and not from_rows:
-        # Rows from elsewhere in the table, moved and stretched: likely to disturb whatever looks across rows.
-        noise = torch.from_numpy(source.standard_normal(tuple(drawn.shape))).to(drawn.dtype)
-        drawn = torch.nan_to_num(drawn) * 2 + 3 * noise
-    drawn[place] = part[kept]
-    return drawn
+def _disturbed(part: Tensor, source: np.random.Generator) -> Tensor:
+    """Numbers moved and stretched: likely to disturb whatever looks across rows. Codes stay."""
+    if not part.is_floating_point():
+        return part
+    noise = torch.from_numpy(source.standard_normal(tuple(part.shape))).to(part.dtype)
+    return torch.nan_to_num(part) * 2 + 3 * noise
 
 
-def _compare(before: list[tuple[str, Tensor]], kept: int, after: list[tuple[str, Tensor]], place: int) -> None:
-    if [name for name, _ in before] != [name for name, _ in after]:
+def _compare(together: _Traces, single: _Traces, tolerance: float) -> None:
+    if [name for name, _ in together] != [name for name, _ in single]:
         raise DependentRows("model: other rows change which layers run; use the same layers for every batch")
-    for (name, old_rows), (_, new_rows) in zip(before, after, strict=True):
-        old, new = old_rows[kept], new_rows[place]
-        if old.shape != new.shape:
+    for (name, many), (_, one) in zip(together, single, strict=True):
+        if many.shape != one.shape:
             raise DependentRows(f"{name}: other rows change its shape; keep one entry per row")
-        if not old.is_floating_point():
-            same = torch.equal(old, new)
-        else:
-            size = torch.nan_to_num(old.abs(), nan=0.0, posinf=0.0)
-            scale = size.max().clamp(min=1e-3) if old.numel() else 1.0
-            same = bool(torch.isclose(old / scale, new / scale, atol=_TOLERANCE, rtol=_TOLERANCE, equal_nan=True).all())
-        if not same:
+        old, new = (
+            torch.nan_to_num(part.flatten(1) if part.dim() > 1 else part[:, None]).double() for part in (many, one)
+        )
+        same = torch.isfinite(many.double()) == torch.isfinite(one.double())
+        allowed = tolerance * old.norm(dim=1).clamp(min=1e-3)
+        if not (same.all() and ((old - new).norm(dim=1) <= allowed).all()):
             raise DependentRows(
-                f"{name}: a row's value changes with the rows beside it, so clipping would not bound a patient; "
-                "remove what mixes rows (BatchNorm, attention or sums over the batch, losses divided by its size)"
+                f"{name}: a row's value changes with the rows beside it, so it is not that patient's alone; {_REMEDY}"
             )

@@ -1,14 +1,19 @@
 """One round of local training that executes a `PrivacyPlan`: DP-SGD with the patient as the unit.
 
-First it probes, on rows and batch sizes drawn at random, that a row's loss depends on that row alone (`probe`). A step:
+A step:
 1. samples patients by Poisson (`sampling`); all records of a sampled patient come, and the batch may be empty;
-2. computes each record's gradient and cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
+2. computes each record's gradient by running the model on that record alone (`alone`; no record can reach another), and
+   cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
 3. adds the gradients up, in microbatches under a memory limit;
 4. adds Gaussian noise from a secure generator (`Mechanism.release`, the only door out; it counts steps);
 5. divides by `expected_batch`, a public figure, and hands the result to the optimiser.
 
-Everything after 4 reads noised numbers and public ones only (post-processing): FedProx' and SCAFFOLD's terms, momentum,
-Adam, the schedule. The update is the difference of parameters that those steps made. Buffers, losses, batch sizes and
+Before the first step, `probe` looks for a model that treats a batch otherwise than row by row, on invented rows and
+with this round's parameters: what it finds, and any error, says nothing about a patient. From then on a record on which
+the model raises counts as zero, and the round releases all the same: that it stopped would be a message without noise.
+
+Everything after 4 reads noised numbers and public ones only (post-processing): FedProx' term, momentum, Adam, the
+schedule. The update is the difference of parameters that those steps made. Buffers, losses, batch sizes and
 times never leave this file.
 
 The divisor is public because a division by the true number of patients would release that number: it stays unknown
@@ -32,18 +37,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from datasites.privacy import parameters
+from datasites.privacy import alone, parameters
 from datasites.privacy.batches import Array, Inputs, Loss, binary_loss, forward, take, tensor, tensors
 from datasites.privacy.clipping import Gradients, clipped_sum, recording, row_records
 from datasites.privacy.noise import discrete_gaussian, noised, secure_generator
 from datasites.privacy.plan import PrivacyPlan
-from datasites.privacy.probe import check_independence
+from datasites.privacy.probe import check_independence, invented
 from datasites.privacy.sampling import PatientIndex, poisson_rows
-from datasites.study.manifest import LocalTraining
+from datasites.study.manifest import UPDATE_BOUND, LocalTraining
 
 DEFAULT_MEMORY = 1 << 30
-#: Rows in a probe at most; it costs seven passes over them.
-_LARGEST_PROBE = 128
+#: Invented rows in a round's probe.
+_PROBE_ROWS = 16
+#: Rows in a rehearsal's probe at most: a batch as large as in training, where memory allows.
+_LARGEST_PROBE = 4096
+#: Noise beyond this many sd is cut with probability 1e-15 a coordinate.
+_TAIL = 8.0
 #: Discrete noise below this sd, in grid steps, is not close enough to a continuous Gaussian (`release_on_grid`).
 _SMALLEST_DISCRETE = 4.0
 
@@ -105,16 +114,21 @@ class Mechanism:
         (Kairouz, Liu and Steinke 2021, arXiv:2102.06387), and lattice sums equal the integrals as closely.
         """
         self._count()
-        sensitivity = self._plan.clip + math.sqrt(len(clipped)) * grid
-        sigma = self._plan.local_noise_multiplier * sensitivity / grid
-        if sigma < _SMALLEST_DISCRETE:
-            raise TrainingRefused(
-                f"grid: the noise has sd {sigma:.2f} in grid steps, below {_SMALLEST_DISCRETE}; use a finer scale"
-            )
+        sigma = self.deviation(len(clipped), grid) / grid
         if not np.isfinite(clipped).all():
             raise ValueError("values: not all are finite numbers; a sum of clipped gradients always is")
         steps = np.rint(clipped / grid).astype(np.int64) + discrete_gaussian(len(clipped), sigma, self._generator)
         return np.multiply(steps, grid, dtype=np.float64)
+
+    def deviation(self, size: int, grid: float) -> float:
+        """Sd of the noise that `release_on_grid` adds to each of `size` coordinates; raises `TrainingRefused`."""
+        deviation = self._plan.local_noise_multiplier * (self._plan.clip + math.sqrt(size) * grid)
+        if deviation < _SMALLEST_DISCRETE * grid:
+            raise TrainingRefused(
+                f"grid: the noise has sd {deviation / grid:.2f} in grid steps, below {_SMALLEST_DISCRETE}; "
+                "use a finer scale"
+            )
+        return deviation
 
     def _count(self) -> None:
         if self._steps >= self._plan.steps_per_round:
@@ -137,8 +151,8 @@ def train_round(
     round_number: int = 1,
     device: str | torch.device = "cpu",
     memory_limit: int = DEFAULT_MEMORY,
-    correction: npt.NDArray[np.floating] | None = None,
     grid: float | None = None,
+    rehearsal: bool = False,
     generator: np.random.Generator | None = None,
     observer: Callable[[StepNotice], None] | None = None,
 ) -> RoundResult:
@@ -150,13 +164,14 @@ def train_round(
     expected_batch: public divisor, sampling rate x *declared* number of patients.
     round_number: 1 .. plan.rounds, for the schedule, which spans the study.
     memory_limit: bytes that a microbatch's activations and gradients may take, estimated.
-    correction: SCAFFOLD's (server minus own control variate), shape (d,), public; added to each noised gradient.
     grid: distributed mode only: the update is a multiple of it, as the secure sum's encoding will round it.
+    rehearsal: the rows are mock rows. The probe takes these, and a row on which the model raises ends the round with
+        what it raised.
     generator: tests only. Left out, noise and sampling come from fresh generators keyed by the operating system.
-    Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped, and
-    `DependentRows` for one that mixes rows.
+    Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped,
+    `DependentRows` for one that mixes rows, and what the model raises on invented rows.
     """
-    _check_terms(plan, local, round_number, expected_batch, grid, correction is not None)
+    _check_terms(plan, local, round_number, expected_batch, grid)
     inputs, target = tensors(x), tensor(y)
     index = PatientIndex.of(patients)
     if not all(len(part) == len(index.owner) == len(target) for part in inputs.values()):
@@ -169,29 +184,34 @@ def train_round(
     start = parameters.flatten(module).astype(np.float64)
     trainable = np.concatenate([np.full(p.numel(), p.requires_grad) for p in module.parameters()])
     learnt: slice | npt.NDArray[np.bool_] = slice(None) if trainable.all() else trainable
-    if correction is not None and correction.shape != start.shape:
-        raise TrainingRefused(f"correction: shape {correction.shape}, but the model has {len(start)} parameters")
     limits = torch.from_numpy((plan.clip / index.records[index.owner]).astype(np.float32))
-    batch = _Batch(module, loss or binary_loss, inputs, target, limits, torch.device(device), memory_limit)
+    batch = _Batch(module, loss or binary_loss, inputs, target, limits, torch.device(device), memory_limit, rehearsal)
     optimiser = _Optimiser(local, plan, round_number, int(trainable.sum()))
     sampler = generator if generator is not None else secure_generator()
-    _probe(module, loss, inputs, target, plan, sampler, device)
+    if rehearsal and len(target) >= 2:
+        size = max(2, min(round(expected_batch), _LARGEST_PROBE, batch.size))
+        chosen = torch.from_numpy(sampler.integers(len(target), size=size))
+        check_independence(module, loss, take(inputs, chosen), target[chosen], sampler, device=device)
+    else:
+        made_up, labels = invented(inputs, target, _PROBE_ROWS, sampler)
+        check_independence(module, loss, made_up, labels, sampler, device=device)
 
     weights = start.copy()
     mechanism = Mechanism(plan, generator)
+    scale = 0.0 if grid is None else grid * expected_batch / local.learning_rate
+    most = np.inf if grid is None else _room(plan, local, expected_batch, mechanism.deviation(len(start), scale))
     for step in range(local.steps):
         clipped = batch.clipped_sum(poisson_rows(index, plan.sampling_rate, sampler))[learnt]
+        clipped = np.clip(clipped, -most, most)
         if grid is None:
             released = mechanism.release(clipped)
         else:
-            released = mechanism.release_on_grid(clipped, grid * expected_batch / local.learning_rate)
+            released = mechanism.release_on_grid(clipped, scale)
         if observer is not None:
             observer(StepNotice(mechanism.steps, released.copy()))
         gradient = released / expected_batch
         if local.proximal:
             gradient += local.proximal * (weights - start)[learnt]
-        if correction is not None:
-            gradient += correction[learnt]
         weights[learnt] -= optimiser.direction(step, gradient)
         parameters.unflatten(module, weights)
     update = weights - start
@@ -206,7 +226,6 @@ def _check_terms(
     round_number: int,
     expected_batch: float,
     grid: float | None,
-    corrected: bool,
 ) -> None:
     if local.steps > plan.steps_per_round:
         raise StepsExhausted(
@@ -218,24 +237,26 @@ def _check_terms(
         raise TrainingRefused(f"expected_batch: {expected_batch}; give sampling rate x declared number of patients")
     if (plan.mode == "distributed") != (grid is not None):
         raise TrainingRefused("grid: given in distributed mode (1 / scale of the secure sum) and only there")
-    if grid is not None and (grid <= 0 or local.optimiser != "sgd" or local.momentum or local.proximal or corrected):
+    if grid is not None and (grid <= 0 or local.optimiser != "sgd" or local.momentum or local.proximal):
         raise TrainingRefused("distributed mode: plain SGD and a grid above 0; all else goes to the aggregator")
 
 
-def _probe(
-    module: nn.Module,
-    loss: Loss | None,
-    inputs: dict[str | int, Tensor],
-    target: Tensor,
-    plan: PrivacyPlan,
-    source: np.random.Generator,
-    device: str | torch.device,
-) -> None:
-    if len(target) < 2:
-        return  # one row has nobody to depend on
-    largest = min(len(target), _LARGEST_PROBE, max(2, round(plan.sampling_rate * len(target))))
-    chosen = torch.from_numpy(source.choice(len(target), int(source.integers(2, largest + 1)), replace=False))
-    check_independence(module, loss, take(inputs, chosen), target[chosen], source, device=device)
+def _room(plan: PrivacyPlan, local: LocalTraining, expected_batch: float, deviation: float) -> float:
+    """How large a coordinate of a clipped sum may be, so that with its noise the update stays within the bound.
+
+    The secure sum cuts what is beyond `UPDATE_BOUND`, one hospital's noise included, and the sum of what was cut has
+    not the noise that was priced. So the sum is cut *before* its noise: a projection onto a box, which moves no two
+    sums apart. Raises `TrainingRefused` where a batch of the expected size would already be cut.
+    """
+    room = UPDATE_BOUND * expected_batch / local.learning_rate - _TAIL * deviation
+    if room < expected_batch * plan.clip:
+        raise TrainingRefused(
+            f"distributed mode: updates are cut at {UPDATE_BOUND:g}, and learning_rate {local.learning_rate:g} x (clip "
+            f"{plan.clip:g} + {_TAIL:g} x noise of sd {deviation:g} / expected batch {expected_batch:g}) = "
+            f"{local.learning_rate * (plan.clip + _TAIL * deviation / expected_batch):g} is not below that: the noise "
+            "would be less than priced; lower training.learning_rate or privacy.clip, or declare more patients"
+        )
+    return room
 
 
 def bytes_per_row(module: nn.Module, inputs: Mapping[str | int, Tensor]) -> int:
@@ -269,19 +290,23 @@ class _Batch:
         limits: Tensor,
         device: torch.device,
         memory_limit: int,
+        rehearsal: bool,
     ) -> None:
+        self._rehearsal = rehearsal
         self._module, self._loss, self._device = module, loss, device
         self._inputs, self._target, self._limits = inputs, target, limits
         on_device = {name: part[:1].to(device) for name, part in inputs.items()}
-        self._size = max(1, memory_limit // bytes_per_row(module, on_device))
+        self.size = max(1, memory_limit // bytes_per_row(module, on_device))
 
     def clipped_sum(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Sum of clipped gradients over `rows`, shape (d,), float64; zeros when `rows` is empty."""
         total: Gradients = {}
-        for start in range(0, len(rows), self._size):
-            chosen = torch.from_numpy(rows[start : start + self._size])
-            for parameter, value in self._microbatch(chosen).items():
-                total[parameter] = total[parameter] + value if parameter in total else value
+        for start in range(0, len(rows), self.size):
+            chosen = torch.from_numpy(rows[start : start + self.size])
+            made = [(chosen, self._microbatch(chosen))] if self._rehearsal else alone.or_none(self._microbatch, chosen)
+            for _, part in made:
+                for parameter, value in (part or {}).items():
+                    total[parameter] = total[parameter] + value if parameter in total else value
         parts = [
             total[p].reshape(-1).double()
             if p in total
@@ -293,10 +318,7 @@ class _Batch:
     def _microbatch(self, rows: Tensor) -> Gradients:
         inputs = {name: part.to(self._device) for name, part in take(self._inputs, rows).items()}
         with recording(self._module) as made:
-            output = forward(self._module, inputs)
-        losses = self._loss(output, self._target[rows].to(self._device))
-        if losses.shape != (len(rows),):
-            raise TrainingRefused("loss: its shape is not (rows,); return one loss per row, not their mean or sum")
+            _, losses = alone.outputs(self._module, inputs, made, self._loss, self._target[rows].to(self._device))
         return clipped_sum(row_records(made, losses), self._limits[rows].to(self._device))
 
 

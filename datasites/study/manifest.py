@@ -88,7 +88,7 @@ class PrivacyTerms(Agreed):
 
     epsilon: Annotated[float, Field(gt=0, le=100)]
     delta: Annotated[float, Field(gt=0, lt=0.1)]
-    clip: Annotated[float, Field(gt=0)]
+    clip: Annotated[float, Field(ge=1e-3, le=1e6)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     mode: Literal["local", "distributed"] = "local"
 
@@ -97,7 +97,7 @@ class LocalTraining(Agreed):
     """How a hospital's local steps use the noised gradient (all of it post-processing)."""
 
     steps: Annotated[int, Field(ge=1, le=10_000)]
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=10_000)]
     optimiser: Literal["sgd", "adam"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     schedule: Literal["constant", "cosine"] = "constant"

@@ -1,4 +1,8 @@
-"""Hostile models: verifier or probe refuse each, and without the verifier the sandbox holds."""
+"""Hostile models: verifier or probe refuse each or it gains nothing, and without the verifier the sandbox holds.
+
+Rules in a model's first line: one of the verifier's; `probe` for what the text does not show; `alone` for what runs
+unrefused and must still not move a sum or a count by more than one patient is allowed to.
+"""
 
 import contextlib
 import json
@@ -12,15 +16,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from datasites.enclave import escape, loader
+from datasites.enclave import escape, inside, loader, protocol
 from datasites.enclave.confine import Limits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.shapes import check_shapes
 from datasites.enclave.verifier import verify
-from datasites.privacy.clipping import UnsupportedModel
+from datasites.privacy import alone
+from datasites.privacy.batches import binary_loss
+from datasites.privacy.clipping import UnsupportedModel, clipped_sum, recording, row_records
 from datasites.privacy.layers import private_form
+from datasites.privacy.parameters import flatten
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.probe import DependentRows, check_independence
+from datasites.study.canonical import sha256_hex
+from datasites.study.manifest import LocalTraining
 
 FOLDER = Path(__file__).parent / "hostile_models"
 HEADER = re.compile(r"^# tries: (?P<tries>.+?) \| rule: (?P<rule>[a-z-]+)(?: \| touches: (?P<flags>[a-z ]+))?$")
@@ -46,16 +57,22 @@ HOSTILE = [_read(path) for path in sorted(FOLDER.glob("*.py"))]
 SYSTEM = [model for model in HOSTILE if "system" in model.flags]
 LIVE = [model for model in HOSTILE if "live" in model.flags]
 UNSEEN = [model for model in HOSTILE if model.rule == "probe"]
+ALONE = [model for model in HOSTILE if model.rule == "alone"]
+#: Noise that leaves sums and counts visible; one step over everyone.
+BARE = PrivacyPlan(clip=1.0, noise_multiplier=1e-6, sampling_rate=1.0, rounds=1, steps_per_round=1)
+COUNTED = EvaluationPlan(edges=(0.0, 0.1, 0.5, 0.9, 1.0), final_multiplier=1e-6)
+STEP = LocalTraining(steps=1, learning_rate=1.0)
 
 
 def test_the_suite_is_large():
     assert len(HOSTILE) >= 60
     assert len(SYSTEM) >= 30
     assert len(LIVE) >= 15
-    assert len(UNSEEN) >= 8
+    assert len(UNSEEN) >= 16
+    assert len(ALONE) >= 4
 
 
-@pytest.mark.parametrize("model", [m for m in HOSTILE if m.rule != "probe"], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [m for m in HOSTILE if m.rule not in ("probe", "alone")], ids=lambda m: m.name)
 def test_the_verifier_refuses(model):
     found = {finding.rule for finding in verify(model.source)}
     assert model.rule in found, f"expected {model.rule}, found {sorted(found)}"
@@ -75,6 +92,119 @@ def test_the_probe_refuses_what_the_text_does_not_show(model):
 
     with pytest.raises((DependentRows, UnsupportedModel)):
         probe()
+
+
+def _patients():
+    """1,500 patients, of whom the last alone is one that a hostile model can tell from all others."""
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(1500, 4)).astype(np.float32).clip(-2, 2)
+    x[-1, 0] = 3.0
+    return x, (rng.random(1500) < 0.5).astype(np.float32)
+
+
+def _adversarial(module):
+    """Parameters as a malicious researcher may choose them: large, and not those that were rehearsed."""
+    rng = np.random.default_rng(12)
+    return (rng.normal(size=len(flatten(module))) * 20).astype(np.float32)
+
+
+@pytest.mark.parametrize("model", [*UNSEEN, *ALONE], ids=lambda m: m.name)
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_even_unprobed_one_patient_moves_a_sum_by_one_clip(model, scale):
+    namespace = loader.execute(model.source)
+    torch.manual_seed(0)
+    try:
+        module, loss = private_form(namespace["build_model"](4)).eval(), namespace.get("loss") or binary_loss
+    except UnsupportedModel:
+        pytest.skip("it has no private form, and nothing of it is ever summed")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale)
+    x, y = map(torch.from_numpy, _patients())
+
+    def microbatch(rows):
+        with recording(module) as made:
+            _, losses = alone.outputs(module, {0: x[rows]}, made, loss, y[rows])
+        return clipped_sum(row_records(made, losses), torch.ones(len(rows)))
+
+    def total(rows):
+        sums = [part for _, part in alone.or_none(microbatch, rows) if part]
+        return torch.cat(
+            [sum(part[p].double().flatten() for part in sums) for p in module.parameters() if p in sums[0]]
+        )
+
+    try:
+        microbatch(torch.arange(2))
+    except (UnsupportedModel, ValueError, RuntimeError):
+        pytest.skip("it does not run on a row alone, and nothing of it is ever summed")
+    assert (total(torch.arange(1500)) - total(torch.arange(1499))).norm() <= 1 + 1e-3
+    given = alone.scores(module, {0: x}, most=4096)
+    assert torch.allclose(given[:-1], alone.scores(module, {0: x[:-1]}, most=4096), rtol=1e-4, atol=1e-4)
+
+
+def _enclave(model, folder):
+    (folder / "model.py").write_text(model.source)
+    running = inside.Enclave(LIMITS, ())
+    hashes = {"model.py": sha256_hex(model.source.encode())}
+    running.answer(protocol.LoadCode(folder=str(folder), files=hashes, n_features=4), {})
+    return running
+
+
+def _give(running, x, y):
+    for partition in ("training", "held_out"):
+        running.answer(protocol.LoadData(partition=partition), {"x": x, "y": y})
+
+
+@pytest.mark.parametrize("model", ALONE, ids=lambda m: m.name)
+def test_a_round_releases_whoever_is_in_it(model, tmp_path):
+    running, (x, y) = _enclave(model, tmp_path), _patients()
+    start = {"parameters": _adversarial(running._loaded().module)}
+    train = protocol.Train(round=1, plan=BARE, training=STEP, expected_batch=1.0)
+    evaluate = protocol.Evaluate(plan=COUNTED, evaluation="final")
+    updates, counts = [], []
+    for rows in (slice(0, 1500), slice(0, 1499)):
+        _give(running, x[rows], y[rows])
+        updates.append(running.answer(train, start)[1]["update"].astype(np.float64))
+        counts.append(running.answer(evaluate, start)[1]["counts"])
+    assert np.linalg.norm(updates[0] - updates[1]) <= 1 + 1e-2
+    assert np.linalg.norm(counts[0] - counts[1]) == pytest.approx(1, abs=1e-3)
+    assert "57" not in running.failed(RuntimeError("index 57 is out of bounds")).reason
+    # And if the model fails on everyone, noise goes out, as from a hospital where nobody came to be sampled.
+    _give(running, x[[-1] * 20], y[[-1] * 20])
+    assert np.abs(running.answer(train, start)[1]["update"]).max() < 1e-4
+    assert running.answer(evaluate, start)[1]["counts"].sum() == pytest.approx(20, abs=1e-3)
+
+
+@pytest.mark.parametrize("model", ALONE, ids=lambda m: m.name)
+def test_rehearsal_says_on_which_mock_rows_a_model_fails(model, tmp_path):
+    running, (x, y) = _enclave(model, tmp_path), _patients()
+    rehearse = protocol.Rehearse(plan=BARE, training=STEP, expected_batch=1500.0)
+    running.answer(protocol.LoadData(partition="mock"), {"x": x[:50], "y": y[:50]})
+    assert running.answer(rehearse, {})[0].findings == ()
+    running.answer(protocol.LoadData(partition="mock"), {"x": x[-50:], "y": y[-50:]})
+    (finding,) = running.answer(rehearse, {})[0].findings
+    assert finding.where == "model-error"
+    assert "Error" in finding.reason
+
+
+@pytest.mark.parametrize("model", UNSEEN, ids=lambda m: m.name)
+def test_no_round_and_no_evaluation_runs_what_the_probe_refuses(model, tmp_path):
+    try:
+        running = _enclave(model, tmp_path)
+    except loader.CodeRefused:
+        return
+    x, y = _patients()
+    _give(running, x, y)
+    start = {"parameters": _adversarial(running._loaded().module)}
+    for request in (
+        protocol.Train(round=1, plan=BARE, training=STEP, expected_batch=1.0),
+        protocol.Evaluate(plan=COUNTED, evaluation="final"),
+    ):
+        with pytest.raises(Exception) as caught:
+            running.answer(request, start)
+        failed = running.failed(caught.value)
+        assert failed.rule in ("dependent-rows", "model", "model-error"), failed
+        assert not running._on_rows  # refused on invented rows
 
 
 def _run(sandbox, tmp_path, models, limits, port, name):

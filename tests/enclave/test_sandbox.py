@@ -37,8 +37,8 @@ class Weakened(Sandbox):
         super().__init__()
         self._change = change
 
-    def command(self, arguments, frozen=None, dataset=None):
-        return self._change(super().command(arguments, frozen, dataset))
+    def command(self, arguments, frozen=None):
+        return self._change(super().command(arguments, frozen))
 
 
 def without(*flags):
@@ -136,17 +136,15 @@ def test_only_what_was_named_is_seen(tmp_path):
     study = tmp_path / "study"
     study.mkdir()
     (study / "model.py").write_text("x = 1\n")
-    data = tmp_path / "data.csv"
-    data.write_text("age\n63\n")
     (tmp_path / "other.csv").write_text("secret")
     code = (
-        "import os; print(sorted(os.listdir('/')), os.listdir('/study'), open('/dataset').read().split(),"
+        "import os; print(sorted(os.listdir('/')), os.listdir('/study'),"
         " sorted(os.listdir('/enclave/datasites')), dict(os.environ).keys() - {'LC_CTYPE'},"
         f" os.path.exists({str(tmp_path)!r}))"
     )
-    command = Sandbox().command(["-c", code], study, data)
+    command = Sandbox().command(["-c", code], study)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "['model.py'] ['age', '63'] ['__init__.py', 'enclave', 'privacy', 'study']" in done.stdout
+    assert "['model.py'] ['__init__.py', 'enclave', 'privacy', 'study']" in done.stdout
     assert "False" in done.stdout
     assert "home" not in done.stdout.split("]")[0]
     for name in ("SSH_AUTH_SOCK", "AWS_", "TOKEN"):

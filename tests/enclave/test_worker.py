@@ -171,6 +171,13 @@ def test_a_batch_size_in_another_axis_stops_a_round(worker):
     assert caught.value.rule == "dependent-rows"
 
 
+def test_a_row_beyond_all_numbers_stops_no_round(worker):
+    spoilt = rows(5)
+    spoilt.x[0] = 3e38  # no model is asked whether it can take this; the row counts as none
+    worker.give("training", spoilt)
+    assert train(worker).steps == 2
+
+
 def test_a_model_that_raises(worker):
     worker.give("training", rows(9))
     with pytest.raises(WorkerRefused, match="takes five features") as caught:
@@ -259,6 +266,12 @@ def test_only_approved_names_are_read(bare):
     assert offer(bare, SOURCE, {**file_hashes(bare[1]), "gone.toml": "0" * 64}).rule == "frozen-hash"
 
 
+def test_a_refusal_of_any_length_is_told(bare):
+    refused = offer(bare, SOURCE, {"model.py": "0" * 64, "x/" * 10_000: "0" * 64})
+    assert refused.rule == "frozen-hash"
+    assert bare[0].alive
+
+
 def test_the_worker_verifies_again(bare):
     assert offer(bare, "import os\n" + SOURCE).rule == "verifier/import"
 
@@ -296,8 +309,8 @@ inside.main()
 class Unverified(Sandbox):
     """A sandbox whose worker runs any code: no verifier, all builtins."""
 
-    def command(self, arguments, frozen=None, dataset=None):
-        return super().command(["-c", UNVERIFIED, *arguments[2:]], frozen, dataset)
+    def command(self, arguments, frozen=None):
+        return super().command(["-c", UNVERIFIED, *arguments[2:]], frozen)
 
 
 CRASHING = """

@@ -136,6 +136,45 @@ def test_a_cancelling_sequence_is_not_underestimated():
     assert row_norms(found)[0] >= true * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("width", [64, 512, 2048])
+def test_cancelling_positions_are_measured_at_any_width(width):
+    # a, -a (1 + e), ...: what is left of the sum is far below the rounding of its terms in float32.
+    torch.manual_seed(width)
+    module = nn.Linear(width, width, bias=False)
+    a = torch.randn(width) * 10
+    x = torch.stack([a, a * (1 + 1e-3)] * 4)[None]
+    signs = torch.tensor([1.0, -1.0] * 4)[:, None]
+    with recording(module) as made:
+        values = (module(x) * signs).sum((1, 2))
+    found = row_records(made, values)
+    true = torch.linalg.norm(found[0].gradients[0][0].double().T @ found[0].inputs[0][0].double())
+    assert row_norms(found)[0] >= true
+    released = clipped_sum(found, torch.ones(1))[module.weight]
+    assert released.norm() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0])
+@pytest.mark.parametrize(("inward", "outward"), [(3e18, 4e-23), (4e-23, 3e18), (1e-25, 1e-25), (1e28, 1e-30)])
+def test_small_factors_do_not_hide_a_large_gradient(inward, outward, limit):
+    # In float32 the square of 4e-23 is zero; the gradient of the weight is the product of both factors.
+    torch.manual_seed(0)
+    for x in (torch.randn(1, 6), torch.randn(1, 2, 6)):
+        module = nn.Linear(6, 3)
+        with recording(module) as made:
+            values = (module(x * inward) * outward).flatten(1).sum(1)
+        total = clipped_sum(row_records(made, values), torch.full((1,), limit))
+        assert torch.cat([value.flatten().double() for value in total.values()]).norm() <= limit * (1 + 1e-4)
+
+
+def test_a_row_beyond_float32_counts_as_none():
+    module = nn.Linear(2, 1)
+    for scale in (1e22, 1e35):
+        with recording(module) as made:
+            values = (module(torch.full((1, 2), scale)) * scale)[:, 0]
+        total = clipped_sum(row_records(made, values), torch.ones(1))
+        assert all((value == 0).all() for value in total.values())
+
+
 def test_two_layers_with_one_weight_are_refused():
     # Each layer's part would be within the norm that was measured, their sum would not.
     first, second = nn.Linear(6, 6), nn.Linear(6, 6)
