@@ -115,6 +115,8 @@ class Enclave:
     def _train(self, request: protocol.Train, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
         started = time.perf_counter()
         rows = self._partition("training")
+        if not len(rows["y"]):
+            raise _Refusal("data", "no rows: nothing can be trained")
         module = self._fresh(arrays)
         self._check_on_invented(module, rows)
         self._on_rows = True
@@ -153,14 +155,14 @@ class Enclave:
         Their kind and shape are those of `rows`, and nothing else: what fails here fails whoever the patients are.
         That rows are independent, the trainer probes itself.
         """
-        if not len(rows["y"]):
-            raise _Refusal("data", "no rows: nothing can be trained or evaluated")
         inputs, target = tensors(rows["x"]), torch.from_numpy(rows["y"])
         made_up, labels = probe.invented(inputs, target, _PROBE_ROWS, secure_generator())
         check_shapes(copy.deepcopy(module), self._loaded().loss, made_up[0].numpy(), labels.numpy())
         return made_up, labels
 
     def _check_on_mock(self, module: torch.nn.Module, rows: Rows) -> None:
+        if not len(rows["y"]):
+            raise _Refusal("data", "no mock rows: nothing can be shown about the model")
         chosen = secure_generator().integers(len(rows["y"]), size=_PROBE_ROWS)
         check_shapes(copy.deepcopy(module), self._loaded().loss, rows["x"][chosen], rows["y"][chosen])
 

@@ -169,6 +169,9 @@ def test_a_round_releases_whoever_is_in_it(model, tmp_path):
     assert np.linalg.norm(updates[0] - updates[1]) <= 1 + 1e-2
     assert np.linalg.norm(counts[0] - counts[1]) == pytest.approx(1, abs=1e-3)
     assert "57" not in running.failed(RuntimeError("index 57 is out of bounds")).reason
+    # Nobody held out is a count like any other.
+    running.answer(protocol.LoadData(partition="held_out"), {"x": x[:0], "y": y[:0]})
+    assert np.abs(running.answer(evaluate, start)[1]["counts"]).max() < 1e-3
     # And if the model fails on everyone, noise goes out, as from a hospital where nobody came to be sampled.
     _give(running, x[[-1] * 20], y[[-1] * 20])
     assert np.abs(running.answer(train, start)[1]["update"]).max() < 1e-4
