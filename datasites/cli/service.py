@@ -48,7 +48,8 @@ def serve(
 ) -> None:
     """Run the datasite until Ctrl-C or SIGTERM."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    for library in ("watchfiles", "httpx"):  # each look into the store would be a line
+        logging.getLogger(library).setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

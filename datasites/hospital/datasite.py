@@ -202,17 +202,16 @@ class Datasite:
             return False
         known = self._not_admitted | set(Case.objects.values_list("job_name", "submitted_by"))
         with self._contained("submissions"):
-            for job in self._control.jobs():
+            for job in self._control.jobs(known)[:1]:
                 name = (job.name, job.submitted_by)
-                if name not in known:
-                    log.info("submission %s of %s", *name)
-                    self._not_admitted.add(name)
-                    with self._contained(f"submission {job.name} of {job.submitted_by}"):
-                        row = admission.admit(self._site, job)
-                        log.info("case %d: %s %s", row.pk, row.state, row.note)
-                        self._not_admitted.discard(name)
-                    self._record_decisions()
-                    return True
+                log.info("submission %s of %s", *name)
+                self._not_admitted.add(name)
+                with self._contained(f"submission {job.name} of {job.submitted_by}"):
+                    row = admission.admit(self._site, job)
+                    log.info("case %d: %s %s", row.pk, row.state, row.note)
+                    self._not_admitted.discard(name)
+                self._record_decisions()
+                return True
         self._inbox_read = True
         return False
 

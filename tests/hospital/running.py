@@ -61,7 +61,7 @@ class Running:
         self.roster = Roster(
             entries=tuple(
                 RosterEntry(
-                    organisation=email,
+                    organisation="University" if email == RESEARCHER else email,
                     email=email,
                     role="researcher" if email == RESEARCHER else "hospital",
                     public_key=self.keys[email].public_key,

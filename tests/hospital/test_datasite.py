@@ -107,7 +107,9 @@ def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
     import dataclasses
 
     jobs = [dataclasses.replace(job(), name=f"job-{number}") for number in range(3)]
-    monkeypatch.setattr(HospitalControl, "jobs", lambda control: jobs)
+    monkeypatch.setattr(
+        HospitalControl, "jobs", lambda _, known: [j for j in jobs if (j.name, j.submitted_by) not in known]
+    )
     seen: list[str] = []
 
     def admit(site: Site, submitted: object) -> Case:
