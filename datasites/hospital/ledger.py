@@ -5,18 +5,19 @@ over all studies, and a patient's loss is that of the one partition the patient 
 split that depends on the patient's pseudonym alone).
 
 Gate: before a reservation or a charge is written, the composition of everything committed plus the new event must stay
-within the dataset's (epsilon, delta) by Renyi accounting. Check and write happen in one immediate transaction, so
-threads, processes and crashes can't both pass one gate (I5). Nothing is ever refunded: the release of a study's unused
-reservation leaves its charges. No decision reads a clock.
+within the dataset's (epsilon, delta) by Renyi accounting. Check and write happen in one transaction that no other on
+the dataset runs beside, so threads, processes and crashes can't both pass one gate (I5). Nothing is ever refunded: the
+release of a study's unused reservation leaves its charges. No decision reads a clock.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from django.db import transaction
+from django.db import connection, transaction
 from dp_accounting import ComposedDpEvent, DpEvent
 
 from datasites.hospital.config import DatasetSettings
@@ -121,12 +122,22 @@ def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[DpEven
     return {partition: _charged(dataset.name, partition, study) for partition in PARTITIONS}
 
 
+@contextmanager
+def _alone(dataset: DatasetSettings) -> Iterator[None]:
+    """A transaction on a dataset's budget, one at a time: on SQLite all are immediate, on PostgreSQL this one waits."""
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"ledger of {dataset.name}"])
+        yield
+
+
 def reserve(dataset: DatasetSettings, study: str, asked: Mapping[str, Asked]) -> None:
     """Reserve a study's whole privacy loss per partition, or raise `BudgetExceeded` and write nothing.
 
     A study reserves once; reserving again is an error, since it would hide a change of terms.
     """
-    with transaction.atomic():
+    with _alone(dataset):
         if LedgerEntry.objects.filter(dataset=dataset.name, study_hash=study).exists():
             raise BudgetExceeded(f"budget: study {study[:12]} has reserved before; submit changed terms as a new study")
         for partition, price in asked.items():
@@ -147,7 +158,7 @@ def charge(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str
     Charging the same round again with the same events is the same charge: a round releases at most once, so a crash
     between charge and release may repeat the work under it. Other events for that round are an error.
     """
-    with transaction.atomic():
+    with _alone(dataset):
         for partition, price in asked.items():
             key = {"dataset": dataset.name, "partition": partition, "study_hash": study}
             done = LedgerEntry.objects.filter(**key, kind="charge", round=number).first()
@@ -201,7 +212,7 @@ def is_charged(dataset: DatasetSettings, study: str, number: int, asked: Mapping
 
 def close(dataset: DatasetSettings, study: str) -> None:
     """Release what a study reserved and did not charge; its charges stay for ever. Idempotent."""
-    with transaction.atomic():
+    with _alone(dataset):
         for partition in PARTITIONS:
             key = {"dataset": dataset.name, "partition": partition, "study_hash": study}
             if LedgerEntry.objects.filter(**key, kind="reserve").exists():

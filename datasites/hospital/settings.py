@@ -40,6 +40,8 @@ def _database(url: str) -> dict[str, object]:
         raise InputError(
             f'datasite.toml: database {url!r} is neither "sqlite" nor postgresql://user:password@host/name'
         )
+    if importlib.util.find_spec("psycopg") is None:
+        raise InputError("datasite.toml: a PostgreSQL database needs a package; pip install 'datasites[postgresql]'")
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": parts.path.strip("/"),
@@ -47,8 +49,6 @@ def _database(url: str) -> dict[str, object]:
         "PASSWORD": unquote(parts.password or ""),
         "HOST": parts.hostname or "",
         "PORT": parts.port or "",
-        # One ledger decision at a time, whoever asks: the gate reads all charges before it writes one.
-        "OPTIONS": {"isolation_level": 4},
     }
 
 

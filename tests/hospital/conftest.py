@@ -1,8 +1,12 @@
-"""One datasite home for all in-process tests of the hospital room; its tables are emptied between tests."""
+"""One datasite home for all in-process tests of the hospital room; its tables are emptied between tests.
+
+With DATASITES_TEST_DATABASE=postgresql://… its tables lie in that (empty) database, and not in SQLite.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,10 +22,12 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 HEART = SCRIPTS / "heart_disease"
 
+DATABASE = os.environ.get("DATASITES_TEST_DATABASE", "sqlite")
 SETTINGS = """
 organisation = "Cleveland"
 email = "datasite@cleveland.example.org"
 store = "{store}"
+database = "{database}"
 
 [[datasets]]
 name = "heart"
@@ -38,7 +44,9 @@ held_out = 0.5
 
 # Django's models can be imported only once a database is chosen, and test modules import them at their top.
 _folder = tempfile.TemporaryDirectory(prefix="datasite-")
-(Path(_folder.name) / "datasite.toml").write_text(SETTINGS.format(store=Path(_folder.name) / "store"))
+(Path(_folder.name) / "datasite.toml").write_text(
+    SETTINGS.format(store=Path(_folder.name) / "store", database=DATABASE)
+)
 _home = connect(Path(_folder.name))
 
 
