@@ -128,7 +128,7 @@ def test_demo_arguments_that_make_no_sense(tmp_path: Path) -> None:
     refused([*DEMO, "--out", str(tmp_path / "a"), "--drop", "mars@5"], "mars", "no such hospital")
     refused([*DEMO, "--out", str(tmp_path / "b"), "--drop", "va"], "HOSPITAL@ROUND")
     (tmp_path / "c" / "state").mkdir(parents=True)
-    refused([*DEMO, "--out", str(tmp_path / "c")], "state", "remove it")
+    refused([*DEMO, "--out", str(tmp_path / "c")], "state", "remove what is named here")
 
 
 def test_a_home_that_is_no_datasite(tmp_path: Path) -> None:

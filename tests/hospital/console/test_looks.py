@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from datasites.hospital.intake import freeze
 from datasites.hospital.models import Case, Round
 from datasites.hospital.parties import propose_party
 from datasites.study.identity import Identity, RosterEntry
-from tests.browser import WIDTHS, Browser, chromium, inspect
+from tests.browser import WIDTHS, Browser, chromium, inspect, sync_api
 from tests.hospital.console.conftest import Console
 from tests.hospital.test_review import PASSWORD, job
 
@@ -58,7 +59,13 @@ def busy(console: Console) -> Case:
     Case.objects.filter(pk=second.pk).update(approval_hash=open_case(desk.site.home, second).approval_hash)
     Case.objects.create(**{**values, "job_name": "heart-3", "state": "refused", "note": "study.toml: rounds: too many"})
     stranger = Identity.generate("datasite@north.example.org")
-    entry = RosterEntry(organisation="North", email=stranger.email, role="hospital", public_key=stranger.public_key)
+    entry = RosterEntry(
+        organisation="North",
+        email=stranger.email,
+        role="hospital",
+        public_key=stranger.public_key,
+        syft_fingerprint="ab" * 32,
+    )
     propose_party(desk.site, desk.login("bob"), entry.model_dump_json())
     return second
 
@@ -104,3 +111,15 @@ def look(browser: Browser, number: int, second: int) -> None:
                 faults += inspect(page, name, width, theme)
     assert not faults, "\n".join(faults)
     browser.complaints = [c for c in browser.complaints if "404" not in c]
+    prints_whole_and_light(browser.page("ann", color_scheme="dark"), number)
+
+
+def prints_whole_and_light(page: Any, number: int) -> None:
+    """On paper a case has all of its files, and dark ink, whatever the screen shows."""
+    page.goto(f"/cases/{number}/")
+    terms = page.get_by_text("learning_rate").first
+    sync_api.expect(terms).to_be_hidden()
+    page.emulate_media(media="print")
+    sync_api.expect(terms).to_be_visible()
+    sync_api.expect(page.get_by_role("navigation")).to_be_hidden()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
