@@ -39,14 +39,23 @@ def audit_verify(
 
 
 @audit.command("tail")
-def audit_tail(home: HomeOption, lines: Annotated[int, typer.Option("-n")] = 20) -> None:
-    """The last records."""
-    from collections import deque
-
+def audit_tail(
+    home: HomeOption,
+    lines: Annotated[int, typer.Option("-n", min=1, max=10_000)] = 20,
+    kind: Annotated[str, typer.Option(help="Only records of this kind.")] = "",
+    words: Annotated[str, typer.Option("--contains", help="Only records with these words in them.")] = "",
+) -> None:
+    """The last records, oldest first."""
+    from datasites.hospital.audit_view import Filter, audit_page
     from datasites.hospital.config import Home
-    from datasites.study.audit_chain import records
 
-    for record in deque(records(Home.open(home).audit), maxlen=lines):
+    log = Home.open(home).audit
+    if not log.is_file():
+        raise InputError(f"{log}: no such file; the datasite writes it from `datasites init` on")
+    page = audit_page(log, Filter(kind, words), size=lines)
+    if page.older and len(page.records) < lines:
+        out.print("(only the newest part of the log was searched)")
+    for record in reversed(page.records):
         fields = " ".join(f"{key}={value}" for key, value in record.fields.items())
         out.print(f"{record.seq} {record.time} {record.kind} {fields}", markup=False)
 

@@ -200,10 +200,10 @@ def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
         return None
 
 
-def require(decision: Decision) -> None:
-    """Raise `Denied` unless the decision allows, now, what it was asked about."""
+def require(decision: Decision, action: Action, study: str) -> None:
+    """Raise `Denied` unless the decision allows, now, this action on what people approve under this hash."""
     try:
-        decision.require(decision.action, decision.study, datetime.datetime.now(datetime.UTC))
+        decision.require(action, study, datetime.datetime.now(datetime.UTC))
     except PermissionError as error:
         raise Denied(decision) from error
 

@@ -49,7 +49,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     # Counted before the policies are asked: a review that comes in between was not among their facts.
     before = Review.objects.filter(case=row).count()
     decision = compliance.decide(site, case, "approve", approver=(person.email, person.role))  # type: ignore[arg-type]
-    compliance.require(decision)
+    compliance.require(decision, "approve", row.approval_hash)
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=number)
         same = row.state == Case.State.REVIEW and row.approval_hash == seen_hash

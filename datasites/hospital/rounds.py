@@ -218,7 +218,8 @@ class StudyRun:
             worker = self._started_worker(case)
             check_manifest(case, manifest, worker.description.count)
             parameters = self._model(letter, manifest, worker.description.count)
-            compliance.require(compliance.decide(self._site, case, "run_round", manifest=manifest))
+            decision = compliance.decide(self._site, case, "run_round", manifest=manifest)
+            compliance.require(decision, "run_round", row.approval_hash)
             self._open(row, signed)
             ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
@@ -351,7 +352,8 @@ class StudyRun:
             dimension=masked.header.dimension,
             expected_dimension=expected,
         )
-        compliance.require(compliance.decide(self._site, case, "release", manifest=manifest, release=facts))
+        decision = compliance.decide(self._site, case, "release", manifest=manifest, release=facts)
+        compliance.require(decision, "release", row.approval_hash)
         # Steps were counted by the trainer; they go into the database before the one commit that makes the release.
         Round.objects.filter(case=row, round=manifest.round).update(steps=steps, seconds=seconds)
         return after, masked
