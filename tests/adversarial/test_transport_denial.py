@@ -11,7 +11,6 @@ import os
 import socket
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,22 +29,9 @@ HUGE = 8 * 1024**3
 
 
 @pytest.fixture
-def parties(tmp_path) -> Iterator[list[Party]]:
-    parties = make_parties(tmp_path, str(tmp_path / "store"))
+def parties(parties: list[Party]) -> list[Party]:
     befriend(parties[0], parties[1:])
-    yield parties
-    for party in parties:
-        party.stop()
-
-
-@pytest.fixture
-def researcher(parties) -> Party:
-    return parties[0]
-
-
-@pytest.fixture
-def hospital(parties) -> Party:
-    return parties[1]
+    return parties
 
 
 def message_name() -> str:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,24 +26,6 @@ from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_pa
 A, B, C = HOSPITALS
 OTHER_STUDY = "b" * 64
 BIG = 9_000_000
-
-
-@pytest.fixture
-def parties(tmp_path) -> Iterator[list[Party]]:
-    parties = make_parties(tmp_path, str(tmp_path / "store"))
-    yield parties
-    for party in parties:
-        party.stop()
-
-
-@pytest.fixture
-def researcher(parties) -> Party:
-    return parties[0]
-
-
-@pytest.fixture
-def hospital(parties) -> Party:
-    return parties[1]
 
 
 def on_disk(party: Party, key: str) -> Path:

@@ -13,7 +13,6 @@ import shutil
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -39,22 +38,9 @@ GOOD = {"config.yaml": b"name: heart-1\n", "run.sh": b"rm -rf /\n", "code/model.
 
 
 @pytest.fixture
-def parties(tmp_path) -> Iterator[list[Party]]:
-    parties = make_parties(tmp_path, str(tmp_path / "store"))
+def parties(parties: list[Party]) -> list[Party]:
     befriend(parties[0], parties[1:])
-    yield parties
-    for party in parties:
-        party.stop()
-
-
-@pytest.fixture
-def researcher(parties) -> Party:
-    return parties[0]
-
-
-@pytest.fixture
-def hospital(parties) -> Party:
-    return parties[1]
+    return parties
 
 
 def proposal(files: dict[str, bytes], root: str = JOB, sender: str = RESEARCHER, owner: str = A, **changed):
