@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, field_validator
 
 from datasites.study.canonical import Agreed
+from datasites.study.durable import replace_durably
 from datasites.study.manifest import Name, Service
 from policies.agreements import (
     KIND_NAMES,
@@ -297,13 +298,7 @@ class RegistryFile:
         """Read, apply `change`, write atomically; nothing is written when `change` raises. Returns the new registry."""
         with self._one_writer():
             registry = change(self.load())
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(registry.canonical())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            replace_durably(self.path, registry.canonical())
             return registry
 
     @contextmanager

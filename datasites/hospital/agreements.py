@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasites.hospital.people import REVIEWERS, Acting
-from datasites.hospital.review import ReviewError
+from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from policies.registry import Registry, RegistryFile
@@ -22,8 +22,7 @@ def _today() -> datetime.date:
 
 
 def _check_role(person: Acting) -> None:
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; agreements are kept by {' and '.join(REVIEWERS)}")
+    require_reviewer(person, f"agreements are kept by {' and '.join(REVIEWERS)}")
 
 
 def _update(site: Site, person: Acting, change: Callable[[Registry], Registry]) -> Registry:

@@ -7,7 +7,6 @@ crash or an outage in between can't make a second, different one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.secagg.journal import Anchor, Journal
 from datasites.study import letters
+from datasites.study.durable import replace_durably
 from datasites.study.identity import BadSignature
 
 #: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
@@ -48,9 +48,9 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
             post.note("letter_rejected", (letter.digest,), round=0, reason=error)
             held = ()
         told = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
-        _write(folder / COUNTERPARTY_HEADS, json.dumps(told).encode())
+        replace_durably(folder / COUNTERPARTY_HEADS, json.dumps(told).encode())
         ledger.close(case.dataset, row.study_hash)
-        _write(stored, _account(site, case, row).canonical())
+        replace_durably(stored, _account(site, case, row).canonical())
     account = letters.Account.parse(stored.read_bytes())
     if not post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json")):
         return False
@@ -108,7 +108,7 @@ def give_up_keys(home: Home, study_hash: str) -> None:
         floor = Anchor(
             epoch=max([-1, *epochs, *(epoch for epoch, _ in rounds)]), last_round=max([0, *(n for _, n in rounds)])
         )
-        _write(anchor, floor.canonical())
+        replace_durably(anchor, floor.canonical())
     Journal.start_over(journal, anchor)
 
 
@@ -121,14 +121,3 @@ def sweep_staging(home: Home) -> None:
 def journal_of(home: Home, study_hash: str) -> tuple[Path, Path]:
     """Folder and anchor of a study's journal."""
     return home.secagg / study_hash / "journal", home.anchors / study_hash
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file: all of it is there after a crash, or none."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -22,6 +22,7 @@ from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_rdp
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError, Roster
 from datasites.study.manifest import RoundManifest
@@ -106,12 +107,7 @@ def _store(site: Site, row: Case, action: Action, number: int | None, decision: 
     fields = {"case_id": row.pk, "action": action, "round": number, "allowed": decision.allowed, "record": record}
     with _one_at_a_time(site.home):
         _finish(site)
-        temporary = path.with_name(path.name + ".new")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(canonical_json(fields))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_durably(path, canonical_json(fields))
         site.audit.append(
             "decision",
             study=row.study_hash,

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people import REVIEWERS, Acting
-from datasites.hospital.review import ReviewError
+from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from datasites.study.identity import Roster, RosterEntry
@@ -123,8 +123,7 @@ def _check_complete(entry: RosterEntry) -> None:
 
 
 def _check_role(person: Acting) -> None:
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; the roster is kept by {' and '.join(REVIEWERS)}")
+    require_reviewer(person, f"the roster is kept by {' and '.join(REVIEWERS)}")
 
 
 def _open_proposal(number: int) -> PartyProposal:

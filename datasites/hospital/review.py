@@ -24,6 +24,12 @@ class ReviewError(DatasitesError):
     """An action on a case is not possible as asked; the message says what to do instead."""
 
 
+def require_reviewer(person: Acting, rule: str) -> None:
+    """Raise `ReviewError` with the rule unless the person is a steward or a privacy officer."""
+    if person.role not in REVIEWERS:
+        raise ReviewError(f"{person.name} is {person.role}; {rule}")
+
+
 def find_case(number: int) -> Case:
     """The case with this number; raises `ReviewError`."""
     try:
@@ -39,8 +45,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     when the case is not in review or its approval hash is not `seen_hash` (any more).
     """
     row = find_case(number)
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; a case is approved by {' and '.join(REVIEWERS)}")
+    require_reviewer(person, f"a case is approved by {' and '.join(REVIEWERS)}")
     if row.state != Case.State.REVIEW:
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
     case = open_case(site.home, row)
@@ -86,8 +91,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
 
 def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
     """Reject a case for good; one person is enough."""
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; a case is rejected by {' or '.join(REVIEWERS)}")
+    require_reviewer(person, f"a case is rejected by {' or '.join(REVIEWERS)}")
     if not reason.strip():
         raise ReviewError("a rejection needs a reason; the researcher reads it")
     with transaction.atomic():
@@ -119,8 +123,7 @@ def _move(
     also: Callable[[Case], None] = lambda row: None,
 ) -> Case:
     """Move a case to another state, and do `also` in the same transaction."""
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; {kind} is for {' or '.join(REVIEWERS)}")
+    require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=find_case(number).pk)
         if row.state not in states:
@@ -173,8 +176,7 @@ def withdraw(site: Site, person: Acting, dataset: str, patient: str, reason: str
 
     Raises `ReviewError` for a person who may not, `InputError` for an unknown dataset.
     """
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; withdrawals are entered by {' or '.join(REVIEWERS)}")
+    require_reviewer(person, f"withdrawals are entered by {' or '.join(REVIEWERS)}")
     site.home.dataset(dataset)
     number = withdrawal.add(site.home, dataset, patient)
     # The log counts patients and does not name them.
@@ -194,7 +196,6 @@ def kill(site: Site, person: Acting, reason: str) -> None:
 
 def unkill(site: Site, person: Acting, reason: str) -> None:
     """Take the kill switch off."""
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; the kill switch is taken off by a reviewer")
+    require_reviewer(person, "the kill switch is taken off by a reviewer")
     site.audit.append("unkilled", person=person.name, role=person.role, reason=reason)
     (site.home.root / "KILLED").unlink(missing_ok=True)

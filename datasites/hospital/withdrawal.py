@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import secrets
 
 import numpy as np
 import numpy.typing as npt
 
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import pseudonym, read_mapping, read_table
+from datasites.study.durable import replace_durably
 from datasites.study.errors import InputError
 
 
@@ -45,13 +44,7 @@ def add(home: Home, dataset: str, patient: str) -> int:
         # Read, added to and written while nobody else does, so that no withdrawal can undo another.
         fcntl.flock(lock, fcntl.LOCK_EX)
         everybody = sorted(withdrawn(home, dataset) | {name})
-        temporary = path.with_suffix(f".{secrets.token_hex(6)}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(everybody, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_durably(path, json.dumps(everybody).encode())
     return len(everybody)
 
 

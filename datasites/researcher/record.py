@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,6 +16,7 @@ from pydantic import Field
 
 from datasites.study.audit_chain import Head
 from datasites.study.canonical import Agreed
+from datasites.study.durable import replace_durably
 from datasites.study.identity import Email
 from datasites.study.letters import Account
 from datasites.study.manifest import RoundManifest, Sha256
@@ -113,17 +113,7 @@ class RunFolder:
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Replace a file atomically; it is on the disk when this returns."""
-        temporary = self.folder / f".{name}"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_durably(self.folder / name, data, mode=0o666)
 
     def remove_but(self, keep: str, pattern: str) -> None:
         """Remove the files that match `pattern`, but not `keep`."""

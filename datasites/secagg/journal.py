@@ -26,6 +26,7 @@ from datasites.secagg.errors import REJOIN, JournalDamaged, JournalRolledBack, S
 from datasites.secagg.messages import MaskedVector, Message, Ready, ShareBundle
 from datasites.secagg.state import MemberState, Released
 from datasites.study.canonical import Agreed, sha256_hex
+from datasites.study.durable import replace_durably
 from datasites.study.manifest import Sha256
 
 
@@ -118,7 +119,7 @@ class Journal:
         point = Released(sequence=state.sequence, head=state.head)
         # The anchor says first what is about to become true, so that a crash here is told from a restored backup.
         self._write_anchor(self._anchor.model_copy(update={"intended": point}))
-        _write(self._folder / "record", record.canonical())
+        replace_durably(self._folder / "record", record.canonical())
         self._record = record
         self._settle(state, point)
         self._sweep()
@@ -159,7 +160,7 @@ class Journal:
             (folder / "record").unlink(missing_ok=True)
             for path in (folder / "sent").iterdir():
                 path.unlink()
-            _write(anchor, Anchor(epoch=old.epoch, last_round=old.last_round).canonical())
+            replace_durably(anchor, Anchor(epoch=old.epoch, last_round=old.last_round).canonical())
         finally:
             os.close(lock)
 
@@ -245,7 +246,7 @@ class Journal:
         return None
 
     def _keep(self, data: bytes | memoryview, digest: str) -> None:
-        _write(self._folder / "sent" / digest, data)
+        replace_durably(self._folder / "sent" / digest, data)
 
     def _sweep(self) -> None:
         assert self._record is not None
@@ -264,7 +265,7 @@ class Journal:
         )
 
     def _write_anchor(self, anchor: Anchor) -> None:
-        _write(self._anchor_path, anchor.canonical())
+        replace_durably(self._anchor_path, anchor.canonical())
         self._anchor = anchor
 
 
@@ -276,20 +277,3 @@ def _locked(folder: Path) -> int:
         os.close(descriptor)
         raise SpentState(f"{folder}: another process has this journal open; stop it first") from None
     return descriptor
-
-
-def _write(path: Path, data: bytes | memoryview) -> None:
-    """Replace a file atomically and durably: all of it is there after a crash, or none."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

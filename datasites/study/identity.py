@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import Field, field_validator, model_validator
 
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
 
 EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
@@ -260,10 +261,8 @@ class Roster(Agreed):
         return self.revoke(change.entry.email).pin(change.entry)
 
     def save(self, path: Path) -> None:
-        """Write atomically."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(self.canonical())
-        os.replace(temporary, path)
+        """Write, in one step."""
+        replace_durably(path, self.canonical(), mode=0o666)
 
     @classmethod
     def load(cls, path: Path) -> Roster:
