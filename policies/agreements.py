@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasites.study.canonical import Agreed
+from datasites.study.errors import DatasitesError
 from datasites.study.manifest import Name, Sha256
 
 Kind = Literal["baa", "dua", "irb", "expert_determination", "risk_acceptance"]
@@ -32,7 +33,7 @@ KIND_NAMES = {
 NO_SANDBOX = "no_sandbox"
 
 
-class RegistryError(ValueError):
+class RegistryError(DatasitesError, ValueError):
     """The registry refuses an entry, a confirmation or a file; names the agreement, the rule and the remedy."""
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import cedarpy
 
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.errors import DatasitesError
 from policies.controls import CONTROLS
 
 SHIPPED = Path(__file__).parent / "rules"
@@ -25,7 +26,7 @@ PERMIT = "permit"
 LARGEST_FILE = 64 * 1024
 
 
-class RuleError(ValueError):
+class RuleError(DatasitesError, ValueError):
     """A rule file is missing, malformed or allows too much; names the file, the rule and the remedy."""
 
 

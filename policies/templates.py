@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from string import Template
 
+from datasites.study.errors import DatasitesError
 from datasites.study.manifest import Study
 from policies.registry import Registry
 
@@ -25,7 +26,7 @@ _GUARANTEES = {
 }
 
 
-class TemplateError(ValueError):
+class TemplateError(DatasitesError, ValueError):
     """There is no such template, or it asks for a word that a study does not have."""
 
 

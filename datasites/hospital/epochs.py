@@ -23,6 +23,7 @@ from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
+from datasites.study.durable import replace_durably
 from datasites.study.identity import IdentityError, Roster
 from datasites.transport.mailroom import Letter
 
@@ -85,8 +86,8 @@ class EpochSetup:
         except (SecaggError, IdentityError, ValidationError, ValueError) as error:
             self._refuse(letter, f"offer of epoch {epoch}: {error}")
             return False
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._context_path(epoch).write_bytes(context.canonical())
+        # On the disk before the journal that can't be read without it.
+        replace_durably(self._context_path(epoch), context.canonical())
         self._journal.commit(state, certificate)
         self.member = member
         self._send(self._researcher, letters.certificate_kind(epoch), certificate.to_bytes())

@@ -11,12 +11,10 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 
 from datasites.hospital.audit import AuditError
-from datasites.hospital.compliance import Denied
 from datasites.hospital.console.access import refuse
 from datasites.hospital.console.forms import problems
 from datasites.hospital.people import PersonError
 from datasites.study.errors import DatasitesError
-from policies.registry import RegistryError
 
 
 def act(
@@ -32,9 +30,7 @@ def act(
         said = do(form.cleaned_data)
     except PersonError as error:
         return refuse(request, 403, str(error))
-    except Denied as error:
-        return refuse(request, 409, str(error))
-    except (DatasitesError, RegistryError) as error:
+    except DatasitesError as error:
         return refuse(request, 409, str(error))
     except AuditError as error:
         return refuse(request, 503, f"The audit log can't be written, so nothing was done (I14): {error}")

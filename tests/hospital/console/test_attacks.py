@@ -364,3 +364,23 @@ def test_a_stopped_study_is_rejoined_with_the_password(console: Console) -> None
     assert ann.post(path, {**rejoin, "password": PASSWORD}).status_code == 302
     row = Case.objects.get(pk=console.number)
     assert (row.state, row.rejoins) == ("running", True)
+
+
+def test_a_rule_file_that_permits_stops_decisions_and_says_so(console: Console) -> None:
+    console.desk.agree()
+    rule = console.desk.site.home.local_rules / "generous.cedar"
+    shown = console.seen(console.client("ann"))
+    rule.write_text("permit (principal, action, resource);")
+    try:
+        client = console.client("ann")
+        page = client.get(f"/cases/{console.number}/")
+        assert page.status_code == 200
+        assert b"generous" in page.content
+        answer = client.post(
+            f"/cases/{console.number}/decide/", {**shown, "verdict": "approve", "reason": "x", "password": PASSWORD}
+        )
+        assert answer.status_code == 409
+    finally:
+        rule.unlink()
+    console.desk.nothing_happened()
+    assert not Review.objects.exists()
