@@ -173,6 +173,8 @@ def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings
         assert process.wait(timeout=120) == 0, "a process that lost the race ended otherwise than by the budget"
     assert not failures, "a thread that lost the race met another error than the budget's"
     assert spent(heart) <= heart.epsilon + 1e-6
+    # Reservations neither: a charge would find them too many, but approvals would rest on what nobody can pay.
+    assert ledger.state(heart)[0].committed_rdp <= heart.epsilon + 1e-6
     assert epsilon_rdp([small.event()] * (len(released) + 1), 1e-3) > heart.epsilon, "the race stopped early"
     assert epsilon_rdp([small.event()] * len(released), 1e-3) <= spent(heart) + 1e-9
 

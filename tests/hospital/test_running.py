@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from datasites.enclave.worker import WorkerRefused
+from datasites.enclave.worker import Worker, WorkerRefused
 from datasites.hospital import ledger, rounds
+from datasites.hospital.cases import OpenCase
 from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import StudyRun
 from datasites.study import letters
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.store import Store, StoreError
 from datasites.transport.store_errors import StoreUnreachable
@@ -55,6 +58,23 @@ def test_a_round_from_setup_to_account(running: Running) -> None:
     running.steps()
     assert running.heard(0, letters.ACCOUNT)
     assert Case.objects.get(pk=running.row.pk).state == Case.State.CLOSED
+
+
+def test_a_round_is_charged_before_it_trains(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends a round from then on, the ledger and the audit log hold its price (I5)."""
+    trained, charged_by_then = StudyRun._train, []
+
+    def train(run: StudyRun, worker: Worker, case: OpenCase, manifest: RoundManifest, parameters: Any) -> Any:
+        paid = ledger.is_charged(case.dataset, run.study_hash, manifest.round, case.round_asked(manifest))
+        charged_by_then.append((paid, len(running.logged("charged"))))
+        return trained(run, worker, case, manifest, parameters)
+
+    monkeypatch.setattr(StudyRun, "_train", train)
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert charged_by_then == [(True, 1)]
+    assert running.heard(1, letters.MASKED)
 
 
 @pytest.mark.parametrize("name", ["99999999.round", "00000017.round", "00000001.round", "00000000.offer-9", "x.round"])
