@@ -143,7 +143,7 @@ def ours(build: Callable[[], nn.Module], x: Tensor, y: Tensor, batch: int, steps
     rows, labels, patients = x.numpy(), y.numpy(), np.arange(len(x))
 
     def step() -> None:
-        train_round(model, None, rows, labels, patients, plan, local, expected_batch=batch, device=device)
+        train_round(model, None, rows, labels, patients, plan, local, divisor=batch, device=device)
 
     return _rate(step, 1, batch, device) * steps
 

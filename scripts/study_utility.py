@@ -35,10 +35,10 @@ from datasites.privacy.parameters import flatten, unflatten
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.trainer import train_round
 from datasites.study.manifest import LocalTraining
+from datasites.study.rounds import ring_terms
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0)
 RATE = 0.3
-GRID = 2.0**-24
 
 HEART_SITES = ("cleveland", "hungarian", "switzerland", "va")
 HEART_COLUMNS = ["age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak"]
@@ -184,7 +184,15 @@ def distributed(data: Hospitals, epsilon: float | None, honest_share: float = 1.
     model, everyone = new_model(data), int(data.train.sum())
     honest = max(1, math.floor(data.count * honest_share))
     plan = _plan(epsilon, data.delta, clip=2.0, rounds=40, steps_per_round=1, mode="distributed", honest=honest)
-    grid = GRID if epsilon else 2.0**-40
+    if epsilon is None:
+        plan = plan.model_copy(update={"noise_multiplier": 1e-2})  # the ring has no room for less on a finer grid
+    ring = ring_terms(
+        clip=plan.clip,
+        noise_multiplier=plan.noise_multiplier,
+        honest=honest,
+        hospitals=data.count,
+        length=model.weight.numel() + 1,
+    )
     local, vector = LocalTraining(steps=1, learning_rate=1.0), flatten(model).astype(np.float64)
     for number in range(1, plan.rounds + 1):
         updates = []
@@ -192,10 +200,10 @@ def distributed(data: Hospitals, epsilon: float | None, honest_share: float = 1.
             unflatten(model, vector)
             part = data.rows(hospital)
             result = train_round(
-                model, None, *part, plan, local, expected_batch=RATE * everyone, round_number=number, grid=grid
+                model, None, *part, plan, local, divisor=RATE * everyone, round_number=number, ring=ring
             )
             updates.append(result.update)
-        vector = vector + np.sum(updates, axis=0)
+        vector = vector - local.learning_rate / (RATE * everyone) * ring.grid * np.sum(updates, axis=0)
     unflatten(model, vector)
     return model
 
@@ -212,7 +220,7 @@ def local(data: Hospitals, epsilon: float | None) -> nn.Module:
             unflatten(model, vector)
             batch = RATE * float(size)
             part = data.rows(hospital)
-            result = train_round(model, None, *part, plan, training, expected_batch=batch, round_number=number)
+            result = train_round(model, None, *part, plan, training, divisor=batch, round_number=number)
             total += result.update * (size / sizes.sum())
         vector = vector + total
     unflatten(model, vector)
@@ -224,7 +232,7 @@ def central(data: Hospitals, epsilon: float | None) -> nn.Module:
     model, rows = new_model(data), np.flatnonzero(data.train)
     plan = _plan(epsilon, data.delta, clip=2.0, rounds=1, steps_per_round=40)
     training = LocalTraining(steps=40, learning_rate=1.0)
-    train_round(model, None, data.x[rows], data.y[rows], rows, plan, training, expected_batch=RATE * len(rows))
+    train_round(model, None, data.x[rows], data.y[rows], rows, plan, training, divisor=RATE * len(rows))
     return model
 
 
@@ -234,7 +242,7 @@ def alone(data: Hospitals, epsilon: float | None) -> float:
     training, scores = LocalTraining(steps=40, learning_rate=0.1), []
     for hospital in range(data.count):
         model, (x, y, patients) = new_model(data), data.rows(hospital)
-        train_round(model, None, x, y, patients, plan, training, expected_batch=RATE * len(x))
+        train_round(model, None, x, y, patients, plan, training, divisor=RATE * len(x))
         scores.append(data.score(model, data))
     return float(np.mean(scores))
 

@@ -31,7 +31,7 @@ from datasites.enclave.shapes import check_shapes
 from datasites.privacy import alone, evaluation, parameters, probe, trainer
 from datasites.privacy.batches import Tensors, tensors
 from datasites.privacy.clipping import UnsupportedModel
-from datasites.privacy.noise import secure_generator
+from datasites.privacy.noise import SecureRandom
 
 _PROBE_ROWS = 16
 _SCORE_ROWS = 4096
@@ -132,6 +132,7 @@ class Enclave:
         request: protocol.Train | protocol.Rehearse,
         number: int,
     ) -> trainer.RoundResult:
+        key = bytes.fromhex(request.key) if isinstance(request, protocol.Train) else None
         return trainer.train_round(
             module,
             self._loaded().loss,
@@ -140,13 +141,14 @@ class Enclave:
             rows["patients"],
             request.plan,
             request.training,
-            expected_batch=request.expected_batch,
+            divisor=request.divisor,
             round_number=number,
             device=self._device,
             # Rows, model and library code need the rest.
             memory_limit=max(16 * 1024**2, min(trainer.DEFAULT_MEMORY, self._limits.memory // 4)),
-            grid=request.grid,
+            ring=request.ring,
             rehearsal=isinstance(request, protocol.Rehearse),
+            randomness=SecureRandom(key),
         )
 
     def _check_on_invented(self, module: torch.nn.Module, rows: Rows) -> tuple[Tensors, torch.Tensor]:
@@ -156,14 +158,14 @@ class Enclave:
         That rows are independent, the trainer probes itself.
         """
         inputs, target = tensors(rows["x"]), torch.from_numpy(rows["y"])
-        made_up, labels = probe.invented(inputs, target, _PROBE_ROWS, secure_generator())
+        made_up, labels = probe.invented(inputs, target, _PROBE_ROWS, SecureRandom().generator("probe"))
         check_shapes(copy.deepcopy(module), self._loaded().loss, made_up[0].numpy(), labels.numpy())
         return made_up, labels
 
     def _check_on_mock(self, module: torch.nn.Module, rows: Rows) -> None:
         if not len(rows["y"]):
             raise _Refusal("data", "no mock rows: nothing can be shown about the model")
-        chosen = secure_generator().integers(len(rows["y"]), size=_PROBE_ROWS)
+        chosen = SecureRandom().generator("rehearsal").integers(len(rows["y"]), size=_PROBE_ROWS)
         check_shapes(copy.deepcopy(module), self._loaded().loss, rows["x"][chosen], rows["y"][chosen])
 
     def _rehearse(self, request: protocol.Rehearse) -> protocol.Rehearsed:
@@ -205,7 +207,15 @@ class Enclave:
         self._genuine.check()
         # A row on which the model raises has no score, and counts with the lowest.
         scores = torch.sigmoid(logits).numpy()
-        counts = evaluation.noised_counts(scores, rows["y"], rows["patients"], request.plan, request.evaluation)
+        counts = evaluation.noised_counts(
+            scores,
+            rows["y"],
+            rows["patients"],
+            request.plan,
+            request.evaluation,
+            ring=request.ring,
+            randomness=SecureRandom(bytes.fromhex(request.key)),
+        )
         return protocol.Evaluated(), {"counts": counts}
 
     def _loaded(self) -> loader.LoadedModel:

@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
 from datasites.study.manifest import LocalTraining, Sha256
+from datasites.study.rounds import RingTerms
 
 MAGIC = b"DSW1"
 _PREFIX = struct.Struct("<4sIQ")
@@ -32,6 +33,8 @@ _TYPES = {"float32": "<f4", "float64": "<f8", "int64": "<i8"}
 
 Arrays = dict[str, np.ndarray]
 PartitionName = Literal["training", "held_out", "mock"]
+#: A secret key of one use for all that is drawn in answering one request, as hex digits; in no text of the message.
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
 
 
 class ProtocolError(RuntimeError):
@@ -71,15 +74,16 @@ class LoadData(Agreed):
 class Train(Agreed):
     """One round on the training partition, from array `parameters` (float32). Reply: `Trained` with array `update`.
 
-    grid: distributed mode only; see `privacy.trainer`.
+    ring: distributed mode only, and then the update is int64; see `privacy.trainer`.
     """
 
     kind: Literal["train"] = "train"
     round: Annotated[int, Field(ge=1)]
     plan: PrivacyPlan
     training: LocalTraining
-    expected_batch: Annotated[float, Field(gt=0)]
-    grid: Annotated[float, Field(gt=0)] | None = None
+    divisor: Annotated[float, Field(gt=0)]
+    key: Key
+    ring: RingTerms | None = None
 
 
 class Rehearse(Agreed):
@@ -88,17 +92,22 @@ class Rehearse(Agreed):
     kind: Literal["rehearse"] = "rehearse"
     plan: PrivacyPlan
     training: LocalTraining
-    expected_batch: Annotated[float, Field(gt=0)]
-    grid: Annotated[float, Field(gt=0)] | None = None
+    divisor: Annotated[float, Field(gt=0)]
+    ring: RingTerms | None = None
     rounds: Annotated[int, Field(ge=1, le=10)] = 1
 
 
 class Evaluate(Agreed):
-    """Noised counts on the held-out partition for array `parameters`. Reply: `Evaluated` with array `counts`."""
+    """Noised counts on the held-out partition for array `parameters`. Reply: `Evaluated` with array `counts`.
+
+    ring: distributed mode only, and then the counts are int64.
+    """
 
     kind: Literal["evaluate"] = "evaluate"
     plan: EvaluationPlan
     evaluation: EvaluationKind
+    key: Key
+    ring: RingTerms | None = None
 
 
 class Initialise(Agreed):
@@ -166,7 +175,7 @@ class Rehearsed(Agreed):
 
 
 class Evaluated(Agreed):
-    """Counts are in array `counts`, float64 of shape (bins, 2), already noised."""
+    """Counts are in array `counts`, shape (bins, 2), already noised: float64, or int64 in steps of the ring's grid."""
 
     kind: Literal["evaluated"] = "evaluated"
 

@@ -34,12 +34,15 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import LocalTraining
+from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
 
 _LOG_BYTES = 64 * 1024
 _REPLY_SLACK = 1024 * 1024
 _CHUNK = 1024 * 1024
 
+#: Numbers of the type that was asked for: a float type, or int64 for whole steps of a grid.
+Numbers = npt.NDArray[np.floating] | npt.NDArray[np.int64]
 ReplyType = TypeVar("ReplyType", protocol.Description, protocol.Done, protocol.Trained, protocol.Rehearsed,
                     protocol.Evaluated)  # fmt: skip
 
@@ -115,12 +118,12 @@ class Partition:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`update` (d,), noised: float32, or float64 on a grid in distributed mode. `steps` as counted by the trainer.
+    """`update` (d,), noised: float32, or in distributed mode int64 in steps of the ring's grid. See `privacy.trainer`.
 
-    `seconds` are for the hospital only.
+    `steps` as counted by the trainer. `seconds` are for the hospital only.
     """
 
-    update: npt.NDArray[np.floating] = field(repr=False)
+    update: Numbers = field(repr=False)
     steps: int
     seconds: float
 
@@ -204,7 +207,7 @@ class Worker:
     def initial_parameters(self) -> npt.NDArray[np.float32]:
         """What `build_model` starts from, float32 (d,); of use to a researcher, for the first global model."""
         _, arrays = self._ask(protocol.Initialise(), protocol.Done, self._timeouts.load)
-        return self._vector(arrays, "parameters", (self.description.count,))
+        return self._vector(arrays, "parameters", (self.description.count,), np.float32).astype(np.float32)
 
     def train(
         self,
@@ -212,20 +215,22 @@ class Worker:
         *,
         plan: PrivacyPlan,
         training: LocalTraining,
-        expected_batch: float,
+        divisor: float,
         round: int,
-        grid: float | None = None,
+        key: bytes,
+        ring: RingTerms | None = None,
     ) -> TrainResult:
         """One round from global `parameters` (d,); the update is noised inside, by the plan. See `privacy.trainer`.
 
-        round: 1 .. plan.rounds. expected_batch: public divisor. grid: distributed mode.
+        round: 1 .. plan.rounds. divisor: public. key: 32 secret bytes of this one use, from which sampling and noise
+        are drawn. ring: distributed mode.
         Raises `WorkerRefused` when the trainer refuses (`rule` "dependent-rows" for a failed independence probe) and
         when it counted more steps than the plan pays for.
         """
-        request = protocol.Train(round=round, plan=plan, training=training, expected_batch=expected_batch, grid=grid)
+        request = protocol.Train(round=round, plan=plan, training=training, divisor=divisor, key=key.hex(), ring=ring)
         arrays: protocol.Arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
         reply, results = self._ask(request, protocol.Trained, self._timeouts.train, arrays)
-        update = self._vector(results, "update", parameters.shape)
+        update = self._vector(results, "update", parameters.shape, np.float32 if ring is None else np.int64)
         if reply.steps > plan.steps_per_round:
             self.kill()
             raise WorkerRefused(
@@ -240,26 +245,26 @@ class Worker:
         *,
         plan: EvaluationPlan,
         kind: EvaluationKind,
-    ) -> npt.NDArray[np.float64]:
-        """Noised counts per (score bin, label), float64 (plan.bins, 2), of the held-out rows."""
-        request = protocol.Evaluate(plan=plan, evaluation=kind)
+        key: bytes,
+        ring: RingTerms | None = None,
+    ) -> Numbers:
+        """Noised counts per (score bin, label) of the held-out rows, (plan.bins, 2); key and ring as in `train`."""
+        request = protocol.Evaluate(plan=plan, evaluation=kind, key=key.hex(), ring=ring)
         arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
         _, results = self._ask(request, protocol.Evaluated, self._timeouts.evaluate, arrays)
-        return self._vector(results, "counts", (plan.bins, 2)).astype(np.float64, copy=False)
+        return self._vector(results, "counts", (plan.bins, 2), np.float64 if ring is None else np.int64)
 
     def rehearse(
         self,
         *,
         plan: PrivacyPlan,
         training: LocalTraining,
-        expected_batch: float,
+        divisor: float,
         rounds: int = 1,
-        grid: float | None = None,
+        ring: RingTerms | None = None,
     ) -> protocol.Rehearsed:
         """Train on the "mock" partition and run every check that a real round runs; findings instead of a raise."""
-        request = protocol.Rehearse(
-            plan=plan, training=training, expected_batch=expected_batch, rounds=rounds, grid=grid
-        )
+        request = protocol.Rehearse(plan=plan, training=training, divisor=divisor, rounds=rounds, ring=ring)
         reply, _ = self._ask(request, protocol.Rehearsed, self._timeouts.train)
         return reply
 
@@ -394,11 +399,13 @@ class Worker:
         name = f"signal {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit code {code}"
         return WorkerCrashed(f"the worker ended {when} with {name}", rule="crash", log=self.log)
 
-    def _vector(self, arrays: protocol.Arrays, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.floating]:
+    def _vector(self, arrays: protocol.Arrays, name: str, shape: tuple[int, ...], number: type[np.generic]) -> Numbers:
         found = arrays.get(name)
-        if found is None or found.shape != shape or found.dtype.kind != "f" or set(arrays) != {name}:
+        if found is None or found.shape != shape or found.dtype != number or set(arrays) != {name}:
             self.kill()
-            raise WorkerCrashed(f"the worker's {name} is not one float array of shape {shape}", rule="protocol")
+            raise WorkerCrashed(
+                f"the worker's {name} is not one {number.__name__} array of shape {shape}", rule="protocol"
+            )
         if not np.isfinite(found).all():
             raise WorkerRefused(f"the worker's {name} is not finite: training diverged", rule="not-finite")
         return found

@@ -204,8 +204,8 @@ def _rehearse(home: Home, case: OpenCase) -> dict[str, object]:
             result = worker.rehearse(
                 plan=case.plan,
                 training=case.study.training,
-                expected_batch=case.plan.sampling_rate * len(mock.y),
-                grid=case.grid,
+                divisor=case.plan.sampling_rate * len(mock.y),
+                ring=case.ring(worker.description.count),
             )
         except WorkerError as error:
             return {"outcome": "failed", "reason": f"{error.rule}: {error}"}

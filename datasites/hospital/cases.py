@@ -33,11 +33,11 @@ from datasites.hospital.models import Case, Split
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan, plans_for
-from datasites.secagg.ring import safe_scale
 from datasites.secagg.threshold import honest_contributors
 from datasites.study.errors import InputError
-from datasites.study.manifest import UPDATE_BOUND, RoundManifest, Study
+from datasites.study.manifest import RoundManifest, Study
 from datasites.study.package import StudyPackage
+from datasites.study.rounds import RingTerms, ring_terms
 
 PREPARED_FILE = "records.npz"
 
@@ -71,23 +71,30 @@ class OpenCase:
             len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
         )
 
-    @property
-    def grid(self) -> float | None:
-        """One step of the secure sum's encoding of an update; None where noise need not lie on it (local mode)."""
+    def ring(self, length: int) -> RingTerms | None:
+        """How a released sum over `length` parameters lies in the secure sum; None in local mode.
+
+        Raises `RingRefused` where no grid fits.
+        """
         if self.plan.mode == "local":
             return None
-        return 1.0 / safe_scale(UPDATE_BOUND, len(self.study.cohort.hospitals))
+        return ring_terms(
+            clip=self.plan.clip,
+            noise_multiplier=self.plan.noise_multiplier,
+            honest=self.honest,
+            hospitals=len(self.study.cohort.hospitals),
+            length=length,
+        )
 
     @property
-    def expected_batch(self) -> float:
+    def divisor(self) -> float:
         """Public divisor of a step's noised sum: sampling rate times declared training patients, never a count.
 
-        In distributed mode one step is taken by all hospitals together, so it is their patients together.
+        In distributed mode one step is taken by all hospitals together and the researcher divides.
         """
-        cohort = self.study.cohort
-        together = self.plan.mode == "distributed" and cohort.patients is not None
-        declared = cohort.patients if together and cohort.patients else self.dataset.declared_patients
-        return self.plan.sampling_rate * declared * (1 - self.dataset.held_out)
+        if self.plan.mode == "distributed":
+            return self.study.divisor
+        return self.plan.sampling_rate * self.dataset.declared_patients * (1 - self.dataset.held_out)
 
     def asked(self) -> dict[str, Asked]:
         """Price of the whole study per partition."""

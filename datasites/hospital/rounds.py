@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -76,12 +77,17 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
     interim = training and every > 0 and manifest.round % every == 0 and manifest.round < study.rounds
     evaluate = "no" if training and not interim else "interim" if training else "final"
     expected: dict[str, tuple[int, float]] = {}
-    if training:
+    ring = case.ring(dimension) if training else None
+    if ring is not None:
+        expected["gradient"] = (dimension, ring.bound)
+    elif training:
         expected |= {"update": (dimension, UPDATE_BOUND), "weight": (1, 1.0)}
     if evaluate != "no":
         expected["counts"] = (2 * plan.bins, COUNTS_BOUND)
     said = {term.name: (term.length, term.bound) for term in manifest.vectors}
     scales = {name: safe_scale(bound, len(manifest.participants)) for name, (_, bound) in expected.items()}
+    if ring is not None:
+        scales["gradient"] = 1.0 / ring.grid
     for name, wanted, found in (
         ("study", case.row.study_hash, manifest.study),
         ("train", training, manifest.train),
@@ -103,11 +109,6 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
 def foreseen(error: Exception) -> bool:
     """Whether a room of ours raised it: its words are for people, and hold no value of a row. Others' words may."""
     return type(error).__module__.startswith(("datasites.", "policies."))
-
-
-def _grid(manifest: RoundManifest) -> float:
-    """One step of the secure sum's encoding of the update."""
-    return next(1.0 / term.scale for term in manifest.vectors if term.name == "update")
 
 
 def log_charge(site: Site, case: OpenCase, number: int) -> None:
@@ -290,9 +291,8 @@ class StudyRun:
         if manifest.train:
             result = self._with_worker(case, lambda worker: self._train(worker, case, manifest, parameters))
             if case.plan.mode == "distributed":
-                # Whole grid steps, so that the noise that was priced is the noise that is summed.
-                vectors["update"] = np.rint(result.update / _grid(manifest)).astype(np.int64)
-                vectors["weight"] = np.ones(1)
+                # Whole grid steps, as they are: the noise that was priced is the noise that is summed.
+                vectors["gradient"] = result.update
             else:
                 share = min(1.0, case.dataset.declared_patients / manifest.weight_max)
                 vectors["update"] = result.update.astype(np.float64) * share
@@ -301,7 +301,8 @@ class StudyRun:
         if manifest.evaluate != "no":
             kind = manifest.evaluate
             counts = self._with_worker(
-                case, lambda worker: worker.evaluate(parameters, plan=case.evaluation, kind=kind)
+                case,
+                lambda worker: worker.evaluate(parameters, plan=case.evaluation, kind=kind, key=os.urandom(32)),
             )
             vectors["counts"] = counts.reshape(-1)
         return vectors, steps
@@ -313,9 +314,10 @@ class StudyRun:
             parameters,
             plan=case.plan,
             training=case.study.training,
-            expected_batch=case.expected_batch,
+            divisor=case.divisor,
             round=manifest.round,
-            grid=_grid(manifest) if case.plan.mode == "distributed" else None,
+            key=os.urandom(32),
+            ring=case.ring(len(parameters)),
         )
 
     def _with_worker(self, case: OpenCase, call: Callable[[Worker], Result]) -> Result:

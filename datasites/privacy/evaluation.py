@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
-from datasites.privacy.noise import noised
+from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan
 from datasites.privacy.sampling import PatientIndex
+from datasites.study.rounds import RingTerms
 
 Floats = npt.NDArray[np.float64]
 _Figure = Callable[[Floats], float]
@@ -40,13 +41,16 @@ def noised_counts(
     patients: npt.ArrayLike,
     plan: EvaluationPlan,
     kind: EvaluationKind,
-    generator: np.random.Generator | None = None,
-) -> Floats:
+    *,
+    ring: RingTerms | None = None,
+    randomness: SecureRandom | None = None,
+) -> Floats | npt.NDArray[np.int64]:
     """Counts per (score bin, label) with the plan's noise, shape (bins, 2); column 1 is label 1.
 
     scores: in [0, 1], shape (rows,); one that is not a number counts as 0, so that it can't stop or mark a release.
     labels: 0 or 1, shape (rows,). patients: one identifier per row; a row weighs 1 / rows of its patient.
-    Without `generator` (the normal case) fresh secure generators draw the noise.
+    ring: in distributed mode; the counts are then whole steps of its grid, int64, and hold its share of the noise.
+    randomness: fresh from the operating system when left out.
     """
     score = np.nan_to_num(np.asarray(scores, dtype=np.float64), nan=0.0, posinf=1.0, neginf=0.0)
     label = np.asarray(labels, dtype=np.float64)
@@ -59,7 +63,11 @@ def noised_counts(
     inner = np.asarray(plan.edges[1:-1])
     cell = 2 * np.searchsorted(inner, score, side="right") + label.astype(np.int64)
     counts: Floats = np.bincount(cell, weights=weight, minlength=2 * plan.bins).astype(np.float64)
-    return noised(counts, 1.0, plan.multiplier(kind), generator).reshape(plan.bins, 2)
+    if ring is None:
+        return noised(counts, 1.0, plan.multiplier(kind), randomness).reshape(plan.bins, 2)
+    steps = np.rint(np.clip(counts, -ring.cut, ring.cut) / ring.grid).astype(np.int64)
+    steps += discrete_gaussian(len(counts), ring.deviation / ring.grid, randomness)
+    return steps.reshape(plan.bins, 2)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""Gaussian noise that nobody can predict: numbers from AES in counter mode, keyed by the operating system (I13).
+"""Gaussian noise that nobody can predict: numbers from AES in counter mode, under a secret 256-bit key (I13).
 
 Nothing here reads a seed, an environment variable or a framework's global generator, so `torch.manual_seed`,
-`numpy.random.seed` and `random.seed` can neither repeat nor predict what is drawn. No torch is imported.
+`numpy.random.seed` and `random.seed` can neither repeat nor predict what is drawn. No torch is imported. All draws of a
+release come from one `SecureRandom`: whoever gives it the key of a journaled round gets the same bytes again from the
+same inputs, and independent ones under any other key.
 
 Two defences against reading a value out of the low bits of `value + noise` (Mironov 2012):
 
@@ -20,12 +22,15 @@ integers, for sums of noise from several hospitals, where rounding each of them 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from randomgen import AESCounter
 
 #: Draws per sample in the floating-point defence: 2n with n = 2.
@@ -36,16 +41,37 @@ GRID = 2.0**-24
 _BLOCK = 1 << 13
 
 
-def secure_generator() -> np.random.Generator:
-    """A numpy `Generator` on AES-128 in counter mode, with a fresh 128-bit key from the operating system.
+class SecureRandom:
+    """Independent cryptographic streams under one secret key: a pure function of the key and of the order of calls.
 
-    Each call gives an independent stream. The key is in this process' memory only and is never stored.
+    key: 32 bytes, secret and of one use; None draws it from the operating system. Each call of `generator` and
+    `keystream` has a key of its own: HKDF-SHA256(key, kind, purpose, number of the call). So no keystream is used
+    twice under one key, and streams under different keys are independent as long as HKDF-SHA256 and AES are
+    pseudorandom. The key is in this object's memory only and is never stored.
     """
-    return np.random.Generator(AESCounter(key=int.from_bytes(os.urandom(16), "little")))
+
+    def __init__(self, key: bytes | None = None) -> None:
+        if key is not None and len(key) != 32:
+            raise ValueError(f"key: {len(key)} bytes; a key of randomness has 32")
+        self._key = os.urandom(32) if key is None else bytes(key)
+        self._calls = itertools.count()
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """A numpy `Generator` on AES-128 in counter mode."""
+        return np.random.Generator(AESCounter(key=int.from_bytes(self._derive("generator", purpose, 16), "little")))
+
+    def keystream(self, purpose: str) -> CipherContext:
+        """An AES-256-CTR encryptor; what it makes of zeros is its keystream."""
+        material = self._derive("keystream", purpose, 48)
+        return Cipher(algorithms.AES256(material[:32]), modes.CTR(material[32:])).encryptor()
+
+    def _derive(self, kind: str, purpose: str, length: int) -> bytes:
+        info = f"datasites randomness 1|{kind}|{next(self._calls)}|{purpose}".encode()
+        return HKDF(hashes.SHA256(), length, salt=None, info=info).derive(self._key)
 
 
 def noised(
-    values: npt.NDArray[np.float64], sensitivity: float, multiplier: float, generator: np.random.Generator | None = None
+    values: npt.NDArray[np.float64], sensitivity: float, multiplier: float, randomness: SecureRandom | None = None
 ) -> npt.NDArray[np.float64]:
     """`values`, shape (d,), plus Gaussian noise of sd multiplier x sensitivity on each: the Gaussian mechanism.
 
@@ -60,7 +86,7 @@ def noised(
         raise ValueError("values: not all are finite numbers; a sum of clipped gradients or counts always is")
     grid = 2.0 ** math.floor(math.log2(multiplier * sensitivity * GRID))
     sigma = multiplier * (sensitivity + math.sqrt(len(values)) * grid)
-    steps = gaussian(len(values), sigma / grid, generator)
+    steps = gaussian(len(values), sigma / grid, randomness)
     np.rint(steps, out=steps)
     # Whole numbers below 2**53 add up without rounding, and a power of two scales them without.
     steps += np.rint(values / grid)
@@ -68,27 +94,21 @@ def noised(
     return steps
 
 
-def gaussian(size: int, sigma: float, generator: np.random.Generator | None = None) -> npt.NDArray[np.float64]:
+def gaussian(size: int, sigma: float, randomness: SecureRandom | None = None) -> npt.NDArray[np.float64]:
     """`size` independent N(0, sigma**2) draws, each the sum of four normals halved (see the top of this file).
 
-    Without `generator` (the normal case) normals come from AES-256-CTR under a fresh key. A given `generator` is for
-    tests, which need repeatable draws. Raises `ValueError` unless sigma is finite and >= 0.
+    randomness: fresh from the operating system when left out. Raises `ValueError` unless sigma is finite and >= 0.
     """
     if not math.isfinite(sigma) or sigma < 0:
         raise ValueError(f"sigma: {sigma} is not a finite number >= 0")
     out = np.empty(size, dtype=np.float64)
-    if generator is not None:
-        generator.standard_normal(out=out)
-        for _ in range(DRAWS - 1):
-            out += generator.standard_normal(size)
-    else:
-        _fill(out)
+    _fill(out, (randomness or SecureRandom()).keystream("gaussian"))
     out *= sigma / math.sqrt(DRAWS)
     return out
 
 
-def _fill(out: npt.NDArray[np.float64]) -> None:
-    """Fill with sums of `DRAWS` standard normals from one fresh keystream.
+def _fill(out: npt.NDArray[np.float64], stream: CipherContext) -> None:
+    """Fill with sums of `DRAWS` standard normals from one keystream of `SecureRandom`.
 
     Box and Muller 1958: for a uniform u and a uniform angle a, sqrt(-2 ln u) cos a and sqrt(-2 ln u) sin a are two
     independent normals. u has 53 random bits and the angle 32, computed to single precision, which is fast and,
@@ -98,7 +118,6 @@ def _fill(out: npt.NDArray[np.float64]) -> None:
         return
     half = min(_BLOCK, len(out) + 1) // 2
     pairs = half * DRAWS
-    stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
     zeros, raw = bytes(12 * pairs), bytearray(12 * pairs + 16)
     bits = np.frombuffer(raw, dtype=np.uint64, count=pairs)
     angle_bits = np.frombuffer(raw, dtype=np.int32, count=pairs, offset=8 * pairs)
@@ -120,7 +139,7 @@ def _fill(out: npt.NDArray[np.float64]) -> None:
         out[start : start + 2 * half] = sums[: len(out) - start]
 
 
-def discrete_gaussian(size: int, sigma: float, generator: np.random.Generator | None = None) -> npt.NDArray[np.int64]:
+def discrete_gaussian(size: int, sigma: float, randomness: SecureRandom | None = None) -> npt.NDArray[np.int64]:
     """`size` independent draws from the discrete Gaussian on the integers: P(k) proportional to exp(-k^2 / 2 sigma^2).
 
     Rejection from the discrete Laplace distribution, algorithm 3 of Canonne, Kamath and Steinke 2020
@@ -130,7 +149,7 @@ def discrete_gaussian(size: int, sigma: float, generator: np.random.Generator | 
     """
     if not 0 < sigma <= 2**40:
         raise ValueError(f"sigma: {sigma} is outside (0, 2**40]; the discrete Gaussian is drawn in integer units")
-    source = generator if generator is not None else secure_generator()
+    source = (randomness or SecureRandom()).generator("discrete gaussian")
     scale = float(np.floor(sigma) + 1)
     success = -np.expm1(-1.0 / scale)
     out = np.empty(size, dtype=np.int64)

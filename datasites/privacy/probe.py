@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from datasites.privacy import alone
 from datasites.privacy.batches import Array, Inputs, Loss, Tensors, binary_loss, forward, tensor, tensors
 from datasites.privacy.clipping import Recording, UnsupportedModel, recording, row_records
-from datasites.privacy.noise import secure_generator
+from datasites.privacy.noise import SecureRandom
 
 #: Largest L2 norm of what a whole row's values may differ by, relative to their own. In float64 what remains is a cast
 #: that the model makes itself; in float32, for models that can't be run in float64, the rounding of other kernels.
@@ -49,7 +49,7 @@ def check_independence(
     loss: Loss | None,
     x: Inputs,
     y: Array | Tensor,
-    generator: np.random.Generator | None = None,
+    randomness: SecureRandom | None = None,
     *,
     device: str | torch.device = "cpu",
 ) -> None:
@@ -59,7 +59,7 @@ def check_independence(
     no value of any row. Raises `UnsupportedModel` as training would, and what the model raises itself.
     """
     inputs, target = tensors(x), tensor(y)
-    source = generator if generator is not None else secure_generator()
+    source = (randomness or SecureRandom()).generator("probe")
     rows = len(target)
     if rows < 2:
         raise ValueError("probe: give two rows or more; with one there is nothing to replace")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from datasites.privacy.noise import secure_generator
+from datasites.privacy.noise import SecureRandom
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,14 @@ class PatientIndex:
         return len(self.records)
 
 
-def poisson_rows(
-    index: PatientIndex, rate: float, generator: np.random.Generator | None = None
-) -> npt.NDArray[np.int64]:
+def poisson_rows(index: PatientIndex, rate: float, randomness: SecureRandom | None = None) -> npt.NDArray[np.int64]:
     """Row numbers of a Poisson sample of patients: each patient independently with probability `rate`, all its rows.
 
-    May be empty. Without `generator` (the normal case) a fresh secure generator draws.
+    May be empty. randomness: fresh from the operating system when left out.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"sampling rate: {rate} is outside (0, 1]")
-    source = generator if generator is not None else secure_generator()
-    chosen = source.random(index.count) < rate
+    chosen = (randomness or SecureRandom()).generator("sampling").random(index.count) < rate
     return np.flatnonzero(chosen[index.owner]) if index.count else np.empty(0, dtype=np.int64)
 
 

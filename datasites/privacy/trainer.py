@@ -5,16 +5,20 @@ A step:
 2. computes each record's gradient by running the model on that record alone (`alone`; no record can reach another), and
    cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
 3. adds the gradients up, in microbatches under a memory limit;
-4. adds Gaussian noise from a secure generator (`Mechanism.release`, the only door out; it counts steps);
-5. divides by `expected_batch`, a public figure, and hands the result to the optimiser.
+4. adds Gaussian noise from a secure generator (`Mechanism`, the only door out; it counts steps);
+5. in local mode divides by `divisor`, a public figure, and hands the result to the optimiser.
+
+In distributed mode a round is one step and ends with 4: what leaves is the noised sum itself, in whole steps of the
+grid of the secure sum. No number that another party chose touches it after the noise: a learning rate, a divisor or a
+model so large that its last bits are coarser than the noise would round each hospital's noise away.
 
 Before the first step, `probe` looks for a model that treats a batch otherwise than row by row, on invented rows and
 with this round's parameters: what it finds, and any error, says nothing about a patient. From then on a record on which
 the model raises counts as zero, and the round releases all the same: that it stopped would be a message without noise.
 
-Everything after 4 reads noised numbers and public ones only (post-processing): FedProx' term, momentum, Adam, the
-schedule. The update is the difference of parameters that those steps made. Buffers, losses, batch sizes and
-times never leave this file.
+In local mode everything after 4 reads noised numbers and public ones only, and is post-processing of this hospital's
+own full noise: FedProx' term, momentum, Adam, the schedule. The update is the difference of parameters that they made.
+Buffers, losses, batch sizes and times never leave this file.
 
 The divisor is public because a division by the true number of patients would release that number: it stays unknown
 under adding or removing a patient. Take sampling rate x declared cohort size.
@@ -40,21 +44,18 @@ from torch import Tensor, nn
 from datasites.privacy import alone, parameters
 from datasites.privacy.batches import Array, Inputs, Loss, binary_loss, forward, take, tensor, tensors
 from datasites.privacy.clipping import Gradients, clipped_sum, recording, row_records
-from datasites.privacy.noise import discrete_gaussian, noised, secure_generator
+from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import check_independence, invented
 from datasites.privacy.sampling import PatientIndex, poisson_rows
-from datasites.study.manifest import UPDATE_BOUND, LocalTraining
+from datasites.study.manifest import LocalTraining
+from datasites.study.rounds import LEAST_OWN_STEPS, NORM_SLACK, RingTerms
 
 DEFAULT_MEMORY = 1 << 30
 #: Invented rows in a round's probe.
 _PROBE_ROWS = 16
 #: Rows in a rehearsal's probe at most: a batch as large as in training, where memory allows.
 _LARGEST_PROBE = 4096
-#: Noise beyond this many sd is cut with probability 1e-15 a coordinate.
-_TAIL = 8.0
-#: Discrete noise below this sd, in grid steps, is not close enough to a continuous Gaussian (`release_on_grid`).
-_SMALLEST_DISCRETE = 4.0
 
 
 class TrainingRefused(ValueError):
@@ -69,11 +70,12 @@ class StepsExhausted(TrainingRefused):
 class RoundResult:
     """What a round releases.
 
-    update: local minus global parameters, shape (d,); float32, or float64 on a grid in distributed mode.
+    update: shape (d,). Local mode: local minus global parameters, float32. Distributed mode: the noised sum of clipped
+        gradients, int64, in steps of the ring's grid.
     steps: noised steps that were run, counted.
     """
 
-    update: npt.NDArray[np.floating]
+    update: npt.NDArray[np.float32] | npt.NDArray[np.int64]
     steps: int
 
 
@@ -86,10 +88,14 @@ class StepNotice:
 
 
 class Mechanism:
-    """The one door from sums of clipped gradients to numbers that may be used: adds the plan's noise, counts steps."""
+    """The one door from sums of clipped gradients to numbers that may be used: adds the plan's noise, counts steps.
 
-    def __init__(self, plan: PrivacyPlan, generator: np.random.Generator | None = None) -> None:
-        self._plan, self._generator = plan, generator
+    A patient moves a sum by at most clip x (1 + `NORM_SLACK`) in L2 norm; see `clipping`.
+    """
+
+    def __init__(self, plan: PrivacyPlan, randomness: SecureRandom | None = None) -> None:
+        self._plan, self._randomness = plan, randomness or SecureRandom()
+        self._sensitivity = plan.clip * (1 + NORM_SLACK)
         self._steps = 0
 
     @property
@@ -98,37 +104,35 @@ class Mechanism:
         return self._steps
 
     def release(self, clipped: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """`clipped`, shape (d,), plus N(0, (noise multiplier x clip)^2) on each coordinate.
+        """`clipped`, shape (d,), plus N(0, (noise multiplier x sensitivity)^2) on each coordinate.
 
         Raises `StepsExhausted` when the round's steps are used up: they were charged before the round began.
         """
         self._count()
-        return noised(clipped, self._plan.clip, self._plan.local_noise_multiplier, self._generator)
+        return noised(clipped, self._sensitivity, self._plan.local_noise_multiplier, self._randomness)
 
-    def release_on_grid(self, clipped: npt.NDArray[np.float64], grid: float) -> npt.NDArray[np.float64]:
-        """As `release`, on multiples of `grid` with discrete Gaussian noise, so that sums of releases stay priced.
+    def release_on_grid(self, clipped: npt.NDArray[np.float64], ring: RingTerms) -> npt.NDArray[np.int64]:
+        """As `release`, in whole steps of the ring's grid with discrete Gaussian noise, so that sums stay priced.
 
-        Rounding moves a sum by up to sqrt(d) / 2 grid steps, so two neighbouring sums by up to clip + sqrt(d) x grid;
-        the noise is scaled up by that. It is priced as continuous Gaussian noise: from sd 4 in grid steps on, a sum of
-        m discrete Gaussians is one of sqrt(m) times the sd up to tau = 10 sum_k exp(-2 pi^2 sd^2 k / (k + 1)) < 1e-60
-        (Kairouz, Liu and Steinke 2021, arXiv:2102.06387), and lattice sums equal the integrals as closely.
+        The sum is first cut to +-ring.cut in each coordinate, so that the ring never cuts what holds noise: a
+        projection, which moves no two sums apart. Rounding moves a sum by up to sqrt(d) / 2 grid steps, so two
+        neighbouring sums by up to clip x (1 + `NORM_SLACK`) + sqrt(d) x grid; the noise is scaled by that. It is priced
+        as continuous Gaussian noise: from sd 4 in grid steps on, a sum of m discrete Gaussians is one of sqrt(m) times
+        the sd up to tau = 10 sum_k exp(-2 pi^2 sd^2 k / (k + 1)) < 1e-60 (Kairouz, Liu and Steinke 2021,
+        arXiv:2102.06387), and lattice sums equal the integrals as closely.
+        Raises `TrainingRefused` for ring terms that hold less noise than the plan prices.
         """
         self._count()
-        sigma = self.deviation(len(clipped), grid) / grid
+        priced = self._plan.local_noise_multiplier * (self._sensitivity + math.sqrt(len(clipped)) * ring.grid)
+        if not (ring.deviation >= priced * (1 - 1e-12) and ring.deviation >= LEAST_OWN_STEPS * ring.grid):
+            raise TrainingRefused(
+                f"ring: noise of sd {ring.deviation:g} on a grid of {ring.grid:g}, the plan prices {priced:g} for "
+                f"{len(clipped)} parameters and at least {LEAST_OWN_STEPS:g} steps; take the study's own ring terms"
+            )
         if not np.isfinite(clipped).all():
             raise ValueError("values: not all are finite numbers; a sum of clipped gradients always is")
-        steps = np.rint(clipped / grid).astype(np.int64) + discrete_gaussian(len(clipped), sigma, self._generator)
-        return np.multiply(steps, grid, dtype=np.float64)
-
-    def deviation(self, size: int, grid: float) -> float:
-        """Sd of the noise that `release_on_grid` adds to each of `size` coordinates; raises `TrainingRefused`."""
-        deviation = self._plan.local_noise_multiplier * (self._plan.clip + math.sqrt(size) * grid)
-        if deviation < _SMALLEST_DISCRETE * grid:
-            raise TrainingRefused(
-                f"grid: the noise has sd {deviation / grid:.2f} in grid steps, below {_SMALLEST_DISCRETE}; "
-                "use a finer scale"
-            )
-        return deviation
+        steps = np.rint(np.clip(clipped, -ring.cut, ring.cut) / ring.grid).astype(np.int64)
+        return steps + discrete_gaussian(len(clipped), ring.deviation / ring.grid, self._randomness)
 
     def _count(self) -> None:
         if self._steps >= self._plan.steps_per_round:
@@ -147,31 +151,32 @@ def train_round(
     plan: PrivacyPlan,
     local: LocalTraining,
     *,
-    expected_batch: float,
+    divisor: float,
     round_number: int = 1,
     device: str | torch.device = "cpu",
     memory_limit: int = DEFAULT_MEMORY,
-    grid: float | None = None,
+    ring: RingTerms | None = None,
     rehearsal: bool = False,
-    generator: np.random.Generator | None = None,
+    randomness: SecureRandom | None = None,
     observer: Callable[[StepNotice], None] | None = None,
 ) -> RoundResult:
     """Train `module`, which holds the global model, for `local.steps` noised steps; see the top of this file.
 
-    module: in its private form (`layers.private_form`); left holding the local model afterwards.
+    module: in its private form (`layers.private_form`); left holding the local model afterwards,
+        in distributed mode unchanged.
     loss: `loss(logits, target)` gives one loss per row, shape (n,); None is `binary_loss`.
     x: rows first; float32, or integers for embeddings. y: shape (n, ...). patients: one identifier per row.
-    expected_batch: public divisor, sampling rate x *declared* number of patients.
+    divisor: public, sampling rate x *declared* number of patients; in distributed mode who opens the sum divides.
     round_number: 1 .. plan.rounds, for the schedule, which spans the study.
     memory_limit: bytes that a microbatch's activations and gradients may take, estimated.
-    grid: distributed mode only: the update is a multiple of it, as the secure sum's encoding will round it.
+    ring: in distributed mode, and only there, how the released sum lies in the secure sum.
     rehearsal: the rows are mock rows. The probe takes these, and a row on which the model raises ends the round with
         what it raised.
-    generator: tests only. Left out, noise and sampling come from fresh generators keyed by the operating system.
+    randomness: sampling and noise; fresh from the operating system when left out.
     Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped,
     `DependentRows` for one that mixes rows, and what the model raises on invented rows.
     """
-    _check_terms(plan, local, round_number, expected_batch, grid)
+    _check_terms(plan, local, round_number, divisor, ring)
     inputs, target = tensors(x), tensor(y)
     index = PatientIndex.of(patients)
     if not all(len(part) == len(index.owner) == len(target) for part in inputs.values()):
@@ -187,45 +192,44 @@ def train_round(
     limits = torch.from_numpy((plan.clip / index.records[index.owner]).astype(np.float32))
     batch = _Batch(module, loss or binary_loss, inputs, target, limits, torch.device(device), memory_limit, rehearsal)
     optimiser = _Optimiser(local, plan, round_number, int(trainable.sum()))
-    sampler = generator if generator is not None else secure_generator()
+    randomness = randomness or SecureRandom()
+    source = randomness.generator("probe")
     if rehearsal and len(target) >= 2:
-        size = max(2, min(round(expected_batch), _LARGEST_PROBE, batch.size))
-        chosen = torch.from_numpy(sampler.integers(len(target), size=size))
-        check_independence(module, loss, take(inputs, chosen), target[chosen], sampler, device=device)
+        size = max(2, min(round(divisor), _LARGEST_PROBE, batch.size))
+        chosen = torch.from_numpy(source.integers(len(target), size=size))
+        check_independence(module, loss, take(inputs, chosen), target[chosen], randomness, device=device)
     else:
-        made_up, labels = invented(inputs, target, _PROBE_ROWS, sampler)
-        check_independence(module, loss, made_up, labels, sampler, device=device)
+        made_up, labels = invented(inputs, target, _PROBE_ROWS, source)
+        check_independence(module, loss, made_up, labels, randomness, device=device)
 
-    weights = start.copy()
-    mechanism = Mechanism(plan, generator)
-    scale = 0.0 if grid is None else grid * expected_batch / local.learning_rate
-    most = np.inf if grid is None else _room(plan, local, expected_batch, mechanism.deviation(len(start), scale))
-    for step in range(local.steps):
-        clipped = batch.clipped_sum(poisson_rows(index, plan.sampling_rate, sampler))[learnt]
-        clipped = np.clip(clipped, -most, most)
-        if grid is None:
-            released = mechanism.release(clipped)
-        else:
-            released = mechanism.release_on_grid(clipped, scale)
+    mechanism = Mechanism(plan, randomness)
+    if ring is not None:
+        clipped = batch.clipped_sum(poisson_rows(index, plan.sampling_rate, randomness))
+        released = mechanism.release_on_grid(clipped, ring)
+        released[~trainable] = 0  # what no row moves needs no noise
         if observer is not None:
-            observer(StepNotice(mechanism.steps, released.copy()))
-        gradient = released / expected_batch
+            observer(StepNotice(mechanism.steps, np.multiply(released, ring.grid, dtype=np.float64)))
+        return RoundResult(released, mechanism.steps)
+    weights = start.copy()
+    for step in range(local.steps):
+        clipped = batch.clipped_sum(poisson_rows(index, plan.sampling_rate, randomness))[learnt]
+        noisy = mechanism.release(clipped)
+        if observer is not None:
+            observer(StepNotice(mechanism.steps, noisy.copy()))
+        gradient = noisy / divisor
         if local.proximal:
             gradient += local.proximal * (weights - start)[learnt]
         weights[learnt] -= optimiser.direction(step, gradient)
         parameters.unflatten(module, weights)
-    update = weights - start
-    if grid is None:
-        return RoundResult(update.astype(np.float32), mechanism.steps)
-    return RoundResult(np.rint(update / grid) * grid, mechanism.steps)
+    return RoundResult((weights - start).astype(np.float32), mechanism.steps)
 
 
 def _check_terms(
     plan: PrivacyPlan,
     local: LocalTraining,
     round_number: int,
-    expected_batch: float,
-    grid: float | None,
+    divisor: float,
+    ring: RingTerms | None,
 ) -> None:
     if local.steps > plan.steps_per_round:
         raise StepsExhausted(
@@ -233,30 +237,12 @@ def _check_terms(
         )
     if not 1 <= round_number <= plan.rounds:
         raise TrainingRefused(f"round {round_number} is outside the plan's 1..{plan.rounds}")
-    if not (math.isfinite(expected_batch) and expected_batch > 0):
-        raise TrainingRefused(f"expected_batch: {expected_batch}; give sampling rate x declared number of patients")
-    if (plan.mode == "distributed") != (grid is not None):
-        raise TrainingRefused("grid: given in distributed mode (1 / scale of the secure sum) and only there")
-    if grid is not None and (grid <= 0 or local.optimiser != "sgd" or local.momentum or local.proximal):
-        raise TrainingRefused("distributed mode: plain SGD and a grid above 0; all else goes to the aggregator")
-
-
-def _room(plan: PrivacyPlan, local: LocalTraining, expected_batch: float, deviation: float) -> float:
-    """How large a coordinate of a clipped sum may be, so that with its noise the update stays within the bound.
-
-    The secure sum cuts what is beyond `UPDATE_BOUND`, one hospital's noise included, and the sum of what was cut has
-    not the noise that was priced. So the sum is cut *before* its noise: a projection onto a box, which moves no two
-    sums apart. Raises `TrainingRefused` where a batch of the expected size would already be cut.
-    """
-    room = UPDATE_BOUND * expected_batch / local.learning_rate - _TAIL * deviation
-    if room < expected_batch * plan.clip:
-        raise TrainingRefused(
-            f"distributed mode: updates are cut at {UPDATE_BOUND:g}, and learning_rate {local.learning_rate:g} x (clip "
-            f"{plan.clip:g} + {_TAIL:g} x noise of sd {deviation:g} / expected batch {expected_batch:g}) = "
-            f"{local.learning_rate * (plan.clip + _TAIL * deviation / expected_batch):g} is not below that: the noise "
-            "would be less than priced; lower training.learning_rate or privacy.clip, or declare more patients"
-        )
-    return room
+    if not (math.isfinite(divisor) and divisor > 0):
+        raise TrainingRefused(f"divisor: {divisor}; give sampling rate x declared number of patients")
+    if (plan.mode == "distributed") != (ring is not None):
+        raise TrainingRefused("ring: given in distributed mode (how a sum lies in the secure sum) and only there")
+    if ring is not None and (local.optimiser != "sgd" or local.momentum or local.proximal):
+        raise TrainingRefused("distributed mode: plain SGD; all else goes to the aggregator")
 
 
 def bytes_per_row(module: nn.Module, inputs: Mapping[str | int, Tensor]) -> int:
@@ -345,7 +331,7 @@ class _Optimiser:
         return rate * self._first
 
     def _rate(self, step: int) -> float:
-        if self._local.schedule == "constant" or self._plan.mode == "distributed":
+        if self._local.schedule == "constant":
             return self._local.learning_rate
         done = ((self._round - 1) * self._plan.steps_per_round + step) / self._plan.steps
         return self._local.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

@@ -274,7 +274,13 @@ class Run:
                     + (f"; left out for wrong shares: {', '.join(sorted(blamed))}" if blamed else "")
                 )
             manifest = manifest_of(
-                self.study.terms, self.parameters, self._sum.context, number, participants, sha256_hex(payload)
+                self.study.terms,
+                self.parameters,
+                self._sum.context,
+                number,
+                participants,
+                sha256_hex(payload),
+                self.study.ring(len(model)),
             )
         self._sum.broadcast(manifest, payload)
         return RoundRecord.begun(manifest)
@@ -340,12 +346,15 @@ class Run:
         sums = result.sums
         changes: dict[str, object] = {}
         if record.train:
-            # In distributed mode every hospital's update is its part of one step of all patients together.
-            together = self.study.terms.privacy.mode == "distributed"
-            weight = 1.0 if together else float(sums["weight"][0])
-            if weight <= 0:
-                raise RunError(f"round {record.round}: the hospitals' weights sum to {weight:g}: one of them lies")
-            mean = sums["update"] / weight
+            terms = self.study.terms
+            if terms.privacy.mode == "distributed":
+                # One step of all patients together: nothing but their noised sum was released.
+                mean = sums["gradient"] * (-terms.training.learning_rate / terms.divisor)
+            else:
+                weight = float(sums["weight"][0])
+                if weight <= 0:
+                    raise RunError(f"round {record.round}: the hospitals' weights sum to {weight:g}: one of them lies")
+                mean = sums["update"] / weight
             changes["update_norm"] = float(np.linalg.norm(mean))
             with np.errstate(over="ignore", invalid="ignore"):
                 model = self._strategy.next_model(model.astype(np.float64), mean).astype(np.float32)

@@ -15,12 +15,11 @@ from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Worker
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan, plans_for
 from datasites.researcher.strategies import strategy_of
-from datasites.secagg.ring import safe_scale
 from datasites.secagg.threshold import honest_contributors
 from datasites.study.canonical import sha256_hex
-from datasites.study.manifest import UPDATE_BOUND
 from datasites.study.manifest import Study as Terms
 from datasites.study.package import StudyPackage
+from datasites.study.rounds import RingTerms, ring_terms
 
 
 class Study:
@@ -83,15 +82,28 @@ class Study:
             sampling_rate=privacy.sampling_rate,
         )
 
+    def ring(self, length: int) -> RingTerms | None:
+        """How a sum over `length` parameters lies in the secure sum, as every hospital reckons; None in local mode."""
+        plan, _ = self.plans()
+        if plan.honest is None:
+            return None
+        return ring_terms(
+            clip=plan.clip,
+            noise_multiplier=plan.noise_multiplier,
+            honest=plan.honest,
+            hospitals=len(self.terms.cohort.hospitals),
+            length=length,
+        )
+
     def rehearse(self, mock: pd.DataFrame, sandbox: Sandbox | None = None) -> Rehearsed:
         """Train a round on mock rows in the sandbox, with the trainer and the probes that hospitals use."""
         with self.worker(sandbox, mock) as worker:
             plan, _ = self.plans()
-            grid = None
-            if plan.mode == "distributed":
-                grid = 1.0 / safe_scale(UPDATE_BOUND, len(self.terms.cohort.hospitals))
             return worker.rehearse(
-                plan=plan, training=self.terms.training, expected_batch=plan.sampling_rate * len(mock), grid=grid
+                plan=plan,
+                training=self.terms.training,
+                divisor=plan.sampling_rate * len(mock),
+                ring=self.ring(worker.description.count),
             )
 
     def initial_model(self, sandbox: Sandbox | None = None) -> tuple[npt.NDArray[np.float32], Description]:

@@ -164,6 +164,11 @@ class Study(Agreed):
             raise ValueError("privacy.mode distributed needs cohort.patients, what all hospitals declare together")
         return self
 
+    @property
+    def divisor(self) -> float:
+        """What the opened sum of a step is divided by in distributed mode: expected patients in it, a public figure."""
+        return self.privacy.sampling_rate * (self.cohort.patients or 0)
+
 
 class VectorTerm(Agreed):
     """One named vector inside the secure sum: coordinates are cut to ±bound and encoded as round(x * scale)."""

@@ -49,7 +49,7 @@ def test_passes_every_check_and_trains(path, tmp_path, genuine):
     check_shapes(model.module, model.loss, x, y)
     check_independence(model.module, model.loss, x, y)
     before = parameters.flatten(model.module)
-    result = train_round(model.module, model.loss, x, y, np.arange(8), PLAN, TRAINING, expected_batch=4.0)
+    result = train_round(model.module, model.loss, x, y, np.arange(8), PLAN, TRAINING, divisor=4.0)
     assert result.steps == 1
     assert result.update.shape == before.shape
     assert np.isfinite(result.update).all()

@@ -62,6 +62,7 @@ ALONE = [model for model in HOSTILE if model.rule == "alone"]
 BARE = PrivacyPlan(clip=1.0, noise_multiplier=1e-6, sampling_rate=1.0, rounds=1, steps_per_round=1)
 COUNTED = EvaluationPlan(edges=(0.0, 0.1, 0.5, 0.9, 1.0), final_multiplier=1e-6)
 STEP = LocalTraining(steps=1, learning_rate=1.0)
+KEY = "5a" * 32
 
 
 def test_the_suite_is_large():
@@ -159,8 +160,8 @@ def _give(running, x, y):
 def test_a_round_releases_whoever_is_in_it(model, tmp_path):
     running, (x, y) = _enclave(model, tmp_path), _patients()
     start = {"parameters": _adversarial(running._loaded().module)}
-    train = protocol.Train(round=1, plan=BARE, training=STEP, expected_batch=1.0)
-    evaluate = protocol.Evaluate(plan=COUNTED, evaluation="final")
+    train = protocol.Train(round=1, plan=BARE, training=STEP, divisor=1.0, key=KEY)
+    evaluate = protocol.Evaluate(plan=COUNTED, evaluation="final", key=KEY)
     updates, counts = [], []
     for rows in (slice(0, 1500), slice(0, 1499)):
         _give(running, x[rows], y[rows])
@@ -181,7 +182,7 @@ def test_a_round_releases_whoever_is_in_it(model, tmp_path):
 @pytest.mark.parametrize("model", ALONE, ids=lambda m: m.name)
 def test_rehearsal_says_on_which_mock_rows_a_model_fails(model, tmp_path):
     running, (x, y) = _enclave(model, tmp_path), _patients()
-    rehearse = protocol.Rehearse(plan=BARE, training=STEP, expected_batch=1500.0)
+    rehearse = protocol.Rehearse(plan=BARE, training=STEP, divisor=1500.0)
     running.answer(protocol.LoadData(partition="mock"), {"x": x[:50], "y": y[:50]})
     assert running.answer(rehearse, {})[0].findings == ()
     running.answer(protocol.LoadData(partition="mock"), {"x": x[-50:], "y": y[-50:]})
@@ -200,8 +201,8 @@ def test_no_round_and_no_evaluation_runs_what_the_probe_refuses(model, tmp_path)
     _give(running, x, y)
     start = {"parameters": _adversarial(running._loaded().module)}
     for request in (
-        protocol.Train(round=1, plan=BARE, training=STEP, expected_batch=1.0),
-        protocol.Evaluate(plan=COUNTED, evaluation="final"),
+        protocol.Train(round=1, plan=BARE, training=STEP, divisor=1.0, key=KEY),
+        protocol.Evaluate(plan=COUNTED, evaluation="final", key=KEY),
     ):
         with pytest.raises(Exception) as caught:
             running.answer(request, start)

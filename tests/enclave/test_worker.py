@@ -99,7 +99,7 @@ def worker(tmp_path_factory):
 
 
 def train(worker, parameters=None, **changes):
-    options = {"plan": PLAN, "training": TRAINING, "expected_batch": 60.0, "round": 1} | changes
+    options = {"plan": PLAN, "training": TRAINING, "divisor": 60.0, "round": 1, "key": os.urandom(32)} | changes
     return worker.train(worker.initial_parameters() if parameters is None else parameters, **options)
 
 
@@ -123,10 +123,10 @@ def test_it_trains_and_evaluates(worker):
     assert first.steps == 2
     # Fresh noise each time (I13), and nothing of one round left for the next.
     assert not np.array_equal(first.update, second.update)
-    counts = worker.evaluate(parameters, plan=EVALUATION, kind="final")
+    counts = worker.evaluate(parameters, plan=EVALUATION, kind="final", key=os.urandom(32))
     assert counts.shape == (4, 2)
     assert abs(counts.sum() - 200) < 6 * 2.0 * np.sqrt(8)
-    assert not np.array_equal(counts, worker.evaluate(parameters, plan=EVALUATION, kind="final"))
+    assert not np.array_equal(counts, worker.evaluate(parameters, plan=EVALUATION, kind="final", key=os.urandom(32)))
 
 
 def test_learning_happens(worker):
@@ -135,13 +135,14 @@ def test_learning_happens(worker):
     steep = TRAINING.model_copy(update={"learning_rate": 4.0})
     for number in range(1, 6):
         parameters = parameters + train(worker, parameters, round=number, plan=quiet, training=steep).update
-    counts = worker.evaluate(parameters, plan=EVALUATION.model_copy(update={"final_multiplier": 0.01}), kind="final")
+    fine = EVALUATION.model_copy(update={"final_multiplier": 0.01})
+    counts = worker.evaluate(parameters, plan=fine, kind="final", key=os.urandom(32))
     right = counts[:2, 0].sum() + counts[2:, 1].sum()
     assert right / counts.sum() > 0.8
 
 
 def test_rehearsal_measures(worker):
-    result = worker.rehearse(plan=PLAN, training=TRAINING, expected_batch=60.0, rounds=2)
+    result = worker.rehearse(plan=PLAN, training=TRAINING, divisor=60.0, rounds=2)
     assert (result.rounds, result.steps, result.findings) == (2, 4, ())
     assert result.seconds_per_round > 0
     assert result.peak_memory_bytes > 100 * 1024**2
@@ -149,7 +150,7 @@ def test_rehearsal_measures(worker):
 
 def test_rehearsal_finds_what_training_would_refuse(worker):
     worker.give("mock", rows(6))
-    result = worker.rehearse(plan=PLAN, training=TRAINING, expected_batch=60.0)
+    result = worker.rehearse(plan=PLAN, training=TRAINING, divisor=60.0)
     assert result.rounds == 0
     assert [finding.where for finding in result.findings] == ["dependent-rows"]
     worker.give("mock", rows(seed=2))

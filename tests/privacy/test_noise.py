@@ -47,7 +47,7 @@ def test_no_seed_of_any_framework_repeats_noise_or_sampling():
             (
                 noise.gaussian(4, 1.0),
                 noise.discrete_gaussian(4, 1e6),
-                noise.secure_generator().random(4),
+                noise.SecureRandom().generator("a").random(4),
                 noise.noised(np.zeros(4), 1.0, 1.0),
             )
         )
@@ -56,21 +56,40 @@ def test_no_seed_of_any_framework_repeats_noise_or_sampling():
 
 
 def test_four_draws_are_added():
-    class Counting(np.random.Generator):
-        calls = 0
+    """One normal of this method is sqrt(-2 ln u) cos a; each number must be half the sum of four of them."""
+    drawn = noise.gaussian(2, 1.0, noise.SecureRandom(b"k" * 32))
+    raw = noise.SecureRandom(b"k" * 32).keystream("gaussian").update(bytes(12 * noise.DRAWS))
+    uniform = (np.frombuffer(raw, np.uint64, noise.DRAWS) >> np.uint64(11)) * 2.0**-53 + 2.0**-54
+    angle = np.frombuffer(raw, np.int32, noise.DRAWS, 8 * noise.DRAWS) * (np.pi * 2.0**-31)
+    radius = np.sqrt(-2 * np.log(uniform))
+    expected = [(radius * wave).sum() / 2 for wave in (np.cos(angle), np.sin(angle))]
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
 
-        def standard_normal(self, *args, **kwargs):
-            Counting.calls += 1
-            return super().standard_normal(*args, **kwargs)
 
-    noise.gaussian(10, 1.0, Counting(np.random.PCG64(1)))
-    assert Counting.calls == 4
+def test_one_key_gives_the_same_streams_in_the_same_order_and_none_twice():
+    def streams(key):
+        randomness = noise.SecureRandom(key)
+        return [
+            randomness.generator("noise").random(4).tobytes(),
+            randomness.generator("noise").random(4).tobytes(),
+            randomness.generator("sampling").random(4).tobytes(),
+            randomness.keystream("noise").update(bytes(32)),
+            randomness.keystream("noise").update(bytes(32)),
+        ]
+
+    assert streams(b"k" * 32) == streams(b"k" * 32)
+    assert len({*streams(b"k" * 32), *streams(b"l" * 32), *streams(None), *streams(None)}) == 20
+
+
+def test_a_key_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="32"):
+        noise.SecureRandom(b"short")
 
 
 def test_the_low_bits_of_a_value_do_not_survive():
     # Two values closer than the grid give the very same set of possible outputs.
     first, second = (
-        noise.noised(np.full(1000, value), 1.0, 1.0, np.random.default_rng(7)) for value in (1 / 3, 1 / 3 + 1e-12)
+        noise.noised(np.full(1000, value), 1.0, 1.0, noise.SecureRandom(b"k" * 32)) for value in (1 / 3, 1 / 3 + 1e-12)
     )
     assert (first == second).all()
     grid = 2.0**-24

@@ -10,11 +10,13 @@ from torch import nn
 
 from datasites.privacy import trainer
 from datasites.privacy.clipping import UnsupportedModel
+from datasites.privacy.noise import SecureRandom
 from datasites.privacy.parameters import flatten
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import DependentRows
 from datasites.privacy.trainer import Mechanism, StepsExhausted, TrainingRefused, train_round
 from datasites.study.manifest import LocalTraining
+from datasites.study.rounds import ring_terms
 from tests.privacy.models import KINDS
 
 TINY = 1e-6  # a noise multiplier that leaves gradients visible
@@ -61,7 +63,7 @@ def test_released_noise_has_the_planned_size(multiplier, clip, divisor, steps):
     terms = plan(noise_multiplier=multiplier, clip=clip, steps_per_round=steps)
     released = np.concatenate(
         [
-            train_round(linear(9, 3000), silent, x, y, patients, terms, sgd(steps, 0.1), expected_batch=divisor).update
+            train_round(linear(9, 3000), silent, x, y, patients, terms, sgd(steps, 0.1), divisor=divisor).update
             for _ in range(4)
         ]
     ).astype(np.float64)
@@ -79,7 +81,7 @@ def test_released_noise_has_the_planned_size(multiplier, clip, divisor, steps):
 def test_noise_is_independent_over_rounds_steps_and_coordinates():
     x, y, patients = rows(6, features=9)
     first, second = (
-        train_round(linear(9, 3000), silent, x, y, patients, plan(), sgd(), expected_batch=1.0).update for _ in range(2)
+        train_round(linear(9, 3000), silent, x, y, patients, plan(), sgd(), divisor=1.0).update for _ in range(2)
     )
     seen = []
     train_round(
@@ -90,7 +92,7 @@ def test_noise_is_independent_over_rounds_steps_and_coordinates():
         patients,
         plan(steps_per_round=2),
         sgd(2),
-        expected_batch=1.0,
+        divisor=1.0,
         observer=lambda notice: seen.append(notice.noised_sum),
     )
     n = len(first)
@@ -106,7 +108,7 @@ def test_a_seeded_framework_does_not_repeat_an_update():
         torch.manual_seed(0)
         np.random.seed(0)
         module = linear(4)
-        updates.append(train_round(module, None, x, y, patients, plan(), sgd(), expected_batch=20.0).update)
+        updates.append(train_round(module, None, x, y, patients, plan(), sgd(), divisor=20.0).update)
     assert (updates[0] != updates[1]).all()
 
 
@@ -114,7 +116,7 @@ def test_an_empty_batch_and_an_empty_table_still_release_noise():
     x, y, patients = rows(5)
     for part in (slice(0, 5), slice(0, 0)):
         result = train_round(
-            linear(4), None, x[part], y[part], patients[part], plan(sampling_rate=1e-9), sgd(), expected_batch=1.0
+            linear(4), None, x[part], y[part], patients[part], plan(sampling_rate=1e-9), sgd(), divisor=1.0
         )
         assert np.abs(result.update).min() > 0
 
@@ -133,7 +135,7 @@ def test_no_patient_moves_the_sum_by_more_than_the_clip_however_loud():
             patients,
             plan(sampling_rate=1.0, noise_multiplier=TINY, clip=0.25),
             sgd(),
-            expected_batch=1.0,
+            divisor=1.0,
         )
         moved = np.linalg.norm(result.update)
         assert moved <= 0.25 * people * (1 + 1e-4)
@@ -151,7 +153,7 @@ def test_adding_one_patient_moves_the_sum_by_at_most_the_clip(kind):
     for known in (slice(0, 9), slice(0, 6)):
         trainer.parameters.unflatten(module, start)
         terms = plan(sampling_rate=1.0, noise_multiplier=TINY, clip=0.05)
-        result = train_round(module, None, x[known], y[known], patients[known], terms, sgd(), expected_batch=1.0)
+        result = train_round(module, None, x[known], y[known], patients[known], terms, sgd(), divisor=1.0)
         sums.append(result.update)
     moved = np.linalg.norm(sums[0] - sums[1])
     assert 0.01 < moved <= 0.05 * (1 + 1e-2)
@@ -177,7 +179,7 @@ def test_a_parameter_listed_twice_is_refused():
 
     x, y, patients = rows(10)
     with pytest.raises(TrainingRefused, match="twice"):
-        train_round(Greedy(), None, x, y, patients, plan(), sgd(), expected_batch=1.0)
+        train_round(Greedy(), None, x, y, patients, plan(), sgd(), divisor=1.0)
 
 
 def test_the_divisor_is_public_not_the_number_of_rows():
@@ -186,7 +188,7 @@ def test_the_divisor_is_public_not_the_number_of_rows():
     moved = []
     for n in (30, 60):
         part = (np.abs(x[:n]), y[:n], np.arange(n))
-        moved.append(np.linalg.norm(train_round(linear(4), loud, *part, terms, sgd(), expected_batch=10.0).update))
+        moved.append(np.linalg.norm(train_round(linear(4), loud, *part, terms, sgd(), divisor=10.0).update))
     assert moved[1] / moved[0] == pytest.approx(2.0, rel=0.1)
 
 
@@ -203,7 +205,7 @@ def test_batches_are_poisson_samples_of_patients():
     steps, rate = 1500, 0.3
     result = train_round(
         linear(4), loud, x, y, patients, plan(sampling_rate=rate, noise_multiplier=TINY, steps_per_round=steps),
-        sgd(steps, 1e-3), expected_batch=18.0, observer=lambda notice: seen.append(np.linalg.norm(notice.noised_sum)),
+        sgd(steps, 1e-3), divisor=18.0, observer=lambda notice: seen.append(np.linalg.norm(notice.noised_sum)),
     )  # fmt: skip
     assert result.steps == steps
     taken = np.array(seen)
@@ -220,7 +222,7 @@ def test_more_steps_than_the_plan_are_refused_before_the_first():
     x, y, patients = rows(5)
     module = linear(4)
     with pytest.raises(StepsExhausted, match="1501"):
-        train_round(module, None, x, y, patients, plan(steps_per_round=1500), sgd(1501), expected_batch=1.0)
+        train_round(module, None, x, y, patients, plan(steps_per_round=1500), sgd(1501), divisor=1.0)
     assert (flatten(module) == 0).all()
 
 
@@ -240,14 +242,14 @@ def test_a_trainer_that_runs_one_step_more_is_caught(monkeypatch):
         trainer, "range", lambda *bounds: range(bounds[0] + 1) if len(bounds) == 1 else range(*bounds), raising=False
     )
     with pytest.raises(StepsExhausted):
-        train_round(linear(4), None, x, y, patients, plan(steps_per_round=3), sgd(3), expected_batch=1.0)
+        train_round(linear(4), None, x, y, patients, plan(steps_per_round=3), sgd(3), divisor=1.0)
 
 
 def test_steps_are_counted_where_noise_is_added():
     x, y, patients = rows(5)
     seen = []
     result = train_round(
-        linear(4), None, x, y, patients, plan(steps_per_round=5), sgd(2), expected_batch=1.0, observer=seen.append
+        linear(4), None, x, y, patients, plan(steps_per_round=5), sgd(2), divisor=1.0, observer=seen.append
     )
     assert result.steps == 2
     assert [notice.step for notice in seen] == [1, 2]
@@ -260,7 +262,7 @@ def test_the_update_is_made_of_noised_sums_alone():
     x, y, patients = rows(40)
     seen = []
     result = train_round(
-        linear(4), None, x, y, patients, plan(steps_per_round=6), sgd(6, 0.3), expected_batch=20.0, observer=seen.append
+        linear(4), None, x, y, patients, plan(steps_per_round=6), sgd(6, 0.3), divisor=20.0, observer=seen.append
     )
     expected = -0.3 / 20.0 * sum(notice.noised_sum for notice in seen)
     np.testing.assert_allclose(result.update, expected, rtol=1e-5, atol=1e-7)
@@ -271,9 +273,9 @@ def test_batch_norm_never_trains_and_its_statistics_never_leave():
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     x, y, patients = rows(20)
     with pytest.raises(UnsupportedModel, match="BatchNorm1d"):
-        train_round(module, None, x, y, patients, plan(), sgd(), expected_batch=1.0)
+        train_round(module, None, x, y, patients, plan(), sgd(), divisor=1.0)
     still = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 1))
-    result = train_round(still, None, x, y, patients, plan(), sgd(), expected_batch=1.0)
+    result = train_round(still, None, x, y, patients, plan(), sgd(), divisor=1.0)
     assert (still[1].running_mean == 0).all()
     assert result.update.shape == (25,)
 
@@ -282,7 +284,7 @@ def test_frozen_parameters_stay_and_get_no_noise():
     module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
     module[0].requires_grad_(False)
     x, y, patients = rows(20)
-    update = train_round(module, None, x, y, patients, plan(), sgd(), expected_batch=1.0).update
+    update = train_round(module, None, x, y, patients, plan(), sgd(), divisor=1.0).update
     assert (update[:15] == 0).all()
     assert (update[15:] != 0).all()
 
@@ -290,7 +292,7 @@ def test_frozen_parameters_stay_and_get_no_noise():
 def test_errors_hold_no_number_from_the_rows():
     x, y, patients = rows(37)
     with pytest.raises(DependentRows) as caught:
-        train_round(linear(4), lambda out, target: out.mean(), x, y, patients, plan(), sgd(), expected_batch=1.0)
+        train_round(linear(4), lambda out, target: out.mean(), x, y, patients, plan(), sgd(), divisor=1.0)
     assert not any(character.isdigit() for character in str(caught.value))
 
 
@@ -307,7 +309,7 @@ def test_a_model_that_mixes_rows_is_stopped_before_the_first_step():
     x, y, patients = rows(50)
     seen = []
     with pytest.raises(DependentRows):
-        train_round(Mixing(), None, x, y, patients, plan(), sgd(), expected_batch=1.0, observer=seen.append)
+        train_round(Mixing(), None, x, y, patients, plan(), sgd(), divisor=1.0, observer=seen.append)
     assert seen == []
 
 
@@ -328,7 +330,7 @@ def gradients_of(**options):
         patients,
         plan(steps_per_round=steps, rounds=2),
         sgd(steps, 0.1, **options),
-        expected_batch=20.0,
+        divisor=20.0,
         observer=lambda notice: seen.append(notice.noised_sum / 20.0),
         **extra,
     ).update
@@ -376,7 +378,7 @@ def test_microbatches_change_nothing_but_memory():
     x, y, patients = rows(60)
     updates = [
         train_round(
-            linear(4), None, x, y, patients, plan(sampling_rate=1.0, noise_multiplier=TINY), sgd(), expected_batch=1.0,
+            linear(4), None, x, y, patients, plan(sampling_rate=1.0, noise_multiplier=TINY), sgd(), divisor=1.0,
             memory_limit=limit,
         ).update
         for limit in (1, 1 << 30)
@@ -396,7 +398,7 @@ def test_several_inputs_by_position_and_by_name():
     rng = np.random.default_rng(0)
     numbers, codes = rng.normal(size=(20, 2)).astype(np.float32), rng.integers(0, 7, 20)
     for x in ((numbers, codes), {"codes": codes, "numbers": numbers}):
-        update = train_round(Two(), None, x, np.ones(20), np.arange(20), plan(), sgd(), expected_batch=1.0).update
+        update = train_round(Two(), None, x, np.ones(20), np.arange(20), plan(), sgd(), divisor=1.0).update
         assert update.shape == (27,)
 
 
@@ -412,7 +414,7 @@ def test_it_learns():
             patients,
             plan(steps_per_round=5),
             sgd(5, 2.0),
-            expected_batch=1000.0,
+            divisor=1000.0,
             round_number=number,
         )
     right = ((module(torch.from_numpy(x))[:, 0] > 0).numpy() == (y > 0)).mean()
@@ -422,68 +424,116 @@ def test_it_learns():
 # ---- distributed mode
 
 SHARED = {"mode": "distributed", "honest": 4, "noise_multiplier": 2.0}
-GRID = 2.0**-20
 
 
-def test_distributed_updates_lie_on_the_grid_and_their_sum_has_the_planned_noise():
+def ring(terms, length, hospitals=4):
+    noise = {"noise_multiplier": terms.noise_multiplier, "honest": terms.honest}
+    return ring_terms(clip=terms.clip, hospitals=hospitals, length=length, **noise)
+
+
+def shared_round(module, loss, x, y, patients, terms, key=None, terms_of_ring=None):
+    lies = terms_of_ring or ring(terms, sum(p.numel() for p in module.parameters()))
+    result = train_round(
+        module, loss, x, y, patients, terms, sgd(1, 0.5), divisor=8.0, ring=lies, randomness=SecureRandom(key)
+    )
+    return result.update
+
+
+def test_a_distributed_release_is_whole_grid_steps_and_sums_to_the_planned_noise():
     x, y, patients = rows(6, features=9)
+    terms = plan(**SHARED)
+    lies = ring(terms, 30_000)
     updates = [
-        train_round(
-            linear(9, 3000), silent, x, y, patients, plan(**SHARED), sgd(1, 0.5), expected_batch=8.0, grid=GRID
-        ).update
-        for _ in range(4)
+        shared_round(linear(9, 3000), silent, x, y, patients, terms, bytes([number]) * 32) for number in range(4)
     ]
-    for update in updates:
-        assert (update / GRID == np.rint(update / GRID)).all()
-    sigma = 0.5 * 2.0 * 1.0 / 8.0
-    share = updates[0].std()
-    assert share == pytest.approx(sigma / 2, rel=0.02)
-    assert sum(updates).std() == pytest.approx(sigma, rel=0.02)
+    assert all(update.dtype == np.int64 for update in updates)
+    together = sum(updates) * lies.grid
+    # 2 % of 30,000 numbers are nearly five sd of their sample sd.
+    assert updates[0].std() * lies.grid == pytest.approx(lies.deviation, rel=0.02)
+    assert together.std() == pytest.approx(2.0 * lies.sensitivity, rel=0.02)
     assert abs(np.corrcoef(updates[0], updates[1])[0, 1]) * math.sqrt(len(updates[0])) < 5
 
 
-def test_distributed_gradient_is_the_clipped_sum():
+def test_a_distributed_release_is_the_clipped_sum_itself():
     x, y, patients = rows(30)
-    terms = plan(sampling_rate=1.0, mode="distributed", honest=1, noise_multiplier=1e-3)
-    result = train_round(linear(4), None, x, y, patients, terms, sgd(1, 0.5), expected_batch=8.0, grid=2.0**-30)
+    terms = plan(sampling_rate=1.0, mode="distributed", honest=1, noise_multiplier=1e-2)
+    lies = ring(terms, 5)
+    released = shared_round(linear(4), None, x, y, patients, terms) * lies.grid
     local = train_round(
-        linear(4), None, x, y, patients, plan(sampling_rate=1.0, noise_multiplier=TINY), sgd(1, 0.5), expected_batch=8.0
+        linear(4), None, x, y, patients, plan(sampling_rate=1.0, noise_multiplier=TINY), sgd(1, 0.5), divisor=8.0
     )
-    np.testing.assert_allclose(result.update, local.update, atol=1e-3)
+    np.testing.assert_allclose(-0.5 / 8.0 * released, local.update, atol=8 * 0.5 / 8.0 * 1e-2)
+    assert np.abs(released).max() > 1
+
+
+def test_a_model_of_coarse_numbers_does_not_round_the_noise_away():
+    """Near 2^42 one unit in the last place of a parameter is about a clip: noise must not pass through parameters."""
+    x, y, patients = rows(6, features=9)
+    terms = plan(**SHARED)
+    lies = ring(terms, 210_000)
+    for exponent in (0, 20, 42, 53, 60):
+        for sign in (-1, 1):
+            module = linear(9, 21_000)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.fill_(sign * 2.0**exponent)
+            released = shared_round(module, silent, x, y, patients, terms, bytes([exponent + 100 * (sign > 0)]) * 32)
+            assert released.var() * lies.grid**2 == pytest.approx(lies.deviation**2, rel=0.02)
+            assert len(np.unique(released)) > 100
 
 
 @pytest.mark.parametrize(
     ("terms", "local", "options", "words"),
     [
-        (plan(**SHARED), sgd(), {}, "grid"),
-        (plan(), sgd(), {"grid": GRID}, "grid"),
-        (plan(**SHARED), sgd(), {"grid": 10.0}, "finer scale"),
-        (plan(**SHARED), sgd(momentum=0.9), {"grid": GRID}, "plain SGD"),
-        (plan(**SHARED), sgd(optimiser="adam"), {"grid": GRID}, "plain SGD"),
-        (plan(**SHARED), sgd(proximal=0.1), {"grid": GRID}, "plain SGD"),
+        (plan(**SHARED), sgd(), {}, "ring"),
+        (plan(), sgd(), {"ring": ring(plan(**SHARED), 5)}, "ring"),
+        (plan(**SHARED), sgd(), {"ring": ring(plan(**{**SHARED, "noise_multiplier": 1.9}), 5)}, "the plan prices"),
+        (plan(**SHARED), sgd(), {"ring": ring(plan(**SHARED, clip=0.9), 5)}, "the plan prices"),
+        (plan(**SHARED), sgd(), {"ring": ring(plan(**{**SHARED, "honest": 5}), 5)}, "the plan prices"),
+        (plan(**SHARED), sgd(momentum=0.9), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
+        (plan(**SHARED), sgd(optimiser="adam"), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
+        (plan(**SHARED), sgd(proximal=0.1), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
         (plan(), sgd(), {"round_number": 11}, "round 11"),
-        (plan(), sgd(), {"expected_batch": 0.0}, "expected_batch"),
-        (plan(**SHARED), sgd(rate=16.0), {"grid": GRID}, "updates are cut at 16, and learning_rate 16 x"),
+        (plan(), sgd(), {"divisor": 0.0}, "divisor"),
     ],
 )
 def test_terms_outside_the_plan_are_refused(terms, local, options, words):
     x, y, patients = rows(5)
     with pytest.raises(TrainingRefused, match=words):
-        train_round(linear(4), None, x, y, patients, terms, local, **{"expected_batch": 1.0, **options})
+        train_round(linear(4), None, x, y, patients, terms, local, **{"divisor": 1.0, **options})
 
 
-def test_a_distributed_update_stays_within_the_bound_with_all_of_its_noise():
-    # 400 patients pull one way where 8 are expected: cut after its noise, the update would have next to none.
+def test_a_sum_is_cut_before_its_noise_and_stays_within_the_bound_with_it():
+    # Patients beyond counting pull one way: cut after its noise, the release would have next to none.
     x, y, patients = rows(400, features=3)
     x[:] = 1.0
     terms = plan(**SHARED, sampling_rate=1.0)
-    updates = [
-        train_round(linear(3, 1), loud, x, y, patients, terms, sgd(1, 2.0), expected_batch=8.0, grid=GRID).update
-        for _ in range(200)
-    ]
-    assert np.abs(updates).max() < 16.0
-    share = 2.0 / 2 / 8.0 * 2.0
-    assert np.std(updates, axis=0) == pytest.approx(share, rel=0.25)
+    wide = ring(terms, 4)
+    tight = wide.model_copy(update={"cut": 3.0, "bound": 3.0 + 10 * wide.deviation})
+    released = np.array(
+        [shared_round(linear(3, 1), loud, x, y, patients, terms, terms_of_ring=tight) for _ in range(200)]
+    )
+    assert np.abs(released).max() * tight.grid < tight.bound
+    assert np.std(released, axis=0) * tight.grid == pytest.approx(tight.deviation, rel=0.25)
+    assert released.mean(0) * tight.grid == pytest.approx(3.0, abs=5 * tight.deviation / math.sqrt(200))
+
+
+def test_the_same_key_gives_the_same_bytes_and_another_independent_ones():
+    x, y, patients = rows(40)
+    terms = plan(**SHARED)
+    first, again, other = (
+        shared_round(linear(4), None, x, y, patients, terms, key) for key in (b"a" * 32, b"a" * 32, b"b" * 32)
+    )
+    assert first.tobytes() == again.tobytes()
+    assert (first != other).all()
+    local = [
+        train_round(
+            linear(4), None, x, y, patients, plan(steps_per_round=3), sgd(3), divisor=20.0,
+            randomness=SecureRandom(b"a" * 32),
+        ).update
+        for _ in range(2)
+    ]  # fmt: skip
+    assert local[0].tobytes() == local[1].tobytes()
 
 
 def test_cutting_the_sum_moves_no_two_sums_apart():
@@ -496,4 +546,4 @@ def test_cutting_the_sum_moves_no_two_sums_apart():
 def test_rows_that_do_not_match_are_refused():
     x, y, patients = rows(5)
     with pytest.raises(TrainingRefused, match="number of rows"):
-        train_round(linear(4), None, x, y[:4], patients, plan(), sgd(), expected_batch=1.0)
+        train_round(linear(4), None, x, y[:4], patients, plan(), sgd(), divisor=1.0)
