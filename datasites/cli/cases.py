@@ -138,6 +138,42 @@ def study_rounds(home: HomeOption, case: int) -> None:
     out.print(table)
 
 
+@study.command("plan")
+def study_plan(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """What a study costs, and what each threshold would do: dropouts tolerated against noise beyond what is priced.
+
+    In distributed mode it names the noise that fits where the study leaves it out or asks for too little.
+    """
+    from datasites.researcher.study import Study
+
+    plan = Study.load(folder).plan()
+    if as_json:
+        print(json.dumps([dataclasses.asdict(choice) for choice in plan.choices()]))
+        return
+    out.print(str(plan), markup=False, highlight=False)
+    names = (
+        "threshold",
+        "dropouts",
+        "honest",
+        "noise, all survive",
+        "noise, least survive",
+        "epsilon",
+        "local epsilon",
+    )
+    table = new_table("", *names)
+    for choice in plan.choices():
+        mark = "*" if choice.threshold == plan.threshold else ""
+        table.add_row(
+            f"{choice.threshold}{mark}",
+            str(choice.dropouts),
+            str(choice.honest),
+            *("-" if factor is None else f"{factor:.3f}" for factor in (choice.noise_if_all, choice.noise_at_least)),
+            f"{choice.epsilon:.3f}",
+            f"{choice.local_epsilon:.3f}",
+        )
+    out.print(table)
+
+
 @study.command("check")
 def study_check(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Check a study folder as every hospital will; exit code 0 only when it is clean."""

@@ -29,6 +29,7 @@ from datasites.study.audit_chain import AuditError
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.package import StudyPackage
+from datasites.study.rounds import RingRefused
 from datasites.transport.store import StoreError
 from datasites.transport.syft import SubmittedJob
 
@@ -205,9 +206,11 @@ def _rehearse(home: Home, case: OpenCase) -> dict[str, object]:
                 plan=case.plan,
                 training=case.study.training,
                 divisor=case.plan.sampling_rate * len(mock.y),
-                ring=case.ring(worker.description.count),
+                ring=case.gradient_ring(worker.description.count),
             )
         except WorkerError as error:
             return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
+        except RingRefused as error:
+            return {"outcome": "failed", "reason": str(error)}
     report = result.model_dump(mode="json")
     return {**report, "outcome": "failed" if report.get("findings") else "passed"}

@@ -32,12 +32,12 @@ from datasites.hospital.ledger import Asked
 from datasites.hospital.models import Case, Split
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
-from datasites.privacy.plan import EvaluationPlan, PrivacyPlan, plans_for
-from datasites.secagg.threshold import honest_contributors
+from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
+from datasites.privacy.study_plan import Limits, StudyPlan, plan_of
 from datasites.study.errors import InputError
-from datasites.study.manifest import RoundManifest, Study
+from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import RingTerms, ring_terms
+from datasites.study.rounds import RingTerms, counts_ring, gradient_ring
 
 PREPARED_FILE = "records.npz"
 
@@ -66,42 +66,32 @@ class OpenCase:
     @property
     def honest(self) -> int:
         """Honest hospitals that every sum is sure to hold, given the declared colluders."""
-        cohort = self.study.cohort
-        return honest_contributors(
-            len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
-        )
+        return self.study.honest
 
-    def ring(self, length: int) -> RingTerms | None:
-        """How a released sum over `length` parameters lies in the secure sum; None in local mode.
+    def gradient_ring(self, dimension: int) -> RingTerms | None:
+        """How this hospital's noised sums lie in the secure sum; None in local mode, where its noise needs no grid."""
+        return gradient_ring(self.study, dimension)
 
-        Raises `RingRefused` where no grid fits.
-        """
-        if self.plan.mode == "local":
-            return None
-        return ring_terms(
-            clip=self.plan.clip,
-            noise_multiplier=self.plan.noise_multiplier,
-            honest=self.honest,
-            hospitals=len(self.study.cohort.hospitals),
-            length=length,
-        )
+    def counts_ring(self, kind: EvaluationKind) -> RingTerms | None:
+        """How its noised counts do; None in local mode."""
+        return counts_ring(self.study, kind)
 
     @property
     def divisor(self) -> float:
-        """Public divisor of a step's noised sum: sampling rate times declared training patients, never a count.
+        """Public divisor of a step's noised sum, never a count of rows: the study's in distributed mode.
 
-        In distributed mode one step is taken by all hospitals together and the researcher divides.
+        In local mode sampling rate times declared training patients.
         """
-        if self.plan.mode == "distributed":
+        if self.study.is_distributed:
             return self.study.divisor
         return self.plan.sampling_rate * self.dataset.declared_patients * (1 - self.dataset.held_out)
 
     def asked(self) -> dict[str, Asked]:
         """Price of the whole study per partition."""
-        whole = self.evaluation.total_event()
+        counts = self.evaluation
         return {
             "training": Asked(self.plan.event(), self.plan.local_event()),
-            "held_out": Asked(whole, whole),
+            "held_out": Asked(counts.total_event(), counts.total_local_event()),
         }
 
     def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
@@ -110,27 +100,27 @@ class OpenCase:
         if manifest.train:
             asked["training"] = Asked(self.plan.round_event(), self.plan.local_round_event())
         if manifest.evaluate != "no":
-            counts = self.evaluation.event(manifest.evaluate)
-            asked["held_out"] = Asked(counts, counts)
+            counts, kind = self.evaluation, manifest.evaluate
+            asked["held_out"] = Asked(counts.event(kind), counts.local_event(kind))
         return asked
 
 
-def site_plans(study: Study, dataset: DatasetSettings) -> tuple[PrivacyPlan, EvaluationPlan]:
-    """The hospital's own plans for a study: its terms, made stricter where this hospital's limits are (I4).
+def site_plan(study: Study, dataset: DatasetSettings) -> StudyPlan:
+    """The hospital's plan of a study within its own limits (I4); raises `PlanError`.
 
-    Epsilon is cut to the dataset's limit per study, delta to the dataset's, and the sampling rate to the allowed one;
-    noise is calibrated here and never read from the study.
+    In local mode epsilon is cut to the dataset's limit per study, delta to the dataset's, and the sampling rate to the
+    allowed one; noise is calibrated here and never read from the study. In distributed mode (I17) the study's terms
+    must lie within these limits as they are.
     """
-    cohort = study.cohort
-    return plans_for(
-        study,
-        honest=honest_contributors(
-            len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
-        ),
-        epsilon=min(study.privacy.epsilon, dataset.study_epsilon),
-        delta=min(study.privacy.delta, dataset.delta),
-        sampling_rate=min(study.privacy.sampling_rate, dataset.max_sampling_rate),
-    )
+    made = plan_of(study, Limits(dataset.study_epsilon, dataset.delta, dataset.max_sampling_rate))
+    ring, patients = counts_ring(study, "final"), dataset.declared_patients * dataset.held_out
+    if ring is not None and ring.cut < patients:
+        raise PlanError(
+            f"evaluation.bins: counts of {study.evaluation.bins} bins over {len(study.cohort.hospitals)} hospitals are "
+            f"cut at {ring.cut:.0f} patients of one hospital, and this one evaluates on about {patients:.0f}; a study "
+            "with fewer bins or hospitals would fit"
+        )
+    return made
 
 
 @dataclass(frozen=True)
@@ -224,13 +214,13 @@ def records_folder(home: Home, study_hash: str) -> Path:
 
 def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, data_version: str) -> ApprovalTerms:
     """What an approval of `package` would bind here and now."""
-    plan, evaluation = site_plans(package.study, dataset)
+    made = site_plan(package.study, dataset)
     return ApprovalTerms(
         study_hash=package.digest(),
         dataset=dataset.name,
         data_version=data_version,
-        plan=plan.model_dump(mode="json"),
-        evaluation_plan=evaluation.model_dump(mode="json"),
+        plan=made.training.model_dump(mode="json"),
+        evaluation_plan=made.evaluation.model_dump(mode="json"),
         declared_patients=dataset.declared_patients,
         verifier_ruleset=RULESET,
         dependencies=dependencies(),

@@ -120,7 +120,7 @@ class EpochSetup:
             rounds=(offer.first_round, offer.last_round),
             expires=offer.expires,
             threshold=needed,
-            consistency=study.cohort.consistency_wave,
+            consistency=study.consistency_wave,
         )
 
     def _send_certificate(self) -> bool:

@@ -20,6 +20,7 @@ from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import Head, records
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.manifest import EvaluationKind
 from datasites.transport.mailroom import Letter
 
 #: A survivor list and a list of acknowledgements: some KB for each hospital.
@@ -68,14 +69,23 @@ class Leaving:
         record = Round.objects.get(case=self._case.row, round=number)
         if not record.audit_head:
             self._record(record, masked, restarted)
-        plan = self._case.evaluation
         body = letters.Masked(
             header=masked.to_bytes().decode(),
             audit=Head.model_validate(record.audit_head),
-            counts_sigma={"final": plan.final_multiplier, "interim": plan.interim_multiplier or 0.0},
+            counts_sigma=self._counts_sigma(),
         )
         words = body.model_dump(mode="json")
         return self._post.post(self._researcher, number, letters.MASKED, words, bytes(masked.payload))
+
+    def _counts_sigma(self) -> dict[EvaluationKind, float]:
+        """Public sd of this hospital's noise on a count, by kind; 0 for one that the study has not."""
+        plan = self._case.evaluation
+        kinds: tuple[EvaluationKind, ...] = ("final", "interim") if plan.interim else ("final",)
+        sigmas: dict[EvaluationKind, float] = {"final": 0.0, "interim": 0.0}
+        for kind in kinds:
+            ring = self._case.counts_ring(kind)
+            sigmas[kind] = plan.multiplier(kind) if ring is None else ring.deviation
+        return sigmas
 
     def _record(self, record: Round, masked: MaskedVector, restarted: bool) -> None:
         """Put a release into audit log and database, once, before it is sent."""

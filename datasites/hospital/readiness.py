@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasites.hospital.cases import site_plans
+from datasites.hospital.cases import site_plan
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping, read_table
 from datasites.privacy.accountant import epsilon_rdp
@@ -58,7 +58,7 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     )
     records = frame["patient"].value_counts()
     most = int(records.max()) if len(records) else 1
-    plan, _ = site_plans(package.study, dataset)
+    plan = site_plan(package.study, dataset).training
     return Readiness(
         rows=len(frame),
         features=features,

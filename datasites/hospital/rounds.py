@@ -15,7 +15,7 @@ import datetime
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -36,13 +36,13 @@ from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.journal import Journal
 from datasites.secagg.messages import MaskedVector, SignedManifest
-from datasites.secagg.ring import safe_scale
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest
+from datasites.study.manifest import RoundManifest, SharedNoise
+from datasites.study.rounds import round_terms
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import StoreError
 from policies.facts import ReleaseFacts
@@ -71,39 +71,51 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
     Rounds 1..n train (and may hold an interim evaluation where the study says so); round n+1 is the final evaluation.
     dimension: number of model parameters.
     """
-    study, plan = case.study, case.evaluation
-    training = manifest.round <= study.rounds
-    every = study.evaluation.every
-    interim = training and every > 0 and manifest.round % every == 0 and manifest.round < study.rounds
-    evaluate = "no" if training and not interim else "interim" if training else "final"
-    expected: dict[str, tuple[int, float]] = {}
-    ring = case.ring(dimension) if training else None
-    if ring is not None:
-        expected["gradient"] = (dimension, ring.bound)
-    elif training:
-        expected |= {"update": (dimension, UPDATE_BOUND), "weight": (1, 1.0)}
-    if evaluate != "no":
-        expected["counts"] = (2 * plan.bins, COUNTS_BOUND)
-    said = {term.name: (term.length, term.bound) for term in manifest.vectors}
-    scales = {name: safe_scale(bound, len(manifest.participants)) for name, (_, bound) in expected.items()}
-    if ring is not None:
-        scales["gradient"] = 1.0 / ring.grid
+    study, number = case.study, manifest.round
+    if number > study.rounds + 1:
+        raise RoundRefused(f"round {number}: the study has {study.rounds} and a final evaluation")
+    holds = round_terms(study, number, dimension=dimension, participants=len(manifest.participants))
     for name, wanted, found in (
         ("study", case.row.study_hash, manifest.study),
-        ("train", training, manifest.train),
-        ("evaluate", evaluate, manifest.evaluate),
-        ("vectors", expected, said),
-        ("scale", scales, {term.name: term.scale for term in manifest.vectors}),
-        ("weight_max", float(study.cohort.max_patients), manifest.weight_max),
-        ("threshold", max(study.cohort.survivors_needed, manifest.threshold), manifest.threshold),
+        ("train", holds.train, manifest.train),
+        ("evaluate", holds.evaluate, manifest.evaluate),
+        ("threshold", holds.threshold, manifest.threshold),
+        ("weight_max", holds.weight_max, manifest.weight_max),
+        *_differences("shared", holds.shared, manifest.shared),
+        *((f"plan.{name}", planned, said) for name, planned, said in _planned(case, manifest.shared)),
+        ("vectors", [(t.name, t.length) for t in holds.vectors], [(t.name, t.length) for t in manifest.vectors]),
+        ("bound", [t.bound for t in holds.vectors], [t.bound for t in manifest.vectors]),
+        ("scale", [t.scale for t in holds.vectors], [t.scale for t in manifest.vectors]),
     ):
         if wanted != found:
             raise RoundRefused(
-                f"round {manifest.round}: {name} is {found}, the approved study calls for {wanted}; "
+                f"round {number}: {name} is {found}, the approved study calls for {wanted}; "
                 "run the study as it was approved"
             )
-    if manifest.round > study.rounds + 1:
-        raise RoundRefused(f"round {manifest.round}: the study has {study.rounds} and a final evaluation")
+
+
+def _differences(
+    name: str, wanted: SharedNoise | None, found: SharedNoise | None
+) -> Iterator[tuple[str, object, object]]:
+    """Terms of shared noise one by one, so that a refusal names the one."""
+    if wanted is None or found is None:
+        yield name, wanted, found
+        return
+    for field in SharedNoise.model_fields:
+        yield f"{name}.{field}", getattr(wanted, field), getattr(found, field)
+
+
+def _planned(case: OpenCase, shared: SharedNoise | None) -> Iterator[tuple[str, object, object]]:
+    """What the approved plans, which are charged, rest on, and what the round says it does (I17)."""
+    plan, counts = case.plan, case.evaluation
+    yield "mode", plan.mode, "local" if shared is None else "distributed"
+    if shared is not None:
+        yield "noise_multiplier", plan.noise_multiplier, shared.noise_multiplier
+        yield "clip", plan.clip, shared.clip
+        yield "sampling_rate", plan.sampling_rate, shared.sampling_rate
+        yield "honest", plan.honest, shared.honest
+        yield "evaluation", counts.final_multiplier, shared.evaluation_noise_multiplier
+        yield "honest", counts.honest, shared.honest
 
 
 def foreseen(error: Exception) -> bool:
@@ -302,7 +314,9 @@ class StudyRun:
             kind = manifest.evaluate
             counts = self._with_worker(
                 case,
-                lambda worker: worker.evaluate(parameters, plan=case.evaluation, kind=kind, key=os.urandom(32)),
+                lambda worker: worker.evaluate(
+                    parameters, plan=case.evaluation, kind=kind, key=os.urandom(32), ring=case.counts_ring(kind)
+                ),
             )
             vectors["counts"] = counts.reshape(-1)
         return vectors, steps
@@ -317,7 +331,7 @@ class StudyRun:
             divisor=case.divisor,
             round=manifest.round,
             key=os.urandom(32),
-            ring=case.ring(len(parameters)),
+            ring=case.gradient_ring(len(parameters)),
         )
 
     def _with_worker(self, case: OpenCase, call: Callable[[Worker], Result]) -> Result:

@@ -2,14 +2,17 @@
 
 A `PrivacyPlan` is the training mechanism; an `EvaluationPlan` is that of the DP evaluation. The trainer executes a
 plan, the ledger charges that plan's event, the console shows it: what runs and what is priced can't drift apart.
-A plan is the hospital's (I4): it is derived from the study's terms and the hospital's limits, never from code.
+A plan is the hospital's (I4): `study_plan` makes it of the study's terms and the hospital's limits, never from code.
 
 Training and held-out patients are disjoint (`sampling.held_out`), so the two plans are two partitions of a budget.
 
 The guarantee of a plan, with everything that it rests on: (epsilon, delta) differential privacy for adding or removing
 one *patient*, if identifiers tell patients apart, if a row's loss depends on that row alone (`alone`), and in
-distributed mode, against an outsider who sees only the sum, if at least `honest` hospitals add their noise and keep
-their vectors to themselves. A patient known at two hospitals is two patients here, and loses the sum of both.
+distributed mode, where `event` is the price of the opened sums, under the theorem in `study.rounds`: if at least
+`honest` hospitals add their noise and keep their vectors to themselves, the noise multiplier, clip and sampling rate
+are those of all hospitals, and masks hold (they do against bounded adversaries only). `local_event` is the price
+against one who sees this hospital's own vectors unmasked; it rests on nobody else. A patient known at two hospitals is
+two patients here, and loses the sum of both.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from pydantic import Field, model_validator
 
 from datasites.privacy.accountant import compose, epsilon_rdp
 from datasites.study.canonical import Agreed
-from datasites.study.manifest import Evaluation, Study
+from datasites.study.errors import DatasitesError
+from datasites.study.manifest import Evaluation, EvaluationKind
+from datasites.study.rounds import LATTICE
 
 Positive = Annotated[float, Field(gt=0)]
-EvaluationKind = Literal["interim", "final"]
 
 
-class PlanError(ValueError):
+class PlanError(DatasitesError, ValueError):
     """No plan fits what was asked for; the message says which figure to change."""
 
 
@@ -37,8 +41,8 @@ class PrivacyPlan(Agreed):
     """DP-SGD at one hospital over a whole study: Poisson-sampled, clipped, Gaussian-noised steps.
 
     clip: L2 norm that bounds one patient's summed gradient in a step.
-    noise_multiplier: sd of the noise on the sum of clipped gradients, in units of `clip`. In local mode each hospital
-        adds it in full; in distributed mode it is the sd of `honest` hospitals' noise together.
+    noise_multiplier: sd of the noise on the sum of clipped gradients, in units of the sensitivity. In local mode each
+        hospital adds it in full; in distributed mode it is the sd of `honest` hospitals' noise together, on a lattice.
     sampling_rate: chance of a patient to enter a step.
     """
 
@@ -70,19 +74,27 @@ class PrivacyPlan(Agreed):
 
     @property
     def local_noise_multiplier(self) -> float:
-        """Noise that this hospital adds, in units of `clip`: all of it, or its share 1 / sqrt(honest)."""
+        """Noise that this hospital adds, in units of the sensitivity: all of it, or its share 1 / sqrt(honest)."""
         return self.noise_multiplier / math.sqrt(self.honest or 1)
+
+    @property
+    def _priced_multiplier(self) -> float:
+        # Discrete noise is priced as continuous noise of a little less (`study.rounds`).
+        return self.noise_multiplier * (LATTICE if self.mode == "distributed" else 1.0)
 
     def event(self) -> DpEvent:
         """Price of the whole study: of this hospital's releases (local), or of the sums (distributed)."""
-        return self._steps(self.noise_multiplier, self.steps)
+        return self._steps(self._priced_multiplier, self.steps)
 
     def round_event(self) -> DpEvent:
         """Price of one round; `rounds` of them compose to `event()`."""
-        return self._steps(self.noise_multiplier, self.steps_per_round)
+        return self._steps(self._priced_multiplier, self.steps_per_round)
 
     def local_event(self) -> DpEvent:
-        """Price of the study against one who sees this hospital's own vectors: `event()` in local mode, else dearer."""
+        """Price of the study against one who sees this hospital's own vectors: `event()` in local mode, else dearer.
+
+        In distributed mode it is a lattice too, of 4 steps or more: exact by Renyi DP, and by nothing else.
+        """
         return self._steps(self.local_noise_multiplier, self.steps)
 
     def local_round_event(self) -> DpEvent:
@@ -142,7 +154,8 @@ class EvaluationPlan(Agreed):
     """DP evaluation on held-out patients: counts per (score bin, label) with Gaussian noise. See `evaluation`.
 
     A patient adds at most 1 to the counts in total (records weigh 1 / records of the patient), so the L2 sensitivity
-    is 1 and a noise multiplier is the sd of the noise on each count.
+    is 1 and a noise multiplier is the sd of the noise on each count. In distributed mode counts lie on a grid, which
+    adds to the sensitivity, and the multipliers are those of `honest` hospitals' noise together.
     edges: public bin edges over [0, 1], ascending; bin i is [edges[i], edges[i+1]), the last one closed.
     interim: how many interim evaluations the plan pays for, each with `interim_multiplier`; then one final one.
     """
@@ -152,6 +165,7 @@ class EvaluationPlan(Agreed):
     final_multiplier: Positive
     interim: Annotated[int, Field(ge=0)] = 0
     interim_multiplier: Positive | None = None
+    honest: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -169,20 +183,38 @@ class EvaluationPlan(Agreed):
         return len(self.edges) - 1
 
     def multiplier(self, kind: EvaluationKind) -> float:
-        """Sd of the noise on each count of one evaluation of this kind."""
+        """Sd of the noise on each count of one evaluation of this kind, in units of the sensitivity.
+
+        In distributed mode that of `honest` hospitals together.
+        """
         if kind == "final":
             return self.final_multiplier
         if self.interim_multiplier is None:
             raise PlanError("evaluation plan: it pays for no interim evaluation; set evaluation.every and a share")
         return self.interim_multiplier
 
+    def local_multiplier(self, kind: EvaluationKind) -> float:
+        """Noise that this hospital adds: all of it, or its share 1 / sqrt(honest)."""
+        return self.multiplier(kind) / math.sqrt(self.honest or 1)
+
     def event(self, kind: EvaluationKind) -> DpEvent:
-        """Price of one evaluation of this kind, for a held-out patient."""
-        return GaussianDpEvent(self.multiplier(kind))
+        """Price of one evaluation of this kind, for a held-out patient: of this hospital's counts, or of the sum."""
+        return GaussianDpEvent(self.multiplier(kind) * (1.0 if self.honest is None else LATTICE))
+
+    def local_event(self, kind: EvaluationKind) -> DpEvent:
+        """Price against one who sees this hospital's own counts; exact by Renyi DP."""
+        return GaussianDpEvent(self.local_multiplier(kind)) if self.honest else self.event(kind)
 
     def total_event(self) -> DpEvent:
         """Price of all interim evaluations and the final one."""
-        return compose([*(self.event("interim") for _ in range(self.interim)), self.event("final")])
+        return self._total(self.event)
+
+    def total_local_event(self) -> DpEvent:
+        """`total_event` against one who sees this hospital's own counts."""
+        return self._total(self.local_event)
+
+    def _total(self, event: Callable[[EvaluationKind], DpEvent]) -> DpEvent:
+        return compose([*(event("interim") for _ in range(self.interim)), event("final")])
 
     @classmethod
     def calibrate(
@@ -205,33 +237,16 @@ class EvaluationPlan(Agreed):
         interim = (rounds - 1) // evaluation.every if evaluation.every else 0
         share = evaluation.interim_share if interim else 0.0
         return cls(
-            edges=edges or tuple(i / evaluation.bins for i in range(evaluation.bins + 1)),
+            edges=edges or evaluation_edges(evaluation.bins),
             final_multiplier=_ceil(whole / math.sqrt(1 - share)),
             interim=interim,
             interim_multiplier=_ceil(whole * math.sqrt(interim / share)) if interim else None,
         )
 
 
-def plans_for(
-    study: Study, *, honest: int, epsilon: float, delta: float, sampling_rate: float
-) -> tuple[PrivacyPlan, EvaluationPlan]:
-    """Training and evaluation plan of a study at limits that may be stricter than what it asks for.
-
-    honest: hospitals whose noise a sum is sure to hold; only distributed mode relies on it. A hospital passes its own
-    limits, a researcher the study's. Raises `PlanError` when no noise is enough.
-    """
-    distributed = study.privacy.mode == "distributed"
-    plan = PrivacyPlan.calibrate(
-        epsilon,
-        delta,
-        clip=study.privacy.clip,
-        sampling_rate=sampling_rate,
-        rounds=study.rounds,
-        steps_per_round=study.training.steps,
-        mode=study.privacy.mode,
-        honest=honest if distributed else None,
-    )
-    return plan, EvaluationPlan.calibrate(epsilon, delta, study.evaluation, study.rounds)
+def evaluation_edges(bins: int) -> tuple[float, ...]:
+    """Public edges of `bins` equal score bins over [0, 1]."""
+    return tuple(i / bins for i in range(bins + 1))
 
 
 def _ceil(multiplier: float) -> float:

@@ -12,6 +12,7 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from datasites.privacy.evaluation import DPEvaluation, Estimate
+from datasites.privacy.plan import evaluation_edges
 from datasites.researcher.gather import RunError
 from datasites.researcher.record import RoundRecord
 from datasites.researcher.run import Run
@@ -22,7 +23,8 @@ def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
     """The DP evaluation of one round; raises `RunError` when that round held none."""
     if record.counts is None:
         raise RunError(f"round {record.round}: held no evaluation")
-    return DPEvaluation.from_counts(record.counts, run.study.plans()[1].edges, record.counts_sigma)
+    bins = run.study.terms.evaluation.bins
+    return DPEvaluation.from_counts(record.counts, evaluation_edges(bins), record.counts_sigma)
 
 
 def final_evaluation(run: Run) -> DPEvaluation:

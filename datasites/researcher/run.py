@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from datasites.study.audit_chain import Head
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
+from datasites.study.rounds import counts_ring
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
 
@@ -280,7 +282,6 @@ class Run:
                 number,
                 participants,
                 sha256_hex(payload),
-                self.study.ring(len(model)),
             )
         self._sum.broadcast(manifest, payload)
         return RoundRecord.begun(manifest)
@@ -311,7 +312,7 @@ class Run:
             changes = {
                 "survivors": emails,
                 "refused": survivors.refused,
-                "counts_sigma": float(np.sqrt(sum(sigmas.get(email, 0.0) ** 2 for email in emails))),
+                "counts_sigma": self._counts_sigma(record, {email: sigmas.get(email, 0.0) for email in emails}),
             }
         except RunError as error:
             reason = f"{error}; {who_abstained(abstained)}"
@@ -319,6 +320,15 @@ class Run:
         self._save(present=tuple(sorted({*heads, *abstained})))
         changes |= {"abstained": abstained, "heads": heads, "sent": sent}
         return record.model_copy(update=changes), survivors
+
+    def _counts_sigma(self, record: RoundRecord, said: dict[str, float]) -> float:
+        """Sd of the noise on each summed count: of what each survivor said in local mode, else by the study's terms."""
+        if record.evaluate == "no":
+            return 0.0
+        ring = counts_ring(self.study.terms, record.evaluate)
+        if ring is not None:
+            return ring.deviation * math.sqrt(len(said))
+        return math.sqrt(sum(sigma**2 for sigma in said.values()))
 
     def _open(
         self, record: RoundRecord, survivors: Survivors, model: npt.NDArray[np.float32], clock: Clock
@@ -346,15 +356,7 @@ class Run:
         sums = result.sums
         changes: dict[str, object] = {}
         if record.train:
-            terms = self.study.terms
-            if terms.privacy.mode == "distributed":
-                # One step of all patients together: nothing but their noised sum was released.
-                mean = sums["gradient"] * (-terms.training.learning_rate / terms.divisor)
-            else:
-                weight = float(sums["weight"][0])
-                if weight <= 0:
-                    raise RunError(f"round {record.round}: the hospitals' weights sum to {weight:g}: one of them lies")
-                mean = sums["update"] / weight
+            mean = self._mean_step(record.round, sums)
             changes["update_norm"] = float(np.linalg.norm(mean))
             with np.errstate(over="ignore", invalid="ignore"):
                 model = self._strategy.next_model(model.astype(np.float64), mean).astype(np.float32)
@@ -365,6 +367,17 @@ class Run:
         if record.evaluate != "no":
             changes["counts"] = tuple(map(tuple, sums["counts"].reshape(-1, 2).tolist()))
         return record.model_copy(update=changes), model
+
+    def _mean_step(self, number: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """What the strategy takes as the hospitals' step, shape (d,)."""
+        terms = self.study.terms
+        if terms.is_distributed:
+            # The noised sum of clipped gradients of all patients together: nobody divided it or took a step before.
+            return sums["gradient"] * (-terms.training.learning_rate / terms.divisor)
+        weight = float(sums["weight"][0])
+        if weight <= 0:
+            raise RunError(f"round {number}: the hospitals' weights sum to {weight:g}: one of them lies")
+        return sums["update"] / weight
 
     # -- who is there ----------------------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class SecureSum:
             rounds=(first_round, terms.rounds + 1),
             expires=terms.ends,
             threshold=terms.cohort.survivors_needed,
-            consistency=terms.cohort.consistency_wave,
+            consistency=terms.consistency_wave,
         )
         self._aggregator = Aggregator(self._identity, context)
         self._state = self._aggregator.start()

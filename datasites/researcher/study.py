@@ -13,13 +13,12 @@ from datasites.enclave.protocol import Description, Rehearsed
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Worker
-from datasites.privacy.plan import EvaluationPlan, PrivacyPlan, plans_for
+from datasites.privacy.study_plan import StudyPlan, plan_of
 from datasites.researcher.strategies import strategy_of
-from datasites.secagg.threshold import honest_contributors
 from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import Study as Terms
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import RingTerms, ring_terms
+from datasites.study.rounds import gradient_ring
 
 
 class Study:
@@ -69,41 +68,23 @@ class Study:
             data={} if mock is None else {"mock": Partition.of_mock(self.package.data_model, mock)},
         )
 
-    def plans(self) -> tuple[PrivacyPlan, EvaluationPlan]:
-        """Training and evaluation plan as a hospital without stricter limits would calibrate them."""
-        privacy, cohort = self.terms.privacy, self.terms.cohort
-        return plans_for(
-            self.terms,
-            honest=honest_contributors(
-                len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=cohort.consistency_wave
-            ),
-            epsilon=privacy.epsilon,
-            delta=privacy.delta,
-            sampling_rate=privacy.sampling_rate,
-        )
+    def plan(self) -> StudyPlan:
+        """What the study costs, and what its threshold does; print it, or look at `table()`.
 
-    def ring(self, length: int) -> RingTerms | None:
-        """How a sum over `length` parameters lies in the secure sum, as every hospital reckons; None in local mode."""
-        plan, _ = self.plans()
-        if plan.honest is None:
-            return None
-        return ring_terms(
-            clip=plan.clip,
-            noise_multiplier=plan.noise_multiplier,
-            honest=plan.honest,
-            hospitals=len(self.terms.cohort.hospitals),
-            length=length,
-        )
+        As of a hospital without stricter limits. Raises `PlanError` where no noise fits, or in distributed mode where
+        the study's doesn't; it names the figure that does.
+        """
+        return plan_of(self.terms)
 
     def rehearse(self, mock: pd.DataFrame, sandbox: Sandbox | None = None) -> Rehearsed:
         """Train a round on mock rows in the sandbox, with the trainer and the probes that hospitals use."""
         with self.worker(sandbox, mock) as worker:
-            plan, _ = self.plans()
+            plan = self.plan().training
             return worker.rehearse(
                 plan=plan,
                 training=self.terms.training,
                 divisor=plan.sampling_rate * len(mock),
-                ring=self.ring(worker.description.count),
+                ring=gradient_ring(self.terms, worker.description.count),
             )
 
     def initial_model(self, sandbox: Sandbox | None = None) -> tuple[npt.NDArray[np.float32], Description]:

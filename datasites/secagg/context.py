@@ -16,10 +16,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasites.secagg.errors import BadTerms
 from datasites.secagg.graph import RING_ABOVE, Neighbourhood
-from datasites.secagg.threshold import check_threshold, choose_threshold, honest_contributors
+from datasites.secagg.threshold import check_threshold, choose_threshold
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email, PublicKeyHex, Roster
 from datasites.study.manifest import Sha256
+from datasites.study.survivors import honest_contributors
 
 #: Rounds whose keys are made at one setup. More need a new epoch: shares for all rounds travel at once.
 MOST_ROUNDS = 2000

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from datasites.secagg.errors import BadTerms, SecaggError
 from datasites.study.manifest import HALF_RING, VectorTerm
+from datasites.study.rounds import safe_scale
 
 Ring = npt.NDArray[np.uint32]
 
@@ -46,12 +47,6 @@ def check_fits(terms: Sequence[VectorTerm], participants: int) -> None:
             )
     if dimension(terms) > LONGEST_SUM:
         raise BadTerms(f"{dimension(terms)} coordinates in one sum; the most is {LONGEST_SUM}; split the model")
-
-
-def safe_scale(bound: float, participants: int) -> float:
-    """The largest power of two that keeps a sum over `participants` of coordinates up to `bound` in the ring."""
-    room = (HALF_RING - 1) // participants
-    return 2.0 ** math.floor(math.log2(room / bound))
 
 
 def dimension(terms: Sequence[VectorTerm]) -> int:

@@ -1,42 +1,18 @@
-"""How many survivors a round needs, and how many honest hospitals each sum is then sure to hold.
+"""How many survivors a round needs: the thresholds that are safe, and a usual one.
 
 n hospitals are enrolled, c of them may collude with the aggregator, t is the threshold: every survivor list that a
-hospital answers has at least t members. Pure arithmetic; the console shows these numbers, *distributed* noise is
-divided by `honest_contributors`, and `Context` refuses terms that fail `check_threshold`.
-
-Why (c colluders help the aggregator, H = n - c are honest):
-
-* *Never both secrets.* Rebuilding the self-mask seed and the round key of one hospital takes t - c honest holders
-  for each, and a holder gives one of the two. So 2(t - c) <= H must fail: 2t > n + c.
-* *Without the consistency wave* the aggregator may show each honest holder another list. Each list leaves out at
-  most n - t hospitals, so all honest holders together say "gone" at most H(n - t) times, and a hospital counts as
-  gone only when t - c of them say so. At least H - H(n - t)/(t - c) = (n - c)(2t - n - c)/(t - c) stay inside.
-* *With the consistency wave* at most one list gathers t signatures (2t > n + c), and t - c on it are honest.
-* *Strict*: nobody's secret is ever rebuilt; the aggregator may choose any t participants, t - c of them honest.
+hospital answers has at least t members. What that leaves in a sum is `study.survivors.honest_contributors`; `Context`
+refuses terms that fail `check_threshold`.
 """
 
 from __future__ import annotations
 
 from datasites.secagg.errors import BadTerms
 from datasites.study.manifest import MOST_HOSPITALS
+from datasites.study.survivors import honest_contributors
 
 #: Below this a sum shows a participant too much: in a sum of two, each sees the other's update.
 MINIMUM_PARTICIPANTS = 3
-
-
-def honest_contributors(hospitals: int, threshold: int, colluders: int, *, one_list: bool) -> int:
-    """m: the least number of honest hospitals in any sum that a malicious aggregator can open.
-
-    `one_list` is true with the consistency wave and in strict mode. The bound holds for every round whose
-    participants are a part of the n enrolled: it falls with n, so the enrolled number is the worst case.
-    Returns 0 where nothing is guaranteed.
-    """
-    n, t, c = hospitals, threshold, colluders
-    if t <= c or 2 * t <= n + c:
-        return 0
-    if one_list:
-        return t - c
-    return -(-(n - c) * (2 * t - n - c) // (t - c))
 
 
 def choose_threshold(hospitals: int, colluders: int, *, one_list: bool = False) -> int:

@@ -1,7 +1,10 @@
 """The terms of a study and of a round, as frozen values with one canonical form and hash.
 
-A `Study` is what reviewers approve; a `RoundManifest` is what the aggregator signs for each round. Nothing here
-is decided by the hospital: its privacy plan is derived from `PrivacyTerms` and its own limits, in `hospital`.
+A `Study` is what reviewers approve; a `RoundManifest` is what the aggregator signs for each round.
+
+In local mode a hospital derives its privacy plan from `PrivacyTerms` and its own limits. In distributed mode the noise
+that protects its patients is mostly the others', so all that the price rests on are terms of the study, equal for all
+(`SharedNoise`); a hospital with stricter limits refuses, since no noise of its own would make up for the others'.
 """
 
 from __future__ import annotations
@@ -12,11 +15,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from datasites.study.canonical import Agreed
+from datasites.study.errors import InputError
 from datasites.study.identity import Email
+from datasites.study.survivors import honest_contributors
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
+EvaluationKind = Literal["interim", "final"]
+NoiseMultiplier = Annotated[float, Field(gt=0, le=10_000)]
 
 #: Services that every study uses, so every study must say who runs them.
 REQUIRED_SERVICES = ("aggregation", "model_distribution", "transport")
@@ -35,6 +42,8 @@ MOST_ROUNDS = 10_000
 MOST_EPOCHS = 1_000_000
 #: The secure sum counts modulo 2**32, with sign.
 HALF_RING = 2**31
+#: Bounds and scales of a vector lie within this power of two and its inverse.
+WIDEST_SCALE = 2.0**62
 #: Above this many hospitals masks form a ring of neighbours, which is safe only with the consistency wave.
 ALWAYS_CONSISTENT_ABOVE = 64
 
@@ -51,7 +60,7 @@ class Cohort(Agreed):
 
     A hospital weighs as many patients as it declares, but at most `max_patients`. `patients` is what all hospitals
     declare together, a public figure that distributed mode divides by. `consistency` adds a wave in which survivors
-    agree on one survivor list; it is always on above 64 hospitals.
+    agree on one survivor list (`Study.consistency_wave` says when it is on if left out).
     """
 
     dataset: Name
@@ -60,7 +69,7 @@ class Cohort(Agreed):
     colluders: Annotated[int, Field(ge=0, le=MOST_HOSPITALS)] = 1
     threshold: Annotated[int, Field(ge=3, le=MOST_HOSPITALS)] | None = None
     max_patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)] = 10_000
-    consistency: bool = False
+    consistency: bool | None = None
     patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)] | None = None
 
     @field_validator("hospitals")
@@ -72,10 +81,13 @@ class Cohort(Agreed):
             raise ValueError("cohort.hospitals needs at least 3: a sum of two shows each the other's update")
         return tuple(sorted(hospitals))
 
-    @property
-    def consistency_wave(self) -> bool:
-        """Whether survivors agree on one survivor list first."""
-        return self.consistency or len(self.hospitals) > ALWAYS_CONSISTENT_ABOVE
+    @model_validator(mode="after")
+    def _enough_can_survive(self) -> Self:
+        if self.threshold is not None and self.threshold > len(self.hospitals):
+            raise ValueError(
+                f"cohort.threshold: {self.threshold} of {len(self.hospitals)} hospitals can't survive; lower it"
+            )
+        return self
 
     @property
     def survivors_needed(self) -> int:
@@ -84,13 +96,30 @@ class Cohort(Agreed):
 
 
 class PrivacyTerms(Agreed):
-    """What the study asks for. Each hospital calibrates its own noise from it and may only be stricter."""
+    """What the study asks for.
+
+    Local mode: each hospital calibrates its own noise from it and may only be stricter. Distributed mode: these are the
+    terms, and no hospital trains on others. noise_multiplier: sd of the noise that `honest` hospitals add together, in
+    units of the sensitivity; divisor: what the opened sum of a step is divided by, sampling_rate x cohort.patients if
+    left out. Both belong to distributed mode.
+    """
 
     epsilon: Annotated[float, Field(gt=0, le=100)]
     delta: Annotated[float, Field(gt=0, lt=0.1)]
     clip: Annotated[float, Field(ge=1e-3, le=1e6)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     mode: Literal["local", "distributed"] = "local"
+    noise_multiplier: NoiseMultiplier | None = None
+    divisor: Annotated[float, Field(gt=0, le=MOST_PATIENTS)] | None = None
+
+    @model_validator(mode="after")
+    def _shared_terms_are_of_distributed_mode(self) -> Self:
+        for name in ("noise_multiplier", "divisor"):
+            if self.mode == "local" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}: belongs to distributed mode; in local mode each hospital sets it; leave it out"
+                )
+        return self
 
 
 class LocalTraining(Agreed):
@@ -107,12 +136,15 @@ class LocalTraining(Agreed):
 class Evaluation(Agreed):
     """DP evaluation: noised counts per (score bin, label) on the patients that each hospital always holds out.
 
-    Which patients those are is fixed by the hospital for its dataset, over all studies.
+    Which patients those are is fixed by the hospital for its dataset, over all studies. noise_multiplier: distributed
+    mode only, and needed there: sd of the noise that `honest` hospitals add together to each count of the final
+    evaluation, in units of the sensitivity; that of interim ones follows from it and `interim_share`.
     """
 
     bins: Annotated[int, Field(ge=2, le=100)] = 8
     every: Annotated[int, Field(ge=0)] = 0
     interim_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise_multiplier: NoiseMultiplier | None = None
 
     @model_validator(mode="after")
     def _share_has_a_use(self) -> Self:
@@ -158,16 +190,111 @@ class Study(Agreed):
             raise ValueError(f"services: name the organisation that runs {', '.join(missing)}")
         if len(set(kinds)) != len(kinds):
             raise ValueError("services: one entry per kind")
-        if self.privacy.mode == "distributed" and self.training.steps != 1:
+        return self
+
+    @model_validator(mode="after")
+    def _noise_can_be_shared(self) -> Self:
+        if not self.is_distributed:
+            if self.evaluation.noise_multiplier is not None:
+                raise ValueError("evaluation.noise_multiplier: belongs to privacy.mode distributed; leave it out")
+            return self
+        cohort, training = self.cohort, self.training
+        if training.steps != 1:
             raise ValueError("privacy.mode distributed needs training.steps = 1: only one clipped step sums to DP")
-        if self.privacy.mode == "distributed" and self.cohort.patients is None:
+        server_side = ("optimiser", "momentum", "schedule", "proximal")
+        if any(getattr(training, name) != LocalTraining.model_fields[name].default for name in server_side):
+            raise ValueError(
+                "privacy.mode distributed: hospitals send one clipped sum and take no step by themselves; leave "
+                "training.optimiser, momentum, schedule and proximal out, and say in [strategy] what the server does"
+            )
+        if cohort.patients is None:
             raise ValueError("privacy.mode distributed needs cohort.patients, what all hospitals declare together")
+        if cohort.colluders < 1:
+            raise ValueError(
+                "privacy.mode distributed needs cohort.colluders of 1 or more: every hospital knows its own noise and "
+                "sees the next model, so it could take its noise off the sum"
+            )
+        if self.honest < 2:
+            raise ValueError(
+                f"cohort.threshold: {cohort.survivors_needed} of {len(cohort.hospitals)} with {cohort.colluders} "
+                "colluder(s) is not sure to leave two honest hospitals in a sum; raise the threshold, switch "
+                "cohort.consistency on, or declare fewer colluders"
+            )
         return self
 
     @property
+    def is_distributed(self) -> bool:
+        """Whether hospitals share the noise of a sum."""
+        return self.privacy.mode == "distributed"
+
+    @property
+    def consistency_wave(self) -> bool:
+        """Whether survivors agree on one survivor list first: as the cohort says; else in distributed mode.
+
+        Above 64 hospitals it is always on.
+        """
+        said = self.cohort.consistency
+        return (self.is_distributed if said is None else said) or len(self.cohort.hospitals) > ALWAYS_CONSISTENT_ABOVE
+
+    @property
+    def honest(self) -> int:
+        """m: honest hospitals that every opened sum is sure to hold, 0 where nothing is sure (see `survivors`)."""
+        cohort = self.cohort
+        return honest_contributors(
+            len(cohort.hospitals), cohort.survivors_needed, cohort.colluders, one_list=self.consistency_wave
+        )
+
+    @property
     def divisor(self) -> float:
-        """What the opened sum of a step is divided by in distributed mode: expected patients in it, a public figure."""
-        return self.privacy.sampling_rate * (self.cohort.patients or 0)
+        """What the opened sum of a step is divided by in distributed mode: a public figure, as stated or expected."""
+        return self.privacy.divisor or self.privacy.sampling_rate * (self.cohort.patients or 0)
+
+    @property
+    def shared(self) -> SharedNoise | None:
+        """The terms of shared noise; None in local mode. Raises `InputError` where the study leaves a noise out."""
+        if not self.is_distributed:
+            return None
+        cohort, privacy = self.cohort, self.privacy
+        noise, counts_noise = privacy.noise_multiplier, self.evaluation.noise_multiplier
+        if noise is None or counts_noise is None:
+            missing = "privacy.noise_multiplier" if noise is None else "evaluation.noise_multiplier"
+            raise InputError(
+                f"study.toml: {missing}: is missing, and in distributed mode all hospitals add the same noise; "
+                "`datasites study plan FOLDER` names the figure that fits"
+            )
+        return SharedNoise(
+            hospitals=len(cohort.hospitals),
+            colluders=cohort.colluders,
+            consistency=self.consistency_wave,
+            honest=self.honest,
+            clip=privacy.clip,
+            noise_multiplier=noise,
+            sampling_rate=privacy.sampling_rate,
+            divisor=self.divisor,
+            delta=privacy.delta,
+            evaluation_noise_multiplier=counts_noise,
+        )
+
+
+class SharedNoise(Agreed):
+    """What hospitals must have in common for noise that they add together to be worth its price (distributed mode).
+
+    With the threshold, and bound and scale of each vector, this is all that the price rests on. hospitals: enrolled in
+    the study. consistency: whether survivors agree on one list. honest: of whom every opened sum is sure to hold noise.
+    noise_multiplier: of `honest` hospitals together, in units of the sensitivity; evaluation_noise_multiplier: that of
+    the final evaluation. divisor: of the opened sum of a step. delta: at which the study is priced.
+    """
+
+    hospitals: Annotated[int, Field(ge=3, le=MOST_HOSPITALS)]
+    colluders: Annotated[int, Field(ge=1, le=MOST_HOSPITALS)]
+    consistency: bool
+    honest: Annotated[int, Field(ge=2, le=MOST_HOSPITALS)]
+    clip: Annotated[float, Field(gt=0)]
+    noise_multiplier: NoiseMultiplier
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    divisor: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    evaluation_noise_multiplier: NoiseMultiplier
 
 
 class VectorTerm(Agreed):
@@ -175,8 +302,8 @@ class VectorTerm(Agreed):
 
     name: Name
     length: Annotated[int, Field(ge=1, le=2_000_000_000)]
-    bound: Annotated[float, Field(ge=1 / HALF_RING, le=HALF_RING)]
-    scale: Annotated[float, Field(ge=1 / HALF_RING, le=HALF_RING)]
+    bound: Annotated[float, Field(ge=1 / WIDEST_SCALE, le=WIDEST_SCALE)]
+    scale: Annotated[float, Field(ge=1 / WIDEST_SCALE, le=WIDEST_SCALE)]
 
     @model_validator(mode="after")
     def _fits_the_ring(self) -> Self:
@@ -188,9 +315,12 @@ class VectorTerm(Agreed):
 
 
 class RoundManifest(Agreed):
-    """What one round is. Signed by the aggregator; its digest enters every mask derivation of the round."""
+    """What one round is. Signed by the aggregator; its digest enters every mask derivation of the round.
 
-    format: Literal[1] = 1
+    shared: in distributed mode, and only there. Format 2 knows it.
+    """
+
+    format: Literal[2] = 2
     study: Sha256
     epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
     round: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
@@ -201,6 +331,7 @@ class RoundManifest(Agreed):
     weight_max: Annotated[float, Field(gt=0)]
     model_hash: Sha256
     vectors: tuple[VectorTerm, ...]
+    shared: SharedNoise | None = None
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:

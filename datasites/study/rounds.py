@@ -1,26 +1,70 @@
-"""What a round must hold, once: used to make a manifest and to check one. Pure arithmetic; no torch, no Django.
+"""What a round holds, once: used to make a manifest and to check one. Pure arithmetic; no torch, no Django.
 
 In distributed mode hospitals add their noise on one grid, so that the secure sum adds up what was priced to the last
 step. `ring_terms` chooses grid and bound from public terms alone; both sides compute them and compare.
+
+**Theorem (a distributed sum).** Let each survivor i of a round release v_i = round(cut(x_i) / grid) + N_i, modulo 2^32:
+x_i is the sum of its sampled patients' clipped gradients, cut() cuts each coordinate to +-`RingTerms.cut`, and N_i is
+discrete Gaussian noise of sd deviation / grid on each coordinate. Let z be the study's noise multiplier, q its sampling
+rate and T its rounds. Then the sums over survivors, given all that colluders know, are (epsilon, delta)-DP for adding
+or removing one patient of an honest hospital, if T Poisson-sampled Gaussian mechanisms of rate q and noise multiplier
+z x `LATTICE` together are (epsilon, delta - `tail_delta`)-DP.
+
+Assumed: at least m = `Study.honest` honest hospitals add their noise in each opened sum (`survivors`: at most c
+colluders, threshold t; masks hold, against bounded adversaries); a patient moves x_i by at most clip x (1 +
+`NORM_SLACK`) in L2 norm (`privacy.clipping`); the generator's bits are uniform.
+
+Proof. *Shift.* A cut is 1-Lipschitz and rounding moves a coordinate by half a step at most, so a patient moves the
+vector of whole steps by an integer vector v of norm at most (clip (1 + slack) + sqrt(d) grid) / grid.
+*Noise.* The honest part of a sum holds m discrete Gaussians of sd >= 4 steps; whatever else it holds is added on top.
+Their sum has, at each point, the probability of a discrete Gaussian of sd s = z x sensitivity / grid up to a factor
+within 1 +- 1e-60 per coordinate (Kairouz, Liu and Steinke 2021, arXiv:2102.06387).
+*Lattice.* That discrete Gaussian is a continuous one of sd sqrt(s^2 - 4), post-processed: draw c from the latter around
+v, then k from the discrete Gaussian of sd 2 on the integers around c, coordinate by coordinate (the convolution of
+Peikert 2010, CRYPTO). The product of the two densities integrates over c to exp(-(k - v)^2 / 2 s^2) times a constant,
+over sum_j exp(-(j - c)^2 / 8), which by Poisson's summation is the same for all c up to a factor within 1 +- 2e-34.
+The second draw knows neither v nor the sample, so whatever divergence the discrete mechanism has, sampled, composed and
+adaptive as it is, Gaussians of sd s sqrt(1 - 4 / s^2) have; and that is s x `LATTICE` or more, as s >= 64.
+*Ring.* Encoded coordinates stay within +-bound, and n x bound is below 2^31 steps, so the sum modulo 2^32 is the sum.
+The bound cuts only where noise passes 10 sd; `tail_delta` pays for that, and for the factors above. Counts are alike,
+with 1 for the clip and no slack.
+
+Renyi divergences need no `LATTICE`: those of the discrete Gaussian are never above the continuous one's of the same sd
+(Canonne, Kamath and Steinke 2020, arXiv:2004.00010, proposition 5). Prices use it all the same, so that one event
+serves both accountants.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
-from datasites.study.manifest import HALF_RING
+from datasites.study.manifest import (
+    COUNTS_BOUND,
+    HALF_RING,
+    UPDATE_BOUND,
+    EvaluationKind,
+    SharedNoise,
+    Study,
+    VectorTerm,
+)
 
 #: Slack of the arithmetic that measures and sums clipped gradients: a patient moves a sum by at most clip x (1 + it).
 NORM_SLACK = 2.0**-9
 #: A hospital's own noise has at least this sd, in grid steps; the noise that the price relies on at least the second.
 LEAST_OWN_STEPS, LEAST_TOGETHER_STEPS = 4.0, 64.0
+#: Part of its noise multiplier at which discrete noise is priced as continuous noise; see the top of this file.
+LATTICE = math.sqrt(1 - (2.0 / LEAST_TOGETHER_STEPS) ** 2)
 #: Room between what is cut before the noise and the bound of the ring, in sd of a hospital's own noise.
 TAIL_SD = 10.0
+#: Coordinates that one sum may have at most, for the chance that one of them passes it.
+_COORDINATES = 2.0**31
 #: Most of the sensitivity that rounding to the grid may add, as a part of the clip.
 ROUNDING_SHARE = 0.01
 
@@ -33,8 +77,8 @@ class RingTerms(Agreed):
     """How one vector of a distributed release lies in the ring.
 
     grid: one step, a power of two. bound: largest absolute value of a coordinate, a whole number of steps. cut: the
-    clipped sum is cut to +-cut before its noise. deviation: sd of one hospital's noise. sensitivity: how far, in L2
-    norm, one patient moves the rounded sum. All in the units of the clip.
+    clipped sum is cut to +-cut, whole steps too, before its noise. deviation: sd of one hospital's noise. sensitivity:
+    how far, in L2 norm, one patient moves the rounded sum. All in the units of the clip.
     """
 
     grid: Annotated[float, Field(gt=0)]
@@ -43,35 +87,203 @@ class RingTerms(Agreed):
     deviation: Annotated[float, Field(gt=0)]
     sensitivity: Annotated[float, Field(gt=0)]
 
+    def vector(self, name: str, length: int) -> VectorTerm:
+        """The manifest's term of such a vector."""
+        return VectorTerm(name=name, length=length, bound=self.bound, scale=1.0 / self.grid)
+
 
 def ring_terms(
-    *, clip: float, noise_multiplier: float, honest: int, hospitals: int, length: int, slack: float = NORM_SLACK
+    *,
+    clip: float,
+    noise_multiplier: float,
+    honest: int,
+    hospitals: int,
+    length: int,
+    slack: float = NORM_SLACK,
+    room: float | None = None,
 ) -> RingTerms:
     """Grid and bound for vectors of `length` coordinates, one from each of `hospitals`; raises `RingRefused`.
 
     noise_multiplier: sd of the noise of `honest` hospitals together, in units of the sensitivity. slack: relative
-    error of the clipped sum (0 for counts, which are exact). A finer grid costs range and a coarser one sensitivity:
-    the coarsest that keeps sqrt(length) x grid within 1 % of the clip is taken, with the whole range that is left.
+    error of the clipped sum (0 for counts, which are exact). room: what a coordinate of the sum must at least have,
+    the clip unless given. A finer grid costs range and a coarser one sensitivity: the coarsest that keeps
+    sqrt(length) x grid within 1 % of the clip is taken, with the whole range that is left.
     """
-    share = noise_multiplier / math.sqrt(honest)
+    needed = clip if room is None else room
+
+    def terms(length: int = length, hospitals: int = hospitals, noise: float = noise_multiplier) -> RingTerms | None:
+        return _terms(clip, noise, honest, hospitals, length, slack, needed)
+
+    found = terms()
+    if found is not None:
+        return found
+    fitting = [
+        f"{name} {figure}"
+        for name, figure in (
+            ("vectors of", _largest(lambda d: terms(length=d) is not None, length)),
+            ("cohorts of", _largest(lambda n: terms(hospitals=n) is not None, hospitals)),
+            ("a noise multiplier of", _nearest(lambda z: terms(noise=z) is not None, noise_multiplier)),
+        )
+        if figure is not None
+    ]
+    raise RingRefused(
+        f"secure sum: {hospitals} hospitals x {length} coordinates with noise multiplier {noise_multiplier:g}, shared "
+        f"by {honest}, leave less than {needed:g} for a coordinate of a hospital's sum; what fits, all else equal: "
+        + (" or ".join(fitting) or "nothing; use a smaller model and fewer hospitals")
+    )
+
+
+def _terms(
+    clip: float, noise: float, honest: int, hospitals: int, length: int, slack: float, needed: float
+) -> RingTerms | None:
+    share = noise / math.sqrt(honest)
     finest = min(
-        ROUNDING_SHARE * clip / math.sqrt(length),
-        share * clip / LEAST_OWN_STEPS,
-        noise_multiplier * clip / LEAST_TOGETHER_STEPS,
+        ROUNDING_SHARE * clip / math.sqrt(length), share * clip / LEAST_OWN_STEPS, noise * clip / LEAST_TOGETHER_STEPS
     )
     grid = 2.0 ** math.floor(math.log2(finest))
     sensitivity = clip * (1 + slack) + math.sqrt(length) * grid
     deviation = share * sensitivity
     bound = ((HALF_RING - 1) // hospitals) * grid
-    cut = bound - TAIL_SD * deviation
-    if cut < clip:
-        raise RingRefused(
-            f"secure sum: {hospitals} hospitals x {length} coordinates with noise of sd {deviation:g} each leave "
-            f"+-{max(cut, 0.0):g} for the sum of clipped gradients, less than one clip ({clip:g}); use a model with "
-            f"fewer parameters, fewer hospitals, or a noise multiplier below {_fitting_noise(bound, clip, honest):.3g}"
-        )
+    cut = math.floor((bound - TAIL_SD * deviation) / grid) * grid
+    if cut < needed:
+        return None
     return RingTerms(grid=grid, bound=bound, cut=cut, deviation=deviation, sensitivity=sensitivity)
 
 
-def _fitting_noise(bound: float, clip: float, honest: int) -> float:
-    return max(0.0, (bound - clip) / TAIL_SD / (1.02 * clip) * math.sqrt(honest))
+def _largest(fits: Callable[[int], bool], most: int) -> int | None:
+    """The largest whole number below `most` that fits, if small ones do; None if none does."""
+    if not fits(1):
+        return None
+    low, high = 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _nearest(fits: Callable[[float], bool], start: float) -> float | None:
+    """A figure near `start` that fits, of four digits; None if none does within a factor of 2^20."""
+    for steps in range(1, 21):
+        for fitting, failing in ((start / 2**steps, 2 * start / 2**steps), (start * 2**steps, start * 2**steps / 2)):
+            if fits(fitting):
+                for _ in range(20):
+                    middle = (fitting + failing) / 2
+                    fitting, failing = (middle, failing) if fits(middle) else (fitting, middle)
+                rounded = (float(f"{figure:.3e}") for figure in (fitting, 0.999 * fitting, 1.001 * fitting))
+                return next(figure for figure in rounded if fits(figure))
+    return None
+
+
+def gradient_ring(study: Study, dimension: int) -> RingTerms | None:
+    """How the clipped sums of a model with `dimension` parameters lie in the ring; None in local mode."""
+    shared = study.shared
+    if shared is None:
+        return None
+    return ring_terms(
+        clip=shared.clip,
+        noise_multiplier=shared.noise_multiplier,
+        honest=shared.honest,
+        hospitals=shared.hospitals,
+        length=dimension,
+    )
+
+
+def counts_ring(study: Study, kind: EvaluationKind) -> RingTerms | None:
+    """How the counts of an evaluation lie in the ring; None in local mode. A patient moves them by 1 at most."""
+    shared = study.shared
+    if shared is None:
+        return None
+    assert study.cohort.patients is not None
+    return ring_terms(
+        clip=1.0,
+        noise_multiplier=counts_noise(study, kind),
+        honest=shared.honest,
+        hospitals=shared.hospitals,
+        length=2 * study.evaluation.bins,
+        slack=0.0,
+        # A hospital of the usual size may have all its patients in one cell.
+        room=max(1.0, study.cohort.patients / shared.hospitals),
+    )
+
+
+def counts_noise(study: Study, kind: EvaluationKind) -> float:
+    """Noise multiplier of one evaluation of this kind in distributed mode, of `honest` hospitals together.
+
+    Composed Gaussians are one with 1/z^2 = sum of 1/z_i^2; in that measure interim evaluations take `interim_share`
+    of the whole, in equal parts, and the final one the rest.
+    """
+    shared = study.shared
+    if shared is None:
+        raise ValueError("counts_noise: in local mode each hospital calibrates its own")
+    final, count, share = shared.evaluation_noise_multiplier, interim_evaluations(study), study.evaluation.interim_share
+    return final if kind == "final" or not count else final * math.sqrt((1 - share) * count / share)
+
+
+def interim_evaluations(study: Study) -> int:
+    """How many interim evaluations the study holds: after rounds every, 2 * every, ... before the last one."""
+    return (study.rounds - 1) // study.evaluation.every if study.evaluation.every else 0
+
+
+def tail_delta(hospitals: int, rounds: int, epsilon: float) -> float:
+    """What delta must pay for noise that passes `TAIL_SD`, over all coordinates, hospitals and rounds of a study.
+
+    A discrete Gaussian of sd s reaches 10 s with at most the chance that a Gaussian reaches 10 s - 1 (Canonne, Kamath
+    and Steinke 2020, proposition 25), and s is 4 or more. Where two mechanisms differ with chance p at most, one is
+    (epsilon, delta + (1 + e^epsilon) p)-DP if the other is (epsilon, delta)-DP. The final evaluation is one more round.
+    """
+    chance = math.erfc((TAIL_SD - 1 / LEAST_OWN_STEPS) / math.sqrt(2))
+    return (1 + math.exp(epsilon)) * chance * _COORDINATES * hospitals * (rounds + 1)
+
+
+def safe_scale(bound: float, participants: int) -> float:
+    """The largest power of two that keeps a sum over `participants` of coordinates up to `bound` in the ring."""
+    room = (HALF_RING - 1) // participants
+    return 2.0 ** math.floor(math.log2(room / bound))
+
+
+@dataclass(frozen=True)
+class RoundTerms:
+    """All that a manifest says of round `number` because the study says so."""
+
+    train: bool
+    evaluate: Literal["no", "interim", "final"]
+    threshold: int
+    weight_max: float
+    vectors: tuple[VectorTerm, ...]
+    shared: SharedNoise | None
+
+
+def round_terms(study: Study, number: int, *, dimension: int, participants: int) -> RoundTerms:
+    """What round `number` holds, for a model with `dimension` parameters; raises `RingRefused`, or `InputError`.
+
+    Rounds 1 .. study.rounds train, and hold an interim evaluation where the study says so; the one after is the final
+    evaluation. participants: their number in this round.
+    """
+    train = number <= study.rounds
+    every = study.evaluation.every
+    interim = train and every > 0 and number % every == 0 and number < study.rounds
+    evaluate: Literal["no", "interim", "final"] = "interim" if interim else "no" if train else "final"
+    vectors = []
+    if train:
+        gradient = gradient_ring(study, dimension)
+        if gradient is not None:
+            vectors.append(gradient.vector("gradient", dimension))
+        else:
+            vectors += [_local("update", dimension, UPDATE_BOUND, participants), _local("weight", 1, 1.0, participants)]
+    if evaluate != "no":
+        counts, cells = counts_ring(study, evaluate), 2 * study.evaluation.bins
+        vectors.append(
+            counts.vector("counts", cells) if counts else _local("counts", cells, COUNTS_BOUND, participants)
+        )
+    return RoundTerms(
+        train=train,
+        evaluate=evaluate,
+        threshold=study.cohort.survivors_needed,
+        weight_max=float(study.cohort.max_patients),
+        vectors=tuple(vectors),
+        shared=study.shared,
+    )
+
+
+def _local(name: str, length: int, bound: float, participants: int) -> VectorTerm:
+    return VectorTerm(name=name, length=length, bound=bound, scale=safe_scale(bound, participants))

@@ -85,12 +85,13 @@ def test_distributed_noise_with_the_consistency_wave(datasites: LocalDatasites) 
     study = datasites.study(
         "together",
         rounds="10",
-        mode='"distributed"',
+        mode='"distributed"\nnoise_multiplier = 1.7',
         steps="1",
-        learning_rate="3.0",
-        colluders="1\nconsistency = true\npatients = 920",
+        learning_rate="5.0",
+        colluders="1\nthreshold = 4\npatients = 920",
+        bins="6\nnoise_multiplier = 1.2",
     )
-    assert study.terms.cohort.consistency_wave
+    assert study.terms.consistency_wave
     with datasites.federation() as federation:
         federation.submit(study)
         datasites.approve(study)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from datasites.privacy import sampling
-from datasites.secagg.ring import safe_scale
 from datasites.study.manifest import UPDATE_BOUND
+from datasites.study.rounds import safe_scale
 from tests.e2e.noiseless_datasite import plain_update
 from tests.e2e.support import KEYS, LocalDatasites
 

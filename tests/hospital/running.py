@@ -19,13 +19,13 @@ from datasites.secagg.aggregator import Aggregator
 from datasites.secagg.context import Context
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, MaskedVector, Ready, ShareBundle, SurvivorList
-from datasites.secagg.ring import safe_scale
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import Record, records
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.manifest import UPDATE_BOUND, RoundManifest, VectorTerm
+from datasites.study.rounds import safe_scale
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.transport.store import Store
@@ -140,7 +140,7 @@ class Running:
             rounds=(first_round, study.rounds + 1),
             expires=study.ends,
             threshold=study.cohort.survivors_needed,
-            consistency=study.cohort.consistency_wave,
+            consistency=study.consistency_wave,
         )
         self.aggregator = Aggregator(self.keys[RESEARCHER], context)
         self.state = self.aggregator.start()

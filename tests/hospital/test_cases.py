@@ -7,7 +7,7 @@ import pytest
 
 from datasites.hospital import review
 from datasites.hospital.admission import recheck
-from datasites.hospital.cases import open_case, partitions, site_plans, split_of
+from datasites.hospital.cases import open_case, partitions, site_plan, split_of
 from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged
@@ -27,11 +27,12 @@ def test_a_hospital_is_never_laxer_than_its_own_limits(heart) -> None:  # type: 
     greedy = study.model_copy(
         update={"privacy": study.privacy.model_copy(update={"epsilon": 50.0, "delta": 0.05, "sampling_rate": 1.0})}
     )
-    plan, evaluation = site_plans(greedy, heart)
+    made = site_plan(greedy, heart)
+    plan, evaluation = made.training, made.evaluation
     assert epsilon_rdp([plan.event()], heart.delta) <= heart.study_epsilon
     assert epsilon_rdp([evaluation.total_event()], heart.delta) <= heart.study_epsilon
     assert plan.sampling_rate == heart.max_sampling_rate
-    modest, _ = site_plans(study, heart)
+    modest = site_plan(study, heart).training
     assert epsilon_rdp([modest.event()], study.privacy.delta) <= study.privacy.epsilon
 
 

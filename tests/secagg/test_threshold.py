@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasites.secagg.errors import BadTerms
-from datasites.secagg.threshold import check_threshold, choose_threshold, honest_contributors
+from datasites.secagg.threshold import check_threshold, choose_threshold
+from datasites.study.survivors import honest_contributors
 from tests.secagg.cohort import Cohort
 
 

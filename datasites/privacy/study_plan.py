@@ -1,0 +1,265 @@
+"""From a study's terms to plans: what it costs, what its threshold costs, and the figure that would fit instead.
+
+In local mode noise is calibrated here, from the study's terms and a hospital's limits. In distributed mode nothing is
+calibrated: noise is a term of the study, equal for all, and what is calibrated is only the figure that a refusal names.
+A hospital that calibrated by itself would charge its patients for noise that the others do not add.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
+from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evaluation_edges
+from datasites.study.manifest import Study
+from datasites.study.rounds import LATTICE, counts_noise, counts_ring, interim_evaluations, tail_delta
+from datasites.study.survivors import honest_contributors, noise_factor
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a hospital allows a study: epsilon and delta of a patient, and the sampling rate."""
+
+    epsilon: float
+    delta: float
+    sampling_rate: float
+
+    @classmethod
+    def of(cls, study: Study) -> Limits:
+        """What the study itself asks for."""
+        privacy = study.privacy
+        return cls(privacy.epsilon, privacy.delta, privacy.sampling_rate)
+
+    def within(self, study: Study) -> Limits:
+        """These limits, or what the study asks for where that is less."""
+        asked = Limits.of(study)
+        return Limits(
+            min(self.epsilon, asked.epsilon),
+            min(self.delta, asked.delta),
+            min(self.sampling_rate, asked.sampling_rate),
+        )
+
+
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """What a threshold would mean. noise_if_all, noise_at_least: sd of the sum's noise, in units of what is priced.
+
+    Both are None in local mode, where every hospital adds its noise in full whatever the threshold.
+    """
+
+    threshold: int
+    dropouts: int
+    honest: int
+    noise_if_all: float | None
+    noise_at_least: float | None
+    epsilon: float
+    local_epsilon: float
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Both mechanisms of a study and who must be honest for them. delta: at which the epsilons here are stated."""
+
+    training: PrivacyPlan
+    evaluation: EvaluationPlan
+    hospitals: int
+    threshold: int
+    colluders: int
+    consistency: bool
+    honest: int
+    delta: float
+    priced_delta: float
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether hospitals share the noise."""
+        return self.training.mode == "distributed"
+
+    def noise_factor(self, survivors: int | None = None) -> float:
+        """Sd of the noise of a sum over `survivors` (all, if left out), in units of what is priced; 1 in local mode."""
+        return noise_factor(survivors or self.hospitals, self.honest) if self.is_distributed else 1.0
+
+    @cached_property
+    def epsilon(self) -> float:
+        """What training costs a patient at `delta`, by PLD: of the sums in distributed mode."""
+        return epsilon_pld([self.training.event()], self.priced_delta)
+
+    @cached_property
+    def evaluation_epsilon(self) -> float:
+        """What all evaluations cost a held-out patient at `delta`, by PLD."""
+        return epsilon_pld([self.evaluation.total_event()], self.priced_delta)
+
+    @property
+    def local_epsilon(self) -> float:
+        """What training costs against one who sees this hospital's own vectors, by RDP (exact on a lattice)."""
+        return epsilon_rdp([self.training.local_event()], self.delta)
+
+    @property
+    def local_evaluation_epsilon(self) -> float:
+        """What all evaluations cost against one who sees this hospital's own counts, by RDP."""
+        return epsilon_rdp([self.evaluation.total_local_event()], self.delta)
+
+    def choices(self) -> tuple[ThresholdChoice, ...]:
+        """Every threshold that protects, lowest first: fewer dropouts tolerated, less noise beyond what is priced."""
+        return tuple(
+            self._choice(threshold, honest)
+            for threshold in range(3, self.hospitals + 1)
+            if (honest := honest_contributors(self.hospitals, threshold, self.colluders, one_list=self.consistency))
+            >= 2
+        )
+
+    def _choice(self, threshold: int, honest: int) -> ThresholdChoice:
+        shared = self.is_distributed
+        plan = self.training.model_copy(update={"honest": honest}) if shared else self.training
+        return ThresholdChoice(
+            threshold=threshold,
+            dropouts=self.hospitals - threshold,
+            honest=honest,
+            noise_if_all=noise_factor(self.hospitals, honest) if shared else None,
+            noise_at_least=noise_factor(threshold, honest) if shared else None,
+            epsilon=self.epsilon,
+            local_epsilon=epsilon_rdp([plan.local_event()], self.delta) if shared else self.epsilon,
+        )
+
+    def table(self) -> pd.DataFrame:
+        """`choices` as a table; `chosen` marks the study's threshold."""
+        return pd.DataFrame(
+            {
+                "threshold": choice.threshold,
+                "chosen": choice.threshold == self.threshold,
+                "dropouts tolerated": choice.dropouts,
+                "honest in each sum": choice.honest,
+                "noise factor, all survive": choice.noise_if_all,
+                "noise factor, threshold survive": choice.noise_at_least,
+                "epsilon": choice.epsilon,
+                "local epsilon": choice.local_epsilon,
+            }
+            for choice in self.choices()
+        )
+
+    def __str__(self) -> str:
+        """The plan in a few lines."""
+        plan, counts = self.training, self.evaluation
+        lines = [
+            f"training: {plan.steps} steps, clip {plan.clip:g}, sampling rate {plan.sampling_rate:g}, noise multiplier "
+            f"{plan.noise_multiplier:g}: epsilon {self.epsilon:.3f} at delta {self.delta:g} (PLD)",
+            f"evaluation: noise multiplier {counts.final_multiplier:g}"
+            + (f", {counts.interim} interim at {counts.interim_multiplier:g}" if counts.interim else "")
+            + f": epsilon {self.evaluation_epsilon:.3f}",
+        ]
+        if self.is_distributed:
+            wave = "on" if self.consistency else "off: a sum may hold fewer honest hospitals than one list would leave"
+            lines += [
+                f"noise is shared: {self.threshold} of {self.hospitals} hospitals must survive, {self.colluders} may "
+                f"collude, every sum holds {self.honest} honest ones or more; consistency wave {wave}",
+                f"noise of a sum, in units of what is priced: {self.noise_factor():.3f} if all survive, "
+                f"{self.noise_factor(self.threshold):.3f} if {self.threshold} do",
+                f"local epsilon, against one who sees a hospital's own vectors: training {self.local_epsilon:.3f}, "
+                f"evaluation {self.local_evaluation_epsilon:.3f} (RDP)",
+            ]
+        return "\n".join(lines)
+
+
+def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:
+    """The plans of a study, within a hospital's `limits` if given; raises `PlanError` with the figure that would fit.
+
+    Local mode: calibrated at the stricter of both. Distributed mode: the study's own terms, or refused.
+    """
+    own = (limits or Limits.of(study)).within(study)
+    if study.is_distributed:
+        training, evaluation, priced = _shared(study, own)
+    else:
+        training, evaluation, priced = _calibrated(study, own), _counts(study, own, own.delta), own.delta
+    cohort = study.cohort
+    return StudyPlan(
+        training=training,
+        evaluation=evaluation,
+        hospitals=len(cohort.hospitals),
+        threshold=cohort.survivors_needed,
+        colluders=cohort.colluders,
+        consistency=study.consistency_wave,
+        honest=study.honest,
+        delta=own.delta,
+        priced_delta=priced,
+    )
+
+
+def _calibrated(study: Study, limits: Limits, delta: float | None = None) -> PrivacyPlan:
+    return PrivacyPlan.calibrate(
+        limits.epsilon,
+        delta or limits.delta,
+        clip=study.privacy.clip,
+        sampling_rate=limits.sampling_rate,
+        rounds=study.rounds,
+        steps_per_round=study.training.steps,
+        mode=study.privacy.mode,
+        honest=study.honest if study.is_distributed else None,
+    )
+
+
+def _counts(study: Study, limits: Limits, delta: float) -> EvaluationPlan:
+    return EvaluationPlan.calibrate(limits.epsilon, delta, study.evaluation, study.rounds)
+
+
+def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan, float]:
+    """The study's plans in distributed mode, and the delta that is left once the noise's tail is paid for."""
+    priced = limits.delta - tail_delta(len(study.cohort.hospitals), study.rounds, limits.epsilon)
+    if priced <= 0:
+        raise PlanError(
+            f"privacy.delta: {limits.delta:g} is less than the chance that noise passes the secure sum's bound, "
+            f"{limits.delta - priced:.3g}; ask for a larger delta, fewer rounds or a smaller epsilon"
+        )
+    least = _calibrated(study, limits, priced).noise_multiplier
+    least_counts = _up(_counts(study, limits, priced).final_multiplier / LATTICE)
+    noise, counts = study.privacy.noise_multiplier, study.evaluation.noise_multiplier
+    wrong = []
+    for name, found, needed in (
+        ("privacy.noise_multiplier", noise, least),
+        ("evaluation.noise_multiplier", counts, least_counts),
+    ):
+        if found is None:
+            wrong.append(f"{name} is missing: {needed:g} is the least that fits")
+        elif found < needed:
+            wrong.append(f"{name} is {found:g}: {needed:g} is the least that fits")
+    asked = Limits.of(study)
+    if asked.sampling_rate > limits.sampling_rate:
+        wrong.append(
+            f"privacy.sampling_rate is {asked.sampling_rate:g}: {limits.sampling_rate:g} is the most that fits"
+        )
+    if asked.delta > limits.delta:
+        wrong.append(f"privacy.delta is {asked.delta:g}: {limits.delta:g} is the most that fits")
+    if wrong:
+        raise PlanError(
+            "distributed mode: all hospitals add the study's noise, and none its own. For epsilon "
+            f"{limits.epsilon:g} at delta {limits.delta:g} and sampling rate {limits.sampling_rate:g}, "
+            + "; ".join(wrong)
+        )
+    shared = study.shared
+    assert shared is not None
+    counts_ring(study, "final")
+    interim = interim_evaluations(study)
+    training = PrivacyPlan(
+        clip=shared.clip,
+        noise_multiplier=shared.noise_multiplier,
+        sampling_rate=shared.sampling_rate,
+        rounds=study.rounds,
+        steps_per_round=study.training.steps,
+        mode="distributed",
+        honest=shared.honest,
+    )
+    evaluation = EvaluationPlan(
+        edges=evaluation_edges(study.evaluation.bins),
+        final_multiplier=shared.evaluation_noise_multiplier,
+        interim=interim,
+        interim_multiplier=counts_noise(study, "interim") if interim else None,
+        honest=shared.honest,
+    )
+    return training, evaluation, priced
+
+
+def _up(multiplier: float) -> float:
+    return math.ceil(multiplier * 10_000) / 10_000
