@@ -65,27 +65,37 @@ def dataset_withdraw(
 
 @budget.command("show")
 def budget_show(home: HomeOption) -> None:
-    """Spent, committed and free privacy budget of each dataset, by partition of its patients."""
+    """Spent, committed and free privacy budget of each population, by partition of its patients."""
     site = open_site(home)
     from datasites.hospital import ledger
 
-    table = new_table("", "dataset", "patients", "spent (RDP)", "spent (PLD)", "committed", "cap", "delta")
-    for dataset in site.home.settings.datasets:
+    table = new_table("", "population", "patients", "spent (RDP)", "spent (PLD)", "committed", "cap", "delta")
+    for dataset in {dataset.population: dataset for dataset in site.home.settings.datasets}.values():
         tight = ledger.spent_pld(dataset)
         for s in ledger.state(dataset):
             figures = (s.spent_rdp, tight[s.partition], s.committed_rdp, s.cap)
-            table.add_row(dataset.name, s.partition, *(f"{figure:.3f}" for figure in figures), f"{s.delta:g}")
+            table.add_row(dataset.population, s.partition, *(f"{figure:.3f}" for figure in figures), f"{s.delta:g}")
     out.print(table)
 
 
 @budget.command("history")
 def budget_history(home: HomeOption, dataset: str) -> None:
-    """Every line of a dataset's ledger."""
-    open_site(home)
+    """Every line of the ledger of a dataset's population, and the history of its caps."""
+    site = open_site(home)
     from datasites.hospital.models import LedgerEntry
+    from datasites.hospital.population import guarantee, history
+
+    name = site.home.dataset(dataset).population
+    for fact in history(name):
+        by = f", by {fact.entered_by} and {fact.confirmed_by}" if fact.confirmed_by else ""
+        cap = f"epsilon {fact.epsilon:g} at delta {fact.delta:g}"
+        what = f"releases with a delta up to {fact.delta:g} accepted" if fact.what == "delta_accepted" else cap
+        out.print(f"{fact.at.isoformat(timespec='seconds')} {fact.what.replace('_', ' ')}: {what}{by}")
+    if caps := guarantee(name):
+        out.print(f"these patients are guaranteed {caps.words}, the widest that was ever in force")
 
     table = new_table("", "at", "patients", "study", "what", "round", "events")
-    for entry in LedgerEntry.objects.filter(dataset=dataset):
+    for entry in LedgerEntry.objects.filter(population=name):
         events = "; ".join(
             f"{c['count']} x {c['mechanism']} z={c['noise_multiplier']} q={c['sampling_rate']}" for c in entry.charges
         )
@@ -109,3 +119,65 @@ def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, 
         f"noise multiplier {answer.noise_multiplier:.3f}"
     )
     raise typer.Exit(0 if answer.fits else 1)
+
+
+@budget.command("widen")
+def budget_widen(
+    home: HomeOption, population: str, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+) -> None:
+    """Enter that a population's budget becomes the wider one that datasite.toml says now; a second person confirms."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import proposals
+
+        entered = proposals.propose_widening(site, person, population, reason)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+
+
+@budget.command("accept-delta")
+def budget_accept_delta(
+    home: HomeOption,
+    population: str,
+    delta: float,
+    name: NameOption,
+    reason: ReasonOption,
+    password_stdin: StdinOption = False,
+) -> None:
+    """Enter that releases may have a larger delta than the rule for their number of patients; a second one confirms."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import proposals
+
+        entered = proposals.propose_delta(site, person, population, delta, reason)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+
+
+@budget.command("waiting")
+def budget_waiting(home: HomeOption) -> None:
+    """Entries that wait for a second person."""
+    open_site(home)
+    from datasites.hospital import proposals
+
+    table = new_table("", "entry", "what", "by", "reason")
+    for entry in proposals.waiting():
+        by = f"{entry.proposed_by} ({entry.proposed_role})"
+        table.add_row(str(entry.pk), proposals.in_words(entry), by, entry.reason)
+    out.print(table)
+
+
+@budget.command("confirm")
+def budget_confirm(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
+    """Confirm what a person of the other role has entered; it counts from now on."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import proposals
+
+        done = proposals.confirm(site, person, entry)
+    out.print(f"entry {entry} counts: {proposals.in_words(done)}", markup=False)
+
+
+@budget.command("withdraw")
+def budget_withdraw(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
+    """Drop an entry that waits."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import proposals
+
+        proposals.withdraw(site, person, entry)
+    out.print(f"entry {entry}: withdrawn")

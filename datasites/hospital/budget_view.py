@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datasites.hospital import ledger
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.models import Case, LedgerEntry
+from datasites.hospital.population import caps_of
 from datasites.privacy.accountant import Charge, epsilon_rdp, read_charge
 from datasites.privacy.plan import PrivacyPlan
 
@@ -46,15 +47,15 @@ class StudyLine:
 
 @dataclass(frozen=True)
 class Book:
-    """A dataset's ledger, read once."""
+    """The ledger of a dataset's population, read once."""
 
     dataset: DatasetSettings
     entries: tuple[LedgerEntry, ...]
 
     @classmethod
     def read(cls, dataset: DatasetSettings) -> Book:
-        """All lines of the dataset's ledger, in the order in which they were written."""
-        return cls(dataset, tuple(LedgerEntry.objects.filter(dataset=dataset.name)))
+        """All lines of that ledger, in the order in which they were written."""
+        return cls(dataset, tuple(LedgerEntry.objects.filter(population=dataset.population)))
 
     def history(self, partition: str) -> tuple[Point, ...]:
         """Spent and committed epsilon over time, at most `POINTS` points; the last one is the present."""
@@ -108,10 +109,10 @@ class Book:
         epsilon is cut to the dataset's limit per study and rate to its limit, as for a real study. Raises `PlanError`
         (a `ValueError`) for terms that no noise can meet.
         """
-        dataset = self.dataset
+        dataset, caps = self.dataset, caps_of(self.dataset)
         plan = PrivacyPlan.calibrate(
             min(epsilon, dataset.study_epsilon),
-            dataset.delta,
+            caps.delta,
             clip=1.0,
             sampling_rate=min(rate, dataset.max_sampling_rate),
             rounds=rounds,
@@ -121,13 +122,11 @@ class Book:
         )
         asked = {"training": ledger.Asked(plan.event(), plan.local_event())}
         after = ledger.epsilon_after(dataset, asked)["training"]
-        return WhatIf(
-            noise_multiplier=plan.noise_multiplier, after=after, cap=dataset.epsilon, fits=after <= dataset.epsilon
-        )
+        return WhatIf(noise_multiplier=plan.noise_multiplier, after=after, cap=caps.epsilon, fits=after <= caps.epsilon)
 
     def _epsilon(self, counts: Counter[Charge]) -> float:
         events = [charge.model_copy(update={"count": charge.count * times}).event() for charge, times in counts.items()]
-        return epsilon_rdp(events, self.dataset.delta)
+        return epsilon_rdp(events, caps_of(self.dataset).delta)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datasites.hospital.case_view import CaseView, Examined, view_case
+from datasites.hospital.population import caps_of
 from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
 
@@ -57,7 +58,8 @@ def _terms(examined: Examined) -> list[str]:
 
 def _budget(examined: Examined) -> list[str]:
     dataset = examined.case.dataset
-    lines = ["", f"Privacy budget of dataset {dataset.name} (epsilon at delta {dataset.delta:g}, by RDP):"]
+    caps = caps_of(dataset)
+    lines = ["", f"Privacy budget of population {caps.population} (epsilon at delta {caps.delta:g}, by RDP):"]
     return lines + [
         f"  {line.partition:9} spent {line.spent:.3f}, committed {line.committed:.3f}, "
         f"with this study {line.after:.3f} of {line.cap:g}"

@@ -7,7 +7,6 @@ acts on a case compares it with the hash that was approved (I1).
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -29,7 +28,8 @@ from datasites.hospital.harmonise import (
 )
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import Asked
-from datasites.hospital.models import Case, Split
+from datasites.hospital.models import Case
+from datasites.hospital.population import caps_of, split_of
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
@@ -108,11 +108,11 @@ class OpenCase:
 def site_plan(study: Study, dataset: DatasetSettings) -> StudyPlan:
     """The hospital's plan of a study within its own limits (I4); raises `PlanError`.
 
-    In local mode epsilon is cut to the dataset's limit per study, delta to the dataset's, and the sampling rate to the
+    In local mode epsilon is cut to the dataset's limit per study, delta to the population's, the sampling rate to the
     allowed one; noise is calibrated here and never read from the study. In distributed mode (I17) the study's terms
     must lie within these limits as they are.
     """
-    made = plan_of(study, Limits(dataset.study_epsilon, dataset.delta, dataset.max_sampling_rate))
+    made = plan_of(study, Limits(dataset.study_epsilon, caps_of(dataset).delta, dataset.max_sampling_rate))
     ring, patients = counts_ring(study, "final"), dataset.declared_patients * dataset.held_out
     if ring is not None and ring.cut < patients:
         raise PlanError(
@@ -164,24 +164,6 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     return StagedRecords(prepared, reports, folder)
 
 
-def split_of(dataset: DatasetSettings) -> Split:
-    """The dataset's split into training and held-out patients, made on first use and never changed.
-
-    Raises `InputError` when `datasite.toml` no longer says what the split was made with: a patient who moved from one
-    side to the other could lose on both, and the ledger counts the larger loss only.
-    """
-    wanted_salt = bytes.fromhex(dataset.split_salt)
-    split, _ = Split.objects.get_or_create(
-        dataset=dataset.name, defaults={"fraction": dataset.held_out, "salt": wanted_salt or secrets.token_bytes(32)}
-    )
-    if split.fraction != dataset.held_out or (wanted_salt and bytes(split.salt) != wanted_salt):
-        raise InputError(
-            f"datasite.toml: dataset {dataset.name}: held_out was {split.fraction} with another salt or share when its "
-            "first study came; set them back, or register the table as a new dataset with a budget of its own"
-        )
-    return split
-
-
 def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     """The case's records as training and held-out rows, less patients who have withdrawn.
 
@@ -198,7 +180,7 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     split = split_of(case.dataset)
     here = stays(home, case.dataset.name, arrays["patient"])
     arrays = {name: array[here] for name, array in arrays.items()}
-    held_out = sampling.held_out(arrays["patient"], bytes(split.salt), split.fraction)
+    held_out = sampling.held_out(arrays["patient"], bytes(split.split_key), split.fraction)
     numbers = np.unique(arrays["patient"], return_inverse=True)[1].astype(np.int64)
 
     def rows(chosen: np.ndarray) -> Partition:

@@ -17,6 +17,7 @@ from datasites.hospital.cases import PREPARED_FILE, OpenCase, records_folder
 from datasites.hospital.config import Home
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.models import Case, Round
+from datasites.hospital.population import caps_of
 from datasites.hospital.site import Site
 from datasites.secagg.journal import Anchor, Journal
 from datasites.study import letters
@@ -65,7 +66,7 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
     return letters.Account(
         rounds=records.count(),
         steps=sum(record.steps for record in records),
-        delta=dataset.delta,
+        delta=caps_of(dataset).delta,
         noise_multiplier=case.plan.noise_multiplier,
         sampling_rate=case.plan.sampling_rate,
         spent=ledger.study_spent(dataset, row.study_hash),

@@ -18,6 +18,7 @@ from datasites.hospital import ledger
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, PolicyDecision, Review
+from datasites.hospital.population import caps_of
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_rdp
 from datasites.study.audit_chain import records
@@ -249,10 +250,10 @@ def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
     """Figures of the partition that stands worst, field by field; both partitions have the same cap."""
     dataset, study = case.dataset, case.package.digest()
     asked = case.round_asked(manifest) if manifest else case.asked()
-    states = ledger.state(dataset)
+    states, caps = ledger.state(dataset), caps_of(dataset)
     charged = ledger.study_charges(dataset, study) if manifest else {}
     own = {
-        partition: epsilon_rdp([*charged.get(partition, []), price.event], dataset.delta)
+        partition: epsilon_rdp([*charged.get(partition, []), price.event], caps.delta)
         for partition, price in asked.items()
     }
     # A round is part of the reservation, which is part of what is committed; a new study comes on top.
@@ -264,12 +265,12 @@ def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
     return BudgetFacts(
         epsilon_spent=max(state.spent_rdp for state in states),
         epsilon_reserved=max(ledger.committed_elsewhere(dataset, study).values()),
-        epsilon_asked=max(epsilon_rdp([price.event], dataset.delta) for price in asked.values()),
+        epsilon_asked=max(epsilon_rdp([price.event], caps.delta) for price in asked.values()),
         epsilon_after=max(after.values()),
-        epsilon_cap=dataset.epsilon,
+        epsilon_cap=caps.epsilon,
         study_epsilon_after=max(own.values()),
         study_epsilon_cap=min(dataset.study_epsilon, case.study.privacy.epsilon),
-        # What the study asks for; the ledger composes at the dataset's own delta.
+        # What the study asks for; the ledger composes at the population's own delta.
         delta=case.study.privacy.delta,
-        delta_cap=dataset.delta,
+        delta_cap=caps.delta,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
@@ -25,7 +25,8 @@ class DatasetSettings(Agreed):
     """One dataset that studies may ask for, with its mock and its privacy budget.
 
     `declared_patients` is a public figure that the steward answers for: it weighs this hospital in FedAvg and sizes
-    batches, so that no count taken from the rows ever does. Budgets hold over all studies on the dataset.
+    batches, so that no count taken from the rows ever does. `population` says whose rows these are (the dataset's own
+    patients unless set): budgets hold over all studies on a population, whatever its datasets are called.
     `held_out` is the share of patients that no study trains on and every study evaluates on; it and the salt of the
     split (drawn once, unless set here) are fixed with the first study, since budgets rest on that split.
     """
@@ -43,6 +44,16 @@ class DatasetSettings(Agreed):
     split_salt: Annotated[str, Field(pattern=r"^([0-9a-f]{32,})?$")] = ""
     min_patients: Annotated[int, Field(ge=1)] = 1
     max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    population: Name = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patients_of_its_own(cls, said: Any) -> Any:
+        return {"population": said.get("name"), **said} if isinstance(said, dict) else said
+
+
+#: What datasets of one population say alike: it belongs to their patients.
+OF_THE_POPULATION = ("epsilon", "delta", "held_out", "split_salt")
 
 
 def _loopback(url: str) -> bool:
@@ -124,6 +135,19 @@ class Settings(Agreed):
     sandbox: SandboxConfig = SandboxConfig()
     console: ConsoleSettings = ConsoleSettings()
     datasets: tuple[DatasetSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_budget_for_a_population(self) -> Settings:
+        known: dict[str, DatasetSettings] = {}
+        for dataset in self.datasets:
+            first = known.setdefault(dataset.population, dataset)
+            for name in OF_THE_POPULATION:
+                if getattr(first, name) != getattr(dataset, name):
+                    raise ValueError(
+                        f"datasets {first.name} and {dataset.name} are of population {dataset.population}, whose "
+                        f"patients have one budget and one split; say the same {name} in both"
+                    )
+        return self
 
 
 @dataclass(frozen=True)

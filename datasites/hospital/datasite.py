@@ -25,6 +25,7 @@ from datasites.hospital import admission
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, sweep_staging
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
+from datasites.hospital.population import open_populations
 from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.setup import open_control
 from datasites.hospital.site import Site
@@ -71,6 +72,7 @@ class Datasite:
         for warning in Sandbox(self._home.settings.sandbox).warnings:
             log.warning("%s", warning)
             site.audit.append("sandbox_warning", reason=warning)
+        open_populations(site)
         self._control = open_control(site)
         self._store = self._control.store
         self._mailroom = Mailroom(

@@ -20,6 +20,7 @@ from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
 from datasites.hospital import ledger
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_mapping, read_table
+from datasites.hospital.population import require_agreed
 from datasites.hospital.setup import open_store
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import verify
@@ -143,6 +144,7 @@ def _datasets(site: Site) -> Iterator[Check]:
         read_mapping(home.root / dataset.mapping)
         rows = len(read_table(home.root / dataset.table))
         mock = len(read_table(home.root / dataset.mock))
+        require_agreed(dataset)
         free = min(state.free_rdp for state in ledger.state(dataset))
         state: Literal["ok", "warn"] = "ok" if free > 0 else "warn"
         yield Check(

@@ -83,12 +83,71 @@ class PolicyDecision(models.Model):
         ordering = ["at"]
 
 
-class Split(models.Model):
-    """Which patients of a dataset are held out, for all studies; written once (the ledger's partitions rest on it)."""
+class Population(models.Model):
+    """The patients that one or several datasets speak of; budgets and the split into two sides are theirs.
 
-    dataset = models.CharField(max_length=64, unique=True)
+    Written once, before the first reservation. `split_key` and `fraction` say for good who is held out; `identity` is
+    the patient column of the first records that were prepared ("" before, and where each row is a patient: `unit`).
+    `order` is the Renyi order of the budget's filter. `both_sides`: patients were told apart by another column later,
+    so that every charge counts on both sides since.
+    """
+
+    name = models.CharField(max_length=64, unique=True)
+    split_key = models.BinaryField()
     fraction = models.FloatField()
-    salt = models.BinaryField()
+    order = models.FloatField(null=True)
+    unit = models.CharField(max_length=7, blank=True, choices=[(k, k) for k in ("patient", "row")])
+    identity = models.CharField(max_length=190, blank=True)
+    both_sides = models.BooleanField(default=False)
+    at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class BudgetFact(models.Model):
+    """One line in the history of a population's caps; the newest one with a cap is in force.
+
+    opened, narrowed: as `datasite.toml` said. widened: two people. delta_accepted: two people took the risk of a larger
+    delta for releases on these patients; it is no cap.
+    """
+
+    population = models.ForeignKey(Population, on_delete=models.PROTECT, related_name="facts")
+    what = models.CharField(
+        max_length=14, choices=[(k, k) for k in ("opened", "narrowed", "widened", "delta_accepted")]
+    )
+    epsilon = models.FloatField(default=0)
+    delta = models.FloatField()
+    entered_by = models.CharField(max_length=190, blank=True)
+    confirmed_by = models.CharField(max_length=190, blank=True)
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["id"]
+
+
+class Proposal(models.Model):
+    """Something that one reviewer entered and that counts once a reviewer of the other role has confirmed it."""
+
+    kind = models.CharField(max_length=32)
+    subject = models.CharField(max_length=200)
+    terms = models.JSONField(default=dict)
+    reason = models.TextField()
+    proposed_by = models.CharField(max_length=190)
+    proposed_role = models.CharField(max_length=32)
+    proposed_at = models.DateTimeField(auto_now_add=True)
+    decided_by = models.CharField(max_length=190, blank=True)
+    decided_at = models.DateTimeField(null=True)
+    outcome = models.CharField(max_length=9, blank=True, choices=[(k, k) for k in ("confirmed", "withdrawn")])
+
+    class Meta:
+        ordering = ["-proposed_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "subject"], condition=models.Q(outcome=""), name="one_open_proposal_of_a_kind"
+            )
+        ]
 
 
 class LedgerEntry(models.Model):
@@ -98,7 +157,7 @@ class LedgerEntry(models.Model):
     `local_charges` price the same against one who sees this hospital's own vectors (they differ in distributed mode).
     """
 
-    dataset = models.CharField(max_length=64)
+    population = models.CharField(max_length=64)
     partition = models.CharField(max_length=16, choices=[("training", "training"), ("held_out", "held_out")])
     study_hash = models.CharField(max_length=64)
     kind = models.CharField(max_length=8, choices=[(k, k) for k in ("reserve", "charge", "release")])
@@ -111,7 +170,7 @@ class LedgerEntry(models.Model):
         ordering = ["id"]
         constraints = [
             models.UniqueConstraint(
-                fields=["dataset", "partition", "study_hash", "kind", "round"], name="one_entry_per_round"
+                fields=["population", "partition", "study_hash", "kind", "round"], name="one_entry_per_round"
             )
         ]
 

@@ -39,6 +39,8 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
         private.mkdir(mode=0o700)
     Identity.generate(home.settings.email).save(home.key, os.environ.get("DATASITES_PASSPHRASE"))
     site = Site.open(root)
+    from datasites.hospital.population import open_populations  # a room of the database, which is open from here on
+
     control = open_control(site)
     try:
         entry = RosterEntry(
@@ -54,6 +56,7 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     # Itself included: the terms of a secure sum are built from the pinned roster alone.
     Roster(entries=(entry,)).save(home.roster)
     site.audit.append("initialised", email=entry.email, fingerprint=entry.fingerprint)
+    open_populations(site)
     return entry
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from datasites.hospital.audit import AuditLog
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import connect
+from datasites.hospital.site import Site
 from datasites.study.identity import Identity, Roster, RosterEntry
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -66,12 +68,30 @@ def one_hash_per_password() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def own(home: Home) -> Identity:
+    """The hospital's key."""
+    identity = Identity.generate(home.settings.email)
+    identity.save(home.key)
+    return identity
+
+
 @pytest.fixture
-def database(home: Home) -> Iterator[Home]:
+def site(home: Home, own: Identity) -> Iterator[Site]:
+    """The hospital as its service opens it, with empty tables but for the budget of its population."""
     from django.core.management import call_command
 
-    yield home
+    from datasites.hospital.population import open_populations
+
+    site = Site(home, own, AuditLog(home.audit, own))
+    open_populations(site)
+    yield site
     call_command("flush", verbosity=0, interactive=False)
+
+
+@pytest.fixture
+def database(site: Site) -> Home:
+    return site.home
 
 
 @pytest.fixture
@@ -80,15 +100,13 @@ def heart(database: Home) -> DatasetSettings:
 
 
 @pytest.fixture(scope="session")
-def furnished(home: Home) -> Home:
+def furnished(home: Home, own: Identity) -> Home:
     """The home with a key, a pinned roster, Cleveland's table, and a mock."""
     from heart_disease import prepare
 
     from datasites.study.errors import read_toml
     from datasites.study.schema import DataModel
 
-    own = Identity.generate(home.settings.email)
-    own.save(home.key)
     others = ("hungary", "switzerland", "va")
     parties = [own, *(Identity.generate(f"datasite@{key}.example.org") for key in others)]
     entries = [

@@ -7,10 +7,11 @@ import pytest
 
 from datasites.hospital import review
 from datasites.hospital.admission import recheck
-from datasites.hospital.cases import open_case, partitions, site_plan, split_of
+from datasites.hospital.cases import open_case, partitions, site_plan
 from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged
+from datasites.hospital.population import split_of
 from datasites.hospital.readiness import check_dataset
 from datasites.hospital.review import ReviewError
 from datasites.hospital.withdrawal import add, in_words, rows_of, withdrawn
@@ -39,7 +40,7 @@ def test_a_hospital_is_never_laxer_than_its_own_limits(heart) -> None:  # type: 
 def test_the_split_never_moves(heart) -> None:  # type: ignore[no-untyped-def]
     """A patient who moved between the partitions could lose on both, and the ledger counts the larger loss only."""
     first = split_of(heart)
-    assert split_of(heart).salt == first.salt
+    assert split_of(heart).split_key == first.split_key
     with pytest.raises(InputError, match="held_out"):
         split_of(heart.model_copy(update={"held_out": 0.3}))
     with pytest.raises(InputError, match="salt"):

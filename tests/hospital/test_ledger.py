@@ -251,7 +251,7 @@ def test_an_older_database_reads_the_same(heart: DatasetSettings) -> None:
     from datasites.hospital.models import LedgerEntry
 
     LedgerEntry.objects.create(
-        dataset="heart",
+        population="heart",
         partition="training",
         study_hash="f" * 64,
         kind="charge",
@@ -274,7 +274,7 @@ def test_a_charge_of_a_newer_format_stops_everything(heart: DatasetSettings) -> 
     from datasites.privacy.accountant import UnknownEvent
 
     LedgerEntry.objects.create(
-        dataset="heart", partition="training", study_hash="f" * 64, kind="charge", round=1, charges=[{"format": 2}]
+        population="heart", partition="training", study_hash="f" * 64, kind="charge", round=1, charges=[{"format": 2}]
     )
     with pytest.raises(UnknownEvent):
         ledger.reserve(heart, "a" * 64, whole())

@@ -92,6 +92,28 @@ class WhatIfForm(forms.Form):
     rate = forms.FloatField(min_value=0.0001, max_value=1, initial=0.1, label="Sampling rate")
 
 
+class Widen(forms.Form):
+    """A budget to widen to what datasite.toml says."""
+
+    population = forms.SlugField(max_length=64, widget=forms.HiddenInput)
+    reason = Reason(label="Reason")
+
+
+class AcceptDelta(forms.Form):
+    """A larger delta to take the risk of."""
+
+    population = forms.SlugField(max_length=64, widget=forms.HiddenInput)
+    delta = forms.FloatField(min_value=1e-15, max_value=0.1, label="Delta of releases, at most")
+    reason = Reason(label="Reason")
+
+
+class DecideEntry(forms.Form):
+    """Confirm or withdraw what somebody of the other role entered."""
+
+    action = forms.ChoiceField(choices=[(a, a) for a in ("confirm", "withdraw")], widget=forms.HiddenInput)
+    password = Password(label="Your password")
+
+
 class AgreementText(forms.Form):
     """Agreements as TOML, like `datasites agreements import` reads them."""
 

@@ -7,19 +7,98 @@ from typing import Any
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 
-from datasites.hospital import ledger
+from datasites.hospital import ledger, population, proposals
 from datasites.hospital.budget_view import Book
-from datasites.hospital.console.access import READERS, page
-from datasites.hospital.console.forms import WhatIfForm
+from datasites.hospital.config import Home
+from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, present
+from datasites.hospital.console.acts import act
+from datasites.hospital.console.forms import AcceptDelta, DecideEntry, WhatIfForm, Widen
 from datasites.hospital.console.plot import budget_plot
 from datasites.study.errors import InputError
 
 
 @page(READERS)
 def overview(request: Any) -> HttpResponse:
-    """All datasets."""
-    datasets = [(d, ledger.state(d)) for d in request.site.home.settings.datasets]
-    return render(request, "console/budgets.html", {"datasets": datasets})
+    """All datasets, and what waits for a second person."""
+    home, may_act = request.site.home, request.role in REVIEWERS
+    datasets = [
+        (d, ledger.state(d), population.caps_of(d), population.guarantee(d.population)) for d in home.settings.datasets
+    ]
+    waiting = [
+        (
+            entry,
+            proposals.in_words(entry),
+            DecideEntry(initial={"action": "confirm"}, auto_id=f"e{entry.pk}-%s")
+            if may_act and entry.proposed_role != request.role
+            else None,
+        )
+        for entry in proposals.waiting()
+    ]
+    context = {
+        "datasets": datasets,
+        "waiting": waiting,
+        "wider": _wider(home) if may_act else [],
+        "delta": [(name, AcceptDelta(initial={"population": name}, auto_id=f"d-{name}-%s")) for name in _names(home)]
+        if may_act
+        else [],
+        "may_act": may_act,
+    }
+    return render(request, "console/budgets.html", context)
+
+
+def _names(home: Home) -> list[str]:
+    return sorted({dataset.population for dataset in home.settings.datasets})
+
+
+def _wider(home: Home) -> list[tuple[population.Caps, Widen]]:
+    """What datasite.toml, as it is on the disk now, asks for beyond what was agreed."""
+    try:
+        datasets = Home.open(home.root).settings.datasets
+    except InputError:
+        return []
+    found = {}
+    for dataset in datasets:
+        asked, agreed = population.asked_caps(dataset), population.agreed_caps(dataset.population)
+        if agreed is not None and asked.is_wider_than(agreed):
+            found[dataset.population] = asked
+    return [(asked, Widen(initial={"population": name}, auto_id=f"w-{name}-%s")) for name, asked in found.items()]
+
+
+@page(REVIEWERS, ("POST",))
+def widen(request: Any) -> HttpResponse:
+    """Enter a wider budget; it counts once the other role has confirmed it."""
+
+    def do(values: dict[str, Any]) -> str:
+        entry = proposals.propose_widening(request.site, present(request), values["population"], values["reason"])
+        return f"Entered: {proposals.in_words(entry)}. A person of the other role confirms it."
+
+    return act(request, Widen(request.POST), do, "budget")
+
+
+@page(REVIEWERS, ("POST",))
+def accept_delta(request: Any) -> HttpResponse:
+    """Enter that the risk of a larger delta is taken."""
+
+    def do(values: dict[str, Any]) -> str:
+        person = present(request)
+        entry = proposals.propose_delta(request.site, person, values["population"], values["delta"], values["reason"])
+        return f"Entered: {proposals.in_words(entry)}. A person of the other role confirms it."
+
+    return act(request, AcceptDelta(request.POST), do, "budget")
+
+
+@page(REVIEWERS, ("POST",))
+def decide(request: Any, number: int) -> HttpResponse:
+    """Confirm or withdraw what was entered."""
+
+    def do(values: dict[str, Any]) -> str:
+        if values["action"] == "withdraw":
+            proposals.withdraw(request.site, present(request), number)
+            return f"Entry {number} is withdrawn."
+        entry = proposals.confirm(request.site, confirmed(request), number)
+        return f"It counts: {proposals.in_words(entry)}. Start the datasite anew if datasite.toml has changed."
+
+    return act(request, DecideEntry(request.POST), do, "budget")
 
 
 @page(READERS)
@@ -44,6 +123,9 @@ def show(request: Any, name: str) -> HttpResponse:
             problem = str(error)
     context = {
         "dataset": dataset,
+        "caps": population.caps_of(dataset),
+        "guarantee": population.guarantee(dataset.population),
+        "facts": population.history(dataset.population)[::-1],
         "parts": parts,
         "studies": book.studies()[:100],
         "form": form,

@@ -1,0 +1,140 @@
+"""What needs two people and is no case: one reviewer enters it, a reviewer of the other role confirms it.
+
+Entered here: a wider budget, a larger delta that a risk was taken for, and that two populations are different people.
+Nothing counts before it is confirmed; each effect is logged before it counts (`population`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from datasites.hospital import population
+from datasites.hospital.models import Proposal
+from datasites.hospital.people import REVIEWERS, Acting
+from datasites.hospital.review import ReviewError, require_reviewer
+from datasites.hospital.site import Site
+from datasites.study.errors import InputError
+from policies.agreements import same_person
+
+Effect = Callable[[Site, Proposal, tuple[str, str]], None]
+
+
+def propose_widening(site: Site, person: Acting, name: str, reason: str) -> Proposal:
+    """Enter that a population's caps become what `datasite.toml` says now, which is wider; raises `ReviewError`."""
+    asked = population.asked_caps(population.dataset_of(site.home, name))
+    agreed = population.agreed_caps(name)
+    if agreed is None or not asked.is_wider_than(agreed):
+        raise ReviewError(
+            f"population {name}: datasite.toml asks for no wider budget ({asked.words}); write the wider figures there "
+            "first"
+        )
+    return _propose(site, person, "widen", name, {"epsilon": asked.epsilon, "delta": asked.delta}, reason)
+
+
+def propose_delta(site: Site, person: Acting, name: str, delta: float, reason: str) -> Proposal:
+    """Enter that releases on a population may have a delta up to this one, though the rule wants a smaller one."""
+    population.dataset_of(site.home, name)
+    if not (0 < delta < 1) or not math.isfinite(delta):
+        raise InputError(f"delta: {delta} is outside (0, 1)")
+    return _propose(site, person, "accept_delta", name, {"delta": delta}, reason)
+
+
+def confirm(site: Site, person: Acting, number: int) -> Proposal:
+    """Confirm what somebody of the other role entered, and let it count; raises `ReviewError` or `InputError`."""
+    _check_role(person)
+    with transaction.atomic():
+        proposal = _open(number)
+        if same_person(person.name, proposal.proposed_by) or person.role == proposal.proposed_role:
+            raise ReviewError(
+                f"entry {number}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person of "
+                f"the other role confirms it ({' and '.join(REVIEWERS)})"
+            )
+        EFFECTS[proposal.kind](site, proposal, (proposal.proposed_by, person.name))
+        _decide(proposal, person, "confirmed")
+    return proposal
+
+
+def withdraw(site: Site, person: Acting, number: int) -> None:
+    """Drop an entry that waits; one person is enough, since it only narrows."""
+    _check_role(person)
+    with transaction.atomic():
+        proposal = _open(number)
+        _decide(proposal, person, "withdrawn")
+        site.audit.append("proposal_withdrawn", what=proposal.kind, subject=proposal.subject, person=person.name)
+
+
+def waiting() -> list[Proposal]:
+    """Entries that wait for a second person, newest first."""
+    return list(Proposal.objects.filter(outcome=""))
+
+
+def in_words(proposal: Proposal) -> str:
+    """What confirming it does."""
+    terms = proposal.terms
+    if proposal.kind == "widen":
+        return f"population {proposal.subject}: epsilon up to {terms['epsilon']:g} at delta {terms['delta']:g}"
+    return f"population {proposal.subject}: releases with a delta up to {terms['delta']:g}"
+
+
+def _widen(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
+    name, terms = proposal.subject, proposal.terms
+    caps = population.Caps(name, terms["epsilon"], terms["delta"])
+    asked = population.asked_caps(population.dataset_of(site.home, name))
+    if asked != caps:
+        raise ReviewError(
+            f"entry {proposal.pk}: datasite.toml says {asked.words} now, the entry {caps.words}; withdraw it and enter "
+            "it again"
+        )
+    with population.alone(name):
+        population.widen(site, name, caps, by, proposal.reason)
+
+
+def _accept_delta(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
+    with population.alone(proposal.subject):
+        population.accept_delta(site, proposal.subject, proposal.terms["delta"], by, proposal.reason)
+
+
+EFFECTS: dict[str, Effect] = {"widen": _widen, "accept_delta": _accept_delta}
+
+
+def _propose(site: Site, person: Acting, kind: str, subject: str, terms: dict[str, Any], reason: str) -> Proposal:
+    _check_role(person)
+    if not reason.strip():
+        raise ReviewError("an entry needs a reason; the second person and the audit log keep it")
+    try:
+        with transaction.atomic():
+            proposal = Proposal.objects.create(
+                kind=kind,
+                subject=subject,
+                terms=terms,
+                reason=reason,
+                proposed_by=person.name,
+                proposed_role=person.role,
+            )
+            site.audit.append(
+                "proposed", what=kind, subject=subject, person=person.name, role=person.role, reason=reason
+            )
+    except IntegrityError as error:
+        raise ReviewError(f"{subject}: an entry of this kind waits already; confirm or withdraw it first") from error
+    return proposal
+
+
+def _check_role(person: Acting) -> None:
+    require_reviewer(person, f"budgets are kept by {' and '.join(REVIEWERS)}")
+
+
+def _open(number: int) -> Proposal:
+    proposal = Proposal.objects.select_for_update().filter(pk=number, outcome="").first()
+    if proposal is None:
+        raise ReviewError(f"entry {number}: does not wait for anybody (any more); see `datasites budget waiting`")
+    return proposal
+
+
+def _decide(proposal: Proposal, person: Acting, outcome: str) -> None:
+    proposal.outcome, proposal.decided_by, proposal.decided_at = outcome, person.name, timezone.now()
+    proposal.save(update_fields=["outcome", "decided_by", "decided_at"])
