@@ -53,6 +53,7 @@ def _terms(examined: Examined) -> list[str]:
         f"{plan.noise_multiplier:g}, sampling rate {plan.sampling_rate:g}, mode {plan.mode}, unit {plan.unit}",
         f"Threshold of the secure sum: {study.cohort.survivors_needed} of {len(study.cohort.hospitals)}, "
         f"{study.cohort.colluders} may collude; every sum holds {case.honest} honest hospitals or more",
+        *case.study_plan.sharing(),
     ]
 
 

@@ -68,6 +68,11 @@ class OpenCase:
         """Honest hospitals that every sum is sure to hold, given the declared colluders."""
         return self.study.honest
 
+    @property
+    def study_plan(self) -> StudyPlan:
+        """The plans with what they rest on, for people and for prices at the study's own delta."""
+        return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation)
+
     def gradient_ring(self, dimension: int) -> RingTerms | None:
         """How this hospital's noised sums lie in the secure sum; None in local mode, where its noise needs no grid."""
         return gradient_ring(self.study, dimension)
@@ -105,6 +110,11 @@ class OpenCase:
         return asked
 
 
+def limits_of(dataset: DatasetSettings) -> Limits:
+    """What the hospital allows one study on a dataset."""
+    return Limits(dataset.study_epsilon, caps_of(dataset).delta, dataset.max_sampling_rate)
+
+
 def site_plan(study: Study, dataset: DatasetSettings) -> StudyPlan:
     """The hospital's plan of a study within its own limits (I4); raises `PlanError`.
 
@@ -112,7 +122,7 @@ def site_plan(study: Study, dataset: DatasetSettings) -> StudyPlan:
     allowed one; noise is calibrated here and never read from the study. In distributed mode (I17) the study's terms
     must lie within these limits as they are.
     """
-    made = plan_of(study, Limits(dataset.study_epsilon, caps_of(dataset).delta, dataset.max_sampling_rate))
+    made = plan_of(study, limits_of(dataset))
     ring, patients = counts_ring(study, "final"), dataset.declared_patients * dataset.held_out
     if ring is not None and ring.cut < patients:
         raise PlanError(

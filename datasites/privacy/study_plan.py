@@ -74,6 +74,22 @@ class StudyPlan:
     delta: float
     priced_delta: float
 
+    @classmethod
+    def of(cls, study: Study, limits: Limits, training: PrivacyPlan, evaluation: EvaluationPlan) -> StudyPlan:
+        """The plans of a study as they were made within `limits` (`plan_of` makes them)."""
+        cohort, own = study.cohort, limits.within(study)
+        return cls(
+            training=training,
+            evaluation=evaluation,
+            hospitals=len(cohort.hospitals),
+            threshold=cohort.survivors_needed,
+            colluders=cohort.colluders,
+            consistency=study.consistency_wave,
+            honest=study.honest,
+            delta=own.delta,
+            priced_delta=priced_delta(study, own),
+        )
+
     @property
     def is_distributed(self) -> bool:
         """Whether hospitals share the noise."""
@@ -141,27 +157,39 @@ class StudyPlan:
             for choice in self.choices()
         )
 
+    def sharing(self) -> tuple[str, ...]:
+        """What distributed mode rests on and what it adds, in sentences; none in local mode."""
+        if not self.is_distributed:
+            return ()
+        wave = "on"
+        if not self.consistency:
+            one_list = honest_contributors(self.hospitals, self.threshold, self.colluders, one_list=True)
+            wave = (
+                "off, so that hospitals may be shown different lists of survivors: the noise factor is "
+                f"{self.noise_factor():.3f} instead of {noise_factor(self.hospitals, one_list):.3f}"
+            )
+        return (
+            f"noise is shared: {self.threshold} of {self.hospitals} hospitals must survive, {self.colluders} may "
+            f"collude, every sum holds {self.honest} honest ones or more; consistency wave {wave}",
+            f"noise of a sum, in units of what is priced: {self.noise_factor():.3f} if all survive, "
+            f"{self.noise_factor(self.threshold):.3f} if {self.threshold} do",
+            f"local epsilon, against one who sees a hospital's own vectors: training {self.local_epsilon:.3f}, "
+            f"evaluation {self.local_evaluation_epsilon:.3f} at delta {self.delta:g} (RDP)",
+        )
+
     def __str__(self) -> str:
         """The plan in a few lines."""
         plan, counts = self.training, self.evaluation
-        lines = [
-            f"training: {plan.steps} steps, clip {plan.clip:g}, sampling rate {plan.sampling_rate:g}, noise multiplier "
-            f"{plan.noise_multiplier:g}: epsilon {self.epsilon:.3f} at delta {self.delta:g} (PLD)",
-            f"evaluation: noise multiplier {counts.final_multiplier:g}"
-            + (f", {counts.interim} interim at {counts.interim_multiplier:g}" if counts.interim else "")
-            + f": epsilon {self.evaluation_epsilon:.3f}",
-        ]
-        if self.is_distributed:
-            wave = "on" if self.consistency else "off: a sum may hold fewer honest hospitals than one list would leave"
-            lines += [
-                f"noise is shared: {self.threshold} of {self.hospitals} hospitals must survive, {self.colluders} may "
-                f"collude, every sum holds {self.honest} honest ones or more; consistency wave {wave}",
-                f"noise of a sum, in units of what is priced: {self.noise_factor():.3f} if all survive, "
-                f"{self.noise_factor(self.threshold):.3f} if {self.threshold} do",
-                f"local epsilon, against one who sees a hospital's own vectors: training {self.local_epsilon:.3f}, "
-                f"evaluation {self.local_evaluation_epsilon:.3f} (RDP)",
+        return "\n".join(
+            [
+                f"training: {plan.steps} steps, clip {plan.clip:g}, sampling rate {plan.sampling_rate:g}, noise "
+                f"multiplier {plan.noise_multiplier:g}: epsilon {self.epsilon:.3f} at delta {self.delta:g} (PLD)",
+                f"evaluation: noise multiplier {counts.final_multiplier:g}"
+                + (f", {counts.interim} interim at {counts.interim_multiplier:g}" if counts.interim else "")
+                + f": epsilon {self.evaluation_epsilon:.3f} at delta {self.delta:g} (PLD)",
+                *self.sharing(),
             ]
-        return "\n".join(lines)
+        )
 
 
 def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:
@@ -171,27 +199,30 @@ def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:
     """
     own = (limits or Limits.of(study)).within(study)
     if study.is_distributed:
-        training, evaluation, priced = _shared(study, own)
-    else:
-        training, evaluation, priced = _calibrated(study, own), _counts(study, own, own.delta), own.delta
-    cohort = study.cohort
-    return StudyPlan(
-        training=training,
-        evaluation=evaluation,
-        hospitals=len(cohort.hospitals),
-        threshold=cohort.survivors_needed,
-        colluders=cohort.colluders,
-        consistency=study.consistency_wave,
-        honest=study.honest,
-        delta=own.delta,
-        priced_delta=priced,
-    )
+        return StudyPlan.of(study, own, *_shared(study, own))
+    return StudyPlan.of(study, own, _calibrated(study, own), _counts(study, own))
 
 
-def _calibrated(study: Study, limits: Limits, delta: float | None = None) -> PrivacyPlan:
+def priced_delta(study: Study, limits: Limits) -> float:
+    """What is left of delta for the mechanisms once the chance is paid that noise passes the secure sum's bound.
+
+    Raises `PlanError` where nothing is left. In local mode all of it is.
+    """
+    if not study.is_distributed:
+        return limits.delta
+    tail = tail_delta(len(study.cohort.hospitals), study.rounds, limits.epsilon)
+    if tail >= limits.delta:
+        raise PlanError(
+            f"privacy.delta: {limits.delta:g} is not above {tail:.3g}, the chance that noise passes the secure sum's "
+            "bound; ask for a larger delta, fewer rounds or a smaller epsilon"
+        )
+    return limits.delta - tail
+
+
+def _calibrated(study: Study, limits: Limits) -> PrivacyPlan:
     return PrivacyPlan.calibrate(
         limits.epsilon,
-        delta or limits.delta,
+        priced_delta(study, limits),
         clip=study.privacy.clip,
         sampling_rate=limits.sampling_rate,
         rounds=study.rounds,
@@ -201,20 +232,14 @@ def _calibrated(study: Study, limits: Limits, delta: float | None = None) -> Pri
     )
 
 
-def _counts(study: Study, limits: Limits, delta: float) -> EvaluationPlan:
-    return EvaluationPlan.calibrate(limits.epsilon, delta, study.evaluation, study.rounds)
+def _counts(study: Study, limits: Limits) -> EvaluationPlan:
+    return EvaluationPlan.calibrate(limits.epsilon, priced_delta(study, limits), study.evaluation, study.rounds)
 
 
-def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan, float]:
-    """The study's plans in distributed mode, and the delta that is left once the noise's tail is paid for."""
-    priced = limits.delta - tail_delta(len(study.cohort.hospitals), study.rounds, limits.epsilon)
-    if priced <= 0:
-        raise PlanError(
-            f"privacy.delta: {limits.delta:g} is less than the chance that noise passes the secure sum's bound, "
-            f"{limits.delta - priced:.3g}; ask for a larger delta, fewer rounds or a smaller epsilon"
-        )
-    least = _calibrated(study, limits, priced).noise_multiplier
-    least_counts = _up(_counts(study, limits, priced).final_multiplier / LATTICE)
+def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
+    """The study's own plans in distributed mode, if they lie within `limits`."""
+    least = _calibrated(study, limits).noise_multiplier
+    least_counts = _up(_counts(study, limits).final_multiplier / LATTICE)
     noise, counts = study.privacy.noise_multiplier, study.evaluation.noise_multiplier
     wrong = []
     for name, found, needed in (
@@ -258,7 +283,7 @@ def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan, 
         interim_multiplier=counts_noise(study, "interim") if interim else None,
         honest=shared.honest,
     )
-    return training, evaluation, priced
+    return training, evaluation
 
 
 def _up(multiplier: float) -> float:

@@ -20,7 +20,7 @@ from datasites.researcher.study import Study
 from datasites.secagg.context import Context
 from datasites.secagg.errors import SecaggError
 from datasites.secagg.member import Member
-from datasites.secagg.messages import Enrolment, ShareBundle, SignedManifest, SurvivorList
+from datasites.secagg.messages import AckList, Enrolment, ShareBundle, SignedManifest, SurvivorList
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import Head
@@ -31,6 +31,8 @@ from tests.transport.parties import RESEARCHER, Party
 PEER_PATIENCE = 0.3
 SHARE = 0.25
 """What each hospital weighs."""
+GRADIENT = -23.0
+"""Each coordinate of a hospital's sum of clipped gradients, in distributed mode."""
 
 
 class Hospital:
@@ -140,8 +142,8 @@ class Hospital:
     def _vectors(self, manifest: RoundManifest) -> dict[str, np.ndarray]:
         made = {}
         for term in manifest.vectors:
-            value = {"update": self.update * SHARE, "weight": self.weight, "counts": 20.0}[term.name]
-            made[term.name] = np.full(term.length, value)
+            value = {"update": self.update * SHARE, "weight": self.weight, "counts": 20.0, "gradient": GRADIENT}
+            made[term.name] = np.full(term.length, value[term.name])
         return made
 
     def _answer(self, member: Member) -> None:
@@ -149,7 +151,17 @@ class Hospital:
         letter = self._letter(letters.SURVIVORS, number)
         if letter is None:
             return
-        self.state, answer = member.unmask(self.state, SurvivorList.from_bytes(bytes(letter.blob)))
+        survivors, acks = SurvivorList.from_bytes(bytes(letter.blob)), None
+        if member.context.consistency:
+            self.state, ack = member.acknowledge(self.state, survivors)
+            if ("acknowledged", number) not in self._told:
+                self._told.add(("acknowledged", number))
+                self._send(letters.ACKNOWLEDGE, {}, ack.to_bytes(), number)
+            letter = self._letter(letters.ACKNOWLEDGED, number)
+            if letter is None:
+                return
+            acks = AckList.from_bytes(bytes(letter.blob))
+        self.state, answer = member.unmask(self.state, survivors, acks)
         self._send(letters.UNMASK, {}, answer.to_bytes(), number)
 
     def _close(self) -> None:

@@ -1,0 +1,219 @@
+"""Distributed mode at one hospital: it takes the study's terms or refuses, and checks each of them in each round."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from datasites.hospital import admission
+from datasites.hospital.cases import OpenCase, build_terms, site_plan
+from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.models import Case
+from datasites.hospital.rounds import RoundRefused, check_manifest
+from datasites.hospital.site import Site
+from datasites.privacy.plan import PlanError
+from datasites.study.manifest import EvaluationKind, RoundManifest, SharedNoise, VectorTerm
+from datasites.study.package import StudyPackage
+from datasites.study.rounds import round_terms
+from tests.hospital.conftest import HEART
+from tests.hospital.test_review import job
+
+DIMENSION = 14
+NOISE = {"privacy": 1.7, "evaluation": 1.2}
+
+
+def study_toml(
+    *, noise: float | None = 1.7, counts_noise: float | None = 1.2, rate: float = 0.3, **cohort: Any
+) -> bytes:
+    text = (HEART / "study" / "study.toml").read_text()
+    said = "" if noise is None else f"\nnoise_multiplier = {noise}"
+    for old, new in (
+        (r'mode = "local"', f'mode = "distributed"{said}'),
+        (r"sampling_rate = .*", f"sampling_rate = {rate}"),
+        (r"steps = 2", "steps = 1"),
+        (r"bins = 6", "bins = 6" if counts_noise is None else f"bins = 6\nnoise_multiplier = {counts_noise}"),
+        (r"colluders = 1", "\n".join(f"{k} = {v}" for k, v in {"colluders": 1, "patients": 920, **cohort}.items())),
+    ):
+        text, changed = re.subn(old, new, text, count=1)
+        assert changed, old
+    return text.encode()
+
+
+def package(**terms: Any) -> StudyPackage:
+    files = {path.name: path.read_bytes() for path in (HEART / "study").iterdir() if path.is_file()}
+    return StudyPackage(files | {"study.toml": study_toml(**terms)})
+
+
+@pytest.fixture
+def case(heart: DatasetSettings, home: Home) -> OpenCase:
+    """A study in distributed mode as approved here, without its records."""
+    study = package(threshold=4)
+    terms, made = build_terms(home, study, heart, "0" * 64), site_plan(study.study, heart)
+    row = Case(study_hash=study.digest())
+    return OpenCase(row=row, package=study, dataset=heart, terms=terms, plan=made.training, evaluation=made.evaluation)
+
+
+def manifest_of(case: OpenCase, number: int = 3) -> RoundManifest:
+    cohort = case.study.cohort.hospitals
+    terms = round_terms(case.study, number, dimension=DIMENSION, participants=len(cohort))
+    return RoundManifest(
+        study=case.row.study_hash,
+        epoch=0,
+        round=number,
+        participants=cohort,
+        model_hash="a" * 64,
+        **vars(terms),
+    )
+
+
+@pytest.mark.parametrize("number", [1, 3, 15, 16])
+def test_the_rounds_of_the_study_are_taken(case: OpenCase, number: int) -> None:
+    check_manifest(case, manifest_of(case, number), DIMENSION)
+
+
+#: Every term that the price rests on, as an aggregator might change it. Those left out would fit the old check.
+CHANGED: dict[str, Any] = {
+    "hospitals": 5,
+    "colluders": 2,
+    "consistency": False,
+    "honest": 2,
+    "clip": 2.0,
+    "noise_multiplier": 1.6,
+    "sampling_rate": 0.31,
+    "divisor": 1.0,
+    "delta": 1e-2,
+    "evaluation_noise_multiplier": 0.1,
+}
+
+
+def test_every_shared_term_is_among_those_tried() -> None:
+    assert set(CHANGED) == set(SharedNoise.model_fields)
+
+
+@pytest.mark.parametrize("term", CHANGED)
+@pytest.mark.parametrize("number", [3, 16])
+def test_a_shared_term_that_the_aggregator_changes_is_refused_by_name(case: OpenCase, term: str, number: int) -> None:
+    manifest = manifest_of(case, number)
+    assert manifest.shared is not None
+    changed = manifest.model_copy(update={"shared": manifest.shared.model_copy(update={term: CHANGED[term]})})
+    with pytest.raises(RoundRefused, match=rf"shared\.{term} is {CHANGED[term]}"):
+        check_manifest(case, changed, DIMENSION)
+
+
+def test_a_round_that_says_nothing_of_shared_noise_is_refused(case: OpenCase) -> None:
+    with pytest.raises(RoundRefused, match="shared"):
+        check_manifest(case, manifest_of(case).model_copy(update={"shared": None}), DIMENSION)
+
+
+@pytest.mark.parametrize(("number", "name"), [(3, "gradient"), (16, "counts")])
+@pytest.mark.parametrize("change", [{"bound": 2.0}, {"scale": 2.0}, {"bound": 0.5, "scale": 2.0}, {"length": 2}])
+def test_another_bound_or_scale_of_the_ring_is_refused(
+    case: OpenCase, number: int, name: str, change: dict[str, float]
+) -> None:
+    """A coarser scale rounds noise away, a smaller bound cuts it."""
+    manifest = manifest_of(case, number)
+    term = manifest.vectors[0]
+    assert term.name == name
+    factors = {key: type(getattr(term, key))(getattr(term, key) * factor) for key, factor in change.items()}
+    changed = term.model_copy(update=factors)
+    with pytest.raises(RoundRefused, match="bound|scale|vectors"):
+        check_manifest(case, manifest.model_copy(update={"vectors": (changed,)}), DIMENSION)
+
+
+@pytest.mark.parametrize("threshold", [3, 5])
+def test_another_threshold_is_refused(case: OpenCase, threshold: int) -> None:
+    with pytest.raises(RoundRefused, match="threshold"):
+        check_manifest(case, manifest_of(case).model_copy(update={"threshold": threshold}), DIMENSION)
+
+
+def test_vectors_of_local_mode_are_none_of_distributed_mode(case: OpenCase) -> None:
+    """A weight, or a difference of parameters, would let noise be scaled by what others choose."""
+    update = VectorTerm(name="update", length=DIMENSION, bound=16.0, scale=2.0**24)
+    weight = VectorTerm(name="weight", length=1, bound=1.0, scale=2.0**28)
+    with pytest.raises(RoundRefused, match="vectors"):
+        check_manifest(case, manifest_of(case).model_copy(update={"vectors": (update, weight)}), DIMENSION)
+
+
+@pytest.mark.parametrize(
+    "planned",
+    [
+        {"plan": {"noise_multiplier": 1.5}},
+        {"plan": {"clip": 0.9}},
+        {"plan": {"sampling_rate": 0.2}},
+        {"plan": {"honest": 2}},
+        {"plan": {"mode": "local", "honest": None}},
+        {"evaluation": {"final_multiplier": 1.1}},
+        {"evaluation": {"honest": 2}},
+    ],
+)
+def test_a_plan_that_is_charged_for_other_noise_than_the_study_adds_takes_no_round(
+    case: OpenCase, planned: dict[str, dict[str, Any]]
+) -> None:
+    """I17: what is priced is what protects, even were the two stored apart."""
+    changes = {name: getattr(case, name).model_copy(update=values) for name, values in planned.items()}
+    with pytest.raises(RoundRefused, match=r"plan\."):
+        check_manifest(dataclasses.replace(case, **changes), manifest_of(case), DIMENSION)
+
+
+def test_each_hospital_adds_its_share_and_charges_the_sum(case: OpenCase) -> None:
+    assert case.divisor == pytest.approx(0.3 * 920)
+    training, held_out = case.asked()["training"], case.asked()["held_out"]
+    assert training.event == case.plan.event()
+    assert training.local_event == case.plan.local_event() != training.event
+    assert held_out.local_event == case.evaluation.total_local_event() != held_out.event
+    kind: EvaluationKind = "final"
+    ring = case.counts_ring(kind)
+    assert ring is not None
+    assert ring.deviation == pytest.approx(1.2 / 3**0.5 * ring.sensitivity)
+
+
+@pytest.mark.parametrize(
+    "strict",
+    [
+        {"study_epsilon": 0.5},
+        {"max_sampling_rate": 0.1},
+        {"delta": 1e-5},
+        {"study_epsilon": 1.0, "max_sampling_rate": 0.05},
+    ],
+)
+def test_intake_refuses_for_a_stricter_hospital_and_says_what_would_fit(
+    heart: DatasetSettings, home: Home, strict: dict[str, float]
+) -> None:
+    dataset = heart.model_copy(update=strict)
+    with pytest.raises(PlanError, match="distributed mode") as caught:
+        build_terms(home, package(), dataset, "0" * 64)
+    named = dict(re.findall(r"(\w+\.\w+) is [\w.e-]+: ([0-9.e-]+) is the (?:least|most) that fits", str(caught.value)))
+    text = study_toml(
+        noise=float(named.get("privacy.noise_multiplier", 1.7)),
+        counts_noise=float(named.get("evaluation.noise_multiplier", 1.2)),
+        rate=float(named.get("privacy.sampling_rate", 0.3)),
+    ).replace(b"delta = 1e-3", f"delta = {named.get('privacy.delta', 1e-3)}".encode())
+    fitting = StudyPackage({**package().files, "study.toml": text})
+    assert (
+        build_terms(home, fitting, dataset, "0" * 64).plan["noise_multiplier"] == fitting.study.privacy.noise_multiplier
+    )
+
+
+@pytest.mark.parametrize("other", [{"held_out": 0.8}, {"declared_patients": 50}, {"study_epsilon": 50.0}])
+def test_a_hospital_that_differs_otherwise_has_the_same_plan_as_all(
+    heart: DatasetSettings, other: dict[str, float]
+) -> None:
+    """Its own share of held-out patients or size once moved the divisor, and with it what the noise was worth."""
+    study = package().study
+    assert site_plan(study, heart.model_copy(update=other)) == site_plan(study, heart)
+
+
+def test_counts_that_would_be_cut_are_refused_at_intake(heart: DatasetSettings) -> None:
+    large = heart.model_copy(update={"declared_patients": 50_000_000})
+    with pytest.raises(PlanError, match="fewer bins or hospitals"):
+        site_plan(package().study, large)
+
+
+def test_the_case_says_why_it_can_not_be_examined(furnished: Home, database: Home) -> None:
+    sent = dataclasses.replace(job(**{"study.toml": study_toml(noise=0.9)}), name="heart-together")
+    row = admission.admit(Site.open(furnished.root), sent)
+    assert row.state == Case.State.INTAKE
+    assert re.search(r"privacy.noise_multiplier is 0.9: [0-9.]+ is the least that fits", row.note)

@@ -1,0 +1,141 @@
+"""A run in distributed mode: what the researcher makes of the opened sums, by the study's terms alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from datasites.cli import app
+from datasites.privacy.plan import PlanError
+from datasites.researcher import report
+from datasites.researcher.study import Study
+from datasites.researcher.terms import manifest_of
+from datasites.secagg.context import Context
+from datasites.secagg.errors import BadTerms
+from datasites.study.package import StudyPackage
+from datasites.study.rounds import counts_ring
+from tests.researcher.conftest import HEART
+from tests.researcher.hospitals import GRADIENT, Federation
+from tests.transport.parties import make_parties
+
+
+def written(**changes: str) -> StudyPackage:
+    files = dict(StudyPackage.read(HEART).files)
+    text = files["study.toml"].decode()
+    lines = {
+        "rounds": "3",
+        "mode": '"distributed"\nnoise_multiplier = 1.7',
+        "steps": "1",
+        "learning_rate": "3.0",
+        "bins": "6\nnoise_multiplier = 1.2",
+        "colluders": "1\nthreshold = 3\npatients = 920",
+        **changes,
+    }
+    for key, value in lines.items():
+        text, changed = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text, count=1)
+        assert changed, key
+    return StudyPackage({**files, "study.toml": text.encode()})
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study(HEART, written())
+
+
+@pytest.fixture
+def federation(tmp_path: Path, study: Study) -> Iterator[Federation]:
+    parties = make_parties(tmp_path, str(tmp_path / "store"), study.terms.cohort.hospitals)
+    federation = Federation(parties, study, tmp_path / "run")
+    yield federation
+    federation.stop()
+    for party in parties:
+        party.stop()
+
+
+def test_the_step_is_the_opened_sum_by_the_studys_divisor(federation: Federation) -> None:
+    run = federation.run()
+    run.complete(progress=False)
+    assert [record.outcome for record in run.state.rounds] == ["done"] * 4
+    step = -3.0 / (0.3 * 920) * 4 * GRADIENT
+    np.testing.assert_allclose(run.model["weight"], 3 * step, rtol=1e-4)
+    assert run.state.rounds[0].update_norm == pytest.approx(np.sqrt(5) * abs(step), rel=1e-4)
+    assert report.result(run)["rounds"][0]["metrics"]["update_norm"] == run.state.rounds[0].update_norm
+
+
+def test_what_hospitals_say_of_their_noise_is_not_what_intervals_rest_on(federation: Federation) -> None:
+    """Each says sd 1.0; what a survivor adds is a term of the study."""
+    gone = federation.hospitals["datasite@va.example.org"]
+    run = federation.run()
+    run.complete(rounds=3, progress=False)
+    gone.silent_at.add("masked")
+    run.complete(progress=False)
+    ring = counts_ring(run.study.terms, "final")
+    assert ring is not None
+    final = run.state.rounds[-1]
+    assert (final.evaluate, len(final.survivors)) == ("final", 3)
+    assert final.counts_sigma == pytest.approx(np.sqrt(3) * ring.deviation)
+    assert report.result(run)["final"]["counts_noise_sd"] == final.counts_sigma
+    assert final.counts[0][0] == pytest.approx(60, abs=0.01)
+
+
+def test_survivors_acknowledge_one_list_without_being_asked_to(federation: Federation) -> None:
+    run = federation.run()
+    run.next_round()
+    assert run._sum.context.consistency
+    assert run._sum.context.honest_contributors == run.study.terms.honest == 2
+
+
+def test_a_manifest_is_made_by_the_rule_by_which_it_is_checked(federation: Federation, study: Study) -> None:
+    run = federation.run()
+    run.next_round()
+    terms, context = study.terms, run._sum.context
+    manifest = manifest_of(terms, run.parameters, context, 2, terms.cohort.hospitals, "a" * 64)
+    assert manifest.shared == terms.shared
+    assert manifest.threshold == context.threshold == 3
+
+
+def test_an_epoch_in_which_a_colluder_too_many_hides_is_none(study: Study, federation: Federation) -> None:
+    """The context counts honest hospitals by the same rule, so terms that protect nobody set nothing up."""
+    terms = study.terms
+    with pytest.raises(BadTerms, match="colluder"):
+        Context.from_roster(
+            federation.researcher.roster,
+            study=study.hash,
+            epoch=0,
+            aggregator=federation.researcher.email,
+            hospitals=terms.cohort.hospitals,
+            colluders=2,
+            rounds=(1, 2),
+            expires=terms.ends,
+            threshold=3,
+            consistency=True,
+        )
+
+
+def plan_command(folder: Path, package: StudyPackage, *options: str) -> tuple[int, str]:
+    for name, content in package.files.items():
+        (folder / name).write_bytes(content)
+    done = CliRunner().invoke(app, ["study", "plan", str(folder), *options], env={"COLUMNS": "200"})
+    return done.exit_code, done.output if done.exit_code == 0 else f"{done.output}{done.exception}"
+
+
+def test_the_command_shows_what_a_threshold_costs(tmp_path: Path) -> None:
+    code, shown = plan_command(tmp_path, written(rounds="15"))
+    assert code == 0
+    assert "1.414 if all survive, 1.225 if 3 do" in shown
+    assert re.search(r"^3\* +1 +2 +1\.414 +1\.225 ", shown, flags=re.MULTILINE)
+    assert re.search(r"^4 +0 +3 +1\.155 +1\.155 ", shown, flags=re.MULTILINE)
+    assert plan_command(tmp_path, written(), "--json")[1].count('"threshold"') == 2
+
+
+def test_the_command_names_the_noise_that_a_study_leaves_out(tmp_path: Path) -> None:
+    code, shown = plan_command(tmp_path, written(mode='"distributed"', rounds="15"))
+    assert code != 0
+    assert re.search(r"privacy.noise_multiplier is missing: [0-9.]+ is the least that fits", shown)
+    with pytest.raises(PlanError, match="is missing"):
+        Study(tmp_path, written(mode='"distributed"')).plan()
