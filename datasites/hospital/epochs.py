@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.site import Site
-from datasites.secagg.context import Context
+from datasites.secagg.context import EPOCH_DAYS, EPOCH_ROUNDS, Context, epoch_rounds
 from datasites.secagg.errors import SecaggError
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
@@ -30,6 +30,10 @@ from datasites.transport.mailroom import Letter
 LARGEST_SETUP_LETTER = 64 * 1024 * 1024
 #: How long this hospital waits for its peers' bundles before it reports ready with those that have come.
 PEER_PATIENCE = 60.0
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def read_blob(letter: Letter) -> bytes:
@@ -103,8 +107,14 @@ class EpochSetup:
             raise ValueError(f"{', '.join(sorted(strangers))}: not in the cohort that was approved")
         if offer.last_round > study.rounds + 1:
             raise ValueError(f"rounds up to {offer.last_round}, approved were {study.rounds} and the final evaluation")
+        if offer.last_round > epoch_rounds(offer.first_round, study.rounds)[1]:
+            raise ValueError(
+                f"rounds {offer.first_round}..{offer.last_round}: an epoch trains at most {EPOCH_ROUNDS} rounds"
+            )
         if offer.expires > study.ends:
             raise ValueError(f"keys until {offer.expires}, the study ends on {study.ends}")
+        if offer.expires > _today() + datetime.timedelta(days=EPOCH_DAYS):
+            raise ValueError(f"keys until {offer.expires}: an epoch lasts at most {EPOCH_DAYS} days; compare clocks")
         needed = study.cohort.survivors_needed
         if len(offer.hospitals) < needed:
             raise ValueError(
@@ -143,7 +153,7 @@ class EpochSetup:
             return False
         try:
             enrolment = Enrolment.from_bytes(read_blob(letter))
-            state, bundles = self.member.share(state, enrolment, today=datetime.datetime.now(datetime.UTC).date())
+            state, bundles = self.member.share(state, enrolment, today=_today())
         except SecaggError as error:
             self._refuse(letter, f"enrolment of epoch {state.epoch}: {error}")
             return False

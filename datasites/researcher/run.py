@@ -115,6 +115,10 @@ class Run:
             raise RunError(f"study {self.study.terms.name}: all {self.study.terms.rounds} rounds were run")
         if not self._sum.is_set_up:
             self.set_up()
+        elif self._sum.is_over(self.state.next_round):
+            log.info("a new epoch of the secure sum: the rounds or days of the last one are used up")
+            self._look_again()
+            self.set_up(again=True)
         elif not self._sum.has_begun(self.state.next_round):
             self._let_in()
         number, clock = self.state.next_round, Clock()
@@ -156,7 +160,8 @@ class Run:
             )
             self._files.save_model(self.state.next_round, model, {})
         present = None
-        if self._sum.epoch < 0 or again or self._stale:
+        begun = self._sum.epoch >= 0
+        if not begun or again or self._stale or self._sum.is_over(self.state.next_round):
             self._give_up_round()
             invited = set(self._approved) - self._blamed()
             if again and self._sum.is_set_up:

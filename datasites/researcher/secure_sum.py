@@ -18,7 +18,7 @@ from datasites.researcher.record import RunFolder
 from datasites.secagg import ring
 from datasites.secagg.aggregation import AggregatorState, RoundResult
 from datasites.secagg.aggregator import Aggregator
-from datasites.secagg.context import Context
+from datasites.secagg.context import EPOCH_DAYS, Context, epoch_rounds
 from datasites.secagg.errors import OutOfOrder, TooFew, WrongShare
 from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready, SurvivorAck, UnmaskShares
 from datasites.study import letters
@@ -27,6 +27,10 @@ from datasites.study.manifest import RoundManifest, Study
 from datasites.transport.mailroom import Blob, Letter, Mailroom, Undelivered
 
 log = logging.getLogger(__name__)
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ class SecureSum:
         """Whether it is fixed who is in the present epoch; others can join the next one only."""
         return self._state is not None and self._state.record.enrolment is not None
 
+    def is_over(self, number: int) -> bool:
+        """Whether round `number` needs another epoch: the present one has not begun it and may not open it any more."""
+        covered = number in self.context.rounds and _today() <= self.context.expires
+        return not covered and not self.has_begun(number)
+
     def has_begun(self, number: int) -> bool:
         """Whether round `number` was opened, so that hospitals may have taken its manifest and take no other."""
         return self._state is not None and self._state.record.last_round >= number
@@ -118,7 +127,7 @@ class SecureSum:
     # -- setup -----------------------------------------------------------------------------------------------------
 
     def new_epoch(self, terms: Study, hospitals: Iterable[str], first_round: int) -> None:
-        """Begin the next epoch among `hospitals`, for the rounds from `first_round` to the final evaluation."""
+        """Begin the next epoch among `hospitals`, for the rounds from `first_round` on that one epoch may hold."""
         emails = tuple(sorted(hospitals))
         self.epoch += 1
         context = Context.from_roster(
@@ -128,8 +137,9 @@ class SecureSum:
             aggregator=self._identity.email,
             hospitals=emails,
             colluders=terms.cohort.colluders,
-            rounds=(first_round, terms.rounds + 1),
-            expires=terms.ends,
+            rounds=epoch_rounds(first_round, terms.rounds),
+            # A day less than hospitals allow, in case their clocks have not come as far.
+            expires=min(terms.ends, _today() + datetime.timedelta(days=EPOCH_DAYS - 1)),
             threshold=terms.cohort.survivors_needed,
             consistency=terms.consistency_wave,
         )
@@ -154,7 +164,7 @@ class SecureSum:
             expires=context.expires,
         )
         self._post(self.hospitals, letters.SETUP_ROUND, letters.offer_kind(epoch), offer.model_dump(mode="json"))
-        today = datetime.datetime.now(datetime.UTC).date()
+        today = _today()
         if self._parts()[1].record.enrolment is None:
 
             def certified(letter: Letter) -> None:

@@ -3,6 +3,14 @@
 Every hospital and the aggregator build the same `Context` from the approved study and *their own pinned roster*; its
 digest is in every message and, through the enrolment, in every key. Two parties that pinned different keys, or
 understood the threshold differently, can't complete a setup. Decides nothing at run time, does no I/O.
+
+How long an epoch lasts bounds what is lost with the hospitals' disks. Whoever seizes the journals of t hospitals at one
+moment, and has kept all letters, can take the masks off single hospitals' vectors in the rounds of the present epoch:
+each journal holds the key that opens its share bundles. Claim: of no round of an earlier epoch. Assumes that a journal
+forgets an epoch's keys when the next one is certified (it is one record, replaced as a whole), that the disk does too,
+and that HPKE and the masks hold. So an epoch has keys for at most `EPOCH_ROUNDS` rounds of training and the final
+evaluation, and opens rounds for at most `EPOCH_DAYS` days; the researcher then begins the next one by itself, and
+hospitals take its offer without a person.
 """
 
 from __future__ import annotations
@@ -22,8 +30,15 @@ from datasites.study.identity import Email, PublicKeyHex, Roster
 from datasites.study.manifest import Sha256
 from datasites.study.survivors import honest_contributors
 
-#: Rounds whose keys are made at one setup. More need a new epoch: shares for all rounds travel at once.
-MOST_ROUNDS = 2000
+#: Rounds of training whose keys are made at one setup (the final evaluation may be one more), and days from setup on
+#: that rounds may be opened.
+EPOCH_ROUNDS, EPOCH_DAYS = 100, 7
+
+
+def epoch_rounds(first: int, training: int) -> tuple[int, int]:
+    """First and last round of an epoch that begins with `first`, in a study of `training` rounds and an evaluation."""
+    last = min(first + EPOCH_ROUNDS - 1, training)
+    return first, last + 1 if last == training else last
 
 
 class Party(Agreed):
@@ -65,8 +80,11 @@ class Context(Agreed):
 
     @model_validator(mode="after")
     def _protects(self) -> Self:
-        if not self.first_round <= self.last_round < self.first_round + MOST_ROUNDS:
-            raise BadTerms(f"epoch: rounds {self.first_round}..{self.last_round} must be 1 to {MOST_ROUNDS} rounds")
+        if not self.first_round <= self.last_round <= self.first_round + EPOCH_ROUNDS:
+            raise BadTerms(
+                f"epoch: rounds {self.first_round}..{self.last_round} must be 1 to {EPOCH_ROUNDS} rounds and an "
+                "evaluation; further ones belong to the next epoch"
+            )
         for party in self.hospitals:
             if self.aggregator.email == party.email or self.aggregator.public_key == party.public_key:
                 raise BadTerms("epoch: the aggregator can't be one of the hospitals; it would be a colluder")

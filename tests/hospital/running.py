@@ -122,7 +122,7 @@ class Running:
             "hospitals": study.cohort.hospitals,
             "first_round": 1,
             "last_round": study.rounds + 1,
-            "expires": study.ends,
+            "expires": today() + datetime.timedelta(days=6),
         }
         offer = letters.EpochOffer.model_validate({**fields, **changes})
         self.tell(letters.SETUP_ROUND, letters.offer_kind(epoch), offer.model_dump(mode="json"))
@@ -138,7 +138,7 @@ class Running:
             hospitals=study.cohort.hospitals,
             colluders=study.cohort.colluders,
             rounds=(first_round, study.rounds + 1),
-            expires=study.ends,
+            expires=today() + datetime.timedelta(days=6),
             threshold=study.cohort.survivors_needed,
             consistency=study.consistency_wave,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.store import Store, StoreError
 from datasites.transport.store_errors import StoreUnreachable
-from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.running import OWN, RESEARCHER, Running, today
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 
@@ -207,6 +208,25 @@ def test_an_epoch_of_fewer_hospitals_than_the_approved_threshold_is_refused_once
     (refused,) = running.logged("setup_refused")
     assert "2 hospitals" in str(refused.fields["reason"])
     assert "holds 3 or more" in str(refused.fields["reason"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"first_round": 1, "last_round": 102}, "trains at most 100 rounds"),
+        ({"expires": today() + datetime.timedelta(days=9)}, "at most 7 days"),
+    ],
+)
+def test_an_epoch_that_would_last_longer_than_its_keys_may_is_refused(
+    running: Running, monkeypatch: pytest.MonkeyPatch, change: dict, words: str
+) -> None:
+    long = running.case.study.model_copy(update={"rounds": 500})
+    monkeypatch.setattr(type(running.case), "study", long)
+    running.offer(**{"last_round": 5, **change})
+    running.steps()
+    (refused,) = running.logged("setup_refused")
+    assert words in str(refused.fields["reason"])
+    assert running.heard(letters.SETUP_ROUND, letters.certificate_kind(0)) is None
 
 
 def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

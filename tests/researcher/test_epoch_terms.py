@@ -9,6 +9,7 @@ import pytest
 
 from datasites.researcher.record import RunFolder
 from datasites.researcher.secure_sum import SecureSum
+from datasites.secagg.context import epoch_rounds
 from datasites.secagg.errors import BadTerms
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.package import StudyPackage
@@ -32,3 +33,15 @@ def test_an_epoch_without_everybody_keeps_the_approved_threshold(tmp_path: Path)
     assert total.context.threshold == terms.cohort.survivors_needed == 4
     with pytest.raises(BadTerms, match="3 hospitals are fewer than the threshold 4"):
         total.new_epoch(terms, emails[:3], 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "training", "last"),
+    [(1, 15, 16), (1, 99, 100), (1, 100, 101), (1, 101, 100), (101, 101, 102), (101, 300, 200), (201, 300, 301)],
+)
+def test_an_epoch_holds_a_hundred_rounds_of_training_and_the_evaluation(first: int, training: int, last: int) -> None:
+    assert epoch_rounds(first, training) == (first, last)
+
+
+def test_the_evaluation_alone_is_an_epoch_of_one_round() -> None:
+    assert epoch_rounds(16, 15) == (16, 16)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasites.researcher import report
 from datasites.researcher.gather import RunError
+from datasites.researcher.study import Study
 from datasites.secagg import masks
+from datasites.secagg.context import EPOCH_ROUNDS
+from datasites.study.package import StudyPackage
+from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation
+from tests.transport.parties import make_parties
 
 
 def test_a_whole_run(federation: Federation) -> None:
@@ -293,3 +301,52 @@ def test_an_interruption_while_the_sum_opens_costs_nothing(federation: Federatio
     record = run.next_round()
     assert (record.round, record.outcome) == (1, "done")
     np.testing.assert_allclose(run.model["weight"], 0.5, atol=1e-4)
+
+
+# -- epochs end by themselves ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_study_of_more_rounds_than_an_epoch_goes_on_in_the_next_one(tmp_path: Path) -> None:
+    """Keys of a hundred rounds at most lie on the hospitals' disks at one time."""
+    rounds = EPOCH_ROUNDS + 1
+    files = dict(StudyPackage.read(HEART).files)
+    files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % rounds, files["study.toml"])
+    study = Study(HEART, StudyPackage(files))
+    parties = make_parties(tmp_path, str(tmp_path / "store"), study.terms.cohort.hospitals)
+    federation = Federation(parties, study, tmp_path / "run")
+    try:
+        run = federation.run()
+        run.complete(progress=False)
+    finally:
+        federation.stop()
+        for party in parties:
+            party.stop()
+    assert [record.outcome for record in run.state.rounds] == ["done"] * (rounds + 1)
+    assert [record.epoch for record in run.state.rounds] == [0] * EPOCH_ROUNDS + [1, 1]
+
+
+def test_an_epoch_whose_days_are_over_is_followed_by_another(federation: Federation, monkeypatch) -> None:
+    run = federation.run()
+    run.next_round()
+    later = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
+    monkeypatch.setattr("datasites.researcher.secure_sum._today", lambda: later)
+    monkeypatch.setattr("tests.researcher.hospitals.today", lambda: later)
+    run = federation.run()
+    record = run.next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
+
+
+def test_a_round_that_was_begun_ends_in_its_own_epoch_though_its_days_are_over(
+    federation: Federation, monkeypatch
+) -> None:
+    run = federation.run()
+    run.next_round()
+    monkeypatch.setattr(run._sum, "collect", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.next_round()
+    later = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
+    monkeypatch.setattr("datasites.researcher.secure_sum._today", lambda: later)
+    run = federation.run()
+    record = run.next_round()
+    assert (record.round, record.outcome, record.epoch) == (2, "done", 0)
