@@ -16,44 +16,17 @@ from datasites.hospital.rounds import RoundRefused, check_manifest
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
 from datasites.study.manifest import EvaluationKind, RoundManifest, SharedNoise, VectorTerm
-from datasites.study.package import StudyPackage
 from datasites.study.rounds import round_terms
-from tests.hospital.conftest import HEART
 from tests.hospital.test_review import job
+from tests.hospital.unequal import Terms, case_of
 
 DIMENSION = 14
-NOISE = {"privacy": 1.7, "evaluation": 1.2}
-
-
-def study_toml(
-    *, noise: float | None = 1.7, counts_noise: float | None = 1.2, rate: float = 0.3, **cohort: Any
-) -> bytes:
-    text = (HEART / "study" / "study.toml").read_text()
-    said = "" if noise is None else f"\nnoise_multiplier = {noise}"
-    for old, new in (
-        (r'mode = "local"', f'mode = "distributed"{said}'),
-        (r"sampling_rate = .*", f"sampling_rate = {rate}"),
-        (r"steps = 2", "steps = 1"),
-        (r"bins = 6", "bins = 6" if counts_noise is None else f"bins = 6\nnoise_multiplier = {counts_noise}"),
-        (r"colluders = 1", "\n".join(f"{k} = {v}" for k, v in {"colluders": 1, "patients": 920, **cohort}.items())),
-    ):
-        text, changed = re.subn(old, new, text, count=1)
-        assert changed, old
-    return text.encode()
-
-
-def package(**terms: Any) -> StudyPackage:
-    files = {path.name: path.read_bytes() for path in (HEART / "study").iterdir() if path.is_file()}
-    return StudyPackage(files | {"study.toml": study_toml(**terms)})
 
 
 @pytest.fixture
 def case(heart: DatasetSettings, home: Home) -> OpenCase:
     """A study in distributed mode as approved here, without its records."""
-    study = package(threshold=4)
-    terms, made = build_terms(home, study, heart, "0" * 64), site_plan(study.study, heart)
-    row = Case(study_hash=study.digest())
-    return OpenCase(row=row, package=study, dataset=heart, terms=terms, plan=made.training, evaluation=made.evaluation)
+    return case_of(home, Terms().package(threshold=4), heart)
 
 
 def manifest_of(case: OpenCase, number: int = 3) -> RoundManifest:
@@ -184,17 +157,10 @@ def test_intake_refuses_for_a_stricter_hospital_and_says_what_would_fit(
 ) -> None:
     dataset = heart.model_copy(update=strict)
     with pytest.raises(PlanError, match="distributed mode") as caught:
-        build_terms(home, package(), dataset, "0" * 64)
-    named = dict(re.findall(r"(\w+\.\w+) is [\w.e-]+: ([0-9.e-]+) is the (?:least|most) that fits", str(caught.value)))
-    text = study_toml(
-        noise=float(named.get("privacy.noise_multiplier", 1.7)),
-        counts_noise=float(named.get("evaluation.noise_multiplier", 1.2)),
-        rate=float(named.get("privacy.sampling_rate", 0.3)),
-    ).replace(b"delta = 1e-3", f"delta = {named.get('privacy.delta', 1e-3)}".encode())
-    fitting = StudyPackage({**package().files, "study.toml": text})
-    assert (
-        build_terms(home, fitting, dataset, "0" * 64).plan["noise_multiplier"] == fitting.study.privacy.noise_multiplier
-    )
+        build_terms(home, Terms().package(), dataset, "0" * 64)
+    fitting = Terms().fitting(caught.value)
+    assert fitting != Terms()
+    assert build_terms(home, fitting.package(), dataset, "0" * 64).plan["noise_multiplier"] == fitting.noise
 
 
 @pytest.mark.parametrize("other", [{"held_out": 0.8}, {"declared_patients": 50}, {"study_epsilon": 50.0}])
@@ -202,18 +168,18 @@ def test_a_hospital_that_differs_otherwise_has_the_same_plan_as_all(
     heart: DatasetSettings, other: dict[str, float]
 ) -> None:
     """Its own share of held-out patients or size once moved the divisor, and with it what the noise was worth."""
-    study = package().study
+    study = Terms().package().study
     assert site_plan(study, heart.model_copy(update=other)) == site_plan(study, heart)
 
 
 def test_counts_that_would_be_cut_are_refused_at_intake(heart: DatasetSettings) -> None:
     large = heart.model_copy(update={"declared_patients": 50_000_000})
     with pytest.raises(PlanError, match="fewer bins or hospitals"):
-        site_plan(package().study, large)
+        site_plan(Terms().package().study, large)
 
 
 def test_the_case_says_why_it_can_not_be_examined(furnished: Home, database: Home) -> None:
-    sent = dataclasses.replace(job(**{"study.toml": study_toml(noise=0.9)}), name="heart-together")
+    sent = dataclasses.replace(job(**Terms(noise=0.9).package().files), name="heart-together")
     row = admission.admit(Site.open(furnished.root), sent)
     assert row.state == Case.State.INTAKE
     assert re.search(r"privacy.noise_multiplier is 0.9: [0-9.]+ is the least that fits", row.note)

@@ -1,0 +1,187 @@
+"""Hospitals that differ in what they allow, hold out or declare, in one real secure sum with the trainer's own noise.
+
+Used by the tests and by `scripts/show_unequal_hospitals.py`. Rows have gradients of zero, so that the opened sum is the
+noise and nothing else; plans, manifests, checks, noise, masks and shares are those of a study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasites.hospital.cases import OpenCase, build_terms, site_plan
+from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.models import Case
+from datasites.hospital.rounds import check_manifest
+from datasites.privacy.noise import SecureRandom
+from datasites.privacy.plan import PlanError
+from datasites.privacy.trainer import train_round
+from datasites.study.manifest import RoundManifest
+from datasites.study.package import StudyPackage
+from datasites.study.rounds import round_terms
+from datasites.study.survivors import noise_factor
+from tests.hospital.conftest import HEART
+from tests.secagg.cohort import Cohort, email
+
+#: Hospitals that differ from the others, and whether the study as it is is too much for them.
+KINDS: dict[str, tuple[dict[str, float], bool]] = {
+    "stricter study_epsilon": ({"study_epsilon": 1.0}, True),
+    "smaller max_sampling_rate": ({"max_sampling_rate": 0.1}, True),
+    "stricter delta": ({"delta": 1e-5}, True),
+    "larger delta": ({"delta": 9e-3}, False),
+    "other held_out": ({"held_out": 0.8}, False),
+    "other declared size": ({"declared_patients": 40}, False),
+}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Figures of a distributed study that a refusal may change."""
+
+    noise: float = 1.7
+    counts_noise: float = 1.2
+    rate: float = 0.3
+    delta: float = 1e-3
+
+    def fitting(self, refusal: PlanError) -> Terms:
+        """These terms with the figures that a refusal names."""
+        found = re.findall(r"(\w+\.\w+) is [\w.e-]+: ([0-9.e-]+) is the (?:least|most) that fits", str(refusal))
+        names = {
+            "privacy.noise_multiplier": "noise",
+            "evaluation.noise_multiplier": "counts_noise",
+            "privacy.sampling_rate": "rate",
+            "privacy.delta": "delta",
+        }
+        return Terms(**(vars(self) | {names[name]: float(figure) for name, figure in found}))
+
+    def package(self, hospitals: Sequence[str] = (), **cohort: Any) -> StudyPackage:
+        """The heart study on these terms, among its own four hospitals unless others are given."""
+        files = {path.name: path.read_bytes() for path in (HEART / "study").iterdir() if path.is_file()}
+        text = files["study.toml"].decode()
+        for old, new in (
+            (r'mode = "local"', f'mode = "distributed"\nnoise_multiplier = {self.noise}'),
+            (r"sampling_rate = .*", f"sampling_rate = {self.rate}"),
+            (r"delta = .*", f"delta = {self.delta}"),
+            (r"steps = 2", "steps = 1"),
+            (r"bins = 6", f"bins = 6\nnoise_multiplier = {self.counts_noise}"),
+            (r"(?m)^threshold = .*\n", ""),
+            (r"colluders = 1", "\n".join(f"{k} = {v}" for k, v in {"colluders": 1, "patients": 920, **cohort}.items())),
+            *([(r"(?s)hospitals = \[.*?\]", f"hospitals = {list(hospitals)}")] if hospitals else []),
+        ):
+            text, changed = re.subn(old, new, text, count=1)
+            assert changed or "threshold" in old, old
+        return StudyPackage({**files, "study.toml": text.encode()})
+
+
+def case_of(home: Home, package: StudyPackage, dataset: DatasetSettings) -> OpenCase:
+    """The study as this hospital would approve it, without its records; raises `PlanError`."""
+    terms, made = build_terms(home, package, dataset, "0" * 64), site_plan(package.study, dataset)
+    row = Case(study_hash=package.digest())
+    return OpenCase(row, package, dataset, terms, plan=made.training, evaluation=made.evaluation)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a round's sum holds, in sd over its coordinates, beside what was priced."""
+
+    survivors: int
+    priced: float
+    factor: float
+    noise: float
+    without_colluders: float
+
+    @property
+    def of_stated(self) -> float:
+        """Noise of the sum, as a part of what is priced times the stated factor."""
+        return self.noise / (self.priced * self.factor)
+
+    @property
+    def of_priced(self) -> float:
+        """Noise that colluders don't know, as a part of what is priced."""
+        return self.without_colluders / self.priced
+
+
+def open_round(
+    home: Home,
+    datasets: Sequence[DatasetSettings],
+    terms: Terms,
+    *,
+    threshold: int,
+    survivors: int,
+    dead_between: int = 0,
+    dimension: int = 200_000,
+    seed: str = "",
+) -> Opened:
+    """One training round: `survivors` send a vector, and `dead_between` of them are gone before shares are asked for.
+
+    Raises what refuses it.
+    """
+    hospitals = [email(index) for index in range(len(datasets))]
+    package = terms.package(hospitals, threshold=threshold)
+    cases = {name: case_of(home, package, dataset) for name, dataset in zip(hospitals, datasets, strict=True)}
+    study = package.study
+    cohort = Cohort.of(
+        len(hospitals),
+        study=package.digest(),
+        rounds=(1, 1),
+        colluders=study.cohort.colluders,
+        threshold=study.cohort.survivors_needed,
+        consistency=study.consistency_wave,
+    ).setup()
+    holds = round_terms(study, 1, dimension=dimension, participants=len(hospitals))
+    manifest = RoundManifest(
+        study=package.digest(), epoch=0, round=1, participants=tuple(hospitals), model_hash="a" * 64, **vars(holds)
+    )
+    vectors = {}
+    for index, (name, case) in enumerate(cases.items()):
+        check_manifest(case, manifest, dimension)
+        vectors[name] = {"gradient": noise_of(case, dimension, rows=3 + index, key=f"{seed}{name}")}
+    alive = hospitals[:survivors]
+    speaking = alive[: survivors - dead_between]
+    cohort.open(manifest)
+    cohort.collect(vectors, alive)
+    listed = cohort.survivors()
+    acks = cohort.acks(listed, alive) if cohort.context.consistency else None
+    total = cohort.unmask(speaking, listed, acks).integers["gradient"]
+    ring = cases[hospitals[0]].gradient_ring(dimension)
+    assert ring is not None
+    known = sum(vectors[name]["gradient"] for name in alive[: study.cohort.colluders])
+    return Opened(
+        survivors=survivors,
+        priced=study.privacy.noise_multiplier * ring.sensitivity,
+        factor=noise_factor(survivors, study.honest),
+        noise=deviation(total) * ring.grid,
+        without_colluders=deviation(total - known) * ring.grid,
+    )
+
+
+def noise_of(case: OpenCase, dimension: int, *, rows: int, key: str) -> np.ndarray:
+    """What the trainer releases at this hospital on rows whose gradients are zero, int64."""
+    model = torch.nn.Linear(dimension, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    result = train_round(
+        model,
+        None,
+        np.zeros((rows, dimension), np.float32),
+        np.zeros(rows, np.float32),
+        np.arange(rows),
+        case.plan,
+        case.study.training,
+        divisor=case.divisor,
+        ring=case.gradient_ring(dimension),
+        randomness=SecureRandom(hashlib.sha256(key.encode()).digest()),
+    )
+    assert result.update.dtype == np.int64
+    return result.update
+
+
+def deviation(steps: np.ndarray) -> float:
+    """Root of the mean square: the noise has mean zero."""
+    return math.sqrt(float(np.mean(steps.astype(np.float64) ** 2)))
