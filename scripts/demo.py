@@ -264,7 +264,7 @@ def summarise(result: dict, out: Path) -> None:
         print(f"{name}: {figure['value']:.3f} ({interval})")
     for email, spent in result["privacy"].items():
         print(
-            f"{email}: epsilon {spent['epsilon_rdp']:.3f} (RDP), {spent['epsilon_pld']:.3f} (PLD) at delta "
+            f"{email}: epsilon {spent['epsilon']:.3f} (PLD) at the study's delta "
             f"{spent['delta']:g}, {spent['steps']} steps in {spent['rounds']} rounds"
         )
     print("seconds: " + ", ".join(f"{name} {value}" for name, value in result["seconds"].items()))

@@ -65,16 +65,15 @@ def dataset_withdraw(
 
 @budget.command("show")
 def budget_show(home: HomeOption) -> None:
-    """Spent, committed and free privacy budget of each population, by partition of its patients."""
+    """Privacy budget of each population, by side of its patients; the cap is what is guaranteed, the rest is read."""
     site = open_site(home)
     from datasites.hospital import ledger
 
-    table = new_table("", "population", "patients", "spent (RDP)", "spent (PLD)", "committed", "cap", "delta")
+    table = new_table("", "population", "patients", "spent so far", "spent or reserved", "cap", "delta", "Renyi order")
     for dataset in {dataset.population: dataset for dataset in site.home.settings.datasets}.values():
-        tight = ledger.spent_pld(dataset)
         for s in ledger.state(dataset):
-            figures = (s.spent_rdp, tight[s.partition], s.committed_rdp, s.cap)
-            table.add_row(dataset.population, s.partition, *(f"{figure:.3f}" for figure in figures), f"{s.delta:g}")
+            figures = (f"{s.spent:.3f}", f"{s.committed:.3f}", f"{s.cap:g}", f"{s.delta:g}", str(s.order))
+            table.add_row(dataset.population, s.partition, *figures)
     out.print(table)
 
 

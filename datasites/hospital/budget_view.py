@@ -16,7 +16,7 @@ from datasites.hospital import ledger
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.models import Case, LedgerEntry
 from datasites.hospital.population import caps_of
-from datasites.privacy.accountant import Charge, epsilon_rdp, read_charge
+from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
 from datasites.privacy.plan import PrivacyPlan
 
 POINTS = 60
@@ -126,7 +126,7 @@ class Book:
 
     def _epsilon(self, counts: Counter[Charge]) -> float:
         events = [charge.model_copy(update={"count": charge.count * times}).event() for charge, times in counts.items()]
-        return epsilon_rdp(events, caps_of(self.dataset).delta)
+        return epsilon_at_order(events, ledger.order_of(self.dataset), caps_of(self.dataset).delta)
 
 
 @dataclass(frozen=True)

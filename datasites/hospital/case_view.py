@@ -220,8 +220,7 @@ def _read(stored: PolicyDecision) -> Decision:
 def _budget(case: OpenCase) -> tuple[BudgetLine, ...]:
     after = ledger.epsilon_after(case.dataset, case.asked(), case.row.study_hash)
     return tuple(
-        BudgetLine(s.partition, s.spent_rdp, s.committed_rdp, after[s.partition], s.cap)
-        for s in ledger.state(case.dataset)
+        BudgetLine(s.partition, s.spent, s.committed, after[s.partition], s.cap) for s in ledger.state(case.dataset)
     )
 
 

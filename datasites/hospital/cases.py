@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from datasites.hospital.population import caps_of, split_of
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
-from datasites.privacy.study_plan import Limits, StudyPlan, plan_of
+from datasites.privacy.study_plan import Limits, StudyPlan, plan_of, priced_delta
 from datasites.study.errors import InputError
 from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
@@ -90,6 +90,13 @@ class OpenCase:
         if self.study.is_distributed:
             return self.study.divisor
         return self.plan.sampling_rate * self.dataset.declared_patients * (1 - self.dataset.held_out)
+
+    @property
+    def priced_delta(self) -> float:
+        """The delta at which the study's own cap is kept: the study's, less what distributed noise takes of it."""
+        return priced_delta(
+            self.study, replace(limits_of(self.dataset).within(self.study), delta=self.study.privacy.delta)
+        )
 
     def asked(self) -> dict[str, Asked]:
         """Price of the whole study per partition."""

@@ -17,7 +17,6 @@ from datasites.hospital.cases import PREPARED_FILE, OpenCase, records_folder
 from datasites.hospital.config import Home
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.models import Case, Round
-from datasites.hospital.population import caps_of
 from datasites.hospital.site import Site
 from datasites.secagg.journal import Anchor, Journal
 from datasites.study import letters
@@ -66,10 +65,10 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
     return letters.Account(
         rounds=records.count(),
         steps=sum(record.steps for record in records),
-        delta=caps_of(dataset).delta,
+        delta=case.study.privacy.delta,
         noise_multiplier=case.plan.noise_multiplier,
         sampling_rate=case.plan.sampling_rate,
-        spent=ledger.study_spent(dataset, row.study_hash),
+        spent=ledger.study_spent(dataset, row.study_hash, case.priced_delta),
         head=head,
     )
 

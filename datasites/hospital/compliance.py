@@ -20,7 +20,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.population import caps_of
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import epsilon_rdp
+from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.durable import replace_durably
@@ -247,30 +247,35 @@ def _cohort(case: OpenCase, manifest: RoundManifest | None) -> CohortFacts:
 
 
 def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
-    """Figures of the partition that stands worst, field by field; both partitions have the same cap."""
+    """Figures of the partition that stands worst, field by field; both partitions have the same cap.
+
+    The study's own figure is by PLD at the study's delta, the dataset's by the Renyi filter at the dataset's.
+    """
     dataset, study = case.dataset, case.package.digest()
+    order = ledger.order_of(dataset)
     asked = case.round_asked(manifest) if manifest else case.asked()
     states, caps = ledger.state(dataset), caps_of(dataset)
     charged = ledger.study_charges(dataset, study) if manifest else {}
+    # A round that is done again after a crash is charged already.
+    again = manifest is not None and ledger.is_charged(dataset, study, manifest.round, asked)
     own = {
-        partition: epsilon_rdp([*charged.get(partition, []), price.event], caps.delta)
+        partition: epsilon_pld([*charged.get(partition, []), *([] if again else [price.event])], case.priced_delta)
         for partition, price in asked.items()
     }
     # A round is part of the reservation, which is part of what is committed; a new study comes on top.
     after = (
-        {state.partition: state.committed_rdp for state in states}
+        {state.partition: state.committed for state in states}
         if manifest
         else ledger.epsilon_after(dataset, asked, study)
     )
     return BudgetFacts(
-        epsilon_spent=max(state.spent_rdp for state in states),
+        epsilon_spent=max(state.spent for state in states),
         epsilon_reserved=max(ledger.committed_elsewhere(dataset, study).values()),
-        epsilon_asked=max(epsilon_rdp([price.event], caps.delta) for price in asked.values()),
+        epsilon_asked=max(epsilon_at_order([price.event], order, caps.delta) for price in asked.values()),
         epsilon_after=max(after.values()),
         epsilon_cap=caps.epsilon,
         study_epsilon_after=max(own.values()),
         study_epsilon_cap=min(dataset.study_epsilon, case.study.privacy.epsilon),
-        # What the study asks for; the ledger composes at the population's own delta.
         delta=case.study.privacy.delta,
         delta_cap=caps.delta,
     )

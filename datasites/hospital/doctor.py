@@ -145,7 +145,7 @@ def _datasets(site: Site) -> Iterator[Check]:
         rows = len(read_table(home.root / dataset.table))
         mock = len(read_table(home.root / dataset.mock))
         require_agreed(dataset)
-        free = min(state.free_rdp for state in ledger.state(dataset))
+        free = min(state.free for state in ledger.state(dataset))
         state: Literal["ok", "warn"] = "ok" if free > 0 else "warn"
         yield Check(
             f"dataset {dataset.name}", state, f"{rows} rows, mock of {mock} rows, about {free:.2f} epsilon free"

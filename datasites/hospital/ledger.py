@@ -5,9 +5,12 @@ over all studies on all datasets of the population, and a patient's loss is that
 (parallel composition over a split that depends on the patient's identity alone).
 
 Gate: before a reservation or a charge is written, the composition of everything committed plus the new event must stay
-within the population's (epsilon, delta) by Renyi accounting. Check and write happen in one transaction that no other
-on the population runs beside, so threads, processes and crashes can't both pass one gate (I5). Nothing is ever
+within the population's (epsilon, delta) by the Renyi filter at one order (theorem in `privacy.accountant`). A charge
+is part of what its study reserved: its events are among those reserved. Check and write happen in one transaction that
+no other on the population runs beside, so threads, processes and crashes can't both pass one gate (I5). Nothing is ever
 refunded: the release of a study's unused reservation leaves its charges. No decision reads a clock.
+
+The cap is the guarantee. What is "spent" or "committed" at some moment is a reading of the same arithmetic.
 """
 
 from __future__ import annotations
@@ -20,8 +23,16 @@ from dp_accounting import ComposedDpEvent, DpEvent
 
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.models import LedgerEntry
-from datasites.hospital.population import Caps, alone, caps_of, require_agreed
-from datasites.privacy.accountant import Charge, compose, epsilon_pld, epsilon_rdp, read_charge
+from datasites.hospital.population import alone, caps_of, order_of, require_agreed
+from datasites.privacy.accountant import (
+    Charge,
+    compose,
+    epsilon_at_order,
+    epsilon_pld,
+    epsilon_rdp,
+    is_part_of,
+    read_charge,
+)
 from datasites.study.errors import DatasitesError
 
 PARTITIONS = ("training", "held_out")
@@ -43,19 +54,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class PartitionState:
-    """Epsilons of one partition at the population's delta. `committed` is the composition of spent and reserved."""
+    """Readings of one partition's filter, at its order and the population's delta. `committed`: spent and reserved."""
 
     partition: str
     cap: float
     delta: float
-    spent_rdp: float
-    spent_local_rdp: float
-    committed_rdp: float
+    order: int
+    spent: float
+    spent_local: float
+    committed: float
 
     @property
-    def free_rdp(self) -> float:
-        """What the cap leaves above everything committed (epsilons don't add up exactly; a guide, not a gate)."""
-        return max(0.0, self.cap - self.committed_rdp)
+    def free(self) -> float:
+        """What the cap leaves above everything committed."""
+        return max(0.0, self.cap - self.committed)
 
 
 def _stored(event: DpEvent) -> list[dict[str, object]]:
@@ -92,29 +104,31 @@ def _charged(population: str, partition: str, study: str | None = None, local: b
     return [event for entry in entries for event in _events(entry.local_charges if local else entry.charges)]
 
 
-def _gate(caps: Caps, partition: str, events: Sequence[DpEvent], what: str) -> None:
-    after = epsilon_rdp(events, caps.delta)
+def _epsilon(dataset: DatasetSettings, events: Sequence[DpEvent]) -> float:
+    return epsilon_at_order(events, order_of(dataset), caps_of(dataset).delta)
+
+
+def _gate(dataset: DatasetSettings, partition: str, events: Sequence[DpEvent], what: str) -> None:
+    after, caps = _epsilon(dataset, events), caps_of(dataset)
     if not after <= caps.epsilon + TOLERANCE:
         raise BudgetExceeded(
             f"budget: population {caps.population}, {partition} patients: {what} would bring epsilon to {after:.3f} at "
-            f"delta {caps.delta:g}, above the cap of {caps.epsilon:g}; ask for less: what these patients may lose does "
-            "not grow with time or with another name"
+            f"delta {caps.delta:g} (Renyi order {order_of(dataset)}), above the cap of {caps.epsilon:g}; ask for fewer "
+            "rounds or more noise: what these patients may lose does not grow with time or with another name"
         )
 
 
 def epsilon_after(dataset: DatasetSettings, asked: Mapping[str, Asked], study: str = "") -> dict[str, float]:
     """Epsilon of each partition if `study` reserved `asked` on top of everything committed; writes nothing."""
-    delta = caps_of(dataset).delta
     return {
-        partition: epsilon_rdp([*_committed(dataset.population, partition, study), price.event], delta)
+        partition: _epsilon(dataset, [*_committed(dataset.population, partition, study), price.event])
         for partition, price in asked.items()
     }
 
 
 def committed_elsewhere(dataset: DatasetSettings, study: str) -> dict[str, float]:
     """Epsilon that all studies but this one have reserved or charged, per partition."""
-    delta = caps_of(dataset).delta
-    return {partition: epsilon_rdp(_committed(dataset.population, partition, study), delta) for partition in PARTITIONS}
+    return {partition: _epsilon(dataset, _committed(dataset.population, partition, study)) for partition in PARTITIONS}
 
 
 def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[DpEvent]]:
@@ -128,11 +142,11 @@ def reserve(dataset: DatasetSettings, study: str, asked: Mapping[str, Asked]) ->
     A study reserves once; reserving again is an error, since it would hide a change of terms.
     """
     with alone(dataset.population):
-        caps = require_agreed(dataset)
+        require_agreed(dataset)
         if LedgerEntry.objects.filter(population=dataset.population, study_hash=study).exists():
             raise BudgetExceeded(f"budget: study {study[:12]} has reserved before; submit changed terms as a new study")
         for partition, price in asked.items():
-            _gate(caps, partition, [*_committed(dataset.population, partition), price.event], f"study {study[:12]}")
+            _gate(dataset, partition, [*_committed(dataset.population, partition), price.event], f"study {study[:12]}")
             LedgerEntry.objects.create(
                 population=dataset.population,
                 partition=partition,
@@ -150,7 +164,7 @@ def charge(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str
     between charge and release may repeat the work under it. Other events for that round are an error.
     """
     with alone(dataset.population):
-        caps = require_agreed(dataset)
+        require_agreed(dataset)
         for partition, price in asked.items():
             key = {"population": dataset.population, "partition": partition, "study_hash": study}
             done = LedgerEntry.objects.filter(**key, kind="charge", round=number).first()
@@ -164,13 +178,12 @@ def charge(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str
                 event for entry in LedgerEntry.objects.filter(**key, kind="reserve") for event in _events(entry.charges)
             ]
             charged = [*_charged(dataset.population, partition, study), price.event]
-            within = reserved and (epsilon_rdp(charged, caps.delta) <= epsilon_rdp(reserved, caps.delta) + TOLERANCE)
-            if not within:
+            if not is_part_of(charged, reserved):
                 raise BudgetExceeded(
                     f"budget: round {number} of study {study[:12]} goes beyond what was reserved at approval for "
                     f"{partition} patients; a study can't run more rounds or steps than were approved"
                 )
-            _gate(caps, partition, [*_committed(dataset.population, partition, study), *charged], f"round {number}")
+            _gate(dataset, partition, [*_committed(dataset.population, partition, study), *charged], f"round {number}")
             LedgerEntry.objects.create(
                 **key,
                 kind="charge",
@@ -210,35 +223,34 @@ def close(dataset: DatasetSettings, study: str) -> None:
 
 
 def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
-    """Spent and committed per partition."""
+    """Spent and committed per partition, as they read now."""
     caps = caps_of(dataset)
     return tuple(
         PartitionState(
             partition=partition,
             cap=caps.epsilon,
             delta=caps.delta,
-            spent_rdp=epsilon_rdp(_charged(dataset.population, partition), caps.delta),
-            spent_local_rdp=epsilon_rdp(_charged(dataset.population, partition, local=True), caps.delta),
-            committed_rdp=epsilon_rdp(_committed(dataset.population, partition), caps.delta),
+            order=order_of(dataset),
+            spent=_epsilon(dataset, _charged(dataset.population, partition)),
+            spent_local=_epsilon(dataset, _charged(dataset.population, partition, local=True)),
+            committed=_epsilon(dataset, _committed(dataset.population, partition)),
         )
         for partition in PARTITIONS
     )
 
 
-def spent_pld(dataset: DatasetSettings) -> dict[str, float]:
-    """The tight figure for what each partition has spent, for reports; takes a fraction of a second each."""
-    caps = caps_of(dataset)
-    return {partition: epsilon_pld(_charged(dataset.population, partition), caps.delta) for partition in PARTITIONS}
+def study_spent(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
+    """What one study has charged, at the study's delta: {partition: {"pld": epsilon, "local": epsilon}}.
 
-
-def study_spent(dataset: DatasetSettings, study: str) -> dict[str, dict[str, float]]:
-    """What one study has charged: {partition: {"rdp": epsilon, "pld": epsilon, "local_rdp": epsilon}}."""
-    spent, caps = {}, caps_of(dataset)
+    "pld" is the figure that the study's own cap bounds; "local" is against one who sees this hospital's own vectors.
+    They differ in distributed mode only, where the latter rests on the hospital's own noise and is priced by the best
+    Renyi order: that noise is discrete and coarse, which PLD of continuous noise doesn't bound.
+    """
+    figures = {}
     for partition in PARTITIONS:
         events = _charged(dataset.population, partition, study)
-        spent[partition] = {
-            "rdp": epsilon_rdp(events, caps.delta),
-            "pld": epsilon_pld(events, caps.delta),
-            "local_rdp": epsilon_rdp(_charged(dataset.population, partition, study, local=True), caps.delta),
-        }
-    return spent
+        local = _charged(dataset.population, partition, study, local=True)
+        pld = epsilon_pld(events, delta)
+        alone = pld if compose(local) == compose(events) else epsilon_rdp(local, delta)
+        figures[partition] = {"pld": pld, "local": alone}
+    return figures

@@ -21,6 +21,7 @@ from django.db import connection, transaction
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import BudgetFact, Population
 from datasites.hospital.site import Site
+from datasites.privacy.accountant import filter_order
 from datasites.study.errors import InputError
 
 #: What a fact in the history says of the cap; `delta_accepted` says nothing of it.
@@ -71,6 +72,15 @@ def caps_of(dataset: DatasetSettings) -> Caps:
     asked = asked_caps(dataset)
     agreed = agreed_caps(dataset.population) or asked
     return Caps(asked.population, min(asked.epsilon, agreed.epsilon), min(asked.delta, agreed.delta))
+
+
+def order_of(dataset: DatasetSettings) -> int:
+    """The Renyi order at which the population's budget is kept: fixed when it was opened, whatever its caps since."""
+    population = Population.objects.filter(name=dataset.population).first()
+    if population is not None and population.order is not None:
+        return int(population.order)
+    caps = caps_of(dataset)
+    return filter_order(caps.epsilon, caps.delta)
 
 
 def require_agreed(dataset: DatasetSettings) -> Caps:
@@ -127,6 +137,7 @@ def open_population(site: Site, dataset: DatasetSettings) -> Population:
             defaults={
                 "fraction": dataset.held_out,
                 "split_key": bytes.fromhex(dataset.split_salt) or secrets.token_bytes(32),
+                "order": filter_order(asked.epsilon, asked.delta),
             },
         )
         opens = agreed_caps(dataset.population) is None

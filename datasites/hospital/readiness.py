@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datasites.hospital.cases import site_plan
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping, read_table
-from datasites.hospital.population import caps_of
-from datasites.privacy.accountant import epsilon_rdp
+from datasites.privacy.accountant import epsilon_pld
 from datasites.study.package import StudyPackage
 
 
@@ -60,14 +59,14 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     records = frame["patient"].value_counts()
     most = int(records.max()) if len(records) else 1
     plan = site_plan(package.study, dataset).training
-    delta = caps_of(dataset).delta
+    delta = package.study.privacy.delta
     return Readiness(
         rows=len(frame),
         features=features,
         has_patient_column=mapping.patient is not None,
         patients=len(records),
         most_records=most,
-        epsilon=epsilon_rdp([plan.event()], delta),
-        epsilon_by_record=epsilon_rdp([plan.event_if_records_were_patients(most)], delta),
+        epsilon=epsilon_pld([plan.event()], delta),
+        epsilon_by_record=epsilon_pld([plan.event_if_records_were_patients(most)], delta),
         delta=delta,
     )

@@ -21,10 +21,11 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting import DpEvent, GaussianDpEvent
 from pydantic import Field, model_validator
 
-from datasites.privacy.accountant import compose, epsilon_rdp
+from datasites.privacy.accountant import compose
+from datasites.privacy.calibration import ceil, least_noise, release
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import Evaluation, EvaluationKind
@@ -114,10 +115,7 @@ class PrivacyPlan(Agreed):
         return self.model_copy(update=changes).event()
 
     def _steps(self, multiplier: float, count: int) -> DpEvent:
-        inner: DpEvent = GaussianDpEvent(multiplier)
-        if self.sampling_rate < 1:
-            inner = PoissonSampledDpEvent(self.sampling_rate, inner)
-        return inner if count == 1 else SelfComposedDpEvent(inner, count)
+        return release(multiplier, self.sampling_rate, count)
 
     @staticmethod
     def calibrate(
@@ -131,7 +129,7 @@ class PrivacyPlan(Agreed):
         mode: Literal["local", "distributed"] = "local",
         honest: int | None = None,
     ) -> PrivacyPlan:
-        """The plan with the least noise whose whole event costs at most (epsilon, delta) by RDP.
+        """The plan with the least noise whose whole event costs at most (epsilon, delta) by PLD.
 
         Raises `PlanError` when no noise multiplier up to 10,000 does.
         """
@@ -147,7 +145,8 @@ class PrivacyPlan(Agreed):
                 honest=honest,
             )
 
-        return plan(_least_noise(lambda multiplier: plan(multiplier).event(), epsilon, delta))
+        least = _least_noise(sampling_rate, rounds * steps_per_round, epsilon, delta)
+        return plan(least if mode == "local" else ceil(least / LATTICE))
 
 
 class EvaluationPlan(Agreed):
@@ -226,21 +225,21 @@ class EvaluationPlan(Agreed):
         *,
         edges: tuple[float, ...] | None = None,
     ) -> Self:
-        """The plan that spends at most (epsilon, delta), by RDP, on held-out patients over the study.
+        """The plan that spends at most (epsilon, delta), by PLD, on held-out patients over the study.
 
         Composed Gaussians are one Gaussian with 1/z^2 = sum of 1/z_i^2, so budget is split in that measure (zCDP):
         `evaluation.interim_share` goes to the interim evaluations in equal parts, the rest to the final one. Interim
         evaluations follow rounds every, 2*every, ... before the last round. edges: `evaluation.bins` equal ones
         unless given. Raises `PlanError` when the budget is too small for any noise up to 10,000.
         """
-        whole = _least_noise(GaussianDpEvent, epsilon, delta)
+        whole = _least_noise(1.0, 1, epsilon, delta)
         interim = (rounds - 1) // evaluation.every if evaluation.every else 0
         share = evaluation.interim_share if interim else 0.0
         return cls(
             edges=edges or evaluation_edges(evaluation.bins),
-            final_multiplier=_ceil(whole / math.sqrt(1 - share)),
+            final_multiplier=ceil(whole / math.sqrt(1 - share)),
             interim=interim,
-            interim_multiplier=_ceil(whole * math.sqrt(interim / share)) if interim else None,
+            interim_multiplier=ceil(whole * math.sqrt(interim / share)) if interim else None,
         )
 
 
@@ -249,26 +248,10 @@ def evaluation_edges(bins: int) -> tuple[float, ...]:
     return tuple(i / bins for i in range(bins + 1))
 
 
-def _ceil(multiplier: float) -> float:
-    # Four decimals, upwards: short to read on a page, and never less noise than was computed.
-    return math.ceil(multiplier * 10_000) / 10_000
-
-
-def _least_noise(event: Callable[[float], DpEvent], epsilon: float, delta: float) -> float:
+def _least_noise(sampling_rate: float, count: int, epsilon: float, delta: float) -> float:
     if not epsilon > 0:
         raise PlanError(f"epsilon: {epsilon} is not above 0")
-
-    def fits(multiplier: float) -> bool:
-        return epsilon_rdp([event(multiplier)], delta) <= epsilon
-
-    low, high = 0.05, 0.1
-    while not fits(high):
-        low, high = high, 2 * high
-        if high > 10_000:
-            raise PlanError(
-                f"epsilon {epsilon} at delta {delta}: no noise is enough; ask for fewer steps or more budget"
-            )
-    while high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return _ceil(high)
+    multiplier = least_noise(sampling_rate, count, epsilon, delta)
+    if multiplier is None:
+        raise PlanError(f"epsilon {epsilon} at delta {delta}: no noise is enough; ask for fewer steps or more budget")
+    return multiplier

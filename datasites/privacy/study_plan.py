@@ -7,13 +7,13 @@ A hospital that calibrated by itself would charge its patients for noise that th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 
 from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
+from datasites.privacy.calibration import ceil
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evaluation_edges
 from datasites.study.manifest import Study
 from datasites.study.rounds import LATTICE, counts_noise, counts_ring, interim_evaluations, tail_delta
@@ -239,7 +239,7 @@ def _counts(study: Study, limits: Limits) -> EvaluationPlan:
 def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
     """The study's own plans in distributed mode, if they lie within `limits`."""
     least = _calibrated(study, limits).noise_multiplier
-    least_counts = _up(_counts(study, limits).final_multiplier / LATTICE)
+    least_counts = ceil(_counts(study, limits).final_multiplier / LATTICE)
     noise, counts = study.privacy.noise_multiplier, study.evaluation.noise_multiplier
     wrong = []
     for name, found, needed in (
@@ -284,7 +284,3 @@ def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
         honest=shared.honest,
     )
     return training, evaluation
-
-
-def _up(multiplier: float) -> float:
-    return math.ceil(multiplier * 10_000) / 10_000

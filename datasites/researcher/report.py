@@ -53,14 +53,17 @@ def rounds_table(run: Run) -> pd.DataFrame:
 
 
 def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
-    """One row per hospital: rounds, steps, epsilon of training and of held-out patients by RDP and PLD, at delta."""
+    """One row per hospital: rounds, steps, and the larger epsilon of training and held-out patients, at delta.
+
+    "epsilon" is the study's, by PLD; "epsilon (alone)" is against one who sees the hospital's own vectors unmasked.
+    """
     return pd.DataFrame(
         {
             "hospital": roster.get(email).organisation,
             "rounds": account.rounds,
             "steps": account.steps,
-            "epsilon (RDP)": max(spent["rdp"] for spent in account.spent.values()),
-            "epsilon (PLD)": max(spent["pld"] for spent in account.spent.values()),
+            "epsilon": max(spent["pld"] for spent in account.spent.values()),
+            "epsilon (alone)": max(spent["local"] for spent in account.spent.values()),
             "delta": account.delta,
         }
         for email, account in sorted(run.state.accounts.items())
@@ -98,8 +101,8 @@ def result(run: Run) -> dict[str, Any]:
                 "steps": account.steps,
                 "noise_multiplier": account.noise_multiplier,
                 "sampling_rate": account.sampling_rate,
-                "epsilon_rdp": max(spent["rdp"] for spent in account.spent.values()),
-                "epsilon_pld": max(spent["pld"] for spent in account.spent.values()),
+                "epsilon": max(spent["pld"] for spent in account.spent.values()),
+                "epsilon_alone": max(spent["local"] for spent in account.spent.values()),
                 "partitions": account.spent,
             }
             for email, account in run.state.accounts.items()

@@ -65,8 +65,8 @@ class EpochOffer(Agreed):
 
 #: Noise beyond this (sd, patients per cell) drowns every count.
 MOST_SIGMA = 2.0**20
-#: Names of what one partition of patients has spent: by RDP, by PLD, and by RDP without other hospitals' noise.
-SPENT = {"rdp", "pld", "local_rdp"}
+#: What a study charged one partition of patients: by PLD, as its cap is, and without other hospitals' noise.
+SPENT = {"pld", "local"}
 
 
 class Masked(Agreed):
@@ -99,7 +99,8 @@ class Close(Agreed):
 class Account(Agreed):
     """What a study cost a hospital's patients, by its own ledger; follows from public terms and the rounds it ran.
 
-    spent: epsilon at `delta`, by partition of patients ("training", "held_out") and by the names in `SPENT`.
+    spent: epsilon of the study's charges at its `delta`, by partition of patients ("training", "held_out") and by the
+    names in `SPENT`.
     """
 
     rounds: Annotated[int, Field(ge=0)]

@@ -101,6 +101,6 @@ def test_distributed_noise_with_the_consistency_wave(datasites: LocalDatasites) 
     assert all(record.outcome == "done" and len(record.survivors) == 4 for record in run.state.rounds)
     for email in result["hospitals"]:
         training = result["privacy"][email]["partitions"]["training"]
-        assert training["rdp"] <= 3.0 + 1e-9
-        assert training["local_rdp"] > training["rdp"]
+        assert training["pld"] <= 3.0
+        assert training["local"] > training["pld"]
     assert result["final"]["auc"]["value"] > 0.75

@@ -81,7 +81,7 @@ def test_what_people_decide_while_a_case_is_examined_stands(
     if act == "approve":
         assert row.recorded_in_syft
         assert open_case(desk.site.home, row).approval_hash == row.approval_hash
-        assert ledger.state(desk.site.home.dataset("heart"))[0].committed_rdp > 0
+        assert ledger.state(desk.site.home.dataset("heart"))[0].committed > 0
     assert not list(desk.site.home.prepared.glob(".staging-*"))
 
 

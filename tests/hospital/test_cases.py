@@ -15,7 +15,7 @@ from datasites.hospital.population import split_of
 from datasites.hospital.readiness import check_dataset
 from datasites.hospital.review import ReviewError
 from datasites.hospital.withdrawal import add, in_words, rows_of, withdrawn
-from datasites.privacy.accountant import epsilon_rdp
+from datasites.privacy.accountant import epsilon_pld
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
@@ -30,11 +30,11 @@ def test_a_hospital_is_never_laxer_than_its_own_limits(heart) -> None:  # type: 
     )
     made = site_plan(greedy, heart)
     plan, evaluation = made.training, made.evaluation
-    assert epsilon_rdp([plan.event()], heart.delta) <= heart.study_epsilon
-    assert epsilon_rdp([evaluation.total_event()], heart.delta) <= heart.study_epsilon
+    assert epsilon_pld([plan.event()], greedy.privacy.delta) <= heart.study_epsilon
+    assert epsilon_pld([evaluation.total_event()], greedy.privacy.delta) <= heart.study_epsilon
     assert plan.sampling_rate == heart.max_sampling_rate
     modest = site_plan(study, heart).training
-    assert epsilon_rdp([modest.event()], study.privacy.delta) <= study.privacy.epsilon
+    assert epsilon_pld([modest.event()], study.privacy.delta) <= study.privacy.epsilon
 
 
 def test_the_split_never_moves(heart) -> None:  # type: ignore[no-untyped-def]

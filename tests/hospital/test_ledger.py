@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -13,11 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent
 
 from datasites.hospital import ledger
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.ledger import Asked, BudgetExceeded
-from datasites.privacy.accountant import epsilon_rdp
+from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, filter_order
 from datasites.privacy.plan import PrivacyPlan
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=3.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
@@ -31,18 +33,22 @@ def one_round(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
     return {"training": Asked(plan.round_event(), plan.round_event())}
 
 
+def at_order(events: list[DpEvent]) -> float:
+    return epsilon_at_order(events, 4, 1e-3)
+
+
 def spent(heart: DatasetSettings) -> float:
-    return ledger.state(heart)[0].spent_rdp
+    return ledger.state(heart)[0].spent
 
 
 def test_rounds_compose_to_what_was_reserved_and_no_round_more(heart: DatasetSettings) -> None:
     ledger.reserve(heart, "a" * 64, whole())
     for number in range(1, 16):
         ledger.charge(heart, "a" * 64, number, one_round())
-    assert spent(heart) == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+    assert spent(heart) == pytest.approx(at_order([PLAN.event()]))
     with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
         ledger.charge(heart, "a" * 64, 16, one_round())
-    assert spent(heart) == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+    assert spent(heart) == pytest.approx(at_order([PLAN.event()]))
 
 
 def test_a_round_is_charged_once_and_with_one_event(heart: DatasetSettings) -> None:
@@ -56,6 +62,45 @@ def test_a_round_is_charged_once_and_with_one_event(heart: DatasetSettings) -> N
         ledger.charge(heart, "a" * 64, 1, one_round(other))
 
 
+def test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is(heart: DatasetSettings) -> None:
+    """Events are compared and not their price: a cheaper mechanism than the approved one is still another one."""
+    ledger.reserve(heart, "a" * 64, whole())
+    for other in (GaussianDpEvent(1e6), PLAN.model_copy(update={"noise_multiplier": 3.1}).round_event()):
+        with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
+            ledger.charge(heart, "a" * 64, 1, {"training": Asked(other, other)})
+    with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
+        ledger.charge(heart, "a" * 64, 1, {"held_out": Asked(PLAN.round_event(), PLAN.round_event())})
+    assert spent(heart) == 0
+
+
+def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(heart: DatasetSettings) -> None:
+    """Cap 4 at delta 1e-3 is order 4: 4 + log(4 / 3) + log(4e-3) / 3, so a divergence of 2.4472 and no more."""
+    assert ledger.order_of(heart) == 4
+    most = math.sqrt(2 / 2.447195)
+    for noise, fits in ((most * 1.0001, True), (most * 0.9999, False)):
+        event = GaussianDpEvent(noise)
+        assert (ledger.epsilon_after(heart, {"training": Asked(event, event)})["training"] <= 4) is fits
+    # By the best of all orders this one would cost less than 4.
+    dear = PoissonSampledDpEvent(0.001, GaussianDpEvent(0.3))
+    assert epsilon_pld([dear], 1e-3) < 4
+    with pytest.raises(BudgetExceeded, match="Renyi order 4"):
+        ledger.reserve(heart, "a" * 64, {"training": Asked(dear, dear)})
+
+
+def test_a_budget_keeps_the_order_that_it_was_opened_at(heart: DatasetSettings) -> None:
+    """The best order of a wider or narrower cap is another one, and to change to it would follow the releases."""
+    from datasites.hospital.models import BudgetFact, Population
+
+    assert Population.objects.get(name="heart").order == filter_order(4.0, 1e-3) == 4
+    ledger.reserve(heart, "a" * 64, whole())
+    population = Population.objects.get(name="heart")
+    BudgetFact.objects.create(population=population, what="widened", epsilon=40.0, delta=1e-3)
+    assert filter_order(40.0, 1e-3) == 2
+    wider = ledger.state(heart.model_copy(update={"epsilon": 40.0}))[0]
+    assert (wider.cap, wider.order) == (40.0, 4)
+    assert wider.committed == at_order([PLAN.event()])
+
+
 def test_without_a_reservation_nothing_is_charged(heart: DatasetSettings) -> None:
     with pytest.raises(BudgetExceeded):
         ledger.charge(heart, "a" * 64, 1, one_round())
@@ -63,7 +108,7 @@ def test_without_a_reservation_nothing_is_charged(heart: DatasetSettings) -> Non
 
 
 def test_a_second_study_that_does_not_fit_is_refused_and_fits_after_the_first_closes(heart: DatasetSettings) -> None:
-    assert epsilon_rdp([PLAN.event()], 1e-3) < 4 < epsilon_rdp([PLAN.event(), PLAN.event()], 1e-3)
+    assert at_order([PLAN.event()]) < 4 < at_order([PLAN.event(), PLAN.event()])
     ledger.reserve(heart, "a" * 64, whole())
     ledger.charge(heart, "a" * 64, 1, one_round())
     with pytest.raises(BudgetExceeded, match="above the cap of 4"):
@@ -89,16 +134,16 @@ def test_what_a_closed_study_charged_still_counts(heart: DatasetSettings) -> Non
 def test_the_two_partitions_are_gated_apart(heart: DatasetSettings) -> None:
     ledger.reserve(heart, "a" * 64, {**whole(), "held_out": Asked(PLAN.event(), PLAN.event())})
     training, held_out = ledger.state(heart)
-    assert training.committed_rdp == held_out.committed_rdp < 2 * training.committed_rdp
+    assert training.committed == held_out.committed < 2 * training.committed
 
 
 def test_a_budget_can_be_read_while_a_study_has_reserved(heart: DatasetSettings) -> None:
     ledger.reserve(heart, "a" * 64, whole())
     state = ledger.state(heart)[0]
-    assert state.spent_rdp == 0
-    assert state.committed_rdp == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+    assert state.spent == 0
+    assert state.committed == pytest.approx(at_order([PLAN.event()]))
     after = ledger.epsilon_after(heart, whole())["training"]
-    assert after == pytest.approx(epsilon_rdp([PLAN.event(), PLAN.event()], 1e-3))
+    assert after == pytest.approx(at_order([PLAN.event(), PLAN.event()]))
 
 
 #: Reserves many small studies until refused; prints one line after each that was written.
@@ -174,9 +219,9 @@ def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings
     assert not failures, "a thread that lost the race met another error than the budget's"
     assert spent(heart) <= heart.epsilon + 1e-6
     # Reservations neither: a charge would find them too many, but approvals would rest on what nobody can pay.
-    assert ledger.state(heart)[0].committed_rdp <= heart.epsilon + 1e-6
-    assert epsilon_rdp([small.event()] * (len(released) + 1), 1e-3) > heart.epsilon, "the race stopped early"
-    assert epsilon_rdp([small.event()] * len(released), 1e-3) <= spent(heart) + 1e-9
+    assert ledger.state(heart)[0].committed <= heart.epsilon + 1e-6
+    assert at_order([small.event()] * (len(released) + 1)) > heart.epsilon, "the race stopped early"
+    assert at_order([small.event()] * len(released)) <= spent(heart) + 1e-9
 
 
 def spend_until_killed(number: int, report: int) -> None:
@@ -228,7 +273,7 @@ def test_a_hundred_kills_at_random_moments_never_lose_a_charge(heart: DatasetSet
     assert len(announced) >= 50, "the children were killed before they did anything"
     assert set(announced) <= charged <= reserved
     assert len(charged) - len(set(announced)) <= 100, "more than one charge per kill was not announced"
-    assert ledger.state(HEART_WITH_ROOM)[0].committed_rdp <= 50
+    assert ledger.state(HEART_WITH_ROOM)[0].committed <= 50
 
 
 def test_no_decision_reads_a_clock(heart: DatasetSettings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +311,7 @@ def test_an_older_database_reads_the_same(heart: DatasetSettings) -> None:
             }
         ],
     )
-    assert spent(heart) == pytest.approx(epsilon_rdp([PLAN.event()], 1e-3))
+    assert spent(heart) == pytest.approx(at_order([PLAN.event()]))
 
 
 def test_a_charge_of_a_newer_format_stops_everything(heart: DatasetSettings) -> None:

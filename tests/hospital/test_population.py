@@ -50,7 +50,7 @@ def test_two_datasets_of_one_population_share_its_budget_and_its_split(heart: Da
     with pytest.raises(BudgetExceeded, match="population heart") as caught:
         ledger.reserve(again, "b" * 64, WHOLE)
     assert "new dataset" not in str(caught.value)
-    assert ledger.state(again)[0].committed_rdp == ledger.state(heart)[0].committed_rdp > 0
+    assert ledger.state(again)[0].committed == ledger.state(heart)[0].committed > 0
     assert population.split_of(again).split_key == population.split_of(heart).split_key
 
 
@@ -173,6 +173,6 @@ def test_the_spending_of_an_older_database_stays_with_the_population_of_the_same
         MigrationExecutor(connection).migrate(after)
         call_command("migrate", verbosity=0)
     heart = database.dataset("heart")
-    assert ledger.state(heart)[0].spent_rdp > 2
+    assert ledger.state(heart)[0].spent > 2
     split = population.split_of(heart)
     assert (bytes(split.split_key), split.fraction) == (b"k" * 32, 0.5)

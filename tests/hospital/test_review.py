@@ -18,6 +18,7 @@ from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review,
 from datasites.hospital.people import Acting, PersonError, add_person, identify
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
+from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.package import StudyPackage
 from datasites.transport.syft import SubmittedJob
 from policies.registry import RegistryFile
@@ -134,8 +135,9 @@ def test_two_people_of_two_roles_approve_and_the_budget_is_reserved(desk: Desk) 
     assert desk.approve("bob").state == Case.State.APPROVED
     case = open_case(desk.site.home, desk.row)
     training = ledger.state(case.dataset)[0]
-    assert training.spent_rdp == 0
-    assert 2.99 < training.committed_rdp <= 3.0
+    assert training.spent == 0
+    assert 2.99 < epsilon_pld([case.asked()["training"].event], case.study.privacy.delta) <= 3.0
+    assert training.committed == epsilon_at_order([case.plan.event()], training.order, training.delta) <= training.cap
     kinds = [r["kind"] for r in audit_lines(desk)]
     assert kinds[-4:] == ["decision", "approved", "decision", "approved"]
 
@@ -298,7 +300,7 @@ def test_pause_resume_revoke_and_kill(desk: Desk) -> None:
         review.unkill(desk.site, desk.login("dee"), "over")
     review.unkill(desk.site, desk.login("bob"), "over")
     assert review.revoke(desk.site, desk.row.pk, desk.login("bob"), "withdrawn").state == Case.State.REVOKED
-    assert ledger.state(desk.site.home.dataset("heart"))[0].committed_rdp == 0
+    assert ledger.state(desk.site.home.dataset("heart"))[0].committed == 0
     with pytest.raises(ReviewError):
         review.resume(desk.site, desk.row.pk, desk.login("ann"), "no")
 

@@ -1,19 +1,33 @@
 """The gate on a budget: it must agree with other accountants, never forget a charge, and read all it ever stored."""
 
+import math
+
 import pytest
-from dp_accounting import GaussianDpEvent, LaplaceDpEvent, NoOpDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting import (
+    GaussianDpEvent,
+    LaplaceDpEvent,
+    NoOpDpEvent,
+    PoissonSampledDpEvent,
+    SelfComposedDpEvent,
+    UnsupportedDpEvent,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants import PRVAccountant
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from datasites.privacy.accountant import (
+    ORDERS,
     Charge,
     UnknownEvent,
     compose,
+    epsilon_at_order,
     epsilon_pld,
     epsilon_rdp,
+    filter_order,
+    is_part_of,
     read_charge,
-    would_exceed,
+    would_exceed_filter,
 )
 
 STEP = PoissonSampledDpEvent(0.1, GaussianDpEvent(1.5))
@@ -32,17 +46,18 @@ charges = st.builds(
 
 
 @pytest.mark.parametrize(
-    ("z", "q", "steps", "delta"), [(1.1, 0.01, 1000, 1e-5), (2.1, 0.3, 30, 1e-3), (0.8, 0.05, 50, 1e-5)]
+    ("z", "q", "steps", "delta", "order"),
+    [(1.1, 0.01, 1000, 1e-5, 8), (2.1, 0.3, 30, 1e-3, 4), (0.8, 0.05, 50, 1e-5, 5)],
 )
-def test_rdp_agrees_with_opacus(z, q, steps, delta):
-    theirs = RDPAccountant()
-    theirs.history = [(z, q, steps)]
+def test_divergence_and_conversion_agree_with_opacus(z, q, steps, delta, order):
+    divergence = compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=[order])
+    theirs, _ = get_privacy_spent(orders=[order], rdp=divergence, delta=delta)
     event = SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(z)), steps)
-    assert epsilon_rdp([event], delta) == pytest.approx(theirs.get_epsilon(delta), rel=0.01)
+    assert epsilon_at_order([event], order, delta) == pytest.approx(theirs, rel=1e-9)
 
 
 @pytest.mark.parametrize(("z", "q", "steps", "delta"), [(1.1, 0.01, 1000, 1e-5), (2.1, 0.3, 30, 1e-3)])
-def test_pld_agrees_with_opacus_prv_and_is_below_the_gate(z, q, steps, delta):
+def test_pld_agrees_with_opacus_prv_and_is_below_rdp(z, q, steps, delta):
     theirs = PRVAccountant()
     theirs.history = [(z, q, steps)]
     event = SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(z)), steps)
@@ -52,38 +67,111 @@ def test_pld_agrees_with_opacus_prv_and_is_below_the_gate(z, q, steps, delta):
 
 
 def test_history_over_studies_adds_up():
-    one = epsilon_rdp([SelfComposedDpEvent(STEP, 100)], 1e-5)
-    split = epsilon_rdp([SelfComposedDpEvent(STEP, 30), STEP, SelfComposedDpEvent(STEP, 69)], 1e-5)
-    assert split == pytest.approx(one)
-    mixed = epsilon_rdp([SelfComposedDpEvent(STEP, 100), GaussianDpEvent(4.0)], 1e-5)
-    assert mixed > one
+    for epsilon in (epsilon_pld, lambda events, delta: epsilon_at_order(events, 6, delta)):
+        one = epsilon([SelfComposedDpEvent(STEP, 100)], 1e-5)
+        split = epsilon([SelfComposedDpEvent(STEP, 30), STEP, SelfComposedDpEvent(STEP, 69)], 1e-5)
+        assert split == pytest.approx(one)
+        assert epsilon([SelfComposedDpEvent(STEP, 100), GaussianDpEvent(4.0)], 1e-5) > one
 
 
 def test_equal_charges_are_merged_so_that_long_histories_stay_fast():
     assert compose([STEP] * 500) == SelfComposedDpEvent(STEP, 500)
     assert compose([]) == NoOpDpEvent()
-    assert epsilon_rdp([], 1e-5) == 0.0
+    assert epsilon_pld([], 1e-5) == epsilon_rdp([], 1e-5) == epsilon_at_order([], 8, 1e-5) == 0.0
 
 
-def test_gate_answers_at_the_border():
-    history = [SelfComposedDpEvent(STEP, 50)]
-    cap = epsilon_rdp([*history, STEP], 1e-5)
-    assert not would_exceed(history, STEP, cap, 1e-5)
-    assert would_exceed(history, STEP, cap - 1e-9, 1e-5)
-    assert would_exceed([*history, STEP], STEP, cap, 1e-5)
+def gaussian(rho: float) -> GaussianDpEvent:
+    return GaussianDpEvent(math.sqrt(1 / (2 * rho)))
 
 
-def test_an_unpriceable_event_raises_and_never_passes_the_gate():
-    with pytest.raises(UnknownEvent):
-        would_exceed([], PoissonSampledDpEvent(0.1, LaplaceDpEvent(1.0)), 1e9, 1e-5)
+def test_the_filter_admits_the_divergence_of_one_order_and_no_more():
+    """By hand at (6, 1e-5): order 5, which leaves 6 + log(0.8) reversed and log(5e-5) / 4, so rho of 0.74945."""
+    assert filter_order(6.0, 1e-5) == 5
+    room = 6.0 - math.log(4 / 5) + math.log(5 * 1e-5) / 4
+    assert room == pytest.approx(3.747272, abs=1e-6)
+    most = room / 5
+    half = gaussian(most / 2)
+    assert not would_exceed_filter([half], gaussian(0.499_999 * most), 6.0, 1e-5, 5)
+    assert would_exceed_filter([half], gaussian(0.500_001 * most), 6.0, 1e-5, 5)
+    assert would_exceed_filter([half, gaussian(0.499_999 * most)], gaussian(1e-5), 6.0, 1e-5, 5)
+
+
+def test_what_the_filter_admits_never_costs_more_than_its_cap():
+    """Also with a minimum over orders it would; what it may never do is admit by another order than the one fixed."""
+    for epsilon, delta in ((0.5, 1e-6), (3.0, 1e-5), (6.0, 3e-5), (20.0, 1e-5)):
+        order = filter_order(epsilon, delta)
+        one = PoissonSampledDpEvent(0.2, GaussianDpEvent(3.0 / epsilon + 1.0))
+        history = []
+        while not would_exceed_filter(history, one, epsilon, delta, order):
+            history.append(one)
+        assert 0.6 * epsilon < epsilon_pld(history, delta) < epsilon
+        assert epsilon_at_order(history, order, delta) <= epsilon < epsilon_at_order([*history, one], order, delta)
+
+
+def test_a_filter_keeps_to_its_order_where_another_would_admit_more():
+    """A tiny rate with little noise is cheap at order 2 and dear at the order of the budget; the latter counts."""
+    event = PoissonSampledDpEvent(0.001, GaussianDpEvent(0.35))
+    assert epsilon_at_order([event], 3, 1e-5) < 7
+    assert would_exceed_filter([], event, 7.0, 1e-5, filter_order(7.0, 1e-5))
+
+
+def test_the_order_of_a_budget_is_the_best_for_plain_gaussians():
+    for epsilon, delta in ((0.1, 1e-6), (1.0, 1e-5), (3.0, 1e-5), (10.0, 1e-4)):
+        chosen = filter_order(epsilon, delta)
+
+        def admitted(order, epsilon=epsilon, delta=delta):
+            low, high = 0.0, 100.0
+            for _ in range(60):
+                rho = (low + high) / 2
+                exceeded = would_exceed_filter([], gaussian(rho), epsilon, delta, order)
+                low, high = (low, rho) if exceeded else (rho, high)
+            return low
+
+        assert all(admitted(chosen) >= admitted(other) for other in ORDERS)
+
+
+def test_a_budget_that_admits_nothing_is_an_error():
+    with pytest.raises(ValueError, match="admits no release"):
+        filter_order(1e-3, 1e-9)
+
+
+@given(st.lists(charges, max_size=4), st.data())
+@settings(max_examples=50)
+def test_a_part_is_told_by_its_events_and_not_by_their_price(whole, data):
+    events = [charge.event() for charge in whole]
+    part = [charge.model_copy(update={"count": data.draw(st.integers(1, charge.count))}).event() for charge in whole]
+    assert is_part_of(part, events)
+    assert is_part_of(part[1:], events)
+    assert is_part_of([], events)
+    assert not is_part_of([*events, GaussianDpEvent(1e6)], events), "cheaper than nothing is still another event"
+    assert not is_part_of([*events, *events], events) or not events
+
+
+@given(charges)
+@settings(max_examples=20, deadline=None)
+def test_pld_is_never_above_renyi(charge):
+    event = charge.model_copy(update={"noise_multiplier": 1 + charge.noise_multiplier}).event()
+    assert epsilon_pld([event], 1e-5) <= epsilon_rdp([event], 1e-5) * (1 + 1e-9)
+
+
+def test_an_unpriceable_event_raises_and_never_passes_a_gate():
+    for event in (PoissonSampledDpEvent(0.1, LaplaceDpEvent(1.0)), UnsupportedDpEvent()):
+        with pytest.raises(UnknownEvent):
+            would_exceed_filter([], event, 1e9, 1e-5, 4)
+        with pytest.raises(UnknownEvent):
+            epsilon_pld([event], 1e-5)
     with pytest.raises(UnknownEvent):
         Charge.of(LaplaceDpEvent(1.0))
-    with pytest.raises(ValueError, match="delta"):
-        would_exceed([], STEP, 1.0, 0.0)
+    for delta in (0.0, 1e-13, 1.0):
+        with pytest.raises(ValueError, match="delta"):
+            would_exceed_filter([], STEP, 1.0, delta, 4)
+        with pytest.raises(ValueError, match="delta"):
+            epsilon_pld([STEP], delta)
 
 
 def test_noiseless_event_costs_everything():
-    assert would_exceed([], GaussianDpEvent(0.0), 1e6, 1e-5)
+    assert would_exceed_filter([], GaussianDpEvent(0.0), 1e6, 1e-5, 4)
+    assert epsilon_pld([GaussianDpEvent(0.0)], 1e-5) == math.inf
 
 
 @given(charges)

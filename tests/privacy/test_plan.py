@@ -8,7 +8,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
 from pydantic import ValidationError
 
-from datasites.privacy.accountant import epsilon_rdp
+from datasites.privacy.accountant import epsilon_pld
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.study.manifest import Evaluation
 
@@ -17,26 +17,26 @@ TERMS = {"clip": 1.0, "sampling_rate": 0.3, "rounds": 15, "steps_per_round": 5}
 
 def test_calibrated_plan_spends_its_target_and_no_more():
     plan = PrivacyPlan.calibrate(3.0, 1e-3, **TERMS)
-    assert 2.98 < epsilon_rdp([plan.event()], 1e-3) <= 3.0
+    assert 2.98 < epsilon_pld([plan.event()], 1e-3) <= 3.0
 
 
 def test_all_rounds_together_cost_the_whole_plan():
     plan = PrivacyPlan(noise_multiplier=2.0, **TERMS)
-    rounds = epsilon_rdp([plan.round_event()] * plan.rounds, 1e-3)
-    assert rounds == pytest.approx(epsilon_rdp([plan.event()], 1e-3))
+    rounds = epsilon_pld([plan.round_event()] * plan.rounds, 1e-3)
+    assert rounds == pytest.approx(epsilon_pld([plan.event()], 1e-3))
     assert plan.event().count == plan.steps == 75
 
 
 def test_one_round_more_costs_more_than_the_plan():
     plan = PrivacyPlan.calibrate(1.0, 1e-3, **TERMS)
-    assert epsilon_rdp([plan.round_event()] * (plan.rounds + 1), 1e-3) > 1.0
+    assert epsilon_pld([plan.round_event()] * (plan.rounds + 1), 1e-3) > 1.0
 
 
 def test_a_sampled_step_is_cheaper_than_an_unsampled_one():
     sampled = PrivacyPlan(noise_multiplier=2.0, **TERMS)
     whole = sampled.model_copy(update={"sampling_rate": 1.0})
     assert whole.event() == SelfComposedDpEvent(GaussianDpEvent(2.0), 75)
-    assert epsilon_rdp([sampled.event()], 1e-3) < epsilon_rdp([whole.event()], 1e-3)
+    assert epsilon_pld([sampled.event()], 1e-3) < epsilon_pld([whole.event()], 1e-3)
 
 
 def test_local_event_of_distributed_plan_is_dearer_by_the_share_of_noise():
@@ -44,7 +44,7 @@ def test_local_event_of_distributed_plan_is_dearer_by_the_share_of_noise():
         1.0, 1e-5, clip=1.0, sampling_rate=0.3, rounds=40, steps_per_round=1, mode="distributed", honest=9
     )
     assert plan.local_noise_multiplier == pytest.approx(plan.noise_multiplier / 3)
-    assert epsilon_rdp([plan.event()], 1e-5) <= 1.0 < epsilon_rdp([plan.local_event()], 1e-5)
+    assert epsilon_pld([plan.event()], 1e-5) <= 1.0 < epsilon_pld([plan.local_event()], 1e-5)
 
 
 def test_distributed_mode_takes_one_step_a_round_only():
@@ -85,8 +85,8 @@ def test_an_impossible_budget_is_an_error_not_a_plan():
 
 def test_ignoring_that_patients_have_several_records_is_shown_to_cost_more():
     plan = PrivacyPlan.calibrate(1.0, 1e-3, **TERMS)
-    told = epsilon_rdp([plan.event()], 1e-3)
-    real = [epsilon_rdp([plan.event_if_records_were_patients(records)], 1e-3) for records in (1, 2, 5)]
+    told = epsilon_pld([plan.event()], 1e-3)
+    real = [epsilon_pld([plan.event_if_records_were_patients(records)], 1e-3) for records in (1, 2, 5)]
     assert real[0] == pytest.approx(told)
     assert real[1] > 2 * told
     assert real[2] > 5 * told
@@ -101,9 +101,9 @@ def test_ignoring_that_patients_have_several_records_is_shown_to_cost_more():
 def test_evaluation_plan_spends_its_budget_over_interim_and_final():
     plan = EvaluationPlan.calibrate(3.0, 1e-3, Evaluation(every=4, interim_share=0.2), rounds=15)
     assert plan.interim == 3  # after rounds 4, 8 and 12
-    spent = epsilon_rdp([plan.event("interim")] * 3 + [plan.event("final")], 1e-3)
+    spent = epsilon_pld([plan.event("interim")] * 3 + [plan.event("final")], 1e-3)
     assert 2.98 < spent <= 3.0
-    assert spent == pytest.approx(epsilon_rdp([plan.total_event()], 1e-3))
+    assert spent == pytest.approx(epsilon_pld([plan.total_event()], 1e-3))
     share = 3 / plan.interim_multiplier**2 / (3 / plan.interim_multiplier**2 + 1 / plan.final_multiplier**2)
     assert share == pytest.approx(0.2, abs=0.001)
 

@@ -169,7 +169,7 @@ class Hospital:
             return
         self._told.add(("closed", 0))
         self.seq += 1
-        epsilons = {"rdp": 1.0, "pld": 0.9, "local_rdp": 1.0}
+        epsilons = {"pld": 0.9, "local": 1.0}
         account = letters.Account(
             rounds=len(self.charged), steps=2, delta=1e-3, noise_multiplier=1.0, sampling_rate=0.3,
             spent={"training": epsilons, "held_out": epsilons},

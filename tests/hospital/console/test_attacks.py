@@ -289,7 +289,7 @@ def test_pause_resume_revoke_and_kill_from_the_console(console: Console) -> None
     finally:
         (desk.site.home.root / "KILLED").unlink(missing_ok=True)
     assert ann.post(path, {"action": "revoke", "reason": "withdrawn", "password": PASSWORD}).status_code == 302
-    assert ledger.state(desk.site.home.dataset("heart"))[0].committed_rdp == 0
+    assert ledger.state(desk.site.home.dataset("heart"))[0].committed == 0
 
 
 def test_an_admin_enters_people_and_shuts_them_out(console: Console) -> None:

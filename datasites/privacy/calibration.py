@@ -1,0 +1,63 @@
+"""The least noise that keeps a fixed number of equal releases within (epsilon, delta), by PLD. Pure; no torch."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from scipy.optimize import brentq
+
+from datasites.privacy.accountant import epsilon_pld
+
+#: Noise multipliers are looked for up to this one, and down to the least that makes sense.
+MOST_NOISE, LEAST_NOISE = 10_000.0, 0.05
+#: Relative precision of a calibrated multiplier, before it is rounded upwards.
+PRECISION = 1e-4
+#: Part of epsilon that a calibration leaves. PLD of nearly equal events may differ by its grid, some 1e-6 of epsilon,
+#: and a plan must pass its own cap also where its noise is split over evaluations or rounded by the study.
+MARGIN = 1e-4
+
+
+def release(noise_multiplier: float, sampling_rate: float, count: int) -> DpEvent:
+    """`count` Gaussian releases, each on a Poisson sample where the rate is below 1."""
+    inner: DpEvent = GaussianDpEvent(noise_multiplier)
+    if sampling_rate < 1:
+        inner = PoissonSampledDpEvent(sampling_rate, inner)
+    return inner if count == 1 else SelfComposedDpEvent(inner, count)
+
+
+@lru_cache(maxsize=256)
+def least_noise(sampling_rate: float, count: int, epsilon: float, delta: float) -> float | None:
+    """The least noise multiplier, rounded upwards, at which `count` releases cost at most (epsilon, delta).
+
+    None where no multiplier up to `MOST_NOISE` is enough. What is returned was priced as returned, with the function
+    that gates it.
+    """
+    target = epsilon * (1 - MARGIN)
+
+    def above(multiplier: float) -> float:
+        return math.log(max(epsilon_pld([release(multiplier, sampling_rate, count)], delta), 1e-12) / target)
+
+    # A release of the sampled Gaussian costs about rate / multiplier, and releases add up as their squares.
+    high = sampling_rate * math.sqrt(count * 2 * math.log(1 / delta)) / epsilon
+    high = min(max(high, 2 * LEAST_NOISE), MOST_NOISE)
+    while above(high) > 0:
+        if high >= MOST_NOISE:
+            return None
+        high = min(1.5 * high, MOST_NOISE)
+    low = high / 1.3
+    while low > LEAST_NOISE and above(low) <= 0:
+        low, high = low / 1.5, low
+    if low > LEAST_NOISE:
+        root = brentq(lambda x: above(math.exp(x)), math.log(low), math.log(high), xtol=PRECISION)
+        high = min(high, math.exp(root))
+    multiplier = ceil(high)
+    while above(multiplier) > 0:
+        multiplier = ceil(multiplier * (1 + PRECISION))
+    return multiplier
+
+
+def ceil(multiplier: float) -> float:
+    """Four decimals, upwards: short to read on a page, and never less noise than was computed."""
+    return math.ceil(multiplier * 10_000) / 10_000
