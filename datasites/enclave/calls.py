@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from datasites.enclave import rows, vocabulary
 from datasites.enclave.findings import Report
 from datasites.enclave.flow import analyse
-from datasites.enclave.scope import FileNames, kind_of
+from datasites.enclave.scope import FileNames, kind_of, names_types
 
 MAX_PRODUCT = 10**8
 MAX_RANGE = 10_000
@@ -103,6 +103,8 @@ class Calls(ABC):
         if dotted is not None:
             self._torch_call(node, dotted)
         elif name in vocabulary.BUILTINS and name not in self.flow.bound:
+            if name == "isinstance":
+                self._type_test(node)
             if name in vocabulary.ITERATORS:
                 self.say(node, "iterator", f"{name} outside a loop remembers how far it was read", "use it in for")
             if name not in vocabulary.BUILTINS_ON_ROWS:
@@ -111,6 +113,13 @@ class Calls(ABC):
             length = max((rows.literal_int(argument) or 0 for argument in node.args), default=0)
             if name == "range" and length > MAX_RANGE:
                 self.say(node, "size", f"a loop of more than {MAX_RANGE} turns", "use tensor operations")
+
+    def _type_test(self, node: ast.Call) -> None:
+        # Only of what has a name: that a call is made here would be easy to overlook, for a reviewer as well.
+        plain = len(node.args) == 2 and not node.keywords and all(map(names_types, node.args))
+        if not plain or isinstance(node.args[0], ast.Tuple):
+            self.say(node, "call", "isinstance is for a name and a type", "name the value first: y = ..., then "
+                     "isinstance(y, torch.Tensor)")  # fmt: skip
 
     def _attribute_call(self, node: ast.Call, func: ast.Attribute) -> None:
         dotted = self.names.dotted(func)
@@ -132,6 +141,7 @@ class Calls(ABC):
             if problem is not None:
                 self.say(node, *problem)
             self._public_arguments(node, func.attr, node.args)
+            self._keywords(node, "." + func.attr)
             if has_rows and func.attr in vocabulary.SHAPES and not func.attr.startswith("new_"):
                 self._shape_begins_with_batch(node, node.args)
 
@@ -151,7 +161,10 @@ class Calls(ABC):
         if name in vocabulary.ROWS_IN_ARGUMENTS:
             return
         for argument in [*arguments, *(item.value for item in node.keywords if item.arg not in ("input", "tensors"))]:
-            if self.flow.has_rows(argument):
+            if self.flow.has_rows(argument) and name in vocabulary.RAISES_ON_INDEX:
+                self.say(argument, "raises", f"{name} raises where a row holds an index out of range", "write "
+                         "(F.one_hot(index, num_classes=n) * x).sum(dim=1), which takes any index")  # fmt: skip
+            elif self.flow.has_rows(argument):
                 self.say(argument, "data-dependent", f"an argument of {name} depends on rows", "write a number")
 
     def _shape_begins_with_batch(self, node: ast.Call, arguments: list[ast.expr]) -> None:
@@ -183,11 +196,8 @@ class Calls(ABC):
             self.say(node, "torch", f"{dotted} can't be called here", "leave it out")
         if problem is not None:
             self.say(node, *problem)
+        self._keywords(node, dotted)
         for item in node.keywords:
-            if item.arg is not None and item.arg not in vocabulary.KEYWORDS:
-                remedy = vocabulary.REMEDIES.get(item.arg, "leave it out")
-                self.say(item.value, "keyword", f"{item.arg} of {dotted} is not among the keywords that a model needs",
-                         remedy)  # fmt: skip
             if item.arg == "device" and not (isinstance(item.value, ast.Attribute) and item.value.attr == "device"):
                 self.say(item.value, "keyword", "the trainer chooses the device", vocabulary.REMEDIES["device"])
             if item.arg == "track_running_stats" and not (
@@ -203,6 +213,13 @@ class Calls(ABC):
             self._inplace(node, last, _INPLACE_FUNCTIONS)
         if len(node.args) > BEFORE_OUT.get(dotted, len(node.args)):
             self.say(node, "in-place", f"{dotted} is made to write into one of its arguments", "leave the argument out")
+
+    def _keywords(self, node: ast.Call, what: str) -> None:
+        for item in node.keywords:
+            if item.arg is not None and item.arg not in vocabulary.KEYWORDS:
+                remedy = vocabulary.REMEDIES.get(item.arg, "leave it out")
+                self.say(item.value, "keyword", f"{item.arg} of {what} is not among the keywords that a model needs",
+                         remedy)  # fmt: skip
 
     def _inplace(self, node: ast.Call, name: str, positions: dict[str, int]) -> None:
         if len(node.args) > positions.get(name, len(node.args)):

@@ -104,6 +104,9 @@ class Expressions(Calls):
         self.operator(node.op, node)
         self.expression(node.left, size=size and isinstance(node.op, ast.Add))
         self.expression(node.right)
+        if isinstance(node.op, ast.FloorDiv | ast.Mod) and self.flow.has_rows(node.right):
+            self.say(node, "raises", "// and % raise where a row holds a whole number that is zero",
+                     "write torch.floor(a / b), and a - b * torch.floor(a / b) for the rest")  # fmt: skip
         self._bombs(node)
 
     def _bombs(self, node: ast.BinOp) -> None:

@@ -53,7 +53,7 @@ class FileNames:
         """What may be read of another object: what classes of the file define and what means nothing to torch."""
         found = set().union(*(known.methods | known.attributes for known in self.classes.values()))
         found -= vocabulary.RESERVED | foreign.FOREIGN
-        return {name for name in found if not name.startswith("__") and not name.endswith("_")}
+        return {name for name in found if not name.startswith("_") and not name.endswith("_")}
 
     def dotted(self, node: ast.expr) -> str | None:
         """The dotted torch or math name that an expression such as `F.relu` stands for, else None."""
@@ -227,7 +227,8 @@ def _call_graph(tree: ast.Module, names: FileNames, report: Report) -> None:
 def _mentions(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
     """Names and attributes that a function calls, and those that it mentions otherwise.
 
-    Left out: annotations, and the arguments of `super` and `isinstance`, which name a class without making one.
+    Left out: annotations, and names in the arguments of `super` and after the first argument of `isinstance`, which
+    name a class without making one. What is more than a name there counts.
     """
     called: set[str] = set()
     kept: set[str] = set()
@@ -241,9 +242,11 @@ def _mentions(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
                 pending += ast.iter_child_nodes(node.func)
             else:
                 pending.append(node.func)
-            if not (isinstance(node.func, ast.Name) and node.func.id in ("super", "isinstance")):
-                pending += node.args
-                pending += node.keywords
+            callee = node.func.id if isinstance(node.func, ast.Name) else ""
+            naming = {"super": 0, "isinstance": 1}.get(callee, len(node.args))
+            pending += node.args[:naming]
+            pending += [argument for argument in node.args[naming:] if not names_types(argument)]
+            pending += node.keywords
         elif isinstance(node, ast.AnnAssign):
             pending += [node.target, *([node.value] if node.value is not None else [])]
         else:
@@ -252,6 +255,15 @@ def _mentions(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
                 kept.add(word)
             pending += ast.iter_child_nodes(node)
     return called, kept
+
+
+def names_types(node: ast.expr) -> bool:
+    """Whether an expression is a name, a dotted name, or a tuple of these."""
+    if isinstance(node, ast.Tuple):
+        return all(map(names_types, node.elts))
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name)
 
 
 def _word(node: ast.AST) -> str | None:

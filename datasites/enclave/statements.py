@@ -154,7 +154,7 @@ class _Statements(Expressions):
     def _do_Raise(self, node: ast.Raise) -> None:
         call = node.exc
         plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in vocabulary.EXCEPTIONS
-        if not plain or node.cause is not None:
+        if not plain or node.cause is not None or (isinstance(call, ast.Call) and call.keywords):
             self.say(node, "statement", "only plain exceptions can be raised", "write raise ValueError(...)")
         elif isinstance(call, ast.Call):
             for argument in call.args:

@@ -19,13 +19,14 @@ import ast
 import re
 import string
 import warnings
+from collections.abc import Iterator
 
 from datasites.enclave import statements, vocabulary
 from datasites.enclave.expressions import constant_fits
 from datasites.enclave.findings import Finding, Report
 from datasites.enclave.scope import FileNames, collect
 
-RULESET = "2"
+RULESET = "3"
 
 MAX_BYTES = 64 * 1024
 MAX_LINES = 2000
@@ -33,7 +34,16 @@ MAX_LINE = 400
 MAX_NODES = 20_000
 MAX_DEPTH = 60
 _ENTRY = "build_model"
-_FORMATTED = re.compile(r"""\b(?:[fF][rR]?|[rR][fF])["']""")
+#: A comment, a string with its prefix, a string that does not end, or a word.
+_TOKEN = re.compile(
+    r"""\#[^\n]*
+    | (?P<prefix>\w*) (?P<three>\"{3}|'{3}) (?:\\.|(?!(?P=three))[^\\])*+ (?P=three)
+    | (?P<one_line>\w*) (?P<one>["']) (?:\\.|(?!(?P=one))[^\\\n])*+ (?P=one)
+    | (?P<unended>\w*) (?P<open>["'])
+    | \w+""",
+    re.VERBOSE | re.DOTALL,
+)
+_FORMATTING = frozenset({"f", "fr", "rf"})
 _CHARACTERS = frozenset(string.printable) - set("\x0b\x0c")
 
 __all__ = ["RULESET", "Finding", "verify"]
@@ -65,10 +75,6 @@ def _fits(source: str, report: Report) -> bool:
             report.at(number, MAX_LINE, "size", f"line of more than {MAX_LINE} characters", "break the line")
         odd = [place for place, character in enumerate(line.removesuffix("\r")) if character not in _CHARACTERS
                or character == "\r"]  # fmt: skip
-        if found := _FORMATTED.search(line):
-            # By its text and before parsing, because what may stand in one differs between versions of Python.
-            report.at(number, found.start(), "f-string", "an f-string calls methods of what it formats",
-                      'join strings with +, as in "unknown: " + name')  # fmt: skip
         if "\\N{" in line:
             report.at(number, line.index("\\N{"), "characters", "a character by its name: versions know other ones",
                       "write ASCII")  # fmt: skip
@@ -78,7 +84,20 @@ def _fits(source: str, report: Report) -> bool:
                 "a character outside plain ASCII: names could look alike, or text could run backwards for a reviewer",
                 "write ASCII only, also in comments",
             )  # fmt: skip
+    for place in _formatted(source):
+        number, column = source.count("\n", 0, place) + 1, place - source.rfind("\n", 0, place) - 1
+        report.at(number, column, "f-string", "an f-string calls methods of what it formats",
+                  'join strings with +, as in "unknown: " + name')  # fmt: skip
     return len(report.findings()) == before
+
+
+def _formatted(source: str) -> Iterator[int]:
+    """Where f-strings begin, by the text: before parsing, as what may stand in one differs between Pythons."""
+    for found in _TOKEN.finditer(source):
+        if (found["prefix"] or found["one_line"] or found["unended"] or "").lower() in _FORMATTING:
+            yield found.start()
+        if found["open"] is not None:
+            return  # no Python takes it, or only as part of an f-string
 
 
 def _parse(source: str) -> ast.Module | None:

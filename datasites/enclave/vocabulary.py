@@ -55,11 +55,12 @@ FUNCTIONAL = _words(
     pixel_shuffle pixel_unshuffle unfold scaled_dot_product_attention
     """
 )
-#: Losses of torch.nn.functional: allowed with `reduction="none"` only, so that there is one loss for each row.
+#: Losses of torch.nn.functional: allowed with `reduction="none"` only, so that there is one loss for each row. Not
+#: here: binary_cross_entropy and gaussian_nll_loss, which raise on probabilities and variances out of range.
 LOSSES = _words(
     """
-    binary_cross_entropy binary_cross_entropy_with_logits cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss
-    huber_loss poisson_nll_loss gaussian_nll_loss soft_margin_loss
+    binary_cross_entropy_with_logits cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss
+    poisson_nll_loss soft_margin_loss
     """
 )
 
@@ -103,13 +104,23 @@ SWAPS = _words("transpose swapaxes movedim permute")
 SHAPES = _words("view reshape expand new_zeros new_ones")
 LIKE = _words("view_as reshape_as expand_as type_as")
 
+#: Operations that raise where an index is out of range: no index may come from a row.
+RAISES_ON_INDEX = _words("gather index_select")
+
 #: What else can be done with a tensor.
 OTHER_METHODS = _words("unsqueeze matmul bmm size dim float long bool contiguous clone repeat")
 #: Values of a tensor that are public: its shape and type.
 TENSOR_ATTRIBUTES = _words("shape ndim dtype device")
 
-METHODS = ELEMENTWISE | frozenset(ALONG_AXIS) - {"cat", "concat", "stack", "softmin", "normalize", "cosine_similarity",
-    "glu"} | SWAPS | SHAPES | LIKE | OTHER_METHODS  # fmt: skip
+#: Methods of lists and sets that change them and that a tensor has by the same name, where they change nothing. What a
+#: method is called on can't be told from the text, so these can be had as functions of torch alone.
+CHANGES_CONTAINERS = _words("sort add")
+
+METHODS = (
+    (ELEMENTWISE | frozenset(ALONG_AXIS) | SWAPS | SHAPES | LIKE | OTHER_METHODS)
+    - _words("cat concat stack softmin normalize cosine_similarity glu")
+    - CHANGES_CONTAINERS
+)
 
 #: Functions of torch beside those that are methods too. No random numbers, no `empty`: that reads others' old memory.
 TORCH = (
@@ -124,12 +135,10 @@ TORCH = (
     )
 )
 #: Functions that make a tensor from numbers: nothing of a row may be among them.
-MAKERS = _words("zeros ones full arange linspace eye")
+MAKERS = _words("zeros ones full arange linspace eye tensor")
 #: Functions whose arguments after the first may hold rows; those of all others are numbers, axes and shapes.
 ROWS_IN_ARGUMENTS = (
-    ELEMENTWISE
-    | LIKE
-    | _words("cat concat stack matmul bmm einsum gather cosine_similarity scaled_dot_product_attention tensor")
+    ELEMENTWISE | LIKE | _words("cat concat stack matmul bmm einsum cosine_similarity scaled_dot_product_attention")
 )
 #: Names of torch that are types or constants rather than functions.
 TORCH_VALUES = _words("Tensor float32 long int64 bool float pi inf")
@@ -217,6 +226,10 @@ REMEDIES = {
     "conv2d": "use nn.Conv2d and call the layer",
     "BCEWithLogitsLoss": 'use F.binary_cross_entropy_with_logits(..., reduction="none")',
     "CrossEntropyLoss": 'use F.cross_entropy(..., reduction="none")',
+    "binary_cross_entropy": 'use F.binary_cross_entropy_with_logits(..., reduction="none"), which takes any number',
+    "BCELoss": 'use F.binary_cross_entropy_with_logits(..., reduction="none"), which takes any number',
+    "gaussian_nll_loss": "write 0.5 * (torch.log(variance) + (target - mean) ** 2 / variance), which takes any number",
+    "GaussianNLLLoss": "write 0.5 * (torch.log(variance) + (target - mean) ** 2 / variance), which takes any number",
     "MSELoss": 'use F.mse_loss(..., reduction="none")',
     "data": "leave weights to the trainer; initialise them with nn.init in __init__",
     "weight": "call the layer; its weight can be named only in nn.init.*_(layer.weight) in __init__",
@@ -224,6 +237,14 @@ REMEDIES = {
     "t": "use .transpose(1, 2): axis 0 is the batch",
     "mT": "use .transpose(-2, -1) on tensors with three or more axes",
     "item": "keep values in tensors; use torch.where for cases",
+    "sort": "write torch.sort(x, dim=1): x.sort() on a list would change it",
+    "add": "write x + y: x.add() on a set would change it",
+    "take_along_dim": "write (F.one_hot(index, num_classes=n) * x).sum(dim=1), which takes any index",
+    "scatter": "write a comparison with torch.arange, which takes any index",
+    "bincount": "write F.one_hot(codes, num_classes=n).sum(dim=1)",
+    "remainder": "write a - b * torch.floor(a / b)",
+    "fmod": "write a - b * torch.floor(a / b)",
+    "floor_divide": "write torch.floor(a / b)",
     "numel": "use x.shape[1]; the number of rows is private",
     "training": "use nn.Dropout, which knows",
     "apply": "loop over self.modules() in __init__",

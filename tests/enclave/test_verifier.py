@@ -24,6 +24,12 @@ HERE = Path(__file__).parent
 ADVERSARIAL = HERE.parent / "adversarial"
 CORPUS = sorted([*(ADVERSARIAL / "hostile_models").glob("*.py"), *(ADVERSARIAL / "honest_models").glob("*.py")])
 VERDICTS = HERE / "verdicts.json"
+#: Kinds of statements and expressions that a model may have.
+HANDLED = {
+    "AnnAssign", "Assert", "Assign", "AugAssign", "Break", "Continue", "Expr", "For", "If", "Pass", "Raise",
+    "Return", "Attribute", "BinOp", "BoolOp", "Call", "Compare", "Constant", "Dict", "DictComp", "IfExp", "List",
+    "ListComp", "Name", "Slice", "Starred", "Subscript", "Tuple", "UnaryOp",
+}  # fmt: skip
 
 #: Run by another Python with nothing but this package on its path.
 OTHER_PYTHON = """
@@ -311,11 +317,7 @@ def test_every_kind_of_syntax_is_handled_or_refused():
     kinds = [kind for kind in vars(ast).values() if isinstance(kind, type) and issubclass(kind, ast.expr | ast.stmt)]
     handled = {kind.__name__ for kind in kinds for name in ("_do_", "_see_")
                if hasattr(statements._Statements, name + kind.__name__)}  # fmt: skip
-    assert handled == {
-        "AnnAssign", "Assert", "Assign", "AugAssign", "Break", "Continue", "Expr", "For", "If", "Pass", "Raise",
-        "Return", "Attribute", "BinOp", "BoolOp", "Call", "Compare", "Constant", "Dict", "DictComp", "IfExp", "List",
-        "ListComp", "Name", "Slice", "Starred", "Subscript", "Tuple", "UnaryOp",
-    }  # fmt: skip
+    assert handled == HANDLED
 
 
 def test_reserved_names_cover_what_this_torch_gives_a_module():

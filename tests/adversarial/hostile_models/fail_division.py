@@ -1,4 +1,4 @@
-# tries: fails where one patient is in the batch: a division of integers by zero | rule: alone
+# tries: fails where one patient is in the batch: a division of integers by zero | rule: raises
 from torch import nn
 
 class Net(nn.Module):

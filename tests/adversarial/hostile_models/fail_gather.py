@@ -1,4 +1,4 @@
-# tries: fails where one patient is in the batch: an index beyond the row | rule: alone
+# tries: fails where one patient is in the batch: an index beyond the row | rule: raises
 import torch
 from torch import nn
 

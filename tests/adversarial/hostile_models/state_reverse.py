@@ -1,0 +1,15 @@
+# tries: list.reverse() on self at each batch | rule: attribute
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+        self.order = [2.0, 1.0]
+
+    def forward(self, x):
+        self.order.reverse()
+        return self.fc(x) * self.order[0]
+
+def build_model(n_features, **config):
+    return Net(n_features)

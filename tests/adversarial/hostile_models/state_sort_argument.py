@@ -1,0 +1,19 @@
+# tries: list.sort() on a list on self that is handed to a helper | rule: attribute
+from torch import nn
+
+def turn(order):
+    order.sort()
+    return order
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+        self.order = [2.0, 1.0]
+
+    def forward(self, x):
+        turn(self.order)
+        return self.fc(x) * self.order[0]
+
+def build_model(n_features, **config):
+    return Net(n_features)

@@ -1,0 +1,18 @@
+# tries: opens sort on any list by defining a method of that name | rule: attribute
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+        self.order = [2.0, 1.0]
+
+    def sort(self, x):
+        return x
+
+    def forward(self, x):
+        self.order.sort()
+        return self.fc(x) * self.order[0]
+
+def build_model(n_features, **config):
+    return Net(n_features)
