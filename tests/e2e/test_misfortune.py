@@ -88,7 +88,7 @@ def test_distributed_noise_with_the_consistency_wave(datasites: LocalDatasites) 
         mode='"distributed"\nnoise_multiplier = 1.7',
         steps="1",
         learning_rate="5.0",
-        colluders="1\nthreshold = 4\npatients = 920",
+        threshold="4\npatients = 920",
         bins="6\nnoise_multiplier = 1.2",
     )
     assert study.terms.consistency_wave

@@ -33,7 +33,7 @@ def written(**changes: str) -> StudyPackage:
         "steps": "1",
         "learning_rate": "3.0",
         "bins": "6\nnoise_multiplier = 1.2",
-        "colluders": "1\nthreshold = 3\npatients = 920",
+        "colluders": "1\npatients = 920",
         **changes,
     }
     for key, value in lines.items():
