@@ -17,7 +17,7 @@ from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital import compliance
-from datasites.hospital.cases import OpenCase, StagedRecords, build_terms, open_case, stage_records
+from datasites.hospital.cases import NOT_READY, OpenCase, StagedRecords, build_terms, open_case, stage_records
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_table
 from datasites.hospital.intake import freeze, open_frozen
@@ -37,6 +37,17 @@ log = logging.getLogger(__name__)
 
 #: States in which a case may be examined, as long as nobody has reviewed it.
 OPEN = (Case.State.INTAKE, Case.State.REVIEW)
+
+
+_MEND = "mend it and run `datasites review recheck`"
+
+
+@dataclasses.dataclass
+class _Examined:
+    """How far an examination has come: records that must be kept or dropped, and the case to ask the policies about."""
+
+    staged: StagedRecords | None = None
+    case: OpenCase | None = None
 
 
 def start_worker(
@@ -93,39 +104,41 @@ def examine(site: Site, row: Case) -> Case:
     """Check an admitted case against code, data and policies as they are now; may be repeated until it is reviewed.
 
     Changes nothing when somebody has decided on the case in the meantime. Returns the case as it is then.
+
+    Whether the records fit is for people here alone. The log holds the same records either way, of code, mock rows and
+    policies, since its heads leave with other studies' releases (I16).
     """
-    home, staged = site.home, None
+    home, examined = site.home, _Examined()
     try:
         try:
-            staged = _examine(home, row)
-            row.state, row.note = Case.State.REVIEW, ""
+            _examine(home, row, examined)
         except (StoreError, AuditError):
             raise
         except Exception as error:
-            row.state, row.note = Case.State.INTAKE, _reason(error, "mend it and run `datasites review recheck`")
-        if not _keep(home, row, staged):
+            row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
+            row.terms, row.approval_hash = {}, ""
+        if not _keep(home, row, examined.staged):
             site.audit.append("examination_dropped", case=row.pk, study=row.study_hash)
             return Case.objects.get(pk=row.pk)
     finally:
-        if staged is not None:
-            staged.drop()
-    if row.state == Case.State.REVIEW:
+        if examined.staged is not None:
+            examined.staged.drop()
+    if examined.case is not None:
         try:
-            decision = compliance.decide(site, open_case(home, row), "intake")
-            row.note = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
+            decision = compliance.decide(site, examined.case, "intake")
+            denied = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
         except (StoreError, AuditError):
             raise
         except Exception as error:
-            row.note = _reason(error, "no policy can decide on it, so it can't be approved")
-        Case.objects.filter(pk=row.pk, state=Case.State.REVIEW).update(note=row.note)
+            denied = _reason(error, "no policy can decide on it, so it can't be approved")
+        row.note = "; ".join(words for words in (row.note, denied) if words)
+        Case.objects.filter(pk=row.pk, state=row.state).update(note=row.note)
     site.audit.append(
         "examined",
         case=row.pk,
         study=row.study_hash,
-        state=str(row.state),
         findings=len(row.findings),
         rehearsal=row.rehearsal.get("outcome", "not_run"),
-        note=row.note[:500],
     )
     return Case.objects.get(pk=row.pk)
 
@@ -176,22 +189,30 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
         raise InputError(f"study {package.digest()[:12]}: submitted before; see its case")
 
 
-def _examine(home: Home, row: Case) -> StagedRecords:
-    """Examine into `row`, unsaved, and stage the encoded records beside those of an earlier examination."""
+def _examine(home: Home, row: Case, examined: _Examined) -> None:
+    """Examine into `row`, unsaved, and stage the encoded records beside those of an earlier examination.
+
+    Where the records don't fit, the case can't be reviewed, and all else is examined nevertheless.
+    """
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
     row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
-    staged = stage_records(home, package, dataset)
+    row.state, row.note, row.readiness = Case.State.REVIEW, "", []
+    prepared = NOT_READY
     try:
-        row.readiness = [report.model_dump(mode="json") for report in staged.reports]
-        terms = build_terms(home, package, dataset, staged.prepared.version)
-        row.terms = terms.model_dump(mode="json")
-        row.approval_hash = terms.digest()
-        row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, staged.prepared))
-    except BaseException:
-        staged.drop()
-        raise
-    return staged
+        examined.staged = stage_records(home, package, dataset)
+    except Exception as error:
+        row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
+    else:
+        prepared = examined.staged.prepared
+        row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
+    terms = build_terms(home, package, dataset, prepared)
+    row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
+    case = open_case(home, row, prepared)
+    row.rehearsal = {} if row.findings else _rehearse(home, case)
+    examined.case = case
+    if examined.staged is None:
+        row.terms, row.approval_hash = {}, ""
 
 
 def _rehearse(home: Home, case: OpenCase) -> dict[str, object]:

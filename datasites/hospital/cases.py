@@ -17,6 +17,7 @@ import numpy as np
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.verifier import RULESET
 from datasites.enclave.worker import Partition
+from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.harmonise import (
     FeatureReadiness,
@@ -24,7 +25,7 @@ from datasites.hospital.harmonise import (
     prepare,
     read_mapping,
     read_table,
-    version_of,
+    records_digest,
 )
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import Asked
@@ -40,6 +41,8 @@ from datasites.study.package import StudyPackage
 from datasites.study.rounds import RingTerms, counts_ring, gradient_ring
 
 PREPARED_FILE = "records.npz"
+#: In place of the records that an examination could not prepare; nobody can approve it.
+NOT_READY = Prepared(content_hash="0" * 64, patient_unit="row", rows=0, patients=0)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,9 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     folder = records_folder(home, case.row.study_hash)
     with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in ("x", "y", "patient")}
-    if version_of(case.package.data_model, arrays) != case.terms.data_version:
+    if data_version(home, case.row.study_hash, records_digest(case.package.data_model, arrays)) != (
+        case.terms.data_version
+    ):
         raise FrozenCopyChanged(
             f"case {case.row.pk}: the prepared records are not the version that was approved; withdraw the study or "
             "prepare and review it again"
@@ -206,18 +211,23 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     return {"training": rows(~held_out), "held_out": rows(held_out)}
 
 
+def data_version(home: Home, study_hash: str, digest: str) -> str:
+    """Commitment to a study's records, given as their digest: binds them, and tells nothing of them."""
+    return Commitments(home).commit(f"data version of study {study_hash}", bytes.fromhex(digest))
+
+
 def records_folder(home: Home, study_hash: str) -> Path:
     """Where this study's encoded records lie."""
     return home.prepared / study_hash
 
 
-def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, data_version: str) -> ApprovalTerms:
-    """What an approval of `package` would bind here and now."""
+def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared) -> ApprovalTerms:
+    """What an approval of `package` on the prepared records would bind here and now."""
     made = site_plan(package.study, dataset)
     return ApprovalTerms(
         study_hash=package.digest(),
         dataset=dataset.name,
-        data_version=data_version,
+        data_version=data_version(home, package.digest(), prepared.content_hash),
         plan=made.training.model_dump(mode="json"),
         evaluation_plan=made.evaluation.model_dump(mode="json"),
         declared_patients=dataset.declared_patients,
@@ -253,7 +263,7 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
         ) from error
     terms = stored.model_copy(
         update={
-            "data_version": prepared.version,
+            "data_version": data_version(home, row.study_hash, prepared.content_hash),
             "declared_patients": dataset.declared_patients,
             "verifier_ruleset": RULESET,
             "dependencies": dependencies(),

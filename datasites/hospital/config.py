@@ -179,6 +179,11 @@ class Home:
         return self.root / "keys" / "institution.pem"
 
     @property
+    def commitment_key(self) -> Path:
+        """Key of the commitments to records (see `hospital.commitments`)."""
+        return self.root / "keys" / "commitment.key"
+
+    @property
     def roster(self) -> Path:
         """Pinned roster."""
         return self.root / "roster.json"

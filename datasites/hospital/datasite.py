@@ -141,7 +141,7 @@ class Datasite:
                 continue
             # An error of the study makes it rest; without one, what it rested before is forgotten.
             self._resting[pk] = (time.monotonic() + rest, min(2 * rest, LONGEST_REST))
-            with self._contained(f"case {pk}"):
+            with self._contained(f"case {pk}", audited=False):
                 try:
                     while run.step() and not stop.is_set():
                         busy = True
@@ -151,10 +151,11 @@ class Datasite:
         return busy, outage
 
     @contextmanager
-    def _contained(self, what: str) -> Iterator[None]:
+    def _contained(self, what: str, *, audited: bool = True) -> Iterator[None]:
         """Keep an error of one case, party or submission there: the log has where, the audit log once that it was.
 
-        The store's failures and a damaged audit log go on up.
+        The store's failures and a damaged audit log go on up. audited: not where rows are at work, since heads of the
+        audit log leave and what happens there may depend on a row (I16).
         """
         try:
             yield
@@ -168,7 +169,8 @@ class Datasite:
             if (what, kind) not in self._noted:
                 self._noted.add((what, kind))
                 log.error("%s", "".join(traceback.format_tb(error.__traceback__)))
-                self._site.audit.append("contained", what=what[:200], reason=words[:500])
+                if audited:
+                    self._site.audit.append("contained", what=what[:200], reason=words[:500])
 
     def _folders(self) -> list[str]:
         """Where something for this datasite would appear."""

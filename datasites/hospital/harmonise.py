@@ -63,9 +63,12 @@ class FeatureReadiness(Agreed):
 
 
 class Prepared(Agreed):
-    """A prepared dataset's description; the arrays lie beside it in the hospital's private folder."""
+    """A prepared dataset's description; the arrays lie beside it in the hospital's private folder.
 
-    version: str
+    content_hash: of the records (`records_digest`). It confirms guesses at them, so it never leaves this folder.
+    """
+
+    content_hash: str
     patient_unit: Literal["patient", "row"]
     rows: int
     patients: int
@@ -214,8 +217,8 @@ def prepare(
 ) -> tuple[dict[str, np.ndarray], tuple[FeatureReadiness, ...], Prepared]:
     """Encode for training: {"x": float32 (rows, columns), "y": float32 (rows,), "patient": str (rows,)}.
 
-    Raises `SchemaError` when any feature is not ready. The version is a SHA-256 over the encoded arrays, so an
-    approval binds the very numbers that are trained on.
+    Raises `SchemaError` when any feature is not ready. The digest is over the encoded arrays, so an approval, which
+    binds a commitment to it, binds the very numbers that are trained on.
     """
     frame, reports = harmonise(table, mapping, model)
     late = [report for report in reports if not report.ready]
@@ -227,7 +230,7 @@ def prepare(
     patient = frame["patient"].astype(str).to_numpy(dtype=np.str_)
     arrays = {"x": x, "y": y, "patient": patient}
     prepared = Prepared(
-        version=version_of(model, arrays),
+        content_hash=records_digest(model, arrays),
         patient_unit="row" if mapping.patient is None else "patient",
         rows=len(x),
         patients=len(np.unique(patient)),
@@ -235,8 +238,8 @@ def prepare(
     return arrays, reports, prepared
 
 
-def version_of(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over the encoded arrays and the names of their columns."""
+def records_digest(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the encoded arrays and the names of their columns; for this hospital's private folder only."""
     digest = hashlib.sha256(canonical_json([list(arrays["x"].shape), list(model.columns)]))
     for name in ("x", "y"):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())

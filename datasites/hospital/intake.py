@@ -31,6 +31,7 @@ class ApprovalTerms(Agreed):
     """Everything that an approval binds; its digest is the approval hash.
 
     `plan` and `evaluation_plan` are the hospital's own, calibrated from the study's terms within its limits (I4).
+    `data_version` is a keyed commitment to the records, since the hash goes to the researcher (I16).
     """
 
     study_hash: Sha256

@@ -342,7 +342,7 @@ class StudyRun:
             if self._worker is not None and self._worker.alive:
                 raise
             log.warning("worker ended (%s); starting another", error)
-            self._site.audit.append("worker_ended", study=self.study_hash, rule=error.rule, kind=type(error).__name__)
+            # Not in the audit log, whose heads leave: a crash may depend on a row (I16).
             return call(self._started_worker(case))
 
     def _masked(

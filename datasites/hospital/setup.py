@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
@@ -38,6 +39,7 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     for private in (home.prepared, home.frozen, home.secagg, home.anchors, home.transport, home.run, home.local_rules):
         private.mkdir(mode=0o700)
     Identity.generate(home.settings.email).save(home.key, os.environ.get("DATASITES_PASSPHRASE"))
+    Commitments(home)
     site = Site.open(root)
     from datasites.hospital.population import open_populations  # a room of the database, which is open from here on
 

@@ -54,9 +54,9 @@ def test_the_wrong_hospital_label_is_mended() -> None:
 
 def test_the_version_changes_with_one_value(tmp_path: Path) -> None:
     table = local("cleveland", tmp_path)
-    before = prepare(table, mapping_of("cleveland"), MODEL)[2].version
+    before = prepare(table, mapping_of("cleveland"), MODEL)[2].content_hash
     table.loc[5, "age"] += 1
-    assert prepare(table, mapping_of("cleveland"), MODEL)[2].version != before
+    assert prepare(table, mapping_of("cleveland"), MODEL)[2].content_hash != before
 
 
 def test_what_does_not_fit_is_named_without_a_value(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def swapped(text: str) -> str:
     import json
 
     value = json.loads(text)
-    value["version"] = "0" * 64
+    value["content_hash"] = "0" * 64
     return json.dumps(value)
 
 
