@@ -29,9 +29,11 @@ adaptive as it is, Gaussians of sd s sqrt(1 - 4 / s^2) have; and that is s x `LA
 The bound cuts only where noise passes 10 sd; `tail_delta` pays for that, and for the factors above. Counts are alike,
 with 1 for the clip and no slack.
 
-Renyi divergences need no `LATTICE`: those of the discrete Gaussian are never above the continuous one's of the same sd
-(Canonne, Kamath and Steinke 2020, arXiv:2004.00010, proposition 5). Prices use it all the same, so that one event
-serves both accountants.
+Renyi divergences of whole orders need no `LATTICE`: no moment of the likelihood ratio of shifted discrete Gaussians is
+above the continuous one's of the same sd (Canonne, Kamath and Steinke 2020, arXiv:2004.00010, proposition 5), and a
+sampled mechanism's are sums of such moments. Prices use it all the same, so that one event serves both accountants. A
+cap over many studies (the filter in `privacy.accountant`) holds for the mechanisms without their tails, so it is one of
+epsilon at delta + the `tail_delta` of the distributed studies among them.
 """
 
 from __future__ import annotations

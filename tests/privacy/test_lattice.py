@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
+from scipy.special import comb
 from scipy.stats import norm
 
 from datasites.privacy.accountant import RELATION
@@ -121,13 +122,20 @@ def test_rounds_together_cost_at_most_what_pld_charges_for_the_plan() -> None:
 
 
 @pytest.mark.parametrize(("sd", "shift", "order"), itertools.product((4.0, 8.0), (1, 3, 7), (2, 8, 32)))
-def test_renyi_divergence_is_never_above_the_continuous_one(sd: float, shift: int, order: int) -> None:
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_renyi_divergence_is_never_above_the_continuous_one(sd: float, shift: int, order: int, rate: float) -> None:
     points = np.arange(-2000, 2001).astype(float)
     scale = np.log(np.exp(-(points**2) / (2 * sd**2)).sum())
-    log_p = -((points - shift) ** 2) / (2 * sd**2) - scale
-    log_q = -(points**2) / (2 * sd**2) - scale
-    exact = np.logaddexp.reduce(order * log_p + (1 - order) * log_q) / (order - 1)
-    assert exact <= order * shift**2 / (2 * sd**2) * (1 + 1e-12)
+    base = -(points**2) / (2 * sd**2) - scale
+    mixed = -((points - shift) ** 2) / (2 * sd**2) - scale
+    if rate < 1:
+        mixed = np.logaddexp(math.log(1 - rate) + base, math.log(rate) + mixed)
+    # Mironov, Talwar and Zhang 2019, arXiv:1908.10530, for continuous noise.
+    k = np.arange(order + 1) if rate < 1 else np.array([order])
+    moments = np.log(comb(order, k)) + (k * k - k) / 2 * (shift / sd) ** 2 + k * math.log(rate)
+    continuous = np.logaddexp.reduce(moments + (order - k) * math.log1p(-rate) if rate < 1 else moments)
+    for p, q in ((mixed, base), (base, mixed)):
+        assert np.logaddexp.reduce(order * p + (1 - order) * q) <= continuous * (1 + 1e-9)
 
 
 def test_shared_noise_is_charged_as_a_lattice_of_the_fewest_steps_and_full_noise_is_not() -> None:
