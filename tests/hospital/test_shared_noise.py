@@ -18,7 +18,7 @@ from datasites.privacy.plan import PlanError
 from datasites.study.manifest import EvaluationKind, RoundManifest, SharedNoise, VectorTerm
 from datasites.study.rounds import round_terms
 from tests.hospital.test_review import job
-from tests.hospital.unequal import Terms, case_of
+from tests.hospital.unequal import PREPARED, Terms, case_of
 
 DIMENSION = 14
 
@@ -157,10 +157,10 @@ def test_intake_refuses_for_a_stricter_hospital_and_says_what_would_fit(
 ) -> None:
     dataset = heart.model_copy(update=strict)
     with pytest.raises(PlanError, match="distributed mode") as caught:
-        build_terms(home, Terms().package(), dataset, "0" * 64)
+        build_terms(home, Terms().package(), dataset, PREPARED)
     fitting = Terms().fitting(caught.value)
     assert fitting != Terms()
-    assert build_terms(home, fitting.package(), dataset, "0" * 64).plan["noise_multiplier"] == fitting.noise
+    assert build_terms(home, fitting.package(), dataset, PREPARED).plan["noise_multiplier"] == fitting.noise
 
 
 @pytest.mark.parametrize("other", [{"held_out": 0.8}, {"declared_patients": 50}, {"study_epsilon": 50.0}])

@@ -18,6 +18,7 @@ import torch
 
 from datasites.hospital.cases import OpenCase, build_terms, site_plan
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.harmonise import Prepared
 from datasites.hospital.models import Case
 from datasites.hospital.rounds import check_manifest
 from datasites.privacy.noise import SecureRandom
@@ -29,6 +30,8 @@ from datasites.study.rounds import round_terms
 from datasites.study.survivors import noise_factor
 from tests.hospital.conftest import HEART
 from tests.secagg.cohort import Cohort, email
+
+PREPARED = Prepared(content_hash="0" * 64, patient_unit="patient", rows=3, patients=3)
 
 #: Hospitals that differ from the others, and whether the study as it is is too much for them.
 KINDS: dict[str, tuple[dict[str, float], bool]] = {
@@ -82,7 +85,7 @@ class Terms:
 
 def case_of(home: Home, package: StudyPackage, dataset: DatasetSettings) -> OpenCase:
     """The study as this hospital would approve it, without its records; raises `PlanError`."""
-    terms, made = build_terms(home, package, dataset, "0" * 64), site_plan(package.study, dataset)
+    terms, made = build_terms(home, package, dataset, PREPARED), site_plan(package.study, dataset)
     row = Case(study_hash=package.digest())
     return OpenCase(row, package, dataset, terms, plan=made.training, evaluation=made.evaluation)
 
