@@ -149,6 +149,18 @@ def budget_accept_delta(
     out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
 
 
+@budget.command("other-patients")
+def budget_other_patients(
+    home: HomeOption, one: str, other: str, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+) -> None:
+    """Enter that two populations are different people, though the same pseudonyms stand in both."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import proposals
+
+        entered = proposals.propose_other_patients(site, person, one, other, reason)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+
+
 @budget.command("waiting")
 def budget_waiting(home: HomeOption) -> None:
     """Entries that wait for a second person."""

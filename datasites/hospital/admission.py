@@ -207,6 +207,8 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
         prepared = examined.staged.prepared
         row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
     terms = build_terms(home, package, dataset, prepared)
+    if examined.staged is not None and examined.staged.identity != terms.identity:
+        raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
     case = open_case(home, row, prepared)
     row.rehearsal = {} if row.findings else _rehearse(home, case)

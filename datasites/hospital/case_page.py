@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datasites.hospital.case_view import CaseView, Examined, view_case
+from datasites.hospital.cases import OpenCase
 from datasites.hospital.population import caps_of
 from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
@@ -51,10 +52,17 @@ def _terms(examined: Examined) -> list[str]:
         f"What leaves: {study.rounds} masked vectors of noised updates, and noised counts; nothing else.",
         f"Training here: {plan.rounds} rounds x {plan.steps_per_round} steps, clip {plan.clip:g}, noise multiplier "
         f"{plan.noise_multiplier:g}, sampling rate {plan.sampling_rate:g}, mode {plan.mode}, unit {plan.unit}",
+        _patients(case),
         f"Threshold of the secure sum: {study.cohort.survivors_needed} of {len(study.cohort.hospitals)}, "
         f"{study.cohort.colluders} may collude; every sum holds {case.honest} honest hospitals or more",
         *case.study_plan.sharing(),
     ]
+
+
+def _patients(case: OpenCase) -> str:
+    apart = f"told apart by column {case.terms.identity!r}" if case.terms.identity else "each row is one patient"
+    both = "; all of it is charged to both sides, since a patient may be on either" if case.terms.both_sides else ""
+    return f"Patients of population {case.terms.population}: {apart}{both}"
 
 
 def _budget(examined: Examined) -> list[str]:

@@ -28,11 +28,13 @@ from datasites.hospital.harmonise import (
     records_digest,
 )
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
-from datasites.hospital.ledger import Asked
+from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
-from datasites.hospital.population import caps_of, split_of
+from datasites.hospital.patients import remember, require_others, row_identities
+from datasites.hospital.population import caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
+from datasites.privacy.accountant import compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, plan_of, priced_delta
 from datasites.study.errors import InputError
@@ -104,10 +106,12 @@ class OpenCase:
     def asked(self) -> dict[str, Asked]:
         """Price of the whole study per partition."""
         counts = self.evaluation
-        return {
-            "training": Asked(self.plan.event(), self.plan.local_event()),
-            "held_out": Asked(counts.total_event(), counts.total_local_event()),
-        }
+        return self._charged_to(
+            {
+                "training": Asked(self.plan.event(), self.plan.local_event()),
+                "held_out": Asked(counts.total_event(), counts.total_local_event()),
+            }
+        )
 
     def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
         """Price of one round per partition that it touches."""
@@ -117,22 +121,33 @@ class OpenCase:
         if manifest.evaluate != "no":
             counts, kind = self.evaluation, manifest.evaluate
             asked["held_out"] = Asked(counts.event(kind), counts.local_event(kind))
-        return asked
+        return self._charged_to(asked)
+
+    def _charged_to(self, asked: dict[str, Asked]) -> dict[str, Asked]:
+        """The same, or all of it on both partitions where nobody's side is sure."""
+        if not self.terms.both_sides:
+            return asked
+        together = Asked(
+            compose([price.event for price in asked.values()]), compose([price.local_event for price in asked.values()])
+        )
+        return dict.fromkeys(PARTITIONS, together)
 
 
-def limits_of(dataset: DatasetSettings) -> Limits:
+def limits_of(dataset: DatasetSettings, *, both_sides: bool = False) -> Limits:
     """What the hospital allows one study on a dataset."""
-    return Limits(dataset.study_epsilon, caps_of(dataset).delta, dataset.max_sampling_rate)
+    return Limits(dataset.study_epsilon, caps_of(dataset).delta, dataset.max_sampling_rate, both_sides)
 
 
-def site_plan(study: Study, dataset: DatasetSettings) -> StudyPlan:
+def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = False) -> StudyPlan:
     """The hospital's plan of a study within its own limits (I4); raises `PlanError`.
+
+    both_sides: a patient may lose on both, so that training and evaluation together keep within epsilon.
 
     In local mode epsilon is cut to the dataset's limit per study, delta to the population's, the sampling rate to the
     allowed one; noise is calibrated here and never read from the study. In distributed mode (I17) the study's terms
     must lie within these limits as they are.
     """
-    made = plan_of(study, limits_of(dataset))
+    made = plan_of(study, limits_of(dataset, both_sides=both_sides))
     ring, patients = counts_ring(study, "final"), dataset.declared_patients * dataset.held_out
     if ring is not None and ring.cut < patients:
         raise PlanError(
@@ -150,9 +165,13 @@ class StagedRecords:
     prepared: Prepared
     reports: tuple[FeatureReadiness, ...]
     folder: Path
+    population: str
+    identity: str
+    patients: frozenset[bytes]
 
     def keep(self, home: Home, study_hash: str) -> None:
-        """Put them into their place."""
+        """Put them into their place, and their patients among those of the population."""
+        remember(home, self.population, self.patients)
         target = records_folder(home, study_hash)
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in (PREPARED_FILE, "prepared.json"):
@@ -166,11 +185,14 @@ class StagedRecords:
 def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
     """Encode the hospital's table for this study into a folder of its own in the private folder, mode 0700.
 
-    Raises `SchemaError` or `InputError` when the table does not fit.
+    Raises `SchemaError` or `InputError` when the table does not fit, or when its patients have another budget already.
     """
     mapping = read_mapping(home.root / dataset.mapping)
     table = read_table(home.root / dataset.table, patient=mapping.patient)
-    arrays, reports, prepared = prepare(table, mapping, package.data_model)
+    names = row_identities(home, home.root / dataset.table) if mapping.patient is None else None
+    arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
+    accepted = other_patients(dataset.population)
+    patients = require_others(home, dataset.population, arrays["patient"].tolist(), accepted)
     home.prepared.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = Path(tempfile.mkdtemp(dir=home.prepared, prefix=".staging-"))
     try:
@@ -181,7 +203,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return StagedRecords(prepared, reports, folder)
+    return StagedRecords(prepared, reports, folder, dataset.population, mapping.patient or "", patients)
 
 
 def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
@@ -211,6 +233,11 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     return {"training": rows(~held_out), "held_out": rows(held_out)}
 
 
+def patient_column(home: Home, dataset: DatasetSettings) -> str:
+    """The column that tells patients apart, by mapping.toml as it is now; "" where each row is a patient."""
+    return read_mapping(home.root / dataset.mapping).patient or ""
+
+
 def data_version(home: Home, study_hash: str, digest: str) -> str:
     """Commitment to a study's records, given as their digest: binds them, and tells nothing of them."""
     return Commitments(home).commit(f"data version of study {study_hash}", bytes.fromhex(digest))
@@ -223,10 +250,15 @@ def records_folder(home: Home, study_hash: str) -> Path:
 
 def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared) -> ApprovalTerms:
     """What an approval of `package` on the prepared records would bind here and now."""
-    made = site_plan(package.study, dataset)
+    identity = patient_column(home, dataset)
+    both_sides = charges_both_sides(dataset.population, identity)
+    made = site_plan(package.study, dataset, both_sides=both_sides)
     return ApprovalTerms(
         study_hash=package.digest(),
         dataset=dataset.name,
+        population=dataset.population,
+        identity=identity,
+        both_sides=both_sides,
         data_version=data_version(home, package.digest(), prepared.content_hash),
         plan=made.training.model_dump(mode="json"),
         evaluation_plan=made.evaluation.model_dump(mode="json"),
@@ -239,9 +271,9 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, pre
 def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCase:
     """Read everything that would run now; raises `FrozenCopyChanged` or `InputError`.
 
-    The plans are those stored with the case, parsed from what was shown to reviewers; dependencies, declared size and
-    data version are taken afresh, so a change in any of them changes the approval hash. prepared: of records that are
-    being examined and not yet in their place.
+    The plans are those stored with the case, parsed from what was shown to reviewers; dependencies, declared size,
+    data version, population and the column that tells patients apart are taken afresh, so a change in any of them
+    changes the approval hash. prepared: of records that are being examined and not yet in their place.
     """
     if row.state == Case.State.REFUSED:
         raise InputError(f"case {row.pk}: was refused when it came, so there is nothing to open: {row.note}")
@@ -261,8 +293,12 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
         raise InputError(
             f"case {row.pk}: its prepared records are gone; run `datasites review recheck {row.pk}`"
         ) from error
+    identity = patient_column(home, dataset)
     terms = stored.model_copy(
         update={
+            "population": dataset.population,
+            "identity": identity,
+            "both_sides": charges_both_sides(dataset.population, identity),
             "data_version": data_version(home, row.study_hash, prepared.content_hash),
             "declared_patients": dataset.declared_patients,
             "verifier_ruleset": RULESET,

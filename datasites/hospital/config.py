@@ -220,8 +220,13 @@ class Home:
 
     @property
     def withdrawals(self) -> Path:
-        """Pseudonyms of patients who have withdrawn their consent, by dataset (private)."""
+        """Pseudonyms of patients who have withdrawn their consent, by population (private)."""
         return self.root / "withdrawals"
+
+    @property
+    def identities(self) -> Path:
+        """Keyed digests of the patients whose records were prepared, by population (private)."""
+        return self.root / "identities"
 
     @property
     def secagg(self) -> Path:

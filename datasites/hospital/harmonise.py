@@ -7,6 +7,7 @@ and a bare ready / not ready per feature. Error messages name columns and counts
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,11 +177,12 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
 
 
 def harmonise(
-    table: pd.DataFrame, mapping: Mapping, model: DataModel
+    table: pd.DataFrame, mapping: Mapping, model: DataModel, names: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, tuple[FeatureReadiness, ...]]:
     """The harmonised table (features, label, `patient`) and one readiness line per feature and for the label.
 
-    Rows without a label are left out. When a feature is not ready the table lacks it; `prepare` then refuses.
+    names: of the rows, where no column says whose they are (`patients.row_identities`); numbers unless given. Rows
+    without a label are left out. When a feature is not ready the table lacks it; `prepare` then refuses.
     """
     harmonised: dict[str, pd.Series] = {}
     reports = []
@@ -197,7 +199,7 @@ def harmonise(
             harmonised[feature.name] = values
     frame = pd.DataFrame(harmonised, index=table.index)
     if mapping.patient is None:
-        frame["patient"] = np.arange(len(table))
+        frame["patient"] = np.arange(len(table)) if names is None else names
     elif mapping.patient not in table.columns:
         raise InputError(f"mapping.toml: patient column {mapping.patient!r} is not in the table; mend `patient`")
     else:
@@ -213,14 +215,14 @@ def harmonise(
 
 
 def prepare(
-    table: pd.DataFrame, mapping: Mapping, model: DataModel
+    table: pd.DataFrame, mapping: Mapping, model: DataModel, names: Sequence[str] | None = None
 ) -> tuple[dict[str, np.ndarray], tuple[FeatureReadiness, ...], Prepared]:
     """Encode for training: {"x": float32 (rows, columns), "y": float32 (rows,), "patient": str (rows,)}.
 
-    Raises `SchemaError` when any feature is not ready. The digest is over the encoded arrays, so an approval, which
-    binds a commitment to it, binds the very numbers that are trained on.
+    names: as for `harmonise`. Raises `SchemaError` when any feature is not ready. The digest is over the encoded
+    arrays, so an approval, which binds a commitment to it, binds the very numbers that are trained on.
     """
-    frame, reports = harmonise(table, mapping, model)
+    frame, reports = harmonise(table, mapping, model, names)
     late = [report for report in reports if not report.ready]
     if late:
         raise SchemaError(

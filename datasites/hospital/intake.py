@@ -32,10 +32,15 @@ class ApprovalTerms(Agreed):
 
     `plan` and `evaluation_plan` are the hospital's own, calibrated from the study's terms within its limits (I4).
     `data_version` is a keyed commitment to the records, since the hash goes to the researcher (I16).
+    `identity` is the column that tells patients apart ("" where each row is one). `both_sides`: every event is charged
+    to training and to held-out patients, since who tells them apart otherwise may move somebody from side to side.
     """
 
     study_hash: Sha256
     dataset: str
+    population: str
+    identity: str
+    both_sides: bool
     data_version: Sha256
     plan: dict[str, Any]
     evaluation_plan: dict[str, Any]

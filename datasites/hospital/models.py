@@ -86,17 +86,15 @@ class PolicyDecision(models.Model):
 class Population(models.Model):
     """The patients that one or several datasets speak of; budgets and the split into two sides are theirs.
 
-    Written once, before the first reservation. `split_key` and `fraction` say for good who is held out; `identity` is
-    the patient column of the first records that were prepared ("" before, and where each row is a patient: `unit`).
-    `order` is the Renyi order of the budget's filter. `both_sides`: patients were told apart by another column later,
-    so that every charge counts on both sides since.
+    `split_key` and `fraction` say for good who is held out; `identity` is the column by which the first study that was
+    approved told patients apart ("" before). `both_sides`: one that was approved later told them apart by another
+    column, so that every charge counts on both sides since. `order` is the Renyi order of the budget's filter.
     """
 
     name = models.CharField(max_length=64, unique=True)
     split_key = models.BinaryField()
     fraction = models.FloatField()
-    order = models.FloatField(null=True)
-    unit = models.CharField(max_length=7, blank=True, choices=[(k, k) for k in ("patient", "row")])
+    order = models.PositiveIntegerField(null=True)
     identity = models.CharField(max_length=190, blank=True)
     both_sides = models.BooleanField(default=False)
     at = models.DateTimeField(auto_now_add=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from django.db import connection, transaction
 
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.models import BudgetFact, Population
+from datasites.hospital.models import BudgetFact, Population, Proposal
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import filter_order
 from datasites.study.errors import InputError
@@ -165,6 +165,46 @@ def split_of(dataset: DatasetSettings) -> Population:
             "sides"
         )
     return population
+
+
+def charges_both_sides(population: str, identity: str) -> bool:
+    """Whether patients told apart by this column ("" for rows) may be on another side than those of earlier studies.
+
+    A patient of an earlier study is on the side that the first column says, for good. One who is told apart otherwise
+    may be on either, so what such a study costs is charged to both: whichever side a patient lost on before, the sum
+    stands in that side's account.
+    """
+    known = Population.objects.filter(name=population).first()
+    changed = known is not None and (known.both_sides or known.identity not in ("", identity))
+    return changed or not identity
+
+
+def settle_identity(site: Site, population: str, identity: str) -> None:
+    """Let an approved study's patient column count: the first one for good, another one by charging both sides."""
+    if not identity:
+        return
+    known = Population.objects.select_for_update().get(name=population)
+    if not known.identity:
+        known.identity = identity
+        known.save(update_fields=["identity"])
+        site.audit.append("identity_set", population=population, column=identity)
+    elif known.identity != identity and not known.both_sides:
+        known.both_sides = True
+        known.save(update_fields=["both_sides"])
+        site.audit.append("identity_changed", population=population, column=identity, before=known.identity)
+
+
+def other_patients(population: str) -> frozenset[str]:
+    """Populations of which two people said that they are other patients than these."""
+    pairs = Proposal.objects.filter(kind="other_patients", outcome="confirmed").values_list("terms", flat=True)
+    return frozenset(
+        other for terms in pairs if population in terms["populations"] for other in terms["populations"]
+    ) - {population}
+
+
+def say_other_patients(site: Site, names: tuple[str, str], by: tuple[str, str], reason: str) -> None:
+    """Take two populations for different people, on the word of two people."""
+    site.audit.append("other_patients", populations=list(names), entered_by=by[0], confirmed_by=by[1], reason=reason)
 
 
 def _record(population: Population, what: str, caps: Caps, by: tuple[str, str] = ("", ""), reason: str = "") -> None:

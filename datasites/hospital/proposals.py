@@ -14,7 +14,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from datasites.hospital import population
-from datasites.hospital.models import Proposal
+from datasites.hospital.models import Population, Proposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
@@ -42,6 +42,19 @@ def propose_delta(site: Site, person: Acting, name: str, delta: float, reason: s
     if not (0 < delta < 1) or not math.isfinite(delta):
         raise InputError(f"delta: {delta} is outside (0, 1)")
     return _propose(site, person, "accept_delta", name, {"delta": delta}, reason)
+
+
+def propose_other_patients(site: Site, person: Acting, one: str, other: str, reason: str) -> Proposal:
+    """Enter that two populations are different people, though pseudonyms of one stand in the other."""
+    known = {dataset.population for dataset in site.home.settings.datasets}
+    known |= set(Population.objects.values_list("name", flat=True))
+    for name in (one, other):
+        if name not in known:
+            raise InputError(f"population {name!r}: is not known here (known: {', '.join(sorted(known))})")
+    if one == other:
+        raise InputError(f"population {one}: name two different ones")
+    names = sorted((one, other))
+    return _propose(site, person, "other_patients", " ".join(names), {"populations": names}, reason)
 
 
 def confirm(site: Site, person: Acting, number: int) -> Proposal:
@@ -76,6 +89,8 @@ def waiting() -> list[Proposal]:
 def in_words(proposal: Proposal) -> str:
     """What confirming it does."""
     terms = proposal.terms
+    if proposal.kind == "other_patients":
+        return f"populations {' and '.join(terms['populations'])} are different people"
     if proposal.kind == "widen":
         return f"population {proposal.subject}: epsilon up to {terms['epsilon']:g} at delta {terms['delta']:g}"
     return f"population {proposal.subject}: releases with a delta up to {terms['delta']:g}"
@@ -99,7 +114,12 @@ def _accept_delta(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
         population.accept_delta(site, proposal.subject, proposal.terms["delta"], by, proposal.reason)
 
 
-EFFECTS: dict[str, Effect] = {"widen": _widen, "accept_delta": _accept_delta}
+def _other_patients(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
+    one, other = proposal.terms["populations"]
+    population.say_other_patients(site, (one, other), by, proposal.reason)
+
+
+EFFECTS: dict[str, Effect] = {"widen": _widen, "accept_delta": _accept_delta, "other_patients": _other_patients}
 
 
 def _propose(site: Site, person: Acting, kind: str, subject: str, terms: dict[str, Any], reason: str) -> Proposal:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datasites.hospital.cases import site_plan
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping, read_table
+from datasites.hospital.population import charges_both_sides
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.package import StudyPackage
 
@@ -37,8 +38,9 @@ class Readiness:
         """What a data steward must know about patients and records."""
         if not self.has_patient_column:
             return (
-                "no patient column: each row counts as one patient. If a patient can have several rows, set `patient` "
-                "in mapping.toml; else that patient loses more than the ledger says"
+                "no patient column: each row counts as one patient, and all is charged to training and to held-out "
+                "patients. If a patient can have several rows, or may withdraw, set `patient` in mapping.toml; else "
+                "that patient loses more than the ledger says"
             )
         if self.most_records == 1:
             return f"{self.patients} patients with one record each; epsilon {self.epsilon:.2f} at delta {self.delta:g}"
@@ -58,7 +60,8 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     )
     records = frame["patient"].value_counts()
     most = int(records.max()) if len(records) else 1
-    plan = site_plan(package.study, dataset).training
+    both_sides = charges_both_sides(dataset.population, mapping.patient or "")
+    plan = site_plan(package.study, dataset, both_sides=both_sides).training
     delta = package.study.privacy.delta
     return Readiness(
         rows=len(frame),

@@ -16,6 +16,7 @@ from datasites.hospital import compliance, ledger, withdrawal
 from datasites.hospital.cases import open_case
 from datasites.hospital.models import Case, Review
 from datasites.hospital.people import REVIEWERS, Acting
+from datasites.hospital.population import settle_identity
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
 
@@ -74,6 +75,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
             )
         )
         if roles >= set(REVIEWERS):
+            settle_identity(site, case.terms.population, case.terms.identity)
             ledger.reserve(case.dataset, row.study_hash, case.asked())
             row.state = Case.State.APPROVED
             row.save(update_fields=["state"])
@@ -177,7 +179,7 @@ def withdraw(site: Site, person: Acting, dataset: str, patient: str, reason: str
     Raises `ReviewError` for a person who may not, `InputError` for an unknown dataset.
     """
     require_reviewer(person, f"withdrawals are entered by {' or '.join(REVIEWERS)}")
-    site.home.dataset(dataset)
+    withdrawal.require_patient_column(site.home, dataset)
     number = withdrawal.add(site.home, dataset, patient)
     # The log counts patients and does not name them.
     site.audit.append(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,29 @@ from datasites.study.durable import replace_durably
 from datasites.study.errors import InputError
 
 
+class NobodyToLeaveOut(InputError):
+    """No column says whose a row is, so a pseudonym names nobody."""
+
+
 def withdrawn(home: Home, dataset: str) -> frozenset[str]:
-    """Pseudonyms of the patients who have withdrawn from a dataset."""
-    path = home.withdrawals / f"{dataset}.json"
-    if not path.exists():
-        return frozenset()
-    return frozenset(json.loads(path.read_text()))
+    """Pseudonyms of the patients who have withdrawn from a dataset, or from another one of its population."""
+    # A dataset may have been given another population than its own after somebody withdrew.
+    names = {dataset, home.dataset(dataset).population}
+    return frozenset().union(*(_read(home.withdrawals / f"{name}.json") for name in names))
+
+
+def _read(path: Path) -> frozenset[str]:
+    return frozenset(json.loads(path.read_text())) if path.exists() else frozenset()
+
+
+def require_patient_column(home: Home, dataset: str) -> None:
+    """Raise `NobodyToLeaveOut` where rows are named by their content alone: whose they are, only people know."""
+    if read_mapping(home.root / home.dataset(dataset).mapping).patient is None:
+        raise NobodyToLeaveOut(
+            f"dataset {dataset}: mapping.toml names no patient column, so no pseudonym says whose a row is and nobody "
+            "can be left out by name; pause the studies that run on it, name the column (`patient = …`), or take the "
+            "patient's rows out of the table, and ask for new submissions"
+        )
 
 
 def add(home: Home, dataset: str, patient: str) -> int:
@@ -39,7 +57,7 @@ def add(home: Home, dataset: str, patient: str) -> int:
     if name is None:
         raise InputError(f"dataset {dataset}: no pseudonym was given; name the patient as the table does")
     home.withdrawals.mkdir(mode=0o700, exist_ok=True)
-    path = home.withdrawals / f"{dataset}.json"
+    path = home.withdrawals / f"{home.dataset(dataset).population}.json"
     with path.with_suffix(".lock").open("w") as lock:
         # Read, added to and written while nobody else does, so that no withdrawal can undo another.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,7 +7,7 @@ A hospital that calibrated by itself would charge its patients for noise that th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
@@ -19,14 +19,21 @@ from datasites.study.manifest import Study
 from datasites.study.rounds import LATTICE, counts_noise, counts_ring, interim_evaluations, tail_delta
 from datasites.study.survivors import honest_contributors, noise_factor
 
+#: Parts of epsilon that each mechanism may cost where one patient may lose by both; the largest that fits is taken.
+PARTS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What a hospital allows a study: epsilon and delta of a patient, and the sampling rate."""
+    """What a hospital allows a study: epsilon and delta of a patient, and the sampling rate.
+
+    both_sides: one patient may lose by training and by evaluation, which then keep within epsilon together.
+    """
 
     epsilon: float
     delta: float
     sampling_rate: float
+    both_sides: bool = False
 
     @classmethod
     def of(cls, study: Study) -> Limits:
@@ -41,6 +48,23 @@ class Limits:
             min(self.epsilon, asked.epsilon),
             min(self.delta, asked.delta),
             min(self.sampling_rate, asked.sampling_rate),
+            self.both_sides,
+        )
+
+    def for_each_side(self, study: Study) -> Limits:
+        """These limits with the epsilon for either mechanism at which both together keep within the present one."""
+        delta = priced_delta(study, self)
+        for part in PARTS:
+            each = replace(self, epsilon=part * self.epsilon)
+            try:
+                events = [_calibrated(study, each).event(), _counts(study, each).total_event()]
+            except PlanError:
+                break
+            if epsilon_pld(events, delta) <= self.epsilon:
+                return each
+        raise PlanError(
+            f"epsilon {self.epsilon:g} at delta {self.delta:g}: no noise is enough for training and evaluation of the "
+            "same patients; ask for fewer steps or more budget, or name a patient column in mapping.toml"
         )
 
 
@@ -198,6 +222,8 @@ def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:
     Local mode: calibrated at the stricter of both. Distributed mode: the study's own terms, or refused.
     """
     own = (limits or Limits.of(study)).within(study)
+    if own.both_sides:
+        own = own.for_each_side(study)
     if study.is_distributed:
         return StudyPlan.of(study, own, *_shared(study, own))
     return StudyPlan.of(study, own, _calibrated(study, own), _counts(study, own))

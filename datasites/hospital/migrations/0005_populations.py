@@ -26,11 +26,7 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(max_length=64, unique=True)),
                 ("split_key", models.BinaryField()),
                 ("fraction", models.FloatField()),
-                ("order", models.FloatField(null=True)),
-                (
-                    "unit",
-                    models.CharField(blank=True, choices=[("patient", "patient"), ("row", "row")], max_length=7),
-                ),
+                ("order", models.PositiveIntegerField(null=True)),
                 ("identity", models.CharField(blank=True, max_length=190)),
                 ("both_sides", models.BooleanField(default=False)),
                 ("at", models.DateTimeField(auto_now_add=True)),

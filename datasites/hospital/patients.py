@@ -1,0 +1,114 @@
+"""Who a row is about: identities of patients, and whether the same ones stand in two populations.
+
+With a patient column a patient is the pseudonym that stands in it. Without one each row is a patient, named by a keyed
+digest of its content (all columns of the source, as they stand there) and its number among equal rows: whatever order
+rows stand in, and whichever of them is taken away, all others keep their names. A row that is corrected gets another
+name, and so maybe another side; such a dataset charges both sides for everything.
+
+Budgets hold per population, so a patient who stands in two of them would have two. Digests of all patients whose
+records were prepared are kept per population under one key of the hospital, and compared with those of the others. What
+this can't see: a patient under another pseudonym, or in a table that was written anew.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from datasites.hospital.commitments import Commitments
+from datasites.hospital.config import Home
+from datasites.hospital.models import LedgerEntry
+from datasites.study.canonical import canonical_json
+from datasites.study.durable import replace_durably
+from datasites.study.errors import InputError
+
+#: Bytes of a digest that are kept: a chance meeting among a billion patients is below 2^-60.
+KEPT = 16
+
+
+class SamePatients(InputError):
+    """Patients of one population stand in another one too."""
+
+
+def row_identities(home: Home, path: Path) -> list[str]:
+    """A name for each row of a table, in the table's order; raises `InputError`.
+
+    Values are taken as they stand in the file, and not as a reader would guess from the rows around them: a column of
+    whole numbers becomes one of fractions when a value is missing somewhere, and would rename everybody.
+    """
+    key, seen = Commitments(home), Counter[bytes]()
+    names = []
+    for row in _raw_rows(path):
+        content = canonical_json(row)
+        names.append(
+            key.commit("row of a table", len(content).to_bytes(8, "big") + content + str(seen[content]).encode())
+        )
+        seen[content] += 1
+    return names
+
+
+def _raw_rows(path: Path) -> Iterable[list[list[str]]]:
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path, dtype_backend="pyarrow").astype("string").fillna("")
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
+    except ImportError as error:
+        raise InputError(f"{path}: reading Parquet needs the package pyarrow; install it, or save as CSV") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable table ({type(error).__name__}); expected CSV or Parquet") from None
+    columns = sorted(table.columns)
+    for values in table[columns].itertuples(index=False, name=None):
+        yield [[name, str(value)] for name, value in zip(columns, values, strict=True)]
+
+
+def require_others(
+    home: Home, population: str, identities: Iterable[str], accepted: frozenset[str]
+) -> frozenset[bytes]:
+    """Digests of these patients, or `SamePatients` where some of them stand in a population that isn't `accepted`.
+
+    accepted: populations of which two people said that they are other patients. A population whose patients were
+    charged and are not known (an older version did not keep their digests) counts as the same until then.
+    """
+    digests = _digests(home, identities)
+    charged = set(LedgerEntry.objects.values_list("population", flat=True).distinct())
+    known = {path.stem for path in home.identities.glob("*.bin")}
+    for other in sorted((charged | known) - accepted - {population}):
+        remedy = (
+            f"set `population` of the dataset in datasite.toml to {other!r}; if they are other people, two reviewers "
+            f"say so: `datasites budget other-patients {population} {other}`"
+        )
+        if other not in known:
+            raise SamePatients(
+                f"population {population}: population {other} has a budget, and who its patients are is not known "
+                f"here; {remedy}"
+            )
+        both = len(digests & _known(home, other))
+        if both:
+            raise SamePatients(
+                f"population {population}: {both} of its patients stand in population {other} too, under the same "
+                f"pseudonyms, and would have two budgets; {remedy}"
+            )
+    return digests
+
+
+def remember(home: Home, population: str, digests: frozenset[bytes]) -> None:
+    """Keep these patients among those of the population, for good."""
+    everybody = _known(home, population) | digests
+    replace_durably(home.identities / f"{population}.bin", b"".join(sorted(everybody)))
+
+
+def _digests(home: Home, identities: Iterable[str]) -> frozenset[bytes]:
+    key = Commitments(home)
+    return frozenset(bytes.fromhex(key.commit("patient", identity.encode()))[:KEPT] for identity in set(identities))
+
+
+def _known(home: Home, population: str) -> frozenset[bytes]:
+    try:
+        stored = (home.identities / f"{population}.bin").read_bytes()
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(stored[start : start + KEPT] for start in range(0, len(stored), KEPT))

@@ -1,0 +1,230 @@
+"""Who a row is about: nobody else's side moves with a row, and nobody has two budgets under one pseudonym."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datasites.hospital import patients, population, proposals, review
+from datasites.hospital.admission import recheck
+from datasites.hospital.case_page import describe
+from datasites.hospital.cases import PREPARED_FILE, OpenCase, open_case, partitions, records_folder, stage_records
+from datasites.hospital.compliance import Denied
+from datasites.hospital.config import Home
+from datasites.hospital.harmonise import read_mapping
+from datasites.hospital.models import Case, Population
+from datasites.hospital.patients import SamePatients, row_identities
+from datasites.hospital.withdrawal import NobodyToLeaveOut
+from datasites.privacy.accountant import compose, epsilon_pld
+from datasites.privacy.sampling import held_out
+from datasites.study.package import StudyPackage
+from tests.hospital.conftest import HEART
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+SALT = b"0123456789abcdef"
+
+
+@pytest.fixture
+def files(desk: Desk) -> Iterator[Callable[[str, str, str], None]]:  # noqa: F811
+    """Change words of a file of the home; all are put back, the records of the study too."""
+    root = desk.site.home.root
+    folder = records_folder(desk.site.home, desk.row.study_hash)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def change(name: str, old: str, new: str) -> None:
+        path = root / name
+        before.setdefault(path, path.read_bytes())
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    yield change
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+@pytest.fixture(autouse=True)
+def no_identities(home: Home) -> Iterator[None]:
+    yield
+    for path in home.identities.glob("*"):
+        path.unlink()
+
+
+def table(rows: list[tuple[object, ...]], path: Path) -> Path:
+    frame = pd.DataFrame(rows, columns=["age", "sex", "note"], dtype=object)
+    frame.to_csv(path, index=False)
+    return path
+
+
+ROWS = st.lists(
+    st.tuples(st.integers(20, 24) | st.none() | st.floats(20, 22), st.sampled_from(["f", "m"]), st.just("x,\n")),
+    min_size=2,
+    max_size=12,
+)
+
+
+@given(rows=ROWS, data=st.data())
+def test_a_row_that_is_gone_renames_nobody_else(rows: list[tuple[object, ...]], data: st.DataObject) -> None:
+    """Also where the reader would guess another type for a column, and whatever order the rows stand in."""
+    home = home_for_properties()
+    path = home.root / "rows.csv"
+    before = Counter(row_identities(home, table(rows, path)))
+    assert max(before.values()) == 1
+    shuffled = data.draw(st.permutations(rows))
+    gone = data.draw(st.integers(0, len(rows) - 1))
+    after = Counter(row_identities(home, table(shuffled[:gone] + shuffled[gone + 1 :], path)))
+    assert len(before - after) == 1
+    assert not after - before
+
+
+def home_for_properties() -> Home:
+    from tests.hospital import conftest
+
+    return conftest._home
+
+
+def without_patient_column(files: Callable[[str, str, str], None]) -> None:
+    files("mapping.toml", 'patient = "id"', "")
+
+
+def sides(home: Home) -> dict[str, bool]:
+    package = StudyPackage.read(HEART / "study")
+    staged = stage_records(home, package, home.dataset("heart"))
+    try:
+        with np.load(staged.folder / PREPARED_FILE) as stored:
+            names = stored["patient"]
+    finally:
+        staged.drop()
+    return dict(zip(names.tolist(), held_out(names, SALT, 0.5).tolist(), strict=True))
+
+
+def test_without_a_patient_column_removing_one_row_moves_nobody_else(
+    desk: Desk,  # noqa: F811
+    files: Callable[[str, str, str], None],
+) -> None:
+    home = desk.site.home
+    without_patient_column(files)
+    before = sides(home)
+    text = (home.root / "data/table.csv").read_text()
+    files("data/table.csv", text.splitlines(keepends=True)[7], "")
+    after = sides(home)
+    assert len(before) == 303
+    assert len(after) == 302
+    assert {name: before[name] for name in after} == after
+
+
+def both_sides(case: OpenCase) -> bool:
+    asked = case.asked()
+    whole = compose([case.plan.event(), case.evaluation.total_event()])
+    return [asked[partition].event for partition in ("training", "held_out")] == [whole, whole]
+
+
+def test_without_a_patient_column_both_sides_are_charged_the_sum_within_the_studys_epsilon(
+    desk: Desk,  # noqa: F811
+    files: Callable[[str, str, str], None],
+) -> None:
+    assert not both_sides(open_case(desk.site.home, desk.row))
+    without_patient_column(files)
+    case = open_case(desk.site.home, recheck(desk.site, desk.row.pk))
+    assert both_sides(case)
+    assert (case.terms.identity, case.terms.both_sides) == ("", True)
+    study = case.study.privacy
+    assert epsilon_pld([case.asked()["training"].event], study.delta) <= study.epsilon
+    assert "charged to both sides" in describe(desk.site, desk.row.pk)
+
+
+def test_a_withdrawal_drops_exactly_the_named_patient_and_needs_a_patient_column(
+    desk: Desk,  # noqa: F811
+    files: Callable[[str, str, str], None],
+) -> None:
+    home = desk.site.home
+    case = open_case(home, desk.row)
+    with np.load(records_folder(home, desk.row.study_hash) / PREPARED_FILE) as stored:
+        others = stored["patient"] != "CLEVELAND-0007"
+        expected = sorted(stored["x"][others].tolist())
+    try:
+        review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0007", "letter of the patient")
+        left = np.concatenate([part.x for part in partitions(home, case).values()])
+        assert len(left) == 302
+        assert sorted(left.tolist()) == expected
+        without_patient_column(files)
+        with pytest.raises(NobodyToLeaveOut, match="name the column"):
+            review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0008", "letter of the patient")
+    finally:
+        (home.withdrawals / "heart.json").unlink()
+
+
+def test_another_patient_column_is_reviewed_anew_and_charges_both_sides_from_then_on(
+    desk: Desk,  # noqa: F811
+    files: Callable[[str, str, str], None],
+) -> None:
+    home = desk.site.home
+    desk.agree()
+    desk.approve("ann")
+    first = open_case(home, desk.row)
+    files("data/table.csv", "id,", "pseudonym,")
+    files("mapping.toml", 'patient = "id"', 'patient = "pseudonym"')
+    with pytest.raises(Denied) as caught:
+        desk.approve("bob")
+    assert caught.value.controls == ("code",)
+    files("mapping.toml", 'patient = "pseudonym"', 'patient = "id"')
+    desk.approve("bob")
+    assert Population.objects.get(name="heart").identity == "id"
+    files("mapping.toml", 'patient = "id"', 'patient = "pseudonym"')
+    changed = open_case(home, desk.row)
+    assert changed.approval_hash != first.approval_hash
+    assert changed.terms.both_sides
+    population.settle_identity(desk.site, "heart", "pseudonym")
+    files("mapping.toml", 'patient = "pseudonym"', 'patient = "id"')
+    assert open_case(home, desk.row).terms.both_sides, "from then on"
+    assert open_case(home, desk.row).approval_hash != first.approval_hash
+
+
+def test_the_same_table_under_another_name_is_not_ready(
+    desk: Desk,  # noqa: F811
+    files: Callable[[str, str, str], None],
+) -> None:
+    """Renaming a dataset starts no budget at zero: its patients stand in a population that has one."""
+    home = desk.site.home
+    row = recheck(desk.site, desk.row.pk)
+    assert row.state == Case.State.REVIEW
+    package, renamed = StudyPackage.read(HEART / "study"), home.dataset("heart").model_copy(update={"name": "heart-2"})
+    stage_records(home, package, renamed).drop()
+    other = renamed.model_copy(update={"population": "heart-2"})
+    with pytest.raises(SamePatients, match="303 of its patients stand in population heart too"):
+        stage_records(home, package, other)
+    assert recheck(desk.site, row.pk).state == Case.State.REVIEW, "who was there first is not blocked"
+    Population.objects.create(name="heart-2", split_key=b"k" * 32, fraction=0.5)
+    entered = proposals.propose_other_patients(desk.site, desk.login("ann"), "heart-2", "heart", "numbers by chance")
+    with pytest.raises(SamePatients):
+        stage_records(home, package, other)
+    proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    stage_records(home, package, other).drop()
+    lines = home.audit.read_text().splitlines()
+    assert any('"kind":"other_patients"' in line for line in lines)
+
+
+def test_a_population_whose_patients_are_not_known_counts_as_the_same(desk: Desk) -> None:  # noqa: F811
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    with pytest.raises(SamePatients, match="who its patients are is not known"):
+        patients.require_others(desk.site.home, "stroke", ["1", "2"], frozenset())
+
+
+def test_the_digests_of_patients_are_private_and_under_the_hospitals_key(
+    desk: Desk,  # noqa: F811
+) -> None:
+    home = desk.site.home
+    recheck(desk.site, desk.row.pk)
+    path = home.identities / "heart.bin"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_size == 303 * patients.KEPT
+    assert read_mapping(home.root / "mapping.toml").patient == "id"
