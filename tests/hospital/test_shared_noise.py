@@ -24,9 +24,9 @@ DIMENSION = 14
 
 
 @pytest.fixture
-def case(heart: DatasetSettings, home: Home) -> OpenCase:
+def case(heart: DatasetSettings, furnished: Home) -> OpenCase:
     """A study in distributed mode as approved here, without its records."""
-    return case_of(home, Terms().package(threshold=4), heart)
+    return case_of(furnished, Terms().package(threshold=4), heart)
 
 
 def manifest_of(case: OpenCase, number: int = 3) -> RoundManifest:
@@ -153,14 +153,14 @@ def test_each_hospital_adds_its_share_and_charges_the_sum(case: OpenCase) -> Non
     ],
 )
 def test_intake_refuses_for_a_stricter_hospital_and_says_what_would_fit(
-    heart: DatasetSettings, home: Home, strict: dict[str, float]
+    heart: DatasetSettings, furnished: Home, strict: dict[str, float]
 ) -> None:
     dataset = heart.model_copy(update=strict)
     with pytest.raises(PlanError, match="distributed mode") as caught:
-        build_terms(home, Terms().package(), dataset, PREPARED)
+        build_terms(furnished, Terms().package(), dataset, PREPARED)
     fitting = Terms().fitting(caught.value)
     assert fitting != Terms()
-    assert build_terms(home, fitting.package(), dataset, PREPARED).plan["noise_multiplier"] == fitting.noise
+    assert build_terms(furnished, fitting.package(), dataset, PREPARED).plan["noise_multiplier"] == fitting.noise
 
 
 @pytest.mark.parametrize("other", [{"held_out": 0.8}, {"declared_patients": 50}, {"study_epsilon": 50.0}])

@@ -85,6 +85,7 @@ class Terms:
 
 def case_of(home: Home, package: StudyPackage, dataset: DatasetSettings) -> OpenCase:
     """The study as this hospital would approve it, without its records; raises `PlanError`."""
+    (home.root / dataset.mapping).write_bytes((HEART / "mappings" / "cleveland.toml").read_bytes())
     terms, made = build_terms(home, package, dataset, PREPARED), site_plan(package.study, dataset)
     row = Case(study_hash=package.digest())
     return OpenCase(row, package, dataset, terms, plan=made.training, evaluation=made.evaluation)
