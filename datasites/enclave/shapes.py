@@ -29,6 +29,8 @@ _SIZES = (6, 9)
 _LIBRARIES = ("torch.", "opacus.", "datasites.")
 #: They take the type of what they are given and no value; and what `one_hot` compares with its number of classes.
 _NOT_ROWS = ("aten.new_", "aten.aminmax")
+#: Their first result alone is a row's: the other is a sum of weights, which nothing but a mean over the batch reads.
+_FIRST_RESULT = ("aten.nll_loss",)
 
 Shape = tuple[int, ...]
 #: Name of an operation, and the shapes of what it was given and of what it gave.
@@ -121,7 +123,9 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self.in_library:
-            self.steps.append((str(func), _shapes((args, list((kwargs or {}).values()))), _shapes(result)))
+            given, name = (args, list((kwargs or {}).values())), str(func)
+            gave = result[0] if name.startswith(_FIRST_RESULT) else result
+            self.steps.append((name, _shapes(given), _shapes(gave)))
         return result
 
 
