@@ -4,13 +4,17 @@ Every hospital and the aggregator build the same `Context` from the approved stu
 digest is in every message and, through the enrolment, in every key. Two parties that pinned different keys, or
 understood the threshold differently, can't complete a setup. Decides nothing at run time, does no I/O.
 
-How long an epoch lasts bounds what is lost with the hospitals' disks. Whoever seizes the journals of t hospitals at one
-moment, and has kept all letters, can take the masks off single hospitals' vectors in the rounds of the present epoch:
-each journal holds the key that opens its share bundles. Claim: of no round of an earlier epoch. Assumes that a journal
-forgets an epoch's keys when the next one is certified (it is one record, replaced as a whole), that the disk does too,
-and that HPKE and the masks hold. So an epoch has keys for at most `EPOCH_ROUNDS` rounds of training and the final
-evaluation, and opens rounds for at most `EPOCH_DAYS` days; the researcher then begins the next one by itself, and
-hospitals take its offer without a person.
+How long an epoch lasts bounds what is lost with the hospitals' disks. Say that somebody seizes the journals of t
+hospitals when round r of epoch e is open, and has kept all letters. Claim: they take the masks off single hospitals'
+vectors in round r and the later rounds of epoch e, and in no other round. Proof. Each journal holds shares of all
+hospitals' keys and seeds for the rounds from r on, and t of them give these secrets. Of an earlier round it holds none:
+shares, keys and seeds of a round are struck out when it is answered or a later one is opened, all of an epoch's when
+the next is certified (a journal is one record, replaced as a whole), and the key that opens the stored bundles with the
+last bundle. Later epochs' secrets are drawn later. Assumes that disks forget what is overwritten, that all bundles have
+come (else a journal can still open them, and with them earlier rounds of its epoch), and that HPKE, X25519 and the
+masks hold. So an epoch has keys for at most `EPOCH_ROUNDS` rounds of training and the final evaluation, and opens
+rounds for at most `EPOCH_DAYS` days; the researcher then begins the next one by itself, and hospitals take its offer
+without a person.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Released(Agreed):
 class MemberState(Agreed):
     """A hospital's state in one epoch.
 
+    hpke_private: opens the peers' bundles; empty once all have come. secrets: of rounds that were not answered yet.
     sequence and head: length and end of the hash chain of all steps; parent: the head one step before. They, and
     `last_round` and `released`, run on over all epochs of the study.
     """

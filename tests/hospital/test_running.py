@@ -14,6 +14,7 @@ from datasites.hospital import ledger, rounds
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import StudyRun
+from datasites.secagg.journal import Journal
 from datasites.study import letters
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.manifest import RoundManifest
@@ -227,6 +228,57 @@ def test_an_epoch_that_would_last_longer_than_its_keys_may_is_refused(
     (refused,) = running.logged("setup_refused")
     assert words in str(refused.fields["reason"])
     assert running.heard(letters.SETUP_ROUND, letters.certificate_kind(0)) is None
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to a test in one process: nothing handles it."""
+
+
+@pytest.mark.parametrize(
+    ("place", "written"), [(1, False), (1, True), (2, True), (3, True)], ids=["offer", "certificate", "shares", "peers"]
+)
+def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_one(
+    running: Running, monkeypatch: pytest.MonkeyPatch, place: int, written: bool
+) -> None:
+    """Keys of two epochs never lie in one journal, and no kill between them leaves a hospital in neither."""
+    running.set_up()
+    manifest = running.open(1)
+    running.steps()
+    running.survive(manifest)
+    running.steps()
+    old = running.run._journal.state
+    assert old is not None
+
+    commit, count, ran = Journal.commit, 0, running.run.step
+
+    def killing(journal: Journal, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == place and not written:
+            raise Killed
+        commit(journal, *arguments)
+        if count == place:
+            raise Killed
+
+    def again() -> bool:
+        try:
+            return ran()
+        except Killed:
+            return running.restart().step()
+
+    monkeypatch.setattr(Journal, "commit", killing)
+    running.run.step = again  # type: ignore[method-assign]
+    running.set_up(epoch=1, first_round=2)
+    assert count >= place, "it was killed"
+    state = running.run._journal.state
+    assert state is not None
+    assert state.epoch == 1
+    assert {secret.round for secret in state.secrets} == set(range(2, running.case.study.rounds + 2))
+    assert state.certificate != old.certificate
+    assert state.hpke_private == b""
+    running.open(2)
+    running.steps()
+    assert running.heard(2, letters.MASKED)
 
 
 def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from tests.secagg.cohort import Cohort, assert_exact, email, integers
+from tests.secagg.cohort import TODAY, Cohort, assert_exact, email, integers
 
 A = email(0)
 
@@ -31,6 +31,32 @@ def test_secrets_are_used_once_and_then_gone():
         for secret in (before.key, before.seed, before.key_share(1), before.key_share(2)):
             assert base64.b64encode(secret)[:40] not in stored
     assert cohort.states[A].secrets == ()
+
+
+def test_who_seizes_every_journal_opens_no_bundle_and_no_earlier_round():
+    """Of the letters that lie in the store, the key is gone with the last of them; of rounds, with the answer."""
+    cohort = Cohort.of(4)
+    enrolment = cohort.enrol()
+    made = {}
+    for name, member in cohort.members.items():
+        cohort.states[name], made[name] = member.share(cohort.states[name], enrolment, today=TODAY)
+    for name, member in cohort.members.items():
+        peers = [peer for peer in cohort.members if peer != name]
+        for peer in peers:
+            assert cohort.states[name].hpke_private, "needed for the bundles that are still to come"
+            cohort.states[name] = member.accept(cohort.states[name], made[peer][name])
+        assert cohort.states[name].hpke_private == b""
+        assert member.accept(cohort.states[name], made[peers[0]][name]) == cohort.states[name], "again, it is known"
+        cohort.state = cohort.aggregator.receive_ready(cohort.state, member.ready(cohort.states[name]))
+    cohort.run_round(integers(cohort.manifest(1), cohort.members), cohort.manifest(1))
+    cohort.open(cohort.manifest(2))
+    for state in cohort.states.values():
+        assert [one.round for one in state.secrets] == [2, 3]
+
+
+def test_keys_that_wait_for_a_bundle_stay():
+    cohort = Cohort.of(5, threshold=4).setup(silent=[email(4)])
+    assert cohort.states[A].hpke_private
 
 
 def test_round_keys_and_seeds_never_repeat():

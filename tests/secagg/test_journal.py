@@ -250,10 +250,10 @@ def test_damaged_files_are_named_without_their_contents(home, four):
     started(home, four)
     record = home / "journal" / "record"
     data = record.read_bytes()
-    record.write_bytes(data.replace(b'"hpke_private":"', b'"hpke_private":"!'))
+    record.write_bytes(data.replace(b'"seed":"', b'"seed":"!'))
     with pytest.raises(JournalDamaged) as caught:
         opened(home)
-    secret = four.states[A].canonical().split(b'"hpke_private":"')[1][:20].decode()
+    secret = four.states[A].canonical().split(b'"seed":"')[1][:20].decode()
     assert secret not in str(caught.value)
     record.write_bytes(data)
     (home / "elsewhere" / "anchor").write_bytes(b"{}x")
