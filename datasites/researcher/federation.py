@@ -178,6 +178,8 @@ class Federation:
     def submit(self, study: Study) -> str:
         """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat.
 
+        Raises `InputError` or `PlanError` for a study that any hospital would refuse, before anything is sent.
+
         One that it can't be sent to (its keys aren't in the store yet, say) is named by `Incomplete` after it was sent
         to all others.
         """
@@ -190,6 +192,8 @@ class Federation:
             )
         if study.terms.researcher != self.settings.email:
             raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
+        # A study that fits no plan would only wait at every hospital; the error names the figure that fits.
+        study.plan()
         hospitals, files = study.terms.cohort.hospitals, study.package.files
         _for_each("sent the study", hospitals, lambda email: self._control.submit(email, study.job_name, files))
         self._control.sync()

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from datasites.privacy.plan import PlanError
 from datasites.researcher import Federation, Study
 from datasites.researcher.federation import Incomplete
 from datasites.study.errors import DatasitesError, InputError
 from datasites.transport.store import StoreError
 from tests.researcher.conftest import HEART
+from tests.researcher.test_distributed import written
 from tests.transport.parties import Party, make_parties
 
 EMAIL = "researcher@university.example.org"
@@ -93,6 +95,14 @@ def test_what_is_submitted_is_what_was_checked(tmp_path: Path, hospitals: list[P
         assert dict(job.files) == study.package.files
         for party in hospitals:
             party.stop()
+
+
+def test_a_study_that_fits_no_plan_is_not_sent(tmp_path: Path) -> None:
+    package = written(mode='"distributed"\nnoise_multiplier = 0.3')
+    with create(tmp_path / "home", tmp_path / "store") as federation:
+        with pytest.raises(PlanError, match=r"noise_multiplier is 0.3: [0-9.]+ is the least that fits"):
+            federation.submit(Study(HEART, package))
+        assert not list((tmp_path / "store").rglob("*study.toml*"))
 
 
 def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: list[Party]) -> None:
