@@ -108,7 +108,7 @@ class Calls(ABC):
             if name in vocabulary.ITERATORS:
                 self.say(node, "iterator", f"{name} outside a loop remembers how far it was read", "use it in for")
             if name not in vocabulary.BUILTINS_ON_ROWS:
-                for argument in node.args:
+                for argument in [*node.args, *(item.value for item in node.keywords)]:
                     self.public(argument, f"the argument of {name}")
             length = max((rows.literal_int(argument) or 0 for argument in node.args), default=0)
             if name == "range" and length > MAX_RANGE:
@@ -182,8 +182,8 @@ class Calls(ABC):
             self._public_arguments(node, last, node.args if last in vocabulary.MAKERS else node.args[1:])
             if last == "reshape" and node.args and self.flow.has_rows(node.args[0]):
                 self._shape_begins_with_batch(node, node.args[1:])
-            if last == "one_hot" and len(node.args) + len(node.keywords) < 2:
-                self.say(node, "data-dependent", "one_hot counts the classes of the batch", "give num_classes")
+            if last == "one_hot":
+                self._classes(node)
         elif kind == "layer":
             problem = rows.check_layer(last, node)
             self._inplace(node, last, _INPLACE_LAYERS)
@@ -213,6 +213,12 @@ class Calls(ABC):
             self._inplace(node, last, _INPLACE_FUNCTIONS)
         if len(node.args) > BEFORE_OUT.get(dotted, len(node.args)):
             self.say(node, "in-place", f"{dotted} is made to write into one of its arguments", "leave the argument out")
+
+    def _classes(self, node: ast.Call) -> None:
+        count = rows.keyword(node, "num_classes") or (node.args[1] if len(node.args) > 1 else None)
+        value = rows.literal_int(count)
+        if count is None or (value is not None and value < 1):
+            self.say(node, "data-dependent", "one_hot counts the classes of the batch", "give num_classes")
 
     def _keywords(self, node: ast.Call, what: str) -> None:
         for item in node.keywords:

@@ -1,0 +1,15 @@
+# tries: as many classes as the batch has, with another keyword in their place | rule: data-dependent
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, 1)
+
+    def forward(self, x):
+        return self.fc(x) + F.one_hot(input=(x[:, 0] > 0).long(), dtype=torch.long)
+
+def build_model(n_features, **config):
+    return Net(n_features)
