@@ -5,8 +5,8 @@ matters: the pipe is put out of reach of standard output, libraries are imported
 need (`confine`), and only then is model code read.
 
 What leaves: a noised update, noised counts, the built model's shape, and reasons of failure. The last are for the
-hospital's eyes and hold nothing of a row: checks that may fail, and quote what the model said, run on invented rows;
-on a real row on which the model fails it counts as zero, and that is not told. Every round works on a fresh copy of the
+hospital's eyes and hold nothing of a row: checks that may fail, and quote what the model said, run on invented rows.
+A real row that a model can't take counts as zero, and that is not told. Every round works on a fresh copy of the
 model as it was built, so nothing that a round leaves on it reaches the next one.
 """
 
@@ -30,11 +30,11 @@ from datasites.enclave.confine import Limits, confine
 from datasites.enclave.shapes import check_shapes
 from datasites.privacy import alone, evaluation, parameters, probe, trainer
 from datasites.privacy.batches import Tensors, tensors
-from datasites.privacy.clipping import UnsupportedModel
+from datasites.privacy.clipping import MOST_ROWS
 from datasites.privacy.noise import SecureRandom
+from datasites.privacy.records import UnsupportedModel
 
 _PROBE_ROWS = 16
-_SCORE_ROWS = 4096
 #: Said of any error while real rows are at work: its text may hold values of a row.
 _NOT_TOLD = "an error that may hold values of rows; rehearse the model on mock rows to see it"
 
@@ -96,8 +96,8 @@ class Enclave:
             protocol.Parameter(name=name, shape=tuple(parameter.shape)) for name, parameter in module.named_parameters()
         )
         count = parameters.dimension(module)
-        # Parameters, one gradient sum in double precision, noise, and the global model beside the local one.
-        memory = count * (4 + 4 + 8 + 8 + 8)
+        # Global and local model, a gradient sum in double precision with what folding it keeps, the sum and its noise.
+        memory = count * (4 + 4 + 3 * 8 + 8 + 8)
         return protocol.Description(
             parameters=named, count=count, memory_bytes=memory, findings=self._findings, warnings=self._warnings
         )
@@ -109,14 +109,14 @@ class Enclave:
         rows.setdefault("patients", np.arange(len(rows["y"]), dtype=np.int64))
         if not len(rows["x"]) == len(rows["y"]) == len(rows["patients"]):
             raise _Refusal("data", "x, y and patients differ in their number of rows")
+        if len(rows["y"]) > MOST_ROWS:
+            raise _Refusal("data", f"more than {MOST_ROWS:,} rows; rounding is accounted for up to that")
         self._rows[request.partition] = rows
         return protocol.Done()
 
     def _train(self, request: protocol.Train, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
         started = time.perf_counter()
         rows = self._partition("training")
-        if not len(rows["y"]):
-            raise _Refusal("data", "no rows: nothing can be trained")
         module = self._fresh(arrays)
         self._check_on_invented(module, rows)
         self._on_rows = True
@@ -144,8 +144,6 @@ class Enclave:
             divisor=request.divisor,
             round_number=number,
             device=self._device,
-            # Rows, model and library code need the rest.
-            memory_limit=max(16 * 1024**2, min(trainer.DEFAULT_MEMORY, self._limits.memory // 4)),
             ring=request.ring,
             rehearsal=isinstance(request, protocol.Rehearse),
             randomness=SecureRandom(key),
@@ -199,13 +197,13 @@ class Enclave:
         module = self._fresh(arrays).to(self._device).eval()
         made_up, labels = self._check_on_invented(module, rows)
         probe.check_independence(module, self._loaded().loss, made_up, labels, device=self._device)
-        one = alone.outputs(module, {name: part[:1].to(self._device) for name, part in made_up.items()})[0]
+        one = alone.run(module, {name: part[:1].to(self._device) for name, part in made_up.items()}).outputs
         if one.numel() != 1:
             raise _Refusal("model", f"the model gives {one.numel()} numbers for a row; one logit each")
         self._on_rows = True
-        logits = alone.scores(module, tensors(rows["x"]), most=_SCORE_ROWS, device=self._device)
+        logits = alone.scores(module, tensors(rows["x"]), slots=request.slots, device=self._device)
         self._genuine.check()
-        # A row on which the model raises has no score, and counts with the lowest.
+        # A row with codes out of range has no score, and counts with the lowest.
         scores = torch.sigmoid(logits).numpy()
         counts = evaluation.noised_counts(
             scores,

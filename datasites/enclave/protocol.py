@@ -100,12 +100,13 @@ class Rehearse(Agreed):
 class Evaluate(Agreed):
     """Noised counts on the held-out partition for array `parameters`. Reply: `Evaluated` with array `counts`.
 
-    ring: distributed mode only, and then the counts are int64.
+    slots: rows that the model is run on at a time. ring: distributed mode only, and then the counts are int64.
     """
 
     kind: Literal["evaluate"] = "evaluate"
     plan: EvaluationPlan
     evaluation: EvaluationKind
+    slots: Annotated[int, Field(ge=1, le=4096)] = 64
     key: Key
     ring: RingTerms | None = None
 

@@ -246,10 +246,14 @@ class Worker:
         plan: EvaluationPlan,
         kind: EvaluationKind,
         key: bytes,
+        slots: int = 64,
         ring: RingTerms | None = None,
     ) -> Numbers:
-        """Noised counts per (score bin, label) of the held-out rows, (plan.bins, 2); key and ring as in `train`."""
-        request = protocol.Evaluate(plan=plan, evaluation=kind, key=key.hex(), ring=ring)
+        """Noised counts per (score bin, label) of the held-out rows, (plan.bins, 2); key and ring as in `train`.
+
+        slots: rows that the model is run on at a time, a public number.
+        """
+        request = protocol.Evaluate(plan=plan, evaluation=kind, slots=slots, key=key.hex(), ring=ring)
         arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
         _, results = self._ask(request, protocol.Evaluated, self._timeouts.evaluate, arrays)
         return self._vector(results, "counts", (plan.bins, 2), np.float64 if ring is None else np.int64)

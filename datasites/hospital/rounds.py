@@ -315,7 +315,12 @@ class StudyRun:
             counts = self._with_worker(
                 case,
                 lambda worker: worker.evaluate(
-                    parameters, plan=case.evaluation, kind=kind, key=os.urandom(32), ring=case.counts_ring(kind)
+                    parameters,
+                    plan=case.evaluation,
+                    kind=kind,
+                    key=os.urandom(32),
+                    slots=case.study.training.slots,
+                    ring=case.counts_ring(kind),
                 ),
             )
             vectors["counts"] = counts.reshape(-1)

@@ -5,31 +5,47 @@ and the size 1; there is no axis, size, sum or state by which it could reach ano
 rarely. Training and evaluation go through here and never call a model on a batch. What a model would do to a batch does
 not matter for privacy any more; `probe` looks at it because such a model would train on something else than was meant.
 
-A row on which the model raises is left out, and nothing of it is told (`or_none`): an exception that depends on what is
-in a row would otherwise stop a round, and that it stopped would be a message without noise.
+A microbatch has a fixed public number of slots. Empty slots hold zeros and count as nothing, so how often the model is
+called, and on what shapes, depends on the number of rows over that of slots alone. Nothing here catches an exception:
+values out of range are clamped and marked (`clamping`), and other operations that can raise by a row's values are
+refused at intake. One that raises all the same ends the round and, unlike a row left out, is for people to look at.
 
-Left: the last bits. A kernel may round a row's numbers differently with the number of rows beside it, by about 1e-7 of
-them; a model that magnifies that a million times would show it. On a GPU, an index out of range ends the process, as no
-exception can be caught there. How long a round takes depends on its rows.
+Left: the last bits. A kernel may round a row's numbers differently in another slot, by about 1e-7 of them; a model that
+magnifies that a million times would show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from datasites.privacy.batches import Loss, Tensors, forward, take
-from datasites.privacy.clipping import Recording
+from datasites.privacy.batches import Loss, Tensors, forward, slots_of
+from datasites.privacy.clamping import Clamping
+from datasites.privacy.records import Recording
 
-Result = TypeVar("Result")
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gives each of n rows: outputs (n, ...), losses (n,) or none, and whether it is fit to count, (n,).
+
+    fit: false where a code or class was out of range.
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    fit: Tensor
 
 
-def outputs(module: nn.Module, inputs: Tensors, made: Recording | None = None, loss: Loss | None = None,
-            target: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What the model gives each row alone, (n, ...), and its losses, (n,), or an empty tensor without `loss`.
+def run(
+    module: nn.Module,
+    inputs: Tensors,
+    made: Recording | None = None,
+    loss: Loss | None = None,
+    target: Tensor | None = None,
+) -> Outputs:
+    """Run the model, and `loss` where given, on each row alone.
 
     inputs, target: rows first, one or more. made: a `recording` that is entered. Raises `ValueError` when a row does
     not give one output and one loss, and whatever the model raises.
@@ -53,40 +69,24 @@ def outputs(module: nn.Module, inputs: Tensors, made: Recording | None = None, l
     parts = list(inputs.values())
     mark = torch.zeros(rows, device=parts[0].device)
     labels = target if target is not None else mark
-    try:
-        output, value = torch.vmap(one, randomness="error")(mark, labels, *parts)
-    finally:
-        if made is not None:
-            made.mark = None
-    return output.flatten(0, 1), value.flatten(0, 1)
+    with Clamping() as clamping:
+        try:
+            output, value = torch.vmap(one, randomness="error")(mark, labels, *parts)
+        finally:
+            if made is not None:
+                made.mark = None
+    return Outputs(output.flatten(0, 1), value.flatten(0, 1), ~clamping.marked(rows, mark.device))
 
 
-def or_none(work: Callable[[Tensor], Result], rows: Tensor) -> list[tuple[Tensor, Result | None]]:
-    """`work(rows)`, or if that raises, of halves of `rows`, down to single rows; None for a row that raises alone.
-
-    For memory that runs out as well: that a batch was too large must not stop a round either.
-    """
-    try:
-        return [(rows, work(rows))]
-    except Exception:
-        if len(rows) == 1:
-            return [(rows, None)]
-    half = len(rows) // 2
-    return or_none(work, rows[:half]) + or_none(work, rows[half:])
-
-
-def scores(module: nn.Module, inputs: Tensors, *, most: int, device: str | torch.device = "cpu") -> Tensor:
-    """Each row's first output, shape (n,), on the host, at most `most` rows at a time; NaN for a row that raises."""
+def scores(module: nn.Module, inputs: Tensors, *, slots: int, device: str | torch.device = "cpu") -> Tensor:
+    """Each row's first output, shape (n,), on the host, `slots` rows at a time; NaN for a row that is not fit."""
     total = len(next(iter(inputs.values())))
     found = torch.full((total,), torch.nan)
-
-    def work(rows: Tensor) -> Tensor:
-        part = {name: value.to(device) for name, value in take(inputs, rows).items()}
-        return outputs(module, part)[0].flatten(1)[:, 0].float().cpu()
-
     with torch.no_grad():
-        for start in range(0, total, most):
-            for rows, given in or_none(work, torch.arange(start, min(start + most, total))):
-                if given is not None:
-                    found[rows] = given
+        for start in range(0, total, slots):
+            rows = torch.arange(start, min(start + slots, total))
+            part = {name: value.to(device) for name, value in slots_of(inputs, rows, slots).items()}
+            given = run(module, part)
+            first = given.outputs.flatten(1)[:, 0].float()
+            found[rows] = torch.where(given.fit, first, torch.nan)[: len(rows)].cpu()
     return found

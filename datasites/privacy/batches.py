@@ -45,6 +45,18 @@ def take(inputs: Tensors, rows: Tensor) -> dict[str | int, Tensor]:
     return {name: part[rows] for name, part in inputs.items()}
 
 
+def slots_of(inputs: Tensors, rows: Tensor, slots: int) -> dict[str | int, Tensor]:
+    """The given rows of each input in the first of `slots` places, and zeros in the rest."""
+    return {name: slots_part(part, rows, slots) for name, part in inputs.items()}
+
+
+def slots_part(part: Tensor, rows: Tensor, slots: int) -> Tensor:
+    """As `slots_of`, of one tensor."""
+    made = part.new_zeros((slots, *part.shape[1:]))
+    made[: len(rows)] = part[rows]
+    return made
+
+
 def forward(module: nn.Module, inputs: Tensors) -> Tensor:
     """Call `module` with numbered inputs by position and named ones by name."""
     by_position = [part for name, part in inputs.items() if isinstance(name, int)]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from opacus.layers import DPGRU, DPLSTM, DPRNN
 from torch import nn
 
-from datasites.privacy.clipping import SUPPORTED, UnsupportedModel, owners
 from datasites.privacy.layers import private_form
+from datasites.privacy.records import SUPPORTED, UnsupportedModel, owners
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
 _INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm

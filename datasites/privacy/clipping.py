@@ -1,355 +1,267 @@
 """Sums of clipped per-row gradients, without holding one gradient per row: ghost clipping in one backward pass.
 
-For each layer that owns parameters, one forward pass records the layer's input and one backward pass the gradient of
-the loss with respect to its output. From these two come (1) the norm of each row's gradient (ghost norms: Goodfellow
-2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679) and (2) the weighted sum of gradients, with no second pass
-through the model (book-keeping: Bu et al. 2023, arXiv:2210.00038). Layers without a ghost rule use Opacus'
-grad samplers.
+From what `records` holds of each row come (1) the norm of its gradient (ghost norms: Goodfellow 2015, arXiv:1510.01799;
+Li et al. 2022, arXiv:2110.05679) and (2) the weighted sum of gradients, with no second pass through the model
+(book-keeping: Bu et al. 2023, arXiv:2210.00038). Layers without a ghost rule use Opacus' grad samplers.
 
-What is summed is exactly what was measured. A gradient that reaches a parameter by another way (a weight used outside
-its layer) is in neither, so it can't leave unclipped, whatever the model does. That a row's records depend on that row
-alone is `alone`'s: it runs the model on each row by itself.
+What is measured is what is added. A row's share of a parameter's gradient is one of
+- a *vector* v, stored (float32, or float64 where positions of a sequence were added up first);
+- a *pair* (b, a), whose outer product b a^T is meant as an exact product of the stored float32 numbers;
+- a *sequence* of pairs, sum_t b_t a_t^T, where storing it would cost more than its Gram products.
+Several uses of a parameter, and an embedding's equal codes of one row, are added before anything is measured. How well
+these numbers match the true gradient matters to learning, not to privacy.
 
-Norms are taken in float64, so that no factor underflows on the way to a norm; sums are in float32. Not covered: the
-rounding of those sums, a relative 1e-6 or so of the clipping norm. Where the positions of a sequence cancel, rounding
-is relative to what cancels, and `_SLACK` makes the measured norm larger by more than that.
+Theorem. Let S be what `ClippedSum` gives for the rows of a step, and S' the same with one patient's rows added, in any
+microbatches. If the limits of a patient's rows add up to at most C (1 + 2^-50), then |S' - S|_2 <= C (1 + 2^-9).
+
+Assumed:
+(1) a row's records and whether it counts depend on that row alone (`alone`, I15);
+(2) float64 operations round to nearest, and the library's float64 products add the exact products of their numbers in
+    some order: no lower precision, no Strassen. float32 operations may do what they like, before a share is stored;
+(3) at most 2^24 rows in a step, 2^27 parameters, 4,096 slots (`LARGEST_MODEL`, `MOST_ROWS`, `LocalTraining.slots`).
+
+Proof. Write u = 2^-53, g_k = k u / (1 - k u): adding k terms in any order is off by at most g_k times the sum of their
+absolute values (Higham 2002, section 4.2).
+(a) *The measured norm N bounds the true norm of the share*, |g| <= N (1 + 2^-20). For vectors and pairs N^2 is a sum of
+    at most 2^27 squares, or a product of two, off by a factor within 1 +- 2^-25. For a sequence let
+    M = sum_t |b_t| |a_t|; its Gram sum q has at most 2^27 terms (it is taken only where positions are fewer than either
+    width), so |q - |g|^2| <= 2^-25 M^2, and N = sqrt(max(q, 0)) + 2^-10 M >= |g|.
+(b) *A row adds at most its limit*: its weight is w = fl(limit / N), or 1 where N <= limit, so
+    w |g| <= limit (1 + 2^-19). Hence the exact sums of weighted shares of the two sets differ by at most
+    C (1 + 2^-18).
+(c) *The computed sum is close to the exact one.* The error of a block is at most g_k times the sum of w |share| in
+    absolute values, coordinate by coordinate; take L2 norms. For vectors and pairs k <= 2^13 + 2 (`_MOST`) and the sum
+    of norms is at most 2^24 C (1 + 2^-18): 2^-15 C. For sequences k <= 130 (`_CHUNK` positions in a product, then at
+    most `_CHUNK` of those), and what is added is at most w M <= 2^10 limit in norm: 130 x 2^-53 x 2^10 x 2^24 C
+    < 2^-11.9 C. Folding m <= 2^26 blocks adds (m u)^2 x 2^34 C < 2^-19 C, the last rounding u x 2^24 C.
+(d) Together C (1 + 2^-18) + 2 (2^-11.9 + 2^-15 + 2^-19 + 2^-29) C < C (1 + 2^-10). The charged slack is `NORM_SLACK`.
+
+A row that is not finite, or is said not to count, has weight 0, and its numbers are zeroed before any sum: nothing of
+it reaches S, and nothing here takes longer for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.embedding_norm_sample import compute_embedding_norm_sample
-from opacus.layers import DPGRU, DPLSTM, DPRNN
-from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-#: Types that own parameters and whose per-row gradients are known. Exact types: a subclass may compute anything.
-SUPPORTED: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    RNNLinear,
-    nn.Embedding,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.RMSNorm,
-)
-
-#: Slack in squared norms over a sequence, relative to the squared Cauchy-Schwarz bound: a sum of positions in float32
-#: is off by up to length x 2^-24 of that bound, and the root of this covers 8,000 positions.
-_SLACK = 1e-6
-#: A row with a larger norm or number counts as none: beside it, float32 has no room for the weight that it would need.
-_LARGEST = 1e30
-
+from datasites.privacy.records import RowRecords
+from datasites.privacy.summing import Sum
 
 #: A sum of gradients for each parameter.
 Gradients = dict[Tensor, Tensor]
 
-
-class UnsupportedModel(ValueError):
-    """The model can't be trained privately as it is; the message names the layer and the fix."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One use of a layer in a forward pass: its input and where the gradient of its output comes from.
-
-    input_axis, output_axis: which axis the rows are in, when the model saw each row alone, as a batch of one (`alone`);
-    None when it saw all of them, as its own first axis.
-    """
-
-    input: Tensor
-    version: int
-    edge: GradientEdge
-    input_axis: int | None = None
-    output_axis: int | None = None
+#: What the theorem above is proved for.
+LARGEST_MODEL = 2**27
+MOST_ROWS = 2**24
+#: Additions on a coordinate of a block, for shares that don't cancel within.
+_MOST = 2**13
+#: Positions of sequences in one product, and products in one block.
+_CHUNK = 64
+#: Slack in the norm of a sequence, relative to what its positions could give together.
+_SLACK = 2.0**-10
 
 
-@dataclass
-class Recording:
-    """All uses of all parameter-owning layers in one forward pass.
+class ClippedSum:
+    """Sum over rows of each row's gradient cut to its limit, over as many microbatches as are added."""
 
-    mark: in a run of each row alone, a zero that every row has of its own; see `alone`.
-    """
+    def __init__(self) -> None:
+        self._sums: dict[Tensor, Sum] = {}
 
-    uses: dict[nn.Module, list[Record]] = field(default_factory=dict)
-    mark: Tensor | None = None
+    def add(self, records: Iterable[RowRecords], limits: Tensor, counted: Tensor | None = None) -> None:
+        """Add a microbatch of n rows. limits: L2 norm that a row is cut to, float64 (n,).
 
+        counted: bool (n,); a row where it is false counts as zero, as does one whose gradient is not finite.
+        """
+        with torch.no_grad():
+            shares = [share for record in records for share in _shares(record)]
+            norms = _norms(shares)
+            keep = torch.isfinite(norms) if counted is None else torch.isfinite(norms) & counted
+            weights = torch.where(norms > limits, limits / norms, torch.ones_like(norms))
+            weights = torch.where(keep, weights, torch.zeros_like(weights))
+            for share in shares:
+                if share.parameter not in self._sums:
+                    self._sums[share.parameter] = Sum(share.parameter)
+                share.add(self._sums[share.parameter], weights, ~keep)
 
-def owners(module: nn.Module) -> dict[str, nn.Module]:
-    """Sub-modules that themselves own trainable parameters, by name.
-
-    Opacus' recurrent layers only give other names to the parameters of the RNNLinear layers inside them.
-    """
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if type(layer) not in (DPGRU, DPLSTM, DPRNN)
-        and any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-    }
-
-
-@contextmanager
-def recording(module: nn.Module) -> Iterator[Recording]:
-    """Record layer inputs and outputs of the forward passes inside; raises `UnsupportedModel` for an unknown layer."""
-    made = Recording()
-
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
-            raise UnsupportedModel(f"{type(layer).__name__}: call it with one tensor, by position")
-        (given, input_axis), (gave, output_axis) = rows_of(inputs[0]), rows_of(output)
-        if gave.requires_grad:
-            # The edge is taken now: an in-place operation after the layer would move the output to another node.
-            use = Record(given.detach(), given._version, get_gradient_edge(gave), input_axis, output_axis)
-            made.uses.setdefault(layer, []).append(use)
-
-    def own(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        # What is the same for all rows (positions, a first state) gives each row a gradient of its own as well.
-        if made.mark is None or not all(isinstance(part, Tensor) for part in inputs):
-            return None
-        mark = made.mark
-        return tuple(part if rows_of(part)[1] is not None else part + mark.to(part.dtype) for part in inputs)
-
-    handles = []
-    seen: set[int] = set()
-    for name, layer in owners(module).items():
-        parameters = {id(parameter) for parameter in layer.parameters(recurse=False)}
-        if parameters & seen:
-            # Norms are taken layer by layer: two layers' gradients of one parameter could add up to more than both.
-            raise UnsupportedModel(f"layer {name}: shares a parameter with another layer; use one layer twice instead")
-        seen |= parameters
-        if type(layer) not in SUPPORTED:
-            raise UnsupportedModel(
-                f"layer {name or '(the model itself)'} of type {type(layer).__name__} owns parameters; "
-                "keep parameters in Linear, Conv, Embedding, LayerNorm, GroupNorm, RMSNorm, GRU, LSTM or attention"
-            )
-        handles += [layer.register_forward_pre_hook(own), layer.register_forward_hook(record)]
-    try:
-        yield made
-    finally:
-        for handle in handles:
-            handle.remove()
+    def value(self) -> Gradients:
+        """The sum for each parameter that any row had a share in, float64."""
+        return {parameter: total.value() for parameter, total in self._sums.items()}
 
 
-def rows_of(tensor: Tensor) -> tuple[Tensor, int | None]:
-    """What `torch.vmap` holds behind a tensor that model code sees, and the axis of the rows in it; None outside."""
-    if not torch._C._functorch.is_batchedtensor(tensor):
-        return tensor, None
-    return torch._C._functorch.get_unwrapped(tensor), torch._C._functorch.maybe_get_bdim(tensor)
-
-
-@dataclass(frozen=True)
-class RowRecords:
-    """A layer's inputs and output gradients, row by row: each tensor has the rows as its first dimension."""
-
-    layer: nn.Module
-    inputs: list[Tensor]
-    gradients: list[Tensor]
-
-
-def row_records(made: Recording, losses: Tensor) -> list[RowRecords]:
-    """Run the backward pass of `losses`, shape (n,), down to the recorded outputs only; raises `UnsupportedModel`.
-
-    No gradient of a parameter is computed here, and none is written to `.grad`.
-    """
-    rows = len(losses)
-    uses = [(layer, use) for layer, records in made.uses.items() for use in records]
-    if not uses or not losses.requires_grad:
-        raise UnsupportedModel("the loss depends on no trainable layer; return logits that the layers computed")
-    gradients = torch.autograd.grad(losses.sum(), [use.edge for _, use in uses], allow_unused=True)
-    found: dict[nn.Module, RowRecords] = {}
-    for (layer, use), gradient in zip(uses, gradients, strict=True):
-        if gradient is None:
-            continue
-        inputs, gradient = (
-            _rows_first(part, axis, rows, layer)
-            for part, axis in ((use.input, use.input_axis), (gradient, use.output_axis))
-        )
-        if use.input._version != use.version:
-            raise UnsupportedModel(
-                f"{type(layer).__name__}: its input was changed in place; use an out-of-place operation"
-            )
-        records = found.setdefault(layer, RowRecords(layer, [], []))
-        records.inputs.append(inputs)
-        records.gradients.append(gradient)
-    return list(found.values())
-
-
-def _rows_first(part: Tensor, axis: int | None, rows: int, layer: nn.Module) -> Tensor:
-    moved = part if axis is None else part.movedim(axis, 0)
-    if moved.shape[:1] != (rows,) or (axis is not None and moved.shape[1:2] != (1,)):
-        raise UnsupportedModel(
-            f"{type(layer).__name__}: the first dimension of its input or output is not the rows of the batch; "
-            "keep rows first (batch_first=True, no reshape across rows)"
-        )
-    return moved if axis is None else moved.squeeze(1)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Squared gradient norm of each row, shape (n,), float64; and how to sum the gradients with one weight per row."""
-
-    squares: Tensor
-    weighted_sum: Callable[[Tensor], Gradients]
-
-
-def clipped_sum(records: list[RowRecords], limits: Tensor) -> Gradients:
-    """Sum over rows of each row's gradient cut to L2 norm `limits[row]`, shape (n,); by parameter.
-
-    A row counts as zero if its gradient, or a number on the way to it, is not finite or above 1e30: it would turn the
-    whole sum into a signal.
-    """
+def row_norms(records: Iterable[RowRecords]) -> Tensor:
+    """Measured L2 norm of each row's whole gradient, float64 (n,). Private: for checks inside the hospital."""
     with torch.no_grad():
-        measured = [_measure(record) for record in records]
-        norms = torch.stack([layer.squares for layer in measured]).sum(0).sqrt()
-        finite = norms <= _LARGEST  # false for NaN as well
-        for record in records:
-            for part in (*record.inputs, *record.gradients):
-                # Over all rows first, which is cheap; NaN goes on to the look at each row.
-                if part.is_floating_point() and not (part.numel() == 0 or _largest(part) <= _LARGEST):
-                    finite &= part.flatten(1).abs().amax(1) <= _LARGEST
-        if not finite.all():
-            kept = [
-                RowRecords(r.layer, [_zeroed(t, finite) for t in r.inputs], [_zeroed(t, finite) for t in r.gradients])
-                for r in records
-            ]
-            measured = [_measure(record) for record in kept]
-            norms = torch.where(finite, norms, torch.zeros_like(norms))
-        weights = (limits.double() / (norms + 1e-6)).clamp(max=1.0).float()
-        total: Gradients = {}
-        for layer in measured:
-            for parameter, value in layer.weighted_sum(weights).items():
-                total[parameter] = total[parameter] + value if parameter in total else value
-        return total
+        return _norms([share for record in records for share in _shares(record)])
 
 
-def row_norms(records: list[RowRecords]) -> Tensor:
-    """L2 norm of each row's whole gradient, shape (n,). Private: for tests and for checks inside the hospital."""
-    with torch.no_grad():
-        return torch.stack([_measure(record).squares for record in records]).sum(0).sqrt()
+def _norms(shares: list[_Share]) -> Tensor:
+    return torch.stack([share.squares for share in shares]).sum(0).sqrt()
 
 
-def _largest(part: Tensor) -> float:
-    low, high = part.aminmax()
-    return torch.maximum(-low, high).item()
+class _Share(Protocol):
+    """The rows' shares of one parameter: their squared norms, float64 (n,), and how they are added up."""
+
+    @property
+    def parameter(self) -> Tensor: ...
+
+    @property
+    def squares(self) -> Tensor: ...
+
+    def add(self, total: Sum, weights: Tensor, dropped: Tensor) -> None: ...
 
 
 def _squares(part: Tensor) -> Tensor:
-    """Sum of squares of each row, shape (n,), float64: in float32 the square of 1e-23 is zero."""
+    """Sum of squares of each row, float64 (n,): in float32 the square of 1e-23 is zero."""
     return torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
 
 
-def _zeroed(tensor: Tensor, keep: Tensor) -> Tensor:
-    mask = keep.reshape(-1, *([1] * (tensor.dim() - 1)))
-    return torch.where(mask, tensor, torch.zeros_like(tensor))
+def _zeroed(part: Tensor, dropped: Tensor) -> Tensor:
+    """`part` as float64, zero in the rows that are dropped."""
+    made = part.double() if part.dtype != torch.float64 else part.clone()
+    return made.masked_fill_(dropped.reshape(-1, *([1] * (part.dim() - 1))), 0.0)
 
 
-def _measure(records: RowRecords) -> _Measured:
+def _scaled(part: Tensor, weights: Tensor, dropped: Tensor) -> Tensor:
+    return _zeroed(part, dropped).mul_(weights.reshape(-1, *([1] * (part.dim() - 1))))
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """One stored vector for each row, of the parameter's shape."""
+
+    parameter: Tensor
+    vectors: Tensor
+
+    @property
+    def squares(self) -> Tensor:
+        return _squares(self.vectors)
+
+    def add(self, total: Sum, weights: Tensor, dropped: Tensor) -> None:
+        parts = zip(*(part.split(_CHUNK) for part in (self.vectors, weights, dropped)), strict=True)
+        for vectors, weight, drop in parts:
+            block = total.block(len(weight) + 1, _MOST)
+            block.view(-1).addmv_(_zeroed(vectors.flatten(1), drop).T, weight)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """An output gradient (n, out) and an input (n, in) for each row."""
+
+    parameter: Tensor
+    gradients: Tensor
+    inputs: Tensor
+
+    @property
+    def squares(self) -> Tensor:
+        return _squares(self.gradients) * _squares(self.inputs)
+
+    def add(self, total: Sum, weights: Tensor, dropped: Tensor) -> None:
+        block = total.block(len(weights) + 1, _MOST)
+        block.addmm_(_scaled(self.gradients, weights, dropped).T, _zeroed(self.inputs, dropped))
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """Output gradients (n, length, out) and inputs (n, length, in) for each row."""
+
+    parameter: Tensor
+    gradients: Tensor
+    inputs: Tensor
+
+    @property
+    def squares(self) -> Tensor:
+        g, a = self.gradients.double(), self.inputs.double()
+        gram = (torch.bmm(g, g.transpose(1, 2)) * torch.bmm(a, a.transpose(1, 2))).sum((1, 2))
+        together = (g.norm(dim=2) * a.norm(dim=2)).sum(1)
+        return (gram.clamp(min=0).sqrt() + _SLACK * together).square()
+
+    def add(self, total: Sum, weights: Tensor, dropped: Tensor) -> None:
+        gradients = _scaled(self.gradients, weights, dropped).flatten(0, 1)
+        inputs = _zeroed(self.inputs, dropped).flatten(0, 1)
+        for g, a in zip(gradients.split(_CHUNK), inputs.split(_CHUNK), strict=True):
+            total.block(1, _CHUNK).add_(g.T @ a)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """For each row, codes (n, length) that differ from one another where their sums (n, length, width) are not zero."""
+
+    parameter: Tensor
+    codes: Tensor
+    sums: Tensor
+
+    @property
+    def squares(self) -> Tensor:
+        return _squares(self.sums)
+
+    def add(self, total: Sum, weights: Tensor, dropped: Tensor) -> None:
+        block = total.block(len(weights), _MOST)
+        block.index_add_(0, self.codes.flatten(), _scaled(self.sums, weights, dropped).flatten(0, 1))
+
+
+def _shares(records: RowRecords) -> list[_Share]:
     layer = records.layer
+    stored = RowRecords(layer, [_stored(part) for part in records.inputs], [_stored(g) for g in records.gradients])
     if isinstance(layer, nn.Linear):
-        return _linear(layer, records)
+        return _linear(layer, stored)
     if isinstance(layer, nn.Embedding):
-        return _embedding(layer, records)
-    return _by_samples(layer, records)
+        return [_embedding(layer, stored)]
+    return _by_samples(layer, stored)
 
 
-def _linear(layer: nn.Linear, records: RowRecords) -> _Measured:
-    if all(gradient.dim() == 2 for gradient in records.gradients) and len(records.inputs) == 1:
-        return _flat_linear(layer, records.inputs[0], records.gradients[0])
+def _stored(part: Tensor) -> Tensor:
+    # Products of float32 numbers are exact in float64.
+    return part.float() if part.is_floating_point() else part
+
+
+def _linear(layer: nn.Linear, records: RowRecords) -> list[_Share]:
     # Several uses (a recurrent layer, a tied one) and further dimensions are all positions of one sequence.
     rows = len(records.inputs[0])
-    inputs = torch.cat([t.reshape(rows, -1, layer.in_features) for t in records.inputs], 1)
-    gradients = torch.cat([t.reshape(rows, -1, layer.out_features) for t in records.gradients], 1)
-    if inputs.shape[1] == 1:
-        return _flat_linear(layer, inputs[:, 0], gradients[:, 0])
-    return _sequence_linear(layer, inputs, gradients)
-
-
-def _flat_linear(layer: nn.Linear, inputs: Tensor, gradients: Tensor) -> _Measured:
-    from_bias = 1.0 if layer.bias is not None and layer.bias.requires_grad else 0.0
-    from_weight = _squares(inputs) if layer.weight.requires_grad else 0.0
-    squares = _squares(gradients) * (from_weight + from_bias)
-
-    def weighted_sum(weights: Tensor) -> Gradients:
-        scaled = gradients * weights[:, None]
-        total: Gradients = {}
-        if layer.weight.requires_grad:
-            total[layer.weight] = scaled.T @ inputs
-        if from_bias:
-            total[layer.bias] = scaled.sum(0)
-        return total
-
-    return _Measured(squares, weighted_sum)
-
-
-def _sequence_linear(layer: nn.Linear, inputs: Tensor, gradients: Tensor) -> _Measured:
-    rows, length, width = inputs.shape
-    has_bias = layer.bias is not None and layer.bias.requires_grad
-    squares = torch.zeros(rows, dtype=torch.float64, device=inputs.device)
-    samples: Tensor | None = None
+    inputs = torch.cat([part.reshape(rows, -1, layer.in_features) for part in records.inputs], 1)
+    gradients = torch.cat([part.reshape(rows, -1, layer.out_features) for part in records.gradients], 1)
+    shares: list[_Share] = []
     if layer.weight.requires_grad:
-        if length * (width + layer.out_features) < width * layer.out_features:
-            g, a = gradients.double(), inputs.double()
-            pairs = torch.bmm(g, g.transpose(1, 2)) * torch.bmm(a, a.transpose(1, 2))
-            bound = (g.norm(dim=2) * a.norm(dim=2)).sum(1).square()
-            # The weighted sum below is rounded where positions cancel; the slack errs on the other side.
-            squares = squares + pairs.sum((1, 2)).clamp(min=0) + _SLACK * bound
+        length = inputs.shape[1]
+        if length == 1:
+            shares.append(_Pairs(layer.weight, gradients[:, 0], inputs[:, 0]))
+        elif length * (layer.in_features + layer.out_features) < layer.in_features * layer.out_features:
+            shares.append(_Sequences(layer.weight, gradients, inputs))
         else:
-            samples = torch.bmm(gradients.transpose(1, 2), inputs)
-            squares = squares + _squares(samples)
-    if has_bias:
-        squares = squares + _squares(gradients.sum(1))
-
-    def weighted_sum(weights: Tensor) -> Gradients:
-        total: Gradients = {}
-        if samples is not None:
-            total[layer.weight] = (weights @ samples.flatten(1)).reshape(layer.weight.shape)
-        elif layer.weight.requires_grad:
-            scaled = (gradients * weights[:, None, None]).reshape(rows * length, -1)
-            total[layer.weight] = scaled.T @ inputs.reshape(rows * length, -1)
-        if has_bias:
-            total[layer.bias] = weights @ gradients.sum(1)
-        return total
-
-    return _Measured(squares, weighted_sum)
+            shares.append(_Vectors(layer.weight, torch.bmm(gradients.transpose(1, 2), inputs)))
+    if layer.bias is not None and layer.bias.requires_grad:
+        shares.append(_Vectors(layer.bias, gradients.sum(1)))
+    return shares
 
 
-def _embedding(layer: nn.Embedding, records: RowRecords) -> _Measured:
+def _embedding(layer: nn.Embedding, records: RowRecords) -> _Share:
     rows = len(records.inputs[0])
-    ids = torch.cat([t.reshape(rows, -1) for t in records.inputs], 1)
-    gradients = torch.cat([t.reshape(rows, -1, layer.embedding_dim) for t in records.gradients], 1)
+    # Codes out of range were clamped in the forward pass, and their rows don't count.
+    codes = torch.cat([part.reshape(rows, -1) for part in records.inputs], 1).clamp(0, layer.num_embeddings - 1)
+    gradients = torch.cat([part.reshape(rows, -1, layer.embedding_dim) for part in records.gradients], 1).double()
     if layer.padding_idx is not None:
-        gradients = gradients * (ids != layer.padding_idx)[:, :, None]
-    squares = compute_embedding_norm_sample(layer, [ids], gradients.double())[layer.weight].double().square()
+        gradients = gradients.masked_fill((codes == layer.padding_idx)[:, :, None], 0.0)
+    if codes.shape[1] == 1:
+        return _Codes(layer.weight, codes, gradients)
+    codes, order = codes.sort(dim=1, stable=True)
+    starts = torch.ones_like(codes)
+    starts[:, 1:] = codes[:, 1:] != codes[:, :-1]
+    place = starts.cumsum(1) - 1
+    gradients = gradients.gather(1, order[:, :, None].expand_as(gradients))
+    sums = torch.zeros_like(gradients).scatter_add_(1, place[:, :, None].expand_as(gradients), gradients)
+    return _Codes(layer.weight, torch.zeros_like(codes).scatter_(1, place, codes), sums)
 
-    def weighted_sum(weights: Tensor) -> Gradients:
-        scaled = (gradients * weights[:, None, None]).reshape(-1, layer.embedding_dim)
-        total = torch.zeros_like(layer.weight, dtype=scaled.dtype)
-        return {layer.weight: total.index_add_(0, ids.reshape(-1), scaled)}
 
-    return _Measured(squares, weighted_sum)
-
-
-def _by_samples(layer: nn.Module, records: RowRecords) -> _Measured:
+def _by_samples(layer: nn.Module, records: RowRecords) -> list[_Share]:
     sampler = GradSampleModule.GRAD_SAMPLERS[type(layer)]
     samples: Gradients = {}
     for inputs, gradients in zip(records.inputs, records.gradients, strict=True):
         for parameter, sample in sampler(layer, [inputs], gradients).items():
             if parameter.requires_grad:
                 samples[parameter] = samples[parameter] + sample if parameter in samples else sample
-    squares = torch.stack([_squares(sample) for sample in samples.values()]).sum(0)
-
-    def weighted_sum(weights: Tensor) -> Gradients:
-        return {parameter: (weights @ s.flatten(1)).reshape(parameter.shape) for parameter, s in samples.items()}
-
-    return _Measured(squares, weighted_sum)
+    return [_Vectors(parameter, sample) for parameter, sample in samples.items()]

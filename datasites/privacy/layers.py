@@ -13,7 +13,7 @@ import torch
 from opacus.layers import DPGRU, DPLSTM, DPRNN
 from torch import Tensor, nn
 
-from datasites.privacy.clipping import UnsupportedModel
+from datasites.privacy.records import UnsupportedModel
 
 _RECURRENT: dict[type[nn.Module], type[nn.Module]] = {nn.GRU: DPGRU, nn.LSTM: DPLSTM, nn.RNN: DPRNN}
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from datasites.privacy import alone
 from datasites.privacy.batches import Array, Inputs, Loss, Tensors, binary_loss, forward, tensor, tensors
-from datasites.privacy.clipping import Recording, UnsupportedModel, recording, row_records
+from datasites.privacy.clamping import Clamping
 from datasites.privacy.noise import SecureRandom
+from datasites.privacy.records import Recording, UnsupportedModel, recording, row_records
 
 #: Largest L2 norm of what a whole row's values may differ by, relative to their own. In float64 what remains is a cast
 #: that the model makes itself; in float32, for models that can't be run in float64, the rounding of other kernels.
@@ -122,9 +123,9 @@ def _double(inputs: Tensors) -> dict[str | int, Tensor]:
 
 def _together(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
     """What the rows give in one batch, rows first in each: output, loss, each layer's input and output gradient."""
-    with recording(module) as made:
+    with recording(module) as made, Clamping():
         output = forward(module, {name: part.to(device) for name, part in inputs.items()})
-    losses = loss(output, target.to(device))
+        losses = loss(output, target.to(device))
     if losses.shape != (len(target),) or output.shape[:1] != (len(target),):
         raise DependentRows("model or loss: not one output and one loss per row; return them with rows first")
     return _traces(module, output, losses, made)
@@ -133,8 +134,8 @@ def _together(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, de
 def _alone(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
     with recording(module) as made:
         parts = {name: part.to(device) for name, part in inputs.items()}
-        output, losses = alone.outputs(module, parts, made, loss, target.to(device))
-    return _traces(module, output, losses, made)
+        found = alone.run(module, parts, made, loss, target.to(device))
+    return _traces(module, found.outputs, found.losses, made)
 
 
 def _traces(module: nn.Module, output: Tensor, losses: Tensor, made: Recording) -> _Traces:

@@ -4,7 +4,7 @@ A step:
 1. samples patients by Poisson (`sampling`); all records of a sampled patient come, and the batch may be empty;
 2. computes each record's gradient by running the model on that record alone (`alone`; no record can reach another), and
    cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
-3. adds the gradients up, in microbatches under a memory limit;
+3. adds the gradients up (`clipping`), in microbatches of a fixed public number of slots;
 4. adds Gaussian noise from a secure generator (`Mechanism`, the only door out; it counts steps);
 5. in local mode divides by `divisor`, a public figure, and hands the result to the optimiser.
 
@@ -12,9 +12,18 @@ In distributed mode a round is one step and ends with 4: what leaves is the nois
 grid of the secure sum. No number that another party chose touches it after the noise: a learning rate, a divisor or a
 model so large that its last bits are coarser than the noise would round each hospital's noise away.
 
+Theorem. Each step's `noised_sum` is the output of a Poisson-sampled Gaussian mechanism with the plan's rate and noise
+multiplier, for adding or removing one patient; in distributed mode so is the sum of such steps over hospitals of which
+at least `honest` add their noise, up to the discreteness that `Mechanism.release_on_grid` states. Assumed: identifiers
+tell patients apart; the randomness is secret and of one use; the theorem of `clipping` with its assumptions. Proof: a
+patient is in a sample by a draw of its own, and adds sums whose difference `clipping` bounds by clip x (1 + slack);
+cutting to a box and rounding to a grid are applied to the sum alone and move it by what is charged; the noise is that
+of the plan for this sensitivity, drawn independently; what follows reads nothing else of rows. Which models,
+parameters, learning rates and divisors were received plays no part.
+
 Before the first step, `probe` looks for a model that treats a batch otherwise than row by row, on invented rows and
-with this round's parameters: what it finds, and any error, says nothing about a patient. From then on a record on which
-the model raises counts as zero, and the round releases all the same: that it stopped would be a message without noise.
+with this round's parameters: what it finds, and any error, says nothing about a patient. From then on a record that is
+not finite or has codes out of range counts as zero, and the round releases all the same. An empty table releases noise.
 
 In local mode everything after 4 reads noised numbers and public ones only, and is post-processing of this hospital's
 own full noise: FedProx' term, momentum, Adam, the schedule. The update is the difference of parameters that they made.
@@ -33,7 +42,7 @@ defences hold, for the price of moving d numbers to the host and d back in every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,20 +51,29 @@ import torch
 from torch import Tensor, nn
 
 from datasites.privacy import alone, parameters
-from datasites.privacy.batches import Array, Inputs, Loss, binary_loss, forward, take, tensor, tensors
-from datasites.privacy.clipping import Gradients, clipped_sum, recording, row_records
+from datasites.privacy.batches import (
+    Array,
+    Inputs,
+    Loss,
+    Tensors,
+    binary_loss,
+    slots_of,
+    slots_part,
+    take,
+    tensor,
+    tensors,
+)
+from datasites.privacy.clipping import LARGEST_MODEL, ClippedSum
 from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import check_independence, invented
+from datasites.privacy.records import recording, row_records
 from datasites.privacy.sampling import PatientIndex, poisson_rows
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import LEAST_OWN_STEPS, NORM_SLACK, RingTerms
 
-DEFAULT_MEMORY = 1 << 30
 #: Invented rows in a round's probe.
 _PROBE_ROWS = 16
-#: Rows in a rehearsal's probe at most: a batch as large as in training, where memory allows.
-_LARGEST_PROBE = 4096
 
 
 class TrainingRefused(ValueError):
@@ -154,7 +172,6 @@ def train_round(
     divisor: float,
     round_number: int = 1,
     device: str | torch.device = "cpu",
-    memory_limit: int = DEFAULT_MEMORY,
     ring: RingTerms | None = None,
     rehearsal: bool = False,
     randomness: SecureRandom | None = None,
@@ -168,13 +185,11 @@ def train_round(
     x: rows first; float32, or integers for embeddings. y: shape (n, ...). patients: one identifier per row.
     divisor: public, sampling rate x *declared* number of patients; in distributed mode who opens the sum divides.
     round_number: 1 .. plan.rounds, for the schedule, which spans the study.
-    memory_limit: bytes that a microbatch's activations and gradients may take, estimated.
     ring: in distributed mode, and only there, how the released sum lies in the secure sum.
-    rehearsal: the rows are mock rows. The probe takes these, and a row on which the model raises ends the round with
-        what it raised.
+    rehearsal: the rows are mock rows. The probe takes these, and a row with codes out of range is refused.
     randomness: sampling and noise; fresh from the operating system when left out.
     Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped,
-    `DependentRows` for one that mixes rows, and what the model raises on invented rows.
+    `DependentRows` for one that mixes rows, and what the model raises.
     """
     _check_terms(plan, local, round_number, divisor, ring)
     inputs, target = tensors(x), tensor(y)
@@ -186,16 +201,18 @@ def train_round(
         raise TrainingRefused(
             "model: parameters() gives one twice, and its gradient would leave twice; leave it as it is"
         )
+    if parameters.dimension(module) > LARGEST_MODEL:
+        raise TrainingRefused(f"model: more than {LARGEST_MODEL:,} parameters; rounding is accounted for up to that")
     start = parameters.flatten(module).astype(np.float64)
     trainable = np.concatenate([np.full(p.numel(), p.requires_grad) for p in module.parameters()])
     learnt: slice | npt.NDArray[np.bool_] = slice(None) if trainable.all() else trainable
-    limits = torch.from_numpy((plan.clip / index.records[index.owner]).astype(np.float32))
-    batch = _Batch(module, loss or binary_loss, inputs, target, limits, torch.device(device), memory_limit, rehearsal)
+    limits = torch.from_numpy(plan.clip / index.records[index.owner])
+    batch = _Batch(module, loss or binary_loss, inputs, target, limits, local.slots, torch.device(device), rehearsal)
     optimiser = _Optimiser(local, plan, round_number, int(trainable.sum()))
     randomness = randomness or SecureRandom()
     source = randomness.generator("probe")
     if rehearsal and len(target) >= 2:
-        size = max(2, min(round(divisor), _LARGEST_PROBE, batch.size))
+        size = max(2, min(round(divisor), local.slots))
         chosen = torch.from_numpy(source.integers(len(target), size=size))
         check_independence(module, loss, take(inputs, chosen), target[chosen], randomness, device=device)
     else:
@@ -245,67 +262,43 @@ def _check_terms(
         raise TrainingRefused("distributed mode: plain SGD; all else goes to the aggregator")
 
 
-def bytes_per_row(module: nn.Module, inputs: Mapping[str | int, Tensor]) -> int:
-    """Estimate of what one row takes in training, from a forward pass of one row of zeros (reads no private value)."""
-    zeros = {
-        name: torch.zeros_like(part[:1]) if len(part) else part.new_zeros((1, *part.shape[1:]))
-        for name, part in inputs.items()
-    }
-    with recording(module) as made:
-        forward(module, zeros)
-    numbers = 0
-    for layer, uses in made.uses.items():
-        activations = sum(use.input.numel() for use in uses)
-        own = sum(parameter.numel() for parameter in layer.parameters(recurse=False))
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            # Opacus unfolds a convolution's input to one copy for each kernel position.
-            activations *= 1 + math.prod(layer.kernel_size)
-        numbers += 4 * activations + (0 if type(layer) is nn.Linear and len(uses) == 1 else own)
-    return 4 * max(numbers, 1)
-
-
+@dataclass(frozen=True)
 class _Batch:
     """Turns row numbers into the sum of their clipped gradients."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Loss,
-        inputs: dict[str | int, Tensor],
-        target: Tensor,
-        limits: Tensor,
-        device: torch.device,
-        memory_limit: int,
-        rehearsal: bool,
-    ) -> None:
-        self._rehearsal = rehearsal
-        self._module, self._loss, self._device = module, loss, device
-        self._inputs, self._target, self._limits = inputs, target, limits
-        on_device = {name: part[:1].to(device) for name, part in inputs.items()}
-        self.size = max(1, memory_limit // bytes_per_row(module, on_device))
+    module: nn.Module
+    loss: Loss
+    inputs: Tensors
+    target: Tensor
+    limits: Tensor
+    slots: int
+    device: torch.device
+    rehearsal: bool
 
     def clipped_sum(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Sum of clipped gradients over `rows`, shape (d,), float64; zeros when `rows` is empty."""
-        total: Gradients = {}
-        for start in range(0, len(rows), self.size):
-            chosen = torch.from_numpy(rows[start : start + self.size])
-            made = [(chosen, self._microbatch(chosen))] if self._rehearsal else alone.or_none(self._microbatch, chosen)
-            for _, part in made:
-                for parameter, value in (part or {}).items():
-                    total[parameter] = total[parameter] + value if parameter in total else value
+        total = ClippedSum()
+        for start in range(0, len(rows), self.slots):
+            self._add(total, torch.from_numpy(rows[start : start + self.slots]))
+        found = total.value()
         parts = [
-            total[p].reshape(-1).double()
-            if p in total
-            else torch.zeros(p.numel(), dtype=torch.float64, device=p.device)
-            for p in self._module.parameters()
+            found[p].reshape(-1) if p in found else torch.zeros(p.numel(), dtype=torch.float64, device=p.device)
+            for p in self.module.parameters()
         ]
         return torch.cat(parts).cpu().numpy()
 
-    def _microbatch(self, rows: Tensor) -> Gradients:
-        inputs = {name: part.to(self._device) for name, part in take(self._inputs, rows).items()}
-        with recording(self._module) as made:
-            _, losses = alone.outputs(self._module, inputs, made, self._loss, self._target[rows].to(self._device))
-        return clipped_sum(row_records(made, losses), self._limits[rows].to(self._device))
+    def _add(self, total: ClippedSum, rows: Tensor) -> None:
+        inputs = {name: part.to(self.device) for name, part in slots_of(self.inputs, rows, self.slots).items()}
+        target, limits = (slots_part(part, rows, self.slots).to(self.device) for part in (self.target, self.limits))
+        with recording(self.module) as made:
+            found = alone.run(self.module, inputs, made, self.loss, target)
+        if self.rehearsal and not found.fit[: len(rows)].all():
+            raise TrainingRefused(
+                "model: a mock row has a code, class or share out of range, and such a row counts as nothing; size the "
+                "table of codes or the number of classes by the data model"
+            )
+        # A slot that nobody is in has limit 0.
+        total.add(row_records(made, found.losses), limits, found.fit & torch.isfinite(found.losses) & (limits > 0))
 
 
 class _Optimiser:

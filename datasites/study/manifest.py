@@ -123,7 +123,11 @@ class PrivacyTerms(Agreed):
 
 
 class LocalTraining(Agreed):
-    """How a hospital's local steps use the noised gradient (all of it post-processing)."""
+    """How a hospital's local steps use the noised gradient (all of it post-processing).
+
+    slots: rows that a microbatch holds, empty ones included: a public number, so that neither memory nor time tells how
+    many rows there are. More of them are faster and take more memory; the gradients are the same.
+    """
 
     steps: Annotated[int, Field(ge=1, le=10_000)]
     learning_rate: Annotated[float, Field(gt=0, le=10_000)]
@@ -131,6 +135,7 @@ class LocalTraining(Agreed):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
     proximal: Annotated[float, Field(ge=0)] = 0.0
+    slots: Annotated[int, Field(ge=1, le=4096)] = 64
 
 
 class Evaluation(Agreed):

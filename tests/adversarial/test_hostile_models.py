@@ -23,15 +23,16 @@ from datasites.enclave.confine import Limits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.shapes import check_shapes
 from datasites.enclave.verifier import verify
-from datasites.privacy import alone
+from datasites.privacy import alone, trainer
 from datasites.privacy.batches import binary_loss
-from datasites.privacy.clipping import UnsupportedModel, clipped_sum, recording, row_records
 from datasites.privacy.layers import private_form
 from datasites.privacy.parameters import flatten
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.probe import DependentRows, check_independence
+from datasites.privacy.records import UnsupportedModel
 from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import LocalTraining
+from datasites.study.rounds import NORM_SLACK
 
 FOLDER = Path(__file__).parent / "hostile_models"
 HEADER = re.compile(r"^# tries: (?P<tries>.+?) \| rule: (?P<rule>[a-z-]+)(?: \| touches: (?P<flags>[a-z ]+))?$")
@@ -58,6 +59,8 @@ SYSTEM = [model for model in HOSTILE if "system" in model.flags]
 LIVE = [model for model in HOSTILE if "live" in model.flags]
 UNSEEN = [model for model in HOSTILE if model.rule == "probe"]
 ALONE = [model for model in HOSTILE if model.rule == "alone"]
+RAISES = [model for model in HOSTILE if model.rule == "raises"]
+NAMED = [model for model in HOSTILE if model not in [*UNSEEN, *ALONE, *RAISES]]
 #: Noise that leaves sums and counts visible; one step over everyone.
 BARE = PrivacyPlan(clip=1.0, noise_multiplier=1e-6, sampling_rate=1.0, rounds=1, steps_per_round=1)
 COUNTED = EvaluationPlan(edges=(0.0, 0.1, 0.5, 0.9, 1.0), final_multiplier=1e-6)
@@ -73,7 +76,9 @@ def test_the_suite_is_large():
     assert len(ALONE) >= 2
 
 
-@pytest.mark.parametrize("model", [m for m in HOSTILE if m.rule not in ("probe", "alone")], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "model", [m for m in HOSTILE if m.rule not in ("probe", "alone", "raises")], ids=lambda m: m.name
+)
 def test_the_verifier_refuses(model):
     found = {finding.rule for finding in verify(model.source)}
     assert model.rule in found, f"expected {model.rule}, found {sorted(found)}"
@@ -123,24 +128,17 @@ def test_even_unprobed_one_patient_moves_a_sum_by_one_clip(model, scale):
             parameter.add_(torch.randn_like(parameter) * scale)
     x, y = map(torch.from_numpy, _patients())
 
-    def microbatch(rows):
-        with recording(module) as made:
-            _, losses = alone.outputs(module, {0: x[rows]}, made, loss, y[rows])
-        return clipped_sum(row_records(made, losses), torch.ones(len(rows)))
-
     def total(rows):
-        sums = [part for _, part in alone.or_none(microbatch, rows) if part]
-        return torch.cat(
-            [sum(part[p].double().flatten() for part in sums) for p in module.parameters() if p in sums[0]]
-        )
+        batch = trainer._Batch(module, loss, {0: x}, y, torch.ones(1500).double(), 64, torch.device("cpu"), False)
+        return batch.clipped_sum(np.arange(rows))
 
     try:
-        microbatch(torch.arange(2))
+        total(2)
     except (UnsupportedModel, ValueError, RuntimeError):
         pytest.skip("it does not run on a row alone, and nothing of it is ever summed")
-    assert (total(torch.arange(1500)) - total(torch.arange(1499))).norm() <= 1 + 1e-3
-    given = alone.scores(module, {0: x}, most=4096)
-    assert torch.allclose(given[:-1], alone.scores(module, {0: x[:-1]}, most=4096), rtol=1e-4, atol=1e-4)
+    assert np.linalg.norm(total(1500) - total(1499)) <= 1 + NORM_SLACK
+    given = alone.scores(module, {0: x}, slots=64)
+    assert torch.allclose(given[:-1], alone.scores(module, {0: x[:-1]}, slots=64), rtol=1e-4, atol=1e-4)
 
 
 def _enclave(model, folder):
@@ -173,10 +171,27 @@ def test_a_round_releases_whoever_is_in_it(model, tmp_path):
     # Nobody held out is a count like any other.
     running.answer(protocol.LoadData(partition="held_out"), {"x": x[:0], "y": y[:0]})
     assert np.abs(running.answer(evaluate, start)[1]["counts"]).max() < 1e-3
-    # And if the model fails on everyone, noise goes out, as from a hospital where nobody came to be sampled.
+    # And if nobody's row can be taken, noise goes out, as from a hospital where nobody came to be sampled.
     _give(running, x[[-1] * 20], y[[-1] * 20])
     assert np.abs(running.answer(train, start)[1]["update"]).max() < 1e-4
     assert running.answer(evaluate, start)[1]["counts"].sum() == pytest.approx(20, abs=1e-3)
+
+
+@pytest.mark.parametrize("model", RAISES, ids=lambda m: m.name)
+def test_a_model_that_raises_on_a_row_ends_the_round_and_what_it_said_is_not_told(model, tmp_path):
+    """Nothing catches what a row makes a model raise: no half batches, no second try, no release without that row."""
+    running, (x, y) = _enclave(model, tmp_path), _patients()
+    start = {"parameters": _adversarial(running._loaded().module)}
+    _give(running, x, y)
+    for request in (
+        protocol.Train(round=1, plan=BARE, training=STEP, divisor=1.0, key=KEY),
+        protocol.Evaluate(plan=COUNTED, evaluation="final", key=KEY),
+    ):
+        with pytest.raises((RuntimeError, IndexError)) as caught:
+            running.answer(request, start)
+        failed = running.failed(caught.value)
+        assert failed.failure == "model_error"
+        assert str(caught.value) not in failed.reason
 
 
 @pytest.mark.parametrize("model", ALONE, ids=lambda m: m.name)
@@ -187,8 +202,8 @@ def test_rehearsal_says_on_which_mock_rows_a_model_fails(model, tmp_path):
     assert running.answer(rehearse, {})[0].findings == ()
     running.answer(protocol.LoadData(partition="mock"), {"x": x[-50:], "y": y[-50:]})
     (finding,) = running.answer(rehearse, {})[0].findings
-    assert finding.where == "model-error"
-    assert "Error" in finding.reason
+    assert finding.where == "training"
+    assert "out of range" in finding.reason
 
 
 @pytest.mark.parametrize("model", UNSEEN, ids=lambda m: m.name)

@@ -1,14 +1,15 @@
 """If these fail, one patient's row can change what another's gives."""
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from datasites.privacy import alone
 from datasites.privacy.batches import binary_loss
-from datasites.privacy.clipping import clipped_sum, recording, row_records
+from datasites.privacy.clipping import ClippedSum
 from datasites.privacy.layers import private_form
+from datasites.privacy.records import recording, row_records
 from tests.privacy.models import KINDS
 from tests.privacy.test_probe import MIXES, Mixing
 
@@ -17,8 +18,14 @@ ROWS = 12
 
 def gradients(module, x, y, loss=binary_loss):
     with recording(module) as made:
-        _, losses = alone.outputs(module, {0: x}, made, loss, y)
-    return clipped_sum(row_records(made, losses), torch.ones(len(y)))
+        losses = alone.run(module, {0: x}, made, loss, y).losses
+    return clipped(row_records(made, losses), len(y))
+
+
+def clipped(records, rows):
+    total = ClippedSum()
+    total.add(records, torch.ones(rows, dtype=torch.float64))
+    return total.value()
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -27,12 +34,13 @@ def test_honest_models_give_what_they_give_in_a_batch(kind):
     build, inputs = KINDS[kind]
     module, x, y = private_form(build()).eval(), inputs(ROWS), torch.ones(ROWS)
     together = module(x)
-    output, losses = alone.outputs(module, {0: x}, loss=binary_loss, target=y)
-    torch.testing.assert_close(output.reshape(together.shape), together)
-    torch.testing.assert_close(losses, binary_loss(together, y))
+    found = alone.run(module, {0: x}, loss=binary_loss, target=y)
+    torch.testing.assert_close(found.outputs.reshape(together.shape), together)
+    torch.testing.assert_close(found.losses, binary_loss(together, y))
+    assert found.fit.all()
     with recording(module) as made:
         values = binary_loss(module(x), y)
-    expected = clipped_sum(row_records(made, values), torch.ones(ROWS))
+    expected = clipped(row_records(made, values), ROWS)
     for parameter, value in gradients(module, x, y).items():
         torch.testing.assert_close(value, expected[parameter], rtol=1e-3, atol=1e-5)
 
@@ -41,17 +49,17 @@ def test_honest_models_give_what_they_give_in_a_batch(kind):
 def test_a_mixing_model_sees_one_row(name):
     torch.manual_seed(0)
     module, x = Mixing(MIXES[name]).eval(), torch.randn(ROWS, 6)
-    found, _ = alone.outputs(module, {0: x})
+    found = alone.run(module, {0: x}).outputs
     for row in range(ROWS):
         torch.testing.assert_close(found[row], module(x[row : row + 1])[0], equal_nan=True)
     others = torch.randn(ROWS + 5, 6) * 100
     others[3] = x[0]
-    torch.testing.assert_close(alone.outputs(module, {0: others})[0][3], found[0], equal_nan=True)
+    torch.testing.assert_close(alone.run(module, {0: others}).outputs[3], found[0], equal_nan=True)
 
 
 def test_random_numbers_are_refused():
     with pytest.raises(RuntimeError, match="random"):
-        alone.outputs(Mixing(MIXES["random, not the row's own"]), {0: torch.randn(ROWS, 6)})
+        alone.run(Mixing(MIXES["random, not the row's own"]), {0: torch.randn(ROWS, 6)})
 
 
 class Positions(nn.Module):
@@ -95,25 +103,104 @@ class Keeping(nn.Module):
 def test_a_row_can_not_be_written_into_what_is_kept(write):
     module = Keeping(write)
     with pytest.raises(RuntimeError):
-        alone.outputs(module, {0: torch.randn(ROWS, 6)})
+        alone.run(module, {0: torch.randn(ROWS, 6)})
     assert (module.seen == 0).all()
 
 
-@pytest.mark.parametrize("bad", [[], [0], [11], [2, 3, 9], list(range(ROWS))])
-def test_a_row_that_raises_is_left_out_and_no_other(bad):
-    def work(rows):
-        if set(rows.tolist()) & set(bad):
+class Coded(nn.Module):
+    """Codes, classes and shares that come from a row's numbers, as they may come from any."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.fc = nn.Embedding(4, 3), nn.Linear(3, 5)
+
+    def forward(self, x):
+        codes = x.long()
+        kinds = F.one_hot(codes[:, 1], 3).float() @ torch.ones(3, 1)
+        return self.fc(self.table(codes[:, 0])) + kinds + torch.embedding(self.table.weight, codes[:, 0])[:, :1]
+
+
+LOSSES = {
+    "cross_entropy": lambda out, target: F.cross_entropy(out, target.long(), reduction="none"),
+    "nll_loss": lambda out, target: F.nll_loss(F.log_softmax(out, 1), target.long(), reduction="none"),
+    "binary_cross_entropy": lambda out, target: F.binary_cross_entropy(out[:, 0] / 10, target / 4, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize("bad", [(0, -1.0), (0, 4.0), (0, 1e30), (1, 3.0), (1, -7.0), ("y", 5.0), ("y", -3.0)])
+def test_what_is_out_of_range_marks_its_row_and_changes_no_other(name, bad):
+    torch.manual_seed(0)
+    module, loss = Coded().eval(), LOSSES[name]
+    x, y = torch.randint(0, 3, (ROWS, 2)).float(), torch.randint(0, 5, (ROWS,)).float()
+    clean = alone.run(module, {0: x}, loss=loss, target=y)
+    assert clean.fit.all()
+    torch.testing.assert_close(clean.losses, loss(module(x), y))
+    where, value = bad
+    if where == "y":
+        y[7] = value
+    else:
+        x[7, where] = value
+    spoilt = alone.run(module, {0: x}, loss=loss, target=y)
+    assert spoilt.fit.tolist() == [row != 7 for row in range(ROWS)]
+    others = spoilt.fit
+    assert (spoilt.outputs[others] == clean.outputs[others]).all()
+    assert (spoilt.losses[others] == clean.losses[others]).all()
+
+
+def test_a_share_out_of_range_marks_its_row():
+    outputs = torch.tensor([[0.2], [1.2], [float("nan")], [0.0], [1.0], [-0.1]])
+    found = alone.run(nn.Identity(), {0: outputs}, loss=lambda out, target: F.binary_cross_entropy(
+        out[:, 0], target, reduction="none"), target=torch.ones(6))  # fmt: skip
+    assert found.fit.tolist() == [True, False, False, True, True, False]
+
+
+def test_an_ignored_class_is_no_mark():
+    target = torch.tensor([0.0, -100.0, 2.0])
+    found = alone.run(nn.Linear(2, 3), {0: torch.ones(3, 2)}, loss=LOSSES["cross_entropy"], target=target)
+    assert found.fit.all()
+    assert found.losses[1] == 0
+
+
+def test_a_code_that_is_no_rows_own_marks_all():
+    class Beyond(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places, self.fc = nn.Embedding(3, 1), nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.fc(x) + self.places(torch.arange(4))[3]
+
+    assert not alone.run(Beyond(), {0: torch.ones(ROWS, 2)}).fit.any()
+
+
+def test_nothing_is_caught_around_rows():
+    class Raising(nn.Module):
+        def forward(self, x):
             raise ValueError("a row")
-        return rows.tolist()
 
-    found = alone.or_none(work, torch.arange(ROWS))
-    assert torch.cat([rows for rows, _ in found]).tolist() == list(range(ROWS))
-    assert sorted(row for _, part in found if part for row in part) == sorted(set(range(ROWS)) - set(bad))
+    with pytest.raises(ValueError, match="a row"):
+        alone.scores(Raising(), {0: torch.ones(3, 2)}, slots=2)
 
 
-def test_scores_are_those_of_the_rows_and_none_for_one_that_raises():
-    module = nn.Sequential(nn.Embedding(4, 1), nn.Flatten())
-    codes = torch.tensor([[0], [3], [4], [1]])
-    found = alone.scores(module, {0: codes}, most=3)
-    torch.testing.assert_close(found[[0, 1, 3]], module(codes[[0, 1, 3]])[:, 0].detach())
-    assert np.isnan(found[2].item())
+@pytest.mark.parametrize(("rows", "calls"), [(0, 0), (1, 1), (4, 1), (5, 2), (9, 3)])
+def test_scores_are_those_of_the_rows_in_slots_and_none_for_one_out_of_range(rows, calls):
+    seen = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codes = nn.Embedding(4, 1)
+
+        def forward(self, x):
+            seen.append(len(x))
+            return self.codes(x)[:, 0]
+
+    module = Counting()
+    codes = torch.arange(rows).reshape(-1, 1) % 5
+    found = alone.scores(module, {0: codes}, slots=4)
+    good = codes[:, 0] < 4
+    torch.testing.assert_close(found[good], module.codes(codes[good])[:, 0, 0].detach())
+    assert found[~good].isnan().all()
+    assert len(found) == rows
+    assert len(seen) == calls

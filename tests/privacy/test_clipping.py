@@ -5,8 +5,9 @@ import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import nn
 
-from datasites.privacy.clipping import UnsupportedModel, clipped_sum, recording, row_norms, row_records
+from datasites.privacy.clipping import ClippedSum, row_norms
 from datasites.privacy.layers import private_form
+from datasites.privacy.records import UnsupportedModel, recording, row_records
 from tests.privacy.models import KINDS
 
 ROWS, CLIP = 10, 0.5
@@ -20,6 +21,12 @@ def records(module, x, y):
     with recording(module) as made:
         values = losses(module, x, y)
     return row_records(made, values)
+
+
+def clipped_sum(found, limits):
+    total = ClippedSum()
+    total.add(found, limits.double())
+    return total.value()
 
 
 def one_by_one(module, x, y):
@@ -44,15 +51,16 @@ def test_norms_and_clipped_sums_equal_those_taken_row_by_row(case):
     module, x, y = case
     single = one_by_one(module, x, y)
     found = records(module, x, y)
-    torch.testing.assert_close(
-        row_norms(found).float(), torch.stack([norm for norm, _ in single]), rtol=1e-4, atol=1e-5
-    )
+    true = torch.stack([norm for norm, _ in single])
+    # A norm from Gram products is a little too large on purpose.
+    torch.testing.assert_close(row_norms(found).float(), true, rtol=1e-2, atol=1e-5)
+    assert (row_norms(found) >= true * (1 - 1e-5)).all()
     assert max(norm for norm, _ in single) > CLIP  # otherwise nothing is clipped and nothing is shown
     total = clipped_sum(found, torch.full((ROWS,), CLIP))
     assert set(total) == set(module.parameters())
     for parameter, value in total.items():
         expected = sum(gradients[parameter] * min(1, CLIP / (norm + 1e-6)) for norm, gradients in single)
-        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(value.float(), expected, rtol=1e-2, atol=1e-4)
 
 
 def test_each_row_is_cut_to_its_own_limit(case):
@@ -74,13 +82,13 @@ def test_agrees_with_opacus_ghost_clipping(kind):
     norms = row_norms(records(module, x, y))
     theirs = GradSampleModuleFastGradientClipping(module, max_grad_norm=CLIP, loss_reduction="sum")
     losses(theirs, x, y).sum().backward(retain_graph=True)
-    torch.testing.assert_close(norms.float(), theirs.get_norm_sample(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms.float(), theirs.get_norm_sample(), rtol=2e-3, atol=1e-5)
     coefficients = theirs.get_clipping_coef().detach()
     theirs.zero_grad()
     theirs.disable_hooks()
     (coefficients * losses(theirs, x, y)).sum().backward()
     for parameter, value in mine.items():
-        torch.testing.assert_close(value, parameter.grad, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(value.float(), parameter.grad, rtol=2e-3, atol=1e-5)
 
 
 def test_a_weight_used_outside_its_layer_brings_nothing_unclipped_in():
@@ -102,17 +110,25 @@ def test_a_weight_used_outside_its_layer_brings_nothing_unclipped_in():
     assert torch.cat([value.flatten() for value in total.values()]).norm() <= CLIP * (1 + 1e-5)
 
 
-def test_a_row_that_is_not_a_number_counts_as_none():
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_not_finite_counts_as_none(kind, bad):
     torch.manual_seed(0)
-    module, x, y = KINDS["mlp"][0]().eval(), torch.randn(ROWS, 6), torch.ones(ROWS)
-    limits = torch.full((ROWS,), CLIP)
-    rest = clipped_sum(records(module, x[1:], y[1:]), limits[1:])
-    for bad in (float("nan"), float("inf"), 1e38):
-        spoilt = x.clone()
-        spoilt[0] = bad
-        total = clipped_sum(records(module, spoilt, y), limits)
-        for parameter, value in total.items():
-            torch.testing.assert_close(value, rest[parameter], rtol=1e-4, atol=1e-6)
+    build, inputs = KINDS[kind]
+    module, x, y = private_form(build()).eval(), inputs(ROWS), torch.ones(ROWS)
+    limits, counted = torch.full((ROWS,), CLIP), torch.ones(ROWS, dtype=torch.bool)
+    counted[3] = False
+    without = ClippedSum()
+    without.add(records(module, x, y), limits.double(), counted)
+    found = records(module, x, y)
+    for record in found:
+        for part in (*record.inputs, *record.gradients):
+            if part.is_floating_point():
+                part[3] = bad
+    spoilt = ClippedSum()
+    spoilt.add(found, limits.double())
+    for parameter, value in spoilt.value().items():
+        assert (value == without.value()[parameter]).all()
 
 
 def test_no_gradient_is_left_behind_in_the_model():
@@ -166,13 +182,14 @@ def test_small_factors_do_not_hide_a_large_gradient(inward, outward, limit):
         assert torch.cat([value.flatten().double() for value in total.values()]).norm() <= limit * (1 + 1e-4)
 
 
-def test_a_row_beyond_float32_counts_as_none():
+def test_a_gradient_beyond_float32_is_clipped_like_any_other():
     module = nn.Linear(2, 1)
-    for scale in (1e22, 1e35):
+    for scale, counts in ((1e22, True), (1e30, True), (float("inf"), False)):
         with recording(module) as made:
             values = (module(torch.full((1, 2), scale)) * scale)[:, 0]
         total = clipped_sum(row_records(made, values), torch.ones(1))
-        assert all((value == 0).all() for value in total.values())
+        norm = torch.cat([value.flatten() for value in total.values()]).norm()
+        assert norm == pytest.approx(1.0 if counts else 0.0, rel=1e-6)
 
 
 def test_two_layers_with_one_weight_are_refused():

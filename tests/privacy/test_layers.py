@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from datasites.privacy.clipping import UnsupportedModel
 from datasites.privacy.layers import private_form
 from datasites.privacy.parameters import dimension, flatten, unflatten
+from datasites.privacy.records import UnsupportedModel
 from tests.privacy.models import KINDS
 
 

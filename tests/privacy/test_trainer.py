@@ -5,15 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
 from datasites.privacy import trainer
-from datasites.privacy.clipping import UnsupportedModel
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.parameters import flatten
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import DependentRows
+from datasites.privacy.records import UnsupportedModel, rows_of
 from datasites.privacy.trainer import Mechanism, StepsExhausted, TrainingRefused, train_round
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import ring_terms
@@ -374,16 +375,118 @@ def test_proximal_term_pulls_towards_the_global_model():
 # ---- microbatches and inputs
 
 
-def test_microbatches_change_nothing_but_memory():
+def seen_sum(module, loss, x, y, patients, slots=64, clip=1.0):
+    """The clipped sum of all rows, with noise of sd 1e-6 of it."""
+    terms, seen = plan(sampling_rate=1.0, noise_multiplier=TINY, clip=clip), []
+    train_round(
+        module, loss, x, y, patients, terms, sgd(slots=slots), divisor=1.0, observer=seen.append,
+        randomness=SecureRandom(b"s" * 32),
+    )  # fmt: skip
+    return seen[0].noised_sum
+
+
+def test_the_number_of_slots_changes_nothing():
     x, y, patients = rows(60)
-    updates = [
-        train_round(
-            linear(4), None, x, y, patients, plan(sampling_rate=1.0, noise_multiplier=TINY), sgd(), divisor=1.0,
-            memory_limit=limit,
-        ).update
-        for limit in (1, 1 << 30)
-    ]  # fmt: skip
-    np.testing.assert_allclose(updates[0], updates[1], atol=1e-4)
+    sums = [seen_sum(linear(4), None, x, y, patients, slots) for slots in (1, 7, 60, 64, 4096)]
+    for other in sums[1:]:
+        np.testing.assert_allclose(sums[0], other, rtol=1e-6, atol=1e-6)
+
+
+class Counting(nn.Module):
+    """Writes down how often it is called, and how many rows `vmap` runs it on."""
+
+    def __init__(self, features=4):
+        super().__init__()
+        self.fc, self.calls = nn.Linear(features, 1), []
+
+    def forward(self, x):
+        self.calls.append(rows_of(x)[0].shape)
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 16, 17])
+def test_calls_and_shapes_depend_on_rows_over_slots_alone(count):
+    x, y, patients = rows(count)
+    module = Counting()
+    if count:
+        x[0] = np.nan
+    seen_sum(module, None, x, y, patients, slots=8)
+    probed = Counting()
+    seen_sum(probed, None, x[:0], y[:0], patients[:0], slots=8)
+    calls = module.calls[len(probed.calls) :]
+    assert len(calls) == -(-count // 8)
+    assert {shape[0] for shape in calls} <= {8}
+
+
+def test_what_lies_in_empty_slots_changes_no_bit(monkeypatch):
+    torch.manual_seed(0)
+    for kind, (build, inputs) in sorted(KINDS.items()):
+        x, y = inputs(9).numpy(), np.ones(9, np.float32)
+        module = trainer_form(build).eval()
+        batch = trainer._Batch(
+            module, trainer.binary_loss, {0: torch.from_numpy(x)}, torch.from_numpy(y), torch.ones(9).double(), 16,
+            torch.device("cpu"), False,
+        )  # fmt: skip
+        clean = batch.clipped_sum(np.arange(9))
+        real = trainer.slots_of
+
+        def rubbish(tensors, rows, slots, real=real):
+            made = real(tensors, rows, slots)
+            for part in made.values():
+                part[len(rows) :] = 3e38 if part.is_floating_point() else 7
+            return made
+
+        monkeypatch.setattr(trainer, "slots_of", rubbish)
+        assert (batch.clipped_sum(np.arange(9)) == clean).all(), kind
+        monkeypatch.setattr(trainer, "slots_of", real)
+
+
+def test_nothing_is_caught_around_rows():
+    class Raising(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.fc(x) + torch.gather(x, 1, (x[:, :1] > 50).long() * 57)
+
+    x, y, patients = rows(20)
+    assert np.isfinite(seen_sum(Raising(), None, x, y, patients)).all()
+    x[3, 0] = 60.0
+    with pytest.raises(RuntimeError, match="57"):
+        seen_sum(Raising(), None, x, y, patients)
+
+
+class Coded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.codes, self.fc = nn.Embedding(3, 2), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.fc(torch.cat([self.codes(x[:, 0].long()), x[:, 1:3]], 1))
+
+
+def classes(logits, target):
+    return F.cross_entropy(logits, target.long(), reduction="none")
+
+
+def test_several_classes_train_and_rows_out_of_range_count_as_none():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.integers(0, 3, 30), *rng.normal(size=(2, 30))], 1).astype(np.float32)
+    y = rng.integers(0, 5, 30).astype(np.float32)
+    module = Coded()
+    start = flatten(module)
+
+    def total(chosen):
+        trainer.parameters.unflatten(module, start)
+        return seen_sum(module, classes, x[chosen], y[chosen], np.arange(30)[chosen])
+
+    whole = total(slice(None))
+    assert np.linalg.norm(whole) > 5
+    without = total(slice(0, 27))
+    x[27, 0], y[28], y[29] = 3.0, 5.0, np.nan
+    np.testing.assert_allclose(total(slice(None)), without, atol=1e-5)
 
 
 def test_several_inputs_by_position_and_by_name():
