@@ -238,7 +238,7 @@ class Enclave:
         if "parameters" not in arrays:
             raise _Refusal("protocol", "no global parameters were given")
         try:
-            parameters.unflatten(module, arrays["parameters"])
+            parameters.receive(module, arrays["parameters"])
         except ValueError as error:
             raise _Refusal("parameters", str(error)) from error
         return module

@@ -25,7 +25,7 @@ from scipy.interpolate import PchipInterpolator
 from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan
 from datasites.privacy.sampling import PatientIndex
-from datasites.study.rounds import RingTerms
+from datasites.study.rounds import LEAST_OWN_STEPS, RingTerms
 
 Floats = npt.NDArray[np.float64]
 _Figure = Callable[[Floats], float]
@@ -48,7 +48,8 @@ def noised_counts(
     """Counts per (score bin, label) with the plan's noise, shape (bins, 2); column 1 is label 1.
 
     scores: in [0, 1], shape (rows,); one that is not a number counts as 0, so that it can't stop or mark a release.
-    labels: 0 or 1, shape (rows,). patients: one identifier per row; a row weighs 1 / rows of its patient.
+    labels: 0 or 1, shape (rows,); any other counts as 0 with the lowest score. patients: one identifier per row; a row
+    weighs 1 / rows of its patient.
     ring: in distributed mode; the counts are then whole steps of its grid, int64, and hold its share of the noise.
     randomness: fresh from the operating system when left out.
     """
@@ -57,14 +58,22 @@ def noised_counts(
     index = PatientIndex.of(patients)
     if score.ndim != 1 or label.shape != score.shape or index.owner.shape != score.shape:
         raise EvaluationError("scores, labels and patients: give one of each per row")
-    if not np.isin(label, (0.0, 1.0)).all():
-        raise EvaluationError("labels: not all are 0 or 1; map them in mapping.toml")
+    # The data model lets no other labels in; if one came all the same, that must not stop or mark a release either.
+    score, label = np.where(np.isin(label, (0.0, 1.0)), score, 0.0), label == 1.0
     weight = 1.0 / index.records[index.owner]
     inner = np.asarray(plan.edges[1:-1])
     cell = 2 * np.searchsorted(inner, score, side="right") + label.astype(np.int64)
     counts: Floats = np.bincount(cell, weights=weight, minlength=2 * plan.bins).astype(np.float64)
+    if (plan.honest is not None) != (ring is not None):
+        raise EvaluationError("ring: given in distributed mode (how counts lie in the secure sum) and only there")
     if ring is None:
         return noised(counts, 1.0, plan.multiplier(kind), randomness).reshape(plan.bins, 2)
+    priced = plan.local_multiplier(kind) * (1 + math.sqrt(len(counts)) * ring.grid)
+    if not (ring.deviation >= priced * (1 - 1e-12) and ring.deviation >= LEAST_OWN_STEPS * ring.grid):
+        raise EvaluationError(
+            f"ring: noise of sd {ring.deviation:g} on a grid of {ring.grid:g}, the plan prices {priced:g} for "
+            f"{len(counts)} cells and at least {LEAST_OWN_STEPS:g} steps; take the study's own ring terms"
+        )
     steps = np.rint(np.clip(counts, -ring.cut, ring.cut) / ring.grid).astype(np.int64)
     steps += discrete_gaussian(len(counts), ring.deviation / ring.grid, randomness)
     return steps.reshape(plan.bins, 2)

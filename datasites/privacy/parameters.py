@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from datasites.study.manifest import PARAMETER_BOUND
+
 
 def dimension(module: nn.Module) -> int:
     """Number of parameters d, frozen ones included."""
@@ -20,6 +22,19 @@ def flatten(module: nn.Module) -> npt.NDArray[np.float32]:
     """All parameters as float32 of shape (d,)."""
     parts = [parameter.detach().cpu().float().reshape(-1).numpy() for parameter in module.parameters()]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+
+def receive(module: nn.Module, vector: npt.NDArray[np.floating]) -> None:
+    """As `unflatten`, for a vector that another party chose; raises `ValueError` also beyond `PARAMETER_BOUND`.
+
+    No guarantee rests on the bound: what is released holds no arithmetic on parameters. It keeps gradients, and so what
+    a study learns, within numbers that mean something.
+    """
+    if (np.abs(vector) > PARAMETER_BOUND).any():
+        raise ValueError(
+            f"parameters: one is beyond +-{PARAMETER_BOUND:g}; send a model that has not diverged (lower the step size)"
+        )
+    unflatten(module, vector)
 
 
 def unflatten(module: nn.Module, vector: npt.NDArray[np.floating]) -> None:

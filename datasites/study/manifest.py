@@ -31,6 +31,8 @@ REQUIRED_SERVICES = ("aggregation", "model_distribution", "transport")
 
 #: Coordinates of a weighted update are cut to ± this before they are encoded; a step beyond it is no use to a model.
 UPDATE_BOUND = 16.0
+#: Largest absolute value of a parameter of a model that is received, far above any that is of use.
+PARAMETER_BOUND = 2.0**20
 #: Patients of one hospital in one cell of the evaluation, noise included, at most.
 COUNTS_BOUND = float(2**20)
 #: Shamir shares over GF(256) have 255 distinct places.

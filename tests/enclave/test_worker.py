@@ -165,6 +165,34 @@ def test_dependent_rows_stop_a_round(worker):
     assert worker.alive
 
 
+def test_a_round_without_rows_releases_noise(worker):
+    worker.give("training", rows(count=0))
+    worker.give("held_out", rows(count=0))
+    result = train(worker)
+    assert result.steps == 2
+    assert (result.update != 0).all()
+    counts = worker.evaluate(worker.initial_parameters(), plan=EVALUATION, kind="final", key=os.urandom(32))
+    assert (counts != 0).all()
+    worker.give("held_out", rows(seed=1))
+
+
+def test_one_key_gives_the_same_bytes_in_another_worker_and_on_a_second_try(worker, tmp_path):
+    parameters, key = worker.initial_parameters(), bytes(range(32))
+    worker.give("training", rows())
+    with start(study(tmp_path / "study"), data={"training": rows(), "held_out": rows(seed=1)}) as other:
+        tries = [train(one, parameters, key=key).update.tobytes() for one in (worker, worker, other)]
+        counts = [one.evaluate(parameters, plan=EVALUATION, kind="final", key=key).tobytes() for one in (worker, other)]
+    assert len(set(tries)) == 1
+    assert len(set(counts)) == 1
+    assert train(worker, parameters, key=key[::-1]).update.tobytes() != tries[0]
+
+
+def test_a_key_is_in_no_text(worker):
+    request = protocol.Train(round=1, plan=PLAN, training=TRAINING, divisor=1.0, key="c0ffee00" * 8)
+    assert "c0ffee" not in repr(request)
+    assert "c0ffee" not in str(request)
+
+
 def test_a_batch_size_in_another_axis_stops_a_round(worker):
     worker.give("training", rows(10))
     with pytest.raises(WorkerRefused, match="axis 0 only") as caught:
@@ -201,7 +229,11 @@ def test_more_steps_than_paid_for_are_refused(worker):
     assert caught.value.rule == "steps"
 
 
-@pytest.mark.parametrize("parameters", [np.zeros(3, np.float32), np.full(29, np.nan, np.float32)], ids=["size", "nan"])
+@pytest.mark.parametrize(
+    "parameters",
+    [np.zeros(3, np.float32), np.full(29, np.nan, np.float32), np.full(29, 2.0**42, np.float32)],
+    ids=["size", "nan", "large"],
+)
 def test_parameters_that_do_not_fit_are_refused(worker, parameters):
     with pytest.raises(WorkerRefused) as caught:
         train(worker, parameters)

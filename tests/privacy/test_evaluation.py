@@ -5,7 +5,9 @@ import pytest
 from scipy import stats
 
 from datasites.privacy.evaluation import DPEvaluation, EvaluationError, noised_counts
+from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import EvaluationPlan, PlanError
+from datasites.study.rounds import ring_terms
 
 EDGES = tuple(i / 6 for i in range(7))
 PLAN = EvaluationPlan(edges=EDGES, final_multiplier=1.5, interim=2, interim_multiplier=4.0)
@@ -39,6 +41,53 @@ def test_counts_have_the_planned_noise_and_no_bias(kind, sd):
     assert not np.isclose(residuals, np.rint(residuals)).all()
 
 
+SHARED = EvaluationPlan(edges=EDGES, final_multiplier=6.0, honest=4)
+
+
+def shared_ring(noise=6.0, honest=4, cells=12):
+    return ring_terms(clip=1.0, noise_multiplier=noise, honest=honest, hospitals=5, length=cells, slack=0.0)
+
+
+def test_shared_counts_are_whole_steps_with_this_hospitals_share_of_the_noise():
+    scores, labels = people(np.random.default_rng(0))
+    true, ring = plain_counts(scores, labels), shared_ring()
+    drawn = [
+        noised_counts(
+            scores,
+            labels,
+            np.arange(400),
+            SHARED,
+            "final",
+            ring=ring,
+            randomness=SecureRandom(bytes([i % 256] * 30 + [i // 256] * 2)),
+        )
+        for i in range(2000)
+    ]
+    assert all(counts.dtype == np.int64 for counts in drawn)
+    residuals = (np.array(drawn) * ring.grid - true).reshape(-1)
+    assert residuals.std() == pytest.approx(ring.deviation, rel=0.02)
+    assert ring.deviation == pytest.approx(3.0 * (1 + np.sqrt(12) * ring.grid))
+    assert abs(residuals.mean()) < 5 * ring.deviation / np.sqrt(len(residuals))
+
+
+@pytest.mark.parametrize(
+    ("plan", "ring"),
+    [(SHARED, None), (PLAN, shared_ring()), (SHARED, shared_ring(noise=5.9)), (SHARED, shared_ring(honest=5))],
+)
+def test_counts_with_less_noise_than_is_priced_are_refused(plan, ring):
+    with pytest.raises(EvaluationError, match="ring"):
+        noised_counts([0.1], [0], [1], plan, "final", ring=ring)
+
+
+def test_one_key_gives_the_same_counts_and_another_key_others():
+    first, again, other = (
+        noised_counts([0.1], [0], [1], PLAN, "final", randomness=SecureRandom(key))
+        for key in (b"a" * 32, b"a" * 32, b"b" * 32)
+    )
+    assert first.tobytes() == again.tobytes()
+    assert (first != other).all()
+
+
 def test_a_patient_with_many_records_weighs_one():
     quiet = EvaluationPlan(edges=EDGES, final_multiplier=1e-6)
     counts = noised_counts([0.9] * 50 + [0.1], [1] * 50 + [0], [7] * 50 + [8], quiet, "final")
@@ -52,11 +101,15 @@ def test_a_score_at_the_border_or_none_is_counted_once():
     np.testing.assert_allclose(counts[:, 0], [2.0, 3.0], atol=1e-3)
 
 
-def test_interim_without_a_budget_and_bad_labels_are_refused():
+def test_a_label_that_is_none_counts_with_the_lowest_score_and_stops_nothing():
+    quiet = EvaluationPlan(edges=(0.0, 0.5, 1.0), final_multiplier=1e-6)
+    counts = noised_counts([0.9, 0.9, 0.9], [1, 2, np.nan], np.arange(3), quiet, "final")
+    np.testing.assert_allclose(counts, [[2.0, 0.0], [0.0, 1.0]], atol=1e-3)
+
+
+def test_interim_without_a_budget_and_what_is_not_one_per_row_are_refused():
     with pytest.raises(PlanError, match="interim"):
         noised_counts([0.1], [0], [1], EvaluationPlan(edges=EDGES, final_multiplier=1.0), "interim")
-    with pytest.raises(EvaluationError, match="labels"):
-        noised_counts([0.1], [2], [1], PLAN, "final")
     with pytest.raises(EvaluationError, match="per row"):
         noised_counts([0.1, 0.2], [1, 0], [1], PLAN, "final")
 
