@@ -81,6 +81,8 @@ class Enclave:
             return self._train(request, arrays)
         if isinstance(request, protocol.Rehearse):
             return self._rehearse(request), {}
+        if isinstance(request, protocol.Measure):
+            return self._measure(request), {}
         if isinstance(request, protocol.Evaluate):
             return self._evaluate(request, arrays)
         raise _Refusal("protocol", f"{request.kind} is not a request")
@@ -129,7 +131,7 @@ class Enclave:
         self,
         module: torch.nn.Module,
         rows: Rows,
-        request: protocol.Train | protocol.Rehearse,
+        request: protocol.Train | protocol.Rehearse | protocol.Measure,
         number: int,
     ) -> trainer.RoundResult:
         key = bytes.fromhex(request.key) if isinstance(request, protocol.Train) else None
@@ -191,6 +193,26 @@ class Enclave:
         return protocol.Rehearsed(
             rounds=done, steps=steps, seconds_per_round=seconds, peak_memory_bytes=peak, findings=tuple(found)
         )
+
+    def _measure(self, request: protocol.Measure) -> protocol.Measured:
+        shaped, source = self._partition("mock"), SecureRandom().generator("measure")
+        inputs, target = tensors(shaped["x"]), torch.from_numpy(shaped["y"])
+        made_up, labels = probe.invented(inputs, target, request.training_rows, source)
+        rows = {"x": made_up[0].numpy(), "y": labels.numpy(), "patients": np.arange(len(labels), dtype=np.int64)}
+        scored, _ = probe.invented(inputs, target, request.held_out_rows, source)
+        training, scoring = [], []
+        for _ in range(2):  # the first time warms up, and a real round may be a worker's first
+            module = copy.deepcopy(self._usable().module)
+            started = time.perf_counter()
+            self._check_on_invented(module, rows)
+            self._round(module, rows, request, 1)
+            training.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            made, targets = self._check_on_invented(module, rows)
+            probe.check_independence(module, self._loaded().loss, made, targets, device=self._device)
+            alone.scores(module.eval(), scored, slots=request.training.slots, device=self._device)
+            scoring.append(time.perf_counter() - started)
+        return protocol.Measured(training_seconds=max(training), evaluation_seconds=max(scoring))
 
     def _evaluate(self, request: protocol.Evaluate, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
         rows = self._partition("held_out")

@@ -44,7 +44,7 @@ _CHUNK = 1024 * 1024
 #: Numbers of the type that was asked for: a float type, or int64 for whole steps of a grid.
 Numbers = npt.NDArray[np.floating] | npt.NDArray[np.int64]
 ReplyType = TypeVar("ReplyType", protocol.Description, protocol.Done, protocol.Trained, protocol.Rehearsed,
-                    protocol.Evaluated)  # fmt: skip
+                    protocol.Measured, protocol.Evaluated)  # fmt: skip
 
 
 class WorkerError(RuntimeError):
@@ -271,6 +271,29 @@ class Worker:
         request = protocol.Rehearse(plan=plan, training=training, divisor=divisor, rounds=rounds, ring=ring)
         reply, _ = self._ask(request, protocol.Rehearsed, self._timeouts.train)
         return reply
+
+    def measure(
+        self,
+        *,
+        plan: PrivacyPlan,
+        training: LocalTraining,
+        divisor: float,
+        training_rows: int,
+        held_out_rows: int,
+        ring: RingTerms | None = None,
+    ) -> float:
+        """Wall seconds that the longer of a round and an evaluation takes, on invented rows shaped as the mock ones."""
+        most = protocol.MOST_INVENTED
+        request = protocol.Measure(
+            plan=plan,
+            training=training,
+            divisor=divisor,
+            ring=ring,
+            training_rows=min(max(training_rows, 1), most),
+            held_out_rows=min(max(held_out_rows, 1), most),
+        )
+        reply, _ = self._ask(request, protocol.Measured, self._timeouts.train)
+        return max(reply.training_seconds, reply.evaluation_seconds)
 
     def close(self) -> None:
         """Ask the worker to leave, and kill it when it does not within five seconds."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import traceback
+from typing import Any
 
 from django.db import transaction
 
@@ -24,6 +25,7 @@ from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.models import Case
 from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
+from datasites.hospital.ticks import ticks_for
 from datasites.privacy.plan import PlanError
 from datasites.study.audit_chain import AuditError
 from datasites.study.canonical import sha256_hex
@@ -210,14 +212,16 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
     if examined.staged is not None and examined.staged.identity != terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
-    case = open_case(home, row, prepared)
-    row.rehearsal = {} if row.findings else _rehearse(home, case)
-    examined.case = case
+    row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared))
+    terms = terms.model_copy(update={"ticks": row.rehearsal.pop("ticks", terms.ticks)})
+    row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
+    examined.case = open_case(home, row, prepared)
     if examined.staged is None:
         row.terms, row.approval_hash = {}, ""
 
 
-def _rehearse(home: Home, case: OpenCase) -> dict[str, object]:
+def _rehearse(home: Home, case: OpenCase) -> dict[str, Any]:
+    """What training on mock rows has shown, and the ticks that a round is allowed by its time on invented rows."""
     try:
         mock = Partition.of_mock(case.package.data_model, read_table(home.root / case.dataset.mock))
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds)
@@ -225,15 +229,27 @@ def _rehearse(home: Home, case: OpenCase) -> dict[str, object]:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
     with worker:
         try:
+            ring = case.gradient_ring(worker.description.count)
             result = worker.rehearse(
                 plan=case.plan,
                 training=case.study.training,
                 divisor=case.plan.sampling_rate * len(mock.y),
-                ring=case.gradient_ring(worker.description.count),
+                ring=ring,
+            )
+            report = result.model_dump(mode="json")
+            if result.findings:
+                return {**report, "outcome": "failed"}
+            training_rows, held_out_rows = case.invented_rows
+            seconds = worker.measure(
+                plan=case.plan,
+                training=case.study.training,
+                divisor=case.divisor,
+                ring=ring,
+                training_rows=training_rows,
+                held_out_rows=held_out_rows,
             )
         except WorkerError as error:
             return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
         except RingRefused as error:
             return {"outcome": "failed", "reason": str(error)}
-    report = result.model_dump(mode="json")
-    return {**report, "outcome": "failed" if report.get("findings") else "passed"}
+    return {**report, "outcome": "passed", "ticks": ticks_for(seconds)}

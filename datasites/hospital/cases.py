@@ -7,6 +7,7 @@ acts on a case compares it with the hash that was approved (I1).
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -85,6 +86,12 @@ class OpenCase:
     def counts_ring(self, kind: EvaluationKind) -> RingTerms | None:
         """How its noised counts do; None in local mode."""
         return counts_ring(self.study, kind)
+
+    @property
+    def invented_rows(self) -> tuple[int, int]:
+        """Training and held-out rows that a measurement invents: as many as patients are declared, never a count."""
+        declared, share = self.dataset.declared_patients, self.dataset.held_out
+        return math.ceil(declared * (1 - share)), math.ceil(declared * share)
 
     @property
     def divisor(self) -> float:
@@ -249,7 +256,7 @@ def records_folder(home: Home, study_hash: str) -> Path:
 
 
 def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared) -> ApprovalTerms:
-    """What an approval of `package` on the prepared records would bind here and now."""
+    """What an approval of `package` on the prepared records would bind here and now, its ticks not yet measured."""
     identity = patient_column(home, dataset)
     both_sides = charges_both_sides(dataset.population, identity)
     made = site_plan(package.study, dataset, both_sides=both_sides)
@@ -265,6 +272,7 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, pre
         declared_patients=dataset.declared_patients,
         verifier_ruleset=RULESET,
         dependencies=dependencies(),
+        ticks=1,
     )
 
 

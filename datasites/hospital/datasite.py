@@ -126,8 +126,11 @@ class Datasite:
             if outage is not None:
                 raise outage
             if not busy:
-                left = max(0.05, self._next_sync - time.monotonic())
-                self._store.wait(folders, left, stop, since=before)
+                # Until the next sync, or the tick at which a release leaves.
+                wakes = [run.wakes_at for run in self._runs.values() if run.wakes_at is not None]
+                left = min([max(self._next_sync, time.monotonic() + 0.05), *wakes]) - time.monotonic()
+                if left > 0:
+                    self._store.wait(folders, left, stop, since=before)
         except StoreError as error:
             log.warning("store: %s", error)
             stop.wait(2.0)

@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError
@@ -31,7 +33,8 @@ class ApprovalTerms(Agreed):
     """Everything that an approval binds; its digest is the approval hash.
 
     `plan` and `evaluation_plan` are the hospital's own, calibrated from the study's terms within its limits (I4).
-    `data_version` is a keyed commitment to the records, since the hash goes to the researcher (I16).
+    `data_version` is a keyed commitment to the records, since the hash goes to the researcher (I16). `ticks` after a
+    round's letter its release leaves (`ticks`).
     `identity` is the column that tells patients apart ("" where each row is one). `both_sides`: every event is charged
     to training and to held-out patients, since who tells them apart otherwise may move somebody from side to side.
     """
@@ -47,6 +50,7 @@ class ApprovalTerms(Agreed):
     declared_patients: int
     verifier_ruleset: str
     dependencies: dict[str, str]
+    ticks: Annotated[int, Field(ge=1)]
 
 
 def dependencies() -> dict[str, str]:

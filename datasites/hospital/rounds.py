@@ -16,6 +16,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -32,6 +34,7 @@ from datasites.hospital.epochs import EpochSetup, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
+from datasites.hospital.ticks import GRACE, TICK, leaves_at
 from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.journal import Journal
@@ -149,6 +152,19 @@ def log_unlogged_charges(site: Site, case: OpenCase) -> None:
         log_charge(site, case, number)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """What a round has computed and not released: it waits for its tick. Times are of the monotonic clock."""
+
+    case: OpenCase
+    manifest: RoundManifest
+    vectors: dict[str, npt.NDArray[np.generic]]
+    steps: int
+    started: float
+    seconds: float
+    due: float
+
+
 class StudyRun:
     """The running study of one case. `step` does what can be done now."""
 
@@ -171,6 +187,12 @@ class StudyRun:
         self._withdrawn: frozenset[str] = frozenset()
         self._dimension: int | None = None
         self._leaving = Leaving(site, self._case, self._post, self._journal)
+        self._held: _Held | None = None
+
+    @property
+    def wakes_at(self) -> float | None:
+        """When `step` is wanted for a release that waits for its tick, by the monotonic clock; not before."""
+        return None if self._held is None else self._held.due - TICK
 
     def close(self) -> None:
         """End the worker and let go of the journal."""
@@ -194,6 +216,8 @@ class StudyRun:
                 return True
             if row.state not in (Case.State.APPROVED, Case.State.RUNNING) or compliance.is_killed(self._site.home):
                 return False
+            if self._held is not None:
+                return self._release_held(row, self._held)
             return self._setup.step() or self._leaving.step(self._setup.member) or self._round(row)
         except (JournalRolledBack, JournalDamaged) as error:
             self._stop(row, str(error))
@@ -222,7 +246,7 @@ class StudyRun:
 
     def _attend(self, row: Case, number: int, letter: Letter) -> None:
         started = time.monotonic()
-        try:
+        with self._errors_of(row, number):
             case = self._case = open_case(self._site.home, row)
             signed = SignedManifest.from_bytes(str(letter.body.get("manifest", "")).encode())
             manifest = signed.manifest
@@ -238,7 +262,37 @@ class StudyRun:
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
             log_charge(self._site, case, number)
             vectors, steps = self._compute(case, manifest, parameters)
-            after, masked = self._masked(row, case, manifest, vectors, steps, time.monotonic() - started)
+            now = time.monotonic()
+            if now - started > case.terms.ticks * TICK:
+                log.warning("round %d: took %.2f s, more than its %d ticks", number, now - started, case.terms.ticks)
+            due = leaves_at(started, case.terms.ticks, now)
+            self._held = _Held(case, manifest, vectors, steps, started, now - started, due)
+
+    def _release_held(self, row: Case, held: _Held) -> bool:
+        """Mask and release what was computed, once its tick has come; True when it has left.
+
+        All of this comes after the tick, the records in the log included, so that no time in them tells how long the
+        work on rows took.
+        """
+        now = time.monotonic()
+        if now > held.due + GRACE:  # other studies' work has kept the service away; that must not show either
+            held = self._held = replace(held, due=leaves_at(held.started, held.case.terms.ticks, now))
+        if now < held.due - TICK:
+            return False
+        time.sleep(max(0.0, held.due - now))
+        self._held, made = None, None
+        with self._errors_of(row, held.manifest.round):
+            made = self._masked(row, held)
+        if made is not None:
+            # From the journal's commit on the release is made, and no error can turn it into an abstention.
+            self._leaving.release(*made)
+        return True
+
+    @contextmanager
+    def _errors_of(self, row: Case, number: int) -> Iterator[None]:
+        """What an error in a round comes to."""
+        try:
+            yield
         except compliance.Denied as error:
             self._abstain(row, number, "denied", error.controls, str(error))
         except NOT_OF_THE_ROUND:
@@ -248,9 +302,6 @@ class StudyRun:
             if rule in STOPPING_RULES:
                 self._stop(row, f"round {number}: {rule}: {error}")
             self._abstain(row, number, "failed", (), f"{rule}: {error}" if foreseen(error) else rule)
-        else:
-            # From the journal's commit on the release is made, and no error can turn it into an abstention.
-            self._leaving.release(after, masked)
 
     def _open(self, row: Case, signed: SignedManifest) -> None:
         member, state = self._setup.member, self._journal.state
@@ -350,16 +401,9 @@ class StudyRun:
             # Not in the audit log, whose heads leave: a crash may depend on a row (I16).
             return call(self._started_worker(case))
 
-    def _masked(
-        self,
-        row: Case,
-        case: OpenCase,
-        manifest: RoundManifest,
-        vectors: dict[str, npt.NDArray[np.generic]],
-        steps: int,
-        seconds: float,
-    ) -> tuple[MemberState, MaskedVector]:
+    def _masked(self, row: Case, held: _Held) -> tuple[MemberState, MaskedVector]:
         """The masked vector, allowed to leave; nothing has left before the journal holds it."""
+        case, manifest, vectors, steps = held.case, held.manifest, held.vectors, held.steps
         member, state = self._setup.member, self._journal.state
         assert member is not None
         assert state is not None
@@ -376,7 +420,7 @@ class StudyRun:
         decision = compliance.decide(self._site, case, "release", manifest=manifest, release=facts)
         compliance.require(decision, "release", row.approval_hash)
         # Steps were counted by the trainer; they go into the database before the one commit that makes the release.
-        Round.objects.filter(case=row, round=manifest.round).update(steps=steps, seconds=seconds)
+        Round.objects.filter(case=row, round=manifest.round).update(steps=steps, seconds=held.seconds)
         return after, masked
 
     # -- ends --------------------------------------------------------------------------------------------------

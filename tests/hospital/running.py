@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,9 @@ class Running:
 
     def steps(self) -> None:
         """Let the hospital do all it can."""
-        while self.run.step():
-            pass
+        while self.run.step() or self.run.wakes_at is not None:
+            if self.run.wakes_at is not None:
+                time.sleep(max(0.0, self.run.wakes_at - time.monotonic()))
 
     def end(self) -> None:
         self.run.close()
