@@ -26,6 +26,7 @@ CASES, STUDIES, ROUNDS, RECORDS, TARGET_MS = 500, 50, 15, 100_000, 300.0
 def fill(consortium: LocalConsortium) -> int:
     """Make the tables and the log large; returns the number of a case in review."""
     from datasites.hospital import admission, ledger
+    from datasites.hospital.audit import _Position
     from datasites.hospital.cases import open_case
     from datasites.hospital.models import Case, LedgerEntry, Round
     from datasites.hospital.site import Site
@@ -80,7 +81,8 @@ def fill(consortium: LocalConsortium) -> int:
         lines.append(canonical_json({**record, "hash": previous}) + b"\n")
     with site.home.audit.open("ab") as log:
         log.writelines(lines)
-    site.audit._write_head(Head.sign(site.identity, RECORDS, previous), site.home.audit.stat().st_size)
+    end = _Position(RECORDS, previous, site.home.audit.stat().st_size, 0)
+    site.audit._write_head(Head.sign(site.identity, RECORDS, previous), end)
     return row.pk
 
 

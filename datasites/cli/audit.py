@@ -21,14 +21,14 @@ def audit_verify(
     heads: Annotated[list[Path] | None, typer.Option("--head", help="Heads that other parties hold.")] = None,
 ) -> None:
     """Verify an audit log; needs only the file and the public key."""
-    from datasites.study.audit_chain import Head, verify
+    from datasites.study.audit_chain import read_any_head, verify
 
     if not re.fullmatch("[0-9a-f]{64}", key):
         raise InputError("--key: not a public key of 64 hex digits; `datasites identity show` prints it")
     if not log.is_file():
         raise InputError(f"{log}: no such file; name the audit log, or a copy of it")
     try:
-        held = tuple(Head.parse(path.read_bytes()) for path in heads or ())
+        held = tuple(read_any_head(path.read_bytes()) for path in heads or ())
     except (OSError, ValueError) as error:
         raise InputError(
             f"--head: not a signed head of a log ({type(error).__name__}); ask its holder again"

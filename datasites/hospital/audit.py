@@ -11,9 +11,10 @@ What is detected, and by whom:
   the record before the last. A copy without its head file therefore needs a checkpoint at its end (an export has one).
 - Truncation: by the datasite from its head file, when it next opens the log, and by anyone who holds a later head.
 - Rewriting the whole log *with the hospital's own key*: only by somebody who holds a head that was signed earlier.
-  So the head goes out with every release and other parties keep it (`verify(..., counterparty_heads=...)`). Records
+  So a head goes out with every release and other parties keep it (`verify(..., counterparty_heads=...)`). Records
   after the last head that left are not protected from the hospital itself, nor from an attacker who puts back old
-  copies of both files.
+  copies of both files. What goes out is a `PublicHead`: how many records there are would tell of withdrawals,
+  examinations and crashes, so it counts releases instead, and no record holds anything that depends on a row (I16).
 
 A crash may leave a torn last line, or a whole one that the head file does not know yet. Both are repaired when the
 log is next used, but only where the signed head shows that nothing acknowledged is lost, and a `recovered` record
@@ -38,10 +39,12 @@ from typing import Any, NamedTuple
 
 from datasites.study.audit_chain import (
     LARGEST_RECORD,
+    RELEASED,
     RESTORE,
     SLOT,
     AuditError,
     Head,
+    PublicHead,
     Record,
     Report,
     bounded_lines,
@@ -55,7 +58,7 @@ from datasites.study.audit_chain import (
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity
 
-__all__ = ["AuditError", "AuditLog", "Head", "Record", "Report", "head_file", "records", "verify"]
+__all__ = ["AuditError", "AuditLog", "Head", "PublicHead", "Record", "Report", "head_file", "records", "verify"]
 
 CHECKPOINT_EVERY = 256
 MOST_FIELDS, LONGEST_TEXT, LONGEST_LIST = 32, 4000, 128
@@ -72,6 +75,7 @@ class _Position(NamedTuple):
     seq: int
     hash: str
     offset: int  # bytes of the log up to and including this record
+    releases: int  # records of releases up to and including this one
 
 
 class AuditLog:
@@ -114,7 +118,13 @@ class AuditLog:
             self._catch_up(file)
             return self._write_checkpoint(file)
 
-    def record_counterparty_head(self, email: str, head: Head) -> Head:
+    def public_head(self) -> PublicHead:
+        """What other parties may be told of the last record, by whichever process it was written."""
+        with self._locked() as file:
+            at = self._catch_up(file)
+            return PublicHead.sign(self._identity, at.releases, at.hash)
+
+    def record_counterparty_head(self, email: str, head: PublicHead) -> Head:
         """Keep another party's head in this log, so that each holds the other's.
 
         Raises `BadSignature`. The caller has compared `head.public_key` with the pinned roster entry of `email`.
@@ -159,7 +169,10 @@ class AuditLog:
                 os.close(file)
 
     def _known(self) -> _Position:
-        return self._at or _Position(0, genesis(self._identity.public_key), 0)
+        return self._at or self._beginning()
+
+    def _beginning(self) -> _Position:
+        return _Position(0, genesis(self._identity.public_key), 0, 0)
 
     def _write(self, file: int, kind: str, fields: dict[str, Any]) -> Head:
         at = self._known()
@@ -180,15 +193,16 @@ class AuditLog:
         os.fdatasync(file)
         # Log first, head second: a crash in between leaves a record that nobody was told of, never a head without
         # its record, which could not be told from a truncated log.
-        position = _Position(at.seq + 1, hash, at.offset + len(line))
-        self._write_head(head, position.offset)
+        position = _Position(at.seq + 1, hash, at.offset + len(line), at.releases + (kind == RELEASED))
+        self._write_head(head, position)
         self._at = position
         return head
 
     # -- the head file: two slots, written in turn, so that a torn write leaves the other one
 
-    def _write_head(self, head: Head, offset: int) -> None:
-        slot = canonical_json({"head": head.model_dump(), "offset": offset}).ljust(SLOT - 1) + b"\n"
+    def _write_head(self, head: Head, at: _Position) -> None:
+        content = {"head": head.model_dump(), "offset": at.offset, "releases": at.releases}
+        slot = canonical_json(content).ljust(SLOT - 1) + b"\n"
         file = os.open(self.head_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(file, slot, (head.seq % 2) * SLOT)
@@ -216,7 +230,7 @@ class AuditLog:
                 record = read_record(line, at.seq + 1, at.hash)
             except ValueError as error:
                 raise AuditError(f"{self.path}: {error}; {RESTORE}") from error
-            at = _Position(record.seq, record.hash, at.offset + len(line))
+            at = _Position(record.seq, record.hash, at.offset + len(line), at.releases + (record.kind == RELEASED))
         acknowledged = head[0].seq if head else 0
         if acknowledged > at.seq:
             raise AuditError(
@@ -232,7 +246,7 @@ class AuditLog:
             raise AuditError(f"{self.path}: record {at.seq} is not the one that its head signs; {RESTORE}")
         self._at = at
         if unknown:
-            self._write_head(Head.sign(self._identity, at.seq, at.hash), at.offset)
+            self._write_head(Head.sign(self._identity, at.seq, at.hash), at)
             self._write(file, "recovered", {"found": "a whole record without a head", "record": at.seq})
         elif tail:
             os.ftruncate(file, at.offset)
@@ -241,13 +255,13 @@ class AuditLog:
                 self._write(file, "recovered", found)
         return self._known()
 
-    def _start(self, file: int, head: tuple[Head, int] | None, size: int) -> _Position:
+    def _start(self, file: int, head: tuple[Head, int, int] | None, size: int) -> _Position:
         """Where to begin on opening: the record that the head signs, once the log is seen to hold it there."""
         if head is None:
             # No head yet: right for a new log, and for one whose very first append was cut short. `_catch_up`
             # refuses a longer one.
-            return _Position(0, genesis(self._identity.public_key), 0)
-        signed, offset = head
+            return self._beginning()
+        signed, offset, releases = head
         if offset > size:
             raise AuditError(
                 f"{self.path}: has {size} bytes, but its signed head (record {signed.seq}) ends at {offset}; {RESTORE}"
@@ -257,7 +271,9 @@ class AuditLog:
         with suppress(ValueError):
             record = read_record(line, signed.seq)
             if record.hash == signed.hash:
-                return _Position(signed.seq, signed.hash, offset)
+                if releases < 0:
+                    releases = sum(r.kind == RELEASED and r.seq <= signed.seq for r in records(self.path))
+                return _Position(signed.seq, signed.hash, offset, releases)
         raise AuditError(f"{self.path}: record {signed.seq} is not the one that its head signs; {RESTORE}")
 
 

@@ -61,7 +61,7 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
 def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
     dataset = case.dataset
     records = Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED))
-    head = site.audit.append("closed", study=row.study_hash, rounds=records.count())
+    site.audit.append("closed", study=row.study_hash, rounds=records.count())
     return letters.Account(
         rounds=records.count(),
         steps=sum(record.steps for record in records),
@@ -69,7 +69,7 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
         noise_multiplier=case.plan.noise_multiplier,
         sampling_rate=case.plan.sampling_rate,
         spent=ledger.study_spent(dataset, row.study_hash, case.priced_delta),
-        head=head,
+        head=site.audit.public_head(),
     )
 
 

@@ -199,8 +199,8 @@ def _summary(contents: EvidenceContents, log: Sequence[Record]) -> str:
         _table("What left", ("audit record", "time (UTC)", "round", "SHA-256 of the masked vector"), released),
         _table(
             "Heads of this log that others hold",
-            ("holder", "record"),
-            [(h["holder"], h["head"]["seq"]) for h in contents.heads],
+            ("holder", "after releases"),
+            [(h["holder"], h["head"]["releases"]) for h in contents.heads],
         ),
     ]
     title = html.escape(f"Evidence: {contents.title}")

@@ -18,7 +18,7 @@ from datasites.secagg.member import Member
 from datasites.secagg.messages import AckList, MaskedVector, Message, SurvivorAck, SurvivorList
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import Head, records
+from datasites.study.audit_chain import RELEASED, PublicHead, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.manifest import EvaluationKind
 from datasites.transport.mailroom import Letter
@@ -71,7 +71,7 @@ class Leaving:
             self._record(record, masked, restarted)
         body = letters.Masked(
             header=masked.to_bytes().decode(),
-            audit=Head.model_validate(record.audit_head),
+            audit=PublicHead.model_validate(record.audit_head),
             counts_sigma=self._counts_sigma(),
         )
         words = body.model_dump(mode="json")
@@ -93,10 +93,9 @@ class Leaving:
         assert state is not None
         assert state.open is not None
         manifest, sha256 = state.open.manifest, masked.header.payload
-        head = self._logged_before(manifest.round, sha256) if restarted else None
-        if head is None:
-            head = self._site.audit.append(
-                "released",
+        if not (restarted and self._is_logged(manifest.round, sha256)):
+            self._site.audit.append(
+                RELEASED,
                 study=self._study,
                 round=manifest.round,
                 manifest=manifest.digest(),
@@ -106,7 +105,7 @@ class Leaving:
                 steps=record.steps,
             )
         record.state = Round.State.RELEASED
-        record.audit_head = head.model_dump(mode="json")
+        record.audit_head = self._site.audit.public_head().model_dump(mode="json")
         record.release = {
             "vectors": {term.name: term.length for term in manifest.vectors},
             "bytes": 4 * masked.header.dimension,
@@ -114,13 +113,13 @@ class Leaving:
         }
         record.save(update_fields=["state", "audit_head", "release"])
 
-    def _logged_before(self, number: int, sha256: str) -> Head | None:
-        """The present head, if the log already holds this release (killed between log and database)."""
+    def _is_logged(self, number: int, sha256: str) -> bool:
+        """Whether the log already holds this release (killed between log and database)."""
         wanted = {"study": self._study, "round": number, "sha256": sha256}
-        for record in records(self._site.home.audit):
-            if record.kind == "released" and wanted.items() <= record.fields.items():
-                return self._site.audit.head()
-        return None
+        return any(
+            record.kind == RELEASED and wanted.items() <= record.fields.items()
+            for record in records(self._site.home.audit)
+        )
 
     def _answer(self, member: Member, state: MemberState) -> bool:
         assert state.open is not None

@@ -237,14 +237,37 @@ def _heads(bundle: _Bundle, others: Sequence[dict[str, Any]]) -> str:
     for head, source in [(h, "heads.json") for h in inside] + [(h, "the head that you gave") for h in others]:
         if head["public_key"] != bundle.key:
             raise Fault(f"{source}: a head is of another hospital's log")
-        _check_head(bundle.key, head["seq"], head["hash"], head["signature"], source)
-        if head["seq"] > len(bundle.records):
-            raise Fault(f"the log was truncated: {source} knows record {head['seq']}, it has {len(bundle.records)}")
-        if bundle.records[head["seq"] - 1]["hash"] != head["hash"]:
-            raise Fault(f"the log was rewritten: record {head['seq']} is not the one that {source} knows")
+        if head["format"] == 1:
+            _numbered_head(bundle, head, source)
+        elif head["format"] == 2:
+            _public_head(bundle, head, source)
+        else:
+            raise Fault(f"{source}: a head is of format {head['format']!r}, known are 1 and 2")
         counted += 1
     note = "" if others else "; NO HEAD FROM ANOTHER PARTY was given (use --head)"
     return f"{counted} heads agree with the log{note}"
+
+
+def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str) -> None:
+    """A head as hospitals sent it in earlier versions: the number of a record, and its hash."""
+    _check_head(bundle.key, head["seq"], head["hash"], head["signature"], source)
+    if head["seq"] > len(bundle.records):
+        raise Fault(f"the log was truncated: {source} knows record {head['seq']}, it has {len(bundle.records)}")
+    if bundle.records[head["seq"] - 1]["hash"] != head["hash"]:
+        raise Fault(f"the log was rewritten: record {head['seq']} is not the one that {source} knows")
+
+
+def _public_head(bundle: _Bundle, head: dict[str, Any], source: str) -> None:
+    """A head by the hash of its record and the number of releases up to there, of all studies."""
+    releases, hash = head["releases"], head["hash"]
+    signed = _canonical({"public_key": bundle.key, "releases": releases, "hash": hash})
+    _check_signature(bundle.key, head["signature"], "audit-head", signed, source)
+    at = next((r["seq"] for r in bundle.records if r["hash"] == hash), None)
+    if at is None:
+        raise Fault(f"the log was rewritten or truncated: it lacks the record that {source} knows (release {releases})")
+    counted = sum(r["kind"] == "released" for r in bundle.records[:at])
+    if counted != releases:
+        raise Fault(f"{source} says {releases} releases up to record {at}, the log holds {counted}")
 
 
 def _logged(bundle: _Bundle) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from datasites.study.audit_chain import Head
+from datasites.study.audit_chain import PublicHead
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
 from datasites.study.identity import Email
@@ -47,7 +47,7 @@ class RoundRecord(Agreed):
     counts_sigma: float = 0.0
     sent: dict[str, int] = {}
     seconds: dict[str, float] = {}
-    heads: dict[str, Head] = {}
+    heads: dict[str, PublicHead] = {}
 
     @classmethod
     def begun(cls, manifest: RoundManifest) -> Self:

@@ -29,7 +29,7 @@ from datasites.researcher.terms import manifest_of
 from datasites.secagg.aggregation import RoundResult
 from datasites.secagg.errors import SecaggError
 from datasites.study import letters
-from datasites.study.audit_chain import Head
+from datasites.study.audit_chain import PublicHead
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
@@ -237,7 +237,7 @@ class Run:
 
         def take(letter: Letter) -> None:
             account = letters.Account.model_validate(letter.body)
-            self._check_head(letter.sender, account.head)
+            self._check_head(letter.sender, account.head, of_release=False)
             accounts[letter.sender] = account
 
         gather(
@@ -293,13 +293,13 @@ class Run:
 
     def _collect(self, record: RoundRecord) -> tuple[RoundRecord, Survivors | None]:
         """Wave 1; no survivors when the round failed, and then the record says why."""
-        heads: dict[str, Head] = {}
+        heads: dict[str, PublicHead] = {}
         sigmas: dict[str, float] = {}
         sent: dict[str, int] = {}
         abstained: dict[str, tuple[str, ...]] = {}
 
         def masked(letter: Letter, body: letters.Masked) -> None:
-            self._check_head(letter.sender, body.audit)
+            self._check_head(letter.sender, body.audit, of_release=True)
             heads[letter.sender] = body.audit
             sent[letter.sender] = len(letter.blob or b"")
             if record.evaluate != "no":
@@ -399,17 +399,19 @@ class Run:
         if late:
             self._save(present=tuple(sorted({*self.state.present, *(email for email, *_ in late)})))
 
-    def _check_head(self, sender: str, head: Head) -> None:
-        """Raise unless `head` is signed by the pinned key and not behind the last head of that hospital (I11)."""
+    def _check_head(self, sender: str, head: PublicHead, *, of_release: bool) -> None:
+        """Raise unless `head` is signed by the pinned key and goes on from the last head of that hospital (I11).
+
+        of_release: it came with a release, which each head before it lacks; else nothing need have been released since.
+        """
         if head.public_key != self._roster.get(sender).public_key:
             raise RunError(f"audit head of {sender}: signed with a key that is not pinned")
         head.check()
-        for record in reversed(self.state.rounds):
-            known = record.heads.get(sender)
-            if known is not None:
-                if head.seq < known.seq or (head.seq == known.seq and head.hash != known.hash):
-                    raise RunError(f"audit head of {sender}: its log went back from {known.seq} to {head.seq}")
-                return
+        known = next((r.heads[sender] for r in reversed(self.state.rounds) if sender in r.heads), None)
+        if known is not None and head.releases < known.releases + of_release:
+            raise RunError(
+                f"audit head of {sender}: its log went back: {head.releases} releases, it has said {known.releases}"
+            )
 
     def _save(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
 from datasites.study.identity import BadSignature, Identity, PublicKeyHex
 from datasites.study.identity import verify as verify_signature
 from datasites.study.manifest import Sha256
 
-DOMAIN = "audit-checkpoint"
+DOMAIN, PUBLIC_DOMAIN = "audit-checkpoint", "audit-head"
+#: Records of this kind are what a `PublicHead` counts.
+RELEASED = "released"
 LARGEST_RECORD = 16 * 1024
 SLOT = 512  # bytes of one slot of the head file: one disk sector, written in place
 
@@ -36,7 +38,11 @@ class AuditError(RuntimeError):
 
 
 class Head(Agreed):
-    """A signed position: the log of `public_key` had, as its record number `seq`, the record with hash `hash`."""
+    """A signed position: the log of `public_key` had, as its record number `seq`, the record with hash `hash`.
+
+    For the hospital's own files, and for bundles of earlier versions. It does not leave: how many records a log holds
+    tells of withdrawals, examinations and faults (see `PublicHead`).
+    """
 
     format: Literal[1] = 1
     public_key: PublicKeyHex
@@ -54,6 +60,40 @@ class Head(Agreed):
         """Raise `BadSignature` unless the signature is by `public_key`, which the caller compares with the roster."""
         signature = bytes.fromhex(self.signature)
         verify_signature(self.public_key, signature, DOMAIN, _signed(self.public_key, self.seq, self.hash))
+
+
+class PublicHead(Agreed):
+    """A signed position as other parties get it: the log held a record with hash `hash`, and `releases` up to there.
+
+    The hash hides what it is of, since records hold nothing that depends on a row; their number stays inside.
+    """
+
+    format: Literal[2] = 2
+    public_key: PublicKeyHex
+    releases: Annotated[int, Field(ge=0)]
+    hash: Sha256
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    @classmethod
+    def sign(cls, identity: Identity, releases: int, hash: str) -> Self:
+        """Sign a position with the hospital's key."""
+        key = identity.public_key
+        signature = identity.sign(PUBLIC_DOMAIN, _public_part(key, releases, hash)).hex()
+        return cls(public_key=key, releases=releases, hash=hash, signature=signature)
+
+    def check(self) -> None:
+        """Raise `BadSignature` unless the signature is by `public_key`, which the caller compares with the roster."""
+        signature = bytes.fromhex(self.signature)
+        signed = _public_part(self.public_key, self.releases, self.hash)
+        verify_signature(self.public_key, signature, PUBLIC_DOMAIN, signed)
+
+
+def read_any_head(data: bytes) -> Head | PublicHead:
+    """A head that another party holds, of either format; raises `ValueError` for anything else."""
+    return _ANY_HEAD.validate_json(data)
+
+
+_ANY_HEAD: TypeAdapter[Head | PublicHead] = TypeAdapter(Annotated[Head | PublicHead, Field(discriminator="format")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +179,7 @@ def records(path: Path) -> Iterator[Record]:
             yield record
 
 
-def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ()) -> Report:
+def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | PublicHead] = ()) -> Report:
     """Check a whole log against the hospital's public key (hex), its head file if one lies beside it, and the heads
     that other parties were given. Needs no private key and changes nothing. Raises `OSError` if it can't be read.
 
@@ -149,7 +189,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
     A log that is being written is checked up to what was in it at the beginning.
     """
     notes: list[str] = []
-    told: list[tuple[str, Head]] = []
+    told: list[tuple[str, Head | PublicHead]] = []
     size, own, head_exists = _between_writes(path, public_key)
     if own:
         told.append(("its head file", own[0]))
@@ -160,9 +200,12 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
                 raise BadSignature("signed by another key")
             told.append(("a counterparty", head))
         except BadSignature:
-            notes.append(f"a head for record {head.seq} is not signed by this hospital and proves nothing")
-    wanted = {head.seq for _, head in told}
+            notes.append(f"a head for {_where(head)} is not signed by this hospital and proves nothing")
+    wanted = {head.seq for _, head in told if isinstance(head, Head)}
+    asked = {head.hash for _, head in told if isinstance(head, PublicHead)}
     hashes: dict[int, str] = {}
+    places: dict[str, tuple[int, int]] = {}  # by hash: which record it is, and the releases up to there
+    releases = 0
     previous, count, checkpoints, signed_up_to = genesis(public_key), 0, 0, 0
     last_kind = ""
     bad: tuple[int, str] | None = None
@@ -183,10 +226,14 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
             if record.time < last_time and len(notes) < 20:
                 notes.append(f"the clock went back at record {record.seq}")
             count, previous, last_time, last_kind = record.seq, record.hash, record.time, record.kind
+            releases += record.kind == RELEASED
             if count in wanted:
                 hashes[count] = previous
-    agreed = heads = 0
-    for source, head in sorted(told, key=lambda item: item[1].seq):
+            if previous in asked:
+                places[previous] = (count, releases)
+    agreed = heads = since = 0
+    numbered = [(source, head) for source, head in told if isinstance(head, Head)]
+    for source, head in sorted(numbered, key=lambda item: item[1].seq):
         if bad and head.seq >= bad[0]:
             break
         if head.seq > count:
@@ -200,6 +247,19 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
         else:
             agreed, signed_up_to = head.seq, max(signed_up_to, head.seq)
             heads += source == "a counterparty"
+    public = [head for _, head in told if isinstance(head, PublicHead)]
+    for known in sorted(public, key=lambda item: item.releases):
+        at, counted = places.get(known.hash, (0, 0))
+        if at and counted == known.releases:
+            since, signed_up_to, heads = at, max(signed_up_to, at), heads + 1
+        elif bad is None and at:
+            bad = (at, f"record {at} is the one after {counted} releases; a counterparty has {known.releases} signed")
+        elif bad is None:
+            bad = (
+                since + 1,
+                f"no record is the one that a counterparty has the signed head of (release {known.releases}); "
+                f"the log was rewritten or cut somewhere after record {since}",
+            )
     if bad is None and count == 0:
         bad = (1, "record 1 is missing: the log is empty")
     if bad is None and head_exists and own is None:
@@ -232,7 +292,11 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head] = ())
     )
 
 
-def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int] | None, bool]:
+def _where(head: Head | PublicHead) -> str:
+    return f"record {head.seq}" if isinstance(head, Head) else f"release {head.releases}"
+
+
+def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int, int] | None, bool]:
     """Length of the log, its head, and whether there is a head file, at a moment when nobody writes (where the file
     system has locks)."""
     with path.open("rb") as file:
@@ -256,21 +320,28 @@ def _check_checkpoint(record: Record, public_key: str) -> None:
         raise ValueError(f"record {record.seq} is a checkpoint of another position")
 
 
-def read_head(path: Path, public_key: str) -> tuple[Head, int] | None:
-    """The newest signed head of the two slots, with the length of the log that it was written at."""
+def read_head(path: Path, public_key: str) -> tuple[Head, int, int] | None:
+    """The newest signed head of the two slots, with the length of the log that it was written at, and its releases
+    (-1 where it does not say)."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    found: list[tuple[Head, int]] = []
+    found: list[tuple[Head, int, int]] = []
     for slot in (data[:SLOT], data[SLOT : 2 * SLOT]):
         with suppress(ValueError, KeyError, TypeError):  # a torn slot, or one that this key did not sign
             content = json.loads(slot)
             head = Head.model_validate(content["head"])
             head.check()
-            if head.public_key == public_key and type(content["offset"]) is int:
-                found.append((head, content["offset"]))
+            # Head files of earlier versions don't count releases.
+            offset, releases = content["offset"], content.get("releases", -1)
+            if head.public_key == public_key and type(offset) is int and type(releases) is int:
+                found.append((head, offset, releases))
     return max(found, key=lambda item: item[0].seq, default=None)
+
+
+def _public_part(public_key: str, releases: int, hash: str) -> bytes:
+    return canonical_json({"public_key": public_key, "releases": releases, "hash": hash})
 
 
 def _signed(public_key: str, seq: int, hash: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from datasites.study.audit_chain import Head
+from datasites.study.audit_chain import PublicHead
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
 from datasites.study.manifest import MOST_EPOCHS, MOST_HOSPITALS, MOST_ROUNDS
@@ -76,7 +76,7 @@ class Masked(Agreed):
     """
 
     header: str
-    audit: Head
+    audit: PublicHead
     counts_sigma: Annotated[
         dict[Literal["final", "interim"], Annotated[float, Field(ge=0, le=MOST_SIGMA)]], Field(min_length=2)
     ]
@@ -93,7 +93,7 @@ class Close(Agreed):
     """Researcher to hospital: the study is over. heads: positions of the hospital's log that the researcher holds."""
 
     rounds: Annotated[int, Field(ge=0)]
-    heads: Annotated[tuple[Head, ...], Field(max_length=500)] = ()
+    heads: Annotated[tuple[PublicHead, ...], Field(max_length=500)] = ()
 
 
 class Account(Agreed):
@@ -109,7 +109,7 @@ class Account(Agreed):
     noise_multiplier: Annotated[float, Field(ge=0)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     spent: Annotated[dict[str, dict[str, Annotated[float, Field(ge=0, le=1e15)]]], Field(min_length=1, max_length=8)]
-    head: Head
+    head: PublicHead
 
     @field_validator("spent")
     @classmethod

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasites.hospital import audit
-from datasites.hospital.audit import AuditError, AuditLog, Head, Report, head_file, records, verify
+from datasites.hospital.audit import AuditError, AuditLog, Head, PublicHead, Report, head_file, records, verify
 from datasites.study.audit_chain import LARGEST_RECORD, genesis
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import BadSignature, Identity
@@ -36,7 +36,7 @@ def filled(folder: Path, count: int = 20) -> tuple[Path, list[Head]]:
     return path, [log.append("round_released", study=STUDY, round=n, epsilon=n / 7) for n in range(1, count + 1)]
 
 
-def check(path: Path, heads: list[Head] | None = None, key: str = HOSPITAL.public_key) -> Report:
+def check(path: Path, heads: Sequence[Head | PublicHead] | None = None, key: str = HOSPITAL.public_key) -> Report:
     return verify(path, key, heads or [])
 
 
@@ -457,21 +457,93 @@ def test_a_head_that_the_hospital_did_not_sign_proves_nothing_and_is_noted(tmp_p
     assert len(report.notes) == 2
 
 
+# -- heads that leave: releases are counted, and not records
+
+
+def released(folder: Path, releases: int = 4) -> tuple[Path, list[PublicHead]]:
+    """A log with other records between its releases, and what left with each of them."""
+    log, heads = AuditLog(folder / "audit.jsonl", HOSPITAL), []
+    for number in range(1, releases + 1):
+        for _ in range(number):
+            log.append("withdrawn", dataset="heart")
+        log.append("released", round=number)
+        heads.append(log.public_head())
+    return log.path, heads
+
+
+def test_a_head_that_leaves_counts_releases_and_does_not_move_with_other_records(tmp_path: Path) -> None:
+    """The number of records tells of withdrawals, examinations and crashes."""
+    path, heads = released(tmp_path)
+    assert [head.releases for head in heads] == [1, 2, 3, 4]
+    assert set(heads[0].model_dump()) == {"format", "public_key", "releases", "hash", "signature"}
+    log = AuditLog(path, HOSPITAL)  # it need not read the whole log for it
+    log.append("withdrawn", dataset="heart")
+    assert log.public_head().releases == 4
+    AuditLog(path, HOSPITAL).append("released", round=5)
+    assert log.public_head().releases == 5, "another process's release counts"
+    report = check(path, [*heads, log.public_head()])
+    assert (report.ok, report.heads) == (True, 5)
+
+
+def test_a_head_file_without_a_count_is_read_and_counted_anew(tmp_path: Path) -> None:
+    path, heads = released(tmp_path)
+    file = head_file(path)
+    slots = [json.loads(line) for line in file.read_bytes().splitlines()]
+    file.write_bytes(
+        b"".join(canonical_json({k: v for k, v in s.items() if k != "releases"}).ljust(511) + b"\n" for s in slots)
+    )
+    assert AuditLog(path, HOSPITAL).public_head() == heads[-1]
+
+
+@pytest.mark.parametrize("change", ["truncated", "edited", "a release less", "a release more"])
+def test_a_log_that_was_changed_with_the_key_contradicts_heads_that_left(tmp_path: Path, change: str) -> None:
+    path, heads = released(tmp_path)
+
+    def edit(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        at = next(n for n, body in enumerate(bodies) if body["fields"].get("round") == 3)
+        if change == "truncated":
+            return bodies[:at]
+        if change == "edited":
+            bodies[at - 1]["fields"]["dataset"] = "other"
+        elif change == "a release less":
+            del bodies[at]
+        else:
+            bodies.insert(at, {**bodies[at], "fields": {"round": 9}})
+        return bodies
+
+    rewritten(path, edit)
+    assert check(path).ok
+    assert check(path, heads[:2]).ok
+    report = check(path, heads)
+    assert not report.ok
+    assert "no record is the one that a counterparty has the signed head of (release 3)" in report.reason
+    assert report.first_bad == next(r.seq for r in records(path) if r.fields.get("round") == 2) + 1
+
+
+def test_a_head_that_says_another_number_of_releases_than_the_log_is_caught(tmp_path: Path) -> None:
+    path, heads = released(tmp_path)
+    report = check(path, [heads[0], PublicHead.sign(HOSPITAL, 7, heads[1].hash)])
+    assert not report.ok
+    assert "is the one after 2 releases; a counterparty has 7 signed" in report.reason
+    unsigned = heads[1].model_copy(update={"releases": 7})
+    assert len(check(path, [unsigned]).notes) == 1
+
+
 # -- each other's heads
 
 
 def test_heads_of_counterparties_are_kept_and_checked(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl", HOSPITAL)
-    theirs = Head.sign(OTHER, 7, "ee" * 32)
+    theirs = PublicHead.sign(OTHER, 7, "ee" * 32)
     log.record_counterparty_head(OTHER.email, theirs)
     kept = list(records(log.path))[-1].fields
     email = kept.pop("email")
     assert email == OTHER.email
-    assert Head(**kept) == theirs
+    assert PublicHead(**kept) == theirs
     with pytest.raises(BadSignature):
-        log.record_counterparty_head(OTHER.email, theirs.model_copy(update={"seq": 8}))
+        log.record_counterparty_head(OTHER.email, theirs.model_copy(update={"releases": 8}))
     with pytest.raises(BadSignature):
-        Head.parse(theirs.model_copy(update={"public_key": HOSPITAL.public_key}).canonical()).check()
+        PublicHead.parse(theirs.model_copy(update={"public_key": HOSPITAL.public_key}).canonical()).check()
 
 
 # -- crashes

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from datasites.hospital import verify_bundle
-from datasites.hospital.audit import AuditLog, Head, head_file
+from datasites.hospital.audit import AuditLog, Head, PublicHead, head_file
 from datasites.hospital.evidence import DOMAIN, EvidenceContents, EvidenceError, build_bundle, entry_digest
 from datasites.study.audit_chain import genesis
 from datasites.study.canonical import canonical_json, sha256_hex
@@ -46,7 +46,9 @@ class Hospital:
     identity: Identity = field(default_factory=lambda: Identity.generate("datasite@general.example"))
     decisions: list[dict[str, Any]] = field(default_factory=list)
     ledger: list[dict[str, Any]] = field(default_factory=list)
-    heads: list[Head] = field(default_factory=list)
+    heads: list[PublicHead] = field(default_factory=list)
+    #: The same positions as earlier versions sent them.
+    numbered: list[Head] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.log = AuditLog(self.folder / "audit.jsonl", self.identity)
@@ -69,7 +71,8 @@ class Hospital:
 
     def release(self, number: int) -> None:
         vector = sha256_hex(b"vector %d" % number)
-        self.heads.append(self.log.append("released", study=STUDY_HASH, round=number, sha256=vector))
+        self.numbered.append(self.log.append("released", study=STUDY_HASH, round=number, sha256=vector))
+        self.heads.append(self.log.public_head())
 
     def run(self) -> None:
         self.decide("intake")
@@ -162,7 +165,7 @@ def edited(files: dict[str, bytes], name: str, change: Callable[[Any], Any]) -> 
     files[name] = canonical_json(value)
 
 
-def failed(path: Path, identity: Identity, heads: list[Head] | None = None) -> dict[str, str]:
+def failed(path: Path, identity: Identity, heads: Sequence[Head | PublicHead] | None = None) -> dict[str, str]:
     checks = verify_bundle.verify(path, identity.public_key, [head.model_dump() for head in heads or []])
     return {check.name: check.found for check in checks if not check.ok and "not checked" not in check.found}
 
@@ -361,7 +364,7 @@ def loses_agreement(files: dict[str, bytes], _: Identity) -> None:
         (changes_terms, "study", "terms.json does not have the approval hash"),
         (edits_log, "audit log", "was edited"),
         (drops_log_line, "audit log", "record 6 of the audit log is missing or moved"),
-        (truncates_log, "heads", "the log was truncated"),
+        (truncates_log, "heads", "rewritten or truncated"),
         (truncates_log_only, "audit log", "the log ends at record"),
         (turns_denial_into_allow, "log and files agree", "decisions.json: entry 2 is not in the audit log"),
         (drops_denial, "log and files agree", "is left out"),
@@ -402,8 +405,31 @@ def test_a_wholly_rewritten_log_is_caught_by_a_head_that_another_party_holds(hos
     assert failed(bundle, hospital.identity) == {}  # its own word
     found = failed(bundle, hospital.identity, hospital.heads)
     assert set(found) == {"heads"}
-    assert f"the log was rewritten: record {hospital.heads[1].seq} is not the one" in found["heads"]
-    assert "truncated" in failed(bundle, hospital.identity, hospital.heads[-1:])["heads"]
+    assert "rewritten or truncated: it lacks the record that the head that you gave knows (release 4)" in found["heads"]
+    assert failed(bundle, hospital.identity, hospital.heads[:1]) == {}, "what was true up to its first release"
+    # Heads of earlier versions say which record they are of.
+    found = failed(bundle, hospital.identity, hospital.numbered)
+    assert f"the log was rewritten: record {hospital.numbered[1].seq} is not the one" in found["heads"]
+    assert "truncated" in failed(bundle, hospital.identity, hospital.numbered[-1:])["heads"]
+
+
+def test_a_bundle_with_heads_of_an_earlier_version_still_verifies(hospital: Hospital, bundle: Path) -> None:
+    files = unpack(bundle)
+    held = [{"holder": "researcher@university.example", "head": h.model_dump()} for h in hospital.numbered]
+    files["heads.json"] = canonical_json(held)
+    pack(bundle, resign(files, hospital.identity))
+    assert failed(bundle, hospital.identity, hospital.numbered) == {}
+    assert failed(bundle, hospital.identity, [*hospital.numbered, *hospital.heads]) == {}
+
+
+def test_a_head_that_counts_other_releases_than_the_log_holds_is_caught(hospital: Hospital, bundle: Path) -> None:
+    true = hospital.heads[1]
+    false = PublicHead.sign(hospital.identity, true.releases + 1, true.hash)
+    found = failed(bundle, hospital.identity, [false])
+    assert "says 5 releases" in found["heads"]
+    assert "the log holds 4" in found["heads"]
+    unsigned = true.model_copy(update={"releases": true.releases + 1})
+    assert "not signed" in failed(bundle, hospital.identity, [unsigned])["heads"]
 
 
 def never_charged(bodies: list[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from datasites.secagg.member import Member
 from datasites.secagg.messages import AckList, Enrolment, ShareBundle, SignedManifest, SurvivorList
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import Head
+from datasites.study.audit_chain import PublicHead
 from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Letter
 from tests.transport.parties import RESEARCHER, Party
@@ -44,7 +44,8 @@ class Hospital:
         self.member: Member | None = None
         self.state: MemberState | None = None
         self.there = True
-        self.seq = 1
+        self.releases = 0
+        self.heads = "a" * 64
         self.update = 0.5
         self.weight = SHARE
         self.wrong_shares = False
@@ -131,10 +132,10 @@ class Hospital:
             return
         self.charged.append(number)
         self.state, masked = member.mask(self.state, self._vectors(signed.manifest))
-        self.seq += 1
+        self.releases += 1
         body = letters.Masked(
             header=masked.to_bytes().decode(),
-            audit=Head.sign(self.party.identity, self.seq, "a" * 64),
+            audit=PublicHead.sign(self.party.identity, self.releases, self.heads),
             counts_sigma={"final": 1.0, "interim": 0.0},
         ).model_dump(mode="json")
         self._send(letters.MASKED, self.body(body), masked.payload, number)
@@ -168,12 +169,11 @@ class Hospital:
         if ("closed", 0) in self._told:
             return
         self._told.add(("closed", 0))
-        self.seq += 1
         epsilons = {"pld": 0.9, "local": 1.0}
         account = letters.Account(
             rounds=len(self.charged), steps=2, delta=1e-3, noise_multiplier=1.0, sampling_rate=0.3,
             spent={"training": epsilons, "held_out": epsilons},
-            head=Head.sign(self.party.identity, self.seq, "b" * 64),
+            head=PublicHead.sign(self.party.identity, self.releases, "b" * 64),
         )  # fmt: skip
         self._send(letters.ACCOUNT, account.model_dump(mode="json") | self.account)
 
