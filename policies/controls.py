@@ -46,6 +46,7 @@ CONTROLS: dict[str, Control] = {
     "budget-dataset": Control(("budget",), _TRAINING),
     "budget-study": Control(("budget",), _TRAINING),
     "budget-delta": Control(("budget",), _TRAINING),
+    "budget-delta-patients": Control(("budget",), _TRAINING),
     "cohort-size": Control(("cohort",), ACTIONS),
     "cohort-threshold": Control(("cohort",), ACTIONS),
     "cohort-patients": Control(("cohort",), ACTIONS),

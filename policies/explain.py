@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from datasites.study.manifest import Service
 from policies.controls import CONTROLS, GROUPS
-from policies.facts import BudgetFacts, CodeFacts, CohortFacts, Facts, ReleaseFacts, StudyTerms
+from policies.facts import BudgetFacts, CodeFacts, CohortFacts, Facts, ReleaseFacts, StudyTerms, most_delta
 from policies.registry import Agreement
 
 
@@ -148,18 +148,21 @@ def _budget_dataset(facts: Facts) -> Words:
             "Verify the ledger against the audit log before anything else runs on this dataset.",
         )
     return Words(
-        f"The dataset's epsilon would be {b.epsilon_after:.10g} (spent {b.epsilon_spent:.10g}, reserved "
-        f"{b.epsilon_reserved:.10g}, asked {b.epsilon_asked:.10g}); its cap is {b.epsilon_cap:.10g}.",
+        f"Epsilon over all studies on these patients would be {b.epsilon_after:.10g} at delta {b.delta_cap:.10g} "
+        f"(spent {b.epsilon_spent:.10g}, reserved {b.epsilon_reserved:.10g}, asked {b.epsilon_asked:.10g}); its cap is "
+        f"{b.epsilon_cap:.10g}.",
         "Ask the researcher for fewer rounds or more noise, or close a study that holds a reservation; what is spent "
-        "does not come back.",
+        "does not come back. Over all studies epsilon is counted so that the cap holds whatever people choose to run "
+        "next, which is dearer than a study's own figure: a study that uses its own cap in full needs a cap over all "
+        "studies some 15 % above it.",
     )
 
 
 def _budget_study(facts: Facts) -> Words:
     b = _budget(facts)
     return Words(
-        f"The study's epsilon would be {b.study_epsilon_after:.10g}; its cap at this hospital is "
-        f"{b.study_epsilon_cap:.10g}.",
+        f"The study's epsilon would be {b.study_epsilon_after:.10g} at its delta {b.delta:.10g}; its cap at this "
+        f"hospital is {b.study_epsilon_cap:.10g}.",
         "Ask the researcher for fewer rounds or a smaller epsilon; a larger one needs a new submission.",
     )
 
@@ -167,8 +170,27 @@ def _budget_study(facts: Facts) -> Words:
 def _budget_delta(facts: Facts) -> Words:
     b = _budget(facts)
     return Words(
-        f"Delta is {b.delta:.10g}; it must be above 0 and at most {b.delta_cap:.10g} at this hospital.",
-        "Ask the researcher for a smaller delta (well below one in the number of patients).",
+        f"The study's delta is {b.delta:.10g}; it must be above 0 and at most {b.delta_cap:.10g}, the delta of all "
+        "studies on these patients.",
+        "Ask the researcher for a smaller delta.",
+    )
+
+
+def _budget_delta_patients(facts: Facts) -> Words:
+    b = _budget(facts)
+    found = [
+        f"{what} {delta:.10g}; for {patients} patients it may be {most_delta(patients):.3g} at most"
+        for what, delta, patients in (
+            ("The study's delta is", b.delta, b.release_patients),
+            ("The delta of all studies on these patients is", b.delta_cap, b.declared_patients),
+        )
+        if delta > max(most_delta(patients), b.delta_accepted)
+    ]
+    return Words(
+        ". ".join(found) + ".",
+        "Delta is the chance that the promise fails a patient altogether, so it must be small against one in the "
+        "number of patients: ask the researcher for a smaller one, and set a smaller one in datasite.toml. Or let two "
+        "people take the risk for these patients: `datasites budget accept-delta`, then `datasites budget confirm`.",
     )
 
 
@@ -376,6 +398,7 @@ _EXPLAIN: dict[str, Callable[[Facts], Words]] = {
     "budget-dataset": _budget_dataset,
     "budget-study": _budget_study,
     "budget-delta": _budget_delta,
+    "budget-delta-patients": _budget_delta_patients,
     "cohort-size": _cohort_size,
     "cohort-threshold": _cohort_threshold,
     "cohort-patients": _cohort_patients,

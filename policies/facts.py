@@ -16,7 +16,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
-from datasites.study.manifest import Name, Service, Sha256, Study
+from datasites.study.manifest import DELTA_OVER_ALL, Name, Service, Sha256, Study
 from policies.registry import NO_SANDBOX, Agreement, Organisation, Person, Registry
 
 Action = Literal["intake", "approve", "run_round", "release"]
@@ -55,7 +55,11 @@ class BudgetFacts(Agreed):
     epsilon_spent: composed over all rounds charged on the dataset; epsilon_reserved: what other studies hold;
     epsilon_asked: what this action would charge or reserve. epsilon_after: spent, reserved and asked composed by
     the accountant (at most their sum, never less than any one of them, so all four come from one accountant at one
-    delta). study_*: the same for this study alone, against what was approved for it.
+    delta, `delta_cap`). study_*: the same for this study alone, at its own `delta`, against what was approved for it.
+
+    release_patients: whose sum is released, by public declaration: this hospital's patients, or the whole cohort's
+    where hospitals share the noise. declared_patients: this hospital's. delta_accepted: the largest delta that two
+    people took the risk of for these patients; 0 where nobody did. (Decisions of older versions lack these three.)
     """
 
     epsilon_spent: Amount
@@ -67,6 +71,9 @@ class BudgetFacts(Agreed):
     study_epsilon_cap: Amount
     delta: Annotated[float, Field(ge=0, le=1)]
     delta_cap: Annotated[float, Field(ge=0, le=1)]
+    release_patients: Count = 0
+    declared_patients: Count = 0
+    delta_accepted: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class CohortFacts(Agreed):
@@ -241,7 +248,16 @@ def _budget(budget: BudgetFacts) -> dict[str, int]:
         "studyCap": _units(budget.study_epsilon_cap, EPSILON_UNIT, down),
         "delta": _units(budget.delta, DELTA_UNIT, up),
         "deltaCap": _units(budget.delta_cap, DELTA_UNIT, down),
+        "deltaCapUp": _units(budget.delta_cap, DELTA_UNIT, up),
+        "releaseDelta": _units(most_delta(budget.release_patients), DELTA_UNIT, down),
+        "declaredDelta": _units(most_delta(budget.declared_patients), DELTA_UNIT, down),
+        "acceptedDelta": _units(budget.delta_accepted, DELTA_UNIT, down),
     }
+
+
+def most_delta(patients: int) -> float:
+    """The largest delta for a release on so many patients that needs no acceptance of the risk; 0 for none."""
+    return DELTA_OVER_ALL / patients if patients else 0.0
 
 
 def _units(amount: float, unit: decimal.Decimal, rounding: str) -> int:

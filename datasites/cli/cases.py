@@ -157,8 +157,8 @@ def study_plan(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = 
         "honest",
         "noise, all survive",
         "noise, least survive",
-        "epsilon",
-        "local epsilon",
+        "epsilon (PLD)",
+        "local epsilon (RDP)",
     )
     table = new_table("", *names)
     for choice in plan.choices():

@@ -69,11 +69,13 @@ def budget_show(home: HomeOption) -> None:
     site = open_site(home)
     from datasites.hospital import ledger
 
-    table = new_table("", "population", "patients", "spent so far", "spent or reserved", "cap", "delta", "Renyi order")
+    table = new_table(
+        "", "population", "patients", "spent so far", "spent or reserved", "part", "cap", "delta", "order"
+    )
     for dataset in {dataset.population: dataset for dataset in site.home.settings.datasets}.values():
         for s in ledger.state(dataset):
-            figures = (f"{s.spent:.3f}", f"{s.committed:.3f}", f"{s.cap:g}", f"{s.delta:g}", str(s.order))
-            table.add_row(dataset.population, s.partition, *figures)
+            figures = (f"{s.spent:.3f}", f"{s.committed:.3f}", f"{s.percent_used:.1f} %")
+            table.add_row(dataset.population, s.partition, *figures, f"{s.cap:g}", f"{s.delta:g}", str(s.order))
     out.print(table)
 
 
@@ -114,8 +116,8 @@ def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, 
     except ValidationError as error:
         raise InputError(f"what-if: {explain(error)}") from error
     out.print(
-        f"{'fits' if answer.fits else 'does NOT fit'}: training patients at {answer.after:.3f} of {answer.cap:g}, "
-        f"noise multiplier {answer.noise_multiplier:.3f}"
+        f"{'fits' if answer.fits else 'does NOT fit'}: all studies on training patients at {answer.after:.3f} of "
+        f"{answer.cap:g}, noise multiplier {answer.noise_multiplier:.3f}"
     )
     raise typer.Exit(0 if answer.fits else 1)
 

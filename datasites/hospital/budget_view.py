@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dp_accounting import DpEvent
+
 from datasites.hospital import ledger
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.models import Case, LedgerEntry
@@ -33,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True)
 class StudyLine:
-    """What one study reserved and charged of one partition (epsilons of its own events alone)."""
+    """Which part of one partition's cap a study reserved and charged, in percent; over all studies they add up."""
 
     study_hash: str
     name: str
@@ -95,8 +97,8 @@ class Book:
                     name=case.study_name if case else study[:12],
                     case=case.pk if case else None,
                     partition=partition,
-                    reserved=self._epsilon(reserve),
-                    charged=self._epsilon(charge),
+                    reserved=100 * ledger.share(self.dataset, _events(reserve)),
+                    charged=100 * ledger.share(self.dataset, _events(charge)),
                     rounds=sum(e.kind == "charge" for e in mine),
                     closed=any(e.kind == "release" for e in mine),
                 )
@@ -125,18 +127,21 @@ class Book:
         return WhatIf(noise_multiplier=plan.noise_multiplier, after=after, cap=caps.epsilon, fits=after <= caps.epsilon)
 
     def _epsilon(self, counts: Counter[Charge]) -> float:
-        events = [charge.model_copy(update={"count": charge.count * times}).event() for charge, times in counts.items()]
-        return epsilon_at_order(events, ledger.order_of(self.dataset), caps_of(self.dataset).delta)
+        return epsilon_at_order(_events(counts), ledger.order_of(self.dataset), caps_of(self.dataset).delta)
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """Training patients' epsilon with one more study, and the noise that the study would get."""
+    """Training patients' epsilon over all studies with one more, as their cap counts it, and that study's noise."""
 
     noise_multiplier: float
     after: float
     cap: float
     fits: bool
+
+
+def _events(counts: Counter[Charge]) -> list[DpEvent]:
+    return [charge.model_copy(update={"count": charge.count * times}).event() for charge, times in counts.items()]
 
 
 def _counts(entry: LedgerEntry) -> Counter[Charge]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datasites.hospital.case_view import CaseView, Examined, view_case
 from datasites.hospital.cases import OpenCase
-from datasites.hospital.population import caps_of
+from datasites.hospital.population import caps_of, order_of
 from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
 
@@ -68,9 +68,17 @@ def _patients(case: OpenCase) -> str:
 def _budget(examined: Examined) -> list[str]:
     dataset = examined.case.dataset
     caps = caps_of(dataset)
-    lines = ["", f"Privacy budget of population {caps.population} (epsilon at delta {caps.delta:g}, by RDP):"]
+    made = examined.case.study_plan
+    lines = [
+        "",
+        f"The study's own epsilon: training {made.epsilon:.3f}, evaluation {made.evaluation_epsilon:.3f} at delta "
+        f"{made.delta:g} (PLD)",
+        examined.case.delta_in_words,
+        f"Budget of population {caps.population} over all studies: epsilon at delta {caps.delta:g} (Renyi order "
+        f"{order_of(dataset)}); the cap is guaranteed, the rest is a reading:",
+    ]
     return lines + [
-        f"  {line.partition:9} spent {line.spent:.3f}, committed {line.committed:.3f}, "
+        f"  {line.partition:9} spent so far {line.spent:.3f}, spent or reserved {line.committed:.3f}, "
         f"with this study {line.after:.3f} of {line.cap:g}"
         for line in examined.budget
     ]

@@ -20,6 +20,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged, open_frozen
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people import REVIEWERS
+from datasites.hospital.population import Caps, caps_of
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from policies.agreements import Agreement
@@ -34,7 +35,10 @@ APPROVED_ONCE = (*Case.ACTIVE, Case.State.STOPPED, Case.State.REVOKED, Case.Stat
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """Epsilon of one partition of a dataset's patients: spent, committed now, and with this study on top."""
+    """Epsilon over all studies of one side of the patients: spent so far, committed now, with this study on top.
+
+    Readings of the population's filter, against its cap.
+    """
 
     partition: str
     spent: float
@@ -79,6 +83,7 @@ class Examined:
     budget: tuple[BudgetLine, ...]
     services: tuple[ServiceLine, ...]
     files: Mapping[str, str]
+    caps: Caps
 
     @property
     def unchanged(self) -> bool:
@@ -205,6 +210,7 @@ def _examined(home: Home, row: Case) -> Examined:
         budget=_budget(case),
         services=_services(home, case),
         files=_texts(case.package.files),
+        caps=caps_of(case.dataset),
     )
 
 

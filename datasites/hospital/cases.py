@@ -32,12 +32,12 @@ from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
 from datasites.hospital.patients import remember, require_others, row_identities
-from datasites.hospital.population import caps_of, charges_both_sides, other_patients, split_of
+from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.accountant import compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
-from datasites.privacy.study_plan import Limits, StudyPlan, plan_of, priced_delta
+from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
 from datasites.study.errors import InputError
 from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
@@ -102,6 +102,18 @@ class OpenCase:
         if self.study.is_distributed:
             return self.study.divisor
         return self.plan.sampling_rate * self.dataset.declared_patients * (1 - self.dataset.held_out)
+
+    @property
+    def release_patients(self) -> int:
+        """Patients whose sum is released, as declared: this hospital's, or the cohort's where hospitals share noise."""
+        together = self.study.cohort.patients
+        return together if self.study.is_distributed and together else self.dataset.declared_patients
+
+    @property
+    def delta_in_words(self) -> str:
+        """How the study's delta stands to the number of patients."""
+        accepted = accepted_delta(self.dataset.population)
+        return delta_in_words(self.study.privacy.delta, self.release_patients, accepted)
 
     @property
     def priced_delta(self) -> float:

@@ -18,7 +18,7 @@ from datasites.hospital import ledger
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, PolicyDecision, Review
-from datasites.hospital.population import caps_of
+from datasites.hospital.population import accepted_delta, caps_of
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.audit_chain import records
@@ -278,4 +278,7 @@ def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
         study_epsilon_cap=min(dataset.study_epsilon, case.study.privacy.epsilon),
         delta=case.study.privacy.delta,
         delta_cap=caps.delta,
+        release_patients=case.release_patients,
+        declared_patients=dataset.declared_patients,
+        delta_accepted=accepted_delta(dataset.population),
     )

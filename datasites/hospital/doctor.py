@@ -20,7 +20,7 @@ from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
 from datasites.hospital import ledger
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_mapping, read_table
-from datasites.hospital.population import require_agreed
+from datasites.hospital.population import accepted_delta, require_agreed
 from datasites.hospital.setup import open_store
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import verify
@@ -28,6 +28,7 @@ from datasites.study.errors import DatasitesError
 from datasites.study.identity import Roster
 from datasites.transport.store import StoreError
 from policies.engine import Engine
+from policies.facts import most_delta
 from policies.registry import RegistryFile
 
 #: A clock that is further off than this gives wrong dates to agreements and audit records.
@@ -144,12 +145,22 @@ def _datasets(site: Site) -> Iterator[Check]:
         read_mapping(home.root / dataset.mapping)
         rows = len(read_table(home.root / dataset.table))
         mock = len(read_table(home.root / dataset.mock))
-        require_agreed(dataset)
-        free = min(state.free for state in ledger.state(dataset))
-        state: Literal["ok", "warn"] = "ok" if free > 0 else "warn"
+        caps = require_agreed(dataset)
+        used = max(state.percent_used for state in ledger.state(dataset))
+        state: Literal["ok", "warn"] = "ok" if used < 100 else "warn"
         yield Check(
-            f"dataset {dataset.name}", state, f"{rows} rows, mock of {mock} rows, about {free:.2f} epsilon free"
+            f"dataset {dataset.name}",
+            state,
+            f"{rows} rows, mock of {mock} rows, {used:.0f} % of the privacy budget spent or reserved",
         )
+        most = most_delta(dataset.declared_patients)
+        if caps.delta > max(most, accepted_delta(dataset.population)):
+            yield Check(
+                f"dataset {dataset.name}: delta",
+                "warn",
+                f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
+                "smaller delta, or let two people take the risk: `datasites budget accept-delta`",
+            )
 
 
 def _audit(site: Site) -> Iterator[Check]:

@@ -32,6 +32,7 @@ from datasites.privacy.accountant import (
     epsilon_rdp,
     is_part_of,
     read_charge,
+    share_of_cap,
 )
 from datasites.study.errors import DatasitesError
 
@@ -63,11 +64,17 @@ class PartitionState:
     spent: float
     spent_local: float
     committed: float
+    used: float
 
     @property
     def free(self) -> float:
         """What the cap leaves above everything committed."""
         return max(0.0, self.cap - self.committed)
+
+    @property
+    def percent_used(self) -> float:
+        """`used`, the part of the cap that is spent or reserved, in percent."""
+        return 100 * self.used
 
 
 def _stored(event: DpEvent) -> list[dict[str, object]]:
@@ -106,6 +113,12 @@ def _charged(population: str, partition: str, study: str | None = None, local: b
 
 def _epsilon(dataset: DatasetSettings, events: Sequence[DpEvent]) -> float:
     return epsilon_at_order(events, order_of(dataset), caps_of(dataset).delta)
+
+
+def share(dataset: DatasetSettings, events: Sequence[DpEvent]) -> float:
+    """Which part of the population's cap these events take."""
+    caps = caps_of(dataset)
+    return share_of_cap(events, caps.epsilon, caps.delta, order_of(dataset))
 
 
 def _gate(dataset: DatasetSettings, partition: str, events: Sequence[DpEvent], what: str) -> None:
@@ -234,6 +247,7 @@ def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
             spent=_epsilon(dataset, _charged(dataset.population, partition)),
             spent_local=_epsilon(dataset, _charged(dataset.population, partition, local=True)),
             committed=_epsilon(dataset, _committed(dataset.population, partition)),
+            used=share(dataset, _committed(dataset.population, partition)),
         )
         for partition in PARTITIONS
     )

@@ -245,6 +245,14 @@ def epsilon_at_order(events: Iterable[DpEvent], order: int, delta: float) -> flo
     return max(0.0, divergence + _overhead(order, delta))
 
 
+def share_of_cap(events: Iterable[DpEvent], epsilon: float, delta: float, order: int) -> float:
+    """Which part of the filter's cap `events` take; parts of several studies add up, as epsilons don't."""
+    _check(delta)
+    room = _room(epsilon, delta, order)
+    used = sum(count * _divergence(event, order) for event, count in _counts(events).items())
+    return used / room if room > 0 else math.inf
+
+
 @lru_cache(maxsize=8192)
 def _divergence(event: DpEvent, order: int) -> float:
     accountant = RdpAccountant([order], RELATION)

@@ -7,6 +7,7 @@ A hospital that calibrated by itself would charge its patients for noise that th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +16,7 @@ import pandas as pd
 from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
 from datasites.privacy.calibration import ceil
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evaluation_edges
-from datasites.study.manifest import Study
+from datasites.study.manifest import DELTA_OVER_ALL, Study
 from datasites.study.rounds import LATTICE, counts_noise, counts_ring, interim_evaluations, tail_delta
 from datasites.study.survivors import honest_contributors, noise_factor
 
@@ -86,7 +87,10 @@ class ThresholdChoice:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """Both mechanisms of a study and who must be honest for them. delta: at which the epsilons here are stated."""
+    """Both mechanisms of a study and who must be honest for them. delta: at which the epsilons here are stated.
+
+    patients: of the release, as declared, where hospitals share the noise; in local mode each hospital has its own.
+    """
 
     training: PrivacyPlan
     evaluation: EvaluationPlan
@@ -97,6 +101,7 @@ class StudyPlan:
     honest: int
     delta: float
     priced_delta: float
+    patients: int | None
 
     @classmethod
     def of(cls, study: Study, limits: Limits, training: PrivacyPlan, evaluation: EvaluationPlan) -> StudyPlan:
@@ -112,6 +117,7 @@ class StudyPlan:
             honest=study.honest,
             delta=own.delta,
             priced_delta=priced_delta(study, own),
+            patients=cohort.patients if study.is_distributed else None,
         )
 
     @property
@@ -175,8 +181,9 @@ class StudyPlan:
                 "honest in each sum": choice.honest,
                 "noise factor, all survive": choice.noise_if_all,
                 "noise factor, threshold survive": choice.noise_at_least,
-                "epsilon": choice.epsilon,
-                "local epsilon": choice.local_epsilon,
+                "epsilon (PLD)": choice.epsilon,
+                "local epsilon (RDP)": choice.local_epsilon,
+                "delta": self.delta,
             }
             for choice in self.choices()
         )
@@ -211,9 +218,23 @@ class StudyPlan:
                 f"evaluation: noise multiplier {counts.final_multiplier:g}"
                 + (f", {counts.interim} interim at {counts.interim_multiplier:g}" if counts.interim else "")
                 + f": epsilon {self.evaluation_epsilon:.3f} at delta {self.delta:g} (PLD)",
+                delta_in_words(self.delta, self.patients),
                 *self.sharing(),
             ]
         )
+
+
+def delta_in_words(delta: float, patients: int | None, accepted: float = 0.0) -> str:
+    """How a delta stands to the number of patients of a release. accepted: the largest that people took the risk of."""
+    rule = f"at most {DELTA_OVER_ALL:g} unless two people at a hospital take the risk"
+    if patients is None:
+        return (
+            f"delta {delta:g}: for hospitals that declare up to {math.floor(DELTA_OVER_ALL / delta)} patients ({rule})"
+        )
+    words = f"delta {delta:g} x {patients} patients of the release = {delta * patients:.2g}, {rule}"
+    if delta * patients <= DELTA_OVER_ALL:
+        return words
+    return f"{words}; taken for these patients up to {accepted:g}" if accepted else f"{words}: NOT within the rule"
 
 
 def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:

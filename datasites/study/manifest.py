@@ -39,6 +39,8 @@ COUNTS_BOUND = float(2**20)
 MOST_HOSPITALS = 255
 #: Patients that a study or a hospital may speak of.
 MOST_PATIENTS = 1_000_000_000
+#: Delta is the chance that the promise fails a patient altogether; over all patients it stays below this.
+DELTA_OVER_ALL = 0.01
 #: Rounds of training in a study (a final evaluation is one more), and setups of its secure sum.
 MOST_ROUNDS = 10_000
 MOST_EPOCHS = 1_000_000

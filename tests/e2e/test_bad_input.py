@@ -29,7 +29,7 @@ mock = "{mock}"
 summary = "Heart"
 declared_patients = 303
 epsilon = 6.0
-delta = 1e-3
+delta = 1e-5
 study_epsilon = 3.0
 """
 

@@ -85,11 +85,11 @@ def test_distributed_noise_with_the_consistency_wave(datasites: LocalDatasites) 
     study = datasites.study(
         "together",
         rounds="10",
-        mode='"distributed"\nnoise_multiplier = 1.7',
+        mode='"distributed"\nnoise_multiplier = 2.0',
         steps="1",
         learning_rate="5.0",
         threshold="4\npatients = 920",
-        bins="6\nnoise_multiplier = 1.2",
+        bins="6\nnoise_multiplier = 1.4",
     )
     assert study.terms.consistency_wave
     with datasites.federation() as federation:

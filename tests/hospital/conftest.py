@@ -39,7 +39,7 @@ mock = "data/mock.csv"
 summary = "Heart disease"
 declared_patients = 303
 epsilon = 4.0
-delta = 1e-3
+delta = 1e-5
 study_epsilon = 3.0
 held_out = 0.5
 """

@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import compliance, review
+from datasites.hospital import compliance, ledger, proposals, review
 from datasites.hospital.audit import AuditLog, Head, head_file
 from datasites.hospital.cases import OpenCase, open_case
+from datasites.hospital.config import DatasetSettings
 from datasites.hospital.export import export_evidence
 from datasites.hospital.models import PolicyDecision
 from datasites.hospital.site import Site
+from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.test_shared_noise import manifest_of
+from tests.hospital.unequal import Terms, case_of
 
 
 class Killed(BaseException):
@@ -73,9 +77,79 @@ def test_the_aggregators_organisation_is_the_pinned_one(desk: Desk, case: OpenCa
 
 
 def test_a_delta_above_the_datasets_is_denied(desk: Desk, case: OpenCase) -> None:  # noqa: F811
-    strict = dataclasses.replace(case, dataset=case.dataset.model_copy(update={"delta": 1e-4}))
+    strict = dataclasses.replace(case, dataset=case.dataset.model_copy(update={"delta": 1e-6}))
     decision = compliance.decide(desk.site, strict, "intake")
     assert "budget-delta" in {denial.rule for denial in decision.denied_by}
+
+
+def denied(site: Site, case: OpenCase, action: Any, manifest: Any = None) -> dict[str, str]:
+    """The rules that deny, with their reasons."""
+    decision = compliance.decide(site, case, action, manifest=manifest)
+    return {denial.rule: denial.reason for denial in decision.denied_by}
+
+
+def test_delta_is_small_against_the_patients_of_the_release_unless_two_people_took_the_risk(
+    desk: Desk,  # noqa: F811
+    case: OpenCase,
+) -> None:
+    """Delta 1e-5 fits up to 1,000 patients; the hospital's own count in local mode, and it is asked at every gate."""
+    rule, round_one = "budget-delta-patients", manifest_of(case, 1)
+    for patients, fits in ((1000, True), (1001, False)):
+        sized = dataclasses.replace(case, dataset=case.dataset.model_copy(update={"declared_patients": patients}))
+        for action, manifest in (("intake", None), ("approve", None), ("run_round", round_one)):
+            assert (rule not in denied(desk.site, sized, action, manifest)) is fits, (patients, action)
+    reason = denied(desk.site, sized, "intake")[rule]
+    assert "study's delta is 1e-05; for 1001 patients it may be 9.99e-06 at most" in reason
+    entered = proposals.propose_delta(desk.site, desk.login("bob"), "heart", 1e-5, "a rare disease")
+    assert rule in denied(desk.site, sized, "intake"), "one person is not enough"
+    proposals.confirm(desk.site, desk.login("cyd"), entered.pk)
+    assert rule not in denied(desk.site, sized, "intake")
+    assert "taken for these patients up to 1e-05" in sized.delta_in_words
+
+
+def test_where_hospitals_share_the_noise_the_release_is_on_the_whole_cohort(
+    desk: Desk,  # noqa: F811
+    heart: DatasetSettings,
+) -> None:
+    desk.agree()
+    for patients, fits in ((1000, True), (1001, False)):
+        case = case_of(desk.site.home, Terms().package(patients=patients), heart)
+        facts = compliance._budget(case, None)
+        assert facts.release_patients == patients
+        assert facts.declared_patients == 303
+        assert (facts.delta * facts.release_patients <= 0.01) is fits
+        assert ("NOT within the rule" in str(case.study_plan)) is not fits
+
+
+def test_the_studys_cap_is_of_pld_at_the_studys_delta_and_the_populations_of_its_filter(
+    desk: Desk,  # noqa: F811
+    case: OpenCase,
+) -> None:
+    """A study calibrated to its cap passes it by the accountant that it was calibrated with, and only by that."""
+    facts = compliance._budget(case, None)
+    asked = case.asked().values()
+    assert facts.study_epsilon_after == max(epsilon_pld([price.event], 1e-5) for price in asked)
+    assert 2.99 < facts.study_epsilon_after <= facts.study_epsilon_cap == 3.0
+    assert facts.epsilon_after == max(epsilon_at_order([price.event], 6, 1e-5) for price in asked) > 3.0
+    tight = dataclasses.replace(case, dataset=case.dataset.model_copy(update={"study_epsilon": 2.9}))
+    assert "budget-study" in denied(desk.site, tight, "intake")
+    tight = dataclasses.replace(case, dataset=case.dataset.model_copy(update={"epsilon": 3.0}))
+    assert "budget-dataset" in denied(desk.site, tight, "intake")
+
+
+def test_a_round_that_is_done_again_counts_once_against_the_studys_cap(
+    desk: Desk,  # noqa: F811
+    case: OpenCase,
+) -> None:
+    desk.approve("ann")
+    desk.approve("bob")
+    case = open_case(desk.site.home, type(desk.row).objects.get(pk=desk.row.pk))
+    for number in range(1, case.study.rounds + 1):
+        manifest = manifest_of(case, number)
+        ledger.charge(case.dataset, case.row.study_hash, number, case.round_asked(manifest))
+    facts = compliance._budget(case, manifest)
+    assert facts.study_epsilon_after == pytest.approx(epsilon_pld([case.plan.event()], 1e-5), rel=1e-6)
+    assert facts.study_epsilon_after <= facts.study_epsilon_cap
 
 
 class DiesAround(AuditLog):

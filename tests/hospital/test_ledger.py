@@ -22,7 +22,7 @@ from datasites.hospital.ledger import Asked, BudgetExceeded
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, filter_order
 from datasites.privacy.plan import PrivacyPlan
 
-PLAN = PrivacyPlan(clip=1.0, noise_multiplier=3.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
+PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 
 
 def whole(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
@@ -34,7 +34,7 @@ def one_round(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
 
 
 def at_order(events: list[DpEvent]) -> float:
-    return epsilon_at_order(events, 4, 1e-3)
+    return epsilon_at_order(events, 6, 1e-5)
 
 
 def spent(heart: DatasetSettings) -> float:
@@ -65,7 +65,7 @@ def test_a_round_is_charged_once_and_with_one_event(heart: DatasetSettings) -> N
 def test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is(heart: DatasetSettings) -> None:
     """Events are compared and not their price: a cheaper mechanism than the approved one is still another one."""
     ledger.reserve(heart, "a" * 64, whole())
-    for other in (GaussianDpEvent(1e6), PLAN.model_copy(update={"noise_multiplier": 3.1}).round_event()):
+    for other in (GaussianDpEvent(1e6), PLAN.model_copy(update={"noise_multiplier": 4.1}).round_event()):
         with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
             ledger.charge(heart, "a" * 64, 1, {"training": Asked(other, other)})
     with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
@@ -74,16 +74,16 @@ def test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is(heart: Datase
 
 
 def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(heart: DatasetSettings) -> None:
-    """Cap 4 at delta 1e-3 is order 4: 4 + log(4 / 3) + log(4e-3) / 3, so a divergence of 2.4472 and no more."""
-    assert ledger.order_of(heart) == 4
-    most = math.sqrt(2 / 2.447195)
+    """Cap 4 at delta 1e-5 is order 6: 4 + log(6 / 5) + log(6e-5) / 5, so a divergence of 2.2381 and no more."""
+    assert ledger.order_of(heart) == 6
+    most = math.sqrt(3 / 2.238088)
     for noise, fits in ((most * 1.0001, True), (most * 0.9999, False)):
         event = GaussianDpEvent(noise)
         assert (ledger.epsilon_after(heart, {"training": Asked(event, event)})["training"] <= 4) is fits
     # By the best of all orders this one would cost less than 4.
-    dear = PoissonSampledDpEvent(0.001, GaussianDpEvent(0.3))
-    assert epsilon_pld([dear], 1e-3) < 4
-    with pytest.raises(BudgetExceeded, match="Renyi order 4"):
+    dear = PoissonSampledDpEvent(0.001, GaussianDpEvent(0.4))
+    assert epsilon_pld([dear], 1e-5) < 4
+    with pytest.raises(BudgetExceeded, match="Renyi order 6"):
         ledger.reserve(heart, "a" * 64, {"training": Asked(dear, dear)})
 
 
@@ -91,13 +91,13 @@ def test_a_budget_keeps_the_order_that_it_was_opened_at(heart: DatasetSettings) 
     """The best order of a wider or narrower cap is another one, and to change to it would follow the releases."""
     from datasites.hospital.models import BudgetFact, Population
 
-    assert Population.objects.get(name="heart").order == filter_order(4.0, 1e-3) == 4
+    assert Population.objects.get(name="heart").order == filter_order(4.0, 1e-5) == 6
     ledger.reserve(heart, "a" * 64, whole())
     population = Population.objects.get(name="heart")
-    BudgetFact.objects.create(population=population, what="widened", epsilon=40.0, delta=1e-3)
-    assert filter_order(40.0, 1e-3) == 2
+    BudgetFact.objects.create(population=population, what="widened", epsilon=40.0, delta=1e-5)
+    assert filter_order(40.0, 1e-5) == 2
     wider = ledger.state(heart.model_copy(update={"epsilon": 40.0}))[0]
-    assert (wider.cap, wider.order) == (40.0, 4)
+    assert (wider.cap, wider.order) == (40.0, 6)
     assert wider.committed == at_order([PLAN.event()])
 
 
@@ -305,7 +305,7 @@ def test_an_older_database_reads_the_same(heart: DatasetSettings) -> None:
             {
                 "format": 1,
                 "mechanism": "poisson_sampled_gaussian",
-                "noise_multiplier": 3.0,
+                "noise_multiplier": 4.0,
                 "sampling_rate": 0.3,
                 "count": 75,
             }

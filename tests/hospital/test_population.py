@@ -18,7 +18,7 @@ from datasites.privacy.plan import PrivacyPlan
 from datasites.study.errors import InputError
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
-PLAN = PrivacyPlan(clip=1.0, noise_multiplier=3.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
+PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 WHOLE = {"training": Asked(PLAN.event(), PLAN.local_event())}
 
 
@@ -64,7 +64,7 @@ def test_datasets_of_one_population_say_one_budget(home: Home, settings: Path) -
     assert [dataset.population for dataset in Home.open(home.root).settings.datasets] == ["heart", "heart"]
 
 
-@pytest.mark.parametrize(("old", "new"), [("delta = 1e-3", "delta = 0.05"), ("\nepsilon = 4.0", "\nepsilon = 40.0")])
+@pytest.mark.parametrize(("old", "new"), [("delta = 1e-5", "delta = 0.05"), ("\nepsilon = 4.0", "\nepsilon = 40.0")])
 def test_a_wider_budget_in_the_file_is_refused_until_two_people_widen_it(
     desk: Desk,  # noqa: F811
     settings: Path,
@@ -130,7 +130,7 @@ def test_a_narrower_budget_holds_at_once_and_is_recorded_and_narrow_is_what_stay
 def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) -> None:  # noqa: F811
     from datasites.hospital.datasite import Datasite
 
-    site = rewritten(desk.site, settings, "delta = 1e-3", "delta = 0.05")
+    site = rewritten(desk.site, settings, "delta = 1e-5", "delta = 0.05")
     with pytest.raises(InputError, match="budget widen"):
         Datasite(site)
 
@@ -144,7 +144,7 @@ def test_a_larger_delta_is_accepted_by_two_people(desk: Desk) -> None:  # noqa: 
     proposals.confirm(desk.site, desk.login("cyd"), entered.pk)
     assert population.accepted_delta("heart") == 0.001
     assert facts(desk.site, "delta_accepted")[-1]["confirmed_by"] == "cyd"
-    assert population.agreed_caps("heart") == population.Caps("heart", 4.0, 1e-3), "it is no cap"
+    assert population.agreed_caps("heart") == population.Caps("heart", 4.0, 1e-5), "it is no cap"
 
 
 def test_the_spending_of_an_older_database_stays_with_the_population_of_the_same_name(database: Home) -> None:

@@ -37,7 +37,7 @@ PREPARED = Prepared(content_hash="0" * 64, patient_unit="patient", rows=3, patie
 KINDS: dict[str, tuple[dict[str, float], bool]] = {
     "stricter study_epsilon": ({"study_epsilon": 1.0}, True),
     "smaller max_sampling_rate": ({"max_sampling_rate": 0.1}, True),
-    "stricter delta": ({"delta": 1e-5}, True),
+    "stricter delta": ({"delta": 1e-6}, True),
     "larger delta": ({"delta": 9e-3}, False),
     "other held_out": ({"held_out": 0.8}, False),
     "other declared size": ({"declared_patients": 40}, False),
@@ -48,10 +48,10 @@ KINDS: dict[str, tuple[dict[str, float], bool]] = {
 class Terms:
     """Figures of a distributed study that a refusal may change."""
 
-    noise: float = 1.7
-    counts_noise: float = 1.2
+    noise: float = 2.0
+    counts_noise: float = 1.4
     rate: float = 0.3
-    delta: float = 1e-3
+    delta: float = 1e-5
 
     def fitting(self, refusal: PlanError) -> Terms:
         """These terms with the figures that a refusal names."""

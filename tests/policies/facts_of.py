@@ -117,6 +117,8 @@ GROUPS: dict[str, Any] = {
         study_epsilon_cap=2.0,
         delta=1e-5,
         delta_cap=1e-5,
+        release_patients=900,
+        declared_patients=900,
     ),
     "cohort": CohortFacts(hospitals=4, threshold=3, colluders=1, patients=300, min_patients=300),
     "code": CodeFacts(findings=0, rehearsal="passed", frozen=STUDY),

@@ -103,14 +103,31 @@ TABLE = [
     Row("budget-dataset", TRAINING, {"budget__epsilon_cap": 2.8999999}, "its cap is 2.8999999"),
     Row("budget-dataset", TRAINING, {"budget__epsilon_after": 2.9000000001}, "would be 2.9"),
     Row("budget-study", TRAINING, {"budget__study_epsilon_after": 2.0000000001}, "study's epsilon would be"),
-    Row("budget-delta", TRAINING, {"budget__delta": 1.00000001e-5}, "Delta is 1.00000001e-05"),
+    Row("budget-delta", TRAINING, {"budget__delta": 1.00000001e-5}, "study's delta is 1.00000001e-05"),
     Row("budget-dataset", TRAINING, {"budget__epsilon_after": 1.9}, "contradicts itself"),
     Row("budget-dataset", TRAINING, {"budget__epsilon_spent": 3.0}, "contradicts itself"),
     Row("budget-dataset", TRAINING, {"budget__epsilon_reserved": 3.0}, "contradicts itself"),
     Row("budget-study", TRAINING, {"budget__study_epsilon_after": 2.000001}, "study's epsilon would be"),
     Row("budget-study", TRAINING, {"budget__study_epsilon_cap": 1.9999999}, "cap at this hospital is 1.9999999"),
-    Row("budget-delta", TRAINING, {"budget__delta": 1.01e-5}, "Delta is 1.01e-05"),
+    Row("budget-delta", TRAINING, {"budget__delta": 1.01e-5}, "study's delta is 1.01e-05"),
     Row("budget-delta", TRAINING, {"budget__delta": 0.0}, "above 0"),
+    Row(
+        "budget-delta-patients",
+        TRAINING,
+        {"budget__release_patients": 1001},
+        "study's delta is 1e-05; for 1001 patients",
+    ),
+    Row(
+        "budget-delta-patients", TRAINING, {"budget__declared_patients": 1001}, "all studies on these patients is 1e-05"
+    ),
+    Row("budget-delta-patients", TRAINING, {"budget__release_patients": 0}, "for 0 patients it may be 0 at most"),
+    Row("budget-delta-patients", TRAINING, {"budget__delta_cap": 1.2e-5}, "1.2e-05; for 900 patients"),
+    Row(
+        "budget-delta-patients",
+        TRAINING,
+        {"budget__release_patients": 5000, "budget__delta_accepted": 0.9999999e-5},
+        "for 5000 patients it may be 2e-06 at most",
+    ),
     # cohort
     Row("cohort-size", ALL, {"cohort__hospitals": 5, "cohort__threshold": 5, "cohort__colluders": 4}, "4 colluding"),
     Row("cohort-threshold", ALL, {"cohort__threshold": 5}, "at most 4"),

@@ -86,6 +86,9 @@ GROUPS: dict[str, st.SearchStrategy[Any]] = {
         study_epsilon_cap=EPSILON,
         delta=st.sampled_from([0.0, 1e-5, 1e-4]),
         delta_cap=st.sampled_from([0.0, 1e-5]),
+        release_patients=st.sampled_from([0, 1, 100, 1000, 1001]),
+        declared_patients=st.sampled_from([0, 1, 1000, 1001]),
+        delta_accepted=st.sampled_from([0.0, 1e-6, 1e-5, 1e-4]),
     ),
     "cohort": st.builds(
         CohortFacts,
@@ -189,6 +192,11 @@ def expected(f: Facts) -> set[str]:
     must("budget-dataset", training, b is not None and parts <= b.epsilon_after <= b.epsilon_cap)
     must("budget-study", training, b is not None and b.study_epsilon_after <= b.study_epsilon_cap)
     must("budget-delta", training, b is not None and 0 < b.delta <= b.delta_cap)
+    within = b is not None and all(
+        delta <= b.delta_accepted or 100 * delta * patients <= 1 and patients > 0
+        for delta, patients in ((b.delta, b.release_patients), (b.delta_cap, b.declared_patients))
+    )
+    must("budget-delta-patients", training, within)
     must("cohort-size", every, c is not None and c.hospitals >= 3 and c.hospitals - c.colluders >= 2)
     must(
         "cohort-threshold",

@@ -15,7 +15,7 @@ from datasites.study.package import StudyPackage
 from datasites.study.rounds import LATTICE
 from tests.study.studies import HEART, distributed
 
-LIMITS = Limits(epsilon=3.0, delta=1e-3, sampling_rate=0.5)
+LIMITS = Limits(epsilon=3.0, delta=1e-5, sampling_rate=0.5)
 
 #: Of hospitals that are stricter than the others: by how much, and what the study would have to change.
 STRICTER = {
@@ -23,8 +23,8 @@ STRICTER = {
     "study_epsilon 1": ({"epsilon": 1.0}, {"privacy.noise_multiplier", "evaluation.noise_multiplier"}),
     "max_sampling_rate 0.1": ({"sampling_rate": 0.1}, {"privacy.sampling_rate"}),
     "max_sampling_rate 0.05": ({"sampling_rate": 0.05}, {"privacy.sampling_rate"}),
-    "delta 1e-5": (
-        {"delta": 1e-5},
+    "delta 1e-6": (
+        {"delta": 1e-6},
         {"privacy.noise_multiplier", "evaluation.noise_multiplier", "privacy.delta"},
     ),
 }
@@ -50,7 +50,7 @@ def test_a_stricter_hospital_refuses_and_names_the_study_that_it_would_take(kind
     limits, named = STRICTER[kind]
     strict = Limits(**(vars(LIMITS) | limits))
     study = distributed(cohort={"threshold": 4})
-    assert plan_of(study, LIMITS).training.noise_multiplier == 1.7
+    assert plan_of(study, LIMITS).training.noise_multiplier == 2.0
     with pytest.raises(PlanError) as caught:
         plan_of(study, strict)
     figures = figures_in(caught.value)
@@ -87,7 +87,7 @@ def test_the_plan_prices_the_study_itself(mode: str) -> None:
     assert made.epsilon == epsilon_pld([made.training.event()], made.priced_delta) <= study.privacy.epsilon
     assert made.priced_delta <= study.privacy.delta
     if mode == "distributed":
-        assert made.training.round_event().event.noise_multiplier == pytest.approx(1.7 * LATTICE)
+        assert made.training.round_event().event.noise_multiplier == pytest.approx(2.0 * LATTICE)
         assert made.local_epsilon == epsilon_rdp([made.training.local_event()], made.delta) > made.epsilon
         assert made.local_evaluation_epsilon > made.evaluation_epsilon
 

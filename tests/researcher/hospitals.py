@@ -171,7 +171,7 @@ class Hospital:
         self._told.add(("closed", 0))
         epsilons = {"pld": 0.9, "local": 1.0}
         account = letters.Account(
-            rounds=len(self.charged), steps=2, delta=1e-3, noise_multiplier=1.0, sampling_rate=0.3,
+            rounds=len(self.charged), steps=2, delta=1e-5, noise_multiplier=1.0, sampling_rate=0.3,
             spent={"training": epsilons, "held_out": epsilons},
             head=PublicHead.sign(self.party.identity, self.releases, "b" * 64),
         )  # fmt: skip

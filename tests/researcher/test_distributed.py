@@ -29,10 +29,10 @@ def written(**changes: str) -> StudyPackage:
     text = files["study.toml"].decode()
     lines = {
         "rounds": "3",
-        "mode": '"distributed"\nnoise_multiplier = 1.7',
+        "mode": '"distributed"\nnoise_multiplier = 2.0',
         "steps": "1",
         "learning_rate": "3.0",
-        "bins": "6\nnoise_multiplier = 1.2",
+        "bins": "6\nnoise_multiplier = 1.4",
         "colluders": "1\npatients = 920",
         **changes,
     }

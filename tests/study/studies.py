@@ -14,9 +14,9 @@ HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "stu
 def distributed(hospitals: int = 0, **changes: dict[str, Any]) -> Study:
     """The heart study in distributed mode, with `changes` by section; its own four hospitals unless n is given."""
     terms = StudyPackage.read(HEART).study.model_dump(mode="json")
-    terms["privacy"] |= {"mode": "distributed", "noise_multiplier": 1.7}
+    terms["privacy"] |= {"mode": "distributed", "noise_multiplier": 2.0}
     terms["training"] = {"steps": 1, "learning_rate": 5.0}
-    terms["evaluation"] |= {"noise_multiplier": 1.2}
+    terms["evaluation"] |= {"noise_multiplier": 1.4}
     terms["cohort"] |= {"patients": 920, "threshold": None}
     if hospitals:
         terms["cohort"]["hospitals"] = [f"site@h{number}.example.org" for number in range(hospitals)]

@@ -66,7 +66,7 @@ def test_the_shared_terms_say_what_every_hospital_adds() -> None:
     shared = study.shared
     assert shared is not None
     assert (shared.hospitals, shared.colluders, shared.consistency, shared.honest) == (4, 1, True, 3)
-    assert (shared.noise_multiplier, shared.evaluation_noise_multiplier) == (1.7, 1.2)
+    assert (shared.noise_multiplier, shared.evaluation_noise_multiplier) == (2.0, 1.4)
     assert shared.divisor == pytest.approx(0.3 * 920)
     assert distributed(privacy={"divisor": 100.0}).shared.divisor == 100.0
     assert local().shared is None
