@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from html import unescape
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.template.loader import render_to_string
 
-from datasites.hospital import admission
+from datasites.hospital import admission, case_page
 from datasites.hospital.cases import OpenCase, build_terms, site_plan
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Case
@@ -183,3 +186,17 @@ def test_the_case_says_why_it_can_not_be_examined(furnished: Home, database: Hom
     row = admission.admit(Site.open(furnished.root), sent)
     assert row.state == Case.State.INTAKE
     assert re.search(r"privacy.noise_multiplier is 0.9: [0-9.]+ is the least that fits", row.note)
+
+
+def test_reviewers_read_what_is_shared_and_what_their_own_noise_is_worth(case: OpenCase) -> None:
+    """On the page and on the terminal: threshold, colluders, noise factor, local epsilons of training and counts."""
+    nothing = SimpleNamespace(allowed=True, denied_by=())
+    examined = SimpleNamespace(case=case, decision=nothing, budget=(), services=())
+    view = SimpleNamespace(late_features=(), rehearsal="passed")
+    page = render_to_string("console/case_summary.html", {"examined": examined, "row": case.row, "view": view})
+    text = "\n".join(case_page._terms(examined))  # type: ignore[arg-type]
+    plan = case.study_plan
+    for shown in (unescape(page), text):
+        assert "4 of 4 hospitals must survive, 1 may collude, every sum holds 3 honest ones" in shown
+        assert "1.155 if all survive" in shown
+        assert f"training {plan.local_epsilon:.3f}, evaluation {plan.local_evaluation_epsilon:.3f}" in shown
