@@ -82,17 +82,10 @@ def _classes(mode: Clamping, func: Any, input: Tensor, target: Tensor, *args: An
     return func(input, torch.where(ignored, target, clamped), *args, **kwargs)
 
 
-def _shares(mode: Clamping, func: Any, input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
-    fits = (input >= 0) & (input <= 1)  # false for NaN
-    mode._mark(~fits)
-    return func(torch.where(fits, input, torch.full_like(input, 0.5)), target, *args, **kwargs)
-
-
 _GUARDS: dict[Any, Callable[..., Any]] = {
     functional.embedding: _embedding,
     torch.embedding: _raw_embedding,
     functional.one_hot: _one_hot,
     functional.cross_entropy: _classes,
     functional.nll_loss: _classes,
-    functional.binary_cross_entropy: _shares,
 }

@@ -1,7 +1,8 @@
 """Hostile models: verifier or probe refuse each or it gains nothing, and without the verifier the sandbox holds.
 
-Rules in a model's first line: one of the verifier's; `probe` for what the text does not show; `alone` for what runs
-unrefused and must still not move a sum or a count by more than one patient is allowed to.
+Rules in a model's first line: one of the verifier's; `probe` for what the text does not show; `alone` and `sum` for
+what runs unrefused and must still not move a sum or a count by more than one patient is allowed to: by a failing row,
+or by numbers that cancel where they are measured and not where they are added.
 """
 
 import contextlib
@@ -59,7 +60,8 @@ SYSTEM = [model for model in HOSTILE if "system" in model.flags]
 LIVE = [model for model in HOSTILE if "live" in model.flags]
 UNSEEN = [model for model in HOSTILE if model.rule == "probe"]
 ALONE = [model for model in HOSTILE if model.rule == "alone"]
-NAMED = [model for model in HOSTILE if model not in [*UNSEEN, *ALONE]]
+CANCEL = [model for model in HOSTILE if model.rule == "sum"]
+NAMED = [model for model in HOSTILE if model not in [*UNSEEN, *ALONE, *CANCEL]]
 #: Noise that leaves sums and counts visible; one step over everyone.
 BARE = PrivacyPlan(clip=1.0, noise_multiplier=1e-6, sampling_rate=1.0, rounds=1, steps_per_round=1)
 COUNTED = EvaluationPlan(edges=(0.0, 0.1, 0.5, 0.9, 1.0), final_multiplier=1e-6)
@@ -73,6 +75,7 @@ def test_the_suite_is_large():
     assert len(LIVE) >= 15
     assert len(UNSEEN) >= 16
     assert len(ALONE) >= 2
+    assert len(CANCEL) >= 3
 
 
 @pytest.mark.parametrize("model", NAMED, ids=lambda m: m.name)
@@ -111,7 +114,7 @@ def _adversarial(module):
     return (rng.normal(size=len(flatten(module))) * 20).astype(np.float32)
 
 
-@pytest.mark.parametrize("model", [*UNSEEN, *ALONE], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [*UNSEEN, *ALONE, *CANCEL], ids=lambda m: m.name)
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_even_unprobed_one_patient_moves_a_sum_by_one_clip(model, scale):
     namespace = loader.execute(model.source)
@@ -136,6 +139,19 @@ def test_even_unprobed_one_patient_moves_a_sum_by_one_clip(model, scale):
     assert np.linalg.norm(total(1500) - total(1499)) <= 1 + NORM_SLACK
     given = alone.scores(module, {0: x}, slots=64)
     assert torch.allclose(given[:-1], alone.scores(module, {0: x[:-1]}, slots=64), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", CANCEL, ids=lambda m: m.name)
+def test_what_cancels_where_it_is_measured_is_not_refused_and_moves_a_release_by_one_clip(model, tmp_path):
+    assert verify(model.source) == ()
+    running, (x, y) = _enclave(model, tmp_path), _patients()
+    start = {"parameters": flatten(running._loaded().module)}
+    updates = []
+    for rows in (slice(0, 1500), slice(0, 1499)):
+        _give(running, x[rows], y[rows])
+        train = protocol.Train(round=1, plan=BARE, training=STEP, divisor=1.0, key=KEY)
+        updates.append(running.answer(train, start)[1]["update"].astype(np.float64))
+    assert np.linalg.norm(updates[0] - updates[1]) <= 1 + 1e-2
 
 
 def _enclave(model, folder):

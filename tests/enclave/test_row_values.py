@@ -1,8 +1,8 @@
 """No operation that a model may use raises by what is in a row: whether a round stops would be a message.
 
-Every word of the vocabulary is written as a model would write it, passes the verifier, and runs under `torch.vmap` on
-rows of plain numbers; then on rows that hold what is not a number, infinite, huge, tiny, zero or negative, backward
-pass included. Left out are embedding codes, `one_hot` and targets of a loss: `datasites.privacy` clamps those.
+Every word of the vocabulary is written as a model would write it, passes the verifier, and runs on each row alone, as
+in training, on rows of plain numbers; then on rows that hold what is not a number, infinite, huge, tiny, zero or
+negative, backward pass included. Codes and classes may be anything too: they are clamped while rows run.
 """
 
 import warnings
@@ -12,12 +12,11 @@ import torch
 
 from datasites.enclave import loader, vocabulary
 from datasites.enclave.verifier import verify
+from datasites.privacy import alone
 from datasites.privacy.layers import private_form
 from tests.enclave.test_verifier import model
 
 WIDTH = 16
-#: Clamped by what runs the rows.
-CLAMPED = {"one_hot", "Embedding", "cross_entropy", "nll_loss"}
 #: `x` a row of numbers, `y` another, `c` whole numbers, `d` others, `b` true or false; then with more axes.
 NAMES = """
 y = x.flip(1)
@@ -108,6 +107,7 @@ FUNCTIONS = {
     "cosine_similarity": ["x, y"], "pad": ["x, (1, 2)", "c, (1, 2)", 'x3, (1, 1), mode="reflect"'],
     "interpolate": ["x3, scale_factor=2", 'x4, size=7, mode="bilinear"', 'x5, scale_factor=2, mode="trilinear"'],
     "pixel_shuffle": ["x.view(x.shape[0], 4, 2, 2), 2"], "pixel_unshuffle": ["x4, 2"], "unfold": ["x4, 2"],
+    "one_hot": ["c, num_classes=3", "c3, 5"],
     "scaled_dot_product_attention": ["x3, x3, x3", "x3, x3, x3, attn_mask=x3 > 0", "x3, x3, x3, attn_mask=x3",
                                      "x3, x3, x3, is_causal=True"],
 }  # fmt: skip
@@ -120,7 +120,11 @@ LOSSES = {
     "huber_loss": [f"{_LOSS}, delta=2.0"],
     "poisson_nll_loss": [_LOSS, f"{_LOSS}, log_input=False, full=True"],
     "soft_margin_loss": [_LOSS],
+    "cross_entropy": ["logits, target.long()", "logits, target.long(), label_smoothing=0.1, ignore_index=1"],
+    "nll_loss": ["F.log_softmax(logits, dim=1), target.long()"],
 }
+OF_CLASSES = {"cross_entropy", "nll_loss"}
+CONTAINERS = {"ModuleList", "ModuleDict"}
 _AXES = ((1, "x3"), (2, "x4"), (3, "x5"))
 #: How a layer is made, and what it is called with.
 LAYERS = {
@@ -136,7 +140,8 @@ LAYERS = {
     **{f"Conv{axes}d": (f"{width}, 2, 2", operand) for (axes, operand), width in zip(_AXES, (4, 1, 1), strict=True)},
     **{f"InstanceNorm{axes}d": (f"{width}, affine=True", operand)
        for (axes, operand), width in zip(_AXES, (4, 1, 1), strict=True)},
-    "Linear": ("4, 2", "x3"), "LayerNorm": ("4", "x3"), "GroupNorm": ("2, 4", "x3"), "RMSNorm": ("4", "x3"),
+    "Linear": ("4, 2", "x3"),
+    "Embedding": ("3, 2", "c"), "LayerNorm": ("4", "x3"), "GroupNorm": ("2, 4", "x3"), "RMSNorm": ("4", "x3"),
     "RNN": ("4, 2, batch_first=True", "x3"), "GRU": ("4, 2, batch_first=True", "x3"),
     "LSTM": ("4, 2, batch_first=True", "x3"),
     "MultiheadAttention": ("4, 2, batch_first=True", "x3, x3, x3, key_padding_mask=x3[:, :, 0] > 0"),
@@ -151,6 +156,9 @@ LAYERS = {
     "PixelShuffle": ("2", "x.view(x.shape[0], 4, 2, 2)"), "PixelUnshuffle": ("2", "x4"), "ChannelShuffle": ("2", "x3"),
     "LocalResponseNorm": ("2", "x3"), "CosineSimilarity": ("", "x, y"),
 }  # fmt: skip
+
+#: Layers that give a state or weights as well.
+OF_TWO = {"RNN", "GRU", "LSTM", "MultiheadAttention"}
 
 
 def _written(word):
@@ -171,9 +179,10 @@ CASES = {
     **{f"tensor {word}": [(text, "") for text in _written(word)]
        for word in vocabulary.METHODS | vocabulary.TORCH | vocabulary.BUILTINS_ON_ROWS},
     **{f"F.{word}": [(f"F.{word}({given})", "") for given in FUNCTIONS.get(word, [])]
-       for word in vocabulary.FUNCTIONAL - CLAMPED},
-    **{f"nn.{word}": [(f"self.part({LAYERS[word][1]})", f"self.part = nn.{word}({LAYERS[word][0]})")]
-       if word in LAYERS else [] for word in vocabulary.LAYERS - CLAMPED - {"ModuleList", "ModuleDict"}},
+       for word in vocabulary.FUNCTIONAL},
+    **{f"nn.{word}": [(f"self.part({LAYERS[word][1]})" + "[0]" * (word in OF_TWO),
+                       f"self.part = nn.{word}({LAYERS[word][0]})")] if word in LAYERS else []
+       for word in vocabulary.LAYERS - CONTAINERS},
     "operators": [(text, "") for text in OPERATORS],
 }  # fmt: skip
 
@@ -191,22 +200,17 @@ def _rows(hostile):
 
 
 def _run(module, loss, rows):
-    """Each row alone, forward and back; then as an evaluation runs it."""
+    """Each row alone, forward and back; then as an evaluation runs it. Classes are as odd as the rows."""
     rows = rows.clone().requires_grad_()
-    target = (rows.detach()[:, 1] > 0).float()
-
-    def one(row, label):
-        given = module(row.unsqueeze(0))
-        given = given[0] if isinstance(given, tuple) else given
-        return given if loss is None else loss(given, label.unsqueeze(0))
-
+    target = rows.detach()[:, 1].contiguous()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        given = torch.vmap(one, randomness="error")(rows, target)
+        found = alone.run(module, {0: rows}, loss=loss, target=target)
+        given = found.outputs if loss is None else found.losses
         if given.requires_grad:
             torch.autograd.grad(given.sum(), [rows, *module.parameters()], allow_unused=True)
         with torch.no_grad():
-            torch.vmap(one, randomness="error")(rows, target)
+            alone.run(module, {0: rows}, loss=loss, target=target)
 
 
 def _fits(text, init, loss=""):
@@ -236,11 +240,11 @@ def test_every_operator_was_tried():
         assert _fits(text, ""), text
 
 
-@pytest.mark.parametrize("word", sorted(vocabulary.LOSSES - CLAMPED))
+@pytest.mark.parametrize("word", sorted(vocabulary.LOSSES))
 def test_no_allowed_loss_raises_by_what_is_in_a_row(word):
     for given in LOSSES[word]:
         loss = f'def loss(logits, target):\n    return F.{word}({given}, reduction="none")\n'
-        assert _fits("self.fc(x)", "", loss)
+        assert _fits("self.fc(x).expand(-1, 3)" if word in OF_CLASSES else "self.fc(x)", "", loss)
 
 
 @pytest.mark.parametrize(
