@@ -262,10 +262,10 @@ def summarise(result: dict, out: Path) -> None:
         figure = final[name]
         interval = f"95 % {figure['low']:.3f} to {figure['high']:.3f}, noise sd {figure['noise_sd']:.3f}"
         print(f"{name}: {figure['value']:.3f} ({interval})")
-    for email, spent in result["privacy"].items():
+    for email, loss in result["privacy"].items():
         print(
-            f"{email}: epsilon {spent['epsilon']:.3f} (PLD) at the study's delta "
-            f"{spent['delta']:g}, {spent['steps']} steps in {spent['rounds']} rounds"
+            f"{email}: epsilon {loss['epsilon_charged']:.3f} of at most {loss['epsilon_cap']:g} at the study's delta "
+            f"{loss['delta']:g} (PLD), {loss['steps']} steps in {loss['rounds']} rounds"
         )
     print("seconds: " + ", ".join(f"{name} {value}" for name, value in result["seconds"].items()))
     print(f"written: {out / 'result.json'}, {out / 'model.safetensors'}")

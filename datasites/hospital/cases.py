@@ -110,6 +110,11 @@ class OpenCase:
         return together if self.study.is_distributed and together else self.dataset.declared_patients
 
     @property
+    def study_cap(self) -> float:
+        """Epsilon that the study may cost a patient here, at its own delta: its cap, or this hospital's if less."""
+        return min(self.dataset.study_epsilon, self.study.privacy.epsilon)
+
+    @property
     def delta_in_words(self) -> str:
         """How the study's delta stands to the number of patients."""
         accepted = accepted_delta(self.dataset.population)

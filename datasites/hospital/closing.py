@@ -68,7 +68,8 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
         delta=case.study.privacy.delta,
         noise_multiplier=case.plan.noise_multiplier,
         sampling_rate=case.plan.sampling_rate,
-        spent=ledger.study_spent(dataset, row.study_hash, case.priced_delta),
+        cap=case.study_cap,
+        charged=ledger.study_charged(dataset, row.study_hash, case.priced_delta),
         head=site.audit.public_head(),
     )
 

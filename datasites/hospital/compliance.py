@@ -275,7 +275,7 @@ def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
         epsilon_after=max(after.values()),
         epsilon_cap=caps.epsilon,
         study_epsilon_after=max(own.values()),
-        study_epsilon_cap=min(dataset.study_epsilon, case.study.privacy.epsilon),
+        study_epsilon_cap=case.study_cap,
         delta=case.study.privacy.delta,
         delta_cap=caps.delta,
         release_patients=case.release_patients,

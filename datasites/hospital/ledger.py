@@ -253,7 +253,7 @@ def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
     )
 
 
-def study_spent(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
+def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
     """What one study has charged, at the study's delta: {partition: {"pld": epsilon, "local": epsilon}}.
 
     "pld" is the figure that the study's own cap bounds; "local" is against one who sees this hospital's own vectors.

@@ -137,9 +137,13 @@ def open_population(site: Site, dataset: DatasetSettings) -> Population:
             defaults={
                 "fraction": dataset.held_out,
                 "split_key": bytes.fromhex(dataset.split_salt) or secrets.token_bytes(32),
-                "order": filter_order(asked.epsilon, asked.delta),
             },
         )
+        if population.order is None:
+            # For good from here on, also for a budget of a version that knew no order: caps are public, so the choice
+            # follows nothing that was released.
+            population.order = filter_order(asked.epsilon, asked.delta)
+            population.save(update_fields=["order"])
         opens = agreed_caps(dataset.population) is None
         if opens:
             _record(population, "opened", asked)

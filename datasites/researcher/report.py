@@ -55,15 +55,17 @@ def rounds_table(run: Run) -> pd.DataFrame:
 def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
     """One row per hospital: rounds, steps, and the larger epsilon of training and held-out patients, at delta.
 
-    "epsilon" is the study's, by PLD; "epsilon (alone)" is against one who sees the hospital's own vectors unmasked.
+    The cap is what patients are guaranteed; "charged" is of the rounds that ran, by PLD, and "alone" the same against
+    one who sees the hospital's own vectors unmasked.
     """
     return pd.DataFrame(
         {
             "hospital": roster.get(email).organisation,
             "rounds": account.rounds,
             "steps": account.steps,
-            "epsilon": max(spent["pld"] for spent in account.spent.values()),
-            "epsilon (alone)": max(spent["local"] for spent in account.spent.values()),
+            "epsilon cap": account.cap,
+            "epsilon charged": max(figures["pld"] for figures in account.charged.values()),
+            "epsilon alone": max(figures["local"] for figures in account.charged.values()),
             "delta": account.delta,
         }
         for email, account in sorted(run.state.accounts.items())
@@ -101,9 +103,10 @@ def result(run: Run) -> dict[str, Any]:
                 "steps": account.steps,
                 "noise_multiplier": account.noise_multiplier,
                 "sampling_rate": account.sampling_rate,
-                "epsilon": max(spent["pld"] for spent in account.spent.values()),
-                "epsilon_alone": max(spent["local"] for spent in account.spent.values()),
-                "partitions": account.spent,
+                "epsilon_cap": account.cap,
+                "epsilon_charged": max(figures["pld"] for figures in account.charged.values()),
+                "epsilon_alone": max(figures["local"] for figures in account.charged.values()),
+                "partitions": account.charged,
             }
             for email, account in run.state.accounts.items()
         },

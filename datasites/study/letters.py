@@ -65,8 +65,8 @@ class EpochOffer(Agreed):
 
 #: Noise beyond this (sd, patients per cell) drowns every count.
 MOST_SIGMA = 2.0**20
-#: What a study charged one partition of patients: by PLD, as its cap is, and without other hospitals' noise.
-SPENT = {"pld", "local"}
+#: Figures of what a study charged one partition of patients: by PLD, as its cap is, and without others' noise.
+FIGURES = {"pld", "local"}
 
 
 class Masked(Agreed):
@@ -99,8 +99,8 @@ class Close(Agreed):
 class Account(Agreed):
     """What a study cost a hospital's patients, by its own ledger; follows from public terms and the rounds it ran.
 
-    spent: epsilon of the study's charges at its `delta`, by partition of patients ("training", "held_out") and by the
-    names in `SPENT`.
+    cap: epsilon that patients are guaranteed at the study's `delta`, whenever it ended. charged: epsilon of the rounds
+    that ran, a reading, by partition of patients ("training", "held_out") and by the names in `FIGURES`.
     """
 
     rounds: Annotated[int, Field(ge=0)]
@@ -108,13 +108,14 @@ class Account(Agreed):
     delta: Annotated[float, Field(gt=0, lt=1)]
     noise_multiplier: Annotated[float, Field(ge=0)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    spent: Annotated[dict[str, dict[str, Annotated[float, Field(ge=0, le=1e15)]]], Field(min_length=1, max_length=8)]
+    cap: Annotated[float, Field(gt=0, le=1e9)]
+    charged: Annotated[dict[str, dict[str, Annotated[float, Field(ge=0, le=1e15)]]], Field(min_length=1, max_length=8)]
     head: PublicHead
 
-    @field_validator("spent")
+    @field_validator("charged")
     @classmethod
-    def _whole(cls, spent: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        for partition, epsilons in spent.items():
-            if len(partition) > 64 or set(epsilons) != SPENT:
-                raise ValueError(f"spent of {partition[:64]!r} must hold {', '.join(sorted(SPENT))}")
-        return spent
+    def _whole(cls, charged: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for partition, epsilons in charged.items():
+            if len(partition) > 64 or set(epsilons) != FIGURES:
+                raise ValueError(f"charged of {partition[:64]!r} must hold {', '.join(sorted(FIGURES))}")
+        return charged

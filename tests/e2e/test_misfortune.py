@@ -49,7 +49,7 @@ def test_a_worker_that_dies_or_hangs_costs_its_round_and_the_charge_stays(datasi
     assert "memory" in reasons[2], "a SIGKILL that we did not send is most likely the kernel's, for memory"
     assert "wall-time" in reasons[3]
     assert run.state.accounts[va].steps == 2 * 3
-    assert run.state.accounts[va].spent["training"]["rdp"] > 2.9, "charged rounds stay charged"
+    assert run.state.accounts[va].charged["training"]["pld"] > 2.9, "charged rounds stay charged"
 
 
 def test_what_a_researcher_changes_after_submitting_changes_nothing_that_runs(datasites: LocalDatasites) -> None:

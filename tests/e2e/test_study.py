@@ -56,7 +56,7 @@ def test_the_notebook_runs_a_whole_study(datasites: LocalDatasites, monkeypatch:
     for email in result["hospitals"]:
         spent = result["privacy"][email]
         assert spent["steps"] == 30
-        assert spent["epsilon"] <= 3.0
+        assert spent["epsilon_charged"] <= spent["epsilon_cap"] == 3.0
     assert result["final"]["auc"]["value"] > 0.8
     for key in KEYS:
         check_audit(datasites, run, key)

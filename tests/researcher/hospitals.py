@@ -172,7 +172,7 @@ class Hospital:
         epsilons = {"pld": 0.9, "local": 1.0}
         account = letters.Account(
             rounds=len(self.charged), steps=2, delta=1e-5, noise_multiplier=1.0, sampling_rate=0.3,
-            spent={"training": epsilons, "held_out": epsilons},
+            cap=3.0, charged={"training": epsilons, "held_out": epsilons},
             head=PublicHead.sign(self.party.identity, self.releases, "b" * 64),
         )  # fmt: skip
         self._send(letters.ACCOUNT, account.model_dump(mode="json") | self.account)

@@ -152,14 +152,20 @@ def test_a_lie_around_a_vector_costs_its_sender_alone(federation: Federation, li
     report.result(run)
 
 
-@pytest.mark.parametrize("lie", [{"spent": {}}, {"spent": {"training": {}}}, {"spent": {"training": {"rdp": 1.0}}}])
+@pytest.mark.parametrize(
+    "lie", [{"charged": {}}, {"charged": {"training": {}}}, {"charged": {"training": {"pld": 1.0}}}]
+)
 def test_an_account_without_figures_is_none(federation: Federation, lie: dict) -> None:
     liar = next(iter(federation.hospitals.values()))
     liar.account = lie
     run = federation.run()
     run.complete(progress=False)
     assert report.result(run)["unaccounted"] == [liar.email]
-    assert len(report.privacy_table(run, federation.researcher.roster)) == 3
+    table = report.privacy_table(run, federation.researcher.roster)
+    assert len(table) == 3
+    assert set(table["epsilon cap"]) == {3.0}
+    assert set(table["epsilon charged"]) == {0.9}
+    assert set(table["delta"]) == {1e-5}
 
 
 @pytest.mark.parametrize("weight", [-0.75, -1.0])
