@@ -96,7 +96,7 @@ def test_noise_beyond_the_bound_is_taken_off_delta() -> None:
     study = distributed(privacy={"delta": 1e-5, "noise_multiplier": 9.0}, evaluation={"noise_multiplier": 9.0})
     made = plan_of(study)
     assert 0 < study.privacy.delta - made.priced_delta < 1e-8
-    hopeless = distributed(privacy={"delta": 1e-12, "noise_multiplier": 90.0}, evaluation={"noise_multiplier": 90.0})
+    hopeless = distributed(privacy={"delta": 1e-11, "epsilon": 50.0})
     with pytest.raises(PlanError, match="privacy.delta"):
         plan_of(hopeless)
 
