@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from dp_accounting import DpEvent
 
@@ -18,7 +19,7 @@ from datasites.hospital import ledger
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.models import Case, LedgerEntry
 from datasites.hospital.population import caps_of
-from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
+from datasites.privacy.accountant import Charge, read_charge
 from datasites.privacy.plan import PrivacyPlan
 
 POINTS = 60
@@ -97,8 +98,8 @@ class Book:
                     name=case.study_name if case else study[:12],
                     case=case.pk if case else None,
                     partition=partition,
-                    reserved=100 * ledger.share(self.dataset, _events(reserve)),
-                    charged=100 * ledger.share(self.dataset, _events(charge)),
+                    reserved=100 * self._measure.share(_events(reserve)),
+                    charged=100 * self._measure.share(_events(charge)),
                     rounds=sum(e.kind == "charge" for e in mine),
                     closed=any(e.kind == "release" for e in mine),
                 )
@@ -127,7 +128,11 @@ class Book:
         return WhatIf(noise_multiplier=plan.noise_multiplier, after=after, cap=caps.epsilon, fits=after <= caps.epsilon)
 
     def _epsilon(self, counts: Counter[Charge]) -> float:
-        return epsilon_at_order(_events(counts), ledger.order_of(self.dataset), caps_of(self.dataset).delta)
+        return self._measure.epsilon(_events(counts))
+
+    @cached_property
+    def _measure(self) -> ledger.Measure:
+        return ledger.Measure.of(self.dataset)
 
 
 @dataclass(frozen=True)

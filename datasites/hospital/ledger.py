@@ -23,7 +23,7 @@ from dp_accounting import ComposedDpEvent, DpEvent
 
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.models import LedgerEntry
-from datasites.hospital.population import alone, caps_of, order_of, require_agreed
+from datasites.hospital.population import Caps, alone, caps_of, order_of, require_agreed
 from datasites.privacy.accountant import (
     Charge,
     compose,
@@ -111,37 +111,51 @@ def _charged(population: str, partition: str, study: str | None = None, local: b
     return [event for entry in entries for event in _events(entry.local_charges if local else entry.charges)]
 
 
-def _epsilon(dataset: DatasetSettings, events: Sequence[DpEvent]) -> float:
-    return epsilon_at_order(events, order_of(dataset), caps_of(dataset).delta)
+@dataclass(frozen=True)
+class Measure:
+    """How a population's events are measured: its caps and the Renyi order of its budget, read once."""
 
+    caps: Caps
+    order: int
 
-def share(dataset: DatasetSettings, events: Sequence[DpEvent]) -> float:
-    """Which part of the population's cap these events take."""
-    caps = caps_of(dataset)
-    return share_of_cap(events, caps.epsilon, caps.delta, order_of(dataset))
+    @classmethod
+    def of(cls, dataset: DatasetSettings) -> Measure:
+        """The measure of a dataset's population now."""
+        return cls(caps_of(dataset), order_of(dataset))
+
+    def epsilon(self, events: Sequence[DpEvent]) -> float:
+        """What these events read, at the population's delta."""
+        return epsilon_at_order(events, self.order, self.caps.delta)
+
+    def share(self, events: Sequence[DpEvent]) -> float:
+        """Which part of the population's cap they take."""
+        return share_of_cap(events, self.caps.epsilon, self.caps.delta, self.order)
 
 
 def _gate(dataset: DatasetSettings, partition: str, events: Sequence[DpEvent], what: str) -> None:
-    after, caps = _epsilon(dataset, events), caps_of(dataset)
+    measure = Measure.of(dataset)
+    after, caps = measure.epsilon(events), measure.caps
     if not after <= caps.epsilon + TOLERANCE:
         raise BudgetExceeded(
             f"budget: population {caps.population}, {partition} patients: {what} would bring epsilon to {after:.3f} at "
-            f"delta {caps.delta:g} (Renyi order {order_of(dataset)}), above the cap of {caps.epsilon:g}; ask for fewer "
+            f"delta {caps.delta:g} (Renyi order {measure.order}), above the cap of {caps.epsilon:g}; ask for fewer "
             "rounds or more noise: what these patients may lose does not grow with time or with another name"
         )
 
 
 def epsilon_after(dataset: DatasetSettings, asked: Mapping[str, Asked], study: str = "") -> dict[str, float]:
     """Epsilon of each partition if `study` reserved `asked` on top of everything committed; writes nothing."""
+    measure = Measure.of(dataset)
     return {
-        partition: _epsilon(dataset, [*_committed(dataset.population, partition, study), price.event])
+        partition: measure.epsilon([*_committed(dataset.population, partition, study), price.event])
         for partition, price in asked.items()
     }
 
 
 def committed_elsewhere(dataset: DatasetSettings, study: str) -> dict[str, float]:
     """Epsilon that all studies but this one have reserved or charged, per partition."""
-    return {partition: _epsilon(dataset, _committed(dataset.population, partition, study)) for partition in PARTITIONS}
+    measure = Measure.of(dataset)
+    return {partition: measure.epsilon(_committed(dataset.population, partition, study)) for partition in PARTITIONS}
 
 
 def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[DpEvent]]:
@@ -237,20 +251,22 @@ def close(dataset: DatasetSettings, study: str) -> None:
 
 def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
     """Spent and committed per partition, as they read now."""
-    caps = caps_of(dataset)
-    return tuple(
-        PartitionState(
-            partition=partition,
-            cap=caps.epsilon,
-            delta=caps.delta,
-            order=order_of(dataset),
-            spent=_epsilon(dataset, _charged(dataset.population, partition)),
-            spent_local=_epsilon(dataset, _charged(dataset.population, partition, local=True)),
-            committed=_epsilon(dataset, _committed(dataset.population, partition)),
-            used=share(dataset, _committed(dataset.population, partition)),
+    measure, states = Measure.of(dataset), []
+    for partition in PARTITIONS:
+        committed = _committed(dataset.population, partition)
+        states.append(
+            PartitionState(
+                partition=partition,
+                cap=measure.caps.epsilon,
+                delta=measure.caps.delta,
+                order=measure.order,
+                spent=measure.epsilon(_charged(dataset.population, partition)),
+                spent_local=measure.epsilon(_charged(dataset.population, partition, local=True)),
+                committed=measure.epsilon(committed),
+                used=measure.share(committed),
+            )
         )
-        for partition in PARTITIONS
-    )
+    return tuple(states)
 
 
 def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:

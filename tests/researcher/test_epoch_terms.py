@@ -22,7 +22,9 @@ def test_an_epoch_without_everybody_keeps_the_approved_threshold(tmp_path: Path)
     """Five hospitals, t = 4: four may set an epoch up with t = 4, three may not with t = 3."""
     heart = StudyPackage.read(HEART).study
     emails = tuple(f"site@h{n}.example.org" for n in range(5))
-    terms = heart.model_copy(update={"cohort": heart.cohort.model_copy(update={"hospitals": emails, "threshold": None})})
+    terms = heart.model_copy(
+        update={"cohort": heart.cohort.model_copy(update={"hospitals": emails, "threshold": None})}
+    )
     parties = [Identity.generate(email) for email in (heart.researcher, *emails)]
     entries = tuple(
         RosterEntry(organisation=p.email, email=p.email, role="hospital", public_key=p.public_key) for p in parties

@@ -84,7 +84,7 @@ def test_each_page_asks_a_bounded_number_of_questions(crowded: Console) -> None:
     bounds = {
         "/cases/": 8,
         "/cases/?show=open": 8,
-        f"/cases/{crowded.number}/": 34,
+        f"/cases/{crowded.number}/": 48,
         "/studies/": 6,
         f"/studies/{crowded.study}/": 6,  # type: ignore[attr-defined]
         f"/studies/{crowded.study}/rounds/": 5,  # type: ignore[attr-defined]
