@@ -234,8 +234,9 @@ def spend_until_killed(number: int, report: int) -> None:
         os.write(report, study.encode())
 
 
+# A population of its own: the budget of `heart` was opened narrower, and settings that say more are refused.
 HEART_WITH_ROOM = DatasetSettings(
-    name="heart", table="t", mapping="m", mock="k", summary="s", declared_patients=1, epsilon=50, delta=1e-3,
+    name="heart-with-room", table="t", mapping="m", mock="k", summary="s", declared_patients=1, epsilon=50, delta=1e-3,
     study_epsilon=50,
 )  # fmt: skip
 
