@@ -131,7 +131,7 @@ class PrivacyPlan(Agreed):
     ) -> PrivacyPlan:
         """The plan with the least noise whose whole event costs at most (epsilon, delta) by PLD.
 
-        Raises `PlanError` when no noise multiplier up to 10,000 does.
+        Raises `PlanError` when no noise multiplier up to 10,000 does, and `ValidationError` for figures out of range.
         """
 
         def plan(multiplier: float) -> PrivacyPlan:
@@ -145,6 +145,7 @@ class PrivacyPlan(Agreed):
                 honest=honest,
             )
 
+        plan(1.0)  # figures that no plan may have are named before a price is sought for them
         least = _least_noise(sampling_rate, rounds * steps_per_round, epsilon, delta)
         return plan(least if mode == "local" else ceil(least / LATTICE))
 
