@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from scipy.optimize import brentq
@@ -36,26 +37,37 @@ def least_noise(sampling_rate: float, count: int, epsilon: float, delta: float) 
     """
     target = epsilon * (1 - MARGIN)
 
-    def above(multiplier: float) -> float:
-        return math.log(max(epsilon_pld([release(multiplier, sampling_rate, count)], delta), 1e-12) / target)
+    def above(multiplier: float, coarse: bool = False) -> float:
+        spent = epsilon_pld([release(multiplier, sampling_rate, count)], delta, coarse=coarse)
+        return math.log(max(spent, 1e-12) / target)
 
     # A release of the sampled Gaussian costs about rate / multiplier, and releases add up as their squares.
     high = sampling_rate * math.sqrt(count * 2 * math.log(1 / delta)) / epsilon
     high = min(max(high, 2 * LEAST_NOISE), MOST_NOISE)
-    while above(high) > 0:
+    while above(high, coarse=True) > 0:
         if high >= MOST_NOISE:
             return None
         high = min(1.5 * high, MOST_NOISE)
-    low = high / 1.3
-    while low > LEAST_NOISE and above(low) <= 0:
-        low, high = low / 1.5, low
-    if low > LEAST_NOISE:
-        root = brentq(lambda x: above(math.exp(x)), math.log(low), math.log(high), xtol=PRECISION)
-        high = min(high, math.exp(root))
-    multiplier = ceil(high)
+    # The coarse figure is an upper bound, so that what it finds is enough; the fine one only comes down from there.
+    high = _enough(above, _root(partial(above, coarse=True), high, 1.3))
+    return _enough(above, ceil(_root(above, high, 1.01)))
+
+
+def _enough(above: Callable[[float], float], multiplier: float) -> float:
     while above(multiplier) > 0:
         multiplier = ceil(multiplier * (1 + PRECISION))
     return multiplier
+
+
+def _root(above: Callable[[float], float], high: float, factor: float) -> float:
+    """About the least multiplier at which `above` is not above 0, which it is not at `high`."""
+    low = high / factor
+    while low > LEAST_NOISE and above(low) <= 0:
+        low, high = low / factor, low
+    if low <= LEAST_NOISE:
+        return high
+    root = brentq(lambda x: above(math.exp(x)), math.log(low), math.log(high), xtol=PRECISION)
+    return max(low, min(high, math.exp(root)))
 
 
 def ceil(multiplier: float) -> float:
