@@ -33,6 +33,7 @@ from datasites.privacy.batches import Tensors, tensors
 from datasites.privacy.clipping import MOST_ROWS
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.records import UnsupportedModel
+from datasites.study.schema import DataModel
 
 _PROBE_ROWS = 16
 #: Said of any error while real rows are at work: its text may hold values of a row.
@@ -59,6 +60,7 @@ class Enclave:
         self._warnings = warnings
         self._genuine = loader.Genuine()
         self._model: loader.LoadedModel | None = None
+        self._data_model: DataModel | None = None
         self._findings: tuple[protocol.ModelFinding, ...] = ()
         self._rows: dict[str, Rows] = {}
         self._device = "cuda" if limits.devices and torch.cuda.is_available() else "cpu"
@@ -91,7 +93,7 @@ class Enclave:
         if self._model is not None:
             raise _Refusal("protocol", "this worker has a model; a worker serves one study")
         built = loader.load(Path(request.folder), request.files, request.n_features, request.config, self._genuine)
-        self._model = built
+        self._model, self._data_model = built, request.data_model
         self._findings = built.findings
         module = built.module
         named = tuple(
@@ -148,19 +150,22 @@ class Enclave:
             device=self._device,
             ring=request.ring,
             rehearsal=isinstance(request, protocol.Rehearse),
+            data_model=self._data_model,
             randomness=SecureRandom(key),
         )
 
     def _check_on_invented(self, module: torch.nn.Module, rows: Rows) -> tuple[Tensors, torch.Tensor]:
         """That the batch size shows in axis 0 only, with this round's parameters; gives the rows that it took.
 
-        Their kind and shape are those of `rows`, and nothing else: what fails here fails whoever the patients are.
+        They are the data model's and have the shape of `rows`: what fails here fails whoever the patients are.
         That rows are independent, the trainer probes itself.
         """
-        inputs, target = tensors(rows["x"]), torch.from_numpy(rows["y"])
-        made_up, labels = probe.invented(inputs, target, _PROBE_ROWS, SecureRandom().generator("probe"))
+        made_up, labels = self._invented(rows, _PROBE_ROWS, SecureRandom().generator("probe"))
         check_shapes(copy.deepcopy(module), self._loaded().loss, made_up[0].numpy(), labels.numpy())
         return made_up, labels
+
+    def _invented(self, like: Rows, count: int, source: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        return probe.invented(tensors(like["x"]), torch.from_numpy(like["y"]), count, source, self._data_model)
 
     def _check_on_mock(self, module: torch.nn.Module, rows: Rows) -> None:
         if not len(rows["y"]):
@@ -196,10 +201,9 @@ class Enclave:
 
     def _measure(self, request: protocol.Measure) -> protocol.Measured:
         shaped, source = self._partition("mock"), SecureRandom().generator("measure")
-        inputs, target = tensors(shaped["x"]), torch.from_numpy(shaped["y"])
-        made_up, labels = probe.invented(inputs, target, request.training_rows, source)
+        made_up, labels = self._invented(shaped, request.training_rows, source)
         rows = {"x": made_up[0].numpy(), "y": labels.numpy(), "patients": np.arange(len(labels), dtype=np.int64)}
-        scored, _ = probe.invented(inputs, target, request.held_out_rows, source)
+        scored, _ = self._invented(shaped, request.held_out_rows, source)
         training, scoring = [], []
         for _ in range(2):  # the first time warms up, and a real round may be a worker's first
             module = copy.deepcopy(self._usable().module)

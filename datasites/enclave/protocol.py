@@ -23,6 +23,7 @@ from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
 from datasites.study.manifest import LocalTraining, Sha256
 from datasites.study.rounds import RingTerms
+from datasites.study.schema import DataModel
 
 MAGIC = b"DSW1"
 _PREFIX = struct.Struct("<4sIQ")
@@ -58,13 +59,17 @@ class ArrayLayout(Agreed):
 
 
 class LoadCode(Agreed):
-    """Read, check and execute the frozen `model.py`; build the model. Reply: `Description`."""
+    """Read, check and execute the frozen `model.py`; build the model. Reply: `Description`.
+
+    data_model: what ordinary rows hold, for rows that are invented.
+    """
 
     kind: Literal["load_code"] = "load_code"
     folder: str
     files: dict[str, Sha256]
     n_features: Annotated[int, Field(ge=1)]
     config: dict[str, JsonValue] = {}
+    data_model: DataModel | None = None
 
 
 class LoadData(Agreed):

@@ -158,12 +158,14 @@ class Worker:
         *,
         n_features: int,
         config: Mapping[str, JsonValue] | None = None,
+        data_model: DataModel | None = None,
         data: Mapping[protocol.PartitionName, Partition] | None = None,
         timeouts: Timeouts | None = None,
     ) -> Self:
         """Start a worker on a frozen study copy, load its model, hand it rows.
 
         files: name -> SHA-256 (hex) for every file that the worker may read; must contain `model.py` (I1).
+        data_model: what ordinary rows hold; checks of the model run on rows that are drawn from it.
         Raises `WorkerRefused` when a hash differs or the code is refused, else as the class says.
         """
         worker = cls(sandbox, frozen, timeouts or Timeouts())
@@ -173,6 +175,7 @@ class Worker:
                 files=dict(files),
                 n_features=n_features,
                 config=dict(config or {}),
+                data_model=data_model,
             )
             # The first answer also waits for torch to be imported.
             seconds = worker._timeouts.start + worker._timeouts.load

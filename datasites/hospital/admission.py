@@ -66,6 +66,7 @@ def start_worker(
         {name: sha256_hex(content) for name, content in case.package.files.items()},
         n_features=len(case.package.data_model.columns),
         config=case.study.model,
+        data_model=case.package.data_model,
         data=data,
         timeouts=Timeouts(train=seconds, evaluate=seconds),
     )

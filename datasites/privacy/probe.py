@@ -24,6 +24,7 @@ from datasites.privacy.batches import Array, Inputs, Loss, Tensors, binary_loss,
 from datasites.privacy.clamping import Clamping
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.records import Recording, UnsupportedModel, recording, row_records
+from datasites.study.schema import DataModel
 
 #: Largest L2 norm of what a whole row's values may differ by, relative to their own. In float64 what remains is a cast
 #: that the model makes itself; in float32, for models that can't be run in float64, the rounding of other kernels.
@@ -76,14 +77,23 @@ def check_independence(
         _compare_all(module, loss or binary_loss, disturbed, target[drawn], device)
 
 
-def invented(inputs: Tensors, target: Tensor, rows: int, source: np.random.Generator) -> tuple[Tensors, Tensor]:
-    """Rows that look like a study's and hold nothing of them: numbers in [0, 1), codes 0, labels 0 or 1."""
+def invented(
+    inputs: Tensors, target: Tensor, rows: int, source: np.random.Generator, model: DataModel | None = None
+) -> tuple[Tensors, Tensor]:
+    """Rows of the same shapes that nobody has, and that hold nothing of those given.
+
+    model: says what ordinary rows hold, and they are drawn from it: numbers over the ranges that it encodes to, one
+    column of a category's levels, labels. Without one (or where it has other columns) numbers are standard normal,
+    codes and labels 0 or 1.
+    """
+    if model is not None and {name: part.shape[1:] for name, part in inputs.items()} == {0: (len(model.columns),)}:
+        x, y = model.invent(rows, source)
+        return {0: torch.from_numpy(x).to(inputs[0].dtype)}, torch.from_numpy(y).to(target.dtype)
 
     def make(part: Tensor) -> Tensor:
         shape = (rows, *part.shape[1:])
-        if not part.is_floating_point():
-            return part.new_zeros(shape)
-        return torch.from_numpy(source.random(shape)).to(part.dtype)
+        made = source.standard_normal(shape) if part.is_floating_point() else source.integers(2, size=shape)
+        return torch.from_numpy(made).to(part.dtype)
 
     labels = torch.from_numpy(source.integers(2, size=(rows, *target.shape[1:]))).to(target.dtype)
     return {name: make(part) for name, part in inputs.items()}, labels

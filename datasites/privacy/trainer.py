@@ -71,6 +71,7 @@ from datasites.privacy.records import recording, row_records
 from datasites.privacy.sampling import PatientIndex, poisson_rows
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import LEAST_OWN_STEPS, NORM_SLACK, RingTerms
+from datasites.study.schema import DataModel
 
 #: Invented rows in a round's probe.
 _PROBE_ROWS = 16
@@ -174,6 +175,7 @@ def train_round(
     device: str | torch.device = "cpu",
     ring: RingTerms | None = None,
     rehearsal: bool = False,
+    data_model: DataModel | None = None,
     randomness: SecureRandom | None = None,
     observer: Callable[[StepNotice], None] | None = None,
 ) -> RoundResult:
@@ -187,6 +189,7 @@ def train_round(
     round_number: 1 .. plan.rounds, for the schedule, which spans the study.
     ring: in distributed mode, and only there, how the released sum lies in the secure sum.
     rehearsal: the rows are mock rows. The probe takes these, and a row with codes out of range is refused.
+    data_model: what ordinary rows hold; the rows that the probe invents are drawn from it.
     randomness: sampling and noise; fresh from the operating system when left out.
     Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped,
     `DependentRows` for one that mixes rows, and what the model raises.
@@ -216,7 +219,7 @@ def train_round(
         chosen = torch.from_numpy(source.integers(len(target), size=size))
         check_independence(module, loss, take(inputs, chosen), target[chosen], randomness, device=device)
     else:
-        made_up, labels = invented(inputs, target, _PROBE_ROWS, source)
+        made_up, labels = invented(inputs, target, _PROBE_ROWS, source, data_model)
         check_independence(module, loss, made_up, labels, randomness, device=device)
 
     mechanism = Mechanism(plan, randomness)

@@ -65,6 +65,7 @@ class Study:
             {name: sha256_hex(content) for name, content in self.package.files.items()},
             n_features=len(self.package.data_model.columns),
             config=self.terms.model,
+            data_model=self.package.data_model,
             data={} if mock is None else {"mock": Partition.of_mock(self.package.data_model, mock)},
         )
 

@@ -98,6 +98,23 @@ class Feature(Agreed):
             encoded = np.concatenate([encoded, missing[:, None].astype(np.float64)], axis=1)
         return encoded.astype(np.float32)
 
+    def invent(self, rows: int, source: np.random.Generator) -> pd.Series:
+        """Ordinary values as a harmonised table holds them: evenly over the range or the levels, some missing."""
+        values: list[object]
+        if self.type == "category":
+            values = [self.levels[code] for code in source.integers(len(self.levels), size=rows)]
+        elif self.type == "boolean":
+            values = list(source.integers(2, size=rows).astype(float))
+        else:
+            assert self.low is not None
+            assert self.high is not None
+            values = list(source.uniform(self.low, self.high, size=rows))
+        if self.indicator:
+            values = [
+                None if missing else value for value, missing in zip(values, source.random(rows) < 0.1, strict=True)
+            ]
+        return pd.Series(values, dtype=object)
+
 
 class DataModel(Agreed):
     """All features of a study and its label (a boolean column)."""
@@ -121,6 +138,15 @@ class DataModel(Agreed):
     def columns(self) -> tuple[str, ...]:
         """Encoded column names in order."""
         return tuple(column for feature in self.features for column in feature.columns)
+
+    def invent(self, rows: int, source: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that nobody has, encoded as ordinary ones are: x float32 (rows, columns), y float32 (rows,).
+
+        Each column is drawn by itself, from what the data model says and nothing else.
+        """
+        return self.encode(
+            pd.DataFrame({feature.name: feature.invent(rows, source) for feature in (*self.features, self.label)})
+        )
 
     def encode(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Encode a harmonised table to (x float32 (rows, columns), y float32 (rows,)).

@@ -27,6 +27,7 @@ from datasites.enclave.worker import (
 )
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.manifest import LocalTraining
+from datasites.study.schema import DataModel, Feature
 
 #: A model that passes the verifier and does something else for each width of its input: one worker shows many fates.
 SOURCE = """
@@ -249,6 +250,44 @@ def test_rows_and_reasons_stay_out_of_what_is_public(worker):
     assert "0x" not in WorkerError("a row: [63, 1]").public
     assert WorkerError("a row").public == WorkerTimeout("b").public == "failed"
     assert "array" not in repr(rows())
+
+
+MIXES_ON_A_LEVEL = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.first = nn.Linear(n, 4)
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        shared = h.mean(dim=-2, keepdim=True)
+        return self.last(h + (x[:, 1:2] == 0.5).float() * shared)
+
+
+def build_model(n_features, **config):
+    return Net(n_features)
+"""
+LEVELS = DataModel(
+    features=(
+        Feature(name="age", type="number", low=18.0, high=98.0, centre=58.0, scale=20.0),
+        Feature(name="ward", type="category", levels=("a", "b", "c"), centres=(0.5, 0.25)),
+        Feature(name="smokes", type="boolean", indicator=True),
+    ),
+    label=Feature(name="died", type="boolean"),
+)
+
+
+def test_a_round_probes_ordinary_rows_of_the_data_model(tmp_path):
+    """No row here has the level on which the model mixes rows; that it would is found on rows that nobody has."""
+    with start(study(tmp_path / "study", MIXES_ON_A_LEVEL), data={"training": rows()}, data_model=LEVELS) as running:
+        with pytest.raises(WorkerRefused) as caught:
+            train(running)
+    assert caught.value.rule == "dependent-rows"
 
 
 # From here on the module's worker dies; nothing above may come after.

@@ -9,7 +9,9 @@ from torch import nn
 
 from datasites.privacy.batches import binary_loss
 from datasites.privacy.layers import private_form
-from datasites.privacy.probe import DependentRows, check_independence
+from datasites.privacy.noise import SecureRandom
+from datasites.privacy.probe import DependentRows, check_independence, invented
+from datasites.study.schema import DataModel, Feature
 from tests.privacy.models import KINDS
 
 ROWS = 12
@@ -92,6 +94,49 @@ def test_a_loss_that_mixes_rows_is_caught(loss):
     x, y = rng.normal(size=(ROWS, 6)).astype(np.float32), rng.integers(0, 2, ROWS).astype(np.float32)
     with pytest.raises(DependentRows):
         check_independence(KINDS["mlp"][0](), loss, x, y)
+
+
+class OnALevel(nn.Module):
+    """Mixes rows where a category has its second level, encoded as the data model does; no other number does it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(h + (x[:, 1:2] == 0.5).float() * h.mean(0))
+
+
+LEVELS = DataModel(
+    features=(
+        Feature(name="age", type="number", low=18.0, high=98.0, centre=58.0, scale=20.0),
+        Feature(name="ward", type="category", levels=("a", "b", "c"), centres=(0.5, 0.25)),
+    ),
+    label=Feature(name="died", type="boolean"),
+)
+
+
+def test_a_model_that_mixes_ordinary_rows_only_is_caught_on_invented_ones():
+    shapes = {0: torch.zeros(0, 3)}, torch.zeros(0)
+    for number in range(5):
+        source = SecureRandom(bytes([number]) * 32).generator("test")
+        x, y = invented(*shapes, 16, source, LEVELS)
+        with pytest.raises(DependentRows):
+            check_independence(OnALevel(), None, x, y)
+    # Numbers that no data model made would have missed it.
+    x, y = invented(*shapes, 16, source)
+    check_independence(OnALevel(), None, x, y)
+
+
+def test_what_is_invented_has_the_shapes_of_rows_and_nothing_else_of_them():
+    like = {"x": torch.full((9, 4, 2), 1e9), "codes": torch.full((9, 3), 77)}, torch.full((9,), 5.0)
+    made, y = invented(*like, 16, np.random.default_rng(0))
+    assert made["x"].shape == (16, 4, 2)
+    assert made["x"].abs().max() < 10
+    assert made["codes"].shape == (16, 3)
+    assert set(made["codes"].flatten().tolist()) == {0, 1}
+    assert set(y.tolist()) == {0.0, 1.0}
 
 
 class Transposed(nn.Module):
