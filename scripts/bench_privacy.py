@@ -1,7 +1,7 @@
 """Speed of private training: plain PyTorch, Opacus hooks, Opacus ghost clipping and this trainer, in one run.
 
 Prints a table of samples per second for three models, and the cost of noise per million parameters.
-Usage: python scripts/bench_privacy.py [--device cpu] [--steps 20] [--json FILE]
+Usage: python scripts/bench_privacy.py [--device cpu] [--steps 20] [--slots 64] [--json FILE]
 """
 
 from __future__ import annotations
@@ -135,11 +135,13 @@ def opacus(
     return _rate(step, steps, batch, device)
 
 
-def ours(build: Callable[[], nn.Module], x: Tensor, y: Tensor, batch: int, steps: int, device: str) -> float:
+def ours(
+    build: Callable[[], nn.Module], x: Tensor, y: Tensor, batch: int, steps: int, device: str, slots: int
+) -> float:
     """`train_round`, whole: Poisson sampling, secure noise with its floating-point defence, update."""
     model = private_form(build())
     plan = PrivacyPlan(clip=1.0, noise_multiplier=1.0, sampling_rate=batch / ROWS, rounds=1, steps_per_round=steps)
-    local = LocalTraining(steps=steps, learning_rate=0.1)
+    local = LocalTraining(steps=steps, learning_rate=0.1, slots=slots)
     rows, labels, patients = x.numpy(), y.numpy(), np.arange(len(x))
 
     def step() -> None:
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=64, help="rows of a microbatch of this trainer")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -181,7 +184,12 @@ def main() -> None:
         x = torch.randn(ROWS, *shape)
         y = (torch.rand(ROWS) < 0.5).float()
         common = (build, x, y, batch, arguments.steps, arguments.device)
-        rates = [plain(*common), opacus(*common, ghost=False), opacus(*common, ghost=True), ours(*common)]
+        rates = [
+            plain(*common),
+            opacus(*common, ghost=False),
+            opacus(*common, ghost=True),
+            ours(*common, arguments.slots),
+        ]
         to_plain, to_ghost = rates[3] / rates[0], rates[3] / rates[2]
         print(f"{name:<24}" + "".join(f"{rate:>10,.0f}" for rate in rates) + f"{to_plain:>9.2f}{to_ghost:>9.2f}")
         for method, rate in zip(("plain", "hooks", "ghost", "ours"), rates, strict=True):

@@ -33,6 +33,7 @@ from datasites.study.audit_chain import PublicHead
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
+from datasites.study.manifest import PARAMETER_BOUND
 from datasites.study.rounds import counts_ring
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
@@ -365,9 +366,10 @@ class Run:
             changes["update_norm"] = float(np.linalg.norm(mean))
             with np.errstate(over="ignore", invalid="ignore"):
                 model = self._strategy.next_model(model.astype(np.float64), mean).astype(np.float32)
-            if not np.isfinite(model).all():
+            if not (np.abs(model) <= PARAMETER_BOUND).all():  # so it is for NaN as well
                 raise RunError(
-                    f"round {record.round}: the next model would not be finite; lower the server's step size"
+                    f"round {record.round}: the next model would hold numbers beyond +-{PARAMETER_BOUND:g}, which no "
+                    "hospital takes; lower the server's step size"
                 )
         if record.evaluate != "no":
             changes["counts"] = tuple(map(tuple, sums["counts"].reshape(-1, 2).tolist()))

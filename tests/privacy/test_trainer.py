@@ -10,14 +10,14 @@ from scipy import stats
 from torch import nn
 
 from datasites.privacy import trainer
-from datasites.privacy.noise import SecureRandom
+from datasites.privacy.noise import SecureRandom, noised
 from datasites.privacy.parameters import flatten
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import DependentRows
 from datasites.privacy.records import UnsupportedModel, rows_of
 from datasites.privacy.trainer import Mechanism, StepsExhausted, TrainingRefused, train_round
 from datasites.study.manifest import LocalTraining
-from datasites.study.rounds import ring_terms
+from datasites.study.rounds import NORM_SLACK, ring_terms
 from tests.privacy.models import KINDS
 
 TINY = 1e-6  # a noise multiplier that leaves gradients visible
@@ -225,6 +225,13 @@ def test_more_steps_than_the_plan_are_refused_before_the_first():
     with pytest.raises(StepsExhausted, match="1501"):
         train_round(module, None, x, y, patients, plan(steps_per_round=1500), sgd(1501), divisor=1.0)
     assert (flatten(module) == 0).all()
+
+
+def test_a_release_is_the_mechanism_that_is_priced_to_the_last_bit():
+    """The noise is that of sensitivity clip x (1 + slack): 0.2 % more than of the clip, too little for statistics."""
+    terms, values, key = plan(noise_multiplier=1.7, clip=0.3), np.linspace(-1, 1, 9), b"k" * 32
+    released = Mechanism(terms, SecureRandom(key)).release(values)
+    assert (released == noised(values, 0.3 * (1 + NORM_SLACK), 1.7, SecureRandom(key))).all()
 
 
 def test_the_mechanism_counts_and_stops_by_itself():
@@ -529,9 +536,9 @@ def test_it_learns():
 SHARED = {"mode": "distributed", "honest": 4, "noise_multiplier": 2.0}
 
 
-def ring(terms, length, hospitals=4):
+def ring(terms, length, hospitals=4, slack=NORM_SLACK):
     noise = {"noise_multiplier": terms.noise_multiplier, "honest": terms.honest}
-    return ring_terms(clip=terms.clip, hospitals=hospitals, length=length, **noise)
+    return ring_terms(clip=terms.clip, hospitals=hospitals, length=length, slack=slack, **noise)
 
 
 def shared_round(module, loss, x, y, patients, terms, key=None, terms_of_ring=None):
@@ -595,6 +602,8 @@ def test_no_size_of_a_models_numbers_rounds_the_noise_away(exponent, sign, monke
         (plan(**SHARED), sgd(), {"ring": ring(plan(**{**SHARED, "noise_multiplier": 1.9}), 5)}, "the plan prices"),
         (plan(**SHARED), sgd(), {"ring": ring(plan(**SHARED, clip=0.9), 5)}, "the plan prices"),
         (plan(**SHARED), sgd(), {"ring": ring(plan(**{**SHARED, "honest": 5}), 5)}, "the plan prices"),
+        (plan(**SHARED), sgd(), {"ring": ring(plan(**SHARED), 5, slack=0.0)}, "the plan prices"),
+        (plan(**SHARED), sgd(), {"ring": ring(plan(**SHARED), 4)}, "the plan prices"),
         (plan(**SHARED), sgd(momentum=0.9), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
         (plan(**SHARED), sgd(optimiser="adam"), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
         (plan(**SHARED), sgd(proximal=0.1), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),

@@ -32,6 +32,17 @@ def test_a_whole_run(federation: Federation) -> None:
     assert run.state.epoch == 0
 
 
+def test_a_model_that_no_hospital_would_take_is_not_made(federation: Federation) -> None:
+    run = federation.run()
+    before = run.model["weight"].copy()
+    for hospital in federation.hospitals.values():
+        hospital.update, hospital.weight = 15.0, 1e-7
+    record = run.next_round()
+    assert record.outcome == "failed"
+    assert "which no hospital takes" in record.reason
+    np.testing.assert_array_equal(run.model["weight"], before)
+
+
 # -- late, gone, back --------------------------------------------------------------------------------------------------
 
 
