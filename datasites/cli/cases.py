@@ -22,7 +22,7 @@ from datasites.cli.terminal import (
 )
 
 review = group("Cases: read, approve, reject.")
-study = group("Studies: check a folder; pause, resume, rejoin or revoke one that runs.")
+study = group("Studies: check a folder; pause, resume, sit out, rejoin or revoke one that runs.")
 
 
 @review.command("list")
@@ -107,14 +107,23 @@ def _lifecycle(action: str, words: str) -> None:
         with acting(home, name, password_stdin) as (site, person):
             from datasites.hospital import review
 
-            row = getattr(review, action)(site, case, person, reason)
+            row = getattr(review, action.replace("-", "_"))(site, case, person, reason)
         out.print(f"case {case}: {row.state}")
 
     study.command(action, help=words)(command)
 
 
 _lifecycle("pause", "Pause a study; effective before the next round.")
-_lifecycle("resume", "Go on with a study that was paused or stopped.")
+_lifecycle(
+    "resume",
+    "Go on with a study that was paused or stopped; a round whose work has failed is tried again. The researcher sees "
+    "it go on.",
+)
+_lifecycle(
+    "sit-out",
+    "Go on with a stopped study without the round whose work has failed. The researcher reads that this hospital sat "
+    "it out, and not why.",
+)
 _lifecycle("revoke", "End a study here for good; effective before the next round.")
 _lifecycle(
     "rejoin",

@@ -23,7 +23,10 @@ out = Console(highlight=False, soft_wrap=True)
 HomeOption = Annotated[Path, typer.Option("--home", envvar="DATASITES_HOME", help="The datasite's home folder.")]
 NameOption = Annotated[str, typer.Option("--as", help="Your name, as entered with `datasites person add`.")]
 StdinOption = Annotated[bool, typer.Option("--password-stdin", help="Read your password from standard input.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
+ReasonOption = Annotated[
+    str,
+    typer.Option("--reason", help="Why; kept in the audit log, which others read in bundles: no patient, no count."),
+]
 
 
 def group(words: str) -> typer.Typer:

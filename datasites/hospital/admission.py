@@ -214,7 +214,9 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
     row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared))
-    terms = terms.model_copy(update={"ticks": row.rehearsal.pop("ticks", terms.ticks)})
+    terms = terms.model_copy(
+        update={name: row.rehearsal.pop(name) for name in ("ticks", "parameters") if name in row.rehearsal}
+    )
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
     examined.case = open_case(home, row, prepared)
     if examined.staged is None:
@@ -222,7 +224,7 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
 
 
 def _rehearse(home: Home, case: OpenCase) -> dict[str, Any]:
-    """What training on mock rows has shown, and the ticks that a round is allowed by its time on invented rows."""
+    """What training on mock rows has shown; `ticks`, by the time on invented rows; and `parameters` of the model."""
     try:
         mock = Partition.of_mock(case.package.data_model, read_table(home.root / case.dataset.mock))
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds)
@@ -253,4 +255,4 @@ def _rehearse(home: Home, case: OpenCase) -> dict[str, Any]:
             return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
         except RingRefused as error:
             return {"outcome": "failed", "reason": str(error)}
-    return {**report, "outcome": "passed", "ticks": ticks_for(seconds)}
+    return {**report, "outcome": "passed", "ticks": ticks_for(seconds), "parameters": worker.description.count}

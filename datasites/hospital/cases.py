@@ -273,7 +273,7 @@ def records_folder(home: Home, study_hash: str) -> Path:
 
 
 def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared) -> ApprovalTerms:
-    """What an approval of `package` on the prepared records would bind here and now, its ticks not yet measured."""
+    """What an approval of `package` on the prepared records would bind now, its model not yet built nor timed."""
     identity = patient_column(home, dataset)
     both_sides = charges_both_sides(dataset.population, identity)
     made = site_plan(package.study, dataset, both_sides=both_sides)
@@ -290,6 +290,7 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, pre
         verifier_ruleset=RULESET,
         dependencies=dependencies(),
         ticks=1,
+        parameters=0,
     )
 
 

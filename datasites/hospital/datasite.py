@@ -27,6 +27,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from datasites.hospital.population import open_populations
 from datasites.hospital.rounds import StudyRun, foreseen
+from datasites.hospital.row_work import Machine
 from datasites.hospital.setup import open_control
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import AuditError
@@ -79,6 +80,7 @@ class Datasite:
             site.identity.email, self._store, self._control.sealer(), self._home.transport / "mail", durable=True
         )
         self._runs: dict[int, StudyRun] = {}
+        self._machine = Machine()
         self._resting: dict[int, tuple[float, float]] = {}
         self._noted: set[tuple[str, str]] = set()
         self._roster_read = 0.0
@@ -127,7 +129,8 @@ class Datasite:
                 raise outage
             if not busy:
                 # Until the next sync, or the tick at which a release leaves.
-                wakes = [run.wakes_at for run in self._runs.values() if run.wakes_at is not None]
+                awake = [run.wakes_at for pk, run in self._runs.items() if pk not in self._resting]
+                wakes = [moment for moment in awake if moment is not None]
                 left = min([max(self._next_sync, time.monotonic() + 0.05), *wakes]) - time.monotonic()
                 if left > 0:
                     self._store.wait(folders, left, stop, since=before)
@@ -263,7 +266,7 @@ class Datasite:
             if row.rejoins:
                 give_up_keys(self._home, row.study_hash)
                 Case.objects.filter(pk=row.pk).update(rejoins=False)
-            self._runs[row.pk] = StudyRun(self._site, self._mailroom, row)
+            self._runs[row.pk] = StudyRun(self._site, self._mailroom, row, self._machine)
         except (StoreError, AuditError):
             raise
         except Exception as error:

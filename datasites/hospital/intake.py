@@ -34,7 +34,7 @@ class ApprovalTerms(Agreed):
 
     `plan` and `evaluation_plan` are the hospital's own, calibrated from the study's terms within its limits (I4).
     `data_version` is a keyed commitment to the records, since the hash goes to the researcher (I16). `ticks` after a
-    round's letter its release leaves (`ticks`).
+    round's letter its release leaves (`ticks`). `parameters` is how many numbers the model has, as it was built here.
     `identity` is the column that tells patients apart ("" where each row is one). `both_sides`: every event is charged
     to training and to held-out patients, since who tells them apart otherwise may move somebody from side to side.
     """
@@ -51,6 +51,7 @@ class ApprovalTerms(Agreed):
     verifier_ruleset: str
     dependencies: dict[str, str]
     ticks: Annotated[int, Field(ge=1)]
+    parameters: Annotated[int, Field(ge=0)]
 
 
 def dependencies() -> dict[str, str]:

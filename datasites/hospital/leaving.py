@@ -3,6 +3,16 @@
 The journal decides what a release is (I6); here it is put into audit log and database, sent, and sent again after a
 restart, byte for byte. With the consistency wave this hospital first acknowledges one survivor list, and answers only
 once enough others have acknowledged the same one (I8).
+
+**Theorem (letters; I16).** Each letter of a round is a function of the public record, of the masked vector, and of keys
+drawn without regard to rows. `Masked` holds the signed header (sizes from the manifest, the vector's hash), the number
+of releases and a hash of the audit log, in whose records rows stand as keyed commitments only, and public noise levels.
+Acknowledgement and shares follow from the survivor list and from shares that were dealt before the first round. An
+`Abstention` names the controls that denied on declared facts, or nothing. Proof: by what each is made of, below; the
+masked vector is the noised one plus masks (computationally uniform to who lacks t shares, `secagg`), so under fewer
+than t colluding holders it adds nothing, and with them it is the output of the priced mechanism. Sizes are those of the
+manifest's vectors and of public words. When: the vector at the round's tick (`rounds`), everything else when the letter
+that it answers is read, which no work on rows delays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What people do with a case: approve, reject, pause, resume, revoke; the kill switch. Console and commands share it.
+"""What people do with a case: approve, reject, pause, resume, sit out, revoke; the kill switch. For console and CLI.
 
 Each function checks who acts, asks the policies where they have a say, writes database and audit log together, and
 raises a `DatasitesError` without any change when it may not be. Where a file is changed, what widens is logged first
@@ -14,10 +14,11 @@ from django.db import transaction
 
 from datasites.hospital import compliance, ledger, withdrawal
 from datasites.hospital.cases import open_case
-from datasites.hospital.models import Case, Review
+from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
 from datasites.hospital.site import Site
+from datasites.study import letters
 from datasites.study.errors import DatasitesError
 
 
@@ -130,10 +131,11 @@ def _move(
         row = Case.objects.select_for_update().get(pk=find_case(number).pk)
         if row.state not in states:
             raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
-        row.state, row.note = to, reason
+        # Why a study was stopped may have been rows, so it is logged only now that somebody has looked at it.
+        before, row.state, row.note = str(row.state), to, reason
         row.save(update_fields=["state", "note"])
         also(row)
-        site.audit.append(kind, case=number, person=person.name, role=person.role, reason=reason)
+        site.audit.append(kind, case=number, person=person.name, role=person.role, reason=reason, before=before)
     return row
 
 
@@ -144,9 +146,29 @@ def pause(site: Site, number: int, person: Acting, reason: str) -> Case:
 
 
 def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
-    """Go on after a pause or a stop; policies are asked again before the next round."""
+    """Go on after a pause or a stop; policies are asked again before the next round.
+
+    A round whose work has failed is tried again, with the same randomness, unless the researcher has begun another.
+    """
     halted = (Case.State.PAUSED, Case.State.STOPPED)
     return _move(site, number, person, reason, "resumed", halted, Case.State.RUNNING)
+
+
+def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
+    """Go on after a stop without the round whose work has failed, and tell the researcher that it is sat out.
+
+    The researcher reads that this hospital did not take part in that round, and no reason.
+    """
+
+    def abstain(row: Case) -> None:
+        failed = Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).last()
+        if failed is None:
+            raise ReviewError(f"case {number}: no round of it waits for an answer; use resume or rejoin")
+        failed.state = Round.State.FAILED
+        failed.abstention = letters.Abstention(outcome="failed").model_dump(mode="json")
+        failed.save(update_fields=["state", "abstention"])
+
+    return _move(site, number, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING, abstain)
 
 
 def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:

@@ -1,41 +1,57 @@
 """One approved study at this hospital, from setup to close: check, charge, train, mask, journal, release; then unmask.
 
 The order of a round is fixed, and each line is durable before the next begins: policies allow; the journal opens the
-manifest (one per round, I6); the ledger is charged (I5); the worker trains in its sandbox; the release policy allows;
-the audit log records the release (I11); the journal keeps the masked vector; the letter goes out. Killed anywhere, the
-next `step` goes on from what is durable: it trains again under the same charge if nothing was masked, and sends the
-journal's copy if something was.
+manifest and keeps the round's secret (one per round, I6); the ledger is charged (I5); a worker trains in its sandbox,
+with keys of that secret (`round_keys`); the round's tick comes (`ticks`); the release policy allows; the journal keeps
+the masked vector; the audit log records the release (I11); the letter goes out. Killed anywhere, the next `step` goes
+on from what is durable: it trains again under the same charge and keys if nothing was masked, and sends the journal's
+copy if something was.
 
-What leaves is a masked vector, a bare abstention, or shares; never a loss, a count, a log or a time (I7).
+**Theorem (what leaves in a round, and when; I16).** The *public record* is what people declare and enter, what others
+send, faults, and the clock. Everything that a round lets out (letters, records of the audit log, whose heads go out,
+and the moments of both, in ticks) is a function of the public record, of what priced mechanisms gave, and of randomness
+that is independent of rows.
+
+Proof. `_attend` looks at no row: an abstention, and the charge with its record, follow from the case's terms (in which
+rows stand as a keyed commitment), the letter, the policies' facts, all of them declared, and the ledger. `RowWork`
+looks at rows. It runs in a thread that sends nothing, logs nothing into the audit log, and is waited for by nobody
+before the tick, so every other letter leaves when it would have left. What it gives comes out through two doors, the
+noised gradient and the noised counts. `_end_of_work` begins at the tick and does work of public size on that. Where it
+has failed, nothing leaves and nothing is logged; the case is stopped for people, who answer in their own words.
+
+What remains: silence. Whether a round is answered at all depends on whether its work ends, twice at most; that does not
+depend on rows as long as no row can make the worker fail, which is the trainer's to see to (`privacy.trainer`): no
+exception handler around rows, operations that can raise by a row's values refused, rows that are not finite zeroed. So
+an adversary who finds such a row after all learns one bit, once: the study is then stopped until people have looked.
+And overruns, in whole ticks (`ticks`). Assumptions: those of `commitments`, `round_keys` and the masks (computational);
+the machine's load is not observed otherwise; this process and the worker's confinement work as they should.
 """
 
 from __future__ import annotations
 
 import datetime
 import logging
-import os
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from datasites.enclave.worker import TrainResult, Worker, WorkerError
 from datasites.hospital import compliance, ledger
-from datasites.hospital.admission import start_worker
-from datasites.hospital.cases import OpenCase, open_case, partitions
+from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import closing_step, journal_of
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.epochs import EpochSetup, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
+from datasites.hospital.round_keys import RoundKeys
+from datasites.hospital.row_work import Computed, Machine, RowWork
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import GRACE, TICK, leaves_at
-from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.journal import Journal
 from datasites.secagg.messages import MaskedVector, SignedManifest
@@ -44,7 +60,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.manifest import RoundManifest, SharedNoise
+from datasites.study.manifest import PARAMETER_BOUND, RoundManifest, SharedNoise
 from datasites.study.rounds import round_terms
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import StoreError
@@ -52,16 +68,10 @@ from policies.facts import ReleaseFacts
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 #: What does not cost a round: an outage of the store, after which the round goes on where it was; a journal that may
 #: release nothing, which stops the study; and a damaged audit log, which ends the service, since nothing may run that
-#: can't be logged (I14). Anything else in a round costs this hospital that round and no more.
+#: can't be logged (I14). Anything else before rows are looked at costs this hospital that round and no more.
 NOT_OF_THE_ROUND = (StoreError, JournalRolledBack, JournalDamaged, AuditError)
-
-#: Refusals of the worker after which the study itself can't be trusted: a row's gradient depends on other rows, or the
-#: model's code changed the trainer's (I15).
-STOPPING_RULES = ("dependent-rows", "monkey-patch")
 
 
 class RoundRefused(DatasitesError):
@@ -126,6 +136,12 @@ def foreseen(error: Exception) -> bool:
     return type(error).__module__.startswith(("datasites.", "policies."))
 
 
+def in_words(error: Exception) -> str:
+    """An error as people here read it; others' words may hold a value of a row."""
+    rule = getattr(error, "rule", "") or type(error).__name__
+    return f"{rule}: {error}" if foreseen(error) else rule
+
+
 def log_charge(site: Site, case: OpenCase, number: int) -> None:
     """Put the charge of a round into the audit log, by the digest of its entry in the ledger."""
     record = Round.objects.get(case=case.row, round=number)
@@ -153,22 +169,23 @@ def log_unlogged_charges(site: Site, case: OpenCase) -> None:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """What a round has computed and not released: it waits for its tick. Times are of the monotonic clock."""
+class _AtWork:
+    """A round whose rows are worked on, or were and wait for their tick. Times are of the monotonic clock."""
 
     case: OpenCase
     manifest: RoundManifest
-    vectors: dict[str, npt.NDArray[np.generic]]
-    steps: int
+    work: Future[Computed]
     started: float
-    seconds: float
     due: float
 
 
 class StudyRun:
-    """The running study of one case. `step` does what can be done now."""
+    """The running study of one case. `step` does what can be done now.
 
-    def __init__(self, site: Site, mailroom: Mailroom, row: Case) -> None:
+    machine: what the runs of one datasite share; left out, this run has it to itself.
+    """
+
+    def __init__(self, site: Site, mailroom: Mailroom, row: Case, machine: Machine | None = None) -> None:
         self._site = site
         self._pk = row.pk
         self.study_hash = row.study_hash
@@ -183,22 +200,20 @@ class StudyRun:
         except BaseException:
             self._journal.close()
             raise
-        self._worker: Worker | None = None
-        self._withdrawn: frozenset[str] = frozenset()
-        self._dimension: int | None = None
         self._leaving = Leaving(site, self._case, self._post, self._journal)
-        self._held: _Held | None = None
+        self._machine = machine or Machine()
+        self._rows = RowWork(site.home, self._machine)
+        self._at_work: _AtWork | None = None
+        self._halted = False
 
     @property
     def wakes_at(self) -> float | None:
         """When `step` is wanted for a release that waits for its tick, by the monotonic clock; not before."""
-        return None if self._held is None else self._held.due - TICK
+        return None if self._at_work is None or self._halted else self._at_work.due - TICK
 
     def close(self) -> None:
-        """End the worker and let go of the journal."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        """End the work on rows and let go of the journal."""
+        self._rows.close()
         self._journal.close()
 
     def step(self) -> bool:
@@ -214,12 +229,15 @@ class StudyRun:
                 return True
             if self._send_abstention(row):
                 return True
-            if row.state not in (Case.State.APPROVED, Case.State.RUNNING) or compliance.is_killed(self._site.home):
+            runs = row.state in (Case.State.APPROVED, Case.State.RUNNING)
+            self._halted = not runs or compliance.is_killed(self._site.home)
+            if self._halted:
                 return False
-            if self._held is not None:
-                return self._release_held(row, self._held)
+            if self._at_work is not None:
+                return self._end_of_work(row, self._at_work)
             return self._setup.step() or self._leaving.step(self._setup.member) or self._round(row)
         except (JournalRolledBack, JournalDamaged) as error:
+            self._site.audit.append("stopped", study=self.study_hash, reason=str(error)[:500])
             self._stop(row, str(error))
             return True
 
@@ -229,6 +247,7 @@ class StudyRun:
         member, state = self._setup.member, self._journal.state
         if member is None or state is None or state.enrolment is None:
             return False
+        self._rows.warm(self._case)
         for number, kind, sender in reversed(self._post.mailbox()):
             if number < max(1, state.last_round):
                 return False
@@ -238,70 +257,80 @@ class StudyRun:
             done = Round.objects.filter(case=row, round=number).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
-            letter = self._post.receive(self._researcher, number, letters.ROUND, self._largest_model(row))
+            letter = self._post.receive(self._researcher, number, letters.ROUND, self._largest_model)
             if letter is not None:
                 self._attend(row, number, letter)
                 return True
         return False
 
     def _attend(self, row: Case, number: int, letter: Letter) -> None:
-        started = time.monotonic()
-        with self._errors_of(row, number):
+        """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered."""
+        now = time.monotonic()
+        try:
             case = self._case = open_case(self._site.home, row)
             signed = SignedManifest.from_bytes(str(letter.body.get("manifest", "")).encode())
             manifest = signed.manifest
             if manifest.round != number:
                 raise RoundRefused(f"round {number}: its letter holds the manifest of round {manifest.round}")
-            worker = self._started_worker(case)
-            check_manifest(case, manifest, worker.description.count)
-            parameters = self._model(letter, manifest, worker.description.count)
+            check_manifest(case, manifest, case.terms.parameters)
+            parameters = self._model(letter, manifest, case.terms.parameters)
             decision = compliance.decide(self._site, case, "run_round", manifest=manifest)
             compliance.require(decision, "run_round", row.approval_hash)
             self._open(row, signed)
             ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
             log_charge(self._site, case, number)
-            vectors, steps = self._compute(case, manifest, parameters)
-            now = time.monotonic()
-            if now - started > case.terms.ticks * TICK:
-                log.warning("round %d: took %.2f s, more than its %d ticks", number, now - started, case.terms.ticks)
-            due = leaves_at(started, case.terms.ticks, now)
-            self._held = _Held(case, manifest, vectors, steps, started, now - started, due)
-
-    def _release_held(self, row: Case, held: _Held) -> bool:
-        """Mask and release what was computed, once its tick has come; True when it has left.
-
-        All of this comes after the tick, the records in the log included, so that no time in them tells how long the
-        work on rows took.
-        """
-        now = time.monotonic()
-        if now > held.due + GRACE:  # other studies' work has kept the service away; that must not show either
-            held = self._held = replace(held, due=leaves_at(held.started, held.case.terms.ticks, now))
-        if now < held.due - TICK:
-            return False
-        time.sleep(max(0.0, held.due - now))
-        self._held, made = None, None
-        with self._errors_of(row, held.manifest.round):
-            made = self._masked(row, held)
-        if made is not None:
-            # From the journal's commit on the release is made, and no error can turn it into an abstention.
-            self._leaving.release(*made)
-        return True
-
-    @contextmanager
-    def _errors_of(self, row: Case, number: int) -> Iterator[None]:
-        """What an error in a round comes to."""
-        try:
-            yield
         except compliance.Denied as error:
             self._abstain(row, number, "denied", error.controls, str(error))
         except NOT_OF_THE_ROUND:
             raise
         except Exception as error:
-            rule = getattr(error, "rule", "") or type(error).__name__
-            if rule in STOPPING_RULES:
-                self._stop(row, f"round {number}: {rule}: {error}")
-            self._abstain(row, number, "failed", (), f"{rule}: {error}" if foreseen(error) else rule)
+            self._abstain(row, number, "failed", (), in_words(error))
+        else:
+            # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
+            started = max(now, self._machine.free_at)
+            due = self._machine.free_at = leaves_at(started, case.terms.ticks, started)
+            work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
+            self._at_work = _AtWork(case, manifest, work, started, due)
+
+    def _keys(self, case: OpenCase, manifest: RoundManifest, records: str) -> RoundKeys:
+        state = self._journal.state
+        assert state is not None
+        assert state.open is not None
+        assert state.open.manifest_hash == manifest.digest()
+        return RoundKeys(state.open.secret, state.open.manifest_hash, case.approval_hash, records)
+
+    def _end_of_work(self, row: Case, round: _AtWork) -> bool:
+        """Release what was computed, once its tick has come; True when that is over.
+
+        Masks, policies and the log's records all come after the tick, so that no time in them tells how long the work
+        on rows took. Work that failed is for people here alone: nothing answers by itself.
+        """
+        now = time.monotonic()
+        if now > round.due + GRACE:  # the service was kept away; that must not show but in whole ticks
+            round = self._at_work = replace(round, due=leaves_at(round.started, round.case.terms.ticks, now))
+        if now < round.due - TICK:
+            return False
+        time.sleep(max(0.0, round.due - now))
+        if not round.work.done():
+            self._at_work = replace(round, due=round.due + TICK)
+            self._machine.free_at = max(self._machine.free_at, round.due + TICK)
+            return False
+        self._at_work = None
+        try:
+            made = self._masked(row, round, round.work.result())
+        except compliance.Denied as error:
+            self._abstain(row, round.manifest.round, "denied", error.controls, str(error))
+        except NOT_OF_THE_ROUND:
+            raise
+        except Exception as error:
+            reason = f"round {round.manifest.round}: {in_words(error)}"
+            Round.objects.filter(case=row, round=round.manifest.round).update(reason=reason)
+            self._stop(row, reason)
+        else:
+            # From the journal's commit on the release is made, and no error can turn it into an abstention.
+            self._leaving.release(*made)
+        return True
 
     def _open(self, row: Case, signed: SignedManifest) -> None:
         member, state = self._setup.member, self._journal.state
@@ -323,104 +352,42 @@ class StudyRun:
         blob = read_blob(letter)
         if sha256_hex(blob) != manifest.model_hash or len(blob) != 4 * dimension:
             raise RoundRefused(f"round {manifest.round}: the model is not the one that the manifest names")
-        return np.frombuffer(blob, dtype="<f4").astype(np.float32)
-
-    def _started_worker(self, case: OpenCase) -> Worker:
-        gone = withdrawn(self._site.home, case.dataset.name)
-        if self._worker is not None and gone != self._withdrawn:
-            self._worker.close()
-        if self._worker is None or not self._worker.alive:
-            self._worker = start_worker(self._site.home, case, partitions(self._site.home, case))
-            self._withdrawn = gone
-            self._dimension = self._worker.description.count
-        return self._worker
-
-    def _largest_model(self, row: Case) -> int | None:
-        """Bytes of this study's model, float32; None when no worker starts, for which `_attend` then abstains."""
-        if self._dimension is None:
-            try:
-                self._started_worker(open_case(self._site.home, row))
-            except NOT_OF_THE_ROUND:
-                raise
-            except Exception as error:
-                log.warning("no worker yet: %s", error if foreseen(error) else type(error).__name__)
-        return None if self._dimension is None else 4 * self._dimension
-
-    def _compute(
-        self, case: OpenCase, manifest: RoundManifest, parameters: npt.NDArray[np.float32]
-    ) -> tuple[dict[str, npt.NDArray[np.generic]], int]:
-        vectors: dict[str, npt.NDArray[np.generic]] = {}
-        steps = 0
-        if manifest.train:
-            result = self._with_worker(case, lambda worker: self._train(worker, case, manifest, parameters))
-            if case.plan.mode == "distributed":
-                # Whole grid steps, as they are: the noise that was priced is the noise that is summed.
-                vectors["gradient"] = result.update
-            else:
-                share = min(1.0, case.dataset.declared_patients / manifest.weight_max)
-                vectors["update"] = result.update.astype(np.float64) * share
-                vectors["weight"] = np.array([share])
-            steps = result.steps
-        if manifest.evaluate != "no":
-            kind = manifest.evaluate
-            counts = self._with_worker(
-                case,
-                lambda worker: worker.evaluate(
-                    parameters,
-                    plan=case.evaluation,
-                    kind=kind,
-                    key=os.urandom(32),
-                    slots=case.study.training.slots,
-                    ring=case.counts_ring(kind),
-                ),
+        model = np.frombuffer(blob, dtype="<f4").astype(np.float32)
+        # Here and not on rows, so that whoever sent such a model is told so.
+        if not (np.abs(model) <= PARAMETER_BOUND).all():
+            raise RoundRefused(
+                f"round {manifest.round}: the model holds numbers that are not finite or beyond +-{PARAMETER_BOUND:g}; "
+                "send one that has not diverged"
             )
-            vectors["counts"] = counts.reshape(-1)
-        return vectors, steps
+        return model
 
-    def _train(
-        self, worker: Worker, case: OpenCase, manifest: RoundManifest, parameters: npt.NDArray[np.float32]
-    ) -> TrainResult:
-        return worker.train(
-            parameters,
-            plan=case.plan,
-            training=case.study.training,
-            divisor=case.divisor,
-            round=manifest.round,
-            key=os.urandom(32),
-            ring=case.gradient_ring(len(parameters)),
-        )
+    @property
+    def _largest_model(self) -> int:
+        """Bytes of this study's model, float32."""
+        return 4 * self._case.terms.parameters
 
-    def _with_worker(self, case: OpenCase, call: Callable[[Worker], Result]) -> Result:
-        """Call the worker; a crash is tried once more with a fresh one, under the same charge (nothing has left)."""
-        try:
-            return call(self._started_worker(case))
-        except WorkerError as error:
-            if self._worker is not None and self._worker.alive:
-                raise
-            log.warning("worker ended (%s); starting another", error)
-            # Not in the audit log, whose heads leave: a crash may depend on a row (I16).
-            return call(self._started_worker(case))
-
-    def _masked(self, row: Case, held: _Held) -> tuple[MemberState, MaskedVector]:
+    def _masked(self, row: Case, round: _AtWork, computed: Computed) -> tuple[MemberState, MaskedVector]:
         """The masked vector, allowed to leave; nothing has left before the journal holds it."""
-        case, manifest, vectors, steps = held.case, held.manifest, held.vectors, held.steps
+        case, manifest = round.case, round.manifest
         member, state = self._setup.member, self._journal.state
         assert member is not None
         assert state is not None
-        after, masked = member.mask(state, vectors)
+        after, masked = member.mask(state, computed.vectors, rounding=computed.rounding)
         expected = sum(term.length for term in manifest.vectors)
         facts = ReleaseFacts(
             round=manifest.round,
             masked=after.open is not None and after.open.header == masked.header,
-            noised=steps == (case.plan.steps_per_round if manifest.train else 0),
+            noised=computed.steps == (case.plan.steps_per_round if manifest.train else 0),
             charged=ledger.is_charged(case.dataset, self.study_hash, manifest.round, case.round_asked(manifest)),
             dimension=masked.header.dimension,
             expected_dimension=expected,
         )
         decision = compliance.decide(self._site, case, "release", manifest=manifest, release=facts)
         compliance.require(decision, "release", row.approval_hash)
-        # Steps were counted by the trainer; they go into the database before the one commit that makes the release.
-        Round.objects.filter(case=row, round=manifest.round).update(steps=steps, seconds=held.seconds)
+        # For the hospital alone, and before the one commit that makes the release. Steps were counted by the trainer.
+        Round.objects.filter(case=row, round=manifest.round).update(
+            steps=computed.steps, seconds=computed.seconds, reason=_noted(round, computed)
+        )
         return after, masked
 
     # -- ends --------------------------------------------------------------------------------------------------
@@ -452,6 +419,14 @@ class StudyRun:
         return self._post.post(self._researcher, newest.round, letters.ABSTAINED, body)
 
     def _stop(self, row: Case, reason: str) -> None:
+        """Take part in nothing until people have looked. What rows had a part in is not in the audit log (I16)."""
         log.error("study stopped: %s", reason)
-        self._site.audit.append("stopped", study=self.study_hash, reason=reason[:500])
         Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=reason)
+
+
+def _noted(round: _AtWork, computed: Computed) -> str:
+    """What the hospital's own people should know of a round that went well."""
+    late = math.ceil((round.due - round.started) / TICK - 1e-6) - round.case.terms.ticks
+    words = [f"left {late} ticks of {TICK:g} s late"] if late > 0 else []
+    words += ["its worker crashed, and was started again"] if computed.crashes else []
+    return "; ".join(words)

@@ -395,9 +395,11 @@ class Run:
         return Wait(frozenset(present), patience, self._round_timeout)
 
     def _welcome_back(self, number: int) -> None:
-        """A hospital whose vector of the last round came too late is there again: wait for it in the next one."""
-        absent = set(self._sum.hospitals) - set(self.state.present)
-        late = self._mailroom.waiting([(email, self.study.hash, number, letters.MASKED) for email in sorted(absent)])
+        """A hospital whose answer to the last round came too late is there again: wait for it in the next one."""
+        absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
+        late = self._mailroom.waiting(
+            [(email, self.study.hash, number, kind) for email in sorted(absent) for kind in kinds]
+        )
         if late:
             self._save(present=tuple(sorted({*self.state.present, *(email for email, *_ in late)})))
 

@@ -174,7 +174,7 @@ class Journal:
             record = None
         except (ValidationError, ValueError):
             # Not the validation error itself: it quotes the file, which holds secrets.
-            raise JournalDamaged(f"{record_path}: not a journal record; {REJOIN}") from None
+            raise JournalDamaged(f"{record_path}: not a journal record of this version; {REJOIN}") from None
         try:
             anchor = Anchor.parse(self._anchor_path.read_bytes())
         except FileNotFoundError:

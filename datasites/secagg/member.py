@@ -12,6 +12,7 @@ manifest, with one share per participant (I8), and keys only from the pinned ros
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,6 +50,7 @@ from datasites.secagg.messages import (
     SurvivorList,
     UnmaskShares,
 )
+from datasites.secagg.shares import SECRET
 from datasites.secagg.state import MemberState, OpenRound, Released, RoundSecrets
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity
@@ -94,11 +96,14 @@ class Member:
 
     # -- rounds --------------------------------------------------------------------------------------------------
 
-    def open(self, state: MemberState, signed: SignedManifest, *, today: datetime.date) -> MemberState:
+    def open(
+        self, state: MemberState, signed: SignedManifest, *, today: datetime.date, secret: bytes | None = None
+    ) -> MemberState:
         """Accept a round's manifest, once; earlier rounds are closed for good and their secrets destroyed.
 
-        The same manifest again changes nothing. Raises `BadMessage`, `BadTerms`, `Equivocation`, `RoundUsed`, or
-        `JournalRolledBack` when the marks show a release that this state does not know.
+        secret: of the round's own randomness, 32 bytes; drawn from the operating system unless given (tests). The same
+        manifest again changes nothing, and the secret stays. Raises `BadMessage`, `BadTerms`, `Equivocation`,
+        `RoundUsed`, or `JournalRolledBack` when the marks show a release that this state does not know.
         """
         epoch = setup.enrolled(self.context, state)
         check_sender(self.context, signed, by_aggregator=True)
@@ -119,18 +124,25 @@ class Member:
         return state.step(
             "open",
             digest,
-            open=OpenRound(manifest=manifest, manifest_hash=digest),
+            open=OpenRound(manifest=manifest, manifest_hash=digest, secret=secret or os.urandom(SECRET)),
             last_round=manifest.round,
             secrets=tuple(one for one in state.secrets if one.round >= manifest.round),
             commitments=b"",
         )
 
     def mask(
-        self, state: MemberState, vectors: Mapping[str, npt.NDArray[np.generic]], *, threads: int | None = None
+        self,
+        state: MemberState,
+        vectors: Mapping[str, npt.NDArray[np.generic]],
+        *,
+        threads: int | None = None,
+        rounding: bytes | None = None,
     ) -> tuple[MemberState, MaskedVector]:
         """W1: encode the named vectors of the open round into one masked vector, and destroy the round's own keys.
 
-        Float vectors are cut to ±bound and rounded stochastically; integer vectors count as already scaled.
+        Float vectors are cut to ±bound and rounded stochastically, with bits from the key `rounding` (32 bytes of one
+        use; fresh ones unless given); integer vectors count as already scaled. The same state, vectors and key give
+        the same bytes.
         `vectors` are neither kept nor changed. Raises `AlreadyMasked` the second time: resend the journal's copy.
         """
         epoch = setup.enrolled(self.context, state)
@@ -139,7 +151,7 @@ class Member:
         if opened.header is not None:
             raise AlreadyMasked(f"round {manifest.round}: masked before; send the journal's copy again")
         secrets = self._secrets(state, manifest.round)
-        vector = ring.encode_all(manifest.vectors, vectors)
+        vector = ring.encode_all(manifest.vectors, vectors, rounding)
         masks.apply(vector, self._masks(epoch, opened, secrets), threads=threads)
         vector.setflags(write=False)  # signed below; nobody may change it on its way out
         payload = vector.astype("<u4", copy=False).data.cast("B")
@@ -158,7 +170,7 @@ class Member:
         after = state.step(
             "mask",
             hashed,
-            open=opened.model_copy(update={"header": header}),
+            open=opened.model_copy(update={"header": header, "secret": b""}),
             secrets=state.replaced(secrets.model_copy(update={"key": b"", "seed": b""})),
             released=(*state.released, Released(sequence=sequence, head=head)),
         )

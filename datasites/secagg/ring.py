@@ -1,7 +1,8 @@
 """Fixed-point encoding of real vectors in the integers modulo 2**32, and the bound that keeps a sum exact.
 
 A coordinate x becomes the integer round(x * scale), cut to ±limit with limit = ceil(bound * scale); rounding is
-stochastic, so that it is unbiased, with bits from a generator keyed by the operating system (I13). The sum of n
+stochastic, so that it is unbiased, with bits from AES under a secret key (I13): a round's own, so that work that is
+repeated after a crash gives the same bytes, or one from the operating system. The sum of n
 encodings decodes exactly while n * limit < 2**31. Cutting is on purpose silent: an error would depend on private
 values. Knows nothing of masks or messages.
 """
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from datasites.secagg.errors import BadTerms, SecaggError
 from datasites.study.manifest import HALF_RING, VectorTerm
@@ -64,11 +65,14 @@ def offsets(terms: Sequence[VectorTerm]) -> dict[str, slice]:
     return places
 
 
-def encode_all(terms: Sequence[VectorTerm], vectors: Mapping[str, npt.NDArray[np.generic]]) -> Ring:
+def encode_all(
+    terms: Sequence[VectorTerm], vectors: Mapping[str, npt.NDArray[np.generic]], key: bytes | None = None
+) -> Ring:
     """Encode all named vectors into one new array of uint32, shape (dimension(terms),).
 
-    A float vector (any float type) is scaled and rounded; an integer vector counts as already scaled (discrete noise
-    added before encoding) and is only cut. Raises `SecaggError` for a missing, extra, wrongly long or NaN vector.
+    A float vector (any float type) is scaled and rounded, with coins from `key` (32 bytes, secret, of one use); an
+    integer vector counts as already scaled (discrete noise added before encoding) and is only cut. Raises
+    `SecaggError` for a missing, extra, wrongly long or NaN vector.
     """
     names = {term.name for term in terms}
     if names != set(vectors):
@@ -76,15 +80,17 @@ def encode_all(terms: Sequence[VectorTerm], vectors: Mapping[str, npt.NDArray[np
             f"vectors: the manifest names {sorted(names)}, the caller gave {sorted(vectors)}; give exactly those"
         )
     ring = np.empty(dimension(terms), np.uint32)
+    # One keystream for all vectors, in the manifest's order: no part of it is used twice.
+    bits = Cipher(algorithms.AES256(key or os.urandom(32)), modes.CTR(bytes(16))).encryptor()
     for term in terms:
         vector = vectors[term.name]
         if vector.shape != (term.length,):
             raise SecaggError(f"vector {term.name}: shape {vector.shape}, the manifest says ({term.length},)")
-        _encode_into(ring[offsets(terms)[term.name]], vector, term)
+        _encode_into(ring[offsets(terms)[term.name]], vector, term, bits)
     return ring
 
 
-def _encode_into(out: Ring, vector: npt.NDArray[np.generic], term: VectorTerm) -> None:
+def _encode_into(out: Ring, vector: npt.NDArray[np.generic], term: VectorTerm, bits: CipherContext) -> None:
     most = limit(term)
     signed = out.view(np.int32)
     if np.issubdtype(vector.dtype, np.integer) and vector.dtype != np.uint64:
@@ -94,8 +100,6 @@ def _encode_into(out: Ring, vector: npt.NDArray[np.generic], term: VectorTerm) -
         return
     if not np.issubdtype(vector.dtype, np.floating):
         raise SecaggError(f"vector {term.name}: type {vector.dtype}; give floats, or integers that are already scaled")
-    # A fresh key for each call: the rounding bits are this call's only and are never seen by anyone.
-    bits = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
     zeros = bytes(4 * BLOCK)
     coins = np.empty(BLOCK, np.uint32)
     scaled, whole = np.empty(BLOCK), np.empty(BLOCK)

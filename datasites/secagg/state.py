@@ -48,10 +48,16 @@ class Accepted(Agreed):
 
 
 class OpenRound(Agreed):
-    """The one round that this hospital has opened last, and what it has released in it."""
+    """The one round that this hospital has opened last, and what it has released in it.
+
+    secret: what all of the round's own randomness is derived from, sampling, noise and rounding. It is drawn and stored
+    with the manifest, before anything is computed, so that work that is repeated after a crash gives the same bytes;
+    it is gone once the masked vector is there.
+    """
 
     manifest: RoundManifest
     manifest_hash: Sha256
+    secret: Octets = Field(default=b"", repr=False)
     header: MaskedHeader | None = None
     acknowledged: Sha256 | None = None
     answer: UnmaskShares | None = None

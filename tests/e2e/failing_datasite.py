@@ -18,19 +18,19 @@ def main() -> None:
     from datasites.hospital.database import connect
 
     connect(Path(sys.argv[sys.argv.index("--home") + 1]))
-    from datasites.hospital import rounds
+    from datasites.hospital import row_work
 
-    train = rounds.StudyRun._train
+    train = row_work.RowWork._train
     killed = set()
 
-    def failing(run, worker, case, manifest, parameters):  # type: ignore[no-untyped-def]
+    def failing(work, worker, case, manifest, parameters, key):  # type: ignore[no-untyped-def]
         if manifest.round == 2 or (manifest.round == 4 and 4 not in killed):
             killed.add(manifest.round)
             os.kill(worker.pid, signal.SIGKILL)
         worker._timeouts = Timeouts(train=0.0001 if manifest.round == 3 else 600.0)
-        return train(run, worker, case, manifest, parameters)
+        return train(work, worker, case, manifest, parameters, key)
 
-    rounds.StudyRun._train = failing  # type: ignore[method-assign]
+    row_work.RowWork._train = failing  # type: ignore[method-assign]
     sys.argv[1:] = ["serve", *sys.argv[1:]]
     cli.main()
 

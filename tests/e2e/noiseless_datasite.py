@@ -33,14 +33,14 @@ def main() -> None:
 
     connect(Path(sys.argv[sys.argv.index("--home") + 1]))
     from datasites.enclave.worker import TrainResult
-    from datasites.hospital import rounds
+    from datasites.hospital import row_work
     from datasites.hospital.cases import partitions
 
-    def train(run, worker, case, manifest, parameters):  # type: ignore[no-untyped-def]
-        rows = partitions(run._site.home, case)["training"]
+    def train(work, worker, case, manifest, parameters, key):  # type: ignore[no-untyped-def]
+        rows = partitions(work._home, case)["training"]
         return TrainResult(plain_update(parameters, rows.x, rows.y), case.plan.steps_per_round, 0.0)
 
-    rounds.StudyRun._train = train  # type: ignore[method-assign]
+    row_work.RowWork._train = train  # type: ignore[method-assign]
     sys.argv[1:] = ["serve", *sys.argv[1:]]
     cli.main()
 

@@ -44,6 +44,7 @@ class Running:
     """The study of `desk`, approved. `rooms`: everybody's mailroom; `run`: the hospital's run of it."""
 
     def __init__(self, desk: Desk, folder: Path) -> None:
+        self.desk = desk
         desk.agree()
         desk.approve("ann")
         self.row = desk.approve("bob")
@@ -181,7 +182,7 @@ class Running:
 
     def open(self, number: int, letter_round: int | None = None) -> RoundManifest:
         """The researcher opens a training round; the other hospitals open it too."""
-        dimension = (self.run._largest_model(self.row) or 0) // 4
+        dimension = self.case.terms.parameters
         model = np.zeros(dimension, dtype="<f4").tobytes()
         study = self.case.study
         scale = safe_scale(UPDATE_BOUND, len(study.cohort.hospitals))

@@ -13,7 +13,7 @@ from datasites.enclave.worker import Worker, WorkerRefused
 from datasites.hospital import ledger, rounds
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.models import Case, Round
-from datasites.hospital.rounds import StudyRun
+from datasites.hospital.row_work import RowWork
 from datasites.secagg.journal import Journal
 from datasites.study import letters
 from datasites.study.canonical import canonical_json, sha256_hex
@@ -64,14 +64,16 @@ def test_a_round_from_setup_to_account(running: Running) -> None:
 
 def test_a_round_is_charged_before_it_trains(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ends a round from then on, the ledger and the audit log hold its price (I5)."""
-    trained, charged_by_then = StudyRun._train, []
+    trained, charged_by_then = RowWork._train, []
 
-    def train(run: StudyRun, worker: Worker, case: OpenCase, manifest: RoundManifest, parameters: Any) -> Any:
-        paid = ledger.is_charged(case.dataset, run.study_hash, manifest.round, case.round_asked(manifest))
+    def train(
+        work: RowWork, worker: Worker, case: OpenCase, manifest: RoundManifest, parameters: Any, key: bytes
+    ) -> Any:
+        paid = ledger.is_charged(case.dataset, running.study, manifest.round, case.round_asked(manifest))
         charged_by_then.append((paid, len(running.logged("charged"))))
-        return trained(run, worker, case, manifest, parameters)
+        return trained(work, worker, case, manifest, parameters, key)
 
-    monkeypatch.setattr(StudyRun, "_train", train)
+    monkeypatch.setattr(RowWork, "_train", train)
     running.set_up()
     running.open(1)
     running.steps()
@@ -162,18 +164,24 @@ def test_an_abstention_is_sent_again(running: Running, monkeypatch: pytest.Monke
     assert not ledger.study_charges(running.case.dataset, running.study)["training"]
 
 
-@pytest.mark.parametrize("rule", ["dependent-rows", "monkey-patch"])
-def test_a_failed_probe_stops_the_study(running: Running, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
-    """I15: the hospital sits this round out, and takes part in no further one until people have looked."""
+@pytest.mark.parametrize("rule", ["dependent-rows", "monkey-patch", "model-error"])
+def test_work_on_rows_that_fails_stops_the_study_and_tells_nobody_outside(
+    running: Running, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """An abstention, or a record in the log whose head leaves, would say something of the rows (I16)."""
 
     def refuse(*_: object) -> object:
         raise WorkerRefused("a row's output depends on other rows", rule=rule)
 
-    monkeypatch.setattr(StudyRun, "_train", refuse)
+    monkeypatch.setattr(RowWork, "_train", refuse)
     running.set_up()
     running.open(1)
     running.steps()
-    assert running.heard(1, letters.ABSTAINED)
+    assert running.heard(1, letters.ABSTAINED) is None
+    assert running.heard(1, letters.MASKED) is None
+    assert not running.logged("stopped")
+    assert not running.logged("abstained")
+    assert rule in Round.objects.get().reason
     row = Case.objects.get(pk=running.row.pk)
     assert row.state == Case.State.STOPPED
     assert rule in row.note

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as some
 from datasites.enclave.worker import Worker
 from datasites.hospital import rounds
 from datasites.hospital.models import Round
+from datasites.hospital.rounds import StudyRun
 from datasites.hospital.ticks import TICK, leaves_at, ticks_for
 from datasites.study import letters
 from tests.hospital.running import Running
@@ -53,40 +55,53 @@ def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
     study.end()
 
 
-def test_a_round_leaves_at_its_tick_whether_its_rows_took_long_or_not(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+class Clock:
+    """In place of the module `time` in `rounds`: moves when it is slept on, and when a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("late", [-5, -1, 2, 3])
+def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
+    running: Running, monkeypatch: pytest.MonkeyPatch, late: int
 ) -> None:
-    """Two rounds of 100 ticks: the work of the second takes 20 ticks longer, and both leave at the same tick."""
-    begun: list[float] = []
+    """Work that is done early leaves at the tick that was approved; what overruns leaves at the next whole one."""
+    clock, go_on, ticks = Clock(), threading.Event(), running.case.terms.ticks
     left: list[float] = []
-    train, attend, masked = Worker.train, running.run._attend, running.run._masked
+    train, masked = Worker.train, StudyRun._masked
 
-    def timed_attend(*arguments: Any) -> None:
-        begun.append(time.monotonic())
-        attend(*arguments)
+    def train_when_told(*arguments: Any, **options: Any) -> Any:
+        assert go_on.wait(120)
+        return train(*arguments, **options)
 
-    def timed_masked(*arguments: Any) -> Any:
-        left.append(time.monotonic())
+    def timed(*arguments: Any) -> Any:
+        left.append(clock.now)
         return masked(*arguments)
 
-    def slower(*arguments: Any, **options: Any) -> Any:
-        result = train(*arguments, **options)
-        time.sleep(20 * TICK if options["round"] == 2 else 0)
-        return result
-
-    monkeypatch.setattr(rounds, "leaves_at", lambda started, ticks, now: leaves_at(started, 100, now))
-    monkeypatch.setattr(running.run, "_attend", timed_attend)
-    monkeypatch.setattr(running.run, "_masked", timed_masked)
-    monkeypatch.setattr(Worker, "train", slower)
+    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(StudyRun, "_masked", timed)
+    monkeypatch.setattr(Worker, "train", train_when_told)
     running.set_up()
-    for number in (1, 2):
-        manifest = running.open(number)
-        running.steps()
-        assert running.heard(number, letters.MASKED) is not None
-        running.survive(manifest)
-        running.steps()
-    first, second = (leaves - begins for begins, leaves in zip(begun, left, strict=True))
-    assert min(first, second) >= 100 * TICK
-    assert abs(first - second) < 8 * TICK, "a busy machine may miss a few ticks"
-    stored = Round.objects.get(case=running.row, round=2)
-    assert stored.seconds >= 20 * TICK, "for the hospital alone"
+    running.open(1)
+    while running.run._at_work is None:
+        assert running.run.step()
+    begun = clock.now
+    for tick in range(1, ticks + 6):
+        clock.now = max(clock.now, begun + (tick - 0.5) * TICK)
+        if tick >= ticks + late:
+            go_on.set()
+            if running.run._at_work is not None:
+                wait([running.run._at_work.work])
+        running.run.step()
+    assert running.heard(1, letters.MASKED)
+    (moment,) = left
+    assert moment - begun == pytest.approx((ticks + max(0, late)) * TICK)
+    said = f"left {late} ticks of 0.05 s late" if late > 0 else ""
+    assert Round.objects.get().reason == said, "for the hospital alone"

@@ -14,11 +14,15 @@ from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
 
 
 class Reason(forms.CharField):
-    """A reason in words; kept in the audit log."""
+    """A reason in words; kept in the audit log. also: who else reads it."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, also: str = "", **options: Any) -> None:
+        words = "Kept in the audit log, which others read in evidence bundles: name no patient and no count of them."
         super().__init__(
-            max_length=2000, widget=forms.Textarea(attrs={"rows": 3}), help_text="Kept in the audit log.", **options
+            max_length=2000,
+            widget=forms.Textarea(attrs={"rows": 3}),
+            help_text=f"{also} {words}".strip(),
+            **options,
         )
 
 
@@ -61,15 +65,15 @@ class Decide(forms.Form):
     verdict = forms.ChoiceField(
         choices=[("approve", "Approve"), ("reject", "Reject for good")], widget=forms.RadioSelect, label="Your decision"
     )
-    reason = Reason(label="Reason")
+    reason = Reason("The researcher reads that you decided, and of a rejection this reason.", label="Reason")
     password = Password(label="Your password", help_text="Asked again, so that a forgotten screen can't decide.")
 
 
 class Move(forms.Form):
-    """Pause, resume, rejoin or revoke a study."""
+    """Pause, resume, sit a round out, rejoin or revoke a study."""
 
     action = forms.ChoiceField(
-        choices=[(a, a) for a in ("pause", "resume", "rejoin", "revoke")], widget=forms.HiddenInput
+        choices=[(a, a) for a in ("pause", "resume", "sit_out", "rejoin", "revoke")], widget=forms.HiddenInput
     )
     reason = Reason(label="Reason")
     password = Password(label="Your password")

@@ -21,9 +21,9 @@ ACTIONS = {
     Case.State.APPROVED: ("pause", "revoke"),
     Case.State.RUNNING: ("pause", "revoke"),
     Case.State.PAUSED: ("resume", "revoke"),
-    Case.State.STOPPED: ("resume", "rejoin", "revoke"),
+    Case.State.STOPPED: ("resume", "sit_out", "rejoin", "revoke"),
 }
-ASKS_PASSWORD = ("resume", "rejoin", "revoke")
+ASKS_PASSWORD = ("resume", "sit_out", "rejoin", "revoke")
 DONE = (Round.State.RELEASED, Round.State.UNMASKED)
 
 
@@ -63,7 +63,7 @@ def rounds(request: Any, number: int) -> HttpResponse:
 
 @page(REVIEWERS, ("POST",))
 def move(request: Any, number: int) -> HttpResponse:
-    """Pause, resume, rejoin or revoke; effective before the next round."""
+    """Pause, resume, sit a round out, rejoin or revoke; effective before the next round."""
     _study(number)
 
     def do(values: dict[str, Any]) -> str:

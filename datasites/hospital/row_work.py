@@ -1,0 +1,235 @@
+"""The part of a round that looks at rows: one worker that is kept warm, keys of the round, one retry.
+
+Runs in a thread of its own, so that everything else that this datasite has to say goes on meanwhile: else the moment at
+which another letter leaves would tell how long the work took (I16). One datasite works on one study's rows at a time
+(`Machine`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from django.db import connections
+
+from datasites.enclave.protocol import PartitionName
+from datasites.enclave.worker import Partition, TrainResult, Worker, WorkerCrashed, WorkerError
+from datasites.hospital.admission import start_worker
+from datasites.hospital.cases import OpenCase, partitions
+from datasites.hospital.commitments import Commitments
+from datasites.hospital.config import Home
+from datasites.hospital.round_keys import RoundKeys
+from datasites.hospital.withdrawal import withdrawn
+from datasites.study.manifest import RoundManifest
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Vectors = dict[str, npt.NDArray[np.generic]]
+
+
+class Machine:
+    """What the studies of one datasite share: their rows are worked on one study after the other."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        #: When the round that was begun last leaves, by the monotonic clock: public, unlike when its work is done.
+        self.free_at = 0.0
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What the work gave: vectors for the secure sum by name, noised; and the key of their rounding.
+
+    steps: counted by the trainer. seconds, crashes: for the hospital only.
+    """
+
+    vectors: Vectors
+    steps: int
+    rounding: bytes
+    seconds: float
+    crashes: int
+
+
+class RowWork:
+    """Work on the rows of one study, one round at a time."""
+
+    def __init__(self, home: Home, machine: Machine) -> None:
+        self._home, self._machine = home, machine
+        self._thread = ThreadPoolExecutor(1, "datasites-rows")
+        self._worker: Worker | None = None
+        self._withdrawn: frozenset[str] = frozenset()
+        self._records = ""
+        self._warming: Future[None] | None = None
+        self._closed = False
+
+    def begin(
+        self,
+        case: OpenCase,
+        manifest: RoundManifest,
+        parameters: npt.NDArray[np.float32],
+        keys: Callable[[str], RoundKeys],
+    ) -> Future[Computed]:
+        """Compute what the round releases, from the model `parameters` (d,), in this study's thread.
+
+        keys: the round's keys, given the commitment to the rows. The result raises what went wrong; no row is in it.
+        """
+        self._warming = None
+        return self._thread.submit(self._on_thread, lambda: self._compute(case, manifest, parameters, keys))
+
+    def warm(self, case: OpenCase) -> None:
+        """See to it that a worker is there, with the rows of today, before a round needs it."""
+        if self._warming is not None:
+            if not self._warming.done():
+                return
+            if self._warming.exception() is not None:
+                return  # the round that needs it says why
+        if (
+            self._worker is None
+            or not self._worker.alive
+            or withdrawn(self._home, case.dataset.name) != self._withdrawn
+        ):
+            self._warming = self._thread.submit(self._on_thread, lambda: self._warm(case))
+
+    def close(self) -> None:
+        """End the worker, in whatever it does, and the thread."""
+        self._closed = True
+        if self._worker is not None:
+            self._worker.kill()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._worker is not None:  # one that was just being started
+            self._worker.close()
+
+    @staticmethod
+    def _on_thread(work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        finally:
+            # Django keeps a connection for each thread, and nobody else closes this one's.
+            connections.close_all()
+
+    def _warm(self, case: OpenCase) -> None:
+        try:
+            self._started_worker(case)
+        except Exception as error:
+            log.warning("no worker yet: %s", type(error).__name__)
+            raise
+
+    def _started_worker(self, case: OpenCase) -> Worker:
+        gone = withdrawn(self._home, case.dataset.name)
+        if self._worker is not None and gone != self._withdrawn:
+            self._worker.close()
+        if self._worker is None or not self._worker.alive:
+            self._require_open()
+            rows = partitions(self._home, case)
+            self._records = records_commitment(self._home, case, rows)
+            self._worker = start_worker(self._home, case, rows)
+            self._withdrawn = gone
+        return self._worker
+
+    def _compute(
+        self,
+        case: OpenCase,
+        manifest: RoundManifest,
+        parameters: npt.NDArray[np.float32],
+        keys: Callable[[str], RoundKeys],
+    ) -> Computed:
+        with self._turn():
+            started = time.monotonic()
+            crashes = 0
+            while True:
+                try:
+                    worker = self._started_worker(case)
+                    of_round = keys(self._records)
+                    vectors, steps = self._vectors(worker, case, manifest, parameters, of_round)
+                except WorkerError as error:
+                    # A crash is tried once more, under the same charge and the same keys: the same bytes. What the
+                    # worker refused it would refuse again.
+                    if crashes or self._closed or (self._worker is not None and self._worker.alive):
+                        raise
+                    crashes += 1
+                    log.warning("round %d: the worker ended (%s); starting another", manifest.round, error)
+                    continue
+                return Computed(vectors, steps, of_round.key("rounding"), time.monotonic() - started, crashes)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        while not self._machine.turn.acquire(timeout=0.2):
+            self._require_open()
+        try:
+            yield
+        finally:
+            self._machine.turn.release()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise WorkerCrashed("the study was let go of", rule="closed")
+
+    def _vectors(
+        self,
+        worker: Worker,
+        case: OpenCase,
+        manifest: RoundManifest,
+        parameters: npt.NDArray[np.float32],
+        keys: RoundKeys,
+    ) -> tuple[Vectors, int]:
+        vectors: Vectors = {}
+        steps = 0
+        if manifest.train:
+            result = self._train(worker, case, manifest, parameters, keys.key("training"))
+            if case.plan.mode == "distributed":
+                # Whole grid steps, as they are: the noise that was priced is the noise that is summed.
+                vectors["gradient"] = result.update
+            else:
+                share = min(1.0, case.dataset.declared_patients / manifest.weight_max)
+                vectors["update"] = result.update.astype(np.float64) * share
+                vectors["weight"] = np.array([share])
+            steps = result.steps
+        if manifest.evaluate != "no":
+            counts = worker.evaluate(
+                parameters,
+                plan=case.evaluation,
+                kind=manifest.evaluate,
+                key=keys.key("evaluation"),
+                slots=case.study.training.slots,
+                ring=case.counts_ring(manifest.evaluate),
+            )
+            vectors["counts"] = counts.reshape(-1)
+        return vectors, steps
+
+    def _train(
+        self,
+        worker: Worker,
+        case: OpenCase,
+        manifest: RoundManifest,
+        parameters: npt.NDArray[np.float32],
+        key: bytes,
+    ) -> TrainResult:
+        return worker.train(
+            parameters,
+            plan=case.plan,
+            training=case.study.training,
+            divisor=case.divisor,
+            round=manifest.round,
+            key=key,
+            ring=case.gradient_ring(len(parameters)),
+        )
+
+
+def records_commitment(home: Home, case: OpenCase, rows: dict[PartitionName, Partition]) -> str:
+    """Commitment to the very rows that a worker is given: encoded, on their side of the split, withdrawals left out."""
+    digest = hashlib.sha256()
+    for name, partition in sorted(rows.items()):
+        for array, values in sorted(partition.arrays().items()):
+            digest.update(f"{name} {array} {values.dtype.str} {values.shape}\n".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return Commitments(home).commit(f"rows of study {case.row.study_hash}", digest.digest())

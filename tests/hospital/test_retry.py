@@ -1,0 +1,340 @@
+"""Work that is repeated after a crash gives the same bytes; work on anything else gets independent noise (I6, I13)."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datasites.enclave.worker import Worker
+from datasites.hospital import compliance, ledger, review, rounds
+from datasites.hospital.models import Case, Round
+from datasites.hospital.round_keys import RoundKeys
+from datasites.hospital.row_work import RowWork
+from datasites.privacy.noise import SecureRandom, noised
+from datasites.secagg.journal import Journal
+from datasites.secagg.member import Member
+from datasites.secagg.messages import MaskedVector
+from datasites.study import letters
+from tests.hospital.running import Running
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+
+class Killed(BaseException):
+    """The process ends here, as by kill -9: nobody catches it, and nothing is tidied up."""
+
+
+@pytest.fixture
+def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()
+
+
+def kill_before(where: object, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[Any], None]:
+    """Kill on entering a function, at the first call for which `when` holds."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        inner = getattr(where, name)
+
+        def dying(*arguments: Any, **options: Any) -> Any:
+            if when(*arguments, **options):
+                raise Killed
+            return inner(*arguments, **options)
+
+        monkeypatch.setattr(where, name, dying)
+
+    return patch
+
+
+def kill_after(where: object, name: str) -> Callable[[Any], None]:
+    """Kill on leaving a function."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        inner = getattr(where, name)
+
+        def dying(*arguments: Any, **options: Any) -> Any:
+            inner(*arguments, **options)
+            raise Killed
+
+        monkeypatch.setattr(where, name, dying)
+
+    return patch
+
+
+def asks_to_release(*arguments: Any, **_: Any) -> bool:
+    return arguments[2] == "release"
+
+
+def makes_the_release(_: Journal, __: Any, *messages: Any) -> bool:
+    return any(isinstance(message, MaskedVector) for message in messages)
+
+
+#: Every place between the manifest's commit and the release's, in order.
+PLACES = {
+    "manifest opened": kill_after(rounds.StudyRun, "_open"),
+    "charge begun": kill_before(ledger, "charge"),
+    "charged": kill_after(ledger, "charge"),
+    "worker asked": kill_before(RowWork, "_train"),
+    "trained": kill_after(RowWork, "_train"),
+    "masking": kill_before(Member, "mask"),
+    "masked": kill_after(Member, "mask"),
+    "release asked": kill_before(compliance, "decide", asks_to_release),
+    "release to be made": kill_before(Journal, "commit", makes_the_release),
+}
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_next_try_makes_the_same_release(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what leaves would be conditioned on the tries before it having failed, which a model can arrange."""
+    made: list[bytes] = []
+    mask = Member.mask
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        after, masked = mask(*arguments, **options)
+        made.append(bytes(masked.payload))
+        return after, masked
+
+    monkeypatch.setattr(Member, "mask", recorded)
+    running.set_up()
+    running.open(1)
+    for place, kill in PLACES.items():
+        with monkeypatch.context() as patch:
+            kill(patch)
+            with pytest.raises(Killed):
+                running.steps()
+        assert running.heard(1, letters.MASKED) is None, place
+        running.restart()
+    # The last try's worker is killed as well, once.
+    crashed = threading.Event()
+    train = Worker.train
+
+    def crashing(worker: Worker, *arguments: Any, **options: Any) -> Any:
+        if not crashed.is_set():
+            crashed.set()
+            os.kill(worker.pid, signal.SIGKILL)
+        return train(worker, *arguments, **options)
+
+    monkeypatch.setattr(Worker, "train", crashing)
+    running.steps()
+    assert crashed.is_set()
+    letter = running.heard(1, letters.MASKED)
+    assert letter is not None
+    # Tries that reached the masks: three that were killed there, and the one that was let out.
+    assert len(made) == 4
+    assert set(made) == {bytes(letter.blob or b"")}
+    assert len({record.fields["digest"] for record in running.logged("charged")}) == 1, "under one charge"
+    assert len(running.logged("released")) == 1
+    assert "crashed" in Round.objects.get().reason, "said to people here"
+    assert not running.logged("worker_ended"), "and not in the log, whose head goes out"
+
+
+def test_the_secret_is_stored_before_any_work_and_gone_from_every_file_with_the_release(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = running.site.home.root
+    found_at_work: list[list[str]] = []
+
+    def holding(secret: bytes) -> list[str]:
+        forms = (secret, secret.hex().encode(), base64.b64encode(secret))
+        holders = []
+        for path in home.rglob("*"):
+            with suppress(OSError):
+                if path.is_file() and any(form in path.read_bytes() for form in forms):
+                    holders.append(path.name)
+        return holders
+
+    secrets: list[bytes] = []
+    train = RowWork._train
+
+    def looking(*arguments: Any) -> Any:
+        state = running.run._journal.state
+        assert state is not None
+        assert state.open is not None
+        secrets.append(state.open.secret)
+        found_at_work.append(holding(secrets[0]))
+        return train(*arguments)
+
+    monkeypatch.setattr(RowWork, "_train", looking)
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert len(secrets[0]) == 32
+    assert found_at_work == [["record"]]
+    assert holding(secrets[0]) == []
+    state = running.run._journal.state
+    assert state is not None
+    assert state.open is not None
+    with pytest.raises(ValueError, match="secret is gone"):
+        RoundKeys(state.open.secret, "", "", "").key("training")
+
+
+def test_a_withdrawal_between_two_tries_gives_the_second_other_keys(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same keys on other records would let the difference of two sums show a patient without noise."""
+    keys: list[bytes] = []
+    train = RowWork._train
+
+    def seen(*arguments: Any) -> Any:
+        keys.append(arguments[-1])
+        if len(keys) < 3:
+            raise Killed
+        return train(*arguments)
+
+    monkeypatch.setattr(RowWork, "_train", seen)
+    running.set_up()
+    running.open(1)
+    home, withdrawals = running.site.home, running.site.home.withdrawals / "heart.json"
+    try:
+        for _ in range(2):
+            with pytest.raises(Killed):
+                running.steps()
+            running.restart()
+        with np.load(home.prepared / running.study / "records.npz") as stored:
+            patient = str(stored["patient"][0])
+        home.withdrawals.mkdir(exist_ok=True)
+        withdrawals.write_text(f'["{patient}"]')
+        running.steps()
+    finally:
+        withdrawals.unlink(missing_ok=True)
+    assert running.heard(1, letters.MASKED)
+    assert keys[0] == keys[1] != keys[2]
+
+
+INPUTS = {"manifest": "a" * 64, "approval": "b" * 64, "records": "c" * 64}
+
+
+@pytest.mark.parametrize("changed", [None, *INPUTS])
+def test_noise_of_other_inputs_is_independent_and_of_the_same_inputs_the_same(changed: str | None) -> None:
+    size, sigma = 400_000, 3.0
+    draws = []
+    for inputs in (INPUTS, INPUTS | ({changed: "d" * 64} if changed else {})):
+        key = RoundKeys(bytes(range(32)), **inputs).key("training")
+        draws.append(noised(np.zeros(size), 1.0, sigma, SecureRandom(key)))
+    difference = draws[0] - draws[1]
+    if changed is None:
+        assert not difference.any()
+    else:
+        assert difference.var() == pytest.approx(2 * sigma**2, rel=0.02)
+        assert abs(np.corrcoef(*draws)[0, 1]) < 5 / np.sqrt(size)
+
+
+def test_each_use_and_each_round_has_a_key_of_its_own() -> None:
+    uses = ("training", "evaluation", "rounding")
+    keys = {RoundKeys(bytes([n]) * 32, **INPUTS).key(use) for n in range(3) for use in uses}
+    assert len(keys) == 9
+    assert "secret" not in repr(RoundKeys(bytes(32), **INPUTS))
+
+
+def test_a_second_crash_stops_the_study_and_nothing_leaves_until_people_answer(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[bytes] = []
+    train = Worker.train
+
+    def crashing(worker: Worker, *arguments: Any, **options: Any) -> Any:
+        keys.append(options["key"])
+        os.kill(worker.pid, signal.SIGKILL)
+        return train(worker, *arguments, **options)
+
+    monkeypatch.setattr(Worker, "train", crashing)
+    running.set_up()
+    running.open(1)
+    before = running.site.audit.head()
+    running.steps()
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+    row = Case.objects.get(pk=running.row.pk)
+    assert row.state == Case.State.STOPPED
+    assert "memory" in row.note
+    assert [running.heard(1, kind) for kind in (letters.MASKED, letters.ABSTAINED)] == [None, None]
+    kinds = {r.kind for kind in ("decision", "charged") for r in running.logged(kind) if r.seq > before.seq}
+    assert running.site.audit.head().seq == before.seq + 2, "its decision and its charge"
+    assert kinds == {"decision", "charged"}
+    # A person looks, and answers.
+    officer = running.desk.login("bob")
+    review.sit_out(running.site, running.row.pk, officer, "the machine was out of memory")
+    running.steps()
+    letter = running.heard(1, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "failed", "controls": []}
+    assert running.site.audit.head().seq == before.seq + 3
+    assert Case.objects.get(pk=running.row.pk).state == Case.State.RUNNING
+    with pytest.raises(review.ReviewError, match="needs one that is stopped"):
+        review.sit_out(running.site, running.row.pk, officer, "again")
+
+
+def test_a_round_that_is_resumed_after_a_failure_is_tried_again_with_the_same_keys(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[bytes] = []
+    train = RowWork._train
+
+    def failing(*arguments: Any) -> Any:
+        keys.append(arguments[-1])
+        if len(keys) == 1:
+            raise TypeError("could not convert 'Mrs Smith'")
+        return train(*arguments)
+
+    monkeypatch.setattr(RowWork, "_train", failing)
+    running.set_up()
+    running.open(1)
+    running.steps()
+    row = Case.objects.get(pk=running.row.pk)
+    assert row.state == Case.State.STOPPED
+    assert "TypeError" in row.note
+    assert "Smith" not in row.note
+    review.resume(running.site, row.pk, running.desk.login("ann"), "mended")
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert keys[0] == keys[1]
+
+
+def test_nothing_waits_for_the_work_on_rows(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the moment at which any other letter leaves would tell how long that work took (I16)."""
+    go_on, at_work = threading.Event(), threading.Event()
+    train = RowWork._train
+
+    def slow(*arguments: Any) -> Any:
+        at_work.set()
+        assert go_on.wait(120)
+        return train(*arguments)
+
+    monkeypatch.setattr(RowWork, "_train", slow)
+    running.set_up()
+    running.open(1)
+    while not at_work.is_set():
+        running.run.step()
+    round = running.run._at_work
+    assert round is not None
+    running.run.step()  # comes back, again and again, while rows are at work
+    assert running.heard(1, letters.MASKED) is None
+    assert running.run._machine.free_at >= round.due
+    go_on.set()
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+
+
+def test_a_round_begins_when_the_round_before_it_leaves_whenever_its_work_was_done(running: Running) -> None:
+    """The rows of another study were at work: when that ends is public, unlike when the work is done."""
+    running.set_up()
+    free_at = running.run._machine.free_at = time.monotonic() + 3
+    running.open(1)
+    while running.run._at_work is None:
+        assert running.run.step()
+    ticks = running.run._at_work.case.terms.ticks
+    assert running.run._at_work.started == free_at
+    assert running.run._at_work.due == pytest.approx(free_at + ticks * rounds.TICK)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
