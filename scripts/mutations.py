@@ -1,0 +1,328 @@
+"""Wrong lines that the fast tests must notice: for each, where it stands, what it becomes, and which tests look there.
+
+Read by `scripts/show_mutations.py`, which tries them, and by a test that keeps each text in its file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One wrong line. old: a text that stands in `file` exactly once; new: what it becomes. tests: pytest arguments."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied_to(self, text: str) -> str:
+        """`text` of the file with the mutation in it; raises `ValueError` if its line is not there, or not once."""
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.file} holds {self.old!r} {text.count(self.old)} times, not once")
+        return text.replace(self.old, self.new)
+
+
+_NOISE, _SAMPLING = "tests/privacy/test_noise.py", "tests/privacy/test_sampling.py"
+_PRICES, _PLANS = "tests/privacy/test_prices.py", "tests/privacy/test_study_plan.py"
+_EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_trainer.py"
+_RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
+_LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
+_CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
+_TICKS = "tests/hospital/test_ticks.py"
+
+MUTATIONS = (
+    # What is added.
+    Mutation(
+        "sigma: half the noise is added",
+        "datasites/privacy/noise.py",
+        "out *= sigma / math.sqrt(DRAWS)",
+        "out *= 0.5 * sigma / math.sqrt(DRAWS)",
+        (_NOISE,),
+    ),
+    Mutation(
+        "sigma: half the discrete noise is added",
+        "datasites/privacy/trainer.py",
+        "return steps + discrete_gaussian(len(clipped), ring.deviation / ring.grid, self._randomness)",
+        "return steps + discrete_gaussian(len(clipped), 0.5 * ring.deviation / ring.grid, self._randomness)",
+        (f"{_TRAINER}::test_a_distributed_release_is_whole_grid_steps_and_sums_to_the_planned_noise",),
+    ),
+    Mutation(
+        "clip: noise for half of it",
+        "datasites/privacy/trainer.py",
+        "self._sensitivity = plan.clip * (1 + NORM_SLACK)",
+        "self._sensitivity = 0.5 * plan.clip * (1 + NORM_SLACK)",
+        (f"{_TRAINER}::test_released_noise_has_the_planned_size",),
+    ),
+    Mutation(
+        "clip: rows are cut to twice of it",
+        "datasites/privacy/clipping.py",
+        "torch.where(norms > limits, limits / norms,",
+        "torch.where(norms > limits, 2 * limits / norms,",
+        (f"{_TRAINER}::test_no_patient_moves_the_sum_by_more_than_the_clip_however_loud",),
+    ),
+    Mutation(
+        "unit: each record is cut as if it were a patient",
+        "datasites/privacy/trainer.py",
+        "torch.from_numpy(plan.clip / index.records[index.owner])",
+        "torch.from_numpy(plan.clip / index.records[index.owner] ** 0)",
+        (
+            f"{_TRAINER}::test_no_patient_moves_the_sum_by_more_than_the_clip_however_loud",
+            f"{_TRAINER}::test_adding_one_patient_moves_the_sum_by_at_most_the_clip",
+        ),
+    ),  # fmt: skip
+    Mutation(
+        "unit: a sample of records and not of patients",
+        "datasites/privacy/sampling.py",
+        "return np.flatnonzero(chosen[index.owner]) if index.count",
+        "return np.flatnonzero(chosen[np.arange(len(index.owner)) % index.count]) if index.count",
+        (_SAMPLING,),
+    ),
+    Mutation(
+        "rate: patients enter more often",
+        "datasites/privacy/sampling.py",
+        ".random(index.count) < rate",
+        ".random(index.count) < 1.2 * rate",
+        (_SAMPLING,),
+    ),
+    Mutation(
+        "evaluation: half the noise",
+        "datasites/privacy/evaluation.py",
+        "noised(counts, 1.0, plan.multiplier(kind), randomness)",
+        "noised(counts, 0.5, plan.multiplier(kind), randomness)",
+        (_EVALUATION,),
+    ),
+    Mutation(
+        "evaluation: half the discrete noise",
+        "datasites/privacy/evaluation.py",
+        "discrete_gaussian(len(counts), ring.deviation / ring.grid, randomness)",
+        "discrete_gaussian(len(counts), 0.5 * ring.deviation / ring.grid, randomness)",
+        (_EVALUATION,),
+    ),
+    Mutation(
+        "evaluation: a patient weighs one for each record",
+        "datasites/privacy/evaluation.py",
+        "weight = 1.0 / index.records[index.owner]",
+        "weight = 1.0 / index.records[index.owner] ** 0",
+        (_EVALUATION,),
+    ),
+    Mutation(
+        "interim: an interim evaluation's noise on the final one",
+        "datasites/privacy/plan.py",
+        "            return self.final_multiplier\n",
+        "            return self.interim_multiplier or self.final_multiplier\n",
+        (_PRICES, _EVALUATION),
+    ),
+    Mutation(
+        "distributed share: noise is divided by m and not by its root",
+        "datasites/privacy/plan.py",
+        'or its share 1 / sqrt(honest)."""\n        return self.noise_multiplier / math.sqrt(self.honest or 1)',
+        'or its share 1 / sqrt(honest)."""\n        return self.noise_multiplier / (self.honest or 1)',
+        (_PRICES, "tests/privacy/test_plan.py"),
+    ),
+    Mutation(
+        "distributed share: the ring's noise is divided by m",
+        "datasites/study/rounds.py",
+        "share = noise / math.sqrt(honest)",
+        "share = noise / honest",
+        (_RINGS,),
+    ),
+    Mutation(
+        "honest count: colluders' noise is relied on",
+        "datasites/study/survivors.py",
+        "        return t - c\n",
+        "        return t\n",
+        (_RINGS, _SHARED),
+    ),
+    Mutation(
+        "grid: rounding is not part of the sensitivity",
+        "datasites/study/rounds.py",
+        "sensitivity = clip * (1 + slack) + math.sqrt(length) * grid",
+        "sensitivity = clip * (1 + slack)",
+        (_RINGS,),
+    ),
+    Mutation(
+        "grid: coarser than the noise",
+        "datasites/study/rounds.py",
+        "share * clip / LEAST_OWN_STEPS, noise",
+        "64 * share * clip / LEAST_OWN_STEPS, noise",
+        (_RINGS,),
+    ),
+    Mutation(
+        "divisor: the number of rows, which nobody may learn",
+        "datasites/privacy/trainer.py",
+        "gradient = noisy / divisor",
+        "gradient = noisy / max(1, len(target))",
+        (f"{_TRAINER}::test_the_divisor_is_public_not_the_number_of_rows",),
+    ),
+    Mutation(
+        "seeds: the key of noise is known",
+        "datasites/privacy/noise.py",
+        "os.urandom(32) if key is None else",
+        "bytes(32) if key is None else",
+        (_NOISE,),
+    ),
+    Mutation(
+        "seeds: streams under one key are the same",
+        "datasites/privacy/noise.py",
+        "{next(self._calls)}|",
+        "",
+        (_NOISE,),
+    ),
+    # What is priced and charged.
+    Mutation(
+        "sigma: more noise is priced than is added",
+        "datasites/privacy/plan.py",
+        "        return self.noise_multiplier * (LATTICE if",
+        "        return 1.2 * self.noise_multiplier * (LATTICE if",
+        (_PRICES,),
+    ),
+    Mutation(
+        "rate: priced as its square",
+        "datasites/privacy/plan.py",
+        "return release(multiplier, self.sampling_rate, count)",
+        "return release(multiplier, self.sampling_rate**2, count)",
+        (_PRICES,),
+    ),
+    Mutation(
+        "steps: those of a round are priced as one",
+        "datasites/privacy/plan.py",
+        "return self._steps(self._priced_multiplier, self.steps_per_round)",
+        "return self._steps(self._priced_multiplier, 1)",
+        (_PRICES, "tests/privacy/test_plan.py"),
+    ),
+    Mutation(
+        "steps: one more runs than the plan pays for",
+        "datasites/privacy/trainer.py",
+        "if self._steps >= self._plan.steps_per_round:",
+        "if self._steps > self._plan.steps_per_round:",
+        (f"{_TRAINER}::test_the_mechanism_counts_and_stops_by_itself",),
+    ),
+    Mutation(
+        "evaluation: more noise is priced than is added",
+        "datasites/privacy/plan.py",
+        "return GaussianDpEvent(self.multiplier(kind) *",
+        "return GaussianDpEvent(1.2 * self.multiplier(kind) *",
+        (_PRICES,),
+    ),
+    Mutation(
+        "interim: the final evaluation is charged as an interim one",
+        "datasites/hospital/cases.py",
+        "Asked(counts.event(kind), counts.local_event(kind))",
+        'Asked(counts.event("interim"), counts.local_event("interim"))',
+        (_CHARGES,),
+    ),
+    Mutation(
+        "held-out patients are not charged for the final evaluation",
+        "datasites/hospital/cases.py",
+        'if manifest.evaluate != "no":\n            counts',
+        'if manifest.evaluate == "interim":\n            counts',
+        (_CHARGES,),
+    ),
+    Mutation(
+        "delta: the tail of the noise is not paid for",
+        "datasites/privacy/study_plan.py",
+        "    return limits.delta - tail\n",
+        "    return limits.delta\n",
+        (_PLANS,),
+    ),
+    Mutation(
+        "delta: the file's is taken where people agreed on less",
+        "datasites/hospital/population.py",
+        "min(asked.delta, agreed.delta)",
+        "asked.delta",
+        (_POPULATION,),
+    ),
+    Mutation(
+        "refund: a study that closes gives back what it charged",
+        "datasites/hospital/ledger.py",
+        'committed += kinds["charge"] if study in closed else kinds["reserve"]',
+        'committed += [] if study in closed else kinds["reserve"]',
+        (f"{_LEDGER}::test_what_a_closed_study_charged_still_counts",),
+    ),
+    Mutation(
+        "hospital's cap ignored",
+        "datasites/hospital/ledger.py",
+        "if not after <= caps.epsilon + TOLERANCE:",
+        "if not after <= 2 * caps.epsilon + TOLERANCE:",
+        (f"{_LEDGER}::test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at",),
+    ),
+    Mutation(
+        "hospital's limit on one study ignored",
+        "datasites/privacy/study_plan.py",
+        "min(self.epsilon, asked.epsilon)",
+        "asked.epsilon",
+        (f"{_PLANS}::test_a_stricter_hospital_refuses_and_names_the_study_that_it_would_take",),
+    ),
+    Mutation(
+        "study's cap ignored: more rounds than were reserved",
+        "datasites/hospital/ledger.py",
+        "if not is_part_of(charged, reserved):",
+        "if not charged:",
+        (
+            f"{_LEDGER}::test_rounds_compose_to_what_was_reserved_and_no_round_more",
+            f"{_LEDGER}::test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is",
+        ),
+    ),  # fmt: skip
+    Mutation(
+        "population: a dataset of another name has a budget of its own",
+        "datasites/hospital/ledger.py",
+        "[*_committed(dataset.population, partition), price.event]",
+        "[*_committed(dataset.name, partition), price.event]",
+        (f"{_POPULATION}::test_two_datasets_of_one_population_share_its_budget_and_its_split",),
+    ),
+    # When, and in which order.
+    Mutation(
+        "noised: the release policy is told so whatever ran",
+        "datasites/hospital/rounds.py",
+        "noised=steps == (case.plan.steps_per_round if manifest.train else 0)",
+        "noised=True",
+        (f"{_CHARGES}::test_a_vector_that_was_noised_fewer_times_than_its_plan_says_stays_here",),
+    ),
+    Mutation(
+        "order: a round is charged after it has trained",
+        "datasites/hospital/rounds.py",
+        "            ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))\n",
+        "            self._compute(case, manifest, parameters)\n"
+        "            ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))\n",
+        (f"{_RUNNING}::test_a_round_is_charged_before_it_trains",),
+    ),
+    Mutation(
+        "tick: a release leaves as soon as it is done",
+        "datasites/hospital/ticks.py",
+        "return started + max(ticks, late) * TICK",
+        "return started + late * TICK",
+        (f"{_TICKS}::test_work_that_fits_leaves_at_one_moment_however_long_it_took",),
+    ),
+    # Beyond the usual ones.
+    Mutation(
+        "filter: the order is chosen anew at each look",
+        "datasites/hospital/ledger.py",
+        "return epsilon_at_order(events, self.order, self.caps.delta)",
+        "return epsilon_rdp(events, self.caps.delta)",
+        (f"{_LEDGER}::test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at",),
+    ),
+    Mutation(
+        "split: a patient's side depends on the place in the table",
+        "datasites/privacy/sampling.py",
+        "for patient in patient_ids)",
+        "for patient in range(len(list(patient_ids))))",
+        (_SAMPLING,),
+    ),
+    Mutation(
+        "lattice: discrete noise is priced as continuous",
+        "datasites/study/rounds.py",
+        "LATTICE = math.sqrt(",
+        "LATTICE = 1.0 + 0 * math.sqrt(",
+        ("tests/privacy/test_lattice.py", _PRICES),
+    ),
+    Mutation(
+        "ring: the sum is cut after its noise",
+        "datasites/privacy/trainer.py",
+        "np.clip(clipped, -ring.cut, ring.cut)",
+        "np.clip(clipped, -ring.bound, ring.bound)",
+        (f"{_TRAINER}::test_a_sum_is_cut_before_its_noise_and_stays_within_the_bound_with_it",),
+    ),
+)
