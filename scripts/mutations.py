@@ -146,8 +146,8 @@ MUTATIONS = (
     Mutation(
         "grid: coarser than the noise",
         "datasites/study/rounds.py",
-        "share * clip / LEAST_OWN_STEPS, noise",
-        "64 * share * clip / LEAST_OWN_STEPS, noise",
+        "noise * clip / LEAST_TOGETHER_STEPS",
+        "4 * noise * clip / LEAST_TOGETHER_STEPS",
         (_RINGS,),
     ),
     Mutation(

@@ -68,6 +68,21 @@ def test_a_ring_holds_all_that_is_priced_or_is_refused_with_a_figure_that_would_
             holds(ring_terms(**fitting), fitting)
 
 
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.3, 0.5])
+@pytest.mark.parametrize(("honest", "hospitals"), [(2, 3), (9, 12), (66, 100), (254, 255)])
+def test_little_noise_has_a_fine_grid(noise: float, honest: int, hospitals: int) -> None:
+    """Where noise is small, it and not the clip says how fine the lattice must be."""
+    terms = {
+        "clip": 1.0,
+        "noise_multiplier": noise,
+        "honest": honest,
+        "hospitals": hospitals,
+        "length": 1,
+        "slack": 0.0,
+    }
+    holds(ring_terms(**terms), terms)
+
+
 def test_the_rounding_term_stays_small_where_it_was_larger_than_the_noise() -> None:
     """A scale that followed the hospitals' number alone charged 2.9 clips of rounding here, and 9.4."""
     for hospitals, length in ((100, 1_000_000), (255, 300_000)):
