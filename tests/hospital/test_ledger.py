@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
-from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
 from datasites.hospital import ledger
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.ledger import Asked, BudgetExceeded
-from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, filter_order
+from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, epsilon_rdp, filter_order
 from datasites.privacy.plan import PrivacyPlan
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
@@ -80,9 +80,11 @@ def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(heart: D
     for noise, fits in ((most * 1.0001, True), (most * 0.9999, False)):
         event = GaussianDpEvent(noise)
         assert (ledger.epsilon_after(heart, {"training": Asked(event, event)})["training"] <= 4) is fits
-    # By the best of all orders this one would cost less than 4.
-    dear = PoissonSampledDpEvent(0.001, GaussianDpEvent(0.4))
-    assert epsilon_pld([dear], 1e-5) < 4
+    with pytest.raises(BudgetExceeded, match="above the cap of 4"):
+        ledger.reserve(heart, "a" * 64, {"training": Asked(event, event)})
+    # By the best of all orders this one costs less than 4, and much more at the order of this budget.
+    dear = SelfComposedDpEvent(PoissonSampledDpEvent(0.001, GaussianDpEvent(0.6)), 50)
+    assert epsilon_pld([dear], 1e-5) < epsilon_rdp([dear], 1e-5) < 3 < 9 < at_order([dear])
     with pytest.raises(BudgetExceeded, match="Renyi order 6"):
         ledger.reserve(heart, "a" * 64, {"training": Asked(dear, dear)})
 
