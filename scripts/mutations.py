@@ -290,6 +290,13 @@ MUTATIONS = (
         (f"{_RUNNING}::test_a_round_is_charged_before_it_trains",),
     ),
     Mutation(
+        "retry: the key of a round is not used",
+        "datasites/privacy/trainer.py",
+        "    randomness = randomness or SecureRandom()\n",
+        "    randomness = SecureRandom()\n",
+        (f"{_TRAINER}::test_the_same_key_gives_the_same_bytes_and_another_independent_ones",),
+    ),
+    Mutation(
         "tick: a release leaves as soon as it is done",
         "datasites/hospital/ticks.py",
         "return started + max(ticks, late) * TICK",
