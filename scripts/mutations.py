@@ -31,7 +31,7 @@ _EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_
 _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
-_TICKS = "tests/hospital/test_ticks.py"
+_TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 
 MUTATIONS = (
     # What is added.
@@ -277,7 +277,7 @@ MUTATIONS = (
     Mutation(
         "noised: the release policy is told so whatever ran",
         "datasites/hospital/rounds.py",
-        "noised=steps == (case.plan.steps_per_round if manifest.train else 0)",
+        "noised=computed.steps == (case.plan.steps_per_round if manifest.train else 0)",
         "noised=True",
         (f"{_CHARGES}::test_a_vector_that_was_noised_fewer_times_than_its_plan_says_stays_here",),
     ),
@@ -285,16 +285,30 @@ MUTATIONS = (
         "order: a round is charged after it has trained",
         "datasites/hospital/rounds.py",
         "            ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))\n",
-        "            self._compute(case, manifest, parameters)\n"
+        "            self._rows.begin(case, manifest, parameters, lambda r: self._keys(case, manifest, r)).result()\n"
         "            ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))\n",
         (f"{_RUNNING}::test_a_round_is_charged_before_it_trains",),
     ),
     Mutation(
-        "retry: the key of a round is not used",
+        "retry: the trainer draws by no key",
         "datasites/privacy/trainer.py",
         "    randomness = randomness or SecureRandom()\n",
         "    randomness = SecureRandom()\n",
         (f"{_TRAINER}::test_the_same_key_gives_the_same_bytes_and_another_independent_ones",),
+    ),
+    Mutation(
+        "retry: the second try draws anew",
+        "datasites/hospital/rounds.py",
+        "RoundKeys(state.open.secret,",
+        "RoundKeys(__import__('os').urandom(32),",
+        (f"{_RETRY}::test_a_second_crash_stops_the_study_and_nothing_leaves_until_people_answer",),
+    ),
+    Mutation(
+        "retry: other records, the same keys",
+        "datasites/hospital/round_keys.py",
+        "self.approval, self.records]",
+        "self.approval]",
+        (f"{_RETRY}::test_noise_of_other_inputs_is_independent_and_of_the_same_inputs_the_same",),
     ),
     Mutation(
         "tick: a release leaves as soon as it is done",
