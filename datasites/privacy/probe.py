@@ -83,8 +83,8 @@ def invented(
     """Rows of the same shapes that nobody has, and that hold nothing of those given.
 
     model: says what ordinary rows hold, and they are drawn from it: numbers over the ranges that it encodes to, one
-    column of a category's levels, labels. Without one (or where it has other columns) numbers are standard normal,
-    codes and labels 0 or 1.
+    column of a category's levels, labels. Without one (or where it has other columns) numbers lie in [0, 2), so
+    that they stand for codes as well; codes and labels are 0 or 1.
     """
     if model is not None and {name: part.shape[1:] for name, part in inputs.items()} == {0: (len(model.columns),)}:
         x, y = model.invent(rows, source)
@@ -92,7 +92,7 @@ def invented(
 
     def make(part: Tensor) -> Tensor:
         shape = (rows, *part.shape[1:])
-        made = source.standard_normal(shape) if part.is_floating_point() else source.integers(2, size=shape)
+        made = source.uniform(0, 2, shape) if part.is_floating_point() else source.integers(2, size=shape)
         return torch.from_numpy(made).to(part.dtype)
 
     labels = torch.from_numpy(source.integers(2, size=(rows, *target.shape[1:]))).to(target.dtype)
