@@ -139,6 +139,7 @@ class Run:
             raise
         clock.lap("model")
         self._finish(record.model_copy(update={"seconds": clock.laps}), model)
+        self._welcome_back(number)
         self._mailroom.collect(self.study.hash, before=number)
         return record
 
@@ -270,7 +271,7 @@ class Run:
     # -- one round -------------------------------------------------------------------------------------------------
 
     def _broadcast(self, number: int, model: npt.NDArray[np.float32]) -> RoundRecord:
-        self._welcome_back(number - 1)
+        self._welcome_back(number)
         payload = model.astype("<f4").tobytes()
         manifest = self._sum.opened(number)
         if manifest is None:
@@ -395,13 +396,17 @@ class Run:
         return Wait(frozenset(present), patience, self._round_timeout)
 
     def _welcome_back(self, number: int) -> None:
-        """A hospital whose answer to the last round came too late is there again: wait for it in the next one."""
+        """A hospital that answers a round before `number` too late is there again: wait for it in the next one."""
         absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
-        late = self._mailroom.waiting(
-            [(email, self.study.hash, number, kind) for email in sorted(absent) for kind in kinds]
-        )
+        if not absent:
+            return
+        late = {
+            sender
+            for round, kind, sender in self._mailroom.mailbox(self.study.hash)
+            if 0 < round < number and kind in kinds and sender in absent
+        }
         if late:
-            self._save(present=tuple(sorted({*self.state.present, *(email for email, *_ in late)})))
+            self._save(present=tuple(sorted({*self.state.present, *late})))
 
     def _check_head(self, sender: str, head: PublicHead, *, of_release: bool) -> None:
         """Raise unless `head` is signed by the pinned key and goes on from the last head of that hospital (I11).

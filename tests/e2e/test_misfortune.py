@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasites.researcher import report
+from datasites.study import letters
 from datasites.study.package import StudyPackage
 from tests.e2e.support import LocalDatasites
 
@@ -54,6 +55,8 @@ def test_a_worker_that_dies_or_hangs_stops_its_study_in_silence_and_the_charge_s
             for number in (2, 3):
                 run.complete(rounds=number, progress=False)
                 notes[number] = sit_out(datasites, "va", study.hash)
+                answer = [(va, study.hash, number, letters.ABSTAINED)]
+                assert federation.mailroom.wait(answer, 60) == answer, "people have answered"
             run.complete(progress=False)
     finally:
         datasites.kill("va")

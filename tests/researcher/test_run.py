@@ -15,6 +15,7 @@ from datasites.researcher.gather import RunError
 from datasites.researcher.study import Study
 from datasites.secagg import masks
 from datasites.secagg.context import EPOCH_ROUNDS
+from datasites.study import letters
 from datasites.study.package import StudyPackage
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation
@@ -81,6 +82,23 @@ def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation:
     record = run.next_round()
     assert (record.epoch, record.outcome) == (1, "done")
     assert late.email in record.survivors
+
+
+def test_whoever_answers_an_older_round_after_all_is_waited_for_again(federation: Federation) -> None:
+    """As where people looked at a failure first: meanwhile the others have gone on."""
+    back = federation.hospitals["datasite@va.example.org"]
+    back.silent_at.add("masked")
+    run = federation.run(least_patience=5.0, round_timeout=10.0)
+    for _ in range(3):
+        assert len(run.next_round().survivors) == 3
+    assert back.email not in run.state.present
+    abstention = letters.Abstention(outcome="failed").model_dump(mode="json")
+    back._send(letters.ABSTAINED, abstention, None, 1)
+    federation.wait_for_letter(back, "abstained", 1)
+    back.silent_at.clear()
+    back.there = False
+    federation.later(1.0, lambda: setattr(back, "there", True))
+    assert back.email in run.next_round().survivors
 
 
 def test_a_hospital_that_is_late_each_time_is_let_in_a_few_times_only(federation: Federation, monkeypatch) -> None:
