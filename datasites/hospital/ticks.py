@@ -8,13 +8,15 @@ declares (`Worker.measure`).
 Claim: as long as the work of a round fits into its ticks, the moment at which a release leaves is a function of when
 the letter came. Where the work overruns, the release leaves at the next whole tick, so that what shows is how many
 ticks it was late. Assumes: a clock that rows don't move; what is done after the tick (masking, policies, log, journal,
-sending) takes a time that depends on sizes which are public. Not claimed: what others on the same machine see of its
-load.
+sending) takes a time that depends on sizes which are public. The log, and evidence with it, holds times: so other work
+on rows that something waits for (preparing them) is followed by a wait for the next whole tick before anything is
+logged. Not claimed: what others on the same machine see of its load.
 """
 
 from __future__ import annotations
 
 import math
+import time
 
 #: Seconds of a tick.
 TICK = 0.05
@@ -39,3 +41,9 @@ def leaves_at(started: float, ticks: int, now: float) -> float:
         raise ValueError(f"ticks: {ticks}; a release waits for one tick or more")
     late = math.ceil((now - started) / TICK)
     return started + max(ticks, late) * TICK
+
+
+def sleep_to_tick(started: float) -> None:
+    """Sleep to the next whole tick since `started` (monotonic), after work on rows that something public follows."""
+    now = time.monotonic()
+    time.sleep(max(0.0, leaves_at(started, 1, now) - now))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -16,7 +17,7 @@ from datasites.enclave.worker import Worker
 from datasites.hospital import rounds
 from datasites.hospital.models import Round
 from datasites.hospital.rounds import StudyRun
-from datasites.hospital.ticks import TICK, leaves_at, ticks_for
+from datasites.hospital.ticks import TICK, leaves_at, sleep_to_tick, ticks_for
 from datasites.study import letters
 from tests.hospital.running import Running
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
@@ -46,6 +47,12 @@ def test_a_release_waits_for_at_least_one_tick() -> None:
     assert ticks_for(1.0) * TICK > 1.0
     with pytest.raises(ValueError, match="one tick"):
         leaves_at(0.0, 0, 0.0)
+
+
+def test_other_work_on_rows_ends_at_a_whole_tick() -> None:
+    started = time.monotonic() - 1.2 * TICK
+    sleep_to_tick(started)
+    assert time.monotonic() >= started + 2 * TICK
 
 
 @pytest.fixture
