@@ -390,8 +390,12 @@ class Run:
     # -- who is there ----------------------------------------------------------------------------------------------
 
     def _wait(self, present: Iterable[str]) -> Wait:
-        """Once enough have answered, wait for the rest a few times as long as rounds have taken so far."""
-        past = [sum(record.seconds.values()) for record in self.state.rounds if record.outcome == "done"]
+        """Once enough have answered, wait for the rest a few times as long as rounds have taken that lost nobody."""
+        past, before = [], set[str]()
+        for record in self.state.rounds:
+            if record.outcome == "done" and before <= set(record.survivors):
+                past.append(sum(record.seconds.values()))
+            before = set(record.survivors)
         patience = max(self._least_patience, 5 * statistics.median(past) if past else self._setup_patience)
         return Wait(frozenset(present), patience, self._round_timeout)
 
