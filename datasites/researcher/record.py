@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from datasites.study.audit_chain import PublicHead
+from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
 from datasites.study.identity import Email
@@ -75,10 +75,18 @@ class Clock:
         self._last = now
 
 
+class DeclaredFork(Agreed):
+    """A restore of a hospital's audit log, as it declared it, and the round in which it first did."""
+
+    fork: Fork
+    round: Annotated[int, Field(ge=1)]
+
+
 class RunState(Agreed):
     """Where a run stands. `present` are the hospitals that answered last; only they are waited for.
 
-    epochs_for: epochs of the secure sum that were begun to let that hospital in.
+    epochs_for: epochs of the secure sum that were begun to let that hospital in. forks: restores of a hospital's audit
+    log from a backup, as it declared them to this run.
     """
 
     format: Literal[1] = 1
@@ -89,6 +97,7 @@ class RunState(Agreed):
     epochs_for: dict[str, int] = {}
     setup_seconds: float = 0.0
     rounds: tuple[RoundRecord, ...] = ()
+    forks: dict[Email, tuple[DeclaredFork, ...]] = {}
     accounts: dict[str, Account] = {}
     closed: bool = False
 

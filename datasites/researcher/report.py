@@ -111,6 +111,9 @@ def result(run: Run) -> dict[str, Any]:
             for email, account in run.state.accounts.items()
         },
         "unaccounted": sorted(set(run.study.terms.cohort.hospitals) - set(run.state.accounts)),
+        "audit_forks": {
+            email: [fork.model_dump(mode="json") for fork in forks] for email, forks in run.state.forks.items()
+        },
         "audit_heads": {email: head.model_dump(mode="json") for email, head in heads.items()},
         "seconds": {
             "setup": round(run.state.setup_seconds, 3),

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
 from datasites.researcher.gather import RunError, gather, who_abstained
-from datasites.researcher.record import Clock, RoundRecord, RunFolder, RunState
+from datasites.researcher.record import Clock, DeclaredFork, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
 from datasites.researcher.strategies import strategy_of
 from datasites.researcher.study import Study
@@ -29,7 +29,7 @@ from datasites.researcher.terms import manifest_of
 from datasites.secagg.aggregation import RoundResult
 from datasites.secagg.errors import SecaggError
 from datasites.study import letters
-from datasites.study.audit_chain import PublicHead
+from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
@@ -239,7 +239,7 @@ class Run:
 
         def take(letter: Letter) -> None:
             account = letters.Account.model_validate(letter.body)
-            self._check_head(letter.sender, account.head, of_release=False)
+            self._check_head(letter.sender, account.head, account.fork, of_release=False)
             accounts[letter.sender] = account
 
         gather(
@@ -301,7 +301,7 @@ class Run:
         abstained: dict[str, tuple[str, ...]] = {}
 
         def masked(letter: Letter, body: letters.Masked) -> None:
-            self._check_head(letter.sender, body.audit, of_release=True)
+            self._check_head(letter.sender, body.audit, body.fork, of_release=True)
             heads[letter.sender] = body.audit
             sent[letter.sender] = len(letter.blob or b"")
             if record.evaluate != "no":
@@ -412,19 +412,39 @@ class Run:
         if late:
             self._save(present=tuple(sorted({*self.state.present, *late})))
 
-    def _check_head(self, sender: str, head: PublicHead, *, of_release: bool) -> None:
+    def _check_head(self, sender: str, head: PublicHead, fork: Fork | None, *, of_release: bool) -> None:
         """Raise unless `head` is signed by the pinned key and goes on from the last head of that hospital (I11).
 
         of_release: it came with a release, which each head before it lacks; else nothing need have been released since.
+        A fork that the hospital declares lets its heads go back to it, once: from then on they go on from there. Each
+        is kept for the report, since what came after it in the lost log is in the hospital's log no more.
         """
         if head.public_key != self._roster.get(sender).public_key:
             raise RunError(f"audit head of {sender}: signed with a key that is not pinned")
         head.check()
-        known = next((r.heads[sender] for r in reversed(self.state.rounds) if sender in r.heads), None)
+        declared = self._declared(sender, fork)
+        since = declared.round if declared is not None else 0
+        heads = (r.heads[sender] for r in reversed(self.state.rounds) if sender in r.heads and r.round >= since)
+        known = next(heads, declared.fork.goes_on if declared is not None else None)
         if known is not None and head.releases < known.releases + of_release:
             raise RunError(
                 f"audit head of {sender}: its log went back: {head.releases} releases, it has said {known.releases}"
             )
+
+    def _declared(self, sender: str, fork: Fork | None) -> DeclaredFork | None:
+        """The last fork that a hospital has declared, this one included; raises `BadSignature` for a forged one."""
+        known = self.state.forks.get(sender, ())
+        if fork is None or fork in [one.fork for one in known]:
+            return known[-1] if known else None
+        fork.check(self._roster.get(sender).public_key)
+        log.warning(
+            "the audit log of %s was restored from a backup, as it declares: it goes on from release %d",
+            sender,
+            fork.continues.releases,
+        )
+        declared = DeclaredFork(fork=fork, round=self.state.next_round)
+        self._save(forks={**self.state.forks, sender: (*known, declared)})
+        return declared
 
     def _save(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)

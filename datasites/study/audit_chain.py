@@ -22,7 +22,7 @@ from datasites.study.identity import BadSignature, Identity, PublicKeyHex
 from datasites.study.identity import verify as verify_signature
 from datasites.study.manifest import Sha256
 
-DOMAIN, PUBLIC_DOMAIN = "audit-checkpoint", "audit-head"
+DOMAIN, PUBLIC_DOMAIN, FORK_DOMAIN = "audit-checkpoint", "audit-head", "audit-fork"
 #: Records of this kind are what a `PublicHead` counts.
 RELEASED = "released"
 LARGEST_RECORD = 16 * 1024
@@ -86,6 +86,38 @@ class PublicHead(Agreed):
         signature = bytes.fromhex(self.signature)
         signed = _public_part(self.public_key, self.releases, self.hash)
         verify_signature(self.public_key, signature, PUBLIC_DOMAIN, signed)
+
+
+class Fork(Agreed):
+    """A hospital's word that its log goes on from an earlier position, since it was restored from a backup.
+
+    continues: the last record that the restored log held. goes_on: the record by which two people declared it. Records
+    that came after `continues` in the lost log are in this one no more, and heads of them are of the lost branch.
+    """
+
+    format: Literal[1] = 1
+    continues: PublicHead
+    goes_on: PublicHead
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    @classmethod
+    def sign(cls, identity: Identity, continues: PublicHead, goes_on: PublicHead) -> Self:
+        """Sign the statement with the hospital's key."""
+        signature = identity.sign(FORK_DOMAIN, _fork_part(continues, goes_on)).hex()
+        return cls(continues=continues, goes_on=goes_on, signature=signature)
+
+    def check(self, public_key: str) -> None:
+        """Raise `BadSignature` unless all of it is signed by that key."""
+        for head in (self.continues, self.goes_on):
+            head.check()
+            if head.public_key != public_key:
+                raise BadSignature("a fork of an audit log is signed by another key than its heads")
+        words = _fork_part(self.continues, self.goes_on)
+        verify_signature(public_key, bytes.fromhex(self.signature), FORK_DOMAIN, words)
+
+
+def _fork_part(continues: PublicHead, goes_on: PublicHead) -> bytes:
+    return canonical_json([continues.model_dump(mode="json"), goes_on.model_dump(mode="json")])
 
 
 def read_any_head(data: bytes) -> Head | PublicHead:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from datasites.study.audit_chain import PublicHead
+from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
 from datasites.study.manifest import MOST_EPOCHS, MOST_HOSPITALS, MOST_ROUNDS
@@ -72,7 +72,8 @@ FIGURES = {"pld", "local"}
 class Masked(Agreed):
     """Around a masked vector (the letter's payload): its signed header, the audit head, and public noise of counts.
 
-    counts_sigma: sd in patients per cell, of both kinds of evaluation; 0 for one that the study has not.
+    counts_sigma: sd in patients per cell, of both kinds of evaluation; 0 for one that the study has not. fork: the
+    last restore of the hospital's log from a backup, if there ever was one; its heads may go back by it, once.
     """
 
     header: str
@@ -80,6 +81,7 @@ class Masked(Agreed):
     counts_sigma: Annotated[
         dict[Literal["final", "interim"], Annotated[float, Field(ge=0, le=MOST_SIGMA)]], Field(min_length=2)
     ]
+    fork: Fork | None = None
 
 
 class Abstention(Agreed):
@@ -111,6 +113,7 @@ class Account(Agreed):
     cap: Annotated[float, Field(gt=0, le=1e9)]
     charged: Annotated[dict[str, dict[str, Annotated[float, Field(ge=0, le=1e15)]]], Field(min_length=1, max_length=8)]
     head: PublicHead
+    fork: Fork | None = None
 
     @field_validator("charged")
     @classmethod
