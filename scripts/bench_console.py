@@ -25,7 +25,8 @@ CASES, STUDIES, ROUNDS, RECORDS, TARGET_MS = 500, 50, 15, 100_000, 300.0
 
 def fill(consortium: LocalConsortium) -> int:
     """Make the tables and the log large; returns the number of a case in review."""
-    from datasites.hospital import admission, ledger
+    from datasites.hospital import admission
+    from datasites.hospital.accounts import Asked, Price
     from datasites.hospital.audit import _Position
     from datasites.hospital.cases import open_case
     from datasites.hospital.models import Case, LedgerEntry, Round
@@ -51,12 +52,12 @@ def fill(consortium: LocalConsortium) -> int:
         for n in range(CASES - 1)
     )
     case = open_case(site.home, row)
-    charge = ledger._stored(case.plan.round_event())
-    whole = {partition: ledger._stored(price.event) for partition, price in case.asked().items()}
+    charge = json.loads(Price.of(Asked(case.plan.round_event(), case.plan.local_round_event())).charges)
+    whole = {partition: json.loads(Price.of(price).charges) for partition, price in case.asked().items()}
     entries, rounds = [], []
     for study in Case.objects.filter(state="closed"):
         for partition in ("training", "held_out"):
-            common = {"dataset": "heart", "partition": partition, "study_hash": study.study_hash}
+            common = {"population": "heart", "partition": partition, "study_hash": study.study_hash}
             reserved = whole[partition]
             entries.append(LedgerEntry(**common, kind="reserve", charges=reserved, local_charges=reserved))
             if partition == "training":

@@ -29,6 +29,8 @@ _NOISE, _SAMPLING = "tests/privacy/test_noise.py", "tests/privacy/test_sampling.
 _PRICES, _PLANS = "tests/privacy/test_prices.py", "tests/privacy/test_study_plan.py"
 _EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_trainer.py"
 _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
+_ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
+_RUN = "tests/researcher/test_run.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
@@ -210,15 +212,15 @@ MUTATIONS = (
     Mutation(
         "interim: the final evaluation is charged as an interim one",
         "datasites/hospital/cases.py",
-        "Asked(counts.event(kind), counts.local_event(kind))",
+        "Asked(counts.event(evaluate), counts.local_event(evaluate))",
         'Asked(counts.event("interim"), counts.local_event("interim"))',
         (_CHARGES,),
     ),
     Mutation(
         "held-out patients are not charged for the final evaluation",
         "datasites/hospital/cases.py",
-        'if manifest.evaluate != "no":\n            counts',
-        'if manifest.evaluate == "interim":\n            counts',
+        'if evaluate != "no":\n            counts',
+        'if evaluate == "interim":\n            counts',
         (_CHARGES,),
     ),
     Mutation(
@@ -237,9 +239,9 @@ MUTATIONS = (
     ),
     Mutation(
         "refund: a study that closes gives back what it charged",
-        "datasites/hospital/ledger.py",
-        'committed += kinds["charge"] if study in closed else kinds["reserve"]',
-        'committed += [] if study in closed else kinds["reserve"]',
+        "datasites/hospital/accounts.py",
+        "        if self.released:\n            return charged\n",
+        "        if self.released:\n            return []\n",
         (f"{_LEDGER}::test_what_a_closed_study_charged_still_counts",),
     ),
     Mutation(
@@ -259,7 +261,7 @@ MUTATIONS = (
     Mutation(
         "study's cap ignored: more rounds than were reserved",
         "datasites/hospital/ledger.py",
-        "if not is_part_of(charged, reserved):",
+        "if not is_part_of(charged, account.reserved_events(partition)):",
         "if not charged:",
         (
             f"{_LEDGER}::test_rounds_compose_to_what_was_reserved_and_no_round_more",
@@ -269,9 +271,80 @@ MUTATIONS = (
     Mutation(
         "population: a dataset of another name has a budget of its own",
         "datasites/hospital/ledger.py",
-        "[*_committed(dataset.population, partition), price.event]",
-        "[*_committed(dataset.name, partition), price.event]",
+        "        known = accounts_of(population)\n        if study in known:\n",
+        "        known = accounts_of(population) if dataset.name == population else {}\n        if study in known:\n",
         (f"{_POPULATION}::test_two_datasets_of_one_population_share_its_budget_and_its_split",),
+    ),
+    # Database, audit log and anchor tell one story.
+    Mutation(
+        "story: the running service compares nothing",
+        "datasites/hospital/ledger.py",
+        "        require_one_story(site.home, population)\n        known = accounts_of(population)\n        account",
+        "        known = accounts_of(population)\n        account",
+        (f"{_ACCOUNTS}::test_all_charges_deleted",),
+    ),
+    Mutation(
+        "story: a service starts on a home that was put back",
+        "datasites/hospital/datasite.py",
+        "        require_one_story(site.home)\n",
+        "",
+        (f"{_ACCOUNTS}::test_a_service_on_a_home_that_was_put_back_does_not_start",),
+    ),
+    Mutation(
+        "story: the smaller loss counts",
+        "datasites/hospital/accounts.py",
+        "prices[partition] = max(",
+        "prices[partition] = min(",
+        (f"{_ACCOUNTS}::test_charges_made_cheaper_are_noticed_and_the_dearer_one_counts",),
+    ),
+    Mutation(
+        "story: the gate reads the database alone",
+        "datasites/hospital/ledger.py",
+        "    logged = ledger_log.tell(this_home()).of(population)\n",
+        "    logged: dict[str, StudyAccount] = {}\n",
+        (f"{_ACCOUNTS}::test_the_whole_ledger_deleted",),
+    ),
+    Mutation(
+        "story: a missing anchor is written anew",
+        "datasites/hospital/ledger_log.py",
+        'replace(whole, standing="missing") if whole.told.populations else whole',
+        "whole",
+        (f"{_ACCOUNTS}::test_nothing_but_two_people_makes_a_missing_anchor_good",),
+    ),
+    Mutation(
+        "restore: open studies are not charged in full",
+        "datasites/hospital/settle.py",
+        "return account if sure else accounts.in_full(account)",
+        "return account",
+        (f"{_SETTLE}::test_an_open_study_counts_as_charged_in_full_where_the_anchor_is_gone",),
+    ),
+    Mutation(
+        "restore: what the ledger's anchor knows is forgotten",
+        "datasites/hospital/settle.py",
+        "(ledger_log.tell(home),) if anchor is None else (ledger_log.tell(home), anchor)",
+        "(ledger_log.tell(home),) * 2",
+        (f"{_SETTLE}::test_where_the_ledgers_anchor_is_there_it_says_what_was_charged",),
+    ),
+    Mutation(
+        "restore: rejoining charges nothing",
+        "datasites/hospital/review.py",
+        "        charge_what_is_reached(site, row.study_hash)\n",
+        "",
+        (f"{_SETTLE}::test_rejoining_charges_rounds_that_the_journal_reached_and_nobody_charged",),
+    ),
+    Mutation(
+        "restore: a kill in the round of a fork leaves the hospital out for good",
+        "datasites/researcher/run.py",
+        "declared.round if declared is not None else 0",
+        "0",
+        (f"{_RUN}::test_a_run_that_is_killed_right_after_a_fork_takes_it_again",),
+    ),
+    Mutation(
+        "restore: a release from before it is sent again with other words",
+        "datasites/hospital/leaving.py",
+        'record.release.get("fork")',
+        "told_fork(self._site.home)",
+        (f"{_SETTLE}::test_a_release_from_before_a_restore_is_sent_again_as_it_was",),
     ),
     # When, and in which order.
     Mutation(
@@ -284,9 +357,9 @@ MUTATIONS = (
     Mutation(
         "order: a round is charged after it has trained",
         "datasites/hospital/rounds.py",
-        "            ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))\n",
-        "            self._rows.begin(case, manifest, parameters, lambda r: self._keys(case, manifest, r)).result()\n"
-        "            ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))\n",
+        "            asked = case.round_asked(manifest)\n",
+        "            asked = case.round_asked(manifest)\n"
+        "            self._rows.begin(case, manifest, parameters, lambda r: self._keys(case, manifest, r)).result()\n",
         (f"{_RUNNING}::test_a_round_is_charged_before_it_trains",),
     ),
     Mutation(

@@ -69,3 +69,24 @@ def audit_export(home: HomeOption, target: Path) -> None:
     head = site.audit.checkpoint()
     target.write_bytes(site.home.audit.read_bytes())
     out.print(f"{target}: {head.seq} records, verify with --key {site.identity.public_key}")
+
+
+@audit.command("held")
+def audit_held(home: HomeOption, heads: list[Path]) -> None:
+    """Compare heads that other parties hold with the log; exit code 1 where it lacks one, and then nothing runs."""
+    site = open_site(home)
+    from datasites.hospital.settle import hold_against
+    from datasites.study.audit_chain import read_any_head
+
+    try:
+        held = [read_any_head(path.read_bytes()) for path in heads]
+    except (OSError, ValueError) as error:
+        raise InputError(f"not a signed head of a log ({type(error).__name__}); ask its holder again") from error
+    lacking = hold_against(site, held)
+    for head in lacking:
+        out.print(f"not in this log: the record with hash {head.hash}")
+    if lacking:
+        out.print("this home came back from a backup: settle what was charged since, `datasites budget restored`")
+    else:
+        out.print(f"all {len(held)} are in this log")
+    raise typer.Exit(1 if lacking else 0)

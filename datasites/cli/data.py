@@ -19,7 +19,7 @@ from datasites.cli.terminal import (
     open_site,
     out,
 )
-from datasites.study.errors import InputError, explain
+from datasites.study.errors import InputError, explain, read_toml
 
 dataset = group("Datasets and their readiness for a study.")
 budget = group("The privacy ledger.")
@@ -160,6 +160,35 @@ def budget_other_patients(
         from datasites.hospital import proposals
 
         entered = proposals.propose_other_patients(site, person, one, other, reason)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+
+
+@budget.command("restored")
+def budget_restored(
+    home: HomeOption,
+    name: NameOption,
+    reason: ReasonOption,
+    lost: Annotated[
+        Path | None, typer.Option(help="TOML file: a [[study]] for each that was approved after the backup.")
+    ] = None,
+    nothing_lost: Annotated[
+        bool, typer.Option("--nothing-lost", help="No study was approved after the backup.")
+    ] = False,
+    password_stdin: StdinOption = False,
+) -> None:
+    """Enter that this home came back from a backup, and what was approved since; a second person confirms.
+
+    Each [[study]] says study (hash), population, noise_multiplier, sampling_rate, steps and evaluation_multiplier, as
+    its approval said; where one is not known, less noise or more steps is the safe side.
+    """
+    if (lost is None) != nothing_lost:
+        raise InputError("say what was approved after the backup: --lost FILE, or --nothing-lost")
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital import proposals
+        from datasites.hospital.settle import Lost
+
+        studies = read_toml(lost, Lost).study if lost is not None else ()
+        entered = proposals.propose_restored(site, person, studies, reason)
     out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
 
 

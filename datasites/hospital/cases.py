@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -41,7 +42,7 @@ from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan
 from datasites.study.errors import InputError
 from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import RingTerms, counts_ring, gradient_ring
+from datasites.study.rounds import RingTerms, counts_ring, gradient_ring, work_of
 
 PREPARED_FILE = "records.npz"
 #: In place of the records that an examination could not prepare; nobody can approve it.
@@ -139,12 +140,19 @@ class OpenCase:
 
     def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
         """Price of one round per partition that it touches."""
+        return self._round_price(manifest.train, manifest.evaluate)
+
+    def planned(self, number: int) -> dict[str, Asked]:
+        """Price of round `number` as the study calls for it."""
+        return self._round_price(*work_of(self.study, number))
+
+    def _round_price(self, train: bool, evaluate: Literal["no", "interim", "final"]) -> dict[str, Asked]:
         asked = {}
-        if manifest.train:
+        if train:
             asked["training"] = Asked(self.plan.round_event(), self.plan.local_round_event())
-        if manifest.evaluate != "no":
-            counts, kind = self.evaluation, manifest.evaluate
-            asked["held_out"] = Asked(counts.event(kind), counts.local_event(kind))
+        if evaluate != "no":
+            counts = self.evaluation
+            asked["held_out"] = Asked(counts.event(evaluate), counts.local_event(evaluate))
         return self._charged_to(asked)
 
     def _charged_to(self, asked: dict[str, Asked]) -> dict[str, Asked]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from datasites.hospital import ledger
+from datasites.hospital import ledger, ledger_log
 from datasites.hospital.cases import PREPARED_FILE, OpenCase, records_folder
 from datasites.hospital.config import Home
 from datasites.hospital.correspondence import Correspondence
@@ -20,6 +20,7 @@ from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.secagg.journal import Anchor, Journal
 from datasites.study import letters
+from datasites.study.audit_chain import Fork
 from datasites.study.durable import replace_durably
 from datasites.study.identity import BadSignature
 
@@ -49,7 +50,7 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
             held = ()
         told = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
         replace_durably(folder / COUNTERPARTY_HEADS, json.dumps(told).encode())
-        ledger.close(case.dataset, row.study_hash)
+        ledger.close(site, row.study_hash)
         replace_durably(stored, _account(site, case, row).canonical())
     account = letters.Account.parse(stored.read_bytes())
     if not post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json")):
@@ -71,7 +72,16 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
         cap=case.study_cap,
         charged=ledger.study_charged(dataset, row.study_hash, case.priced_delta),
         head=site.audit.public_head(),
+        fork=told_fork(site.home),
     )
+
+
+def told_fork(home: Home) -> Fork | None:
+    """What others are told of the last restore of this hospital's log; None where there was none."""
+    try:
+        return Fork.parse(home.fork.read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def destroy_secrets(site: Site, row: Case) -> bool:
@@ -97,14 +107,16 @@ def destroy_secrets(site: Site, row: Case) -> bool:
 def give_up_keys(home: Home, study_hash: str) -> None:
     """Destroy the keys and shares of a study's epoch; rounds and epochs that it reached stay closed for good.
 
-    Its journal must not be open. Where the anchor is gone too (a restored backup leaves it out), what was reached is
-    taken from the database and from the epochs' terms, so an older database knows less: see `Journal.start_over`.
+    Its journal must not be open. Where its anchor is gone, what was reached is taken from ledger and database, which
+    are the newest: else nothing would run (`reconcile`).
     """
     journal, anchor = journal_of(home, study_hash)
     try:
         Anchor.parse(anchor.read_bytes())
     except (FileNotFoundError, ValueError):
         rounds = list(Round.objects.filter(case__study_hash=study_hash).values_list("epoch", "round"))
+        accounts = [studies.get(study_hash) for studies in ledger_log.tell(home).studies.values()]
+        rounds += [(-1, number) for account in accounts if account is not None for number in account.charged]
         contexts = journal.parent.glob("context-*.json")
         epochs = [int(path.stem.removeprefix("context-")) for path in contexts]
         floor = Anchor(

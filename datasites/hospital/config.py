@@ -239,6 +239,26 @@ class Home:
         return self.root / "anchors"
 
     @property
+    def ledger_anchor(self) -> Path:
+        """What the audit log said of budgets last, and where (see `hospital.ledger_log`); beside the other anchors."""
+        return self.anchors / "ledger"
+
+    @property
+    def foreign_heads(self) -> Path:
+        """Heads that others hold and that this hospital's log lacks, until two people have settled what was lost."""
+        return self.root / "heads-not-in-log.json"
+
+    @property
+    def fork(self) -> Path:
+        """What other parties are told of the last restore (see `study.audit_chain.Fork`)."""
+        return self.root / "fork.json"
+
+    @property
+    def ledger_pending(self) -> Path:
+        """Lines of the ledger that are being put into audit log and database."""
+        return self.root / "pending"
+
+    @property
     def syftbox(self) -> Path:
         """The SyftBox: mock data and pointer files only."""
         return self.root / "syftbox"

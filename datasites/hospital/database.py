@@ -12,6 +12,14 @@ from datasites.hospital.config import Home
 from datasites.study.errors import InputError
 
 
+def this_home() -> Home:
+    """The home of the datasite whose database this process is connected to."""
+    from django.conf import settings
+
+    home: Home = settings.DATASITE
+    return home
+
+
 def connect(root: Path) -> Home:
     """Set Django up for the datasite at `root`, migrate its tables, and return its home.
 

@@ -21,11 +21,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datasites.enclave.sandbox import Sandbox
-from datasites.hospital import admission
+from datasites.hospital import admission, pending
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, sweep_staging
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from datasites.hospital.population import open_populations
+from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.row_work import Machine
 from datasites.hospital.setup import open_control
@@ -73,6 +74,8 @@ class Datasite:
         for warning in Sandbox(self._home.settings.sandbox).warnings:
             log.warning("%s", warning)
             site.audit.append("sandbox_warning", reason=warning)
+        pending.finish_all(site)
+        require_one_story(site.home)
         open_populations(site)
         self._control = open_control(site)
         self._store = self._control.store

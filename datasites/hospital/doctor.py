@@ -1,7 +1,7 @@
 """Checks that a datasite can do its work here, and says what to mend; runs while the datasite runs or before.
 
 Tries things for real: writes to the store, opens keys, starts the sandbox and tries to get out of it. Changes nothing
-but a probe file in the store, which it removes.
+but a probe file in the store, which it removes, and ends a line of the ledger that a kill left half written.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Literal, NamedTuple
 
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
-from datasites.hospital import ledger
+from datasites.hospital import ledger, pending
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_mapping, read_table
 from datasites.hospital.population import accepted_delta, require_agreed
+from datasites.hospital.reconcile import REMEDY, differences
 from datasites.hospital.setup import open_store
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import verify
@@ -53,6 +54,7 @@ def examine(site: Site) -> Iterator[Check]:
         ("agreements", _agreements),
         ("datasets", _datasets),
         ("audit", _audit),
+        ("accounts", _accounts),
         ("sign-in", _sign_in),
         ("sandbox", _sandbox),
         ("gpu", _gpu),
@@ -161,6 +163,16 @@ def _datasets(site: Site) -> Iterator[Check]:
                 f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
                 "smaller delta, or let two people take the risk: `datasites budget accept-delta`",
             )
+
+
+def _accounts(site: Site) -> Iterator[Check]:
+    # A line that a kill left half written is ended here, as the next start of the service would.
+    pending.finish_all(site)
+    found = list(differences(site.home))
+    for words in found:
+        yield Check("accounts", "bad", f"{words}; {REMEDY}")
+    if not found:
+        yield Check("accounts", "ok", "database, audit log and anchor tell one story")
 
 
 def _audit(site: Site) -> Iterator[Check]:

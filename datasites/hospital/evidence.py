@@ -8,7 +8,8 @@ chain can't be shown in part: whoever gets it also reads what this datasite logg
 
 - `decision`: study, digest = `Decision.digest()`;
 - `approved`: study, hash (the approval hash), person, role;
-- `charged`: study, round, digest = `entry_digest` of the round's entry in `ledger`;
+- `reserved`: study, charges;
+- `charged`: study, round, charges, local_charges, digest = `entry_digest` of the round's entry in `ledger`;
 - `released`: study, round, sha256 of the masked vector.
 """
 
@@ -46,9 +47,9 @@ class EvidenceContents:
     study: study hash; title: for people. terms: canonical bytes of what people approved; their SHA-256 is the
     approval hash. frozen: names and bytes of the frozen copy. findings: of the verifier. decisions: canonical JSON
     values of all policy decisions about the study, as stored. ledger: one entry for each charged round,
-    {"round": …, anything else}, `entry_digest` of which stands in the audit log. registry: canonical bytes of the
-    registry. audit: path of the audit log; take a checkpoint first. heads: {"holder": e-mail, "head": head} of this
-    log, as they were sent. created: aware time of the export.
+    {"round": …, "charges": …, "local_charges": …, anything else}; its `entry_digest` and its charges stand in the audit
+    log. registry: canonical bytes of the registry. audit: path of the audit log; take a checkpoint first. heads:
+    {"holder": e-mail, "head": head} of this log, as they were sent. created: aware time of the export.
     """
 
     identity: Identity
@@ -80,7 +81,7 @@ def build_bundle(out: Path, contents: EvidenceContents) -> tuple[Check, ...]:
     files = _files(contents)
     index = canonical_json(
         {
-            "format": 1,
+            "format": 2,
             "study": contents.study,
             "approval": sha256_hex(contents.terms),
             "hospital": contents.hospital,

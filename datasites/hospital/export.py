@@ -7,14 +7,13 @@ import json
 import time
 from pathlib import Path
 
-from datasites.hospital import compliance, ledger
+from datasites.hospital import compliance, ledger, pending
 from datasites.hospital.cases import open_case
 from datasites.hospital.closing import COUNTERPARTY_HEADS
 from datasites.hospital.evidence import EvidenceContents, build_bundle
 from datasites.hospital.intake import ApprovalTerms
 from datasites.hospital.models import PolicyDecision
 from datasites.hospital.review import find_case
-from datasites.hospital.rounds import log_unlogged_charges
 from datasites.hospital.site import Site
 from datasites.hospital.verify_bundle import Check
 from policies.registry import RegistryFile
@@ -40,7 +39,7 @@ def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
     case = open_case(site.home, find_case(number))
     study = case.row.study_hash
     compliance.finish_interrupted(site)
-    log_unlogged_charges(site, case)
+    pending.finish_all(site)
     site.audit.checkpoint()
     heads = site.home.secagg / study / COUNTERPARTY_HEADS
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()

@@ -18,6 +18,7 @@ that it answers is read, which no work on rows delays.
 from __future__ import annotations
 
 from datasites.hospital.cases import OpenCase
+from datasites.hospital.closing import told_fork
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.epochs import read_blob
 from datasites.hospital.models import Round
@@ -83,6 +84,8 @@ class Leaving:
             header=masked.to_bytes().decode(),
             audit=PublicHead.model_validate(record.audit_head),
             counts_sigma=self._counts_sigma(),
+            # As it was then: a letter that is sent again says the same, or it would be another letter (I6).
+            fork=record.release.get("fork"),
         )
         words = body.model_dump(mode="json")
         return self._post.post(self._researcher, number, letters.MASKED, words, bytes(masked.payload))
@@ -116,7 +119,9 @@ class Leaving:
             )
         record.state = Round.State.RELEASED
         record.audit_head = self._site.audit.public_head().model_dump(mode="json")
+        fork = told_fork(self._site.home)
         record.release = {
+            "fork": None if fork is None else fork.model_dump(mode="json"),
             "vectors": {term.name: term.length for term in manifest.vectors},
             "bytes": 4 * masked.header.dimension,
             "sha256": sha256,

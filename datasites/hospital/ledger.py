@@ -7,50 +7,70 @@ over all studies on all datasets of the population, and a patient's loss is that
 Gate: before a reservation or a charge is written, the composition of everything committed plus the new event must stay
 within the population's (epsilon, delta) by the Renyi filter at one order (theorem in `privacy.accountant`). A charge
 is part of what its study reserved: its events are among those reserved. Check and write happen in one transaction that
-no other on the population runs beside, so threads, processes and crashes can't both pass one gate (I5). Nothing is ever
-refunded: the release of a study's unused reservation leaves its charges. No decision reads a clock.
+no other on the population runs beside. No decision reads a clock. The cap is the guarantee. What is "spent" or
+"committed" at some moment is a reading of the same arithmetic.
 
-The cap is the guarantee. What is "spent" or "committed" at some moment is a reading of the same arithmetic.
+**A budget can't be exceeded.** Claim: whatever is released on a population's patients was charged before, and all
+charges ever made keep the gate above: under crash, kill and retry at any moment, restart, threads and processes at
+once, a clock that is set back, a restore of database, audit log or both from any moment in the past, a rename of
+datasets, an edit of `datasite.toml`, and any edit of the database alone.
+
+Proof. Every reservation and every charge stands in full in three places: a record of the audit log, a row of the
+database, and the ledger's anchor, which lies outside of backups. (1) Order: log, anchor, then database, then training,
+then release. So at any moment in which a release exists its charge is in all three, and a process that is killed leaves
+at most a line in the log that the database lacks, never the other way round. The line is named in a file beforehand
+(`pending`), and whoever writes next puts it into the database: it counts, though nothing may have been released under
+it. (2) A retry finds the line and writes nothing; a round is charged once, and the journal releases it once. (3) Gate
+and write hold one lock per population, over processes too. (4) The gate reads database and log whole, takes the larger
+of every line at the filter's own order, at which losses add up, so that its sum is no less than either's; and it raises
+`AccountsDiffer` where they differ otherwise than by (1), or where the log is not the one that the anchor knows: so does
+the start of the service. A row that is deleted, added or edited, a database or a log that was put back, and a home that
+came back whole without its anchors, each make a difference, and nothing is reserved or charged until two people have
+settled it (`settle`), which keeps the larger loss of all that is known and charges in full what may have been released
+unseen: an open study whose rounds no anchor knows any more, and studies that these people enter. (5) Lines name the
+population and no dataset; caps, order, split key and patient column are lines of the same log, so the database can't
+widen them, and `datasite.toml` can only narrow.
+
+Assumptions: the anchors survive a restore or are missing after it (they are kept out of backups, as the guide says),
+and nobody forges one; the audit log is not rewritten with the hospital's key; the disk keeps what it acknowledged;
+patients keep their pseudonyms; where the anchors are missing, two people enter every study that was approved after the
+backup (contradicted only where a head of the log that others hold, or an anchor of a journal, shows that there was
+more); and who edits the tables of people and of what waits for them may act as two people, under names that the log
+keeps.
+
+Where *all* is put back together, anchors included, as by a snapshot of the whole machine, nothing in here can know:
+heads of the log that other parties hold do (`datasites audit held`), and a researcher refuses the vectors of a log that
+went back; until somebody compares, what was charged after the snapshot is not counted.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dp_accounting import ComposedDpEvent, DpEvent
+from dp_accounting import DpEvent
 
+from datasites.hospital import accounts, ledger_log, pending
+from datasites.hospital.accounts import PARTITIONS, Asked, Price, StudyAccount
 from datasites.hospital.config import DatasetSettings
+from datasites.hospital.database import this_home
 from datasites.hospital.models import LedgerEntry
-from datasites.hospital.population import Caps, alone, caps_of, order_of, require_agreed
-from datasites.privacy.accountant import (
-    Charge,
-    compose,
-    epsilon_at_order,
-    epsilon_pld,
-    epsilon_rdp,
-    is_part_of,
-    read_charge,
-    share_of_cap,
-)
+from datasites.hospital.population import Caps, alone, caps_of, opened_order, order_of, require_agreed
+from datasites.hospital.reconcile import require_one_story
+from datasites.hospital.site import Site
+from datasites.privacy.accountant import compose, epsilon_at_order, epsilon_pld, epsilon_rdp, is_part_of, share_of_cap
 from datasites.study.errors import DatasitesError
 
-PARTITIONS = ("training", "held_out")
+__all__ = ["PARTITIONS", "Asked", "BudgetExceeded", "PartitionState"]
+
+#: To compare the lines of a budget that was never opened; nothing is gated on it.
+ANY_ORDER = 8
 #: Room for floating-point noise when the same events are composed in another order.
 TOLERANCE = 1e-9
 
 
 class BudgetExceeded(DatasitesError):
     """An event does not fit the population's budget or the study's reservation; nothing was written."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a study or a round costs one partition: the gated price, and the price against one who sees the vectors."""
-
-    event: DpEvent
-    local_event: DpEvent
 
 
 @dataclass(frozen=True)
@@ -77,38 +97,10 @@ class PartitionState:
         return 100 * self.used
 
 
-def _stored(event: DpEvent) -> list[dict[str, object]]:
-    merged = compose([event])
-    parts = merged.events if isinstance(merged, ComposedDpEvent) else [merged]
-    return [Charge.of(part).model_dump(mode="json") for part in parts]
-
-
-def _events(stored: Iterable[Mapping[str, object]]) -> list[DpEvent]:
-    return [read_charge(json.dumps(charge)).event() for charge in stored]
-
-
-def _committed(population: str, partition: str, without_study: str = "") -> list[DpEvent]:
-    """Charges of closed studies and whole reservations of open ones."""
-    events: dict[str, dict[str, list[DpEvent]]] = {}
-    closed = set()
-    for entry in LedgerEntry.objects.filter(population=population, partition=partition):
-        if entry.kind == "release":
-            closed.add(entry.study_hash)
-        else:
-            kinds = events.setdefault(entry.study_hash, {"reserve": [], "charge": []})
-            kinds[entry.kind] += _events(entry.charges)
-    committed = []
-    for study, kinds in events.items():
-        if study != without_study:
-            committed += kinds["charge"] if study in closed else kinds["reserve"]
-    return committed
-
-
-def _charged(population: str, partition: str, study: str | None = None, local: bool = False) -> list[DpEvent]:
-    entries = LedgerEntry.objects.filter(population=population, partition=partition, kind="charge")
-    if study is not None:
-        entries = entries.filter(study_hash=study)
-    return [event for entry in entries for event in _events(entry.local_charges if local else entry.charges)]
+def accounts_of(population: str) -> dict[str, StudyAccount]:
+    """All studies of a population: of database and audit log the larger loss, line by line."""
+    logged = ledger_log.tell(this_home()).of(population)
+    return accounts.merged(accounts.of_database(population), logged, opened_order(population) or ANY_ORDER)
 
 
 @dataclass(frozen=True)
@@ -131,142 +123,162 @@ class Measure:
         """Which part of the population's cap they take."""
         return share_of_cap(events, self.caps.epsilon, self.caps.delta, self.order)
 
+    def require_room(self, partition: str, events: Sequence[DpEvent], what: str) -> None:
+        """Raise `BudgetExceeded` unless all these events fit."""
+        after, caps = self.epsilon(events), self.caps
+        if not after <= caps.epsilon + TOLERANCE:
+            raise BudgetExceeded(
+                f"budget: population {caps.population}, {partition} patients: {what} would bring epsilon to "
+                f"{after:.3f} at delta {caps.delta:g} (Renyi order {self.order}), above the cap of {caps.epsilon:g}; "
+                "ask for fewer rounds or more noise: what these patients may lose does not grow with time or with "
+                "another name"
+            )
 
-def _gate(dataset: DatasetSettings, partition: str, events: Sequence[DpEvent], what: str) -> None:
-    measure = Measure.of(dataset)
-    after, caps = measure.epsilon(events), measure.caps
-    if not after <= caps.epsilon + TOLERANCE:
-        raise BudgetExceeded(
-            f"budget: population {caps.population}, {partition} patients: {what} would bring epsilon to {after:.3f} at "
-            f"delta {caps.delta:g} (Renyi order {measure.order}), above the cap of {caps.epsilon:g}; ask for fewer "
-            "rounds or more noise: what these patients may lose does not grow with time or with another name"
-        )
+
+def _others(known: accounts.Accounts, study: str) -> list[StudyAccount]:
+    return [account for name, account in known.items() if name != study]
+
+
+def share(dataset: DatasetSettings, events: Sequence[DpEvent]) -> float:
+    """Which part of the population's cap these events take."""
+    return Measure.of(dataset).share(events)
 
 
 def epsilon_after(dataset: DatasetSettings, asked: Mapping[str, Asked], study: str = "") -> dict[str, float]:
     """Epsilon of each partition if `study` reserved `asked` on top of everything committed; writes nothing."""
-    measure = Measure.of(dataset)
+    others, budget = _others(accounts_of(dataset.population), study), Measure.of(dataset)
     return {
-        partition: measure.epsilon([*_committed(dataset.population, partition, study), price.event])
+        partition: budget.epsilon([*accounts.committed(others, partition), price.event])
         for partition, price in asked.items()
     }
 
 
 def committed_elsewhere(dataset: DatasetSettings, study: str) -> dict[str, float]:
     """Epsilon that all studies but this one have reserved or charged, per partition."""
-    measure = Measure.of(dataset)
-    return {partition: measure.epsilon(_committed(dataset.population, partition, study)) for partition in PARTITIONS}
+    others, budget = _others(accounts_of(dataset.population), study), Measure.of(dataset)
+    return {partition: budget.epsilon(accounts.committed(others, partition)) for partition in PARTITIONS}
+
+
+def _study(dataset: DatasetSettings, study: str) -> StudyAccount:
+    return accounts_of(dataset.population).get(study) or StudyAccount()
 
 
 def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[DpEvent]]:
     """Events that this study has charged, per partition."""
-    return {partition: _charged(dataset.population, partition, study) for partition in PARTITIONS}
+    account = _study(dataset, study)
+    return {partition: account.charged_events(partition) for partition in PARTITIONS}
 
 
-def reserve(dataset: DatasetSettings, study: str, asked: Mapping[str, Asked]) -> None:
+def reserve(site: Site, dataset: DatasetSettings, study: str, asked: Mapping[str, Asked]) -> None:
     """Reserve a study's whole privacy loss per partition, or raise `BudgetExceeded` and write nothing.
 
-    A study reserves once; reserving again is an error, since it would hide a change of terms.
+    A study reserves once; reserving again is an error, since it would hide a change of terms. The same reservation
+    again is the same one: an approval that was killed half-way has left it.
     """
-    with alone(dataset.population):
+    population, prices = dataset.population, accounts.prices_of(asked)
+    with alone(population):
+        pending.finish(site, population)
         require_agreed(dataset)
-        if LedgerEntry.objects.filter(population=dataset.population, study_hash=study).exists():
+        require_one_story(site.home, population)
+        known = accounts_of(population)
+        if study in known:
+            if known[study] == StudyAccount(reserved=prices):
+                return
             raise BudgetExceeded(f"budget: study {study[:12]} has reserved before; submit changed terms as a new study")
+        budget = Measure.of(dataset)
         for partition, price in asked.items():
-            _gate(dataset, partition, [*_committed(dataset.population, partition), price.event], f"study {study[:12]}")
-            LedgerEntry.objects.create(
-                population=dataset.population,
-                partition=partition,
-                study_hash=study,
-                kind="reserve",
-                charges=_stored(price.event),
-                local_charges=_stored(price.local_event),
-            )
+            events = [*accounts.committed(known.values(), partition), price.event]
+            budget.require_room(partition, events, f"study {study[:12]}")
+        pending.write(site, pending.Line(kind="reserve", population=population, study=study), prices)
 
 
-def charge(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, Asked]) -> None:
+def charge(
+    site: Site, dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, Asked], manifest: str = ""
+) -> None:
     """Charge round `number` (>= 1) before it runs, or raise `BudgetExceeded` and write nothing.
 
     Charging the same round again with the same events is the same charge: a round releases at most once, so a crash
     between charge and release may repeat the work under it. Other events for that round are an error.
     """
-    with alone(dataset.population):
+    population, prices = dataset.population, accounts.prices_of(asked)
+    with alone(population):
+        pending.finish(site, population)
         require_agreed(dataset)
+        require_one_story(site.home, population)
+        known = accounts_of(population)
+        account = known.get(study) or StudyAccount()
+        if number in account.charged:
+            if account.charged[number] != prices:
+                raise BudgetExceeded(f"budget: round {number} of study {study[:12]} was charged with another event")
+            return
+        if account.released:
+            raise BudgetExceeded(f"budget: study {study[:12]} is closed; it can charge nothing more")
+        if 0 in account.charged:
+            raise BudgetExceeded(
+                f"budget: study {study[:12]} was charged in full after a restore, since nothing here knows which of "
+                "its rounds were released; revoke it, and ask for a new submission"
+            )
+        others, budget = _others(known, study), Measure.of(dataset)
         for partition, price in asked.items():
-            key = {"population": dataset.population, "partition": partition, "study_hash": study}
-            done = LedgerEntry.objects.filter(**key, kind="charge", round=number).first()
-            if done is not None:
-                if done.charges != _stored(price.event):
-                    raise BudgetExceeded(f"budget: round {number} of study {study[:12]} was charged with another event")
-                continue
-            if LedgerEntry.objects.filter(**key, kind="release").exists():
-                raise BudgetExceeded(f"budget: study {study[:12]} is closed; it can charge nothing more")
-            reserved = [
-                event for entry in LedgerEntry.objects.filter(**key, kind="reserve") for event in _events(entry.charges)
-            ]
-            charged = [*_charged(dataset.population, partition, study), price.event]
-            if not is_part_of(charged, reserved):
+            charged = [*account.charged_events(partition), price.event]
+            if not is_part_of(charged, account.reserved_events(partition)):
                 raise BudgetExceeded(
                     f"budget: round {number} of study {study[:12]} goes beyond what was reserved at approval for "
                     f"{partition} patients; a study can't run more rounds or steps than were approved"
                 )
-            _gate(dataset, partition, [*_committed(dataset.population, partition, study), *charged], f"round {number}")
-            LedgerEntry.objects.create(
-                **key,
-                kind="charge",
-                round=number,
-                charges=_stored(price.event),
-                local_charges=_stored(price.local_event),
-            )
+            budget.require_room(partition, [*accounts.committed(others, partition), *charged], f"round {number}")
+        line = pending.Line(kind="charge", population=population, study=study, round=number)
+        pending.write(site, line, prices, manifest=manifest)
 
 
 def round_entry(dataset: DatasetSettings, study: str, number: int) -> dict[str, object]:
-    """What the ledger holds of one charged round, as plain data: {"round", "charges": {partition: charges}}."""
-    entries = LedgerEntry.objects.filter(population=dataset.population, study_hash=study, kind="charge", round=number)
-    return {"round": number, "charges": {entry.partition: entry.charges for entry in entries}}
+    """What the ledger holds of one charged round, as plain data, and as the audit log has it."""
+    return pending.round_entry(dataset.population, number, _study(dataset, study).charged.get(number, {}))
 
 
 def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
     """Rounds that a study has charged."""
-    entries = LedgerEntry.objects.filter(population=dataset.population, study_hash=study, kind="charge")
-    return set(entries.values_list("round", flat=True))
+    return set(_study(dataset, study).charged)
 
 
 def is_charged(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, Asked]) -> bool:
     """Whether round `number` has been charged with exactly `asked`."""
-    entries = LedgerEntry.objects.filter(population=dataset.population, study_hash=study, kind="charge", round=number)
-    return {entry.partition: entry.charges for entry in entries} == {
-        partition: _stored(price.event) for partition, price in asked.items()
+    charged = _study(dataset, study).charged.get(number, {})
+    # What is gated on: of the price against one who sees the vectors, nothing depends on it.
+    return {partition: price.charges for partition, price in charged.items()} == {
+        partition: Price.of(price).charges for partition, price in asked.items()
     }
 
 
-def close(dataset: DatasetSettings, study: str) -> None:
+def close(site: Site, study: str) -> None:
     """Release what a study reserved and did not charge; its charges stay for ever. Idempotent."""
-    with alone(dataset.population):
-        for partition in PARTITIONS:
-            key = {"population": dataset.population, "partition": partition, "study_hash": study}
-            if LedgerEntry.objects.filter(**key, kind="reserve").exists():
-                LedgerEntry.objects.get_or_create(**key, kind="release", round=0)
+    told = ledger_log.tell(site.home)
+    stored = LedgerEntry.objects.filter(study_hash=study).values_list("population", flat=True).distinct()
+    for population in sorted({*stored, *(name for name in told.studies if study in told.of(name))}):
+        with alone(population):
+            pending.finish(site, population)
+            account = accounts_of(population).get(study)
+            if account is not None and account.reserved and not account.released:
+                require_one_story(site.home, population)
+                pending.write(site, pending.Line(kind="release", population=population, study=study), account.reserved)
 
 
 def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
     """Spent and committed per partition, as they read now."""
-    measure, states = Measure.of(dataset), []
-    for partition in PARTITIONS:
-        committed = _committed(dataset.population, partition)
-        states.append(
-            PartitionState(
-                partition=partition,
-                cap=measure.caps.epsilon,
-                delta=measure.caps.delta,
-                order=measure.order,
-                spent=measure.epsilon(_charged(dataset.population, partition)),
-                spent_local=measure.epsilon(_charged(dataset.population, partition, local=True)),
-                committed=measure.epsilon(committed),
-                used=measure.share(committed),
-            )
+    budget, known = Measure.of(dataset), accounts_of(dataset.population).values()
+    return tuple(
+        PartitionState(
+            partition=partition,
+            cap=budget.caps.epsilon,
+            delta=budget.caps.delta,
+            order=budget.order,
+            spent=budget.epsilon([e for account in known for e in account.charged_events(partition)]),
+            spent_local=budget.epsilon([e for account in known for e in account.charged_events(partition, local=True)]),
+            committed=budget.epsilon(accounts.committed(known, partition)),
+            used=budget.share(accounts.committed(known, partition)),
         )
-    return tuple(states)
+        for partition in PARTITIONS
+    )
 
 
 def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
@@ -276,10 +288,9 @@ def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[st
     They differ in distributed mode only, where the latter rests on the hospital's own noise and is priced by the best
     Renyi order: that noise is discrete and coarse, which PLD of continuous noise doesn't bound.
     """
-    figures = {}
+    figures, account = {}, _study(dataset, study)
     for partition in PARTITIONS:
-        events = _charged(dataset.population, partition, study)
-        local = _charged(dataset.population, partition, study, local=True)
+        events, local = account.charged_events(partition), account.charged_events(partition, local=True)
         pld = epsilon_pld(events, delta)
         alone = pld if compose(local) == compose(events) else epsilon_rdp(local, delta)
         figures[partition] = {"pld": pld, "local": alone}

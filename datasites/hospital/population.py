@@ -18,7 +18,11 @@ from dataclasses import dataclass
 
 from django.db import connection, transaction
 
+from datasites.hospital import ledger_log
+from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.database import this_home
+from datasites.hospital.ledger_log import Promise
 from datasites.hospital.models import BudgetFact, Population, Proposal
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import filter_order
@@ -62,9 +66,12 @@ def asked_caps(dataset: DatasetSettings) -> Caps:
 
 
 def agreed_caps(population: str) -> Caps | None:
-    """The caps in force by the history; None before the budget was opened."""
-    fact = BudgetFact.objects.filter(population__name=population, what__in=CAPS).last()
-    return None if fact is None else Caps(population, fact.epsilon, fact.delta)
+    """The caps in force by the history, of database and audit log the stricter; None before the budget was opened."""
+    fact, logged = BudgetFact.objects.filter(population__name=population, what__in=CAPS).last(), _logged(population)
+    known = [(one.epsilon, one.delta) for one in (fact, logged) if one is not None]
+    if not known:
+        return None
+    return Caps(population, min(epsilon for epsilon, _ in known), min(delta for _, delta in known))
 
 
 def caps_of(dataset: DatasetSettings) -> Caps:
@@ -76,11 +83,19 @@ def caps_of(dataset: DatasetSettings) -> Caps:
 
 def order_of(dataset: DatasetSettings) -> int:
     """The Renyi order at which the population's budget is kept: fixed when it was opened, whatever its caps since."""
-    population = Population.objects.filter(name=dataset.population).first()
-    if population is not None and population.order is not None:
-        return int(population.order)
+    order = opened_order(dataset.population)
+    if order is not None:
+        return order
     caps = caps_of(dataset)
     return filter_order(caps.epsilon, caps.delta)
+
+
+def opened_order(name: str) -> int | None:
+    """The Renyi order of a population's filter; None before its budget was opened. The audit log's word counts."""
+    logged, population = _logged(name), Population.objects.filter(name=name).first()
+    if logged is not None:
+        return logged.order
+    return None if population is None or population.order is None else int(population.order)
 
 
 def require_agreed(dataset: DatasetSettings) -> Caps:
@@ -107,7 +122,8 @@ def guarantee(population: str) -> Caps | None:
 def accepted_delta(population: str) -> float:
     """The largest delta of a release that two people took the risk of for these patients; 0 when nobody did."""
     facts = BudgetFact.objects.filter(population__name=population, what="delta_accepted")
-    return max((fact.delta for fact in facts), default=0.0)
+    logged = _logged(population)
+    return min(max((fact.delta for fact in facts), default=0.0), logged.accepted_delta if logged is not None else 0.0)
 
 
 def history(population: str) -> list[BudgetFact]:
@@ -116,40 +132,99 @@ def history(population: str) -> list[BudgetFact]:
 
 
 def open_populations(site: Site) -> None:
-    """Follow `datasite.toml`: open budgets that are new, record narrower ones; raises `InputError` for a wider one."""
+    """Follow `datasite.toml`: open budgets that are new, record narrower ones; raises `InputError` for a wider one.
+
+    Killed at any moment, the next start goes on: what narrows is in the database first, and in the log once.
+    """
     for dataset in site.home.settings.datasets:
-        open_population(site, dataset)
         asked = asked_caps(dataset)
         with alone(dataset.population):
-            narrows = require_agreed(dataset) != agreed_caps(dataset.population)
-            if narrows:
-                _record(Population.objects.get(name=dataset.population), "narrowed", asked)
-        if narrows:
-            _log(site, "budget_narrowed", asked)
+            population = _open(dataset)
+            require_agreed(dataset)
+            fact = population.facts.filter(what__in=CAPS).last()
+            if fact is None or Caps(population.name, fact.epsilon, fact.delta) != asked:
+                _record(population, "opened" if fact is None else "narrowed", asked)
+        logged = ledger_log.tell(site.home).populations.get(dataset.population)
+        if logged is None:
+            promise = stored_promise(site.home, dataset.population)
+            assert promise is not None
+            _log(
+                site,
+                ledger_log.OPENED,
+                asked,
+                order=promise.order,
+                fraction=promise.fraction,
+                split=promise.split,
+            )
+        elif Caps(dataset.population, logged.epsilon, logged.delta) != asked:
+            _log(site, ledger_log.NARROWED, asked)
 
 
-def open_population(site: Site, dataset: DatasetSettings) -> Population:
-    """The population of a dataset, opened with what `datasite.toml` says when it is new."""
-    asked = asked_caps(dataset)
-    with alone(dataset.population):
-        population, _ = Population.objects.get_or_create(
-            name=dataset.population,
-            defaults={
-                "fraction": dataset.held_out,
-                "split_key": bytes.fromhex(dataset.split_salt) or secrets.token_bytes(32),
-            },
-        )
-        if population.order is None:
-            # For good from here on, also for a budget of a version that knew no order: caps are public, so the choice
-            # follows nothing that was released.
-            population.order = filter_order(asked.epsilon, asked.delta)
-            population.save(update_fields=["order"])
-        opens = agreed_caps(dataset.population) is None
-        if opens:
-            _record(population, "opened", asked)
-    if opens:
-        _log(site, "budget_opened", asked)
+def _open(dataset: DatasetSettings) -> Population:
+    order = filter_order(dataset.epsilon, dataset.delta)
+    population, _ = Population.objects.get_or_create(
+        name=dataset.population,
+        defaults={
+            "fraction": dataset.held_out,
+            "split_key": bytes.fromhex(dataset.split_salt) or secrets.token_bytes(32),
+            "order": order,
+        },
+    )
+    if population.order is None:
+        # For good from here on, also for a budget of a version that knew no order: caps are public, so the choice
+        # follows nothing that was released.
+        population.order = order
+        population.save(update_fields=["order"])
     return population
+
+
+def stored_promise(home: Home, name: str) -> Promise | None:
+    """What the database says that these patients were promised; None where it does not know them."""
+    population = Population.objects.filter(name=name).first()
+    if population is None:
+        return None
+    facts = list(population.facts.all())
+    caps = [fact for fact in facts if fact.what in CAPS]
+    return Promise(
+        epsilon=caps[-1].epsilon if caps else 0.0,
+        delta=caps[-1].delta if caps else 0.0,
+        order=population.order or 0,
+        fraction=population.fraction,
+        split=Commitments(home).commit(f"split key of population {name}", bytes(population.split_key)),
+        identity=population.identity,
+        both_sides=population.both_sides,
+        accepted_delta=max((fact.delta for fact in facts if fact.what == "delta_accepted"), default=0.0),
+    )
+
+
+def adopt(site: Site, name: str, promise: Promise) -> None:
+    """Let log and database promise the same, after a restore: the stricter of all that is known (`settle`)."""
+    salts = {dataset.population: bytes.fromhex(dataset.split_salt) for dataset in site.home.settings.datasets}
+    population, made = Population.objects.get_or_create(
+        name=name,
+        defaults={
+            "fraction": promise.fraction or 0.5,
+            "split_key": salts.get(name) or secrets.token_bytes(32),
+            "order": promise.order,
+        },
+    )
+    if made:
+        stored = stored_promise(site.home, name)
+        assert stored is not None
+        promise = promise.model_copy(update={"fraction": stored.fraction, "split": stored.split})
+    caps = Caps(name, promise.epsilon, promise.delta)
+    fact = population.facts.filter(what__in=CAPS).last()
+    if fact is None or (fact.epsilon, fact.delta) != (caps.epsilon, caps.delta):
+        _record(population, "narrowed" if fact is not None else "opened", caps)
+    population.facts.filter(what="delta_accepted", delta__gt=promise.accepted_delta).delete()
+    population.order, population.identity, population.both_sides = promise.order, promise.identity, promise.both_sides
+    population.save(update_fields=["order", "identity", "both_sides"])
+    if _logged(name) != promise:
+        site.audit.append(ledger_log.SETTLED, population=name, **promise.model_dump())
+
+
+def _logged(population: str) -> Promise | None:
+    return ledger_log.tell(this_home()).populations.get(population)
 
 
 def split_of(dataset: DatasetSettings) -> Population:
@@ -178,9 +253,15 @@ def charges_both_sides(population: str, identity: str) -> bool:
     may be on either, so what such a study costs is charged to both: whichever side a patient lost on before, the sum
     stands in that side's account.
     """
-    known = Population.objects.filter(name=population).first()
-    changed = known is not None and (known.both_sides or known.identity not in ("", identity))
-    return changed or not identity
+    first, both_sides = _told_apart(Population.objects.filter(name=population).first(), population)
+    return both_sides or not identity or first not in ("", identity)
+
+
+def _told_apart(known: Population | None, population: str) -> tuple[str, bool]:
+    """The first patient column and whether there was another one later; the log counts where the database lacks it."""
+    logged = _logged(population)
+    first = (logged.identity if logged is not None else "") or (known.identity if known is not None else "")
+    return first, bool((known and known.both_sides) or (logged and logged.both_sides))
 
 
 def settle_identity(site: Site, population: str, identity: str) -> None:
@@ -188,27 +269,29 @@ def settle_identity(site: Site, population: str, identity: str) -> None:
     if not identity:
         return
     known = Population.objects.select_for_update().get(name=population)
-    if not known.identity:
-        known.identity = identity
-        known.save(update_fields=["identity"])
-        site.audit.append("identity_set", population=population, column=identity)
-    elif known.identity != identity and not known.both_sides:
-        known.both_sides = True
-        known.save(update_fields=["both_sides"])
-        site.audit.append("identity_changed", population=population, column=identity, before=known.identity)
+    first, both_sides = _told_apart(known, population)
+    now_both = both_sides or first not in ("", identity)
+    # Logged first: killed in between, the log's word counts, and no other column is ever taken for the first one.
+    if not first:
+        site.audit.append(ledger_log.IDENTITY_SET, population=population, column=identity)
+    elif now_both and not both_sides:
+        site.audit.append(ledger_log.IDENTITY_CHANGED, population=population, column=identity, before=first)
+    known.identity, known.both_sides = first or identity, now_both
+    known.save(update_fields=["identity", "both_sides"])
 
 
 def other_patients(population: str) -> frozenset[str]:
-    """Populations of which two people said that they are other patients than these."""
-    pairs = Proposal.objects.filter(kind="other_patients", outcome="confirmed").values_list("terms", flat=True)
-    return frozenset(
-        other for terms in pairs if population in terms["populations"] for other in terms["populations"]
-    ) - {population}
+    """Populations of which two people said that they are other patients than these; database and log must know it."""
+    confirmed = Proposal.objects.filter(kind="other_patients", outcome="confirmed").values_list("terms", flat=True)
+    pairs = {tuple(sorted(terms["populations"])) for terms in confirmed} & ledger_log.tell(this_home()).others
+    return frozenset(name for pair in pairs if population in pair for name in pair) - {population}
 
 
 def say_other_patients(site: Site, names: tuple[str, str], by: tuple[str, str], reason: str) -> None:
     """Take two populations for different people, on the word of two people."""
-    site.audit.append("other_patients", populations=list(names), entered_by=by[0], confirmed_by=by[1], reason=reason)
+    site.audit.append(
+        ledger_log.OTHER_PATIENTS, populations=list(names), entered_by=by[0], confirmed_by=by[1], reason=reason
+    )
 
 
 def _record(population: Population, what: str, caps: Caps, by: tuple[str, str] = ("", ""), reason: str = "") -> None:
@@ -223,24 +306,26 @@ def _record(population: Population, what: str, caps: Caps, by: tuple[str, str] =
     )
 
 
-def _log(site: Site, kind: str, caps: Caps, by: tuple[str, str] = ("", ""), reason: str = "") -> None:
+def _log(
+    site: Site, kind: str, caps: Caps, by: tuple[str, str] = ("", ""), reason: str = "", **figures: int | float | str
+) -> None:
     who = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason} if by[0] else {}
-    site.audit.append(kind, population=caps.population, epsilon=caps.epsilon, delta=caps.delta, **who)
+    site.audit.append(kind, population=caps.population, epsilon=caps.epsilon, delta=caps.delta, **figures, **who)
+    ledger_log.write_anchor(site.home)
 
 
 def widen(site: Site, population: str, caps: Caps, by: tuple[str, str], reason: str) -> None:
     """Make a wider cap the one in force, on the word of two people (`proposals.confirm` has checked them)."""
     # Logged before it counts: killed in between, no cap is in force that the log does not know.
-    _log(site, "budget_widened", caps, by, reason)
+    _log(site, ledger_log.WIDENED, caps, by, reason)
     _record(Population.objects.get(name=population), "widened", caps, by, reason)
 
 
 def accept_delta(site: Site, population: str, delta: float, by: tuple[str, str], reason: str) -> None:
     """Take the risk of a larger delta for releases on these patients, on the word of two people."""
     caps = Caps(population, 0.0, delta)
-    site.audit.append(
-        "delta_accepted", population=population, delta=delta, entered_by=by[0], confirmed_by=by[1], reason=reason
-    )
+    who = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
+    site.audit.append(ledger_log.DELTA_ACCEPTED, population=population, delta=delta, **who)
     _record(Population.objects.get(name=population), "delta_accepted", caps, by, reason)
 
 

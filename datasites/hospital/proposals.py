@@ -13,10 +13,11 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from datasites.hospital import population
+from datasites.hospital import population, reconcile
 from datasites.hospital.models import Population, Proposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
+from datasites.hospital.settle import Lost, LostStudy, require_enough, settle
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from policies.agreements import same_person
@@ -57,6 +58,18 @@ def propose_other_patients(site: Site, person: Acting, one: str, other: str, rea
     return _propose(site, person, "other_patients", " ".join(names), {"populations": names}, reason)
 
 
+def propose_restored(site: Site, person: Acting, lost: tuple[LostStudy, ...], reason: str) -> Proposal:
+    """Enter that this home, or a part of it, came back from a backup, and what was approved after that backup.
+
+    Raises `ReviewError` where nothing differs, `InputError` where something here shows that there was more.
+    """
+    if not any(reconcile.differences(site.home)):
+        raise ReviewError("database, audit log and anchor tell one story; there is nothing to settle")
+    require_enough(site, lost)
+    terms = {"lost": [study.model_dump(mode="json") for study in lost]}
+    return _propose(site, person, "restored", "this datasite", terms, reason)
+
+
 def confirm(site: Site, person: Acting, number: int) -> Proposal:
     """Confirm what somebody of the other role entered, and let it count; raises `ReviewError` or `InputError`."""
     _check_role(person)
@@ -89,6 +102,9 @@ def waiting() -> list[Proposal]:
 def in_words(proposal: Proposal) -> str:
     """What confirming it does."""
     terms = proposal.terms
+    if proposal.kind == "restored":
+        lost = [study.words for study in Lost.model_validate({"study": terms["lost"]}).study]
+        return "the larger loss counts; approved after the backup: " + ("; ".join(lost) or "nothing")
     if proposal.kind == "other_patients":
         return f"populations {' and '.join(terms['populations'])} are different people"
     if proposal.kind == "widen":
@@ -119,7 +135,18 @@ def _other_patients(site: Site, proposal: Proposal, by: tuple[str, str]) -> None
     population.say_other_patients(site, (one, other), by, proposal.reason)
 
 
-EFFECTS: dict[str, Effect] = {"widen": _widen, "accept_delta": _accept_delta, "other_patients": _other_patients}
+def _restored(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
+    lost = Lost.model_validate({"study": proposal.terms["lost"]}).study
+    require_enough(site, lost)
+    settle(site, lost, by, proposal.reason)
+
+
+EFFECTS: dict[str, Effect] = {
+    "widen": _widen,
+    "accept_delta": _accept_delta,
+    "other_patients": _other_patients,
+    "restored": _restored,
+}
 
 
 def _propose(site: Site, person: Acting, kind: str, subject: str, terms: dict[str, Any], reason: str) -> Proposal:

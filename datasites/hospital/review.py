@@ -17,6 +17,7 @@ from datasites.hospital.cases import open_case
 from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
+from datasites.hospital.settle import charge_what_is_reached
 from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.errors import DatasitesError
@@ -77,7 +78,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
         )
         if roles >= set(REVIEWERS):
             settle_identity(site, case.terms.population, case.terms.identity)
-            ledger.reserve(case.dataset, row.study_hash, case.asked())
+            ledger.reserve(site, case.dataset, row.study_hash, case.asked())
             row.state = Case.State.APPROVED
             row.save(update_fields=["state"])
         site.audit.append(
@@ -111,6 +112,8 @@ def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
         )
         row.state, row.note = Case.State.REJECTED, reason
         row.save(update_fields=["state", "note"])
+        # An approval that was killed half-way has left its reservation.
+        ledger.close(site, row.study_hash)
         site.audit.append("rejected", case=number, person=person.name, role=person.role, reason=reason)
     return row
 
@@ -176,7 +179,7 @@ def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
     open_states = (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED, Case.State.STOPPED)
 
     def close(row: Case) -> None:
-        ledger.close(site.home.dataset(str(row.terms["dataset"])), row.study_hash)
+        ledger.close(site, row.study_hash)
 
     return _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED, close)
 
@@ -184,11 +187,13 @@ def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
 def rejoin(site: Site, number: int, person: Acting, reason: str) -> Case:
     """Give up a stopped study's keys, and go on with it in a new epoch of the secure sum once there is one.
 
-    For a journal that may release nothing any more (restored from a backup, or damaged). The service destroys the old
-    keys before it does anything else; rounds that were opened stay closed for good.
+    For a journal that may release nothing any more (restored from a backup, or damaged). Every round that its anchor
+    knows is charged. The service destroys the old keys before it does anything else; rounds that were opened stay
+    closed for good.
     """
 
     def start_over(row: Case) -> None:
+        charge_what_is_reached(site, row.study_hash)
         row.rejoins = True
         row.save(update_fields=["rejoins"])
 

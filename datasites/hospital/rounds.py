@@ -57,8 +57,8 @@ from datasites.secagg.journal import Journal
 from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import AuditError, records
-from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.audit_chain import AuditError
+from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import PARAMETER_BOUND, RoundManifest, SharedNoise
 from datasites.study.rounds import round_terms
@@ -142,32 +142,6 @@ def in_words(error: Exception) -> str:
     return f"{rule}: {error}" if foreseen(error) else rule
 
 
-def log_charge(site: Site, case: OpenCase, number: int) -> None:
-    """Put the charge of a round into the audit log, by the digest of its entry in the ledger."""
-    record = Round.objects.get(case=case.row, round=number)
-    entry = ledger.round_entry(case.dataset, case.row.study_hash, number)
-    site.audit.append(
-        "charged",
-        study=case.row.study_hash,
-        round=number,
-        manifest=record.manifest_hash,
-        digest=sha256_hex(canonical_json(entry)),
-    )
-
-
-def log_unlogged_charges(site: Site, case: OpenCase) -> None:
-    """Log charges that a kill has kept out of the log; no later step would, and evidence needs both to agree."""
-    study = case.row.study_hash
-    charged = set(Round.objects.filter(case=case.row).values_list("round", flat=True))
-    charged &= ledger.charged_rounds(case.dataset, study)
-    if charged:
-        for record in records(site.home.audit):
-            if record.kind == "charged" and record.fields.get("study") == study:
-                charged.discard(record.fields.get("round"))
-    for number in sorted(charged):
-        log_charge(site, case, number)
-
-
 @dataclass(frozen=True)
 class _AtWork:
     """A round whose rows are worked on, or were and wait for their tick. Times are of the monotonic clock."""
@@ -191,7 +165,6 @@ class StudyRun:
         self.study_hash = row.study_hash
         self._case = open_case(site.home, row)
         self._researcher = self._case.study.researcher
-        log_unlogged_charges(site, self._case)
         self._post = Correspondence(site, mailroom, row.study_hash, self._researcher)
         folder, anchor = journal_of(site.home, row.study_hash)
         self._journal = Journal(folder, anchor)
@@ -277,9 +250,9 @@ class StudyRun:
             decision = compliance.decide(self._site, case, "run_round", manifest=manifest)
             compliance.require(decision, "run_round", row.approval_hash)
             self._open(row, signed)
-            ledger.charge(case.dataset, self.study_hash, number, case.round_asked(manifest))
+            asked = case.round_asked(manifest)
+            ledger.charge(self._site, case.dataset, self.study_hash, number, asked, manifest.digest())
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
-            log_charge(self._site, case, number)
         except compliance.Denied as error:
             self._abstain(row, number, "denied", error.controls, str(error))
         except NOT_OF_THE_ROUND:

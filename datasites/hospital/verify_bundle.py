@@ -10,8 +10,9 @@ heads from others a hospital could have rewritten its whole log with its own key
 
 What is checked: every file is listed, unchanged and signed; the frozen code and the terms are those that the
 approved hash covers; the audit log is one chain; every decision and charge of the study is in that log, and none of
-the log's is left out here; two people approved that hash before anything ran; each release was charged and allowed
-first; each allowed decision had an agreement in force for every service on its day. Exit status 0 if all checks pass.
+the log's is left out here; charges are in the log in full, within what was reserved (bundles of format 1 hold their
+digests); two people approved that hash before anything ran; each release was charged and allowed first; each allowed
+decision had an agreement in force for every service on its day. Exit status 0 if all checks pass.
 """
 
 from __future__ import annotations  # for Python 3.9, which some auditors have
@@ -109,6 +110,7 @@ def verify(path: Path, key: str | None = None, heads: Sequence[dict[str, Any]] =
             ("audit log", lambda: _audit(bundle)),
             ("heads", lambda: _heads(bundle, heads)),
             ("log and files agree", lambda: _logged(bundle)),
+            ("charges", lambda: _charges(bundle)),
             ("decisions", lambda: _decisions(bundle)),
             ("approvals", lambda: _approvals(bundle)),
             ("releases", lambda: _releases(bundle)),
@@ -145,8 +147,8 @@ def _archive(bundle: _Bundle) -> str:
 
 def _index(bundle: _Bundle) -> str:
     index = bundle.json("index.json")
-    if not isinstance(index, dict) or index.get("format") != 1 or not isinstance(index.get("files"), dict):
-        raise Fault("index.json is not an index of format 1")
+    if not isinstance(index, dict) or index.get("format") not in (1, 2) or not isinstance(index.get("files"), dict):
+        raise Fault("index.json is not an index of format 1 or 2")
     present = set(bundle.archive.namelist()) - {"index.json", "index.sig"}
     missing, extra = sorted(set(index["files"]) - present), sorted(present - set(index["files"]))
     if missing:
@@ -233,41 +235,69 @@ def _record(line: bytes, number: int, previous: str) -> dict[str, Any]:
 
 def _heads(bundle: _Bundle, others: Sequence[dict[str, Any]]) -> str:
     inside = [entry["head"] for entry in bundle.entries("heads.json")]
-    counted = 0
+    counted = lost = 0
     for head, source in [(h, "heads.json") for h in inside] + [(h, "the head that you gave") for h in others]:
         if head["public_key"] != bundle.key:
             raise Fault(f"{source}: a head is of another hospital's log")
         if head["format"] == 1:
-            _numbered_head(bundle, head, source)
+            held = _numbered_head(bundle, head, source)
         elif head["format"] == 2:
-            _public_head(bundle, head, source)
+            held = _public_head(bundle, head, source)
         else:
             raise Fault(f"{source}: a head is of format {head['format']!r}, known are 1 and 2")
-        counted += 1
+        counted, lost = counted + held, lost + (not held)
     note = "" if others else "; NO HEAD FROM ANOTHER PARTY was given (use --head)"
+    if lost:
+        note += f"; {lost} are of a part of the log that was LOST, as two people declared after a restore"
     return f"{counted} heads agree with the log{note}"
 
 
-def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str) -> None:
-    """A head as hospitals sent it in earlier versions: the number of a record, and its hash."""
+def _restored(bundle: _Bundle) -> list[tuple[int, int]]:
+    """(record, releases up to it) from which the log goes on after each restore that it declares, by two people."""
+    found = []
+    for record in bundle.records:
+        fields = record["fields"]
+        if record["kind"] != "restored":
+            continue
+        if str(fields["entered_by"]).casefold() == str(fields["confirmed_by"]).casefold():
+            raise Fault(f"record {record['seq']} declares a restore on one person's word")
+        at = next((r["seq"] for r in bundle.records[: record["seq"]] if r["hash"] == fields["continues"]), None)
+        if at is None:
+            raise Fault(f"record {record['seq']} declares that the log goes on from a record that it lacks")
+        found.append((at, sum(r["kind"] == "released" for r in bundle.records[:at])))
+    return found
+
+
+def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str) -> bool:
+    """A head as hospitals sent it in earlier versions: the number of a record, and its hash.
+
+    False for one beyond a record from which the log goes on after a restore: it is of the part that was lost.
+    """
     _check_head(bundle.key, head["seq"], head["hash"], head["signature"], source)
+    held = bundle.records[head["seq"] - 1]["hash"] if head["seq"] <= len(bundle.records) else ""
+    if held != head["hash"] and any(head["seq"] > seq for seq, _ in _restored(bundle)):
+        return False
     if head["seq"] > len(bundle.records):
         raise Fault(f"the log was truncated: {source} knows record {head['seq']}, it has {len(bundle.records)}")
     if bundle.records[head["seq"] - 1]["hash"] != head["hash"]:
         raise Fault(f"the log was rewritten: record {head['seq']} is not the one that {source} knows")
+    return True
 
 
-def _public_head(bundle: _Bundle, head: dict[str, Any], source: str) -> None:
-    """A head by the hash of its record and the number of releases up to there, of all studies."""
+def _public_head(bundle: _Bundle, head: dict[str, Any], source: str) -> bool:
+    """A head by the hash of its record and the number of releases up to there, of all studies; else as above."""
     releases, hash = head["releases"], head["hash"]
     signed = _canonical({"public_key": bundle.key, "releases": releases, "hash": hash})
     _check_signature(bundle.key, head["signature"], "audit-head", signed, source)
     at = next((r["seq"] for r in bundle.records if r["hash"] == hash), None)
+    if at is None and any(releases >= known for _, known in _restored(bundle)):
+        return False
     if at is None:
         raise Fault(f"the log was rewritten or truncated: it lacks the record that {source} knows (release {releases})")
     counted = sum(r["kind"] == "released" for r in bundle.records[:at])
     if counted != releases:
         raise Fault(f"{source} says {releases} releases up to record {at}, the log holds {counted}")
+    return True
 
 
 def _logged(bundle: _Bundle) -> str:
@@ -280,11 +310,58 @@ def _logged(bundle: _Bundle) -> str:
                 raise Fault(f"{name}: entry {position} is not in the audit log: it was changed or added")
             if digests.count(digest) != 1:
                 raise Fault(f"{name}: entry {position} stands twice")
-        left_out = [seq for digest, seq in logged if digest not in digests]
+        replaced = _replaced(bundle) if kind == "charged" else set()
+        left_out = [seq for digest, seq in logged if digest not in digests and seq not in replaced]
         if left_out:
             raise Fault(f"{name}: what record {left_out[0]} of the audit log is about is left out")
         total += len(digests)
     return f"{total} decisions and charges, each in both"
+
+
+def _replaced(bundle: _Bundle) -> set[int]:
+    """Records of charges in whose place two people settled a larger one after a restore."""
+    settled = [r for r in bundle.logged("charged") if r["fields"].get("settled")]
+    return {
+        r["seq"]
+        for r in bundle.logged("charged")
+        if any(r["seq"] < s["seq"] and r["fields"]["round"] == s["fields"]["round"] for s in settled)
+    }
+
+
+def _charges(bundle: _Bundle) -> str:
+    """Format 2: log and ledger hold every charge in full, each after a reservation, and all within it."""
+    if bundle.index["format"] == 1:
+        if any("charges" in r["fields"] for r in bundle.logged("charged")):
+            raise Fault("index.json says format 1, which had no charges in the log; this log has them")
+        return "not in the log in full before format 2; their digests are, see above"
+    replaced, reserved = _replaced(bundle), bundle.logged("reserved")
+    charged = [r for r in bundle.logged("charged") if r["seq"] not in replaced]
+    entries = {entry["round"]: entry for entry in bundle.entries("ledger.json")}
+    totals: dict[str, dict[str, int]] = {}
+    for record in charged:
+        number, fields = record["fields"]["round"], record["fields"]
+        for name in ("charges", "local_charges"):
+            if json.loads(fields[name]) != entries[number][name]:
+                raise Fault(f"record {record['seq']}: {name} of round {number} are others in ledger.json")
+        if not any(r["seq"] < record["seq"] for r in reserved):
+            raise Fault(f"record {record['seq']}: round {number} was charged without a reservation")
+        _add_up(totals, json.loads(fields["charges"]))
+    whole: dict[str, dict[str, int]] = {}
+    if reserved:
+        _add_up(whole, json.loads(reserved[-1]["fields"]["charges"]))
+    for partition, counts in totals.items():
+        for mechanism, count in counts.items():
+            if count > whole.get(partition, {}).get(mechanism, 0):
+                raise Fault(f"{partition} patients were charged {count} x {mechanism}, more than was reserved")
+    return f"{len(charged)} charges in full, within what was reserved"
+
+
+def _add_up(totals: dict[str, dict[str, int]], prices: dict[str, list[dict[str, Any]]]) -> None:
+    for partition, charges in prices.items():
+        counts = totals.setdefault(partition, {})
+        for charge in charges:
+            mechanism = _canonical({name: value for name, value in charge.items() if name != "count"}).decode()
+            counts[mechanism] = counts.get(mechanism, 0) + int(charge["count"])
 
 
 _RUNNING = ("run_round", "release")

@@ -259,16 +259,20 @@ class RoundTerms:
     shared: SharedNoise | None
 
 
+def work_of(study: Study, number: int) -> tuple[bool, Literal["no", "interim", "final"]]:
+    """Whether round `number` trains, and which evaluation it holds."""
+    train, every = number <= study.rounds, study.evaluation.every
+    interim = train and every > 0 and number % every == 0 and number < study.rounds
+    return train, "interim" if interim else "no" if train else "final"
+
+
 def round_terms(study: Study, number: int, *, dimension: int, participants: int) -> RoundTerms:
     """What round `number` holds, for a model with `dimension` parameters; raises `RingRefused`, or `InputError`.
 
     Rounds 1 .. study.rounds train, and hold an interim evaluation where the study says so; the one after is the final
     evaluation. participants: their number in this round.
     """
-    train = number <= study.rounds
-    every = study.evaluation.every
-    interim = train and every > 0 and number % every == 0 and number < study.rounds
-    evaluate: Literal["no", "interim", "final"] = "interim" if interim else "no" if train else "final"
+    train, evaluate = work_of(study, number)
     vectors = []
     if train:
         gradient = gradient_ring(study, dimension)

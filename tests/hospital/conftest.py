@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital.audit import AuditLog
+from datasites.hospital.audit import AuditLog, head_file
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import connect
 from datasites.hospital.site import Site
@@ -81,8 +82,17 @@ def site(home: Home, own: Identity) -> Iterator[Site]:
     """The hospital as its service opens it, with empty tables but for the budget of its population."""
     from django.core.management import call_command
 
+    from datasites.hospital import ledger_log
     from datasites.hospital.population import open_populations
 
+    # Log and anchors with the tables: they tell one story, or nothing runs.
+    home.audit.unlink(missing_ok=True)
+    head_file(home.audit).unlink(missing_ok=True)
+    shutil.rmtree(home.anchors, ignore_errors=True)
+    shutil.rmtree(home.ledger_pending, ignore_errors=True)
+    home.foreign_heads.unlink(missing_ok=True)
+    home.fork.unlink(missing_ok=True)
+    ledger_log.forget(home)
     site = Site(home, own, AuditLog(home.audit, own))
     open_populations(site)
     yield site

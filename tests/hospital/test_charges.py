@@ -13,7 +13,7 @@ from datasites.enclave.worker import TrainResult
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Round
-from datasites.hospital.rounds import StudyRun
+from datasites.hospital.row_work import RowWork
 from datasites.privacy.accountant import is_part_of
 from datasites.study import letters
 from datasites.study.manifest import RoundManifest
@@ -100,13 +100,13 @@ def test_a_vector_that_was_noised_fewer_times_than_its_plan_says_stays_here(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The release policy is told what the trainer has counted, and not what it should have."""
-    train = StudyRun._train
+    train = RowWork._train
 
     def one_step_less(*arguments: object) -> TrainResult:
         result = train(*arguments)  # type: ignore[arg-type]
         return replace(result, steps=result.steps - 1)
 
-    monkeypatch.setattr(StudyRun, "_train", one_step_less)
+    monkeypatch.setattr(RowWork, "_train", one_step_less)
     running.set_up()
     running.open(1)
     running.steps()

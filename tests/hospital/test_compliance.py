@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from datasites.hospital import compliance, ledger, proposals, review
-from datasites.hospital.audit import AuditLog, Head, head_file
+from datasites.hospital.audit import AuditLog, Head
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.export import export_evidence
@@ -32,10 +32,6 @@ class Killed(BaseException):
 
 @pytest.fixture
 def case(desk: Desk) -> Iterator[OpenCase]:  # noqa: F811
-    # The tables are emptied between tests, so the log begins anew with them.
-    for path in (desk.site.home.audit, head_file(desk.site.home.audit)):
-        path.unlink()
-    desk.site = Site.open(desk.site.home.root)
     desk.agree()
     roster = desk.site.home.roster.read_bytes()
     yield open_case(desk.site.home, desk.row)
@@ -146,7 +142,7 @@ def test_a_round_that_is_done_again_counts_once_against_the_studys_cap(
     case = open_case(desk.site.home, type(desk.row).objects.get(pk=desk.row.pk))
     for number in range(1, case.study.rounds + 1):
         manifest = manifest_of(case, number)
-        ledger.charge(case.dataset, case.row.study_hash, number, case.round_asked(manifest))
+        ledger.charge(desk.site, case.dataset, case.row.study_hash, number, case.round_asked(manifest))
     facts = compliance._budget(case, manifest)
     assert facts.study_epsilon_after == pytest.approx(epsilon_pld([case.plan.event()], 1e-5), rel=1e-6)
     assert facts.study_epsilon_after <= facts.study_epsilon_cap

@@ -64,10 +64,16 @@ class Hospital:
     def approve(self, person: str, role: str) -> None:
         self.log.append("approved", study=STUDY_HASH, hash=APPROVAL, person=person, role=role, reason=HOSTILE)
 
-    def charge(self, number: int) -> None:
-        entry = {"round": number, "partitions": {"training": [{"noise_multiplier": 1.1, "steps": 10}]}}
+    def reserve(self, steps: int = 10 * ROUNDS) -> None:
+        charges = json.dumps({"training": [{"noise_multiplier": 1.1, "count": steps}]})
+        self.log.append("reserved", study=STUDY_HASH, population="heart", charges=charges, local_charges=charges)
+
+    def charge(self, number: int, **fields: Any) -> None:
+        charges = {"training": [{"noise_multiplier": 1.1, "count": 10}]}
+        entry = {"round": number, "population": "heart", "charges": charges, "local_charges": charges}
         self.ledger.append(entry)
-        self.log.append("charged", study=STUDY_HASH, round=number, digest=entry_digest(entry))
+        amounts = {"charges": json.dumps(charges), "local_charges": json.dumps(charges)}
+        self.log.append("charged", study=STUDY_HASH, round=number, digest=entry_digest(entry), **(amounts | fields))
 
     def release(self, number: int) -> None:
         vector = sha256_hex(b"vector %d" % number)
@@ -79,6 +85,7 @@ class Hospital:
         self.decide("approve", state="revoked")
         self.decide("approve")
         self.approve(STEWARD, "steward")
+        self.reserve()
         self.approve(OFFICER, "privacy_officer")
         for number in range(1, ROUNDS + 1):
             self.log.append("released", study="99" * 32, round=number, sha256="00" * 32)  # of another study
@@ -342,7 +349,7 @@ def drops_denial(files: dict[str, bytes], _: Identity) -> None:
 
 
 def lowers_charge(files: dict[str, bytes], _: Identity) -> None:
-    edited(files, "ledger.json", lambda ledger: ledger[0]["partitions"]["training"][0].update(steps=1))
+    edited(files, "ledger.json", lambda ledger: ledger[0]["charges"]["training"][0].update(count=1))
 
 
 def repeats_charge(files: dict[str, bytes], _: Identity) -> None:
@@ -420,6 +427,132 @@ def test_a_bundle_with_heads_of_an_earlier_version_still_verifies(hospital: Hosp
     pack(bundle, resign(files, hospital.identity))
     assert failed(bundle, hospital.identity, hospital.numbered) == {}
     assert failed(bundle, hospital.identity, [*hospital.numbered, *hospital.heads]) == {}
+
+
+class OlderHospital(Hospital):
+    """As versions before format 2 wrote log and ledger: of a charge, the log held the digest alone."""
+
+    def reserve(self, steps: int = 10 * ROUNDS) -> None:
+        pass
+
+    def charge(self, number: int, **_: Any) -> None:
+        entry = {"round": number, "partitions": {"training": [{"noise_multiplier": 1.1, "steps": 10}]}}
+        self.ledger.append(entry)
+        self.log.append("charged", study=STUDY_HASH, round=number, digest=entry_digest(entry))
+
+
+def as_format_1(files: dict[str, bytes], identity: Identity) -> dict[str, bytes]:
+    index = canonical_json(json.loads(files["index.json"]) | {"format": 1})
+    return files | {"index.json": index, "index.sig": identity.sign(DOMAIN, index).hex().encode()}
+
+
+def test_a_bundle_of_format_1_still_verifies(tmp_path: Path) -> None:
+    hospital, path = OlderHospital(tmp_path), tmp_path / "bundle.zip"
+    hospital.run()
+    build_bundle(path, hospital.contents)
+    files = unpack(path)
+    held = [{"holder": "researcher@university.example", "head": h.model_dump()} for h in hospital.numbered]
+    files["heads.json"] = canonical_json(held)
+    pack(path, as_format_1(resign(files, hospital.identity), hospital.identity))
+    assert failed(path, hospital.identity, hospital.numbered) == {}
+
+
+def test_a_bundle_does_not_pass_for_an_older_one_to_hide_its_charges(hospital: Hospital, bundle: Path) -> None:
+    pack(bundle, as_format_1(unpack(bundle), hospital.identity))
+    assert "which had no charges in the log" in failed(bundle, hospital.identity)["charges"]
+
+
+def test_charges_beyond_what_was_reserved_fail(tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "bundle.zip"
+    hospital.reserve = lambda steps=0: Hospital.reserve(hospital, 10 * ROUNDS - 1)  # type: ignore[method-assign]
+    hospital.run()
+    build_bundle(path, hospital.contents)
+    assert "more than was reserved" in failed(path, hospital.identity)["charges"]
+
+
+def test_charges_without_a_reservation_fail(tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "bundle.zip"
+    hospital.reserve = lambda steps=0: None  # type: ignore[method-assign]
+    hospital.run()
+    build_bundle(path, hospital.contents)
+    assert "without a reservation" in failed(path, hospital.identity)["charges"]
+
+
+def test_a_log_that_says_another_amount_than_the_ledger_fails(tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "bundle.zip"
+    charge, cheap = hospital.charge, json.dumps({"training": [{"noise_multiplier": 110.0, "count": 10}]})
+    hospital.charge = lambda number: charge(number, charges=cheap)  # type: ignore[method-assign]
+    hospital.run()
+    build_bundle(path, hospital.contents)
+    assert "charges of round 1 are others in ledger.json" in failed(path, hospital.identity)["charges"]
+
+
+class BackedUpHospital(Hospital):
+    """One that keeps a backup of its log from after round 2."""
+
+    def release(self, number: int) -> None:
+        super().release(number)
+        if number == 2:
+            self.kept = {path: path.read_bytes() for path in (self.log.path, head_file(self.log.path))}
+            self.known = len(self.decisions), len(self.ledger)
+
+    def put_back(self, officer: str = OFFICER, *, declared: bool = True) -> PublicHead:
+        """Restore the log, and let two people declare it; returns the head of the release that it lacks now."""
+        for path, content in self.kept.items():
+            path.write_bytes(content)
+        decisions, charges = self.known
+        self.decisions, self.ledger = self.decisions[:decisions], self.ledger[:charges]
+        self.log, lost, self.heads = AuditLog(self.log.path, self.identity), self.heads[2], self.heads[:2]
+        if declared:
+            self.log.append(
+                "restored",
+                continues=self.heads[-1].hash,
+                releases=self.heads[-1].releases,
+                entered_by=STEWARD,
+                confirmed_by=officer,
+                reason="the disk broke",
+            )
+        self.log.checkpoint()
+        return lost
+
+
+@pytest.fixture
+def backed_up(tmp_path: Path) -> BackedUpHospital:
+    ran = BackedUpHospital(tmp_path)
+    ran.run()
+    return ran
+
+
+def test_a_head_of_a_part_that_was_lost_is_said_where_two_people_declared_it(
+    backed_up: BackedUpHospital, tmp_path: Path
+) -> None:
+    lost, path = backed_up.put_back(), tmp_path / "bundle.zip"
+    assert all(check.ok for check in build_bundle(path, backed_up.contents))
+    for heads in (backed_up.heads, [*backed_up.heads, lost]):
+        checks = verify_bundle.verify(path, backed_up.identity.public_key, [head.model_dump() for head in heads])
+        assert all(check.ok for check in checks)
+        (found,) = [check.found for check in checks if check.name == "heads"]
+        assert ("1 are of a part of the log that was LOST, as two people declared" in found) == (lost in heads)
+
+
+def test_a_head_of_a_part_that_nobody_declared_lost_fails(backed_up: BackedUpHospital, tmp_path: Path) -> None:
+    lost, path = backed_up.put_back(declared=False), tmp_path / "bundle.zip"
+    build_bundle(path, backed_up.contents)
+    assert "rewritten or truncated" in failed(path, backed_up.identity, [lost])["heads"]
+
+
+def test_a_restore_explains_no_head_from_before_it(backed_up: BackedUpHospital, tmp_path: Path) -> None:
+    backed_up.put_back()
+    path = tmp_path / "bundle.zip"
+    build_bundle(path, backed_up.contents)
+    rewritten = PublicHead.sign(backed_up.identity, 3, "ab" * 32)
+    assert "rewritten or truncated" in failed(path, backed_up.identity, [rewritten])["heads"]
+
+
+def test_a_restore_on_one_persons_word_fails(backed_up: BackedUpHospital, tmp_path: Path) -> None:
+    lost, path = backed_up.put_back(STEWARD.upper()), tmp_path / "bundle.zip"
+    build_bundle(path, backed_up.contents)
+    assert "one person's word" in failed(path, backed_up.identity, [lost])["heads"]
 
 
 def test_a_head_that_counts_other_releases_than_the_log_holds_is_caught(hospital: Hospital, bundle: Path) -> None:
@@ -653,10 +786,10 @@ def test_finer_tampering_with_the_hospitals_key_fails(
 
 def test_an_index_of_another_format_is_not_guessed_at(hospital: Hospital, bundle: Path) -> None:
     files = unpack(bundle)
-    index = canonical_json(json.loads(files["index.json"]) | {"format": 2})
+    index = canonical_json(json.loads(files["index.json"]) | {"format": 3})
     signature = hospital.identity.sign(DOMAIN, index).hex().encode()
     pack(bundle, files | {"index.json": index, "index.sig": signature})
-    assert failed(bundle, hospital.identity) == {"index": "index.json is not an index of format 1"}
+    assert failed(bundle, hospital.identity) == {"index": "index.json is not an index of format 1 or 2"}
 
 
 def test_a_file_that_would_unpack_to_something_huge_is_not_unpacked(

@@ -11,14 +11,19 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
-from datasites.hospital import ledger
+from datasites.hospital import ledger, pending
+from datasites.hospital.accounts import Price
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.ledger import Asked, BudgetExceeded
+from datasites.hospital.population import Caps, open_populations, widen
+from datasites.hospital.reconcile import require_one_story
+from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, epsilon_rdp, filter_order
 from datasites.privacy.plan import PrivacyPlan
 
@@ -41,39 +46,39 @@ def spent(heart: DatasetSettings) -> float:
     return ledger.state(heart)[0].spent
 
 
-def test_rounds_compose_to_what_was_reserved_and_no_round_more(heart: DatasetSettings) -> None:
-    ledger.reserve(heart, "a" * 64, whole())
+def test_rounds_compose_to_what_was_reserved_and_no_round_more(site: Site, heart: DatasetSettings) -> None:
+    ledger.reserve(site, heart, "a" * 64, whole())
     for number in range(1, 16):
-        ledger.charge(heart, "a" * 64, number, one_round())
+        ledger.charge(site, heart, "a" * 64, number, one_round())
     assert spent(heart) == pytest.approx(at_order([PLAN.event()]))
     with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
-        ledger.charge(heart, "a" * 64, 16, one_round())
+        ledger.charge(site, heart, "a" * 64, 16, one_round())
     assert spent(heart) == pytest.approx(at_order([PLAN.event()]))
 
 
-def test_a_round_is_charged_once_and_with_one_event(heart: DatasetSettings) -> None:
-    ledger.reserve(heart, "a" * 64, whole())
-    ledger.charge(heart, "a" * 64, 1, one_round())
+def test_a_round_is_charged_once_and_with_one_event(site: Site, heart: DatasetSettings) -> None:
+    ledger.reserve(site, heart, "a" * 64, whole())
+    ledger.charge(site, heart, "a" * 64, 1, one_round())
     before = spent(heart)
-    ledger.charge(heart, "a" * 64, 1, one_round())
+    ledger.charge(site, heart, "a" * 64, 1, one_round())
     assert spent(heart) == before
     other = PLAN.model_copy(update={"steps_per_round": 1})
     with pytest.raises(BudgetExceeded, match="another event"):
-        ledger.charge(heart, "a" * 64, 1, one_round(other))
+        ledger.charge(site, heart, "a" * 64, 1, one_round(other))
 
 
-def test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is(heart: DatasetSettings) -> None:
+def test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is(site: Site, heart: DatasetSettings) -> None:
     """Events are compared and not their price: a cheaper mechanism than the approved one is still another one."""
-    ledger.reserve(heart, "a" * 64, whole())
+    ledger.reserve(site, heart, "a" * 64, whole())
     for other in (GaussianDpEvent(1e6), PLAN.model_copy(update={"noise_multiplier": 4.1}).round_event()):
         with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
-            ledger.charge(heart, "a" * 64, 1, {"training": Asked(other, other)})
+            ledger.charge(site, heart, "a" * 64, 1, {"training": Asked(other, other)})
     with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
-        ledger.charge(heart, "a" * 64, 1, {"held_out": Asked(PLAN.round_event(), PLAN.round_event())})
+        ledger.charge(site, heart, "a" * 64, 1, {"held_out": Asked(PLAN.round_event(), PLAN.round_event())})
     assert spent(heart) == 0
 
 
-def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(heart: DatasetSettings) -> None:
+def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(site: Site, heart: DatasetSettings) -> None:
     """Cap 4 at delta 1e-5 is order 6: 4 + log(6 / 5) + log(6e-5) / 5, so a divergence of 2.2381 and no more."""
     assert ledger.order_of(heart) == 6
     most = math.sqrt(3 / 2.238088)
@@ -81,66 +86,67 @@ def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(heart: D
         event = GaussianDpEvent(noise)
         assert (ledger.epsilon_after(heart, {"training": Asked(event, event)})["training"] <= 4) is fits
     with pytest.raises(BudgetExceeded, match="above the cap of 4"):
-        ledger.reserve(heart, "a" * 64, {"training": Asked(event, event)})
+        ledger.reserve(site, heart, "a" * 64, {"training": Asked(event, event)})
     # By the best of all orders this one costs less than 4, and much more at the order of this budget.
     dear = SelfComposedDpEvent(PoissonSampledDpEvent(0.001, GaussianDpEvent(0.6)), 50)
     assert epsilon_pld([dear], 1e-5) < epsilon_rdp([dear], 1e-5) < 3 < 9 < at_order([dear])
     with pytest.raises(BudgetExceeded, match="Renyi order 6"):
-        ledger.reserve(heart, "a" * 64, {"training": Asked(dear, dear)})
+        ledger.reserve(site, heart, "a" * 64, {"training": Asked(dear, dear)})
 
 
-def test_a_budget_keeps_the_order_that_it_was_opened_at(heart: DatasetSettings) -> None:
+def test_a_budget_keeps_the_order_that_it_was_opened_at(site: Site, heart: DatasetSettings) -> None:
     """The best order of a wider or narrower cap is another one, and to change to it would follow the releases."""
-    from datasites.hospital.models import BudgetFact, Population
+    from datasites.hospital.models import Population
 
     assert Population.objects.get(name="heart").order == filter_order(4.0, 1e-5) == 6
-    ledger.reserve(heart, "a" * 64, whole())
-    population = Population.objects.get(name="heart")
-    BudgetFact.objects.create(population=population, what="widened", epsilon=40.0, delta=1e-5)
+    ledger.reserve(site, heart, "a" * 64, whole())
+    widen(site, "heart", Caps("heart", 40.0, 1e-5), ("ann", "bob"), "ethics board")
     assert filter_order(40.0, 1e-5) == 2
     wider = ledger.state(heart.model_copy(update={"epsilon": 40.0}))[0]
     assert (wider.cap, wider.order) == (40.0, 6)
     assert wider.committed == at_order([PLAN.event()])
 
 
-def test_without_a_reservation_nothing_is_charged(heart: DatasetSettings) -> None:
+def test_without_a_reservation_nothing_is_charged(site: Site, heart: DatasetSettings) -> None:
     with pytest.raises(BudgetExceeded):
-        ledger.charge(heart, "a" * 64, 1, one_round())
+        ledger.charge(site, heart, "a" * 64, 1, one_round())
     assert spent(heart) == 0
 
 
-def test_a_second_study_that_does_not_fit_is_refused_and_fits_after_the_first_closes(heart: DatasetSettings) -> None:
+def test_a_second_study_that_does_not_fit_is_refused_and_fits_after_the_first_closes(
+    site: Site, heart: DatasetSettings
+) -> None:
     assert at_order([PLAN.event()]) < 4 < at_order([PLAN.event(), PLAN.event()])
-    ledger.reserve(heart, "a" * 64, whole())
-    ledger.charge(heart, "a" * 64, 1, one_round())
+    ledger.reserve(site, heart, "a" * 64, whole())
+    ledger.charge(site, heart, "a" * 64, 1, one_round())
     with pytest.raises(BudgetExceeded, match="above the cap of 4"):
-        ledger.reserve(heart, "b" * 64, whole())
-    ledger.close(heart, "a" * 64)
+        ledger.reserve(site, heart, "b" * 64, whole())
+    ledger.close(site, "a" * 64)
     charged = spent(heart)
     assert charged > 0
     with pytest.raises(BudgetExceeded, match="closed"):
-        ledger.charge(heart, "a" * 64, 2, one_round())
-    ledger.reserve(heart, "c" * 64, whole())
+        ledger.charge(site, heart, "a" * 64, 2, one_round())
+    ledger.reserve(site, heart, "c" * 64, whole())
     assert spent(heart) == charged, "closing must refund nothing that was charged"
 
 
-def test_what_a_closed_study_charged_still_counts(heart: DatasetSettings) -> None:
-    ledger.reserve(heart, "a" * 64, whole())
+def test_what_a_closed_study_charged_still_counts(site: Site, heart: DatasetSettings) -> None:
+    ledger.reserve(site, heart, "a" * 64, whole())
     for number in range(1, 16):
-        ledger.charge(heart, "a" * 64, number, one_round())
-    ledger.close(heart, "a" * 64)
+        ledger.charge(site, heart, "a" * 64, number, one_round())
+    ledger.close(site, "a" * 64)
     with pytest.raises(BudgetExceeded, match="above the cap"):
-        ledger.reserve(heart, "b" * 64, whole())
+        ledger.reserve(site, heart, "b" * 64, whole())
 
 
-def test_the_two_partitions_are_gated_apart(heart: DatasetSettings) -> None:
-    ledger.reserve(heart, "a" * 64, {**whole(), "held_out": Asked(PLAN.event(), PLAN.event())})
+def test_the_two_partitions_are_gated_apart(site: Site, heart: DatasetSettings) -> None:
+    ledger.reserve(site, heart, "a" * 64, {**whole(), "held_out": Asked(PLAN.event(), PLAN.event())})
     training, held_out = ledger.state(heart)
     assert training.committed == held_out.committed < 2 * training.committed
 
 
-def test_a_budget_can_be_read_while_a_study_has_reserved(heart: DatasetSettings) -> None:
-    ledger.reserve(heart, "a" * 64, whole())
+def test_a_budget_can_be_read_while_a_study_has_reserved(site: Site, heart: DatasetSettings) -> None:
+    ledger.reserve(site, heart, "a" * 64, whole())
     state = ledger.state(heart)[0]
     assert state.spent == 0
     assert state.committed == pytest.approx(at_order([PLAN.event()]))
@@ -152,21 +158,21 @@ def test_a_budget_can_be_read_while_a_study_has_reserved(heart: DatasetSettings)
 SPENDER = """
     import sys
     from pathlib import Path
-    from datasites.hospital.database import connect
-    home = connect(Path(sys.argv[1]))
+    from datasites.hospital.site import Site
+    site = Site.open(Path(sys.argv[1]))
     from datasites.hospital import ledger
     from datasites.privacy.plan import PrivacyPlan
     plan = PrivacyPlan(clip=1.0, noise_multiplier=2.0, sampling_rate=0.3, rounds=1, steps_per_round=2)
     asked = {"training": ledger.Asked(plan.event(), plan.event())}
-    heart = home.dataset("heart")
+    heart = site.home.dataset("heart")
     number = 0
     print("ready", flush=True)
     while True:
         study = f"{sys.argv[2]}-{number:05d}".ljust(64, "0")
         number += 1
         try:
-            ledger.reserve(heart, study, asked)
-            ledger.charge(heart, study, 1, asked)
+            ledger.reserve(site, heart, study, asked)
+            ledger.charge(site, heart, study, 1, asked)
         except ledger.BudgetExceeded:
             break
         print(study, flush=True)
@@ -180,7 +186,7 @@ def spender(home: Home, name: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings, home: Home) -> None:
+def test_threads_and_processes_at_once_never_pass_the_cap(site: Site, heart: DatasetSettings, home: Home) -> None:
     """Two processes and eight threads race for one budget.
 
     Without immediate transactions the losers would read one budget and fail on a locked database instead.
@@ -195,8 +201,8 @@ def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings
         for number in range(40):
             study = f"thread{name}-{number}".ljust(64, "0")
             try:
-                ledger.reserve(heart, study, whole(small))
-                ledger.charge(heart, study, 1, one_round(small))
+                ledger.reserve(site, heart, study, whole(small))
+                ledger.charge(site, heart, study, 1, one_round(small))
             except BudgetExceeded:
                 break
             except Exception as error:
@@ -226,32 +232,35 @@ def test_threads_and_processes_at_once_never_pass_the_cap(heart: DatasetSettings
     assert at_order([small.event()] * len(released)) <= spent(heart) + 1e-9
 
 
-def spend_until_killed(number: int, report: int) -> None:
+def spend_until_killed(site: Site, number: int, report: int) -> None:
     """In a forked child: reserve and charge one study after the other, and say each on `report` once it is charged."""
     small = PrivacyPlan(clip=1.0, noise_multiplier=40.0, sampling_rate=0.1, rounds=1, steps_per_round=1)
     for study_number in range(10_000):
         study = f"kill{number}-{study_number}".ljust(64, "0")
-        ledger.reserve(HEART_WITH_ROOM, study, whole(small))
-        ledger.charge(HEART_WITH_ROOM, study, 1, one_round(small))
+        ledger.reserve(site, ROOMY, study, whole(small))
+        ledger.charge(site, ROOMY, study, 1, one_round(small))
         os.write(report, study.encode())
 
 
-# A population of its own: the budget of `heart` was opened narrower, and settings that say more are refused.
-HEART_WITH_ROOM = DatasetSettings(
-    name="heart-with-room", table="t", mapping="m", mock="k", summary="s", declared_patients=1, epsilon=50, delta=1e-3,
+ROOMY = DatasetSettings(
+    name="roomy", table="t", mapping="m", mock="k", summary="s", declared_patients=1, epsilon=50, delta=1e-3,
     study_epsilon=50,
 )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_at_random_moments_never_lose_a_charge(heart: DatasetSettings) -> None:
-    """What a process announced after charging is in the ledger, whatever instant it was killed at."""
+def test_a_hundred_kills_at_random_moments_never_lose_a_charge(site: Site) -> None:
+    """What a process announced after charging is in the ledger, whatever instant it was killed at; log and database
+    tell one story once the line that was being written is finished."""
     from django.db import connection
 
     from datasites.hospital.models import LedgerEntry
 
     draw = random.Random(5)
     announced: list[str] = []
+    datasets = (*site.home.settings.datasets, ROOMY)
+    home = replace(site.home, settings=site.home.settings.model_copy(update={"datasets": datasets}))
+    open_populations(replace(site, home=home))
     whole(PLAN)  # prices are computed before forking, so that the children spend their time in the database
     for number in range(100):
         connection.close()
@@ -259,7 +268,7 @@ def test_a_hundred_kills_at_random_moments_never_lose_a_charge(heart: DatasetSet
         child = os.fork()
         if child == 0:
             try:
-                spend_until_killed(number, writer)
+                spend_until_killed(site, number, writer)
             finally:
                 os._exit(1)
         os.close(writer)
@@ -271,27 +280,29 @@ def test_a_hundred_kills_at_random_moments_never_lose_a_charge(heart: DatasetSet
             os.waitpid(child, 0)
             data = (data + pipe.read()).decode()
         announced += [data[start : start + 64] for start in range(0, len(data), 64)]
+    pending.finish_all(site)
+    require_one_story(site.home)
     charged = set(LedgerEntry.objects.filter(kind="charge").values_list("study_hash", flat=True))
     reserved = set(LedgerEntry.objects.filter(kind="reserve").values_list("study_hash", flat=True))
     assert len(announced) >= 50, "the children were killed before they did anything"
     assert set(announced) <= charged <= reserved
     assert len(charged) - len(set(announced)) <= 100, "more than one charge per kill was not announced"
-    assert ledger.state(HEART_WITH_ROOM)[0].committed <= 50
+    assert ledger.state(ROOMY)[0].committed <= 50
 
 
-def test_no_decision_reads_a_clock(heart: DatasetSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_decision_reads_a_clock(site: Site, heart: DatasetSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     import datetime
 
     from django.utils import timezone
 
-    ledger.reserve(heart, "a" * 64, whole())
-    ledger.charge(heart, "a" * 64, 1, one_round())
+    ledger.reserve(site, heart, "a" * 64, whole())
+    ledger.charge(site, heart, "a" * 64, 1, one_round())
     before = spent(heart)
     past = datetime.datetime(1990, 1, 1, tzinfo=datetime.UTC)
     monkeypatch.setattr(timezone, "now", lambda: past)
     assert spent(heart) == before
     with pytest.raises(BudgetExceeded):
-        ledger.reserve(heart, "a" * 64, whole())
+        ledger.reserve(site, heart, "a" * 64, whole())
 
 
 def test_an_older_database_reads_the_same(heart: DatasetSettings) -> None:
@@ -317,15 +328,13 @@ def test_an_older_database_reads_the_same(heart: DatasetSettings) -> None:
     assert spent(heart) == pytest.approx(at_order([PLAN.event()]))
 
 
-def test_a_charge_of_a_newer_format_stops_everything(heart: DatasetSettings) -> None:
-    from datasites.hospital.models import LedgerEntry
+def test_a_charge_of_a_newer_format_stops_everything(site: Site, heart: DatasetSettings) -> None:
     from datasites.privacy.accountant import UnknownEvent
 
-    LedgerEntry.objects.create(
-        population="heart", partition="training", study_hash="f" * 64, kind="charge", round=1, charges=[{"format": 2}]
-    )
+    line = pending.Line(kind="charge", population="heart", study="f" * 64, round=1)
+    pending.write(site, line, {"training": Price('[{"format":2}]', "[]")})
     with pytest.raises(UnknownEvent):
-        ledger.reserve(heart, "a" * 64, whole())
+        ledger.reserve(site, heart, "a" * 64, whole())
 
 
 def test_the_database_file_is_synced_in_full(home: Home) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital import ledger, population, proposals
+from datasites.hospital.accounts import Price
 from datasites.hospital.config import CONFIG_FILE, DatasetSettings, Home
 from datasites.hospital.ledger import Asked, BudgetExceeded
 from datasites.hospital.population import open_populations
@@ -44,11 +45,11 @@ def facts(site: Site, kind: str) -> list[dict[str, object]]:
     return [line["fields"] for line in lines if line["kind"] == kind]
 
 
-def test_two_datasets_of_one_population_share_its_budget_and_its_split(heart: DatasetSettings) -> None:
+def test_two_datasets_of_one_population_share_its_budget_and_its_split(site: Site, heart: DatasetSettings) -> None:
     again = heart.model_copy(update={"name": "heart-again", "table": "data/copy.csv"})
-    ledger.reserve(heart, "a" * 64, WHOLE)
+    ledger.reserve(site, heart, "a" * 64, WHOLE)
     with pytest.raises(BudgetExceeded, match="population heart") as caught:
-        ledger.reserve(again, "b" * 64, WHOLE)
+        ledger.reserve(site, again, "b" * 64, WHOLE)
     assert "new dataset" not in str(caught.value)
     assert ledger.state(again)[0].committed == ledger.state(heart)[0].committed > 0
     assert population.split_of(again).split_key == population.split_of(heart).split_key
@@ -78,7 +79,7 @@ def test_a_wider_budget_in_the_file_is_refused_until_two_people_widen_it(
     with pytest.raises(InputError, match="datasites budget widen heart"):
         open_populations(site)
     with pytest.raises(InputError, match="datasites budget widen heart"):
-        ledger.reserve(wider, "a" * 64, WHOLE)
+        ledger.reserve(site, wider, "a" * 64, WHOLE)
     state = ledger.state(wider)[0]
     assert (state.cap, state.delta) == (before.cap, before.delta), "what is shown is what is in force"
     entered = proposals.propose_widening(site, desk.login("ann"), "heart", "ethics board of May")
@@ -88,10 +89,10 @@ def test_a_wider_budget_in_the_file_is_refused_until_two_people_widen_it(
     with pytest.raises(ReviewError, match="dee is auditor"):
         proposals.confirm(site, desk.login("dee"), entered.pk)
     with pytest.raises(InputError):
-        ledger.reserve(wider, "a" * 64, WHOLE)
+        ledger.reserve(site, wider, "a" * 64, WHOLE)
     proposals.confirm(site, desk.login("bob"), entered.pk)
     open_populations(site)
-    ledger.reserve(wider, "a" * 64, WHOLE)
+    ledger.reserve(site, wider, "a" * 64, WHOLE)
     (widened,) = facts(site, "budget_widened")[-1:]
     assert (widened["population"], widened["entered_by"], widened["confirmed_by"]) == ("heart", "ann", "bob")
     assert (widened["epsilon"], widened["delta"]) == (wider.epsilon, wider.delta)
@@ -113,11 +114,11 @@ def test_what_is_confirmed_is_what_the_file_still_says(desk: Desk, settings: Pat
 
 def test_a_narrower_budget_holds_at_once_and_is_recorded_and_narrow_is_what_stays(site: Site, settings: Path) -> None:
     wide = site.home.dataset("heart")
-    ledger.reserve(wide, "a" * 64, WHOLE)
+    ledger.reserve(site, wide, "a" * 64, WHOLE)
     narrow = rewritten(site, settings, "\nepsilon = 4.0", "\nepsilon = 3.0")
     assert ledger.state(narrow.home.dataset("heart"))[0].cap == 3.0
     with pytest.raises(BudgetExceeded, match="cap of 3"):
-        ledger.reserve(narrow.home.dataset("heart"), "b" * 64, WHOLE)
+        ledger.reserve(site, narrow.home.dataset("heart"), "b" * 64, WHOLE)
     open_populations(narrow)
     assert facts(narrow, "budget_narrowed")[-1]["epsilon"] == 3.0
     with pytest.raises(InputError, match="promised"):
@@ -137,12 +138,12 @@ def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) 
 
 def test_a_larger_delta_is_accepted_by_two_people(desk: Desk) -> None:  # noqa: F811
     assert population.accepted_delta("heart") == 0.0
-    entered = proposals.propose_delta(desk.site, desk.login("bob"), "heart", 0.001, "a small hospital")
+    entered = proposals.propose_delta(desk.site, desk.login("bob"), "heart", 1e-4, "a small hospital")
     assert population.accepted_delta("heart") == 0.0
     with pytest.raises(ReviewError, match="other role"):
         proposals.confirm(desk.site, desk.login("bob"), entered.pk)
     proposals.confirm(desk.site, desk.login("cyd"), entered.pk)
-    assert population.accepted_delta("heart") == 0.001
+    assert population.accepted_delta("heart") == 1e-4
     assert facts(desk.site, "delta_accepted")[-1]["confirmed_by"] == "cyd"
     assert population.agreed_caps("heart") == population.Caps("heart", 4.0, 1e-5), "it is no cap"
 
@@ -167,7 +168,7 @@ def test_the_spending_of_an_older_database_stays_with_the_population_of_the_same
             study_hash="f" * 64,
             kind="charge",
             round=1,
-            charges=ledger._stored(PLAN.event()),
+            charges=json.loads(Price.of(WHOLE["training"]).charges),
         )
     finally:
         MigrationExecutor(connection).migrate(after)

@@ -257,7 +257,7 @@ def swapped(text: str) -> str:
 def test_an_exhausted_budget(desk: Desk) -> None:
     desk.agree()
     case = open_case(desk.site.home, desk.row)
-    ledger.reserve(case.dataset, "e" * 64, case.asked())
+    ledger.reserve(desk.site, case.dataset, "e" * 64, case.asked())
     with pytest.raises(Denied) as caught:
         desk.approve("ann")
     assert caught.value.controls == ("budget",)
@@ -269,7 +269,7 @@ def test_a_budget_that_runs_out_between_the_two_approvals(desk: Desk) -> None:
     desk.approve("ann")
     case = open_case(desk.site.home, desk.row)
     before = compliance.decide
-    ledger.reserve(case.dataset, "e" * 64, case.asked())
+    ledger.reserve(desk.site, case.dataset, "e" * 64, case.asked())
     with pytest.raises((Denied, BudgetExceeded)):
         desk.approve("bob")
     assert compliance.decide is before

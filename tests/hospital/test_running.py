@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from datasites.enclave.worker import Worker, WorkerRefused
-from datasites.hospital import ledger, rounds
+from datasites.hospital import ledger, ledger_log, pending
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.models import Case, Round
 from datasites.hospital.row_work import RowWork
@@ -306,10 +307,10 @@ def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatc
     assert running.logged("letter_rejected")
 
 
-def test_a_charge_that_a_kill_kept_out_of_the_log_is_logged_at_the_next_start(
+def test_a_round_that_was_killed_right_after_its_charge_goes_on_under_it(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the researcher has moved on to another round: evidence holds ledger and log against each other."""
+    """Its price stands in the log in full, once, whatever happens then; evidence holds the ledger against it."""
 
     class Killed(BaseException):
         pass
@@ -318,15 +319,19 @@ def test_a_charge_that_a_kill_kept_out_of_the_log_is_logged_at_the_next_start(
         raise Killed
 
     running.set_up()
-    running.open(5)  # no other test charges it in this log
+    running.open(1)
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "log_charge", kill)
+        patch.setattr("datasites.hospital.pending._store", kill)
         with pytest.raises(Killed):
             running.steps()
-    assert not running.logged("charged")
+    assert running.heard(1, letters.MASKED) is None
+    ledger_log.forget(running.site.home)
+    pending.finish_all(running.site)
     running.restart()
+    running.steps()
+    assert running.heard(1, letters.MASKED)
     (charged,) = running.logged("charged")
-    entry = ledger.round_entry(running.case.dataset, running.study, 5)
+    entry = ledger.round_entry(running.case.dataset, running.study, 1)
     assert charged.fields["digest"] == sha256_hex(canonical_json(entry))
-    running.restart()
-    assert len(running.logged("charged")) == 1
+    assert json.loads(str(charged.fields["charges"])) == entry["charges"]
+    assert charged.fields["population"] == "heart"

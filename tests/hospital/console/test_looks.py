@@ -30,7 +30,7 @@ def busy(console: Console) -> Case:
     dice = random.Random(1)
     for number in range(1, 9):
         asked = {"training": ledger.Asked(case.plan.round_event(), case.plan.local_round_event())}
-        ledger.charge(case.dataset, case.row.study_hash, number, asked)
+        ledger.charge(desk.site, case.dataset, case.row.study_hash, number, asked)
         Round.objects.create(
             case=desk.row,
             round=number,
@@ -43,7 +43,7 @@ def busy(console: Console) -> Case:
             survivors=[] if number == 5 else list(case.study.cohort.hospitals),
             release={} if number == 5 else {"sha256": f"{dice.getrandbits(256):064x}", "bytes": 4096},
         )
-    ledger.close(case.dataset, case.row.study_hash)
+    ledger.close(desk.site, case.row.study_hash)
     Case.objects.filter(pk=desk.row.pk).update(state=Case.State.CLOSED)
     source = job().files["model.py"].replace(b"tanh", b"relu").replace(b"import torch\n", b"import os\nimport torch\n")
     files = {**job().files, "model.py": source}

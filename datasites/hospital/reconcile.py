@@ -1,0 +1,104 @@
+"""Whether database, audit log and anchor tell one story of the budgets; where they don't, nothing runs (I14, I17).
+
+Both ways: what the log has and the database lacks (a row that was deleted, a database that was put back), what the
+database has and the log lacks (a row that was added, a log that was put back), and what both say differently. And
+whether the log is the one that the ledger's anchor knows (a home that came back from a backup).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datasites.hospital import accounts, ledger_log
+from datasites.hospital.config import Home
+from datasites.hospital.ledger_log import Promise, Told
+from datasites.hospital.models import LedgerEntry, Population
+from datasites.hospital.population import alone, stored_promise
+from datasites.study.audit_chain import AuditError
+
+REMEDY = (
+    "find out what was changed or restored; then two people settle it, by the larger loss: `datasites budget "
+    "restored`, then `datasites budget confirm`"
+)
+
+
+class AccountsDiffer(AuditError):
+    """Database, audit log and anchor don't tell one story of a budget; nothing may run until two people settle it."""
+
+
+def require_one_story(home: Home, population: str | None = None) -> None:
+    """Raise `AccountsDiffer` with the first difference, in one population or in any."""
+    for words in differences(home, population):
+        raise AccountsDiffer(f"{words}; {REMEDY}")
+
+
+def differences(home: Home, population: str | None = None) -> Iterator[str]:
+    """All differences in words, naming population, study and round."""
+    yield from _of_the_anchor(home)
+    yield from _of_foreign_heads(home)
+    for name in [population] if population is not None else _names(ledger_log.tell(home)):
+        with alone(name):  # else a line that is being written would be one that one of the two lacks
+            found = list(_of_population(home, name))
+        yield from found
+
+
+def _of_population(home: Home, name: str) -> Iterator[str]:
+    told = ledger_log.tell(home)
+    yield from _of_promises(home, told, name)
+    database, log = accounts.of_database(name), told.of(name)
+    for study in sorted(database.keys() | log.keys()):
+        for line in accounts.differing(database.get(study), log.get(study)):
+            yield f"budget of population {name}: study {study[:12]}, {line}: database and audit log differ"
+
+
+def _of_foreign_heads(home: Home) -> Iterator[str]:
+    if home.foreign_heads.exists():
+        yield (
+            f"{home.audit}: other parties hold heads of it that are not in it ({home.foreign_heads.name}): it came "
+            "back from a backup, and what was charged since is not in it"
+        )
+
+
+def _names(told: Told) -> list[str]:
+    stored = set(LedgerEntry.objects.values_list("population", flat=True).distinct())
+    return sorted({*stored, *Population.objects.values_list("name", flat=True), *told.studies, *told.populations})
+
+
+def _of_the_anchor(home: Home) -> Iterator[str]:
+    standing = ledger_log.standing(home)
+    if standing == "missing":
+        yield (
+            f"{home.ledger_anchor}: is missing, so that this home can't be told from one that came back from a backup: "
+            "what was charged since is not known here"
+        )
+    elif standing == "behind":
+        yield (
+            f"{home.audit}: does not hold what {home.ledger_anchor} knows: it came back from a backup, and what was "
+            "charged since is not in it"
+        )
+
+
+def _of_promises(home: Home, told: Told, name: str) -> Iterator[str]:
+    logged, stored = told.populations.get(name), stored_promise(home, name)
+    what = f"budget of population {name}"
+    if stored is None:
+        if logged is not None:
+            yield f"{what}: the audit log knows its cap, and the database does not"
+        return
+    if logged is None:
+        return  # being opened (`open_populations` ends that), or of an older version: datasite.toml bounds it
+    yield from (f"{what}: {words}" for words in _wider(stored, logged))
+
+
+def _wider(stored: Promise, logged: Promise) -> Iterator[str]:
+    if stored.epsilon > logged.epsilon or stored.delta > logged.delta:
+        yield (
+            f"the database says epsilon {stored.epsilon:g} at delta {stored.delta:g}, the audit log epsilon "
+            f"{logged.epsilon:g} at delta {logged.delta:g}"
+        )
+    if stored.accepted_delta > logged.accepted_delta:
+        yield f"the database accepts a delta of {stored.accepted_delta:g}, the audit log {logged.accepted_delta:g}"
+    if (stored.order, stored.fraction, stored.split) != (logged.order, logged.fraction, logged.split):
+        yield "order of the filter or split into two sides is not the one that the audit log knows"
+    if stored.identity not in ("", logged.identity):
+        yield "the column that tells patients apart is not the one that the audit log knows"

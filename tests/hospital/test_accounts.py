@@ -1,0 +1,435 @@
+"""I17: database, audit log and anchor tell one story: what is changed in one is noticed, and refunds nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasites.hospital import ledger, ledger_log, pending, population, proposals
+from datasites.hospital.audit import AuditLog, head_file
+from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.doctor import examine as doctor
+from datasites.hospital.ledger import Asked
+from datasites.hospital.models import BudgetFact, LedgerEntry, Population, Proposal
+from datasites.hospital.population import open_populations
+from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
+from datasites.hospital.site import Site
+from datasites.privacy.plan import PrivacyPlan
+from datasites.study.audit_chain import AuditError, records
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
+WHOLE = {"training": Asked(PLAN.event(), PLAN.local_event())}
+ROUND = {"training": Asked(PLAN.round_event(), PLAN.round_event())}
+STUDY = "a" * 64
+
+
+@pytest.fixture
+def charged(site: Site, heart: DatasetSettings) -> Site:
+    """A study that has charged three rounds."""
+    ledger.reserve(site, heart, STUDY, WHOLE)
+    for number in (1, 2, 3):
+        ledger.charge(site, heart, STUDY, number, ROUND)
+    return site
+
+
+def spent(site: Site) -> float:
+    return ledger.state(site.home.dataset("heart"))[0].spent
+
+
+def restarted(site: Site) -> Site:
+    """The site as the next process opens it."""
+    ledger_log.forget(site.home)
+    return Site(site.home, site.identity, AuditLog(site.home.audit, site.identity))
+
+
+def noticed(site: Site, words: str) -> None:
+    """By the running service at its next charge, by the start of one, and by `doctor`."""
+    heart = site.home.dataset("heart")
+    for act in (
+        lambda: ledger.charge(site, heart, STUDY, 4, ROUND),
+        lambda: ledger.reserve(site, heart, "b" * 64, ROUND),
+        lambda: require_one_story(restarted(site).home),
+    ):
+        with pytest.raises(AccountsDiffer, match=words) as caught:
+            act()
+        assert "datasites budget restored" in str(caught.value)
+    accounts = [check for check in doctor(site) if check.name == "accounts"]
+    assert any(check.state == "bad" and "datasites budget restored" in check.words for check in accounts)
+
+
+ROWS = "budget of population heart: study aaaaaaaaaaaa, {}: database and audit log differ"
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_charge_that_is_deleted_is_noticed_and_still_counts(charged: Site, last: int) -> None:
+    before = spent(charged)
+    LedgerEntry.objects.filter(kind="charge", round=last).delete()
+    assert spent(charged) == before
+    noticed(charged, ROWS.format(f"round {last}"))
+
+
+def test_all_charges_deleted(charged: Site) -> None:
+    before = spent(charged)
+    LedgerEntry.objects.filter(kind="charge").delete()
+    assert spent(charged) == before
+    noticed(charged, ROWS.format("round 1"))
+
+
+def test_the_whole_ledger_deleted(charged: Site) -> None:
+    before = ledger.state(charged.home.dataset("heart"))[0].committed
+    LedgerEntry.objects.all().delete()
+    assert ledger.state(charged.home.dataset("heart"))[0].committed == before
+    noticed(charged, ROWS.format("its reservation"))
+
+
+def test_charges_made_cheaper_are_noticed_and_the_dearer_one_counts(charged: Site) -> None:
+    before = spent(charged)
+    for entry in LedgerEntry.objects.filter(kind="charge"):
+        entry.charges[0]["noise_multiplier"] *= 100
+        entry.save()
+    assert spent(charged) == before
+    noticed(charged, ROWS.format("round 1"))
+
+
+def test_a_reservation_that_is_said_to_have_ended(charged: Site) -> None:
+    before = ledger.state(charged.home.dataset("heart"))[0].committed
+    LedgerEntry.objects.create(population="heart", partition="training", study_hash=STUDY, kind="release")
+    assert ledger.state(charged.home.dataset("heart"))[0].committed == before
+    noticed(charged, ROWS.format("its end"))
+
+
+def test_a_row_that_was_added(charged: Site) -> None:
+    entry = LedgerEntry.objects.get(kind="charge", round=3)
+    entry.pk, entry.round = None, 9
+    entry.save()
+    noticed(charged, ROWS.format("round 9"))
+
+
+def test_the_wrong_name_of_a_population_refunds_nothing(charged: Site) -> None:
+    LedgerEntry.objects.update(population="other")
+    noticed(charged, "population heart: study aaaaaaaaaaaa, its reservation")
+
+
+def widened() -> None:
+    BudgetFact.objects.update(epsilon=400.0)
+
+
+def delta_widened() -> None:
+    BudgetFact.objects.update(delta=0.05)
+
+
+def reordered() -> None:
+    Population.objects.update(order=2)
+
+
+def split_anew() -> None:
+    Population.objects.update(split_key=b"k" * 32)
+
+
+def told_apart_otherwise() -> None:
+    Population.objects.update(identity="ssn")
+
+
+def risk_accepted() -> None:
+    BudgetFact.objects.create(population=Population.objects.get(name="heart"), what="delta_accepted", delta=0.01)
+
+
+def forgotten() -> None:
+    BudgetFact.objects.all().delete()
+    Population.objects.all().delete()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (widened, "the database says epsilon 400"),
+        (delta_widened, "the database says epsilon 4 at delta 0.05"),
+        (reordered, "order of the filter"),
+        (split_anew, "split into two sides"),
+        (told_apart_otherwise, "column that tells patients apart"),
+        (risk_accepted, "accepts a delta of 0.01"),
+        (forgotten, "the audit log knows its cap"),
+    ],
+)
+def test_what_patients_were_promised_can_not_be_changed_in_the_database(
+    charged: Site, edit: Callable[[], None], words: str
+) -> None:
+    edit()
+    heart = charged.home.dataset("heart")
+    state = ledger.state(heart.model_copy(update={"epsilon": 400.0, "delta": 0.05}))[0]
+    assert (state.cap, state.delta) == (4.0, 1e-5)
+    assert population.accepted_delta("heart") == 0.0
+    noticed(charged, words)
+
+
+def test_other_patients_are_not_said_in_the_database_alone(charged: Site) -> None:
+    terms = {"populations": ["heart", "stroke"]}
+    Proposal.objects.create(kind="other_patients", subject="heart stroke", terms=terms, outcome="confirmed")
+    assert population.other_patients("stroke") == frozenset()
+
+
+# -- restores ----------------------------------------------------------------------------------------------------------
+
+
+class Backup:
+    """Copies of a home's parts, as a backup holds them: the anchors are kept out of it."""
+
+    def __init__(self, home: Home, folder: Path) -> None:
+        self.home, self.folder = home, folder
+        folder.mkdir()
+        for path in (home.audit, head_file(home.audit)):
+            shutil.copy(path, folder / path.name)
+        self.tables = self._tables()
+
+    def _tables(self) -> dict[type[Any], list[dict[str, Any]]]:
+        return {
+            model: [{f.attname: getattr(row, f.attname) for f in model._meta.concrete_fields} for row in rows]
+            for model in (Population, BudgetFact, LedgerEntry)
+            for rows in [model.objects.all()]
+        }
+
+    def restore_database(self) -> None:
+        for model in (LedgerEntry, BudgetFact, Population):
+            model.objects.all().delete()
+        for model, rows in self.tables.items():
+            model.objects.bulk_create(model(**values) for values in rows)
+
+    def restore_log(self) -> None:
+        for path in (self.home.audit, head_file(self.home.audit)):
+            shutil.copy(self.folder / path.name, path)
+
+    def lose_anchors(self) -> None:
+        shutil.rmtree(self.home.anchors)
+
+
+@pytest.fixture
+def backups(site: Site, heart: DatasetSettings, tmp_path: Path) -> tuple[Site, list[Backup]]:
+    """A study of eight rounds, and a backup at each of ten points of it: before, after each round, after its end."""
+    made = [Backup(site.home, tmp_path / "0")]
+    ledger.reserve(site, heart, STUDY, WHOLE)
+    for number in range(1, 9):
+        ledger.charge(site, heart, STUDY, number, ROUND)
+        made.append(Backup(site.home, tmp_path / str(number)))
+    ledger.close(site, STUDY)
+    made.append(Backup(site.home, tmp_path / "9"))
+    return site, made
+
+
+POINTS = range(10)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_database_that_was_put_back(backups: tuple[Site, list[Backup]], point: int) -> None:
+    site, made = backups
+    before = spent(site)
+    made[point].restore_database()
+    assert spent(site) == before
+    if point == 9:
+        require_one_story(restarted(site).home)
+    else:
+        noticed(site, "study aaaaaaaaaaaa, ")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_log_that_was_put_back(backups: tuple[Site, list[Backup]], point: int) -> None:
+    site, made = backups
+    before = spent(site)
+    made[point].restore_log()
+    if point == 9:
+        require_one_story(restarted(site).home)
+        return
+    with pytest.raises(AuditError):
+        ledger.reserve(site, site.home.dataset("heart"), "b" * 64, ROUND)
+    site = restarted(site)
+    assert spent(site) == before
+    noticed(site, "came back from a backup")
+
+
+@pytest.mark.parametrize("anchors", [True, False])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_home_that_was_put_back(backups: tuple[Site, list[Backup]], point: int, anchors: bool) -> None:
+    site, made = backups
+    made[point].restore_database()
+    made[point].restore_log()
+    if not anchors:
+        made[point].lose_anchors()
+    site = restarted(site)
+    if point == 9 and anchors:
+        require_one_story(site.home)
+    else:
+        noticed(site, "came back from a backup" if anchors else "is missing")
+
+
+def test_nothing_but_two_people_makes_a_missing_anchor_good(
+    desk: Desk,  # noqa: F811
+) -> None:
+    site = desk.site
+    ledger.reserve(site, site.home.dataset("heart"), STUDY, WHOLE)
+    shutil.rmtree(site.home.anchors)
+    site = restarted(site)
+    entered = proposals.propose_delta(site, desk.login("ann"), "heart", 0.01, "a small hospital")
+    proposals.confirm(site, desk.login("bob"), entered.pk)
+    pending.finish_all(site)
+    noticed(restarted(site), "is missing")
+
+
+def test_a_service_on_a_home_that_was_put_back_does_not_start(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
+    from datasites.hospital.datasite import Datasite
+
+    backup = Backup(desk.site.home, tmp_path / "backup")
+    ledger.reserve(desk.site, desk.site.home.dataset("heart"), STUDY, WHOLE)
+    backup.restore_database()
+    backup.restore_log()
+    with pytest.raises(AccountsDiffer, match="datasites budget restored"):
+        Datasite(restarted(desk.site))
+
+
+# -- kills -------------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """A kill -9, as the code that is killed sees it: nothing after it runs."""
+
+
+#: A step of writing one line, and whether the line counts after a kill right before it, or right after it.
+STEPS = {
+    "replace_durably": (False, False),
+    "_log": (False, True),
+    "ledger_log.write_anchor": (True, True),
+    "_store": (True, True),
+}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("line", ["reserve", "charge", "release"])
+def test_killed_at_any_step_a_line_counts_or_was_never_acted_on(
+    site: Site, heart: DatasetSettings, monkeypatch: pytest.MonkeyPatch, step: str, after: bool, line: str
+) -> None:
+    acts: dict[str, Callable[[Site], None]] = {
+        "reserve": lambda site: ledger.reserve(site, heart, STUDY, WHOLE),
+        "charge": lambda site: ledger.charge(site, heart, STUDY, 1, ROUND),
+        "release": lambda site: ledger.close(site, STUDY),
+    }
+    for earlier in list(acts)[: list(acts).index(line)]:
+        acts[earlier](site)
+    before = ledger.accounts_of("heart")
+    acted = getattr(pending, step) if "." not in step else ledger_log.write_anchor
+
+    def killed(*arguments: Any, **fields: Any) -> None:
+        if after:
+            acted(*arguments, **fields)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"datasites.hospital.pending.{step}", killed)
+        with pytest.raises(Killed):
+            acts[line](site)
+    site = restarted(site)
+    pending.finish_all(site)
+    require_one_story(site.home)
+    counts = STEPS[step][after]
+    assert (ledger.accounts_of("heart") != before) == counts
+    assert not list(site.home.ledger_pending.glob("*.json"))
+    acts[line](site)
+    kind = {"reserve": "reserved", "charge": "charged", "release": "reservation_released"}[line]
+    assert [r.kind for r in records(site.home.audit)].count(kind) == 1, "the retry is the same line"
+    require_one_story(restarted(site).home)
+    assert ledger.accounts_of("heart")[STUDY] == ledger_log.tell(site.home).of("heart")[STUDY]
+
+
+def test_killed_before_the_commit_of_an_approval_the_reservation_counts_and_the_second_approval_is_the_same(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.agree()
+    desk.approve("ann")
+    append = AuditLog.append
+
+    def killed(log: AuditLog, kind: str, /, **fields: Any) -> Any:
+        if kind == "approved":
+            raise Killed
+        return append(log, kind, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "append", killed)
+        with pytest.raises(Killed):
+            desk.approve("bob")
+    assert not LedgerEntry.objects.exists()
+    heart = desk.site.home.dataset("heart")
+    assert ledger.state(heart)[0].committed > 0
+    desk.approve("bob")
+    require_one_story(restarted(desk.site).home)
+    assert [r.kind for r in records(desk.site.home.audit)].count("reserved") == 1
+
+
+# -- following the log -------------------------------------------------------------------------------------------------
+
+
+def test_a_charge_reads_what_was_appended_and_no_more(
+    charged: Site, heart: DatasetSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(200):
+        charged.audit.append("note", number=number)
+    ledger_log.tell(charged.home)
+    read: list[int] = []
+    read_record = ledger_log.read_record
+    monkeypatch.setattr(ledger_log, "read_record", lambda *a: read.append(1) or read_record(*a))
+    ledger.charge(charged, heart, STUDY, 4, ROUND)
+    assert len(read) <= 3
+    read.clear()
+    ledger_log.forget(charged.home)
+    assert ledger_log.tell(charged.home).of("heart")[STUDY].charged.keys() == {1, 2, 3, 4}
+    assert len(read) <= 3, "a new process goes on from the anchor"
+
+
+def test_the_anchor_holds_what_the_log_says(charged: Site) -> None:
+    told = ledger_log.tell(charged.home)
+    assert ledger_log.anchored(charged.home) == told
+    charged.home.ledger_anchor.unlink()
+    ledger_log.forget(charged.home)
+    assert ledger_log.tell(charged.home) == told
+    assert ledger_log.standing(charged.home) == "missing"
+    assert charged.home.ledger_anchor.parent == charged.home.anchors
+
+
+def test_charges_of_an_older_version_are_not_in_the_log_in_full_and_that_is_said(
+    site: Site, heart: DatasetSettings
+) -> None:
+    """A home of the older format does not start: its spending counts, and two people take it over."""
+    price = ledger.Price.of(WHOLE["training"])
+    LedgerEntry.objects.create(
+        population="heart", partition="training", study_hash=STUDY, kind="reserve", charges=json.loads(price.charges)
+    )
+    site.audit.append("charged", study=STUDY, round=1, manifest="", digest="ab" * 32)
+    assert ledger.state(heart)[0].committed > 0
+    noticed(site, ROWS.format("its reservation"))
+    assert len(list(differences(site.home))) == 1
+
+
+def test_two_people_are_asked_of_a_wider_cap_even_where_the_log_was_killed(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed between log and database, a wider cap does not count yet, and is entered again."""
+    entered = proposals.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(population, "_record", killed)
+        with pytest.raises(Killed):
+            proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    site = restarted(desk.site)
+    require_one_story(site.home)
+    open_populations(site)
+    assert population.accepted_delta("heart") == 0.0
+    proposals.confirm(site, desk.login("bob"), entered.pk)
+    assert population.accepted_delta("heart") == 0.01
