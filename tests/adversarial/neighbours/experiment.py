@@ -16,11 +16,12 @@ from django.db import connections
 
 from datasites.enclave.protocol import Description, Parameter
 from datasites.enclave.worker import Partition
-from datasites.hospital import admission, review, row_work
+from datasites.hospital import admission, proposals, review, row_work
 from datasites.hospital.agreements import terminate_agreement
 from datasites.hospital.cases import open_case, partitions
 from datasites.hospital.export import export_evidence
 from datasites.hospital.models import Case
+from datasites.hospital.reconcile import differences
 from datasites.hospital.site import Site
 from datasites.privacy import accountant
 from datasites.researcher.federation import Federation
@@ -199,7 +200,7 @@ class _Conduct:
         if number == self._scenario.backed_up:
             self._stage.back_up()
         if number == self._scenario.restored:
-            self._stage.restore()
+            self._stage.restore(self._settle)
             self._wait(5.0)
         if self.row.state == Case.State.STOPPED and self._scenario.after_stop:
             act = {"resume": review.resume, "sit_out": review.sit_out, "rejoin": review.rejoin}
@@ -212,6 +213,13 @@ class _Conduct:
                 review.withdraw(self._site, parties.person("ann"), parties.DATASET, patient, "asked to")
         if self._scenario.agreement_ends == number:
             terminate_agreement(self._site, parties.person("ann"), "baa-storage")
+
+    def _settle(self) -> None:
+        """What two people enter after a restore, where it lost something."""
+        site = Site.open(self._stage.home)
+        if any(differences(site.home)):
+            entered = proposals.propose_restored(site, parties.person("ann"), (), "restored")
+            proposals.confirm(site, parties.person("bob"), entered.pk)
 
     def _wait(self, seconds: float) -> None:
         """Let the others act for that long. Nobody waits for what happens inside: people come when they come."""

@@ -21,6 +21,8 @@ from typing import Any
 from django.db import connections
 
 from datasites.enclave.worker import Worker
+from datasites.hospital import ledger_log
+from datasites.hospital.database import this_home
 from datasites.hospital.datasite import Datasite
 from datasites.hospital.site import Site
 from datasites.secagg.member import Member
@@ -127,6 +129,7 @@ class Stage:
     def start(self) -> None:
         """Start the service from what lies in its home."""
         self._stop = Stop(self)
+        ledger_log.forget(this_home())  # what the process before had read
         self._thread = threading.Thread(target=self._serve, name=HOSPITAL, daemon=True)
         self._thread.start()
         self._wait()
@@ -176,8 +179,11 @@ class Stage:
         """Copy the home as its operator would: without anchors and what belongs to the process that runs."""
         shutil.copytree(self.home, self._backup, ignore=shutil.ignore_patterns("anchors", "lock", "ready.json"))
 
-    def restore(self) -> None:
-        """End the service, put the backup in place of the home, and start again. Anchors are on another disk."""
+    def restore(self, settle: Callable[[], None]) -> None:
+        """End the service, put the backup in place of the home, let people settle it, and start again.
+
+        Anchors are on another disk.
+        """
         self.end()
         connections.close_all()
         anchors = self.home.with_name("anchors")
@@ -185,6 +191,8 @@ class Stage:
         shutil.rmtree(self.home)
         self._backup.rename(self.home)
         anchors.rename(self.home / "anchors")
+        ledger_log.forget(this_home())
+        settle()
         self.start()
 
     @property
