@@ -125,6 +125,12 @@ class Peers(PeerManager):
         return {}
 
 
+def _take_out(log: SyncLog, connection: StoreConnection, channel: str, name: str, key: str) -> None:
+    """Remove a message that was handled; noted after it, so that what a crash keeps is not taken for a replay."""
+    connection.remove(key)
+    log.mark_left(channel, name)
+
+
 class OwnerSyncer(DatasiteOwnerSyncer):
     """A datasite's side: takes submissions, sends states and outputs of submissions."""
 
@@ -155,6 +161,9 @@ class OwnerSyncer(DatasiteOwnerSyncer):
         for key in connection.inbox_keys(sender)[:MESSAGES_PER_PEER]:
             name = key.rpartition("/")[2]
             try:
+                if self.log.leaving(sender, name):
+                    _take_out(self.log, connection, sender, name, key)  # what a crash has kept
+                    continue
                 if self.log.handled(sender, name):
                     raise Refused("a replay: this message was handled before")
                 plain = router.open(sender, key)
@@ -168,7 +177,7 @@ class OwnerSyncer(DatasiteOwnerSyncer):
                 logger.error("submission %s: %s", key, error)
                 continue
             self.log.mark_handled(sender, name)
-            connection.remove(key)
+            _take_out(self.log, connection, sender, name, key)
 
     def _place(self, submission: Submission) -> None:
         """Put a whole submission in place by one rename; another under its name is refused.
@@ -261,6 +270,9 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         for name, key in connection.outbox_keys(peer)[:MESSAGES_PER_PEER]:
             text = name.as_string()
             try:
+                if self.log.leaving(peer, text):
+                    _take_out(self.log, connection, peer, text, key)  # what a crash has kept
+                    continue
                 if self.log.handled(peer, text):
                     raise Refused("a replay: this message was handled before")
                 plain = router.open(peer, key)
@@ -273,7 +285,7 @@ class WatcherSyncer(DatasiteWatcherSyncer):
                 logger.error("message %s: %s", key, error)
                 continue
             self.log.mark_handled(peer, text)
-            connection.remove(key)
+            _take_out(self.log, connection, peer, text, key)
 
     def _apply(self, peer: str, plain: bytes, name: FileChangeEventsMessageFileName) -> None:
         try:

@@ -17,6 +17,7 @@ from typing import Any
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS handled (channel TEXT, name TEXT, PRIMARY KEY (channel, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leaving (channel TEXT, name TEXT, PRIMARY KEY (channel, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS delivered (recipient TEXT, path TEXT, hash TEXT, PRIMARY KEY (recipient, path))
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS numbered (recipient TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
@@ -49,12 +50,24 @@ class SyncLog:
             return self._database.execute(statement, values).fetchall()
 
     def handled(self, channel: str, name: str) -> bool:
-        """Whether the message `name` of `channel` was handled before; one that comes again is a replay."""
+        """Whether the message `name` of `channel` was handled before."""
         return bool(self._run("SELECT 1 FROM handled WHERE channel = ? AND name = ?", channel, name))
 
+    def leaving(self, channel: str, name: str) -> bool:
+        """Whether a message that was handled has perhaps not left the store yet; any other one is a replay."""
+        return bool(self._run("SELECT 1 FROM leaving WHERE channel = ? AND name = ?", channel, name))
+
     def mark_handled(self, channel: str, name: str) -> None:
-        """Record it."""
-        self._run("INSERT OR IGNORE INTO handled VALUES (?, ?)", channel, name)
+        """Record that it was handled and is to leave the store."""
+        with self._lock:
+            self._database.execute("BEGIN")
+            self._database.execute("INSERT OR IGNORE INTO handled VALUES (?, ?)", (channel, name))
+            self._database.execute("INSERT OR IGNORE INTO leaving VALUES (?, ?)", (channel, name))
+            self._database.execute("COMMIT")
+
+    def mark_left(self, channel: str, name: str) -> None:
+        """Record that it has left the store."""
+        self._run("DELETE FROM leaving WHERE channel = ? AND name = ?", channel, name)
 
     def delivered(self, recipient: str) -> dict[str, str]:
         """Path → hash of the version that `recipient` was last sent."""

@@ -94,9 +94,9 @@ def test_a_lost_message_is_replaced_by_submitting_again(friends, tmp_path):
     assert len(hospital.control.jobs()) == 1
 
 
-@pytest.mark.parametrize("lost", ["the rename", "the note", "the delivery note"])
+@pytest.mark.parametrize("lost", ["the rename", "the note", "the removal", "the delivery note"])
 def test_a_crash_between_any_two_steps_costs_a_repetition(friends, tmp_path, monkeypatch, lost):
-    """The steps of a datasite's sync: place, remove, note; put, note. Each crash is a real exception at that step."""
+    """The steps of a datasite's sync: place, note, remove; put, note. Each crash is a real exception at that step."""
     researcher, hospital, *_ = friends
     researcher.control.submit(hospital.email, JOB, study_files())
     owner = hospital.control._manager.datasite_owner_syncer
@@ -112,6 +112,7 @@ def test_a_crash_between_any_two_steps_costs_a_repetition(friends, tmp_path, mon
     target = {
         "the rename": ("datasites.transport.guards.os.rename", None),
         "the note": (None, "mark_handled"),
+        "the removal": ("datasites.transport.connection.StoreConnection.remove", None),
         "the delivery note": (None, "mark_delivered"),
     }[lost]
     with monkeypatch.context() as patched:
