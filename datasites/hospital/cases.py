@@ -106,9 +106,15 @@ class OpenCase:
 
     @property
     def release_patients(self) -> int:
-        """Patients whose sum is released, as declared: this hospital's, or the cohort's where hospitals share noise."""
-        together = self.study.cohort.patients
-        return together if self.study.is_distributed and together else self.dataset.declared_patients
+        """Patients whose sum is released, as declared: this hospital's, or the cohort's where hospitals share noise.
+
+        The cohort's figure is the researcher's word. Too large a one asks for a smaller delta; too small a one would
+        allow a larger delta here than this hospital's own patients, with the fewest of each other one, call for.
+        """
+        own, cohort = self.dataset.declared_patients, self.study.cohort
+        if not self.study.is_distributed:
+            return own
+        return max(cohort.patients or 0, own + (len(cohort.hospitals) - 1) * cohort.min_patients)
 
     @property
     def study_cap(self) -> float:

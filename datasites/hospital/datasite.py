@@ -106,7 +106,7 @@ class Datasite:
                 self._turn(stop)
         finally:
             for run in self._runs.values():
-                run.close()
+                run.close(wait=True)
             self._mailroom.close()
             self._control.close()
             self._site.audit.append("ended")

@@ -21,7 +21,8 @@ journal's record by one without the secret; nothing else stores it.
 Assumptions: HKDF-SHA256 and AES are pseudorandom, SHA-256 is collision resistant; the work is deterministic given rows,
 model and keys: one machine, the same number of threads, kernels that repeat themselves (so on processors; on a GPU a
 retry may differ in last bits, which is a second draw of nothing but rounding). Memory and old disk blocks may keep a
-copy for a while (see `secagg.state`).
+copy for a while (see `secagg.state`), and (3) fails for a round of whose journal somebody keeps a copy: a backup, or a
+snapshot of the machine.
 """
 
 from __future__ import annotations

@@ -184,9 +184,9 @@ class StudyRun:
         """When `step` is wanted for a release that waits for its tick, by the monotonic clock; not before."""
         return None if self._at_work is None or self._halted else self._at_work.due - TICK
 
-    def close(self) -> None:
-        """End the work on rows and let go of the journal."""
-        self._rows.close()
+    def close(self, *, wait: bool = False) -> None:
+        """End the work on rows and let go of the journal. wait: until no worker of it is left (`RowWork.close`)."""
+        self._rows.close(wait=wait)
         self._journal.close()
 
     def step(self) -> bool:
@@ -290,6 +290,8 @@ class StudyRun:
             self._machine.free_at = max(self._machine.free_at, round.due + TICK)
             return False
         self._at_work = None
+        if not Round.objects.filter(case=row, round=round.manifest.round, state=Round.State.CHARGED).exists():
+            return True  # meanwhile people have answered for it, and it was said that this hospital sits it out
         try:
             made = self._masked(row, round, round.work.result())
         except compliance.Denied as error:

@@ -100,20 +100,22 @@ class RowWork:
         ):
             self._warming = self._thread.submit(self._on_thread, lambda: self._warm(case))
 
-    def close(self) -> None:
-        """End the worker, in whatever it does, and the thread."""
+    def close(self, *, wait: bool = False) -> None:
+        """End the worker, in whatever it does; the thread ends by itself, with a worker that it was just starting.
+
+        wait: until it has. Else nobody waits, since how long that takes may depend on rows.
+        """
         self._closed = True
         if self._worker is not None:
             self._worker.kill()
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        if self._worker is not None:  # one that was just being started
-            self._worker.close()
+        self._thread.shutdown(wait=wait, cancel_futures=True)
 
-    @staticmethod
-    def _on_thread(work: Callable[[], Result]) -> Result:
+    def _on_thread(self, work: Callable[[], Result]) -> Result:
         try:
             return work()
         finally:
+            if self._closed and self._worker is not None:
+                self._worker.kill()
             # Django keeps a connection for each thread, and nobody else closes this one's.
             connections.close_all()
 
@@ -134,6 +136,7 @@ class RowWork:
             self._records = records_commitment(self._home, case, rows)
             self._worker = start_worker(self._home, case, rows)
             self._withdrawn = gone
+        self._require_open()
         return self._worker
 
     def _compute(

@@ -85,7 +85,7 @@ class Running:
 
     def restart(self) -> StudyRun:
         """The hospital's service ends and starts again."""
-        self.run.close()
+        self.run.close(wait=True)
         self.run = StudyRun(self.site, self.rooms[OWN], Case.objects.get(pk=self.row.pk))
         return self.run
 
@@ -96,7 +96,7 @@ class Running:
                 time.sleep(max(0.0, self.run.wakes_at - time.monotonic()))
 
     def end(self) -> None:
-        self.run.close()
+        self.run.close(wait=True)
         for room in self.rooms.values():
             room.close()
         home = self.site.home
@@ -180,10 +180,10 @@ class Running:
         assert letter is not None
         return bytes(letter.blob or b"")
 
-    def open(self, number: int, letter_round: int | None = None) -> RoundManifest:
-        """The researcher opens a training round; the other hospitals open it too."""
+    def open(self, number: int, letter_round: int | None = None, *, value: float = 0.0) -> RoundManifest:
+        """The researcher opens a training round on a model of one value; the other hospitals open it too."""
         dimension = self.case.terms.parameters
-        model = np.zeros(dimension, dtype="<f4").tobytes()
+        model = np.full(dimension, value, dtype="<f4").tobytes()
         study = self.case.study
         scale = safe_scale(UPDATE_BOUND, len(study.cohort.hospitals))
         manifest = RoundManifest(

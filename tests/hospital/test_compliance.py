@@ -117,6 +117,17 @@ def test_where_hospitals_share_the_noise_the_release_is_on_the_whole_cohort(
         assert ("NOT within the rule" in str(case.study_plan)) is not fits
 
 
+def test_a_cohort_said_to_be_small_allows_no_larger_delta(
+    desk: Desk,  # noqa: F811
+    heart: DatasetSettings,
+) -> None:
+    """The researcher names its patients; but this hospital has its own, and each other one the study's least."""
+    desk.agree()
+    case = case_of(desk.site.home, Terms().package(patients=10), heart)
+    cohort = case.study.cohort
+    assert compliance._budget(case, None).release_patients == 303 + (len(cohort.hospitals) - 1) * cohort.min_patients
+
+
 def test_the_studys_cap_is_of_pld_at_the_studys_delta_and_the_populations_of_its_filter(
     desk: Desk,  # noqa: F811
     case: OpenCase,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from datasites.enclave.worker import Worker
-from datasites.hospital import compliance, ledger, review, rounds
+from datasites.hospital import compliance, ledger, review, rounds, row_work
 from datasites.hospital.models import Case, Round
 from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.row_work import RowWork
@@ -324,6 +324,57 @@ def test_nothing_waits_for_the_work_on_rows(running: Running, monkeypatch: pytes
     go_on.set()
     running.steps()
     assert running.heard(1, letters.MASKED)
+
+
+def test_a_study_that_is_let_go_of_waits_for_no_rows(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed in the loop that everybody's letters leave from; and its worker, once started, gets no work."""
+    reached, go_on, done, trained = (threading.Event() for _ in range(4))
+    rows = row_work.partitions
+
+    def slow(*arguments: Any) -> Any:
+        reached.set()
+        assert go_on.wait(30)
+        done.set()
+        return rows(*arguments)
+
+    monkeypatch.setattr(row_work, "partitions", slow)
+    monkeypatch.setattr(RowWork, "_train", lambda *_: trained.set())
+    running.set_up()
+    running.open(1)
+    while not reached.is_set():
+        running.run.step()
+    running.run.close()
+    assert not done.is_set()
+    go_on.set()
+    running.run.close(wait=True)
+    assert done.is_set()
+    assert not trained.is_set()
+    worker = running.run._rows._worker
+    assert worker is None or not worker.alive
+
+
+def test_a_round_that_was_sat_out_is_not_released_after_all(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """People stopped the study while its rows were at work, and answered for the round."""
+    go_on, at_work = threading.Event(), threading.Event()
+    train = RowWork._train
+
+    def slow(*arguments: Any) -> Any:
+        at_work.set()
+        assert go_on.wait(120)
+        return train(*arguments)
+
+    monkeypatch.setattr(RowWork, "_train", slow)
+    running.set_up()
+    running.open(1)
+    while not at_work.is_set():
+        running.run.step()
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
+    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "looked at")
+    go_on.set()
+    running.steps()
+    assert running.heard(1, letters.ABSTAINED)
+    assert running.heard(1, letters.MASKED) is None
+    assert not running.logged("released")
 
 
 def test_a_round_begins_when_the_round_before_it_leaves_whenever_its_work_was_done(running: Running) -> None:

@@ -211,6 +211,20 @@ def test_a_study_closes_once_whatever_the_store_does(
     assert running.heard(0, letters.ACCOUNT)
 
 
+@pytest.mark.parametrize("value", [2.0**21, -(2.0**21), float("nan"), float("inf")])
+def test_a_model_beyond_the_bound_is_answered_before_rows_are_looked_at(running: Running, value: float) -> None:
+    """Refused on rows, the study would stop in silence; this follows from the letter alone."""
+    running.set_up()
+    running.open(1, value=value)
+    running.steps()
+    letter = running.heard(1, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "failed", "controls": []}
+    assert "not finite or beyond" in Round.objects.get().reason
+    assert not running.logged("charged")
+    assert Case.objects.get(pk=running.row.pk).state == Case.State.APPROVED
+
+
 def test_an_epoch_of_fewer_hospitals_than_the_approved_threshold_is_refused_once(running: Running) -> None:
     running.offer(hospitals=running.case.study.cohort.hospitals[:2])
     for _ in range(3):
