@@ -168,21 +168,19 @@ def budget_restored(
     home: HomeOption,
     name: NameOption,
     reason: ReasonOption,
-    lost: Annotated[
-        Path | None, typer.Option(help="TOML file: a [[study]] for each that was approved after the backup.")
-    ] = None,
-    nothing_lost: Annotated[
-        bool, typer.Option("--nothing-lost", help="No study was approved after the backup.")
-    ] = False,
+    lost: Annotated[Path | None, typer.Option(help="TOML file: a [[study]] for each that is entered.")] = None,
+    nothing_lost: Annotated[bool, typer.Option("--nothing-lost", help="No study is to be entered.")] = False,
     password_stdin: StdinOption = False,
 ) -> None:
     """Enter that this home came back from a backup, and what was approved since; a second person confirms.
+
+    A home of an older version is taken over in the same way: enter the studies whose cost its database does not say.
 
     Each [[study]] says study (hash), population, noise_multiplier, sampling_rate, steps and evaluation_multiplier, as
     its approval said; where one is not known, less noise or more steps is the safe side.
     """
     if (lost is None) != nothing_lost:
-        raise InputError("say what was approved after the backup: --lost FILE, or --nothing-lost")
+        raise InputError("say which studies nothing here knows any more: --lost FILE, or --nothing-lost")
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital import proposals
         from datasites.hospital.settle import Lost

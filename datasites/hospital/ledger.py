@@ -29,7 +29,8 @@ came back whole without its anchors, each make a difference, and nothing is rese
 settled it (`settle`), which keeps the larger loss of all that is known and charges in full what may have been released
 unseen: an open study whose rounds no anchor knows any more, and studies that these people enter. (5) Lines name the
 population and no dataset; caps, order, split key and patient column are lines of the same log, so the database can't
-widen them, and `datasite.toml` can only narrow.
+widen them, and `datasite.toml` can only narrow. (6) Lines of an older version have no amounts in the log; while a study
+has such lines and no others, nothing is reserved or charged, so that no spending begins at zero.
 
 Assumptions: the anchors survive a restore or are missing after it (they are kept out of backups, as the guide says),
 and nobody forges one; the audit log is not rewritten with the hospital's key; the disk keeps what it acknowledged;

@@ -13,14 +13,14 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from datasites.hospital.accounts import Price, Prices, StudyAccount
+from datasites.hospital.accounts import Accounts, Price, Prices, StudyAccount
 from datasites.hospital.config import Home
 from datasites.study.audit_chain import LARGEST_RECORD, RESTORE, AuditError, Record, bounded_lines, read_record
 from datasites.study.canonical import Agreed
@@ -53,23 +53,37 @@ class Promise(Agreed):
 
 @dataclass(frozen=True)
 class Told:
-    """What the log says up to some record. studies: by population, then by study."""
+    """What the log says up to some record. studies: by population, then by study.
+
+    older: lines that an older version wrote, without population and amounts: study, and round (0: its reservation).
+    """
 
     populations: Mapping[str, Promise] = field(default_factory=dict)
     studies: Mapping[str, Mapping[str, StudyAccount]] = field(default_factory=dict)
     others: frozenset[tuple[str, str]] = frozenset()
+    older: frozenset[tuple[str, int]] = frozenset()
 
     def of(self, population: str) -> Mapping[str, StudyAccount]:
         """Accounts of one population."""
         return self.studies.get(population, {})
+
+    def unpriced(self, more: Iterable[Accounts] = ()) -> list[str]:
+        """Studies with lines of an older version whose amounts stand neither in later records nor in `more`."""
+        known = [*self.studies.values(), *more]
+        return sorted(
+            {study for study, number in self.older if not any(_has_line(one.get(study), number) for one in known)}
+        )
 
     def after(self, record: Record) -> Told:
         """What it says with one more record."""
         fields = record.fields
         try:
             if record.kind in (RESERVED, CHARGED, RELEASED):
-                # Records of older versions name no population and no amounts: they tell nothing here.
-                return self._with_line(record.kind, fields) if "population" in fields else self
+                return (
+                    self._with_line(record.kind, fields)
+                    if "population" in fields
+                    else self._with_older_line(record.kind, fields)
+                )
             if record.kind == OTHER_PATIENTS:
                 one, other = sorted(fields["populations"])
                 return replace(self, others=self.others | {(one, other)})
@@ -97,6 +111,18 @@ class Told:
             else:
                 known = replace(known, charged={**known.charged, int(fields["round"]): prices})
         return replace(self, studies={**self.studies, population: {**self.of(population), study: known}})
+
+    def _with_older_line(self, kind: str, fields: Mapping[str, Any]) -> Told:
+        if kind == RELEASED:
+            return self
+        number = int(fields["round"]) if kind == CHARGED else 0
+        return replace(self, older=self.older | {(str(fields["study"]), number)})
+
+
+def _has_line(account: StudyAccount | None, number: int) -> bool:
+    if account is None:
+        return False
+    return bool(account.reserved) if number == 0 else bool({0, number} & account.charged.keys())
 
 
 def in_log(prices: Prices) -> dict[str, str]:
@@ -163,6 +189,7 @@ class LedgerAnchor(Agreed):
     offset: int
     populations: dict[str, Promise]
     others: tuple[tuple[str, str], ...]
+    older: tuple[tuple[str, int], ...]
     studies: tuple[_Line, ...] = Field(repr=False)
 
     @classmethod
@@ -185,6 +212,7 @@ class LedgerAnchor(Agreed):
             offset=at.offset,
             populations=dict(told.populations),
             others=tuple(sorted(told.others)),
+            older=tuple(sorted(told.older)),
             studies=tuple(lines),
         )
 
@@ -199,7 +227,7 @@ class LedgerAnchor(Agreed):
             }
             account = StudyAccount(_prices(*line.reserved), charged, line.released)
             studies.setdefault(line.population, {})[line.study] = account
-        return Told(self.populations, studies, frozenset(self.others))
+        return Told(self.populations, studies, frozenset(self.others), frozenset(self.older))
 
 
 def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...]:

@@ -2,12 +2,13 @@
 
 Both ways: what the log has and the database lacks (a row that was deleted, a database that was put back), what the
 database has and the log lacks (a row that was added, a log that was put back), and what both say differently. And
-whether the log is the one that the ledger's anchor knows (a home that came back from a backup).
+whether the log is the one that the ledger's anchor knows (a home that came back from a backup). And whether the log has
+the amounts at all: a home of an older version has them in its database alone, or no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from datasites.hospital import accounts, ledger_log
 from datasites.hospital.config import Home
@@ -16,10 +17,12 @@ from datasites.hospital.models import LedgerEntry, Population
 from datasites.hospital.population import alone, stored_promise
 from datasites.study.audit_chain import AuditError
 
-REMEDY = (
+_REMEDY = (
     "find out what was changed or restored; then two people settle it, by the larger loss: `datasites budget "
     "restored`, then `datasites budget confirm`"
 )
+#: Studies that a sentence names; evidence of the others is in the log.
+_MOST_NAMED = 20
 
 
 class AccountsDiffer(AuditError):
@@ -29,24 +32,56 @@ class AccountsDiffer(AuditError):
 def require_one_story(home: Home, population: str | None = None) -> None:
     """Raise `AccountsDiffer` with the first difference, in one population or in any."""
     for words in differences(home, population):
-        raise AccountsDiffer(f"{words}; {REMEDY}")
+        raise AccountsDiffer(words)
 
 
 def differences(home: Home, population: str | None = None) -> Iterator[str]:
-    """All differences in words, naming population, study and round."""
+    """All differences in words, naming population, study and round, and what to do."""
+    older = _of_older_version(home)
+    if older:
+        yield (
+            f"{home.audit}: this home is of an older version: {_named(older)} reserved or charged before amounts stood "
+            "in the log, so that what their patients have lost can't be told from it; keep this home with the version "
+            "that wrote it, or have two people enter what those studies cost, as far as the database does not say it: "
+            "`datasites budget restored --lost FILE`, then `datasites budget confirm`"
+        )
+    for words in _differences(home, population, frozenset(older)):
+        yield f"{words}; {_REMEDY}"
+
+
+def _differences(home: Home, population: str | None, older: frozenset[str]) -> Iterator[str]:
     yield from _of_the_anchor(home)
     yield from _of_foreign_heads(home)
     for name in [population] if population is not None else _names(ledger_log.tell(home)):
         with alone(name):  # else a line that is being written would be one that one of the two lacks
-            found = list(_of_population(home, name))
+            found = list(_of_population(home, name, older))
         yield from found
 
 
-def _of_population(home: Home, name: str) -> Iterator[str]:
+def _of_older_version(home: Home) -> list[str]:
+    """Studies that an older version has charged or reserved, and of which the log doesn't say the amounts.
+
+    Older versions logged no amounts, and no budget that was opened as it is now; here nothing is reserved before that.
+    """
+    # Before the log: a line that is being written is there first.
+    stored = set(LedgerEntry.objects.values_list("population", "study_hash").distinct())
+    told = ledger_log.tell(home)
+    logged = {study for studies in told.studies.values() for study in studies}
+    before = {study for name, study in stored if name not in told.populations and study not in logged}
+    return sorted({*told.unpriced(), *before})
+
+
+def _named(studies: Sequence[str]) -> str:
+    names = ", ".join(study[:12] for study in studies[:_MOST_NAMED])
+    more = f" and {len(studies) - _MOST_NAMED} more" if len(studies) > _MOST_NAMED else ""
+    return f"study {names} was" if len(studies) == 1 else f"studies {names}{more} were"
+
+
+def _of_population(home: Home, name: str, older: frozenset[str]) -> Iterator[str]:
     told = ledger_log.tell(home)
     yield from _of_promises(home, told, name)
     database, log = accounts.of_database(name), told.of(name)
-    for study in sorted(database.keys() | log.keys()):
+    for study in sorted((database.keys() | log.keys()) - older):
         for line in accounts.differing(database.get(study), log.get(study)):
             yield f"budget of population {name}: study {study[:12]}, {line}: database and audit log differ"
 

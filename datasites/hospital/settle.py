@@ -129,11 +129,13 @@ def _foreign(home: Home) -> list[dict[str, object]]:
 def require_enough(site: Site, lost: Sequence[LostStudy]) -> None:
     """Raise `InputError` where something here shows that more was approved after the backup than `lost` says.
 
-    A population that nothing here knows is a wrong name; an anchor of a journal shows its study; and heads that others
-    hold show how many releases there were, which open studies alone may not have made.
+    A population that nothing here knows is a wrong name; an anchor of a journal shows its study; a log of an older
+    version shows the studies that it was charged for; and heads that others hold show how many releases there were,
+    which open studies alone may not have made.
     """
     _require_known_populations(site.home, lost)
     _require_known_journals(site.home, lost)
+    _require_prices(site.home, lost)
     counted = [int(str(head["releases"])) for head in _foreign(site.home) if head.get("format") == 2]
     if not counted or lost:
         return
@@ -176,11 +178,23 @@ def _require_known_journals(home: Home, lost: Sequence[LostStudy]) -> None:
             )
 
 
+def _require_prices(home: Home, lost: Sequence[LostStudy]) -> None:
+    populations = LedgerEntry.objects.values_list("population", flat=True).distinct()
+    entered = {study.study: study.account(both_sides=study.both_sides) for study in lost}
+    known = [entered, *map(accounts.of_database, sorted(populations))]
+    for study in ledger_log.tell(home).unpriced(known):
+        raise InputError(
+            f"study {study}: an older version charged it and kept no amounts in the log, and the database has not all "
+            "of them: enter what it cost (--lost FILE)"
+        )
+
+
 def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: str) -> None:
     """Keep the larger loss of all that is known, and go on from there. Runs in the caller's transaction."""
     home = site.home
     told, known = ledger_log.tell(home), _known_accounts(home)
-    sure = len(known) > 1
+    # An anchor over a log of an older version knows no more of that time than the log.
+    sure = len(known) > 1 and not told.unpriced()
     names = {study.population for study in lost} | set(Population.objects.values_list("name", flat=True))
     names |= set(LedgerEntry.objects.values_list("population", flat=True).distinct())
     names |= {name for one in known for name in (*one.populations, *one.studies)}

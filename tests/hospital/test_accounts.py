@@ -409,7 +409,7 @@ def test_charges_of_an_older_version_are_not_in_the_log_in_full_and_that_is_said
     )
     site.audit.append("charged", study=STUDY, round=1, manifest="", digest="ab" * 32)
     assert ledger.state(heart)[0].committed > 0
-    noticed(site, ROWS.format("its reservation"))
+    noticed(site, "of an older version: study aaaaaaaaaaaa was")
     assert len(list(differences(site.home))) == 1
 
 
