@@ -10,14 +10,22 @@ deletions, heads, evidence. See `neighbours`.
 from __future__ import annotations
 
 import ast
+import io
+import runpy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
+from datasites.privacy import alone
+from datasites.privacy.batches import binary_loss, tensor, tensors
+from datasites.study.errors import read_toml
+from datasites.study.schema import DataModel
 from tests.adversarial.neighbours import tables
 from tests.adversarial.neighbours.laboratory import Laboratory, Outcome, Scenario
 from tests.adversarial.neighbours.tables import SOMEBODY, without
@@ -93,7 +101,7 @@ def on_neighbour(run: Run, scenario: Scenario, name: str = SOMEBODY) -> tuple[Ou
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_all_that_leaves_is_the_same_on_a_neighbouring_table(eventful: dict[str, Four], mode: str) -> None:
-    """With the real worker; `SOMEBODY` has rows that are not finite and out of range, and is there or not."""
+    """With the real worker; `SOMEBODY` has rows that are not finite and with a code out of range, or isn't there."""
     on_table, again, neighbour, _ = eventful[mode]
     # The last round is of the restored home, whose log the researcher has seen go back, as two people there declared.
     assert on_table.rounds == [WORKS] * 3
@@ -152,7 +160,8 @@ def test_other_ways_that_a_study_may_go(run: Run, scenario: Scenario) -> None:
     assert found == ""
 
 
-#: What is planted, and the study in which it shows; None: the one in which training is empty on the neighbour.
+#: What is planted, and the study in which it shows, in local mode; None: the one in which training is empty on the
+#: neighbour.
 PLANTED: dict[str, Scenario | None] = {
     "row_count_in_a_letter": PLAIN,
     "size_by_rows": PLAIN,
@@ -183,25 +192,32 @@ PLANTED: dict[str, Scenario | None] = {
 }
 
 
-#: Leaks beside one of the same kind, which the fast tests leave out.
-FURTHER = {
-    "size_by_rows",
-    "spent_by_actual_patients",
-    "slower_to_look",
-    "record_for_an_odd_number",
-    "keys_drawn_from_rows",
-    "unkeyed_version",
-    "mock_of_real_rows",
-    "study_that_stops_for_a_patient",
+#: Of each kind one, for the fast tests: in a letter, beside the door, by time, by a record, by a name, by a decision.
+FAST = {
+    "row_count_in_a_letter",
+    "counts_beside_the_door",
+    "later_by_rows",
+    "retry_for_a_patient",
+    "file_named_by_rows",
+    "not_ready_without_a_person",
 }
+#: Planted in distributed mode too, where rows reach the ring, ticks and letters by other ways.
+DISTRIBUTED = ("counts_beside_the_door", "later_by_rows", "abstains_where_nobody_is")
 
 
-@pytest.mark.parametrize("leak", [pytest.param(name, marks=[pytest.mark.slow] * (name in FURTHER)) for name in PLANTED])
-def test_a_planted_leak_shows(run: Run, sides: dict[str, list[str]], leak: str) -> None:
+@pytest.mark.parametrize(
+    ("leak", "mode"),
+    [
+        *(pytest.param(name, "local", id=name, marks=[pytest.mark.slow] * (name not in FAST)) for name in PLANTED),
+        *(pytest.param(name, "distributed", id=f"{name}, distributed", marks=pytest.mark.slow) for name in DISTRIBUTED),
+    ],
+)
+def test_a_planted_leak_shows(run: Run, sides: dict[str, list[str]], leak: str, mode: str) -> None:
     scenario, name = PLANTED[leak], SOMEBODY
     if scenario is None:
         name = sides["training"][0]
         scenario = replace(PLAIN, patients=tuple(sorted([name, *sides["held_out"]])))
+    scenario = replace(scenario, mode=mode)
     clean, found = on_neighbour(run, scenario, name)
     assert found == "", "without the leak there is nothing to see"
     assert clean.left
@@ -214,6 +230,20 @@ def test_every_leak_is_planted() -> None:
     source = Path(tables.__file__).with_name("leaks.py").read_text()
     functions = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     assert functions == set(PLANTED)
+
+
+def test_somebody_alone_has_a_code_out_of_range_and_a_row_that_is_not_finite() -> None:
+    """One record each; or the comparison would not meet them."""
+    study = Path(tables.__file__).with_name("study")
+    namespace = runpy.run_path(str(study / "model.py"))
+    table = pd.read_csv(io.StringIO(tables.table(tables.everybody())))
+    x, y = read_toml(study / "features.toml", DataModel).encode(table)
+    made = alone.run(namespace["build_model"](x.shape[1]), tensors(x), None, binary_loss, tensor(y))
+    finite = torch.isfinite(made.losses)
+    odd = table[~(made.fit & finite).numpy()]
+    assert list(odd["id"]) == [SOMEBODY, SOMEBODY]
+    assert list(odd["pressure"]) == [30.0, float("inf")]
+    assert int((~made.fit).sum()) == int((~finite).sum()) == 1
 
 
 def test_a_difference_is_said_in_words() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import signal
 from collections import defaultdict
@@ -127,16 +128,22 @@ class Doors:
         return dataclasses.replace(result, **{name: getattr(instead, name).copy() for name in arrays})
 
 
+def description(columns: int) -> Description:
+    """What a worker says of the study's model."""
+    shapes = {"linear.weight": (1, columns), "linear.bias": (1,), "bands.weight": (4, 1)}
+    return Description(
+        parameters=tuple(Parameter(name=name, shape=shape) for name, shape in shapes.items()),
+        count=sum(math.prod(shape) for shape in shapes.values()),
+        memory_bytes=0,
+        findings=(),
+    )
+
+
 class StandIn:
     """A worker for leaks that don't pass it: answers at once, from nothing but what is public."""
 
     def __init__(self, columns: int) -> None:
-        self.description = Description(
-            parameters=(Parameter(name="linear.weight", shape=(1, columns)), Parameter(name="linear.bias", shape=(1,))),
-            count=columns + 1,
-            memory_bytes=0,
-            findings=(),
-        )
+        self.description = description(columns)
         self.alive = True
         self.pid = 0
 

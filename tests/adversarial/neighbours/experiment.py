@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from django.db import connections
 
-from datasites.enclave.protocol import Description, Parameter
 from datasites.enclave.worker import Partition
 from datasites.hospital import admission, proposals, review, row_work
 from datasites.hospital.agreements import terminate_agreement
@@ -29,7 +28,7 @@ from datasites.researcher.gather import RunError
 from datasites.researcher.run import Run
 from datasites.researcher.study import Study
 from tests.adversarial.neighbours import leaks, parties, tables
-from tests.adversarial.neighbours.doors import Doors, Passed, StandIn
+from tests.adversarial.neighbours.doors import Doors, Passed, StandIn, description
 from tests.adversarial.neighbours.laboratory import Outcome, Scenario
 from tests.adversarial.neighbours.sources import Clock, Streams
 from tests.adversarial.neighbours.stage import Enough, RowsThread, Stage
@@ -40,7 +39,7 @@ LONG = 30.0
 PRICES: dict[tuple[Any, ...], float] = {}
 #: What looking at a row takes, of the stage's clock; an ordinary table is looked at within a tick.
 SECONDS_PER_ROW = 0.0002
-_MODEL = (Parameter(name="linear.weight", shape=(1, 3)), Parameter(name="linear.bias", shape=(1,)))
+_MODEL = description(columns=3)
 
 
 def furnish(root: Path) -> None:
@@ -93,10 +92,7 @@ def run(root: Path, scenario: Scenario, file: str) -> tuple[Outcome, Passed]:
     planting = leaks.Planting(stage)
     if scenario.leak:
         planting.plant(scenario.leak)
-    Study.initial_model = lambda study, sandbox=None: (
-        np.zeros(4, np.float32),
-        Description(parameters=_MODEL, count=4, memory_bytes=0, findings=()),
-    )
+    Study.initial_model = lambda study, sandbox=None: (np.zeros(_MODEL.count, np.float32), _MODEL)
     with Federation.open(root / "researcher") as federation:
         conduct = _Conduct(root, scenario, stage, federation)
         with suppress(Enough):

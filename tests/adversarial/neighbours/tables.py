@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-#: The patient who is there or not. Bears, beside an ordinary record, one beyond the range of its feature and one that
-#: is not finite, and on which the study's model is not finite either.
+#: The patient who is there or not. Bears, beside an ordinary record, one beyond the range of its feature, of which the
+#: study's model makes a code out of range, and one that is not finite, and on which that model is not finite either.
 SOMEBODY = "P-00"
 
 
