@@ -13,12 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.layers.dp_rnn import RNNLinear
 from torch import nn
 
 from datasites.privacy.clipping import ClippedSum, row_norms
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import PrivacyPlan
-from datasites.privacy.records import RowRecords
+from datasites.privacy.records import SUPPORTED, RowRecords
 from datasites.privacy.summing import Sum
 from datasites.privacy.trainer import train_round
 from datasites.study.manifest import LocalTraining
@@ -49,7 +50,12 @@ KINDS = {
     "conv3d": (nn.Conv3d(1, 2, 2), lambda n: ([(n, 1, 2, 3, 2)], [(n, 2, 1, 2, 1)])),
     "layer norm": (nn.LayerNorm(5), lambda n: ([(n, 4, 5)], [(n, 4, 5)])),
     "group norm": (nn.GroupNorm(2, 4), lambda n: ([(n, 4, 5)], [(n, 4, 5)])),
+    # What recurrent layers are made of: used once for each position.
+    "recurrent": (RNNLinear(3, 2), lambda n: ([(n, 3)] * 4, [(n, 2)] * 4)),
+    "recurrent, Gram": (RNNLinear(16, 16), lambda n: ([(n, 16)] * 4, [(n, 16)] * 4)),
     "instance norm": (nn.InstanceNorm1d(3, affine=True), lambda n: ([(n, 3, 5)], [(n, 3, 5)])),
+    "instance norm, 2d": (nn.InstanceNorm2d(2, affine=True), lambda n: ([(n, 2, 3, 2)], [(n, 2, 3, 2)])),
+    "instance norm, 3d": (nn.InstanceNorm3d(2, affine=True), lambda n: ([(n, 2, 2, 3, 2)], [(n, 2, 2, 3, 2)])),
     "rms norm": (nn.RMSNorm(5), lambda n: ([(n, 4, 5)], [(n, 4, 5)])),
 }
 PATTERNS = ("random", "cancelling", "one part in 2^25", "wild", "equal", "one huge", "not finite", "zero")
@@ -120,6 +126,10 @@ def without(records, dropped):
 
 def distance(one, other):
     return float(np.sqrt(((one - other) ** 2).sum()))
+
+
+def test_every_layer_that_may_own_parameters_is_attacked():
+    assert {type(layer) for layer, _ in KINDS.values()} == set(SUPPORTED)
 
 
 rows_of_anyone = st.lists(st.tuples(st.sampled_from(PATTERNS), st.sampled_from(PATTERNS)), min_size=1, max_size=12)
