@@ -53,6 +53,7 @@ epsilon = 8.0
 delta = 1e-5
 study_epsilon = 4.0
 held_out = 0.4
+max_sampling_rate = 0.9
 """
 
 MAPPING = """
