@@ -20,8 +20,8 @@ from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital import compliance
 from datasites.hospital.cases import NOT_READY, OpenCase, StagedRecords, build_terms, open_case, stage_records
+from datasites.hospital.cells import read_mock
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import read_table
 from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.models import Case
 from datasites.hospital.review import ReviewError, find_case
@@ -230,7 +230,7 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
 def _rehearse(home: Home, case: OpenCase) -> dict[str, Any]:
     """What training on mock rows has shown; `ticks`, by the time on invented rows; and `parameters` of the model."""
     try:
-        mock = Partition.of_mock(case.package.data_model, read_table(home.root / case.dataset.mock))
+        mock = Partition.of_mock(case.package.data_model, read_mock(home.root / case.dataset.mock))
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds)
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}

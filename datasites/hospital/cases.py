@@ -19,16 +19,10 @@ import numpy as np
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.verifier import RULESET
 from datasites.enclave.worker import Partition
+from datasites.hospital.cells import read_table
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.harmonise import (
-    FeatureReadiness,
-    Prepared,
-    prepare,
-    read_mapping,
-    read_table,
-    records_digest,
-)
+from datasites.hospital.harmonise import FeatureReadiness, Prepared, prepare, read_mapping, records_digest
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
@@ -226,8 +220,8 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     Raises `SchemaError` or `InputError` when the table does not fit, or when its patients have another budget already.
     """
     mapping = read_mapping(home.root / dataset.mapping)
-    table = read_table(home.root / dataset.table, patient=mapping.patient)
-    names = row_identities(home, home.root / dataset.table) if mapping.patient is None else None
+    table = read_table(home.root / dataset.table)
+    names = row_identities(home, table) if mapping.patient is None else None
     arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
     accepted = other_patients(dataset.population)
     patients = require_others(home, dataset.population, arrays["patient"].tolist(), accepted)

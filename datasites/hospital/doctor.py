@@ -18,8 +18,9 @@ from typing import Literal, NamedTuple
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
 from datasites.hospital import ledger, pending
+from datasites.hospital.cells import read_mock, read_table
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import read_mapping, read_table
+from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.population import accepted_delta, require_agreed
 from datasites.hospital.reconcile import differences
 from datasites.hospital.setup import open_store
@@ -146,7 +147,7 @@ def _datasets(site: Site) -> Iterator[Check]:
     for dataset in home.settings.datasets:
         read_mapping(home.root / dataset.mapping)
         rows = len(read_table(home.root / dataset.table))
-        mock = len(read_table(home.root / dataset.mock))
+        mock = len(read_mock(home.root / dataset.mock))
         caps = require_agreed(dataset)
         used = max(state.percent_used for state in ledger.state(dataset))
         state: Literal["ok", "warn"] = "ok" if used < 100 else "warn"

@@ -2,23 +2,53 @@
 
 Reads private rows; what leaves this file is a table for the trainer, a readiness report for the hospital's own eyes,
 and a bare ready / not ready per feature. Error messages name columns and counts, never a patient's value.
+
+Theorem (each row by itself). What `prepare` gives for a row, the numbers in x and y, whether it is left out for want
+of a label, and whose it is, is a function of that row's cells, the mapping and the data model alone. So for a table T
+and a set P of its rows, `prepare(T without P)` is `prepare(T)` without the rows of P, bit for bit, in the same order.
+
+Assumes: (a) rows are the lines of a CSV file, or the rows of a Parquet file whose columns have the same types with and
+without P, except that whole numbers up to 2^53 may lie in columns of whole numbers or of fractions, and any value as
+its text; how the hospital's export makes the file is not looked at; (b) both tables are ready: one that isn't is
+refused as a whole, which people see and nobody else (claim 9 of privacy/README.md); (c) without a patient column, rows
+are named by `patients.row_identities`: of equal rows the last name goes, whichever of them is taken away.
+
+Proof. (1) File to cells: `cells.read_table` parses each line of a CSV file alone, with a parser made anew for it,
+against the header, which is a line of its own; a line of white space gives no row. Of Parquet each value is turned into
+text alone, and a number of (a) into the same text from either type. No type, date, missing word, dialect or index is
+inferred. (2) Cell to value: `_Reader.read` is made of the mapping and the data model before a row is looked at, and is
+a pure function of the cell's text; results are kept by text, which changes none. `code` and `number` compare exact
+numbers and hold no state. (3) Values to arrays: a column of values has one dtype whatever it holds, float64 for numbers
+and yes/no, objects for levels. `Feature.encode` compares levels one by one and applies elementwise IEEE operations
+(clip, subtract, divide, round to float32) with public constants; their results don't depend on an element's place but
+for the sign of a zero, which it takes away. Columns are laid side by side; a row is dropped by its own label; none is
+moved. (4) Whose a row is: `pseudonym` of its own cell, or its given name. QED.
+
+So neighbouring tables are neighbours after encoding, on which the bound on a patient's influence rests.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
+from datasites.hospital.cells import cell_text, code, is_missing_word, number, pseudonym
 from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.errors import InputError, read_toml
 from datasites.study.manifest import Name
 from datasites.study.schema import DataModel, Feature, SchemaError
+
+_Meaning = TypeVar("_Meaning")
 
 
 class Column(Agreed):
@@ -26,6 +56,7 @@ class Column(Agreed):
 
     `missing` lists local codes for "not measured"; `values` maps local words or codes to the study's; `above` makes a
     yes/no of a number (value > above); `factor` and `offset` convert units (study = local * factor + offset).
+    Codes are compared as numbers where they are numbers: 1, 01 and 1.0 are one code (`cells.code`).
     """
 
     source: str = Field(alias="from", min_length=1)
@@ -40,6 +71,7 @@ class Column(Agreed):
     def _one_way(self) -> Column:
         if self.values and self.above is not None:
             raise ValueError("set either values or above, not both")
+        _by_code(self.values.items(), "values")
         return self
 
 
@@ -75,48 +107,73 @@ class Prepared(Agreed):
     patients: int
 
 
-def read_table(path: Path, patient: str | None = None) -> pd.DataFrame:
-    """Read CSV or Parquet; raises `InputError`.
-
-    patient: the column that says whose a row is. It is read as the text that stands in the file, since identifiers
-    are no numbers: 000002 is not 2, and a withdrawal must find the patient by the words that people use.
-    """
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            table = pd.read_csv(path, dtype=None if patient is None else {patient: str})
-        if patient is not None and patient in table.columns:
-            table[patient] = table[patient].map(pseudonym, na_action="ignore")
-        return table
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such table; mend `table` in datasite.toml") from error
-    except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs the package pyarrow; install it, or save as CSV") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable table ({type(error).__name__}); expected CSV or Parquet") from None
-
-
-def pseudonym(value: object) -> str | None:
-    """A patient's identifier as text, without white space around it (None for no more than that).
-
-    Whole numbers of a Parquet column are written as such.
-    """
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip() or None
-
-
 def read_mapping(path: Path) -> Mapping:
     """Read `mapping.toml`; raises `InputError`."""
     return read_toml(path, Mapping)
 
 
-def _local_key(value: Any) -> str:
-    # 1, 1.0, True and "1" written in TOML and in a table must meet.
-    if isinstance(value, bool | np.bool_):
-        return str(bool(value)).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip().lower() if isinstance(value, str) else str(value)
+def _by_code(pairs: Iterable[tuple[str, _Meaning]], where: str) -> dict[Decimal | str, _Meaning]:
+    known: dict[Decimal | str, _Meaning] = {}
+    for key, meaning in pairs:
+        if known.setdefault(code(key), meaning) != meaning:
+            raise ValueError(f"{where}: {key!r} and another entry are one code with two meanings; keep one of them")
+    return known
+
+
+Finding = Literal["missing", "unmapped", "unfit", "out of range"]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the cells of one column as values of one feature, each by itself."""
+
+    feature: Feature
+    column: Column
+
+    @cached_property
+    def _missing(self) -> frozenset[Decimal | str]:
+        return frozenset(code(cell_text(entry)) for entry in self.column.missing)
+
+    @cached_property
+    def _values(self) -> dict[Decimal | str, str]:
+        return _by_code(((key, cell_text(value)) for key, value in self.column.values.items()), "values")
+
+    @cached_property
+    def levels(self) -> dict[Decimal | str, str]:
+        """Levels of a category by code; raises `ValueError` where two are one code."""
+        return _by_code(((level, level) for level in self.feature.levels), "levels")
+
+    def read(self, cell: str) -> tuple[float | str | None, Finding | None]:
+        """The value that the cell stands for (None or NaN: missing) and what is to be said of it."""
+        key = code(cell)
+        if key in self._missing:
+            return None, "missing"
+        if self.column.values:
+            if key not in self._values:
+                return None, "missing" if is_missing_word(cell) else "unmapped"
+            return self._mapped(self._values[key])
+        if self.feature.type == "category":
+            level = self.levels.get(key)
+            return level, None if level is not None else "missing" if is_missing_word(cell) else "unmapped"
+        exact = number(cell)
+        if exact is None:
+            return None, "missing" if is_missing_word(cell) else "unmapped"
+        if self.column.above is not None:
+            return self._in_range(float(float(exact) > self.column.above))
+        return self._in_range(float(exact) * self.column.factor + self.column.offset)
+
+    def _mapped(self, value: str) -> tuple[float | str | None, Finding | None]:
+        if self.feature.type == "category":
+            return (value, None) if value in self.feature.levels else (None, "unfit")
+        exact = number(value)
+        return (None, "unfit") if exact is None else self._in_range(float(exact))
+
+    def _in_range(self, value: float) -> tuple[float, Finding | None]:
+        if self.feature.type == "boolean":
+            return value, None if value in (0.0, 1.0) else "out of range"
+        assert self.feature.low is not None
+        assert self.feature.high is not None
+        return value, "out of range" if value < self.feature.low or value > self.feature.high else None
 
 
 def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> tuple[pd.Series, FeatureReadiness]:
@@ -124,43 +181,31 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
     if column.source not in table.columns:
         reason = f"column {column.source!r} is not in the table; mend `from`"
         return pd.Series(dtype=object), FeatureReadiness(name=feature.name, ready=False, reason=reason)
-    local = table[column.source]
-    missing = local.isna() | local.map(_local_key).isin([_local_key(code) for code in column.missing])
-    local = local.where(~missing)
-    unmapped = 0
-    if column.values:
-        known = {_local_key(key): value for key, value in column.values.items()}
-        values = local.map(lambda value: known.get(_local_key(value)), na_action="ignore")
-        unmapped = int((values.isna() & ~missing).sum())
-    elif feature.type == "category":
-        values = local.map(_local_key, na_action="ignore")
-        unmapped = int((~values.isin(feature.levels) & ~missing).sum())
-    else:
-        number = pd.to_numeric(local.map(lambda v: float(v) if isinstance(v, bool | np.bool_) else v), errors="coerce")
-        unmapped = int((number.isna() & ~missing).sum())
-        if column.above is not None:
-            values = (number > column.above).astype(float).where(~number.isna())
-        else:
-            values = number * column.factor + column.offset
-    out_of_range = 0
-    no_numbers = 0
-    if feature.type in ("number", "boolean") and not unmapped:
-        number = pd.to_numeric(values, errors="coerce")
-        no_numbers = int((number.isna() & values.notna()).sum())
-        if feature.type == "number":
-            out_of_range = int(((number < feature.low) | (number > feature.high)).sum())
-        else:
-            out_of_range = int((~number.dropna().isin((0.0, 1.0))).sum())
-    reasons = []
-    if no_numbers:
-        wanted = "yes/no (1 or 0)" if feature.type == "boolean" else "a number"
-        reasons.append(f"`values` makes words of {no_numbers} value(s) of {column.source!r}, the study wants {wanted}")
-    if unmapped:
+    reader, reasons = _Reader(feature, column), []
+    if feature.type == "category" and not column.values:
+        try:
+            _ = reader.levels
+        except ValueError as error:
+            return pd.Series(dtype=object), FeatureReadiness(
+                name=feature.name, ready=False, reason=f"{error}, or set `values`"
+            )
+    cells = [cell_text(value) for value in table[column.source]]
+    read = {cell: reader.read(cell) for cell in set(cells)}
+    values = pd.Series(
+        [read[cell][0] for cell in cells], index=table.index, dtype=object if feature.type == "category" else np.float64
+    )
+    found = Counter(read[cell][1] for cell in cells)
+    if found["unfit"]:
+        wanted = {"boolean": "yes/no (1 or 0)", "number": "a number", "category": "one of its levels"}[feature.type]
         reasons.append(
-            f"{unmapped} value(s) of {column.source!r} have no meaning here; add them to `values` or `missing`"
+            f"`values` makes words of {found['unfit']} value(s) of {column.source!r}, the study wants {wanted}"
         )
-    if feature.type == "boolean" and out_of_range:
-        reasons.append(f"{out_of_range} value(s) are not yes/no; set `values` or `above`")
+    if found["unmapped"]:
+        reasons.append(
+            f"{found['unmapped']} value(s) of {column.source!r} have no meaning here; add them to `values` or `missing`"
+        )
+    if feature.type == "boolean" and found["out of range"]:
+        reasons.append(f"{found['out of range']} value(s) are not yes/no; set `values` or `above`")
     if column.unit and feature.unit and column.unit != feature.unit and column.factor == 1.0 and column.offset == 0.0:
         reasons.append(f"unit is {column.unit!r}, the study wants {feature.unit!r}; set `factor`")
     report = FeatureReadiness(
@@ -168,10 +213,10 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
         ready=not reasons,
         reason="; ".join(reasons),
         unit=feature.unit,
-        rows=len(local),
-        missing=int(missing.sum()),
-        out_of_range=out_of_range,
-        unmapped=unmapped,
+        rows=len(cells),
+        missing=found["missing"],
+        out_of_range=found["out of range"],
+        unmapped=found["unmapped"],
     )
     return values, report
 
@@ -203,7 +248,7 @@ def harmonise(
     elif mapping.patient not in table.columns:
         raise InputError(f"mapping.toml: patient column {mapping.patient!r} is not in the table; mend `patient`")
     else:
-        frame["patient"] = table[mapping.patient]
+        frame["patient"] = [pseudonym(cell) for cell in table[mapping.patient]]
         if frame["patient"].isna().any():
             raise InputError(
                 f"mapping.toml: {int(frame['patient'].isna().sum())} row(s) have no {mapping.patient!r}; "
@@ -219,9 +264,12 @@ def prepare(
 ) -> tuple[dict[str, np.ndarray], tuple[FeatureReadiness, ...], Prepared]:
     """Encode for training: {"x": float32 (rows, columns), "y": float32 (rows,), "patient": str (rows,)}.
 
-    names: as for `harmonise`. Raises `SchemaError` when any feature is not ready. The digest is over the encoded
-    arrays, so an approval, which binds a commitment to it, binds the very numbers that are trained on.
+    names: as for `harmonise`, and needed where no column says whose rows are: numbers would change when a row goes.
+    Raises `SchemaError` when any feature is not ready. The digest is over the encoded arrays, so an approval, which
+    binds a commitment to it, binds the very numbers that are trained on.
     """
+    if mapping.patient is None and names is None:
+        raise ValueError("names: without a patient column, rows need names that no other row changes")
     frame, reports = harmonise(table, mapping, model, names)
     late = [report for report in reports if not report.ready]
     if late:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import pandas as pd
 
@@ -33,36 +32,22 @@ class SamePatients(InputError):
     """Patients of one population stand in another one too."""
 
 
-def row_identities(home: Home, path: Path) -> list[str]:
-    """A name for each row of a table, in the table's order; raises `InputError`.
+def row_identities(home: Home, table: pd.DataFrame) -> list[str]:
+    """A name for each row of a table as `cells.read_table` gives it, in its order.
 
-    Values are taken as they stand in the file, and not as a reader would guess from the rows around them: a column of
+    Cells are taken as they stand in the file, and not as a reader would guess from the rows around them: a column of
     whole numbers becomes one of fractions when a value is missing somewhere, and would rename everybody.
     """
     key, seen = Commitments(home), Counter[bytes]()
     names = []
-    for row in _raw_rows(path):
-        content = canonical_json(row)
+    columns = sorted(table.columns)
+    for cells in table[columns].itertuples(index=False, name=None):
+        content = canonical_json([[name, cell] for name, cell in zip(columns, cells, strict=True)])
         names.append(
             key.commit("row of a table", len(content).to_bytes(8, "big") + content + str(seen[content]).encode())
         )
         seen[content] += 1
     return names
-
-
-def _raw_rows(path: Path) -> Iterable[list[list[str]]]:
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path, dtype_backend="pyarrow").astype("string").fillna("")
-        else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
-    except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs the package pyarrow; install it, or save as CSV") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable table ({type(error).__name__}); expected CSV or Parquet") from None
-    columns = sorted(table.columns)
-    for values in table[columns].itertuples(index=False, name=None):
-        yield [[name, str(value)] for name, value in zip(columns, values, strict=True)]
 
 
 def require_others(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datasites.hospital.cases import site_plan
+from datasites.hospital.cells import read_table
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping, read_table
+from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping
 from datasites.hospital.population import charges_both_sides
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.package import StudyPackage
@@ -55,9 +56,7 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     """Check dataset `name` against a study; raises `InputError` for a table, mapping or study that can't be read."""
     dataset = home.dataset(name)
     mapping = read_mapping(home.root / dataset.mapping)
-    frame, features = harmonise(
-        read_table(home.root / dataset.table, patient=mapping.patient), mapping, package.data_model
-    )
+    frame, features = harmonise(read_table(home.root / dataset.table), mapping, package.data_model)
     records = frame["patient"].value_counts()
     most = int(records.max()) if len(records) else 1
     both_sides = charges_both_sides(dataset.population, mapping.patient or "")

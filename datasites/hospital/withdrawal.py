@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from datasites.hospital.cells import pseudonym, read_table
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import pseudonym, read_mapping, read_table
+from datasites.hospital.harmonise import read_mapping
 from datasites.study.durable import replace_durably
 from datasites.study.errors import InputError
 
@@ -70,10 +71,11 @@ def rows_of(home: Home, dataset: str, patient: str) -> int | None:
     """Rows of the dataset's table that bear this pseudonym now; None when no column says whose a row is."""
     settings = home.dataset(dataset)
     column = read_mapping(home.root / settings.mapping).patient
-    table = read_table(home.root / settings.table, patient=column)
+    table = read_table(home.root / settings.table)
     if column is None or column not in table.columns:
         return None
-    return int((table[column] == pseudonym(patient)).sum())
+    wanted = pseudonym(patient)
+    return sum(wanted is not None and pseudonym(cell) == wanted for cell in table[column])
 
 
 def in_words(home: Home, dataset: str, patient: str) -> str:

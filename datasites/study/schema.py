@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from pydantic import Field, model_validator
 
@@ -84,7 +85,7 @@ class Feature(Agreed):
                 axis=1,
             )
         else:
-            number = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+            number = _numbers(values)
             if (np.isnan(number) & ~missing).any():
                 raise SchemaError(f"feature {self.name}: not all values are numbers; map them in mapping.toml")
             if self.type == "boolean":
@@ -96,7 +97,8 @@ class Feature(Agreed):
         encoded[missing] = 0.0
         if self.indicator:
             encoded = np.concatenate([encoded, missing[:, None].astype(np.float64)], axis=1)
-        return encoded.astype(np.float32)
+        # A clip may give either of 0 and -0, by IEEE, and so by an element's place: adding 0 makes them one.
+        return encoded.astype(np.float32) + np.float32(0)
 
     def invent(self, rows: int, source: np.random.Generator) -> pd.Series:
         """Ordinary values as a harmonised table holds them: evenly over the range or the levels, some missing."""
@@ -114,6 +116,20 @@ class Feature(Agreed):
                 None if missing else value for value, missing in zip(values, source.random(rows) < 0.1, strict=True)
             ]
         return pd.Series(values, dtype=object)
+
+
+def _numbers(values: pd.Series) -> npt.NDArray[np.float64]:
+    """Each value as a number by itself, NaN for a missing one and for a word."""
+    if values.dtype == np.float64:
+        return values.to_numpy()
+    return np.array([_number(value) for value in values], dtype=np.float64)
+
+
+def _number(value: object) -> float:
+    try:
+        return np.nan if value is None or value is pd.NA else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
 
 
 class DataModel(Agreed):
