@@ -390,6 +390,27 @@ MUTATIONS = (
         "return started + late * TICK",
         (f"{_TICKS}::test_work_that_fits_leaves_at_one_moment_however_long_it_took",),
     ),
+    Mutation(
+        "tick: measured for a record of each patient",
+        "datasites/hospital/cases.py",
+        "invented_rows(self.dataset.declared_records,",
+        "invented_rows(self.dataset.declared_patients,",
+        (f"{_TICKS}::test_ticks_are_measured_on_as_many_rows_as_records_are_declared",),
+    ),
+    Mutation(
+        "tick: measured for training or evaluation, where a round holds both",
+        "datasites/enclave/worker.py",
+        "sum(whole) if together else max(whole)",
+        "max(whole)",
+        ("tests/enclave/test_worker.py::test_a_measurement_is_of_all_that_the_longest_round_holds",),
+    ),
+    Mutation(
+        "tick: reading a table takes as long as it takes",
+        "datasites/hospital/admission.py",
+        "sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)))",
+        "sleep_to_tick(started, 1)",
+        (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
+    ),
     # Beyond the usual ones.
     Mutation(
         "filter: the order is chosen anew at each look",

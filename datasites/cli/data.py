@@ -40,6 +40,8 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
         shown.add_row(r.name, "yes" if r.ready else "NO", r.unit, str(r.missing), str(r.out_of_range), r.reason)
     out.print(shown)
     out.print(readiness.patients_in_words())
+    if readiness.surplus:
+        out.print(readiness.surplus, markup=False)
     raise typer.Exit(0 if readiness.ready else 1)
 
 

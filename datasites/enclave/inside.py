@@ -63,6 +63,7 @@ class Enclave:
         self._data_model: DataModel | None = None
         self._findings: tuple[protocol.ModelFinding, ...] = ()
         self._rows: dict[str, Rows] = {}
+        self._made_up: set[str] = set()
         self._device = "cuda" if limits.devices and torch.cuda.is_available() else "cpu"
         self._on_rows = False
 
@@ -83,8 +84,8 @@ class Enclave:
             return self._train(request, arrays)
         if isinstance(request, protocol.Rehearse):
             return self._rehearse(request), {}
-        if isinstance(request, protocol.Measure):
-            return self._measure(request), {}
+        if isinstance(request, protocol.Invent):
+            return self._invent(request), {}
         if isinstance(request, protocol.Evaluate):
             return self._evaluate(request, arrays)
         raise _Refusal("protocol", f"{request.kind} is not a request")
@@ -116,6 +117,7 @@ class Enclave:
         if len(rows["y"]) > MOST_ROWS:
             raise _Refusal("data", f"more than {MOST_ROWS:,} rows; rounding is accounted for up to that")
         self._rows[request.partition] = rows
+        self._made_up.discard(request.partition)
         return protocol.Done()
 
     def _train(self, request: protocol.Train, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
@@ -133,7 +135,7 @@ class Enclave:
         self,
         module: torch.nn.Module,
         rows: Rows,
-        request: protocol.Train | protocol.Rehearse | protocol.Measure,
+        request: protocol.Train | protocol.Rehearse,
         number: int,
     ) -> trainer.RoundResult:
         key = bytes.fromhex(request.key) if isinstance(request, protocol.Train) else None
@@ -200,24 +202,16 @@ class Enclave:
             rounds=done, steps=steps, seconds_per_round=seconds, peak_memory_bytes=peak, findings=tuple(found)
         )
 
-    def _measure(self, request: protocol.Measure) -> protocol.Measured:
-        shaped, source = self._partition("mock"), SecureRandom().generator("measure")
-        made_up, labels = self._invented(shaped, request.training_rows, source)
-        rows = {"x": made_up[0].numpy(), "y": labels.numpy(), "patients": np.arange(len(labels), dtype=np.int64)}
-        scored, _ = self._invented(shaped, request.held_out_rows, source)
-        training, scoring = [], []
-        for _ in range(2):  # the first time warms up, and a real round may be a worker's first
-            module = copy.deepcopy(self._usable().module)
-            started = time.perf_counter()
-            self._check_on_invented(module, rows)
-            self._round(module, rows, request, 1)
-            training.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            made, targets = self._check_on_invented(module, rows)
-            probe.check_independence(module, self._loaded().loss, made, targets, device=self._device)
-            alone.scores(module.eval(), scored, slots=request.training.slots, device=self._device)
-            scoring.append(time.perf_counter() - started)
-        return protocol.Measured(training_seconds=max(training), evaluation_seconds=max(scoring))
+    def _invent(self, request: protocol.Invent) -> protocol.Done:
+        shaped, source = self._partition("mock"), SecureRandom().generator("invent")
+        for name, count in (("training", request.training), ("held_out", request.held_out)):
+            if name in self._rows and name not in self._made_up:
+                raise _Refusal("data", f"{name} rows were given to this worker; invent some in another one")
+            made_up, labels = self._invented(shaped, count, source)
+            patients = np.arange(len(labels), dtype=np.int64)
+            self._rows[name] = {"x": made_up[0].numpy(), "y": labels.numpy(), "patients": patients}
+            self._made_up.add(name)
+        return protocol.Done()
 
     def _evaluate(self, request: protocol.Evaluate, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
         rows = self._partition("held_out")

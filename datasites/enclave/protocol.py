@@ -30,7 +30,7 @@ _PREFIX = struct.Struct("<4sIQ")
 MAX_HEADER = 4 * 1024 * 1024
 MAX_BODY = 16 * 1024**3
 
-#: Rows that a measurement invents at most.
+#: Rows that are invented at most for one partition.
 MOST_INVENTED = 1_000_000
 
 _TYPES = {"float32": "<f4", "float64": "<f8", "int64": "<i8"}
@@ -119,19 +119,15 @@ class Evaluate(Agreed):
     ring: RingTerms | None = None
 
 
-class Measure(Agreed):
-    """How long a round and an evaluation take on invented rows shaped as the mock ones. Reply: `Measured`.
+class Invent(Agreed):
+    """Fill the partitions "training" and "held_out" with so many rows that nobody has, shaped as the mock ones.
 
-    training_rows, held_out_rows: how many are invented.
+    Refused by a worker that was given rows of either. Reply: `Done`.
     """
 
-    kind: Literal["measure"] = "measure"
-    plan: PrivacyPlan
-    training: LocalTraining
-    divisor: Annotated[float, Field(gt=0)]
-    ring: RingTerms | None = None
-    training_rows: Annotated[int, Field(ge=1, le=MOST_INVENTED)]
-    held_out_rows: Annotated[int, Field(ge=1, le=MOST_INVENTED)]
+    kind: Literal["invent"] = "invent"
+    training: Annotated[int, Field(ge=1, le=MOST_INVENTED)]
+    held_out: Annotated[int, Field(ge=1, le=MOST_INVENTED)]
 
 
 class Initialise(Agreed):
@@ -198,14 +194,6 @@ class Rehearsed(Agreed):
     findings: Annotated[tuple[ModelFinding, ...], Field(max_length=500)]
 
 
-class Measured(Agreed):
-    """Wall seconds of a round of training and of scoring the held-out rows; nothing private was read."""
-
-    kind: Literal["measured"] = "measured"
-    training_seconds: Annotated[float, Field(ge=0, le=1e6)]
-    evaluation_seconds: Annotated[float, Field(ge=0, le=1e6)]
-
-
 class Evaluated(Agreed):
     """Counts are in array `counts`, shape (bins, 2), already noised: float64, or int64 in steps of the ring's grid."""
 
@@ -224,8 +212,8 @@ class Failed(Agreed):
     reason: Annotated[str, Field(max_length=8000)] = ""
 
 
-Request = LoadCode | LoadData | Train | Rehearse | Measure | Evaluate | Initialise | Close
-Reply = Description | Done | Trained | Rehearsed | Measured | Evaluated | Failed
+Request = LoadCode | LoadData | Train | Rehearse | Invent | Evaluate | Initialise | Close
+Reply = Description | Done | Trained | Rehearsed | Evaluated | Failed
 Message = Request | Reply
 
 _MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])

@@ -44,7 +44,7 @@ _CHUNK = 1024 * 1024
 #: Numbers of the type that was asked for: a float type, or int64 for whole steps of a grid.
 Numbers = npt.NDArray[np.floating] | npt.NDArray[np.int64]
 ReplyType = TypeVar("ReplyType", protocol.Description, protocol.Done, protocol.Trained, protocol.Rehearsed,
-                    protocol.Measured, protocol.Evaluated)  # fmt: skip
+                    protocol.Evaluated)  # fmt: skip
 
 
 class WorkerError(RuntimeError):
@@ -281,22 +281,47 @@ class Worker:
         plan: PrivacyPlan,
         training: LocalTraining,
         divisor: float,
+        evaluation: EvaluationPlan,
         training_rows: int,
         held_out_rows: int,
+        together: bool,
         ring: RingTerms | None = None,
+        counts_ring: RingTerms | None = None,
     ) -> float:
-        """Wall seconds that the longer of a round and an evaluation takes, on invented rows shaped as the mock ones."""
+        """Wall seconds that the longest round takes, in this worker and the pipe, on invented rows like the mock ones.
+
+        The very requests of a round are sent: a training, and an evaluation as at the study's end. together: whether a
+        round may hold both; else the longer one counts. It is done twice (the first time warms up, and a real round may
+        be a worker's first) unless half of the time for a training is used up; the longer time counts.
+
+        Of `MOST_INVENTED` rows and more so many are invented, and the time is multiplied by the rest. That is never too
+        short: a request takes a + b n for n rows, with a, b >= 0, and (a + b most) n / most >= a + b n for n >= most.
+        Raises as `train` and `evaluate` do, and `WorkerRefused` where this worker was given rows of patients.
+        """
         most = protocol.MOST_INVENTED
-        request = protocol.Measure(
-            plan=plan,
-            training=training,
-            divisor=divisor,
-            ring=ring,
-            training_rows=min(max(training_rows, 1), most),
-            held_out_rows=min(max(held_out_rows, 1), most),
+        rows = max(training_rows, 1), max(held_out_rows, 1)
+        self._ask(
+            protocol.Invent(training=min(rows[0], most), held_out=min(rows[1], most)),
+            protocol.Done,
+            self._timeouts.load,
         )
-        reply, _ = self._ask(request, protocol.Measured, self._timeouts.train)
-        return max(reply.training_seconds, reply.evaluation_seconds)
+        parameters = self.initial_parameters()
+        begun, longest = time.monotonic(), 0.0
+        for _ in range(2):
+            started = time.monotonic()
+            self.train(
+                parameters, plan=plan, training=training, divisor=divisor, round=1, key=os.urandom(32), ring=ring
+            )
+            trained = time.monotonic()
+            self.evaluate(
+                parameters, plan=evaluation, kind="final", key=os.urandom(32), slots=training.slots, ring=counts_ring
+            )
+            parts = (trained - started, time.monotonic() - trained)
+            whole = [part * max(1.0, count / most) for part, count in zip(parts, rows, strict=True)]
+            longest = max(longest, sum(whole) if together else max(whole))
+            if time.monotonic() - begun > self._timeouts.train / 2:
+                break
+        return longest
 
     def close(self) -> None:
         """Ask the worker to leave, and kill it when it does not within five seconds."""

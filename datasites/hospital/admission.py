@@ -26,7 +26,7 @@ from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.models import Case
 from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
-from datasites.hospital.ticks import sleep_to_tick, ticks_for
+from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
 from datasites.privacy.plan import PlanError
 from datasites.study.audit_chain import AuditError
 from datasites.study.canonical import sha256_hex
@@ -47,8 +47,12 @@ _MEND = "mend it and run `datasites review recheck`"
 
 @dataclasses.dataclass
 class _Examined:
-    """How far an examination has come: records that must be kept or dropped, and the case to ask the policies about."""
+    """How far an examination has come: records that must be kept or dropped, and the case to ask the policies about.
 
+    keeping: ticks that putting records into their place takes.
+    """
+
+    keeping: int = 1
     staged: StagedRecords | None = None
     case: OpenCase | None = None
 
@@ -121,12 +125,16 @@ def examine(site: Site, row: Case) -> Case:
         except Exception as error:
             row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
             row.terms, row.approval_hash = {}, ""
-        if not _keep(home, row, examined.staged):
-            site.audit.append("examination_dropped", case=row.pk, study=row.study_hash)
-            return Case.objects.get(pk=row.pk)
+        started = time.monotonic()
+        kept = _keep(home, row, examined.staged)
     finally:
         if examined.staged is not None:
             examined.staged.drop()
+    # Keeping takes longer the more patients there are.
+    sleep_to_tick(started, examined.keeping)
+    if not kept:
+        site.audit.append("examination_dropped", case=row.pk, study=row.study_hash)
+        return Case.objects.get(pk=row.pk)
     if examined.case is not None:
         try:
             decision = compliance.decide(site, examined.case, "intake")
@@ -200,6 +208,7 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
     """
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
+    examined.keeping = reading_ticks(dataset.declared_records, 0)
     row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
     row.state, row.note, row.readiness = Case.State.REVIEW, "", []
     started = time.monotonic()
@@ -211,8 +220,9 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
     else:
         prepared = examined.staged.prepared
         row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
+        row.note = dataset.surplus_in_words(prepared.rows)
     # All that follows is logged with its time, which must not tell how long the records took.
-    sleep_to_tick(started)
+    sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)))
     terms = build_terms(home, package, dataset, prepared)
     if examined.staged is not None and examined.staged.identity != terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")
@@ -228,7 +238,10 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
 
 
 def _rehearse(home: Home, case: OpenCase) -> dict[str, Any]:
-    """What training on mock rows has shown; `ticks`, by the time on invented rows; and `parameters` of the model."""
+    """What training on mock rows has shown; `ticks`, by the time on invented rows; and `parameters` of the model.
+
+    Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.
+    """
     try:
         mock = Partition.of_mock(case.package.data_model, read_mock(home.root / case.dataset.mock))
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds)
@@ -251,12 +264,22 @@ def _rehearse(home: Home, case: OpenCase) -> dict[str, Any]:
                 plan=case.plan,
                 training=case.study.training,
                 divisor=case.divisor,
-                ring=ring,
+                evaluation=case.evaluation,
                 training_rows=training_rows,
                 held_out_rows=held_out_rows,
+                together=case.evaluates_in_training,
+                ring=ring,
+                counts_ring=case.counts_ring("final"),
             )
         except WorkerError as error:
             return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
         except RingRefused as error:
             return {"outcome": "failed", "reason": str(error)}
+    if seconds > home.settings.round_seconds:
+        reason = (
+            f"a round on {case.dataset.declared_records} declared records takes about {seconds:.3g} s here, longer "
+            f"than round_seconds = {home.settings.round_seconds:g} of datasite.toml; allow more, or ask the researcher "
+            "for fewer steps, a smaller sampling rate, more slots or a smaller model"
+        )
+        return {**report, "outcome": "failed", "reason": reason}
     return {**report, "outcome": "passed", "ticks": ticks_for(seconds), "parameters": worker.description.count}

@@ -7,7 +7,6 @@ acts on a case compares it with the hash that was approved (I1).
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
 from datasites.hospital.patients import remember, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
+from datasites.hospital.ticks import invented_rows
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.accountant import compose
@@ -36,7 +36,7 @@ from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan
 from datasites.study.errors import InputError
 from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import RingTerms, counts_ring, gradient_ring, work_of
+from datasites.study.rounds import RingTerms, counts_ring, gradient_ring, interim_evaluations, work_of
 
 PREPARED_FILE = "records.npz"
 #: In place of the records that an examination could not prepare; nobody can approve it.
@@ -84,9 +84,13 @@ class OpenCase:
 
     @property
     def invented_rows(self) -> tuple[int, int]:
-        """Training and held-out rows that a measurement invents: as many as patients are declared, never a count."""
-        declared, share = self.dataset.declared_patients, self.dataset.held_out
-        return math.ceil(declared * (1 - share)), math.ceil(declared * share)
+        """Training and held-out rows that a measurement invents: as many as records are declared, never a count."""
+        return invented_rows(self.dataset.declared_records, self.dataset.held_out)
+
+    @property
+    def evaluates_in_training(self) -> bool:
+        """Whether some round of the study both trains and evaluates."""
+        return interim_evaluations(self.study) > 0
 
     @property
     def divisor(self) -> float:
@@ -295,6 +299,7 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, pre
         plan=made.training.model_dump(mode="json"),
         evaluation_plan=made.evaluation.model_dump(mode="json"),
         declared_patients=dataset.declared_patients,
+        declared_records=dataset.declared_records,
         verifier_ruleset=RULESET,
         dependencies=dependencies(),
         ticks=1,
@@ -335,6 +340,7 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
             "both_sides": charges_both_sides(dataset.population, identity),
             "data_version": data_version(home, row.study_hash, prepared.content_hash),
             "declared_patients": dataset.declared_patients,
+            "declared_records": dataset.declared_records,
             "verifier_ruleset": RULESET,
             "dependencies": dependencies(),
         }

@@ -25,7 +25,9 @@ class DatasetSettings(Agreed):
     """One dataset that studies may ask for, with its mock and its privacy budget.
 
     `declared_patients` is a public figure that the steward answers for: it weighs this hospital in FedAvg and sizes
-    batches, so that no count taken from the rows ever does. `population` says whose rows these are (the dataset's own
+    batches, so that no count taken from the rows ever does. `declared_records` is one too: how many rows the table may
+    come to hold (one per patient unless set); time is allowed for so many, and where there are more, how late releases
+    leave tells of it. `population` says whose rows these are (the dataset's own
     patients unless set): budgets hold over all studies on a population, whatever its datasets are called.
     `held_out` is the share of patients that no study trains on and every study evaluates on; it and the salt of the
     split (drawn once, unless set here) are fixed with the first study, since budgets rest on that split.
@@ -37,6 +39,7 @@ class DatasetSettings(Agreed):
     mock: str
     summary: str
     declared_patients: Annotated[int, Field(ge=1)]
+    declared_records: Annotated[int, Field(ge=1)]
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=0.1)]
     study_epsilon: Annotated[float, Field(gt=0)]
@@ -49,7 +52,28 @@ class DatasetSettings(Agreed):
     @model_validator(mode="before")
     @classmethod
     def _patients_of_its_own(cls, said: Any) -> Any:
-        return {"population": said.get("name"), **said} if isinstance(said, dict) else said
+        if not isinstance(said, dict):
+            return said
+        return {"population": said.get("name"), "declared_records": said.get("declared_patients"), **said}
+
+    @model_validator(mode="after")
+    def _a_record_for_each_patient(self) -> DatasetSettings:
+        if self.declared_records < self.declared_patients:
+            raise ValueError(
+                f"declared_records: {self.declared_records} is less than declared_patients, {self.declared_patients}; "
+                "each patient has a record, so declare as many at least"
+            )
+        return self
+
+    def surplus_in_words(self, records: int) -> str:
+        """What the hospital's own people should know where a table of so many records holds more than declared."""
+        if records <= self.declared_records:
+            return ""
+        return (
+            f"the table holds {records} records, more than declared_records = {self.declared_records}: rounds take "
+            "longer than was allowed for, and how late releases leave tells of it; declare as many as it may come to "
+            "hold"
+        )
 
 
 #: What datasets of one population say alike: it belongs to their patients.

@@ -156,6 +156,8 @@ def _datasets(site: Site) -> Iterator[Check]:
             state,
             f"{rows} rows, mock of {mock} rows, {used:.0f} % of the privacy budget spent or reserved",
         )
+        if surplus := dataset.surplus_in_words(rows):
+            yield Check(f"dataset {dataset.name}: records", "warn", surplus)
         most = most_delta(dataset.declared_patients)
         if caps.delta > max(most, accepted_delta(dataset.population)):
             yield Check(

@@ -34,7 +34,8 @@ class ApprovalTerms(Agreed):
 
     `plan` and `evaluation_plan` are the hospital's own, calibrated from the study's terms within its limits (I4).
     `data_version` is a keyed commitment to the records, since the hash goes to the researcher (I16). `ticks` after a
-    round's letter its release leaves (`ticks`). `parameters` is how many numbers the model has, as it was built here.
+    round's letter its release leaves (`ticks`): time for as many records as are declared. `parameters` is how many
+    numbers the model has, as it was built here.
     `identity` is the column that tells patients apart ("" where each row is one). `both_sides`: every event is charged
     to training and to held-out patients, since who tells them apart otherwise may move somebody from side to side.
     """
@@ -48,6 +49,7 @@ class ApprovalTerms(Agreed):
     plan: dict[str, Any]
     evaluation_plan: dict[str, Any]
     declared_patients: int
+    declared_records: int
     verifier_ruleset: str
     dependencies: dict[str, str]
     ticks: Annotated[int, Field(ge=1)]

@@ -19,6 +19,7 @@ class Readiness:
 
     epsilon: what the study would cost a patient. epsilon_by_record: an upper bound on what it would cost the patient
     with most records if each record were treated as a patient of its own, as without a patient column it is.
+    surplus: what to do where there are more records than declared, else "".
     """
 
     rows: int
@@ -29,6 +30,7 @@ class Readiness:
     epsilon: float
     epsilon_by_record: float
     delta: float
+    surplus: str
 
     @property
     def ready(self) -> bool:
@@ -71,4 +73,5 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
         epsilon=epsilon_pld([plan.event()], delta),
         epsilon_by_record=epsilon_pld([plan.event_if_records_were_patients(most)], delta),
         delta=delta,
+        surplus=dataset.surplus_in_words(len(frame)),
     )

@@ -2,15 +2,24 @@
 
 How long a round takes depends on its rows: on how many were sampled, if on nothing else. So the time at which a vector
 leaves would be a message without noise. A release therefore leaves a fixed number of ticks after its round's letter was
-taken; the number is part of what people approve, measured from plan and model on invented rows as many as the hospital
-declares (`Worker.measure`).
+taken; the number is part of what people approve: the longest round that the study holds is run on invented rows, as
+many as the hospital declares records (`invented_rows`, `Worker.measure`), and `ticks_for` allows more.
 
 Claim: as long as the work of a round fits into its ticks, the moment at which a release leaves is a function of when
 the letter came. Where the work overruns, the release leaves at the next whole tick, so that what shows is how many
 ticks it was late. Assumes: a clock that rows don't move; what is done after the tick (masking, policies, log, journal,
-sending) takes a time that depends on sizes which are public. The log, and evidence with it, holds times: so other work
-on rows that something waits for (preparing them) is followed by a wait for the next whole tick before anything is
-logged. Not claimed: what others on the same machine see of its load.
+sending) takes a time that depends on sizes which are public.
+
+When it fits: work is done row by row in slots of a fixed number, so its time is at most a + b n for n rows that are
+worked on. It fits where the table holds no more records than are declared, neither a side of the split nor a sample
+holds more than `_ROOM` times its share of them, and the machine is not so much slower than when it was measured. A
+patient with a large part of all records can break the second, a table that has grown the first: people are told of
+that by `datasites dataset check` and `datasites doctor`. A worker that has to be started for a round (after a crash,
+or a withdrawal a moment before) takes longer too, by what it takes to load the rows.
+
+The log, and evidence with it, holds times. So reading the records for a study, which other letters wait for, takes a
+number of ticks that follows from declared figures (`reading_ticks`), before anything is logged or leaves; a table that
+takes longer shows at the next whole tick. Not claimed: what others on the same machine see of its load.
 """
 
 from __future__ import annotations
@@ -25,11 +34,24 @@ GRACE = TICK / 5
 #: Room in the number of ticks above what was measured: an unlucky sample and other work on the machine; and ticks for
 #: what no measurement on rows holds, the policies, the ledger and the log.
 _ROOM, _SPARE = 1.5, 10
+#: Seconds to allow for reading a record, and each value that it is encoded to: some three times what they take on a
+#: processor of 2020. And ticks beside, for files and keys.
+_RECORD, _VALUE, _READING_SPARE = 25e-6, 1e-6, 4
+
+
+def invented_rows(records: int, held_out: float) -> tuple[int, int]:
+    """Training and held-out rows that a measurement invents, where so many records are declared; never a count."""
+    return math.ceil(records * (1 - held_out)), math.ceil(records * held_out)
 
 
 def ticks_for(seconds: float) -> int:
     """Ticks to allow a round whose work took `seconds` on invented rows; at least eleven."""
     return max(1, math.ceil(_ROOM * seconds / TICK)) + _SPARE
+
+
+def reading_ticks(records: int, values: int) -> int:
+    """Ticks that it takes to read `records`, as declared, with `values` numbers each; also where they can't be read."""
+    return max(1, math.ceil(records * (_RECORD + values * _VALUE) / TICK)) + _READING_SPARE
 
 
 def leaves_at(started: float, ticks: int, now: float) -> float:
@@ -43,7 +65,7 @@ def leaves_at(started: float, ticks: int, now: float) -> float:
     return started + max(ticks, late) * TICK
 
 
-def sleep_to_tick(started: float) -> None:
-    """Sleep to the next whole tick since `started` (monotonic), after work on rows that something public follows."""
+def sleep_to_tick(started: float, ticks: int) -> None:
+    """Sleep until `ticks` after `started` (monotonic), or to the next whole one: after work on rows, before the log."""
     now = time.monotonic()
-    time.sleep(max(0.0, leaves_at(started, 1, now) - now))
+    time.sleep(max(0.0, leaves_at(started, ticks, now) - now))

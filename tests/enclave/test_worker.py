@@ -149,6 +149,68 @@ def test_rehearsal_measures(worker):
     assert result.peak_memory_bytes > 100 * 1024**2
 
 
+class Clock:
+    """In place of the module `time`: goes on as it does, and by what a test adds."""
+
+    def __init__(self):
+        self.added = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.added
+
+
+ROUND = {"plan": PLAN, "training": TRAINING, "divisor": 60.0, "evaluation": EVALUATION}
+
+
+@pytest.fixture
+def rehearsing(tmp_path):
+    with start(study(tmp_path / "study"), data={"mock": rows(count=20)}) as running:
+        yield running
+
+
+def test_a_measurement_is_of_all_that_the_longest_round_holds(rehearsing, monkeypatch):
+    """Training takes 2000 s and evaluation 1000 s here, in real requests on as many rows as were asked for."""
+    clock, train_, evaluate, write = Clock(), Worker.train, Worker.evaluate, Worker._write
+    sent = []
+
+    def slow_train(self, *args, **options):
+        clock.added += 2000.0
+        return train_(self, *args, **options)
+
+    def slow_evaluate(self, *args, **options):
+        clock.added += 1000.0
+        return evaluate(self, *args, **options)
+
+    def noted(self, buffers, deadline):
+        sent.append(bytes(buffers[0]))
+        return write(self, buffers, deadline)
+
+    monkeypatch.setattr("datasites.enclave.worker.time", clock)
+    monkeypatch.setattr(protocol, "MOST_INVENTED", 1000)
+    monkeypatch.setattr(Worker, "train", slow_train)
+    monkeypatch.setattr(Worker, "evaluate", slow_evaluate)
+    monkeypatch.setattr(Worker, "_write", noted)
+    for together, training_rows, held_out_rows, seconds in (
+        (True, 300, 200, 3000.0),
+        (False, 300, 200, 2000.0),
+        (True, 4000, 200, 4 * 2000.0 + 1000.0),  # four times as many as are invented
+        (True, 300, 2000, 2000.0 + 2 * 1000.0),
+        (False, 300, 4000, 4 * 1000.0),
+    ):
+        rows = {"training_rows": training_rows, "held_out_rows": held_out_rows}
+        sent.clear()
+        assert rehearsing.measure(**ROUND, **rows, together=together) == pytest.approx(seconds, abs=100.0)
+        first = sent[0].decode(errors="replace")
+        assert f'"training": {min(training_rows, 1000)}, "held_out": {min(held_out_rows, 1000)}' in first
+
+
+def test_rows_of_patients_are_not_replaced_by_invented_ones(worker):
+    with pytest.raises(WorkerRefused, match="invent some in another"):
+        worker.measure(**ROUND, training_rows=10, held_out_rows=10, together=True)
+    counts = worker.evaluate(worker.initial_parameters(), plan=EVALUATION, kind="final", key=os.urandom(32))
+    assert abs(counts.sum() - 200) < 6 * 2.0 * np.sqrt(8)
+
+
 def test_rehearsal_finds_what_training_would_refuse(worker):
     worker.give("mock", rows(6))
     result = worker.rehearse(plan=PLAN, training=TRAINING, divisor=60.0)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from datasites.enclave.worker import Worker
-from datasites.hospital import rounds
-from datasites.hospital.models import Round
+from datasites.hospital import admission, cases, rounds
+from datasites.hospital import ticks as moments_of
+from datasites.hospital.audit import AuditLog
+from datasites.hospital.config import DatasetSettings
+from datasites.hospital.doctor import examine as doctor
+from datasites.hospital.models import Case, Round
+from datasites.hospital.readiness import check_dataset
 from datasites.hospital.rounds import StudyRun
-from datasites.hospital.ticks import TICK, leaves_at, sleep_to_tick, ticks_for
+from datasites.hospital.site import Site
+from datasites.hospital.ticks import TICK, invented_rows, leaves_at, reading_ticks, sleep_to_tick, ticks_for
 from datasites.study import letters
+from datasites.study.audit_chain import records
+from datasites.study.package import StudyPackage
+from tests.hospital.conftest import HEART
 from tests.hospital.running import Running
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
 
 moments = some.floats(0.0, 1e6, allow_nan=False)
 
@@ -51,8 +61,18 @@ def test_a_release_waits_for_at_least_one_tick() -> None:
 
 def test_other_work_on_rows_ends_at_a_whole_tick() -> None:
     started = time.monotonic() - 1.2 * TICK
-    sleep_to_tick(started)
+    sleep_to_tick(started, 1)
     assert time.monotonic() >= started + 2 * TICK
+    sleep_to_tick(started, 4)
+    assert time.monotonic() >= started + 4 * TICK
+
+
+@given(records=some.integers(1, 10**7), held_out=some.floats(0.01, 0.99))
+def test_time_is_allowed_for_all_that_is_declared(records: int, held_out: float) -> None:
+    training, other = invented_rows(records, held_out)
+    assert records <= training + other <= records + 2
+    assert training >= records * (1 - held_out)
+    assert reading_ticks(records, 17) >= max(5, records * 17e-6 / TICK)
 
 
 @pytest.fixture
@@ -72,7 +92,7 @@ class Clock:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += max(0.0, seconds)
 
 
 @pytest.mark.parametrize("late", [-5, -1, 2, 3])
@@ -112,3 +132,130 @@ def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
     assert moment - begun == pytest.approx((ticks + max(0, late)) * TICK)
     said = f"left {late} ticks of 0.05 s late" if late > 0 else ""
     assert Round.objects.get().reason == said, "for the hospital alone"
+
+
+def examination(desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, keeping: float) -> list[tuple[str, int]]:  # noqa: F811
+    """What is logged of an examination whose rows take so many seconds to read and to keep, and at which tick."""
+    clock, logged = Clock(), []
+    begun, stage, keep, append = clock.now, admission.stage_records, admission._keep, AuditLog.append
+
+    def slow_stage(*arguments: Any) -> Any:
+        clock.now += reading
+        return stage(*arguments)
+
+    def slow_keep(*arguments: Any) -> Any:
+        clock.now += keeping
+        return keep(*arguments)
+
+    def timed(log: AuditLog, kind: str, **fields: Any) -> Any:
+        logged.append((kind, round((clock.now - begun) / TICK)))
+        return append(log, kind, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(admission, "time", clock)
+        patch.setattr(moments_of, "time", clock)
+        patch.setattr(admission, "stage_records", slow_stage)
+        patch.setattr(admission, "_keep", slow_keep)
+        patch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed"})
+        patch.setattr(AuditLog, "append", timed)
+        admission.recheck(desk.site, desk.row.pk)
+    return logged
+
+
+def test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick = examination(desk, monkeypatch, 0.0, 0.0)
+    assert [kind for kind, _ in quick] == ["decision", "examined"]
+    assert examination(desk, monkeypatch, 3.5 * TICK, 0.0) == quick
+    assert examination(desk, monkeypatch, 1.5 * TICK, 3.5 * TICK) == quick
+    late = examination(desk, monkeypatch, 20.5 * TICK, 0.0)
+    assert {after - before for (_, before), (_, after) in zip(quick, late, strict=True)} == {16}, "by whole ticks"
+
+
+def declaring(desk: Desk, **declared: Any) -> Site:  # noqa: F811
+    """The hospital with another declaration in its datasite.toml."""
+    home = desk.site.home
+    datasets = tuple(dataset.model_copy(update=declared) for dataset in home.settings.datasets)
+    settings = home.settings.model_copy(update={"datasets": datasets})
+    return replace(desk.site, home=replace(home, settings=settings))
+
+
+def test_ticks_are_measured_on_as_many_rows_as_records_are_declared(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Six records of each patient take six times as long; a release would be late each time."""
+    asked: list[dict[str, Any]] = []
+    measure = Worker.measure
+
+    def noted(worker: Worker, **options: Any) -> float:
+        asked.append(options)
+        return measure(worker, **options)
+
+    monkeypatch.setattr(Worker, "measure", noted)
+    before = desk.row.approval_hash
+    site = declaring(desk, declared_records=6 * 303)
+    row = admission.recheck(site, desk.row.pk)
+    assert row.rehearsal["outcome"] == "passed", row.rehearsal
+    assert (asked[0]["training_rows"], asked[0]["held_out_rows"]) == (909, 909)
+    assert not asked[0]["together"], "no round of this study does both"
+    assert row.terms["declared_records"] == 6 * 303
+    assert row.approval_hash != before
+    declared = cases.open_case(site.home, row)
+    assert declared.approval_hash == row.approval_hash
+    assert cases.open_case(desk.site.home, row).approval_hash != row.approval_hash, "approved for other records"
+
+
+def test_time_is_allowed_for_training_and_evaluation_where_a_round_holds_both(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def noted(worker: Worker, **options: Any) -> float:
+        asked.append(options["together"])
+        return 1.0
+
+    monkeypatch.setattr(Worker, "measure", noted)
+    terms = (HEART / "study" / "study.toml").read_text()
+    terms = terms.replace("[evaluation]", "[evaluation]\nevery = 2\ninterim_share = 0.3")
+    row = admission.admit(desk.site, replace(job(**{"study.toml": terms.encode()}), name="heart-2"))
+    assert row.rehearsal["outcome"] == "passed", (row.note, row.rehearsal)
+    assert asked == [True]
+    assert row.terms["ticks"] == ticks_for(1.0)
+
+
+def test_a_round_that_would_take_longer_than_a_round_may_is_refused_with_the_figure(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Worker, "measure", lambda *_, **__: 3600.5)
+    row = admission.recheck(desk.site, desk.row.pk)
+    assert row.rehearsal["outcome"] == "failed"
+    assert (
+        "303 declared records takes about 3.6e+03 s here, longer than round_seconds = 3600" in row.rehearsal["reason"]
+    )
+
+
+def test_more_records_than_declared_are_told_to_people_here_and_to_nobody_else(desk: Desk) -> None:  # noqa: F811
+    words = "the table holds 303 records, more than declared_records = 302"
+    site = declaring(desk, declared_patients=302, declared_records=302)
+    logged = len(list(records(site.home.audit)))
+    row = admission.recheck(site, desk.row.pk)
+    assert row.state == Case.State.REVIEW
+    assert row.note.startswith(words)
+    assert "302" not in str([record.fields for record in list(records(site.home.audit))[logged:]])
+    assert [check.state for check in doctor(site) if check.words.startswith(words)] == ["warn"]
+    package = StudyPackage.read(HEART / "study")
+    assert check_dataset(site.home, "heart", package).surplus.startswith(words)
+    assert check_dataset(desk.site.home, "heart", package).surplus == ""
+
+
+def test_each_patient_has_a_record_and_one_unless_more_are_declared(heart: DatasetSettings) -> None:
+    said = heart.model_dump(exclude={"declared_records"})
+    assert DatasetSettings.model_validate(said).declared_records == 303
+    assert DatasetSettings.model_validate({**said, "declared_records": 900}).declared_records == 900
+    with pytest.raises(ValueError, match="302 is less than declared_patients, 303"):
+        DatasetSettings.model_validate({**said, "declared_records": 302})
