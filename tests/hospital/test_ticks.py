@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -73,6 +74,18 @@ def test_time_is_allowed_for_all_that_is_declared(records: int, held_out: float)
     assert records <= training + other <= records + 2
     assert training >= records * (1 - held_out)
     assert reading_ticks(records, 17) >= max(5, records * 17e-6 / TICK)
+
+
+def test_one_round_that_only_the_patient_makes_late_is_one_too_many() -> None:
+    """However many others the machine makes late by itself."""
+    from show_ticks import Shown
+
+    by_chance = [[0.1, 0.9, 0.1], [0.9, 0.1, 0.9]] * 5
+    seen = Shown.of(10, np.array([[0.1, 0.2, 0.3], *by_chance, [0.5, 0.1, 0.1]]))
+    assert (seen.noise, seen.misses, seen.met) == (10, (), True)
+    seen = Shown.of(10, np.array([*by_chance, [0.51, 0.1, 0.1], [0.1, 0.7, 0.7]]))
+    assert (seen.told, seen.noise, seen.misses, seen.met) == (12, 10, (11, 12), False)
+    assert seen.late == (6, 6, 6)
 
 
 @pytest.fixture
