@@ -30,6 +30,7 @@ _PRICES, _PLANS = "tests/privacy/test_prices.py", "tests/privacy/test_study_plan
 _EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_trainer.py"
 _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
+_RESTORED = "tests/hospital/test_restored.py"
 _RUN = "tests/researcher/test_run.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
@@ -307,8 +308,8 @@ MUTATIONS = (
     Mutation(
         "story: a missing anchor is written anew",
         "datasites/hospital/ledger_log.py",
-        'replace(whole, standing="missing") if whole.told.populations else whole',
-        "whole",
+        'return whole if _begins(home, whole.told) else replace(whole, standing="missing")',
+        "return whole",
         (f"{_ACCOUNTS}::test_nothing_but_two_people_makes_a_missing_anchor_good",),
     ),
     Mutation(
@@ -317,6 +318,55 @@ MUTATIONS = (
         "return account if sure else accounts.in_full(account)",
         "return account",
         (f"{_SETTLE}::test_an_open_study_counts_as_charged_in_full_where_the_anchor_is_gone",),
+    ),
+    Mutation(
+        "restore: a log that was lost is a new one",
+        "datasites/hospital/settle.py",
+        'sure = ledger_log.standing(home) != "missing"',
+        "sure = True",
+        (f"{_RESTORED}::test_starting_once_makes_no_lost_log_a_new_one",),
+    ),
+    Mutation(
+        "restore: a budget that the log lacks is being opened",
+        "datasites/hospital/reconcile.py",
+        "        if stored.epsilon > 0 and name not in under_way(home):\n",
+        "        if False:\n",
+        (f"{_RESTORED}::test_a_population_that_the_log_lacks_is_a_difference",),
+    ),
+    Mutation(
+        "restore: a charged round runs again under a charge in full",
+        "datasites/hospital/ledger.py",
+        "        if 0 in account.charged:\n",
+        "        if False:\n",
+        (f"{_RESTORED}::test_starting_once_makes_no_lost_log_a_new_one",),
+    ),
+    Mutation(
+        "restore: a journal that is gone is a new one",
+        "datasites/hospital/closing.py",
+        "journal.floor == NOTHING_REACHED and _known_rounds(home, study_hash)",
+        "journal.floor == NOTHING_REACHED and False",
+        (f"{_RESTORED}::test_a_journal_that_is_gone_is_no_new_one",),
+    ),
+    Mutation(
+        "restore: a study that was charged in full goes on",
+        "datasites/hospital/settle.py",
+        "    if any(0 in account.charged for account in accounts_):\n",
+        "    if False:\n",
+        (f"{_RESTORED}::test_a_charged_round_is_not_released_again_under_the_same_charge",),
+    ),
+    Mutation(
+        "restore: a lost study explains every head",
+        "datasites/hospital/settle.py",
+        "    if not counted:\n",
+        "    if not counted or lost:\n",
+        (f"{_RESTORED}::test_a_lost_study_explains_its_own_releases_and_no_more",),
+    ),
+    Mutation(
+        "restore: an older list puts patients back",
+        "datasites/hospital/withdrawal.py",
+        "    if logged:\n",
+        "    if False:\n",
+        (f"{_RESTORED}::test_a_list_that_came_back_from_a_backup_puts_nobody_back",),
     ),
     Mutation(
         "restore: what the ledger's anchor knows is forgotten",

@@ -178,8 +178,9 @@ def budget_restored(
 
     A home of an older version is taken over in the same way: enter the studies whose cost its database does not say.
 
-    Each [[study]] says study (hash), population, noise_multiplier, sampling_rate, steps and evaluation_multiplier, as
-    its approval said; where one is not known, less noise or more steps is the safe side.
+    Each [[study]] says study (hash), population, noise_multiplier, sampling_rate, steps (of all rounds together),
+    rounds and evaluation_multiplier, as its approval said; where one is not known, less noise or more steps is the safe
+    side. Heads that others hold may show that there was more (`datasites audit held`).
     """
     if (lost is None) != nothing_lost:
         raise InputError("say which studies nothing here knows any more: --lost FILE, or --nothing-lost")

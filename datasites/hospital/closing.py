@@ -18,7 +18,8 @@ from datasites.hospital.config import Home
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
-from datasites.secagg.journal import Anchor, Journal
+from datasites.secagg.errors import REJOIN, JournalRolledBack
+from datasites.secagg.journal import NOTHING_REACHED, Anchor, Journal
 from datasites.study import letters
 from datasites.study.audit_chain import Fork
 from datasites.study.durable import replace_durably
@@ -114,9 +115,7 @@ def give_up_keys(home: Home, study_hash: str) -> None:
     try:
         Anchor.parse(anchor.read_bytes())
     except (FileNotFoundError, ValueError):
-        rounds = list(Round.objects.filter(case__study_hash=study_hash).values_list("epoch", "round"))
-        accounts = [studies.get(study_hash) for studies in ledger_log.tell(home).studies.values()]
-        rounds += [(-1, number) for account in accounts if account is not None for number in account.charged]
+        rounds = _known_rounds(home, study_hash)
         contexts = journal.parent.glob("context-*.json")
         epochs = [int(path.stem.removeprefix("context-")) for path in contexts]
         floor = Anchor(
@@ -124,6 +123,30 @@ def give_up_keys(home: Home, study_hash: str) -> None:
         )
         replace_durably(anchor, floor.canonical())
     Journal.start_over(journal, anchor)
+
+
+def open_journal(home: Home, study_hash: str) -> Journal:
+    """The journal of a study that runs; a new one for a study of which no round is known.
+
+    Raises `JournalRolledBack` where a round was charged or opened and neither journal nor anchor is there any more: a
+    new journal would release that round once more.
+    """
+    folder, anchor = journal_of(home, study_hash)
+    journal = Journal(folder, anchor)
+    if journal.state is None and journal.floor == NOTHING_REACHED and _known_rounds(home, study_hash):
+        journal.close()
+        raise JournalRolledBack(
+            f"{folder}: the journal and its anchor are missing, and rounds of this study were opened; release nothing; "
+            f"{REJOIN}"
+        )
+    return journal
+
+
+def _known_rounds(home: Home, study_hash: str) -> list[tuple[int, int]]:
+    """Epoch (-1: not known) and number of each round of which ledger or database knows."""
+    rounds = list(Round.objects.filter(case__study_hash=study_hash).values_list("epoch", "round"))
+    accounts = [studies.get(study_hash) for studies in ledger_log.tell(home).studies.values()]
+    return rounds + [(-1, number) for account in accounts if account is not None for number in account.charged]
 
 
 def sweep_staging(home: Home) -> None:

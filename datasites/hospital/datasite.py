@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datasites.enclave.sandbox import Sandbox
-from datasites.hospital import admission, pending
+from datasites.hospital import admission, ledger_log, pending, withdrawal
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, sweep_staging
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
@@ -77,6 +77,8 @@ class Datasite:
         pending.finish_all(site)
         require_one_story(site.home)
         open_populations(site)
+        withdrawal.log_the_list(site)
+        ledger_log.write_anchor(site.home)  # the next process reads the log on from here
         self._control = open_control(site)
         self._store = self._control.store
         self._mailroom = Mailroom(

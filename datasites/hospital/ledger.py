@@ -27,7 +27,11 @@ of every line at the filter's own order, at which losses add up, so that its sum
 the start of the service. A row that is deleted, added or edited, a database or a log that was put back, and a home that
 came back whole without its anchors, each make a difference, and nothing is reserved or charged until two people have
 settled it (`settle`), which keeps the larger loss of all that is known and charges in full what may have been released
-unseen: an open study whose rounds no anchor knows any more, and studies that these people enter. (5) Lines name the
+unseen: an open study whose rounds no anchor knows any more, and studies that these people enter. No anchor is written
+over a difference, and a home counts as new only while database, log and journals know of no budget but those that are
+being opened (`openings`), so that starting the service, however often, makes nothing good. Rounds that had not left are
+closed by the settlement, no round of a study that was charged in full runs again, charged before or not, and a study
+with a round that anybody knows gets no new journal: so nothing leaves twice under one charge. (5) Lines name the
 population and no dataset; caps, order, split key and patient column are lines of the same log, so the database can't
 widen them, and `datasite.toml` can only narrow. (6) Lines of an older version have no amounts in the log; while a study
 has such lines and no others, nothing is reserved or charged, so that no spending begins at zero.
@@ -35,13 +39,16 @@ has such lines and no others, nothing is reserved or charged, so that no spendin
 Assumptions: the anchors survive a restore or are missing after it (they are kept out of backups, as the guide says),
 and nobody forges one; the audit log is not rewritten with the hospital's key; the disk keeps what it acknowledged;
 patients keep their pseudonyms; where the anchors are missing, two people enter every study that was approved after the
-backup (contradicted only where a head of the log that others hold, or an anchor of a journal, shows that there was
-more); and who edits the tables of people and of what waits for them may act as two people, under names that the log
-keeps.
+backup (contradicted only where a head of the log that others hold counts more releases than these studies and the
+open ones can have made, or an anchor of a journal shows another one); not all is gone together, since a home whose
+database, log and anchors come back from before its first budget was opened is a new one; and who edits the tables of
+people and of what waits for them may act as two people, under names that the log keeps.
 
 Where *all* is put back together, anchors included, as by a snapshot of the whole machine, nothing in here can know:
-heads of the log that other parties hold do (`datasites audit held`), and a researcher refuses the vectors of a log that
-went back; until somebody compares, what was charged after the snapshot is not counted.
+heads of the log that other parties hold do, once somebody compares them with the log (`datasites audit held`). A
+researcher refuses by itself only a vector whose head counts no more releases than the last one it took; releases of
+other studies since the snapshot make up for that. Until somebody compares, what was charged after the snapshot is not
+counted.
 """
 
 from __future__ import annotations
@@ -208,17 +215,18 @@ def charge(
         require_one_story(site.home, population)
         known = accounts_of(population)
         account = known.get(study) or StudyAccount()
+        # Before all else: of rounds that were charged, too, nothing says whether they were released.
+        if 0 in account.charged:
+            raise BudgetExceeded(
+                f"budget: study {study[:12]} was charged in full after a restore, since nothing here knows which of "
+                "its rounds were released; revoke it, and ask for a new submission"
+            )
         if number in account.charged:
             if account.charged[number] != prices:
                 raise BudgetExceeded(f"budget: round {number} of study {study[:12]} was charged with another event")
             return
         if account.released:
             raise BudgetExceeded(f"budget: study {study[:12]} is closed; it can charge nothing more")
-        if 0 in account.charged:
-            raise BudgetExceeded(
-                f"budget: study {study[:12]} was charged in full after a restore, since nothing here knows which of "
-                "its rounds were released; revoke it, and ask for a new submission"
-            )
         others, budget = _others(known, study), Measure.of(dataset)
         for partition, price in asked.items():
             charged = [*account.charged_events(partition), price.event]

@@ -1,4 +1,4 @@
-"""The ledger as the audit log tells it: every reservation and charge in full, and what populations were promised.
+"""The ledger as the audit log tells it: every reservation and charge in full, and what patients were promised.
 
 The log is read once and followed from there, record by record along its chain; a charge reads what was appended since
 the last one and no more. What was read is kept beside the journals' anchors with the position that it was read at
@@ -22,6 +22,8 @@ from pydantic import Field, ValidationError
 
 from datasites.hospital.accounts import Accounts, Price, Prices, StudyAccount
 from datasites.hospital.config import Home
+from datasites.hospital.models import BudgetFact, LedgerEntry
+from datasites.hospital.openings import under_way
 from datasites.study.audit_chain import LARGEST_RECORD, RESTORE, AuditError, Record, bounded_lines, read_record
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
@@ -32,6 +34,8 @@ RESERVED, CHARGED, RELEASED = "reserved", "charged", "reservation_released"
 OPENED, NARROWED, WIDENED = "budget_opened", "budget_narrowed", "budget_widened"
 IDENTITY_SET, IDENTITY_CHANGED = "identity_set", "identity_changed"
 DELTA_ACCEPTED, OTHER_PATIENTS = "delta_accepted", "other_patients"
+#: A patient withdrew consent: whose records are left out, as a keyed commitment to the pseudonym.
+WITHDRAWN = "withdrawn"
 #: A restored home was settled by two people, and what a population is promised since.
 RESTORED, SETTLED = "restored", "budget_settled"
 
@@ -55,12 +59,14 @@ class Promise(Agreed):
 class Told:
     """What the log says up to some record. studies: by population, then by study.
 
+    withdrawn: by population, keyed commitments to those who have withdrawn (`withdrawal`).
     older: lines that an older version wrote, without population and amounts: study, and round (0: its reservation).
     """
 
     populations: Mapping[str, Promise] = field(default_factory=dict)
     studies: Mapping[str, Mapping[str, StudyAccount]] = field(default_factory=dict)
     others: frozenset[tuple[str, str]] = frozenset()
+    withdrawn: Mapping[str, frozenset[str]] = field(default_factory=dict)
     older: frozenset[tuple[str, int]] = frozenset()
 
     def of(self, population: str) -> Mapping[str, StudyAccount]:
@@ -84,6 +90,9 @@ class Told:
                     if "population" in fields
                     else self._with_older_line(record.kind, fields)
                 )
+            if record.kind == WITHDRAWN:
+                # Records of older versions count patients, and say nothing of who they are.
+                return self._with_withdrawal(fields) if "commitment" in fields else self
             if record.kind == OTHER_PATIENTS:
                 one, other = sorted(fields["populations"])
                 return replace(self, others=self.others | {(one, other)})
@@ -97,6 +106,11 @@ class Told:
         if changed is None:
             return self
         return replace(self, populations={**self.populations, str(fields["population"]): changed})
+
+    def _with_withdrawal(self, fields: Mapping[str, Any]) -> Told:
+        population = str(fields["population"])
+        names = self.withdrawn.get(population, frozenset()) | {str(fields["commitment"])}
+        return replace(self, withdrawn={**self.withdrawn, population: names})
 
     def _with_line(self, kind: str, fields: Mapping[str, Any]) -> Told:
         population, study = str(fields["population"]), str(fields["study"])
@@ -189,6 +203,7 @@ class LedgerAnchor(Agreed):
     offset: int
     populations: dict[str, Promise]
     others: tuple[tuple[str, str], ...]
+    withdrawn: dict[str, tuple[str, ...]] = Field(repr=False)
     older: tuple[tuple[str, int], ...]
     studies: tuple[_Line, ...] = Field(repr=False)
 
@@ -212,6 +227,7 @@ class LedgerAnchor(Agreed):
             offset=at.offset,
             populations=dict(told.populations),
             others=tuple(sorted(told.others)),
+            withdrawn={population: tuple(sorted(names)) for population, names in told.withdrawn.items()},
             older=tuple(sorted(told.older)),
             studies=tuple(lines),
         )
@@ -227,7 +243,8 @@ class LedgerAnchor(Agreed):
             }
             account = StudyAccount(_prices(*line.reserved), charged, line.released)
             studies.setdefault(line.population, {})[line.study] = account
-        return Told(self.populations, studies, frozenset(self.others), frozenset(self.older))
+        withdrawn = {population: frozenset(names) for population, names in self.withdrawn.items()}
+        return Told(self.populations, studies, frozenset(self.others), withdrawn, frozenset(self.older))
 
 
 def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...]:
@@ -267,8 +284,8 @@ def tell(home: Home) -> Told:
 def standing(home: Home) -> Standing:
     """Whether the log was, when this process first read it, the one that this hospital wrote last.
 
-    new: it tells of no budget yet. current: it holds what the anchor knows. missing: there is no anchor any more.
-    behind: the anchor knows of records that it does not hold.
+    new: neither it nor the database tells of a budget yet, but for those that are being opened. current: it holds what
+    the anchor knows. missing: there is no anchor any more. behind: the anchor knows of records that it does not hold.
     """
     return _follow(home).standing
 
@@ -329,7 +346,15 @@ def _start(home: Home) -> _Read:
     whole = _catch_up(home.audit, _Read(_Position(0, "", 0), Told(), "new"))
     if anchor is not None:
         return replace(whole, standing="behind")
-    return replace(whole, standing="missing") if whole.told.populations else whole
+    return whole if _begins(home, whole.told) else replace(whole, standing="missing")
+
+
+def _begins(home: Home, told: Told) -> bool:
+    """Whether nothing shows that an anchor was ever written: log, database and journals know of nothing to lose."""
+    if told.studies or told.older or LedgerEntry.objects.exists() or any(home.anchors.glob("[0-9a-f]*")):
+        return False
+    known = told.populations.keys() | set(BudgetFact.objects.values_list("population__name", flat=True))
+    return known <= under_way(home)
 
 
 def _anchor(home: Home) -> LedgerAnchor | None:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from datasites.hospital import ledger_log
 from datasites.hospital.accounts import Prices, StudyAccount, of_database
 from datasites.hospital.models import LedgerEntry
+from datasites.hospital.reconcile import differences
 from datasites.hospital.site import Site
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
 from datasites.study.durable import replace_durably
@@ -115,17 +116,18 @@ def finish(site: Site, population: str) -> None:
             elif line.kind == "release" and account.released and not (stored and stored.released):
                 _store(line, account.reserved)
         transaction.on_commit(partial(path.unlink, missing_ok=True))
-    ledger_log.write_anchor(site.home)
+    # An anchor that is written over a difference would say that it knows of everything.
+    if not any(differences(site.home, population)):
+        ledger_log.write_anchor(site.home)
 
 
 def finish_all(site: Site) -> None:
-    """`finish` for every population, at the start of a service, which then reads the log on from here."""
+    """`finish` for every population, before a service compares database, log and anchor at its start."""
     from datasites.hospital.population import alone
 
     for population in sorted({line.population for line in _waiting(site)}):
         with alone(population):
             finish(site, population)
-    ledger_log.write_anchor(site.home)
 
 
 def _log(site: Site, line: Line, prices: Prices, **fields: str | bool) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from django.db import connection, transaction
 
-from datasites.hospital import ledger_log
+from datasites.hospital import ledger_log, openings
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import this_home
@@ -134,10 +134,12 @@ def history(population: str) -> list[BudgetFact]:
 def open_populations(site: Site) -> None:
     """Follow `datasite.toml`: open budgets that are new, record narrower ones; raises `InputError` for a wider one.
 
-    Killed at any moment, the next start goes on: what narrows is in the database first, and in the log once.
+    Killed at any moment, the next start goes on: what narrows is in the database first, and in the log once. A budget
+    that is opened is named in a file until all know it; raises `AccountsDiffer` where the log lacks another one.
     """
     for dataset in site.home.settings.datasets:
         asked = asked_caps(dataset)
+        _begin(site, dataset.population)
         with alone(dataset.population):
             population = _open(dataset)
             require_agreed(dataset)
@@ -158,6 +160,21 @@ def open_populations(site: Site) -> None:
             )
         elif Caps(dataset.population, logged.epsilon, logged.delta) != asked:
             _log(site, ledger_log.NARROWED, asked)
+        ledger_log.write_anchor(site.home)
+        with alone(dataset.population):  # whoever compares holds it, too
+            openings.end(site.home, dataset.population)
+
+
+def _begin(site: Site, name: str) -> None:
+    from datasites.hospital.reconcile import require_one_story  # a room above: it reads promises from here
+
+    if name in ledger_log.tell(site.home).populations:
+        return
+    stored = stored_promise(site.home, name)
+    if stored is not None and stored.epsilon > 0:
+        require_one_story(site.home, name)  # one whose opening was interrupted, or the log was lost
+    else:
+        openings.begin(site.home, name)
 
 
 def _open(dataset: DatasetSettings) -> Population:

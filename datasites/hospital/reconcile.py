@@ -2,18 +2,20 @@
 
 Both ways: what the log has and the database lacks (a row that was deleted, a database that was put back), what the
 database has and the log lacks (a row that was added, a log that was put back), and what both say differently. And
-whether the log is the one that the ledger's anchor knows (a home that came back from a backup). And whether the log has
-the amounts at all: a home of an older version has them in its database alone, or no more.
+whether the log is the one that the ledger's anchor knows (a home that came back from a backup), and whether all who
+have withdrawn as the log says are on the list. And whether the log has the amounts at all: a home of an older version
+has them in its database alone, or no more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from datasites.hospital import accounts, ledger_log
+from datasites.hospital import accounts, ledger_log, withdrawal
 from datasites.hospital.config import Home
 from datasites.hospital.ledger_log import Promise, Told
 from datasites.hospital.models import LedgerEntry, Population
+from datasites.hospital.openings import under_way
 from datasites.hospital.population import alone, stored_promise
 from datasites.study.audit_chain import AuditError
 
@@ -38,6 +40,9 @@ def require_one_story(home: Home, population: str | None = None) -> None:
 def differences(home: Home, population: str | None = None) -> Iterator[str]:
     """All differences in words, naming population, study and round, and what to do."""
     older = _of_older_version(home)
+    if not ledger_log.tell(home).unpriced():  # an older version had no anchor of the ledger, and is refused as it is
+        for words in _of_the_anchor(home):
+            yield f"{words}; {_REMEDY}"
     if older:
         yield (
             f"{home.audit}: this home is of an older version: {_named(older)} reserved or charged before amounts stood "
@@ -50,8 +55,8 @@ def differences(home: Home, population: str | None = None) -> Iterator[str]:
 
 
 def _differences(home: Home, population: str | None, older: frozenset[str]) -> Iterator[str]:
-    yield from _of_the_anchor(home)
     yield from _of_foreign_heads(home)
+    yield from _of_withdrawals(home)
     for name in [population] if population is not None else _names(ledger_log.tell(home)):
         with alone(name):  # else a line that is being written would be one that one of the two lacks
             found = list(_of_population(home, name, older))
@@ -94,6 +99,15 @@ def _of_foreign_heads(home: Home) -> Iterator[str]:
         )
 
 
+def _of_withdrawals(home: Home) -> Iterator[str]:
+    for name, number in withdrawal.missing(home).items():
+        yield (
+            f"withdrawals of population {name}: the list lacks {number} of the patients who have withdrawn as the "
+            "audit log says: it was changed, or came back from a backup; they stay left out; whoever is known is "
+            "entered again: `datasites dataset withdraw`"
+        )
+
+
 def _names(told: Told) -> list[str]:
     stored = set(LedgerEntry.objects.values_list("population", flat=True).distinct())
     return sorted({*stored, *Population.objects.values_list("name", flat=True), *told.studies, *told.populations})
@@ -121,7 +135,10 @@ def _of_promises(home: Home, told: Told, name: str) -> Iterator[str]:
             yield f"{what}: the audit log knows its cap, and the database does not"
         return
     if logged is None:
-        return  # being opened (`open_populations` ends that), or of an older version: datasite.toml bounds it
+        # Without a cap it was never opened. One that is being opened is named (`open_populations` ends that).
+        if stored.epsilon > 0 and name not in under_way(home):
+            yield f"{what}: the database knows its cap, and the audit log does not"
+        return
     yield from (f"{what}: {words}" for words in _wider(stored, logged))
 
 

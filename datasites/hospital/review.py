@@ -17,7 +17,7 @@ from datasites.hospital.cases import open_case
 from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
-from datasites.hospital.settle import charge_what_is_reached
+from datasites.hospital.settle import charge_what_is_reached, require_rounds_left
 from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.errors import DatasitesError
@@ -152,9 +152,14 @@ def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
     """Go on after a pause or a stop; policies are asked again before the next round.
 
     A round whose work has failed is tried again, with the same randomness, unless the researcher has begun another.
+    Raises `DatasitesError` for a study that was charged in full after a restore.
     """
     halted = (Case.State.PAUSED, Case.State.STOPPED)
-    return _move(site, number, person, reason, "resumed", halted, Case.State.RUNNING)
+
+    def may_go_on(row: Case) -> None:
+        require_rounds_left(site.home, row.study_hash)
+
+    return _move(site, number, person, reason, "resumed", halted, Case.State.RUNNING, may_go_on)
 
 
 def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
@@ -164,6 +169,7 @@ def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
     """
 
     def abstain(row: Case) -> None:
+        require_rounds_left(site.home, row.study_hash)
         failed = Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).last()
         if failed is None:
             raise ReviewError(f"case {number}: no round of it waits for an answer; use resume or rejoin")
@@ -208,10 +214,7 @@ def withdraw(site: Site, person: Acting, dataset: str, patient: str, reason: str
     require_reviewer(person, f"withdrawals are entered by {' or '.join(REVIEWERS)}")
     withdrawal.require_patient_column(site.home, dataset)
     number = withdrawal.add(site.home, dataset, patient)
-    # The log counts patients and does not name them.
-    site.audit.append(
-        "withdrawn", dataset=dataset, person=person.name, role=person.role, patients=number, reason=reason
-    )
+    withdrawal.log(site, dataset, patient, person=person.name, role=person.role, patients=number, reason=reason)
     return number
 
 

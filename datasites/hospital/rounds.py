@@ -43,7 +43,7 @@ from pydantic import JsonValue
 
 from datasites.hospital import compliance, ledger
 from datasites.hospital.cases import OpenCase, open_case
-from datasites.hospital.closing import closing_step, journal_of
+from datasites.hospital.closing import closing_step, journal_of, open_journal
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.epochs import EpochSetup, read_blob
 from datasites.hospital.leaving import Leaving
@@ -53,7 +53,6 @@ from datasites.hospital.row_work import Computed, Machine, RowWork
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import GRACE, TICK, leaves_at
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
-from datasites.secagg.journal import Journal
 from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.state import MemberState
 from datasites.study import letters
@@ -166,8 +165,8 @@ class StudyRun:
         self._case = open_case(site.home, row)
         self._researcher = self._case.study.researcher
         self._post = Correspondence(site, mailroom, row.study_hash, self._researcher)
-        folder, anchor = journal_of(site.home, row.study_hash)
-        self._journal = Journal(folder, anchor)
+        folder, _ = journal_of(site.home, row.study_hash)
+        self._journal = open_journal(site.home, row.study_hash)
         try:
             self._setup = EpochSetup(site, self._case, self._post, self._journal, folder.parent)
         except BaseException:

@@ -15,12 +15,12 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Annotated
+from typing import Annotated, Self
 
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from datasites.hospital import accounts, ledger_log, pending
+from datasites.hospital import accounts, ledger_log, pending, withdrawal
 from datasites.hospital.accounts import Asked, StudyAccount
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.config import Home
@@ -50,10 +50,25 @@ class LostStudy(Agreed):
     noise_multiplier: Positive
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     steps: Annotated[int, Field(ge=1)]
+    #: Of training; left out, it explains no more than one round and the final evaluation (`require_enough`).
+    rounds: Annotated[int | None, Field(ge=1)] = None
     evaluation_multiplier: Positive
     interim: Annotated[int, Field(ge=0)] = 0
     interim_multiplier: Positive | None = None
     both_sides: bool = False
+
+    @model_validator(mode="after")
+    def _steps_of_rounds(self) -> Self:
+        if self.rounds is not None and self.steps % self.rounds:
+            raise ValueError(
+                f"steps: {self.steps} are not those of {self.rounds} rounds; give the steps of all rounds together"
+            )
+        return self
+
+    @property
+    def most_releases(self) -> int:
+        """Each round releases once, and so does the final evaluation; interim ones go with a round of training."""
+        return (self.rounds or 1) + 1
 
     @property
     def words(self) -> str:
@@ -137,21 +152,33 @@ def require_enough(site: Site, lost: Sequence[LostStudy]) -> None:
     _require_known_journals(site.home, lost)
     _require_prices(site.home, lost)
     counted = [int(str(head["releases"])) for head in _foreign(site.home) if head.get("format") == 2]
-    if not counted or lost:
+    if not counted:
         return
     now = site.audit.public_head().releases
-    told = ledger_log.tell(site.home)
-    still = sum(
-        max(0, _planned_rounds(site.home, study) - len(account.charged))
-        for studies in told.studies.values()
-        for study, account in studies.items()
-        if account.reserved and not account.released
-    )
-    if max(counted) > now + still:
+    # A study may stand under several populations, and here and in the file: its rounds are released once.
+    most: dict[str, int] = {}
+    for studies in ledger_log.tell(site.home).studies.values():
+        for study, account in studies.items():
+            most[study] = max(most.get(study, 0), _may_have_released(site.home, study, account))
+    still = sum(most.values())
+    for entered in lost:
+        most[entered.study] = max(most.get(entered.study, 0), entered.most_releases)
+    more = sum(most.values()) - still
+    if max(counted) > now + still + more:
         raise InputError(
-            f"a head that others hold counts {max(counted)} releases; this log holds {now}, and its open studies can "
-            f"have made {still} more: enter the studies that were approved after the backup (--lost FILE)"
+            f"a head that others hold counts {max(counted)} releases; this log holds {now}, its studies can have made "
+            f"{still} more, and those entered {more}: enter all studies that were approved after the backup, with "
+            "their `rounds` (--lost FILE)"
         )
+
+
+def _may_have_released(home: Home, study: str, account: StudyAccount) -> int:
+    """How many releases this log may lack of a study that it knows."""
+    if 0 in account.charged:
+        return _planned_rounds(home, study)  # since nothing says which of its rounds were released
+    if not account.reserved or account.released:
+        return 0
+    return max(0, _planned_rounds(home, study) - len(account.charged))
 
 
 def _require_known_populations(home: Home, lost: Sequence[LostStudy]) -> None:
@@ -193,8 +220,8 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
     """Keep the larger loss of all that is known, and go on from there. Runs in the caller's transaction."""
     home = site.home
     told, known = ledger_log.tell(home), _known_accounts(home)
-    # An anchor over a log of an older version knows no more of that time than the log.
-    sure = len(known) > 1 and not told.unpriced()
+    # As the log was found, and not whether an anchor is there now: one that was written since knows of nothing lost.
+    sure = ledger_log.standing(home) != "missing" and not told.unpriced()
     names = {study.population for study in lost} | set(Population.objects.values_list("name", flat=True))
     names |= set(LedgerEntry.objects.values_list("population", flat=True).distinct())
     names |= {name for one in known for name in (*one.populations, *one.studies)}
@@ -207,6 +234,7 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
             promised = [promise for one in known if (promise := one.populations.get(name))]
             same_sides = _settle_promise(site, name, promised, here)
             _settle_accounts(site, name, [one.of(name) for one in known], here, sure=sure, same_sides=same_sides)
+        withdrawal.settle_the_list(site, known)
         _stop_studies(told.studies.keys() | names)
         ledger_log.settle_anchor(home)
         replace_durably(home.fork, fork.canonical())
@@ -340,12 +368,8 @@ def charge_what_is_reached(site: Site, study: str) -> None:
         with alone(population):
             pending.finish(site, population)
             require_one_story(site.home, population)
+            require_rounds_left(site.home, study)
             account = ledger_log.tell(site.home).of(population)[study]
-            if 0 in account.charged:
-                raise DatasitesError(
-                    f"study {study[:12]}: was charged in full after a restore, since nothing here says which of its "
-                    "rounds were released; revoke it, and ask for a new submission"
-                )
             after = charged_up_to(site.home, study, account, reached_round(site.home, study) or 0)
             if 0 in after.charged:
                 raise DatasitesError(
@@ -355,6 +379,16 @@ def charge_what_is_reached(site: Site, study: str) -> None:
             for number in sorted(after.charged.keys() - account.charged.keys()):
                 line = pending.Line(kind="charge", population=population, study=study, round=number)
                 pending.write(site, line, after.charged[number])
+
+
+def require_rounds_left(home: Home, study: str) -> None:
+    """Raise `DatasitesError` for a study that was charged in full: no round of it may run here again."""
+    accounts_ = [studies[study] for studies in ledger_log.tell(home).studies.values() if study in studies]
+    if any(0 in account.charged for account in accounts_):
+        raise DatasitesError(
+            f"study {study[:12]}: was charged in full after a restore, since nothing here says which of its rounds "
+            "were released; revoke it, and ask for a new submission"
+        )
 
 
 def _case(home: Home, study: str) -> OpenCase | None:
@@ -373,7 +407,11 @@ def _planned_rounds(home: Home, study: str) -> int:
 
 
 def _stop_studies(populations: Iterable[str]) -> None:
-    """Stop what runs, and give each charged round that the database lost a line of its own."""
+    """Stop what runs, close its rounds that have not left, and give each charged one that was lost a line of its own.
+
+    What of them was released since the backup nothing here says, so none of them is tried again, nor sat out.
+    """
+    unknown = "after a restore nothing here says what of it was released"
     populations = set(populations)
     for row in Case.objects.filter(state__in=(*Case.ACTIVE, Case.State.STOPPED)):
         charged = [a.charged for name in populations if (a := accounts.of_database(name).get(row.study_hash))]
@@ -386,6 +424,9 @@ def _stop_studies(populations: Iterable[str]) -> None:
             else "came back from a backup; `datasites study rejoin` goes on with it in a new epoch"
         )
         row.save(update_fields=["state", "note"])
+        Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).update(
+            state=Round.State.FAILED, reason=unknown
+        )
         for number in sorted({number for rounds in charged for number in rounds if number > 0}):
             Round.objects.get_or_create(
                 case=row,
@@ -394,6 +435,6 @@ def _stop_studies(populations: Iterable[str]) -> None:
                     "epoch": 0,
                     "manifest_hash": "",
                     "state": Round.State.FAILED,
-                    "reason": "charged; after a restore nothing here says what of it was released",
+                    "reason": f"charged; {unknown}",
                 },
             )

@@ -4,21 +4,32 @@ What it does not undo: models and sums that were released before, of which the p
 by the privacy loss that was charged, and no software can call them back. The patient's share of the budget stays spent.
 
 Pseudonyms of withdrawn patients lie in one file of the private folder (mode 0600) and nowhere else; the audit log
-counts them and does not name them (I12).
+holds a keyed commitment to each (`commitments`), so that it counts them and names nobody (I12).
+
+**A list that came back from a backup puts nobody back.** Whoever stands on the list *or* in the log is left out of
+every round; and where the list lacks somebody whom the log knows, nothing runs (`reconcile`) until that patient is
+entered again or two people have settled it, which keeps the union. What it rests on: log and ledger's anchor did not
+go back with the list unnoticed (`ledger`), the key of the commitments is the same, and withdrawals since the backup of
+a log that is lost, anchors included, are entered again.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from datasites.hospital import ledger_log
 from datasites.hospital.cells import pseudonym, read_table
+from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_mapping
+from datasites.hospital.ledger_log import Told
+from datasites.hospital.site import Site
 from datasites.study.durable import replace_durably
 from datasites.study.errors import InputError
 
@@ -29,9 +40,12 @@ class NobodyToLeaveOut(InputError):
 
 def withdrawn(home: Home, dataset: str) -> frozenset[str]:
     """Pseudonyms of the patients who have withdrawn from a dataset, or from another one of its population."""
+    return frozenset().union(*(_read(home.withdrawals / f"{name}.json") for name in _names(home, dataset)))
+
+
+def _names(home: Home, dataset: str) -> set[str]:
     # A dataset may have been given another population than its own after somebody withdrew.
-    names = {dataset, home.dataset(dataset).population}
-    return frozenset().union(*(_read(home.withdrawals / f"{name}.json") for name in names))
+    return {dataset, home.dataset(dataset).population}
 
 
 def _read(path: Path) -> frozenset[str]:
@@ -98,5 +112,64 @@ def in_words(home: Home, dataset: str, patient: str) -> str:
 
 
 def stays(home: Home, dataset: str, patients: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
-    """For each row, whether its patient has not withdrawn; shape (rows,)."""
-    return ~np.isin(patients, sorted(withdrawn(home, dataset)))
+    """For each row, whether its patient has not withdrawn, by the list and by the log; shape (rows,)."""
+    told, gone = ledger_log.tell(home).withdrawn, withdrawn(home, dataset)
+    logged = frozenset[str]().union(*(told.get(name, frozenset()) for name in _names(home, dataset)))
+    if logged:
+        commitments = _commitments(home, {str(patient) for patient in patients} - gone)
+        gone |= {patient for patient, commitment in commitments.items() if commitment in logged}
+    return ~np.isin(patients, sorted(gone))
+
+
+def log(site: Site, dataset: str, patient: str, **fields: str | int) -> None:
+    """Let log and anchor know that a patient is on the list."""
+    name = pseudonym(patient)
+    assert name is not None
+    population = site.home.dataset(dataset).population
+    (commitment,) = _commitments(site.home, [name]).values()
+    site.audit.append(ledger_log.WITHDRAWN, dataset=dataset, population=population, commitment=commitment, **fields)
+    ledger_log.write_anchor(site.home)
+
+
+def log_the_list(site: Site) -> None:
+    """Let the log know of all who are on the list: a kill, or an older version, has left somebody out."""
+    told = ledger_log.tell(site.home).withdrawn
+    for path in sorted(site.home.withdrawals.glob("*.json")):
+        listed = _commitments(site.home, _read(path)).values()
+        for commitment in sorted(set(listed) - told.get(path.stem, frozenset())):
+            site.audit.append(ledger_log.WITHDRAWN, population=path.stem, commitment=commitment)
+
+
+def missing(home: Home) -> dict[str, int]:
+    """By population, how many the list lacks of those who have withdrawn as the log says."""
+    told = ledger_log.tell(home).withdrawn
+    lacking = {name: len(logged - _listed(home, name)) for name, logged in told.items()}
+    return {name: number for name, number in sorted(lacking.items()) if number}
+
+
+def settle_the_list(site: Site, known: Iterable[Told]) -> None:
+    """Keep all who have withdrawn by the word of log or anchor, known by their commitments alone."""
+    home, known = site.home, tuple(known)
+    for population in sorted({name for told in known for name in told.withdrawn}):
+        everybody = frozenset[str]().union(*(told.withdrawn.get(population, frozenset()) for told in known))
+        for commitment in sorted(everybody - ledger_log.tell(home).withdrawn.get(population, frozenset())):
+            site.audit.append(ledger_log.WITHDRAWN, population=population, commitment=commitment, settled=True)
+        lacking = everybody - _listed(home, population)
+        if lacking:
+            path = _settled(home, population)
+            replace_durably(path, json.dumps(sorted(_read(path) | lacking)).encode())
+
+
+def _listed(home: Home, population: str) -> frozenset[str]:
+    listed = _commitments(home, _read(home.withdrawals / f"{population}.json")).values()
+    return frozenset(listed) | _read(_settled(home, population))
+
+
+def _settled(home: Home, population: str) -> Path:
+    """Commitments to patients whose pseudonyms were lost with a list, and who stay left out."""
+    return home.withdrawals / "settled" / f"{population}.json"
+
+
+def _commitments(home: Home, patients: Iterable[str]) -> dict[str, str]:
+    key = Commitments(home)
+    return {patient: key.commit("withdrawn patient", patient.encode()) for patient in sorted(patients)}

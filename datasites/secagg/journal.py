@@ -29,6 +29,9 @@ from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.durable import replace_durably
 from datasites.study.manifest import Sha256
 
+#: The floor of a journal that has never reached an epoch or a round.
+NOTHING_REACHED = (-1, 0)
+
 
 class Sent(Agreed):
     """One message in the journal: kind and recipient ("" for all), and the SHA-256 that names its file."""

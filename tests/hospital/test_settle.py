@@ -40,6 +40,7 @@ LOST = LostStudy(
     noise_multiplier=4.0,
     sampling_rate=0.3,
     steps=75,
+    rounds=15,
     evaluation_multiplier=100.0,
 )
 
@@ -223,7 +224,7 @@ def test_a_head_that_others_hold_stops_everything_until_what_was_lost_is_entered
     """All was put back together, anchors included: nothing in here can know, and a head that left does."""
     shutil.copytree(charged.home.anchors, tmp_path / "anchors")
     backup = Backup(charged.home, tmp_path / "backup")
-    head = release(charged, 20)
+    head = release(charged, 16)
     ledger.charge(charged, charged.home.dataset("heart"), STUDY, 4, ROUND)
     backup.restore_database()
     backup.restore_log()
@@ -235,7 +236,7 @@ def test_a_head_that_others_hold_stops_everything_until_what_was_lost_is_entered
     assert hold_against(site, [head]) == [head]
     with pytest.raises(AccountsDiffer, match="other parties hold heads"):
         ledger.reserve(site, site.home.dataset("heart"), "b" * 64, ROUND)
-    with pytest.raises(InputError, match="counts 20 releases; this log holds 0"):
+    with pytest.raises(InputError, match="counts 16 releases; this log holds 0"):
         proposals.propose_restored(site, desk.login("ann"), (), "restored")
     after = settled(desk, site, LOST)
     assert hold_against(after, [head]) == [], "its part of the log was settled"
