@@ -413,8 +413,10 @@ class Run:
             self._save(present=tuple(sorted({*self.state.present, *late})))
 
     def _check_head(self, sender: str, head: PublicHead, fork: Fork | None, *, of_release: bool) -> None:
-        """Raise unless `head` is signed by the pinned key and goes on from the last head of that hospital (I11).
+        """Raise unless `head` is signed by the pinned key and counts on from the last head of that hospital (I11).
 
+        A log that went back, and has counted at least as many releases of other studies since, is not seen here: only
+        the hospital can compare heads with its log (`datasites audit held`).
         of_release: it came with a release, which each head before it lacks; else nothing need have been released since.
         A fork that the hospital declares lets its heads go back to it, once: from then on they go on from there. Each
         is kept for the report, since what came after it in the lost log is in the hospital's log no more.
