@@ -2,7 +2,7 @@
 """Shows that the fast tests notice when code that protects patients is changed: one wrong line at a time.
 
 For each mutation in `scripts/mutations.py`, the changed file is put into a copy of this tree and the tests named beside
-it run there (never those marked slow or e2e). Prints the first test that fails, or SURVIVED; exit code 1 if any
+it run there (never those marked slow, long or e2e). Prints the first test that fails, or SURVIVED; exit code 1 if any
 survives, or if a mutation can't be judged: its tests fail on the tree as it is, or can't run at all. `--json FILE`
 writes [{name, file, outcome, test, seconds}].
 
@@ -58,7 +58,17 @@ def copy_of_tree(folder: Path) -> Path:
 def run_tests(tree: Path, tests: Sequence[str], seconds: float) -> tuple[int, str]:
     """Exit code of the fast ones among `tests`, up to the first that fails, and what they printed."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not e2e"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not e2e and not long",
+    ]
     try:
         done = subprocess.run(
             [*command, *tests], cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds, check=False

@@ -132,7 +132,7 @@ def test_nobody_sees_that_one_side_is_empty(run: Run, sides: dict[str, list[str]
     assert found == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -208,8 +208,8 @@ DISTRIBUTED = ("counts_beside_the_door", "later_by_rows", "abstains_where_nobody
 @pytest.mark.parametrize(
     ("leak", "mode"),
     [
-        *(pytest.param(name, "local", id=name, marks=[pytest.mark.slow] * (name not in FAST)) for name in PLANTED),
-        *(pytest.param(name, "distributed", id=f"{name}, distributed", marks=pytest.mark.slow) for name in DISTRIBUTED),
+        *(pytest.param(name, "local", id=name, marks=[pytest.mark.long] * (name not in FAST)) for name in PLANTED),
+        *(pytest.param(name, "distributed", id=f"{name}, distributed", marks=pytest.mark.long) for name in DISTRIBUTED),
     ],
 )
 def test_a_planted_leak_shows(run: Run, sides: dict[str, list[str]], leak: str, mode: str) -> None:
