@@ -75,8 +75,10 @@ def eventful(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Four]:
     And on the neighbour up to the first thing that differs, with nothing replaced that comes out of the worker.
     """
 
+    folders = {mode: tmp_path_factory.mktemp(mode) for mode in MODES}
+
     def four(mode: str) -> Four:
-        laboratory = Laboratory(tmp_path_factory.mktemp(mode))
+        laboratory = Laboratory(folders[mode])
         scenario = replace(EVENTFUL, mode=mode)
         on_table = laboratory.run(scenario)
         again = laboratory.run(scenario)
