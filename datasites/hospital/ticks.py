@@ -36,7 +36,7 @@ GRACE = TICK / 5
 _ROOM, _SPARE = 1.5, 10
 #: Seconds to allow for reading a record, and each value that it is encoded to: some three times what they take on a
 #: processor of 2020. And ticks beside, for files and keys.
-_RECORD, _VALUE, _READING_SPARE = 25e-6, 1e-6, 4
+_RECORD, _VALUE, _READING_SPARE = 50e-6, 3e-6, 4
 
 
 def invented_rows(records: int, held_out: float) -> tuple[int, int]:
