@@ -336,7 +336,7 @@ MUTATIONS = (
     Mutation(
         "restore: a charged round runs again under a charge in full",
         "datasites/hospital/ledger.py",
-        "        if 0 in account.charged:\n",
+        "        if account.is_in_full:\n",
         "        if False:\n",
         (f"{_RESTORED}::test_starting_once_makes_no_lost_log_a_new_one",),
     ),
@@ -350,7 +350,7 @@ MUTATIONS = (
     Mutation(
         "restore: a study that was charged in full goes on",
         "datasites/hospital/settle.py",
-        "    if any(0 in account.charged for account in accounts_):\n",
+        "    if any(account.is_in_full for account in ledger_log.tell(home).accounts_of_study(study)):\n",
         "    if False:\n",
         (f"{_RESTORED}::test_a_charged_round_is_not_released_again_under_the_same_charge",),
     ),

@@ -79,6 +79,13 @@ def _events(stored: str) -> tuple[DpEvent, ...]:
     return tuple(read_charge(json.dumps(charge)).event() for charge in json.loads(stored))
 
 
+#: Of a study whose whole reservation was charged after a restore, in words.
+IN_FULL = (
+    "was charged in full after a restore, since nothing here says which of its rounds were released; revoke it, and "
+    "ask for a new submission"
+)
+
+
 @dataclass(frozen=True)
 class StudyAccount:
     """One study's lines: what it reserved, what it charged by round, and whether the rest was released.
@@ -89,6 +96,11 @@ class StudyAccount:
     reserved: Prices = field(default_factory=dict)
     charged: Mapping[int, Prices] = field(default_factory=dict)
     released: bool = False
+
+    @property
+    def is_in_full(self) -> bool:
+        """Whether all that was reserved was charged after a restore (round 0)."""
+        return 0 in self.charged
 
     def charged_events(self, partition: str, *, local: bool = False) -> list[DpEvent]:
         """Events of all rounds that were charged."""

@@ -145,8 +145,8 @@ def open_journal(home: Home, study_hash: str) -> Journal:
 def _known_rounds(home: Home, study_hash: str) -> list[tuple[int, int]]:
     """Epoch (-1: not known) and number of each round of which ledger or database knows."""
     rounds = list(Round.objects.filter(case__study_hash=study_hash).values_list("epoch", "round"))
-    accounts = [studies.get(study_hash) for studies in ledger_log.tell(home).studies.values()]
-    return rounds + [(-1, number) for account in accounts if account is not None for number in account.charged]
+    accounts = ledger_log.tell(home).accounts_of_study(study_hash)
+    return rounds + [(-1, number) for account in accounts for number in account.charged]
 
 
 def sweep_staging(home: Home) -> None:

@@ -216,11 +216,8 @@ def charge(
         known = accounts_of(population)
         account = known.get(study) or StudyAccount()
         # Before all else: of rounds that were charged, too, nothing says whether they were released.
-        if 0 in account.charged:
-            raise BudgetExceeded(
-                f"budget: study {study[:12]} was charged in full after a restore, since nothing here knows which of "
-                "its rounds were released; revoke it, and ask for a new submission"
-            )
+        if account.is_in_full:
+            raise BudgetExceeded(f"budget: study {study[:12]}: {accounts.IN_FULL}")
         if number in account.charged:
             if account.charged[number] != prices:
                 raise BudgetExceeded(f"budget: round {number} of study {study[:12]} was charged with another event")

@@ -73,6 +73,10 @@ class Told:
         """Accounts of one population."""
         return self.studies.get(population, {})
 
+    def accounts_of_study(self, study: str) -> list[StudyAccount]:
+        """What one study reserved and charged, by population; no account where the log knows nothing of it."""
+        return [accounts[study] for accounts in self.studies.values() if study in accounts]
+
     def unpriced(self, more: Iterable[Accounts] = ()) -> list[str]:
         """Studies with lines of an older version whose amounts stand neither in later records nor in `more`."""
         known = [*self.studies.values(), *more]

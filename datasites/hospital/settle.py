@@ -174,7 +174,7 @@ def require_enough(site: Site, lost: Sequence[LostStudy]) -> None:
 
 def _may_have_released(home: Home, study: str, account: StudyAccount) -> int:
     """How many releases this log may lack of a study that it knows."""
-    if 0 in account.charged:
+    if account.is_in_full:
         return _planned_rounds(home, study)  # since nothing says which of its rounds were released
     if not account.reserved or account.released:
         return 0
@@ -327,7 +327,7 @@ def _with_all_that_may_have_left(
     home: Home, study: str, account: StudyAccount, *, sure: bool, same_sides: bool
 ) -> StudyAccount:
     """An open study's account with every round charged that its journal reached; in full where nothing says how far."""
-    if account.released or not account.reserved or 0 in account.charged:
+    if account.released or not account.reserved or account.is_in_full:
         return account
     if not same_sides:
         return accounts.in_full(account)
@@ -371,7 +371,7 @@ def charge_what_is_reached(site: Site, study: str) -> None:
             require_rounds_left(site.home, study)
             account = ledger_log.tell(site.home).of(population)[study]
             after = charged_up_to(site.home, study, account, reached_round(site.home, study) or 0)
-            if 0 in after.charged:
+            if after.is_in_full:
                 raise DatasitesError(
                     f"study {study[:12]}: its case can't be opened, so that nothing says what its rounds cost; revoke "
                     "it, and ask for a new submission"
@@ -383,12 +383,8 @@ def charge_what_is_reached(site: Site, study: str) -> None:
 
 def require_rounds_left(home: Home, study: str) -> None:
     """Raise `DatasitesError` for a study that was charged in full: no round of it may run here again."""
-    accounts_ = [studies[study] for studies in ledger_log.tell(home).studies.values() if study in studies]
-    if any(0 in account.charged for account in accounts_):
-        raise DatasitesError(
-            f"study {study[:12]}: was charged in full after a restore, since nothing here says which of its rounds "
-            "were released; revoke it, and ask for a new submission"
-        )
+    if any(account.is_in_full for account in ledger_log.tell(home).accounts_of_study(study)):
+        raise DatasitesError(f"study {study[:12]}: {accounts.IN_FULL}")
 
 
 def _case(home: Home, study: str) -> OpenCase | None:
@@ -414,12 +410,11 @@ def _stop_studies(populations: Iterable[str]) -> None:
     unknown = "after a restore nothing here says what of it was released"
     populations = set(populations)
     for row in Case.objects.filter(state__in=(*Case.ACTIVE, Case.State.STOPPED)):
-        charged = [a.charged for name in populations if (a := accounts.of_database(name).get(row.study_hash))]
-        full = any(0 in rounds for rounds in charged)
+        known = [one for name in populations if (one := accounts.of_database(name).get(row.study_hash))]
+        full = any(account.is_in_full for account in known)
         row.state = Case.State.STOPPED
         row.note = (
-            "was charged in full after a restore, since nothing says which of its rounds were released; revoke it, and "
-            "ask for a new submission"
+            accounts.IN_FULL
             if full
             else "came back from a backup; `datasites study rejoin` goes on with it in a new epoch"
         )
@@ -427,7 +422,7 @@ def _stop_studies(populations: Iterable[str]) -> None:
         Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).update(
             state=Round.State.FAILED, reason=unknown
         )
-        for number in sorted({number for rounds in charged for number in rounds if number > 0}):
+        for number in sorted({number for account in known for number in account.charged if number > 0}):
             Round.objects.get_or_create(
                 case=row,
                 round=number,
