@@ -301,8 +301,8 @@ def test_a_round_that_is_resumed_after_a_failure_is_tried_again_with_the_same_ke
     assert keys[0] == keys[1]
 
 
-def test_nothing_waits_for_the_work_on_rows(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the moment at which any other letter leaves would tell how long that work took (I16)."""
+def held_at_work(running: Running, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Round 1, its rows at work until the event is set."""
     go_on, at_work = threading.Event(), threading.Event()
     train = RowWork._train
 
@@ -316,6 +316,12 @@ def test_nothing_waits_for_the_work_on_rows(running: Running, monkeypatch: pytes
     running.open(1)
     while not at_work.is_set():
         running.run.step()
+    return go_on
+
+
+def test_nothing_waits_for_the_work_on_rows(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the moment at which any other letter leaves would tell how long that work took (I16)."""
+    go_on = held_at_work(running, monkeypatch)
     round = running.run._at_work
     assert round is not None
     running.run.step()  # comes back, again and again, while rows are at work
@@ -355,19 +361,7 @@ def test_a_study_that_is_let_go_of_waits_for_no_rows(running: Running, monkeypat
 
 def test_a_round_that_was_sat_out_is_not_released_after_all(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """People stopped the study while its rows were at work, and answered for the round."""
-    go_on, at_work = threading.Event(), threading.Event()
-    train = RowWork._train
-
-    def slow(*arguments: Any) -> Any:
-        at_work.set()
-        assert go_on.wait(120)
-        return train(*arguments)
-
-    monkeypatch.setattr(RowWork, "_train", slow)
-    running.set_up()
-    running.open(1)
-    while not at_work.is_set():
-        running.run.step()
+    go_on = held_at_work(running, monkeypatch)
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
     review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "looked at")
     go_on.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.package import StudyPackage
 from datasites.transport.syft import SubmittedJob
 from policies.registry import RegistryFile
+from tests.agreements import agreements
 from tests.hospital.conftest import HEART
 
 PASSWORD = "a long enough passphrase"
@@ -53,38 +55,6 @@ def job(**files: bytes) -> SubmittedJob:
     )
 
 
-AGREEMENTS = """
-[[agreement]]
-id = "baa-university"
-kind = "baa"
-parties = ["Cleveland", "University"]
-services = ["aggregation", "model_distribution"]
-effective = 2026-01-01
-expires = {expires}
-document = "{document}"
-
-[[agreement]]
-id = "baa-storage"
-kind = "baa"
-parties = ["Cleveland", "Storage Provider"]
-services = ["{transport}"]
-effective = 2026-01-01
-expires = 2099-12-31
-document = "{document}"
-
-[[agreement]]
-id = "irb"
-kind = "irb"
-parties = ["Cleveland", "University"]
-reference = "IRB-2026-017"
-purposes = ["cardiology-research"]
-features = {features}
-effective = 2026-01-01
-expires = 2099-12-31
-document = "{document}"
-"""
-
-
 class Desk:
     """A case in review, with the hospital's people in front of it."""
 
@@ -95,18 +65,11 @@ class Desk:
             add_person(name, role, PASSWORD, f"{name}@cleveland.example.org")
         home.registry.unlink(missing_ok=True)
 
-    def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: str = "") -> None:
+    def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: Sequence[str] = ()) -> None:
         package = StudyPackage.read(HEART / "study")
         names = [f.name for f in (*package.data_model.features, package.data_model.label)]
         file = self.site.home.root / "agreements.toml"
-        file.write_text(
-            AGREEMENTS.format(
-                expires=expires,
-                transport=transport,
-                features=features or str(names).replace("'", '"'),
-                document="ab" * 32,
-            )
-        )
+        file.write_text(agreements("Cleveland", features or names, expires=expires, transport=transport))
         for id, version in enter_agreements(self.site, self.login("ann"), file):
             confirm_agreement(self.site, self.login("bob"), id, version)
 
@@ -183,7 +146,7 @@ def test_an_agreement_that_nobody_confirmed(desk: Desk) -> None:
 
 
 def test_a_feature_beyond_the_minimum_necessary(desk: Desk) -> None:
-    desk.agree(features='["age", "sex", "disease"]')
+    desk.agree(features=["age", "sex", "disease"])
     assert denied_by(desk, "ann") == ("purpose",)
 
 

@@ -28,6 +28,7 @@ from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.transport.store import Store
+from tests.agreements import agreements
 
 STUDY = Path(__file__).with_name("study")
 RESEARCHER = "researcher@university.example.org"
@@ -66,37 +67,6 @@ pressure = { from = "pressure", unit = "mm[Hg]" }
 disease = { from = "disease" }
 """
 
-AGREEMENTS = """
-[[agreement]]
-id = "baa-university"
-kind = "baa"
-parties = ["North", "University"]
-services = ["aggregation", "model_distribution"]
-effective = 2026-01-01
-expires = 2099-12-31
-document = "{document}"
-
-[[agreement]]
-id = "baa-storage"
-kind = "baa"
-parties = ["North", "Storage Provider"]
-services = ["transport"]
-effective = 2026-01-01
-expires = 2099-12-31
-document = "{document}"
-
-[[agreement]]
-id = "irb"
-kind = "irb"
-parties = ["North", "University"]
-reference = "IRB-2026-017"
-purposes = ["cardiology-research"]
-features = ["age", "sex", "pressure", "disease"]
-effective = 2026-01-01
-expires = 2099-12-31
-document = "{document}"
-"""
-
 
 def furnish(root: Path) -> None:
     """Make all parties below `root`: home (the hospital under test), researcher, and one folder for each peer."""
@@ -108,9 +78,9 @@ def furnish(root: Path) -> None:
     (home.root / "data" / "mock.csv").write_text(_mock())
     for name, role in (("ann", "steward"), ("bob", "privacy_officer")):
         add_person(name, role, PASSPHRASE, f"{name}@north.example.org")
-    agreements = root / "agreements.toml"
-    agreements.write_text(AGREEMENTS.format(document="ab" * 32))
-    for id, version in enter_agreements(site, person("ann"), agreements):
+    file = root / "agreements.toml"
+    file.write_text(agreements("North", ("age", "sex", "pressure", "disease")))
+    for id, version in enter_agreements(site, person("ann"), file):
         confirm_agreement(site, person("bob"), id, version)
     entries = [RosterEntry.model_validate_json((root / "home" / "roster-entry.json").read_bytes())]
     for email in PEERS:
