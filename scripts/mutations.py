@@ -348,6 +348,27 @@ MUTATIONS = (
         (f"{_RESTORED}::test_a_journal_that_is_gone_is_no_new_one",),
     ),
     Mutation(
+        "restore: anchors are believed against a head that others hold",
+        "datasites/hospital/settle.py",
+        "    anchors_tell = not _foreign(home)\n",
+        "    anchors_tell = True\n",
+        (f"{_RESTORED}::test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_head",),
+    ),
+    Mutation(
+        "restore: a case in review explains a journal",
+        "datasites/hospital/settle.py",
+        'set(LedgerEntry.objects.values_list("study_hash", flat=True))\n    for told',
+        'set(Case.objects.values_list("study_hash", flat=True))\n    for told',
+        (f"{_RESTORED}::test_a_case_that_was_only_proposed_before_the_backup_explains_no_journal",),
+    ),
+    Mutation(
+        "restore: journals without an anchor are of a new home",
+        "datasites/hospital/ledger_log.py",
+        'home.secagg.glob("*/journal"), ',
+        "",
+        (f"{_RESTORED}::test_what_a_study_leaves_behind_shows_that_a_home_without_log_and_anchors_is_no_new_one",),
+    ),
+    Mutation(
         "restore: a study that was charged in full goes on",
         "datasites/hospital/settle.py",
         "    if any(account.is_in_full for account in ledger_log.tell(home).accounts_of_study(study)):\n",

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from datasites.hospital.accounts import Accounts, Price, Prices, StudyAccount
 from datasites.hospital.config import Home
-from datasites.hospital.models import BudgetFact, LedgerEntry
+from datasites.hospital.models import BudgetFact, LedgerEntry, Round
 from datasites.hospital.openings import under_way
 from datasites.study.audit_chain import LARGEST_RECORD, RESTORE, AuditError, Record, bounded_lines, read_record
 from datasites.study.canonical import Agreed
@@ -355,7 +355,11 @@ def _start(home: Home) -> _Read:
 
 def _begins(home: Home, told: Told) -> bool:
     """Whether nothing shows that an anchor was ever written: log, database and journals know of nothing to lose."""
-    if told.studies or told.older or LedgerEntry.objects.exists() or any(home.anchors.glob("[0-9a-f]*")):
+    if told.studies or told.older or LedgerEntry.objects.exists() or Round.objects.exists():
+        return False
+    # What a study leaves behind, each in a folder of its own that may have survived the others.
+    left = (home.anchors.glob("[0-9a-f]*"), home.secagg.glob("*/journal"), home.identities.glob("*.bin"))
+    if any(any(paths) for paths in left):
         return False
     known = told.populations.keys() | set(BudgetFact.objects.values_list("population__name", flat=True))
     return known <= under_way(home)

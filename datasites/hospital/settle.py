@@ -2,8 +2,9 @@
 
 Known are database, audit log and the ledger's anchor, line by line; the anchors of the journals, which say how far each
 study came; and what the two people enter: studies that were approved after the backup, and heads of the log that other
-parties hold. Where the ledger's anchor is gone, nothing says which rounds of an open study were released, and it counts
-as charged in full: no round of it runs here any more.
+parties hold. Where the ledger's anchor is gone, or others hold a head that the log lacks (so that the anchors may have
+come back with it), nothing says which rounds of an open study were released, and it counts as charged in full: no round
+of it runs here any more.
 
 The log then goes on from where it was restored, with a record that says so and a signed statement for the others
 (`study.audit_chain.Fork`). All of it may be killed anywhere and confirmed again: each step only adds.
@@ -193,14 +194,15 @@ def _require_known_populations(home: Home, lost: Sequence[LostStudy]) -> None:
 
 
 def _require_known_journals(home: Home, lost: Sequence[LostStudy]) -> None:
-    known = {study.study for study in lost} | set(Case.objects.values_list("study_hash", flat=True))
+    # A case alone says no more than that the study was proposed before the backup.
+    known = {study.study for study in lost} | set(LedgerEntry.objects.values_list("study_hash", flat=True))
     for told in _known_accounts(home):
-        known |= {study for studies in told.studies.values() for study in studies}
+        known |= {study for studies in told.studies.values() for study in studies} | {study for study, _ in told.older}
     names = {path.name for path in home.anchors.glob("*")} if home.anchors.is_dir() else set()
     for name in sorted(name for name in names if re.fullmatch("[0-9a-f]{64}", name)):
         if name not in known:
             raise InputError(
-                f"study {name[:12]}: {home.anchors / name} shows that it ran here, and nothing else knows it: it was "
+                f"study {name[:12]}: {home.anchors / name} shows that it ran here, and no account knows it: it was "
                 "approved after the backup; enter it (--lost FILE)"
             )
 
@@ -222,6 +224,8 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
     told, known = ledger_log.tell(home), _known_accounts(home)
     # As the log was found, and not whether an anchor is there now: one that was written since knows of nothing lost.
     sure = ledger_log.standing(home) != "missing" and not told.unpriced()
+    # Whoever holds a head that the log lacks has seen releases of which the anchors beside it may know nothing either.
+    anchors_tell = not _foreign(home)
     names = {study.population for study in lost} | set(Population.objects.values_list("name", flat=True))
     names |= set(LedgerEntry.objects.values_list("population", flat=True).distinct())
     names |= {name for one in known for name in (*one.populations, *one.studies)}
@@ -232,8 +236,8 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
         for name in sorted(names):
             here = [study for study in lost if study.population == name]
             promised = [promise for one in known if (promise := one.populations.get(name))]
-            same_sides = _settle_promise(site, name, promised, here)
-            _settle_accounts(site, name, [one.of(name) for one in known], here, sure=sure, same_sides=same_sides)
+            may_go_on = _settle_promise(site, name, promised, here) and anchors_tell
+            _settle_accounts(site, name, [one.of(name) for one in known], here, sure=sure, may_go_on=may_go_on)
         withdrawal.settle_the_list(site, known)
         _stop_studies(told.studies.keys() | names)
         ledger_log.settle_anchor(home)
@@ -304,12 +308,12 @@ def _settle_accounts(
     lost: Sequence[LostStudy],
     *,
     sure: bool,
-    same_sides: bool,
+    may_go_on: bool,
 ) -> None:
     """Let log and database hold the larger loss of all that is known.
 
-    sure: nothing else can have been released. same_sides: patients are on the sides that open studies were approved
-    for; where they aren't, none of these may go on.
+    sure: a study without a journal's anchor has released nothing. may_go_on: patients are on the sides that they had
+    when open studies were approved, and the anchors say how far these came; else none of them may go on.
     """
     stored, logged = accounts.of_database(name), ledger_log.tell(site.home).of(name)
     order = opened_order(name)
@@ -319,17 +323,17 @@ def _settle_accounts(
     for one in (logged, *known, entered):
         everything = accounts.merged(everything, one, order or ANY_ORDER)
     for study, account in everything.items():
-        settled = _with_all_that_may_have_left(site.home, study, account, sure=sure, same_sides=same_sides)
+        settled = _with_all_that_may_have_left(site.home, study, account, sure=sure, may_go_on=may_go_on)
         pending.bring_up(site, name, study, settled, stored.get(study), logged.get(study))
 
 
 def _with_all_that_may_have_left(
-    home: Home, study: str, account: StudyAccount, *, sure: bool, same_sides: bool
+    home: Home, study: str, account: StudyAccount, *, sure: bool, may_go_on: bool
 ) -> StudyAccount:
     """An open study's account with every round charged that its journal reached; in full where nothing says how far."""
     if account.released or not account.reserved or account.is_in_full:
         return account
-    if not same_sides:
+    if not may_go_on:
         return accounts.in_full(account)
     reached = reached_round(home, study)
     if reached is None:

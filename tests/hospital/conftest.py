@@ -88,8 +88,8 @@ def site(home: Home, own: Identity) -> Iterator[Site]:
     # Log and anchors with the tables: they tell one story, or nothing runs.
     home.audit.unlink(missing_ok=True)
     head_file(home.audit).unlink(missing_ok=True)
-    shutil.rmtree(home.anchors, ignore_errors=True)
-    shutil.rmtree(home.ledger_pending, ignore_errors=True)
+    for folder in (home.anchors, home.ledger_pending, home.secagg, home.identities):
+        shutil.rmtree(folder, ignore_errors=True)
     home.foreign_heads.unlink(missing_ok=True)
     home.fork.unlink(missing_ok=True)
     ledger_log.forget(home)

@@ -23,6 +23,7 @@ from datasites.hospital.datasite import Datasite
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Round
+from datasites.hospital.patients import remember
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.review import ReviewError
@@ -43,6 +44,8 @@ from tests.hospital.test_settle import (
     a_round,
     again,
     committed,
+    head_of,
+    no_charges,
     nothing_left,
     on_sqlite,
     running,  # noqa: F401 (fixture)
@@ -128,6 +131,102 @@ def test_a_study_of_a_home_without_log_and_anchors_releases_no_round_again(runni
         with pytest.raises(DatasitesError, match=IN_FULL):
             act(site, running.row.pk, ann, "as the guide says")
     assert Case.objects.get(pk=running.row.pk).state == Case.State.STOPPED
+
+
+@on_sqlite
+@pytest.mark.parametrize("killed", ["no", "before the heads are settled", "after the heads are settled"])
+def test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_head(
+    running: Running,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: str,
+) -> None:
+    """A snapshot of the whole home: rounds 2 to 4 left since, and no round of the study may leave a second time."""
+    home, whole = running.site.home, committed(running.site)
+    running.set_up()
+    a_round(running, 1)
+    backup = WholeHome(running.site, tmp_path / "backup")
+    shutil.copytree(home.anchors, tmp_path / "anchors")
+    for number in (2, 3, 4):
+        a_round(running, number)
+    head = head_of(running, 4)
+    again(running)
+    backup.restore()
+    shutil.rmtree(home.anchors)
+    shutil.copytree(tmp_path / "anchors", home.anchors)
+    fresh_post(running)
+    site = restarted(running.site)
+    assert ledger_log.standing(home) == "current", "nothing in here can know"
+    assert hold_against(site, [head]) == [head]
+    if killed != "no":
+        entered = proposals.propose_restored(site, running.desk.login("ann"), (), "a snapshot was put back")
+        unlink = Path.unlink
+
+        def kill(path: Path, missing_ok: bool = False) -> None:
+            if path != home.foreign_heads:
+                return unlink(path, missing_ok=missing_ok)
+            if killed.startswith("after"):
+                unlink(path, missing_ok=missing_ok)
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", kill)
+            with pytest.raises(Killed):
+                proposals.confirm(site, running.desk.login("bob"), entered.pk)
+        proposals.withdraw(site, running.desk.login("ann"), entered.pk)
+        site = restarted(site)
+    site = settled(running.desk, site)
+    assert spent(site) == committed(site) == pytest.approx(whole)
+    row, ann = Case.objects.get(pk=running.row.pk), running.desk.login("ann")
+    for act in (review.rejoin, review.resume):
+        with pytest.raises(DatasitesError, match=IN_FULL):
+            act(site, row.pk, ann, "as the note says")
+    assert row.state == Case.State.STOPPED
+
+
+@on_sqlite
+def test_a_case_that_was_only_proposed_before_the_backup_explains_no_journal(
+    desk: Desk,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Its journal's anchor survived, and shows that it ran since: two people must enter what it cost."""
+    home = desk.site.home
+    home.secagg.mkdir(exist_ok=True)
+    backup = WholeHome(desk.site, tmp_path / "backup")
+    study = Running(desk, tmp_path)
+    study.set_up()
+    a_round(study, 1)
+    again(study)
+    backup.restore()
+    home.ledger_anchor.unlink()
+    site = restarted(study.site)
+    assert Case.objects.get(study_hash=study.study).state == Case.State.REVIEW
+    ann = desk.login("ann")
+    with pytest.raises(InputError, match="shows that it ran here, and no account knows it"):
+        proposals.propose_restored(site, ann, (), "restored")
+    settled(desk, site, LOST.model_copy(update={"study": study.study}))
+
+
+@pytest.mark.parametrize("left", ["rounds", "a journal", "identities"])
+def test_what_a_study_leaves_behind_shows_that_a_home_without_log_and_anchors_is_no_new_one(
+    running: Running,  # noqa: F811
+    left: str,
+) -> None:
+    home = running.site.home
+    running.set_up()
+    a_round(running, 1)
+    again(running)
+    for table in (LedgerEntry, BudgetFact, Population):
+        table.objects.all().delete()
+    lose_log_and_anchors(home)
+    if left != "rounds":
+        Round.objects.all().delete()
+    if left != "a journal":
+        shutil.rmtree(home.secagg / running.study / "journal")
+    shutil.rmtree(home.identities, ignore_errors=True)
+    if left == "identities":
+        remember(home, "heart", frozenset([b"a digest"]))
+    does_not_start(restarted(running.site), "is missing")
 
 
 # -- budgets that are being opened -------------------------------------------------------------------------------------
@@ -275,17 +374,14 @@ def test_a_journal_that_is_gone_is_no_new_one(at_work: Running, knows: str) -> N
 
 def test_work_at_hand_is_of_no_round_that_may_be_sat_out_once_a_restore_is_settled(at_work: Running) -> None:
     study = at_work
-    head = PublicHead.sign(study.site.identity, 0, "ab" * 32)
-    assert hold_against(study.site, [head])
+    no_charges()
     ann, bob = study.desk.login("ann"), study.desk.login("bob")
-    proposals.confirm(study.site, bob, proposals.propose_restored(study.site, ann, (LOST,), "restored").pk)
+    proposals.confirm(study.site, bob, proposals.propose_restored(study.site, ann, (), "restored").pk)
     row = Case.objects.get(pk=study.row.pk)
     assert row.state == Case.State.STOPPED
     assert list(Round.objects.filter(case=row).values_list("state", flat=True)) == [Round.State.FAILED]
     with pytest.raises(ReviewError, match="no round of it waits"):
         review.sit_out(study.site, row.pk, ann, "we sit this one out")
-    study.steps()
-    assert nothing_left(study, 1)
     review.resume(study.site, row.pk, ann, "goes on with the next round")
     study.steps()
     assert nothing_left(study, 1), "what was at work is dropped"
