@@ -8,10 +8,11 @@ of a label, and whose it is, is a function of that row's cells, the mapping and 
 and a set P of its rows, `prepare(T without P)` is `prepare(T)` without the rows of P, bit for bit, in the same order.
 
 Assumes: (a) rows are the lines of a CSV file, or the rows of a Parquet file whose columns have the same types with and
-without P, except that whole numbers up to 2^53 may lie in columns of whole numbers or of fractions, and any value as
-its text; how the hospital's export makes the file is not looked at; (b) both tables are ready: one that isn't is
-refused as a whole, which people see and nobody else (claim 9 of privacy/README.md); (c) without a patient column, rows
-are named by `patients.row_identities`: of equal rows the last name goes, whichever of them is taken away.
+without P (of decimals the scale is part of the type), except that whole numbers up to 2^53 may lie in columns of whole
+numbers or of fractions, and any value as its text; how the hospital's export makes the file is not looked at; (b) both
+tables are ready: one that isn't is refused as a whole, which people see and nobody else (claim 9 of privacy/README.md);
+(c) without a patient column, rows are named by `patients.row_identities`: of equal rows the last name goes, whichever
+of them is taken away, and where these rows stand is then theirs as a set: the others keep their places.
 
 Proof. (1) File to cells: `cells.read_table` parses each line of a CSV file alone, with a parser made anew for it,
 against the header, which is a line of its own; a line of white space gives no row. Of Parquet each value is turned into
