@@ -348,6 +348,13 @@ MUTATIONS = (
         (f"{_RESTORED}::test_a_journal_that_is_gone_is_no_new_one",),
     ),
     Mutation(
+        "noise: one uniform of 53 bits decides on tails",
+        "datasites/privacy/noise.py",
+        "    undecided = np.flatnonzero(happens & (chance < uniform + 2.0**-53))\n",
+        "    undecided = np.flatnonzero(happens & (chance < uniform))\n",
+        ("tests/privacy/test_noise.py::test_a_chance_is_met_far_below_what_one_uniform_can_tell",),
+    ),
+    Mutation(
         "restore: anchors are believed against a head that others hold",
         "datasites/hospital/settle.py",
         "    anchors_tell = not _foreign(home)\n",

@@ -12,7 +12,8 @@ z x `LATTICE` together are (epsilon, delta - `tail_delta`)-DP.
 
 Assumed: at least m = `Study.honest` honest hospitals add their noise in each opened sum (`survivors`: at most c
 colluders, threshold t; masks hold, against bounded adversaries); a patient moves x_i by at most clip x (1 +
-`NORM_SLACK`) in L2 norm (`privacy.clipping`); the generator's bits are uniform.
+`NORM_SLACK`) in L2 norm (`privacy.clipping`); the generator's bits are uniform, and the chances of noise are those of
+the discrete Gaussian, which doubles give to a factor within 1 +- 2^-43 each (`privacy.noise`) and no price counts.
 
 Proof. *Shift.* A cut is 1-Lipschitz and rounding moves a coordinate by half a step at most, so a patient moves the
 vector of whole steps by an integer vector v of norm at most (clip (1 + slack) + sqrt(d) grid) / grid.

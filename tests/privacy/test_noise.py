@@ -1,10 +1,14 @@
 """Noise must have the promised size and shape, and nobody may predict, repeat or read through it (I13)."""
 
+import math
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from datasites.privacy import noise
@@ -127,6 +131,50 @@ def test_discrete_gaussian_has_its_distribution(sigma):
     used = expected > 20
     chi2 = ((observed - expected)[used] ** 2 / expected[used]).sum()
     assert stats.chi2.sf(chi2, used.sum() - 1) > 1e-6
+
+
+class Scripted:
+    """A generator whose uniforms are stated, and that tells how many were asked for."""
+
+    def __init__(self, *uniforms):
+        self.uniforms, self.asked = list(uniforms), []
+
+    def random(self, size):
+        self.asked.append(size)
+        return np.full(size, self.uniforms.pop(0))
+
+
+@given(
+    chance=st.floats(2.0**-100, 1.0, exclude_max=True) | st.sampled_from([math.exp(-(11.0**2) / 2), math.exp(-60.5)])
+)
+def test_a_chance_is_met_far_below_what_one_uniform_can_tell(chance):
+    """The chance that the code gives, from what it does with each of the uniforms around it, exactly."""
+    whole = math.floor(Fraction(chance) * 2**53)
+    rest = Fraction(chance) * 2**53 - whole
+
+    def happens(*uniforms):
+        source = Scripted(*uniforms)
+        (result,) = noise._happens(np.array([chance]), source)
+        return bool(result), sum(source.asked) - 1
+
+    if whole > 0:
+        assert happens((whole - 1) * 2.0**-53, 0.0) == (True, 0)
+    assert happens((whole + 1) * 2.0**-53, 0.0) == (False, 0)
+    # The one uniform that leaves it open comes with chance 2^-53, and the second decides as exactly again.
+    if rest:
+        below = math.ceil(rest * 2**53) - 1
+        assert happens(whole * 2.0**-53, below * 2.0**-53) == (True, 1)
+        if below + 1 < 2**53:
+            assert happens(whole * 2.0**-53, (below + 1) * 2.0**-53) == (False, 1)
+        assert abs(Fraction(whole, 2**53) + Fraction(below + 1, 2**106) - Fraction(chance)) <= Fraction(1, 2**106)
+    else:
+        assert happens(whole * 2.0**-53, 0.0) == (False, 0)
+
+
+def test_no_chance_and_certainty_are_what_they_say():
+    source = noise.SecureRandom().generator("chances")
+    assert not noise._happens(np.zeros(1000), source).any()
+    assert noise._happens(np.ones(1000), source).all()
 
 
 def test_discrete_gaussian_refuses_a_scale_it_can_not_draw():
