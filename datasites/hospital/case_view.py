@@ -182,7 +182,7 @@ def approved_before(home: Home, row: Case) -> tuple[Case, Mapping[str, str]] | N
     if earlier is None:
         return None
     try:
-        return earlier, _texts(open_frozen(home.frozen, earlier.study_hash).files)
+        return earlier, open_frozen(home.frozen, earlier.study_hash).texts
     except (FrozenCopyChanged, ValueError, RecursionError):
         return None
 
@@ -209,7 +209,7 @@ def _examined(home: Home, row: Case) -> Examined:
         asked_now=stored is None,
         budget=_budget(case),
         services=_services(home, case),
-        files=_texts(case.package.files),
+        files=case.package.texts,
         caps=caps_of(case.dataset),
     )
 
@@ -246,7 +246,3 @@ def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:
         )
         for service in case.study.services
     )
-
-
-def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: data.decode("utf-8", errors="replace") for name, data in files.items()}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import tomllib
+import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
+#: Characters of what stood in a file that a message repeats.
+_QUOTED = 200
 
 
 class DatasitesError(Exception):
@@ -20,7 +26,10 @@ class InputError(DatasitesError, ValueError):
 
 
 def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model:
-    """Read TOML into `model`; raises `InputError` with file, key and rule in one line."""
+    """Read TOML into `model`; raises `InputError` with file, key and rule in one line.
+
+    Types are exact: text is no number, true is no 1, and 15.0 is no count; a whole number may stand for a fraction.
+    """
     try:
         raw = tomllib.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
@@ -32,9 +41,16 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
             f"{file}: nested deeper, or with longer numbers, than a file that people write; write it shorter"
         ) from error
     try:
-        return model.model_validate(raw)
+        # As JSON: strict rules for Python's own values know no list that stands for a tuple.
+        plain = json.dumps(raw, default=str, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{file}: holds nan or inf; write a finite number") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: nested deeper than a file that people write; write it flatter") from error
+    try:
+        return model.model_validate_json(plain, strict=True)
     except ValidationError as error:
-        raise InputError(f"{file}: {explain(error)}") from error
+        raise InputError(f"{file}: {explain(error, model)}") from error
 
 
 def read_toml(path: Path, model: type[Model]) -> Model:
@@ -48,20 +64,47 @@ def read_toml(path: Path, model: type[Model]) -> Model:
     return parse_toml(text, model, path)
 
 
-def explain(error: ValidationError, *, quote: bool = True) -> str:
+def explain(error: ValidationError, model: type[BaseModel] | None = None, *, quote: bool = True) -> str:
     """The first fault of a validation in words: key, rule, and what stood there; then how many more there are.
 
-    `quote=False` leaves out what stood there, which may be a secret.
+    model: what was validated against, so that an unknown key can be told with the known ones. `quote=False` leaves out
+    what stood there, which may be a secret.
     """
     faults = error.errors(include_url=False)
-    first = faults[0]
+    # A key that nobody knows is often why another one is missing.
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     key = ".".join(str(part) for part in first["loc"]) or "the whole file"
     rule = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        rule = "no such key here; take it out or correct its spelling"
+        known = _known_keys(model, first["loc"]) if model else ()
+        meant = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        rule = "no such key here; " + (f"did you mean {meant[0]}? " if meant else "take it out or correct its spelling")
+        rule = f"{rule.strip()} (known: {', '.join(known)})" if known else rule
     elif first["type"] == "missing":
         rule = "is missing; add it"
     elif quote and isinstance(first["input"], str | int | float | bool):
-        rule = f"{rule}, found {first['input']!r}"
+        found = repr(first["input"])
+        rule = f"{rule}, found {found if len(found) <= _QUOTED else found[:_QUOTED] + '...'}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{key}: {rule}{more}"
+
+
+def _known_keys(model: type[BaseModel], place: Iterable[int | str]) -> tuple[str, ...]:
+    """The keys that are known where an unknown one stood, sorted; none where several kinds of table may stand there."""
+    *path, _ = place
+    for part in path:
+        if isinstance(part, int):
+            continue  # an element of a list: the list's annotation names what it holds
+        field = model.model_fields.get(part)
+        inner = [] if field is None else list(_models_in(field.annotation))
+        if len(inner) != 1:
+            return ()
+        model = inner[0]
+    return tuple(sorted(field.alias or name for name, field in model.model_fields.items()))
+
+
+def _models_in(annotation: object) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError
@@ -23,7 +23,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
 EvaluationKind = Literal["interim", "final"]
-NoiseMultiplier = Annotated[float, Field(gt=0, le=10_000)]
+NoiseMultiplier = Annotated[float, Field(ge=1e-3, le=10_000)]
 
 #: Services that every study uses, so every study must say who runs them.
 REQUIRED_SERVICES = ("aggregation", "model_distribution", "transport")
@@ -44,12 +44,46 @@ DELTA_OVER_ALL = 0.01
 #: Rounds of training in a study (a final evaluation is one more), and setups of its secure sum.
 MOST_ROUNDS = 10_000
 MOST_EPOCHS = 1_000_000
+#: Kinds of services that a study may name.
+MOST_SERVICES = 50
 #: The secure sum counts modulo 2**32, with sign.
 HALF_RING = 2**31
 #: Bounds and scales of a vector lie within this power of two and its inverse.
 WIDEST_SCALE = 2.0**62
 #: Above this many hospitals masks form a ring of neighbours, which is safe only with the consistency wave.
 ALWAYS_CONSISTENT_ABOVE = 64
+
+
+#: Options of a model or a strategy: values, nesting, and characters of one text, at most.
+MOST_OPTIONS, DEEPEST_OPTION, LONGEST_OPTION = 1000, 4, 1000
+LARGEST_NUMBER = 1e15
+
+
+def _few_and_plain(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    level: list[JsonValue] = [options]
+    seen = 0
+    for _ in range(DEEPEST_OPTION):
+        seen += len(level)
+        if seen > MOST_OPTIONS:
+            raise ValueError(f"more than {MOST_OPTIONS} values; people can't review that many")
+        inner: list[JsonValue] = []
+        for value in level:
+            if isinstance(value, str) and len(value) > LONGEST_OPTION:
+                raise ValueError(f"a text of more than {LONGEST_OPTION} characters; shorten it")
+            if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+                raise ValueError(f"a number beyond {LARGEST_NUMBER:g}; use another unit")
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+        level = inner
+        if not level:
+            return options
+    raise ValueError(f"nested more than {DEEPEST_OPTION - 1} deep; write it flatter")
+
+
+#: What a study says to its model or strategy, and the trainer passes on.
+Options = Annotated[dict[str, JsonValue], AfterValidator(_few_and_plain)]
 
 
 class Service(Agreed):
@@ -108,13 +142,13 @@ class PrivacyTerms(Agreed):
     left out. Both belong to distributed mode.
     """
 
-    epsilon: Annotated[float, Field(gt=0, le=100)]
-    delta: Annotated[float, Field(gt=0, lt=0.1)]
+    epsilon: Annotated[float, Field(ge=1e-6, le=100)]
+    delta: Annotated[float, Field(ge=1e-30, lt=0.1)]
     clip: Annotated[float, Field(ge=1e-3, le=1e6)]
-    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    sampling_rate: Annotated[float, Field(ge=1e-9, le=1)]
     mode: Literal["local", "distributed"] = "local"
     noise_multiplier: NoiseMultiplier | None = None
-    divisor: Annotated[float, Field(gt=0, le=MOST_PATIENTS)] | None = None
+    divisor: Annotated[float, Field(ge=1e-6, le=MOST_PATIENTS)] | None = None
 
     @model_validator(mode="after")
     def _shared_terms_are_of_distributed_mode(self) -> Self:
@@ -134,11 +168,11 @@ class LocalTraining(Agreed):
     """
 
     steps: Annotated[int, Field(ge=1, le=10_000)]
-    learning_rate: Annotated[float, Field(gt=0, le=10_000)]
+    learning_rate: Annotated[float, Field(ge=1e-12, le=10_000)]
     optimiser: Literal["sgd", "adam"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     schedule: Literal["constant", "cosine"] = "constant"
-    proximal: Annotated[float, Field(ge=0)] = 0.0
+    proximal: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     slots: Annotated[int, Field(ge=1, le=4096)] = 64
 
 
@@ -151,7 +185,7 @@ class Evaluation(Agreed):
     """
 
     bins: Annotated[int, Field(ge=2, le=100)] = 8
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = 0
     interim_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise_multiplier: NoiseMultiplier | None = None
 
@@ -166,7 +200,7 @@ class Strategy(Agreed):
     """How the researcher makes the next model from the secure sum."""
 
     name: Name = "fedavg"
-    options: dict[str, JsonValue] = {}
+    options: Options = {}
 
 
 class Study(Agreed):
@@ -181,7 +215,7 @@ class Study(Agreed):
     researcher: Email
     organisation: Annotated[str, Field(min_length=1, max_length=120)]
     ends: datetime.date
-    services: tuple[Service, ...]
+    services: Annotated[tuple[Service, ...], Field(max_length=MOST_SERVICES)]
     cohort: Cohort
     label: Name
     privacy: PrivacyTerms
@@ -189,7 +223,7 @@ class Study(Agreed):
     evaluation: Evaluation = Evaluation()
     rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
     strategy: Strategy = Strategy()
-    model: dict[str, JsonValue] = {}
+    model: Options = {}
 
     @model_validator(mode="after")
     def _services_are_named(self) -> Self:

@@ -6,6 +6,7 @@ the same `StudyPackage` or the same error. Reading executes nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,10 +18,17 @@ from datasites.study.schema import DataModel
 #: Exactly these files make a study; anything beside them is refused at intake.
 STUDY_FILES = ("study.toml", "features.toml", "model.py")
 MAX_FILE_BYTES = 256 * 1024
+#: What Python takes in the first two lines of a file for the name of its encoding (PEP 263).
+_CODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-_.a-zA-Z0-9]+)")
+_BOM = b"\xef\xbb\xbf"
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class StudyPackage:
-    """The parsed terms, the data model and the untouched bytes of one study. Immutable by convention."""
+    """The parsed terms, the data model and the untouched bytes of one study. Immutable by convention.
+
+    `texts` is what the bytes say, decoded once: what is parsed is what people are shown.
+    """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         unexpected = sorted(set(files) - set(STUDY_FILES))
@@ -33,15 +41,11 @@ class StudyPackage:
                 raise InputError(f"{name}: no such file in the study; add it")
             if len(files[name]) > MAX_FILE_BYTES:
                 raise InputError(f"{name}: more than {MAX_FILE_BYTES} bytes; people can't review that much")
-            if b"\0" in files[name]:
-                raise InputError(f"{name}: holds binary data; a study is text that people can read")
         self.files = {name: bytes(files[name]) for name in STUDY_FILES}
-        self.study = parse_toml(files["study.toml"], Study, "study.toml")
-        self.data_model = parse_toml(files["features.toml"], DataModel, "features.toml")
-        try:
-            self.source = files["model.py"].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"model.py: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+        self.texts = {name: _text(name, data) for name, data in self.files.items()}
+        self.source = self.texts["model.py"]
+        self.study = parse_toml(self.texts["study.toml"], Study, "study.toml")
+        self.data_model = parse_toml(self.texts["features.toml"], DataModel, "features.toml")
         if self.study.label != self.data_model.label.name:
             raise InputError(
                 f"study.toml: label is {self.study.label!r}, features.toml has {self.data_model.label.name!r}; "
@@ -70,3 +74,25 @@ class StudyPackage:
     def digest(self) -> str:
         """The study hash: SHA-256 over the names and hashes of the three files, as canonical JSON."""
         return sha256_hex(canonical_json({name: sha256_hex(data) for name, data in self.files.items()}))
+
+
+def _text(name: str, data: bytes) -> str:
+    """A file as the one text that everybody reads in it; raises `InputError` for what tools would read differently."""
+    if control := _CONTROLS.search(data):
+        raise InputError(
+            f"{name}: holds binary data (byte {control[0][0]:#04x} at {control.start()}); a study is text that people "
+            "can read"
+        )
+    if data.startswith(_BOM):
+        raise InputError(f"{name}: begins with a byte order mark; save it as UTF-8 without one")
+    for line in data.split(b"\n")[:2] if name.endswith(".py") else ():
+        found = _CODING.match(line)
+        if found and found[1].lower().replace(b"_", b"-") not in (b"utf-8", b"utf8"):
+            raise InputError(
+                f"{name}: a comment says that it is written in {found[1].decode()[:40]}; code is read as UTF-8: take "
+                "the comment out and save it as UTF-8"
+            )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error

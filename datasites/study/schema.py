@@ -15,7 +15,13 @@ from pydantic import Field, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
-from datasites.study.manifest import Name
+from datasites.study.manifest import LARGEST_NUMBER, Name
+
+#: Encoded columns of a study. Preparing a row takes time and memory for each, in the datasite's own process.
+MOST_COLUMNS = 4096
+#: Largest absolute value that an encoded number may take, far above any that trains.
+LARGEST_ENCODED = 2.0**20
+_Figure = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
 class SchemaError(DatasitesError, ValueError):
@@ -32,15 +38,15 @@ class Feature(Agreed):
 
     name: Name
     type: Literal["number", "boolean", "category"]
-    description: str = ""
-    unit: str = ""
-    code_system: str = ""
-    low: float | None = None
-    high: float | None = None
-    centre: float = 0.0
-    scale: Annotated[float, Field(gt=0)] = 1.0
-    levels: tuple[Name, ...] = ()
-    centres: tuple[float, ...] = ()
+    description: Annotated[str, Field(max_length=1000)] = ""
+    unit: Annotated[str, Field(max_length=60)] = ""
+    code_system: Annotated[str, Field(max_length=200)] = ""
+    low: _Figure | None = None
+    high: _Figure | None = None
+    centre: _Figure = 0.0
+    scale: Annotated[float, Field(ge=1 / LARGEST_NUMBER, le=LARGEST_NUMBER)] = 1.0
+    levels: Annotated[tuple[Name, ...], Field(max_length=MOST_COLUMNS)] = ()
+    centres: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(max_length=MOST_COLUMNS)] = ()
     indicator: bool = False
 
     @model_validator(mode="after")
@@ -50,6 +56,13 @@ class Feature(Agreed):
                 raise ValueError(f"feature {self.name}: a number needs a public range, low < high")
             if not self.low <= self.centre <= self.high:
                 raise ValueError(f"feature {self.name}: centre lies outside [low, high]")
+            if (self.high - self.low) / self.scale > LARGEST_ENCODED:
+                raise ValueError(
+                    f"feature {self.name}: scale {self.scale:g} makes numbers beyond {LARGEST_ENCODED:g} of a range "
+                    f"from {self.low:g} to {self.high:g}; choose about the spread of ordinary values"
+                )
+        elif not 0 <= self.centre <= 1:
+            raise ValueError(f"feature {self.name}: centre of a {self.type} is a share, from 0 to 1")
         if self.type == "category":
             if len(self.levels) < 2 or len(set(self.levels)) != len(self.levels):
                 raise ValueError(f"feature {self.name}: a category needs two or more distinct levels")
@@ -136,7 +149,7 @@ class DataModel(Agreed):
     """All features of a study and its label (a boolean column)."""
 
     format: Literal[1] = 1
-    features: tuple[Feature, ...]
+    features: Annotated[tuple[Feature, ...], Field(max_length=MOST_COLUMNS)]
     label: Feature
 
     @model_validator(mode="after")
@@ -148,6 +161,11 @@ class DataModel(Agreed):
             raise ValueError("features.toml: no features")
         if self.label.type != "boolean":
             raise ValueError(f"features.toml: the label {self.label.name} must be boolean")
+        if len(self.columns) > MOST_COLUMNS:
+            raise ValueError(
+                f"features.toml: {len(self.columns)} encoded columns, the most are {MOST_COLUMNS}; leave out features, "
+                "or levels that few patients have"
+            )
         return self
 
     @property

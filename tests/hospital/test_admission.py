@@ -125,3 +125,17 @@ def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk
         desk.approve("ann")
     with pytest.raises(InputError, match="has not been examined: the table is not ready"):
         export_evidence(desk.site, desk.row.pk, tmp_path / "bundle.zip")
+
+
+def test_more_columns_than_the_declared_records_bear_are_refused_before_a_row_is_read(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = desk.site.home
+    large = home.dataset("heart").model_copy(update={"declared_records": 2**25})
+    settings = home.settings.model_copy(update={"datasets": (large,)})
+    site = dataclasses.replace(desk.site, home=dataclasses.replace(home, settings=settings))
+    monkeypatch.setattr(admission, "stage_records", lambda *_: pytest.fail("rows were read"))
+    row = admission.admit(site, dataclasses.replace(job(), name="heart-2"))
+    assert row.state == Case.State.REFUSED
+    assert "encoded columns for 33554432 declared records are more than 268435456 numbers" in row.note

@@ -32,15 +32,60 @@ def edit(name: str, old: str, new: str) -> dict[str, bytes]:
     return changed
 
 
+def many_columns(features: int, levels: int) -> dict[str, bytes]:
+    """What a file of features within its size could ask for."""
+    words = ",".join(f'"{number:x}"' for number in range(levels))
+    category = '[[features]]\nname="f{}"\ntype="category"\nlevels=[{}]\n'
+    label = '[label]\nname="disease"\ntype="boolean"\n'
+    text = label + "".join(category.format(place, words) for place in range(features))
+    return {**files(), "features.toml": text.encode()}
+
+
+def option(value: str) -> dict[str, bytes]:
+    return edit("study.toml", "hidden = 0", f"hidden = {value}")
+
+
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
         (lambda: {k: v for k, v in files().items() if k != "model.py"}, ["model.py", "no such file"]),
         (lambda: {**files(), "run.sh": b"curl"}, ["run.sh", "does not belong"]),
         (lambda: {**files(), "model.py": b"\0\1"}, ["model.py", "binary"]),
+        (lambda: {**files(), "model.py": b"x = 1\x1b[2K"}, ["model.py", "binary", "0x1b"]),
+        (lambda: {**files(), "model.py": b"\xef\xbb\xbfx = 1"}, ["model.py", "byte order mark"]),
+        (lambda: {**files(), "model.py": b"# caf\xe9"}, ["model.py", "UTF-8"]),
+        (lambda: {**files(), "model.py": b"# vim: set fileencoding=utf-7 :\nx = 1"}, ["model.py", "utf-7", "as UTF-8"]),
+        (lambda: {**files(), "model.py": b"#!/x\n# -*- coding: rot13 -*-\n"}, ["model.py", "rot13"]),
         (lambda: {**files(), "study.toml": b"name = "}, ["study.toml", "TOML"]),
         (lambda: {**files(), "study.toml": b"\xff"}, ["study.toml", "UTF-8"]),
-        (lambda: edit("study.toml", "epsilon =", "epsilom ="), ["study.toml", "privacy.epsilo"]),
+        (
+            lambda: edit("study.toml", "epsilon =", "epsilom ="),
+            ["study.toml", "privacy.epsilom", "did you mean epsilon?", "known: clip, delta, divisor, epsilon, mode"],
+        ),
+        (lambda: edit("study.toml", "rounds = ", "rounds = true #"), ["study.toml", "rounds", "integer", "True"]),
+        (lambda: edit("study.toml", "rounds = ", 'rounds = "15" #'), ["study.toml", "rounds", "integer", "'15'"]),
+        (lambda: edit("study.toml", "rounds = ", "rounds = 15.0 #"), ["study.toml", "rounds", "integer", "15.0"]),
+        (lambda: edit("study.toml", "clip = ", "clip = nan #"), ["study.toml", "finite"]),
+        (lambda: edit("study.toml", "clip = ", "clip = true #"), ["study.toml", "privacy.clip", "number"]),
+        (
+            lambda: edit("study.toml", "learning_rate = ", "learning_rate = 1e-320 #"),
+            ["learning_rate", "0.000000000001"],
+        ),
+        (
+            lambda: edit("features.toml", "scale = ", "scale = 1e-320 #"),
+            ["features.toml", "scale", "0.000000000000001"],
+        ),
+        (
+            lambda: edit("features.toml", "scale = ", "scale = 1e-10 #"),
+            ["features.toml", "scale", "beyond 1.04858e+06"],
+        ),
+        (lambda: edit("features.toml", "indicator = true", "indicator = 1"), ["features.toml", "indicator", "boolean"]),
+        (lambda: many_columns(9, 4000), ["features.toml", "35991 encoded columns", "the most are 4096"]),
+        (lambda: many_columns(1, 36_018), ["features.toml", "levels", "at most 4096"]),
+        (lambda: option("[[[[1]]]]"), ["study.toml", "model", "nested more than 3 deep"]),
+        (lambda: option(str([0] * 2000)), ["study.toml", "model", "more than 1000 values"]),
+        (lambda: option("1" * 400), ["study.toml", "model", "beyond 1e+15"]),
+        (lambda: option(repr("a" * 2000)), ["study.toml", "model", "1000 characters"]),
         (lambda: edit("study.toml", 'kind = "transport"', 'kind = "storage"'), ["services", "transport"]),
         (lambda: edit("features.toml", "low = 20", "low = 200"), ["features.toml", "age", "range"]),
         (lambda: edit("study.toml", 'label = "disease"', 'label = "death"'), ["label", "disease", "death"]),
@@ -53,6 +98,19 @@ def test_bad_input_names_file_key_and_rule(broken, words: list[str]) -> None:
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_quoted_value_is_cut_and_a_whole_number_may_stand_for_a_fraction() -> None:
+    with pytest.raises(InputError, match=r"found 'a{199}\.\.\.$"):
+        StudyPackage(edit("study.toml", 'mode = "local"', f'mode = "{"a" * 5000}"'))
+    assert StudyPackage(edit("study.toml", "epsilon = 3.0", "epsilon = 3")).study.privacy.epsilon == 3.0
+
+
+def test_what_is_parsed_is_what_is_kept_as_text() -> None:
+    words = "# Koronare Herzkrankheit, \u0438\u0448\u0435\u043c\u0438\u044f\n"
+    package = StudyPackage({**files(), "model.py": words.encode() + files()["model.py"]})
+    assert package.source == package.texts["model.py"] == words + files()["model.py"].decode()
+    assert {name: text.encode() for name, text in package.texts.items()} == package.files
 
 
 def test_links_in_a_study_folder_are_refused(tmp_path: Path) -> None:
