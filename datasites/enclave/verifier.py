@@ -11,6 +11,9 @@ that is what lets a static check know what a call reaches.
 What it can't see is how tensors are shaped at run time. It refuses mixing of rows that shows in the text (`rows`);
 the independence probe of the trainer is there for the rest. The verdict for a text is the same on Python 3.11 to 3.13,
 and `RULESET` changes whenever a verdict might. Standard library only; executes nothing.
+
+Code is ASCII. Comments and docstrings, which nothing runs, may hold letters of any script; what is invisible, turns
+text around or is newer than Unicode 3.2 (which all Pythons know alike) is refused there too.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import ast
 import re
 import string
+import unicodedata
 import warnings
 from collections.abc import Iterator
 
@@ -26,7 +30,7 @@ from datasites.enclave.expressions import constant_fits
 from datasites.enclave.findings import Finding, Report
 from datasites.enclave.scope import FileNames, collect
 
-RULESET = "3"
+RULESET = "4"
 
 MAX_BYTES = 64 * 1024
 MAX_LINES = 2000
@@ -45,6 +49,9 @@ _TOKEN = re.compile(
 )
 _FORMATTING = frozenset({"f", "fr", "rf"})
 _CHARACTERS = frozenset(string.printable) - set("\x0b\x0c")
+#: Kinds of characters that people write words with, and one that is drawn over the one before.
+_WRITTEN, _MARK = frozenset("LMNPS"), "M"
+MAX_MARKS = 4
 
 __all__ = ["RULESET", "Finding", "verify"]
 
@@ -55,6 +62,8 @@ def verify(source: str, filename: str = "model.py") -> tuple[Finding, ...]:
     if not _fits(source, report):
         return report.findings()
     tree = _parse(source)
+    if tree is not None:
+        _names_and_texts_are_plain(tree, report)
     if tree is None:
         report.at(1, 0, "syntax", "this is not Python 3.11, or is nested too deeply", "run it with Python 3.11 and see")
         return report.findings()
@@ -73,22 +82,59 @@ def _fits(source: str, report: Report) -> bool:
     for number, line in enumerate(lines, 1):
         if len(line.rstrip("\r")) > MAX_LINE:
             report.at(number, MAX_LINE, "size", f"line of more than {MAX_LINE} characters", "break the line")
-        odd = [place for place, character in enumerate(line.removesuffix("\r")) if character not in _CHARACTERS
-               or character == "\r"]  # fmt: skip
         if "\\N{" in line:
             report.at(number, line.index("\\N{"), "characters", "a character by its name: versions know other ones",
                       "write ASCII")  # fmt: skip
-        if odd:
-            report.at(
-                number, odd[0], "characters",
-                "a character outside plain ASCII: names could look alike, or text could run backwards for a reviewer",
-                "write ASCII only, also in comments",
-            )  # fmt: skip
+    for place in _odd(source):
+        report.at(
+            *_place(source, place), "characters",
+            "a character outside plain ASCII: names could look alike, or text could run backwards for a reviewer",
+            "write ASCII; comments and docstrings may hold letters of any script",
+        )  # fmt: skip
     for place in _formatted(source):
-        number, column = source.count("\n", 0, place) + 1, place - source.rfind("\n", 0, place) - 1
-        report.at(number, column, "f-string", "an f-string calls methods of what it formats",
+        report.at(*_place(source, place), "f-string", "an f-string calls methods of what it formats",
                   'join strings with +, as in "unknown: " + name')  # fmt: skip
     return len(report.findings()) == before
+
+
+def _place(source: str, place: int) -> tuple[int, int]:
+    """Line from 1 and column from 0."""
+    return source.count("\n", 0, place) + 1, place - source.rfind("\n", 0, place) - 1
+
+
+def _odd(source: str) -> Iterator[int]:
+    """The first place in each line of a character that may not stand there."""
+    words = bytearray(len(source))  # 1 inside a comment or a string, which may turn out to be a docstring
+    for found in _TOKEN.finditer(source):
+        prefix = found["prefix"] or found["one_line"] or ""
+        if found[0].startswith("#") or (found["three"] or found["one"]):
+            words[found.start() + len(prefix) : found.end()] = b"\1" * (len(found[0]) - len(prefix))
+        if found["open"] is not None:
+            break
+    line, marks = 0, 0
+    for place, character in enumerate(source):
+        # Of an old Unicode, so that all Pythons say the same of a character.
+        kind = unicodedata.ucd_3_2_0.category(character)[0]
+        marks = marks + 1 if kind == _MARK else 0
+        fits = character in _CHARACTERS if character.isascii() else words[place] and kind in _WRITTEN
+        if character == "\r":
+            fits = source.startswith("\n", place + 1) or place + 1 == len(source)
+        if (not fits or marks > MAX_MARKS) and line <= place:
+            yield place
+            line = source.find("\n", place) + 1 or len(source)
+
+
+def _names_and_texts_are_plain(tree: ast.Module, report: Report) -> None:
+    """Letters of other scripts may stand in docstrings, and in no name or text that the code works with."""
+    owners = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = {id(node.body[0].value) for node in owners if node.body and _is_docstring(node.body[0])}  # type: ignore[attr-defined]
+    for node in ast.walk(tree):
+        texts = [text for _, text in ast.iter_fields(node) if isinstance(text, str)]
+        if not all(text.isascii() for text in texts) and id(node) not in docstrings:
+            report.node(
+                node, "characters", "a name or text outside plain ASCII that the code works with",
+                "write ASCII; comments and docstrings may hold letters of any script",
+            )  # fmt: skip
 
 
 def _formatted(source: str) -> Iterator[int]:

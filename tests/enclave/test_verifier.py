@@ -248,6 +248,54 @@ def test_a_helper_called_from_forward_sees_rows():
 
 
 @pytest.mark.parametrize(
+    "words",
+    ["caf\u00e9", "\u0438\u0448\u0435\u043c\u0438\u044f", "\u5fc3\u75be\u60a3", "\u05dc\u05d1", "\u00b5g/dl \u2265 5"],
+)
+def test_comments_and_docstrings_hold_letters_of_any_script(words):
+    source = f'"""{words}"""\n' + model(
+        init=f"# {words}", methods=f"def halved(self, v):\n    '''{words}'''\n    return v / 2"
+    )
+    assert rules(source) == set()
+
+
+@pytest.mark.parametrize(
+    "top",
+    ["NAME = 'caf\u00e9'", "caf\u00e9 = 1", "'''a'''\n'''caf\u00e9'''", "NAME = 1, 'caf\u00e9'", "x = 1\\\n\u00e9 = 2"]
+    + [
+        "r'caf\u00e9'",
+        "NAME = '\\\n\u00e9'",
+        "def f(\u00e9):\n    return 1",
+        "x = '#'; \u00e9 = 1",
+        "'\\'; \u00e9 = '",
+    ],
+)
+def test_names_and_texts_of_the_code_are_plain(top):
+    assert rules(model(top=top)) & {"characters", "syntax"}
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "\u202e",
+        "\u200b",
+        "\u2066",
+        "\u00a0",
+        "\u2028",
+        "\x85",
+        "\ufeff",
+        "\ue000",
+        "\U000e0041",
+        "\x1b",
+        "a" + "\u0301" * 5,
+    ]
+    + ["\ud800", "\u0cf3"],  # half of a pair; a character that Python 3.11 doesn't know and 3.13 does
+)
+def test_what_is_invisible_or_turns_text_around_is_refused_in_comments_too(hidden):
+    assert rules(model(top=f"# a comment {hidden} of a model")) == {"characters"}
+    assert "characters" in rules(f'"""A docstring {hidden}."""\n' + model())
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "x = 1\x00",
