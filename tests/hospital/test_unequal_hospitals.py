@@ -10,7 +10,7 @@ import pytest
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.privacy.plan import PlanError
 from datasites.secagg.errors import TooFew
-from tests.hospital.unequal import KINDS, Opened, Terms, open_round
+from tests.hospital.unequal import KINDS, Opened, Terms, open_counts, open_round
 
 
 def protects(opened: Opened) -> None:
@@ -29,6 +29,18 @@ def test_noise_is_what_all_were_charged_for_or_nobody_is(home: Home, heart: Data
             open_round(home, datasets, terms, threshold=4, survivors=4)
         terms = terms.fitting(caught.value)
     protects(open_round(home, datasets, terms, threshold=4, survivors=4, seed=kind))
+
+
+def test_counts_hold_the_noise_that_all_were_charged_for(home: Home, heart: DatasetSettings) -> None:
+    """16,667 evaluations of 12 cells, of which one is masked and opened, among a stricter hospital and others."""
+    stricter = heart.model_copy(update=KINDS["stricter study_epsilon"][0])
+    with pytest.raises(PlanError, match="that fits") as caught:
+        open_round(home, [heart, heart, heart, stricter], Terms(), threshold=3, survivors=4)
+    terms = Terms().fitting(caught.value)
+    for survivors in (3, 4):
+        protects(
+            open_counts(home, [heart, heart, heart, stricter], terms, threshold=3, survivors=survivors, repeats=16_667)
+        )
 
 
 @pytest.mark.parametrize(("threshold", "survivors"), [(3, 3), (3, 4)])

@@ -21,12 +21,13 @@ from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.harmonise import Prepared
 from datasites.hospital.models import Case
 from datasites.hospital.rounds import check_manifest
+from datasites.privacy.evaluation import noised_counts
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import PlanError
 from datasites.privacy.trainer import train_round
 from datasites.study.manifest import RoundManifest
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import round_terms
+from datasites.study.rounds import RingTerms, round_terms
 from datasites.study.survivors import noise_factor
 from tests.hospital.conftest import HEART
 from tests.secagg.cohort import Cohort, email
@@ -127,40 +128,86 @@ def open_round(
 
     Raises what refuses it.
     """
+    package, cases = _cases(home, datasets, terms, threshold)
+    vectors = {
+        name: noise_of(case, dimension, rows=3 + index, key=f"{seed}{name}")
+        for index, (name, case) in enumerate(cases.items())
+    }
+    total = _opened(package, cases, 1, dimension, {"gradient": vectors}, survivors, dead_between)
+    ring = next(iter(cases.values())).gradient_ring(dimension)
+    return _measured(package, ring, package.study.privacy.noise_multiplier, vectors, total, survivors)
+
+
+def open_counts(
+    home: Home, datasets: Sequence[DatasetSettings], terms: Terms, *, threshold: int, survivors: int, repeats: int
+) -> Opened:
+    """The final evaluation, `repeats` times, of which the first is opened; the others are added as that one is."""
+    package, cases = _cases(home, datasets, terms, threshold)
+    drawn = {name: counts_noise_of(case, repeats, key=name) for name, case in cases.items()}
+    number, alive = package.study.rounds + 1, list(cases)[:survivors]
+    first = _opened(package, cases, number, 1, {"counts": {name: one[0] for name, one in drawn.items()}}, survivors, 0)
+    total = sum(drawn[name] for name in alive)
+    assert (first == total[0]).all()
+    ring = next(iter(cases.values())).counts_ring("final")
+    return _measured(package, ring, terms.counts_noise, drawn, total, survivors)
+
+
+def _cases(
+    home: Home, datasets: Sequence[DatasetSettings], terms: Terms, threshold: int
+) -> tuple[StudyPackage, dict[str, OpenCase]]:
     hospitals = [email(index) for index in range(len(datasets))]
     package = terms.package(hospitals, threshold=threshold)
-    cases = {name: case_of(home, package, dataset) for name, dataset in zip(hospitals, datasets, strict=True)}
-    study = package.study
+    return package, {name: case_of(home, package, own) for name, own in zip(hospitals, datasets, strict=True)}
+
+
+def _opened(
+    package: StudyPackage,
+    cases: dict[str, OpenCase],
+    number: int,
+    dimension: int,
+    vectors: dict[str, dict[str, np.ndarray]],
+    survivors: int,
+    dead_between: int,
+) -> np.ndarray:
+    """The integers of the one vector (by name, then by hospital) of a round, after a real secure sum."""
+    study, hospitals = package.study, list(cases)
     cohort = Cohort.of(
         len(hospitals),
         study=package.digest(),
-        rounds=(1, 1),
+        rounds=(number, number),
         colluders=study.cohort.colluders,
         threshold=study.cohort.survivors_needed,
         consistency=study.consistency_wave,
     ).setup()
-    holds = round_terms(study, 1, dimension=dimension, participants=len(hospitals))
+    holds = round_terms(study, number, dimension=dimension, participants=len(hospitals))
     manifest = RoundManifest(
-        study=package.digest(), epoch=0, round=1, participants=tuple(hospitals), model_hash="a" * 64, **vars(holds)
+        study=package.digest(), epoch=0, round=number, participants=tuple(hospitals), model_hash="a" * 64, **vars(holds)
     )
-    vectors = {}
-    for index, (name, case) in enumerate(cases.items()):
+    for case in cases.values():
         check_manifest(case, manifest, dimension)
-        vectors[name] = {"gradient": noise_of(case, dimension, rows=3 + index, key=f"{seed}{name}")}
+    ((name, by_hospital),) = vectors.items()
     alive = hospitals[:survivors]
-    speaking = alive[: survivors - dead_between]
     cohort.open(manifest)
-    cohort.collect(vectors, alive)
+    cohort.collect({hospital: {name: vector} for hospital, vector in by_hospital.items()}, alive)
     listed = cohort.survivors()
     acks = cohort.acks(listed, alive) if cohort.context.consistency else None
-    total = cohort.unmask(speaking, listed, acks).integers["gradient"]
-    ring = cases[hospitals[0]].gradient_ring(dimension)
+    return cohort.unmask(alive[: survivors - dead_between], listed, acks).integers[name]
+
+
+def _measured(
+    package: StudyPackage,
+    ring: RingTerms | None,
+    multiplier: float,
+    vectors: dict[str, np.ndarray],
+    total: np.ndarray,
+    survivors: int,
+) -> Opened:
     assert ring is not None
-    known = sum(vectors[name]["gradient"] for name in alive[: study.cohort.colluders])
+    known = sum(vectors[name] for name in list(vectors)[: package.study.cohort.colluders])
     return Opened(
         survivors=survivors,
-        priced=study.privacy.noise_multiplier * ring.sensitivity,
-        factor=noise_factor(survivors, study.honest),
+        priced=multiplier * ring.sensitivity,
+        factor=noise_factor(survivors, package.study.honest),
         noise=deviation(total) * ring.grid,
         without_colluders=deviation(total - known) * ring.grid,
     )
@@ -184,6 +231,18 @@ def noise_of(case: OpenCase, dimension: int, *, rows: int, key: str) -> np.ndarr
     )
     assert result.update.dtype == np.int64
     return result.update
+
+
+def counts_noise_of(case: OpenCase, repeats: int, *, key: str) -> np.ndarray:
+    """What the final evaluation releases at this hospital on no rows, int64, shape (repeats, cells)."""
+    randomness = SecureRandom(hashlib.sha256(key.encode()).digest())
+    ring, none = case.counts_ring("final"), np.zeros(0)
+    released = [
+        noised_counts(none, none, none, case.evaluation, "final", ring=ring, randomness=randomness).ravel()
+        for _ in range(repeats)
+    ]
+    assert released[0].dtype == np.int64
+    return np.stack(released)
 
 
 def deviation(steps: np.ndarray) -> float:
