@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from consortium import LocalConsortium
 
+from datasites.study.addresses import shown
 from datasites.study.errors import DatasitesError, InputError
 
 READY_SECONDS = 120.0
@@ -135,7 +136,8 @@ def main() -> int:
             print(f"setting {consortium.terms.name} up in {consortium.state}", flush=True)
             consortium.set_up(arguments.store)
         elif arguments.store not in (None, used := consortium.store_url()):
-            raise InputError(f"--store {arguments.store}: {consortium.state} uses {used}; choose another --state")
+            asked, used = shown(arguments.store), shown(used)
+            raise InputError(f"--store {asked}: {consortium.state} uses {used}; choose another --state")
         return Launcher(consortium, arguments.keep_going).run()
     except DatasitesError as error:
         print(f"launch_local_datasites: {error}", file=sys.stderr)

@@ -44,8 +44,19 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Exception as error:
+        error = _database_away(error) or error
         # Errors that a room of ours defines are for people; anything else is a defect and keeps its traceback.
         if not type(error).__module__.startswith(("datasites.", "policies.")):
             raise
         print(f"datasites: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _database_away(error: Exception) -> Exception | None:
+    """What Django raises while the database is away, in words of ours."""
+    if not type(error).__module__.startswith("django.db"):
+        return None
+    from datasites.hospital.database import DATABASE_AWAY, DatabaseAway, name_of, reason_of, this_home
+
+    home = this_home()
+    return DatabaseAway(name_of(home), reason_of(home, error)) if isinstance(error, DATABASE_AWAY) else None

@@ -53,16 +53,11 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    site = open_site(home)
-    from datasites.hospital.console.server import serving
-    from datasites.hospital.datasite import Datasite, only_process
+    from datasites.hospital.config import Home
+    from datasites.hospital.service import only_process, serve_until
 
-    settings = site.home.settings.console
-    with (
-        only_process(site.home),
-        serving(settings.model_copy(update={"enabled": settings.enabled and console})) as address,
-    ):
-        Datasite(site, address).serve(stop)
+    with only_process(Home.open(home)):
+        serve_until(stop, home, console)
 
 
 @commands.command()

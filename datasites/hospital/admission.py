@@ -22,13 +22,14 @@ from datasites.hospital import compliance
 from datasites.hospital.cases import NOT_READY, OpenCase, StagedRecords, build_terms, open_case, stage_records
 from datasites.hospital.cells import read_mock
 from datasites.hospital.config import Home
+from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.models import Case
 from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
 from datasites.privacy.plan import PlanError
-from datasites.study.audit_chain import AuditError
+from datasites.study.audit_chain import AuditError, records
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.package import StudyPackage
@@ -79,13 +80,21 @@ def start_worker(
     )
 
 
+def admit_again(site: Site, job: SubmittedJob) -> Case:
+    """Go on with an `admit` in which a service was away: one submission is one case, wherever it was interrupted."""
+    row = _begun(site, job)
+    if row is None:
+        return admit(site, job)
+    return row if _is_examined(row) else examine(site, row)
+
+
 def admit(site: Site, job: SubmittedJob) -> Case:
     """Make a case of a submission; the case's state and note say what came of it."""
     home = site.home
     try:
         package = freeze(job.files, home.frozen)
         _check_belongs_here(home, package, job)
-    except (StoreError, AuditError):
+    except (StoreError, AuditError, *DATABASE_AWAY):
         raise
     except Exception as error:
         reason = _reason(error, "it can't be read as a study; send the researcher this line")
@@ -97,7 +106,7 @@ def admit(site: Site, job: SubmittedJob) -> Case:
             state=Case.State.REFUSED,
             note=reason,
         )
-        site.audit.append("refused", case=row.pk, job=job.name, submitted_by=job.submitted_by, reason=reason[:500])
+        _log_taken_in(site, row)
         return row
     row = Case.objects.create(
         study_hash=package.digest(),
@@ -106,8 +115,30 @@ def admit(site: Site, job: SubmittedJob) -> Case:
         submitted_by=job.submitted_by,
         state=Case.State.INTAKE,
     )
-    site.audit.append("received", case=row.pk, job=job.name, submitted_by=job.submitted_by, study=row.study_hash)
+    _log_taken_in(site, row)
     return examine(site, row)
+
+
+def _log_taken_in(site: Site, row: Case) -> None:
+    what = {"case": row.pk, "job": row.job_name, "submitted_by": row.submitted_by}
+    if row.state == Case.State.REFUSED:
+        site.audit.append("refused", **what, reason=row.note[:500])
+    else:
+        site.audit.append("received", **what, study=row.study_hash)
+
+
+def _begun(site: Site, job: SubmittedJob) -> Case | None:
+    """The case that an interrupted admission has made, and logged."""
+    row = Case.objects.filter(job_name=job.name, submitted_by=job.submitted_by).first()
+    if row is not None:
+        logged = (r.fields.get("case") for r in records(site.home.audit) if r.kind in ("received", "refused"))
+        if row.pk not in logged:
+            _log_taken_in(site, row)
+    return row
+
+
+def _is_examined(row: Case) -> bool:
+    return row.state != Case.State.INTAKE or bool(row.note or row.approval_hash)
 
 
 def examine(site: Site, row: Case) -> Case:
@@ -122,7 +153,7 @@ def examine(site: Site, row: Case) -> Case:
     try:
         try:
             _examine(home, row, examined)
-        except (StoreError, AuditError):
+        except (StoreError, AuditError, *DATABASE_AWAY):
             raise
         except Exception as error:
             row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
@@ -141,7 +172,7 @@ def examine(site: Site, row: Case) -> Case:
         try:
             decision = compliance.decide(site, examined.case, "intake")
             denied = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
-        except (StoreError, AuditError):
+        except (StoreError, AuditError, *DATABASE_AWAY):
             raise
         except Exception as error:
             denied = _reason(error, "no policy can decide on it, so it can't be approved")
@@ -222,6 +253,8 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
     prepared = NOT_READY
     try:
         examined.staged = stage_records(home, package, dataset)
+    except DATABASE_AWAY:
+        raise
     except Exception as error:
         row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
     else:

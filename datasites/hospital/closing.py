@@ -62,16 +62,18 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
 
 def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
     dataset = case.dataset
-    records = Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED))
-    site.audit.append("closed", study=row.study_hash, rounds=records.count())
+    records = list(Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED)))
+    charged = ledger.study_charged(dataset, row.study_hash, case.priced_delta)
+    # Logged once the database has said all that it is asked, so that an outage leaves no second record.
+    site.audit.append("closed", study=row.study_hash, rounds=len(records))
     return letters.Account(
-        rounds=records.count(),
+        rounds=len(records),
         steps=sum(record.steps for record in records),
         delta=case.study.privacy.delta,
         noise_multiplier=case.plan.noise_multiplier,
         sampling_rate=case.plan.sampling_rate,
         cap=case.study_cap,
-        charged=ledger.study_charged(dataset, row.study_hash, case.priced_delta),
+        charged=charged,
         head=site.audit.public_head(),
         fork=told_fork(site.home),
     )

@@ -13,10 +13,14 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from datasites.enclave.sandbox import SandboxConfig
+from datasites.hospital.postgresql import SCHEMES, PostgresAddress
+from datasites.study.addresses import fault_of, hidden, shown
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError, read_toml
 from datasites.study.identity import Email
 from datasites.study.manifest import Name
+from datasites.transport.filesystems import check_address
+from datasites.transport.store_errors import StoreError
 
 CONFIG_FILE = "datasite.toml"
 
@@ -85,10 +89,31 @@ def _loopback(url: str) -> bool:
 
 
 def _https(url: str) -> str:
+    if fault := fault_of(url):
+        raise ValueError(f"{shown(url)} {fault}")
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _loopback(url))):
-        raise ValueError("must be an https:// address (http:// only on this machine)")
+        raise ValueError(f"{shown(url)} must be an https:// address (http:// only on this machine)")
+    if "@" in parts.netloc or parts.fragment:
+        raise ValueError(f"{shown(url)} must hold no user, password or fragment; the client's secret is a file")
     return url
+
+
+def _database(address: str) -> str:
+    if address == "sqlite":
+        return address
+    if not address.startswith(SCHEMES):
+        raise ValueError(f'{shown(address)} is neither "sqlite" nor postgresql://user:password@host:port/name')
+    PostgresAddress.parse(address)
+    return address
+
+
+def _store(address: str) -> str:
+    try:
+        check_address(address)
+    except StoreError as error:
+        raise ValueError(str(error)) from error
+    return address
 
 
 ProviderUrl = Annotated[str, Field(max_length=500), AfterValidator(_https)]
@@ -113,6 +138,18 @@ class OidcSettings(Agreed):
     client_secret_file: Annotated[str, Field(min_length=1)] = "keys/oidc.secret"
     algorithm: Literal["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"] = "RS256"
     emails_are_verified: bool = False
+
+    @property
+    def service(self) -> str:
+        """The provider for people."""
+        return f"identity provider {self.name}"
+
+    def hidden(self, text: str) -> str:
+        """A text of a library without what is secret in these addresses."""
+        ends = (self.authorization_endpoint, self.token_endpoint, self.userinfo_endpoint, self.jwks_uri)
+        for url in (self.issuer, *ends):
+            text = hidden(text, url)
+        return text
 
 
 class ConsoleSettings(Agreed):
@@ -142,7 +179,7 @@ class ConsoleSettings(Agreed):
 
 
 class Settings(Agreed):
-    """The whole of `datasite.toml`.
+    """The whole of `datasite.toml`. Addresses in it may hold secrets: `shown` says them to people.
 
     Rounds of running studies wait while a submission is rehearsed, so one may take `rehearsal_seconds` at most, and a
     researcher may have `undecided_per_researcher` submissions waiting; further ones are refused.
@@ -150,8 +187,8 @@ class Settings(Agreed):
 
     organisation: Annotated[str, Field(min_length=1, max_length=120)]
     email: Email
-    store: str
-    database: str = "sqlite"
+    store: Annotated[str, AfterValidator(_store), Field(repr=False)]
+    database: Annotated[str, AfterValidator(_database), Field(repr=False)] = "sqlite"
     control_seconds: Annotated[float, Field(gt=0)] = 2.0
     round_seconds: Annotated[float, Field(gt=0)] = 3600
     rehearsal_seconds: Annotated[float, Field(gt=0)] = 300

@@ -1,4 +1,10 @@
-"""Connects this process to the datasite's database; one datasite per process."""
+"""Connects this process to the datasite's database, one datasite per process, and knows when the database is away.
+
+Away is whatever Django calls operational: no server, a session that was ended, a server that shuts down, a file that is
+locked. None of it is damage, and all of it passes: who meets it lets go of the connections (`let_go`), waits, and does
+again what was not finished. Where it broke while a transaction was being committed, nobody can say what became of it;
+so what is done in one is written to be done again (see `pending`, `compliance`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +13,27 @@ from pathlib import Path
 
 import django
 from django.core.management import call_command
+from django.db import DatabaseError, InterfaceError, OperationalError, connections
 
 from datasites.hospital.config import Home
-from datasites.study.errors import InputError
+from datasites.hospital.outages import away
+from datasites.study.addresses import hidden, shown
+from datasites.study.errors import DatasitesError, InputError
+
+#: A database that can't be used now, and will be later.
+DATABASE_AWAY = (OperationalError, InterfaceError)
+
+
+class DatabaseAway(DatasitesError):
+    """The database is away where nobody waits for it. `outage`: its name and why."""
+
+    def __init__(self, service: str, reason: str) -> None:
+        super().__init__(f"{away(service, reason)}; try again when it is back, and look first whether it was done")
+        self.outage = (service, reason)
+
+
+class DatabaseRefused(DatasitesError):
+    """The database answers, and does not let the datasite make its tables."""
 
 
 def this_home() -> Home:
@@ -23,7 +47,7 @@ def this_home() -> Home:
 def connect(root: Path) -> Home:
     """Set Django up for the datasite at `root`, migrate its tables, and return its home.
 
-    Raises `InputError` when the process is already connected to another datasite.
+    Raises `InputError` when the process is already connected to another datasite, `DatabaseAway` and `DatabaseRefused`.
     """
     home = Home.open(root)
     connected = os.environ.get("DATASITES_HOME")
@@ -35,5 +59,30 @@ def connect(root: Path) -> Home:
         os.environ["DATASITES_HOME"] = str(home.root)
         os.environ["DJANGO_SETTINGS_MODULE"] = "datasites.hospital.settings"
         django.setup()
-    call_command("migrate", verbosity=0, interactive=False)
+    try:
+        call_command("migrate", verbosity=0, interactive=False)
+    except DATABASE_AWAY as error:
+        let_go()
+        raise DatabaseAway(name_of(home), reason_of(home, error)) from error
+    except DatabaseError as error:
+        raise DatabaseRefused(
+            f"{name_of(home)}: {reason_of(home, error)}; let its user make tables in a schema of its own"
+        ) from error
     return home
+
+
+def name_of(home: Home) -> str:
+    """The database for people, without its secrets."""
+    address = home.settings.database
+    return f"database {home.database if address == 'sqlite' else shown(address)}"
+
+
+def reason_of(home: Home, error: Exception) -> str:
+    """Why it is away, in the words of its library on one line, without secrets."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return hidden("; ".join(lines), home.settings.database)[:500] or type(error).__name__
+
+
+def let_go() -> None:
+    """Close this thread's connections, of which at least one is dead; the next query opens new ones."""
+    connections.close_all()

@@ -4,13 +4,13 @@ One per home folder, held by a lock. The loop syncs syft at its own slow pace, l
 and then sleeps until a letter comes. People act through the database (`review`), which the loop reads again each turn;
 it imports no torch and runs no submitted code.
 
-What goes wrong with one study, one party or one submission is written down and stays there; the others go on. Only a
-damaged audit log ends the service (I14).
+What goes wrong with one study, one party or one submission is written down and stays there; the others go on. A
+database or a store that is away is waited out, whenever that happens (`outages`): nothing is lost, and nothing is
+charged, released or sent twice. Only a damaged audit log ends the service (I14).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -19,16 +19,21 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+
+from django.db import close_old_connections
 
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import admission, ledger_log, pending, withdrawal
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, sweep_staging
-from datasites.hospital.config import Home
+from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.models import Case
+from datasites.hospital.outages import Outages, waited_for
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.row_work import Machine
+from datasites.hospital.service import READY_FILE, outage_of
 from datasites.hospital.setup import open_control
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import AuditError
@@ -38,28 +43,13 @@ from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.store import StoreError
 from policies.engine import Engine
 
-READY_FILE = "ready.json"
 #: Seconds for which a study rests after an error that nobody foresaw, doubled each time up to the second figure.
 REST, LONGEST_REST = 2.0, 120.0
 
+#: What is waited out: a service that is away.
+OUTAGES = (StoreError, *DATABASE_AWAY)
+
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def only_process(home: Home) -> Iterator[None]:
-    """Hold the home's lock; raises `InputError` when another process serves it."""
-    home.run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(home.run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise InputError(f"{home.root}: a datasite already runs here; stop it or choose another folder") from error
-    try:
-        yield
-    finally:
-        (home.run / READY_FILE).unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 class Datasite:
@@ -71,9 +61,6 @@ class Datasite:
         self._home = site.home
         # A rule file that is missing or that permits must keep the datasite from starting, not only from deciding.
         Engine(local_dir=site.home.local_rules)
-        for warning in Sandbox(self._home.settings.sandbox).warnings:
-            log.warning("%s", warning)
-            site.audit.append("sandbox_warning", reason=warning)
         pending.finish_all(site)
         require_one_story(site.home)
         open_populations(site)
@@ -92,11 +79,16 @@ class Datasite:
         self._next_sync = 0.0
         self._inbox_read = False
         self._not_admitted: set[tuple[str, str]] = set()
+        self._interrupted: set[tuple[str, str]] = set()
+        self._outages = Outages()
         sweep_staging(self._home)
+        for warning in Sandbox(self._home.settings.sandbox).warnings:
+            log.warning("%s", warning)
+            site.audit.append("sandbox_warning", reason=warning)
 
     def serve(self, stop: threading.Event) -> None:
         """Run until `stop` is set."""
-        self._publish()
+        waited_for(self._publish, partial(outage_of, self._home), self._outages, stop)
         self._site.audit.append("started", pid=os.getpid())
         ready = {"pid": os.getpid(), "email": self._control.email, "console": self._console}
         written = self._home.run / f".{READY_FILE}"
@@ -115,6 +107,7 @@ class Datasite:
 
     def _turn(self, stop: threading.Event) -> None:
         try:
+            close_old_connections()  # a dead one is noticed, and costs this turn nothing
             if time.monotonic() >= self._next_sync:
                 self._pin()
                 with self._contained("syft"):
@@ -139,13 +132,20 @@ class Datasite:
                 left = min([max(self._next_sync, time.monotonic() + 0.05), *wakes]) - time.monotonic()
                 if left > 0:
                     self._store.wait(folders, left, stop, since=before)
-        except StoreError as error:
-            log.warning("store: %s", error)
-            stop.wait(2.0)
+        except OUTAGES as error:
+            service = outage_of(self._home, error)
+            assert service is not None
+            self._outages.wait(*service, stop)
+        else:
+            self._outages.over()
 
-    def _run_studies(self, stop: threading.Event) -> tuple[bool, StoreError | None]:
-        """Let each study do what it can; whether one did anything, and the store's failure, if it failed for one."""
-        busy, outage = False, None
+    def _run_studies(self, stop: threading.Event) -> tuple[bool, Exception | None]:
+        """Let each study do what it can; whether one did anything, and the store's failure, if it failed for one.
+
+        Raises what Django raises while the database is away, without which no study can do anything.
+        """
+        busy = False
+        outage: Exception | None = None
         for pk, run in list(self._runs.items()):
             until, rest = self._resting.get(pk, (0.0, REST))
             if time.monotonic() < until:
@@ -156,21 +156,23 @@ class Datasite:
                 try:
                     while run.step() and not stop.is_set():
                         busy = True
-                except StoreError as error:
+                except OUTAGES as error:
                     outage = error
                 del self._resting[pk]
+            if isinstance(outage, DATABASE_AWAY):
+                raise outage
         return busy, outage
 
     @contextmanager
     def _contained(self, what: str, *, audited: bool = True) -> Iterator[None]:
         """Keep an error of one case, party or submission there: the log has where, the audit log once that it was.
 
-        The store's failures and a damaged audit log go on up. audited: not where rows are at work, since heads of the
+        A service that is away and a damaged audit log go on up. audited: not where rows are at work, since heads of the
         audit log leave and what happens there may depend on a row (I16).
         """
         try:
             yield
-        except (StoreError, AuditError):
+        except (*OUTAGES, AuditError):
             raise
         except Exception as error:
             # The place without the words, which may hold a value of a row (I12), unless they are our own.
@@ -215,16 +217,23 @@ class Datasite:
         """Take one new submission in; True when there was one."""
         if self._inbox_read:
             return False
-        known = self._not_admitted | set(Case.objects.values_list("job_name", "submitted_by"))
+        known = self._not_admitted | set(Case.objects.values_list("job_name", "submitted_by")) - self._interrupted
         with self._contained("submissions"):
             for job in self._control.jobs(known)[:1]:
                 name = (job.name, job.submitted_by)
                 log.info("submission %s of %s", *name)
                 self._not_admitted.add(name)
                 with self._contained(f"submission {job.name} of {job.submitted_by}"):
-                    row = admission.admit(self._site, job)
+                    admit = admission.admit_again if name in self._interrupted else admission.admit
+                    try:
+                        row = admit(self._site, job)
+                    except OUTAGES:
+                        self._interrupted.add(name)
+                        self._not_admitted.discard(name)
+                        raise
                     log.info("case %d: %s %s", row.pk, row.state, row.note)
                     self._not_admitted.discard(name)
+                    self._interrupted.discard(name)
                 self._record_decisions()
                 return True
         self._inbox_read = True
@@ -272,7 +281,7 @@ class Datasite:
                 give_up_keys(self._home, row.study_hash)
                 Case.objects.filter(pk=row.pk).update(rejoins=False)
             self._runs[row.pk] = StudyRun(self._site, self._mailroom, row, self._machine)
-        except (StoreError, AuditError):
+        except (*OUTAGES, AuditError):
             raise
         except Exception as error:
             with self._contained(f"case {row.pk}"):

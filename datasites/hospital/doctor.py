@@ -12,19 +12,26 @@ import secrets
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from django.db import connection
 
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
 from datasites.hospital import ledger, pending
 from datasites.hospital.cells import read_mock, read_table
 from datasites.hospital.config import Home
+from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.harmonise import read_mapping
+from datasites.hospital.outages import away
 from datasites.hospital.population import accepted_delta, require_agreed
+from datasites.hospital.postgresql import PostgresAddress, options_in_words
 from datasites.hospital.reconcile import differences
 from datasites.hospital.setup import open_store
 from datasites.hospital.site import Site
+from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Roster
@@ -33,6 +40,8 @@ from policies.engine import Engine
 from policies.facts import most_delta
 from policies.registry import RegistryFile
 
+#: Hosts that are this machine, beside folders of sockets.
+HERE = ("", "127.0.0.1", "::1", "localhost")
 #: A clock that is further off than this gives wrong dates to agreements and audit records.
 MOST_SKEW = 120.0
 
@@ -50,6 +59,7 @@ def examine(site: Site) -> Iterator[Check]:
     checks: tuple[tuple[str, Callable[[Site], Iterator[Check]]], ...] = (
         ("permissions", _permissions),
         ("roster", _roster),
+        ("database", _database),
         ("store", _store),
         ("policies", _policies),
         ("agreements", _agreements),
@@ -63,6 +73,9 @@ def examine(site: Site) -> Iterator[Check]:
     for name, check in checks:
         try:
             yield from check(site)
+        except DATABASE_AWAY as error:
+            let_go()
+            yield Check(name, "bad", away(name_of(site.home), reason_of(site.home, error)))
         except (DatasitesError, StoreError, SandboxUnavailable, OSError, ValueError, RuntimeError) as error:
             yield Check(name, "bad", str(error))
 
@@ -97,6 +110,30 @@ def _roster(site: Site) -> Iterator[Check]:
     )
 
 
+def _database(site: Site) -> Iterator[Check]:
+    started = time.monotonic()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        took = 1000 * (time.monotonic() - started)
+        name = name_of(site.home)
+        if connection.vendor != "postgresql":
+            yield Check("database", "ok", f"{name}: answers in {took:.0f} ms")
+            return
+        cursor.execute("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        tls = (cursor.fetchone() or ("",))[0]
+        cursor.execute("SHOW synchronous_commit")
+        keeps = cursor.fetchone()[0]
+    address = PostgresAddress.parse(site.home.settings.database)
+    options = options_in_words(address.options)
+    words = f"{name}: answers in {took:.0f} ms, {tls or 'without TLS'}, with {options}"
+    if keeps == "off":
+        yield Check("database", "bad", f"{name}: acknowledges what it has not kept; set synchronous_commit = on")
+    elif not tls and not all(host in HERE or host.startswith("/") for host in address.host.split(",")):
+        yield Check("database", "warn", f"{words}; it is on another machine: add sslmode=verify-full and sslrootcert")
+    else:
+        yield Check("database", "ok", words)
+
+
 def _store(site: Site) -> Iterator[Check]:
     store, key = open_store(site.home), f"doctor/{site.identity.email}.{secrets.token_hex(4)}"
     probe = secrets.token_bytes(64)
@@ -106,9 +143,9 @@ def _store(site: Site) -> Iterator[Check]:
     store.delete(key)
     took = 1000 * (time.monotonic() - started)
     if back != probe:
-        yield Check("store", "bad", f"{store.url}: what was written was not read back; another program changes it")
+        yield Check("store", "bad", f"{store.shown}: what was written was not read back; another program changes it")
     else:
-        yield Check("store", "ok", f"{store.url}: written, read and removed in {took:.0f} ms")
+        yield Check("store", "ok", f"{store.shown}: written, read and removed in {took:.0f} ms")
     yield from _clock(store.local)
 
 
@@ -190,8 +227,12 @@ def _sign_in(site: Site) -> Iterator[Check]:
         yield Check("sign-in", "ok", "with passwords of the console; no [console.oidc]")
         return
     # Certificates are checked; what is found is compared and not kept.
-    with urllib.request.urlopen(f"{oidc.issuer}/.well-known/openid-configuration", timeout=10) as answer:
-        says = json.load(answer)
+    try:
+        with urllib.request.urlopen(f"{oidc.issuer}/.well-known/openid-configuration", timeout=10) as answer:
+            says = dict(json.load(answer))
+    except (OSError, HTTPException, ValueError, TypeError) as error:
+        yield Check("sign-in", "bad", away(oidc.service, oidc.hidden(str(error) or type(error).__name__)))
+        return
     names = ("issuer", "authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
     other = [name for name in names if says.get(name) != getattr(oidc, name)]
     if other:
@@ -199,7 +240,7 @@ def _sign_in(site: Site) -> Iterator[Check]:
     elif oidc.algorithm not in says.get("id_token_signing_alg_values_supported", ["RS256"]):
         yield Check("sign-in", "bad", f"{oidc.name} does not sign with {oidc.algorithm}; set algorithm")
     else:
-        yield Check("sign-in", "ok", f"{oidc.issuer} says what datasite.toml says")
+        yield Check("sign-in", "ok", f"{shown(oidc.issuer)} says what datasite.toml says")
 
 
 def _sandbox(site: Site) -> Iterator[Check]:

@@ -163,6 +163,8 @@ class Leaving:
             self._post.note("survivors_refused", (letter.digest,), round=number, reason=error)
             return False
         emails = [header.sender for header in survivors.headers]
+        # First, since once the journal has the answer nothing brings this up again.
+        Round.objects.filter(case=self._case.row, round=number).update(state=Round.State.UNMASKED, survivors=emails)
         # A list of any length must not be able to break the log: their number, and what the names hash to.
         self._site.audit.append(
             "unmasked",
@@ -172,7 +174,6 @@ class Leaving:
             digest=sha256_hex(canonical_json(emails)),
         )
         self._journal.commit(after, answer)
-        Round.objects.filter(case=self._case.row, round=number).update(state=Round.State.UNMASKED, survivors=emails)
         self._reply(letters.UNMASK, answer, number)
         return True
 

@@ -45,6 +45,7 @@ from datasites.hospital import compliance, ledger
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import closing_step, journal_of, open_journal
 from datasites.hospital.correspondence import Correspondence
+from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.epochs import EpochSetup, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
@@ -67,10 +68,10 @@ from policies.facts import ReleaseFacts
 
 log = logging.getLogger(__name__)
 
-#: What does not cost a round: an outage of the store, after which the round goes on where it was; a journal that may
-#: release nothing, which stops the study; and a damaged audit log, which ends the service, since nothing may run that
-#: can't be logged (I14). Anything else before rows are looked at costs this hospital that round and no more.
-NOT_OF_THE_ROUND = (StoreError, JournalRolledBack, JournalDamaged, AuditError)
+#: What does not cost a round: an outage of store or database, after which the round goes on where it was; a journal
+#: that may release nothing, which stops the study; and a damaged audit log, which ends the service, since nothing may
+#: run that can't be logged (I14). Anything else before rows are looked at costs this hospital that round and no more.
+NOT_OF_THE_ROUND = (StoreError, *DATABASE_AWAY, JournalRolledBack, JournalDamaged, AuditError)
 
 
 class RoundRefused(DatasitesError):
@@ -192,7 +193,8 @@ class StudyRun:
         """Do one thing that can be done now; True when something was done.
 
         A letter that is refused raises nothing; a journal that may release nothing stops the case. Raises `StoreError`
-        during an outage, after which it may be called again, and anything else only for what nobody foresaw.
+        or one of `DATABASE_AWAY` during an outage, after which it may be called again, and anything else only for what
+        nobody foresaw.
         """
         row = Case.objects.get(pk=self._pk)
         try:
@@ -288,22 +290,24 @@ class StudyRun:
             self._at_work = replace(round, due=round.due + TICK)
             self._machine.free_at = max(self._machine.free_at, round.due + TICK)
             return False
+        # What was computed is kept while a service is away, and let go of once it is answered or in the journal.
+        if Round.objects.filter(case=row, round=round.manifest.round, state=Round.State.CHARGED).exists():
+            try:
+                made = self._masked(row, round, round.work.result())
+            except compliance.Denied as error:
+                self._abstain(row, round.manifest.round, "denied", error.controls, str(error))
+            except NOT_OF_THE_ROUND:
+                raise
+            except Exception as error:
+                reason = f"round {round.manifest.round}: {in_words(error)}"
+                Round.objects.filter(case=row, round=round.manifest.round).update(reason=reason)
+                self._stop(row, reason)
+            else:
+                # From the journal's commit on the release is made, and no error can turn it into an abstention.
+                self._at_work = None
+                self._leaving.release(*made)
+        # Else people have answered for it meanwhile, and it was said that this hospital sits it out.
         self._at_work = None
-        if not Round.objects.filter(case=row, round=round.manifest.round, state=Round.State.CHARGED).exists():
-            return True  # meanwhile people have answered for it, and it was said that this hospital sits it out
-        try:
-            made = self._masked(row, round, round.work.result())
-        except compliance.Denied as error:
-            self._abstain(row, round.manifest.round, "denied", error.controls, str(error))
-        except NOT_OF_THE_ROUND:
-            raise
-        except Exception as error:
-            reason = f"round {round.manifest.round}: {in_words(error)}"
-            Round.objects.filter(case=row, round=round.manifest.round).update(reason=reason)
-            self._stop(row, reason)
-        else:
-            # From the journal's commit on the release is made, and no error can turn it into an abstention.
-            self._leaving.release(*made)
         return True
 
     def _open(self, row: Case, signed: SignedManifest) -> None:

@@ -27,6 +27,8 @@ from datasites.hospital.admission import start_worker
 from datasites.hospital.cases import OpenCase, partitions
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
+from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
+from datasites.hospital.outages import RETRY, away
 from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.withdrawal import withdrawn
 from datasites.study.manifest import RoundManifest
@@ -132,12 +134,23 @@ class RowWork:
             self._worker.close()
         if self._worker is None or not self._worker.alive:
             self._require_open()
-            rows = partitions(self._home, case)
+            rows = self._rows_of(case)
             self._records = records_commitment(self._home, case, rows)
             self._worker = start_worker(self._home, case, rows)
             self._withdrawn = gone
         self._require_open()
         return self._worker
+
+    def _rows_of(self, case: OpenCase) -> dict[PartitionName, Partition]:
+        """The rows to work on. A database that is away is waited out here, so that it fails no work on rows."""
+        while True:
+            self._require_open()
+            try:
+                return partitions(self._home, case)
+            except DATABASE_AWAY as error:
+                log.warning("%s; waiting", away(name_of(self._home), reason_of(self._home, error)))
+                let_go()
+                time.sleep(RETRY)
 
     def _compute(
         self,

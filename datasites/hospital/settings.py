@@ -1,7 +1,8 @@
 """Django settings of one datasite, taken from its home folder (`DATASITES_HOME`).
 
 SQLite by default: one file, write-ahead log, full sync, and every transaction immediate, so that two processes never
-read one budget and both spend it. `database = "postgresql://user:password@host/name"` uses PostgreSQL.
+read one budget and both spend it. `database = "postgresql://user:password@host/name?option=value"` uses PostgreSQL
+(see `postgresql`). A connection is kept, and tried before it is used again: a server that was started again costs none.
 
 The console's settings are here too, since Django has one place for all: strict cookies, sessions in the database,
 lock-out after failed passwords, no template or static file from anywhere else than this package.
@@ -14,11 +15,11 @@ import hashlib
 import importlib.util
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from django.core.management.utils import get_random_secret_key
 
 from datasites.hospital.config import Home, OidcSettings
+from datasites.hospital.postgresql import PostgresAddress
 from datasites.study.errors import InputError
 
 home = Home.open(Path(os.environ["DATASITES_HOME"]))
@@ -35,21 +36,7 @@ def _database(url: str) -> dict[str, object]:
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;",
             },
         }
-    parts = urlsplit(url)
-    if parts.scheme != "postgresql" or not parts.path.strip("/"):
-        raise InputError(
-            f'datasite.toml: database {url!r} is neither "sqlite" nor postgresql://user:password@host/name'
-        )
-    if importlib.util.find_spec("psycopg") is None:
-        raise InputError("datasite.toml: a PostgreSQL database needs a package; pip install 'datasites[postgresql]'")
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": parts.path.strip("/"),
-        "USER": unquote(parts.username or ""),
-        "PASSWORD": unquote(parts.password or ""),
-        "HOST": parts.hostname or "",
-        "PORT": parts.port or "",
-    }
+    return PostgresAddress.parse(url).in_django()
 
 
 def _secret_key() -> str:
@@ -111,7 +98,9 @@ INSTALLED_APPS = [
     "datasites.hospital",
     "datasites.hospital.console",
 ]
-DATABASES = {"default": _database(home.settings.database)}
+DATABASES = {
+    "default": {**_database(home.settings.database), "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True},
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -32,7 +32,7 @@ class Settings(Agreed):
 
     organisation: Annotated[str, Field(min_length=1, max_length=120)]
     email: Email
-    store: str
+    store: Annotated[str, Field(repr=False)]
 
 
 class NotApproved(DatasitesError):

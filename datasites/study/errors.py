@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from datasites.study.addresses import is_address
+
 Model = TypeVar("Model", bound=BaseModel)
 #: Characters of what stood in a file that a message repeats.
 _QUOTED = 200
@@ -82,7 +84,8 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, *, quo
         rule = f"{rule.strip()} (known: {', '.join(known)})" if known else rule
     elif first["type"] == "missing":
         rule = "is missing; add it"
-    elif quote and isinstance(first["input"], str | int | float | bool):
+    elif quote and isinstance(first["input"], str | int | float | bool) and not is_address(str(first["input"])):
+        # An address may hold a secret: whoever refuses one says what of it may be shown.
         found = repr(first["input"])
         rule = f"{rule}, found {found if len(found) <= _QUOTED else found[:_QUOTED] + '...'}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

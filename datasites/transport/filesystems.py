@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from datasites.study.addresses import fault_of, hidden, shown
 from datasites.transport.store_errors import NotAFile, StoreError, StoreMissing, TooLarge, diagnose
 
 logger = logging.getLogger(__name__)
@@ -54,11 +55,23 @@ class StoreFiles(Protocol):
         """Create a folder, so that it can be watched; local only."""
 
 
-def local_path(url: str) -> Path | None:
-    """The folder that `url` names, or None for a URL of another kind; raises `StoreError` for half a URL."""
+def check_address(url: str) -> None:
+    """Raise `StoreError` for an address that is none, without what is secret in it."""
     if "://" not in url:
         if half := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?=/|$)", url):
-            raise StoreError(f"store {url}: write {half[0]}//… for a URL, or ./{url} for a folder of that name")
+            raise StoreError(
+                f"store {shown(url)}: write {half[0]}//… for a URL, or ./ before it for a folder of that name"
+            )
+        if shown(url) != url:
+            raise StoreError(f"store {shown(url)}: no address; write a folder's path, or a URL such as ssh://…, s3://…")
+    elif fault := fault_of(url):
+        raise StoreError(f"store {shown(url)}: {fault}")
+
+
+def local_path(url: str) -> Path | None:
+    """The folder that `url` names, or None for a URL of another kind; raises `StoreError` for half a URL."""
+    check_address(url)
+    if "://" not in url:
         return Path(url).absolute()
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme in ("file", "local") else None
@@ -202,9 +215,8 @@ class RemoteFiles:
             self.fs, root = fsspec.core.url_to_fs(url, **options)
         except ImportError as error:
             extra = {"s3": "s3", "s3a": "s3", "sftp": "sftp", "ssh": "sftp", "webdav": "webdav", "dav": "webdav"}
-            raise StoreError(
-                f"store {url}: {error}; run `pip install 'datasites[{extra.get(scheme, scheme)}]'`"
-            ) from error
+            remedy = f"run `pip install 'datasites[{extra.get(scheme, scheme)}]'`"
+            raise StoreError(f"store {shown(url)}: {hidden(str(error), url)}; {remedy}") from error
         self.root = root.rstrip("/")
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
         self.atomic = bool(protocols & ATOMIC_UPLOAD)

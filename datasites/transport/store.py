@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import watchfiles
 
+from datasites.study.addresses import shown
 from datasites.transport.filesystems import FolderFiles, RemoteFiles, StoreFiles, local_path
 from datasites.transport.store_errors import (
     WHOLE_STORE,
@@ -104,7 +105,12 @@ class Store:
             self._try("open", "", self.files.make_root)
 
     def __repr__(self) -> str:
-        return f"Store({self.url!r})"
+        return f"Store({self.shown!r})"
+
+    @property
+    def shown(self) -> str:
+        """The address without its secrets."""
+        return shown(self.url)
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write `data` under `key`, replacing what is there; a reader sees the old or the new, never a part."""
@@ -208,7 +214,7 @@ class Store:
             except StoreError:
                 raise
             except Exception as error:
-                problem = diagnose(error, f"store {self.url}: cannot {verb} {key or 'it'}")
+                problem = diagnose(error, f"store {self.shown}: cannot {verb} {key or 'it'}", self.url)
                 if delay is None or not isinstance(problem, StoreUnreachable):
                     raise problem from error
                 time.sleep(delay * random.uniform(0.7, 1.3))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from datasites.study.addresses import hidden
 from datasites.study.errors import DatasitesError
 
 
@@ -97,10 +98,13 @@ _REMEDY: dict[type[StoreError], str] = {
 }
 
 
-def diagnose(error: BaseException, what: str) -> StoreError:
-    """The `StoreError` that `error` amounts to. `what` opens the message: which store, which act, which key."""
+def diagnose(error: BaseException, what: str, address: str = "") -> StoreError:
+    """The `StoreError` that `error` amounts to. `what` opens the message: which store, which act, which key.
+
+    address: the store's, whose secrets a library's words may quote.
+    """
     kind = _kind(error)
-    words = str(error).strip().splitlines()
+    words = hidden(str(error).strip(), address).splitlines()
     return kind(f"{what}: {type(error).__name__}: {words[0][:300] if words else ''}; {_REMEDY[kind]}")
 
 

@@ -26,6 +26,7 @@ from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthen
 
 from datasites.hospital.console.access import CONFIRMED, refuse
 from datasites.hospital.models import ProviderSubject
+from datasites.hospital.outages import away
 from datasites.hospital.people import role_of
 
 #: In the session: when this person set out to sign in again, and who they were.
@@ -124,7 +125,8 @@ class Finish(OIDCAuthenticationCallbackView):
             log.warning("sign-in refused: %s", error)
             return refuse(request, 403, "The provider's answer is not one that this console takes. Sign in again.")
         except (requests.RequestException, ValueError) as error:
-            log.error("sign-in failed: the provider can't be asked: %s", error)
+            oidc = settings.DATASITE.settings.console.oidc
+            log.warning("%s; tried again at the next sign-in", away(oidc.service, oidc.hidden(str(error))))
             return refuse(request, 503, "The sign-in provider can't be asked now; the datasite's log says why.")
 
     def login_failure(self) -> HttpResponse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from typing import Any
 
 from django.contrib import auth, messages
@@ -11,7 +13,16 @@ from django.shortcuts import redirect, render
 
 from datasites.hospital.console.access import EVERYBODY, confirmed, page, refuse
 from datasites.hospital.console.forms import ChangePassword, SignIn
+from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of, this_home
+from datasites.hospital.outages import away
 from datasites.hospital.people import PersonError, change_password, written_down
+
+AWAY = (
+    "The datasite's database is away. Open this page again in a moment; if you were about to change something, look "
+    "first whether it was done. The datasite's log says why."
+)
+
+log = logging.getLogger(__name__)
 
 
 class _SignIn(LoginView):
@@ -84,5 +95,14 @@ def missing(request: HttpRequest, exception: Exception | None = None) -> HttpRes
 
 
 def failed(request: HttpRequest) -> HttpResponse:
-    """500: says nothing of what happened; the datasite's own log does."""
+    """500, or 503 while the database is away: says nothing of what happened; the datasite's own log does."""
+    error = sys.exc_info()[1]
+    if isinstance(error, DATABASE_AWAY):
+        home = this_home()
+        log.warning("%s; %s was answered with 503", away(name_of(home), reason_of(home, error)), request.path)
+        let_go()
+        # Without a template: pages show who is signed in, which is asked of the database.
+        response = HttpResponse(AWAY, status=503, content_type="text/plain", headers={"Retry-After": "5"})
+        response._has_been_logged = True  # for Django, which would add a traceback
+        return response
     return HttpResponse("Something went wrong; the datasite's log says what.", status=500, content_type="text/plain")

@@ -1,0 +1,75 @@
+"""Outside services that are away (database, store, identity provider): told in the same words, and waited out.
+
+Claim: while a service is away the datasite ends nothing, forgets nothing and charges nothing; it tries again every
+`RETRY` seconds, and says so at once, then once a minute, and when the service is back. Assumption: the service comes
+back with what it had acknowledged; a database that lost some of it (a fail-over to a replica that lagged) differs from
+the audit log and is settled by people, as after a restore.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+#: Seconds between two tries, and between two lines in the log while nothing changes.
+RETRY, REMIND = 2.0, 60.0
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+def away(service: str, reason: str) -> str:
+    """The one sentence about a service that is away; who waits adds that."""
+    return f"{service} is away: {reason}"
+
+
+class Outages:
+    """What is away now, by service."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def wait(self, service: str, reason: str, stop: threading.Event) -> None:
+        """Say that `service` is away, unless that was said a moment ago, and rest until it is tried again."""
+        now = time.monotonic()
+        self._since.setdefault(service, now)
+        if now - self._said.get(service, now - REMIND) >= REMIND:
+            self._said[service] = now
+            log.warning("%s; waiting, tried again every %g s", away(service, reason), RETRY)
+        stop.wait(RETRY)
+
+    def over(self) -> None:
+        """Say that all that was away is back."""
+        for service, since in self._since.items():
+            log.warning("%s is back after %.0f s", service, time.monotonic() - since)
+        self._since.clear()
+        self._said.clear()
+
+
+def waited_for(
+    act: Callable[[], Result],
+    outage_of: Callable[[Exception], tuple[str, str] | None],
+    outages: Outages,
+    stop: threading.Event,
+) -> Result | None:
+    """What `act` gives, as soon as no service is away for it; None once `stop` is set.
+
+    outage_of: service and reason where an error says that one is away, None for any other error, which is raised.
+    """
+    while not stop.is_set():
+        try:
+            result = act()
+        except Exception as error:
+            outage = outage_of(error)
+            if outage is None:
+                raise
+            outages.wait(*outage, stop)
+        else:
+            outages.over()
+            return result
+    return None

@@ -1,0 +1,194 @@
+"""A real PostgreSQL server on loopback, for tests and shows: stopped, started again, with TLS or without.
+
+PostgreSQL refuses to run as root, so a user who is root runs it as `postgres` or `nobody`. Its certificates are made
+here, by a certificate authority of its own; `Certificates` also makes wrong ones on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from loopback_servers import Absent, free_port
+
+USER, PASSWORD = "datasite", "Sec/ret@9"
+#: Milliseconds after which a write of the server that its peer does not acknowledge counts as lost.
+START_SECONDS = 30.0
+
+
+def _program(name: str) -> str:
+    """A program of the server, newest version first where the distribution keeps them out of PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
+    found = shutil.which(name) or next((str(path) for path in versions), None)
+    if found is None:
+        raise Absent("PostgreSQL's server is not installed; apt-get install postgresql")
+    return os.path.realpath(found)
+
+
+def _owner() -> dict[str, object]:
+    """Under whom the server runs: this user, or for root another one."""
+    if os.geteuid() != 0:
+        return {}
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            known = pwd.getpwnam(name)
+            return {"user": known.pw_uid, "group": known.pw_gid, "extra_groups": []}
+    raise Absent("PostgreSQL does not run as root, and there is no user postgres or nobody")
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A certificate authority and the key and certificate of a server that is called `host`."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def make(cls, folder: Path, host: str = "localhost") -> Certificates:
+        """Make all three in a new folder."""
+        folder.mkdir(parents=True)
+        authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Authority of {folder.name}")])
+        authority = (
+            _certificate(issuer, issuer, authority_key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(authority_key, hashes.SHA256())
+        )
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+        certificate = (
+            _certificate(subject, issuer, key)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+            .sign(authority_key, hashes.SHA256())
+        )
+        made = cls(folder / "authority.crt", folder / "server.crt", folder / "server.key")
+        for path, one in ((made.authority, authority), (made.certificate, certificate)):
+            path.write_bytes(one.public_bytes(serialization.Encoding.PEM))
+        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        made.key.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
+        return made
+
+
+def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=2))
+    )
+
+
+class PostgreSQL:
+    """One server in `folder`, listening on loopback and on a socket in the folder; `start` and `stop` as you like."""
+
+    def __init__(self, folder: Path, certificates: Certificates | None = None) -> None:
+        self.folder, self.port = folder, free_port()
+        self._data, self._owner = folder / "data", _owner()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True)
+        if self._owner:
+            os.chown(folder, int(str(self._owner["user"])), int(str(self._owner["group"])))
+        command = [_program("initdb"), "-D", str(self._data), "-U", USER, "-A", "scram-sha-256", "-E", "UTF8"]
+        password = folder / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        done = subprocess.run(
+            [*command, "--pwfile", str(password), "--no-sync"], capture_output=True, text=True, cwd="/", **self._owner
+        )
+        if done.returncode:
+            raise RuntimeError(f"initdb: {done.stderr}")
+        settings = ["listen_addresses = '127.0.0.1'", f"port = {self.port}", f"unix_socket_directories = '{folder}'"]
+        if certificates is not None:
+            for path, name in ((certificates.certificate, "server.crt"), (certificates.key, "server.key")):
+                copy = self._data / name
+                copy.write_bytes(path.read_bytes())
+                copy.chmod(0o600)
+                if self._owner:
+                    os.chown(copy, int(str(self._owner["user"])), int(str(self._owner["group"])))
+            settings += ["ssl = on"]
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.write("\n".join(settings) + "\n")
+
+    def address(self, database: str = "postgres", host: str = "127.0.0.1", options: str = "") -> str:
+        """As `datasite.toml` has it; its password has characters that an address must escape."""
+        from urllib.parse import quote
+
+        query = f"?{options}" if options else ""
+        return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@{host}:{self.port}/{database}{query}"
+
+    def make_database(self, name: str) -> str:
+        """A new empty database; returns its address."""
+        self.execute(f'create database "{name}"')
+        return self.address(name)
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Run one statement, and return its rows."""
+        import psycopg
+
+        with psycopg.connect(self.address(database), autocommit=True) as connection:
+            done = connection.execute(statement)
+            return list(done.fetchall()) if done.description else []
+
+    def end_sessions(self, database: str) -> int:
+        """End all sessions of a database, as a restart or a fail-over does; returns how many there were."""
+        ended = self.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database}'")
+        return len(ended)
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        assert self._process is None
+        self._process = subprocess.Popen(
+            [_program("postgres"), "-D", str(self._data)],
+            stdout=subprocess.DEVNULL,
+            stderr=(self.folder / "log").open("ab"),
+            cwd="/",
+            **self._owner,  # type: ignore[call-overload]
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.execute("select 1")
+                return
+            except Exception as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((self.folder / "log").read_text()[-2000:]) from error
+                time.sleep(0.05)
+
+    def stop(self, *, crash: bool = False) -> None:
+        """Stop it at once and end its sessions; crash: without a check point, as when its machine fails."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
+            self._process.wait(START_SECONDS)
+            self._process = None
+
+
+@contextlib.contextmanager
+def postgresql(folder: Path, certificates: Certificates | None = None) -> Iterator[PostgreSQL]:
+    """A server that runs until the block ends; `Absent` where there is none to run."""
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        raise Absent(f"{error}; pip install 'datasites[postgresql]'") from error
+    server = PostgreSQL(folder, certificates)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(crash=True)

@@ -1,0 +1,75 @@
+"""No address is shown with its secret, however badly it is written."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from datasites.study.addresses import fault_of, hidden, is_address, shown
+
+#: Never part of a host, a name of an option or the words of an error, whole or cut where a parser may cut it.
+MARK = "Zq7Xk"
+between = st.sampled_from(["", "@", "/", ":", "?", "#", "[", "]", "%", "&", "=", " ", "%40", "é"])
+secrets = st.lists(between, max_size=4).map(lambda parts: MARK + "".join(f"{part}{MARK}" for part in parts))
+schemes = st.sampled_from(
+    ["postgresql", "postgres", "ssh", "sftp", "https", "http", "s3", "webdav", "simplecache::ssh", "filecache::s3"]
+)
+forms = st.sampled_from(
+    [
+        "{scheme}://user:{secret}@host.example.org/name",
+        "{scheme}://user:{secret}@host.example.org:5432/name?sslmode=require",
+        "{scheme}://user:{secret}@host.example.org:port/name",
+        "{scheme}://user:{secret}@[host/name",
+        "{scheme}://user:{secret}@/name?host=/run/postgresql",
+        "{scheme}://:{secret}@host",
+        "{scheme}://host.example.org/name?password={secret}",
+        "{scheme}://host.example.org/name?sslmode=require&token={secret}&application_name=a",
+        "{scheme}://host.example.org/name#{secret}",
+        "{scheme}:/user:{secret}@host.example.org/name",
+        "user:{secret}@host.example.org:/folder",
+        "host=db.example.org dbname=ds password={secret}",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(schemes, forms, secrets, st.booleans())
+@example("https", "{scheme}://{secret}@host.example.org/x", MARK, False)
+@example("webdav", "{scheme}://{secret}@host.example.org/x", MARK, False)
+def test_no_part_of_a_secret_is_shown_or_left_in_the_words_of_a_library(
+    scheme: str, form: str, secret: str, escaped: bool
+) -> None:
+    address = form.format(scheme=scheme, secret=quote(secret, safe="") if escaped else secret)
+    assert MARK not in shown(address)
+    parts = re.split(r"[/?#@:&=\[\]]", secret)
+    for quoted in (address, secret, quote(secret, safe=""), *parts):
+        assert MARK not in hidden(f"cannot connect to {quoted!s}: refused", address)
+    assert MARK not in fault_of(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/mnt/federation",
+        "./store",
+        "data/table.csv",
+        "sqlite",
+        "s3://bucket/prefix",
+        "ssh://user@host.example.org:22/folder",
+        "postgresql:///ds?host=/run/postgresql&sslmode=verify-full&sslrootcert=/etc/ca.crt",
+        "datasite@general.example.org",
+    ],
+)
+def test_what_holds_no_secret_is_shown_as_it_is(address: str) -> None:
+    assert shown(address) == address
+    assert not fault_of(address) or "://" not in address
+    assert is_address(address) == ("://" in address)
+
+
+def test_the_user_of_a_server_is_shown_and_a_token_is_not() -> None:
+    assert shown("postgresql://ds:secret@db.example.org/ds") == "postgresql://ds:***@db.example.org/ds"
+    assert shown("https://ghp_token@git.example.org/x?sslmode=a") == "https://***@git.example.org/x?sslmode=a"
