@@ -38,6 +38,7 @@ class LocalHospital(Agreed):
     mapping: str
     declared_patients: Annotated[int, Field(ge=1)]
     console_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    database: Annotated[str, Field(repr=False)] = "sqlite"
 
 
 class LocalResearcher(Agreed):
@@ -200,6 +201,7 @@ class LocalConsortium:
         return f"""organisation = {json.dumps(hospital.organisation)}
 email = {json.dumps(hospital.email)}
 store = {json.dumps(store_url or str(self.store))}
+database = {json.dumps(hospital.database)}
 control_seconds = 1.0
 
 [console]

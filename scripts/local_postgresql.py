@@ -13,10 +13,12 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -25,7 +27,7 @@ from cryptography.x509.oid import NameOID
 from loopback_servers import Absent, free_port
 
 USER, PASSWORD = "datasite", "Sec/ret@9"
-#: Milliseconds after which a write of the server that its peer does not acknowledge counts as lost.
+#: How long a server may take to start or to stop.
 START_SECONDS = 30.0
 
 
@@ -96,13 +98,17 @@ def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePri
 
 
 class PostgreSQL:
-    """One server in `folder`, listening on loopback and on a socket in the folder; `start` and `stop` as you like."""
+    """One server, listening on loopback and on a socket in `folder`; `start` and `stop` as you like.
 
-    def __init__(self, folder: Path, certificates: Certificates | None = None) -> None:
+    The folder lies in the system's one for temporary files and not below a test's, whose parents are closed to the
+    user that the server runs as.
+    """
+
+    def __init__(self, certificates: Certificates | None = None) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="datasites-postgresql-"))
         self.folder, self.port = folder, free_port()
         self._data, self._owner = folder / "data", _owner()
         self._process: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True)
         if self._owner:
             os.chown(folder, int(str(self._owner["user"])), int(str(self._owner["group"])))
         command = [_program("initdb"), "-D", str(self._data), "-U", USER, "-A", "scram-sha-256", "-E", "UTF8"]
@@ -128,8 +134,6 @@ class PostgreSQL:
 
     def address(self, database: str = "postgres", host: str = "127.0.0.1", options: str = "") -> str:
         """As `datasite.toml` has it; its password has characters that an address must escape."""
-        from urllib.parse import quote
-
         query = f"?{options}" if options else ""
         return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@{host}:{self.port}/{database}{query}"
 
@@ -180,15 +184,16 @@ class PostgreSQL:
 
 
 @contextlib.contextmanager
-def postgresql(folder: Path, certificates: Certificates | None = None) -> Iterator[PostgreSQL]:
-    """A server that runs until the block ends; `Absent` where there is none to run."""
+def postgresql(certificates: Certificates | None = None) -> Iterator[PostgreSQL]:
+    """A server that runs until the block ends, and leaves nothing; `Absent` where there is none to run."""
     try:
         import psycopg  # noqa: F401
     except ImportError as error:
         raise Absent(f"{error}; pip install 'datasites[postgresql]'") from error
-    server = PostgreSQL(folder, certificates)
-    server.start()
+    server = PostgreSQL(certificates)
     try:
+        server.start()
         yield server
     finally:
         server.stop(crash=True)
+        shutil.rmtree(server.folder, ignore_errors=True)

@@ -122,6 +122,12 @@ def webdav(root: Path) -> Iterator[Served]:
         raise Absent(f"{error}; pip install webdav4 wsgidav cheroot") from error
     port, folder = free_port(), root / "dav"
     folder.mkdir(parents=True)
+    with running(webdav_command(folder, port), port):
+        yield "webdav://exchange", {"base_url": f"http://127.0.0.1:{port}"}
+
+
+def webdav_command(folder: Path, port: int) -> list[str]:
+    """What serves a folder by WebDAV; started again, it serves what was there."""
     command = [
         sys.executable,
         "-c",
@@ -133,9 +139,7 @@ def webdav(root: Path) -> Iterator[Served]:
         "--root",
         str(folder),
     ]
-    command += ["--auth", "anonymous", "--server", "cheroot", "--no-config"]
-    with running(command, port):
-        yield "webdav://exchange", {"base_url": f"http://127.0.0.1:{port}"}
+    return [*command, "--auth", "anonymous", "--server", "cheroot", "--no-config"]
 
 
 @contextlib.contextmanager

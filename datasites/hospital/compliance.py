@@ -17,6 +17,7 @@ from typing import TypeVar, get_args
 from datasites.hospital import ledger
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import Home
+from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.population import accepted_delta, caps_of
 from datasites.hospital.site import Site
@@ -189,9 +190,14 @@ def _ask(
 
 
 def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
-    """A group of facts, or None where it can't be gathered for whatever reason: a missing fact denies by name."""
+    """A group of facts, or None where it can't be gathered for whatever reason: a missing fact denies by name.
+
+    A database that is away is no reason: nothing is decided while it is, and who asked asks again.
+    """
     try:
         return gather()
+    except DATABASE_AWAY:
+        raise
     except Exception:
         log.exception("the facts %r can't be gathered; what needs them is denied", group)
         return None

@@ -28,15 +28,24 @@ KEYS = ("cleveland", "hungary", "switzerland", "va")
 class LocalDatasites:
     """Datasite processes that a test starts, kills and starts again one by one."""
 
-    def __init__(self, folder: Path, *, epsilon: float = 90.0, serve: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        epsilon: float = 90.0,
+        serve: list[str] | None = None,
+        store: str | None = None,
+        database: str = "sqlite",
+    ) -> None:
+        """database: of the first hospital; the others have files."""
         shutil.copytree(HEART, folder / "heart_disease", ignore=shutil.ignore_patterns("__pycache__"))
         file = folder / "heart_disease" / "consortium.toml"
         text, changed = re.subn(r"(?m)^epsilon = .*$", f"epsilon = {epsilon}", file.read_text())
         assert changed == 1
-        file.write_text(text)
+        file.write_text(text.replace(f'key = "{KEYS[0]}"', f'key = "{KEYS[0]}"\ndatabase = {json.dumps(database)}'))
         self.folder = folder
         self.consortium = LocalConsortium.open(file, folder / "state")
-        self.consortium.set_up()
+        self.consortium.set_up(store)
         self._serve = serve or ["-m", "datasites.cli", "serve"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 

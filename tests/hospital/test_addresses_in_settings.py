@@ -117,10 +117,8 @@ def test_what_is_not_understood_is_refused_by_name(url: str, words: str) -> None
 
 def test_a_refused_or_absent_database_is_one_sentence_of_every_command(tmp_path: Path) -> None:
     """`init` makes no key for it, and no command gives a traceback."""
-    for address, code in (
-        ("postgresql://ds:Zq7Xk@h:port/ds", "port"),
-        ("postgresql://ds:Zq7Xk@127.0.0.1:1/ds", "away"),
-    ):
+    for code, server in (("port", "h:port"), ("away", "127.0.0.1:1")):
+        address = f"postgresql://ds:Zq7Xk@{server}/ds"
         home = tmp_path / code
         home.mkdir()
         toml = f'organisation = "A"\nemail = "a@a.example.org"\nstore = "{home}/store"\ndatabase = "{address}"\n'

@@ -385,10 +385,14 @@ def test_signing_in_at_the_provider_leads_nowhere_else(console: Console, liar: L
     assert (answer.status_code, answer.headers["Location"]) == (302, "/cases/")
 
 
-def test_a_provider_that_fails_is_said_and_signs_nobody_in(console: Console, liar: Liar) -> None:
+def test_a_provider_that_fails_is_said_and_signs_nobody_in(
+    console: Console, liar: Liar, caplog: pytest.LogCaptureFixture
+) -> None:
     liar.status = 500
     client = fresh()
     answer = liar.comes_back(client)
+    assert "identity provider" in caplog.text
+    assert " is away: " in caplog.text
     assert answer.status_code == 503
     assert b"provider can&#x27;t be asked now" in answer.content
     assert client.get("/cases/").status_code == 302
