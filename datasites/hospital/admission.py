@@ -82,10 +82,14 @@ def start_worker(
 
 def admit_again(site: Site, job: SubmittedJob) -> Case:
     """Go on with an `admit` in which a service was away: one submission is one case, wherever it was interrupted."""
-    row = _begun(site, job)
+    row = Case.objects.filter(job_name=job.name, submitted_by=job.submitted_by).first()
     if row is None:
         return admit(site, job)
-    return row if _is_examined(row) else examine(site, row)
+    logged = {r.kind for r in records(site.home.audit) if r.fields.get("case") == row.pk}
+    if not logged & {"received", "refused"}:
+        _log_taken_in(site, row)
+    over = row.state not in OPEN or bool(logged & {"examined", "examination_dropped"})
+    return row if over else examine(site, row)
 
 
 def admit(site: Site, job: SubmittedJob) -> Case:
@@ -125,20 +129,6 @@ def _log_taken_in(site: Site, row: Case) -> None:
         site.audit.append("refused", **what, reason=row.note[:500])
     else:
         site.audit.append("received", **what, study=row.study_hash)
-
-
-def _begun(site: Site, job: SubmittedJob) -> Case | None:
-    """The case that an interrupted admission has made, and logged."""
-    row = Case.objects.filter(job_name=job.name, submitted_by=job.submitted_by).first()
-    if row is not None:
-        logged = (r.fields.get("case") for r in records(site.home.audit) if r.kind in ("received", "refused"))
-        if row.pk not in logged:
-            _log_taken_in(site, row)
-    return row
-
-
-def _is_examined(row: Case) -> bool:
-    return row.state != Case.State.INTAKE or bool(row.note or row.approval_hash)
 
 
 def examine(site: Site, row: Case) -> Case:

@@ -26,7 +26,7 @@ from django.db import close_old_connections
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import admission, ledger_log, pending, withdrawal
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, sweep_staging
-from datasites.hospital.database import DATABASE_AWAY
+from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
 from datasites.hospital.population import open_populations
@@ -117,6 +117,7 @@ class Datasite:
                 self._inbox_read = False
                 self._next_sync = time.monotonic() + self._home.settings.control_seconds
             self._follow_cases()
+            self._outages.over(name_of(self._home))
             # Taken before looking, so that what comes in between ends the sleep at once.
             folders = self._folders()
             before = self._store.snapshot(folders)

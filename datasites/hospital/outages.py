@@ -43,12 +43,12 @@ class Outages:
             log.warning("%s; waiting, tried again every %g s", away(service, reason), RETRY)
         stop.wait(RETRY)
 
-    def over(self) -> None:
-        """Say that all that was away is back."""
-        for service, since in self._since.items():
-            log.warning("%s is back after %.0f s", service, time.monotonic() - since)
-        self._since.clear()
-        self._said.clear()
+    def over(self, service: str = "") -> None:
+        """Say that a service is back, if it was away; without one, all that were."""
+        for name in [service] if service else list(self._since):
+            if name in self._since:
+                log.warning("%s is back after %.0f s", name, time.monotonic() - self._since.pop(name))
+                self._said.pop(name)
 
 
 def waited_for(
