@@ -118,7 +118,7 @@ def started(stack: ExitStack, local: LocalDatasites) -> LocalDatasites:
 def test_a_service_that_goes_away_at_ten_points_of_a_study_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    """The model is the one without; every hospital is in every round, charged and released once; no study is stopped."""
+    """The model is the one without; each hospital is in each round, charged and released once; no study is stopped."""
     points = 0
     try:
         with parties(tmp_path / "parties", monkeypatch, which) as (local, service):
