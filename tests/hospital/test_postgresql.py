@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from local_postgresql import Certificates, PostgreSQL, postgresql
 from loopback_servers import Absent, free_port
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,6 +51,7 @@ def tables(server: PostgreSQL, database: str) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_tls_is_what_the_address_asks_for_or_nothing_is_made(tmp_path: Path) -> None:
     """The right authority and name: TLS, and `doctor` says so. Another authority, name or no TLS: no table is made."""
     own = Certificates.make(tmp_path / "own")
@@ -94,6 +94,7 @@ def test_tls_is_what_the_address_asks_for_or_nothing_is_made(tmp_path: Path) -> 
         assert f"host={plain.folder}" in datasites("doctor", "--home", tmp_path / "at-open/home").stdout
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_is_waited_out_at_start_and_later(tmp_path: Path) -> None:
     """The service and its console: a sentence in the log and 503 meanwhile, and both go on by themselves."""
     port = free_port()
@@ -151,10 +152,11 @@ def test_a_server_that_restarts_is_waited_out_at_start_and_later(tmp_path: Path)
     assert " bad  audit" not in datasites("audit", "verify", "--home", home).stdout
 
 
+@pytest.mark.long
 def test_sessions_that_end_at_any_query_of_a_round_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    """`test_outages` once more, where sessions are really ended by the server, and commits by the network."""
+    """`test_outages` once more, where the server really ends sessions: before a query, after it, after a commit."""
     with running() as server:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hospital/test_outages.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not long", "tests/hospital/test_outages.py"]
         done = subprocess.run(
             command,
             env={**os.environ, "DATASITES_TEST_DATABASE": server.make_database("tests")},
