@@ -5,7 +5,8 @@ abstract socket, this very process), starts this file inside the sandbox, and le
 before the worker's own confinement, so that the namespaces are tested alone; the others after it. Each attempt is
 made with plain system calls by trusted code: it shows what the walls do, not what the verifier would say.
 
-A check that could not be made counts as not held.
+An attempt that could not be made is never told as one that got out, and never as one that was held: only a sandbox of
+which every attempt was held is sound.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import resource
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from datasites.enclave.confine import Limits, confine
 from datasites.enclave.sandbox import Sandbox
@@ -36,11 +39,16 @@ _PTRACE_TRACEME, _PTRACE_ATTACH = 0, 16
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try to get out: its name, whether the wall held, and what was seen."""
+    """One try to get out: its name, what came of it, and what was seen or why it could not be made."""
 
     name: str
-    held: bool
+    outcome: Literal["held", "got out", "not tried"]
     detail: str
+
+    @property
+    def held(self) -> bool:
+        """Whether it was made, and the wall held."""
+        return self.outcome == "held"
 
 
 def escape_check(sandbox: Sandbox) -> list[Attempt]:
@@ -67,11 +75,16 @@ def escape_check(sandbox: Sandbox) -> list[Attempt]:
         except (OSError, subprocess.TimeoutExpired, ValueError, TypeError) as error:
             results, ended = [], str(error)
         left = sorted(path.name for path in Path(folder).iterdir())
-        results.append(Attempt("the host saw no new file", left == ["bait.txt", "study"], f"{len(left)} file(s)"))
-        results.append(Attempt("the host saw no connection", not reached(), "listened on TCP and an abstract socket"))
+        new_file, met = left != ["bait.txt", "study"], reached()
     known = {attempt.name for attempt in results}
     missing = [name for name in (*_BEFORE, *_AFTER) if name not in known]
-    return results + [Attempt(name, False, f"could not be tried: {ended or 'no answer'}") for name in missing]
+    results += [Attempt(name, "not tried", ended or "no answer") for name in missing]
+    for name, seen, detail in (
+        ("the host saw no new file", new_file, f"{len(left)} file(s)"),
+        ("the host saw no connection", met, "listened on TCP and an abstract socket"),
+    ):
+        results.append(Attempt(name, "got out" if seen else "not tried" if not known else "held", detail))
+    return results
 
 
 @contextlib.contextmanager
@@ -207,6 +220,29 @@ def _devices(_: Targets) -> str | None:
     return f"sees {sorted(other)[:5]}" if other else None
 
 
+def _kernel_files() -> Iterator[str]:
+    """Regular files of the kernel that belong to no process; device files are `_devices`' matter."""
+    for top in ("/proc", "/sys", "/dev"):
+        for folder, folders, names in os.walk(top):
+            if folder == "/proc":
+                folders[:] = [name for name in folders if not name.isdigit()]
+            for path in (f"{folder}/{name}" for name in names):
+                with contextlib.suppress(OSError):
+                    if stat.S_ISREG(os.lstat(path).st_mode):
+                        yield path
+
+
+def _kernel_settings(_: Targets) -> str | None:
+    # Asked and not opened: without a sandbox, opening some of them (the tracer's) does something already.
+    found = [path for path in _kernel_files() if os.access(path, os.W_OK)]
+    return f"may write {len(found)} files of the kernel, such as {', '.join(found[:3])}" if found else None
+
+
+def _kernel_secrets(_: Targets) -> str | None:
+    found = [path for path in _kernel_files() if not os.stat(path).st_mode & 0o004 and os.access(path, os.R_OK)]
+    return f"may read {len(found)} files that are root's alone, such as {', '.join(found[:3])}" if found else None
+
+
 def _namespace(_: Targets) -> str | None:
     libc = ctypes.CDLL(None, use_errno=True)
     return "made a user namespace" if libc.unshare(_CLONE_NEWUSER) == 0 else None
@@ -298,6 +334,8 @@ _BEFORE: dict[str, Callable[[Targets], str | None]] = {
     "see other processes": _processes,
     "signal the datasite": _signal,
     "reach other devices": _devices,
+    "change the kernel's settings": _kernel_settings,
+    "read what is root's alone": _kernel_secrets,
     "hold privileges": _privileges,
     "make a namespace": _namespace,
     "mount a file system": _mount,
@@ -317,10 +355,10 @@ _AFTER: dict[str, Callable[[Targets], str | None]] = {
 def _try(name: str, attempt: Callable[[Targets], str | None], targets: Targets) -> None:
     try:
         seen = attempt(targets)
-        result = Attempt(name, seen is None, seen or "refused")
+        result = Attempt(name, "held" if seen is None else "got out", seen or "refused")
     except Exception as error:
-        result = Attempt(name, False, f"the check itself failed: {error!r}")
-    sys.stdout.write(json.dumps(result.__dict__) + "\n")
+        result = Attempt(name, "not tried", f"the check itself failed: {error!r}")
+    sys.stdout.write(json.dumps(asdict(result)) + "\n")
     sys.stdout.flush()
 
 

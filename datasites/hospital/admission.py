@@ -15,7 +15,7 @@ from typing import Any
 from django.db import transaction
 
 from datasites.enclave.protocol import PartitionName
-from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
+from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital import compliance
@@ -192,7 +192,7 @@ def _keep(home: Home, row: Case, staged: StagedRecords | None) -> bool:
 
 def _reason(error: Exception, remedy: str) -> str:
     """Why, in words that hold nothing private: others' errors may quote a value, so only their kind is said."""
-    if isinstance(error, DatasitesError | PlanError | SandboxUnavailable):
+    if isinstance(error, DatasitesError | PlanError):
         return str(error)
     kind = type(error).__name__
     log.error("%s\n%s", kind, "".join(traceback.format_tb(error.__traceback__)))

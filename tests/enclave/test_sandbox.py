@@ -10,16 +10,51 @@ import pytest
 
 from datasites.enclave import confine, escape, sandbox
 from datasites.enclave.sandbox import Sandbox, SandboxConfig, SandboxUnavailable, find_bwrap
+from tests.other_user import run_as_other_user
+
+#: What only root can do where the kernel's files are not covered.
+AS_ROOT = {"change the kernel's settings", "read what is root's alone"} if os.geteuid() == 0 else set()
 
 
 def failed(attempts):
+    assert {attempt.outcome for attempt in attempts} <= {"held", "got out"}, attempts
     return {attempt.name for attempt in attempts if not attempt.held}
 
 
 def test_nothing_gets_out():
     attempts = escape.escape_check(Sandbox())
-    assert len(attempts) >= 20
+    assert len(attempts) >= 22
     assert failed(attempts) == set()
+
+
+EVERYTHING = """
+import os
+from datasites.enclave import escape
+from datasites.enclave.sandbox import Sandbox
+attempts = escape.escape_check(Sandbox())
+assert os.geteuid() != 0 and len(attempts) >= 22
+print([attempt for attempt in attempts if not attempt.held])
+"""
+
+
+def test_nothing_gets_out_of_the_sandbox_of_another_user():
+    done = run_as_other_user([sys.executable, "-c", EVERYTHING])
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_of_proc_only_what_was_named_holds_anything():
+    code = (
+        "import os\n"
+        "for folder, folders, names in os.walk('/proc'):\n"
+        "    if folder == '/proc':\n"
+        "        folders[:] = [name for name in folders if not name.isdigit()]\n"
+        "    for path in (f'{folder}/{name}' for name in names):\n"
+        "        try:\n"
+        "            if not os.path.islink(path) and open(path, 'rb').read(1): print(path)\n"
+        "        except OSError: pass\n"
+    )
+    done = subprocess.run(Sandbox().command(["-c", code]), capture_output=True, text=True, timeout=60, check=True)
+    assert set(done.stdout.split()) == {f"/proc/{name}" for name in sandbox._SHOWN}
 
 
 def test_without_a_sandbox_the_same_attempts_get_out():
@@ -27,7 +62,7 @@ def test_without_a_sandbox_the_same_attempts_get_out():
     assert failed(attempts) >= {
         "read a file of the host", "read the host's accounts", "write outside the sandbox", "change the frozen copy",
         "reach the network", "see other processes", "signal the datasite", "the host saw no connection",
-    }  # fmt: skip
+    } | AS_ROOT  # fmt: skip
 
 
 class Weakened(Sandbox):
@@ -57,6 +92,23 @@ def showing(folder):
     return change
 
 
+def proc_as_the_kernel_shows_it(command):
+    start, end = command.index("--proc"), command.index("--dev")
+    return [*command[: start + 2], *command[end:]]
+
+
+def proc_writable(command):
+    place = command.index("--dev") - 2
+    assert command[place : place + 2] == ["--remount-ro", "/proc"]
+    covers = [at for at, part in enumerate(command) if part == "/proc/sys"]  # a folder and its remounting
+    return [part for at, part in enumerate(command) if at not in {place, place + 1, *covers, *(c - 1 for c in covers)}]
+
+
+def processes_shared(command):
+    unshared = replacing("--unshare-all", "--unshare-net", "--unshare-ipc", "--unshare-uts")
+    return without("--as-pid-1")(unshared(command))
+
+
 def frozen_copy_writable(command):
     return [
         "--bind" if part == "--ro-bind" and command[place + 2] == "/study" else part
@@ -79,13 +131,15 @@ def confinement_left_out(command):
     ("change", "noticed"),
     [
         (replacing("--unshare-all", "--unshare-all", "--share-net"), {"reach the network"}),
-        (replacing("--unshare-all", "--unshare-net", "--unshare-ipc"), {"see other processes"}),
+        (processes_shared, {"see other processes"}),
         (without("--disable-userns"), {"make a namespace"}),
         (without("--as-pid-1"), {"see other processes"}),
         (showing("/etc"), {"read the host's accounts"}),
         (showing("/tmp"), {"read a file of the host"}),
         (showing("/dev"), {"reach other devices"}),
         (frozen_copy_writable, {"change the frozen copy"}),
+        (proc_as_the_kernel_shows_it, {"change the kernel's settings", "read what is root's alone"} & AS_ROOT),
+        (proc_writable, {"change the kernel's settings"} & AS_ROOT),
         (own_environment_kept, {"read the datasite's environment"}),
         (
             confinement_left_out,
@@ -93,7 +147,7 @@ def confinement_left_out(command):
              "raise a limit"} - ({"raise a limit"} if os.getuid() else set()),
         ),
     ],
-    ids=["net", "pid", "userns", "reaper", "etc", "tmp", "dev", "frozen", "environment", "confine"],
+    ids=["net", "pid", "userns", "reaper", "etc", "tmp", "dev", "frozen", "proc", "proc-sys", "environment", "confine"],
 )  # fmt: skip
 def test_a_wall_taken_down_is_noticed(change, noticed):
     assert noticed <= failed(escape.escape_check(Weakened(change)))
