@@ -8,6 +8,7 @@ the operator of one machine vouches for all keys is what makes this a demo and n
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -203,6 +204,7 @@ email = {json.dumps(hospital.email)}
 store = {json.dumps(store_url or str(self.store))}
 database = {json.dumps(hospital.database)}
 control_seconds = 1.0
+run_as_root = {json.dumps(os.geteuid() == 0)}
 
 [console]
 port = {hospital.console_port}

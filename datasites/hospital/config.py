@@ -182,7 +182,8 @@ class Settings(Agreed):
     """The whole of `datasite.toml`. Addresses in it may hold secrets: `shown` says them to people.
 
     Rounds of running studies wait while a submission is rehearsed, so one may take `rehearsal_seconds` at most, and a
-    researcher may have `undecided_per_researcher` submissions waiting; further ones are refused.
+    researcher may have `undecided_per_researcher` submissions waiting; further ones are refused. As root a datasite
+    serves only with `run_as_root = true`: a worker then has user id 0, too, and the sandbox alone holds it.
     """
 
     organisation: Annotated[str, Field(min_length=1, max_length=120)]
@@ -193,6 +194,7 @@ class Settings(Agreed):
     round_seconds: Annotated[float, Field(gt=0)] = 3600
     rehearsal_seconds: Annotated[float, Field(gt=0)] = 300
     undecided_per_researcher: Annotated[int, Field(ge=1)] = 10
+    run_as_root: bool = False
     sandbox: SandboxConfig = SandboxConfig()
     console: ConsoleSettings = ConsoleSettings()
     datasets: tuple[DatasetSettings, ...] = ()

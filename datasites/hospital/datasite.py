@@ -34,7 +34,7 @@ from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.row_work import Machine
 from datasites.hospital.service import READY_FILE, outage_of
-from datasites.hospital.setup import open_control
+from datasites.hospital.setup import open_control, require_own_user
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import AuditError
 from datasites.study.errors import InputError
@@ -59,6 +59,9 @@ class Datasite:
         self._site = site
         self._console = console
         self._home = site.home
+        require_own_user(self._home)
+        sandbox = Sandbox(self._home.settings.sandbox)
+        sandbox.require()
         # A rule file that is missing or that permits must keep the datasite from starting, not only from deciding.
         Engine(local_dir=site.home.local_rules)
         pending.finish_all(site)
@@ -82,7 +85,7 @@ class Datasite:
         self._interrupted: set[tuple[str, str]] = set()
         self._outages = Outages()
         sweep_staging(self._home)
-        for warning in Sandbox(self._home.settings.sandbox).warnings:
+        for warning in sandbox.warnings:
             log.warning("%s", warning)
             site.audit.append("sandbox_warning", reason=warning)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import secrets
 import time
 import urllib.request
@@ -19,7 +20,7 @@ from typing import Literal, NamedTuple
 from django.db import connection
 
 from datasites.enclave.escape import escape_check
-from datasites.enclave.sandbox import Sandbox, SandboxUnavailable
+from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
 from datasites.hospital.cells import read_mock, read_table
 from datasites.hospital.config import Home
@@ -29,7 +30,7 @@ from datasites.hospital.outages import away
 from datasites.hospital.population import accepted_delta, require_agreed
 from datasites.hospital.postgresql import PostgresAddress, options_in_words
 from datasites.hospital.reconcile import differences
-from datasites.hospital.setup import open_store
+from datasites.hospital.setup import open_store, require_own_user
 from datasites.hospital.site import Site
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
@@ -58,6 +59,7 @@ def examine(site: Site) -> Iterator[Check]:
     """Run all checks, one after the other; a check that raises is bad and stops no other."""
     checks: tuple[tuple[str, Callable[[Site], Iterator[Check]]], ...] = (
         ("permissions", _permissions),
+        ("user", _user),
         ("roster", _roster),
         ("database", _database),
         ("store", _store),
@@ -76,7 +78,7 @@ def examine(site: Site) -> Iterator[Check]:
         except DATABASE_AWAY as error:
             let_go()
             yield Check(name, "bad", away(name_of(site.home), reason_of(site.home, error)))
-        except (DatasitesError, StoreError, SandboxUnavailable, OSError, ValueError, RuntimeError) as error:
+        except (DatasitesError, StoreError, OSError, ValueError, RuntimeError) as error:
             yield Check(name, "bad", str(error))
 
 
@@ -88,6 +90,19 @@ def _permissions(site: Site) -> Iterator[Check]:
         yield Check("permissions", "bad", f"others may read {words}; run `chmod -R go= {home.root}`")
     else:
         yield Check("permissions", "ok", "keys and private folders are this user's alone")
+
+
+def _user(site: Site) -> Iterator[Check]:
+    require_own_user(site.home)
+    if os.geteuid() == 0:
+        yield Check(
+            "user",
+            "warn",
+            "runs as root, by run_as_root in datasite.toml: the sandbox alone stands between a worker and this "
+            "machine, and the number of its threads is not limited; run the datasite as a user of its own",
+        )
+    else:
+        yield Check("user", "ok", "runs as a user that is not root")
 
 
 def _private(home: Home) -> tuple[Path, ...]:
@@ -247,11 +262,17 @@ def _sandbox(site: Site) -> Iterator[Check]:
     sandbox = Sandbox(site.home.settings.sandbox)
     for warning in sandbox.warnings:
         yield Check("sandbox", "warn", warning)
+    sandbox.require()
     attempts = escape_check(sandbox)
-    out = [attempt for attempt in attempts if not attempt.held]
-    for attempt in out:
-        yield Check("sandbox", "bad", f"code got out: {attempt.name} ({attempt.detail})")
-    if not out:
+    for attempt in attempts:
+        if attempt.outcome == "got out":
+            yield Check("sandbox", "bad", f"code got out: {attempt.name} ({attempt.detail})")
+    untried = [attempt for attempt in attempts if attempt.outcome == "not tried"]
+    if untried:
+        names = ", ".join(attempt.name for attempt in untried)
+        words = f"{len(untried)} attempts to get out could not be made, so nothing is known of them: {names}"
+        yield Check("sandbox", "bad", f"{words} ({untried[0].detail})")
+    if all(attempt.held for attempt in attempts):
         yield Check("sandbox", "ok", f"{len(attempts)} attempts to get out were held")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datasites.enclave.sandbox import Sandbox
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.site import Site
-from datasites.study.errors import InputError
+from datasites.study.errors import DatasitesError, InputError
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.transport.store import Store
 from datasites.transport.syft import HospitalControl
@@ -20,8 +21,8 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     """Make a datasite in `root`, an empty or new folder, from the text of its `datasite.toml`.
 
     Returns the roster entry to give to the other parties, also written to `roster-entry.json`. Raises `InputError`
-    when the folder is in use or the settings are wrong; then no key has been made. A store that can't be reached is a
-    `StoreError`, and leaves a folder to remove before the next try.
+    when the folder is in use or the settings are wrong, `SandboxUnavailable` where none can be made; then no key
+    has been made. A store that can't be reached is a `StoreError`, and leaves a folder to remove before the next try.
     """
     root = root.resolve()
     if (root / CONFIG_FILE).exists():
@@ -33,7 +34,8 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     (root / CONFIG_FILE).write_text(settings_toml)
     try:
         home = Home.open(root)
-    except InputError:
+        Sandbox(home.settings.sandbox).require()
+    except DatasitesError:
         (root / CONFIG_FILE).unlink()
         raise
     for private in (home.prepared, home.frozen, home.secagg, home.anchors, home.transport, home.run, home.local_rules):
@@ -60,6 +62,16 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     site.audit.append("initialised", email=entry.email, fingerprint=entry.fingerprint)
     open_populations(site)
     return entry
+
+
+def require_own_user(home: Home) -> None:
+    """Raise `InputError` where this process is root and the operator has not written that it may be."""
+    if os.geteuid() == 0 and not home.settings.run_as_root:
+        raise InputError(
+            f"{home.root / CONFIG_FILE}: a datasite does not serve as root, since a worker that got out of its sandbox "
+            "would be root; run it as a user of its own, or write `run_as_root = true` at the top where root is all "
+            "there is, as in a container"
+        )
 
 
 def open_store(home: Home) -> Store:

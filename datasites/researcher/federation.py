@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import Field, ValidationError
 from tqdm.auto import tqdm
 
+from datasites.enclave.sandbox import Sandbox
 from datasites.researcher.run import Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
@@ -178,7 +179,8 @@ class Federation:
     def submit(self, study: Study) -> str:
         """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat.
 
-        Raises `InputError` or `PlanError` for a study that any hospital would refuse, before anything is sent.
+        Raises `InputError` or `PlanError` for a study that any hospital would refuse, and `SandboxUnavailable` where
+        this machine can't build the study's model, before anything is sent.
 
         One that it can't be sent to (its keys aren't in the store yet, say) is named by `Incomplete` after it was sent
         to all others.
@@ -194,6 +196,7 @@ class Federation:
             raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
         # A study that fits no plan would only wait at every hospital; the error names the figure that fits.
         study.plan()
+        Sandbox().require()  # the run builds its first model in one
         hospitals, files = study.terms.cohort.hospitals, study.package.files
         _for_each("sent the study", hospitals, lambda email: self._control.submit(email, study.job_name, files))
         self._control.sync()

@@ -20,6 +20,7 @@ SETTINGS = """
 organisation = "General"
 email = "datasite@general.example.org"
 store = "{store}"
+run_as_root = true
 
 [[datasets]]
 name = "heart"

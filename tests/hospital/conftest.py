@@ -31,6 +31,7 @@ organisation = "Cleveland"
 email = "datasite@cleveland.example.org"
 store = "{store}"
 database = "{database}"
+run_as_root = true
 
 [[datasets]]
 name = "heart"

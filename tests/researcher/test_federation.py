@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.privacy.plan import PlanError
 from datasites.researcher import Federation, Study
 from datasites.researcher.federation import Incomplete
 from datasites.study.errors import DatasitesError, InputError
 from datasites.transport.store import StoreError
+from tests.no_namespaces import NO_NAMESPACE, without_namespaces
 from tests.researcher.conftest import HEART
 from tests.researcher.test_distributed import written
 from tests.transport.parties import Party, make_parties
@@ -103,6 +105,23 @@ def test_a_study_that_fits_no_plan_is_not_sent(tmp_path: Path) -> None:
         with pytest.raises(PlanError, match=r"noise_multiplier is 0.3: [0-9.]+ is the least that fits"):
             federation.submit(Study(HEART, package))
         assert not list((tmp_path / "store").rglob("*study.toml*"))
+
+
+def test_a_machine_without_namespaces_is_named_before_anything_is_sent(
+    tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study is fine, and the run would have failed once all hospitals had approved it."""
+    with befriended(tmp_path, hospitals) as federation:
+        without_namespaces(tmp_path, monkeypatch)
+        study = Study.load(HEART)
+        with pytest.raises(SandboxUnavailable, match=NO_NAMESPACE):
+            federation.submit(study)
+        with pytest.raises(SandboxUnavailable, match=NO_NAMESPACE):
+            study.initial_model()
+        for party in hospitals:
+            party.control.sync()
+            assert party.control.jobs() == []
+            party.stop()
 
 
 def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: list[Party]) -> None:

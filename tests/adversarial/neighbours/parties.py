@@ -42,6 +42,7 @@ organisation = "North"
 email = "datasite@north.example.org"
 store = "{store}"
 control_seconds = 1.0
+run_as_root = true
 
 [[datasets]]
 name = "clinic"
