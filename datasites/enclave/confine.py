@@ -26,7 +26,10 @@ MIB = 1024**2
 
 
 class Limits(Agreed):
-    """Hard limits of one worker. Bytes unless the name says otherwise."""
+    """Hard limits of one worker. Bytes unless the name says otherwise; `parameters` are a model's, at most.
+
+    Memory of the datasite's own process grows with `parameters`: a vector of 32 million is 128 MB.
+    """
 
     memory: Annotated[int, Field(ge=512 * MIB)] = 4 * GIB
     processes: Annotated[int, Field(ge=1)] = 256
@@ -34,6 +37,7 @@ class Limits(Agreed):
     open_files: Annotated[int, Field(ge=32)] = 256
     scratch: Annotated[int, Field(ge=MIB)] = 16 * MIB
     cpu_seconds: Annotated[int, Field(ge=1)] = 24 * 3600
+    parameters: Annotated[int, Field(ge=1)] = 32_000_000
     devices: bool = False
 
 

@@ -96,16 +96,11 @@ class Enclave:
         built = loader.load(Path(request.folder), request.files, request.n_features, request.config, self._genuine)
         self._model, self._data_model = built, request.data_model
         self._findings = built.findings
-        module = built.module
         named = tuple(
-            protocol.Parameter(name=name, shape=tuple(parameter.shape)) for name, parameter in module.named_parameters()
+            protocol.Parameter(name=name, shape=tuple(parameter.shape))
+            for name, parameter in built.module.named_parameters()
         )
-        count = parameters.dimension(module)
-        # Global and local model, a gradient sum in double precision with what folding it keeps, the sum and its noise.
-        memory = count * (4 + 4 + 3 * 8 + 8 + 8)
-        return protocol.Description(
-            parameters=named, count=count, memory_bytes=memory, findings=self._findings, warnings=self._warnings
-        )
+        return protocol.Description(parameters=named, findings=self._findings, warnings=self._warnings)
 
     def _load_data(self, request: protocol.LoadData, arrays: protocol.Arrays) -> protocol.Done:
         if set(arrays) - {"x", "y", "patients"} or not {"x", "y"} <= set(arrays):
@@ -121,15 +116,13 @@ class Enclave:
         return protocol.Done()
 
     def _train(self, request: protocol.Train, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
-        started = time.perf_counter()
         rows = self._partition("training")
         module = self._fresh(arrays)
         self._check_on_invented(module, rows)
         self._on_rows = True
         result = self._round(module, rows, request, request.round)
         self._genuine.check()
-        trained = protocol.Trained(steps=result.steps, seconds=time.perf_counter() - started)
-        return trained, {"update": result.update}
+        return protocol.Trained(steps=result.steps), {"update": result.update}
 
     def _round(
         self,

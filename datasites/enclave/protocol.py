@@ -3,7 +3,8 @@
 A frame is magic (4 bytes), header length (u32), body length (u64), all little-endian, then a JSON header, then the
 body. The header is one message of this file and the layout of its arrays; the body is those arrays end to end, raw
 and little-endian. No pickle, no object that runs code on reading. Both ends refuse a frame above their limits before
-they read it, and the datasite treats every reply as coming from a stranger.
+they read it, and the datasite treats every reply as coming from a stranger: it says beforehand which arrays a reply may
+hold, to the last dimension (`decode`), and how long its header may be (`largest_header`).
 
 Rows travel to the worker in such a frame and so never touch a disk. This file imports no torch.
 """
@@ -17,10 +18,11 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
+from datasites.study.errors import explain
 from datasites.study.manifest import LocalTraining, Sha256
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
@@ -29,6 +31,10 @@ MAGIC = b"DSW1"
 _PREFIX = struct.Struct("<4sIQ")
 MAX_HEADER = 4 * 1024 * 1024
 MAX_BODY = 16 * 1024**3
+#: Headers of replies: of those that list tensors or findings, and of all others, whose longest text is a failure's.
+LISTING_HEADER, SHORT_HEADER = 1024 * 1024, 64 * 1024
+#: Numbers of one array at most, and bytes that a worker may say it took.
+_MOST_NUMBERS, _MOST_BYTES = 2**40, 2**50
 
 #: Rows that are invented at most for one partition.
 MOST_INVENTED = 1_000_000
@@ -39,10 +45,24 @@ Arrays = dict[str, np.ndarray]
 PartitionName = Literal["training", "held_out", "mock"]
 #: A secret key of one use for all that is drawn in answering one request, as hex digits; in no text of the message.
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
 
 
 class ProtocolError(RuntimeError):
     """The other end sent what the protocol does not allow; the pipe can't be trusted any more."""
+
+
+def _countable(shape: tuple[int, ...]) -> tuple[int, ...]:
+    # A dimension of 0 must not hide others of any size, of which numpy can make no array.
+    if math.prod(max(1, dimension) for dimension in shape) > _MOST_NUMBERS:
+        raise ValueError(f"more than {_MOST_NUMBERS} numbers")
+    return shape
+
+
+#: Dimensions of an array or tensor.
+Shape = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=_MOST_NUMBERS)], ...], Field(max_length=8), AfterValidator(_countable)
+]
 
 
 class ArrayLayout(Agreed):
@@ -50,7 +70,7 @@ class ArrayLayout(Agreed):
 
     name: Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
     type: Literal["float32", "float64", "int64"]
-    shape: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=8)]
+    shape: Shape
 
     @property
     def size(self) -> int:
@@ -146,7 +166,7 @@ class Parameter(Agreed):
     """One trainable tensor, in the order in which updates are flattened."""
 
     name: Annotated[str, Field(max_length=300)]
-    shape: tuple[int, ...]
+    shape: Shape
 
 
 class ModelFinding(Agreed):
@@ -159,14 +179,17 @@ class ModelFinding(Agreed):
 
 
 class Description(Agreed):
-    """The built model: parameters in flattening order, their number, findings, and what can't be confined here."""
+    """The built model: parameters in flattening order, findings, and what can't be confined here."""
 
     kind: Literal["description"] = "description"
     parameters: Annotated[tuple[Parameter, ...], Field(max_length=20_000)]
-    count: Annotated[int, Field(ge=0)]
-    memory_bytes: Annotated[int, Field(ge=0)]
     findings: Annotated[tuple[ModelFinding, ...], Field(max_length=500)]
-    warnings: tuple[str, ...] = ()
+    warnings: Annotated[tuple[Annotated[str, Field(max_length=500)], ...], Field(max_length=20)] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(parameter.shape) for parameter in self.parameters)
 
 
 class Done(Agreed):
@@ -176,21 +199,20 @@ class Done(Agreed):
 
 
 class Trained(Agreed):
-    """Steps counted by the trainer, and wall seconds (for the hospital only)."""
+    """Steps counted by the trainer."""
 
     kind: Literal["trained"] = "trained"
-    steps: Annotated[int, Field(ge=0)]
-    seconds: Annotated[float, Field(ge=0)]
+    steps: Count
 
 
 class Rehearsed(Agreed):
     """What a rehearsal on mock data cost, and what it found; `rounds` that were run to the end."""
 
     kind: Literal["rehearsed"] = "rehearsed"
-    rounds: Annotated[int, Field(ge=0)]
-    steps: Annotated[int, Field(ge=0)]
+    rounds: Count
+    steps: Count
     seconds_per_round: Annotated[float, Field(ge=0)]
-    peak_memory_bytes: Annotated[int, Field(ge=0)]
+    peak_memory_bytes: Annotated[int, Field(ge=0, le=_MOST_BYTES)]
     findings: Annotated[tuple[ModelFinding, ...], Field(max_length=500)]
 
 
@@ -216,8 +238,17 @@ Request = LoadCode | LoadData | Train | Rehearse | Invent | Evaluate | Initialis
 Reply = Description | Done | Trained | Rehearsed | Evaluated | Failed
 Message = Request | Reply
 
-_MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
-_LAYOUTS = TypeAdapter(Annotated[tuple[ArrayLayout, ...], Field(max_length=16)])
+Layouts = tuple[ArrayLayout, ...]
+
+
+class _Header(Agreed):
+    message: Annotated[Message, Field(discriminator="kind")]
+    arrays: Annotated[Layouts, Field(max_length=16)]
+
+
+def largest_header(reply: type[Reply]) -> int:
+    """Bytes of the header of a reply of this kind, or of a `Failed` in its place."""
+    return LISTING_HEADER if reply in (Description, Rehearsed) else SHORT_HEADER
 
 
 def encode(message: Message, arrays: Mapping[str, np.ndarray] | None = None) -> list[memoryview]:
@@ -235,31 +266,43 @@ def encode(message: Message, arrays: Mapping[str, np.ndarray] | None = None) -> 
 
 
 def decode(
-    read: Callable[[int], bytes | bytearray], *, max_header: int = MAX_HEADER, max_body: int = MAX_BODY
+    read: Callable[[int], bytes | bytearray],
+    *,
+    max_header: int = MAX_HEADER,
+    max_body: int = MAX_BODY,
+    expected: Layouts | None = None,
 ) -> tuple[Message, Arrays]:
     """Read one frame with `read(n)`, which returns exactly n bytes or raises `EOFError`.
 
-    Raises `ProtocolError` when the frame is above a limit or is not a message of this protocol.
+    expected: the arrays that the frame holds, if it holds any; left out, it may hold any up to `max_body`.
+    Raises `ProtocolError` when the frame is above a limit, is not a message of this protocol, or holds other arrays; no
+    number of the frame is acted upon before it was compared with these.
     """
+    if expected is not None:
+        max_body = sum(layout.size for layout in expected)
     magic, header_length, body_length = _PREFIX.unpack(read(_PREFIX.size))
     if magic != MAGIC:
         raise ProtocolError("frame does not begin with the protocol's magic: something else wrote to the pipe")
     if header_length > max_header or body_length > max_body:
         raise ProtocolError(f"frame of {header_length} + {body_length} bytes is above {max_header} + {max_body}")
     try:
-        header = json.loads(bytes(read(header_length)))
-        if not isinstance(header, dict) or set(header) != {"message", "arrays"}:
-            raise ValueError("header is not {message, arrays}")
-        message = _MESSAGES.validate_json(json.dumps(header["message"]))
-        layouts = _LAYOUTS.validate_json(json.dumps(header["arrays"]))
-    except (ValueError, RecursionError, ValidationError) as error:
-        raise ProtocolError(f"frame header is not a message of this protocol: {error}") from error
+        header = _Header.model_validate_json(read(header_length))
+    except ValidationError as error:
+        raise ProtocolError(f"frame header is not a message of this protocol: {explain(error, quote=False)}") from error
+    layouts = header.arrays
     names = [layout.name for layout in layouts]
     if len(set(names)) != len(names) or sum(layout.size for layout in layouts) != body_length:
         raise ProtocolError("arrays are named twice, or their sizes are not the body's")
+    if expected is not None and layouts not in ((), expected):
+        raise ProtocolError(f"frame holds {_in_words(layouts)}, where {_in_words(expected)} may stand")
     arrays: Arrays = {}
     for layout in layouts:
         # One buffer per array, owned and writable: torch can wrap it without another copy.
-        body = np.frombuffer(bytearray(read(layout.size)), dtype=_TYPES[layout.type])
-        arrays[layout.name] = body.reshape(layout.shape)
-    return message, arrays
+        body = read(layout.size)
+        owned = body if isinstance(body, bytearray) else bytearray(body)
+        arrays[layout.name] = np.frombuffer(owned, dtype=_TYPES[layout.type]).reshape(layout.shape)
+    return header.message, arrays
+
+
+def _in_words(layouts: Layouts) -> str:
+    return ", ".join(f"{one.name}: {one.type} {list(one.shape)}" for one in layouts) or "no array"

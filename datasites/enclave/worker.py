@@ -5,7 +5,14 @@ when the thread that started it ends, which is why each worker has a thread of i
 spoke out of protocol is dead for good; the caller starts another, and nothing was released in between, because what
 leaves a hospital leaves from the datasite, never from here.
 
-Replies are checked as coming from a stranger. Imports no torch.
+Imports no torch.
+
+**Guarantee (a worker's numbers).** Whatever the process in the sandbox sends, each number in a reply is compared with
+what was approved before anything is allotted or computed by it: arrays with the name, type and shape that the request
+calls for, parameters with the approved number (before there is one, with `Limits.parameters`), steps and rounds with
+the plan, seconds with the wall time allowed. A reply costs this process the bytes of the arrays asked for, and what it
+takes to read a header of 1 MiB; anything else ends the worker with a `WorkerError`. Assumption: the request was made
+of approved terms, as `hospital.row_work` does.
 """
 
 from __future__ import annotations
@@ -38,7 +45,6 @@ from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
 
 _LOG_BYTES = 64 * 1024
-_REPLY_SLACK = 1024 * 1024
 _CHUNK = 1024 * 1024
 
 #: Numbers of the type that was asked for: a float type, or int64 for whole steps of a grid.
@@ -120,12 +126,11 @@ class Partition:
 class TrainResult:
     """`update` (d,), noised: float32, or in distributed mode int64 in steps of the ring's grid. See `privacy.trainer`.
 
-    `steps` as counted by the trainer. `seconds` are for the hospital only.
+    `steps` as counted by the trainer.
     """
 
     update: Numbers = field(repr=False)
     steps: int
-    seconds: float
 
 
 class Worker:
@@ -161,11 +166,13 @@ class Worker:
         data_model: DataModel | None = None,
         data: Mapping[protocol.PartitionName, Partition] | None = None,
         timeouts: Timeouts | None = None,
+        parameters: int | None = None,
     ) -> Self:
         """Start a worker on a frozen study copy, load its model, hand it rows.
 
         files: name -> SHA-256 (hex) for every file that the worker may read; must contain `model.py` (I1).
         data_model: what ordinary rows hold; checks of the model run on rows that are drawn from it.
+        parameters: how many the model has, once that is approved.
         Raises `WorkerRefused` when a hash differs or the code is refused, `SandboxUnavailable` where this machine can
         make no sandbox, else as the class says.
         """
@@ -187,6 +194,7 @@ class Worker:
                 # printed, where model code may write what it likes.
                 sandbox.require()
                 raise
+            worker._require_size(parameters)
             for name, partition in (data or {}).items():
                 worker.give(name, partition)
         except BaseException:
@@ -216,8 +224,9 @@ class Worker:
 
     def initial_parameters(self) -> npt.NDArray[np.float32]:
         """What `build_model` starts from, float32 (d,); of use to a researcher, for the first global model."""
-        _, arrays = self._ask(protocol.Initialise(), protocol.Done, self._timeouts.load)
-        return self._vector(arrays, "parameters", (self.description.count,), np.float32).astype(np.float32)
+        layout = _layout("parameters", np.float32, (self.description.count,))
+        _, arrays = self._ask(protocol.Initialise(), protocol.Done, self._timeouts.load, gives=layout)
+        return self._vector(arrays, layout).astype(np.float32, copy=False)
 
     def train(
         self,
@@ -239,15 +248,16 @@ class Worker:
         """
         request = protocol.Train(round=round, plan=plan, training=training, divisor=divisor, key=key.hex(), ring=ring)
         arrays: protocol.Arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
-        reply, results = self._ask(request, protocol.Trained, self._timeouts.train, arrays)
-        update = self._vector(results, "update", parameters.shape, np.float32 if ring is None else np.int64)
+        layout = _layout("update", np.float32 if ring is None else np.int64, (self.description.count,))
+        reply, results = self._ask(request, protocol.Trained, self._timeouts.train, arrays, gives=layout)
+        update = self._vector(results, layout)
         if reply.steps > plan.steps_per_round:
             self.kill()
             raise WorkerRefused(
                 f"the trainer ran {reply.steps} steps in round {round}, the plan pays for {plan.steps_per_round}",
                 rule="steps",
             )
-        return TrainResult(update, reply.steps, reply.seconds)
+        return TrainResult(update, reply.steps)
 
     def evaluate(
         self,
@@ -265,8 +275,9 @@ class Worker:
         """
         request = protocol.Evaluate(plan=plan, evaluation=kind, slots=slots, key=key.hex(), ring=ring)
         arrays = {"parameters": np.ascontiguousarray(parameters, dtype=np.float32)}
-        _, results = self._ask(request, protocol.Evaluated, self._timeouts.evaluate, arrays)
-        return self._vector(results, "counts", (plan.bins, 2), np.float64 if ring is None else np.int64)
+        layout = _layout("counts", np.float64 if ring is None else np.int64, (plan.bins, 2))
+        _, results = self._ask(request, protocol.Evaluated, self._timeouts.evaluate, arrays, gives=layout)
+        return self._vector(results, layout)
 
     def rehearse(
         self,
@@ -280,6 +291,16 @@ class Worker:
         """Train on the "mock" partition and run every check that a real round runs; findings instead of a raise."""
         request = protocol.Rehearse(plan=plan, training=training, divisor=divisor, rounds=rounds, ring=ring)
         reply, _ = self._ask(request, protocol.Rehearsed, self._timeouts.train)
+        for name, said, most in (
+            ("rounds", reply.rounds, rounds),
+            ("steps", reply.steps, rounds * plan.steps_per_round),
+            ("seconds_per_round", reply.seconds_per_round, self._timeouts.train),
+        ):
+            if said > most:
+                self.kill()
+                raise WorkerCrashed(
+                    f"the worker says {name} = {said:g}; {most:g} at most were asked for", rule="protocol"
+                )
         return reply
 
     def measure(
@@ -395,16 +416,19 @@ class Worker:
         expected: type[ReplyType],
         seconds: float,
         arrays: protocol.Arrays | None = None,
+        *,
+        gives: protocol.ArrayLayout | None = None,
     ) -> tuple[ReplyType, protocol.Arrays]:
         with self._lock:
             if not self.alive:
                 raise self._ended(f"before {request.kind}")
             deadline = time.monotonic() + seconds
-            largest = max((array.nbytes for array in (arrays or {}).values()), default=0)
             try:
                 self._write(protocol.encode(request, arrays), deadline)
                 reply, results = protocol.decode(
-                    lambda count: self._read(count, deadline), max_body=2 * largest + _REPLY_SLACK + self._body_limit()
+                    lambda count: self._read(count, deadline),
+                    max_header=protocol.largest_header(expected),
+                    expected=() if gives is None else (gives,),
                 )
             except TimeoutError as error:
                 self.kill()
@@ -426,9 +450,20 @@ class Worker:
             raise WorkerCrashed(f"{request.kind} was answered by {reply.kind}", rule="protocol", log=self.log)
         return reply, results
 
-    def _body_limit(self) -> int:
-        # The one reply whose size the request does not show is the initial parameters.
-        return 4 * self.description.count if hasattr(self, "description") else 0
+    def _require_size(self, approved: int | None) -> None:
+        count, most = self.description.count, self._sandbox.limits.parameters
+        if approved is not None and count != approved:
+            raise WorkerRefused(
+                f"the model has {count} parameters and was approved with {approved}; a build_model that builds the "
+                "same model each time can be approved anew",
+                rule="parameters",
+            )
+        if count > most:
+            raise WorkerRefused(
+                f"the model has {count} parameters; workers here take {most} at most: build a smaller one, or raise "
+                "parameters under [sandbox.limits] in datasite.toml",
+                rule="parameters",
+            )
 
     def _failure(self, reply: protocol.Failed) -> WorkerError:
         if reply.failure == "out_of_memory":
@@ -461,13 +496,12 @@ class Worker:
         name = f"signal {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit code {code}"
         return WorkerCrashed(f"the worker ended {when} with {name}", rule="crash", log=self.log)
 
-    def _vector(self, arrays: protocol.Arrays, name: str, shape: tuple[int, ...], number: type[np.generic]) -> Numbers:
-        found = arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != number or set(arrays) != {name}:
+    def _vector(self, arrays: protocol.Arrays, layout: protocol.ArrayLayout) -> Numbers:
+        name = layout.name
+        if name not in arrays:
             self.kill()
-            raise WorkerCrashed(
-                f"the worker's {name} is not one {number.__name__} array of shape {shape}", rule="protocol"
-            )
+            raise WorkerCrashed(f"the worker's reply is without {name}", rule="protocol")
+        found: Numbers = arrays[name]
         if not np.isfinite(found).all():
             raise WorkerRefused(f"the worker's {name} is not finite: training diverged", rule="not-finite")
         return found
@@ -501,6 +535,10 @@ class Worker:
                     raise EOFError
                 received += chunk
         return received
+
+
+def _layout(name: str, number: type[np.generic], shape: tuple[int, ...]) -> protocol.ArrayLayout:
+    return protocol.ArrayLayout.model_validate({"name": name, "type": np.dtype(number).name, "shape": shape})
 
 
 def file_hashes(folder: Path, names: tuple[str, ...] = ("model.py",)) -> dict[str, str]:

@@ -38,7 +38,7 @@ def main() -> None:
 
     def train(work, worker, case, manifest, parameters, key):  # type: ignore[no-untyped-def]
         rows = partitions(work._home, case)["training"]
-        return TrainResult(plain_update(parameters, rows.x, rows.y), case.plan.steps_per_round, 0.0)
+        return TrainResult(plain_update(parameters, rows.x, rows.y), case.plan.steps_per_round)
 
     row_work.RowWork._train = train  # type: ignore[method-assign]
     sys.argv[1:] = ["serve", *sys.argv[1:]]

@@ -25,7 +25,7 @@ MESSAGES = [
     protocol.Evaluate(plan=COUNTED, evaluation="final", key="0f" * 32),
     protocol.Initialise(),
     protocol.Close(),
-    protocol.Trained(steps=2, seconds=0.5),
+    protocol.Trained(steps=2),
     protocol.Failed(failure="refused", rule="dependent-rows", reason="a row"),
 ]
 
@@ -86,7 +86,15 @@ def layout(kind, length):
     return {"name": "x", "type": kind, "shape": [length]}
 
 
+def shaped(shape):
+    return {"name": "x", "type": "int64", "shape": shape}
+
+
 DONE = {"kind": "done"}
+
+
+def listing(*shapes):
+    return {"kind": "description", "parameters": [{"name": "w", "shape": shape} for shape in shapes], "findings": []}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +106,7 @@ DONE = {"kind": "done"}
         (forged({"message": DONE}), "not a message"),
         (forged({"message": {"kind": "root"}, "arrays": []}), "not a message"),
         (forged({"message": {**DONE, "more": 1}, "arrays": []}), "not a message"),
-        (forged({"message": {"kind": "trained", "steps": -1, "seconds": 1}, "arrays": []}), "not a message"),
+        (forged({"message": {"kind": "trained", "steps": -1}, "arrays": []}), "not a message"),
         (
             forged({"message": DONE, "arrays": [{"name": "x", "type": "object", "shape": [1]}]}, b"12345678"),
             "not a message",
@@ -111,6 +119,20 @@ DONE = {"kind": "done"}
         (forged({"message": DONE, "arrays": [{"name": "x", "type": "int64", "shape": [2**40]}]}, b"12345678"), "sizes"),
         (forged({"message": DONE, "arrays": [{"name": "x", "type": "int64", "shape": [1]}] * 2}, bytes(16)), "twice"),
         (forged(b"[" * 100_000), "not a message"),
+        (forged({"message": DONE, "arrays": [shaped([2**62, 2**62, 0])]}), "not a message"),
+        (forged({"message": DONE, "arrays": [shaped([2**20, 2**20, 2**20, 0])]}), "not a message"),
+        (forged({"message": DONE, "arrays": [shaped([1] * 9)]}, bytes(8)), "not a message"),
+        (forged(b'{"message": {"kind": "trained", "steps": ' + b"9" * 5000 + b'}, "arrays": []}'), "not a message"),
+        (forged({"message": {"kind": "trained", "steps": 2**40}, "arrays": []}), "not a message"),
+        (forged({"message": listing([2**63]), "arrays": []}), "not a message"),
+        (forged({"message": listing(*[[]] * 20_001), "arrays": []}), "not a message"),
+        (
+            forged(
+                b'{"message": {"kind": "rehearsed", "rounds": 1, "steps": 1, "seconds_per_round": Infinity,'
+                b' "peak_memory_bytes": 1, "findings": []}, "arrays": []}'
+            ),
+            "not a message",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -129,6 +151,18 @@ def test_a_frame_above_the_limits_is_refused_before_it_is_read():
 
     with pytest.raises(protocol.ProtocolError, match="above"):
         protocol.decode(only_the_prefix)
+
+
+def test_only_the_arrays_that_were_asked_for_are_read():
+    data = frame(protocol.Done(), {"x": np.zeros((2, 3), np.float32)})
+    wanted = (protocol.ArrayLayout(name="x", type="float32", shape=(2, 3)),)
+    assert set(read(data, expected=wanted)[1]) == {"x"}
+    assert read(frame(protocol.Done()), expected=wanted)[1] == {}
+    for change in ({"name": "y"}, {"shape": (3, 2)}, {"shape": (6,)}, {"type": "int64", "shape": (3,)}):
+        with pytest.raises(protocol.ProtocolError, match="may stand"):
+            read(data, expected=(wanted[0].model_copy(update=change),))
+    with pytest.raises(protocol.ProtocolError, match="above"):
+        read(data, expected=())
 
 
 def test_a_cut_frame_is_the_end_of_the_pipe():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from datasites.enclave.worker import Worker, WorkerRefused
-from datasites.hospital import ledger, ledger_log, pending
-from datasites.hospital.cases import OpenCase
+from datasites.hospital import admission, ledger, ledger_log, pending
+from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.models import Case, Round
 from datasites.hospital.row_work import RowWork
 from datasites.secagg.journal import Journal
@@ -302,6 +303,17 @@ def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_on
     running.open(2)
     running.steps()
     assert running.heard(2, letters.MASKED)
+
+
+def test_a_worker_whose_model_has_another_size_than_approved_is_refused(running: Running) -> None:
+    """A build_model that builds something larger once it is approved decides no size here."""
+    home = running.site.home
+    case = open_case(home, running.row)
+    terms = case.terms.model_copy(update={"parameters": case.terms.parameters + 1})
+    with admission.start_worker(home, case, {}) as worker:
+        assert worker.description.count == case.terms.parameters
+    with pytest.raises(WorkerRefused, match=f"approved with {terms.parameters}"):
+        admission.start_worker(home, dataclasses.replace(case, terms=terms), {})
 
 
 def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

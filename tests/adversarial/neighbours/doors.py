@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import os
 import signal
 from collections import defaultdict
@@ -142,8 +141,6 @@ def description(columns: int) -> Description:
     shapes = {"linear.weight": (1, columns), "linear.bias": (1,), "bands.weight": (4, 1)}
     return Description(
         parameters=tuple(Parameter(name=name, shape=shape) for name, shape in shapes.items()),
-        count=sum(math.prod(shape) for shape in shapes.values()),
-        memory_bytes=0,
         findings=(),
     )
 
@@ -166,7 +163,7 @@ class StandIn:
 
     def train(self, parameters: np.ndarray, *, plan: Any, ring: object = None, **_: object) -> Any:
         numbers = np.full(len(parameters), 0.25, np.float32) if ring is None else np.full(len(parameters), 7)
-        return TrainResult(numbers, plan.steps_per_round, 0.0)
+        return TrainResult(numbers, plan.steps_per_round)
 
     def evaluate(self, parameters: np.ndarray, *, plan: Any, ring: object = None, **_: object) -> np.ndarray:
         return np.full((plan.bins, 2), 3.0 if ring is None else 3)
