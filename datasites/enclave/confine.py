@@ -5,6 +5,13 @@ The system call filter is a classic BPF program (seccomp mode 2, all threads): i
 processes, new namespaces, mounts, tracing, kernel keys, io_uring and the other calls that a training loop never makes
 and that kernel exploits like. Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none,
 and bubblewrap's namespaces remain.
+
+**Guarantee (memory).** Where no devices are given, what the process can keep is `Limits.memory` of private memory, and
+of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V shared memory,
+semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, files that are made new and asynchronous
+I/O are refused, since none of them counts as the process's own memory. Assumptions: the filter is known for this
+processor; the kernel counts RLIMIT_DATA as it says. A cgroup (`cgroup`), where this service was given one, counts all
+of it once more, and the threads of a worker that is root.
 """
 
 from __future__ import annotations
@@ -50,7 +57,7 @@ _CPU_GRACE = 30
 # Kernel constants (linux/bpf_common.h, linux/seccomp.h, linux/audit.h, linux/sched.h, sys/prctl.h).
 _LD_ABS, _JEQ, _JSET, _JGE, _RET = 0x20, 0x15, 0x45, 0x35, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARG0 = 0, 4, 16
+_OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGUMENTS = 0, 4, 16
 _CLONE_THREAD = 0x00010000
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER, _TSYNC = 1, 1
@@ -96,6 +103,31 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
+    # memory that is the kernel's, and outlives or exceeds what a process is limited to
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "shmdt": (67, 197),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "mq_timedsend": (242, 182),
+    "mq_timedreceive": (243, 183),
+    "mq_notify": (244, 184),
+    "mq_getsetattr": (245, 185),
+    "io_setup": (206, 0),
+    "io_destroy": (207, 1),
+    "io_submit": (209, 2),
+    "io_cancel": (210, 3),
+    "io_getevents": (208, 4),
+    "io_pgetevents": (333, 292),
     # kernel interfaces that a training loop has no use for
     "keyctl": (250, 219),
     "add_key": (248, 217),
@@ -133,16 +165,41 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
 }
 
 
-class _Machine:
-    """Numbers that differ by processor: column in `_REFUSED`, audit architecture, clone, clone3, seccomp."""
+# Refused besides where no devices are given; drivers need them, and memory is not limited there. No file is made new:
+# the scratch folder bounds the bytes of files, and not how many there are.
+_REFUSED_WITHOUT_DEVICES: dict[str, tuple[int | None, int | None]] = {
+    "creat": (85, None),
+    "mkdir": (83, None),
+    "mkdirat": (258, 34),
+    "mknod": (133, None),
+    "mknodat": (259, 33),
+    "link": (86, None),
+    "linkat": (265, 37),
+    "symlink": (88, None),
+    "symlinkat": (266, 36),
+}
+_MAP_SHARED, _MAP_GROWSDOWN, _O_CREAT, _O_TMPFILE = 0x1, 0x100, 0o100, 0o20000000
+#: Calls with flags that are refused there: name, numbers as above, which argument, flags.
+_REFUSED_FLAGS: tuple[tuple[str, tuple[int | None, int | None], int, int], ...] = (
+    ("mmap", (9, 222), 3, _MAP_SHARED | _MAP_GROWSDOWN),
+    ("open", (2, None), 1, _O_CREAT | _O_TMPFILE),
+    ("openat", (257, 56), 2, _O_CREAT | _O_TMPFILE),
+)
+#: Calls whose flags lie behind a pointer; ENOSYS makes the C library fall back to one that can be judged.
+_UNREADABLE: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
+_FCNTL, _F_SETPIPE_SZ = (72, 25), 1031
 
-    def __init__(self, column: int, audit: int, clone: int, clone3: int, seccomp: int) -> None:
-        self.column, self.audit, self.clone, self.clone3, self.seccomp = column, audit, clone, clone3, seccomp
+
+class _Machine:
+    """Numbers that differ by processor: column in `_REFUSED` and the like, audit architecture, clone, seccomp."""
+
+    def __init__(self, column: int, audit: int, clone: int, seccomp: int) -> None:
+        self.column, self.audit, self.clone, self.seccomp = column, audit, clone, seccomp
 
 
 _MACHINES = {
-    "x86_64": _Machine(0, 0xC000003E, 56, 435, 317),
-    "aarch64": _Machine(1, 0xC00000B7, 220, 435, 277),
+    "x86_64": _Machine(0, 0xC000003E, 56, 317),
+    "aarch64": _Machine(1, 0xC00000B7, 220, 277),
 }
 
 
@@ -164,7 +221,7 @@ def confine(limits: Limits) -> tuple[str, ...]:
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         return (f"no system call filter for {platform.machine()}: only x86-64 and AArch64 are known",)
-    _install(machine)
+    _install(machine, limits.devices)
     return ()
 
 
@@ -176,6 +233,7 @@ def _resources(limits: Limits) -> list[tuple[int, int]]:
         (resource.RLIMIT_NPROC, limits.processes),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, 256),
     ]
     if not limits.devices:
         # DATA counts private writable memory, which is what tensors are; AS also bounds shared anonymous mappings.
@@ -184,11 +242,15 @@ def _resources(limits: Limits) -> list[tuple[int, int]]:
     return chosen
 
 
-def filter_program(machine_name: str) -> bytes:
-    """The BPF program for "x86_64" or "aarch64", as an array of 8-byte `struct sock_filter`. Raises `KeyError`."""
+def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
+    """The BPF program for "x86_64" or "aarch64", as an array of 8-byte `struct sock_filter`. Raises `KeyError`.
+
+    devices: for a worker that is given some (see `_REFUSED_WITHOUT_DEVICES`).
+    """
     machine = _MACHINES[machine_name]
-    numbers = [pair[machine.column] for pair in _REFUSED.values()]
-    refused = sorted(number for number in numbers if number is not None)
+    column = machine.column
+    calls = _REFUSED if devices else {**_REFUSED, **_REFUSED_WITHOUT_DEVICES}
+    refused = sorted(number for pair in calls.values() if (number := pair[column]) is not None)
     program: list[tuple[int, int, int, int]] = [
         (_LD_ABS, 0, 0, _OFFSET_ARCH),
         (_JEQ, 1, 0, machine.audit),
@@ -198,26 +260,38 @@ def filter_program(machine_name: str) -> bytes:
     if machine_name == "x86_64":
         # The x32 interface has its own numbers for the same calls: refuse all of it.
         program += [(_JGE, 0, 1, _X32_BIT), (_RET, 0, 0, _ERRNO | errno.EPERM)]
-    # clone3 hides its flags behind a pointer; ENOSYS makes the C library fall back to clone, which can be judged.
-    program += [(_JEQ, 0, 1, machine.clone3), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
+    for pair in _UNREADABLE.values():
+        program += [(_JEQ, 0, 1, pair[column]), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
     for number in refused:
         program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
-    program += [
-        (_JEQ, 0, 3, machine.clone),
-        (_LD_ABS, 0, 0, _OFFSET_ARG0),  # low word of the flags: a new thread is allowed, a new process is not
-        (_JSET, 1, 0, _CLONE_THREAD),
+    # A new thread is allowed, a new process is not.
+    program += _judged(machine.clone, 0, (_JSET, 1, 0, _CLONE_THREAD))
+    program += _judged(_FCNTL[column], 1, (_JEQ, 0, 1, _F_SETPIPE_SZ))
+    if not devices:
+        for _, numbers, argument, flags in _REFUSED_FLAGS:
+            if (number := numbers[column]) is not None:
+                program += _judged(number, argument, (_JSET, 0, 1, flags))
+    program.append((_RET, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", code, yes, no, value) for code, yes, no, value in program)
+
+
+def _judged(number: int, argument: int, rule: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    """Refuse call `number` by the low word of one argument: `rule` jumps over the refusal or falls into it."""
+    return [
+        (_JEQ, 0, 4, number),
+        (_LD_ABS, 0, 0, _OFFSET_ARGUMENTS + 8 * argument),
+        rule,
         (_RET, 0, 0, _ERRNO | errno.EPERM),
         (_RET, 0, 0, _ALLOW),
     ]
-    return b"".join(struct.pack("=HBBI", code, yes, no, value) for code, yes, no, value in program)
 
 
 class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def _install(machine: _Machine) -> None:
-    program = filter_program(platform.machine())
+def _install(machine: _Machine, devices: bool) -> None:
+    program = filter_program(platform.machine(), devices=devices)
     buffer = ctypes.create_string_buffer(program, len(program))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import mmap
 import os
@@ -35,6 +36,7 @@ from datasites.enclave.sandbox import Sandbox
 _SECONDS = 120
 _CLONE_NEWUSER = 0x10000000
 _PTRACE_TRACEME, _PTRACE_ATTACH = 0, 16
+_GROWING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100
 
 
 @dataclass(frozen=True)
@@ -300,6 +302,32 @@ def _scratch(_: Targets) -> str | None:
     return None
 
 
+def _mq_open() -> Callable[..., int]:
+    # In the C library itself since glibc 2.34.
+    libc = ctypes.CDLL(None, use_errno=True)
+    return getattr(libc, "mq_open", None) or ctypes.CDLL("librt.so.1", use_errno=True).mq_open
+
+
+def _memory_of_the_kernel(_: Targets) -> str | None:
+    """Memory that no limit of a process counts; one piece of each kind, of which there may be any number."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name, got in (
+        ("System V shared memory", lambda: libc.shmget(0, 1 << 20, 0o1600) >= 0),
+        ("a System V semaphore", lambda: libc.semget(0, 250, 0o1600) >= 0),
+        ("a System V message queue", lambda: libc.msgget(0, 0o1600) >= 0),
+        ("a POSIX message queue", lambda: _mq_open()(b"/kept", os.O_RDWR | os.O_CREAT, 0o600, None) >= 0),
+        ("a larger pipe", lambda: fcntl.fcntl(os.pipe()[1], fcntl.F_SETPIPE_SZ, 1 << 20) > 0),
+        ("a shared mapping", lambda: bool(mmap.mmap(-1, 1 << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS))),
+        ("a growing mapping", lambda: bool(mmap.mmap(-1, 1 << 20, flags=_GROWING))),
+        ("a new file", lambda: os.open("/tmp/kept", os.O_WRONLY | os.O_CREAT) > 0),
+        ("a new folder", lambda: bool(tempfile.mkdtemp(dir="/tmp"))),
+    ):
+        with contextlib.suppress(OSError):
+            if got():
+                return f"has {name}"
+    return None
+
+
 def _limits(_: Targets) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -348,6 +376,7 @@ _AFTER: dict[str, Callable[[Targets], str | None]] = {
     "trace another process": _trace,
     "take more memory than allowed": _memory,
     "fill the disk": _scratch,
+    "keep memory outside of the limits": _memory_of_the_kernel,
     "raise a limit": _limits,
 }
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # torch loads it at the first layer that runs, and it makes a folder, which `confine` refuses
 
 from datasites.enclave import loader, protocol
 from datasites.enclave.confine import Limits, confine
