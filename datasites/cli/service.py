@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from datasites.cli.terminal import HomeOption, NameOption, ReasonOption, StdinOption, acting, group, open_site, out
+from datasites.enclave import cgroup
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import RosterEntry
 
@@ -55,6 +56,8 @@ def serve(
         signal.signal(number, lambda *_: stop.set())
     from datasites.hospital.config import Home
     from datasites.hospital.service import only_process, serve_until
+
+    cgroup.take_over()
 
     with only_process(Home.open(home)):
         serve_until(stop, home, console)

@@ -36,7 +36,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import JsonValue
 
-from datasites.enclave import protocol
+from datasites.enclave import cgroup, protocol
 from datasites.enclave.sandbox import Sandbox
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import sha256_hex
@@ -386,29 +386,35 @@ class Worker:
 
     def _own(self, started: threading.Event) -> None:
         # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.
-        arguments = ["-m", "datasites.enclave.inside", json.dumps(self._sandbox.limits.model_dump(mode="json"))]
+        limits = self._sandbox.limits
+        arguments = ["-m", "datasites.enclave.inside", json.dumps(limits.model_dump(mode="json"))]
         try:
-            self._process = subprocess.Popen(
-                self._sandbox.command(arguments, self._frozen),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={},
-                bufsize=0,
-                start_new_session=True,
-            )
+            with cgroup.around(cgroup.delegated(), cgroup.allowed(limits)) as entering:
+                self._process = subprocess.Popen(
+                    [*entering, *self._sandbox.command(arguments, self._frozen)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={},
+                    bufsize=0,
+                    start_new_session=True,
+                )
+                started.set()
+                self._follow(self._process)
         except OSError as error:
             self._start_error = error
-            return
         finally:
             started.set()
-        assert self._process.stderr is not None
-        while chunk := self._process.stderr.read(4096):
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        """Keep the last of what the process writes to its log, until it ends."""
+        assert process.stderr is not None
+        while chunk := process.stderr.read(4096):
             self._log.append(chunk)
             self._log_size += len(chunk)
             while self._log_size - len(self._log[0]) > _LOG_BYTES:
                 self._log_size -= len(self._log.popleft())
-        self._process.wait()
+        process.wait()
 
     def _ask(
         self,

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from django.db import connection
 
+from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
@@ -70,6 +71,7 @@ def examine(site: Site) -> Iterator[Check]:
         ("accounts", _accounts),
         ("sign-in", _sign_in),
         ("sandbox", _sandbox),
+        ("cgroup", _cgroup),
         ("gpu", _gpu),
     )
     for name, check in checks:
@@ -274,6 +276,23 @@ def _sandbox(site: Site) -> Iterator[Check]:
         yield Check("sandbox", "bad", f"{words} ({untried[0].detail})")
     if all(attempt.held for attempt in attempts):
         yield Check("sandbox", "ok", f"{len(attempts)} attempts to get out were held")
+
+
+def _cgroup(site: Site) -> Iterator[Check]:
+    try:
+        service = int(json.loads((site.home.run / "ready.json").read_bytes())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield Check("cgroup", "ok", "not known while the datasite doesn't serve: it looks for one at its start")
+        return
+    if subtree := cgroup.delegated(service):
+        yield Check("cgroup", "ok", f"workers get groups of their own below {subtree}")
+    else:
+        yield Check(
+            "cgroup",
+            "warn",
+            "workers limit themselves, and what the kernel keeps for them is not counted; under systemd set "
+            "`Delegate=memory pids` in the service's unit",
+        )
 
 
 def _gpu(site: Site) -> Iterator[Check]:
