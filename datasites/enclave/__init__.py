@@ -7,8 +7,10 @@ torch; a process that verifies code or drives a worker never does.
 verifier    static, default-deny judgement over the syntax tree of `model.py`; executes nothing. Its parts: `scope`
             (what names mean), `flow` (what they hold), `statements`, `expressions`, `calls` and `rows` (the rules),
             `vocabulary` and `foreign` (the words), `findings`
-sandbox     the bubblewrap command line: no network, no home, read-only system, limits
+sandbox     the bubblewrap command line: no network, no home, read-only system, limits; and whether one can be made here
+allowing    what to allow on a machine where none can
 confine     what the worker takes away from itself before it reads model code: rlimits and system calls
+cgroup      the kernel's own count of what a worker takes, where this service was given one
 escape      really tries to get out of the sandbox, for `datasites doctor`
 protocol    typed, length-limited frames over a pipe
 worker      the datasite's end of the pipe
