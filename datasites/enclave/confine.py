@@ -51,6 +51,9 @@ class Limits(Agreed):
 #: Address space beyond `memory`: libraries, thread arenas and file mappings, which take no memory by being mapped.
 _ADDRESS_SLACK = 4 * GIB
 
+#: Of the first thread, which counts as no data and could grow without this; others' are mapped, and count.
+_STACK = 8 * MIB
+
 #: Seconds between the signal that the processor time is used up and the kernel's kill.
 _CPU_GRACE = 30
 
@@ -234,6 +237,7 @@ def _resources(limits: Limits) -> list[tuple[int, int]]:
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_SIGPENDING, 256),
+        (resource.RLIMIT_STACK, _STACK),
     ]
     if not limits.devices:
         # DATA counts private writable memory, which is what tensors are; AS also bounds shared anonymous mappings.

@@ -329,9 +329,10 @@ def _memory_of_the_kernel(_: Targets) -> str | None:
 
 
 def _limits(_: Targets) -> str | None:
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        return "raised its memory limit"
+    for name, kind in (("memory", resource.RLIMIT_DATA), ("stack", resource.RLIMIT_STACK)):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            return f"raised its limit of {name}"
     return None
 
 
