@@ -33,6 +33,8 @@ MAX_HEADER = 4 * 1024 * 1024
 MAX_BODY = 16 * 1024**3
 #: Headers of replies: of those that list tensors or findings, and of all others, whose longest text is a failure's.
 LISTING_HEADER, SHORT_HEADER = 1024 * 1024, 64 * 1024
+#: Values in the header of a reply: each takes some 40 bytes to read, however short it is written.
+_MOST_VALUES = 150_000
 #: Numbers of one array at most, and bytes that a worker may say it took.
 _MOST_NUMBERS, _MOST_BYTES = 2**40, 2**50
 
@@ -285,8 +287,11 @@ def decode(
         raise ProtocolError("frame does not begin with the protocol's magic: something else wrote to the pipe")
     if header_length > max_header or body_length > max_body:
         raise ProtocolError(f"frame of {header_length} + {body_length} bytes is above {max_header} + {max_body}")
+    text = read(header_length)
+    if expected is not None and sum(text.count(mark) for mark in b"[{,") > _MOST_VALUES:
+        raise ProtocolError(f"frame header holds more than {_MOST_VALUES} values")
     try:
-        header = _Header.model_validate_json(read(header_length))
+        header = _Header.model_validate_json(text)
     except ValidationError as error:
         raise ProtocolError(f"frame header is not a message of this protocol: {explain(error, quote=False)}") from error
     layouts = header.arrays

@@ -10,9 +10,9 @@ Imports no torch.
 **Guarantee (a worker's numbers).** Whatever the process in the sandbox sends, each number in a reply is compared with
 what was approved before anything is allotted or computed by it: arrays with the name, type and shape that the request
 calls for, parameters with the approved number (before there is one, with `Limits.parameters`), steps and rounds with
-the plan, seconds with the wall time allowed. A reply costs this process the bytes of the arrays asked for, and what it
-takes to read a header of 1 MiB; anything else ends the worker with a `WorkerError`. Assumption: the request was made
-of approved terms, as `hospital.row_work` does.
+the plan, seconds with the wall time allowed. A reply costs this process the bytes of the arrays asked for, and under
+24 MiB to read a header of at most 1 MiB and 150,000 values; anything else ends the worker with a `WorkerError`.
+Assumption: the request was made of approved terms, as `hospital.row_work` does.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ while True:
     text, size, said = answers[kind]
     if text.startswith("repeat "):
         _, count, part = text.split(" ", 2)
-        text = part * int(count)
+        text = "[" + part * int(count) + "[]]"
     frame = struct.pack("<4sIQ", b"DSW1", len(text), said) + text.encode()
     with open(1, "wb", closefd=False) as pipe:
         pipe.write(frame)
