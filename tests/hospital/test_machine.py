@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from datasites.enclave import cgroup
 from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.hospital.config import CONFIG_FILE, Home
-from datasites.hospital.datasite import Datasite
+from datasites.hospital.datasite import READY_FILE, Datasite
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.setup import initialise, require_own_user
 from datasites.hospital.site import Site
@@ -59,6 +61,20 @@ def test_any_other_user_serves_without_a_word() -> None:
 def test_the_sandbox_is_examined_and_holds(site: Site) -> None:
     (check,) = [check for check in doctor(site) if check.name == "sandbox"]
     assert (check.state, "were held" in check.words) == ("ok", True), check
+
+
+def test_the_doctor_looks_at_the_group_of_the_running_service(site: Site) -> None:
+    def found() -> str:
+        return next(check.words for check in doctor(site) if check.name == "cgroup")
+
+    assert "not known" in found()
+    site.home.run.mkdir(exist_ok=True)
+    ready = site.home.run / READY_FILE
+    ready.write_text(json.dumps({"pid": os.getpid()}))
+    try:
+        assert ("groups of their own" if cgroup.delegated() else "Delegate=memory pids") in found()
+    finally:
+        ready.unlink()
 
 
 def test_without_namespaces_the_doctor_says_so_in_one_line(
