@@ -40,7 +40,13 @@ def datasites(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def init(folder: Path, database: str, *lines: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir()
-    toml = ['organisation = "A"', 'email = "a@a.example.org"', f'store = "{folder}/store"', f'database = "{database}"']
+    toml = [
+        'organisation = "A"',
+        "run_as_root = true",
+        'email = "a@a.example.org"',
+        f'store = "{folder}/store"',
+        f'database = "{database}"',
+    ]
     (folder / "datasite.toml").write_text("\n".join([*toml, "[console]", *lines]) + "\n")
     return datasites("init", folder / "datasite.toml", "--home", folder / "home")
 
