@@ -246,12 +246,12 @@ def set_up_hospital(consortium: LocalConsortium, key: str, store_url: str | None
     home = consortium.home(key)
     initialise(home, consortium.settings_toml(hospital, store_url))
     from datasites.hospital.agreements import confirm_agreement, enter_agreements
-    from datasites.hospital.people import add_person, identify
+    from datasites.hospital.people import enter_person, identify
     from datasites.hospital.site import Site
 
     site, passwords = Site.open(home), consortium.passwords()
     for name, role in ((STEWARD, "steward"), (OFFICER, "privacy_officer")):
-        add_person(name, role, passwords[name], f"{name}@{hospital.email.partition('@')[2]}")
+        enter_person(site, name, role, passwords[name], f"{name}@{hospital.email.partition('@')[2]}")
     steward, officer = (identify(name, passwords[name]) for name in (STEWARD, OFFICER))
     agreements = home / "agreements.toml"
     agreements.write_text(consortium.agreements_toml(hospital))

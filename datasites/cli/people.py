@@ -22,11 +22,10 @@ def person_add(
 ) -> None:
     """Enter a person; asks for their password."""
     site = open_site(home)
-    from datasites.hospital.people import add_person, written_down
+    from datasites.hospital.people import enter_person
 
     password = None if no_password else ask_password(password_stdin, f"New password of {name}: ")
-    with written_down(site, "person_added", person=name, role=role, email=email):
-        add_person(name, role, password, email)
+    enter_person(site, name, role, password, email)
     out.print(f"{name}: {role}")
 
 

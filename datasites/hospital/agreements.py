@@ -1,4 +1,8 @@
-"""Entering, confirming and terminating agreements, as people of the hospital do it; written to the audit log."""
+"""Entering, confirming and terminating agreements, as people of the hospital do it; written to the audit log.
+
+Each version is bound by the log when it is entered and when it is confirmed (`bindings`), so that evidence tells a
+version that people entered from one that was typed into the registry's file.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 
+from datasites.hospital.bindings import agreement_content, bind
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
@@ -53,7 +58,7 @@ def enter_agreements(site: Site, person: Acting, file: Path) -> list[tuple[str, 
         after = known.import_toml(text, person.name, _today())
         entered.extend((a.terms.id, a.version) for a in after.agreements if (a.terms.id, a.version) not in before)
         for id, version in entered:
-            site.audit.append("agreement_entered", agreement=id, version=version, person=person.name)
+            _log(site, "agreement_entered", after, id, version, person)
         return after
 
     _update(site, person, enter)
@@ -67,10 +72,16 @@ def confirm_agreement(site: Site, person: Acting, id: str, version: int) -> Regi
     def confirm(known: Registry) -> Registry:
         after = known.confirm(id, version, person.name, _today())
         # Logged before it counts: killed in between, nothing is in force that the log does not know.
-        site.audit.append("agreement_confirmed", agreement=id, version=version, person=person.name)
+        _log(site, "agreement_confirmed", after, id, version, person)
         return after
 
     return _update(site, person, confirm)
+
+
+def _log(site: Site, kind: str, after: Registry, id: str, version: int, person: Acting) -> None:
+    (agreement,) = (a for a in after.agreements if (a.terms.id, a.version) == (id, version))
+    commitment = bind(site.home, agreement_content(agreement))
+    site.audit.append(kind, agreement=id, version=version, person=person.name, commitment=commitment)
 
 
 def terminate_agreement(site: Site, person: Acting, id: str) -> Registry:

@@ -257,6 +257,11 @@ class Home:
         return self.root / "registry.json"
 
     @property
+    def bindings(self) -> Path:
+        """What opens the commitments of the audit log to what people entered (private; see `hospital.bindings`)."""
+        return self.root / "bindings"
+
+    @property
     def local_rules(self) -> Path:
         """The hospital's own Cedar rules."""
         return self.root / "policies"

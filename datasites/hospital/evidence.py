@@ -2,15 +2,20 @@
 
 `build_bundle` takes plain values and bytes, so that it needs no database; it reads nothing but the audit log that it
 is given. A bundle holds no rows of patients, no updates and no models. It does hold the whole audit log, since a
-chain can't be shown in part: whoever gets it also reads what this datasite logged about other studies.
+chain can't be shown in part: whoever gets it also reads what this datasite logged about other studies. Of agreements,
+people and parties the log holds commitments only (`bindings`); the bundle opens those that the study rests on.
 
-`verify_bundle.py` checks a bundle. What ties the files together is the audit log, which must hold for the study:
+Equal contents make one file, byte for byte, on any machine: files are stored and not packed, in the order of their
+names, with one fixed time. `verify_bundle.py` checks a bundle, says what its checks prove and what not, and refuses
+any other bytes. What ties the files together is the audit log, which must hold for the study:
 
 - `decision`: study, digest = `Decision.digest()`;
 - `approved`: study, hash (the approval hash), person, role;
-- `reserved`: study, charges;
-- `charged`: study, round, charges, local_charges, digest = `entry_digest` of the round's entry in `ledger`;
-- `released`: study, round, sha256 of the masked vector.
+- `reserved`: study, population, charges, local_charges, study_epsilon, study_delta;
+- `charged`: study, population, round, charges, local_charges, digest = `entry_digest` of the round's entry in `ledger`;
+- `released`: study, round, sha256 of the masked vector;
+- `agreement_entered` and `_confirmed`, `person_added`, `pinned`, `initialised`: a commitment to what was entered;
+- `budget_opened` and what follows on it: the population's caps and Renyi order.
 """
 
 from __future__ import annotations
@@ -19,21 +24,19 @@ import datetime
 import html
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasites.hospital.verify_bundle import Check, verify
+from datasites.hospital.verify_bundle import Check, Fault, verify, write_archive
 from datasites.study.audit_chain import Head, Record, read_record
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity, fingerprint
 
 DOMAIN = "evidence-index"
 _VERIFIER = Path(__file__).with_name("verify_bundle.py")
-# The first moment that a zip file can express: with one fixed time, equal contents make an equal file.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
+FORMAT = 3
 
 
 class EvidenceError(ValueError):
@@ -47,9 +50,11 @@ class EvidenceContents:
     study: study hash; title: for people. terms: canonical bytes of what people approved; their SHA-256 is the
     approval hash. frozen: names and bytes of the frozen copy. findings: of the verifier. decisions: canonical JSON
     values of all policy decisions about the study, as stored. ledger: one entry for each charged round,
-    {"round": …, "charges": …, "local_charges": …, anything else}; its `entry_digest` and its charges stand in the audit
-    log. registry: canonical bytes of the registry. audit: path of the audit log; take a checkpoint first. heads:
-    {"holder": e-mail, "head": head} of this log, as they were sent. created: aware time of the export.
+    {"round": …, "charges": …, "local_charges": …, anything else}; its `entry_digest` and its charges stand in the
+    audit log. registry: canonical bytes of the registry, or of what of it bears on the study. openings: what opens
+    the log's commitments to agreements, people and parties of the study, {"salt": …, "content": …}. audit: path of
+    the audit log; take a checkpoint first. heads: {"holder": e-mail, "head": head} of this log, as they were sent.
+    created: aware time of the export.
     """
 
     identity: Identity
@@ -62,6 +67,7 @@ class EvidenceContents:
     decisions: Sequence[Mapping[str, Any]]
     ledger: Sequence[Mapping[str, Any]]
     registry: bytes
+    openings: Sequence[Mapping[str, Any]]
     audit: Path
     heads: Sequence[Mapping[str, Any]]
     created: datetime.datetime
@@ -81,7 +87,7 @@ def build_bundle(out: Path, contents: EvidenceContents) -> tuple[Check, ...]:
     files = _files(contents)
     index = canonical_json(
         {
-            "format": 2,
+            "format": FORMAT,
             "study": contents.study,
             "approval": sha256_hex(contents.terms),
             "hospital": contents.hospital,
@@ -95,9 +101,14 @@ def build_bundle(out: Path, contents: EvidenceContents) -> tuple[Check, ...]:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(files):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name], zipfile.ZIP_DEFLATED)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            write_archive(stream, files)
+    except Fault as fault:
+        temporary.unlink()
+        raise EvidenceError(
+            f"evidence: {fault}; hand over the log itself (`datasites audit export`) and the files of the case"
+        ) from fault
     os.replace(temporary, out)
     return tuple(verify(out, contents.identity.public_key))
 
@@ -128,6 +139,7 @@ def _files(contents: EvidenceContents) -> dict[str, bytes]:
         "audit.jsonl": audit,
         "audit.head.json": head.canonical(),
         "heads.json": _json(contents.heads),
+        "openings.json": _json(contents.openings),
         "summary.html": _summary(contents, log).encode(),
         "verify_bundle.py": _VERIFIER.read_bytes(),
     }

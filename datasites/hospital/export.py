@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasites.hospital import compliance, ledger, pending
-from datasites.hospital.cases import open_case
+from datasites.hospital.bindings import FIELD, openings
+from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import COUNTERPARTY_HEADS
 from datasites.hospital.evidence import EvidenceContents, build_bundle
 from datasites.hospital.intake import ApprovalTerms
@@ -16,7 +19,8 @@ from datasites.hospital.models import PolicyDecision
 from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
 from datasites.hospital.verify_bundle import Check
-from policies.registry import RegistryFile
+from datasites.study.audit_chain import records
+from policies.registry import Registry, RegistryFile
 
 TRIES, PAUSE = 3, 0.5
 
@@ -42,7 +46,8 @@ def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
     pending.finish_all(site)
     site.audit.checkpoint()
     heads = site.home.secagg / study / COUNTERPARTY_HEADS
-    registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
+    decisions = [decision.record for decision in PolicyDecision.objects.filter(case=case.row)]
+    registry = _registry(site, case, decisions)
     return build_bundle(
         out,
         EvidenceContents(
@@ -53,14 +58,43 @@ def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
             terms=ApprovalTerms.model_validate(case.row.terms).canonical(),
             frozen=case.package.files,
             findings=case.row.findings,
-            decisions=[decision.record for decision in PolicyDecision.objects.filter(case=case.row)],
+            decisions=decisions,
             ledger=[
                 ledger.round_entry(case.dataset, study, charge)
                 for charge in sorted(ledger.charged_rounds(case.dataset, study))
             ],
             registry=registry.canonical(),
+            openings=_openings(site, case, registry),
             audit=site.home.audit,
             heads=json.loads(heads.read_text()) if heads.exists() else [],
             created=datetime.datetime.now(datetime.UTC),
         ),
     )
+
+
+def _registry(site: Site, case: OpenCase, decisions: Sequence[Mapping[str, Any]]) -> Registry:
+    """Of the hospital's agreements, those that bear on the study or that a decision about it has looked at."""
+    whole = RegistryFile(site.home.registry, site.home.settings.organisation).load()
+    looked_at = {a["terms"]["id"] for d in decisions for a in ((d["facts"] or {}).get("agreements") or ())}
+    bearing = {a.terms.id for a in whole.relevant(case.study.services, case.study.irb, case.study.purpose)}
+    kept = tuple(a for a in whole.agreements if a.terms.id in looked_at | bearing)
+    return Registry(organisation=whole.organisation, agreements=kept)
+
+
+def _openings(site: Site, case: OpenCase, registry: Registry) -> list[dict[str, Any]]:
+    """What opens the log's commitments to these agreements, to the study's parties, and to who approved it."""
+    agreements = {(a.terms.id, a.version) for a in registry.agreements}
+    parties = {case.study.researcher, *case.study.cohort.hospitals}
+    log = list(records(site.home.audit))
+    people = {r.fields["person"] for r in log if r.kind == "approved" and r.fields.get("study") == case.row.study_hash}
+    mine = [
+        record.fields[FIELD]
+        for record in log
+        if FIELD in record.fields
+        and (
+            (record.fields.get("agreement"), record.fields.get("version")) in agreements
+            or (record.kind == "person_added" and record.fields["person"] in people)
+            or (record.kind in ("initialised", "pinned") and record.fields["email"] in parties)
+        )
+    ]
+    return list(openings(site.home, mine))

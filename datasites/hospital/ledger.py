@@ -63,6 +63,7 @@ from datasites.hospital.accounts import PARTITIONS, Asked, Price, StudyAccount
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.database import this_home
 from datasites.hospital.models import LedgerEntry
+from datasites.hospital.pending import StudyCap
 from datasites.hospital.population import Caps, alone, caps_of, opened_order, order_of, require_agreed
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.site import Site
@@ -177,9 +178,12 @@ def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[DpEven
     return {partition: account.charged_events(partition) for partition in PARTITIONS}
 
 
-def reserve(site: Site, dataset: DatasetSettings, study: str, asked: Mapping[str, Asked]) -> None:
+def reserve(
+    site: Site, dataset: DatasetSettings, study: str, asked: Mapping[str, Asked], *, cap: StudyCap | None = None
+) -> None:
     """Reserve a study's whole privacy loss per partition, or raise `BudgetExceeded` and write nothing.
 
+    cap: the study's own, which the log tells with the reservation, so that evidence can be held against it.
     A study reserves once; reserving again is an error, since it would hide a change of terms. The same reservation
     again is the same one: an approval that was killed half-way has left it.
     """
@@ -197,7 +201,7 @@ def reserve(site: Site, dataset: DatasetSettings, study: str, asked: Mapping[str
         for partition, price in asked.items():
             events = [*accounts.committed(known.values(), partition), price.event]
             budget.require_room(partition, events, f"study {study[:12]}")
-        pending.write(site, pending.Line(kind="reserve", population=population, study=study), prices)
+        pending.write(site, pending.Line(kind="reserve", population=population, study=study), prices, cap=cap)
 
 
 def charge(

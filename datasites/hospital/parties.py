@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from datasites.hospital.bindings import bind, party_content
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
@@ -83,7 +84,8 @@ def pin_compared(site: Site, entry: RosterEntry) -> None:
 def _pinned(site: Site, roster: Roster, entry: RosterEntry, by: str) -> Roster:
     after = roster.pin(entry)
     # Logged before it counts: killed in between, nobody is trusted whom the log does not know.
-    site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint, person=by)
+    commitment = bind(site.home, party_content(entry))
+    site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint, person=by, commitment=commitment)
     return after
 
 

@@ -8,6 +8,7 @@ line that is in neither was never acted on.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -36,11 +37,21 @@ class Line(Agreed):
     round: int = 0
 
 
-def write(site: Site, line: Line, prices: Prices, *, manifest: str = "") -> None:
+@dataclass(frozen=True)
+class StudyCap:
+    """What one study may cost a patient: epsilon at its own delta."""
+
+    epsilon: float
+    delta: float
+
+
+def write(site: Site, line: Line, prices: Prices, *, manifest: str = "", cap: StudyCap | None = None) -> None:
     """Write one line, in a transaction of the caller's that nothing else on the population runs beside."""
     path = _path(site, line)
     replace_durably(path, line.canonical())
-    fields = {}
+    fields: dict[str, str | float] = {}
+    if cap is not None:
+        fields = {"study_epsilon": cap.epsilon, "study_delta": cap.delta}
     if line.kind == "charge":
         fields = {"manifest": manifest, "digest": entry_digest(line.population, line.round, prices)}
     _log(site, line, prices, **fields)
@@ -130,8 +141,8 @@ def finish_all(site: Site) -> None:
             finish(site, population)
 
 
-def _log(site: Site, line: Line, prices: Prices, **fields: str | bool) -> None:
-    record: dict[str, str | int | bool] = {"study": line.study, "population": line.population, **fields}
+def _log(site: Site, line: Line, prices: Prices, **fields: str | float | bool) -> None:
+    record: dict[str, str | float | bool] = {"study": line.study, "population": line.population, **fields}
     if line.kind == "charge":
         record["round"] = line.round
     if line.kind != "release":

@@ -22,6 +22,7 @@ from django.core.validators import validate_email
 from django.db import transaction
 from django.http import HttpRequest
 
+from datasites.hospital.bindings import bind, person_content
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
 
@@ -44,6 +45,16 @@ class Acting:
     email: str
 
 
+@dataclass(frozen=True)
+class Person:
+    """Somebody who is entered; `active` is False once an admin has shut them out."""
+
+    name: str
+    email: str
+    role: str
+    active: bool
+
+
 @contextmanager
 def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
     """Change something about a person and log it, both or neither: the change counts once the log knows it."""
@@ -52,11 +63,24 @@ def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
         site.audit.append(kind, **fields)
 
 
-def add_person(name: str, role: str, password: str | None, email: str = "") -> None:
-    """Enter a person with one role; without a password they can only sign in with the organisation's own sign-in.
+def enter_person(site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "") -> None:
+    """`add_person`, logged and bound by the log (`bindings`); by: the admin, or "" for the command line.
 
-    A name that is an e-mail address is the person's e-mail too, unless another is given. Raises `PersonError` for a
-    taken name or address, an unknown role, a reviewer without an address, or a weak password.
+    An approval counts in evidence only of somebody whom the log knows under that role and e-mail address.
+    """
+    with transaction.atomic():
+        person = add_person(name, role, password, email)
+        commitment = bind(site.home, person_content(person.name, person.role, person.email))
+        told = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
+        site.audit.append("person_added", **told, commitment=commitment)
+
+
+def add_person(name: str, role: str, password: str | None, email: str = "") -> Person:
+    """Enter a person with one role into the database; `enter_person` logs it, too.
+
+    Without a password they can only sign in with the organisation's own sign-in. A name that is an e-mail address is
+    the person's e-mail too, unless another is given. Raises `PersonError` for a taken name or address, an unknown
+    role, a reviewer without an address, or a weak password.
     """
     if role not in get_args(PersonRole):
         raise PersonError(f"person {name}: role {role!r} is not one of {', '.join(get_args(PersonRole))}")
@@ -82,6 +106,7 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> N
         user.email = email  # `create_user` keeps the case of the part before the @
         user.save(update_fields=["email"])
         user.groups.add(Group.objects.get_or_create(name=role)[0])
+    return Person(name, email, role, active=True)
 
 
 def add_first_admin() -> str:
@@ -145,16 +170,6 @@ def _find(name: str) -> AbstractUser:
     if user is None:
         raise PersonError(f"person {name}: not entered; see `datasites person list`")
     return user
-
-
-@dataclass(frozen=True)
-class Person:
-    """Somebody who is entered; `active` is False once an admin has shut them out."""
-
-    name: str
-    email: str
-    role: str
-    active: bool
 
 
 def list_people() -> list[Person]:

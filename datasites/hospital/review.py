@@ -15,6 +15,7 @@ from django.db import transaction
 from datasites.hospital import compliance, ledger, withdrawal
 from datasites.hospital.cases import open_case
 from datasites.hospital.models import Case, Review, Round
+from datasites.hospital.pending import StudyCap
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
 from datasites.hospital.settle import charge_what_is_reached, require_rounds_left
@@ -78,7 +79,8 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
         )
         if roles >= set(REVIEWERS):
             settle_identity(site, case.terms.population, case.terms.identity)
-            ledger.reserve(site, case.dataset, row.study_hash, case.asked())
+            cap = StudyCap(case.study_cap, case.study.privacy.delta)
+            ledger.reserve(site, case.dataset, row.study_hash, case.asked(), cap=cap)
             row.state = Case.State.APPROVED
             row.save(update_fields=["state"])
         site.audit.append(

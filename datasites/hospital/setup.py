@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from datasites.enclave.sandbox import Sandbox
+from datasites.hospital.bindings import bind, party_content
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.site import Site
@@ -59,7 +60,8 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     (root / ENTRY_FILE).write_bytes(entry.canonical())
     # Itself included: the terms of a secure sum are built from the pinned roster alone.
     Roster(entries=(entry,)).save(home.roster)
-    site.audit.append("initialised", email=entry.email, fingerprint=entry.fingerprint)
+    commitment = bind(home, party_content(entry))
+    site.audit.append("initialised", email=entry.email, fingerprint=entry.fingerprint, commitment=commitment)
     open_populations(site)
     return entry
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital.audit import AuditLog, head_file
+from datasites.hospital.bindings import bind, party_content
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import connect
 from datasites.hospital.site import Site
@@ -70,6 +71,13 @@ def one_hash_per_password() -> Iterator[None]:
         yield
 
 
+def log_pins(site: Site, roster: Roster) -> None:
+    """Log that these parties were pinned, for a test that begins a log or writes a roster by itself."""
+    for entry in roster.entries:
+        fields = {"email": entry.email, "fingerprint": entry.fingerprint, "person": "command line"}
+        site.audit.append("pinned", **fields, commitment=bind(site.home, party_content(entry)))
+
+
 @pytest.fixture(scope="session")
 def own(home: Home) -> Identity:
     """The hospital's key."""
@@ -96,6 +104,7 @@ def site(home: Home, own: Identity) -> Iterator[Site]:
     ledger_log.forget(home)
     site = Site(home, own, AuditLog(home.audit, own))
     open_populations(site)
+    log_pins(site, Roster.load(home.roster))
     yield site
     call_command("flush", verbosity=0, interactive=False)
 

@@ -30,6 +30,7 @@ from datasites.study.rounds import safe_scale
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.transport.store import Store
+from tests.hospital.conftest import log_pins
 from tests.hospital.test_review import Desk
 
 RESEARCHER = "researcher@university.example.org"
@@ -74,6 +75,7 @@ class Running:
         )
         self.pinned_before = home.roster.read_bytes()
         self.roster.save(home.roster)
+        log_pins(self.site, self.roster)
         self.store = Store(str(folder / "store"))
         self.sealers = {email: SyftSealer(syft[email], self.roster, self.bundles.get) for email in parties}
         self.rooms = {

@@ -16,7 +16,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged
 from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review, Round
-from datasites.hospital.people import Acting, PersonError, add_person, identify
+from datasites.hospital.people import Acting, PersonError, add_person, enter_person, identify
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
@@ -62,7 +62,7 @@ class Desk:
         self.site = Site.open(home.root)
         self.row = Case.objects.create(**values)
         for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
-            add_person(name, role, PASSWORD, f"{name}@cleveland.example.org")
+            enter_person(self.site, name, role, PASSWORD, f"{name}@cleveland.example.org")
         home.registry.unlink(missing_ok=True)
 
     def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: Sequence[str] = ()) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from datasites.hospital.agreements import confirm_agreement, enter_agreements
-from datasites.hospital.people import Acting, acting, add_person
+from datasites.hospital.parties import pin_compared
+from datasites.hospital.people import Acting, acting, enter_person
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
 from datasites.researcher.federation import Federation
@@ -78,7 +79,7 @@ def furnish(root: Path) -> None:
     (home.root / "mapping.toml").write_text(MAPPING)
     (home.root / "data" / "mock.csv").write_text(_mock())
     for name, role in (("ann", "steward"), ("bob", "privacy_officer")):
-        add_person(name, role, PASSPHRASE, f"{name}@north.example.org")
+        enter_person(site, name, role, PASSPHRASE, f"{name}@north.example.org")
     file = root / "agreements.toml"
     file.write_text(agreements("North", ("age", "sex", "pressure", "disease")))
     for id, version in enter_agreements(site, person("ann"), file):
@@ -102,7 +103,9 @@ def furnish(root: Path) -> None:
         root / "researcher", organisation="University", email=RESEARCHER, store=str(root / "store")
     ) as federation:
         federation.pin(*entries)
-        federation.roster.save(home.roster)
+        researcher = federation.entry
+    for entry in (*entries[1:], researcher):
+        pin_compared(site, entry)
 
 
 def _identity(root: Path, email: str) -> Identity:

@@ -10,8 +10,8 @@ from django.shortcuts import render
 from datasites.hospital.console.access import ADMIN, AUDITOR, confirmed, page
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AddPerson, DeactivatePerson
-from datasites.hospital.people import add_person, list_people, written_down
 from datasites.hospital.people import deactivate as shut_out
+from datasites.hospital.people import enter_person, list_people, written_down
 
 
 @page(frozenset({ADMIN, AUDITOR}))
@@ -37,9 +37,7 @@ def add(request: Any) -> HttpResponse:
     def do(values: dict[str, Any]) -> str:
         admin = confirmed(request)
         password = None if values.get("by_provider") else values["new_password"]
-        told = {name: values[name] for name in ("role", "email")}
-        with written_down(request.site, "person_added", person=values["name"], by=admin.name, **told):
-            add_person(values["name"], values["role"], password, values["email"])
+        enter_person(request.site, values["name"], values["role"], password, values["email"], by=admin.name)
         return f"{values['name']} is entered.{'' if password is None else ' They change their password first.'}"
 
     return act(request, AddPerson(request.POST), do, "people")
