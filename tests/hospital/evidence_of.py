@@ -175,7 +175,7 @@ class Hospital:
         self.decide("release", release__round=number)
         self.release(number)
 
-    def run(self) -> None:
+    def run(self, rounds: int = ROUNDS) -> None:
         self.enter()
         self.decide("intake")
         self.decide("approve", state="revoked")
@@ -183,7 +183,7 @@ class Hospital:
         self.approve(STEWARD, "steward")
         self.reserve()
         self.approve(OFFICER, "privacy_officer")
-        for number in range(1, ROUNDS + 1):
+        for number in range(1, rounds + 1):
             self.a_round(number)
         self.log.checkpoint()
 

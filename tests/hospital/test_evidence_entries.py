@@ -1,0 +1,134 @@
+"""What evidence is held against: the approved plan, the caps, and what people entered as the log bound it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from datasites.hospital import verify_bundle
+from datasites.hospital.accounts import prices_of
+from datasites.hospital.agreements import terminate_agreement
+from datasites.hospital.bindings import bind, commit, openings
+from datasites.hospital.cases import OpenCase, open_case
+from datasites.hospital.compliance import decide
+from datasites.hospital.config import Home
+from datasites.hospital.evidence import build_bundle
+from datasites.hospital.export import export_evidence
+from datasites.hospital.ledger_log import in_log
+from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
+from datasites.study.audit_chain import records
+from datasites.study.canonical import sha256_hex
+from policies.registry import RegistryFile
+from tests.hospital.evidence_of import ROUND, Hospital, failed
+from tests.hospital.test_charges import case, manifests  # noqa: F401 (fixture)
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.policies.facts_of import OFFICER, STEWARD
+
+
+def counted(asked: dict, local: bool) -> dict[str, Counter]:
+    """What is asked of each partition, as the verifier reads it in the log."""
+    fields = in_log(prices_of(asked))
+    return verify_bundle._counted(json.loads(fields["local_charges" if local else "charges"]))
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["gated", "against one who sees the vectors"])
+@pytest.mark.parametrize("both_sides", [False, True])
+def test_the_verifier_expects_of_each_round_what_the_hospital_charges(
+    case: OpenCase,  # noqa: F811
+    both_sides: bool,
+    local: bool,
+) -> None:
+    case = replace(case, terms=case.terms.model_copy(update={"both_sides": both_sides}))
+    plan = verify_bundle._Plan(json.loads(case.terms.canonical()))
+    assert plan.of(0, False, local=local) == counted(case.asked(), local)
+    interim = {}
+    for manifest in manifests(case):
+        holds = manifest.evaluate == "interim"
+        assert plan.of(manifest.round, holds, local=local) == counted(case.round_asked(manifest), local)
+        interim[manifest.round] = holds
+    plan.require_schedule(interim)
+    with pytest.raises(verify_bundle.Fault, match="at equal distances"):
+        plan.require_schedule({**interim, 4: True})
+    with pytest.raises(verify_bundle.Fault, match="at equal distances"):
+        plan.require_schedule({**interim, 10: False})
+
+
+@pytest.mark.parametrize("order", [2, 6, 17, 64, 512])
+@pytest.mark.parametrize(("noise", "rate"), [(0.7, 1.0), (4.0, 1.0), (1.1, 0.01), (2.5, 0.3), (30.0, 0.9)])
+def test_the_verifier_prices_as_the_accountant_does(order: int, noise: float, rate: float) -> None:
+    kind = "gaussian" if rate == 1 else "poisson_sampled_gaussian"
+    charge = Charge(mechanism=kind, noise_multiplier=noise, sampling_rate=rate, count=3)  # type: ignore[arg-type]
+    gate = verify_bundle._Gate()
+    gate.promise({"epsilon": 1.0, "delta": 1e-5, "order": order})
+    charges = json.dumps({"training": [charge.model_dump(mode="json")]})
+    gate.line({"kind": "reserved", "fields": {"study": "a" * 64, "charges": charges}})
+    event = read_charge(charge.canonical()).event()
+    assert gate.reads("training") == pytest.approx(epsilon_at_order([event], order, 1e-5), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_was_settled_after_a_restore_is_said_and_not_held_against_the_plan(tmp_path: Path, declared: bool) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "b.zip"
+    hospital.run(rounds=2)
+    if declared:
+        last = hospital.heads[-1]
+        restored = {"continues": last.hash, "releases": last.releases, "reason": "the disk broke"}
+        hospital.log.append("restored", **restored, entered_by=STEWARD, confirmed_by=OFFICER)
+    (step,) = ROUND["training"]
+    hospital.charge(3, {"training": [{**step, "count": 5}]}, settled=True)
+    found = {check.name: check for check in build_bundle(path, hospital.contents)}
+    assert found["charges"].ok == declared
+    words = "1 were SETTLED by two people" if declared else "the log holds none before it"
+    assert words in found["charges"].found
+
+
+def test_two_records_of_one_content_show_nothing_alike_and_open_to_it_alone(home: Home) -> None:
+    content = {"kind": "person", "name": "ann", "role": "steward", "email": "ann@example.org"}
+    one, two = bind(home, content), bind(home, content)
+    assert one != two
+    opened = list(openings(home, [one, "ab" * 32, "../keys", two]))
+    assert [entry["content"] for entry in opened] == [content, content]
+    assert commit(bytes.fromhex(opened[0]["salt"]), content) == one
+    assert commit(bytes.fromhex(opened[0]["salt"]), {**content, "role": "admin"}) != one
+    assert sha256_hex(content["email"].encode()) not in one
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in home.bindings.iterdir())
+
+
+def test_an_agreement_typed_into_the_registry_passes_for_none(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
+    desk.agree(transport="backup")
+    site, path = desk.site, tmp_path / "bundle.zip"
+    registry = RegistryFile(site.home.registry, "Cleveland").load()
+    typed = json.loads(registry.canonical())
+    for agreement in typed["agreements"]:
+        if agreement["terms"]["id"] == "baa-storage":
+            agreement["terms"]["services"] = ["transport"]
+    site.home.registry.write_text(json.dumps(typed, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    assert decide(site, open_case(site.home, desk.row), "intake").allowed
+    export_evidence(site, desk.row.pk, path)
+    found = failed(path, site.identity)
+    assert set(found) == {"agreements"}
+    assert "baa-storage version 1, which is not what record" in found["agreements"]
+
+
+def test_evidence_of_a_real_hospital_opens_what_its_study_rests_on_and_nothing_else(
+    desk: Desk,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    desk.agree()
+    desk.approve("ann")
+    site, path = desk.site, tmp_path / "bundle.zip"
+    assert decide(site, open_case(site.home, desk.row), "intake").allowed
+    terminate_agreement(site, desk.login("ann"), "baa-storage")
+    assert not decide(site, open_case(site.home, desk.row), "intake").allowed
+    checks = export_evidence(site, desk.row.pk, path)
+    assert [check for check in checks if not check.ok] == []
+    with path.open("rb") as file:
+        opened = list(verify_bundle._Bundle(verify_bundle._Archive(file)).entries("openings.json"))
+    people = {entry["content"]["name"] for entry in opened if entry["content"]["kind"] == "person"}
+    assert people == {"ann"}
+    bound = [record for record in records(site.home.audit) if "commitment" in record.fields]
+    assert len(bound) > len(opened)

@@ -1,0 +1,119 @@
+"""Bundles of every format that was ever written keep verifying, and only one archive is a bundle of the present one."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from datasites.hospital import verify_bundle
+from datasites.hospital.evidence import EvidenceError, build_bundle
+from tests.hospital.evidence_of import Hospital, failed, pack, pack_like_an_older_version, resign, unpack
+
+BUNDLES = Path(__file__).with_name("bundles")
+#: Of each older format, what its checks say that it could not prove.
+NOT_PROVED = {
+    1: {
+        "archive": "NOT BOUND BEFORE FORMAT 3",
+        "charges": "not in the log in full before format 2",
+        "caps": "NOT HELD AGAINST the caps BEFORE FORMAT 3",
+        "approvals": "NOT BOUND by the log BEFORE FORMAT 3",
+        "agreements": "NOT BOUND by the log BEFORE FORMAT 3",
+        "parties": "NOT BOUND by the log BEFORE FORMAT 3",
+    },
+    2: {
+        "archive": "NOT BOUND BEFORE FORMAT 3",
+        "charges": "NOT HELD AGAINST the approved plan BEFORE FORMAT 3",
+        "caps": "NOT HELD AGAINST the caps BEFORE FORMAT 3",
+        "approvals": "NOT BOUND by the log BEFORE FORMAT 3",
+        "agreements": "NOT BOUND by the log BEFORE FORMAT 3",
+        "parties": "NOT BOUND by the log BEFORE FORMAT 3",
+    },
+}
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_a_bundle_that_an_older_version_wrote_verifies_and_says_what_it_could_not_prove(format: int) -> None:
+    kept = json.loads((BUNDLES / f"format_{format}.json").read_text())
+    checks = verify_bundle.verify(BUNDLES / f"format_{format}.zip", kept["public_key"], kept["heads"])
+    assert [check for check in checks if not check.ok] == []
+    found = {check.name: check.found for check in checks}
+    for name, words in NOT_PROVED[format].items():
+        assert words in found[name]
+
+
+@pytest.mark.parametrize("format", [1, 2])
+@pytest.mark.parametrize("where", ["before", "after", "comment", "again"])
+def test_an_older_archive_that_can_be_read_in_two_ways_fails_too(format: int, where: str, tmp_path: Path) -> None:
+    kept = json.loads((BUNDLES / f"format_{format}.json").read_text())
+    whole, odd = (BUNDLES / f"format_{format}.zip").read_bytes(), tmp_path / "odd.zip"
+    odd.write_bytes({"before": b"#!" + whole, "after": whole + b"\n"}.get(where, whole))
+    if where == "comment":
+        with zipfile.ZipFile(odd, "a") as archive:
+            archive.comment = b"reviewed"
+    if where == "again":
+        with zipfile.ZipFile(odd, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("ledger.json", b"[]")
+    checks = {check.name: check for check in verify_bundle.verify(odd, kept["public_key"])}
+    assert not checks["archive"].ok
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_the_present_log_does_not_pass_for_that_of_an_older_format(format: int, tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "bundle.zip"
+    hospital.run()
+    build_bundle(path, hospital.contents)
+    older = resign({n: d for n, d in unpack(path).items() if n != "openings.json"}, hospital.identity, format=format)
+    for written in (pack, pack_like_an_older_version):
+        written(path, older)
+        assert (
+            "whose logs bound no agreement, person or party; this log does"
+            in failed(path, hospital.identity)["audit log"]
+        )
+
+
+def test_the_archive_is_what_any_zip_reader_reads_and_any_python_writes(tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "bundle.zip"
+    hospital.run()
+    assert all(check.ok for check in build_bundle(path, hospital.contents))
+    again = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(again, "w", zipfile.ZIP_STORED) as copy:
+        assert archive.testzip() is None
+        assert archive.namelist() == sorted(archive.namelist())
+        for name in archive.namelist():
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o100600 << 16
+            copy.writestr(entry, archive.read(name))
+    assert again.getvalue() == path.read_bytes()
+
+
+def test_contents_beyond_the_limits_make_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "bundle.zip"
+    hospital.run()
+    monkeypatch.setattr(verify_bundle, "LARGEST_ARCHIVE", 50_000)
+    with pytest.raises(EvidenceError, match=r"at most 50000 bytes, and .* goes beyond that; hand over the log itself"):
+        build_bundle(path, hospital.contents)
+    monkeypatch.undo()
+    monkeypatch.setattr(verify_bundle, "MOST_FILES", 5)
+    with pytest.raises(EvidenceError, match="at most 5 files"):
+        build_bundle(path, hospital.contents)
+    assert list(tmp_path.glob("bundle.zip*")) == []
+
+
+def test_long_lists_are_read_entry_by_entry(tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "bundle.zip"
+    hospital.enter()
+    for _ in range(60):  # each of some kilobytes: more than one piece of the file
+        hospital.decide("intake")
+    checks = {check.name: check for check in build_bundle(path, hospital.contents)}
+    assert all(check.ok for check in checks.values())
+    assert checks["decisions"].found.startswith("60 allowed")
+    assert len(unpack(path)["decisions.json"]) > 4 * 65536
+
+
+def test_the_verifier_is_written_for_old_pythons() -> None:
+    ast.parse(Path(verify_bundle.__file__).read_text(), feature_version=(3, 9))
