@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from datasites.hospital.config import Home
+from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json
 from datasites.study.durable import replace_durably
 from datasites.study.identity import RosterEntry
@@ -78,6 +79,28 @@ def party_content(entry: RosterEntry) -> dict[str, Any]:
 def person_content(name: str, role: str, email: str) -> dict[str, Any]:
     """What a record binds of a person who was entered."""
     return {"kind": "person", "name": name, "role": role, "email": email}
+
+
+def changed_by_hand(home: Home, agreements: Iterable[Agreement]) -> list[str]:
+    """Which of these confirmed versions are not what the log bound last, in words; nothing for what it never bound."""
+    bound: dict[tuple[str, int], tuple[int, str | None]] = {}
+    for record in records(home.audit):
+        if record.kind in ("agreement_entered", "agreement_confirmed"):
+            version = (str(record.fields["agreement"]), int(record.fields["version"]))
+            bound[version] = (record.seq, record.fields.get(FIELD))
+    found = []
+    for agreement in agreements:
+        if agreement.confirmed_on is None or agreement.terminated_on is not None:
+            continue
+        words = f"{agreement.terms.id} version {agreement.version}"
+        seq, commitment = bound.get((agreement.terms.id, agreement.version), (0, None))
+        if not seq:
+            found.append(f"{words} was never entered, as far as the log knows")
+        elif commitment is not None:
+            opened = [opening["content"] for opening in openings(home, [commitment])]
+            if opened != [agreement_content(agreement)]:
+                found.append(f"{words} is not what record {seq} of the log binds")
+    return found
 
 
 def _path(home: Home, commitment: str) -> Path:

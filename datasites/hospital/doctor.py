@@ -23,6 +23,7 @@ from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
+from datasites.hospital.bindings import changed_by_hand
 from datasites.hospital.cells import read_mock, read_table
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
@@ -187,6 +188,10 @@ def _policies(site: Site) -> Iterator[Check]:
 def _agreements(site: Site) -> Iterator[Check]:
     today = datetime.datetime.now(datetime.UTC).date()
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
+    by_hand = changed_by_hand(site.home, registry.agreements)
+    if by_hand:
+        remedy = "find out who edited registry.json; end these (`datasites agreements terminate`) and enter them anew"
+        yield Check("agreements", "bad", f"{'; '.join(by_hand)}; no evidence of a study verifies with them: {remedy}")
     soon = registry.expiring(today)
     words = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
     if soon:

@@ -12,7 +12,7 @@ import pytest
 from datasites.hospital import verify_bundle
 from datasites.hospital.accounts import prices_of
 from datasites.hospital.agreements import terminate_agreement
-from datasites.hospital.bindings import bind, commit, openings
+from datasites.hospital.bindings import bind, changed_by_hand, commit, openings
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.compliance import decide
 from datasites.hospital.config import Home
@@ -98,15 +98,24 @@ def test_two_records_of_one_content_show_nothing_alike_and_open_to_it_alone(home
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in home.bindings.iterdir())
 
 
+def last_of(desk: Desk, agreement: str) -> int:  # noqa: F811
+    """The last record that enters or confirms an agreement."""
+    return max(r.seq for r in records(desk.site.home.audit) if r.fields.get("agreement") == agreement)
+
+
 def test_an_agreement_typed_into_the_registry_passes_for_none(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
     desk.agree(transport="backup")
     site, path = desk.site, tmp_path / "bundle.zip"
     registry = RegistryFile(site.home.registry, "Cleveland").load()
+    assert changed_by_hand(site.home, registry.agreements) == []
     typed = json.loads(registry.canonical())
     for agreement in typed["agreements"]:
         if agreement["terms"]["id"] == "baa-storage":
             agreement["terms"]["services"] = ["transport"]
     site.home.registry.write_text(json.dumps(typed, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    assert changed_by_hand(site.home, RegistryFile(site.home.registry, "Cleveland").load().agreements) == [
+        f"baa-storage version 1 is not what record {last_of(desk, 'baa-storage')} of the log binds"
+    ]
     assert decide(site, open_case(site.home, desk.row), "intake").allowed
     export_evidence(site, desk.row.pk, path)
     found = failed(path, site.identity)
