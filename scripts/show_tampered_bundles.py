@@ -28,9 +28,8 @@ def main() -> int:
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         for tampered, told in show(Path(folder)):
-            sentence = next(
-                (line for line in told.output.splitlines() if line.startswith("FAILED")), told.output[-200:]
-            )
+            failures = [line for line in told.output.splitlines() if line.startswith("FAILED")]
+            sentence = next((line for line in failures if f" {tampered.check}: " in line), told.output[-200:])
             line = {
                 "kind": tampered.kind,
                 "what": tampered.what,

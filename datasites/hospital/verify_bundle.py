@@ -61,9 +61,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 FORMATS = (1, 2, 3)
-#: What a bundle may hold, in all formats; the last is of one entry of a list, such as a decision.
+#: What a bundle may hold, in all formats. An entry is one of a list, such as a decision; a record is of the log.
 LARGEST_ARCHIVE, LARGEST_FILE, MOST_FILES, LONGEST_NAME = 512 * 1024**2, 256 * 1024**2, 64, 100
-LARGEST_RECORD, LARGEST_ENTRY, LARGEST_JSON = 16 * 1024, 256 * 1024, 4 * 1024**2
+LARGEST_RECORD, LARGEST_ENTRY, LARGEST_JSON, MOST_RECORDS = 16 * 1024, 256 * 1024, 4 * 1024**2, 500_000
 _PIECE = 64 * 1024
 _HEX64, _SIGNATURE = re.compile(r"[0-9a-f]{64}"), re.compile(rb"[0-9a-f]{128}\n")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
@@ -559,6 +559,8 @@ def _audit(bundle: _Bundle) -> str:
     previous = _sha256(b"datasites audit 1\0" + bytes.fromhex(bundle.key))
     checkpoints = number = 0
     for number, line in enumerate(_lines(bundle.archive.pieces("audit.jsonl")), start=1):
+        if number > MOST_RECORDS:
+            raise Fault(f"the audit log has more than {MOST_RECORDS} records, the most that a bundle may hold")
         record = _record(line, number, previous)
         if record["kind"] == "checkpoint":
             fields = record["fields"]

@@ -77,7 +77,7 @@ def assemble(
     made: list[Part], *, end: Mapping[str, int] | None = None, comment: bytes = b"", before: bytes = b""
 ) -> bytes:
     """The bytes of an archive; what headers don't say otherwise is as the builder writes it."""
-    out, directory, count = before, b"", 0
+    out, directory, count = bytearray(before), bytearray(), 0
     for part in made:
         out += part.before
         usual = {
@@ -113,7 +113,9 @@ def assemble(
         end or {}
     )
     names = ("disk", "first", "here", "count", "length", "at")
-    return out + directory + struct.pack("<4s4H2LH", b"PK\5\6", *(last[n] for n in names), len(comment)) + comment
+    return (
+        bytes(out + directory) + struct.pack("<4s4H2LH", b"PK\5\6", *(last[n] for n in names), len(comment)) + comment
+    )
 
 
 def changed(files: Files, name: str, **changes: Any) -> list[Part]:
