@@ -563,6 +563,21 @@ def with_the_key() -> Iterator[Tampered]:
         _log(lambda bodies: _of(bodies, "reserved")["fields"].update(population="lung")),
     )
     yield Tampered(
+        "a reservation unlike the plan",
+        "taken out",
+        "charges",
+        "was charged without a reservation",
+        _log(lambda bodies: bodies.remove(_of(bodies, "reserved"))),
+    )
+    text = canonical_json({"training": [{**plan, "count": 1}]}).decode()
+    yield Tampered(
+        "a charge unlike the plan",
+        "in the log alone",
+        "charges",
+        "charges of round 2 are others in ledger.json",
+        _log(lambda bodies: _of(bodies, "charged", round=2)["fields"].update(charges=text)),
+    )
+    yield Tampered(
         "over the cap",
         "a smaller promise",
         "caps",
