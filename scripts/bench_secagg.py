@@ -106,7 +106,8 @@ class Cohort:
             name = bundle.recipient
             self.states[name] = self.members[name].accept(self.states[name], bundle)
         for name, member in self.members.items():
-            self.state = self.aggregator.receive_ready(self.state, member.ready(self.states[name]))
+            self.states[name], ready = member.ready(self.states[name])
+            self.state = self.aggregator.receive_ready(self.state, ready)
         self.round = 0
 
     def open(self, d: int) -> RoundManifest:
@@ -292,9 +293,10 @@ def whole_round(table: Table, cohort: Cohort, d: int, dropout: float, label: str
 
 def _open(aggregator: Aggregator, state: AggregatorState) -> tuple[npt.NDArray[np.int32], float]:
     """The opened sum and the least seconds of opening it, over some copies of the state."""
-    stored, times = state.to_bytes(), []
+    assert state.enrolment is not None
+    stored, enrolment, times = state.to_bytes(), state.enrolment.to_bytes(), []
     for _ in range(3 if len(stored) < 10**7 else 1):
-        copy = AggregatorState.from_bytes(stored)
+        copy = AggregatorState.from_bytes(stored, enrolment)
         started = time.perf_counter()
         result = aggregator.result(copy)
         times.append(time.perf_counter() - started)

@@ -180,6 +180,8 @@ class EpochSetup:
         if self._enrolled_at is None:
             self._enrolled_at = time.monotonic()
         self._send_bundles()
+        if state.ready:
+            return False
         came = False
         kind = letters.shares_kind(state.epoch)
         missing = {certificate.sender for certificate in state.enrolment.certificates} - state.holds
@@ -208,8 +210,8 @@ class EpochSetup:
             waited = time.monotonic() - (self._enrolled_at or time.monotonic())
             if state.holds < everybody and waited < PEER_PATIENCE:
                 return False
-            ready = self.member.ready(state)
-            self._journal.commit(state, ready)
+            after, ready = self.member.ready(state)
+            self._journal.commit(after, ready)
             answer = ready.to_bytes()
         return self._send(self._researcher, kind, answer)
 

@@ -19,12 +19,13 @@ from datasites.secagg import ring
 from datasites.secagg.aggregation import AggregatorState, RoundResult
 from datasites.secagg.aggregator import Aggregator
 from datasites.secagg.context import EPOCH_DAYS, Context, epoch_rounds
-from datasites.secagg.errors import OutOfOrder, TooFew, WrongShare
+from datasites.secagg.errors import CommitmentsGone, OutOfOrder, SecaggError, TooFew, WrongShare
 from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready, SurvivorAck, UnmaskShares
 from datasites.study import letters
-from datasites.study.identity import Identity, Roster
+from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.study.manifest import RoundManifest, Study
-from datasites.transport.mailroom import Blob, Letter, Mailroom, Undelivered
+from datasites.transport.mailroom import Blob, Letter, Mailroom, Rejected, Undelivered
+from datasites.transport.store import WHOLE_STORE, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,16 @@ class SecureSum:
         context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
         if context is not None:
             self._aggregator = Aggregator(identity, Context.parse(context))
-            self.forget_unsaved()
+            try:
+                self.forget_unsaved()
+            except SecaggError as error:
+                log.warning("%s", error)
+                self._state = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the present epoch's state can't be read any more, so that its rounds can't go on."""
+        return self.epoch >= 0 and self._state is None
 
     @property
     def is_set_up(self) -> bool:
@@ -80,7 +90,7 @@ class SecureSum:
     @property
     def is_enrolled(self) -> bool:
         """Whether it is fixed who is in the present epoch; others can join the next one only."""
-        return self._state is not None and self._state.record.enrolment is not None
+        return self._state is not None and self._state.enrolment is not None
 
     def is_over(self, number: int) -> bool:
         """Whether round `number` needs another epoch: the present one has not begun it and may not open it any more."""
@@ -94,8 +104,8 @@ class SecureSum:
     def late(self) -> set[str]:
         """Hospitals of the present epoch that came too late to take part in it, and are there now."""
         _, state = self._parts()
-        assert state.record.enrolment is not None
-        enrolled = {certificate.sender for certificate in state.record.enrolment.certificates}
+        assert state.enrolment is not None
+        enrolled = {certificate.sender for certificate in state.enrolment.certificates}
         awaited = [
             (email, self._study, letters.SETUP_ROUND, kind(self.context.epoch))
             for email in set(self.hospitals) - set(self.available())
@@ -107,7 +117,8 @@ class SecureSum:
         """Go back to what is on disk. After an interruption a sum in memory may be half opened, and so be wrong."""
         if self._aggregator is not None:
             stored = self._files.read(self._file)
-            self._state = AggregatorState.from_bytes(stored) if stored else self._aggregator.start()
+            enrolment = self._files.read(self._enrolment_file)
+            self._state = AggregatorState.from_bytes(stored, enrolment) if stored else self._aggregator.start()
 
     @property
     def context(self) -> Context:
@@ -165,7 +176,7 @@ class SecureSum:
         )
         self._post(self.hospitals, letters.SETUP_ROUND, letters.offer_kind(epoch), offer.model_dump(mode="json"))
         today = _today()
-        if self._parts()[1].record.enrolment is None:
+        if self._parts()[1].enrolment is None:
 
             def certified(letter: Letter) -> None:
                 certificate = Certificate.from_bytes(blob(letter))
@@ -176,8 +187,12 @@ class SecureSum:
                 self._state, _ = aggregator.enrol(self._parts()[1], today=today)
             except TooFew as error:
                 raise RunError(f"setup: {error}; are the datasites running, and did they approve?") from error
+            enrolment = self._parts()[1].enrolment
+            assert enrolment is not None
+            # Once, and before the state that needs it: that is written again at every step.
+            self._files.write(self._enrolment_file, enrolment.to_bytes())
             self._save()
-        enrolment = self._parts()[1].record.enrolment
+        enrolment = self._parts()[1].enrolment
         assert enrolment is not None
         enrolled = [certificate.sender for certificate in enrolment.certificates]
         self._send(enrolled, letters.SETUP_ROUND, letters.enrolment_kind(epoch), enrolment)
@@ -194,6 +209,7 @@ class SecureSum:
             )
         self._save()
         self._files.remove_but(self._file, "aggregator-*.bin")
+        self._files.remove_but(self._enrolment_file, "enrolment-*.json")
         return available
 
     def _await_all(
@@ -335,11 +351,11 @@ class SecureSum:
             self._state = aggregator.receive_shares(self._parts()[1], UnmaskShares.from_bytes(blob(letter)))
             if aggregator.can_open(self._parts()[1]):
                 try:
-                    opened.append(aggregator.result(self._parts()[1]))
+                    opened.append(aggregator.result(self._parts()[1], ready_again=self._ready_again))
                 except WrongShare as error:
                     log.warning("%s", error)
                     wrong.append(error)
-                except (TooFew, OutOfOrder) as error:
+                except (TooFew, OutOfOrder, CommitmentsGone) as error:
                     log.warning("round %d: %s", number, error)
 
         refused = gather(
@@ -370,6 +386,20 @@ class SecureSum:
         refused += [f"{email}: sent wrong shares, which were left out" for email in opened[-1].wrong_shares_from]
         return opened[-1], tuple(refused)
 
+    def _ready_again(self, owner: str) -> Ready | None:
+        """The "ready" letter of a hospital, which stays in the store as long as its epoch; None if it can't be read."""
+        kind = letters.ready_kind(self.context.epoch)
+        try:
+            letter = self._mailroom.receive(
+                owner, self._study, letters.SETUP_ROUND, kind, max_blob=LARGEST_SETUP_LETTER
+            )
+            return None if letter is None else Ready.from_bytes(blob(letter))
+        except WHOLE_STORE:
+            raise
+        except (Rejected, IdentityError, StoreError, SecaggError) as error:
+            log.warning("%s of %s: %s", kind, owner, error)
+            return None
+
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def _parts(self) -> tuple[Aggregator, AggregatorState]:
@@ -381,6 +411,11 @@ class SecureSum:
     def _file(self) -> str:
         assert self._aggregator is not None
         return f"aggregator-{self._aggregator.context.epoch}.bin"
+
+    @property
+    def _enrolment_file(self) -> str:
+        assert self._aggregator is not None
+        return f"enrolment-{self._aggregator.context.epoch}.json"
 
     def _save(self) -> None:
         self._files.write(self._file, self._parts()[1].to_bytes())

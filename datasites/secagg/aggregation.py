@@ -21,14 +21,14 @@ from datasites.secagg.messages import (
     Enrolment,
     JournalMark,
     MaskedHeader,
-    Ready,
     SignedManifest,
     SurvivorAck,
     SurvivorList,
     UnmaskShares,
 )
+from datasites.secagg.reports import Reports
 from datasites.secagg.ring import Ring
-from datasites.study.canonical import Agreed
+from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.identity import Email
 from datasites.study.manifest import RoundManifest, Sha256
 
@@ -48,14 +48,18 @@ class RoundRecord(Agreed):
 
 
 class Record(Agreed):
-    """Everything of an epoch but the running sum. left_out: hospitals that are kept out of further rounds."""
+    """Everything of an epoch but its enrolment and the running sum.
 
-    format: Literal[1] = 1
+    certificates: until enrolment is closed. enrolment: SHA-256 of its bytes, which are stored once. left_out: hospitals
+    that are kept out of further rounds.
+    """
+
+    format: Literal[2] = 2
     context: Sha256
     certificates: tuple[Certificate, ...] = ()
-    enrolment: Enrolment | None = None
+    enrolment: Sha256 | None = None
     binding: Sha256 | None = None
-    readies: tuple[Ready, ...] = ()
+    reports: Reports = Reports()
     marks: tuple[JournalMark, ...] = ()
     last_round: int = 0
     left_out: tuple[Email, ...] = ()
@@ -92,10 +96,15 @@ class RunningSum:
 
 @dataclass(frozen=True)
 class AggregatorState:
-    """A record and its running sum. An older value must not be used once a vector was added to a newer one."""
+    """A record, its running sum, and who is enrolled, with which keys.
+
+    An older value must not be used once a vector was added to a newer one. The enrolment never changes once it is
+    there: store its bytes once, beside those of the state.
+    """
 
     record: Record
     total: RunningSum | None = None
+    enrolment: Enrolment | None = None
 
     def with_record(self, **changes: object) -> Self:
         """The state with fields of the record replaced."""
@@ -107,7 +116,7 @@ class AggregatorState:
         return self.with_record(round=self.record.round.model_copy(update=changes))
 
     def to_bytes(self) -> bytes:
-        """To store across restarts: record, then the sum if a round is open.
+        """To store across restarts, beside the enrolment: record, then the sum if a round is open.
 
         Raises `SpentState` where the sum holds more than the record knows of: an addition was interrupted.
         """
@@ -120,20 +129,27 @@ class AggregatorState:
         return b"".join(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read `to_bytes()`; raises `SecaggError` if it is damaged."""
+    def from_bytes(cls, data: bytes, enrolment: bytes | None = None) -> Self:
+        """Read `to_bytes()` and the enrolment's bytes; raises `SecaggError` if damaged or of another version."""
         size = int.from_bytes(data[:8], "big")
         try:
             record = Record.parse(data[8 : 8 + size])
         except (ValidationError, ValueError) as error:
-            raise SecaggError("aggregator state: damaged; open the next round from the last good one") from error
+            raise SecaggError(
+                "aggregator state: damaged, or written by another version; the study goes on in a new epoch"
+            ) from error
+        enrolled = None
+        if record.enrolment is not None:
+            if enrolment is None or sha256_hex(enrolment) != record.enrolment:
+                raise SecaggError("aggregator state: its enrolment is missing or another; go on in a new epoch")
+            enrolled = Enrolment.from_bytes(enrolment)
         if record.round is None:
-            return cls(record)
+            return cls(record, None, enrolled)
         wanted = 4 * ring.dimension(record.round.signed.manifest.vectors)
         if len(data) != 9 + size + wanted:
             raise SecaggError("aggregator state: the running sum is cut off; open the next round")
         vector = np.frombuffer(data, np.dtype("<u4"), offset=9 + size).astype(np.uint32)
-        return cls(record, RunningSum(vector, len(record.round.headers), bool(data[8 + size])))
+        return cls(record, RunningSum(vector, len(record.round.headers), bool(data[8 + size])), enrolled)
 
 
 @dataclass(frozen=True)

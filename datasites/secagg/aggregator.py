@@ -12,8 +12,8 @@ added at once and not kept: memory is one vector whatever the number of hospital
 from __future__ import annotations
 
 import datetime
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +45,7 @@ from datasites.secagg.messages import (
     SurvivorList,
     UnmaskShares,
 )
+from datasites.secagg.reports import columns_digest
 from datasites.secagg.shares import SECRET
 from datasites.secagg.unmasking import gather, shares_expected, solve
 from datasites.study.canonical import sha256_hex
@@ -72,28 +73,31 @@ class Aggregator:
     ) -> AggregatorState:
         """Keep a certificate; the same one again changes nothing. Raises `Equivocation` for a second one."""
         check_certificate(self.context, certificate, today)
-        for known in state.record.certificates:
+        enrolled = () if state.enrolment is None else state.enrolment.certificates
+        for known in (*state.record.certificates, *enrolled):
             if known.sender == certificate.sender:
                 if known == certificate:
                     return state
                 raise Equivocation(f"certificate from {known.sender}: a second, different one; set up a new epoch")
-        if state.record.enrolment is not None:
+        if state.enrolment is not None:
             raise LateVector(f"certificate from {certificate.sender}: enrolment is closed; it joins the next epoch")
         certificates = sorted((*state.record.certificates, certificate), key=lambda one: one.sender)
         return state.with_record(certificates=tuple(certificates))
 
     def enrol(self, state: AggregatorState, *, today: datetime.date) -> tuple[AggregatorState, Enrolment]:
         """Close enrolment with those whose certificates came; raises `TooFew` below the threshold."""
-        if state.record.enrolment is not None:
-            return state, state.record.enrolment
+        if state.enrolment is not None:
+            return state, state.enrolment
         enrolment = Enrolment.seal(
             self.identity, context=self.context.digest_once, certificates=state.record.certificates
         )
         Epoch.enrol(self.context, enrolment, today)
-        return state.with_record(enrolment=enrolment, binding=enrolment.binding()), enrolment
+        digest, binding = sha256_hex(enrolment.to_bytes()), enrolment.binding()
+        closed = state.with_record(enrolment=digest, binding=binding, certificates=())
+        return replace(closed, enrolment=enrolment), enrolment
 
     def receive_ready(self, state: AggregatorState, ready: Ready) -> AggregatorState:
-        """Keep whose shares a hospital holds and its commitments.
+        """Keep whose shares a hospital holds, and a digest of its commitments. Its letter must stay: see `result`.
 
         Raises `BadMessage`, or `Equivocation` when its own commitments change.
         """
@@ -106,11 +110,10 @@ class Aggregator:
         holders = () if self.context.mode == "strict" else epoch.graph.holders(place)
         if len(ready.commitments) != len(holders) * len(self.context.rounds) * 2 * SECRET:
             raise BadMessage(f"{where}: not one commitment for each holder, round and secret")
-        others = tuple(one for one in state.record.readies if one.sender != ready.sender)
-        for known in state.record.readies:
-            if known.sender == ready.sender and known.commitments != ready.commitments:
-                raise Equivocation(f"{where}: other commitments than before")
-        return state.with_record(readies=tuple(sorted((*others, ready), key=lambda one: one.sender)))
+        reports, columns = state.record.reports, columns_digest(epoch, ready)
+        if reports.own(epoch, ready.sender) not in (None, columns):
+            raise Equivocation(f"{where}: other commitments than before")
+        return state.with_record(reports=reports.with_report(epoch, ready.sender, columns, ready.seen))
 
     def available(self, state: AggregatorState) -> tuple[str, ...]:
         """Hospitals that can take part: all that are ready and hold each other's shares where they are neighbours.
@@ -121,11 +124,7 @@ class Aggregator:
         the first by e-mail address is left out, be it the honest one. Out is also who was named to `leave_out`.
         """
         epoch = self._epoch(state)
-        committed = {ready.sender: _columns(epoch, ready) for ready in state.record.readies}
-        holds = {
-            ready.sender: {seen.owner for seen in ready.seen if committed.get(seen.owner) == seen.columns}
-            for ready in state.record.readies
-        }
+        holds = state.record.reports.holds(epoch)
         able = set(holds) - set(state.record.left_out)
         while self.context.mode == "two-wave":
             lacking = dict.fromkeys(able, 0)
@@ -174,7 +173,7 @@ class Aggregator:
         )
         opened = state.with_record(round=RoundRecord(signed=signed), last_round=manifest.round)
         total = RunningSum(np.zeros(ring.dimension(manifest.vectors), np.uint32))
-        return AggregatorState(opened.record, total), signed
+        return replace(opened, total=total), signed
 
     def receive(self, state: AggregatorState, masked: MaskedVector) -> AggregatorState:
         """Check a masked vector and add it to the sum; the same one again changes nothing.
@@ -284,10 +283,18 @@ class Aggregator:
         gathered = gather(epoch, open_round.signed.manifest, open_round.answers)
         return all(len(pieces) >= epoch.graph.share_threshold for pieces in gathered.values())
 
-    def result(self, state: AggregatorState, *, threads: int | None = None) -> RoundResult:
+    def result(
+        self,
+        state: AggregatorState,
+        *,
+        ready_again: Callable[[str], Ready | None] = lambda owner: None,
+        threads: int | None = None,
+    ) -> RoundResult:
         """Open the sum. May be called again, also after an interrupt.
 
-        Raises `OutOfOrder`, `TooFew` or `WrongShare`; then nothing is open.
+        ready_again: the "ready" letter of a hospital once more, asked for only where a share is wrong; it is compared
+        with the digest that was kept. Raises `OutOfOrder`, `TooFew`, `WrongShare`, or `CommitmentsGone` when a share is
+        wrong and there is no such letter; then nothing is open.
         """
         open_round, total = self._round(state)
         manifest = open_round.signed.manifest
@@ -296,9 +303,12 @@ class Aggregator:
         emails = tuple(header.sender for header in open_round.survivors.headers)
         wrong: tuple[str, ...] = ()
         if self.context.mode == "two-wave":
-            readies = {ready.sender: ready for ready in state.record.readies}
             epoch = self._epoch(state)
-            solved = solve(epoch, manifest, frozenset(emails), open_round.answers, readies)
+
+            def commitments(owner: str) -> bytes | None:
+                return self._commitments(state, epoch, ready_again(owner), owner)
+
+            solved = solve(epoch, manifest, frozenset(emails), open_round.answers, commitments)
             wrong = solved.wrong
             if not total.opened:
                 # In a copy: half the masks taken off, and then all of them once more, would be a wrong sum.
@@ -316,9 +326,17 @@ class Aggregator:
     def _epoch(self, state: AggregatorState) -> Epoch:
         if state.record.context != self.context.digest_once:
             raise BadTerms("aggregator: this state belongs to other terms; load the state of this epoch")
-        if state.record.enrolment is None or state.record.binding is None:
+        if state.enrolment is None or state.record.binding is None:
             raise OutOfOrder("aggregator: enrolment is still open; call `enrol` first")
-        return Epoch(self.context, state.record.enrolment.certificates, bytes.fromhex(state.record.binding))
+        return Epoch(self.context, state.enrolment.certificates, bytes.fromhex(state.record.binding))
+
+    def _commitments(self, state: AggregatorState, epoch: Epoch, ready: Ready | None, owner: str) -> bytes | None:
+        """Those that a hospital once gave, from its letter; None where that is not the one that was received."""
+        if ready is None or ready.sender != owner:
+            return None
+        if columns_digest(epoch, ready) != state.record.reports.own(epoch, owner):
+            return None
+        return ready.commitments
 
     def _round(self, state: AggregatorState) -> tuple[RoundRecord, RunningSum]:
         open_round, total = state.record.round, state.total
@@ -357,10 +375,3 @@ class Aggregator:
                     "it must rejoin in a new epoch"
                 )
         return tuple(sorted((*others, mark), key=lambda one: one.sender))
-
-
-def _columns(epoch: Epoch, ready: Ready) -> str:
-    """SHA-256 of the columns that the sender's commitments make, as its bundles must have shown them."""
-    size = len(epoch.context.rounds) * 2 * SECRET
-    parts = [ready.commitments[start : start + size] for start in range(0, len(ready.commitments), size)]
-    return sha256_hex(b"".join(hashlib.sha256(part).digest() for part in parts))

@@ -8,11 +8,12 @@ How long an epoch lasts bounds what is lost with the hospitals' disks. Say that 
 hospitals when round r of epoch e is open, and has kept all letters. Claim: they take the masks off single hospitals'
 vectors in round r and the later rounds of epoch e, and in no other round. Proof. Each journal holds shares of all
 hospitals' keys and seeds for the rounds from r on, and t of them give these secrets. Of an earlier round it holds none:
-shares, keys and seeds of a round are struck out when it is answered or a later one is opened, all of an epoch's when
-the next is certified (a journal is one record, replaced as a whole), and the key that opens the stored bundles with the
-last bundle. Later epochs' secrets are drawn later. Assumes that disks forget what is overwritten, that all bundles have
-come (else a journal can still open them, and with them earlier rounds of its epoch), and that HPKE, X25519 and the
-masks hold. So an epoch has keys for at most `EPOCH_ROUNDS` rounds of training and the final evaluation, and opens
+shares, keys and seeds of a round are removed when it is answered or a later one is opened, all of an epoch's when the
+next is certified, and the key that opens the stored bundles when the hospital says that it is ready, without which it
+opens no round, whether all bundles have come or not. A hospital that stands still before "ready" keeps that key, and
+takes part in no round: where t hospitals opened a round, at most n - t stand still, and their shares with those of c
+colluders are fewer than t, since 2t > n + c. Later epochs' secrets are drawn later. Assumes that disks forget what is
+overwritten or removed, and that HPKE, X25519 and the masks hold. So an epoch has keys for at most `EPOCH_ROUNDS` rounds of training and the final evaluation, and opens
 rounds for at most `EPOCH_DAYS` days; the researcher then begins the next one by itself, and hospitals take its offer
 without a person.
 """

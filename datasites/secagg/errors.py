@@ -61,6 +61,10 @@ class WrongShare(SecaggError):
         self.members = members
 
 
+class CommitmentsGone(SecaggError):
+    """A share is wrong, and the letter that would tell whose it is can't be read any more; nobody is blamed."""
+
+
 class LateVector(SecaggError):
     """A masked vector came after the survivors were fixed; the hospital joins again at the next round."""
 

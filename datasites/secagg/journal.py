@@ -1,8 +1,10 @@
 """The hospital's journal of one study on disk: the member's state, and every message to send again byte by byte.
 
 One commit makes the new state and the messages that came with it durable *before* they are sent, in one atomic step:
-killed anywhere, a release is either not made or made once (I6). Files (mode 0600) in a folder of the caller's:
-`record` (state, and the SHA-256 of each message), `sent/<SHA-256>` (messages, payloads), `lock` (one process only).
+killed anywhere, a release is either not made or made once (I6). The files (mode 0600) in a folder of the caller's are
+those of `layout`, and `lock` (one process only). A commit writes what is new, then the record that names it, then
+removes what no record names any more: secrets that the step destroyed are in no file when it has returned. What a crash
+has left half done is removed when the journal is opened.
 
 Noticing that a backup was restored: the **anchor**, a small file outside the folder that the caller keeps out of every
 backup, holds the sequence and head of the newest commit. A record that is neither that nor the one commit under way is
@@ -20,33 +22,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError
-
 from datasites.secagg.errors import REJOIN, JournalDamaged, JournalRolledBack, SpentState
-from datasites.secagg.messages import MaskedVector, Message, Ready, ShareBundle
+from datasites.secagg.layout import Layout, Sent, lay_out, read
+from datasites.secagg.messages import MaskedVector, Message, Ready
 from datasites.secagg.state import MemberState, Released
 from datasites.study.canonical import Agreed, sha256_hex
-from datasites.study.durable import replace_durably
-from datasites.study.manifest import Sha256
+from datasites.study.durable import append_durably, replace_durably, write_durably
 
 #: The floor of a journal that has never reached an epoch or a round.
 NOTHING_REACHED = (-1, 0)
-
-
-class Sent(Agreed):
-    """One message in the journal: kind and recipient ("" for all), and the SHA-256 that names its file."""
-
-    kind: str
-    recipient: str
-    sha256: Sha256
-
-
-class JournalRecord(Agreed):
-    """What one commit makes true."""
-
-    format: Literal[1] = 1
-    state: MemberState = Field(repr=False)
-    sent: tuple[Sent, ...] = ()
 
 
 class Anchor(Agreed):
@@ -69,10 +53,12 @@ class Journal:
         process has it open. Nothing may be released then; `start_over` is the way back into a new epoch.
         """
         self._folder, self._anchor_path = folder, anchor
-        (folder / "sent").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._parts = folder / "parts"
+        self._parts.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _locked(folder)
         try:
-            self._anchor, self._record = self._read()
+            self._anchor, self._layout = self._read()
+            self._clean()
         except BaseException:
             self.close()
             raise
@@ -94,7 +80,7 @@ class Journal:
     @property
     def state(self) -> MemberState | None:
         """The newest committed state; None before the first commit."""
-        return self._record.state if self._record else None
+        return self._layout.state if self._layout else None
 
     @property
     def floor(self) -> tuple[int, int]:
@@ -109,23 +95,31 @@ class Journal:
         """
         self._check_follows(state)
         fresh: list[Sent] = []
+        data: dict[str, bytes | memoryview] = {}
+
+        def keep(kind: str, recipient: str, content: bytes | memoryview, digest: str) -> None:
+            data[digest] = content
+            fresh.append(Sent(kind=kind, recipient=recipient, sha256=digest))
+
         for message in messages:
             if isinstance(message, MaskedVector):
-                self._keep(message.payload, message.header.payload)
-                fresh.append(Sent(kind="payload", recipient="", sha256=message.header.payload))
+                keep("payload", "", message.payload, message.header.payload)
                 message = message.header
-            data = message.to_bytes()
-            digest = sha256_hex(data)
-            self._keep(data, digest)
-            fresh.append(Sent(kind=message.kind, recipient=getattr(message, "recipient", ""), sha256=digest))
-        record = JournalRecord(state=state, sent=(*self._still_wanted(state, fresh), *fresh))
+            content = message.to_bytes()
+            keep(message.kind, getattr(message, "recipient", ""), content, sha256_hex(content))
+        before = self._layout
+        change = lay_out(state, (*self._still_wanted(state, fresh), *fresh), before)
+        there = before.parts if before is not None else set()
+        write_durably(self._parts, {name: one for name, one in (data | change.parts).items() if name not in there})
+        for name, (start, entries) in change.entries.items():
+            append_durably(self._folder / name, start, entries)
         point = Released(sequence=state.sequence, head=state.head)
         # The anchor says first what is about to become true, so that a crash here is told from a restored backup.
         self._write_anchor(self._anchor.model_copy(update={"intended": point}))
-        replace_durably(self._folder / "record", record.canonical())
-        self._record = record
+        replace_durably(self._folder / "record", change.layout.record.canonical())
+        self._layout = change.layout
         self._settle(state, point)
-        self._sweep()
+        self._remove_what_is_over(before, change.layout)
 
     def sent(self, kind: type[Message], recipient: str | None = None) -> bytes | None:
         """The committed bytes of this epoch's (or open round's) newest message of a kind, to send again.
@@ -153,7 +147,7 @@ class Journal:
         The study goes on in a new epoch, above the floor, once all hospitals set one up. If the anchor is lost too, the
         floor is unknown: agree with the aggregator on a first round that is later than any that was ever opened.
         """
-        (folder / "sent").mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _locked(folder)
         try:
             try:
@@ -161,27 +155,22 @@ class Journal:
             except (FileNotFoundError, ValueError):
                 old = Anchor()
             (folder / "record").unlink(missing_ok=True)
-            for path in (folder / "sent").iterdir():
-                path.unlink()
+            for path in folder.rglob("*"):
+                if path.is_file() and path != folder / "lock":
+                    path.unlink()
             replace_durably(anchor, Anchor(epoch=old.epoch, last_round=old.last_round).canonical())
         finally:
             os.close(lock)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    def _read(self) -> tuple[Anchor, JournalRecord | None]:
-        record_path = self._folder / "record"
-        try:
-            record = JournalRecord.parse(record_path.read_bytes())
-        except FileNotFoundError:
-            record = None
-        except (ValidationError, ValueError):
-            # Not the validation error itself: it quotes the file, which holds secrets.
-            raise JournalDamaged(f"{record_path}: not a journal record of this version; {REJOIN}") from None
+    def _read(self) -> tuple[Anchor, Layout | None]:
+        layout = read(self._folder)
+        state = None if layout is None else layout.state
         try:
             anchor = Anchor.parse(self._anchor_path.read_bytes())
         except FileNotFoundError:
-            if record is not None:
+            if state is not None:
                 raise JournalRolledBack(
                     f"{self._anchor_path}: the anchor is missing, so the journal can't be told from a restored backup; "
                     f"release nothing; {REJOIN}"
@@ -189,7 +178,7 @@ class Journal:
             return Anchor(), None
         except ValueError:
             raise JournalDamaged(f"{self._anchor_path}: not an anchor; {REJOIN}") from None
-        point = None if record is None else Released(sequence=record.state.sequence, head=record.state.head)
+        point = None if state is None else Released(sequence=state.sequence, head=state.head)
         if point != anchor.committed and (anchor.intended is None or point != anchor.intended):
             at = 0 if point is None else point.sequence
             newest = 0 if anchor.committed is None else anchor.committed.sequence
@@ -199,12 +188,12 @@ class Journal:
             )
         if anchor.intended is not None:
             self._anchor = anchor
-            if record is not None and point is not None:
-                self._settle(record.state, point)
+            if state is not None and point is not None:
+                self._settle(state, point)
             else:
                 self._write_anchor(anchor.model_copy(update={"intended": None}))
             anchor = self._anchor
-        return anchor, record
+        return anchor, layout
 
     def _check_follows(self, state: MemberState) -> None:
         if self._lock < 0:
@@ -226,36 +215,44 @@ class Journal:
             )
 
     def _still_wanted(self, state: MemberState, fresh: list[Sent]) -> list[Sent]:
-        old = self._record
+        old = self._layout
         if old is None or old.state.epoch != state.epoch:
             return []
         replaced = {(one.kind, one.recipient) for one in fresh}
         kept = [one for one in old.sent if (one.kind, one.recipient) not in replaced]
         if old.state.last_round != state.last_round:
-            # Of an earlier round nothing is sent again; setup messages stay for peers that ask late.
-            setup = {"certificate", ShareBundle.kind, Ready.kind}
-            kept = [one for one in kept if one.kind in setup]
+            # Of an earlier round nothing is sent again, and no peer takes a bundle once rounds run. The aggregator may
+            # ask for the commitments again, to find out whose shares are wrong.
+            kept = [one for one in kept if one.kind == Ready.kind]
         return kept
 
     def _find(self, kind: str, recipient: str | None) -> bytes | None:
-        if self._record is None:
+        if self._layout is None:
             return None
-        for one in self._record.sent:
+        for one in self._layout.sent:
             if one.kind == kind and recipient in (None, one.recipient):
                 try:
-                    return (self._folder / "sent" / one.sha256).read_bytes()
+                    return (self._parts / one.sha256).read_bytes()
                 except FileNotFoundError as error:
-                    raise JournalDamaged(f"journal: the {kind} message is missing from {self._folder}") from error
+                    raise JournalDamaged(f"journal: the {kind} message is missing from {self._parts}") from error
         return None
 
-    def _keep(self, data: bytes | memoryview, digest: str) -> None:
-        replace_durably(self._folder / "sent" / digest, data)
+    def _remove_what_is_over(self, before: Layout | None, now: Layout) -> None:
+        if before is None:
+            return
+        for name in before.parts - now.parts:
+            (self._parts / name).unlink(missing_ok=True)
+        for name in before.growing.keys() - now.growing.keys():
+            (self._folder / name).unlink(missing_ok=True)
 
-    def _sweep(self) -> None:
-        assert self._record is not None
-        wanted = {one.sha256 for one in self._record.sent}
-        for path in (self._folder / "sent").iterdir():
-            if path.name not in wanted:
+    def _clean(self) -> None:
+        """Remove what a step that was killed has left: files that it made too early, or did not remove any more."""
+        wanted = {self._folder / "lock", self._folder / "record"}
+        if self._layout is not None:
+            wanted |= {self._parts / name for name in self._layout.parts}
+            wanted |= {self._folder / name for name in self._layout.growing}
+        for path in self._folder.rglob("*"):
+            if path.is_file() and path not in wanted:
                 path.unlink()
 
     def _settle(self, state: MemberState, point: Released) -> None:

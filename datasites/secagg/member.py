@@ -90,8 +90,11 @@ class Member:
         """
         return setup.accept(self.identity, self.context, state, bundle)
 
-    def ready(self, state: MemberState) -> Ready:
-        """Tell the aggregator whose shares are held. One report is sent: make it when the bundles have come."""
+    def ready(self, state: MemberState) -> tuple[MemberState, Ready]:
+        """Tell the aggregator whose shares are held, once: make it when the bundles have come.
+
+        Bundles that come later are not taken in any more, and no round is opened before. Raises `OutOfOrder`.
+        """
         return setup.ready(self.identity, self.context, state)
 
     # -- rounds --------------------------------------------------------------------------------------------------
@@ -106,6 +109,8 @@ class Member:
         `RoundUsed`, or `JournalRolledBack` when the marks show a release that this state does not know.
         """
         epoch = setup.enrolled(self.context, state)
+        if not state.ready:
+            raise OutOfOrder("member: no round is opened before this hospital is `ready`")
         check_sender(self.context, signed, by_aggregator=True)
         self._check_marks(state, signed.marks)
         manifest, digest = signed.manifest, signed.manifest.digest()
@@ -127,7 +132,6 @@ class Member:
             open=OpenRound(manifest=manifest, manifest_hash=digest, secret=secret or os.urandom(SECRET)),
             last_round=manifest.round,
             secrets=tuple(one for one in state.secrets if one.round >= manifest.round),
-            commitments=b"",
         )
 
     def mask(

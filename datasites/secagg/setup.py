@@ -69,7 +69,7 @@ def certify(identity: Identity, context: Context, previous: MemberState | None) 
         ),
     )
     if previous is not None:
-        carried = ("last_round", "sequence", "head", "parent", "released")
+        carried = ("last_round", "sequence", "head", "parent")
         start = start.model_copy(update={name: getattr(previous, name) for name in carried})
     return start.step("certify", certificate.content_digest()), certificate
 
@@ -108,9 +108,7 @@ def share(
             columns=columns,
             sealed=_SUITE.encrypt(pieces[holder], key, info=_associated(context, epoch, identity.email, peer)),
         )
-    empty = bytes(PAIR * len(epoch.members))
-    held = tuple(one.model_copy(update={"held": empty}) for one in state.secrets)
-    changes["secrets"] = _with_shares(context, held, me, pieces[me])
+    changes["own_shares"] = pieces[me]
     changes["commitments"] = b"".join(leaves[holder] for holder in holders)
     return state.step("share", enrolment.binding(), **changes), bundles
 
@@ -132,6 +130,8 @@ def accept(identity: Identity, context: Context, state: MemberState, bundle: Sha
             if known.bundle == bundle.content_digest():
                 return state
             raise Equivocation(f"{where}: a second, different bundle; the first one stays")
+    if state.ready:
+        raise OutOfOrder(f"{where}: came after this hospital said whose shares it holds; set up a new epoch with it")
     try:
         piece = _SUITE.decrypt(
             bundle.sealed,
@@ -146,25 +146,29 @@ def accept(identity: Identity, context: Context, state: MemberState, bundle: Sha
     mine = holders.index(me) * SECRET
     if hashlib.sha256(column(epoch, owner, me, piece)).digest() != bundle.columns[mine : mine + SECRET]:
         raise BadMessage(f"{where}: the shares don't match their signed commitments; set up anew without this hospital")
-    taken = Accepted(owner=bundle.sender, bundle=bundle.content_digest(), columns=sha256_hex(bundle.columns))
+    taken = Accepted(
+        owner=bundle.sender, bundle=bundle.content_digest(), columns=sha256_hex(bundle.columns), shares=piece
+    )
     accepted = tuple(sorted((*state.accepted, taken), key=lambda one: one.owner))
-    # With the last bundle the key has done its work. Left here, it would open the stored ones to whoever seizes it.
     opened_all = len(accepted) == len(epoch.graph.neighbours(me))
     return state.step(
         "accept",
         bundle.content_digest(),
-        secrets=_with_shares(context, state.secrets, owner, piece),
         accepted=accepted,
         hpke_private=b"" if opened_all else state.hpke_private,
     )
 
 
-def ready(identity: Identity, context: Context, state: MemberState) -> Ready:
-    """What this hospital tells the aggregator once it has shared: whose shares it holds, its own commitments."""
-    enrolled(context, state)
-    if state.last_round >= context.first_round:
-        raise OutOfOrder("ready: rounds of this epoch have begun; send the journal's copy again")
-    return Ready.seal(
+def ready(identity: Identity, context: Context, state: MemberState) -> tuple[MemberState, Ready]:
+    """What this hospital tells the aggregator once it has shared: whose shares it holds, its own commitments.
+
+    It takes in no share after that, so the key that opens bundles has done its work and is destroyed, whether all have
+    come or not. Left here, it would open the stored ones, and with them past rounds, to whoever seizes it.
+    """
+    epoch = enrolled(context, state)
+    if state.ready:
+        raise OutOfOrder("ready: this hospital has said whose shares it holds; send the journal's copy again")
+    message = Ready.seal(
         identity,
         context=state.context,
         recipient=context.aggregator.email,
@@ -172,6 +176,17 @@ def ready(identity: Identity, context: Context, state: MemberState) -> Ready:
         commitments=state.commitments,
         seen=tuple(Seen(owner=one.owner, columns=one.columns) for one in state.accepted),
     )
+    after = state.step(
+        "ready",
+        message.content_digest(),
+        ready=True,
+        hpke_private=b"",
+        commitments=b"",
+        own_shares=b"",
+        accepted=tuple(one.model_copy(update={"shares": b""}) for one in state.accepted),
+        secrets=_by_round(context, epoch, identity.email, state),
+    )
+    return after, message
 
 
 def enrolled(context: Context, state: MemberState) -> Epoch:
@@ -199,14 +214,15 @@ def _associated(context: Context, epoch: Epoch, owner: str, holder: str) -> byte
     )
 
 
-def _with_shares(
-    context: Context, secrets: tuple[RoundSecrets, ...], place: int, piece: bytes
-) -> tuple[RoundSecrets, ...]:
-    # `piece` covers all rounds of the epoch; those that are closed by now have no secrets any more.
-    replaced = []
-    for one in secrets:
-        start = (one.round - context.first_round) * PAIR
-        held = bytearray(one.held)
-        held[place * PAIR : (place + 1) * PAIR] = piece[start : start + PAIR]
-        replaced.append(one.model_copy(update={"held": bytes(held)}))
-    return tuple(replaced)
+def _by_round(context: Context, epoch: Epoch, me: str, state: MemberState) -> tuple[RoundSecrets, ...]:
+    """The rounds' secrets with all shares that are held, which came by peer."""
+    if context.mode == "strict":
+        return state.secrets
+    columns = {epoch.place(one.owner): one.shares for one in state.accepted} | {epoch.place(me): state.own_shares}
+    secrets = []
+    for index, one in enumerate(state.secrets):
+        held = bytearray(PAIR * len(epoch.members))
+        for place, shares_of in columns.items():
+            held[place * PAIR : (place + 1) * PAIR] = shares_of[index * PAIR : (index + 1) * PAIR]
+        secrets.append(one.model_copy(update={"held": bytes(held)}))
+    return tuple(secrets)

@@ -1,14 +1,14 @@
 """What a hospital knows of one epoch: its secrets, its peers' shares, the open round, and its journal chain.
 
-A value that is replaced at each step, never changed. It holds secrets: keep `canonical()` in a file that only the
-datasite can read (`Journal` does). Python can't wipe memory; secrets leave the state and so the file, but copies may
-stay in memory until it is reused, and old disk blocks until they are overwritten: use an encrypted disk.
+A value that is replaced at each step, never changed. It holds secrets: keep it in files that only the datasite can
+read (`Journal` does, as `layout` says). Python can't wipe memory; secrets leave the state and so the files, but copies
+may stay in memory until it is reused, and old disk blocks until they are overwritten: use an encrypted disk.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field
 
@@ -40,11 +40,12 @@ class RoundSecrets(Agreed):
 
 
 class Accepted(Agreed):
-    """One peer's share bundle that was checked and taken in."""
+    """One peer's share bundle that was checked and taken in. shares: `PAIR` bytes per round, until "ready"."""
 
     owner: Email
     bundle: Sha256
     columns: Sha256
+    shares: Octets = Field(default=b"", repr=False)
 
 
 class OpenRound(Agreed):
@@ -73,12 +74,13 @@ class Released(Agreed):
 class MemberState(Agreed):
     """A hospital's state in one epoch.
 
-    hpke_private: opens the peers' bundles; empty once all have come. secrets: of rounds that were not answered yet.
+    hpke_private: opens the peers' bundles; empty once all have come, and from "ready" on whether they have or not.
+    secrets: of rounds that were not answered yet. ready: whether this hospital has said whose shares it holds; from
+    then on shares are kept by round in `secrets`, before by peer in `accepted` and `own_shares`.
     sequence and head: length and end of the hash chain of all steps; parent: the head one step before. They, and
-    `last_round` and `released`, run on over all epochs of the study.
+    `last_round`, run on over all epochs of the study. released: in this epoch.
     """
 
-    format: Literal[1] = 1
     context: Sha256
     study: Sha256
     epoch: int
@@ -87,8 +89,10 @@ class MemberState(Agreed):
     enrolment: Enrolment | None = None
     binding: Sha256 | None = None
     secrets: tuple[RoundSecrets, ...] = Field(repr=False)
+    own_shares: Octets = Field(default=b"", repr=False)
     commitments: Octets = b""
     accepted: tuple[Accepted, ...] = ()
+    ready: bool = False
     open: OpenRound | None = None
     last_round: int = 0
     sequence: int = 0

@@ -7,15 +7,15 @@ the owner's signed commitments, so an honest round pays nothing for it. Pure; us
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from datasites.secagg import masks, shares
 from datasites.secagg.epoch import Epoch
-from datasites.secagg.errors import TooFew, WrongShare
-from datasites.secagg.messages import Ready, UnmaskShares
+from datasites.secagg.errors import CommitmentsGone, TooFew, WrongShare
+from datasites.secagg.messages import UnmaskShares
 from datasites.secagg.shares import SECRET
 from datasites.study.manifest import RoundManifest
 
@@ -50,12 +50,14 @@ def solve(
     manifest: RoundManifest,
     survivors: frozenset[str],
     answers: Iterable[UnmaskShares],
-    readies: Mapping[str, Ready],
+    commitments: Callable[[str], bytes | None],
 ) -> Unmasking:
     """The masks that are left in the survivors' sum, with the sign that removes them.
 
+    commitments: what a hospital committed to, None where that can't be had; asked for only where a share is wrong.
     Raises `TooFew` when a secret has fewer shares than the threshold, `WrongShare` naming the senders of wrong shares
-    when the right ones don't suffice, or the owner whose right shares don't give its certified secret.
+    when the right ones don't suffice, or the owner whose right shares don't give its certified secret, and
+    `CommitmentsGone` where it can't be told which.
     """
     gathered = gather(epoch, manifest, answers)
     alive = {epoch.place(email) for email in survivors}
@@ -71,7 +73,13 @@ def solve(
     for owner, secret in secrets.items():
         if not _certified(epoch, manifest.round, owner, secret, seed=owner in alive):
             name = epoch.members[owner]
-            good = _committed(epoch, manifest.round, owner, gathered[owner], readies.get(name), seed=owner in alive)
+            committed = commitments(name)
+            if committed is None:
+                raise CommitmentsGone(
+                    f'round {manifest.round}: a share for {name} is wrong, and its "ready" letter, which would tell '
+                    "whose, is not in the store any more; nobody is blamed; set up a new epoch"
+                )
+            good = _right(epoch, manifest.round, owner, gathered[owner], committed, seed=owner in alive)
             bad = {epoch.members[holder] for holder in gathered[owner].keys() - good.keys()}
             wrong |= bad
             if len(good) < threshold:
@@ -112,12 +120,10 @@ def _certified(epoch: Epoch, number: int, owner: int, secret: bytes, *, seed: bo
     return public == epoch.round_key(owner, number)
 
 
-def _committed(
-    epoch: Epoch, number: int, owner: int, pieces: dict[int, bytes], ready: Ready | None, *, seed: bool
+def _right(
+    epoch: Epoch, number: int, owner: int, pieces: dict[int, bytes], committed: bytes, *, seed: bool
 ) -> dict[int, bytes]:
-    """The shares that match what their owner committed to; none if the owner never sent its commitments."""
-    if ready is None:
-        return {}
+    """The shares that match what their owner committed to."""
     holders = epoch.graph.holders(owner)
     rounds = len(epoch.context.rounds)
     good = {}
@@ -125,7 +131,7 @@ def _committed(
         leaf = (holders.index(holder) * rounds + number - epoch.context.first_round) * 2 + seed
         kind = b"seed" if seed else b"key"
         commitment = shares.commit(kind, epoch.binding, number, owner, holder, piece)
-        if commitment == ready.commitments[leaf * SECRET : (leaf + 1) * SECRET]:
+        if commitment == committed[leaf * SECRET : (leaf + 1) * SECRET]:
             good[holder] = piece
     return good
 

@@ -6,6 +6,7 @@ For a party's own state. What the shared store holds is written by `transport`.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -21,8 +22,41 @@ def replace_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) 
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    # The name as well: without this, a power cut can leave the old file under it.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_folder(path.parent)
+
+
+def write_durably(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
+    """Write new files into `folder`; all are on the disk when this returns. After a crash each may be there in part.
+
+    So it is for files that nothing relies on yet: whatever names them is written afterwards.
+    """
+    for name, data in files.items():
+        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    if files:
+        _sync_folder(folder)
+
+
+def append_durably(path: Path, start: int, data: bytes) -> None:
+    """Write `data` at `start` of a file, for what counts of it ends there; it is on the disk when this returns.
+
+    After a crash the file may be longer than it counts: whatever says how much counts is written afterwards.
+    """
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "wb") as file:
+        file.truncate(start)
+        file.seek(start)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if start == 0:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    # Names as well: without this, a power cut can lose a file, or leave the old one under its name.
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:

@@ -174,7 +174,8 @@ class Running:
             own = ShareBundle.from_bytes(self._blob(letters.shares_kind(epoch), email))
             for bundle in [own, *(b for b in bundles if b.recipient == email)]:
                 self.states[email] = member.accept(self.states[email], bundle)
-            self.state = self.aggregator.receive_ready(self.state, member.ready(self.states[email]))
+            self.states[email], ready = member.ready(self.states[email])
+            self.state = self.aggregator.receive_ready(self.state, ready)
         self.state = self.aggregator.receive_ready(self.state, Ready.from_bytes(self._blob(letters.ready_kind(epoch))))
 
     def _blob(self, kind: str, recipient: str = RESEARCHER) -> bytes:

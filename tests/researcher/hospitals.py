@@ -20,7 +20,7 @@ from datasites.researcher.study import Study
 from datasites.secagg.context import Context
 from datasites.secagg.errors import SecaggError
 from datasites.secagg.member import Member
-from datasites.secagg.messages import AckList, Enrolment, ShareBundle, SignedManifest, SurvivorList
+from datasites.secagg.messages import AckList, Enrolment, Ready, ShareBundle, SignedManifest, SurvivorList
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead
@@ -43,6 +43,7 @@ class Hospital:
         self._contexts = runs
         self.member: Member | None = None
         self.state: MemberState | None = None
+        self._ready: Ready | None = None
         self.there = True
         self.releases = 0
         self.heads = "a" * 64
@@ -105,21 +106,21 @@ class Hospital:
                 self._send(letters.shares_kind(epoch), {}, bundle.to_bytes(), to=bundle.recipient)
             self._since = time.monotonic()
         everybody = {certificate.sender for certificate in state.enrolment.certificates}
-        for peer in everybody - state.holds:
+        for peer in set() if state.ready else everybody - state.holds:
             letter = self._letter(letters.shares_kind(epoch), sender=peer)
             if letter is not None:
                 state = member.accept(state, ShareBundle.from_bytes(bytes(letter.blob)))
         self.state = state
         waited = time.monotonic() - self._since > PEER_PATIENCE
-        if (state.holds >= everybody or waited) and ("ready", epoch) not in self._told:
-            self._told.add(("ready", epoch))
-            self._send(letters.ready_kind(epoch), {}, member.ready(state).to_bytes())
+        if (state.holds >= everybody or waited) and not state.ready:
+            self.state, self._ready = member.ready(state)
+            self._send(letters.ready_kind(epoch), {}, self._ready.to_bytes())
 
     def say_ready(self) -> None:
         """Say that it is ready, which was kept back before."""
         assert self.member is not None
-        ready = self.member.ready(self.state)
-        self._send(letters.ready_kind(self.member.context.epoch), {}, ready.to_bytes())
+        assert self._ready is not None
+        self._send(letters.ready_kind(self.member.context.epoch), {}, self._ready.to_bytes())
 
     def _attend(self, member: Member, number: int) -> None:
         letter = self._letter(letters.ROUND, number)

@@ -47,6 +47,7 @@ class Cohort:
     members: dict[str, Member]
     state: AggregatorState
     states: dict[str, MemberState] = field(default_factory=dict)
+    readies: dict[str, Ready] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -102,7 +103,8 @@ class Cohort:
             self.states[name] = self.members[name].accept(self.states[name], bundle)
         for name, member in self.members.items():
             if name in self.states and name not in silent:
-                ready = Ready.from_bytes(member.ready(self.states[name]).to_bytes())
+                self.states[name], ready = member.ready(self.states[name])
+                self.readies[name] = ready = Ready.from_bytes(ready.to_bytes())
                 self.state = self.aggregator.receive_ready(self.state, ready)
         return self
 
@@ -160,7 +162,16 @@ class Cohort:
     def unmask(self, names: Iterable[str], survivors: SurvivorList, acks: AckList | None = None) -> RoundResult:
         for name in names:
             self.state = self.aggregator.receive_shares(self.state, self.answer(name, survivors, acks))
-        return self.aggregator.result(self.state)
+        return self.result()
+
+    def result(self) -> RoundResult:
+        """The opened sum, with the "ready" letters still in the store."""
+        return self.aggregator.result(self.state, ready_again=self.readies.get)
+
+    def restart(self) -> None:
+        """The aggregator's state, as it is read from its files."""
+        assert self.state.enrolment is not None
+        self.state = AggregatorState.from_bytes(self.state.to_bytes(), self.state.enrolment.to_bytes())
 
     def run_round(
         self,
@@ -177,7 +188,7 @@ class Cohort:
         self.collect(inputs, alive)
         survivors = self.survivors()
         if self.context.mode == "strict":
-            return self.aggregator.result(self.state)
+            return self.result()
         speaking = [name for name in alive if name not in mute]
         acks = self.acks(survivors, speaking) if self.context.consistency else None
         return self.unmask(speaking, survivors, acks)

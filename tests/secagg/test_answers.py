@@ -10,12 +10,14 @@ from datasites.secagg.aggregation import AggregatorState
 from datasites.secagg.errors import (
     BadMessage,
     BadTerms,
+    CommitmentsGone,
     Equivocation,
     OutOfOrder,
     TooFew,
     UnknownParty,
     WrongShare,
 )
+from datasites.secagg.reports import Reports
 from tests.secagg.attacker import A, B, C, D, begun, reseal, survivor_list
 from tests.secagg.cohort import Cohort, assert_exact, integers
 
@@ -39,7 +41,7 @@ def answered(cohort: Cohort, spoil=()):
 
 def test_wrong_shares_are_named_and_the_round_goes_on(seven):
     inputs = answered(seven, spoil=(B,))
-    result = seven.aggregator.result(seven.state)
+    result = seven.result()
     assert result.wrong_shares_from == (B,)
     assert_exact(result, inputs)
 
@@ -48,11 +50,30 @@ def test_wrong_shares_that_leave_too_few_are_named_and_nothing_opens(four):
     inputs = answered(four, spoil=(B,))
     before = four.state.total.vector.copy()
     with pytest.raises(WrongShare, match=B) as caught:
-        four.aggregator.result(four.state)
+        four.result()
     assert caught.value.members == (B,)
     assert np.array_equal(four.state.total.vector, before)
     assert not four.state.total.opened
     assert len(inputs) == 4
+
+
+def test_without_the_commitments_a_wrong_share_is_blamed_on_nobody(seven):
+    """The store has lost the letter that holds them, or holds another one: the sum stays shut, and opens with it."""
+    inputs = answered(seven, spoil=(B,))
+    other = reseal(seven.readies[A], seven.members[A].identity, commitments=bytes(len(seven.readies[A].commitments)))
+    for letters in ({}, dict.fromkeys(seven.members, other), dict.fromkeys(seven.members, seven.readies[B])):
+        with pytest.raises(CommitmentsGone, match="nobody is blamed; set up a new epoch"):
+            seven.aggregator.result(seven.state, ready_again=letters.get)
+        assert not seven.state.total.opened
+    assert_exact(seven.result(), inputs)
+
+
+def test_the_aggregators_state_keeps_no_commitments(seven):
+    """Of each "ready" letter it keeps a digest, and a byte for each peer."""
+    whole = sum(len(ready.to_bytes()) for ready in seven.readies.values())
+    before = len(seven.state.with_record(reports=Reports()).to_bytes())
+    assert len(seven.state.to_bytes()) - before < 7 * (7 + 2 * 64 + 128) < whole / 4
+    assert len(seven.state.to_bytes()) < len(seven.state.enrolment.to_bytes())
 
 
 def crooked_owner(monkeypatch) -> Cohort:
@@ -97,7 +118,7 @@ def test_who_is_left_out_costs_no_further_round(monkeypatch):
     with pytest.raises(WrongShare) as caught:
         cohort.run_round(integers(cohort.manifest(), cohort.members))
     cohort.state = cohort.aggregator.leave_out(cohort.state, caught.value.members)
-    cohort.state = AggregatorState.from_bytes(cohort.state.to_bytes())
+    cohort.restart()
     assert cohort.aggregator.available(cohort.state) == (A, B, D)
     with pytest.raises(BadTerms, match=f"{C} did not complete the setup or sent wrong shares"):
         cohort.aggregator.open_round(cohort.state, cohort.manifest(2, participants=(A, B, C, D)))
@@ -119,6 +140,7 @@ def test_below_the_threshold_of_answers_nothing_opens(four):
                     update={"round": four.state.record.round.model_copy(update={"survivors": None})}
                 ),
                 four.state.total,
+                four.state.enrolment,
             )
         )
     for name in (A, B):

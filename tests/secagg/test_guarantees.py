@@ -47,16 +47,12 @@ def test_who_seizes_every_journal_opens_no_bundle_and_no_earlier_round():
             cohort.states[name] = member.accept(cohort.states[name], made[peer][name])
         assert cohort.states[name].hpke_private == b""
         assert member.accept(cohort.states[name], made[peers[0]][name]) == cohort.states[name], "again, it is known"
-        cohort.state = cohort.aggregator.receive_ready(cohort.state, member.ready(cohort.states[name]))
+        cohort.states[name], ready = member.ready(cohort.states[name])
+        cohort.state = cohort.aggregator.receive_ready(cohort.state, ready)
     cohort.run_round(integers(cohort.manifest(1), cohort.members), cohort.manifest(1))
     cohort.open(cohort.manifest(2))
     for state in cohort.states.values():
         assert [one.round for one in state.secrets] == [2, 3]
-
-
-def test_keys_that_wait_for_a_bundle_stay():
-    cohort = Cohort.of(5, threshold=4).setup(silent=[email(4)])
-    assert cohort.states[A].hpke_private
 
 
 def test_round_keys_and_seeds_never_repeat():

@@ -32,9 +32,11 @@ def sent() -> dict[str, tuple[Message, str]]:
         for peer in cohort.members:
             if peer != name:
                 cohort.states[name] = cohort.members[name].accept(cohort.states[name], bundles[peer][name])
-    ready = [member.ready(cohort.states[name]) for name, member in cohort.members.items()]
-    for one in ready:
+    ready = []
+    for name, member in cohort.members.items():
+        cohort.states[name], one = member.ready(cohort.states[name])
         cohort.state = cohort.aggregator.receive_ready(cohort.state, one)
+        ready.append(one)
     manifest = cohort.manifest()
     cohort.open(manifest)
     cohort.collect(integers(manifest, cohort.members), cohort.members)
@@ -206,7 +208,7 @@ def test_only_parties_of_the_terms_play(four):
         Member(stranger, four.context)
     with pytest.raises(UnknownParty):
         Member(Identity.generate(email(0)), four.context)
-    certificate = four.state.record.certificates[0]
+    certificate = four.state.enrolment.certificates[0]
     by_stranger = Certificate.seal(stranger, **{k: v for k, v in certificate if k not in ("sender", "signature")})
     with pytest.raises(UnknownParty):
         four.aggregator.receive_certificate(four.state, by_stranger, today=_today())

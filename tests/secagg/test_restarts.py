@@ -25,9 +25,7 @@ from tests.secagg.cohort import TODAY, assert_exact, integers
 
 
 def test_the_aggregator_goes_on_after_a_restart_at_any_point(four):
-    def restart():
-        four.state = AggregatorState.from_bytes(four.state.to_bytes())
-
+    restart = four.restart
     restart()
     inputs, vectors = begun(four, (A, B, C))
     for masked in vectors.values():
@@ -39,26 +37,26 @@ def test_the_aggregator_goes_on_after_a_restart_at_any_point(four):
         restart()
         four.state = four.aggregator.receive_shares(four.state, four.answer(name, survivors))
     restart()
-    assert_exact(four.aggregator.result(four.state), inputs)
+    assert_exact(four.result(), inputs)
     restart()
-    assert_exact(four.aggregator.result(four.state), inputs)
+    assert_exact(four.result(), inputs)
 
 
 def test_an_aggregator_restarted_with_old_state_gets_the_same_round_or_none(four):
-    old = four.state.to_bytes()
+    old, enrolment = four.state.to_bytes(), four.state.enrolment.to_bytes()
     inputs, vectors = begun(four)
     for name in (A, B, C):
         four.state = four.aggregator.receive(four.state, vectors[name])
     survivors = four.survivors()
     assert_exact(four.unmask((A, B, C), survivors), inputs)
-    four.state = AggregatorState.from_bytes(old)
+    four.state = AggregatorState.from_bytes(old, enrolment)
     # Another round 1 is refused by every hospital ...
     four.state, other = four.aggregator.open_round(four.state, four.manifest(model_hash="b" * 64))
     for name in four.members:
         with pytest.raises(Equivocation):
             four.members[name].open(four.states[name], other, today=TODAY)
     # ... and for the same round 1 with another list there is no answer.
-    four.state = AggregatorState.from_bytes(old)
+    four.state = AggregatorState.from_bytes(old, enrolment)
     four.state, same = four.aggregator.open_round(four.state, four.manifest())
     for name in four.members:
         assert four.members[name].open(four.states[name], same, today=TODAY) == four.states[name]
@@ -94,14 +92,14 @@ def test_an_interrupt_while_the_sum_opens_leaves_it_as_it_was(four, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(masks, "apply", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            four.aggregator.result(four.state)
-    assert_exact(four.aggregator.result(four.state), inputs)
-    assert_exact(four.aggregator.result(four.state), inputs)
+            four.result()
+    assert_exact(four.result(), inputs)
+    assert_exact(four.result(), inputs)
 
 
 def test_an_interrupt_while_a_vector_is_added_spends_the_sum(four, monkeypatch):
     _, vectors = begun(four)
-    stored = four.state.to_bytes()
+    stored, enrolment = four.state.to_bytes(), four.state.enrolment.to_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(np, "add", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -109,15 +107,20 @@ def test_an_interrupt_while_a_vector_is_added_spends_the_sum(four, monkeypatch):
     for use in (four.state.to_bytes, lambda: four.aggregator.receive(four.state, vectors[A])):
         with pytest.raises(SpentState):
             use()
-    assert four.aggregator.receive(AggregatorState.from_bytes(stored), vectors[A]).total.added == 1
+    assert four.aggregator.receive(AggregatorState.from_bytes(stored, enrolment), vectors[A]).total.added == 1
 
 
 def test_a_damaged_aggregator_state_is_named(four):
     begun(four, (A,))
-    data = four.state.to_bytes()
-    for broken in (data[:-1], data + b"0", b"", data[:50], b"\0" * 100):
+    data, enrolment = four.state.to_bytes(), four.state.enrolment.to_bytes()
+    older = data.replace(b'"format":2', b'"format":1')
+    for broken in (data[:-1], data + b"0", b"", data[:50], b"\0" * 100, older):
         with pytest.raises(SecaggError, match="aggregator state"):
-            AggregatorState.from_bytes(broken)
+            AggregatorState.from_bytes(broken, enrolment)
+    for other in (None, enrolment[:-1]):
+        with pytest.raises(SecaggError, match="aggregator state: its enrolment is missing or another; .* new epoch"):
+            AggregatorState.from_bytes(data, other)
+    assert AggregatorState.from_bytes(data, enrolment).record == four.state.record
 
 
 def test_a_hospital_set_back_learns_it_from_its_own_mark(four):

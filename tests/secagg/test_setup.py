@@ -236,26 +236,18 @@ def test_the_same_bundle_twice_is_harmless_and_a_second_one_is_not(shared, cohor
         member.accept(state, share(cohort, enrolment, email(1))[1][email(0)])
 
 
-def test_shares_that_come_after_a_round_has_begun_land_in_their_rounds():
-    """A late bundle, when round 1 is closed already: round 2 gets the shares of round 2."""
-    cohort = Cohort.of(5, threshold=4)
-    enrolment = cohort.enrol()
-    made = {}
-    for name in cohort.members:
-        cohort.states[name], made[name] = share(cohort, enrolment, name)
-    late = email(4)
-    for name in cohort.members:
-        for peer in cohort.members:
-            if name != peer != late:
-                cohort.states[name] = cohort.members[name].accept(cohort.states[name], made[peer][name])
-    first = email(0)
-    in_time = cohort.members[first].accept(cohort.states[first], made[late][first])
+def test_shares_that_come_after_ready_are_refused_and_no_round_is_opened_before(shared, cohort):
+    """What was said to be held is held, and the key that opens bundles is gone."""
+    member, state, bundles = shared
+    after, ready = member.ready(state)
+    assert (ready.seen, after.hpke_private) == ((), b"")
+    with pytest.raises(OutOfOrder, match="new epoch"):
+        member.accept(after, bundles[email(0)])
+    with pytest.raises(OutOfOrder, match="the journal's copy"):
+        member.ready(after)
     manifest = cohort.manifest(2, participants=tuple(email(i) for i in range(4)))
-    opened = cohort.members[first].open(cohort.states[first], cohort.signed(manifest), today=TODAY)
-    afterwards = cohort.members[first].accept(opened, made[late][first])
-    assert [one.round for one in afterwards.secrets] == [2, 3]
-    for number in (2, 3):
-        assert afterwards.of_round(number).held == in_time.of_round(number).held
+    with pytest.raises(OutOfOrder, match="before this hospital is `ready`"):
+        member.open(state, cohort.signed(manifest), today=TODAY)
 
 
 def test_commitments_shown_to_the_aggregator_must_be_those_shown_to_holders(cohort, enrolment):
@@ -269,26 +261,26 @@ def test_commitments_shown_to_the_aggregator_must_be_those_shown_to_holders(coho
             if peer != name:
                 fresh.states[name] = fresh.members[name].accept(fresh.states[name], made[peer][name])
     for name, member in fresh.members.items():
-        ready = member.ready(fresh.states[name])
+        after, ready = member.ready(fresh.states[name])
         if name == email(2):
+            again = ready
             ready = reseal(ready, member.identity, commitments=bytes(len(ready.commitments)))
-        fresh.state = fresh.aggregator.receive_ready(fresh.state, ready)
+        fresh.states[name], fresh.state = after, fresh.aggregator.receive_ready(fresh.state, ready)
     assert fresh.aggregator.available(fresh.state) == tuple(email(i) for i in (0, 1, 3, 4))
     with pytest.raises(BadTerms, match="did not complete"):
         fresh.aggregator.open_round(fresh.state, fresh.manifest(participants=tuple(fresh.members)))
-    again = fresh.members[email(2)].ready(fresh.states[email(2)])
     with pytest.raises(Equivocation):
         fresh.aggregator.receive_ready(fresh.state, again)
 
 
 def test_every_share_handed_out_is_the_committed_one(shared, cohort, enrolment):
     member, state, bundles = shared
-    state = member.accept(state, bundles[email(0)])
+    state, _ = member.ready(member.accept(state, bundles[email(0)]))
     owner = cohort.states[email(1)]
     held = [one.seed_share(1) for one in state.secrets]
     assert len({*held}) == len(held) == 3
     assert all(share != one.seed for share, one in zip(held, owner.secrets, strict=True))
-    ready = cohort.members[email(1)].ready(share(cohort, enrolment, email(1))[0])
+    _, ready = cohort.members[email(1)].ready(share(cohort, enrolment, email(1))[0])
     assert len(ready.commitments) == 5 * 3 * 2 * shares.SECRET
 
 

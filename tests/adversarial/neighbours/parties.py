@@ -211,7 +211,7 @@ class Peer:
             return False
         self._state = member.accept(self._state, ShareBundle.from_bytes(payload))
         if self._state.holds >= {one.sender for one in self._state.enrolment.certificates}:
-            ready = member.ready(self._state)
+            self._state, ready = member.ready(self._state)
             self._send(letters.SETUP_ROUND, letters.ready_kind(epoch), ready.to_bytes())
         return True
 
