@@ -24,6 +24,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import Fork
 from datasites.study.durable import replace_durably
 from datasites.study.identity import BadSignature
+from datasites.study.manifest import MOST_EPOCHS
 
 #: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
 COUNTERPARTY_HEADS = "counterparty-heads.json"
@@ -53,6 +54,7 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
         replace_durably(folder / COUNTERPARTY_HEADS, json.dumps(told).encode())
         ledger.close(site, row.study_hash)
         replace_durably(stored, _account(site, case, row).canonical())
+    post.collect_setup(MOST_EPOCHS, over=True)
     account = letters.Account.parse(stored.read_bytes())
     if not post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json")):
         return False

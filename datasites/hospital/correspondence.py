@@ -12,6 +12,7 @@ import logging
 from pydantic import JsonValue
 
 from datasites.hospital.site import Site
+from datasites.study import letters
 from datasites.study.identity import IdentityError
 from datasites.transport.mailroom import Letter, Mailroom, Rejected
 from datasites.transport.store import StoreError
@@ -35,6 +36,18 @@ class Correspondence:
     def collect(self, before: int) -> None:
         """Remove from the store what rounds before this one have left there."""
         self._mailroom.collect(self.study, before=before)
+
+    def collect_setup(self, epoch: int, *, over: bool = False) -> None:
+        """Remove what the setup of epochs up to this one has left in the store.
+
+        over: this epoch has ended as well. Until then the aggregator may read "ready" again, so that letter stays.
+        """
+
+        def is_done(kind: str) -> bool:
+            setup = letters.setup_epoch(kind)
+            return setup is not None and (setup[1] < epoch or (setup[1] == epoch and (over or setup[0] != "ready")))
+
+        self._mailroom.collect_kinds(self.study, letters.SETUP_ROUND, is_done, blobs_too=over)
 
     def receive(self, sender: str, number: int, kind: str, most: int | None) -> Letter | None:
         """The letter under that path, or None where there is none or it is refused; raises `StoreError` only.

@@ -94,6 +94,8 @@ class EpochSetup:
         replace_durably(self._context_path(epoch), context.canonical())
         self._journal.commit(state, certificate)
         self.member = member
+        # Before the first letter of this epoch, whose blobs would go as well.
+        self._post.collect_setup(epoch - 1, over=True)
         self._send(self._researcher, letters.certificate_kind(epoch), certificate.to_bytes())
         return True
 

@@ -320,6 +320,9 @@ class StudyRun:
         manifest = signed.manifest
         # The aggregator has opened this round, so it needs nothing of earlier ones any more.
         self._post.collect(before=manifest.round)
+        if state.open is None:
+            # All that came at the setup is in the journal, and no bundle is taken in any more.
+            self._post.collect_setup(state.epoch)
         Round.objects.get_or_create(
             case=row, round=manifest.round, defaults={"epoch": manifest.epoch, "manifest_hash": manifest.digest()}
         )

@@ -120,6 +120,9 @@ class Run:
             log.info("a new epoch of the secure sum: the rounds or days of the last one are used up")
             self._look_again()
             self.set_up(again=True)
+        elif self._too_few_are_left():
+            log.info("a new epoch of the secure sum: too few hospitals are left in the last one")
+            self.set_up(again=True)
         elif not self._sum.has_begun(self.state.next_round):
             self._let_in()
         number, clock = self.state.next_round, Clock()
@@ -163,7 +166,8 @@ class Run:
             self._files.save_model(self.state.next_round, model, {})
         present = None
         begun = self._sum.epoch >= 0
-        if not begun or again or self._stale or self._sum.is_over(self.state.next_round):
+        lost = self._sum.is_lost
+        if not begun or again or self._stale or lost or self._sum.is_over(self.state.next_round):
             self._give_up_round()
             invited = set(self._approved) - self._blamed()
             if again and self._sum.is_set_up:
@@ -185,6 +189,9 @@ class Run:
     def _give_up_round(self) -> None:
         """Record the next round as failed if it has begun, and go on to the one after it."""
         number = self.state.next_round
+        if self._sum.is_lost:
+            self._pass_over(number)
+            return
         if not self._sum.has_begun(number):
             return
         if number > self.study.terms.rounds:
@@ -195,6 +202,38 @@ class Run:
         model, self._strategy.state = stored
         given_up = {"outcome": "failed", "reason": "given up for a new epoch"}
         self._finish(RoundRecord.begun(manifest).model_copy(update=given_up), model)
+
+    def _pass_over(self, number: int) -> None:
+        """Go on to the round after this one: whether it has begun, and under which manifest, can't be read any more.
+
+        The final evaluation has none after it: it is held again, and hospitals that have begun it refuse.
+        """
+        if number > self.study.terms.rounds:
+            return
+        stored = self._files.load_model(number)
+        assert stored is not None
+        model, self._strategy.state = stored
+        reason = "given up for a new epoch, since the state of its own could not be read"
+        record = RoundRecord(
+            round=number,
+            epoch=self._sum.epoch,
+            train=True,
+            evaluate="no",
+            participants=(),
+            outcome="failed",
+            reason=reason,
+        )
+        self._finish(record, model)
+
+    def _too_few_are_left(self) -> bool:
+        """Whether the present epoch can open no further round, and another one may, with others that approved."""
+        if self._sum.has_begun(self.state.next_round):
+            return False
+        threshold, blamed = self._sum.context.threshold, self._blamed()
+        if len(set(self._sum.available()) - blamed) >= threshold:
+            return False
+        self._look_again()
+        return len(set(self._approved) - blamed) >= threshold
 
     def _let_in(self) -> None:
         """Begin a new epoch if a hospital that approved is out of the present one, and is there now."""
@@ -254,6 +293,7 @@ class Run:
             timeout=patience,
         )
         self._save(accounts=accounts, closed=True)
+        self._sum.collect_setup(self._sum.epoch + 1)
 
     @property
     def model(self) -> dict[str, npt.NDArray[np.float32]]:

@@ -135,6 +135,15 @@ class SecureSum:
         aggregator, state = self._parts()
         return aggregator.available(state)
 
+    def collect_setup(self, before: int) -> None:
+        """Remove from the store what the setups of epochs before this one have left there."""
+
+        def is_over(kind: str) -> bool:
+            setup = letters.setup_epoch(kind)
+            return setup is not None and setup[1] < before
+
+        self._mailroom.collect_kinds(self._study, letters.SETUP_ROUND, is_over, blobs_too=True)
+
     # -- setup -----------------------------------------------------------------------------------------------------
 
     def new_epoch(self, terms: Study, hospitals: Iterable[str], first_round: int) -> None:
@@ -165,8 +174,10 @@ class SecureSum:
         Waits for `present` (everybody when None) for at most `patience` seconds, twice; raises `RunError` when fewer
         than the threshold have come.
         """
-        aggregator, _ = self._parts()
+        aggregator, state = self._parts()
         context, epoch = aggregator.context, self.epoch
+        if state.enrolment is None:
+            self.collect_setup(epoch)
         offer = letters.EpochOffer(
             epoch=epoch,
             hospitals=tuple(self.hospitals),
@@ -346,6 +357,7 @@ class SecureSum:
         aggregator = self._parts()[0]
         opened: list[RoundResult] = []
         wrong: list[WrongShare] = []
+        shut = ["too few survivors answered"]
 
         def answered(letter: Letter) -> None:
             self._state = aggregator.receive_shares(self._parts()[1], UnmaskShares.from_bytes(blob(letter)))
@@ -355,7 +367,10 @@ class SecureSum:
                 except WrongShare as error:
                     log.warning("%s", error)
                     wrong.append(error)
-                except (TooFew, OutOfOrder, CommitmentsGone) as error:
+                except CommitmentsGone as error:
+                    log.warning("%s", error)
+                    shut.append(str(error))
+                except (TooFew, OutOfOrder) as error:
                     log.warning("round %d: %s", number, error)
 
         refused = gather(
@@ -379,8 +394,7 @@ class SecureSum:
             )
         if not opened:
             raise RunError(
-                f"round {number}: the sum could not be opened: too few survivors answered. The next round goes on "
-                "from the same model",
+                f"round {number}: the sum could not be opened: {shut[-1]}. The next round goes on from the same model",
                 tuple(refused),
             )
         refused += [f"{email}: sent wrong shares, which were left out" for email in opened[-1].wrong_shares_from]

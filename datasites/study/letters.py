@@ -8,6 +8,7 @@ their kind, since one kind stands once per round between two parties.
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -51,6 +52,12 @@ def shares_kind(epoch: int) -> str:
 def ready_kind(epoch: int) -> str:
     """Hospital to researcher: whose shares it holds."""
     return f"ready-{epoch}"
+
+
+def setup_epoch(kind: str) -> tuple[str, int] | None:
+    """What a setup letter is and its epoch, such as ("shares", 3); None for letters of other kinds."""
+    found = re.fullmatch(r"(offer|certificate|enrolment|shares|ready)-(0|[1-9][0-9]{0,9})", kind)
+    return None if found is None else (found[1], int(found[2]))
 
 
 class EpochOffer(Agreed):

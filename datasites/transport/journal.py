@@ -12,8 +12,11 @@ import os
 import secrets
 import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from datasites.transport.letter import kind_of
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sent (
@@ -87,6 +90,15 @@ class Journal:
             self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (path, contents))
             (first,) = self._database.execute("SELECT contents FROM seen WHERE path = ?", (path,)).fetchone()
         return str(first)
+
+    def forget_letters(self, study: str, round: int, of_kind: Callable[[str], bool]) -> None:
+        """Drop the sealed bytes of one round's letters of some kinds; the digests stay."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT path FROM sent WHERE study = ? AND round = ? AND envelope IS NOT NULL", (study, round)
+            ).fetchall()
+            paths = [(path,) for (path,) in rows if of_kind(kind_of(path))]
+            self._database.executemany("UPDATE sent SET envelope = NULL WHERE path = ?", paths)
 
     def forget_envelopes(self, study: str, first: int, before: int) -> None:
         """Drop the sealed bytes of rounds first ≤ round < before; the digests stay, so nothing can be said twice."""

@@ -85,6 +85,11 @@ def letter_key(sender: str, study: str, to: str, round: int, kind: str) -> str:
     return f"{letter_folder(study, to)}/{letter_name(sender, round, kind)}"
 
 
+def kind_of(key: str) -> str:
+    """The kind of a letter by its key or name."""
+    return key.rpartition("/")[2].split(".", 2)[1]
+
+
 def pack(contents: Contents, inline: bytes | None) -> bytes:
     """The inner message: its header, then the payload that travels with it."""
     header = contents.canonical()

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -45,6 +45,7 @@ from datasites.transport.letter import (
     Expected,
     Letter,
     Limits,
+    kind_of,
     letter_folder,
     letter_key,
     letter_name,
@@ -389,4 +390,30 @@ class Mailroom:
                 except StoreError as error:
                     logger.debug("%s", error)  # not ours to remove; it harms nobody
         self._journal.forget_envelopes(study, first, before)
+        return removed
+
+    def collect_kinds(self, study: str, round: int, of_kind: Callable[[str], bool], *, blobs_too: bool = False) -> int:
+        """Remove what letters of some kinds have left of one round, as `collect` does for whole rounds.
+
+        Of our own letters the envelopes are forgotten, so they are not put again. Whose blob is whose can't be told by
+        its name: blobs_too removes all of ours in that round.
+        """
+        removed = 0
+        folders = [letter_folder(study, self.email)]
+        folders += [blobs.blob_folder(study, self.email)] if blobs_too else []
+        for folder in folders:
+            for name in self.store.list(folder):
+                number, _, rest = name.partition(".")
+                if not (number.isdecimal() and int(number) == round):
+                    continue
+                if folder == folders[0] and not ("." in rest and of_kind(kind_of(name))):
+                    continue
+                try:
+                    self.store.delete(f"{folder}/{name}")
+                    removed += 1
+                except WHOLE_STORE:
+                    raise
+                except StoreError as error:
+                    logger.debug("%s", error)  # not ours to remove; it harms nobody
+        self._journal.forget_letters(study, round, of_kind)
         return removed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from pathlib import Path
 from typing import cast
 
@@ -9,9 +11,11 @@ import pytest
 
 from datasites.researcher.record import RunFolder
 from datasites.researcher.secure_sum import SecureSum
-from datasites.secagg.context import epoch_rounds
+from datasites.secagg.context import EPOCH_ROUNDS, Context, epoch_rounds
 from datasites.secagg.errors import BadTerms
+from datasites.study import letters
 from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import Mailroom
 
@@ -43,6 +47,39 @@ def test_an_epoch_without_everybody_keeps_the_approved_threshold(tmp_path: Path)
 )
 def test_an_epoch_holds_a_hundred_rounds_of_training_and_the_evaluation(first: int, training: int, last: int) -> None:
     assert epoch_rounds(first, training) == (first, last)
+
+
+@pytest.mark.parametrize("training", [1, 100, 101, 2000, 2001, 2050, MOST_ROUNDS - 1, MOST_ROUNDS])
+def test_epochs_of_a_study_of_any_length_follow_one_another(training: int) -> None:
+    """What a study may have at most, an offer may name and an epoch may hold: no round is left over."""
+    parties = [Identity.generate(f"site@h{n}.example.org") for n in range(4)]
+    entries = tuple(
+        RosterEntry(organisation=p.email, email=p.email, role="hospital", public_key=p.public_key) for p in parties
+    )
+    emails = [party.email for party in parties]
+    first, epoch = 1, 0
+    while first <= training + 1:
+        rounds = epoch_rounds(first, training)
+        today = datetime.date(2026, 3, 2)
+        letters.EpochOffer(
+            epoch=epoch, hospitals=tuple(emails[1:]), first_round=rounds[0], last_round=rounds[1], expires=today
+        )
+        context = Context.from_roster(
+            Roster(entries=entries), study="5" * 64, epoch=epoch, aggregator=emails[0], hospitals=emails[1:],
+            colluders=1, rounds=rounds, expires=today,
+        )  # fmt: skip
+        assert context.first_round == first
+        first, epoch = context.last_round + 1, epoch + 1
+    assert first == training + 2
+    assert epoch == -(-training // EPOCH_ROUNDS)
+    assert StudyPackage.read(HEART).study.model_copy(update={"rounds": training}).rounds == training
+
+
+def test_a_study_of_more_rounds_than_any_is_not_proposed() -> None:
+    files = dict(StudyPackage.read(HEART).files)
+    files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % (MOST_ROUNDS + 1), files["study.toml"])
+    with pytest.raises(ValueError, match=f"rounds.*{MOST_ROUNDS}"):
+        StudyPackage(files).study  # noqa: B018
 
 
 def test_the_evaluation_alone_is_an_epoch_of_one_round() -> None:

@@ -18,6 +18,7 @@ from datasites.secagg import masks
 from datasites.secagg.context import EPOCH_ROUNDS
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
+from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital
@@ -324,6 +325,23 @@ def test_whose_shares_are_wrong_is_named_and_left_out(federation: Federation) ->
     assert run.state.epoch == 0, "it is not let in again either"
 
 
+def test_without_the_letter_that_tells_whose_share_is_wrong_nobody_is_blamed(federation: Federation) -> None:
+    """The store has lost it. The study goes on in another epoch, which needs no letter of this one."""
+    liar = next(iter(federation.hospitals.values()))
+    liar.wrong_shares = True
+    run = federation.run()
+    run.set_up()
+    for letter in federation.folder.parent.glob(f"store/mail/*/{federation.researcher.email}/*ready-0*"):
+        letter.unlink()
+    record = run.next_round()
+    assert (record.outcome, record.blamed) == ("failed", ())
+    assert "nobody is blamed; set up a new epoch" in record.reason
+    liar.wrong_shares = False
+    run.set_up(again=True)
+    record = run.next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
+
+
 def test_when_too_few_are_left_the_rest_is_not_charged(federation: Federation) -> None:
     liars = [federation.hospitals[email] for email in sorted(federation.hospitals)[:2]]
     for liar in liars:
@@ -435,12 +453,74 @@ def test_a_study_of_more_rounds_than_an_epoch_goes_on_in_the_next_one(tmp_path: 
     try:
         run = federation.run()
         run.complete(progress=False)
+        left = parties[0].mailroom.mailbox(study.hash)
     finally:
         federation.stop()
         for party in parties:
             party.stop()
     assert [record.outcome for record in run.state.rounds] == ["done"] * (rounds + 1)
     assert [record.epoch for record in run.state.rounds] == [0] * EPOCH_ROUNDS + [1, 1]
+    assert not [kind for _, kind, _ in left if letters.setup_epoch(kind)], "setups that are over leave nothing behind"
+
+
+@pytest.mark.slow
+def test_the_longest_study_goes_through_its_first_and_its_last_epoch(tmp_path: Path) -> None:
+    """Ten thousand rounds; those between the first epoch and the last are passed over."""
+    files = dict(StudyPackage.read(HEART).files)
+    files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % MOST_ROUNDS, files["study.toml"])
+    study = Study(HEART, StudyPackage(files))
+    parties = make_parties(tmp_path, str(tmp_path / "store"), study.terms.cohort.hospitals)
+    federation = Federation(parties, study, tmp_path / "run")
+    try:
+        run = federation.run(setup_patience=60.0, round_timeout=60.0)
+        run.next_round()
+        for number in (MOST_ROUNDS, MOST_ROUNDS + 1):
+            run._files.save_model(number, np.zeros(5, np.float32), {})
+            run._save(next_round=number)
+            run.next_round()
+        run.close()
+    finally:
+        federation.stop()
+        for party in parties:
+            party.stop()
+    assert [(r.round, r.epoch, r.outcome, r.evaluate) for r in run.state.rounds] == [
+        (1, 0, "done", "no"),
+        (MOST_ROUNDS, 1, "done", "no"),
+        (MOST_ROUNDS + 1, 1, "done", "final"),
+    ]
+
+
+@pytest.mark.parametrize("damage", ["another version", "cut off", "without enrolment"])
+def test_an_epoch_whose_state_can_not_be_read_is_followed_by_another(federation: Federation, damage: str) -> None:
+    """The round that may have begun in it is given up: hospitals that opened it take no other manifest."""
+    federation.run().next_round()
+    state = federation.folder / "aggregator-0.bin"
+    data = state.read_bytes()
+    if damage == "another version":
+        state.write_bytes(data.replace(b'"format":2', b'"format":1'))
+    elif damage == "cut off":
+        state.write_bytes(data[:-1])
+    else:
+        (federation.folder / "enrolment-0.json").unlink()
+    run = federation.run()
+    record = run.next_round()
+    assert (record.round, record.outcome, record.epoch, len(record.survivors)) == (3, "done", 1, 4)
+    assert [(r.outcome, r.reason[:24]) for r in run.state.rounds[1:2]] == [("failed", "given up for a new epoch")]
+    assert not (federation.folder / "aggregator-0.bin").exists()
+    assert not (federation.folder / "enrolment-0.json").exists()
+
+
+def test_an_epoch_in_which_too_few_are_left_is_followed_by_another(federation: Federation) -> None:
+    """One was silent at the setup and is there now, one sent wrong shares: two are left, of three in another epoch."""
+    liar, silent, *_ = federation.hospitals.values()
+    liar.wrong_shares, silent.silent_at = True, {"ready"}
+    run = federation.run()
+    record = run.next_round()
+    assert (record.outcome, record.blamed, len(record.participants)) == ("failed", (liar.email,), 3)
+    silent.silent_at = set()
+    record = run.next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 3)
+    assert liar.email not in record.participants
 
 
 def test_an_epoch_whose_days_are_over_is_followed_by_another(federation: Federation, monkeypatch) -> None:
