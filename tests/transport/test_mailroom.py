@@ -158,32 +158,6 @@ def test_a_download_broken_off_goes_on_where_it_was(remote, monkeypatch):
     assert not list((hospital.home / "state" / "mail" / "partial").iterdir())
 
 
-def test_collecting_kinds_keeps_the_others_and_says_nothing_anew(parties):
-    """Of one round: letters to us go from the store, our own envelopes from the journal, our blobs where asked."""
-    researcher, hospital, *_ = parties
-    payload = os.urandom(70_000)
-    for kind in ("offer-0", "shares-0", "shares-1", "close"):
-        researcher.mailroom.send(hospital.email, STUDY, 0, kind, {"kind": kind}, payload)
-        researcher.mailroom.send(hospital.email, STUDY, 1, kind, {"kind": kind})
-    blobs = Path(researcher.store_url, "blobs", STUDY, RESEARCHER)
-    Path(hospital.store_url, "mail", STUDY, hospital.email, "00000000.no-letter").touch()
-    assert hospital.mailroom.collect_kinds(STUDY, 0, lambda kind: kind.endswith("-0")) == 2
-    assert hospital.mailroom.mailbox(STUDY) == [
-        (0, "close", RESEARCHER),
-        (0, "shares-1", RESEARCHER),
-        *((1, kind, RESEARCHER) for kind in ("close", "offer-0", "shares-0", "shares-1")),
-    ]
-    assert researcher.mailroom.collect_kinds(STUDY, 0, lambda kind: kind.endswith("-0")) == 0
-    assert list(blobs.iterdir())
-    assert researcher.mailroom.collect_kinds(STUDY, 0, lambda kind: kind.endswith("-0"), blobs_too=True) == 4
-    assert not list(blobs.iterdir())
-    researcher.mailroom.send(hospital.email, STUDY, 0, "offer-0", {"kind": "offer-0"}, payload)
-    assert hospital.mailroom.receive(RESEARCHER, STUDY, 0, "offer-0") is None, "a collected letter isn't put again"
-    with pytest.raises(Equivocation):
-        researcher.mailroom.send(hospital.email, STUDY, 0, "shares-0", {"kind": "another"}, payload)
-    assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "offer-0") is not None
-
-
 def test_an_upload_broken_off_goes_on_where_it_was(remote, monkeypatch):
     researcher, hospital = remote
     blob = os.urandom(9_000_000)
