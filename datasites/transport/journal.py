@@ -98,7 +98,9 @@ class Journal:
                 "SELECT path FROM sent WHERE study = ? AND round = ? AND envelope IS NOT NULL", (study, round)
             ).fetchall()
             paths = [(path,) for (path,) in rows if of_kind(kind_of(path))]
+            self._database.execute("BEGIN")  # one for all: each alone would write its pages
             self._database.executemany("UPDATE sent SET envelope = NULL WHERE path = ?", paths)
+            self._database.execute("COMMIT")
 
     def forget_envelopes(self, study: str, first: int, before: int) -> None:
         """Drop the sealed bytes of rounds first ≤ round < before; the digests stay, so nothing can be said twice."""

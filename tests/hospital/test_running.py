@@ -301,8 +301,8 @@ def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_on
     assert state.certificate != old.certificate
     assert state.hpke_private == b""
     running.open(2)
-    assert not [kind for _, kind, _ in running.run._post.mailbox() if letters.setup_epoch(kind)], "collected"
     running.steps()
+    assert not [kind for _, kind, _ in running.run._post.mailbox() if letters.setup_epoch(kind)], "collected"
     assert running.heard(2, letters.MASKED)
 
 
