@@ -55,11 +55,16 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
         ledger.close(site, row.study_hash)
         replace_durably(stored, _account(site, case, row).canonical())
     post.collect_setup(MOST_EPOCHS, over=True)
-    account = letters.Account.parse(stored.read_bytes())
-    if not post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json")):
+    if not send_account(site.home, post):
         return False
     Case.objects.filter(pk=row.pk, state__in=(*Case.ACTIVE, Case.State.STOPPED)).update(state=Case.State.CLOSED)
     return True
+
+
+def send_account(home: Home, post: Correspondence) -> bool:
+    """Send the account of a study that was closed, as it was stored; False when it can't be sent now."""
+    account = letters.Account.parse((home.secagg / post.study / ACCOUNT_FILE).read_bytes())
+    return post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json"))
 
 
 def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:

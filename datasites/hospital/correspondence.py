@@ -1,13 +1,21 @@
 """One study's letters at this hospital: read without trusting them, and sent until the store has taken them.
 
 A letter that can't be read, or a party whose keys are not in order, costs that letter and nothing else: it is written
-down once and left. A letter counts as posted only after the store has taken it, so an outage or a crash leaves it owed
-and the next `step` of its writer posts it; the mailroom makes a second send of the same letter a no-op.
+down once and left. A letter counts as posted only as long as it lies in the store, or until what it waits for has come
+(`answered`, `over`): an outage, a crash or a store that loses it leaves it owed, and the next `step` of its writer
+posts it, byte for byte the same; the mailroom makes a second send of the same letter a no-op.
+
+Claim (log): whatever a party sends, and whoever sends under its name, adds at most `RECORDS_PER_HOUR` records an hour
+to the audit log for each study, and one more that says how many were left out. Counted from the start of the process.
+When letters are put again and when records are written follows what others do, and the clock (I16).
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pydantic import JsonValue
 
@@ -15,9 +23,23 @@ from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.identity import IdentityError
 from datasites.transport.mailroom import Letter, Mailroom, Rejected
-from datasites.transport.store import StoreError
+from datasites.transport.repeats import Posted, Repeats
+from datasites.transport.store import WHOLE_STORE, StoreError
+
+#: A study's honest parties give rise to none; so many are enough to see what is going on.
+RECORDS_PER_HOUR = 10
+HOUR = 3600.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Hour:
+    """What one party has given rise to since `since`, by the monotonic clock."""
+
+    since: float
+    records: int = 0
+    left_out: int = 0
 
 
 class Correspondence:
@@ -26,12 +48,14 @@ class Correspondence:
     def __init__(self, site: Site, mailroom: Mailroom, study: str, researcher: str) -> None:
         self._site, self._mailroom = site, mailroom
         self.study, self.researcher = study, researcher
-        self._posted: set[tuple[str, int, str]] = set()
+        self._posted: set[Posted] = set()
+        self._repeats = Repeats()
         self._noted: set[tuple[object, ...]] = set()
+        self._hours: dict[str, _Hour] = {}
 
-    def mailbox(self) -> list[tuple[int, str, str]]:
-        """(round, kind, sender) of all letters to us that lie in the store, unchecked; ascending."""
-        return self._mailroom.mailbox(self.study)
+    def mailbox(self, sure: Iterable[tuple[int, str, str]] = ()) -> list[tuple[int, str, str]]:
+        """(round, kind, sender) of the letters to us that lie in the store, unchecked; see `Mailroom.mailbox`."""
+        return self._mailroom.mailbox(self.study, sure)
 
     def collect(self, before: int) -> None:
         """Remove from the store what rounds before this one have left there."""
@@ -49,6 +73,27 @@ class Correspondence:
 
         self._mailroom.collect_kinds(self.study, letters.SETUP_ROUND, is_done, blobs_too=over)
 
+    @property
+    def looks_at(self) -> float | None:
+        """When `look_again` has something to look at, by the monotonic clock."""
+        return self._repeats.next_due
+
+    def look_again(self) -> None:
+        """See whether letters that wait for an answer still lie in the store; one that doesn't is owed again."""
+        for to, number, kind in self._repeats.due():
+            if not self._mailroom.lies(to, self.study, number, kind):
+                self._posted.discard((to, number, kind))
+        for party in list(self._hours):
+            self._this_hour(party)
+
+    def answered(self, number: int, *kinds: str) -> None:
+        """What our letters of these kinds wait for has come."""
+        self._repeats.end(lambda letter: letter[1] == number and letter[2] in kinds)
+
+    def over(self, before: int) -> None:
+        """Nobody waits for our letters of rounds before this one any more."""
+        self._repeats.end(lambda letter: letter[1] < before)
+
     def receive(self, sender: str, number: int, kind: str, most: int | None) -> Letter | None:
         """The letter under that path, or None where there is none or it is refused; raises `StoreError` only.
 
@@ -59,31 +104,58 @@ class Correspondence:
         except StoreError:
             raise
         except (Rejected, IdentityError, ValueError) as error:
-            self.note("letter_rejected", (number, kind, sender, type(error)), round=min(number, 2**31), reason=error)
+            once = (number, kind, sender, type(error))
+            self.note("letter_rejected", once, party=sender, round=min(number, 2**31), reason=error)
             return None
 
     def post(self, to: str, number: int, kind: str, body: dict[str, JsonValue], blob: bytes | None = None) -> bool:
-        """Send a letter; True once the store has taken it. Raises `StoreError`, and `Equivocation` for other words.
+        """Send a letter; True once the store has taken it. Raises `Equivocation` for other words, and `StoreError`
+        where the store as a whole fails.
 
-        False when `to` can't be written to now (not pinned any more, or other keys in the store than the pinned ones).
+        False when `to` can't be written to now (not pinned any more, other keys in the store than the pinned ones, a
+        mailbox that is out of order).
         """
         try:
             self._mailroom.send(to, self.study, number, kind, body, blob)
-        except StoreError:
+        except WHOLE_STORE:
             raise
-        except IdentityError as error:
-            self.note("letter_not_sent", (number, kind, to, type(error)), round=number, kind=kind, reason=error)
+        except (IdentityError, StoreError) as error:
+            once = (number, kind, to, type(error))
+            self.note("letter_not_sent", once, party=to, round=number, kind=kind, reason=error)
             return False
         self._posted.add((to, number, kind))
+        self._repeats.begin((to, number, kind))
         return True
 
     def posted(self, to: str, number: int, kind: str) -> bool:
-        """Whether this process has seen that letter into the store."""
+        """Whether this process has seen that letter into the store, and has not missed it there since."""
         return (to, number, kind) in self._posted
 
-    def note(self, event: str, once: tuple[object, ...], *, reason: object, **fields: str | int) -> None:
-        """Write an event into log and audit log, once per `once`: nobody can grow the log by repeating themselves."""
-        if (event, *once) not in self._noted:
-            self._noted.add((event, *once))
-            log.warning("study %s: %s: %s", self.study[:12], event, reason)
-            self._site.audit.append(event, study=self.study, reason=str(reason)[:500], **fields)
+    def note(
+        self, event: str, once: tuple[object, ...], *, reason: object, party: str = "", **fields: str | int
+    ) -> None:
+        """Write an event into log and audit log, once per `once` and only so often for each `party` that gives rise to
+        it (left out: the researcher): nobody can grow the log by repeating themselves, nor by saying ever other things.
+        """
+        if (event, *once) in self._noted:
+            return
+        hour = self._this_hour(party or self.researcher)
+        if hour.records >= RECORDS_PER_HOUR:
+            hour.left_out += 1
+            return
+        hour.records += 1
+        self._noted.add((event, *once))
+        log.warning("study %s: %s: %s", self.study[:12], event, reason)
+        self._site.audit.append(event, study=self.study, reason=str(reason)[:500], **fields)
+
+    def _this_hour(self, party: str) -> _Hour:
+        """What `party` has given rise to in this hour. Once an hour is over, what was left out of it is recorded."""
+        now = time.monotonic()
+        hour = self._hours.setdefault(party, _Hour(now))
+        if now - hour.since < HOUR:
+            return hour
+        if hour.left_out:
+            log.warning("study %s: %d more events of %s were left out", self.study[:12], hour.left_out, party)
+            self._site.audit.append("events_left_out", study=self.study, party=party[:320], count=hour.left_out)
+        self._hours[party] = _Hour(now)
+        return self._hours[party]

@@ -7,6 +7,10 @@ it imports no torch and runs no submitted code.
 What goes wrong with one study, one party or one submission is written down and stays there; the others go on. A
 database or a store that is away is waited out, whenever that happens (`outages`): nothing is lost, and nothing is
 charged, released or sent twice. Only a damaged audit log ends the service (I14).
+
+Claim: what others lay into the store for one study delays another's step by at most `STEPS_PER_TURN` steps of each
+study, whose letters, names and bytes are bounded (`mailroom`, `rounds`, `epochs`), and by one sync (`guards`). Assumes
+a store that answers; each step waits for it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from django.db import close_old_connections
 
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import admission, ledger_log, pending, withdrawal
-from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, sweep_staging
+from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, send_account, sweep_staging
+from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
@@ -36,15 +41,21 @@ from datasites.hospital.row_work import Machine
 from datasites.hospital.service import READY_FILE, outage_of
 from datasites.hospital.setup import open_control, require_own_user
 from datasites.hospital.site import Site
+from datasites.study import letters
 from datasites.study.audit_chain import AuditError
 from datasites.study.errors import InputError
 from datasites.study.identity import Roster
 from datasites.transport.mailroom import Mailroom, letter_folder
-from datasites.transport.store import StoreError
+from datasites.transport.repeats import Posted
+from datasites.transport.store import WHOLE_STORE, StoreError
 from policies.engine import Engine
 
 #: Seconds for which a study rests after an error that nobody foresaw, doubled each time up to the second figure.
 REST, LONGEST_REST = 2.0, 120.0
+#: Steps of one study before the next has its turn.
+STEPS_PER_TURN = 4
+#: Seconds for which the account of a study that was closed is put again where the store loses it.
+FAREWELL = 600.0
 
 #: What is waited out: a service that is away.
 OUTAGES = (StoreError, *DATABASE_AWAY)
@@ -77,6 +88,7 @@ class Datasite:
         self._runs: dict[int, StudyRun] = {}
         self._machine = Machine()
         self._resting: dict[int, tuple[float, float]] = {}
+        self._farewells: dict[int, tuple[Correspondence, float]] = {}
         self._noted: set[tuple[str, str]] = set()
         self._roster_read = 0.0
         self._next_sync = 0.0
@@ -127,12 +139,14 @@ class Datasite:
             busy, outage = self._run_studies(stop)
             # After the rounds, and one at a time: a researcher with many submissions holds up nobody's round for long.
             busy = self._admit_one() or busy
+            self._say_farewell()
             if outage is not None:
                 raise outage
             if not busy:
-                # Until the next sync, or the tick at which a release leaves.
-                awake = [run.wakes_at for pk, run in self._runs.items() if pk not in self._resting]
-                wakes = [moment for moment in awake if moment is not None]
+                # Until the next sync, the tick at which a release leaves, or a letter that is to be looked at again.
+                runs = [run for pk, run in self._runs.items() if pk not in self._resting]
+                awake = [run.wakes_at for run in runs] + [run.looks_at for run in runs]
+                wakes = [moment for moment in (*awake, self._mailroom.looks_again_at) if moment is not None]
                 left = min([max(self._next_sync, time.monotonic() + 0.05), *wakes]) - time.monotonic()
                 if left > 0:
                     self._store.wait(folders, left, stop, since=before)
@@ -158,10 +172,15 @@ class Datasite:
             self._resting[pk] = (time.monotonic() + rest, min(2 * rest, LONGEST_REST))
             with self._contained(f"case {pk}", audited=False):
                 try:
-                    while run.step() and not stop.is_set():
+                    for _ in range(STEPS_PER_TURN):
+                        if not run.step() or stop.is_set():
+                            break
                         busy = True
-                except OUTAGES as error:
+                except (*WHOLE_STORE, *DATABASE_AWAY) as error:
                     outage = error
+                except StoreError as error:
+                    log.warning("case %d: %s", pk, error)  # a place in the store of this study alone: it rests
+                    continue
                 del self._resting[pk]
             if isinstance(outage, DATABASE_AWAY):
                 raise outage
@@ -269,10 +288,23 @@ class Datasite:
             if pk not in wanted or wanted[pk].rejoins:
                 self._resting.pop(pk, None)
                 with self._contained(f"case {pk}"):
-                    self._runs.pop(pk).close()
+                    run = self._runs.pop(pk)
+                    run.close()
+                    if run.post.posted(*_account_of(run.post)):
+                        self._farewells[pk] = (run.post, time.monotonic() + FAREWELL)
         for pk, row in wanted.items():
             if pk not in self._runs and row.state != Case.State.STOPPED:
                 self._follow(row)
+
+    def _say_farewell(self) -> None:
+        """Put accounts of closed studies again that the store has lost; the studies' runs are gone."""
+        for pk, (post, until) in list(self._farewells.items()):
+            with self._contained(f"case {pk}"):
+                post.look_again()
+                if time.monotonic() > until:
+                    del self._farewells[pk]
+                elif not post.posted(*_account_of(post)):
+                    send_account(self._home, post)
 
     def _destroy_what_ended(self) -> None:
         for row in Case.objects.filter(state__in=ENDED).exclude(pk__in=list(self._runs)):
@@ -295,3 +327,8 @@ class Datasite:
             )
             self._site.audit.append("stopped", case=row.pk, reason=words[:500])
             Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=words)
+
+
+def _account_of(post: Correspondence) -> Posted:
+    """Under which name a study's account is sent."""
+    return post.researcher, letters.SETUP_ROUND, letters.ACCOUNT

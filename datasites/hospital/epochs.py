@@ -25,11 +25,15 @@ from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
 from datasites.study.durable import replace_durably
 from datasites.study.identity import IdentityError, Roster
+from datasites.study.manifest import MOST_EPOCHS
 from datasites.transport.mailroom import Letter
 
 LARGEST_SETUP_LETTER = 64 * 1024 * 1024
 #: How long this hospital waits for its peers' bundles before it reports ready with those that have come.
 PEER_PATIENCE = 60.0
+#: Offers that are looked at in one step: those of the epochs that come next. A researcher begins one epoch after the
+#: other, so further ones concern only a hospital that was away for long, and come nearer with each step.
+OFFERS_PER_STEP = 16
 
 
 def _today() -> datetime.date:
@@ -49,6 +53,7 @@ class EpochSetup:
         self._study = case.row.study_hash
         self._researcher = case.study.researcher
         self._enrolled_at: float | None = None
+        self._refused: set[int] = set()
         self.member: Member | None = None
         state = journal.state
         if state is not None:
@@ -67,27 +72,37 @@ class EpochSetup:
     def _receive(self, sender: str, kind: str) -> Letter | None:
         return self._post.receive(sender, letters.SETUP_ROUND, kind, LARGEST_SETUP_LETTER)
 
-    def _offer(self) -> bool:
-        prefix = letters.offer_kind(0)[:-1]
-        offered = [
+    def _offered(self) -> list[int]:
+        """Epochs of which an offer seems to lie in the mailbox: the next ones, the newest of them first."""
+        prefix, first = letters.offer_kind(0)[:-1], self._next_epoch()
+        near = range(first, first + OFFERS_PER_STEP)
+        sure = [(letters.SETUP_ROUND, letters.offer_kind(epoch), self._researcher) for epoch in near]
+        named = [
             int(kind.removeprefix(prefix))
-            for number, kind, sender in self._post.mailbox()
+            for number, kind, sender in self._post.mailbox(sure)
             # A file of another round or spelling (offer-07) is no letter, and must not hide one.
             if (sender, number) == (self._researcher, letters.SETUP_ROUND)
             and re.fullmatch(f"{prefix}(0|[1-9][0-9]*)", kind)
         ]
-        letter, epoch = None, -1
-        for epoch in sorted((n for n in offered if n >= self._next_epoch()), reverse=True):
+        # One that was refused is tried again (a party may be pinned by now), after those that were not.
+        offered = sorted((n in self._refused, n) for n in named if first <= n <= MOST_EPOCHS)
+        return sorted((n for _, n in offered[:OFFERS_PER_STEP]), reverse=True)
+
+    def _offer(self) -> bool:
+        for epoch in self._offered():
             letter = self._receive(self._researcher, letters.offer_kind(epoch))
-            if letter is not None:
-                break
-        if letter is None:
-            return False
+            if letter is not None and self._certify(letter, epoch):
+                return True
+        return False
+
+    def _certify(self, letter: Letter, epoch: int) -> bool:
+        """Take part in the epoch that is offered; False when the offer is refused."""
         try:
             context = self._context(letter, epoch)
             member = Member(self._site.identity, context)
             state, certificate = member.certify(self._journal.state)
         except (SecaggError, IdentityError, ValidationError, ValueError) as error:
+            self._refused.add(epoch)
             self._refuse(letter, f"offer of epoch {epoch}: {error}")
             return False
         # On the disk before the journal that can't be read without it.
@@ -96,6 +111,7 @@ class EpochSetup:
         self.member = member
         # Before the first letter of this epoch, whose blobs would go as well.
         self._post.collect_setup(epoch - 1, over=True)
+        self._post.over(before=letters.SETUP_ROUND + 1)
         self._send(self._researcher, letters.certificate_kind(epoch), certificate.to_bytes())
         return True
 
@@ -160,6 +176,7 @@ class EpochSetup:
             self._refuse(letter, f"enrolment of epoch {state.epoch}: {error}")
             return False
         self._journal.commit(state, *bundles.values())
+        self._post.answered(letters.SETUP_ROUND, letters.certificate_kind(state.epoch))
         self._enrolled_at = time.monotonic()
         self._send_bundles()
         return True
@@ -221,4 +238,4 @@ class EpochSetup:
         return self._post.post(to, letters.SETUP_ROUND, kind, {}, payload)
 
     def _refuse(self, letter: Letter, reason: str) -> None:
-        self._post.note("setup_refused", (letter.digest,), reason=reason)
+        self._post.note("setup_refused", (letter.digest,), party=letter.sender, reason=reason)

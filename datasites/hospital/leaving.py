@@ -12,7 +12,9 @@ Acknowledgement and shares follow from the survivor list and from shares that we
 masked vector is the noised one plus masks (computationally uniform to who lacks t shares, `secagg`), so under fewer
 than t colluding holders it adds nothing, and with them it is the output of the priced mechanism. Sizes are those of the
 manifest's vectors and of public words. When: the vector at the round's tick (`rounds`), everything else when the letter
-that it answers is read, which no work on rows delays.
+that it answers is read, which no work on rows delays. A letter that the store has lost while it waited for its answer
+is sent again, the same bytes, after pauses counted from when it was first sent (`transport.repeats`): a function of
+that moment, of the store and of the clock.
 """
 
 from __future__ import annotations
@@ -151,6 +153,7 @@ class Leaving:
                 if state.open.acknowledged is None:
                     acknowledged, ack = member.acknowledge(state, survivors)
                     self._journal.commit(acknowledged, ack)
+                    self._post.answered(number, letters.MASKED)
                     self._reply(letters.ACKNOWLEDGE, ack, number)
                     return True
                 acks = self._acknowledged(number)
@@ -174,6 +177,7 @@ class Leaving:
             digest=sha256_hex(canonical_json(emails)),
         )
         self._journal.commit(after, answer)
+        self._post.answered(number, letters.MASKED, letters.ACKNOWLEDGE)
         self._reply(letters.UNMASK, answer, number)
         return True
 

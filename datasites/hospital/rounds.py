@@ -68,6 +68,9 @@ from policies.facts import ReleaseFacts
 
 log = logging.getLogger(__name__)
 
+#: Letters of rounds that are looked at in one step before one is found that may be believed; then others have their
+#: turn. An honest researcher has one round open at a time.
+LETTERS_PER_STEP = 16
 #: What does not cost a round: an outage of store or database, after which the round goes on where it was; a journal
 #: that may release nothing, which stops the study; and a damaged audit log, which ends the service, since nothing may
 #: run that can't be logged (I14). Anything else before rows are looked at costs this hospital that round and no more.
@@ -177,12 +180,24 @@ class StudyRun:
         self._machine = machine or Machine()
         self._rows = RowWork(site.home, self._machine)
         self._at_work: _AtWork | None = None
-        self._halted = False
+        self._halted = self._unread = False
 
     @property
     def wakes_at(self) -> float | None:
         """When `step` is wanted for a release that waits for its tick, by the monotonic clock; not before."""
         return None if self._at_work is None or self._halted else self._at_work.due - TICK
+
+    @property
+    def post(self) -> Correspondence:
+        """This study's letters."""
+        return self._post
+
+    @property
+    def looks_at(self) -> float | None:
+        """When `step` is wanted for a letter that may be lost or has not been looked at yet, by the monotonic clock."""
+        if self._halted:
+            return None
+        return time.monotonic() if self._unread else self._post.looks_at
 
     def close(self, *, wait: bool = False) -> None:
         """End the work on rows and let go of the journal. wait: until no worker of it is left (`RowWork.close`)."""
@@ -197,6 +212,7 @@ class StudyRun:
         nobody foresaw.
         """
         row = Case.objects.get(pk=self._pk)
+        self._post.look_again()
         try:
             ends = (*Case.ACTIVE, Case.State.STOPPED)
             if row.state in ends and closing_step(self._site, self._case, self._post, row):
@@ -219,15 +235,16 @@ class StudyRun:
 
     def _round(self, row: Case) -> bool:
         member, state = self._setup.member, self._journal.state
+        self._unread = False
         if member is None or state is None or state.enrolment is None:
             return False
         self._rows.warm(self._case)
-        for number, kind, sender in reversed(self._post.mailbox()):
-            if number < max(1, state.last_round):
-                return False
-            # The study has one more round than it trains in, so a file of any later one is nobody's letter.
-            if (kind, sender) != (letters.ROUND, self._researcher) or number > self._case.study.rounds + 1:
-                continue
+        # A file of any other round is nobody's letter.
+        last = min(member.context.last_round, self._case.study.rounds + 1)
+        sure = [(number, letters.ROUND, self._researcher) for number in range(max(1, state.last_round), last + 1)]
+        open_rounds = set(sure)
+        called = [item for item in self._post.mailbox(sure) if item in open_rounds]
+        for number, _, _ in called[: -LETTERS_PER_STEP - 1 : -1]:
             done = Round.objects.filter(case=row, round=number).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
@@ -235,11 +252,13 @@ class StudyRun:
             if letter is not None:
                 self._attend(row, number, letter)
                 return True
+        self._unread = len(called) > LETTERS_PER_STEP
         return False
 
     def _attend(self, row: Case, number: int, letter: Letter) -> None:
         """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered."""
         now = time.monotonic()
+        self._post.over(before=number)
         try:
             case = self._case = open_case(self._site.home, row)
             signed = SignedManifest.from_bytes(str(letter.body.get("manifest", "")).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -15,17 +16,22 @@ from pydantic import Field, ValidationError
 from tqdm.auto import tqdm
 
 from datasites.enclave.sandbox import Sandbox
-from datasites.researcher.run import Run
+from datasites.researcher.run import ROUND_TIMEOUT, SETUP_PATIENCE, Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError, explain
 from datasites.study.identity import Email, Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
+from datasites.transport.repeats import Repeats
 from datasites.transport.store import WHOLE_STORE, Store
 from datasites.transport.syft import JobDecision, ResearcherControl
 
 CONFIG_FILE = "researcher.json"
 KEY_FILE = "keys/institution.pem"
+#: Seconds after which a study is sent again to a hospital that has not decided: at first, and at most.
+REMINDERS = 60.0, 3600.0
+
+log = logging.getLogger(__name__)
 
 
 class Settings(Agreed):
@@ -212,7 +218,14 @@ class Federation:
         ]
 
     def wait(self, study: Study, timeout: float = 24 * 3600, *, progress: bool = True) -> list[HospitalState]:
-        """Sleep until every hospital has decided, or `timeout` seconds are over; returns where each stands."""
+        """Sleep until every hospital has decided, or `timeout` seconds are over; returns where each stands.
+
+        To those that have not, the study is sent again now and then, as it was: the store may have lost it, or what the
+        hospital said; each that has it already says again where it stands.
+        """
+        repeats = Repeats(*REMINDERS)
+        for email in study.terms.cohort.hospitals:
+            repeats.begin((email, 0, study.job_name))
         deadline = time.monotonic() + timeout
         cohort = study.terms.cohort.hospitals
         with tqdm(total=len(cohort), desc="approvals", disable=not progress) as bar:
@@ -225,19 +238,47 @@ class Federation:
                 left = deadline - time.monotonic()
                 if len(decided) == len(cohort) or left <= 0:
                     return states
+                self._remind({email for email, *_ in repeats.due()} - {state.email for state in decided}, study)
                 self.store.wait(self._control.folders(), min(left, 5.0))
 
-    def run(self, study: Study, *, rounds: int | None = None, progress: bool = True) -> Run:
+    def _remind(self, emails: Iterable[str], study: Study) -> None:
+        for email in sorted(emails):
+            try:
+                self._control.submit(email, study.job_name, study.package.files)
+            except WHOLE_STORE:
+                raise
+            except DatasitesError as error:
+                log.warning("%s is not sent the study again: %s", email, error)
+
+    def run(
+        self,
+        study: Study,
+        *,
+        rounds: int | None = None,
+        progress: bool = True,
+        round_timeout: float = ROUND_TIMEOUT,
+        setup_patience: float = SETUP_PATIENCE,
+    ) -> Run:
         """Run the study to its end (or to round `rounds`) and return the finished or unfinished run.
 
         Goes on from where it was after a crash. Raises `NotApproved` when fewer hospitals than the threshold approved.
+        The times are those of `start`.
         """
-        run = self.start(study)
+        run = self.start(study, round_timeout=round_timeout, setup_patience=setup_patience)
         run.complete(rounds=rounds, progress=progress)
         return run
 
-    def start(self, study: Study) -> Run:
-        """The run of a study, new or as it was left; nothing is sent before `complete` or `next_round`."""
+    def start(
+        self, study: Study, *, round_timeout: float = ROUND_TIMEOUT, setup_patience: float = SETUP_PATIENCE
+    ) -> Run:
+        """The run of a study, new or as it was left; nothing is sent before `complete` or `next_round`.
+
+        round_timeout: seconds after which a round fails for which too few hospitals have answered. setup_patience:
+        seconds for which certificates, and then readiness, of hospitals are waited for. More than 0, or `InputError`.
+        """
+        for name, seconds in (("round_timeout", round_timeout), ("setup_patience", setup_patience)):
+            if not 0 < seconds < float("inf"):
+                raise InputError(f"{name}: {seconds} seconds; give a number of seconds above 0")
         approved = self._approved(study)
         needed = study.terms.cohort.survivors_needed
         if len(approved) < needed:
@@ -247,7 +288,7 @@ class Federation:
             )
         return Run(
             self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved,
-            look=lambda: self._approved(study),
+            look=lambda: self._approved(study), round_timeout=round_timeout, setup_patience=setup_patience,
         )  # fmt: skip
 
     def _approved(self, study: Study) -> list[str]:

@@ -1,20 +1,28 @@
-"""Waiting for one letter from each of several hospitals, some of whom may be late, gone, or lying."""
+"""Waiting for one letter from each of several hospitals, some of whom may be late, gone, or lying.
+
+What they are to answer is put again, byte for byte the same, for each that has not answered and whose letter the store
+has lost (`transport.repeats`).
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError
 from datasites.transport.mailroom import Letter, Mailroom, Rejected
+from datasites.transport.repeats import Repeats
 from datasites.transport.store import WHOLE_STORE, StoreError
 
 #: Payload of a letter that carries one signed message of the setup: keys or shares for all rounds and hospitals, bytes.
 LARGEST_SETUP_LETTER = 64 * 1024 * 1024
 #: The same for one round: a hospital's shares, or its acknowledgement, bytes.
 LARGEST_ANSWER = 1024 * 1024
+#: Refusals of one hospital's letters that a run keeps in words; anybody who writes to the store can cause more.
+MOST_REFUSALS = 5
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +38,14 @@ class RunError(DatasitesError):
         self.refused, self.blamed = refused, blamed
 
 
+@dataclass(frozen=True)
+class Question:
+    """The letters that are waited to be answered. `send` sends them to these hospitals, new or as they were."""
+
+    kind: str
+    send: Callable[[Collection[str]], None]
+
+
 def gather(
     mailroom: Mailroom,
     study: str,
@@ -41,6 +57,7 @@ def gather(
     present: set[str],
     patience: float,
     timeout: float,
+    question: Question | None = None,
     enough: Callable[[], bool] = lambda: True,
     done: Callable[[], bool] = lambda: False,
 ) -> list[str]:
@@ -48,14 +65,23 @@ def gather(
 
     Ends when all of `present` have answered (and it is `enough`), when it is `done`, when it has been `enough` for
     `patience` seconds, or after `timeout` seconds. `max_blob`: the most bytes of payload by kind; none where left out.
-    A bad letter that its sender signed counts as its answer: a lying hospital costs the others nothing. One that the
-    mailroom refused may be somebody else's: for `patience` seconds the true one may still come.
+    `question` is put again to those who have lost it. A bad letter that its sender signed counts as its answer: a lying
+    hospital costs the others nothing. One that the mailroom refused may be somebody else's: for `patience` seconds the
+    true one may still come.
     """
     pending, doubted = set(wanted), set[str]()
     refused: list[str] = []
     started = time.monotonic()
     satisfied: float | None = None
+    repeats = Repeats()
+    if question is not None:
+        for email in wanted:
+            repeats.begin((email, number, question.kind))
     while pending and not done():
+        asked = [to for to, _, kind in repeats.due() if to in pending and not mailroom.lies(to, study, number, kind)]
+        if question is not None and asked:
+            log.info("%s of round %d is put again for %s", question.kind, number, ", ".join(asked))
+            question.send(asked)
         expected = [(email, study, number, kind) for email in sorted(pending) for kind in kinds]
         for sender, _, _, kind in mailroom.wait(expected, 0.5):
             if sender not in pending:
@@ -84,8 +110,9 @@ def gather(
 
 
 def _refuse(refused: list[str], sender: str, error: Exception) -> None:
-    log.warning("%s: %s", sender, error)
-    refused.append(f"{sender}: {error}")
+    if sum(words.startswith(f"{sender}: ") for words in refused) < MOST_REFUSALS:
+        log.warning("%s: %s", sender, error)
+        refused.append(f"{sender}: {error}")
 
 
 def blob(letter: Letter) -> bytes:

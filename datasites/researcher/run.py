@@ -12,7 +12,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
-from datasites.researcher.gather import RunError, gather, who_abstained
+from datasites.researcher.gather import Question, RunError, gather, who_abstained
 from datasites.researcher.record import Clock, DeclaredFork, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
 from datasites.researcher.strategies import strategy_of
@@ -43,6 +43,8 @@ MOST_FAILURES = 3
 EPOCHS_PER_HOSPITAL = 3
 #: Seconds between looks at who has approved meanwhile.
 LOOK_SECONDS = 5.0
+#: Seconds: for everybody at each of the two steps of a setup; for enough hospitals in a round.
+SETUP_PATIENCE, ROUND_TIMEOUT = 120.0, 3600.0
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500
 
@@ -64,8 +66,8 @@ class Run:
         study: Study,
         approved: Iterable[str],
         *,
-        setup_patience: float = 120.0,
-        round_timeout: float = 3600.0,
+        setup_patience: float = SETUP_PATIENCE,
+        round_timeout: float = ROUND_TIMEOUT,
         least_patience: float = 5.0,
         look: Callable[[], Iterable[str]] | None = None,
     ) -> None:
@@ -265,15 +267,7 @@ class Run:
     def close(self, patience: float = 60.0) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat."""
         everybody, study = self._sum.hospitals, self.study.hash
-        for email in everybody:
-            heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
-            body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
-            try:
-                self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, body.model_dump(mode="json"))
-            except WHOLE_STORE:
-                raise
-            except (IdentityError, StoreError) as error:
-                log.warning("%s is not told that the study is over: %s", email, error)
+        self._say_over(everybody)
         accounts = dict(self.state.accounts)
 
         def take(letter: Letter) -> None:
@@ -291,9 +285,23 @@ class Run:
             present=set(self.state.present),
             patience=patience,
             timeout=patience,
+            question=Question(letters.CLOSE, self._say_over),
         )
         self._save(accounts=accounts, closed=True)
         self._sum.collect_setup(self._sum.epoch + 1)
+
+    def _say_over(self, emails: Collection[str]) -> None:
+        for email in emails:
+            heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
+            body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:])).model_dump(
+                mode="json"
+            )
+            try:
+                self._mailroom.send(email, self.study.hash, letters.SETUP_ROUND, letters.CLOSE, body)
+            except WHOLE_STORE:
+                raise
+            except (IdentityError, StoreError) as error:
+                log.warning("%s is not told that the study is over: %s", email, error)
 
     @property
     def model(self) -> dict[str, npt.NDArray[np.float32]]:

@@ -1,7 +1,8 @@
 """The aggregator over the mailroom: sets epochs of the secure sum up, and opens one sum per round.
 
 State is saved before each message goes out, so a killed researcher goes on where it was: what was sent is sent again
-as it was, what came is read again. Each epoch has its own files. Nothing here knows what is summed.
+as it was, what came is read again. A letter that the store loses is put again while its answer is waited for. Each
+epoch has its own files. Nothing here knows what is summed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from datasites.researcher.gather import LARGEST_ANSWER, LARGEST_SETUP_LETTER, RunError, blob, gather
+from datasites.researcher.gather import LARGEST_ANSWER, LARGEST_SETUP_LETTER, Question, RunError, blob, gather
 from datasites.researcher.record import RunFolder
 from datasites.secagg import ring
 from datasites.secagg.aggregation import AggregatorState, RoundResult
@@ -66,6 +67,7 @@ class SecureSum:
             study,
         )
         self.epoch = epoch
+        self._question: Question | None = None
         self._aggregator: Aggregator | None = None
         self._state: AggregatorState | None = None
         context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
@@ -248,6 +250,7 @@ class SecureSum:
             present=everybody if present is None else everybody & set(present),
             patience=patience,
             timeout=patience,
+            question=self._question,
             enough=lambda: present is None or len(came) >= self.context.threshold,
         )
 
@@ -306,6 +309,7 @@ class SecureSum:
             present=set(wait.present) & wanted,
             patience=wait.patience,
             timeout=wait.timeout,
+            question=self._question,
             enough=lambda: len(came) >= aggregator.context.threshold,
         )
         try:
@@ -338,6 +342,7 @@ class SecureSum:
             present=set(emails),
             patience=wait.patience,
             timeout=wait.timeout,
+            question=self._question,
             enough=lambda: len(came) >= aggregator.context.threshold,
         )
         try:
@@ -383,6 +388,7 @@ class SecureSum:
             present=set(survivors.emails),
             patience=wait.patience,
             timeout=wait.timeout,
+            question=self._question,
             done=lambda: bool(opened),
         )
         if wrong and not opened:
@@ -440,8 +446,16 @@ class SecureSum:
     def _post(
         self, to: Iterable[str], number: int, kind: str, body: dict[str, JsonValue], payload: Blob | None = None
     ) -> None:
-        """Send to all; one that can't be reached (its keys in the store are others, say) is as good as absent."""
-        try:
-            self._mailroom.send_all(list(to), self._study, number, kind, body, payload)
-        except Undelivered as error:
-            log.warning("%s %d: %s", kind, number, error)
+        """Send to all; one that can't be reached (its keys in the store are others, say) is as good as absent.
+
+        Answers are waited for next: until then the letters can be sent again, as they are.
+        """
+
+        def send(emails: Collection[str]) -> None:
+            try:
+                self._mailroom.send_all(list(emails), self._study, number, kind, body, payload)
+            except Undelivered as error:
+                log.warning("%s %d: %s", kind, number, error)
+
+        send(list(to))
+        self._question = Question(kind, send)

@@ -32,12 +32,15 @@ from datasites.study.canonical import sha256_hex
 from datasites.study.identity import EMAIL, IdentityError, Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
+from datasites.transport.second_look import SecondLook
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
 from datasites.transport.synclog import SyncLog
 
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+#: Names in one folder that no message has and that are refused at one sync; the next one goes on.
+BAD_NAMES_PER_SYNC = 20
 MAX_MOCK_FILE_BYTES = 64 * 1024 * 1024
 
 
@@ -63,6 +66,12 @@ class StoreConnection(SyftboxPlatformConnection):
     quarantine: Quarantine
     roster: Roster
     _stuck: set[str] = PrivateAttr(default_factory=set)
+    _second_look: SecondLook = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Begin to look."""
+        super().model_post_init(context)
+        self._second_look = SecondLook(self.store.settles)
 
     def get_authenticated_email(self) -> str:
         """Our own e-mail; a store has no accounts that we know of."""
@@ -75,16 +84,33 @@ class StoreConnection(SyftboxPlatformConnection):
         """Quarantine what lay under `key` and take it out of the store, so that it blocks nobody."""
         if key in self._stuck:
             return
+        self._second_look.forget(key)
         self.quarantine.keep(key, reason, data)
         self.remove(key)
 
-    def remove(self, key: str) -> None:
-        """Take a message that is done with out of the store; one that we may not delete is passed over from now on."""
+    def refuse_when_settled(self, key: str, reason: str, data: bytes) -> None:
+        """As `refuse`, for what a message would look like that is still being written: not at the first look."""
+        if self._second_look.is_final(key, sha256_hex(data)):
+            self.refuse(key, reason, data)
+
+    def remove(self, key: str) -> bool:
+        """Take a message that is done with out of the store; whether it is gone.
+
+        One that we may not delete is passed over from now on; in an outage it is removed at another sync.
+        """
         try:
             self.store.delete(key)
+        except WHOLE_STORE as error:
+            logger.warning("%s; it is removed later", error)
+            return False
         except StoreError as error:
             logger.warning("%s; it is passed over from now on", error)
             self._stuck.add(key)
+            return False
+        return True
+
+    def _is_passed_over(self, key: str) -> bool:
+        return key in self._stuck or self._second_look.waits(key)
 
     def refuse_folder(self, folder: str, reason: str) -> None:
         """Report a folder, or what kept us from using it, once, and pass it over; its owner alone may mend it."""
@@ -223,14 +249,16 @@ class StoreConnection(SyftboxPlatformConnection):
     def inbox_keys(self, sender_email: str) -> list[str]:
         """Keys of the messages of one sender; other names in the folder are refused."""
         folder = inbox_folder(self.email, sender_email)
-        found = []
+        found, bad = [], []
         for name in self.store.list(folder):
-            if f"{folder}/{name}" in self._stuck:
+            if self._is_passed_over(f"{folder}/{name}"):
                 continue
             try:
                 found.append((MessageFileName.from_string(name).submitted_timestamp, name))
             except FileNameParseError:
-                self.refuse(f"{folder}/{name}", "not the name of a syft message")
+                bad.append(f"{folder}/{name}")
+        for key in bad[:BAD_NAMES_PER_SYNC]:
+            self.refuse(key, "not the name of a syft message")
         return [f"{folder}/{name}" for _, name in sorted(found)]
 
     def owner_remove_proposed_filechange_message_from_inbox(self, message: Any) -> None:
@@ -246,9 +274,9 @@ class StoreConnection(SyftboxPlatformConnection):
     def outbox_keys(self, peer_email: str) -> list[tuple[FileChangeEventsMessageFileName, str]]:
         """(parsed name, key) of the messages that a datasite has left for us; other names are refused."""
         folder = outbox_folder(peer_email, self.email)
-        found = []
+        found, bad = [], []
         for name in self.store.list(folder):
-            if f"{folder}/{name}" in self._stuck:
+            if self._is_passed_over(f"{folder}/{name}"):
                 continue
             try:
                 parsed = FileChangeEventsMessageFileName.from_string(name)
@@ -256,7 +284,9 @@ class StoreConnection(SyftboxPlatformConnection):
                     raise ValueError(name)
                 found.append((parsed, f"{folder}/{name}"))
             except ValueError:
-                self.refuse(f"{folder}/{name}", "not the name of a syft event message")
+                bad.append(f"{folder}/{name}")
+        for key in bad[:BAD_NAMES_PER_SYNC]:
+            self.refuse(key, "not the name of a syft event message")
         return sorted(found, key=lambda item: item[0].timestamp)
 
     def _get_own_datasite_outbox_id(self, peer_email: str) -> str | None:

@@ -7,6 +7,7 @@ who may be hostile, so links are not followed and only regular files are read.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -23,6 +24,11 @@ from datasites.transport.store_errors import NotAFile, StoreError, StoreMissing,
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = ".tmp-"
+#: A folder that lay where a message belongs is renamed to this: emptying it may take for ever.
+ASIDE = ".aside-"
+#: Names that are looked at in one folder at a time. A mailbox of a study of 255 hospitals holds some 300 for each epoch
+#: of a year; to read so many takes some 20 ms, and whoever lays more than that can delay nobody further.
+MOST_NAMES = 20_000
 # Filesystems where an upload appears only when complete; elsewhere a temporary name is moved into place.
 ATOMIC_UPLOAD = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
 
@@ -42,8 +48,8 @@ class StoreFiles(Protocol):
     def size(self, key: str) -> int | None:
         """Size in bytes, or None when absent."""
 
-    def names(self, folder: str) -> list[str]:
-        """Names in one folder."""
+    def names(self, folder: str, most: int) -> list[str]:
+        """Names in one folder, whichever `most` of them come first."""
 
     def remove(self, key: str) -> None:
         """Delete when present."""
@@ -131,7 +137,7 @@ class FolderFiles:
             try:
                 os.replace(temporary, path)
             except IsADirectoryError:
-                shutil.rmtree(path)  # somebody made a folder of that name to keep the message out
+                _set_aside(path)  # somebody made a folder of that name to keep the message out
                 os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -165,10 +171,11 @@ class FolderFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, most: int) -> list[str]:
         """See `StoreFiles`."""
         try:
-            return os.listdir(self._folder(f"{folder}/x"))
+            with os.scandir(self._folder(f"{folder}/x")) as entries:
+                return [entry.name for entry in itertools.islice(entries, most)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -180,14 +187,14 @@ class FolderFiles:
         except (FileNotFoundError, NotADirectoryError):
             return
         except (IsADirectoryError, PermissionError):
-            if not os.path.isdir(path):
+            if not os.path.isdir(path) or os.path.islink(path):
                 raise
-            shutil.rmtree(path)  # somebody made a folder of that name; links in it are not followed
+            _set_aside(path)
 
     def remove_folder(self, folder: str) -> int:
         """See `StoreFiles`."""
         path = self._folder(f"{folder}/x")
-        names = self.names(folder)
+        names = self.names(folder, MOST_NAMES)
         shutil.rmtree(path, ignore_errors=True)  # follows no links; somebody may put a new file there meanwhile
         return len(names)
 
@@ -196,6 +203,11 @@ class FolderFiles:
         path = Path(self._folder(f"{folder}/x"))
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def _set_aside(path: str) -> None:
+    """Free a name on which somebody has put a folder: one rename, whatever is in it. Nobody looks at it again."""
+    os.rename(path, os.path.join(os.path.dirname(path), f"{ASIDE}{secrets.token_hex(8)}"))
 
 
 class RemoteFiles:
@@ -287,11 +299,11 @@ class RemoteFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def names(self, folder: str) -> list[str]:
-        """See `StoreFiles`."""
+    def names(self, folder: str, most: int) -> list[str]:
+        """See `StoreFiles`. The library fetches the whole listing; what is made of it is bounded."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self._path(folder), detail=False)
+            found = self.fs.ls(self._path(folder), detail=False)[:most]
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [str(name).rstrip("/").rpartition("/")[2] for name in found]
@@ -305,7 +317,7 @@ class RemoteFiles:
 
     def remove_folder(self, folder: str) -> int:
         """See `StoreFiles`."""
-        names = self.names(folder)
+        names = self.names(folder, MOST_NAMES)
         if self.atomic:
             for name in names:
                 self.remove(f"{folder}/{name}")

@@ -9,7 +9,15 @@ local changes at a restart, reads all private files at every sync, and stops for
 - a researcher takes such files only from the datasite that owns them, never an older one over a newer
   (`WatcherSyncer`), and mock data only with its owner's signature (`mocks.fetch_mocks`);
 - whatever else comes is quarantined with the reason, and the next message is looked at; what can't be read or removed
-  is reported once and passed over.
+  is reported once and passed over. What may be half written is looked at again first.
+
+Claim (crashes): a message that was taken is taken once, and a process that is killed anywhere between taking and
+removing it raises no alarm about it when it starts again: such a message is `leaving`, and is removed quietly. Any
+other message that was handled is a replay. Assumes that the log's file survives.
+
+Claim (floods): at one sync a peer's channel costs at most `MOST_NAMES` names, `MESSAGES_PER_PEER` messages and
+`BYTES_PER_PEER` bytes (and one message more) before a signature is checked, whoever wrote them; then the next peer has
+its turn.
 
 Nothing here decides whether a study may run; that is the business of `hospital`.
 """
@@ -18,12 +26,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -60,8 +69,11 @@ from datasites.transport.writing import write_file
 logger = logging.getLogger(__name__)
 
 MAX_PLAIN_BYTES = 64 * 1024 * 1024
+#: Where submissions are put together, in the SyftBox.
+INCOMING = Path(".cache", "incoming")
 MESSAGE_FILE = "proposed_file_changes.json"
-MESSAGES_PER_PEER = 100
+#: What is taken from one peer at one sync. An honest one sends a few messages of some 100 KB.
+MESSAGES_PER_PEER, BYTES_PER_PEER = 100, 2 * MAX_MESSAGE_BYTES
 
 
 def bounded_message(data: bytes) -> bytes:
@@ -82,6 +94,10 @@ def bounded_message(data: bytes) -> bytes:
         return file.read(MAX_PLAIN_BYTES)
 
 
+class Unopened(Refused):
+    """What lies there is not a message, or is half of one."""
+
+
 class Router(ConnectionRouter):
     """Opens a message only when its sender's pinned key signed it; everything sent is encrypted."""
 
@@ -92,29 +108,14 @@ class Router(ConnectionRouter):
         assert isinstance(connection, StoreConnection)
         return connection
 
-    def open(self, sender: str, key: str) -> bytes | None:
-        """The verified, decrypted JSON of one message, or None when it is gone; raises `Refused`."""
-        try:
-            sealed = self.connection.store.get(key, limit=MAX_MESSAGE_BYTES)
-        except WHOLE_STORE:
-            raise
-        except StoreError as error:
-            raise Refused(str(error)) from error
-        if sealed is None:
-            return None
+    def open(self, sender: str, sealed: bytes) -> bytes:
+        """The verified, decrypted JSON of one message; raises `Refused`."""
         try:
             return bounded_message(self.peer_store.decrypt_and_verify_if_needed(sender, sealed))
         except Refused:
             raise
         except Exception as error:  # the native library, zlib and tarfile raise various types on hostile input
-            raise Refused(f"not a message that {sender} signed for us: {error}") from error
-
-    def sealed_or_nothing(self, key: str) -> bytes:
-        """What lies under `key`, for quarantine."""
-        try:
-            return self.connection.store.get(key, limit=MAX_MESSAGE_BYTES) or b""
-        except StoreError:
-            return b""
+            raise Unopened(f"not a message that {sender} signed for us: {error}") from error
 
 
 class Peers(PeerManager):
@@ -125,10 +126,44 @@ class Peers(PeerManager):
         return {}
 
 
-def _take_out(log: SyncLog, connection: StoreConnection, channel: str, name: str, key: str) -> None:
-    """Remove a message that was handled; noted after it, so that what a crash keeps is not taken for a replay."""
-    connection.remove(key)
-    log.mark_left(channel, name)
+def _take_each(
+    router: Router, log: SyncLog, channel: str, messages: Iterable[tuple[str, str]], act: Callable[[bytes, str], None]
+) -> None:
+    """Open each message of one peer, given as (name, key), and `act` on it, once; then remove it.
+
+    That it was handled is noted before it is removed, and that it has left afterwards: killed in between, the next
+    process knows it as its own unfinished work.
+    """
+    connection, read = router.connection, 0
+    for name, key in itertools.islice(messages, MESSAGES_PER_PEER):
+        if read >= BYTES_PER_PEER:
+            return
+        sealed = b""
+        try:
+            if not log.leaving(channel, name):
+                found = connection.store.get(key, limit=MAX_MESSAGE_BYTES)
+                if found is None:
+                    continue  # gone since it was listed
+                sealed, read = found, read + len(found)
+                if log.handled(channel, name):
+                    raise Refused("a replay: this message was handled before")
+                act(router.open(channel, sealed), name)
+                log.mark_handled(channel, name)
+        except WHOLE_STORE:
+            raise
+        except Unopened as error:
+            connection.refuse_when_settled(key, str(error), sealed)
+            continue
+        except (Refused, StoreError) as error:
+            connection.refuse(key, str(error), sealed)
+            if isinstance(error, Refused):
+                log.mark_handled(channel, name)
+        except (OSError, IdentityError) as error:
+            # Our own trouble (disk, keys), not the sender's: the message stays and is tried again.
+            logger.error("message %s: %s", key, error)
+            continue
+        if connection.remove(key):
+            log.mark_left(channel, name)
 
 
 class OwnerSyncer(DatasiteOwnerSyncer):
@@ -154,30 +189,16 @@ class OwnerSyncer(DatasiteOwnerSyncer):
             self.send_changes(recipient)
 
     def take_submissions(self, sender: str) -> None:
-        """Handle the messages of one sender, at most 100 at a time."""
-        router, connection = self.connection_router, self.connection_router.connection
+        """Handle the messages of one sender, some at a time."""
+        router = self.connection_router
         if not router.peer_store.has_peer_bundle(sender):
             return  # without its pinned keys a good message can't be told from a bad one: all wait
-        for key in connection.inbox_keys(sender)[:MESSAGES_PER_PEER]:
-            name = key.rpartition("/")[2]
-            try:
-                if self.log.leaving(sender, name):
-                    _take_out(self.log, connection, sender, name, key)  # what a crash has kept
-                    continue
-                if self.log.handled(sender, name):
-                    raise Refused("a replay: this message was handled before")
-                plain = router.open(sender, key)
-                if plain is None:
-                    continue
-                self._place(read_submission_message(plain, name, sender, self.email))
-            except Refused as error:
-                connection.refuse(key, str(error), router.sealed_or_nothing(key))
-            except (OSError, IdentityError) as error:
-                # Our own trouble (disk, keys), not the sender's: the message stays and is tried again.
-                logger.error("submission %s: %s", key, error)
-                continue
-            self.log.mark_handled(sender, name)
-            _take_out(self.log, connection, sender, name, key)
+
+        def place(plain: bytes, name: str) -> None:
+            self._place(read_submission_message(plain, name, sender, self.email))
+
+        messages = [(key.rpartition("/")[2], key) for key in router.connection.inbox_keys(sender)]
+        _take_each(router, self.log, sender, messages, place)
 
     def _place(self, submission: Submission) -> None:
         """Put a whole submission in place by one rename; another under its name is refused.
@@ -192,7 +213,7 @@ class OwnerSyncer(DatasiteOwnerSyncer):
                 submission.submitter, f"{outgoing_folder(submission.submitter)}/{submission.job}/"
             )
             return
-        staging = self.syftbox_folder / ".cache" / "incoming" / uuid4().hex
+        staging = self.syftbox_folder / INCOMING / uuid4().hex
         for path, content in submission.files.items():
             target = staging / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -264,37 +285,21 @@ class WatcherSyncer(DatasiteWatcherSyncer):
 
     def take_events(self, peer: str) -> None:
         """Apply the messages of one datasite, by their signed numbers; remove them from the outbox."""
-        router, connection = self.connection_router, self.connection_router.connection
+        router = self.connection_router
         if not router.peer_store.has_peer_bundle(peer):
             return  # without its pinned keys a good message can't be told from a bad one: all wait
-        for name, key in connection.outbox_keys(peer)[:MESSAGES_PER_PEER]:
-            text = name.as_string()
-            try:
-                if self.log.leaving(peer, text):
-                    _take_out(self.log, connection, peer, text, key)  # what a crash has kept
-                    continue
-                if self.log.handled(peer, text):
-                    raise Refused("a replay: this message was handled before")
-                plain = router.open(peer, key)
-                if plain is None:
-                    continue
-                self._apply(peer, plain, name)
-            except Refused as error:
-                connection.refuse(key, str(error), router.sealed_or_nothing(key))
-            except (OSError, IdentityError) as error:
-                logger.error("message %s: %s", key, error)
-                continue
-            self.log.mark_handled(peer, text)
-            _take_out(self.log, connection, peer, text, key)
+        keys = router.connection.outbox_keys(peer)
+        messages = [(name.as_string(), key) for name, key in keys]
+        _take_each(router, self.log, peer, messages, lambda plain, name: self._apply(peer, plain, name))
 
-    def _apply(self, peer: str, plain: bytes, name: FileChangeEventsMessageFileName) -> None:
+    def _apply(self, peer: str, plain: bytes, name: str) -> None:
         try:
             message = FileChangeEventsMessage.model_validate_json(plain)
         except (ValidationError, ValueError) as error:
             raise Refused(f"not an event message: {error}") from error
-        if message.message_filepath.as_string() != name.as_string():
+        if message.message_filepath.as_string() != name:
             raise Refused("its name is not the one that was signed: an old message under a new name")
-        number = int(name.timestamp)
+        number = int(message.message_filepath.timestamp)
         files: dict[str, bytes] = {}
         for event in message.events:
             path = event.path_in_datasite.as_posix()
@@ -336,6 +341,11 @@ class Manager(SyftboxManager):
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As syft's, without checkpoints and without merging of outboxes."""
         super().sync(auto_checkpoint=False, auto_compact=False)
+
+
+def clear_incoming(syftbox: Path) -> None:
+    """Remove what a killed process has put together by halves; its message is still in the store."""
+    shutil.rmtree(syftbox / INCOMING, ignore_errors=True)
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:

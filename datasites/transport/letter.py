@@ -1,17 +1,22 @@
-"""One letter: its path in the store, its inner message, and what a recipient accepts. Pure; `mailroom` sends them."""
+"""One letter: its path in the store, its inner message, what a recipient accepts, and what can be wrong with it.
+
+Pure; `mailroom` sends them.
+"""
 
 from __future__ import annotations
 
 import re
 import struct
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, JsonValue
 
 from datasites.study.canonical import Agreed
-from datasites.study.identity import EMAIL, Email
+from datasites.study.errors import DatasitesError
+from datasites.study.identity import EMAIL, Email, IdentityError
 from datasites.transport.blobs import Pointer
+from datasites.transport.store_errors import StoreError
 
 INLINE_BYTES = 64 * 1024
 ENVELOPE_OVERHEAD = 16 * 1024
@@ -36,6 +41,40 @@ class Contents(Agreed):
     body: dict[str, JsonValue]
     inline: Annotated[int, Field(ge=0, le=INLINE_BYTES)] | None = None
     blob: Pointer | None = None
+
+
+class Sealer(Protocol):
+    """Signs and encrypts to one recipient; opens what one sender signed and encrypted to us."""
+
+    def seal(self, to: str, data: bytes) -> bytes:
+        """An envelope for `to`."""
+
+    def open(self, sender: str, envelope: bytes) -> bytes:
+        """The contents of an envelope that `sender` signed for us; `BadEnvelope` for anything else."""
+
+
+class BadEnvelope(Exception):
+    """Not an envelope that the stated sender signed and encrypted to us."""
+
+
+class Rejected(DatasitesError):
+    """A letter in our mailbox was refused. It is in quarantine and no longer in the mailbox."""
+
+    def __init__(self, sender: str, study: str, round: int, kind: str, reason: str) -> None:
+        super().__init__(f"letter {kind} of round {round} from {sender} in study {study[:16]}: {reason}")
+        self.sender, self.study, self.round, self.kind, self.reason = sender, study, round, kind, reason
+
+
+class Equivocation(DatasitesError):
+    """We were asked to say, under a path, something else than what we have said there."""
+
+
+class Undelivered(DatasitesError):
+    """A letter to several was sent to all but these; `failures` holds what kept it from each, by recipient."""
+
+    def __init__(self, failures: dict[str, IdentityError | StoreError]) -> None:
+        super().__init__("; ".join(f"not sent to {email}: {error}" for email, error in failures.items()))
+        self.failures = failures
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,14 @@ can only withhold a letter:
 - a second, different letter under one path is equivocation and refused, on the sender's side as well (`Equivocation`);
 - a letter that is sent again is byte-identical (I6).
 
-A refused letter is removed from the recipient's mailbox, so that a wait goes on and the sender can put the true one
-back by calling `send` again; one that can't be removed is reported once and then passed over. A bad letter of one
-sender never delays those of another, nor does what can't be read or sent. Nothing is ordered by clock.
+A letter that may be half written is looked at again before it is refused (`second_look`). A refused letter is removed
+from the recipient's mailbox, so that a wait goes on and the sender, who sees by `lies` that it is gone, can put the
+true one back by calling `send` again; one that can't be removed is reported once and then passed over. A bad letter of
+one sender never delays those of another, nor does what can't be read or sent. Nothing is ordered by clock.
+
+What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received
+the bytes of one envelope (`Limits.body` and 80 KiB) before a signature is checked; a blob is fetched only for an
+envelope that its sender signed. Letters that are expected are found by name even where more lies there than is listed.
 What the store learns: who writes to whom, when, in which study and round, what kind of letter (so also who abstains),
 and sizes.
 """
@@ -25,12 +30,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import JsonValue, ValidationError
 
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.errors import DatasitesError
 from datasites.study.identity import EMAIL, IdentityError
 from datasites.transport import blobs
 from datasites.transport.blobs import BadBlob
@@ -40,11 +44,16 @@ from datasites.transport.letter import (
     INLINE_BYTES,
     KIND,
     MAX_ROUND,
+    BadEnvelope,
     Blob,
     Contents,
+    Equivocation,
     Expected,
     Letter,
     Limits,
+    Rejected,
+    Sealer,
+    Undelivered,
     kind_of,
     letter_folder,
     letter_key,
@@ -53,6 +62,7 @@ from datasites.transport.letter import (
     unpack,
 )
 from datasites.transport.quarantine import Quarantine
+from datasites.transport.second_look import SecondLook
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, StoreUnreachable, TooLarge
 
 __all__ = [
@@ -75,42 +85,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class Sealer(Protocol):
-    """Signs and encrypts to one recipient; opens what one sender signed and encrypted to us."""
-
-    def seal(self, to: str, data: bytes) -> bytes:
-        """An envelope for `to`."""
-
-    def open(self, sender: str, envelope: bytes) -> bytes:
-        """The contents of an envelope that `sender` signed for us; `BadEnvelope` for anything else."""
-
-
-class BadEnvelope(Exception):
-    """Not an envelope that the stated sender signed and encrypted to us."""
-
-
-class Rejected(DatasitesError):
-    """A letter in our mailbox was refused. It is in quarantine and no longer in the mailbox."""
-
-    def __init__(self, sender: str, study: str, round: int, kind: str, reason: str) -> None:
-        super().__init__(f"letter {kind} of round {round} from {sender} in study {study[:16]}: {reason}")
-        self.sender, self.study, self.round, self.kind, self.reason = sender, study, round, kind, reason
-
-
-class Equivocation(DatasitesError):
-    """We were asked to say, under a path, something else than what we have said there."""
-
-
-class Undelivered(DatasitesError):
-    """A letter to several was sent to all but these; `failures` holds what kept it from each, by recipient."""
-
-    def __init__(self, failures: dict[str, IdentityError | StoreError]) -> None:
-        super().__init__("; ".join(f"not sent to {email}: {error}" for email, error in failures.items()))
-        self.failures = failures
-
-
 class _Bad(Exception):
     """What lies under a path is not a letter that may be believed; the message says why."""
+
+
+class _PerhapsUnfinished(_Bad):
+    """As above, and a letter of which only a part has come would look the same."""
 
 
 class Mailroom:
@@ -136,6 +116,7 @@ class Mailroom:
         self._journal = Journal(folder / "mailroom.sqlite", durable=durable)
         self._secret = self._journal.secret
         self._stuck: dict[str, str] = {}
+        self._second_look = SecondLook(store.settles)
 
     def close(self) -> None:
         """Close the journal."""
@@ -220,17 +201,26 @@ class Mailroom:
         return entry.contents
 
     def _put(self, key: str, entry: Sent, check: bool) -> None:
-        if entry.envelope is None:
-            return
-        if check:
-            try:
-                if self.store.get(key, limit=len(entry.envelope)) == entry.envelope:
-                    return
-            except WHOLE_STORE:
-                raise
-            except StoreError:
-                self.store.delete(key)  # too large, not a file, or not readable: not what we put
-        self.store.put(key, entry.envelope)
+        if entry.envelope is not None and not (check and self._is_there(key, entry.envelope)):
+            self.store.put(key, entry.envelope)
+
+    def _is_there(self, key: str, envelope: bytes) -> bool:
+        try:
+            return self.store.get(key, limit=len(envelope)) == envelope
+        except WHOLE_STORE:
+            raise
+        except StoreError:
+            return False  # too large, not a file, or not readable: not what we put
+
+    def lies(self, to: str, study: str, round: int, kind: str) -> bool:
+        """Whether a letter of ours lies where it was put, byte for byte, or its round was collected.
+
+        Where it doesn't, `send` of the same puts it back. Of a blob nothing is said: a recipient that misses a part of
+        it removes the letter, and then `send` puts back both.
+        """
+        key = letter_key(self.email, study, to, round, kind)
+        entry = self._journal.sent(key)
+        return entry is not None and (entry.envelope is None or self._is_there(key, entry.envelope))
 
     def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
         if entry is not None and entry.said != said:
@@ -240,7 +230,7 @@ class Mailroom:
             )
 
     def receive(self, sender: str, study: str, round: int, kind: str, *, max_blob: int | None = None) -> Letter | None:
-        """The letter under that path, checked and decrypted; None when there is none yet.
+        """The letter under that path, checked and decrypted; None when there is none yet, or perhaps half of one.
 
         Raises `Rejected` for a bad one (once, where it can't be removed: then None). The letter stays where it is
         after `StoreError`, and after `IdentityError`: the sender isn't pinned, or its keys in the store are others. May
@@ -249,11 +239,19 @@ class Mailroom:
         """
         key = letter_key(sender, study, self.email, round, kind)
         envelope: bytes | None = None
+        if self._second_look.waits(key):
+            return None
         try:
             envelope = self._envelope(key)
-            return None if envelope is None else self._checked(sender, study, round, kind, envelope, max_blob)
+            found = None if envelope is None else self._checked(sender, study, round, kind, envelope, max_blob)
+            self._second_look.forget(key)
+            return found
         except _Bad as error:
             reason = str(error)
+            # Of a blob that is on its way the reason says how far it has come.
+            mark = sha256_hex(reason.encode() + (envelope or b""))
+            if isinstance(error, _PerhapsUnfinished) and not self._second_look.is_final(key, mark):
+                return None
         if self._remove(key, reason, envelope or b""):
             raise Rejected(sender, study, round, kind, reason)
         return None
@@ -279,7 +277,7 @@ class Mailroom:
         except IdentityError:
             raise  # our roster or the sender's keys aren't in order; the letter may be good and stays
         except (BadEnvelope, ValidationError, ValueError) as error:
-            raise _Bad(f"not a letter that {sender} signed for us: {error}") from error
+            raise _PerhapsUnfinished(f"not a letter that {sender} signed for us: {error}") from error
         wanted = (sender, self.email, study, round, kind)
         found = (contents.sender, contents.recipient, contents.study, contents.round, contents.kind)
         if found != wanted:
@@ -297,7 +295,7 @@ class Mailroom:
             try:
                 blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
             except BadBlob as error:
-                raise _Bad(f"blob: {error}") from error
+                raise _PerhapsUnfinished(f"blob: {error}") from error
         elif max_blob is not None and inline is not None and len(inline) > max_blob:
             raise _Bad(f"blob of {len(inline)} bytes, the limit is {max_blob}")
         return Letter(sender, self.email, study, round, kind, contents.body, blob, digest)
@@ -311,6 +309,7 @@ class Mailroom:
         if self._stuck.get(key) == mark:
             return False
         self.quarantine.keep(key, reason, envelope)
+        self._second_look.forget(key)
         try:
             self.store.delete(key)
             self._stuck.pop(key, None)
@@ -322,13 +321,28 @@ class Mailroom:
         return True
 
     def waiting(self, expected: Iterable[Expected]) -> list[Expected]:
-        """Which of `expected` lie in the mailbox now (unchecked), in the order given; without those passed over."""
-        items = [item for item in expected if letter_key(item[0], item[1], self.email, *item[2:]) not in self._stuck]
-        names = {
-            study: set(self.store.list(letter_folder(study, self.email)))
-            for study in {study for _, study, _, _ in items}
-        }
-        return [item for item in items if letter_name(item[0], item[2], item[3]) in names[item[1]]]
+        """Which of `expected` lie in the mailbox now (unchecked), in the order given; without those passed over, and
+        those that wait for a second look."""
+        items = list(expected)
+        listed = {study: self.store.look(letter_folder(study, self.email)) for study in {item[1] for item in items}}
+        names = {study: set(listing.names) for study, listing in listed.items()}
+        found = []
+        for sender, study, round, kind in items:
+            key = letter_key(sender, study, self.email, round, kind)
+            there = letter_name(sender, round, kind) in names[study]
+            if not there and not listed[study].is_whole:
+                there = self.store.exists(key)
+            if there and not self._is_passed_over(key):
+                found.append((sender, study, round, kind))
+        return found
+
+    def _is_passed_over(self, key: str) -> bool:
+        return key in self._stuck or self._second_look.waits(key)
+
+    @property
+    def looks_again_at(self) -> float | None:
+        """When a letter that was perhaps half written is to be received again, by the monotonic clock."""
+        return self._second_look.due
 
     def wait(
         self,
@@ -353,13 +367,19 @@ class Mailroom:
                 break
         return arrived
 
-    def mailbox(self, study: str) -> list[tuple[int, str, str]]:
-        """(round, kind, sender) of all letters to us in a study that lie in the store, unchecked; ascending.
+    def mailbox(self, study: str, sure: Iterable[tuple[int, str, str]] = ()) -> list[tuple[int, str, str]]:
+        """(round, kind, sender) of the letters to us in a study that lie in the store, unchecked; ascending.
 
-        Names that no letter has are left out, and so are letters that are passed over.
+        Names that no letter has are left out, and so are letters that are passed over or wait for a second look.
+        sure: letters that are found in any case, also where more lies in the mailbox than is listed.
         """
+        listing = self.store.look(letter_folder(study, self.email))
+        names = set(listing.names)
+        if not listing.is_whole:
+            keys = [letter_key(sender, study, self.email, round, kind) for round, kind, sender in sure]
+            names.update(key.rpartition("/")[2] for key in keys if self.store.exists(key))
         found = []
-        for name in self.store.list(letter_folder(study, self.email)):
+        for name in names:
             number, _, rest = name.partition(".")
             kind, _, sender = rest.partition(".")
             if not (number.isdecimal() and KIND.fullmatch(kind) and EMAIL.fullmatch(sender)):
@@ -367,7 +387,7 @@ class Mailroom:
             item = (int(number), kind, sender)
             if item[0] > MAX_ROUND or letter_name(sender, item[0], kind) != name:
                 continue
-            if letter_key(sender, study, self.email, item[0], kind) not in self._stuck:
+            if not self._is_passed_over(letter_key(sender, study, self.email, item[0], kind)):
                 found.append(item)
         return sorted(found)
 

@@ -1,7 +1,9 @@
 """Where bad messages go: a bounded local folder, each with the reason it was refused, for a person to look at.
 
-It keeps evidence; nothing is ever read back from it into the protocol. It holds the newest entries only, and only
-the start of each, so that a flood of bad messages can't fill the disk.
+It keeps evidence; nothing is ever read back from it into the protocol. Claim: it never holds more than `KEEP_ENTRIES`
+entries of `KEEP_BYTES` and a reason each, two files an entry (33 MiB in all), and grows by at most `KEEP_PER_HOUR` in
+an hour, the log with it; of what comes beyond that, one entry says how many there were. So a flood can neither fill a
+disk or a log, nor push out at once what came before it. Counted from the start of the process.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 KEEP_ENTRIES = 500
 KEEP_BYTES = 64 * 1024
+#: More than a person looks at, and few enough that a flood needs hours to push out what came before it.
+KEEP_PER_HOUR = 100
+HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,24 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._since, self._kept, self._left_out = time.monotonic(), 0, 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def keep(self, what: str, reason: str, data: bytes = b"") -> None:
-        """Record that `what` was refused for `reason`, with the first 64 KiB of it."""
+        """Record that `what` was refused for `reason`, with the first 64 KiB of it; or count it, in a flood."""
+        if time.monotonic() - self._since >= HOUR:
+            left_out, self._since, self._kept, self._left_out = self._left_out, time.monotonic(), 0, 0
+            if left_out:
+                self._write("flood", f"{left_out} more were refused since the entry before this one", b"")
+        if self._kept >= KEEP_PER_HOUR:
+            if not self._left_out:
+                logger.warning("quarantine %s: more than %d in an hour, the rest is counted", self.folder, self._kept)
+            self._left_out += 1
+            return
+        self._kept += 1
+        self._write(what, reason, data)
+
+    def _write(self, what: str, reason: str, data: bytes) -> None:
         entry = Quarantined(what, reason[:2000], time.time(), len(data), hashlib.sha256(data).hexdigest())
         stem = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
         for name, content in ((f"{stem}.bin", data[:KEEP_BYTES]), (f"{stem}.json", json.dumps(vars(entry)).encode())):
@@ -48,7 +67,7 @@ class Quarantine:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
         logger.warning("quarantined %s: %s", what, entry.reason)
-        stems = sorted(path.stem for path in self.folder.glob("*.json"))
+        stems = sorted({path.stem for path in self.folder.iterdir()})  # a crash may leave one file of an entry
         for old in stems[:-KEEP_ENTRIES]:
             (self.folder / f"{old}.json").unlink(missing_ok=True)
             (self.folder / f"{old}.bin").unlink(missing_ok=True)

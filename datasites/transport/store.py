@@ -18,12 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import watchfiles
 
 from datasites.study.addresses import shown
-from datasites.transport.filesystems import FolderFiles, RemoteFiles, StoreFiles, local_path
+from datasites.transport.filesystems import MOST_NAMES, FolderFiles, RemoteFiles, StoreFiles, local_path
 from datasites.transport.store_errors import (
     WHOLE_STORE,
     BadKey,
@@ -61,10 +61,21 @@ RETRY_DELAYS = (0.05, 0.2, 0.8, 2.0, 5.0)
 LOCAL_PACE = ((3.0, 1, 0.5), (30.0, 20, 2.0), (float("inf"), 50, 5.0))
 REMOTE_PACE = (0.1, 1.5, 5.0)
 
+#: Seconds after which a file that was being written is whole, and one that is still no message will never be one.
+#: Share clients and sync tools write in place, some kilobytes at a time.
+SETTLES = 1.0
+
 Snapshot = dict[str, tuple[str, ...]]
 """Names by folder."""
 
 Result = TypeVar("Result")
+
+
+class Listing(NamedTuple):
+    """Names in a folder, sorted. is_whole: False where more lie there than anybody looks at."""
+
+    names: list[str]
+    is_whole: bool
 
 
 def checked_key(key: str) -> str:
@@ -87,13 +98,16 @@ class Store:
     `url`: a path, `file://…`, or an fsspec URL such as `s3://bucket/prefix`, `ssh://user@host/folder`,
     `webdav://host/folder` (extras `s3`, `sftp`, `webdav`). `options` go to the fsspec filesystem. `fsync` makes a
     put on a local folder survive a power cut, at some milliseconds each. `create` makes the folder when absent.
+    `settles`: seconds that a reader gives a file which may be half written (see `second_look`).
 
     Transient errors are retried with back-off (about 8 s in all) and then raised as `StoreUnreachable`; permanent
     ones are raised at once: `StoreDenied`, `StoreMissing`, `StoreFull`, or plain `StoreError`.
     """
 
-    def __init__(self, url: str | Path, *, fsync: bool = False, create: bool = True, **options: Any) -> None:
-        self.url = str(url)
+    def __init__(
+        self, url: str | Path, *, fsync: bool = False, create: bool = True, settles: float = SETTLES, **options: Any
+    ) -> None:
+        self.url, self.settles = str(url), settles
         folder = local_path(self.url)
         self.files: StoreFiles
         if folder is not None:
@@ -134,11 +148,16 @@ class Store:
         """Whether there is something under `key` now."""
         return self.size(key) is not None
 
-    def list(self, folder: str) -> list[str]:
-        """Names directly in `folder`, sorted; empty when it is absent. Names that no put makes are left out."""
+    def look(self, folder: str) -> Listing:
+        """Names directly in `folder`, at most `MOST_NAMES`; none when it is absent. Names that no put makes are left
+        out. Where the listing isn't whole, what is wanted is looked for by its name."""
         checked_key(folder)
-        names = self._try("list", folder, lambda: self.files.names(folder))
-        return sorted(name for name in names if PART.fullmatch(name))
+        names = self._try("list", folder, lambda: self.files.names(folder, MOST_NAMES))
+        return Listing(sorted(name for name in names if PART.fullmatch(name)), len(names) < MOST_NAMES)
+
+    def list(self, folder: str) -> list[str]:
+        """The names of `look`."""
+        return self.look(folder).names
 
     def delete(self, key: str) -> None:
         """Remove `key`, whatever lies there; fine when it is gone already."""

@@ -29,7 +29,7 @@ from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.client import SyftRole, make_client
 from datasites.transport.connection import StoreConnection, inbox_folder, outbox_folder
-from datasites.transport.guards import Manager, proposal
+from datasites.transport.guards import Manager, clear_incoming, proposal
 from datasites.transport.mocks import FILE, SIGNED, MockManifest, check_mock, publish_mock
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, SyftSealer, checked_bundle, open_keys, syft_fingerprint
@@ -93,7 +93,11 @@ class _Control:
         self._sealer.pin(roster)
 
     def sync(self) -> None:
-        """Exchange messages with all peers. Raises `StoreError` when the store failed for one; the others are done."""
+        """Exchange messages with all peers. Raises `StoreError` when the store failed for one; the others are done.
+
+        Our keys are put again where the store has lost them: without them nobody can write to us.
+        """
+        self._publish_keys()
         self._manager.sync()
 
     def close(self) -> None:
@@ -151,6 +155,7 @@ class HospitalControl(_Control):
     def open(cls, identity: Identity, syftbox_folder: Path, store: Store, state_dir: Path, roster: Roster) -> Self:
         """Start, or go on after a restart."""
         keys = open_keys(identity.email, state_dir / "syft_keys.json")
+        clear_incoming(syftbox_folder)
         client = make_client(identity.email, syftbox_folder, store, state_dir, cls.role, roster, keys)
         return cls(client, store, roster, identity)
 

@@ -40,7 +40,8 @@ class Party:
         )
 
     def start(self, limits: Limits | None = None) -> Party:
-        store = Store(self.store_url, **self.options)
+        # Refused at the first look, so that a test need not wait for the second; tests of that set `settles`.
+        store = Store(self.store_url, **{"settles": 0.0, **self.options})
         if self.role == "hospital":
             self.control = HospitalControl.open(
                 self.identity, self.home / "SyftBox", store, self.home / "state", self.roster
