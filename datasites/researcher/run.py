@@ -293,11 +293,10 @@ class Run:
     def _say_over(self, emails: Collection[str]) -> None:
         for email in emails:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
-            body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:])).model_dump(
-                mode="json"
-            )
+            body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
+            words, study = body.model_dump(mode="json"), self.study.hash
             try:
-                self._mailroom.send(email, self.study.hash, letters.SETUP_ROUND, letters.CLOSE, body)
+                self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, words)
             except WHOLE_STORE:
                 raise
             except (IdentityError, StoreError) as error:

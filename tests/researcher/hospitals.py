@@ -1,11 +1,13 @@
 """Hospitals for the tests of a run: real keys, letters, shares and masks in one process; what they train on is made up.
 
-They follow the protocol as `datasites.hospital` does, without its database, ledger and worker, and can be told to lie.
+They follow the protocol as `datasites.hospital` does, without its database, ledger and worker, put letters again that
+the store has lost, and can be told to lie.
 """
 
 from __future__ import annotations
 
 import datetime
+import re
 import secrets
 import threading
 import time
@@ -25,7 +27,8 @@ from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead
 from datasites.study.manifest import RoundManifest
-from datasites.transport.mailroom import Letter
+from datasites.transport.mailroom import Letter, Rejected
+from datasites.transport.repeats import Posted, Repeats
 from tests.transport.parties import RESEARCHER, Party
 
 PEER_PATIENCE = 0.3
@@ -56,15 +59,18 @@ class Hospital:
         self.charged: list[int] = []
         self._since = 0.0
         self._told: set[tuple[str, int]] = set()
+        self._sent: dict[Posted, tuple[dict[str, Any], Any]] = {}
+        self._repeats = Repeats()
 
     def step(self) -> None:
         """Look at the mailbox once."""
         if not self.there:
             return
+        self._put_again()
         for number, kind, sender in self.party.mailroom.mailbox(self.study.hash):
-            if sender == RESEARCHER and kind.startswith("offer-"):
+            if sender == RESEARCHER and number == letters.SETUP_ROUND and re.fullmatch("offer-[0-9]{1,3}", kind):
                 self._offered(int(kind.removeprefix("offer-")))
-            if (number, kind) == (letters.SETUP_ROUND, letters.CLOSE):
+            if (number, kind, sender) == (letters.SETUP_ROUND, letters.CLOSE, RESEARCHER):
                 self._close()
         if self.state is None or self.member is None:
             return
@@ -77,15 +83,28 @@ class Hospital:
             self._answer(self.member)
 
     def _letter(self, kind: str, number: int = letters.SETUP_ROUND, sender: str = RESEARCHER) -> Letter | None:
-        return self.party.mailroom.receive(sender, self.study.hash, number, kind)
+        try:
+            return self.party.mailroom.receive(sender, self.study.hash, number, kind)
+        except Rejected:
+            return None
 
     def _send(self, kind: str, body: dict, blob: Any = None, number: int = 0, to: str = RESEARCHER) -> None:
         if kind.split("-")[0] not in self.silent_at:
+            self._sent[to, number, kind] = (body, blob)
+            self._repeats.begin((to, number, kind))
             self.party.mailroom.send(to, self.study.hash, number, kind, body, blob)
+
+    def _put_again(self) -> None:
+        for to, number, kind in self._repeats.due():
+            if not self.party.mailroom.lies(to, self.study.hash, number, kind):
+                self.party.mailroom.send(to, self.study.hash, number, kind, *self._sent[to, number, kind])
 
     def _offered(self, epoch: int) -> None:
         if self.state is not None and epoch <= self.state.epoch:
             return
+        if self._letter(letters.offer_kind(epoch)) is None:
+            return
+        self._repeats.end(lambda _: True)
         # The terms that a datasite would build from offer and study; its own tests show that it does.
         context = Context.parse((self._contexts / f"context-{epoch}.json").read_bytes())
         self.member = Member(self.party.identity, context)
@@ -124,6 +143,9 @@ class Hospital:
 
     def _attend(self, member: Member, number: int) -> None:
         letter = self._letter(letters.ROUND, number)
+        if letter is None:
+            return
+        self._repeats.end(lambda sent: sent[1] < number)
         signed = SignedManifest.from_bytes(letter.body["manifest"].encode())
         try:
             self.state = member.open(self.state, signed, today=today())
@@ -167,7 +189,7 @@ class Hospital:
         self._send(letters.UNMASK, {}, answer.to_bytes(), number)
 
     def _close(self) -> None:
-        if ("closed", 0) in self._told:
+        if ("closed", 0) in self._told or self._letter(letters.CLOSE) is None:
             return
         self._told.add(("closed", 0))
         epsilons = {"pld": 0.9, "local": 1.0}
