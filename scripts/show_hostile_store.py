@@ -1,10 +1,10 @@
 """What a store that meddles does to a study: 20 tricks at 10 points, alone and in pairs drawn with a fixed seed.
 
-Each line is a whole study (three rounds and the final evaluation; a researcher's run and four hospitals, their letters,
-keys, shares and masks real, their training a fixed step) over a folder in which somebody who has nobody's keys plays the
-trick. "same": all hospitals are in every round, and the model is the one without tricks. "named": it is the mean of
-those whom each round names, and the run says who was missing or why it stopped. Anything else is a failure. Shown are
-also the slowest round in seconds and the largest quarantine in KiB, which has a bound of 33 MiB.
+Each line is a whole study (three rounds and the final evaluation; a run and four hospitals, their letters, keys, shares
+and masks real, their training a fixed step) over a folder in which somebody who has nobody's keys plays the trick.
+"same": all hospitals are in every round, and the model is the one without tricks. "named": it is the mean of those whom
+each round names, and the run says who was missing or why it stopped. Anything else is a failure. Shown are also the
+slowest round in seconds and the largest quarantine in KiB, which has a bound of 33 MiB.
 
 Usage: python scripts/show_hostile_store.py [--pairs 100] [--seed 16] [--only TRICK] [--jobs 2] [--json FILE]
 """
@@ -27,8 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.researcher.hostile import run_study  # noqa: E402
-from tests.transport.hostile_store import POINTS, TRICKS  # noqa: E402
+from tests.researcher.hostile import run_study
+from tests.transport.hostile_store import POINTS, TRICKS
 
 Plan = tuple[tuple[str, str], ...]
 """(point, trick)."""

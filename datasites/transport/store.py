@@ -273,8 +273,9 @@ def _file_events(paths: Sequence[Path], timeout: float, stop: threading.Event | 
                     yield
                 if now - start >= length:
                     break
-        except OSError:
-            # No watches left (fs.inotify.max_user_watches), or a folder was removed: poll instead.
+        except (OSError, RuntimeError):
+            # No watches left (fs.inotify.max_user_watches), a folder was removed, or somebody made a file whose name
+            # is no text: poll instead.
             yield from _polls(timeout - (time.monotonic() - start), stop)
             return
         if _stopped(stop):

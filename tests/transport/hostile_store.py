@@ -112,7 +112,9 @@ def _flood_of_bytes(store: HostileStore, path: Path, data: bytes) -> None:
 
 
 def _deep(store: HostileStore, path: Path, data: bytes) -> None:
-    (path / "/".join("d" * 60)).mkdir(parents=True)
+    made = Path(store.url, "made")
+    (made / "/".join("d" * 60)).mkdir(parents=True)
+    made.rename(path)
 
 
 def _long_names(store: HostileStore, path: Path, data: bytes) -> None:

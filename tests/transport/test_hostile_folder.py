@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,27 @@ def test_a_deep_folder_under_a_name_is_put_aside_at_once(tmp_path: Path) -> None
     assert not store.exists("a/b")
     assert len([name for name in os.listdir(tmp_path / "a") if name.startswith(filesystems.ASIDE)]) == 2
     os.system(f"rm -rf {tmp_path / 'a'}")  # rmtree of Python's, and pytest's, goes by recursion
+
+
+def test_a_name_that_is_no_text_ends_nobodys_wait(tmp_path: Path) -> None:
+    """The library that waits for file events raises for it."""
+    store = Store(tmp_path)
+    store.put("a/x", b"1")
+    odd, said = os.fsencode(tmp_path) + b"/a/\xff\xfe", []
+
+    def lay() -> None:
+        Path(os.fsdecode(odd)).touch()
+        time.sleep(0.3)
+        store.put("a/y", b"2")
+
+    thread = threading.Timer(0.3, lay)
+    thread.start()
+    for _ in store.changes(["a"], 20.0):
+        said = store.list("a")
+        if "y" in said:
+            break
+    thread.join()
+    assert said == ["x", "y"]
 
 
 # -- letters put again -------------------------------------------------------------------------------------------------

@@ -1,0 +1,207 @@
+"""What others lay into a hospital's mailbox costs it bounded work and log, and letters that are lost are put again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datasites.hospital import correspondence
+from datasites.hospital.correspondence import HOUR, RECORDS_PER_HOUR
+from datasites.hospital.datasite import STEPS_PER_TURN, Datasite
+from datasites.hospital.epochs import OFFERS_PER_STEP
+from datasites.hospital.models import Case
+from datasites.hospital.rounds import LETTERS_PER_STEP, StudyRun
+from datasites.study import letters
+from datasites.study.audit_chain import records
+from datasites.transport.mailroom import Mailroom, letter_folder, letter_key
+from datasites.transport.quarantine import KEEP_PER_HOUR
+from datasites.transport.repeats import Repeats
+from datasites.transport.store import StoreError
+from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+FLOOD = 1_000
+
+
+@pytest.fixture
+def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Kinds of the letters that a mailroom was asked for."""
+    kinds: list[str] = []
+    receive = Mailroom.receive
+
+    def counted(room: Mailroom, sender: str, study: str, round: int, kind: str, **options: int | None) -> object:
+        if room.email == OWN:
+            kinds.append(kind)
+        return receive(room, sender, study, round, kind, **options)
+
+    monkeypatch.setattr(Mailroom, "receive", counted)
+    return kinds
+
+
+def lay(running: Running, name: str) -> None:
+    folder = Path(str(running.store.local), letter_folder(running.study, OWN))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.{RESEARCHER}").write_bytes(b"x")
+
+
+def test_files_named_like_offers_neither_stop_a_hospital_nor_fill_its_log(
+    running: Running, received: list[str]
+) -> None:
+    """Thousands of one-byte files: each step looks at a few, rounds go on, and the log holds a few records."""
+    for number in range(1, FLOOD + 1):
+        lay(running, f"00000000.offer-{number}")
+    began = running.site.home.audit.stat().st_size
+    running.run.step()
+    assert len([kind for kind in received if kind.startswith("offer-")]) <= OFFERS_PER_STEP
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED), "the round is answered while the flood lies there"
+    for _ in range(2 * FLOOD // OFFERS_PER_STEP):
+        before = len(received)
+        running.run.step()
+        assert len(received) - before <= OFFERS_PER_STEP + LETTERS_PER_STEP + 10
+    names = running.store.list(letter_folder(running.study, OWN))
+    assert [name for name in names if "offer-" in name] == [f"00000000.offer-0.{RESEARCHER}"]
+    assert len(running.logged("letter_rejected")) <= RECORDS_PER_HOUR
+    assert running.site.home.audit.stat().st_size - began < 64 * 1024
+    assert len(list((running.folder / OWN / "mail" / "quarantine").iterdir())) <= 2 * KEEP_PER_HOUR
+
+
+def test_what_was_left_out_of_the_log_is_counted_after_an_hour(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 41):
+        lay(running, f"00000000.offer-{number}")
+    for _ in range(40):
+        running.run.step()
+    assert len(running.logged("letter_rejected")) == RECORDS_PER_HOUR
+    assert running.logged("events_left_out") == []
+    later = correspondence.time.monotonic() + HOUR
+    with monkeypatch.context() as patched:
+        patched.setattr(correspondence.time, "monotonic", lambda: later)
+        running.run.step()
+        running.run.step()
+    (counted,) = running.logged("events_left_out")
+    assert (counted.fields["party"], counted.fields["count"]) == (RESEARCHER, 40 - RECORDS_PER_HOUR)
+
+
+def test_files_named_like_rounds_do_not_hide_the_round(running: Running, received: list[str]) -> None:
+    """Only rounds that this epoch may open are looked at, some in a step."""
+    running.set_up()
+    for number in range(2, FLOOD):
+        lay(running, f"{number:08d}.round")
+    running.open(1)
+    received.clear()
+    while not received.count(letters.ROUND) or running.run.looks_at is None:
+        running.run.step()
+    assert received.count(letters.ROUND) <= LETTERS_PER_STEP
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+
+
+def lose(running: Running, number: int, kind: str) -> bytes:
+    """Take the hospital's letter to the researcher out of the store, and let its pause pass."""
+    key = letter_key(OWN, running.study, RESEARCHER, number, kind)
+    data = running.store.get(key)
+    assert data is not None
+    running.store.delete(key)
+    running.run.post._repeats = Repeats(0.0, 0.0)
+    running.run.post._repeats.begin((RESEARCHER, number, kind))
+    return data
+
+
+def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(running: Running) -> None:
+    """Certificate, readiness, vector, shares: while their answers are missing, and not when they have come."""
+    running.offer()
+    running.steps()
+    for _ in range(3):
+        data = lose(running, 0, letters.certificate_kind(0))
+        running.run.step()
+        assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 0, letters.certificate_kind(0))) == data
+    running.set_up()
+    data = lose(running, 0, letters.ready_kind(0))
+    running.run.step()
+    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 0, letters.ready_kind(0))) == data
+    manifest = running.open(1)
+    running.steps()
+    data = lose(running, 1, letters.MASKED)
+    running.run.step()
+    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 1, letters.MASKED)) == data
+    assert len(running.logged("released")) == 1
+    running.run.post._repeats.end(lambda letter: letter[2] != letters.MASKED)
+    running.survive(manifest)
+    running.steps()
+    assert (RESEARCHER, 1, letters.MASKED) not in running.run.post._repeats._next, "the survivors are named"
+    data = lose(running, 1, letters.UNMASK)
+    running.run.step()
+    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 1, letters.UNMASK)) == data
+
+
+def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that always has something to do, and one whose place in the store is out of order, hold up nobody."""
+    service = Datasite(running.site)
+    try:
+        done: list[int] = []
+
+        class Busy:
+            study_hash, wakes_at, looks_at = "0" * 64, None, None
+
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def step(self) -> bool:
+                done.append(self.number)
+                if self.number == 3:
+                    raise StoreError("a link inside the store leads elsewhere")
+                return True
+
+        service._runs = {number: Busy(number) for number in (1, 2, 3)}  # type: ignore[misc]
+        busy, outage = service._run_studies(threading.Event())
+        assert (busy, outage) == (True, None)
+        assert done == [1] * STEPS_PER_TURN + [2] * STEPS_PER_TURN + [3]
+        done.clear()
+        service._run_studies(threading.Event())
+        assert 3 not in done, "it rests"
+    finally:
+        service._runs = {}
+        service._mailroom.close()
+        service._control.close()
+
+
+def test_a_lost_account_is_put_again_after_the_study_was_closed(running: Running) -> None:
+    running.set_up()
+    running.run.close(wait=True)
+    service = Datasite(running.site)
+    service._mailroom.close()
+    service._mailroom = running.rooms[OWN]
+    try:
+        running.tell(0, letters.CLOSE, {"rounds": 0})
+        service._runs = {running.row.pk: StudyRun(running.site, running.rooms[OWN], running.row)}
+        service._run_studies(threading.Event())
+        assert Case.objects.get(pk=running.row.pk).state == Case.State.CLOSED
+        service._follow_cases()
+        assert service._runs == {}
+        key = letter_key(OWN, running.study, RESEARCHER, 0, letters.ACCOUNT)
+        data = running.store.get(key)
+        assert data is not None
+        running.store.delete(key)
+        ((post, _),) = service._farewells.values()
+        post._repeats = Repeats(0.0, 0.0)
+        post._repeats.begin((RESEARCHER, 0, letters.ACCOUNT))
+        service._say_farewell()
+        assert running.store.get(key) == data
+        assert len([r for r in records(running.site.home.audit) if r.kind == "closed"]) == 1
+    finally:
+        service._control.close()
+        running.run = StudyRun(running.site, running.rooms[OWN], Case.objects.get(pk=running.row.pk))
