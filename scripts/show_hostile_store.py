@@ -6,7 +6,7 @@ and masks real, their training a fixed step) over a folder in which somebody who
 each round names, and the run says who was missing or why it stopped. Anything else is a failure. Shown are also the
 slowest round in seconds and the largest quarantine in KiB, which has a bound of 33 MiB.
 
-Usage: python scripts/show_hostile_store.py [--pairs 100] [--seed 16] [--only TRICK] [--jobs 2] [--json FILE]
+Usage: python scripts/show_hostile_store.py [--pairs 100] [--seed 16] [--only [TRICK ...]] [--jobs 2] [--json FILE]
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Plan = tuple[tuple[str, str], ...]
 """(point, trick)."""
 
 
-def plans(pairs: int, seed: int, only: str | None) -> Iterator[Plan]:
+def plans(pairs: int, seed: int, only: list[str]) -> Iterator[Plan]:
     """None, each trick alone at each point, and pairs."""
-    alone = [(point, trick) for trick in TRICKS for point in POINTS if only in (None, trick)]
+    alone = [(point, trick) for trick in TRICKS if trick in only for point in POINTS]
     yield ()
     yield from ((one,) for one in alone)
     draw = random.Random(seed)
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--pairs", type=int, default=100)
     arguments.add_argument("--seed", type=int, default=16)
-    arguments.add_argument("--only", choices=list(TRICKS))
+    arguments.add_argument("--only", nargs="*", choices=list(TRICKS), default=list(TRICKS))
     arguments.add_argument("--jobs", type=int, default=2)
     arguments.add_argument("--json", type=Path)
     chosen = arguments.parse_args()

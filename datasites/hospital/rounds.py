@@ -19,6 +19,11 @@ before the tick, so every other letter leaves when it would have left. What it g
 noised gradient and the noised counts. `_end_of_work` begins at the tick and does work of public size on that. Where it
 has failed, nothing leaves and nothing is logged; the case is stopped for people, who answer in their own words.
 
+A letter that the store has lost while it waits for its answer is put again, the same bytes, after pauses that are
+counted from when it was first sent (`transport.repeats`), so its moments are as public as that one. Which letters are
+looked at, how many in a step, and how many records strangers' letters give rise to follow from names and bytes in the
+store and the clock.
+
 What remains: silence. Whether a round is answered at all depends on whether its work ends, twice at most; that does not
 depend on rows as long as no row can make the worker fail, which is the trainer's to see to (`privacy.trainer`): no
 exception handler around rows, operations that can raise by a row's values refused, rows that are not finite zeroed. So
