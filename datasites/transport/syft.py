@@ -33,7 +33,7 @@ from datasites.transport.guards import Manager, clear_incoming, proposal
 from datasites.transport.mocks import FILE, SIGNED, MockManifest, check_mock, publish_mock
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, SyftSealer, checked_bundle, open_keys, syft_fingerprint
-from datasites.transport.store import Store
+from datasites.transport.store import WHOLE_STORE, Store, StoreError
 from datasites.transport.submissions import (
     FILE_PART,
     MAX_CODE_BYTES,
@@ -97,7 +97,12 @@ class _Control:
 
         Our keys are put again where the store has lost them: without them nobody can write to us.
         """
-        self._publish_keys()
+        try:
+            self._publish_keys()
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:  # their place is out of order; who knows them already goes on
+            self._connection.refuse_folder(f"identities/{self.email}", str(error))
         self._manager.sync()
 
     def close(self) -> None:

@@ -54,6 +54,7 @@ def lay(running: Running, name: str) -> None:
     (folder / f"{name}.{RESEARCHER}").write_bytes(b"x")
 
 
+@pytest.mark.slow
 def test_files_named_like_offers_neither_stop_a_hospital_nor_fill_its_log(
     running: Running, received: list[str]
 ) -> None:

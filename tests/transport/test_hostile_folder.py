@@ -320,6 +320,23 @@ def test_keys_that_the_store_has_lost_are_put_again(friends: list[Party]) -> Non
         assert bundle.read_bytes() == true
 
 
+def test_a_place_of_our_keys_that_leads_elsewhere_stops_no_sync(friends: list[Party], tmp_path: Path) -> None:
+    researcher, hospital, *_ = friends
+    place = Path(researcher.store_url, "identities", A)
+    place.rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    hospital.control.sync()
+    hospital.control.sync()
+    researcher.control._connection.watcher_send_raw_bytes_to_inbox(A, "no-message", b"x")
+    hospital.control.sync()
+    assert [entry.what for entry in hospital.control.quarantine.entries()] == [
+        f"identities/{A}",
+        f"{inbox_folder(A, RESEARCHER)}/no-message",
+    ]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 # -- one's own unfinished work -----------------------------------------------------------------------------------------
 
 
