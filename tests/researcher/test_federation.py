@@ -147,6 +147,43 @@ def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: lis
             party.stop()
 
 
+def test_what_the_store_loses_is_sent_again_while_decisions_are_waited_for(
+    tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submission, and a decision: the hospital that has a submission already says again where it stands."""
+    monkeypatch.setattr("datasites.researcher.federation.REMINDERS", (0.0, 0.0))
+
+    def lose(names: str) -> None:
+        lost = list((tmp_path / "store").rglob(names))
+        assert len(lost) >= len(hospitals)
+        for file in lost:
+            file.unlink()
+
+    with befriended(tmp_path, hospitals) as federation:
+        study = Study.load(HEART)
+        federation.submit(study)
+        lose("msgv2_*")
+        federation.wait(study, timeout=0.5, progress=False)
+        for party in hospitals:
+            party.control.sync()
+            party.control.jobs()
+            party.control.record_approval(study.job_name, "approved")
+            party.control.sync()
+        lose("syfteventsmessagev3_*")
+        federation.wait(study, timeout=0.5, progress=False)
+        for party in hospitals:
+            party.control.sync()
+        assert {state.state for state in federation.wait(study, timeout=20, progress=False)} == {"approved"}
+        run = federation.start(study, round_timeout=7.0, setup_patience=5.0)
+        assert (run._round_timeout, run._setup_patience) == (7.0, 5.0)
+        for seconds in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(InputError, match="round_timeout"):
+                federation.start(study, round_timeout=seconds)
+        for party in hospitals:
+            assert party.control.quarantine.entries() == []
+            party.stop()
+
+
 def test_half_a_url_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DatasitesError, match="s3://"):
         create(tmp_path / "home", "s3:/bucket")
