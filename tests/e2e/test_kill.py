@@ -15,6 +15,8 @@ from datasites.transport.quarantine import Quarantine
 from tests.e2e.support import KEYS, ROOT, LocalDatasites
 
 KILLS = 50
+#: Few enough that each study is also killed about where it closes, many enough that most of it runs under fire.
+KILLS_PER_STUDY = 25
 #: Records of a study that tell people of somebody who breaks the protocol, or of an error.
 ALARMS = {"letter_rejected", "letter_not_sent", "setup_refused", "survivors_refused", "contained", "stopped"}
 RUN = (
@@ -39,7 +41,7 @@ def kill_while_studies_run(datasites: LocalDatasites, most: int, seed: int) -> i
     while kills < most:
         assert number < most, f"only {kills} kills fell into {number} studies"
         study = approved_study(datasites, f"kills-{number}")
-        kills += run_under_fire(datasites, study, draw, most - kills)
+        kills += run_under_fire(datasites, study, draw, min(KILLS_PER_STUDY, most - kills))
         check(datasites, study)
         number += 1
         print(f"{study.terms.name}: {kills} kills so far, every round made once or not at all, no alarm", flush=True)
