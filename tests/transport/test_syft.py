@@ -159,10 +159,10 @@ def test_one_hospital_away_from_the_store_does_not_hold_up_others(friends, tmp_p
     monkeypatch.setattr("datasites.transport.store.RETRY_DELAYS", ())
     files, real = researcher.control.store.files, researcher.control.store.files.names
 
-    def names(folder):
+    def names(folder, most):
         if first.email in folder:
             raise ConnectionResetError("gone")
-        return real(folder)
+        return real(folder, most)
 
     monkeypatch.setattr(files, "names", names)
     with pytest.raises(Exception, match="check the network"):
