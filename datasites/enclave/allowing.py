@@ -16,7 +16,7 @@ _SETTINGS = (
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
-        "AppArmor (Ubuntu 23.10 and later) keeps programs without a profile from using user namespaces: give "
+        "AppArmor (Ubuntu 24.04 and later) keeps programs without a profile from using user namespaces: give "
         "bubblewrap one (README, The sandbox), or " + _SYSCTL.format("kernel.apparmor_restrict_unprivileged_userns", 0),
     ),
     (
