@@ -51,6 +51,8 @@ _FORMATTING = frozenset({"f", "fr", "rf"})
 _CHARACTERS = frozenset(string.printable) - set("\x0b\x0c")
 #: Kinds of characters that people write words with, and one that is drawn over the one before.
 _WRITTEN, _MARK = frozenset("LMNPS"), "M"
+#: Of these kinds, those that nobody sees: fillers, a blank of braille, joiners, vowels without a sign, selectors.
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
 MAX_MARKS = 4
 
 __all__ = ["RULESET", "Finding", "verify"]
@@ -116,7 +118,11 @@ def _odd(source: str) -> Iterator[int]:
         # Of an old Unicode, so that all Pythons say the same of a character.
         kind = unicodedata.ucd_3_2_0.category(character)[0]
         marks = marks + 1 if kind == _MARK else 0
-        fits = character in _CHARACTERS if character.isascii() else words[place] and kind in _WRITTEN
+        fits = (
+            character in _CHARACTERS
+            if character.isascii()
+            else words[place] and kind in _WRITTEN and character not in _UNSEEN
+        )
         if character == "\r":
             fits = source.startswith("\n", place + 1) or place + 1 == len(source)
         if (not fits or marks > MAX_MARKS) and line <= place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Iterable
@@ -17,6 +18,10 @@ from datasites.study.addresses import is_address
 Model = TypeVar("Model", bound=BaseModel)
 #: Characters of what stood in a file that a message repeats.
 _QUOTED = 200
+#: Parts of a key (a.b.c) at most. Python's reader takes time and memory with their square: minutes for a small file.
+_KEY_PARTS = 16
+_PART = r"""(?:[A-Za-z0-9_-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_KEY_PARTS},}}")
 
 
 class DatasitesError(Exception):
@@ -30,14 +35,21 @@ class InputError(DatasitesError, ValueError):
 def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model:
     """Read TOML into `model`; raises `InputError` with file, key and rule in one line.
 
-    Types are exact: text is no number, true is no 1, and 15.0 is no count; a whole number may stand for a fraction.
+    Types are exact: text is no number, true is no 1, and 15.0 is no count; a whole number may stand for a fraction, and
+    a date for the text that it is written as.
     """
     try:
-        raw = tomllib.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if found := _LONG_KEY.search(text):
+            line = text.count("\n", 0, found.start()) + 1
+            raise InputError(f"{file}: line {line}: a key of more than {_KEY_PARTS} parts; no table is that deep")
+        raw = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: not valid TOML: {error}; mend the line and try again") from error
+    except InputError:
+        raise
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
         raise InputError(
             f"{file}: nested deeper, or with longer numbers, than a file that people write; write it shorter"

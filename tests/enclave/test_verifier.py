@@ -288,6 +288,7 @@ def test_names_and_texts_of_the_code_are_plain(top):
         "\x1b",
         "a" + "\u0301" * 5,
     ]
+    + ["\u3164", "\u2800", "\ufe0f", "\u034f"]
     + ["\ud800", "\u0cf3"],  # half of a pair; a character that Python 3.11 doesn't know and 3.13 does
 )
 def test_what_is_invisible_or_turns_text_around_is_refused_in_comments_too(hidden):
