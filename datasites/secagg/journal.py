@@ -59,6 +59,7 @@ class Journal:
         try:
             self._anchor, self._layout = self._read()
             self._clean()
+            self._unclean = False
         except BaseException:
             self.close()
             raise
@@ -94,6 +95,8 @@ class Journal:
         for a first state below the floor.
         """
         self._check_follows(state)
+        if self._unclean:
+            self._clean()
         fresh: list[Sent] = []
         data: dict[str, bytes | memoryview] = {}
 
@@ -110,6 +113,8 @@ class Journal:
         before = self._layout
         change = lay_out(state, (*self._still_wanted(state, fresh), *fresh), before)
         there = before.parts if before is not None else set()
+        # Whatever fails from here on (a full disk), what it leaves is removed before the next step.
+        self._unclean = True
         write_durably(self._parts, {name: one for name, one in (data | change.parts).items() if name not in there})
         for name, (start, entries) in change.entries.items():
             append_durably(self._folder / name, start, entries)
@@ -120,6 +125,7 @@ class Journal:
         self._layout = change.layout
         self._settle(state, point)
         self._remove_what_is_over(before, change.layout)
+        self._unclean = False
 
     def sent(self, kind: type[Message], recipient: str | None = None) -> bytes | None:
         """The committed bytes of this epoch's (or open round's) newest message of a kind, to send again.
@@ -154,10 +160,11 @@ class Journal:
                 old = Anchor.parse(anchor.read_bytes())
             except (FileNotFoundError, ValueError):
                 old = Anchor()
-            (folder / "record").unlink(missing_ok=True)
+            # The record last: as long as it is there, whoever is to destroy the secrets knows that some may be left.
             for path in folder.rglob("*"):
-                if path.is_file() and path != folder / "lock":
+                if path.is_file() and path not in (folder / "lock", folder / "record"):
                     path.unlink()
+            (folder / "record").unlink(missing_ok=True)
             replace_durably(anchor, Anchor(epoch=old.epoch, last_round=old.last_round).canonical())
         finally:
             os.close(lock)

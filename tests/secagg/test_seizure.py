@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from datasites.secagg.journal import Journal
 from datasites.secagg.layout import read
 from datasites.secagg.member import Member
 from datasites.secagg.state import PAIR, MemberState
-from tests.secagg.cohort import Cohort, email, integers
+from tests.secagg.cohort import TODAY, Cohort, email, integers
 from tests.secagg.journalled import Journalled, files_with
 
 A = email(0)
@@ -135,3 +136,49 @@ def test_what_a_killed_step_leaves_is_removed_at_the_next_start(five):
     five.journals[A] = Journal(journal, home / "anchor")
     assert five.journals[A].state == five.cohort.states[A]
     assert not files_with(home, [secrets.key, secrets.seed, secrets.held])
+
+
+def test_keys_that_are_given_up_are_gone_however_often_that_is_killed(five, monkeypatch):
+    """The record goes last: as long as it is there, `closing.destroy_secrets` begins again."""
+    five.set_up()
+    secrets, home = five.cohort.states[A].secrets[0], five.folder / A
+    journal = home / "journal"
+    five.journals[A].close()
+    unlink, kills = Path.unlink, 0
+
+    def killed(path, missing_ok=False):
+        unlink(path, missing_ok=missing_ok)
+        raise KeyboardInterrupt
+
+    while (journal / "record").exists():
+        kills += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", killed)
+            with pytest.raises(KeyboardInterrupt):
+                Journal.start_over(journal, home / "anchor")
+    assert kills > 10
+    assert not files_with(home, [secrets.key, secrets.seed, secrets.held])
+    Journal.start_over(journal, home / "anchor")
+
+
+@pytest.mark.parametrize("step", ["write_durably", "Journal._settle", "Journal._remove_what_is_over"])
+def test_what_a_step_that_failed_has_left_is_gone_after_the_next(five, monkeypatch, step):
+    """A disk that is full before the record is written, or after it; the process goes on."""
+    five.set_up()
+    first, home = five.cohort.states[A].secrets[0], five.folder / A
+    journal, member = five.journals[A], five.cohort.members[A]
+    opened = member.open(journal.state, five.cohort.signed(five.cohort.manifest(2)), today=TODAY)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"datasites.secagg.journal.{step}", full)
+        with pytest.raises(OSError, match="no space"):
+            journal.commit(opened)
+    if journal.state != opened:
+        journal.commit(opened)
+    vector = integers(five.cohort.manifest(2), [A])[A]
+    state, masked = member.mask(journal.state, vector)
+    journal.commit(state, masked)
+    assert not files_with(home, [first.key, first.seed, first.held])
