@@ -8,10 +8,10 @@ and bubblewrap's namespaces remain.
 
 **Guarantee (memory).** Where no devices are given, what the process can keep is `Limits.memory` of private memory, and
 of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V shared memory,
-semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, files that are made new and asynchronous
-I/O are refused, since none of them counts as the process's own memory. Assumptions: the filter is known for this
-processor; the kernel counts RLIMIT_DATA as it says. A cgroup (`cgroup`), where this service was given one, counts all
-of it once more, and the threads of a worker that is root.
+semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, files that are made new, watches of
+files, locks on parts of them and asynchronous I/O are refused, since none of them counts as the process's own memory.
+Assumptions: the filter is known for this processor; the kernel counts RLIMIT_DATA as it says. A cgroup (`cgroup`),
+where this service was given one, counts all of it once more, and the threads of a worker that is root.
 """
 
 from __future__ import annotations
@@ -131,6 +131,9 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "io_cancel": (210, 3),
     "io_getevents": (208, 4),
     "io_pgetevents": (333, 292),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
     # kernel interfaces that a training loop has no use for
     "keyctl": (250, 219),
     "add_key": (248, 217),
@@ -191,6 +194,8 @@ _REFUSED_FLAGS: tuple[tuple[str, tuple[int | None, int | None], int, int], ...] 
 #: Calls whose flags lie behind a pointer; ENOSYS makes the C library fall back to one that can be judged.
 _UNREADABLE: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
 _FCNTL, _F_SETPIPE_SZ = (72, 25), 1031
+#: Locks on parts of files, leases and notices of folders: the kernel keeps as many as are asked for.
+_F_LOCKS = (6, 7, 37, 38, 1024, 1026)
 
 
 class _Machine:
@@ -269,22 +274,26 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
     for number in refused:
         program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
     # A new thread is allowed, a new process is not.
-    program += _judged(machine.clone, 0, (_JSET, 1, 0, _CLONE_THREAD))
-    program += _judged(_FCNTL[column], 1, (_JEQ, 0, 1, _F_SETPIPE_SZ))
+    program += _judged(machine.clone, 0, [(_JSET, 1, 0, _CLONE_THREAD)])
+    commands = (_F_SETPIPE_SZ,) if devices else (_F_SETPIPE_SZ, *_F_LOCKS)
+    last = len(commands) - 1
+    program += _judged(
+        _FCNTL[column], 1, [(_JEQ, last - place, int(place == last), one) for place, one in enumerate(commands)]
+    )
     if not devices:
         for _, numbers, argument, flags in _REFUSED_FLAGS:
             if (number := numbers[column]) is not None:
-                program += _judged(number, argument, (_JSET, 0, 1, flags))
+                program += _judged(number, argument, [(_JSET, 0, 1, flags)])
     program.append((_RET, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", code, yes, no, value) for code, yes, no, value in program)
 
 
-def _judged(number: int, argument: int, rule: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
-    """Refuse call `number` by the low word of one argument: `rule` jumps over the refusal or falls into it."""
+def _judged(number: int, argument: int, rules: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Refuse call `number` by the low word of one argument: the rules jump over the refusal or into it."""
     return [
-        (_JEQ, 0, 4, number),
+        (_JEQ, 0, 3 + len(rules), number),
         (_LD_ABS, 0, 0, _OFFSET_ARGUMENTS + 8 * argument),
-        rule,
+        *rules,
         (_RET, 0, 0, _ERRNO | errno.EPERM),
         (_RET, 0, 0, _ALLOW),
     ]

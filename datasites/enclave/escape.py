@@ -321,6 +321,8 @@ def _memory_of_the_kernel(_: Targets) -> str | None:
         ("a growing mapping", lambda: bool(mmap.mmap(-1, 1 << 20, flags=_GROWING))),
         ("a new file", lambda: os.open("/tmp/kept", os.O_WRONLY | os.O_CREAT) > 0),
         ("a new folder", lambda: bool(tempfile.mkdtemp(dir="/tmp"))),
+        ("a watch", lambda: libc.inotify_init1(0) >= 0),
+        ("a lock", lambda: fcntl.lockf(os.open("/proc/version", os.O_RDONLY), fcntl.LOCK_SH) is None),
     ):
         with contextlib.suppress(OSError):
             if got():

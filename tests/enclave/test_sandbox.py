@@ -204,6 +204,11 @@ def test_calls_are_judged_by_their_flags(machine, call):
     assert verdict(machine, call["mmap"], 0, 4096, 3, private) == ALLOWED
     assert verdict(machine, call["fcntl"], 5, 3) == ALLOWED
     assert verdict(machine, call["fcntl"], 5, 1031) == REFUSED
+    assert verdict(machine, call["fcntl"], 5, 1031, devices=True) == REFUSED
+    for command in range(2000):
+        locks = command in (6, 7, 37, 38, 1024, 1026)
+        assert verdict(machine, call["fcntl"], 5, command) == (REFUSED if locks or command == 1031 else ALLOWED)
+    assert verdict(machine, call["fcntl"], 5, 6, devices=True) == ALLOWED
     assert verdict(machine, call["openat"], 5, 0, 0o2000000) == ALLOWED
     for flags in (shared, growing, 0x23):
         assert verdict(machine, call["mmap"], 0, 4096, 3, flags) == REFUSED
