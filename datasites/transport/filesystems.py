@@ -72,6 +72,11 @@ def check_address(url: str) -> None:
             raise StoreError(f"store {shown(url)}: no address; write a folder's path, or a URL such as ssh://…, s3://…")
     elif fault := fault_of(url):
         raise StoreError(f"store {shown(url)}: {fault}")
+    elif re.search(r"[?#]", url):
+        raise StoreError(
+            f"store {shown(url)}: has an option or a fragment (? or #), and none is taken here; what a store's library "
+            "takes besides its address goes into its own files and environment"
+        )
 
 
 def local_path(url: str) -> Path | None:

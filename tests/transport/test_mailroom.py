@@ -83,6 +83,22 @@ def test_collecting_keeps_running_rounds_and_the_setup(parties):
         assert (letter is not None) == there
 
 
+def test_a_flood_of_names_is_collected_in_parts_and_hides_no_letter(parties, monkeypatch):
+    researcher, hospital, *_ = parties
+    monkeypatch.setattr("datasites.transport.mailroom.MOST_REMOVED", 3)
+    for round in (1, 2):
+        researcher.mailroom.send(hospital.email, STUDY, round, "manifest", {})
+    mailbox = Path(hospital.store_url, "mail", STUDY, hospital.email)
+    for number in range(5):
+        (mailbox / f"1.{number}").touch()
+    assert [hospital.mailroom.collect(STUDY, before=3) for _ in range(4)] == [3, 3, 1, 0]
+    for number in range(5):
+        (mailbox / f"1.{number}").touch()
+    researcher.mailroom.send(hospital.email, STUDY, 3, "manifest", {})
+    assert hospital.mailroom.collect(STUDY, before=4) == 3
+    assert hospital.mailroom.mailbox(STUDY) == [], "letters go first"
+
+
 def test_collecting_kinds_keeps_the_others_and_says_nothing_anew(parties):
     """Of one round: letters to us go from the store, our own envelopes from the journal, our blobs where asked."""
     researcher, hospital, *_ = parties

@@ -174,3 +174,13 @@ def test_stop_ends_a_wait(tmp_path):
     start = time.monotonic()
     assert not Store(tmp_path).wait(["a"], 30, stop)
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ssh://u@host/d?port=1", "s3://bucket/p?endpoint_url=http://evil.example", "webdav://host/x?verify=false"]
+    + ["file:///tmp/x?fsync=true", "https://host/x#part"],
+)
+def test_an_option_that_nobody_reads_is_refused_and_not_dropped(address):
+    with pytest.raises(StoreError, match="has an option or a fragment.*none is taken here"):
+        Store(address)
