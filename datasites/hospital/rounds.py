@@ -399,6 +399,8 @@ class StudyRun:
 
     def _abstain(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> None:
         log.warning("round %d: %s: %s", number, outcome, reason)
+        record, _ = Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
+        # Logged once the round is there, which is what a database that goes away keeps from being so.
         self._site.audit.append(
             "abstained",
             study=self.study_hash,
@@ -407,7 +409,6 @@ class StudyRun:
             controls=list(controls),
             reason=reason[:500],
         )
-        record, _ = Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
         body = letters.Abstention(outcome=outcome, controls=controls)  # type: ignore[arg-type]
         record.state, record.reason, record.abstention = Round.State.FAILED, reason, body.model_dump(mode="json")
         record.save(update_fields=["state", "reason", "abstention"])
