@@ -186,6 +186,8 @@ class StudyRun:
         self._rows = RowWork(site.home, self._machine)
         self._at_work: _AtWork | None = None
         self._halted = self._unread = False
+        #: Epoch whose setup this process has cleared out of the store.
+        self._collected_setup = -1
 
     @property
     def wakes_at(self) -> float | None:
@@ -344,9 +346,10 @@ class StudyRun:
         manifest = signed.manifest
         # The aggregator has opened this round, so it needs nothing of earlier ones any more.
         self._post.collect(before=manifest.round)
-        if state.open is None:
+        if self._collected_setup != state.epoch:
             # All that came at the setup is in the journal, and no bundle is taken in any more.
             self._post.collect_setup(state.epoch)
+            self._collected_setup = state.epoch
         Round.objects.get_or_create(
             case=row, round=manifest.round, defaults={"epoch": manifest.epoch, "manifest_hash": manifest.digest()}
         )
