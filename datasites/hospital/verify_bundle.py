@@ -32,7 +32,9 @@ charges in full.
 
 **Work.** The archive is at most `LARGEST_ARCHIVE` bytes of at most `MOST_FILES` files; that is seen before anything
 else is read. Files are read in pieces, lists entry by entry, and the log may have `MOST_RECORDS` records, so that 2 GiB
-of memory are enough (the longest log was measured at 0.7 GiB and 20 s of CPU).
+of memory are enough (the longest log was measured at 0.7 GiB and 20 s of CPU). Numbers that
+drive a loop are bounded first: rounds of a plan, Renyi orders and how often they change, mechanisms and their prices;
+heads and restores are looked at once each.
 
 Exit status 0 if all checks pass.
 """
@@ -67,7 +69,9 @@ LARGEST_ARCHIVE, LARGEST_FILE, MOST_FILES, LONGEST_NAME = 512 * 1024**2, 256 * 1
 LARGEST_RECORD, LARGEST_ENTRY, LARGEST_JSON, MOST_RECORDS = 16 * 1024, 256 * 1024, 4 * 1024**2, 500_000
 LARGEST_OPENINGS, _PIECE = 16 * 1024**2, 64 * 1024
 _HEX64, _SIGNATURE = re.compile(r"[0-9a-f]{64}"), re.compile(rb"[0-9a-f]{128}\n")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+#: Windows leaves a dot at the end off, and has devices of some names: neither is the file that others read.
+_PART = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|$))[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 #: Files of format 3, beside those below `frozen/`.
 LISTS = ("findings.json", "decisions.json", "ledger.json", "heads.json", "openings.json")
 NAMES = ("agreements.json", "audit.head.json", "audit.jsonl", "summary.html", "terms.json", "verify_bundle.py")
@@ -88,6 +92,8 @@ class Fault(Exception):
 # -- the archive: one sequence of bytes for names and contents
 
 _LOCAL, _CENTRAL, _END = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
+#: Bytes of the record of large archives (ZIP64) that stands before the end record and names another one.
+_LOCATOR = 20
 #: 1 January 1980, the first day that a zip file can express; a regular file that its owner reads and writes.
 _DATE, _ATTRIBUTES, _UNIX = 33, 0o100600 << 16, 3 << 8 | 20
 
@@ -133,7 +139,14 @@ def write_archive(stream: BinaryIO, files: Mapping[str, bytes]) -> None:
             raise Fault(f"a bundle has at most {LARGEST_ARCHIVE} bytes, and {name} goes beyond that")
         stream.write(header)
         stream.write(files[name])
+    _check_before_end(directory[-_LOCATOR:])
     stream.write(directory + _END.pack(b"PK\5\6", 0, 0, len(files), len(files), len(directory), offset, 0))
+
+
+def _check_before_end(found: bytes) -> None:
+    """Raise `Fault` where a reader of large archives would take what stands before the end record for a locator."""
+    if found.startswith(b"PK\6\7"):
+        raise Fault("the archive has a ZIP64 locator before its end record: some readers would go by another directory")
 
 
 def _check_entry(entry: _Entry) -> None:
@@ -148,7 +161,7 @@ class _Archive:
 
     One entry per name and no two that differ in case alone; entries lie one after the other from the first byte to the
     directory, and the directory and its end record to the last; local headers say what the directory says; no
-    comments, extra fields, flags, links or folders.
+    comments, extra fields, flags, links or folders; nothing that passes for the records of large archives (ZIP64).
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -167,6 +180,8 @@ class _Archive:
         _, disk, first, here, count, length, at, comment = end
         if (disk, first, comment) != (0, 0, 0) or here != count:
             raise Fault("the archive's end record has a comment, or speaks of several disks")
+        if size >= _LOCATOR + _END.size:
+            _check_before_end(self._at(size - _END.size - _LOCATOR, _LOCATOR))
         if count > MOST_FILES:
             raise Fault(f"the archive has {count} files; at most {MOST_FILES} are allowed")
         if length > MOST_FILES * (_CENTRAL.size + LONGEST_NAME):
@@ -471,7 +486,7 @@ def verify(path: Path, key: str | None = None, heads: Sequence[dict[str, Any]] =
                 AttributeError,
                 IndexError,
                 RecursionError,
-                OverflowError,
+                ArithmeticError,
             ) as error:
                 checks.append(Check(name, False, f"malformed content: {type(error).__name__} {str(error)[:200]}"))
             if not checks[-1].ok and name in ("archive", "index", "signature", "audit log"):
@@ -642,9 +657,16 @@ def _heads(bundle: _Bundle, others: Sequence[dict[str, Any]]) -> str:
     return f"{counted} heads agree with the log{note}"
 
 
-def _restored(bundle: _Bundle) -> list[tuple[int, int]]:
-    """(record, releases up to it) from which the log goes on after each restore that it declares, by two people."""
-    found = []
+class _Kept(NamedTuple):
+    """The first record, and the fewest releases, from which the log goes on after a restore that it declares."""
+
+    seq: float = math.inf
+    releases: float = math.inf
+
+
+def _restored(bundle: _Bundle) -> _Kept:
+    """What the log keeps whatever restore is meant; each is declared by two people."""
+    kept = _Kept()
     for record in bundle.log.of("restored"):
         fields = record["fields"]
         if str(fields["entered_by"]).casefold() == str(fields["confirmed_by"]).casefold():
@@ -652,11 +674,11 @@ def _restored(bundle: _Bundle) -> list[tuple[int, int]]:
         at = bundle.log.find(fields["continues"])
         if at is None or at >= record["seq"]:
             raise Fault(f"record {record['seq']} declares that the log goes on from a record that it lacks")
-        found.append((at, bundle.log.releases_up_to(at)))
-    return found
+        kept = _Kept(min(kept.seq, at), min(kept.releases, bundle.log.releases_up_to(at)))
+    return kept
 
 
-def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: list[tuple[int, int]]) -> bool:
+def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: _Kept) -> bool:
     """A head as hospitals sent it in earlier versions: the number of a record, and its hash.
 
     False for one beyond a record from which the log goes on after a restore: it is of the part that was lost.
@@ -664,20 +686,20 @@ def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str, restored:
     _check_head(bundle.key, head["seq"], head["hash"], head["signature"], source)
     if bundle.log.find(head["hash"]) == head["seq"]:
         return True
-    if any(head["seq"] > seq for seq, _ in restored):
+    if head["seq"] > restored.seq:
         return False
     if head["seq"] > bundle.log.length:
         raise Fault(f"the log was truncated: {source} knows record {head['seq']}, it has {bundle.log.length}")
     raise Fault(f"the log was rewritten: record {head['seq']} is not the one that {source} knows")
 
 
-def _public_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: list[tuple[int, int]]) -> bool:
+def _public_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: _Kept) -> bool:
     """A head by the hash of its record and the number of releases up to there, of all studies; else as above."""
     releases, hash = head["releases"], head["hash"]
     signed = _canonical({"public_key": bundle.key, "releases": releases, "hash": hash})
     _check_signature(bundle.key, head["signature"], "audit-head", signed, source)
     at = bundle.log.find(hash)
-    if at is None and any(releases >= known for _, known in restored):
+    if at is None and releases >= restored.releases:
         return False
     if at is None:
         raise Fault(f"the log was rewritten or truncated: it lacks the record that {source} knows (release {releases})")
@@ -721,6 +743,8 @@ _Events = Counter  # of (str, float, float)
 _LATTICE = math.sqrt(1 - (2.0 / 64.0) ** 2)
 #: Mechanisms of one study, and of all studies of a population: no plan comes near, and more would take long to price.
 _MOST_MECHANISMS, _MOST_IN_ALL, _LARGEST_ORDER = 64, 10_000, 1024
+#: Rounds of a plan (datasites.study.manifest); orders that a population's budget went through, one after the other.
+_MOST_ROUNDS, _MOST_ORDERS = 10_000, 16
 _TOLERANCE = 1e-6
 
 
@@ -731,12 +755,12 @@ def _charges(bundle: _Bundle) -> str:
         if any("charges" in r["fields"] for r in charged):
             raise Fault("index.json says format 1, which had no charges in the log; this log has them")
         return "not in the log in full before format 2; their digests are, see above"
-    by_seq = {r["seq"]: r for r in charged}
+    by_digest: dict[Any, list[dict[str, Any]]] = {}
+    for record in charged:
+        by_digest.setdefault(record["fields"].get("digest"), []).append(record)
     for entry in bundle.entries("ledger.json"):
-        record = by_seq[bundle.place("charged", _sha256(_canonical(entry)))]
-        for name in ("charges", "local_charges"):
-            if _amounts(record, name) != _counted(entry[name]):
-                raise Fault(f"record {record['seq']}: {name} of round {entry['round']} are others in ledger.json")
+        for record in by_digest.get(_sha256(_canonical(entry)), ()):
+            _compare(record, entry, bundle.format)
     replaced, reserved = _replaced(bundle), bundle.log.of("reserved", bundle.study)
     charged = [r for r in charged if r["seq"] not in replaced]
     totals: dict[str, _Events] = {}
@@ -744,9 +768,9 @@ def _charges(bundle: _Bundle) -> str:
         if not reserved or reserved[0]["seq"] > record["seq"]:
             round = record["fields"]["round"]
             raise Fault(f"record {record['seq']}: round {round} was charged without a reservation")
-        for partition, events in _amounts(record).items():
+        for partition, events in _amounts(record, format=bundle.format).items():
             totals.setdefault(partition, Counter()).update(events)
-    whole = _amounts(reserved[-1]) if reserved else {}
+    whole = _amounts(reserved[-1], format=bundle.format) if reserved else {}
     for partition, counts in totals.items():
         for mechanism, count in counts.items():
             if count > whole.get(partition, Counter())[mechanism]:
@@ -758,6 +782,19 @@ def _charges(bundle: _Bundle) -> str:
     settled = _as_planned(bundle, [*reserved, *charged])
     note = f"; {settled} were SETTLED by two people after a restore, and may be other amounts" if settled else ""
     return f"{len(charged)} charges in full, as the approved plan says, within what was reserved{note}"
+
+
+def _compare(record: Mapping[str, Any], entry: Mapping[str, Any], format: int) -> None:
+    """Raise `Fault` unless a charge's record says of round, population and amounts what its ledger entry says."""
+    seq, fields = record["seq"], record["fields"]
+    for name in ("round", "population"):
+        if format < 3 and not (name in fields and name in entry):
+            continue  # bundles of format 2 may lack the population
+        if fields[name] != entry[name]:
+            raise Fault(f"record {seq} charges {name} {fields[name]}, and its entry in ledger.json says {entry[name]}")
+    for name in ("charges", "local_charges"):
+        if _amounts(record, name, format) != _counted(entry[name]):
+            raise Fault(f"record {seq}: {name} of round {entry['round']} are others in ledger.json")
 
 
 def _as_planned(bundle: _Bundle, records: Sequence[dict[str, Any]]) -> int:
@@ -803,7 +840,9 @@ class _Plan:
         for plan in (self.training, self.evaluation):
             if plan["format"] != 1:
                 raise Fault(f"terms.json holds a plan of format {plan['format']!r}; get a newer verifier")
-        self.rounds = int(self.training["rounds"])
+        self.rounds = _figure(self.training, "rounds", 1, _MOST_ROUNDS)
+        _figure(self.training, "steps_per_round", 1)
+        _figure(self.evaluation, "interim", 0)
         self.both_sides = terms["both_sides"]
 
     def of(self, number: int, interim: bool, *, local: bool) -> dict[str, _Events]:
@@ -845,18 +884,32 @@ class _Plan:
         count = self.evaluation["interim"]
         if not count:
             return
-        # Each `every` with (rounds - 1) // every == count: at most rounds / count of them.
+        held = {number for number in interim if interim[number]}
+        # Each `every` with (rounds - 1) // every == count: at most rounds / count of them, of count rounds each.
         for every in range(1, self.rounds):
-            if (self.rounds - 1) // every == count and all(
-                holds == (number % every == 0 and number < self.rounds) for number, holds in interim.items()
-            ):
+            if (self.rounds - 1) // every == count and held == interim.keys() & set(range(every, self.rounds, every)):
                 return
         found = ", ".join(str(number) for number in sorted(interim) if interim[number]) or "no round"
         raise Fault(f"interim evaluations were charged in {found}; the plan pays for {count}, at equal distances")
 
 
-def _amounts(record: Mapping[str, Any], name: str = "charges") -> dict[str, _Events]:
-    return _counted(_DECODER.decode(record["fields"][name]))
+def _figure(plan: Mapping[str, Any], name: str, least: int, most: int | None = None) -> int:
+    """A whole number of a plan; raises `Fault` for any other value, and for one that would take for ever."""
+    value = plan[name]
+    if type(value) is not int or value < least or (most is not None and value > most):
+        words = f"of {least} to {most}" if most is not None else f"of {least} or more"
+        raise Fault(f"terms.json holds a plan whose {name} is {str(value)[:40]!r}, and not a whole number {words}")
+    return value
+
+
+def _amounts(record: Mapping[str, Any], name: str = "charges", format: int = 3) -> dict[str, _Events]:
+    text = record["fields"][name]
+    value = _DECODER.decode(text)
+    # The log's own form is checked of a record, not of the JSON in one of its fields.
+    if format >= 3 and _canonical(value).decode("utf-8") != text:
+        where = f"record {record['seq']}: {name}" if "seq" in record else name
+        raise Fault(f"{where} in the log is not in canonical form: other programs may read other amounts in it")
+    return _counted(value)
 
 
 def _counted(by_partition: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, _Events]:
@@ -904,13 +957,16 @@ class _Account:
         self.total: _Events = Counter()
         self.ended = False
 
+    def reserve(self, events: _Events) -> None:
+        self.reserved, self.ended = events, False
+        _check_few(events)
+
     def charge(self, number: int, events: _Events) -> None:
-        self.total.subtract(self.charged.get(number, Counter()))
-        self.total.update(events)
-        self.total = +self.total
+        total = self.total + events  # another object: what `committed` returned stays as it was
+        total.subtract(self.charged.get(number, Counter()))
+        self.total = +total
         self.charged[number] = events
-        if len(self.total) > _MOST_MECHANISMS:
-            raise Fault(f"a study was charged more than {_MOST_MECHANISMS} mechanisms; no plan has so many")
+        _check_few(self.total)
 
     def committed(self) -> _Events:
         """The whole reservation until it ends, and never less than was charged (datasites.hospital.accounts)."""
@@ -920,16 +976,24 @@ class _Account:
         return self.reserved if covers else self.reserved + self.total
 
 
+def _check_few(events: _Events) -> None:
+    if len(events) > _MOST_MECHANISMS:
+        raise Fault(f"a study reserved or was charged more than {_MOST_MECHANISMS} mechanisms; no plan has so many")
+
+
 class _Gate:
     """A population's commitments, record by record, at the Renyi order of its budget."""
 
     def __init__(self) -> None:
         self.epsilon = self.delta = 0.0
-        self.order = 0
+        self.order = self._orders = 0
         self._accounts: dict[tuple[str, str], _Account] = {}
-        self._spent: dict[tuple[str, str], float] = {}
+        #: What each account commits, all of them together, and its divergence at the order.
+        self._committed: dict[tuple[str, str], _Events] = {}
+        self._counts: dict[str, _Events] = {"training": Counter(), "held_out": Counter()}
         self._totals = {"training": 0.0, "held_out": 0.0}
-        self._prices: dict[tuple[str, float, float], float] = {}
+        #: At all orders, so that their number bounds the work.
+        self._prices: dict[tuple[int, tuple[str, float, float]], float] = {}
 
     def promise(self, fields: Mapping[str, Any]) -> None:
         """Take caps, and the order where it is told, from a record."""
@@ -938,9 +1002,11 @@ class _Gate:
         if not (type(order) is int and 1 < order <= _LARGEST_ORDER and 0 < self.delta < 1):
             raise Fault(f"the log promises delta {self.delta:g} at the Renyi order {order!r}, which can't be priced")
         if order != self.order:
-            self.order, self._prices = order, {}
-            for study, partition in self._accounts:
-                self._update(study, partition)
+            self.order, self._orders = order, self._orders + 1
+            if self._orders > _MOST_ORDERS:
+                raise Fault(f"the log changes the Renyi order more than {_MOST_ORDERS} times; no budget needs that")
+            for side, counts in self._counts.items():
+                self._totals[side] = self._divergence_of(+counts)
 
     def line(self, record: Mapping[str, Any]) -> list[str]:
         """Follow a reservation, a charge or an end; returns the partitions that it is about."""
@@ -958,7 +1024,7 @@ class _Gate:
                 if record["kind"] == "charged":
                     account.charge(int(fields["round"]), events)
                 else:
-                    account.reserved, account.ended = events, False
+                    account.reserve(events)
         for side in sides:
             self._update(study, side)
         return sides
@@ -969,20 +1035,26 @@ class _Gate:
         return max(0.0, self._totals[side] + overhead)
 
     def _update(self, study: str, side: str) -> None:
-        now = sum(
-            count * self._price(mechanism) for mechanism, count in self._accounts[study, side].committed().items()
-        )
-        self._totals[side] += now - self._spent.get((study, side), 0.0)
-        self._spent[study, side] = now
+        before, now = self._committed.get((study, side), Counter()), self._accounts[study, side].committed()
+        if now is before:
+            return
+        self._committed[study, side] = now
+        self._counts[side].subtract(before)
+        self._counts[side].update(now)
+        self._totals[side] += self._divergence_of(now) - self._divergence_of(before)
+
+    def _divergence_of(self, events: _Events) -> float:
+        return sum(count * self._price(mechanism) for mechanism, count in events.items())
 
     def _price(self, mechanism: tuple[str, float, float]) -> float:
         if not self.order:
             return 0.0
-        if mechanism not in self._prices:
+        key = (self.order, mechanism)
+        if key not in self._prices:
             if len(self._prices) >= _MOST_IN_ALL:
                 raise Fault(f"the log charges more than {_MOST_IN_ALL} mechanisms; no population has so many")
-            self._prices[mechanism] = _divergence(mechanism, self.order)
-        return self._prices[mechanism]
+            self._prices[key] = _divergence(mechanism, self.order)
+        return self._prices[key]
 
 
 def _divergence(mechanism: tuple[str, float, float], order: int) -> float:
@@ -1028,14 +1100,15 @@ def _caps(bundle: _Bundle) -> str:
                         f"above the cap of {gate.epsilon:g} at delta {gate.delta:g}"
                     )
                 most, looked_at = max(most, reads), looked_at + 1
-    _caps_of_decisions(bundle, promised)
+    note = _caps_of_decisions(bundle, promised)
     if not looked_at:
-        return "nothing was reserved"
-    return f"population {name} stood at epsilon {most:.4f} at most (order {gate.order}), within its cap each time"
+        return f"nothing was reserved{note}"
+    return f"population {name} stood at epsilon {most:.4f} at most (order {gate.order}), within its cap each time{note}"
 
 
-def _caps_of_decisions(bundle: _Bundle, promised: Sequence[tuple[int, float]]) -> None:
-    """Figures of allowed decisions: within their caps, which are no wider than the log says."""
+def _caps_of_decisions(bundle: _Bundle, promised: Sequence[tuple[int, float]]) -> str:
+    """Figures of allowed decisions: within their caps, which are no wider than the log says; returns a note."""
+    unheld = 0
     reserved = [r for r in bundle.log.of("reserved", bundle.study) if "study_epsilon" in r["fields"]]
     seqs = [seq for seq, _ in promised]
     for position, digest, decision in bundle.decisions():
@@ -1052,7 +1125,10 @@ def _caps_of_decisions(bundle: _Bundle, promised: Sequence[tuple[int, float]]) -
         known = bisect.bisect_left(seqs, at)
         if promised and (not known or budget["epsilon_cap"] > promised[known - 1][1] + _TOLERANCE):
             raise Fault(f"{where} goes by a cap of {budget['epsilon_cap']:g}, wider than the log promised then")
-        if decision["action"] in _RUNNING and reserved and decision["study"] == bundle.approval:
+        if decision["action"] not in _RUNNING or decision["study"] != bundle.approval:
+            continue
+        unheld += not reserved
+        if reserved:
             fields = reserved[-1]["fields"]
             wider = budget["study_epsilon_cap"] > fields["study_epsilon"] + _TOLERANCE
             if wider or budget["delta"] != fields["study_delta"]:
@@ -1060,6 +1136,9 @@ def _caps_of_decisions(bundle: _Bundle, promised: Sequence[tuple[int, float]]) -
                     f"{where} goes by a cap of {budget['study_epsilon_cap']:g} at delta {budget['delta']:g} for the "
                     f"study; it was reserved with {fields['study_epsilon']:g} at {fields['study_delta']:g}"
                 )
+    if not unheld:
+        return ""
+    return f"; the study's own cap in {unheld} decisions is NOT HELD AGAINST the log, in which no reservation states it"
 
 
 # -- decisions, people, releases, agreements

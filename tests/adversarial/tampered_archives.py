@@ -270,7 +270,8 @@ def of_the_archive() -> Iterator[Tampered]:
     )
     for cut in (1, 22, 4000):
         yield one("cut off", f"{cut} bytes", "zip file", lambda files, cut=cut: assemble(parts(files))[:-cut])
-    for name in (b"../escape.py", b"/etc/passwd", b"frozen/../x", b"a\\b", b".hidden", b"frozen/", b"x" * 101, b"\xff"):
+    outside = (b"../escape.py", b"/etc/passwd", b"frozen/../x", b"a\\b", b".hidden", b"frozen/", b"x" * 101, b"\xff")
+    for name in (*outside, b"ledger.json.", b"frozen./model.py", b"frozen/NUL.txt"):
         yield one(
             "an odd name",
             repr(name)[:40],
@@ -287,6 +288,12 @@ def of_the_archive() -> Iterator[Tampered]:
         yield one(
             "the end record", what, "speaks of several disks", lambda files, end=end: assemble(parts(files), end=end)
         )
+    yield one(
+        "the end record",
+        "with what is read as a ZIP64 locator before it",
+        "has a ZIP64 locator before its end record",
+        lambda files: assemble([*parts(files), Part(b"zzzzzzzz.txt", b"", central={"attributes": 0x07064B50})]),
+    )
     yield one(
         "the end record",
         "as large archives have it",

@@ -15,6 +15,7 @@ from datasites.hospital.evidence import build_bundle
 from datasites.study.identity import Identity
 from tests.adversarial.tampered_archives import Files, Tampered, of_the_archive
 from tests.adversarial.tampered_contents import with_the_key
+from tests.adversarial.tampered_work import of_work
 from tests.hospital.evidence_of import (
     Hospital,
     unpack,
@@ -26,7 +27,7 @@ MEMORY, SECONDS = 2 * 1024**3, 30
 
 def tampered_bundles() -> list[Tampered]:
     """All of them."""
-    return list(itertools.chain(of_the_archive(), with_the_key()))
+    return list(itertools.chain(of_the_archive(), with_the_key(), of_work()))
 
 
 def good_bundle(folder: Path) -> tuple[Files, Identity]:

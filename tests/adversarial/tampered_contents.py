@@ -17,6 +17,7 @@ from tests.adversarial.tampered_archives import Files, Tampered
 from tests.hospital.evidence_of import (
     APPROVAL,
     EVALUATION,
+    ROUNDS,
     STUDY_HASH,
     edited,
     pack,
@@ -29,7 +30,7 @@ from tests.policies.facts_of import HOSPITALS, OFFICER, RESEARCHER, STEWARD
 Records = list[dict[str, Any]]
 
 
-def _with_key(change: Callable[[Files, Identity], object], **index: Any) -> Callable[[Path, Files, Identity], object]:
+def with_key(change: Callable[[Files, Identity], object], **index: Any) -> Callable[[Path, Files, Identity], object]:
     def write(path: Path, files: Files, key: Identity) -> None:
         files = copy.deepcopy(files)
         change(files, key)
@@ -38,12 +39,12 @@ def _with_key(change: Callable[[Files, Identity], object], **index: Any) -> Call
     return write
 
 
-def _log(change: Callable[[Records], object]) -> Callable[[Path, Files, Identity], object]:
+def in_the_log(change: Callable[[Records], object]) -> Callable[[Path, Files, Identity], object]:
     def tamper(files: Files, key: Identity) -> None:
         rechain(files, key, change)
         _open_only_what_is_bound(files)
 
-    return _with_key(tamper)
+    return with_key(tamper)
 
 
 def _open_only_what_is_bound(files: Files) -> None:
@@ -55,7 +56,7 @@ def _open_only_what_is_bound(files: Files) -> None:
     files["openings.json"] = canonical_json([e for e in json.loads(files["openings.json"]) if is_bound(e)])
 
 
-def _of(bodies: Records, kind: str, **fields: Any) -> dict[str, Any]:
+def first_of(bodies: Records, kind: str, **fields: Any) -> dict[str, Any]:
     """The first record of a kind with these fields."""
     return next(b for b in bodies if b["kind"] == kind and fields.items() <= b["fields"].items())
 
@@ -73,12 +74,39 @@ def _charged_as(charges: Mapping[str, Any], round: int = 2, *, local: bool = Tru
         files["ledger.json"] = canonical_json(ledger)
 
         def relog(bodies: Records) -> None:
-            fields = _of(bodies, "charged", digest=before)["fields"]
+            fields = first_of(bodies, "charged", digest=before)["fields"]
             fields.update(dict.fromkeys(names, text), digest=entry_digest(entry))
 
         rechain(files, key, relog)
 
     return change
+
+
+def told_apart(entry: Mapping[str, Any], record: Mapping[str, Any]) -> Callable[[Files, Identity], None]:
+    """Let the ledger's entry of round 1 and the log's record of it say different things."""
+
+    def change(files: Files, key: Identity) -> None:
+        ledger = json.loads(files["ledger.json"])
+        before = entry_digest(ledger[0])
+        ledger[0].update(entry)
+        files["ledger.json"] = canonical_json(ledger)
+        fields = {**record, "digest": entry_digest(ledger[0])}
+        rechain(files, key, lambda bodies: first_of(bodies, "charged", digest=before)["fields"].update(fields))
+
+    return change
+
+
+def charged_for_the_evaluation() -> Callable[[Files, Identity], None]:
+    """Log a charge of the evaluation's round, whose entry says that it is of round 1 of training."""
+    charges = priced(held_out=EVALUATION.event("final"))
+    names, text = ("charges", "local_charges"), canonical_json(charges).decode()
+    return told_apart(dict.fromkeys(names, charges), {"round": ROUNDS + 1, **dict.fromkeys(names, text)})
+
+
+def says_twice(kind: str, bodies: Records) -> None:
+    """Let the amounts of a record have a member that stands twice; the record itself stays in the log's form."""
+    fields = first_of(bodies, kind, study=STUDY_HASH)["fields"]
+    fields["charges"] = fields["charges"].replace('{"', '{"training":[],"', 1)
 
 
 def _decided_on(change: Callable[[dict[str, Any]], object]) -> Callable[[Files, Identity], None]:
@@ -140,7 +168,7 @@ def _same_address(files: Files, key: Identity) -> None:
     salt, content = "cd" * 32, {"kind": "person", "name": OFFICER, "role": "privacy_officer", "email": STEWARD.upper()}
     edited(files, "openings.json", lambda entries: entries.append({"salt": salt, "content": content}))
     bound = {"commitment": commit(bytes.fromhex(salt), content)}
-    rechain(files, key, lambda bodies: _of(bodies, "person_added", person=OFFICER)["fields"].update(bound))
+    rechain(files, key, lambda bodies: first_of(bodies, "person_added", person=OFFICER)["fields"].update(bound))
     _open_only_what_is_bound(files)
 
 
@@ -170,43 +198,45 @@ def with_the_key() -> Iterator[Tampered]:
     ):
         within = what in ("fewer steps", "nothing")
         words = say if within else "more than was reserved"
-        yield Tampered("a charge unlike the plan", what, "charges", words, _with_key(_charged_as(charges)))
+        yield Tampered("a charge unlike the plan", what, "charges", words, with_key(_charged_as(charges)))
     yield Tampered(
         "a charge unlike the plan",
         "fewer steps, by one price of two",
         "charges",
         say,
-        _with_key(_charged_as({"training": [{**plan, "count": 9}]}, local=False)),
+        with_key(_charged_as({"training": [{**plan, "count": 9}]}, local=False)),
     )
 
     def reserves(bodies: Records, charges: Mapping[str, Any]) -> None:
         text = canonical_json(charges).decode()
-        _of(bodies, "reserved")["fields"].update(charges=text, local_charges=text)
+        first_of(bodies, "reserved")["fields"].update(charges=text, local_charges=text)
 
     whole = {"training": [{**plan, "count": 30}], **priced(held_out=EVALUATION.event("final"))}
     for what, changes in (("more steps", {"count": 300}), ("no evaluation", None)):
         reserved = {"training": whole["training"]} if changes is None else {**whole, "training": [{**plan, **changes}]}
-        yield Tampered("a reservation unlike the plan", what, "charges", say, _log(partial(reserves, charges=reserved)))
+        yield Tampered(
+            "a reservation unlike the plan", what, "charges", say, in_the_log(partial(reserves, charges=reserved))
+        )
     yield Tampered(
         "a reservation unlike the plan",
         "called settled",
         "charges",
         "holds none before it",
-        _log(lambda bodies: _of(bodies, "reserved")["fields"].update(settled=True)),
+        in_the_log(lambda bodies: first_of(bodies, "reserved")["fields"].update(settled=True)),
     )
     yield Tampered(
         "a reservation unlike the plan",
         "of other patients",
         "charges",
         "not the one of the terms",
-        _log(lambda bodies: _of(bodies, "reserved")["fields"].update(population="lung")),
+        in_the_log(lambda bodies: first_of(bodies, "reserved")["fields"].update(population="lung")),
     )
     yield Tampered(
         "a reservation unlike the plan",
         "taken out",
         "charges",
         "was charged without a reservation",
-        _log(lambda bodies: bodies.remove(_of(bodies, "reserved"))),
+        in_the_log(lambda bodies: bodies.remove(first_of(bodies, "reserved"))),
     )
     text = canonical_json({"training": [{**plan, "count": 1}]}).decode()
     yield Tampered(
@@ -214,21 +244,42 @@ def with_the_key() -> Iterator[Tampered]:
         "in the log alone",
         "charges",
         "charges of round 2 are others in ledger.json",
-        _log(lambda bodies: _of(bodies, "charged", round=2)["fields"].update(charges=text)),
+        in_the_log(lambda bodies: first_of(bodies, "charged", round=2)["fields"].update(charges=text)),
     )
+    for what, words, made in (
+        (
+            "for the evaluation's round",
+            "charges round 4, and its entry in ledger.json says 1",
+            charged_for_the_evaluation(),
+        ),
+        (
+            "for other patients",
+            "charges population heart, and its entry in ledger.json says lung",
+            told_apart({"population": "lung"}, {}),
+        ),
+    ):
+        yield Tampered("a charge unlike its entry", what, "charges", words, with_key(made))
+    for kind in ("reserved", "charged"):
+        yield Tampered(
+            "JSON with two readings",
+            f"amounts that were {kind}",
+            "charges",
+            "in the log is not in canonical form",
+            in_the_log(partial(says_twice, kind)),
+        )
     yield Tampered(
         "over the cap",
         "a smaller promise",
         "caps",
         "above the cap of 0.9",
-        _log(lambda bodies: _of(bodies, "budget_opened")["fields"].update(epsilon=0.9)),
+        in_the_log(lambda bodies: first_of(bodies, "budget_opened")["fields"].update(epsilon=0.9)),
     )
     yield Tampered(
         "over the cap",
         "no promise",
         "caps",
         "has not opened",
-        _log(lambda bodies: bodies.remove(_of(bodies, "budget_opened"))),
+        in_the_log(lambda bodies: bodies.remove(first_of(bodies, "budget_opened"))),
     )
     other = canonical_json({"training": [{**plan, "count": 900}]}).decode()
     yield Tampered(
@@ -236,7 +287,7 @@ def with_the_key() -> Iterator[Tampered]:
         "by another study",
         "caps",
         "above the cap of 2.9",
-        _log(
+        in_the_log(
             lambda bodies: _before(
                 bodies,
                 "reserved",
@@ -261,17 +312,17 @@ def with_the_key() -> Iterator[Tampered]:
             f"{what}, as decisions have it",
             "caps",
             words,
-            _with_key(_decided_on(lambda facts, f=figures: facts["budget"].update(f))),
+            with_key(_decided_on(lambda facts, f=figures: facts["budget"].update(f))),
         )
     yield Tampered(
-        "an agreement typed by hand", "and decided on", "agreements", "does not know of it", _with_key(_typed_by_hand)
+        "an agreement typed by hand", "and decided on", "agreements", "does not know of it", with_key(_typed_by_hand)
     )
     yield Tampered(
         "an agreement typed by hand",
         "into the registry alone",
         "agreements",
         "agreements.json holds agreement baa-typed",
-        _with_key(
+        with_key(
             lambda files, _: edited(
                 files,
                 "agreements.json",
@@ -291,14 +342,14 @@ def with_the_key() -> Iterator[Tampered]:
             what,
             "agreements",
             "it was changed afterwards",
-            _with_key(_changed_agreement(**terms)),
+            with_key(_changed_agreement(**terms)),
         )
     yield Tampered(
         "an agreement changed by hand",
         "its end taken out",
         "agreements",
         "which had ended by record",
-        _log(
+        in_the_log(
             lambda bodies: _before(
                 bodies, "decision", {"kind": "agreement_terminated", "agreement": "irb-heart", "person": STEWARD}
             )
@@ -309,21 +360,23 @@ def with_the_key() -> Iterator[Tampered]:
         "never confirmed",
         "agreements",
         "nobody confirmed",
-        _log(lambda bodies: bodies.remove(_of(bodies, "agreement_confirmed"))),
+        in_the_log(lambda bodies: bodies.remove(first_of(bodies, "agreement_confirmed"))),
     )
     yield Tampered(
         "an agreement changed by hand",
         "confirmed by another",
         "agreements",
         "nobody confirmed",
-        _log(lambda bodies: _of(bodies, "agreement_confirmed")["fields"].update(person=STEWARD)),
+        in_the_log(lambda bodies: first_of(bodies, "agreement_confirmed")["fields"].update(person=STEWARD)),
     )
     yield Tampered(
         "an agreement changed by hand",
         "its binding taken out",
         "agreements",
         "binds no content",
-        _log(lambda bodies: [b["fields"].pop("commitment") for b in bodies if b["kind"] == "agreement_confirmed"]),
+        in_the_log(
+            lambda bodies: [b["fields"].pop("commitment") for b in bodies if b["kind"] == "agreement_confirmed"]
+        ),
     )
     for kind, change in (
         ("agreement", lambda entry: entry["content"]["agreement"].update(entered_by="nobody")),
@@ -335,66 +388,66 @@ def with_the_key() -> Iterator[Tampered]:
             f"another content, of one {kind}",
             "agreements",
             "opens something else",
-            _with_key(_opens_otherwise(kind, change)),
+            with_key(_opens_otherwise(kind, change)),
         )
         yield Tampered(
             "an opening",
             f"another salt, of one {kind}",
             "approvals",
             "opens something else",
-            _with_key(_opens_otherwise(kind, lambda entry: entry.update(salt="00" * 32))),
+            with_key(_opens_otherwise(kind, lambda entry: entry.update(salt="00" * 32))),
         )
     yield Tampered(
         "an opening",
         "left out",
         "parties",
         "does not open",
-        _with_key(lambda files, _: edited(files, "openings.json", lambda entries: entries.clear())),
+        with_key(lambda files, _: edited(files, "openings.json", lambda entries: entries.clear())),
     )
     yield Tampered(
         "a person",
         "whom nobody entered",
         "approvals",
         "does not know of it before",
-        _log(lambda bodies: bodies.remove(_of(bodies, "person_added", person=OFFICER))),
+        in_the_log(lambda bodies: bodies.remove(first_of(bodies, "person_added", person=OFFICER))),
     )
     yield Tampered(
         "a person",
         "who was shut out",
         "approvals",
         "which had ended",
-        _log(lambda bodies: _before(bodies, "decision", {"kind": "person_deactivated", "person": OFFICER})),
+        in_the_log(lambda bodies: _before(bodies, "decision", {"kind": "person_deactivated", "person": OFFICER})),
     )
     yield Tampered(
-        "a person", "under two names", "approvals", "one person approved in both roles", _with_key(_same_address)
+        "a person", "under two names", "approvals", "one person approved in both roles", with_key(_same_address)
     )
     yield Tampered(
         "a person",
         "in another role",
         "approvals",
         "no privacy_officer approved",
-        _log(lambda bodies: _of(bodies, "approved", person=OFFICER)["fields"].update(role="steward")),
+        in_the_log(lambda bodies: first_of(bodies, "approved", person=OFFICER)["fields"].update(role="steward")),
     )
     yield Tampered(
         "a party",
         "that nobody pinned",
         "parties",
         "does not know of it before",
-        _log(lambda bodies: bodies.remove(_of(bodies, "pinned", email=HOSPITALS[1]))),
+        in_the_log(lambda bodies: bodies.remove(first_of(bodies, "pinned", email=HOSPITALS[1]))),
     )
     yield Tampered(
         "a party",
         "whom people had revoked",
         "parties",
         "which had ended",
-        _log(lambda bodies: _before(bodies, "decision", {"kind": "unpinned", "email": RESEARCHER})),
+        in_the_log(lambda bodies: _before(bodies, "decision", {"kind": "unpinned", "email": RESEARCHER})),
     )
     yield Tampered(
         "a party",
         "of another organisation",
         "parties",
         "for Hub, and pinned was Centre",
-        _with_key(_decided_on(lambda facts: facts["roster"].update(aggregator="Hub"))),
+        with_key(_decided_on(lambda facts: facts["roster"].update(aggregator="Hub"))),
     )
     for format in (1, 2):
         yield Tampered(
@@ -402,7 +455,7 @@ def with_the_key() -> Iterator[Tampered]:
             f"format {format}",
             "audit log",
             f"says format {format}, whose logs bound no agreement",
-            _with_key(lambda files, _: None, format=format),
+            with_key(lambda files, _: None, format=format),
         )
     for what, format in (("truth", True), ("text", "3"), ("fraction", 3.0), ("none", None), ("newer", 4)):
         yield Tampered(
@@ -410,7 +463,7 @@ def with_the_key() -> Iterator[Tampered]:
             f"a format that is {what}",
             "index",
             "is not an index of format",
-            _with_key(lambda files, _: None, format=format),
+            with_key(lambda files, _: None, format=format),
         )
     for name in ("ledger.json", "decisions.json", "terms.json", "agreements.json", "openings.json"):
         yield Tampered(
@@ -418,21 +471,21 @@ def with_the_key() -> Iterator[Tampered]:
             name,
             "study" if name == "terms.json" else _CHECKS[name],
             "canonical form",
-            _with_key(lambda files, _, name=name: files.update({name: files[name].replace(b"{", b'{"!":1,"!":2,', 1)})),
+            with_key(lambda files, _, name=name: files.update({name: files[name].replace(b"{", b'{"!":1,"!":2,', 1)})),
         )
     yield Tampered(
         "a file too many",
         "with a place in the index",
         "index",
         "has no place",
-        _with_key(lambda files, _: files.update({"notes.txt": b"reviewed"})),
+        with_key(lambda files, _: files.update({"notes.txt": b"reviewed"})),
     )
     yield Tampered(
         "a file too few",
         "and none in the index",
         "index",
         "openings.json is missing",
-        _with_key(lambda files, _: files.pop("openings.json")),
+        with_key(lambda files, _: files.pop("openings.json")),
     )
 
     def signed_in_capitals(path: Path, files: Files, key: Identity) -> None:
@@ -455,21 +508,21 @@ def with_the_key() -> Iterator[Tampered]:
         "a round released twice",
         "releases",
         "released more than once",
-        _log(lambda bodies: bodies.append(copy.deepcopy(_of(bodies, "released", study=STUDY_HASH)))),
+        in_the_log(lambda bodies: bodies.append(copy.deepcopy(first_of(bodies, "released", study=STUDY_HASH)))),
     )
     yield Tampered(
         "a history",
         "approved afterwards",
         "approvals",
         "before a steward approved it",
-        _log(lambda bodies: bodies.append(bodies.pop(bodies.index(_of(bodies, "approved", hash=APPROVAL))))),
+        in_the_log(lambda bodies: bodies.append(bodies.pop(bodies.index(first_of(bodies, "approved", hash=APPROVAL))))),
     )
     yield Tampered(
         "a history",
         "a charge left out",
         "log and files agree",
         "is not in the audit log",
-        _log(lambda bodies: bodies.remove(_of(bodies, "charged", round=2))),
+        in_the_log(lambda bodies: bodies.remove(first_of(bodies, "charged", round=2))),
     )
 
 

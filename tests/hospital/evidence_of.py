@@ -239,7 +239,7 @@ def rechain(files: dict[str, bytes], identity: Identity, change: Callable[[list[
     """Rewrite the whole audit log with the hospital's own key."""
     bodies = [json.loads(line) for line in files["audit.jsonl"].splitlines()]
     change(bodies)
-    previous, out = genesis(identity.public_key), b""
+    previous, out = genesis(identity.public_key), bytearray()
     for seq, body in enumerate(bodies, start=1):
         body |= {"seq": seq, "previous": previous}
         body.pop("hash", None)
@@ -248,7 +248,7 @@ def rechain(files: dict[str, bytes], identity: Identity, change: Callable[[list[
             body["fields"] = {"covers": seq - 1, "hash": previous, "signature": signature}
         previous = sha256_hex(canonical_json(body))
         out += canonical_json({**body, "hash": previous}) + b"\n"
-    files["audit.jsonl"] = out
+    files["audit.jsonl"] = bytes(out)
     files["audit.head.json"] = Head.sign(identity, len(bodies), previous).canonical()
     files["heads.json"] = b"[]"
 

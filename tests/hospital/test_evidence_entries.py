@@ -21,9 +21,10 @@ from datasites.hospital.export import export_evidence
 from datasites.hospital.ledger_log import in_log
 from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
 from datasites.study.audit_chain import records
-from datasites.study.canonical import sha256_hex
+from datasites.study.canonical import canonical_json, sha256_hex
 from policies.registry import RegistryFile
-from tests.hospital.evidence_of import ROUND, Hospital, failed
+from tests.adversarial.tampered_contents import charged_for_the_evaluation, says_twice
+from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
 from tests.hospital.test_charges import case, manifests  # noqa: F401 (fixture)
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.policies.facts_of import OFFICER, STEWARD
@@ -64,7 +65,7 @@ def test_the_verifier_prices_as_the_accountant_does(order: int, noise: float, ra
     charge = Charge(mechanism=kind, noise_multiplier=noise, sampling_rate=rate, count=3)  # type: ignore[arg-type]
     gate = verify_bundle._Gate()
     gate.promise({"epsilon": 1.0, "delta": 1e-5, "order": order})
-    charges = json.dumps({"training": [charge.model_dump(mode="json")]})
+    charges = canonical_json({"training": [charge.model_dump(mode="json")]}).decode()
     gate.line({"kind": "reserved", "fields": {"study": "a" * 64, "charges": charges}})
     event = read_charge(charge.canonical()).event()
     assert gate.reads("training") == pytest.approx(epsilon_at_order([event], order, 1e-5), rel=1e-9, abs=1e-12)
@@ -84,6 +85,94 @@ def test_what_was_settled_after_a_restore_is_said_and_not_held_against_the_plan(
     assert found["charges"].ok == declared
     words = "1 were SETTLED by two people" if declared else "the log holds none before it"
     assert words in found["charges"].found
+
+
+def test_a_charge_of_the_evaluation_does_not_pass_for_one_of_training(tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "b.zip"
+    hospital.run()
+    assert all(check.ok for check in build_bundle(path, hospital.contents))
+    files = unpack(path)
+    charged_for_the_evaluation()(files, hospital.identity)
+    pack(path, resign(files, hospital.identity))
+    found = failed(path, hospital.identity)
+    assert set(found) == {"charges"}
+    assert "charges round 4, and its entry in ledger.json says 1" in found["charges"]
+
+
+def test_a_reservation_that_states_no_cap_of_the_study_is_said(tmp_path: Path) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "b.zip"
+    hospital.run()
+    checks = {check.name: check for check in build_bundle(path, hospital.contents)}
+    assert "NOT HELD" not in checks["caps"].found
+    files = unpack(path)
+    rechain(files, hospital.identity, lambda bodies: [b["fields"].pop("study_epsilon", None) for b in bodies])
+    pack(path, resign(files, hospital.identity))
+    checks = {check.name: check for check in verify_bundle.verify(path, hospital.identity.public_key)}
+    assert all(check.ok for check in checks.values())
+    assert checks["caps"].found.endswith(
+        "the study's own cap in 6 decisions is NOT HELD AGAINST the log, in which no reservation states it"
+    )
+
+
+@pytest.mark.parametrize("kind", ["reserved", "charged"])
+def test_amounts_in_the_log_have_one_reading(tmp_path: Path, kind: str) -> None:
+    hospital, path = Hospital(tmp_path), tmp_path / "b.zip"
+    hospital.run()
+    build_bundle(path, hospital.contents)
+    files = unpack(path)
+    rechain(files, hospital.identity, lambda bodies: says_twice(kind, bodies))
+    pack(path, resign(files, hospital.identity))
+    assert "charges in the log is not in canonical form" in failed(path, hospital.identity)["charges"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("rounds", 10**19, "1 to 10000"),
+        ("rounds", 10_001, "1 to 10000"),
+        ("rounds", 0, "1 to 10000"),
+        ("rounds", True, "1 to 10000"),
+        ("rounds", "3", "1 to 10000"),
+        ("steps_per_round", "9", "1 or more"),
+        ("steps_per_round", 2.0, "1 or more"),
+    ],
+)
+def test_a_plan_has_whole_numbers_within_bounds(name: str, value: object, rule: str) -> None:
+    terms = json.loads(TERMS)
+    verify_bundle._Plan(terms)
+    terms["plan"][name] = value
+    with pytest.raises(verify_bundle.Fault, match=f"whose {name} is .* and not a whole number of {rule}"):
+        verify_bundle._Plan(terms)
+
+
+@pytest.mark.parametrize(("rounds", "every"), [(10_000, 1), (10_000, 9_999), (10_000, 5_000), (10, 3)])
+def test_the_longest_plan_has_a_schedule_that_is_found(rounds: int, every: int) -> None:
+    terms = json.loads(TERMS)
+    terms["plan"]["rounds"] = rounds
+    terms["evaluation_plan"].update(interim=(rounds - 1) // every, interim_multiplier=5.0)
+    plan = verify_bundle._Plan(terms)
+    interim = {number: number % every == 0 and number < rounds for number in range(1, rounds + 2)}
+    plan.require_schedule(interim)
+    with pytest.raises(verify_bundle.Fault, match="at equal distances"):
+        plan.require_schedule({**interim, rounds: True})
+
+
+def test_a_new_order_prices_all_that_is_committed_anew() -> None:
+    gate, once = verify_bundle._Gate(), verify_bundle._Gate()
+    step = {"training": [{**ROUND["training"][0], "count": 3}]}
+    for number, order in enumerate((2, 17, 2, 64), start=1):
+        gate.promise({"epsilon": 1.0, "delta": 1e-5, "order": order})
+        for kind, study, charges in (("reserved", "ab", ROUND), ("charged", "ab", step), ("reserved", "cd", step)):
+            text = canonical_json(charges).decode()
+            gate.line({"kind": kind, "fields": {"study": study, "charges": text, "round": number}})
+    (mechanism,) = verify_bundle._counted(ROUND)["training"]
+    once.promise({"epsilon": 1.0, "delta": 1e-5, "order": 64})
+    # The first study has charged four times three steps, which is more than it reserved: both count.
+    steps = 10 + 12 + 3
+    whole = canonical_json({"training": [{**ROUND["training"][0], "count": steps}]}).decode()
+    once.line({"kind": "reserved", "fields": {"study": "ef", "charges": whole}})
+    assert mechanism[1] == 4.0
+    assert gate.reads("training") == pytest.approx(once.reads("training"), rel=1e-12)
 
 
 def test_two_records_of_one_content_show_nothing_alike_and_open_to_it_alone(home: Home) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from datasites.hospital import verify_bundle
 from datasites.hospital.evidence import EvidenceError, build_bundle
+from tests.adversarial.tampered_archives import Part, assemble
 from tests.hospital.evidence_of import Hospital, failed, pack, pack_like_an_older_version, resign, unpack
 
 BUNDLES = Path(__file__).with_name("bundles")
@@ -117,3 +119,25 @@ def test_long_lists_are_read_entry_by_entry(tmp_path: Path) -> None:
 
 def test_the_verifier_is_written_for_old_pythons() -> None:
     ast.parse(Path(verify_bundle.__file__).read_text(), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("name", ["ledger.json.", "frozen./model.py", "frozen/x..", "NUL", "frozen/aux.py", "com1.txt"])
+def test_a_name_that_windows_reads_as_another_makes_no_bundle(name: str) -> None:
+    with pytest.raises(verify_bundle.Fault, match="has the odd name"):
+        verify_bundle.write_archive(io.BytesIO(), {name: b""})
+
+
+@pytest.mark.parametrize("name", ["a..b", "frozen/auxiliary.py", "console.txt", "x-", "_"])
+def test_a_name_that_looks_like_one_of_those_does(name: str) -> None:
+    verify_bundle.write_archive(io.BytesIO(), {name: b""})
+
+
+def test_no_archive_has_what_passes_for_a_zip64_locator_before_its_end() -> None:
+    # By attributes, which older formats left free: 12 characters of the name follow on their place.
+    made = assemble([Part(b"a.txt", b""), Part(b"zzzzzzzz.txt", b"", central={"attributes": 0x07064B50})])
+    with pytest.raises(verify_bundle.Fault, match="has a ZIP64 locator before its end record"):
+        verify_bundle._Archive(io.BytesIO(made))
+    # By the place of the last file, which the builder chooses itself.
+    before = 0x07064B50 - verify_bundle._LOCAL.size - len("terms.json")
+    with open(os.devnull, "wb") as nowhere, pytest.raises(verify_bundle.Fault, match="has a ZIP64 locator"):
+        verify_bundle.write_archive(nowhere, {"terms.json": bytes(before), "verify_bundle.py": b""})
