@@ -24,17 +24,17 @@ entered them.
 head from another party, that the hospital did not write its log anew.
 
 **Not proved.** That what people typed is true; that the study's own epsilon, priced by privacy loss distributions, is
-as its decisions state (they are held against its cap, and not priced again); what two people settled after a restore,
-which may differ from the plan; who a person was that the log names; `summary.html` and `verify_bundle.py`, which are
-for convenience. What an older format could not prove, the checks say: format 2 bound neither the contents of
-agreements, people and roster nor the bytes of its archive, and is not held against plan and caps; format 1 had no
-charges in full.
+as its decisions state (they are held against its cap, and not priced again; the checks say where the log states no
+cap); what two people settled after a restore, which may differ from the plan; who a person was that the log names;
+`summary.html` and `verify_bundle.py`, which are for convenience. What an older format could not prove, the checks say:
+format 2 bound neither the contents of agreements, people and roster nor the bytes of its archive, and is not held
+against plan and caps; format 1 had no charges in full.
 
 **Work.** The archive is at most `LARGEST_ARCHIVE` bytes of at most `MOST_FILES` files; that is seen before anything
 else is read. Files are read in pieces, lists entry by entry, and the log may have `MOST_RECORDS` records, so that 2 GiB
-of memory are enough (the longest log was measured at 0.7 GiB and 20 s of CPU). Numbers that
-drive a loop are bounded first: rounds of a plan, Renyi orders and how often they change, mechanisms and their prices;
-heads and restores are looked at once each.
+of memory are enough (the longest log was measured at 0.7 GiB and 20 s of CPU). Numbers that drive a loop are bounded
+first: rounds of a plan, Renyi orders and how often they change, mechanisms and their prices; heads and restores are
+looked at once each.
 
 Exit status 0 if all checks pass.
 """
