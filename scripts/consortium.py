@@ -22,7 +22,7 @@ from pydantic import Field
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError, read_toml
-from datasites.study.identity import Email, Roster, RosterEntry
+from datasites.study.identity import Email, RosterEntry
 from datasites.study.manifest import Name
 from datasites.study.package import StudyPackage
 
@@ -187,14 +187,20 @@ class LocalConsortium:
             email=researcher.email,
             store=store_url or str(self.store),
         ) as federation:
-            entries = [
-                RosterEntry.parse((self.home(hospital.key) / "roster-entry.json").read_bytes())
-                for hospital in self.terms.hospitals
-            ]
-            federation.pin(*entries)
-            everybody = Roster(entries=(*entries, federation.entry))
-        for hospital in self.terms.hospitals:
-            everybody.save(self.home(hospital.key) / "roster.json")
+            files = {hospital.key: self.home(hospital.key) / "roster-entry.json" for hospital in self.terms.hospitals}
+            federation.pin(*(RosterEntry.parse(file.read_bytes()) for file in files.values()))
+        own = self.researcher_home / "roster-entry.json"
+        command = [sys.executable, "-m", "datasites.cli", "roster", "pin", "--yes", "--home"]
+        running = {
+            key: subprocess.Popen(
+                [*command, self.home(key), own, *(file for other, file in files.items() if other != key)],
+                stdout=subprocess.DEVNULL,
+            )
+            for key in files
+        }
+        for key, pinning in running.items():
+            if pinning.wait() != 0:
+                raise InputError(f"{key}: the other parties could not be pinned; see above")
 
     def settings_toml(self, hospital: LocalHospital, store_url: str | None) -> str:
         """The `datasite.toml` of one hospital."""
