@@ -85,9 +85,10 @@ def test_the_evidence_of_a_study_verifies_without_this_software(datasites: Local
     assert checked.returncode == 0, checked.stdout
     changed = tmp_path / "changed.zip"
     with zipfile.ZipFile(bundle) as source, zipfile.ZipFile(changed, "w") as target:
-        for name in source.namelist():
-            data = source.read(name)
-            target.writestr(name, data.replace(b"tanh", b"relu") if name == "frozen/model.py" else data)
+        for entry_of in source.infolist():
+            data = source.read(entry_of)
+            is_model = entry_of.filename == "frozen/model.py"
+            target.writestr(entry_of, data.replace(b"tanh", b"relu") if is_model else data)
     command[3] = str(changed)
     refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert refused.returncode != 0
