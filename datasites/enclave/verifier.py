@@ -38,11 +38,12 @@ MAX_LINE = 400
 MAX_NODES = 20_000
 MAX_DEPTH = 60
 _ENTRY = "build_model"
-#: A comment, a string with its prefix, a string that does not end, or a word.
+#: A comment, a string with its prefix, a string that does not end, or a word. Without possessive quantifiers, which
+#: Python 3.11.2 gets wrong; the alternatives exclude each other, so that nothing is tried twice.
 _TOKEN = re.compile(
     r"""\#[^\n]*
-    | (?P<prefix>\w*) (?P<three>\"{3}|'{3}) (?:\\.|(?!(?P=three))[^\\])*+ (?P=three)
-    | (?P<one_line>\w*) (?P<one>["']) (?:\\.|(?!(?P=one))[^\\\n])*+ (?P=one)
+    | (?P<prefix>\w*) (?P<three>\"{3}|'{3}) (?:\\.|(?!(?P=three))[^\\])* (?P=three)
+    | (?P<one_line>\w*) (?P<one>["']) (?:\\.|(?!(?P=one))[^\\\n])* (?P=one)
     | (?P<unended>\w*) (?P<open>["'])
     | \w+""",
     re.VERBOSE | re.DOTALL,

@@ -20,8 +20,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _QUOTED = 200
 #: Parts of a key (a.b.c) at most. Python's reader takes time and memory with their square: minutes for a small file.
 _KEY_PARTS = 16
-_PART = r"""(?:[A-Za-z0-9_-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')"""
-_LONG_KEY = re.compile(rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_KEY_PARTS},}}")
+_TOKENS = re.compile(r"""(?P<part>[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')|(?P<dot>\.)|(?P<blank>[ \t]+)|.|\n""")
 
 
 class DatasitesError(Exception):
@@ -40,8 +39,7 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        if found := _LONG_KEY.search(text):
-            line = text.count("\n", 0, found.start()) + 1
+        if line := _line_of_long_key(text):
             raise InputError(f"{file}: line {line}: a key of more than {_KEY_PARTS} parts; no table is that deep")
         raw = tomllib.loads(text)
     except UnicodeDecodeError as error:
@@ -65,6 +63,21 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
         return model.model_validate_json(plain, strict=True)
     except ValidationError as error:
         raise InputError(f"{file}: {explain(error, model)}") from error
+
+
+def _line_of_long_key(text: str) -> int:
+    """The first line with a key of too many parts, 0 where there is none."""
+    parts, joined = 0, False
+    for found in _TOKENS.finditer(text):
+        if found.lastgroup == "part":
+            parts, joined = parts + 1 if joined else 1, False
+            if parts > _KEY_PARTS:
+                return text.count("\n", 0, found.start()) + 1
+        elif found.lastgroup == "dot":
+            joined = parts > 0
+        elif found.lastgroup is None:
+            parts, joined = 0, False
+    return 0
 
 
 def read_toml(path: Path, model: type[Model]) -> Model:
