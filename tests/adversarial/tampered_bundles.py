@@ -69,7 +69,9 @@ def ask(verifier: Path, bundle: Path, key: str) -> Told:
         output = child.stdout.read().decode()
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
-    return Told(child.returncode, output, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    # A child's peak begins at what its parent held when it was forked; no less can be seen of it.
+    peak = used.ru_maxrss if used.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else 0
+    return Told(child.returncode, output, used.ru_utime + used.ru_stime, peak / 1024)
 
 
 def show(folder: Path) -> Iterator[tuple[Tampered, Told]]:
