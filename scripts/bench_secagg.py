@@ -62,6 +62,13 @@ class Table:
         )
         print(f"{name:<64} {value:12.3f} {unit}{goal}", flush=True)
 
+    def finish(self, file: Path | None) -> None:
+        """Say which targets were missed, and write the rows to `file`."""
+        if file:
+            file.write_text(json.dumps(self.rows, indent=1))
+        missed = [row["name"] for row in self.rows if row["met"] is False]
+        print("all targets met" if not missed else f"missed: {missed}")
+
 
 class Cohort:
     """n hospitals and an aggregator after setup, in this process."""
@@ -374,10 +381,7 @@ def main() -> None:
             lost = min(round(0.3 * n), n - (2 * n // 3 + 1))
             count = (n - lost) + lost * (n - lost)
             table.add(f"{label}: Flower, {count} masks off at the server (one mask x count)", count * one["mask"], "s")
-    if given.json:
-        given.json.write_text(json.dumps(table.rows, indent=1))
-    missed = [row["name"] for row in table.rows if row["met"] is False]
-    print("all targets met" if not missed else f"missed: {missed}")
+    table.finish(given.json)
     sys.exit(0)
 
 

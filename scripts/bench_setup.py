@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bench_secagg import Table
+from bench_transport import MB, RESEARCHER, mailroom
 
 from datasites.researcher.gather import LARGEST_SETUP_LETTER, RunError, blob
 from datasites.researcher.record import RunFolder
@@ -34,18 +35,12 @@ from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.package import StudyPackage
-from datasites.transport.connection import StoreConnection
 from datasites.transport.mailroom import Mailroom
-from datasites.transport.quarantine import Quarantine
-from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
-from datasites.transport.store import Store
-from datasites.transport.synclog import SyncLog
+from datasites.transport.sealer import open_keys, syft_fingerprint
 
 HEART = Path(__file__).resolve().parent / "heart_disease" / "study"
-RESEARCHER = "researcher@bench.example"
 STUDY = "5" * 64
 TODAY = datetime.datetime.now(datetime.UTC).date()
-MB = 1e6
 #: At 100 hospitals and 100 rounds, in MB.
 HOSPITAL_MB, AGGREGATOR_MB = 8.0, 20.0
 #: How far above linear growth a cost may lie.
@@ -140,21 +135,6 @@ class Hospital:
         self.send(RESEARCHER, letters.ready_kind(0), ready)
 
 
-def mailroom(email: str, home: Path, url: str, roster: Roster) -> Mailroom:
-    """A party's mailroom, its public keys published."""
-    keys = open_keys(email, home / email / "syft_keys.json")
-    store = Store(url)
-    connection = StoreConnection(
-        email=email,
-        store=store,
-        log=SyncLog(home / email / "control.sqlite"),
-        quarantine=Quarantine(home / email / "quarantine"),
-        roster=roster,
-    )
-    connection.write_encryption_bundle(email, json.dumps({"public_encryption_bundle": keys.get_public_bundle()}))
-    return Mailroom(email, store, SyftSealer(keys, roster, connection.stored_bundle), home / email / "mail")
-
-
 def set_up(n: int, rounds: int, home: Path) -> tuple[Cost, Cost]:
     """One epoch among n hospitals; what it costs the first of them, and the aggregator."""
     emails = [f"hospital{index:03d}@bench.example" for index in range(n)]
@@ -235,20 +215,6 @@ def set_up(n: int, rounds: int, home: Path) -> tuple[Cost, Cost]:
     return first, aggregator
 
 
-class Table:
-    """Rows that are printed as they come."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, object]] = []
-
-    def add(self, name: str, value: float, unit: str, target: float | None = None) -> None:
-        """One row; met: the value is at most the target."""
-        met = None if target is None else value <= target
-        self.rows.append({"name": name, "value": value, "unit": unit, "target": target, "met": met})
-        goal = "" if target is None else f"  (at most {target:g}: {'met' if met else 'MISSED'})"
-        print(f"{name:<64} {value:>10.3f} {unit}{goal}", flush=True)
-
-
 def main() -> None:
     """Run all sizes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -275,11 +241,7 @@ def main() -> None:
                 for what in ("written", "kept", "seconds"):
                     growth = getattr(cost, what) / getattr(least, what) / times
                     table.add(f"{label}, {what} against linear growth", growth, "x", SLACK)
-    if given.json:
-        given.json.write_text(json.dumps(table.rows, indent=1))
-    missed = [row["name"] for row in table.rows if row["met"] is False]
-    print("all targets met" if not missed else f"missed: {missed}")
-    sys.exit(0)
+    table.finish(given.json)
 
 
 if __name__ == "__main__":

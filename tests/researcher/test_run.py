@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -441,23 +443,30 @@ def test_an_interruption_while_the_sum_opens_costs_nothing(federation: Federatio
 # -- epochs end by themselves ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_study_of_more_rounds_than_an_epoch_goes_on_in_the_next_one(tmp_path: Path) -> None:
-    """Keys of a hundred rounds at most lie on the hospitals' disks at one time."""
-    rounds = EPOCH_ROUNDS + 1
+@contextmanager
+def of_rounds(rounds: int, folder: Path) -> Iterator[Federation]:
+    """The heart study over so many rounds, among hospitals of its own."""
     files = dict(StudyPackage.read(HEART).files)
     files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % rounds, files["study.toml"])
     study = Study(HEART, StudyPackage(files))
-    parties = make_parties(tmp_path, str(tmp_path / "store"), study.terms.cohort.hospitals)
-    federation = Federation(parties, study, tmp_path / "run")
+    parties = make_parties(folder, str(folder / "store"), study.terms.cohort.hospitals)
+    federation = Federation(parties, study, folder / "run")
     try:
-        run = federation.run()
-        run.complete(progress=False)
-        left = parties[0].mailroom.mailbox(study.hash)
+        yield federation
     finally:
         federation.stop()
         for party in parties:
             party.stop()
+
+
+@pytest.mark.slow
+def test_a_study_of_more_rounds_than_an_epoch_goes_on_in_the_next_one(tmp_path: Path) -> None:
+    """Keys of a hundred rounds at most lie on the hospitals' disks at one time."""
+    rounds = EPOCH_ROUNDS + 1
+    with of_rounds(rounds, tmp_path) as federation:
+        run = federation.run()
+        run.complete(progress=False)
+        left = federation.researcher.mailroom.mailbox(run.study.hash)
     assert [record.outcome for record in run.state.rounds] == ["done"] * (rounds + 1)
     assert [record.epoch for record in run.state.rounds] == [0] * EPOCH_ROUNDS + [1, 1]
     assert not [kind for _, kind, _ in left if letters.setup_epoch(kind)], "setups that are over leave nothing behind"
@@ -466,12 +475,7 @@ def test_a_study_of_more_rounds_than_an_epoch_goes_on_in_the_next_one(tmp_path: 
 @pytest.mark.slow
 def test_the_longest_study_goes_through_its_first_and_its_last_epoch(tmp_path: Path) -> None:
     """Ten thousand rounds; those between the first epoch and the last are passed over."""
-    files = dict(StudyPackage.read(HEART).files)
-    files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % MOST_ROUNDS, files["study.toml"])
-    study = Study(HEART, StudyPackage(files))
-    parties = make_parties(tmp_path, str(tmp_path / "store"), study.terms.cohort.hospitals)
-    federation = Federation(parties, study, tmp_path / "run")
-    try:
+    with of_rounds(MOST_ROUNDS, tmp_path) as federation:
         run = federation.run(setup_patience=60.0, round_timeout=60.0)
         run.next_round()
         for number in (MOST_ROUNDS, MOST_ROUNDS + 1):
@@ -479,10 +483,6 @@ def test_the_longest_study_goes_through_its_first_and_its_last_epoch(tmp_path: P
             run._save(next_round=number)
             run.next_round()
         run.close()
-    finally:
-        federation.stop()
-        for party in parties:
-            party.stop()
     assert [(r.round, r.epoch, r.outcome, r.evaluate) for r in run.state.rounds] == [
         (1, 0, "done", "no"),
         (MOST_ROUNDS, 1, "done", "no"),
