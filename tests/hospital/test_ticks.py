@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -259,7 +260,8 @@ def test_more_records_than_declared_are_told_to_people_here_and_to_nobody_else(d
     row = admission.recheck(site, desk.row.pk)
     assert row.state == Case.State.REVIEW
     assert row.note.startswith(words)
-    assert "302" not in str([record.fields for record in list(records(site.home.audit))[logged:]])
+    told = str([record.fields for record in list(records(site.home.audit))[logged:]])
+    assert not re.search(r"\b30[23]\b", told)  # as a figure; a digest's digits may hold it
     assert [check.state for check in doctor(site) if check.words.startswith(words)] == ["warn"]
     package = StudyPackage.read(HEART / "study")
     assert check_dataset(site.home, "heart", package).surplus.startswith(words)
