@@ -112,6 +112,21 @@ class AuditLog:
             raise AuditError(f"audit: records of kind {kind!r} are written by the log itself; choose another kind")
         return self._append(kind, fields)
 
+    def append_once(self, kind: str, /, **fields: Value) -> None:
+        """Write this record unless the log holds it: for what is done again after a kill or an outage.
+
+        Log, database and journal can't be written at once. Whoever calls this makes what the record tells durable
+        either before it (and calls this until that is marked as told) or right after it, from the same inputs. Reads
+        the whole log, so it is for what is rare.
+        """
+        if not self.holds(kind, **fields):
+            self.append(kind, **fields)
+
+    def holds(self, kind: str, /, **fields: Value) -> bool:
+        """Whether a record of this kind has these fields, and maybe others. Reads the whole log."""
+        wanted = _clean(kind, fields).items()
+        return any(record.kind == kind and wanted <= record.fields.items() for record in records(self.path))
+
     def checkpoint(self) -> Head:
         """Write a signed checkpoint into the log now (before an export, so that every record of it is signed)."""
         with self._locked() as file:

@@ -71,8 +71,8 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
     dataset = case.dataset
     records = list(Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED)))
     charged = ledger.study_charged(dataset, row.study_hash, case.priced_delta)
-    # Logged once the database has said all that it is asked, so that an outage leaves no second record.
-    site.audit.append("closed", study=row.study_hash, rounds=len(records))
+    # Logged once the database has said all that it is asked, and once where the account is not stored after all.
+    site.audit.append_once("closed", study=row.study_hash, rounds=len(records))
     return letters.Account(
         rounds=len(records),
         steps=sum(record.steps for record in records),
@@ -108,7 +108,7 @@ def destroy_secrets(site: Site, row: Case) -> bool:
         return False
     if record.exists():
         # Of rows nothing is logged: a case that was never approved has them only where the table fits (I16).
-        site.audit.append("secrets_destroyed", study=row.study_hash)
+        site.audit.append_once("secrets_destroyed", study=row.study_hash)
         give_up_keys(home, row.study_hash)
     rows.unlink(missing_ok=True)
     return True

@@ -22,7 +22,6 @@ from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.population import accepted_delta, caps_of
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
-from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
@@ -131,7 +130,7 @@ def _finish(site: Site) -> None:
     digest = sha256_hex(canonical_json(fields["record"]))
     same = PolicyDecision.objects.filter(case_id=fields["case_id"], action=fields["action"], round=fields["round"])
     stored = any(decision.record == fields["record"] for decision in same)
-    logged = any(r.kind == "decision" and r.fields.get("digest") == digest for r in records(site.home.audit))
+    logged = site.audit.holds("decision", digest=digest)
     # One that was not even logged was never acted on; a case that is gone went with its database.
     if logged and not stored and Case.objects.filter(pk=fields["case_id"]).exists():
         PolicyDecision.objects.create(**fields)

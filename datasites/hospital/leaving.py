@@ -31,7 +31,7 @@ from datasites.secagg.member import Member
 from datasites.secagg.messages import AckList, MaskedVector, Message, SurvivorAck, SurvivorList
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import RELEASED, PublicHead, records
+from datasites.study.audit_chain import RELEASED, PublicHead
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.manifest import EvaluationKind
 from datasites.transport.mailroom import Letter
@@ -47,6 +47,8 @@ class Leaving:
         self._site, self._case, self._post, self._journal = site, case, post, journal
         self._study = case.row.study_hash
         self._researcher = case.study.researcher
+        #: Whether a record may be in the log whose journal entry was never made: since a start, or since an error.
+        self._unsure = True
 
     def step(self, member: Member | None) -> bool:
         """Send what an outage or a restart has kept from going out, or answer a survivor list; True when done."""
@@ -108,13 +110,12 @@ class Leaving:
         assert state is not None
         assert state.open is not None
         manifest, sha256 = state.open.manifest, masked.header.payload
-        if not (restarted and self._is_logged(manifest.round, sha256)):
+        wanted = {"study": self._study, "round": manifest.round, "sha256": sha256}
+        if not (restarted and self._site.audit.holds(RELEASED, **wanted)):
             self._site.audit.append(
                 RELEASED,
-                study=self._study,
-                round=manifest.round,
+                **wanted,
                 manifest=manifest.digest(),
-                sha256=sha256,
                 bytes=4 * masked.header.dimension,
                 vectors=[term.name for term in manifest.vectors],
                 steps=record.steps,
@@ -129,14 +130,6 @@ class Leaving:
             "sha256": sha256,
         }
         record.save(update_fields=["state", "audit_head", "release"])
-
-    def _is_logged(self, number: int, sha256: str) -> bool:
-        """Whether the log already holds this release (killed between log and database)."""
-        wanted = {"study": self._study, "round": number, "sha256": sha256}
-        return any(
-            record.kind == RELEASED and wanted.items() <= record.fields.items()
-            for record in records(self._site.home.audit)
-        )
 
     def _answer(self, member: Member, state: MemberState) -> bool:
         assert state.open is not None
@@ -169,7 +162,9 @@ class Leaving:
         # First, since once the journal has the answer nothing brings this up again.
         Round.objects.filter(case=self._case.row, round=number).update(state=Round.State.UNMASKED, survivors=emails)
         # A list of any length must not be able to break the log: their number, and what the names hash to.
-        self._site.audit.append(
+        audit = self._site.audit
+        write, self._unsure = (audit.append_once if self._unsure else audit.append), True
+        write(
             "unmasked",
             study=self._study,
             round=number,
@@ -177,6 +172,7 @@ class Leaving:
             digest=sha256_hex(canonical_json(emails)),
         )
         self._journal.commit(after, answer)
+        self._unsure = False
         self._post.answered(number, letters.MASKED, letters.ACKNOWLEDGE)
         self._reply(letters.UNMASK, answer, number)
         return True

@@ -9,6 +9,8 @@ from __future__ import annotations
 from django.conf import settings
 from django.db import models
 
+from datasites.study.letters import Abstention
+
 
 class Case(models.Model):
     """One submitted study: the frozen copy, what was found about it, and how far it has come."""
@@ -197,13 +199,19 @@ class Round(models.Model):
     #: What left: names and lengths of vectors, bytes, SHA-256 of the masked vector.
     release = models.JSONField(default=dict)
     audit_head = models.JSONField(default=dict)
-    #: What was said to the researcher when this hospital sat the round out; sent again until the store has taken it.
+    #: What is said to the researcher when this hospital sits the round out, and the reason for the audit log; logged
+    #: and sent until the store has taken it.
     abstention = models.JSONField(default=dict)
     at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ["round"]
         constraints = [models.UniqueConstraint(fields=["case", "round"], name="one_release_per_round")]
+
+    def abstain(self, said: Abstention, told: str) -> None:
+        """Sit this round out for good. told: why, for the audit log, so nothing that rows had a part in (I16)."""
+        self.state, self.abstention = self.State.FAILED, {**said.model_dump(mode="json"), "told": told[:500]}
+        self.save(update_fields=["state", "reason", "abstention"])
 
 
 class PartyProposal(models.Model):

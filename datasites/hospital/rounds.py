@@ -41,10 +41,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
 
 from datasites.hospital import compliance, ledger
 from datasites.hospital.cases import OpenCase, open_case
@@ -403,28 +403,21 @@ class StudyRun:
     def _abstain(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> None:
         log.warning("round %d: %s: %s", number, outcome, reason)
         record, _ = Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
-        # Logged once the round is there, which is what a database that goes away keeps from being so.
-        self._site.audit.append(
-            "abstained",
-            study=self.study_hash,
-            round=number,
-            outcome=outcome,
-            controls=list(controls),
-            reason=reason[:500],
-        )
-        body = letters.Abstention(outcome=outcome, controls=controls)  # type: ignore[arg-type]
-        record.state, record.reason, record.abstention = Round.State.FAILED, reason, body.model_dump(mode="json")
-        record.save(update_fields=["state", "reason", "abstention"])
+        # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
+        record.reason = reason
+        record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)  # type: ignore[arg-type]
         self._send_abstention(row)
 
     def _send_abstention(self, row: Case) -> bool:
-        """Send what the newest abstention says, unless it is out."""
+        """Log and send what the newest abstention says, unless it is out."""
         newest = Round.objects.filter(case=row).order_by("-round").first()
         if newest is None or newest.state != Round.State.FAILED or not newest.abstention:
             return False
         if self._post.posted(self._researcher, newest.round, letters.ABSTAINED):
             return False
-        body: dict[str, JsonValue] = newest.abstention
+        body: dict[str, Any] = dict(newest.abstention)
+        told = body.pop("told", "")
+        self._site.audit.append_once("abstained", study=self.study_hash, round=newest.round, reason=told, **body)
         return self._post.post(self._researcher, newest.round, letters.ABSTAINED, body)
 
     def _stop(self, row: Case, reason: str) -> None:

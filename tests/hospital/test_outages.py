@@ -19,7 +19,7 @@ import pytest
 from django.db import InterfaceError, OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from datasites.hospital import admission, ledger_log, pending, row_work
+from datasites.hospital import admission, compliance, ledger_log, pending, row_work
 from datasites.hospital.database import DATABASE_AWAY, let_go
 from datasites.hospital.datasite import Datasite
 from datasites.hospital.models import Case, LedgerEntry, Review, Round
@@ -28,6 +28,7 @@ from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.transport.syft import HospitalControl
+from policies.engine import Decision
 from tests.hospital.conftest import HEART
 from tests.hospital.running import Running
 from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
@@ -185,6 +186,40 @@ def test_work_on_rows_waits_for_the_database(running: Running, monkeypatch: pyte
     study_under(running, Outage("query", ()))
     require_whole(running)
     assert next(failures, None) is None
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_an_abstention_is_decided_logged_and_said_once(
+    running: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """The database goes away once it is logged; asked again, the policies would allow the round."""
+    outage, decided = Outage(kind, ()), iter([True])
+
+    def denies_once(decision: Decision, *arguments: Any) -> None:
+        if next(decided, False):
+            raise compliance.Denied(decision)
+
+    def append(written: str, /, **fields: Any) -> Any:
+        head = write(written, **fields)
+        if written == "abstained":
+            outage.places = frozenset({outage.count + 1})
+        return head
+
+    write = running.site.audit.append
+    monkeypatch.setattr(running.site.audit, "append", append)
+    running.set_up()
+    monkeypatch.setattr(compliance, "require", denies_once)
+    running.open(1)
+    step = running.run.step
+    running.run.step = lambda: outage.strikes(step)  # type: ignore[method-assign]
+    running.steps()
+    assert outage.struck == 1
+    assert [record.fields["outcome"] for record in running.logged("abstained")] == ["denied"]
+    assert not running.logged("charged")
+    assert running.heard(1, letters.ABSTAINED)
+    assert running.heard(1, letters.MASKED) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
