@@ -174,7 +174,7 @@ def set_up(n: int, rounds: int, home: Path) -> tuple[Cost, Cost]:
     for hospital in others:
         hospital.certify(total.context)
     with aggregator.counting(), suppress(RunError):
-        total.set_up(0.0)  # certificates and enrolment; nobody is ready yet
+        total.set_up(emails, 0.0)  # certificates and enrolment; nobody is ready yet
     kind = letters.enrolment_kind(0)
     with first.counting():
         enrolment = Enrolment.from_bytes(measured.receive(RESEARCHER, kind))
@@ -201,7 +201,7 @@ def set_up(n: int, rounds: int, home: Path) -> tuple[Cost, Cost]:
     with first.counting():
         measured.ready()
     with aggregator.counting():
-        available = total.set_up(600.0)
+        available = total.set_up(emails, 600.0)
     assert len(available) == n
     with first.counting():  # as at the first round
         done = {letters.shares_kind(0), letters.certificate_kind(0), kind}

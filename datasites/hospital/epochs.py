@@ -120,9 +120,10 @@ class EpochSetup:
         study = self._case.study
         if offer.epoch != epoch:
             raise ValueError("the offer names another epoch than its letter")
-        strangers = set(offer.hospitals) - set(study.cohort.hospitals)
+        strangers = set(offer.left_out) - set(study.cohort.hospitals)
         if strangers:
             raise ValueError(f"{', '.join(sorted(strangers))}: not in the cohort that was approved")
+        hospitals = [email for email in study.cohort.hospitals if email not in offer.left_out]
         if offer.last_round > study.rounds + 1:
             raise ValueError(f"rounds up to {offer.last_round}, approved were {study.rounds} and the final evaluation")
         if offer.last_round > epoch_rounds(offer.first_round, study.rounds)[1]:
@@ -134,16 +135,14 @@ class EpochSetup:
         if offer.expires > _today() + datetime.timedelta(days=EPOCH_DAYS):
             raise ValueError(f"keys until {offer.expires}: an epoch lasts at most {EPOCH_DAYS} days; compare clocks")
         needed = study.cohort.survivors_needed
-        if len(offer.hospitals) < needed:
-            raise ValueError(
-                f"{len(offer.hospitals)} hospitals, every sum of the approved study holds {needed} or more"
-            )
+        if len(hospitals) < needed:
+            raise ValueError(f"{len(hospitals)} hospitals, every sum of the approved study holds {needed} or more")
         return Context.from_roster(
             Roster.load(self._site.home.roster),
             study=self._study,
             epoch=epoch,
             aggregator=self._researcher,
-            hospitals=offer.hospitals,
+            hospitals=hospitals,
             colluders=study.cohort.colluders,
             rounds=(offer.first_round, offer.last_round),
             expires=offer.expires,

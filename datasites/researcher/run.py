@@ -181,7 +181,7 @@ class Run:
             self._save(epoch=self._sum.epoch)
             self._stale = False
         try:
-            available = self._sum.set_up(self._setup_patience, present)
+            available = self._sum.set_up(self.study.terms.cohort.hospitals, self._setup_patience, present)
         except RunError:
             # Who is in this epoch is fixed and too few are there: the next try begins another one.
             self._stale = self._sum.is_enrolled

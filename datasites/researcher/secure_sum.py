@@ -170,11 +170,13 @@ class SecureSum:
         self._files.write(f"context-{self.epoch}.json", context.canonical())
         self._save()
 
-    def set_up(self, patience: float, present: Collection[str] | None = None) -> tuple[str, ...]:
+    def set_up(
+        self, cohort: Collection[str], patience: float, present: Collection[str] | None = None
+    ) -> tuple[str, ...]:
         """Exchange certificates and shares in the present epoch; returns who can take part.
 
-        Waits for `present` (everybody when None) for at most `patience` seconds, twice; raises `RunError` when fewer
-        than the threshold have come.
+        cohort: hospitals of the approved study. Waits for `present` (everybody when None) for at most `patience`
+        seconds, twice; raises `RunError` when fewer than the threshold have come.
         """
         aggregator, state = self._parts()
         context, epoch = aggregator.context, self.epoch
@@ -182,7 +184,7 @@ class SecureSum:
             self.collect_setup(epoch)
         offer = letters.EpochOffer(
             epoch=epoch,
-            hospitals=tuple(self.hospitals),
+            left_out=tuple(sorted(set(cohort) - set(self.hospitals))),
             first_round=context.first_round,
             last_round=context.last_round,
             expires=context.expires,

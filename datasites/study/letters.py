@@ -61,10 +61,13 @@ def setup_epoch(kind: str) -> tuple[str, int] | None:
 
 
 class EpochOffer(Agreed):
-    """Researcher to hospitals: set up keys for these rounds among these hospitals."""
+    """Researcher to hospitals: set up keys for these rounds among the approved cohort, but for `left_out`.
+
+    Who is in it is not listed, since an offer goes to each of them: so the offers of an epoch grow as the cohort does.
+    """
 
     epoch: Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
-    hospitals: Annotated[tuple[Email, ...], Field(max_length=MOST_HOSPITALS)]
+    left_out: Annotated[tuple[Email, ...], Field(max_length=MOST_HOSPITALS)] = ()
     first_round: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
     last_round: Annotated[int, Field(ge=1, le=MOST_ROUNDS + 1)]
     expires: datetime.date

@@ -125,7 +125,6 @@ class Running:
         study = self.case.study
         fields: dict[str, object] = {
             "epoch": epoch,
-            "hospitals": study.cohort.hospitals,
             "first_round": 1,
             "last_round": study.rounds + 1,
             "expires": today() + datetime.timedelta(days=6),

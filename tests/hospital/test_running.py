@@ -227,7 +227,7 @@ def test_a_model_beyond_the_bound_is_answered_before_rows_are_looked_at(running:
 
 
 def test_an_epoch_of_fewer_hospitals_than_the_approved_threshold_is_refused_once(running: Running) -> None:
-    running.offer(hospitals=running.case.study.cohort.hospitals[:2])
+    running.offer(left_out=running.case.study.cohort.hospitals[2:])
     for _ in range(3):
         running.steps()
     (refused,) = running.logged("setup_refused")
@@ -240,9 +240,10 @@ def test_an_epoch_of_fewer_hospitals_than_the_approved_threshold_is_refused_once
     [
         ({"first_round": 1, "last_round": 102}, "trains at most 100 rounds"),
         ({"expires": today() + datetime.timedelta(days=9)}, "at most 7 days"),
+        ({"left_out": ["x@other.example.org"]}, "x@other.example.org: not in the cohort"),
     ],
 )
-def test_an_epoch_that_would_last_longer_than_its_keys_may_is_refused(
+def test_an_offer_that_the_approved_study_does_not_cover_is_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch, change: dict, words: str
 ) -> None:
     long = running.case.study.model_copy(update={"rounds": 500})

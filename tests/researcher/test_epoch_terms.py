@@ -61,9 +61,7 @@ def test_epochs_of_a_study_of_any_length_follow_one_another(training: int) -> No
     while first <= training + 1:
         rounds = epoch_rounds(first, training)
         today = datetime.date(2026, 3, 2)
-        letters.EpochOffer(
-            epoch=epoch, hospitals=tuple(emails[1:]), first_round=rounds[0], last_round=rounds[1], expires=today
-        )
+        letters.EpochOffer(epoch=epoch, first_round=rounds[0], last_round=rounds[1], expires=today)
         context = Context.from_roster(
             Roster(entries=entries), study="5" * 64, epoch=epoch, aggregator=emails[0], hospitals=emails[1:],
             colluders=1, rounds=rounds, expires=today,
