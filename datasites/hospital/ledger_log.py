@@ -24,7 +24,7 @@ from datasites.hospital.accounts import Accounts, Price, Prices, StudyAccount
 from datasites.hospital.config import Home
 from datasites.hospital.models import BudgetFact, LedgerEntry, Round
 from datasites.hospital.openings import under_way
-from datasites.study.audit_chain import LARGEST_RECORD, RESTORE, AuditError, Record, bounded_lines, read_record
+from datasites.study.audit_chain import LARGEST_RECORD, AuditError, Position, Record, follow, read_record
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
 from datasites.study.manifest import Sha256
@@ -212,7 +212,7 @@ class LedgerAnchor(Agreed):
     studies: tuple[_Line, ...] = Field(repr=False)
 
     @classmethod
-    def of(cls, at: _Position, told: Told) -> LedgerAnchor:
+    def of(cls, at: Position, told: Told) -> LedgerAnchor:
         """At a position."""
         lines = [
             _Line(
@@ -263,15 +263,8 @@ def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...
 
 
 @dataclass(frozen=True)
-class _Position:
-    seq: int
-    hash: str
-    offset: int
-
-
-@dataclass(frozen=True)
 class _Read:
-    at: _Position
+    at: Position
     told: Told
     standing: Standing
 
@@ -346,8 +339,8 @@ def _follow(home: Home) -> _Read:
 def _start(home: Home) -> _Read:
     anchor = _anchor(home)
     if anchor is not None and _holds(home.audit, anchor):
-        return _Read(_Position(anchor.seq, anchor.hash, anchor.offset), anchor.told(), "current")
-    whole = _catch_up(home.audit, _Read(_Position(0, "", 0), Told(), "new"))
+        return _Read(Position(anchor.seq, anchor.hash, anchor.offset), anchor.told(), "current")
+    whole = _catch_up(home.audit, _Read(Position(), Told(), "new"))
     if anchor is not None:
         return replace(whole, standing="behind")
     return whole if _begins(home, whole.told) else replace(whole, standing="missing")
@@ -390,24 +383,8 @@ def _holds(log: Path, anchor: LedgerAnchor) -> bool:
 
 
 def _catch_up(log: Path, known: _Read) -> _Read:
-    """Read what was appended. That the first record is this hospital's is checked by the log's own reader."""
+    """Read what was appended."""
     at, told = known.at, known.told
-    try:
-        size = log.stat().st_size
-    except FileNotFoundError:
-        size = 0
-    if size < at.offset:
-        raise AuditError(f"{log}: {at.offset - size} bytes are missing at its end; {RESTORE}")
-    if size == at.offset:
-        return known
-    with log.open("rb") as file:
-        file.seek(at.offset)
-        for line in bounded_lines(file):
-            if not line.endswith(b"\n"):
-                break  # being written, or torn by a crash: the log's own reader mends that
-            try:
-                record = read_record(line, at.seq + 1, at.hash or None)
-            except ValueError as error:
-                raise AuditError(f"{log}: {error}; {RESTORE}") from error
-            at, told = _Position(record.seq, record.hash, at.offset + len(line)), told.after(record)
+    for position, record in follow(log, at):
+        at, told = position, told.after(record)
     return _Read(at, told, known.standing)

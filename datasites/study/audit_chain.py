@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter
 
@@ -209,6 +209,41 @@ def records(path: Path) -> Iterator[Record]:
                 raise AuditError(f"{path}: {error}; {RESTORE}") from error
             previous = record.hash
             yield record
+
+
+class Position(NamedTuple):
+    """How far a log was read: the last record, its hash, and the bytes up to its end."""
+
+    seq: int = 0
+    hash: str = ""
+    offset: int = 0
+
+
+def follow(path: Path, at: Position) -> Iterator[tuple[Position, Record]]:
+    """Whole records that a log has after `at`, each with the position behind it.
+
+    A last line that is being written, or was torn by a crash, is left to the next time. Raises `AuditError` where the
+    log is shorter than it was, or goes on from another record. That the first record is this hospital's is not checked.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        size = 0
+    if size < at.offset:
+        raise AuditError(f"{path}: {at.offset - size} bytes are missing at its end; {RESTORE}")
+    if size == at.offset:
+        return
+    with path.open("rb") as file:
+        file.seek(at.offset)
+        for line in bounded_lines(file):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = read_record(line, at.seq + 1, at.hash or None)
+            except ValueError as error:
+                raise AuditError(f"{path}: {error}; {RESTORE}") from error
+            at = Position(record.seq, record.hash, at.offset + len(line))
+            yield at, record
 
 
 def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | PublicHead] = ()) -> Report:
