@@ -6,12 +6,15 @@ processes, new namespaces, mounts, tracing, kernel keys, io_uring and the other 
 and that kernel exploits like. Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none,
 and bubblewrap's namespaces remain.
 
-**Guarantee (memory).** Where no devices are given, what the process can keep is `Limits.memory` of private memory, and
-of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V shared memory,
-semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, files that are made new, watches of
-files, locks on parts of them and asynchronous I/O are refused, since none of them counts as the process's own memory.
-Assumptions: the filter is known for this processor; the kernel counts RLIMIT_DATA as it says. A cgroup (`cgroup`),
-where this service was given one, counts all of it once more, and the threads of a worker that is root.
+**Guarantee (memory).** Where no devices are given, what the process can keep is `Limits.memory` of private memory that
+it may write, and of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V
+shared memory, semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, files that are made new,
+attributes of files, watches of them, locks on parts of them, further filters, rules of Landlock and asynchronous I/O
+are refused, since none of them counts as the process's own memory. What it has written and then made read-only doesn't
+count either, and is bounded by addresses: with all else at most `Limits.memory`, `_ADDRESS_SLACK` and what was mapped
+when it was confined (some 0.7 GiB, most of it libraries). Assumptions: the filter is known for this processor; the
+kernel counts RLIMIT_DATA and RLIMIT_AS as it says. A cgroup (`cgroup`), where this service was given one, counts all of
+it once more, and the threads of a worker that is root.
 """
 
 from __future__ import annotations
@@ -48,8 +51,8 @@ class Limits(Agreed):
     devices: bool = False
 
 
-#: Address space beyond `memory`: libraries, thread arenas and file mappings, which take no memory by being mapped.
-_ADDRESS_SLACK = 4 * GIB
+#: Address space beyond `memory` and what is mapped already: libraries that come later and arenas of threads.
+_ADDRESS_SLACK = 512 * MIB
 
 #: Of the first thread, which counts as no data and could grow without this; others' are mapped, and count.
 _STACK = 8 * MIB
@@ -62,7 +65,7 @@ _LD_ABS, _JEQ, _JSET, _JGE, _RET = 0x20, 0x15, 0x45, 0x35, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGUMENTS = 0, 4, 16
 _CLONE_THREAD = 0x00010000
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
 _SECCOMP_SET_MODE_FILTER, _TSYNC = 1, 1
 _X32_BIT = 0x40000000
 
@@ -134,6 +137,15 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
     "inotify_add_watch": (254, 27),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+    "seccomp": (317, 277),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
+    "map_shadow_stack": (453, 453),
     # kernel interfaces that a training loop has no use for
     "keyctl": (250, 219),
     "add_key": (248, 217),
@@ -193,7 +205,7 @@ _REFUSED_FLAGS: tuple[tuple[str, tuple[int | None, int | None], int, int], ...] 
 )
 #: Calls whose flags lie behind a pointer; ENOSYS makes the C library fall back to one that can be judged.
 _UNREADABLE: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
-_FCNTL, _F_SETPIPE_SZ = (72, 25), 1031
+_FCNTL, _F_SETPIPE_SZ, _PRCTL = (72, 25), 1031, (157, 167)
 #: Locks on parts of files, leases and notices of folders: the kernel keeps as many as are asked for.
 _F_LOCKS = (6, 7, 37, 38, 1024, 1026)
 
@@ -245,10 +257,16 @@ def _resources(limits: Limits) -> list[tuple[int, int]]:
         (resource.RLIMIT_STACK, _STACK),
     ]
     if not limits.devices:
-        # DATA counts private writable memory, which is what tensors are; AS also bounds shared anonymous mappings.
+        # DATA counts private writable memory, which is what tensors are; AS also what is made read-only once written.
         # GPU drivers reserve address space by the terabyte, so neither limit is set where devices are given.
-        chosen += [(resource.RLIMIT_DATA, limits.memory), (resource.RLIMIT_AS, limits.memory + _ADDRESS_SLACK)]
+        chosen += [(resource.RLIMIT_DATA, limits.memory), (resource.RLIMIT_AS, _mapped() + limits.memory + _ADDRESS_SLACK)]
     return chosen
+
+
+def _mapped() -> int:
+    """Bytes of address space that this process has taken."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
@@ -280,6 +298,7 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
     program += _judged(
         _FCNTL[column], 1, [(_JEQ, last - place, int(place == last), one) for place, one in enumerate(commands)]
     )
+    program += _judged(_PRCTL[column], 0, [(_JEQ, 0, 1, _PR_SET_SECCOMP)])
     if not devices:
         for _, numbers, argument, flags in _REFUSED_FLAGS:
             if (number := numbers[column]) is not None:

@@ -22,6 +22,7 @@ import secrets
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from datasites.enclave.sandbox import Sandbox
 _SECONDS = 120
 _CLONE_NEWUSER = 0x10000000
 _PTRACE_TRACEME, _PTRACE_ATTACH = 0, 16
+_PR_SET_SECCOMP = 22
 _GROWING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100
 
 
@@ -321,6 +323,8 @@ def _memory_of_the_kernel(_: Targets) -> str | None:
         ("a growing mapping", lambda: bool(mmap.mmap(-1, 1 << 20, flags=_GROWING))),
         ("a new file", lambda: os.open("/tmp/kept", os.O_WRONLY | os.O_CREAT) > 0),
         ("a new folder", lambda: bool(tempfile.mkdtemp(dir="/tmp"))),
+        ("an attribute of a folder", lambda: os.setxattr("/tmp", "user.kept", b"1") is None),
+        ("a filter of its own", lambda: libc.prctl(_PR_SET_SECCOMP, 2, _one_filter()) == 0),
         ("a watch", lambda: libc.inotify_init1(0) >= 0),
         ("a lock", lambda: fcntl.lockf(os.open("/proc/version", os.O_RDONLY), fcntl.LOCK_SH) is None),
     ):
@@ -328,6 +332,12 @@ def _memory_of_the_kernel(_: Targets) -> str | None:
             if got():
                 return f"has {name}"
     return None
+
+
+def _one_filter() -> ctypes.Array[ctypes.c_char]:
+    """A filter that allows every call, as prctl takes it."""
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000), 8)
+    return ctypes.create_string_buffer(struct.pack("@HP", 1, ctypes.addressof(program)))
 
 
 def _limits(_: Targets) -> str | None:

@@ -193,8 +193,8 @@ def test_the_filter_refuses_what_it_names_and_nothing_else(machine):
 @pytest.mark.parametrize(
     ("machine", "call"),
     [
-        ("x86_64", {"clone": 56, "mmap": 9, "open": 2, "openat": 257, "fcntl": 72}),
-        ("aarch64", {"clone": 220, "mmap": 222, "openat": 56, "fcntl": 25}),
+        ("x86_64", {"clone": 56, "mmap": 9, "open": 2, "openat": 257, "fcntl": 72, "prctl": 157}),
+        ("aarch64", {"clone": 220, "mmap": 222, "openat": 56, "fcntl": 25, "prctl": 167}),
     ],
 )
 def test_calls_are_judged_by_their_flags(machine, call):
@@ -209,6 +209,9 @@ def test_calls_are_judged_by_their_flags(machine, call):
         locks = command in (6, 7, 37, 38, 1024, 1026)
         assert verdict(machine, call["fcntl"], 5, command) == (REFUSED if locks or command == 1031 else ALLOWED)
     assert verdict(machine, call["fcntl"], 5, 6, devices=True) == ALLOWED
+    assert verdict(machine, call["prctl"], 15) == ALLOWED
+    for devices in (False, True):
+        assert verdict(machine, call["prctl"], 22, 2, devices=devices) == REFUSED
     assert verdict(machine, call["openat"], 5, 0, 0o2000000) == ALLOWED
     for flags in (shared, growing, 0x23):
         assert verdict(machine, call["mmap"], 0, 4096, 3, flags) == REFUSED
@@ -245,6 +248,55 @@ def test_no_memory_is_kept_beside_the_limit():
     """Three quarters of a gigabyte of System V shared memory, each piece let go of and kept, under a limit of half."""
     done = subprocess.run(Sandbox().command(["-c", KEEPING]), capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "0\n"
+
+
+ATTRIBUTES = """
+import os
+from datasites.enclave.confine import Limits, confine
+confine(Limits(memory=512 << 20))
+kept = 0
+for folder in ("/tmp", "/dev/shm"):
+    try:
+        for number in range(100):
+            os.setxattr(folder, f"user.{number}", bytes(60000))
+            kept += 1
+    except OSError:
+        pass
+print(kept)
+"""
+
+
+def test_no_memory_is_kept_in_attributes_of_files():
+    """The kernel takes any number of them for the scratch folders, each of 64 KiB, beside their size."""
+    done = subprocess.run(Sandbox().command(["-c", ATTRIBUTES]), capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "0\n"
+
+
+READ_ONLY = """
+import ctypes
+from datasites.enclave.confine import MIB, Limits, _ADDRESS_SLACK, _mapped, confine
+before = _mapped()
+confine(Limits(memory=512 << 20))
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+kept, piece = 0, 32 * MIB
+while kept < 2048 * MIB:
+    at = libc.mmap(None, piece, 3, 0x22, -1, 0)
+    if at in (None, ctypes.c_void_p(-1).value):
+        break
+    ctypes.memset(at, 1, 4096)
+    libc.mprotect(at, piece, 1)
+    kept += piece
+print(kept <= (512 << 20) + _ADDRESS_SLACK, before < 512 * MIB)
+"""
+
+
+def test_memory_that_was_made_read_only_is_bounded_too():
+    """It is no writable memory any more, which is what the kernel counts as data."""
+    done = subprocess.run(Sandbox().command(["-c", READ_ONLY]), capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True True\n"
 
 
 def test_required_without_bubblewrap_is_an_error(monkeypatch, tmp_path):
