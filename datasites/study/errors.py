@@ -20,7 +20,12 @@ Model = TypeVar("Model", bound=BaseModel)
 _QUOTED = 200
 #: Parts of a key (a.b.c) at most. Python's reader takes time and memory with their square: minutes for a small file.
 _KEY_PARTS = 16
-_TOKENS = re.compile(r"""(?P<part>[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')|(?P<dot>\.)|(?P<blank>[ \t]+)|.|\n""")
+#: Comments and strings of several lines hold no key; what follows one that does not end is nobody's TOML.
+_TOKENS = re.compile(
+    r"""(?P<none>\#[^\n]*|"{3}(?:\\[\s\S]|(?!"{3})[^\\])*"{3,5}|'{3}(?:(?!'{3})[\s\S])*'{3,5})|(?P<open>"{3}|'{3})
+    |(?P<part>[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')|(?P<dot>\.)|(?P<blank>[ \t]+)|.|\n""",
+    re.VERBOSE,
+)
 
 
 class DatasitesError(Exception):
@@ -75,7 +80,9 @@ def _line_of_long_key(text: str) -> int:
                 return text.count("\n", 0, found.start()) + 1
         elif found.lastgroup == "dot":
             joined = parts > 0
-        elif found.lastgroup is None:
+        elif found.lastgroup == "open":
+            return 0
+        elif found.lastgroup != "blank":
             parts, joined = 0, False
     return 0
 

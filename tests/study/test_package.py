@@ -85,6 +85,14 @@ def option(value: str) -> dict[str, bytes]:
         (lambda: {**files(), "study.toml": b".".join([b"a"] * 100_000) + b" = 1"}, ["line 1", "more than 16 parts"]),
         (lambda: {**files(), "features.toml": b"x = 1\n[" + b" . ".join([b'"a"'] * 17) + b"]"}, ["line 2", "parts"]),
         (lambda: option("{" + ".".join(["'b'"] * 17) + " = 1}"), ["study.toml", "more than 16 parts"]),
+        (
+            lambda: option("['''a'b''', {" + ".".join(["c"] * 17) + " = 1}, 'd']"),
+            ["study.toml", "more than 16 parts"],
+        ),
+        (
+            lambda: option('["""a"b\\""""", {' + ".".join(["c"] * 17) + ' = 1}, "d"]'),
+            ["study.toml", "more than 16 parts"],
+        ),
         (lambda: option("[[[[1]]]]"), ["study.toml", "model", "nested more than 3 deep"]),
         (lambda: option(str([0] * 2000)), ["study.toml", "model", "more than 1000 values"]),
         (lambda: option("1" * 400), ["study.toml", "model", "beyond 1e+15"]),
@@ -107,6 +115,12 @@ def test_a_quoted_value_is_cut_and_a_whole_number_may_stand_for_a_fraction() -> 
     with pytest.raises(InputError, match=r"found 'a{199}\.\.\.$"):
         StudyPackage(edit("study.toml", 'mode = "local"', f'mode = "{"a" * 5000}"'))
     assert StudyPackage(edit("study.toml", "epsilon = 3.0", "epsilon = 3")).study.privacy.epsilon == 3.0
+
+
+def test_comments_and_texts_may_hold_any_number_of_points() -> None:
+    words = ".".join(["a"] * 20)
+    package = StudyPackage(edit("study.toml", "rounds = ", f"# it's {words}\nrounds = "))
+    assert words in package.texts["study.toml"]
 
 
 def test_what_is_parsed_is_what_is_kept_as_text() -> None:
