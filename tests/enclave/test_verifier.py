@@ -288,7 +288,7 @@ def test_names_and_texts_of_the_code_are_plain(top):
         "\x1b",
         "a" + "\u0301" * 5,
     ]
-    + ["\u3164", "\u2800", "\ufe0f", "\u034f"]
+    + ["\u3164", "\u2800", "\ufe0f", "\u034f", "\u180b", "\U0001d159"]
     + ["\ud800", "\u0cf3"],  # half of a pair; a character that Python 3.11 doesn't know and 3.13 does
 )
 def test_what_is_invisible_or_turns_text_around_is_refused_in_comments_too(hidden):
@@ -384,6 +384,18 @@ def test_the_vocabulary_exists_and_writes_nothing_in_place():
     assert [word for word in words if word.endswith("_") or word.startswith("_")] == []
     assert kind_of("torch.empty") is None
     assert kind_of("torch.manual_seed") is None
+
+
+@pytest.mark.parametrize("piece", ['\\"""x"', "\\'''x'"])
+def test_strings_that_do_not_end_are_not_followed_again_and_again(piece):
+    """From each of them to the end of the file took 18 s; a process may take 4 s here, most of it to start."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (4, 4))\n"
+        "from datasites.enclave.verifier import verify\n"
+        f"print(*(finding.rule for finding in verify('\\n'.join([{piece!r} * 56] * 160))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "syntax\n")
 
 
 def _verdicts():
