@@ -96,7 +96,7 @@ class Journal:
         """
         self._check_follows(state)
         if self._unclean:
-            self._clean()
+            self._finish()
         fresh: list[Sent] = []
         data: dict[str, bytes | memoryview] = {}
 
@@ -251,6 +251,13 @@ class Journal:
             (self._parts / name).unlink(missing_ok=True)
         for name in before.growing.keys() - now.growing.keys():
             (self._folder / name).unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        """Do what a step that failed has left undone: were its point not settled, the next one's would displace it."""
+        if self._layout is not None and self._anchor.intended is not None:
+            state = self._layout.state
+            self._settle(state, Released(sequence=state.sequence, head=state.head))
+        self._clean()
 
     def _clean(self) -> None:
         """Remove what a step that was killed has left: files that it made too early, or did not remove any more."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
 import shutil
 import signal
@@ -10,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import datasites.secagg.journal
 from datasites.secagg.context import Context
 from datasites.secagg.errors import AlreadyMasked, JournalDamaged, JournalRolledBack, SpentState
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle, SurvivorAck, UnmaskShares
 from tests.secagg.cohort import TODAY, Cohort, assert_exact, email, integers
+from tests.secagg.journalled import Journalled
 
 A = email(0)
 
@@ -363,3 +368,41 @@ def test_a_payload_that_was_damaged_on_disk_is_not_sent(home, four):
         payload.unlink()
         with pytest.raises(JournalDamaged, match="missing"):
             journal.masked()
+
+
+@pytest.mark.parametrize("second", range(6))
+@pytest.mark.parametrize("first", range(6))
+def test_a_disk_that_is_full_twice_is_not_taken_for_a_backup(home, monkeypatch, first, second):
+    """The writes of a step fail from one on, and so do those of the next; then the process ends."""
+    hospitals = Journalled(Cohort.of(4, threshold=3), home)
+    hospitals.set_up()
+    journal, member, cohort = hospitals.journals[A], hospitals.cohort.members[A], hospitals.cohort
+    manifest = cohort.manifest(2)
+    opened = member.open(journal.state, cohort.signed(manifest), today=TODAY)
+    with monkeypatch.context() as patch, contextlib.suppress(OSError):
+        full_from(first, patch)
+        journal.commit(opened)
+    if journal.state != opened:
+        journal.commit(opened)
+    masked, vector = member.mask(opened, integers(manifest, [A])[A])
+    with monkeypatch.context() as patch, contextlib.suppress(OSError):
+        full_from(second, patch)
+        journal.commit(masked, vector)
+    stood = journal.state
+    hospitals.close()
+    with Journal(home / A / "journal", home / A / "anchor") as again:
+        assert again.state == stood
+
+
+def full_from(place: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the journal's durable writes fail from the one at this place on."""
+    count = itertools.count()
+    for write in ("write_durably", "append_durably", "replace_durably"):
+        genuine = getattr(datasites.secagg.journal, write)
+
+        def counted(*arguments, genuine=genuine):
+            if next(count) >= place:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            genuine(*arguments)
+
+        patch.setattr(datasites.secagg.journal, write, counted)
