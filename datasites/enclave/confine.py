@@ -259,7 +259,8 @@ def _resources(limits: Limits) -> list[tuple[int, int]]:
     if not limits.devices:
         # DATA counts private writable memory, which is what tensors are; AS also what is made read-only once written.
         # GPU drivers reserve address space by the terabyte, so neither limit is set where devices are given.
-        chosen += [(resource.RLIMIT_DATA, limits.memory), (resource.RLIMIT_AS, _mapped() + limits.memory + _ADDRESS_SLACK)]
+        addresses = _mapped() + limits.memory + _ADDRESS_SLACK
+        chosen += [(resource.RLIMIT_DATA, limits.memory), (resource.RLIMIT_AS, addresses)]
     return chosen
 
 

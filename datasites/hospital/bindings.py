@@ -82,24 +82,43 @@ def person_content(name: str, role: str, email: str) -> dict[str, Any]:
 
 
 def changed_by_hand(home: Home, agreements: Iterable[Agreement]) -> list[str]:
-    """Which of these confirmed versions are not what the log bound last, in words; nothing for what it never bound."""
+    """Which of these confirmed versions are not what the log says last of them, in words.
+
+    Changed, replaced or ended: an older copy of the registry brings none back. Nothing for what the log never bound.
+    """
     bound: dict[tuple[str, int], tuple[int, str | None]] = {}
+    begun: dict[tuple[str, int], int] = {}
+    confirmed: dict[str, dict[int, int]] = {}
+    ended: dict[str, int] = {}
     for record in records(home.audit):
         if record.kind in ("agreement_entered", "agreement_confirmed"):
-            version = (str(record.fields["agreement"]), int(record.fields["version"]))
-            bound[version] = (record.seq, record.fields.get(FIELD))
+            id, version = str(record.fields["agreement"]), int(record.fields["version"])
+            bound[id, version] = (record.seq, record.fields.get(FIELD))
+            begun.setdefault((id, version), record.seq)
+            if record.kind == "agreement_confirmed":
+                confirmed.setdefault(id, {})[version] = record.seq
+        elif record.kind == "agreement_terminated":
+            ended[str(record.fields["agreement"])] = record.seq
+    agreements = list(agreements)
+    held = {(agreement.terms.id, agreement.version) for agreement in agreements}
     found = []
     for agreement in agreements:
         if agreement.confirmed_on is None or agreement.terminated_on is not None:
             continue
-        words = f"{agreement.terms.id} version {agreement.version}"
-        seq, commitment = bound.get((agreement.terms.id, agreement.version), (0, None))
+        id, version = agreement.terms.id, agreement.version
+        words = f"{id} version {version}"
+        seq, commitment = bound.get((id, version), (0, None))
         if not seq:
             found.append(f"{words} was never entered, as far as the log knows")
         elif commitment is not None:
             opened = [opening["content"] for opening in openings(home, [commitment])]
             if opened != [agreement_content(agreement)]:
                 found.append(f"{words} is not what record {seq} of the log binds")
+        for newer, at in sorted(confirmed.get(id, {}).items()):
+            if newer > version and (id, newer) not in held:
+                found.append(f"{words} was replaced by version {newer}, which record {at} of the log confirms")
+        if seq and ended.get(id, 0) > begun[id, version]:
+            found.append(f"{words} was ended by record {ended[id]} of the log")
     return found
 
 

@@ -18,7 +18,7 @@ commitments, recomputed from the log at its Renyi order, were within the cap tha
 privacy officer approved that hash before anything ran, whom the log knows under these roles and different e-mail
 addresses; each release was charged and allowed first; (6) each allowed decision had, on its day, an agreement in
 force for every service, an IRB approval and pinned parties, all with the contents that the log bound when people
-entered them.
+entered them, and none that the log had ended or of which it had confirmed a newer version that was left out.
 
 **Assumed.** Ed25519 and SHA-256 hold, HMAC-SHA256 binds; the key is the hospital's; and for what came after the last
 head from another party, that the hospital did not write its log anew.
@@ -56,7 +56,8 @@ import struct
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -745,6 +746,8 @@ _LATTICE = math.sqrt(1 - (2.0 / 64.0) ** 2)
 _MOST_MECHANISMS, _MOST_IN_ALL, _LARGEST_ORDER = 64, 10_000, 1024
 #: Rounds of a plan (datasites.study.manifest); orders that a population's budget went through, one after the other.
 _MOST_ROUNDS, _MOST_ORDERS = 10_000, 16
+#: Versions of one agreement, each of which is looked for in every decision that rests on an older one.
+_MOST_VERSIONS = 100
 _TOLERANCE = 1e-6
 
 
@@ -1260,8 +1263,9 @@ def _agreements(bundle: _Bundle) -> str:
         in_force = [a for a in _newest(facts["agreements"], day) if _in_force(a, day, hospital)]
         if entered is not None:
             at = bundle.place("decision", digest)
+            beside = _versions(facts["agreements"])
             for agreement in in_force:
-                entered.agreement(agreement, at, f"decision {position} rests on")
+                entered.agreement(agreement, at, f"decision {position} rests on", beside)
         for service in facts["terms"]["services"]:
             parties = [
                 a["terms"]["parties"]
@@ -1281,11 +1285,16 @@ def _agreements(bundle: _Bundle) -> str:
             raise Fault(f"decision {position} allows on {day}, but IRB approval {irb} is not in force for {purpose}")
         looked_at += 1
     if entered is not None:
+        beside = _versions(known.values())
         for agreement in known.values():
             if agreement["confirmed_on"] is not None and agreement["terminated_on"] is None:
-                entered.agreement(agreement, bundle.log.length + 1, "agreements.json holds")
+                entered.agreement(agreement, bundle.log.length + 1, "agreements.json holds", beside)
     note = entered.note() if entered is not None else bundle.before(3, "their contents are NOT BOUND by the log")
     return f"{looked_at} allowed decisions had a BAA for every service and an IRB approval in force on their day{note}"
+
+
+def _versions(agreements: Iterable[Mapping[str, Any]]) -> set[tuple[Any, Any]]:
+    return {(agreement["terms"]["id"], agreement["version"]) for agreement in agreements}
 
 
 def _newest(agreements: list[dict[str, Any]], day: str) -> list[dict[str, Any]]:
@@ -1340,6 +1349,8 @@ class _Entered:
     def __init__(self, bundle: _Bundle) -> None:
         self._lines: dict[tuple[str, Any], list[dict[str, Any]]] = {}
         self._ends: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+        #: By agreement, the first confirmation of each version, in the order of the log.
+        self._confirmed: dict[str, dict[Any, dict[str, Any]]] = {}
         self._bundle = bundle
         self._older: set[tuple[str, Any]] = set()
         bound: set[str] = set()
@@ -1356,6 +1367,11 @@ class _Entered:
                 key = ("party", fields["email"])
             else:
                 continue
+            if kind == "agreement_confirmed":
+                versions = self._confirmed.setdefault(fields["agreement"], {})
+                versions.setdefault(fields["version"], record)
+                if len(versions) > _MOST_VERSIONS:
+                    raise Fault(f"the log confirms more than {_MOST_VERSIONS} versions of {fields['agreement']}")
             ends = kind in ("agreement_terminated", "person_deactivated", "unpinned")
             (self._ends if ends else self._lines).setdefault(key, []).append(record)
             if "commitment" in fields:
@@ -1372,8 +1388,11 @@ class _Entered:
                 raise Fault("openings.json opens something else than the log binds: a content or a salt was changed")
             self._opened[commitment] = content
 
-    def agreement(self, agreement: dict[str, Any], at: int, where: str) -> None:
-        """Raise `Fault` unless people entered and confirmed this before record `at`, and it had not ended."""
+    def agreement(self, agreement: dict[str, Any], at: int, where: str, beside: AbstractSet[tuple[Any, Any]]) -> None:
+        """Raise `Fault` unless people entered and confirmed this before record `at`, and it had not ended.
+
+        beside: (id, version) of all that are held there: one that replaced this one must not be left out.
+        """
         id, version = agreement["terms"]["id"], agreement["version"]
         what = f"{where} agreement {id} version {version}"
         lines = self._lines.get(("agreement", (id, version)), [])
@@ -1381,6 +1400,11 @@ class _Entered:
         if newest["kind"] != "agreement_confirmed" or newest["fields"]["person"] != agreement["confirmed_by"]:
             raise Fault(f"{what}, which nobody confirmed in the log as {agreement['confirmed_by']}")
         self._require_open(("agreement", id), lines[0]["seq"], at, what)
+        for newer, record in self._confirmed.get(id, {}).items():
+            if record["seq"] >= at:
+                break
+            if newer > version and (id, newer) not in beside and self._counts(record, at):
+                raise Fault(f"{what}, and leaves out version {newer}, confirmed by record {record['seq']} of the log")
         content = self._content(("agreement", (id, version)), newest, what)
         stands = {name: value for name, value in agreement.items() if not name.startswith("terminated_")}
         if content is not None and content != {"kind": "agreement", "agreement": stands}:
@@ -1431,8 +1455,12 @@ class _Entered:
         if first == len(ends) or ends[first]["seq"] >= at:
             return
         end = ends[first]
-        if at > self._bundle.log.length or _time(end["time"]) + self.GRACE <= self._time_of(at):
+        if self._counts(end, at):
             raise Fault(f"{what}, which had ended by record {end['seq']} of the log")
+
+    def _counts(self, record: dict[str, Any], at: int) -> bool:
+        """Whether facts that were gathered for record `at` must know of an earlier record."""
+        return at > self._bundle.log.length or _time(record["time"]) + self.GRACE <= self._time_of(at)
 
     def _time_of(self, seq: int) -> datetime.datetime:
         kept = self._bundle.log.kept

@@ -212,6 +212,30 @@ def test_an_agreement_typed_into_the_registry_passes_for_none(desk: Desk, tmp_pa
     assert "baa-storage version 1, which is not what record" in found["agreements"]
 
 
+def test_an_older_copy_of_the_registry_brings_no_agreement_back(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
+    """A version that another one has replaced, and an agreement that has ended, count again by a copy of the file."""
+    desk.agree()
+    site, path = desk.site, tmp_path / "bundle.zip"
+    older = site.home.registry.read_bytes()
+    desk.agree(transport="backup")
+    replaced = last_of(desk, "baa-storage")
+    assert not decide(site, open_case(site.home, desk.row), "intake").allowed
+    site.home.registry.write_bytes(older)
+    assert decide(site, open_case(site.home, desk.row), "intake").allowed
+    words = f"baa-storage version 1 was replaced by version 2, which record {replaced} of the log confirms"
+    assert changed_by_hand(site.home, RegistryFile(site.home.registry, "Cleveland").load().agreements) == [words]
+    export_evidence(site, desk.row.pk, path)
+    assert "baa-storage version 1, and leaves out version 2" in failed(path, site.identity)["agreements"]
+
+    terminate_agreement(site, desk.login("ann"), "baa-storage")
+    site.home.registry.write_bytes(older)
+    ended = max(record.seq for record in records(site.home.audit))
+    assert changed_by_hand(site.home, RegistryFile(site.home.registry, "Cleveland").load().agreements) == [
+        words,
+        f"baa-storage version 1 was ended by record {ended} of the log",
+    ]
+
+
 def test_evidence_of_a_real_hospital_opens_what_its_study_rests_on_and_nothing_else(
     desk: Desk,  # noqa: F811
     tmp_path: Path,
