@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from datasites.hospital.config import Home
-from datasites.study.audit_chain import records
+from datasites.study.audit_chain import Record, records
 from datasites.study.canonical import canonical_json
 from datasites.study.durable import replace_durably
 from datasites.study.identity import RosterEntry
@@ -120,6 +120,33 @@ def changed_by_hand(home: Home, agreements: Iterable[Agreement]) -> list[str]:
         if seq and ended.get(id, 0) > begun[id, version]:
             found.append(f"{words} was ended by record {ended[id]} of the log")
     return found
+
+
+def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
+    """Which of these parties are not whom the log says was pinned last, in words; so also those that were revoked."""
+    pinned: dict[str, Record] = {}
+    revoked: dict[str, int] = {}
+    for record in records(home.audit):
+        if record.kind in ("initialised", "pinned"):
+            pinned[str(record.fields["email"])] = record
+        elif record.kind == "unpinned":
+            revoked[str(record.fields["email"])] = record.seq
+    found = []
+    for entry in entries:
+        pin = pinned.get(entry.email)
+        if pin is None:
+            found.append(f"{entry.email} was never pinned, as far as the log knows")
+        elif revoked.get(entry.email, 0) > pin.seq:
+            found.append(f"{entry.email} was revoked by record {revoked[entry.email]} of the log")
+        elif pin.fields.get("fingerprint") != entry.fingerprint or not _is_bound(home, pin, party_content(entry)):
+            found.append(f"{entry.email} is not the entry that record {pin.seq} of the log pins")
+    return found
+
+
+def _is_bound(home: Home, record: Record, content: Mapping[str, Any]) -> bool:
+    """Whether a record binds this content; True for one of a version that bound none."""
+    commitment = record.fields.get(FIELD)
+    return commitment is None or [opening["content"] for opening in openings(home, [commitment])] == [content]
 
 
 def _path(home: Home, commitment: str) -> Path:

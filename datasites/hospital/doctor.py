@@ -23,7 +23,7 @@ from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
-from datasites.hospital.bindings import changed_by_hand
+from datasites.hospital.bindings import changed_by_hand, pinned_by_hand
 from datasites.hospital.cells import read_mock, read_table
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
@@ -117,6 +117,13 @@ def _roster(site: Site) -> Iterator[Check]:
     own = [entry for entry in roster.entries if entry.email == site.identity.email]
     if not own or own[0].public_key != site.identity.public_key:
         yield Check("roster", "bad", "this hospital's own key is not pinned; pin its roster-entry.json")
+    by_hand = pinned_by_hand(site.home, roster.entries)
+    if by_hand:
+        remedy = (
+            "find out who edited the roster, or put an older copy back; revoke whom you don't trust (`datasites roster "
+            "revoke`) and pin the others again, which the log then knows"
+        )
+        yield Check("roster", "bad", f"{'; '.join(by_hand)}: {remedy}")
     researchers = sum(entry.role == "researcher" for entry in roster.entries)
     hospitals = len(roster.entries) - researchers
     enough = researchers > 0 and hospitals >= 3

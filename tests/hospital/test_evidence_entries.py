@@ -12,18 +12,22 @@ import pytest
 from datasites.hospital import verify_bundle
 from datasites.hospital.accounts import prices_of
 from datasites.hospital.agreements import terminate_agreement
-from datasites.hospital.bindings import bind, changed_by_hand, commit, openings
+from datasites.hospital.bindings import bind, changed_by_hand, commit, openings, pinned_by_hand
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.compliance import decide
 from datasites.hospital.config import Home
+from datasites.hospital.doctor import examine
 from datasites.hospital.evidence import build_bundle
 from datasites.hospital.export import export_evidence
 from datasites.hospital.ledger_log import in_log
+from datasites.hospital.parties import revoke_party
 from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.identity import Roster
 from policies.registry import RegistryFile
 from tests.adversarial.tampered_contents import charged_for_the_evaluation, says_twice
+from tests.hospital.conftest import log_pins
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
 from tests.hospital.test_charges import case, manifests  # noqa: F401 (fixture)
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
@@ -233,6 +237,27 @@ def test_an_older_copy_of_the_registry_brings_no_agreement_back(desk: Desk, tmp_
     assert changed_by_hand(site.home, RegistryFile(site.home.registry, "Cleveland").load().agreements) == [
         words,
         f"baa-storage version 1 was ended by record {ended} of the log",
+    ]
+
+
+def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:  # noqa: F811
+    site, admin = desk.site, desk.login("ann")
+    older, researcher = site.home.roster.read_bytes(), desk.row.submitted_by
+    assert pinned_by_hand(site.home, Roster.parse(older).entries) == []
+    revoke_party(site, admin, researcher, "their laptop was stolen")
+    ended = max(record.seq for record in records(site.home.audit))
+    site.home.roster.write_bytes(older)
+    words = f"{researcher} was revoked by record {ended} of the log"
+    assert pinned_by_hand(site.home, Roster.parse(older).entries) == [words]
+    assert words in next(said for name, state, said in examine(site) if (name, state) == ("roster", "bad"))
+    log_pins(site, Roster(entries=(Roster.parse(older).get(researcher),)))
+    assert pinned_by_hand(site.home, Roster.parse(older).entries) == []
+    pinned = Roster.parse(older).get(researcher)
+    typed = pinned.model_copy(update={"email": "x@example.org"})
+    other = pinned.model_copy(update={"organisation": "Another"})
+    assert pinned_by_hand(site.home, (typed, other)) == [
+        "x@example.org was never pinned, as far as the log knows",
+        f"{researcher} is not the entry that record {ended + 1} of the log pins",
     ]
 
 
