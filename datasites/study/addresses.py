@@ -69,23 +69,39 @@ def fault_of(address: str) -> str:
     return "has port 0; a port is a whole number from 1 to 65535" if port == 0 else ""
 
 
+def _ports(rest: str) -> list[str]:
+    """What stands where ports do, of one server or several."""
+    servers = re.sub(r"\[[0-9A-Fa-f:.%]*\]", "", re.split("[/?#]", rest)[0])
+    return [server.partition(":")[2] for server in servers.split(",") if ":" in server]
+
+
+def _is_port(text: str) -> bool:
+    return not text or (text.isascii() and text.isdigit() and int(text[:6]) < 65536)
+
+
 def _split(address: str) -> tuple[str, set[str]]:
     """The address as it may be shown, and the secrets in it."""
     secrets: set[str] = set()
     scheme, separator, rest = address.partition("://")
     if not separator:
-        if address.startswith(("/", "./", "../", "~")) or not is_address(address):
+        is_path = address.startswith(("/", "./", "../", "~")) and not re.match("//.*:.*@", address, re.DOTALL)
+        if is_path or not is_address(address):
             return address, secrets
         # Half an address, as `host:/folder` with a password or libpq's `password=… host=…`: nothing of it is sure.
         half = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", address)
         return f"{half[0] if half else ''}{HIDDEN}", {address[half.end() :] if half else address}
     # The last one: a password that was written as it is may hold @, / and ? itself.
     userinfo, at, rest = rest.rpartition("@")
-    if re.search(r"[/?#]", userinfo):  # the end of a password, or of an option's value: what follows may be part of it
-        return f"{scheme}://{HIDDEN}", {userinfo, rest, *re.split(r"[/?#@:&=]", f"{userinfo}@{rest}")} - {""}
+    # The end of a password, or of an option's value: what follows may be part of it. And a port that is none may be a
+    # password to which no host was written.
+    if re.search(r"[/?#]", userinfo) or not all(map(_is_port, _ports(rest))):
+        whole = f"{userinfo}{at}{rest}"
+        return f"{scheme}://{HIDDEN}", {whole, userinfo, rest, *re.split(r"[/?#@:&=]", whole)} - {""}
     if at:
         user, colon, password = userinfo.partition(":")
-        named = scheme.rpartition("::")[2].casefold() in _NAMED_USERS and re.fullmatch(r"[\w.%+-]+", user)
+        # A colon that was escaped with all the rest would make the password part of the user.
+        plain = re.fullmatch(r"[\w.%+-]+", user) and "%3A" not in user.upper()
+        named = scheme.rpartition("::")[2].casefold() in _NAMED_USERS and plain
         secrets |= {password} if named else {user, password, userinfo}
         userinfo = (user if named else HIDDEN) + (f":{HIDDEN}" if colon and named else "")
     rest, hash, fragment = rest.partition("#")

@@ -26,6 +26,8 @@ forms = st.sampled_from(
         "{scheme}://user:{secret}@[host/name",
         "{scheme}://user:{secret}@/name?host=/run/postgresql",
         "{scheme}://:{secret}@host",
+        "{scheme}://user%3A{secret}@host.example.org/name",
+        "//user:{secret}@host.example.org/name",
         "{scheme}://host.example.org/name?password={secret}",
         "{scheme}://host.example.org/name?sslmode=require&token={secret}&application_name=a",
         "{scheme}://host.example.org/name#{secret}",
@@ -61,6 +63,7 @@ def test_no_part_of_a_secret_is_shown_or_left_in_the_words_of_a_library(
         "s3://bucket/prefix",
         "ssh://user@host.example.org:22/folder",
         "postgresql:///ds?host=/run/postgresql&sslmode=verify-full&sslrootcert=/etc/ca.crt",
+        "postgresql://ds@[::1]:5432/ds",
         "datasite@general.example.org",
     ],
 )
@@ -70,6 +73,17 @@ def test_what_holds_no_secret_is_shown_as_it_is(address: str) -> None:
     assert is_address(address) == ("://" in address)
 
 
+@pytest.mark.parametrize("secret", [MARK, f"{MARK}/{MARK}", f"{MARK}?a={MARK}", f"{MARK}#{MARK}", f"{MARK}:{MARK}"])
+@pytest.mark.parametrize("form", ["postgresql://user:{}/name", "ssh://user:{}", "s3://key:{}/bucket", "sftp://u,v:{}/x"])
+def test_a_password_to_which_no_host_was_written_is_not_shown_as_a_port(form: str, secret: str) -> None:
+    address = form.format(secret)
+    assert MARK not in shown(address)
+    assert MARK not in hidden(f"cannot connect to {address}: bad port {secret}", address)
+    assert MARK not in fault_of(address)
+
+
 def test_the_user_of_a_server_is_shown_and_a_token_is_not() -> None:
     assert shown("postgresql://ds:secret@db.example.org/ds") == "postgresql://ds:***@db.example.org/ds"
+    several = "postgresql://ds@one.example.org:5432,two.example.org:5433/ds?target_session_attrs=read-write"
+    assert shown(several) == several
     assert shown("https://ghp_token@git.example.org/x?sslmode=a") == "https://***@git.example.org/x?sslmode=a"
