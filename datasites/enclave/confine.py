@@ -51,8 +51,9 @@ class Limits(Agreed):
     devices: bool = False
 
 
-#: Address space beyond `memory` and what is mapped already: libraries that come later and arenas of threads.
-_ADDRESS_SLACK = 512 * MIB
+#: Address space beyond `memory` and what is mapped already: libraries that come later, and 64 MiB that the C library
+#: sets aside for each thread that allocates.
+_ADDRESS_SLACK = GIB
 
 #: Of the first thread, which counts as no data and could grow without this; others' are mapped, and count.
 _STACK = 8 * MIB

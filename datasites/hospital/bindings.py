@@ -143,6 +143,27 @@ def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
     return found
 
 
+def entered_by_hand(home: Home, people: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Which of these people (name, role, e-mail) are not as the log entered them last, or were shut out, in words."""
+    entered: dict[str, Record] = {}
+    ended: dict[str, int] = {}
+    for record in records(home.audit):
+        if record.kind == "person_added":
+            entered[str(record.fields["person"])] = record
+        elif record.kind == "person_deactivated":
+            ended[str(record.fields["person"])] = record.seq
+    found = []
+    for name, role, email in people:
+        added = entered.get(name)
+        if added is None:
+            found.append(f"{name} was never entered, as far as the log knows")
+        elif ended.get(name, 0) > added.seq:
+            found.append(f"{name} was shut out by record {ended[name]} of the log")
+        elif not _is_bound(home, added, person_content(name, role, email)):
+            found.append(f"{name} is not the person that record {added.seq} of the log enters")
+    return found
+
+
 def _is_bound(home: Home, record: Record, content: Mapping[str, Any]) -> bool:
     """Whether a record binds this content; True for one of a version that bound none."""
     commitment = record.fields.get(FIELD)

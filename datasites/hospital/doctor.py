@@ -23,12 +23,13 @@ from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
-from datasites.hospital.bindings import changed_by_hand, pinned_by_hand
+from datasites.hospital.bindings import changed_by_hand, entered_by_hand, pinned_by_hand
 from datasites.hospital.cells import read_mock, read_table
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.outages import away
+from datasites.hospital.people import REVIEWERS, list_people
 from datasites.hospital.population import accepted_delta, require_agreed
 from datasites.hospital.postgresql import PostgresAddress, options_in_words
 from datasites.hospital.reconcile import differences
@@ -66,6 +67,7 @@ def examine(site: Site) -> Iterator[Check]:
         ("database", _database),
         ("store", _store),
         ("policies", _policies),
+        ("people", _people),
         ("agreements", _agreements),
         ("datasets", _datasets),
         ("audit", _audit),
@@ -190,6 +192,16 @@ def _policies(site: Site) -> Iterator[Check]:
     engine = Engine(local_dir=site.home.local_rules)
     own = sum(rule.origin == "local" for rule in engine.rules)
     yield Check("policies", "ok", f"{len(engine.rules)} rules, {own} of them this hospital's own")
+
+
+def _people(site: Site) -> Iterator[Check]:
+    people = [(one.name, one.role, one.email) for one in list_people() if one.active and one.role in REVIEWERS]
+    by_hand = entered_by_hand(site.home, people)
+    if by_hand:
+        remedy = "find out who edited the database, or put an older one back, and shut them out (`person deactivate`)"
+        yield Check("people", "bad", f"{'; '.join(by_hand)}: {remedy}")
+    else:
+        yield Check("people", "ok", f"{len(people)} may review, entered as the log says")
 
 
 def _agreements(site: Site) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from django.contrib.auth import get_user_model
 
 from datasites.hospital import verify_bundle
 from datasites.hospital.accounts import prices_of
@@ -21,6 +22,7 @@ from datasites.hospital.evidence import build_bundle
 from datasites.hospital.export import export_evidence
 from datasites.hospital.ledger_log import in_log
 from datasites.hospital.parties import revoke_party
+from datasites.hospital.people import deactivate, enter_person, written_down
 from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
@@ -30,7 +32,7 @@ from tests.adversarial.tampered_contents import charged_for_the_evaluation, says
 from tests.hospital.conftest import log_pins
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
 from tests.hospital.test_charges import case, manifests  # noqa: F401 (fixture)
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.policies.facts_of import OFFICER, STEWARD
 
 
@@ -259,6 +261,23 @@ def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:  # noqa: 
         "x@example.org was never pinned, as far as the log knows",
         f"{researcher} is not the entry that record {ended + 1} of the log pins",
     ]
+
+
+def test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database(desk: Desk) -> None:  # noqa: F811
+    site, users = desk.site, get_user_model().objects
+    for name, role in (("eve", "steward"), ("joe", "steward")):
+        enter_person(site, name, role, PASSWORD, f"{name}@example.org")
+    assert [check.state for check in examine(site) if check.name == "people"] == ["ok"]
+    with written_down(site, "person_deactivated", person="eve", by="command line"):
+        deactivate("eve", by="")
+    ended = max(record.seq for record in records(site.home.audit))
+    assert [check.state for check in examine(site) if check.name == "people"] == ["ok"]
+    users.filter(username="eve").update(is_active=True)
+    users.filter(username="joe").update(email="ann@example.org")
+    (check,) = [check for check in examine(site) if check.name == "people"]
+    assert check.state == "bad"
+    assert f"eve was shut out by record {ended} of the log" in check.words
+    assert "joe is not the person that record" in check.words
 
 
 def test_evidence_of_a_real_hospital_opens_what_its_study_rests_on_and_nothing_else(

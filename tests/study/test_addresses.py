@@ -74,7 +74,9 @@ def test_what_holds_no_secret_is_shown_as_it_is(address: str) -> None:
 
 
 @pytest.mark.parametrize("secret", [MARK, f"{MARK}/{MARK}", f"{MARK}?a={MARK}", f"{MARK}#{MARK}", f"{MARK}:{MARK}"])
-@pytest.mark.parametrize("form", ["postgresql://user:{}/name", "ssh://user:{}", "s3://key:{}/bucket", "sftp://u,v:{}/x"])
+@pytest.mark.parametrize(
+    "form", ["postgresql://user:{}/name", "ssh://user:{}", "s3://key:{}/bucket", "sftp://u,v:{}/x"]
+)
 def test_a_password_to_which_no_host_was_written_is_not_shown_as_a_port(form: str, secret: str) -> None:
     address = form.format(secret)
     assert MARK not in shown(address)
