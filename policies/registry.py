@@ -294,6 +294,11 @@ class RegistryFile:
             )
         return registry
 
+    def settled(self) -> Registry:
+        """The registry once nobody is changing it; raises as `load` does."""
+        with self._one_writer():
+            return self.load()
+
     def update(self, change: Callable[[Registry], Registry]) -> Registry:
         """Read, apply `change`, write atomically; nothing is written when `change` raises. Returns the new registry."""
         with self._one_writer():

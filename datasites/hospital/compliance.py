@@ -18,6 +18,7 @@ from datasites.hospital import ledger
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY
+from datasites.hospital.entered_log import agreements_by_hand, pinned_by_hand
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.population import accepted_delta, caps_of
 from datasites.hospital.site import Site
@@ -42,7 +43,7 @@ from policies.facts import (
     State,
     StudyTerms,
 )
-from policies.registry import Agreement, RegistryFile
+from policies.registry import Agreement, RegistryError, RegistryFile
 
 log = logging.getLogger(__name__)
 
@@ -224,19 +225,26 @@ def _code(row: Case, case: OpenCase) -> CodeFacts:
 
 
 def _agreements(home: Home, case: OpenCase) -> tuple[Agreement, ...]:
-    registry = RegistryFile(home.registry, home.settings.organisation).load()
-    return registry.relevant(case.study.services, case.study.irb, case.study.purpose)
+    file = RegistryFile(home.registry, home.settings.organisation)
+    by_hand: list[str] = []
+    # The log knows of a change a moment before the file does: looked at again once nobody is at it.
+    for read in (file.load, file.settled):
+        registry = read()
+        agreements = registry.relevant(case.study.services, case.study.irb, case.study.purpose)
+        by_hand = agreements_by_hand(home, agreements, registry.agreements)
+        if not by_hand:
+            return agreements
+    raise RegistryError(f"{file.path}: {'; '.join(by_hand)}; `datasites doctor` says what to do")
 
 
 def _roster(home: Home, case: OpenCase) -> RosterFacts:
     roster = Roster.load(home.roster)
     parties = (case.study.researcher, *case.study.cohort.hospitals)
-    pinned: dict[str, str] = {}
-    for email in parties:
-        try:
-            pinned[email] = roster.get(email).organisation
-        except IdentityError:
-            continue
+    entries = {entry.email: entry for entry in roster.entries if entry.email in parties}
+    by_hand = pinned_by_hand(home, entries.values())
+    if by_hand:
+        raise IdentityError(f"{home.roster}: {'; '.join(by_hand)}; `datasites doctor` says what to do")
+    pinned = {email: entries[email].organisation for email in parties if email in entries}
     return RosterFacts(parties=parties, pinned=tuple(pinned), aggregator=pinned.get(case.study.researcher))
 
 

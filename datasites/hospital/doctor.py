@@ -23,10 +23,10 @@ from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
-from datasites.hospital.bindings import changed_by_hand, entered_by_hand, pinned_by_hand
 from datasites.hospital.cells import read_mock, read_table
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
+from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand
 from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.outages import away
 from datasites.hospital.people import REVIEWERS, list_people
@@ -196,7 +196,7 @@ def _policies(site: Site) -> Iterator[Check]:
 
 def _people(site: Site) -> Iterator[Check]:
     people = [(one.name, one.role, one.email) for one in list_people() if one.active and one.role in REVIEWERS]
-    by_hand = entered_by_hand(site.home, people)
+    by_hand = people_by_hand(site.home, people)
     if by_hand:
         remedy = "find out who edited the database, or put an older one back, and shut them out (`person deactivate`)"
         yield Check("people", "bad", f"{'; '.join(by_hand)}: {remedy}")
@@ -207,10 +207,10 @@ def _people(site: Site) -> Iterator[Check]:
 def _agreements(site: Site) -> Iterator[Check]:
     today = datetime.datetime.now(datetime.UTC).date()
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
-    by_hand = changed_by_hand(site.home, registry.agreements)
+    by_hand = agreements_by_hand(site.home, registry.agreements, registry.agreements)
     if by_hand:
         remedy = "find out who edited registry.json; end these (`datasites agreements terminate`) and enter them anew"
-        yield Check("agreements", "bad", f"{'; '.join(by_hand)}; no evidence of a study verifies with them: {remedy}")
+        yield Check("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
     soon = registry.expiring(today)
     words = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
     if soon:

@@ -24,7 +24,7 @@ from datasites.hospital.accounts import Accounts, Price, Prices, StudyAccount
 from datasites.hospital.config import Home
 from datasites.hospital.models import BudgetFact, LedgerEntry, Round
 from datasites.hospital.openings import under_way
-from datasites.study.audit_chain import LARGEST_RECORD, AuditError, Position, Record, follow, read_record
+from datasites.study.audit_chain import AuditError, Position, Record, follow, holds
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
 from datasites.study.manifest import Sha256
@@ -338,7 +338,7 @@ def _follow(home: Home) -> _Read:
 
 def _start(home: Home) -> _Read:
     anchor = _anchor(home)
-    if anchor is not None and _holds(home.audit, anchor):
+    if anchor is not None and holds(home.audit, Position(anchor.seq, anchor.hash, anchor.offset)):
         return _Read(Position(anchor.seq, anchor.hash, anchor.offset), anchor.told(), "current")
     whole = _catch_up(home.audit, _Read(Position(), Told(), "new"))
     if anchor is not None:
@@ -368,18 +368,6 @@ def _anchor(home: Home) -> LedgerAnchor | None:
             f"{home.ledger_anchor}: not an anchor of the ledger; move it away as evidence, and have two people say "
             "what was lost: `datasites budget restored`"
         ) from error
-
-
-def _holds(log: Path, anchor: LedgerAnchor) -> bool:
-    """Whether the log has the anchor's record where the anchor says."""
-    try:
-        with log.open("rb") as file:
-            begin = max(0, anchor.offset - LARGEST_RECORD)
-            file.seek(begin)
-            line = file.read(anchor.offset - begin)[:-1].rpartition(b"\n")[2] + b"\n"
-        return read_record(line, anchor.seq).hash == anchor.hash
-    except (OSError, ValueError):
-        return False
 
 
 def _catch_up(log: Path, known: _Read) -> _Read:

@@ -219,11 +219,25 @@ class Position(NamedTuple):
     offset: int = 0
 
 
+def holds(path: Path, at: Position) -> bool:
+    """Whether a log has this record where the position says; every log has the beginning."""
+    if at == Position():
+        return True
+    try:
+        with path.open("rb") as file:
+            begin = max(0, at.offset - LARGEST_RECORD)
+            file.seek(begin)
+            line = file.read(at.offset - begin)[:-1].rpartition(b"\n")[2] + b"\n"
+        return read_record(line, at.seq).hash == at.hash
+    except (OSError, ValueError):
+        return False
+
+
 def follow(path: Path, at: Position) -> Iterator[tuple[Position, Record]]:
     """Whole records that a log has after `at`, each with the position behind it.
 
     A last line that is being written, or was torn by a crash, is left to the next time. Raises `AuditError` where the
-    log is shorter than it was, or goes on from another record. That the first record is this hospital's is not checked.
+    log is shorter than it was, or another one lies there. That the first record is this hospital's is not checked.
     """
     try:
         size = path.stat().st_size
@@ -231,6 +245,8 @@ def follow(path: Path, at: Position) -> Iterator[tuple[Position, Record]]:
         size = 0
     if size < at.offset:
         raise AuditError(f"{path}: {at.offset - size} bytes are missing at its end; {RESTORE}")
+    if size and not holds(path, at):
+        raise AuditError(f"{path}: record {at.seq} is not the one that was read before; {RESTORE}")
     if size == at.offset:
         return
     with path.open("rb") as file:

@@ -21,6 +21,8 @@ from local_postgresql import postgresql
 from loopback_servers import Absent, free_port, wait_for_port, webdav_command
 
 from datasites.researcher.run import Run
+from datasites.study.audit_chain import verify
+from datasites.study.identity import Roster
 from tests.e2e.noiseless_datasite import plain_update
 from tests.e2e.support import KEYS, LocalDatasites
 from tests.e2e.test_sum import training_rows
@@ -161,4 +163,6 @@ def require_once(local: LocalDatasites, key: str, study: str) -> None:
     for kind in ("charged", "released"):
         assert [r["fields"]["round"] for r in mine if r["kind"] == kind] == list(range(1, ROUNDS + 2))
     assert not [r for r in mine if r["kind"] in ("stopped", "abstained", "contained")]
-    assert local.command(key, "audit", "verify").returncode == 0
+    home = local.consortium.home(key)
+    report = verify(home / "audit.jsonl", Roster.load(home / "roster.json").get(local.email(key)).public_key)
+    assert report.ok, report

@@ -21,6 +21,7 @@ from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
+from tests.hospital.conftest import log_pins
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.hospital.test_shared_noise import manifest_of
 from tests.hospital.unequal import Terms, case_of
@@ -66,7 +67,9 @@ def test_the_aggregators_organisation_is_the_pinned_one(desk: Desk, case: OpenCa
         e.model_copy(update={"organisation": "Elsewhere"}) if e.email == case.study.researcher else e
         for e in roster.entries
     )
-    roster.model_copy(update={"entries": entries}).save(desk.site.home.roster)
+    changed = roster.model_copy(update={"entries": entries})
+    changed.save(desk.site.home.roster)
+    log_pins(desk.site, changed)
     decision = compliance.decide(desk.site, case, "intake")
     assert decision.controls == ("baa",)
     assert "the roster says Elsewhere, the study says aggregation by University" in decision.summary

@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 from django.contrib.auth import get_user_model
 
-from datasites.hospital import verify_bundle
+from datasites.hospital import compliance, verify_bundle
 from datasites.hospital.accounts import prices_of
 from datasites.hospital.agreements import terminate_agreement
-from datasites.hospital.bindings import bind, changed_by_hand, commit, openings, pinned_by_hand
+from datasites.hospital.bindings import bind, commit, openings
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.compliance import decide
 from datasites.hospital.config import Home
 from datasites.hospital.doctor import examine
+from datasites.hospital.entered_log import agreements_by_hand, pinned_by_hand
 from datasites.hospital.evidence import build_bundle
 from datasites.hospital.export import export_evidence
 from datasites.hospital.ledger_log import in_log
 from datasites.hospital.parties import revoke_party
 from datasites.hospital.people import deactivate, enter_person, written_down
+from datasites.hospital.site import Site
 from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
@@ -198,19 +200,34 @@ def last_of(desk: Desk, agreement: str) -> int:  # noqa: F811
     return max(r.seq for r in records(desk.site.home.audit) if r.fields.get("agreement") == agreement)
 
 
-def test_an_agreement_typed_into_the_registry_passes_for_none(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
+def by_hand(site: Site) -> list[str]:
+    """What `doctor` finds of the registry as it is."""
+    agreements = RegistryFile(site.home.registry, "Cleveland").load().agreements
+    return agreements_by_hand(site.home, agreements, agreements)
+
+
+def test_an_agreement_typed_into_the_registry_passes_for_none(
+    desk: Desk,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     desk.agree(transport="backup")
     site, path = desk.site, tmp_path / "bundle.zip"
     registry = RegistryFile(site.home.registry, "Cleveland").load()
-    assert changed_by_hand(site.home, registry.agreements) == []
+    assert by_hand(site) == []
     typed = json.loads(registry.canonical())
     for agreement in typed["agreements"]:
         if agreement["terms"]["id"] == "baa-storage":
             agreement["terms"]["services"] = ["transport"]
     site.home.registry.write_text(json.dumps(typed, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
-    assert changed_by_hand(site.home, RegistryFile(site.home.registry, "Cleveland").load().agreements) == [
+    assert by_hand(site) == [
         f"baa-storage version 1 is not what record {last_of(desk, 'baa-storage')} of the log binds"
     ]
+    denied = decide(site, open_case(site.home, desk.row), "intake")
+    assert not denied.allowed
+    assert denied.facts is not None
+    assert denied.facts.agreements is None
+    monkeypatch.setattr(compliance, "agreements_by_hand", lambda *_: [])  # by a datasite that doesn't look
     assert decide(site, open_case(site.home, desk.row), "intake").allowed
     export_evidence(site, desk.row.pk, path)
     found = failed(path, site.identity)
@@ -218,7 +235,11 @@ def test_an_agreement_typed_into_the_registry_passes_for_none(desk: Desk, tmp_pa
     assert "baa-storage version 1, which is not what record" in found["agreements"]
 
 
-def test_an_older_copy_of_the_registry_brings_no_agreement_back(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
+def test_an_older_copy_of_the_registry_brings_no_agreement_back(
+    desk: Desk,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A version that another one has replaced, and an agreement that has ended, count again by a copy of the file."""
     desk.agree()
     site, path = desk.site, tmp_path / "bundle.zip"
@@ -227,16 +248,19 @@ def test_an_older_copy_of_the_registry_brings_no_agreement_back(desk: Desk, tmp_
     replaced = last_of(desk, "baa-storage")
     assert not decide(site, open_case(site.home, desk.row), "intake").allowed
     site.home.registry.write_bytes(older)
-    assert decide(site, open_case(site.home, desk.row), "intake").allowed
+    assert not decide(site, open_case(site.home, desk.row), "intake").allowed
     words = f"baa-storage version 1 was replaced by version 2, which record {replaced} of the log confirms"
-    assert changed_by_hand(site.home, RegistryFile(site.home.registry, "Cleveland").load().agreements) == [words]
+    assert by_hand(site) == [words]
+    with monkeypatch.context() as blind:
+        blind.setattr(compliance, "agreements_by_hand", lambda *_: [])
+        assert decide(site, open_case(site.home, desk.row), "intake").allowed
     export_evidence(site, desk.row.pk, path)
     assert "baa-storage version 1, and leaves out version 2" in failed(path, site.identity)["agreements"]
 
     terminate_agreement(site, desk.login("ann"), "baa-storage")
     site.home.registry.write_bytes(older)
     ended = max(record.seq for record in records(site.home.audit))
-    assert changed_by_hand(site.home, RegistryFile(site.home.registry, "Cleveland").load().agreements) == [
+    assert by_hand(site) == [
         words,
         f"baa-storage version 1 was ended by record {ended} of the log",
     ]
@@ -251,15 +275,19 @@ def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:  # noqa: 
     site.home.roster.write_bytes(older)
     words = f"{researcher} was revoked by record {ended} of the log"
     assert pinned_by_hand(site.home, Roster.parse(older).entries) == [words]
+    decided = decide(site, open_case(site.home, desk.row), "intake")
+    assert decided.facts is not None
+    assert (decided.allowed, decided.facts.roster) == (False, None)
     assert words in next(said for name, state, said in examine(site) if (name, state) == ("roster", "bad"))
     log_pins(site, Roster(entries=(Roster.parse(older).get(researcher),)))
+    again = max(record.seq for record in records(site.home.audit))
     assert pinned_by_hand(site.home, Roster.parse(older).entries) == []
     pinned = Roster.parse(older).get(researcher)
     typed = pinned.model_copy(update={"email": "x@example.org"})
     other = pinned.model_copy(update={"organisation": "Another"})
     assert pinned_by_hand(site.home, (typed, other)) == [
         "x@example.org was never pinned, as far as the log knows",
-        f"{researcher} is not the entry that record {ended + 1} of the log pins",
+        f"{researcher} is not the entry that record {again} of the log pins",
     ]
 
 

@@ -1,0 +1,146 @@
+"""What people entered, as the audit log tells it: agreements, parties and people, and what became of them.
+
+The log is read once in a process and followed from there. Policies decide on agreements and parties only as the log
+binds them (`bindings`): one that was typed into a file, changed there, or brought back by an older copy of it counts
+for nothing, at once, and `doctor` names it. Claim: whoever may write registry and roster, and neither log nor its key,
+makes no decision rest on what people did not enter and confirm, or have replaced, ended or revoked since. Assumption:
+the log is the newest one (`ledger_log` compares it with its anchor). Records of older versions bind no content; of
+those, only that they were entered, and what became of them, is compared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from datasites.hospital.bindings import FIELD, agreement_content, is_bound, party_content, person_content
+from datasites.hospital.config import Home
+from datasites.study.audit_chain import AuditError, Position, Record, follow
+from datasites.study.identity import RosterEntry
+from policies.agreements import Agreement
+
+Version = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What the log says up to some record; records by what they are of.
+
+    begun, last: of a version of an agreement, the record that entered it and the last one that binds it. confirmed,
+    ended: by agreement. pinned, revoked: by e-mail address. added, shut_out: by name.
+    """
+
+    begun: Mapping[Version, int] = field(default_factory=dict)
+    last: Mapping[Version, Record] = field(default_factory=dict)
+    confirmed: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    ended: Mapping[str, int] = field(default_factory=dict)
+    pinned: Mapping[str, Record] = field(default_factory=dict)
+    revoked: Mapping[str, int] = field(default_factory=dict)
+    added: Mapping[str, Record] = field(default_factory=dict)
+    shut_out: Mapping[str, int] = field(default_factory=dict)
+
+    def after(self, record: Record) -> Entered:
+        """What it says with one more record."""
+        fields, seq = record.fields, record.seq
+        match record.kind:
+            case "agreement_entered" | "agreement_confirmed":
+                id, version = str(fields["agreement"]), int(fields["version"])
+                confirmed = self.confirmed
+                if record.kind == "agreement_confirmed":
+                    confirmed = {**confirmed, id: {**confirmed.get(id, {}), version: seq}}
+                return replace(
+                    self,
+                    begun={(id, version): seq, **self.begun},
+                    last={**self.last, (id, version): record},
+                    confirmed=confirmed,
+                )
+            case "agreement_terminated":
+                return replace(self, ended={**self.ended, str(fields["agreement"]): seq})
+            case "initialised" | "pinned":
+                return replace(self, pinned={**self.pinned, str(fields["email"]): record})
+            case "unpinned":
+                return replace(self, revoked={**self.revoked, str(fields["email"]): seq})
+            case "person_added":
+                return replace(self, added={**self.added, str(fields["person"]): record})
+            case "person_deactivated":
+                return replace(self, shut_out={**self.shut_out, str(fields["person"]): seq})
+        return self
+
+
+_lock = threading.Lock()
+_read: dict[Path, tuple[Position, Entered]] = {}
+
+
+def tell(home: Home) -> Entered:
+    """What the log says now; raises `AuditError`."""
+    with _lock:
+        known = _read.get(home.audit, (Position(), Entered()))
+        try:
+            known = _catch_up(home.audit, *known)
+        except AuditError:
+            # Another log lies there than was read before; whether that may be is for the ledger to say.
+            known = _catch_up(home.audit, Position(), Entered())
+        _read[home.audit] = known
+        return known[1]
+
+
+def _catch_up(log: Path, at: Position, entered: Entered) -> tuple[Position, Entered]:
+    for position, record in follow(log, at):
+        at, entered = position, entered.after(record)
+    return at, entered
+
+
+def agreements_by_hand(home: Home, agreements: Iterable[Agreement], held: Iterable[Agreement]) -> list[str]:
+    """Which of these confirmed versions are not what the log says last of them, in words.
+
+    held: all that the registry holds. Changed, replaced or ended: an older copy of the registry brings none back.
+    """
+    entered, found = tell(home), []
+    versions = {(agreement.terms.id, agreement.version) for agreement in held}
+    for agreement in agreements:
+        if agreement.confirmed_on is None or agreement.terminated_on is not None:
+            continue
+        id, version = agreement.terms.id, agreement.version
+        words, record = f"{id} version {version}", entered.last.get((id, version))
+        if record is None:
+            found.append(f"{words} was never entered, as far as the log knows")
+        elif not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):
+            found.append(f"{words} is not what record {record.seq} of the log binds")
+        for newer, at in sorted(entered.confirmed.get(id, {}).items()):
+            if newer > version and (id, newer) not in versions:
+                found.append(f"{words} was replaced by version {newer}, which record {at} of the log confirms")
+        if record is not None and entered.ended.get(id, 0) > entered.begun[id, version]:
+            found.append(f"{words} was ended by record {entered.ended[id]} of the log")
+    return found
+
+
+def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
+    """Which of these parties are not whom the log says was pinned last, in words; so also those that were revoked."""
+    entered, found = tell(home), []
+    for entry in entries:
+        pin = entered.pinned.get(entry.email)
+        if pin is None:
+            found.append(f"{entry.email} was never pinned, as far as the log knows")
+        elif entered.revoked.get(entry.email, 0) > pin.seq:
+            found.append(f"{entry.email} was revoked by record {entered.revoked[entry.email]} of the log")
+        elif pin.fields.get("fingerprint") != entry.fingerprint or not is_bound(
+            home, pin.fields.get(FIELD), party_content(entry)
+        ):
+            found.append(f"{entry.email} is not the entry that record {pin.seq} of the log pins")
+    return found
+
+
+def people_by_hand(home: Home, people: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Which of these people (name, role, e-mail) are not as the log entered them last, or were shut out, in words."""
+    entered, found = tell(home), []
+    for name, role, email in people:
+        added = entered.added.get(name)
+        if added is None:
+            found.append(f"{name} was never entered, as far as the log knows")
+        elif entered.shut_out.get(name, 0) > added.seq:
+            found.append(f"{name} was shut out by record {entered.shut_out[name]} of the log")
+        elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)):
+            found.append(f"{name} is not the person that record {added.seq} of the log enters")
+    return found
