@@ -4,7 +4,8 @@ Tools that carry a shared folder to another machine, and some servers, write a f
 and is cut off. Claim: a file that is whole within `settles` seconds of the first look at it is never refused for having
 been cut off; one that stays as it was is refused at the second look; one that changes all the time is refused at the
 fifth look at the latest, after 15 times `settles`. Assumes that whoever reads asks `is_final` before refusing. In a
-flood, from `MOST_DOUBTS` such files on, further ones are refused at the first look, so what is remembered is bounded.
+flood, from `MOST_DOUBTS` such files on, further ones are refused at the first look, so what is remembered is bounded;
+of those that nobody asked about for `GIVEN_UP` seconds after they were due, room is made.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 MOST_DOUBTS = 1_000
 #: Looks at a file that is another one each time.
 MOST_LOOKS = 5
+#: Seconds after which a file that was to be looked at again is taken to be gone. Each is asked about at every sync.
+GIVEN_UP = 600.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class SecondLook:
     def is_final(self, key: str, mark: str) -> bool:
         """Whether `key` may be refused, which is no message now and has the contents `mark`; else look again later."""
         known, now = self._doubts.get(key), time.monotonic()
+        if known is None and len(self._doubts) >= MOST_DOUBTS:
+            self._doubts = {one: doubt for one, doubt in self._doubts.items() if now < doubt.due + GIVEN_UP}
         if known is None and (self._settles <= 0 or len(self._doubts) >= MOST_DOUBTS):
             return True
         if known is None:

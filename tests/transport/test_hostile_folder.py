@@ -114,6 +114,8 @@ def test_what_changes_all_the_time_is_refused_in_the_end(monkeypatch: pytest.Mon
     monkeypatch.setattr(second_look, "MOST_DOUBTS", 3)
     assert [looks.is_final(str(number), "x") for number in range(5)] == [False] * 3 + [True] * 2
     assert MOST_LOOKS == 5
+    clock.now += second_look.GIVEN_UP + 1.0
+    assert [looks.is_final(f"later {number}", "x") for number in range(4)] == [False] * 3 + [True], "the flood is over"
 
 
 def test_a_half_written_submission_is_looked_at_again(friends: list[Party]) -> None:
