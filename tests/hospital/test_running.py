@@ -14,6 +14,7 @@ import pytest
 from datasites.enclave.worker import Worker, WorkerRefused
 from datasites.hospital import admission, ledger, ledger_log, pending
 from datasites.hospital.cases import OpenCase, open_case
+from datasites.hospital.closing import destroy_secrets
 from datasites.hospital.models import Case, Round
 from datasites.hospital.row_work import RowWork
 from datasites.secagg.journal import Journal
@@ -62,6 +63,44 @@ def test_a_round_from_setup_to_account(running: Running) -> None:
     running.steps()
     assert running.heard(0, letters.ACCOUNT)
     assert Case.objects.get(pk=running.row.pk).state == Case.State.CLOSED
+
+
+def test_what_is_logged_before_it_is_done_is_logged_once_however_that_is_killed(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.set_up()
+    manifest = running.open(1)
+    running.steps()
+    running.survive(manifest)
+    killed_in(running, monkeypatch, "datasites.hospital.leaving.Journal.commit")
+    assert running.heard(1, letters.UNMASK)
+    running.tell(0, letters.CLOSE, {"rounds": 1})
+    killed_in(running, monkeypatch, "datasites.hospital.closing.letters.Account")
+    assert running.heard(0, letters.ACCOUNT)
+    running.run.close(wait=True)
+    row = Case.objects.get(pk=running.row.pk)
+    monkeypatch.setattr("datasites.hospital.closing.PREPARED_FILE", "of this test alone")  # others need the rows
+    with monkeypatch.context() as patch:
+        patch.setattr("datasites.hospital.closing.give_up_keys", killed)
+        with pytest.raises(KeyboardInterrupt):
+            destroy_secrets(running.site, row)
+    assert destroy_secrets(running.site, row)
+    for kind in ("released", "unmasked", "closed", "secrets_destroyed"):
+        assert len(running.logged(kind)) == 1, kind
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def killed_in(running: Running, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """The service ends when it comes to this, and starts again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(what, killed)
+        with pytest.raises(KeyboardInterrupt):
+            running.steps()
+    running.restart()
+    running.steps()
 
 
 def test_a_round_is_charged_before_it_trains(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
