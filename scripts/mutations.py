@@ -500,7 +500,7 @@ MUTATIONS = (
     Mutation(
         "journal: what a failed step left stays until the next start",
         "datasites/secagg/journal.py",
-        "        if self._unclean:\n            self._clean()\n",
+        "        if self._unclean:\n            self._finish()\n",
         "",
         ("tests/secagg/test_seizure.py::test_what_a_step_that_failed_has_left_is_gone_after_the_next",),
     ),
