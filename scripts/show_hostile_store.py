@@ -1,17 +1,26 @@
 """What a store that meddles does to a study: 20 tricks at 10 points, alone and in pairs drawn with a fixed seed.
 
-Each line is a whole study (three rounds and the final evaluation; a run and four hospitals, their letters, keys, shares
-and masks real, their training a fixed step) over a folder in which somebody who has nobody's keys plays the trick.
-"same": all hospitals are in every round, and the model is the one without tricks. "named": it is the mean of those whom
-each round names, and the run says who was missing or why it stopped. Anything else is a failure. Shown are also the
-slowest round in seconds and the largest quarantine in KiB, which has a bound of 33 MiB.
+Each line is a whole study (three rounds and the final evaluation) over a folder in which somebody who has nobody's keys
+plays the trick, on letters to or from one real hospital: its service with home, database, ledger, policies, mailroom,
+journal and audit log, on real rows, in which only the sandboxed worker is replaced by a plain gradient step
+(`tests.hospital.hostile_home`). The run and the letters, keys, shares and masks of the three others are real too.
 
-Usage: python scripts/show_hostile_store.py [--pairs 100] [--seed 16] [--only [TRICK ...]] [--jobs 2] [--json FILE]
+"same": all hospitals are in every round, and the model is the one without tricks. "named": it is the mean of those whom
+each round names, and the run says who was missing or why it stopped. Anything else is a failure; so is a round that the
+real hospital has charged, released or answered twice, an audit log that does not verify, and what is beyond its bound:
+rounds that one hospital missed (one a trick); the slowest round (the run's time limit); of the real hospital the
+longest turn of its service without a look at its mail, records of the audit log, growth of the home and of its
+quarantine, its files, and its process's memory at the peak (where these bounds come from says
+`tests.hospital.hostile_home.bounds`). Letters are the files that lie in its mailbox at the end.
+
+Usage: python scripts/show_hostile_store.py [--pairs 100] [--seed 16] [--only [TRICK ...]]
+           [--points [POINT ...]] [--jobs 2] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import logging
@@ -27,16 +36,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.researcher.hostile import run_study
+from tests.hospital.hostile_home import bounds, played
+from tests.researcher.hostile import ROUND_TIMEOUT
 from tests.transport.hostile_store import POINTS, TRICKS
 
 Plan = tuple[tuple[str, str], ...]
 """(point, trick)."""
+HEAD = "ended   missed  round s   turn s  records  of sender home KiB  quarantine  files  mem MiB  letters"
 
 
-def plans(pairs: int, seed: int, only: list[str]) -> Iterator[Plan]:
+def plans(pairs: int, seed: int, tricks: list[str], points: list[str]) -> Iterator[Plan]:
     """None, each trick alone at each point, and pairs."""
-    alone = [(point, trick) for trick in TRICKS if trick in only for point in POINTS]
+    alone = [(point, trick) for trick in TRICKS if trick in tricks for point in POINTS if point in points]
     yield ()
     yield from ((one,) for one in alone)
     draw = random.Random(seed)
@@ -44,21 +55,34 @@ def plans(pairs: int, seed: int, only: list[str]) -> Iterator[Plan]:
     yield from (tuple(draw.sample(everything, 2)) for _ in range(pairs))
 
 
-def play(plan: Plan) -> dict[str, Any]:
-    """One study."""
+def play(root: Path, plan: Plan) -> dict[str, Any]:
+    """One study, as a row of the table."""
     logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="hostile-", ignore_cleanup_errors=True) as folder:
-        try:
-            return asdict(run_study(Path(folder), plan))
-        except Exception as error:
-            return {"wrong": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+    words = " + ".join(f"{trick} at {point}" for point, trick in plan) or "honest store"
+    try:
+        ended = played(root, plan)
+    except Exception as error:
+        wrong = f"{type(error).__name__}: {error}"
+        return {"plan": words, "verdict": "FAILED", "wrong": wrong, "trace": traceback.format_exc()}
+    beyond = ended.beyond()
+    verdict = "FAILED" if ended.wrong or beyond else "same" if ended.same else "named"
+    return {"plan": words, "verdict": verdict, "beyond": beyond, **asdict(ended)}
 
 
-def verdict(ended: dict[str, Any]) -> str:
-    """One word for how a study ended."""
-    if ended["wrong"]:
-        return "FAILED"
-    return "same" if ended["same"] else "named"
+def line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    why = "; ".join(row[name] for name in ("wrong", "beyond", "says") if row.get(name))
+    return f"{row['verdict']:7}{figures(row) if 'cost' in row else '':{len(HEAD) - 7}}  {row['plan']}  {why}"[:240]
+
+
+def figures(row: dict[str, Any]) -> str:
+    """Its columns, as `HEAD` names them."""
+    cost = row["cost"]
+    sizes = (f"{cost[name] / 1024:{width}.0f}" for name, width in (("home", 9), ("quarantine", 11)))
+    return (
+        f"{row['missed']:7d}{row['slowest_round']:9.1f}{cost['stall']:9.2f}{cost['records']:9d}{cost['of_sender']:11d}{''.join(sizes)}"
+        f"{cost['files']:7d}{cost['memory'] / 1024**2:9.1f}{cost['letters']:9d}"
+    )
 
 
 def main() -> None:
@@ -67,17 +91,23 @@ def main() -> None:
     arguments.add_argument("--pairs", type=int, default=100)
     arguments.add_argument("--seed", type=int, default=16)
     arguments.add_argument("--only", nargs="*", choices=list(TRICKS), default=list(TRICKS))
+    arguments.add_argument("--points", nargs="*", choices=list(POINTS), default=list(POINTS))
     arguments.add_argument("--jobs", type=int, default=2)
     arguments.add_argument("--json", type=Path)
     chosen = arguments.parse_args()
-    todo, rows = list(plans(chosen.pairs, chosen.seed, chosen.only)), []
-    with ProcessPoolExecutor(chosen.jobs) as pool:
-        for plan, ended in zip(todo, pool.map(play, todo), strict=True):
-            words = " + ".join(f"{trick} at {point}" for point, trick in plan) or "honest store"
-            row = {"plan": words, "verdict": verdict(ended), **ended}
+    todo, rows = list(plans(chosen.pairs, chosen.seed, chosen.only, chosen.points)), []
+    print(HEAD, flush=True)
+    folder = tempfile.TemporaryDirectory(prefix="hostile-", ignore_cleanup_errors=True)
+    with folder as root, ProcessPoolExecutor(chosen.jobs) as pool:
+        for row in pool.map(functools.partial(play, Path(root)), todo):
             rows.append(row)
-            figures = f"{row.get('slowest_round', 0):6.1f} s {row.get('quarantine', 0) // 1024:6d} KiB"
-            print(f"{row['verdict']:7} {figures}  {words}  {row['wrong'] or row.get('says', '')}"[:200], flush=True)
+            print(line(row), flush=True)
+    played = [row for row in rows if "cost" in row]
+    most = {name: max(row[name] for row in played) for name in ("missed", "slowest_round")}
+    costs = {name: max(row["cost"][name] for row in played) for name in played[0]["cost"]}
+    print(f"{'most':7}{figures({**most, 'cost': costs})}")
+    bound = {"missed": 2, "slowest_round": ROUND_TIMEOUT, "cost": {**costs, **bounds()}}
+    print(f"{'bound':7}{figures(bound)}  (letters have none: the mailbox is not the hospital's)")
     count = {word: sum(row["verdict"] == word for row in rows) for word in ("same", "named", "FAILED")}
     print(f"{len(rows)} studies: {count['same']} same, {count['named']} named, {count['FAILED']} failed")
     if chosen.json:

@@ -7,6 +7,7 @@ the store has lost, and can be told to lie.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 import secrets
 import threading
@@ -255,5 +256,6 @@ class Federation:
             approved or sorted(self.hospitals), **options,
         )  # fmt: skip
         if run.state.next_round == 1 and run._files.load_model(1) is None:
-            run._files.save_model(1, np.zeros(5, np.float32), {})
+            dimension = sum(math.prod(one.shape) for one in run.parameters)
+            run._files.save_model(1, np.zeros(dimension, np.float32), {})
         return run

@@ -1,4 +1,8 @@
-"""A whole study over a store that meddles: a researcher's run and four hospitals with their own, different updates."""
+"""A whole study over a store that meddles: a researcher's run and four hospitals with their own, different updates.
+
+`run_study` plays it with hospitals that have no database, ledger and service; given a real one
+(`tests.hospital.hostile_home`), with that one in the place of its stand-in, and all tricks on its letters.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +21,21 @@ from datasites.researcher.run import Run
 from datasites.researcher.study import Study
 from datasites.study.package import StudyPackage
 from tests.researcher import hospitals
-from tests.researcher.hospitals import Federation
+from tests.researcher.hospitals import SHARE, Federation
 from tests.transport.hostile_store import HostileStore
-from tests.transport.parties import make_parties
+from tests.transport.parties import RESEARCHER, make_parties
+
+if TYPE_CHECKING:
+    from tests.hospital.hostile_home import Cost, RealHospital
 
 HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "study"
+#: Training rounds of these studies, before the final evaluation.
+ROUNDS = 3
 #: Seconds that a hospital of these studies waits for its peers' shares; 60 in the product.
 PEER_PATIENCE = 20.0
+#: Seconds that the researcher waits: for everybody at each step of a setup, for enough in a round (an hour in the
+#: product), and at least for the rest of them.
+SETUP_PATIENCE, ROUND_TIMEOUT, LEAST_PATIENCE = 30.0, 60.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -30,30 +43,52 @@ class Ended:
     """How a study ended.
 
     same: everybody in every round. says: who was missing, or why it stopped, in the run's words. wrong: what differs
-    from what it should be, given who took part. played: tricks. quarantine: bytes of the largest one.
+    from what it should be, given who took part. planned, played: tricks, and how often. missed: the most rounds that
+    one hospital was not in. quarantine: bytes of the largest one. cost: the real hospital's, if there was one.
     """
 
     same: bool
     says: str
     wrong: str
+    planned: int
     played: int
+    missed: int
     seconds: float
     slowest_round: float
     quarantine: int
+    cost: Cost | None
+
+    def beyond(self) -> str:
+        """What of it is more than it may be; nothing where nothing is.
+
+        No round outlasts its time limit, and no trick costs a hospital more than one round. The real hospital's costs
+        have their own bounds (`tests.hospital.hostile_home.bounds`).
+        """
+        from tests.hospital.hostile_home import bounds
+
+        most = {"slowest_round": ROUND_TIMEOUT, "missed": self.planned, **bounds()}
+        found = asdict(self) | ({} if self.cost is None else asdict(self.cost))
+        return ", ".join(f"{name} {found[name]} > {most[name]}" for name in most if found.get(name, 0) > most[name])
 
 
-def short_study(rounds: int = 3) -> Study:
-    """The heart disease study with few rounds."""
+def short_study() -> Study:
+    """The heart disease study with few rounds, and the researcher of these tests."""
     files = dict(StudyPackage.read(HEART).files)
-    files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % rounds, files["study.toml"])
+    text = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % ROUNDS, files["study.toml"])
+    files["study.toml"] = re.sub(rb"(?m)^researcher = .*$", b'researcher = "%s"' % RESEARCHER.encode(), text)
     return Study(HEART, StudyPackage(files))
 
 
-def run_study(root: Path, plans: Sequence[tuple[str, str]]) -> Ended:
+def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital | None = None) -> Ended:
     """Run it over a store that plays these (point, trick)."""
-    study, url = short_study(), str(root / "store")
-    parties = make_parties(root, url, study.terms.cohort.hospitals, start=False)
-    store = HostileStore(url, plans)
+    if real is None:
+        study, url = short_study(), str(root / "store")
+        parties = make_parties(root, url, study.terms.cohort.hospitals, start=False)
+        store = HostileStore(url, plans)
+    else:
+        study, store = real.study, HostileStore(real.url, plans, about=real.email)
+        real.begin(store)
+        parties = real.parties
     for party in parties:
         party.options["settles"] = store.settles
         party.start()
@@ -63,7 +98,15 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]]) -> Ended:
     federation, says, began = Federation(parties, study, root / "run"), "", time.monotonic()
     for place, hospital in enumerate(federation.hospitals.values()):
         hospital.update = 0.1 * (place + 1)
-    run = federation.run(setup_patience=30.0, round_timeout=60.0, least_patience=5.0)
+    if real is not None:
+        federation.folder.mkdir(parents=True)
+        (federation.folder / "parameters.json").write_text(real.parameters)
+    run = federation.run(
+        *study.terms.cohort.hospitals,
+        setup_patience=SETUP_PATIENCE,
+        round_timeout=ROUND_TIMEOUT,
+        least_patience=LEAST_PATIENCE,
+    )
     try:
         run.complete(progress=False)
     except RunError as error:
@@ -71,37 +114,52 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]]) -> Ended:
     seconds = time.monotonic() - began
     store.end()
     federation.stop()
+    cost = None if real is None else real.end()
     for party in parties:
         party.stop()
     missing = {
-        email for record in run.state.rounds for email in federation.hospitals if email not in record.survivors
-    } | ({*federation.hospitals} - {*run.state.accounts})
+        email for record in run.state.rounds for email in study.terms.cohort.hospitals if email not in record.survivors
+    } | ({*study.terms.cohort.hospitals} - {*run.state.accounts})
     if missing and not says:
         says = f"missing: {', '.join(sorted(missing))}"
     return Ended(
         same=not missing and not says,
         says=says,
-        wrong=_wrong(federation, run),
+        wrong=_wrong(federation, run, real),
+        planned=len(plans),
         played=store.played,
+        missed=max(
+            sum(email not in record.survivors for record in run.state.rounds) for email in study.terms.cohort.hospitals
+        ),
         seconds=seconds,
         slowest_round=max((sum(record.seconds.values()) for record in run.state.rounds), default=0.0),
         quarantine=max(_size(party.home / "state" / "mail" / "quarantine") for party in parties),
+        cost=cost,
     )
 
 
-def _wrong(federation: Federation, run: Run) -> str:
+def _wrong(federation: Federation, run: Run, real: RealHospital | None) -> str:
     """What differs from a mean in the clear over those whom each round names; nothing where nothing does."""
-    expected = 0.0
+    found = np.concatenate([tensor.ravel() for tensor in run.model.values()])
+    expected = np.zeros(len(found), np.float32)
     for record in run.state.rounds:
         if record.train and record.outcome == "done":
-            expected += float(np.mean([federation.hospitals[email].update for email in record.survivors]))
-    found = run.model["weight"]
+            total, weight = np.zeros(len(found)), 0.0
+            for email in record.survivors:
+                if real is not None and email == real.email:
+                    share, update = real.share, real.update(expected)
+                else:
+                    share, update = SHARE, np.full(len(found), federation.hospitals[email].update)
+                total, weight = total + share * update, weight + share
+            expected = (expected + total / weight).astype(np.float32)
     if not np.allclose(found, expected, atol=1e-3):
-        return f"the model is {found[0]:.4f}, the mean in the clear is {expected:.4f}"
+        return f"the model is {found}, the mean in the clear is {expected}"
     twice = [
         hospital.email for hospital in federation.hospitals.values() if len({*hospital.charged}) != hospital.releases
     ]
-    return f"released twice: {twice}" if twice else ""
+    if twice:
+        return f"released twice: {twice}"
+    return "" if real is None else real.wrong()
 
 
 def _size(folder: Path) -> int:

@@ -5,10 +5,13 @@ All tricks at all points, and pairs of them: `scripts/show_hostile_store.py`.
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.hospital.hostile_home import bounds, played
 from tests.researcher.hostile import run_study
 from tests.transport.hostile_store import POINTS, TRICKS
 
@@ -35,3 +38,20 @@ def test_any_trick_on_a_rounds_letter_leaves_the_right_model(tmp_path: Path, tri
     assert ended.same or ended.says
     assert ended.played >= 1
     assert ended.quarantine < 40 * 1024**2
+
+
+@pytest.mark.slow
+def test_a_real_hospital_stands_a_flood_and_a_lost_vector_within_its_bounds(tmp_path: Path) -> None:
+    """The service of a datasite, in a process of its own: Django knows one database in each."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        honest = pool.submit(played, tmp_path, ()).result()
+        assert (honest.same, honest.wrong, honest.beyond()) == (True, "", "")
+        assert honest.cost is not None
+        assert (honest.cost.of_sender, honest.cost.quarantine) == (0, 0)
+        for point, trick in (("round", "flood"), ("masked", "drop")):
+            ended = pool.submit(played, tmp_path, [(point, trick)]).result()
+            assert (ended.same, ended.says, ended.wrong, ended.beyond()) == (True, "", "", "")
+            assert ended.played >= 1
+            assert ended.cost is not None
+            assert ended.cost.records <= honest.cost.records + bounds()["of_sender"]

@@ -179,10 +179,11 @@ class Planned:
 
 
 class HostileStore(Store):
-    """See the module's text. plans: (point, trick) by name."""
+    """See the module's text. plans: (point, trick) by name. about: on letters to or from this party only."""
 
-    def __init__(self, url: str, plans: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, url: str, plans: Sequence[tuple[str, str]], about: str = "") -> None:
         super().__init__(url)
+        self._about = about
         self._plans = [Planned(POINTS[point], TRICKS[trick]) for point, trick in plans]
         self._lock = threading.Lock()
         self._timers: list[threading.Timer] = []
@@ -192,20 +193,21 @@ class HostileStore(Store):
         """As `Store.put`, unless it is this letter's turn."""
         path = Path(self.url, key)
         with self._lock:
-            due = [plan for plan in self._plans if self._is_due(plan, key, path)]
-            for plan in due[:1]:
-                plan.times -= 1
+            due = next((plan for plan in self._plans if self._is_due(plan, key, path)), None)
+            if due is not None:
+                due.times -= 1
                 self.played += 1
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _free(path)
-                plan.trick(self, path, bytes(data))
-                return
-        super().put(key, data)
+        if due is None:
+            super().put(key, data)
+            return
+        # Without the lock: a flood takes its time, and holds up nobody who puts another letter.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _free(path)
+        due.trick(self, path, bytes(data))
 
-    @staticmethod
-    def _is_due(plan: Planned, key: str, path: Path) -> bool:
-        named = re.match(plan.point, key.rpartition("/")[2]) is not None
-        return key.startswith("mail/") and plan.times > 0 and named and plan.only in (None, path)
+    def _is_due(self, plan: Planned, key: str, path: Path) -> bool:
+        named = re.match(plan.point, path.name) is not None
+        return key.startswith("mail/") and self._about in key and plan.times > 0 and named and plan.only in (None, path)
 
     def again(self, path: Path, times: int, trick: Trick) -> None:
         """Play a trick on the next `times` puts of the same letter too."""

@@ -1,0 +1,393 @@
+"""A real hospital for studies over a store that meddles: its service, home, database, mailroom, journal and audit log.
+
+Made once in a process, by the functions behind `datasites init`, `roster pin`, `agreements import` and `review`; then
+put back for each study, so that none sees what another left. Only the sandboxed worker is replaced, where a round asks
+for one, by a plain gradient step on the very rows that it would be given: so the model can be computed in the clear.
+Everything around it is the product: policies, ledger, commitments, keys of a round, ticks, release, letters.
+
+One process holds one such hospital, since Django connects to one database. Rooms of the database are imported once it
+is connected.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datasites.enclave.worker import Partition, TrainResult
+from datasites.hospital.correspondence import RECORDS_PER_HOUR
+from datasites.hospital.setup import initialise
+from datasites.researcher.study import Study
+from datasites.study.audit_chain import Record, records, verify
+from datasites.study.errors import read_toml
+from datasites.study.identity import Roster
+from datasites.study.schema import DataModel
+from datasites.transport.quarantine import KEEP_BYTES, KEEP_PER_HOUR
+from datasites.transport.store import Store
+from datasites.transport.syft import SubmittedJob
+from tests.agreements import agreements
+from tests.e2e.noiseless_datasite import plain_update
+from tests.researcher.hostile import LEAST_PATIENCE, PEER_PATIENCE, ROUNDS, Ended, run_study, short_study
+from tests.transport.parties import RESEARCHER, Party, make_parties
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+HEART = SCRIPTS / "heart_disease"
+EMAIL = "datasite@cleveland.example.org"
+PATIENTS = 303
+PASSWORD = "a long enough passphrase"
+SETTINGS = """
+organisation = "Cleveland"
+email = "{email}"
+store = "{store}"
+run_as_root = true
+
+[[datasets]]
+name = "heart"
+table = "data/table.csv"
+mapping = "mapping.toml"
+mock = "data/mock.csv"
+summary = "Heart disease"
+declared_patients = {patients}
+epsilon = 4.0
+delta = 1e-5
+study_epsilon = 3.0
+held_out = 0.5
+"""
+
+#: The researcher and the other hospitals.
+OTHERS = 4
+#: Records that letters of others, or under their names, give rise to (`correspondence`).
+OF_OTHERS = ("letter_rejected", "letter_not_sent", "setup_refused", "survivors_refused", "events_left_out")
+
+
+class PlainWorker:
+    """In place of a sandboxed worker: one gradient step, and counts, of the rows that it was given, without noise."""
+
+    alive = True
+
+    def __init__(self, rows: dict[str, Any]) -> None:
+        self._rows = rows
+
+    def train(self, parameters: npt.NDArray[np.float32], *, plan: Any, **_: object) -> TrainResult:
+        rows = self._rows["training"]
+        return TrainResult(plain_update(parameters, rows.x, rows.y), plan.steps_per_round)
+
+    def evaluate(self, parameters: npt.NDArray[np.float32], *, plan: Any, **_: object) -> npt.NDArray[np.float64]:
+        rows = self._rows["held_out"]
+        scores = 1 / (1 + np.exp(-(rows.x.astype(np.float64) @ parameters[:-1] + parameters[-1])))
+        counts = np.zeros((plan.bins, 2))
+        np.add.at(counts, (np.minimum((scores * plan.bins).astype(int), plan.bins - 1), rows.y.astype(int)), 1)
+        return counts
+
+    def kill(self) -> None:
+        self.alive = False
+
+    close = kill
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one study has cost this hospital.
+
+    records: of the audit log, since the study began. of_sender: those among them that others' letters gave rise to, the
+    most of one sender. home: bytes that the home grew by, without its quarantine. quarantine: bytes of that. files: in
+    the home, more than before. memory: bytes that this process, all parties in it, grew by at its peak. stall: the
+    longest time for which its service did something without looking at its mail, in seconds. letters: files that lie in
+    its mailbox at the end, which is not its disk.
+    """
+
+    records: int
+    of_sender: int
+    home: int
+    quarantine: int
+    files: int
+    memory: int
+    stall: float
+    letters: int
+
+
+def bounds(rounds: int = ROUNDS) -> dict[str, int | float]:
+    """The most that a study of so many training rounds and an evaluation may cost, whatever its store does, by field.
+
+    records: this hospital's own, two decisions, charge, release and answer a round and four of start and close, and
+    those of each other party (`correspondence`: so many an hour, and their count). quarantine, files: what it takes in
+    an hour (`quarantine`), beside the files of an honest study. home: three times what an honest study leaves there,
+    its journals, tables and log. memory: a few copies of a letter of the largest size (1.1 MiB) for each of the five
+    parties, who are all in this process. stall: for so long a run waits for stragglers; a hospital that does not look
+    for longer may lose its round.
+    """
+    of_sender = RECORDS_PER_HOUR + 1
+    return {
+        "records": 4 + 5 * (rounds + 1) + OTHERS * of_sender,
+        "of_sender": of_sender,
+        "home": 576 * 1024,
+        "quarantine": KEEP_PER_HOUR * (KEEP_BYTES + 4096),
+        "files": 40 + 2 * KEEP_PER_HOUR,
+        "memory": 32 * 1024**2,
+        "stall": LEAST_PATIENCE,
+    }
+
+
+class RealHospital:
+    """The hospital of this process. `parties`: the researcher and the other hospitals, made anew with it."""
+
+    def __init__(self, root: Path, study: Study) -> None:
+        self.root, self.study, self.email = root, study, EMAIL
+        self.parties: list[Party] = []
+        self._rows: Partition | None = None
+        self._others = [email for email in study.terms.cohort.hospitals if email != EMAIL]
+        self._make()
+        self._template = root / "template"
+        for name in ("home", "parties", "store"):
+            shutil.copytree(root / name, self._template / name, symlinks=True)
+
+    @property
+    def url(self) -> str:
+        return str(self.root / "store")
+
+    # -- made once -------------------------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        sys.path.insert(0, str(SCRIPTS))
+        from heart_disease import prepare
+
+        home = self.root / "home"
+        entry = initialise(home, SETTINGS.format(email=EMAIL, store=self.url, patients=PATIENTS))
+        self._parties = make_parties(self.root / "parties", self.url, tuple(self._others), start=False)
+        researcher, *others = (party.entry() for party in self._parties)
+        university = researcher.model_copy(update={"organisation": "University"})
+        self._roster = Roster(entries=(entry, university, *others))
+        (home / "data").mkdir()
+        prepare.local_table("cleveland", prepare.load()["cleveland"]).to_csv(home / "data/table.csv", index=False)
+        model = read_toml(HEART / "study" / "features.toml", DataModel)
+        prepare.mock_table(model, 200, seed=1).to_csv(home / "data/mock.csv", index=False)
+        shutil.copyfile(HEART / "mappings" / "cleveland.toml", home / "mapping.toml")
+        self._approve([f.name for f in (*model.features, model.label)])
+
+        from django.db import connections
+
+        from datasites.hospital import epochs, row_work
+
+        connections.close_all()
+        row_work.start_worker = lambda _, __, rows: PlainWorker(rows)  # type: ignore[assignment,misc]
+        epochs.PEER_PATIENCE = PEER_PATIENCE
+
+    def _approve(self, features: list[str]) -> None:
+        """Pin everybody, enter agreements, take the study in, and let two people approve it."""
+        from datasites.hospital import admission, review
+        from datasites.hospital.agreements import confirm_agreement, enter_agreements
+        from datasites.hospital.cases import open_case
+        from datasites.hospital.models import Case
+        from datasites.hospital.parties import pin_compared
+        from datasites.hospital.people import enter_person, identify
+        from datasites.hospital.site import Site
+
+        site = self._site = Site.open(self.root / "home")
+        for entry in self._roster.entries[1:]:
+            pin_compared(site, entry)
+        people = {"ann": "steward", "bob": "privacy_officer"}
+        for name, role in people.items():
+            enter_person(site, name, role, PASSWORD, f"{name}@cleveland.example.org")
+        file = self.root / "agreements.toml"
+        file.write_text(agreements("Cleveland", features))
+        for id, version in enter_agreements(site, identify("ann", PASSWORD), file):
+            confirm_agreement(site, identify("bob", PASSWORD), id, version)
+        job = SubmittedJob("heart-1", RESEARCHER, dict(self.study.package.files), "", "pending", "")
+        row = admission.admit(site, job)
+        assert row.state == Case.State.REVIEW, row.note
+        for name in people:
+            row = review.approve(site, row.pk, identify(name, PASSWORD), "read it", row.approval_hash)
+        # Its submission did not come through syft, where its decision would be recorded.
+        Case.objects.update(recorded_in_syft=True)
+        self._case = open_case(site.home, row)
+
+    # -- for each study --------------------------------------------------------------------------------------------
+
+    def begin(self, store: Store) -> None:
+        """Put everything back, and serve: letters go through `store`."""
+        for name in ("home", "parties", "store"):
+            for old in (self.root / name).iterdir():
+                if old.name != "frozen":  # never changes, and may not be written to
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            shutil.copytree(
+                self._template / name,
+                self.root / name,
+                symlinks=True,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("frozen"),
+            )
+        from datasites.hospital import ledger_log
+        from datasites.hospital.audit import AuditLog
+        from datasites.hospital.site import Site
+
+        ledger_log.forget(self._site.home)
+        self._site = Site(self._site.home, self._site.identity, AuditLog(self._site.home.audit, self._site.identity))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+        self._before = _Before(self._site.audit.head().seq, *_size(self._site.home.root), _memory("VmRSS"))
+        self.parties = [
+            Party(
+                party.email, party.role, party.home, self.url, party.identity, {"settles": store.settles}, self._roster
+            )
+            for party in self._parties
+        ]
+        self._stop, self._failed, self._stall = threading.Event(), [], 0.0
+        self._thread = threading.Thread(target=self._serve, args=(store,), name="hospital", daemon=True)
+        self._thread.start()
+
+    def _serve(self, store: Store) -> None:
+        from django.db import connections
+
+        from datasites.hospital.datasite import Datasite
+
+        hospital = self
+
+        class Timed(Datasite):
+            """Says how long its turns take, but for what they sleep."""
+
+            def _turn(self, stop: threading.Event) -> None:
+                began, sleeps.seconds = time.monotonic() - _queued(), 0.0
+                super()._turn(stop)
+                hospital._stall = max(hospital._stall, time.monotonic() - _queued() - began - sleeps.seconds)
+
+        try:
+            service = Timed(self._site)
+            service._mailroom.store = store
+            sleeps = service._store = _Sleeps(self.url)
+            service.serve(self._stop)
+        except BaseException as error:
+            self._failed.append(error)
+            raise
+        finally:
+            connections.close_all()
+
+    @property
+    def parameters(self) -> str:
+        """The model's tensors, as a run keeps them: a logistic regression."""
+        features = self._case.terms.parameters - 1
+        return f'[{{"name":"linear.weight","shape":[1,{features}]}},{{"name":"linear.bias","shape":[1]}}]'
+
+    def update(self, model: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """What this hospital adds to that model, computed in the clear."""
+        from datasites.hospital.cases import partitions
+
+        if self._rows is None:
+            self._rows = partitions(self._site.home, self._case)["training"]
+        return plain_update(model, self._rows.x, self._rows.y).astype(np.float64)
+
+    @property
+    def share(self) -> float:
+        """What it weighs."""
+        return PATIENTS / self.study.terms.cohort.max_patients
+
+    def end(self) -> Cost:
+        """Stop serving; what the study has cost. Raises what the service ended with."""
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the hospital's service hangs"
+        if self._failed:
+            raise self._failed[0]
+        home, since = self._site.home, self._before
+        written = self.written()
+        of_others = Counter(str(r.fields.get("party", "")) for r in written if r.kind in OF_OTHERS)
+        (files, size), quarantine = _size(home.root), _size(home.transport / "mail" / "quarantine")[1]
+        mailbox = Path(self.url, "mail", self.study.hash, EMAIL)
+        return Cost(
+            records=len(written),
+            of_sender=max(of_others.values(), default=0),
+            home=size - since.size - quarantine,
+            quarantine=quarantine,
+            files=files - since.files,
+            memory=_memory("VmHWM") - since.memory,
+            stall=self._stall,
+            letters=sum(1 for _ in mailbox.iterdir()) if mailbox.is_dir() else 0,
+        )
+
+    def written(self) -> list[Record]:
+        """What the audit log says of this study's time."""
+        return [record for record in records(self._site.home.audit) if record.seq > self._before.records]
+
+    def wrong(self) -> str:
+        """What the log of a study that has ended says that must not be; nothing where all is well.
+
+        Raises where log, ledger and journal tell different stories.
+        """
+        from datasites.hospital.reconcile import require_one_story
+
+        log = self._site.home.audit
+        require_one_story(self._site.home)
+        report = verify(log, self._site.identity.public_key)
+        if not report.ok:
+            return f"audit log: {report}"
+        for kind in ("charged", "released", "unmasked"):
+            rounds = Counter(record.fields["round"] for record in self.written() if record.kind == kind)
+            if twice := [number for number, times in rounds.items() if times > 1]:
+                return f"{kind} twice: rounds {twice}"
+        if others := {r.kind for r in self.written() if r.kind in ("contained", "stopped")}:
+            return f"audit log: {sorted(others)}"
+        return ""
+
+
+@functools.cache
+def this_hospital(root: Path) -> RealHospital:
+    """The real hospital of this process, made below `root`. What is loaded at first use is no growth, and loaded."""
+    made = RealHospital(root / str(os.getpid()), short_study())
+    run_study(made.root / "first", (), made)
+    return made
+
+
+def played(root: Path, plans: Sequence[tuple[str, str]]) -> Ended:
+    """One study over a store that plays these (point, trick), with this process's hospital."""
+    hospital = this_hospital(root)
+    with tempfile.TemporaryDirectory(prefix="study-", dir=root, ignore_cleanup_errors=True) as folder:
+        return run_study(Path(folder), plans, hospital)
+
+
+class _Sleeps(Store):
+    """Adds up for how long its owner waited for letters."""
+
+    seconds = 0.0
+
+    def wait(self, *arguments: Any, **options: Any) -> bool:
+        began = time.monotonic()
+        try:
+            return super().wait(*arguments, **options)
+        finally:
+            self.seconds += time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class _Before:
+    records: int
+    files: int
+    size: int
+    memory: int
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """Files below, and their bytes, those of holes in them included."""
+    sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()]
+    return len(sizes), sum(sizes)
+
+
+def _queued() -> float:
+    """Seconds for which this thread was ready and waited for a processor, since it began."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+def _memory(line: str) -> int:
+    """VmRSS (now) or VmHWM (its peak) of this process, in bytes."""
+    (found,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(f"{line}:"))
+    return int(found.split()[1]) * 1024
