@@ -42,7 +42,7 @@ from tests.transport.hostile_store import POINTS, TRICKS
 
 Plan = tuple[tuple[str, str], ...]
 """(point, trick)."""
-HEAD = "ended   missed  round s   turn s  records  of sender home KiB  quarantine  files  mem MiB  letters"
+HEAD = "ended   missed  round s   turn s  records  of others home KiB  quarantine  files  mem MiB  letters"
 
 
 def plans(pairs: int, seed: int, tricks: list[str], points: list[str]) -> Iterator[Plan]:
@@ -80,7 +80,7 @@ def figures(row: dict[str, Any]) -> str:
     cost = row["cost"]
     sizes = (f"{cost[name] / 1024:{width}.0f}" for name, width in (("home", 9), ("quarantine", 11)))
     return (
-        f"{row['missed']:7d}{row['slowest_round']:9.1f}{cost['stall']:9.2f}{cost['records']:9d}{cost['of_sender']:11d}{''.join(sizes)}"
+        f"{row['missed']:7d}{row['slowest_round']:9.1f}{cost['stall']:9.2f}{cost['records']:9d}{cost['of_others']:11d}{''.join(sizes)}"
         f"{cost['files']:7d}{cost['memory'] / 1024**2:9.1f}{cost['letters']:9d}"
     )
 

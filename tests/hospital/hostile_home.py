@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +102,15 @@ class PlainWorker:
 class Cost:
     """What one study has cost this hospital.
 
-    records: of the audit log, since the study began. of_sender: those among them that others' letters gave rise to, the
-    most of one sender. home: bytes that the home grew by, without its quarantine. quarantine: bytes of that. files: in
-    the home, more than before. memory: bytes that this process, all parties in it, grew by at its peak. stall: the
-    longest time for which its service did something without looking at its mail, in seconds. letters: files that lie in
-    its mailbox at the end, which is not its disk.
+    records: of the audit log, since the study began. of_others: those that others' letters gave rise to. home: bytes
+    that the home grew by, without its quarantine. quarantine: bytes of that. files: in the home, more than before.
+    memory: bytes that this process, all parties in it, grew by at its peak. stall: the longest time for which its
+    service did something without looking at its mail, in seconds, less what it waited for a processor. letters: files
+    that lie in its mailbox at the end, which is not its disk.
     """
 
     records: int
-    of_sender: int
+    of_others: int
     home: int
     quarantine: int
     files: int
@@ -129,10 +129,10 @@ def bounds(rounds: int = ROUNDS) -> dict[str, int | float]:
     parties, who are all in this process. stall: for so long a run waits for stragglers; a hospital that does not look
     for longer may lose its round.
     """
-    of_sender = RECORDS_PER_HOUR + 1
+    of_others = OTHERS * (RECORDS_PER_HOUR + 1)
     return {
-        "records": 4 + 5 * (rounds + 1) + OTHERS * of_sender,
-        "of_sender": of_sender,
+        "records": 4 + 5 * (rounds + 1) + of_others,
+        "of_others": of_others,
         "home": 576 * 1024,
         "quarantine": KEEP_PER_HOUR * (KEEP_BYTES + 4096),
         "files": 40 + 2 * KEEP_PER_HOUR,
@@ -142,11 +142,10 @@ def bounds(rounds: int = ROUNDS) -> dict[str, int | float]:
 
 
 class RealHospital:
-    """The hospital of this process. `parties`: the researcher and the other hospitals, made anew with it."""
+    """The hospital of this process, and the keys of the researcher and the other hospitals."""
 
     def __init__(self, root: Path, study: Study) -> None:
         self.root, self.study, self.email = root, study, EMAIL
-        self.parties: list[Party] = []
         self._rows: Partition | None = None
         self._others = [email for email in study.terms.cohort.hospitals if email != EMAIL]
         self._make()
@@ -216,8 +215,15 @@ class RealHospital:
 
     # -- for each study --------------------------------------------------------------------------------------------
 
-    def begin(self, store: Store) -> None:
-        """Put everything back, and serve: letters go through `store`."""
+    def begin(self, store: Store) -> list[Party]:
+        """Put everything back, and serve: letters go through `store`. Returns the others, not started."""
+        from django.db import connections
+
+        from datasites.hospital import ledger_log
+        from datasites.hospital.audit import AuditLog
+        from datasites.hospital.site import Site
+
+        connections.close_all()  # this thread's, opened by a look at the study before this one
         for name in ("home", "parties", "store"):
             for old in (self.root / name).iterdir():
                 if old.name != "frozen":  # never changes, and may not be written to
@@ -229,23 +235,14 @@ class RealHospital:
                 dirs_exist_ok=True,
                 ignore=shutil.ignore_patterns("frozen"),
             )
-        from datasites.hospital import ledger_log
-        from datasites.hospital.audit import AuditLog
-        from datasites.hospital.site import Site
-
         ledger_log.forget(self._site.home)
         self._site = Site(self._site.home, self._site.identity, AuditLog(self._site.home.audit, self._site.identity))
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
         self._before = _Before(self._site.audit.head().seq, *_size(self._site.home.root), _memory("VmRSS"))
-        self.parties = [
-            Party(
-                party.email, party.role, party.home, self.url, party.identity, {"settles": store.settles}, self._roster
-            )
-            for party in self._parties
-        ]
         self._stop, self._failed, self._stall = threading.Event(), [], 0.0
         self._thread = threading.Thread(target=self._serve, args=(store,), name="hospital", daemon=True)
         self._thread.start()
+        return [replace(party, options={}, roster=self._roster) for party in self._parties]
 
     def _serve(self, store: Store) -> None:
         from django.db import connections
@@ -292,21 +289,23 @@ class RealHospital:
         """What it weighs."""
         return PATIENTS / self.study.terms.cohort.max_patients
 
-    def end(self) -> Cost:
-        """Stop serving; what the study has cost. Raises what the service ended with."""
+    def stop(self) -> None:
+        """Stop serving. Raises what the service ended with."""
         self._stop.set()
         self._thread.join(30)
         assert not self._thread.is_alive(), "the hospital's service hangs"
         if self._failed:
             raise self._failed[0]
+
+    def cost(self) -> Cost:
+        """What the study has cost, whose service was stopped."""
         home, since = self._site.home, self._before
         written = self.written()
-        of_others = Counter(str(r.fields.get("party", "")) for r in written if r.kind in OF_OTHERS)
         (files, size), quarantine = _size(home.root), _size(home.transport / "mail" / "quarantine")[1]
         mailbox = Path(self.url, "mail", self.study.hash, EMAIL)
         return Cost(
             records=len(written),
-            of_sender=max(of_others.values(), default=0),
+            of_others=sum(record.kind in OF_OTHERS for record in written),
             home=size - since.size - quarantine,
             quarantine=quarantine,
             files=files - since.files,
@@ -383,8 +382,11 @@ def _size(folder: Path) -> tuple[int, int]:
 
 
 def _queued() -> float:
-    """Seconds for which this thread was ready and waited for a processor, since it began."""
-    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    """Seconds for which this thread was ready and waited for a processor, since it began; 0 where no kernel counts."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except FileNotFoundError:
+        return 0.0
 
 
 def _memory(line: str) -> int:

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,42 +82,41 @@ def short_study() -> Study:
 
 def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital | None = None) -> Ended:
     """Run it over a store that plays these (point, trick)."""
-    if real is None:
-        study, url = short_study(), str(root / "store")
-        parties = make_parties(root, url, study.terms.cohort.hospitals, start=False)
-        store = HostileStore(url, plans)
-    else:
-        study, store = real.study, HostileStore(real.url, plans, about=real.email)
-        real.begin(store)
-        parties = real.parties
-    for party in parties:
-        party.options["settles"] = store.settles
-        party.start()
-        assert party.mailroom is not None
-        party.mailroom.store = store
-    hospitals.PEER_PATIENCE = PEER_PATIENCE
-    federation, says, began = Federation(parties, study, root / "run"), "", time.monotonic()
-    for place, hospital in enumerate(federation.hospitals.values()):
-        hospital.update = 0.1 * (place + 1)
-    if real is not None:
-        federation.folder.mkdir(parents=True)
-        (federation.folder / "parameters.json").write_text(real.parameters)
-    run = federation.run(
-        *study.terms.cohort.hospitals,
-        setup_patience=SETUP_PATIENCE,
-        round_timeout=ROUND_TIMEOUT,
-        least_patience=LEAST_PATIENCE,
-    )
-    try:
-        run.complete(progress=False)
-    except RunError as error:
-        says = f"stopped: {error}"
-    seconds = time.monotonic() - began
-    store.end()
-    federation.stop()
-    cost = None if real is None else real.end()
-    for party in parties:
-        party.stop()
+    with ExitStack() as running:
+        if real is None:
+            study, url = short_study(), str(root / "store")
+            parties = make_parties(root, url, study.terms.cohort.hospitals, start=False)
+            store = HostileStore(url, plans)
+        else:
+            study, store = real.study, HostileStore(real.url, plans, about=real.email)
+            parties = real.begin(store)
+            running.callback(real.stop)
+        for party in parties:
+            running.callback(party.stop)
+            party.options["settles"] = store.settles
+            party.start()
+            assert party.mailroom is not None
+            party.mailroom.store = store
+        hospitals.PEER_PATIENCE = PEER_PATIENCE
+        federation, says, began = Federation(parties, study, root / "run"), "", time.monotonic()
+        running.callback(federation.stop)
+        for place, hospital in enumerate(federation.hospitals.values()):
+            hospital.update = 0.1 * (place + 1)
+        if real is not None:
+            federation.folder.mkdir(parents=True)
+            (federation.folder / "parameters.json").write_text(real.parameters)
+        run = federation.run(
+            *study.terms.cohort.hospitals,
+            setup_patience=SETUP_PATIENCE,
+            round_timeout=ROUND_TIMEOUT,
+            least_patience=LEAST_PATIENCE,
+        )
+        try:
+            run.complete(progress=False)
+        except RunError as error:
+            says = f"stopped: {error}"
+        seconds = time.monotonic() - began
+        store.end()
     missing = {
         email for record in run.state.rounds for email in study.terms.cohort.hospitals if email not in record.survivors
     } | ({*study.terms.cohort.hospitals} - {*run.state.accounts})
@@ -134,7 +134,7 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital |
         seconds=seconds,
         slowest_round=max((sum(record.seconds.values()) for record in run.state.rounds), default=0.0),
         quarantine=max(_size(party.home / "state" / "mail" / "quarantine") for party in parties),
-        cost=cost,
+        cost=None if real is None else real.cost(),
     )
 
 
