@@ -59,8 +59,8 @@ class Ended:
     quarantine: int
     cost: Cost | None
 
-    def beyond(self) -> str:
-        """What of it is more than it may be; nothing where nothing is.
+    def beyond(self, *, times: bool = True) -> str:
+        """What of it is more than it may be; nothing where nothing is. times: seconds too.
 
         No round outlasts its time limit, and no trick costs a hospital more than one round. The real hospital's costs
         have their own bounds (`tests.hospital.hostile_home.bounds`).
@@ -68,6 +68,8 @@ class Ended:
         from tests.hospital.hostile_home import bounds
 
         most = {"slowest_round": ROUND_TIMEOUT, "missed": self.planned, **bounds()}
+        if not times:
+            del most["slowest_round"], most["stall"]
         found = asdict(self) | ({} if self.cost is None else asdict(self.cost))
         return ", ".join(f"{name} {found[name]} > {most[name]}" for name in most if found.get(name, 0) > most[name])
 
@@ -117,6 +119,7 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital |
             says = f"stopped: {error}"
         seconds = time.monotonic() - began
         store.end()
+    cost = None if real is None else real.cost()
     missing = {
         email for record in run.state.rounds for email in study.terms.cohort.hospitals if email not in record.survivors
     } | ({*study.terms.cohort.hospitals} - {*run.state.accounts})
@@ -134,7 +137,7 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital |
         seconds=seconds,
         slowest_round=max((sum(record.seconds.values()) for record in run.state.rounds), default=0.0),
         quarantine=max(_size(party.home / "state" / "mail" / "quarantine") for party in parties),
-        cost=None if real is None else real.cost(),
+        cost=cost,
     )
 
 
