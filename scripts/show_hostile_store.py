@@ -78,11 +78,22 @@ def line(row: dict[str, Any]) -> str:
 def figures(row: dict[str, Any]) -> str:
     """Its columns, as `HEAD` names them."""
     cost = row["cost"]
-    sizes = (f"{cost[name] / 1024:{width}.0f}" for name, width in (("home", 9), ("quarantine", 11)))
     return (
-        f"{row['missed']:7d}{row['slowest_round']:9.1f}{cost['stall']:9.2f}{cost['records']:9d}{cost['of_others']:11d}{''.join(sizes)}"
-        f"{cost['files']:7d}{cost['memory'] / 1024**2:9.1f}{cost['letters']:9d}"
+        f"{row['missed']:7d}{row['slowest_round']:9.1f}{cost['stall']:9.2f}{cost['records']:9d}{cost['of_others']:11d}"
+        f"{cost['home'] / 1024:9.0f}{cost['quarantine'] / 1024:11.0f}{cost['files']:7d}"
+        f"{cost['memory'] / 1024**2:9.1f}{cost['letters']:9d}"
     )
+
+
+def print_extremes(rows: list[dict[str, Any]]) -> None:
+    """The most that any study has cost, and may cost."""
+    if not rows:
+        return
+    most = {name: max(row[name] for row in rows) for name in ("missed", "slowest_round")}
+    costs = {name: max(row["cost"][name] for row in rows) for name in rows[0]["cost"]}
+    bound = {"missed": 2, "slowest_round": ROUND_TIMEOUT, "cost": {**costs, **bounds()}}
+    print(f"{'most':7}{figures({**most, 'cost': costs})}")
+    print(f"{'bound':7}{figures(bound)}  (letters have none: the mailbox is not the hospital's)")
 
 
 def main() -> None:
@@ -102,12 +113,7 @@ def main() -> None:
         for row in pool.map(functools.partial(play, Path(root)), todo):
             rows.append(row)
             print(line(row), flush=True)
-    played = [row for row in rows if "cost" in row]
-    most = {name: max(row[name] for row in played) for name in ("missed", "slowest_round")}
-    costs = {name: max(row["cost"][name] for row in played) for name in played[0]["cost"]}
-    print(f"{'most':7}{figures({**most, 'cost': costs})}")
-    bound = {"missed": 2, "slowest_round": ROUND_TIMEOUT, "cost": {**costs, **bounds()}}
-    print(f"{'bound':7}{figures(bound)}  (letters have none: the mailbox is not the hospital's)")
+    print_extremes([row for row in rows if "cost" in row])
     count = {word: sum(row["verdict"] == word for row in rows) for word in ("same", "named", "FAILED")}
     print(f"{len(rows)} studies: {count['same']} same, {count['named']} named, {count['FAILED']} failed")
     if chosen.json:
