@@ -6,11 +6,11 @@ journal and audit log, on real rows, in which only the sandboxed worker is repla
 (`tests.hospital.hostile_home`). The run and the letters, keys, shares and masks of the three others are real too.
 
 "same": all hospitals are in every round, and the model is the one without tricks. "named": it is the mean of those whom
-each round names, and the run says who was missing or why it stopped. Anything else is a failure; so is a round that the
-real hospital has charged, released or answered twice, an audit log that does not verify, and what is beyond its bound:
-rounds that one hospital missed (one a trick); the slowest round (the run's time limit); of the real hospital the
-longest turn of its service without a look at its mail, records of the audit log, growth of the home and of its
-quarantine, its files, and its process's memory at the peak (where these bounds come from says
+each round names, and the run says who was missing or why it stopped. Anything else is a failure; so is a trick that was
+not played, a round that the real hospital has charged, released or answered twice, an audit log that does not verify,
+and what is beyond its bound: rounds that one hospital missed (one a trick); the slowest round (the run's time limit);
+of the real hospital the longest turn of its service without a look at its mail, records of the audit log, growth of the
+home and of its quarantine, its files, and its process's memory at the peak (where these bounds come from says
 `tests.hospital.hostile_home.bounds`). Letters are the files that lie in its mailbox at the end.
 
 Usage: python scripts/show_hostile_store.py [--pairs 100] [--seed 16] [--only [TRICK ...]]
@@ -64,7 +64,7 @@ def play(root: Path, plan: Plan) -> dict[str, Any]:
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
         return {"plan": words, "verdict": "FAILED", "wrong": wrong, "trace": traceback.format_exc()}
-    beyond = ended.beyond()
+    beyond = "no trick was played" if plan and not ended.played else ended.beyond()
     verdict = "FAILED" if ended.wrong or beyond else "same" if ended.same else "named"
     return {"plan": words, "verdict": verdict, "beyond": beyond, **asdict(ended)}
 
