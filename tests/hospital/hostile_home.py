@@ -122,7 +122,7 @@ class Cost:
 def bounds(rounds: int = ROUNDS) -> dict[str, int | float]:
     """The most that a study of so many training rounds and an evaluation may cost, whatever its store does, by field.
 
-    records: this hospital's own, two decisions, charge, release and answer a round and four of start and close, and
+    records: this hospital's own, two decisions, charge, release and answer a round and five of start and close, and
     those of each other party (`correspondence`: so many an hour, and their count). quarantine, files: what it takes in
     an hour (`quarantine`), beside the files of an honest study. home: three times what an honest study leaves there,
     its journals, tables and log. memory: a few copies of a letter of the largest size (1.1 MiB) for each of the five
@@ -131,7 +131,7 @@ def bounds(rounds: int = ROUNDS) -> dict[str, int | float]:
     """
     of_others = OTHERS * (RECORDS_PER_HOUR + 1)
     return {
-        "records": 4 + 5 * (rounds + 1) + of_others,
+        "records": 5 + 5 * (rounds + 1) + of_others,
         "of_others": of_others,
         "home": 576 * 1024,
         "quarantine": KEEP_PER_HOUR * (KEEP_BYTES + 4096),
