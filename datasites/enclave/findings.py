@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
+#: Of one file; they are stored with its case and read by people.
+MOST_FINDINGS = 200
+
 
 @dataclass(frozen=True, order=True)
 class Finding:
@@ -39,5 +42,13 @@ class Report:
         self.at(getattr(node, "lineno", 1), getattr(node, "col_offset", 0), rule, reason, remedy)
 
     def findings(self) -> tuple[Finding, ...]:
-        """All findings by line and column."""
-        return tuple(sorted(self._found))
+        """Findings by line and column: the first `MOST_FINDINGS`, and how many more there are."""
+        found = sorted(self._found)
+        if len(found) <= MOST_FINDINGS:
+            return tuple(found)
+        first = found[MOST_FINDINGS]
+        more = f"{len(found) - MOST_FINDINGS} more findings from here on"
+        return (
+            *found[:MOST_FINDINGS],
+            Finding(first.line, first.column, "size", more, "mend those above", self._filename),
+        )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from datasites.enclave import statements, vocabulary
-from datasites.enclave.findings import Report
+from datasites.enclave.findings import MOST_FINDINGS, Report
 from datasites.enclave.scope import collect, kind_of
 from datasites.enclave.verifier import RULESET, verify
 
@@ -396,6 +396,13 @@ def test_strings_that_do_not_end_are_not_followed_again_and_again(piece):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "syntax\n")
+
+
+def test_findings_are_as_many_as_a_person_reads():
+    found = verify('x = f""\n' * 1500)
+    assert len(found) == MOST_FINDINGS + 1
+    assert found[-1].reason == f"{1500 - MOST_FINDINGS} more findings from here on"
+    assert found[-1].line == MOST_FINDINGS + 1
 
 
 def _verdicts():
