@@ -165,16 +165,17 @@ def _ask(
     # Another process may have paused or revoked the case since this one opened it; that counts from now on (I2).
     row = Case.objects.get(pk=case.row.pk)
     package, sandbox = case.package, home.settings.sandbox
+    today = datetime.datetime.now(datetime.UTC).date()
     facts = Facts(
         action=action,
         study=row.approval_hash or case.approval_hash,
         hospital=home.settings.organisation,
-        today=datetime.datetime.now(datetime.UTC).date(),
+        today=today,
         terms=_known("terms", lambda: StudyTerms.of(case.study)),
         features=_known(
             "features", lambda: tuple(f.name for f in (*package.data_model.features, package.data_model.label))
         ),
-        agreements=_known("agreements", lambda: _agreements(home, case)),
+        agreements=_known("agreements", lambda: _agreements(home, case, today)),
         budget=_known("budget", lambda: _budget(case, manifest)),
         cohort=_known("cohort", lambda: _cohort(case, manifest)),
         code=_known("code", lambda: _code(row, case)),
@@ -224,14 +225,14 @@ def _code(row: Case, case: OpenCase) -> CodeFacts:
     return CodeFacts(findings=len(row.findings), rehearsal=rehearsal, frozen=case.approval_hash)
 
 
-def _agreements(home: Home, case: OpenCase) -> tuple[Agreement, ...]:
+def _agreements(home: Home, case: OpenCase, today: datetime.date) -> tuple[Agreement, ...]:
     file = RegistryFile(home.registry, home.settings.organisation)
     by_hand: list[str] = []
     # The log knows of a change a moment before the file does: looked at again once nobody is at it.
     for read in (file.load, file.settled):
         registry = read()
         agreements = registry.relevant(case.study.services, case.study.irb, case.study.purpose)
-        by_hand = agreements_by_hand(home, agreements, registry.agreements)
+        by_hand = agreements_by_hand(home, agreements, registry.agreements, today)
         if not by_hand:
             return agreements
     raise RegistryError(f"{file.path}: {'; '.join(by_hand)}; `datasites doctor` says what to do")

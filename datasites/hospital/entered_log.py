@@ -10,6 +10,7 @@ those, only that they were entered, and what became of them, is compared.
 
 from __future__ import annotations
 
+import datetime
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -92,15 +93,17 @@ def _catch_up(log: Path, at: Position, entered: Entered) -> tuple[Position, Ente
     return at, entered
 
 
-def agreements_by_hand(home: Home, agreements: Iterable[Agreement], held: Iterable[Agreement]) -> list[str]:
-    """Which of these confirmed versions are not what the log says last of them, in words.
+def agreements_by_hand(
+    home: Home, agreements: Iterable[Agreement], held: Iterable[Agreement], today: datetime.date
+) -> list[str]:
+    """Which of these confirmed versions, but for those that are over, are not what the log says last of them, in words.
 
     held: all that the registry holds. Changed, replaced or ended: an older copy of the registry brings none back.
     """
     entered, found = tell(home), []
     versions = {(agreement.terms.id, agreement.version) for agreement in held}
     for agreement in agreements:
-        if agreement.confirmed_on is None or agreement.terminated_on is not None:
+        if agreement.confirmed_on is None or (agreement.terminated_on is not None and agreement.terminated_on <= today):
             continue
         id, version = agreement.terms.id, agreement.version
         words, record = f"{id} version {version}", entered.last.get((id, version))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from dataclasses import replace
@@ -203,10 +204,12 @@ def last_of(desk: Desk, agreement: str) -> int:  # noqa: F811
 def by_hand(site: Site) -> list[str]:
     """What `doctor` finds of the registry as it is."""
     agreements = RegistryFile(site.home.registry, "Cleveland").load().agreements
-    return agreements_by_hand(site.home, agreements, agreements)
+    return agreements_by_hand(site.home, agreements, agreements, datetime.datetime.now(datetime.UTC).date())
 
 
+@pytest.mark.parametrize("ends", ["", "2099-12-31"])
 def test_an_agreement_typed_into_the_registry_passes_for_none(
+    ends: str,
     desk: Desk,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -219,6 +222,8 @@ def test_an_agreement_typed_into_the_registry_passes_for_none(
     for agreement in typed["agreements"]:
         if agreement["terms"]["id"] == "baa-storage":
             agreement["terms"]["services"] = ["transport"]
+            if ends:
+                agreement |= {"terminated_by": "ann", "terminated_on": ends}
     site.home.registry.write_text(json.dumps(typed, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
     assert by_hand(site) == [
         f"baa-storage version 1 is not what record {last_of(desk, 'baa-storage')} of the log binds"
