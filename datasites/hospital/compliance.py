@@ -231,10 +231,9 @@ def _agreements(home: Home, case: OpenCase, today: datetime.date) -> tuple[Agree
     # The log knows of a change a moment before the file does: looked at again once nobody is at it.
     for read in (file.load, file.settled):
         registry = read()
-        agreements = registry.relevant(case.study.services, case.study.irb, case.study.purpose)
-        by_hand = agreements_by_hand(home, agreements, registry.agreements, today)
+        by_hand = agreements_by_hand(home, registry.agreements, today)
         if not by_hand:
-            return agreements
+            return registry.relevant(case.study.services, case.study.irb, case.study.purpose)
     raise RegistryError(f"{file.path}: {'; '.join(by_hand)}; `datasites doctor` says what to do")
 
 

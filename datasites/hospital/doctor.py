@@ -207,7 +207,7 @@ def _people(site: Site) -> Iterator[Check]:
 def _agreements(site: Site) -> Iterator[Check]:
     today = datetime.datetime.now(datetime.UTC).date()
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
-    by_hand = agreements_by_hand(site.home, registry.agreements, registry.agreements, today)
+    by_hand = agreements_by_hand(site.home, registry.agreements, today)
     if by_hand:
         remedy = "find out who edited registry.json; end these (`datasites agreements terminate`) and enter them anew"
         yield Check("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")

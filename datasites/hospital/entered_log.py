@@ -3,7 +3,8 @@
 The log is read once in a process and followed from there. Policies decide on agreements and parties only as the log
 binds them (`bindings`): one that was typed into a file, changed there, or brought back by an older copy of it counts
 for nothing, at once, and `doctor` names it. Claim: whoever may write registry and roster, and neither log nor its key,
-makes no decision rest on what people did not enter and confirm, or have replaced, ended or revoked since. Assumption:
+makes no decision rest on what people did not enter and confirm, or have replaced, ended or revoked since; nor leave out
+what narrows it. Assumption:
 the log is the newest one (`ledger_log` compares it with its anchor). Records of older versions bind no content; of
 those, only that they were entered, and what became of them, is compared.
 """
@@ -93,29 +94,31 @@ def _catch_up(log: Path, at: Position, entered: Entered) -> tuple[Position, Ente
     return at, entered
 
 
-def agreements_by_hand(
-    home: Home, agreements: Iterable[Agreement], held: Iterable[Agreement], today: datetime.date
-) -> list[str]:
-    """Which of these confirmed versions, but for those that are over, are not what the log says last of them, in words.
+def agreements_by_hand(home: Home, agreements: Iterable[Agreement], today: datetime.date) -> list[str]:
+    """Where a registry that holds these differs from what the log says people confirmed and ended, in words.
 
-    held: all that the registry holds. Changed, replaced or ended: an older copy of the registry brings none back.
+    Of each version that is confirmed and not over, the content; and each version that was confirmed must be there: an
+    older copy of the registry brings none back, and takes no narrower one away.
     """
-    entered, found = tell(home), []
-    versions = {(agreement.terms.id, agreement.version) for agreement in held}
+    entered, found, held = tell(home), [], set()
     for agreement in agreements:
-        if agreement.confirmed_on is None or (agreement.terminated_on is not None and agreement.terminated_on <= today):
+        if agreement.confirmed_on is None:
             continue
         id, version = agreement.terms.id, agreement.version
+        held.add((id, version))
+        if agreement.terminated_on is not None and agreement.terminated_on <= today:
+            continue
         words, record = f"{id} version {version}", entered.last.get((id, version))
         if record is None:
             found.append(f"{words} was never entered, as far as the log knows")
         elif not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):
             found.append(f"{words} is not what record {record.seq} of the log binds")
-        for newer, at in sorted(entered.confirmed.get(id, {}).items()):
-            if newer > version and (id, newer) not in versions:
-                found.append(f"{words} was replaced by version {newer}, which record {at} of the log confirms")
         if record is not None and entered.ended.get(id, 0) > entered.begun[id, version]:
             found.append(f"{words} was ended by record {entered.ended[id]} of the log")
+    for id, versions in sorted(entered.confirmed.items()):
+        for version, at in sorted(versions.items()):
+            if (id, version) not in held and entered.ended.get(id, 0) < at:
+                found.append(f"{id} version {version}, which record {at} of the log confirms, is not there")
     return found
 
 

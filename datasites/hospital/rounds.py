@@ -186,6 +186,8 @@ class StudyRun:
         self._rows = RowWork(site.home, self._machine)
         self._at_work: _AtWork | None = None
         self._halted = self._unread = False
+        #: Round whose abstention this process has logged, if it has not sent it yet.
+        self._logged_abstention = 0
         #: Epoch whose setup this process has cleared out of the store.
         self._collected_setup = -1
 
@@ -416,8 +418,11 @@ class StudyRun:
         if self._post.posted(self._researcher, newest.round, letters.ABSTAINED):
             return False
         body: dict[str, Any] = dict(newest.abstention)
-        told = body.pop("told", "")
-        self._site.audit.append_once("abstained", study=self.study_hash, round=newest.round, reason=told, **body)
+        told = body.pop("told", None)
+        # None where an older version has saved it, which had logged it by then.
+        if told is not None and self._logged_abstention != newest.round:
+            self._site.audit.append_once("abstained", study=self.study_hash, round=newest.round, reason=told, **body)
+            self._logged_abstention = newest.round
         return self._post.post(self._researcher, newest.round, letters.ABSTAINED, body)
 
     def _stop(self, row: Case, reason: str) -> None:

@@ -1294,7 +1294,7 @@ def _agreements(bundle: _Bundle) -> str:
 
 
 def _versions(agreements: Iterable[Mapping[str, Any]]) -> set[tuple[Any, Any]]:
-    return {(agreement["terms"]["id"], agreement["version"]) for agreement in agreements}
+    return {(one["terms"]["id"], one["version"]) for one in agreements if one["confirmed_on"] is not None}
 
 
 def _newest(agreements: list[dict[str, Any]], day: str) -> list[dict[str, Any]]:

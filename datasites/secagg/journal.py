@@ -121,8 +121,13 @@ class Journal:
         point = Released(sequence=state.sequence, head=state.head)
         # The anchor says first what is about to become true, so that a crash here is told from a restored backup.
         self._write_anchor(self._anchor.model_copy(update={"intended": point}))
-        replace_durably(self._folder / "record", change.layout.record.canonical())
-        self._layout = change.layout
+        record, wanted = self._folder / "record", change.layout.record.canonical()
+        try:
+            replace_durably(record, wanted)
+        finally:
+            # It may be in its place although this failed (where the folder could not be synchronised).
+            if record.exists() and record.read_bytes() == wanted:
+                self._layout = change.layout
         self._settle(state, point)
         self._remove_what_is_over(before, change.layout)
         self._unclean = False

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -30,8 +31,9 @@ from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
-from policies.registry import RegistryFile
+from policies.registry import Registry, RegistryFile
 from tests.adversarial.tampered_contents import charged_for_the_evaluation, says_twice
+from tests.hospital import test_review as review_desk
 from tests.hospital.conftest import log_pins
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
 from tests.hospital.test_charges import case, manifests  # noqa: F401 (fixture)
@@ -204,7 +206,7 @@ def last_of(desk: Desk, agreement: str) -> int:  # noqa: F811
 def by_hand(site: Site) -> list[str]:
     """What `doctor` finds of the registry as it is."""
     agreements = RegistryFile(site.home.registry, "Cleveland").load().agreements
-    return agreements_by_hand(site.home, agreements, agreements, datetime.datetime.now(datetime.UTC).date())
+    return agreements_by_hand(site.home, agreements, datetime.datetime.now(datetime.UTC).date())
 
 
 @pytest.mark.parametrize("ends", ["", "2099-12-31"])
@@ -240,7 +242,9 @@ def test_an_agreement_typed_into_the_registry_passes_for_none(
     assert "baa-storage version 1, which is not what record" in found["agreements"]
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["before it was entered", "before it was confirmed"])
 def test_an_older_copy_of_the_registry_brings_no_agreement_back(
+    waits: bool,
     desk: Desk,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -249,12 +253,21 @@ def test_an_older_copy_of_the_registry_brings_no_agreement_back(
     desk.agree()
     site, path = desk.site, tmp_path / "bundle.zip"
     older = site.home.registry.read_bytes()
-    desk.agree(transport="backup")
+    with monkeypatch.context() as patch:
+        confirm = review_desk.confirm_agreement
+
+        def confirmed(*what: Any) -> Registry:
+            nonlocal older
+            older = site.home.registry.read_bytes() if waits else older
+            return confirm(*what)
+
+        patch.setattr(review_desk, "confirm_agreement", confirmed)
+        desk.agree(transport="backup")
     replaced = last_of(desk, "baa-storage")
     assert not decide(site, open_case(site.home, desk.row), "intake").allowed
     site.home.registry.write_bytes(older)
     assert not decide(site, open_case(site.home, desk.row), "intake").allowed
-    words = f"baa-storage version 1 was replaced by version 2, which record {replaced} of the log confirms"
+    words = f"baa-storage version 2, which record {replaced} of the log confirms, is not there"
     assert by_hand(site) == [words]
     with monkeypatch.context() as blind:
         blind.setattr(compliance, "agreements_by_hand", lambda *_: [])
@@ -265,10 +278,17 @@ def test_an_older_copy_of_the_registry_brings_no_agreement_back(
     terminate_agreement(site, desk.login("ann"), "baa-storage")
     site.home.registry.write_bytes(older)
     ended = max(record.seq for record in records(site.home.audit))
-    assert by_hand(site) == [
-        words,
-        f"baa-storage version 1 was ended by record {ended} of the log",
-    ]
+    assert by_hand(site) == [f"baa-storage version 1 was ended by record {ended} of the log"]
+
+
+def test_an_agreement_that_narrows_is_not_taken_away(desk: Desk) -> None:  # noqa: F811
+    desk.agree()
+    site, known = desk.site, RegistryFile(desk.site.home.registry, "Cleveland").load()
+    fewer = tuple(one for one in known.agreements if one.terms.id != "irb")
+    site.home.registry.write_bytes(known.model_copy(update={"agreements": fewer}).canonical())
+    words = f"irb version 1, which record {last_of(desk, 'irb')} of the log confirms, is not there"
+    assert by_hand(site) == [words]
+    assert words in next(said for name, state, said in examine(site) if (name, state) == ("agreements", "bad"))
 
 
 def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:  # noqa: F811

@@ -13,6 +13,7 @@ import pytest
 
 from datasites.enclave.worker import Worker, WorkerRefused
 from datasites.hospital import admission, ledger, ledger_log, pending
+from datasites.hospital.audit import AuditLog
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import destroy_secrets
 from datasites.hospital.models import Case, Round
@@ -193,8 +194,13 @@ def test_an_abstention_is_sent_again(running: Running, monkeypatch: pytest.Monke
     running.set_up()
     running.open(2, letter_round=1)
     outage = Outage(monkeypatch, ".abstained.")
-    with pytest.raises(StoreError):
-        running.steps()
+    read, holds = [], AuditLog.holds
+    monkeypatch.setattr(AuditLog, "holds", lambda *a, **fields: read.append(a) or holds(*a, **fields))
+    for _ in range(5):
+        with pytest.raises(StoreError):
+            running.steps()
+    assert len(read) == 1, "the whole log, each time that somebody keeps the letter from going out"
+    assert len(running.logged("abstained")) == 1
     outage.over = True
     running.restart()
     running.steps()

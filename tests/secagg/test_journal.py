@@ -370,9 +370,10 @@ def test_a_payload_that_was_damaged_on_disk_is_not_sent(home, four):
             journal.masked()
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["nothing written", "written, and not synchronised"])
 @pytest.mark.parametrize("second", range(6))
 @pytest.mark.parametrize("first", range(6))
-def test_a_disk_that_is_full_twice_is_not_taken_for_a_backup(home, monkeypatch, first, second):
+def test_a_disk_that_is_full_twice_is_not_taken_for_a_backup(home, monkeypatch, first, second, late):
     """The writes of a step fail from one on, and so do those of the next; then the process ends."""
     hospitals = Journalled(Cohort.of(4, threshold=3), home)
     hospitals.set_up()
@@ -380,13 +381,13 @@ def test_a_disk_that_is_full_twice_is_not_taken_for_a_backup(home, monkeypatch, 
     manifest = cohort.manifest(2)
     opened = member.open(journal.state, cohort.signed(manifest), today=TODAY)
     with monkeypatch.context() as patch, contextlib.suppress(OSError):
-        full_from(first, patch)
+        full_from(first, patch, late)
         journal.commit(opened)
     if journal.state != opened:
         journal.commit(opened)
     masked, vector = member.mask(opened, integers(manifest, [A])[A])
     with monkeypatch.context() as patch, contextlib.suppress(OSError):
-        full_from(second, patch)
+        full_from(second, patch, late)
         journal.commit(masked, vector)
     stood = journal.state
     hospitals.close()
@@ -394,15 +395,17 @@ def test_a_disk_that_is_full_twice_is_not_taken_for_a_backup(home, monkeypatch, 
         assert again.state == stood
 
 
-def full_from(place: int, patch: pytest.MonkeyPatch) -> None:
-    """Let the journal's durable writes fail from the one at this place on."""
+def full_from(place: int, patch: pytest.MonkeyPatch, late: bool = False) -> None:
+    """Let the journal's durable writes fail from the one at this place on. late: once they are in their place."""
     count = itertools.count()
     for write in ("write_durably", "append_durably", "replace_durably"):
         genuine = getattr(datasites.secagg.journal, write)
 
         def counted(*arguments, genuine=genuine):
-            if next(count) >= place:
+            fails = next(count) >= place
+            if late or not fails:
+                genuine(*arguments)
+            if fails:
                 raise OSError(errno.ENOSPC, "no space left on device")
-            genuine(*arguments)
 
         patch.setattr(datasites.secagg.journal, write, counted)
