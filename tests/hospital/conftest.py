@@ -86,11 +86,8 @@ def own(home: Home) -> Identity:
     return identity
 
 
-@pytest.fixture
-def site(home: Home, own: Identity) -> Iterator[Site]:
-    """The hospital as its service opens it, with empty tables but for the budget of its population."""
-    from django.core.management import call_command
-
+def begun_anew(home: Home, own: Identity) -> Site:
+    """The hospital as its service opens it, with nothing in log and anchors but the budget and who is pinned."""
     from datasites.hospital import ledger_log
     from datasites.hospital.population import open_populations
 
@@ -104,8 +101,23 @@ def site(home: Home, own: Identity) -> Iterator[Site]:
     ledger_log.forget(home)
     site = Site(home, own, AuditLog(home.audit, own))
     open_populations(site)
+    if _furnished(home).exists():
+        shutil.copy(_furnished(home), home.roster)
     log_pins(site, Roster.load(home.roster))
-    yield site
+    return site
+
+
+def _furnished(home: Home) -> Path:
+    """The roster that tests begin with, whatever one of them has left."""
+    return home.root / "furnished-roster.json"
+
+
+@pytest.fixture
+def site(home: Home, own: Identity) -> Iterator[Site]:
+    """`begun_anew`, with empty tables."""
+    from django.core.management import call_command
+
+    yield begun_anew(home, own)
     call_command("flush", verbosity=0, interactive=False)
 
 
@@ -139,6 +151,7 @@ def furnished(home: Home, own: Identity) -> Home:
         )
     )
     Roster(entries=tuple(entries)).save(home.roster)
+    shutil.copy(home.roster, _furnished(home))
     (home.root / "data").mkdir()
     home.local_rules.mkdir()
     prepare.local_table("cleveland", prepare.load()["cleveland"]).to_csv(home.root / "data/table.csv", index=False)

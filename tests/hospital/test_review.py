@@ -20,22 +20,22 @@ from datasites.hospital.people import Acting, PersonError, add_person, enter_per
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
+from datasites.study.identity import Identity
 from datasites.study.package import StudyPackage
 from datasites.transport.syft import SubmittedJob
 from policies.registry import RegistryFile
 from tests.agreements import agreements
-from tests.hospital.conftest import HEART
+from tests.hospital.conftest import HEART, begun_anew
 
 PASSWORD = "a long enough passphrase"
 
 
 @pytest.fixture(scope="session")
-def examined(furnished: Home) -> dict[str, Any]:
+def examined(furnished: Home, own: Identity) -> dict[str, Any]:
     """A submitted study, taken in and rehearsed once for all tests."""
     from django.core.management import call_command
 
-    site = Site.open(furnished.root)
-    row = admission.admit(site, job())
+    row = admission.admit(begun_anew(furnished, own), job())
     assert row.state == Case.State.REVIEW, row.note
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}

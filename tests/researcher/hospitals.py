@@ -250,7 +250,7 @@ class Federation:
         parameters = self.folder / "parameters.json"
         if not parameters.exists():
             parameters.write_text('[{"name":"weight","shape":[5]}]')
-        options = {"setup_patience": 1.0, "round_timeout": 1.5, "least_patience": 0.3, **options}
+        options = {"setup_patience": 4.0, "round_timeout": 60.0, "least_patience": 1.0, **options}
         run = Run(
             self.researcher.identity, self.researcher.roster, self.researcher.mailroom, self.folder, self.study,
             approved or sorted(self.hospitals), **options,
