@@ -1,12 +1,12 @@
 """What people entered, as the audit log tells it: agreements, parties and people, and what became of them.
 
 The log is read once in a process and followed from there. Policies decide on agreements and parties only as the log
-binds them (`bindings`): one that was typed into a file, changed there, or brought back by an older copy of it counts
-for nothing, at once, and `doctor` names it. Claim: whoever may write registry and roster, and neither log nor its key,
-makes no decision rest on what people did not enter and confirm, or have replaced, ended or revoked since; nor leave out
-what narrows it. Assumption:
-the log is the newest one (`ledger_log` compares it with its anchor). Records of older versions bind no content; of
-those, only that they were entered, and what became of them, is compared.
+binds them (`bindings`), and only people whom it knows under their role and address review: what was typed into a file
+or the database, changed there, or brought back by an older copy counts for nothing, at once, and `doctor` names it.
+Claim: whoever may write registry, roster or the table of people, and neither log nor its key, makes no decision rest on
+what people did not enter and confirm, or have replaced, ended or revoked since; nor leave out what narrows it.
+Assumption: the log is the newest one (`ledger_log` compares it with its anchor). Records of older versions bind no
+content; of those, only that they were entered, and what became of them, is compared.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from django.db import transaction
 from django.http import HttpRequest
 
 from datasites.hospital.bindings import bind, person_content
+from datasites.hospital.database import this_home
+from datasites.hospital.entered_log import people_by_hand
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
 
@@ -132,10 +134,16 @@ def identify(name: str, password: str, request: HttpRequest | None = None) -> Ac
 
 
 def acting(user: AbstractUser) -> Acting:
-    """Somebody who has shown who they are, as one who acts; raises `PersonError` for somebody without a role."""
+    """Somebody who has shown who they are, as one who acts; raises `PersonError` for somebody without a role.
+
+    So too for a reviewer whom the log did not enter like that, or has shut out: the database was edited, or is older.
+    """
     role = role_of(user)
     if not role:
         raise PersonError(f"person {user.username}: has no role; an admin must give one")
+    by_hand = people_by_hand(this_home(), [(user.username, role, user.email)]) if role in REVIEWERS else []
+    if by_hand:
+        raise PersonError(f"person {user.username}: {by_hand[0]}; `datasites doctor` says what to do")
     return Acting(user.pk, user.username, role, user.email)
 
 

@@ -25,7 +25,7 @@ from datasites.hospital.evidence import build_bundle
 from datasites.hospital.export import export_evidence
 from datasites.hospital.ledger_log import in_log
 from datasites.hospital.parties import revoke_party
-from datasites.hospital.people import deactivate, enter_person, written_down
+from datasites.hospital.people import PersonError, deactivate, enter_person, written_down
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
 from datasites.study.audit_chain import records
@@ -331,6 +331,9 @@ def test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database(desk
     assert check.state == "bad"
     assert f"eve was shut out by record {ended} of the log" in check.words
     assert "joe is not the person that record" in check.words
+    for name, words in (("eve", "was shut out"), ("joe", "is not the person")):
+        with pytest.raises(PersonError, match=words):
+            desk.login(name)
 
 
 def test_evidence_of_a_real_hospital_opens_what_its_study_rests_on_and_nothing_else(

@@ -16,7 +16,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged
 from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review, Round
-from datasites.hospital.people import Acting, PersonError, add_person, enter_person, identify
+from datasites.hospital.people import Acting, PersonError, enter_person, identify
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
@@ -307,7 +307,7 @@ def test_code_with_a_finding_is_shown_but_can_not_be_approved(database: Home, fu
 def test_nobody_reviews_their_own_submission_under_another_name(desk: Desk) -> None:
     """The policies compare addresses: a person's name says nothing of who they are."""
     desk.agree()
-    add_person("gil", "steward", PASSWORD, "Researcher@University.example.org")
+    enter_person(desk.site, "gil", "steward", PASSWORD, "Researcher@University.example.org")
     with pytest.raises(Denied, match="PEOPLE: .*is the study's researcher"):
         desk.approve("gil")
     desk.nothing_happened()
