@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
-import resource
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +15,24 @@ from datasites.study.identity import Identity
 from tests.adversarial.tampered_archives import Files, Tampered, of_the_archive
 from tests.adversarial.tampered_contents import with_the_key
 from tests.adversarial.tampered_work import of_work
-from tests.hospital.evidence_of import (
-    Hospital,
-    unpack,
-)
+from tests.hospital.evidence_of import Hospital, unpack
 
 #: What the verifier may take for one bundle: bytes of address space, and CPU seconds.
 MEMORY, SECONDS = 2 * 1024**3, 30
+#: What it holds at most, in MiB.
+PEAK = 256
+#: A child's peak begins at what its parent held when it was forked: so the verifier's parent is a small process, which
+#: tells exit status, output, CPU seconds and KiB.
+LAUNCHER = """
+import json, resource, subprocess, sys
+memory, seconds, *command = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+output = done.stdout.decode(errors="replace")
+print(json.dumps([done.returncode, output, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
 
 
 def tampered_bundles() -> list[Tampered]:
@@ -41,7 +51,7 @@ def good_bundle(folder: Path) -> tuple[Files, Identity]:
 
 @dataclass(frozen=True)
 class Told:
-    """What the stand-alone verifier said of one bundle: exit status, output, CPU seconds, and memory in MiB."""
+    """What the stand-alone verifier said of one bundle: exit status, output, CPU seconds, MiB at the peak."""
 
     status: int
     output: str
@@ -58,20 +68,11 @@ class Told:
 
 def ask(verifier: Path, bundle: Path, key: str) -> Told:
     """Run the verifier alone, with at most `MEMORY` of address space and `SECONDS` of CPU."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-
-    command = [sys.executable, "-I", str(verifier), str(bundle), "--key", key]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=limit) as child:
-        assert child.stdout is not None
-        output = child.stdout.read().decode()
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    # A child's peak begins at what its parent held when it was forked; no less can be seen of it.
-    peak = used.ru_maxrss if used.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else 0
-    return Told(child.returncode, output, used.ru_utime + used.ru_stime, peak / 1024)
+    command = [sys.executable, "-I", "-c", LAUNCHER, str(MEMORY), str(SECONDS)]
+    verify = [sys.executable, "-I", str(verifier), str(bundle), "--key", key]
+    launched = subprocess.run([*command, *verify], stdout=subprocess.PIPE, check=True)
+    status, output, seconds, peak = json.loads(launched.stdout)
+    return Told(status, output, seconds, peak / 1024)
 
 
 def show(folder: Path) -> Iterator[tuple[Tampered, Told]]:
