@@ -6,12 +6,15 @@ journal and audit log, on real rows, in which only the sandboxed worker is repla
 (`tests.hospital.hostile_home`). The run and the letters, keys, shares and masks of the three others are real too.
 
 "same": all hospitals are in every round, and the model is the one without tricks. "named": it is the mean of those whom
-each round names, and the run says who was missing or why it stopped. Anything else is a failure; so is a trick that was
-not played, a round that the real hospital has charged, released or answered twice, an audit log that does not verify,
-and what is beyond its bound: rounds that one hospital missed (one a trick); the slowest round (the run's time limit);
-of the real hospital the longest turn of its service without a look at its mail, records of the audit log, growth of the
-home and of its quarantine, its files, and its process's memory at the peak (where these bounds come from says
+each round names, and the run says who was missing or why it stopped. Anything else is a failure; so is a round that the
+real hospital has charged, released or answered twice, an audit log that does not verify, and what is beyond its bound:
+rounds that one hospital missed (one a trick); the slowest round (the run's time limit); of the real hospital the
+longest turn of its service without a look at its mail, records of the audit log, growth of the home and of its
+quarantine, its files, and its process's memory at the peak (where these bounds come from says
 `tests.hospital.hostile_home.bounds`). Letters are the files that lie in its mailbox at the end.
+
+A pair is of two different points. Behind each trick stands how often it was played: x0 is a failure, unless the study
+had no letter at that point any more because of the other trick, of which the line then says why.
 
 Usage: python scripts/show_hostile_store.py [--pairs 100] [--seed 16] [--only [TRICK ...]]
            [--points [POINT ...]] [--jobs 2] [--json FILE]
@@ -21,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import logging
 import random
@@ -51,8 +53,9 @@ def plans(pairs: int, seed: int, tricks: list[str], points: list[str]) -> Iterat
     yield ()
     yield from ((one,) for one in alone)
     draw = random.Random(seed)
-    everything = list(itertools.product(POINTS, TRICKS))
-    yield from (tuple(draw.sample(everything, 2)) for _ in range(pairs))
+    for _ in range(pairs):
+        one, other = draw.sample(list(POINTS), 2)
+        yield (one, draw.choice(list(TRICKS))), (other, draw.choice(list(TRICKS)))
 
 
 def play(root: Path, plan: Plan) -> dict[str, Any]:
@@ -64,7 +67,12 @@ def play(root: Path, plan: Plan) -> dict[str, Any]:
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
         return {"plan": words, "verdict": "FAILED", "wrong": wrong, "trace": traceback.format_exc()}
-    beyond = "no trick was played" if plan and not ended.played else ended.beyond()
+    if plan:
+        words = " + ".join(
+            f"{trick} at {point} x{times}{f' ({why})' if why else ''}"
+            for (point, trick), times, why in zip(plan, ended.played, ended.passed, strict=True)
+        )
+    beyond = "; ".join(filter(None, (ended.unplayed(), ended.beyond())))
     verdict = "FAILED" if ended.wrong or beyond else "same" if ended.same else "named"
     return {"plan": words, "verdict": verdict, "beyond": beyond, **asdict(ended)}
 
@@ -72,7 +80,7 @@ def play(root: Path, plan: Plan) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
     why = "; ".join(row[name] for name in ("wrong", "beyond", "says") if row.get(name))
-    return f"{row['verdict']:7}{figures(row) if 'cost' in row else '':{len(HEAD) - 7}}  {row['plan']}  {why}"[:240]
+    return f"{row['verdict']:7}{figures(row) if 'cost' in row else '':{len(HEAD) - 7}}  {row['plan']}  {why}"[:280]
 
 
 def figures(row: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from datasites.researcher.study import Study
 from datasites.study.package import StudyPackage
 from tests.researcher import hospitals
 from tests.researcher.hospitals import SHARE, Federation
-from tests.transport.hostile_store import HostileStore
+from tests.transport.hostile_store import POINTS, HostileStore
 from tests.transport.parties import RESEARCHER, make_parties
 
 if TYPE_CHECKING:
@@ -44,20 +44,27 @@ class Ended:
     """How a study ended.
 
     same: everybody in every round. says: who was missing, or why it stopped, in the run's words. wrong: what differs
-    from what it should be, given who took part. planned, played: tricks, and how often. missed: the most rounds that
-    one hospital was not in. quarantine: bytes of the largest one. cost: the real hospital's, if there was one.
+    from what it should be, given who took part. played: how often each of the tricks was. passed: of each that was not,
+    why no letter came at its point ("": no reason). missed: the most rounds that one hospital was not in. quarantine:
+    bytes of the largest one. cost: the real hospital's, if there was one.
     """
 
     same: bool
     says: str
     wrong: str
-    planned: int
-    played: int
+    played: tuple[int, ...]
+    passed: tuple[str, ...]
     missed: int
     seconds: float
     slowest_round: float
     quarantine: int
     cost: Cost | None
+
+    def unplayed(self) -> str:
+        """What says that the tricks were not played as planned; nothing where each was, or had no letter to play on."""
+        if not self.played or (any(self.played) and all(map(max, self.played, map(len, self.passed)))):
+            return ""
+        return f"tricks were played {self.played} times"
 
     def beyond(self, *, times: bool = True) -> str:
         """What of it is more than it may be; nothing where nothing is. times: seconds too.
@@ -67,7 +74,7 @@ class Ended:
         """
         from tests.hospital.hostile_home import bounds
 
-        most = {"slowest_round": ROUND_TIMEOUT, "missed": self.planned, **bounds()}
+        most = {"slowest_round": ROUND_TIMEOUT, "missed": len(self.played), **bounds()}
         if not times:
             del most["slowest_round"], most["stall"]
         found = asdict(self) | ({} if self.cost is None else asdict(self.cost))
@@ -129,8 +136,11 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital |
         same=not missing and not says,
         says=says,
         wrong=_wrong(federation, run, real),
-        planned=len(plans),
         played=store.played,
+        passed=tuple(
+            "" if times else _why_none_came(point, run, says, real)
+            for (point, _), times in zip(plans, store.played, strict=True)
+        ),
         missed=max(
             sum(email not in record.survivors for record in run.state.rounds) for email in study.terms.cohort.hospitals
         ),
@@ -139,6 +149,21 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital |
         quarantine=max(_size(party.home / "state" / "mail" / "quarantine") for party in parties),
         cost=cost,
     )
+
+
+def _why_none_came(point: str, run: Run, says: str, real: RealHospital | None) -> str:
+    """Why the study had no letter at that point, about the real hospital if there is one; "" where it should have."""
+    if says.startswith("stopped"):
+        return "the study had stopped"
+    if real is None or point == "close" or not run.state.rounds:
+        return ""
+    number = max(1, int(POINTS[point][:8]))
+    record = run.state.rounds[number - 1]
+    if record.outcome == "failed":
+        return f"round {number} had failed"
+    if real.email not in record.survivors:
+        return f"round {number} went on without it"
+    return f"round {number} was opened without it" if point == "unmask" else ""
 
 
 def _wrong(federation: Federation, run: Run, real: RealHospital | None) -> str:

@@ -38,10 +38,6 @@ def _drop(store: HostileStore, path: Path, data: bytes) -> None:
     """It never comes."""
 
 
-def _drop_thrice(store: HostileStore, path: Path, data: bytes) -> None:
-    store.again(path, 2, _drop)
-
-
 def _delete_later(store: HostileStore, path: Path, data: bytes) -> None:
     path.write_bytes(data)
     path.unlink()
@@ -146,7 +142,7 @@ def _wrong_kind(store: HostileStore, path: Path, data: bytes) -> None:
 
 TRICKS: dict[str, Trick] = {
     "drop": _drop,
-    "drop three times": _drop_thrice,
+    "drop three times": _drop,
     "delete": _delete_later,
     "delay": _delay,
     "repeat": _repeat,
@@ -166,16 +162,19 @@ TRICKS: dict[str, Trick] = {
     "sparse file": _sparse,
     "wrong kind": _wrong_kind,
 }
+#: Those that are played again when the same letter is put again: how often in all.
+TIMES = {"drop three times": 3}
 
 
 @dataclass
 class Planned:
-    """One trick at one point, played `times` times."""
+    """One trick at one point, played up to `most` times on the first letter there, whose path is then `on`."""
 
     point: str
     trick: Trick
-    times: int = 1
-    only: Path | None = field(default=None)
+    most: int
+    played: int = 0
+    on: Path | None = field(default=None)
 
 
 class HostileStore(Store):
@@ -184,10 +183,14 @@ class HostileStore(Store):
     def __init__(self, url: str, plans: Sequence[tuple[str, str]], about: str = "") -> None:
         super().__init__(url)
         self._about = about
-        self._plans = [Planned(POINTS[point], TRICKS[trick]) for point, trick in plans]
+        self._plans = [Planned(POINTS[point], TRICKS[trick], TIMES.get(trick, 1)) for point, trick in plans]
         self._lock = threading.Lock()
         self._timers: list[threading.Timer] = []
-        self.played = 0
+
+    @property
+    def played(self) -> tuple[int, ...]:
+        """How often each of the plans was played."""
+        return tuple(plan.played for plan in self._plans)
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """As `Store.put`, unless it is this letter's turn."""
@@ -195,8 +198,7 @@ class HostileStore(Store):
         with self._lock:
             due = next((plan for plan in self._plans if self._is_due(plan, key, path)), None)
             if due is not None:
-                due.times -= 1
-                self.played += 1
+                due.played, due.on = due.played + 1, path
         if due is None:
             super().put(key, data)
             return
@@ -206,12 +208,9 @@ class HostileStore(Store):
         due.trick(self, path, bytes(data))
 
     def _is_due(self, plan: Planned, key: str, path: Path) -> bool:
-        named = re.match(plan.point, path.name) is not None
-        return key.startswith("mail/") and self._about in key and plan.times > 0 and named and plan.only in (None, path)
-
-    def again(self, path: Path, times: int, trick: Trick) -> None:
-        """Play a trick on the next `times` puts of the same letter too."""
-        self._plans.append(Planned("", trick, times, path))
+        if plan.played >= plan.most or plan.on not in (None, path):
+            return False
+        return key.startswith("mail/") and self._about in key and re.match(plan.point, path.name) is not None
 
     def later(self, seconds: float, act: Callable[[], object]) -> None:
         """Do something to the folder after a while, if it can still be done."""
@@ -227,9 +226,8 @@ class HostileStore(Store):
         timer.start()
 
     def end(self) -> None:
-        """Wait for what was to be done later."""
+        """Wait until all that was to be done later is done."""
         for timer in self._timers:
-            timer.cancel()
             timer.join()
 
 
