@@ -1,8 +1,9 @@
 """The hospital's side of setting up an epoch of the secure sum, over the mailroom.
 
-Per epoch: the researcher's offer, this hospital's certificate, the enrolment, share bundles to and from every peer, and
-"ready". `EpochSetup.step` does whatever can be done now and returns whether it did anything; each step is committed to
-the journal before its letter is sent, so it may be killed and called again at any point.
+Per epoch: the researcher's offer, this hospital's certificate, the enrolment, share bundles to and from each neighbour
+(all peers, in a cohort of up to 64), and "ready". `EpochSetup.step` does whatever can be done now and returns whether
+it did anything; each step is committed to the journal before its letter is sent, so it may be killed and called again
+at any point.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from datasites.study.manifest import MOST_EPOCHS
 from datasites.transport.mailroom import Letter
 
 LARGEST_SETUP_LETTER = 64 * 1024 * 1024
-#: How long this hospital waits for its peers' bundles before it reports ready with those that have come.
+#: How long this hospital waits for its neighbours' bundles before it reports ready with those that have come.
 PEER_PATIENCE = 60.0
 #: Offers that are looked at in one step: those of the epochs that come next. A researcher begins one epoch after the
 #: other, so further ones concern only a hospital that was away for long, and come nearer with each step.
@@ -202,8 +203,7 @@ class EpochSetup:
             return False
         came = False
         kind = letters.shares_kind(state.epoch)
-        missing = {certificate.sender for certificate in state.enrolment.certificates} - state.holds
-        for sender in sorted(missing):
+        for sender in sorted(self.member.awaited(state)):
             letter = self._receive(sender, kind)
             if letter is None:
                 continue
@@ -224,9 +224,8 @@ class EpochSetup:
             return False
         answer = self._journal.sent(Ready)
         if answer is None:
-            everybody = {certificate.sender for certificate in state.enrolment.certificates}
             waited = time.monotonic() - (self._enrolled_at or time.monotonic())
-            if state.holds < everybody and waited < PEER_PATIENCE:
+            if waited < PEER_PATIENCE and self.member.awaited(state):
                 return False
             after, ready = self.member.ready(state)
             self._journal.commit(after, ready)

@@ -90,6 +90,10 @@ class Member:
         """
         return setup.accept(self.identity, self.context, state, bundle)
 
+    def awaited(self, state: MemberState) -> frozenset[str]:
+        """Peers whose shares are meant for this hospital and have not come. Raises `OutOfOrder` before `share`."""
+        return setup.awaited(self.identity, self.context, state)
+
     def ready(self, state: MemberState) -> tuple[MemberState, Ready]:
         """Tell the aggregator whose shares are held, once: make it when the bundles have come.
 

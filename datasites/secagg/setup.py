@@ -159,6 +159,15 @@ def accept(identity: Identity, context: Context, state: MemberState, bundle: Sha
     )
 
 
+def awaited(identity: Identity, context: Context, state: MemberState) -> frozenset[str]:
+    """Peers whose shares are meant for this hospital and have not come: of its neighbours; in strict mode of nobody."""
+    epoch = enrolled(context, state)
+    if context.mode == "strict":
+        return frozenset()
+    neighbours = epoch.graph.neighbours(epoch.place(identity.email))
+    return frozenset(epoch.members[place] for place in neighbours) - state.holds
+
+
 def ready(identity: Identity, context: Context, state: MemberState) -> tuple[MemberState, Ready]:
     """What this hospital tells the aggregator once it has shared: whose shares it holds, its own commitments.
 
