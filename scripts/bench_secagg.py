@@ -27,6 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import measure
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -188,24 +189,17 @@ def peak_memory(cohort: Cohort, d: int) -> float:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        measure.begin_peak()
+        before = measure.resident()
         name = next(iter(cohort.members))
         update = np.random.default_rng(0).standard_normal(d, dtype=np.float32)
         cohort.members[name].mask(cohort.states[name], {"update": update})
-        os.write(write, str(_status("VmHWM") - before).encode())
+        os.write(write, str(measure.peak() - before).encode())
         os._exit(0)
     os.waitpid(child, 0)
     os.close(write)
     with os.fdopen(read) as pipe:
         return float(pipe.read())
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {field} in /proc/self/status")
 
 
 def wave_one(table: Table, cohort: Cohort, d: int, limits: list[int], label: str) -> float:

@@ -28,6 +28,7 @@ from typing import Any
 
 from bench_secagg import Table
 from bench_transport import MB, RESEARCHER, mailroom
+from measure import files_below
 
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
@@ -84,11 +85,6 @@ def _written() -> int:
     raise OSError("no wchar in /proc/self/io")
 
 
-def size_of(folder: Path) -> int:
-    """Bytes in all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 class Measured:
     """The hospital whose cost is measured; its home is `site`, and `home` has what belongs to this study."""
 
@@ -97,7 +93,7 @@ class Measured:
         from datasites.hospital.epochs import EpochSetup
 
         self._home, self._site = home, site
-        self._before, self.cost = size_of(site.home.root), Cost()
+        self._before, self.cost = files_below(site.home.root)[1], Cost()
         # All that a setup asks of an approved case.
         case: Any = SimpleNamespace(study=terms, row=SimpleNamespace(study_hash=STUDY))
         with self.cost.counting():
@@ -119,7 +115,7 @@ class Measured:
 
     def count_kept(self) -> None:
         """Once nobody has its files open any more."""
-        self.cost.kept = size_of(self._home) + size_of(self._site.home.root) - self._before
+        self.cost.kept = files_below(self._home)[1] + files_below(self._site.home.root)[1] - self._before
 
 
 @dataclass
@@ -235,7 +231,7 @@ def set_up(n: int, rounds: int, home: Path, site: Site) -> tuple[Cost, Cost]:
         room.close()
     # All of it: a database that is empty has pages already, which the first letters fill without growing it.
     measured.count_kept()
-    aggregator.kept = size_of(home / RESEARCHER)
+    aggregator.kept = files_below(home / RESEARCHER)[1]
     return measured.cost, aggregator
 
 

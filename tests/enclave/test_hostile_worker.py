@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measure import begin_peak, peak
 
 from datasites.enclave.confine import Limits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
@@ -83,15 +84,10 @@ class Lying(Sandbox):
         return super().command(arguments, frozen)
 
 
-def peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def grown_by(act: Callable[[], object]) -> tuple[int, Exception | None]:
     """By how many bytes this process's memory grew at its peak, and what `act` raised."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+    begin_peak()
     before, raised = peak(), None
     try:
         act()

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 import numpy.typing as npt
 
@@ -39,6 +40,7 @@ from datasites.transport.quarantine import KEEP_BYTES, KEEP_PER_HOUR
 from datasites.transport.store import Store
 from datasites.transport.syft import SubmittedJob
 from tests.agreements import agreements
+from tests.alarms import OF_ITSELF, OF_OTHERS
 from tests.e2e.noiseless_datasite import plain_update
 from tests.researcher.hostile import LEAST_PATIENCE, PEER_PATIENCE, ROUNDS, Ended, run_study, short_study
 from tests.transport.parties import RESEARCHER, Party, make_parties
@@ -69,8 +71,6 @@ held_out = 0.5
 
 #: The researcher and the other hospitals.
 OTHERS = 4
-#: Records that letters of others, or under their names, give rise to (`correspondence`).
-OF_OTHERS = ("letter_rejected", "letter_not_sent", "setup_refused", "survivors_refused", "events_left_out")
 
 
 class PlainWorker:
@@ -237,8 +237,10 @@ class RealHospital:
             )
         ledger_log.forget(self._site.home)
         self._site = Site(self._site.home, self._site.identity, AuditLog(self._site.home.audit, self._site.identity))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
-        self._before = _Before(self._site.audit.head().seq, *_size(self._site.home.root), _memory("VmRSS"))
+        measure.begin_peak()
+        self._before = _Before(
+            self._site.audit.head().seq, *measure.files_below(self._site.home.root), measure.resident()
+        )
         self._stop, self._failed, self._stall = threading.Event(), [], 0.0
         self._thread = threading.Thread(target=self._serve, args=(store,), name="hospital", daemon=True)
         self._thread.start()
@@ -301,7 +303,8 @@ class RealHospital:
         """What the study has cost, whose service was stopped."""
         home, since = self._site.home, self._before
         written = self.written()
-        (files, size), quarantine = _size(home.root), _size(home.transport / "mail" / "quarantine")[1]
+        files, size = measure.files_below(home.root)
+        _, quarantine = measure.files_below(home.transport / "mail" / "quarantine")
         mailbox = Path(self.url, "mail", self.study.hash, EMAIL)
         return Cost(
             records=len(written),
@@ -309,7 +312,7 @@ class RealHospital:
             home=size - since.size - quarantine,
             quarantine=quarantine,
             files=files - since.files,
-            memory=_memory("VmHWM") - since.memory,
+            memory=measure.peak() - since.memory,
             stall=self._stall,
             letters=sum(1 for _ in mailbox.iterdir()) if mailbox.is_dir() else 0,
         )
@@ -334,7 +337,7 @@ class RealHospital:
             rounds = Counter(record.fields["round"] for record in self.written() if record.kind == kind)
             if twice := [number for number, times in rounds.items() if times > 1]:
                 return f"{kind} twice: rounds {twice}"
-        if others := {r.kind for r in self.written() if r.kind in ("contained", "stopped")}:
+        if others := {r.kind for r in self.written() if r.kind in OF_ITSELF}:
             return f"audit log: {sorted(others)}"
         return ""
 
@@ -375,21 +378,9 @@ class _Before:
     memory: int
 
 
-def _size(folder: Path) -> tuple[int, int]:
-    """Files below, and their bytes, those of holes in them included."""
-    sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()]
-    return len(sizes), sum(sizes)
-
-
 def _queued() -> float:
     """Seconds for which this thread was ready and waited for a processor, since it began; 0 where no kernel counts."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except FileNotFoundError:
         return 0.0
-
-
-def _memory(line: str) -> int:
-    """VmRSS (now) or VmHWM (its peak) of this process, in bytes."""
-    (found,) = (text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(f"{line}:"))
-    return int(found.split()[1]) * 1024

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from measure import files_below
 
 from datasites.researcher.gather import RunError
 from datasites.researcher.run import Run
@@ -146,7 +146,7 @@ def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital |
         ),
         seconds=seconds,
         slowest_round=max((sum(record.seconds.values()) for record in run.state.rounds), default=0.0),
-        quarantine=max(_size(party.home / "state" / "mail" / "quarantine") for party in parties),
+        quarantine=max(files_below(party.home / "state" / "mail" / "quarantine")[1] for party in parties),
         cost=cost,
     )
 
@@ -188,7 +188,3 @@ def _wrong(federation: Federation, run: Run, real: RealHospital | None) -> str:
     if twice:
         return f"released twice: {twice}"
     return "" if real is None else real.wrong()
-
-
-def _size(folder: Path) -> int:
-    return sum(os.lstat(file).st_size for file in folder.rglob("*"))

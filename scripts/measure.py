@@ -1,0 +1,33 @@
+"""What this process holds in memory, and folders on the disk, for benches and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def begin_peak() -> None:
+    """Count the peak of this process's memory from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """The most bytes that it has held, since it began or `begin_peak`."""
+    return _status("VmHWM")
+
+
+def files_below(folder: Path) -> tuple[int, int]:
+    """How many files, and their bytes, those of holes in them included; links are files, of their own size."""
+    sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+    return len(sizes), sum(sizes)
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")
