@@ -6,19 +6,25 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
 from datasites.researcher import Study
+from datasites.researcher.record import RunState
 from datasites.study.audit_chain import verify
 from datasites.transport.quarantine import Quarantine
+from tests.alarms import OF_ITSELF, OF_OTHERS
 from tests.e2e.support import KEYS, ROOT, LocalDatasites
 
 KILLS = 50
 #: Few enough that each study is also killed about where it closes, many enough that most of it runs under fire.
 KILLS_PER_STUDY = 25
-#: Records of a study that tell people of somebody who breaks the protocol, or of an error.
-ALARMS = {"letter_rejected", "letter_not_sent", "setup_refused", "survivors_refused", "contained", "stopped"}
+PHASES = ("setup", "rounds", "closing")
+#: Each kill makes the phase longer into which it falls: of a study's kills so many are kept for where it closes, and
+#: one in so many may fall into its setup.
+FOR_CLOSING, IN_SETUP = 3, 4
+ROUNDS = 10
 RUN = (
     "import sys; from datasites.researcher import Federation, Study\n"
     "with Federation.open(sys.argv[1]) as f: f.run(Study.load(sys.argv[2]), progress=False)\n"
@@ -34,22 +40,31 @@ def test_fifty_kills_and_every_study_completes_with_one_release_per_round(datasi
     kill_while_studies_run(datasites, KILLS, seed=17)
 
 
-def kill_while_studies_run(datasites: LocalDatasites, most: int, seed: int) -> int:
-    """Kill so many times, from setup to close of study after study, each of which is checked; returns how many ran."""
+def kill_while_studies_run(datasites: LocalDatasites, most: int, seed: int) -> tuple[int, Counter[str]]:
+    """Kill so many times, from setup to close of study after study, each of which is checked.
+
+    Returns how many studies ran, and how many kills fell into each of `PHASES`: none of them is left out.
+    """
+    assert most > FOR_CLOSING, f"{most} kills are too few for all of {', '.join(PHASES)}"
     draw = random.Random(seed)
-    kills = number = 0
-    while kills < most:
-        assert number < most, f"only {kills} kills fell into {number} studies"
+    kills, number = Counter[str](), 0
+    while (left := most - kills.total()) > 0:
+        assert number < most, f"only {kills.total()} kills fell into {number} studies"
         study = approved_study(datasites, f"kills-{number}")
-        kills += run_under_fire(datasites, study, draw, min(KILLS_PER_STUDY, most - kills))
+        kills += run_under_fire(datasites, study, draw, min(KILLS_PER_STUDY, left))
         check(datasites, study)
         number += 1
-        print(f"{study.terms.name}: {kills} kills so far, every round made once or not at all, no alarm", flush=True)
-    return number
+        print(f"{study.terms.name}: {in_words(kills)} so far, each round made at most once, no alarm", flush=True)
+    assert all(kills[phase] for phase in PHASES), in_words(kills)
+    return number, kills
+
+
+def in_words(kills: Counter[str]) -> str:
+    return f"{kills.total()} kills ({', '.join(f'{kills[phase]} in {phase}' for phase in PHASES)})"
 
 
 def approved_study(datasites: LocalDatasites, name: str) -> Study:
-    study = datasites.study(name, rounds="10")
+    study = datasites.study(name, rounds=str(ROUNDS))
     with datasites.federation() as federation:
         federation.submit(study)
         datasites.approve(study)
@@ -57,29 +72,58 @@ def approved_study(datasites: LocalDatasites, name: str) -> Study:
     return study
 
 
-def run_under_fire(datasites: LocalDatasites, study: Study, draw: random.Random, most: int) -> int:
-    """Run the study, killing something every second or so, at most `most` times; returns how many kills it took."""
+def run_under_fire(datasites: LocalDatasites, study: Study, draw: random.Random, most: int) -> Counter[str]:
+    """Run the study, killing something every second or so, at most `most` times; returns how often in each phase.
+
+    Setup and closing are short: the first kill there comes soon after they begin.
+    """
     command = [sys.executable, "-c", RUN, str(datasites.consortium.researcher_home), str(study.folder)]
     researcher = subprocess.Popen(command, cwd=ROOT)
-    kills = 0
-    deadline = time.monotonic() + 600
+    kills, reached = Counter[str](), "rounds"
+    due, deadline = 0.0, time.monotonic() + 600
     while researcher.poll() != 0:
         assert time.monotonic() < deadline, "the study did not complete"
         if researcher.poll() is not None:
             researcher = subprocess.Popen(command, cwd=ROOT)
-        time.sleep(draw.uniform(0.1, 1.5))
-        if kills < most and researcher.poll() is None:
-            victim = draw.choice(("researcher", *KEYS))
-            if victim == "researcher":
-                researcher.kill()
-                researcher.wait()
-                researcher = subprocess.Popen(command, cwd=ROOT)
-            else:
-                datasites.kill(victim)
-                datasites.start(victim, wait=False)
-            kills += 1
+        time.sleep(0.01)
+        phase = phase_of(datasites, study)
+        if phase != reached and phase in ("setup", "closing"):
+            due = time.monotonic() + draw.uniform(0, 0.1)
+        reached = phase or reached
+        used_up = {
+            "": True,
+            "setup": kills["setup"] >= most // IN_SETUP,
+            "rounds": kills.total() >= most - FOR_CLOSING,
+            "closing": kills.total() >= most,
+        }
+        if used_up[phase] or time.monotonic() < due or researcher.poll() is not None:
+            continue
+        victim = draw.choice(("researcher", *KEYS))
+        if victim == "researcher":
+            researcher.kill()
+            researcher.wait()
+            researcher = subprocess.Popen(command, cwd=ROOT)
+        else:
+            datasites.kill(victim)
+            datasites.start(victim, wait=False)
+        kills[phase] += 1
+        due = time.monotonic() + draw.uniform(0.1, 1.5)
     datasites.wait_until_ready(*KEYS)
     return kills
+
+
+def phase_of(datasites: LocalDatasites, study: Study) -> str:
+    """Of `PHASES`, where the study's run is, as the researcher has it on disk; "" before and after."""
+    try:
+        file = datasites.consortium.researcher_home / "runs" / study.hash / "run.json"
+        state = RunState.parse(file.read_bytes())
+    except FileNotFoundError:
+        return ""
+    if state.epoch < 0 or state.closed:
+        return ""
+    if state.next_round > ROUNDS + 1:
+        return "closing"
+    return "rounds" if state.present or state.rounds else "setup"
 
 
 def check(datasites: LocalDatasites, study: Study) -> None:
@@ -88,7 +132,7 @@ def check(datasites: LocalDatasites, study: Study) -> None:
         run = federation.start(study)
         roster = federation.roster
     assert run.state.closed
-    assert run.state.next_round == 12
+    assert run.state.next_round == ROUNDS + 2
     assert any(record.outcome == "done" for record in run.state.rounds), "no sum was ever opened"
     for key in KEYS:
         log = [record for record in datasites.audit_log(key) if record["fields"].get("study") == study.hash]
@@ -100,7 +144,7 @@ def check(datasites: LocalDatasites, study: Study) -> None:
         heads = tuple(record.heads[email] for record in run.state.rounds if email in record.heads)
         report = verify(datasites.consortium.home(key) / "audit.jsonl", roster.get(email).public_key, heads)
         assert report.ok, report.reason
-        alarms = [record["kind"] for record in log if record["kind"] in ALARMS]
+        alarms = [record["kind"] for record in log if record["kind"] in OF_OTHERS | OF_ITSELF]
         assert alarms == [], f"{key} raised a false alarm"
     assert quarantined(datasites) == [], "somebody's own unfinished work was taken for an attack"
 
