@@ -380,3 +380,25 @@ def test_a_new_epoch_is_later_in_number_and_rounds(four):
     assert (after.last_round, after.sequence) == (2, state.sequence + 1)
     assert isinstance(certificate, Certificate)
     assert not {one.key for one in after.secrets} & {one.key for one in state.secrets}
+
+
+@pytest.mark.parametrize(
+    ("n", "terms"),
+    [
+        (5, {}),
+        (12, {"neighbours": "ring", "consistency": True, "threshold": 11, "colluders": 1}),
+        (5, {"mode": "strict", "threshold": 5}),
+    ],
+)
+def test_a_hospital_awaits_the_shares_that_its_peers_make_for_it_and_no_others(n: int, terms: dict) -> None:
+    cohort = Cohort.of(n, **terms)
+    enrolment, made = cohort.enrol(), {}
+    for name, member in cohort.members.items():
+        cohort.states[name], made[name] = member.share(cohort.states[name], enrolment, today=TODAY)
+    for name, member in cohort.members.items():
+        meant = {peer for peer, bundles in made.items() if name in bundles}
+        assert member.awaited(cohort.states[name]) == meant
+        for peer in sorted(meant):
+            cohort.states[name] = member.accept(cohort.states[name], made[peer][name])
+            meant.remove(peer)
+            assert member.awaited(cohort.states[name]) == meant
