@@ -127,7 +127,8 @@ class Finish(OIDCAuthenticationCallbackView):
         except (requests.RequestException, ValueError) as error:
             oidc = settings.DATASITE.settings.console.oidc
             log.warning("%s; tried again at the next sign-in", away(oidc.service, oidc.hidden(str(error))))
-            return refuse(request, 503, "The sign-in provider can't be asked now; the datasite's log says why.")
+            now = away(f"The {oidc.service}", "it can't be asked now")
+            return refuse(request, 503, f"{now}. Sign in again in a moment; the datasite's log says why.")
 
     def login_failure(self) -> HttpResponse:
         """Nobody is entered with the address that the provider gave, or the sign-in was cancelled there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from django.test import Client
 
 from datasites.hospital.config import Home
 from datasites.hospital.people import add_person
+from tests.hospital.console.providers import Liar, Real, configured, oidc
 from tests.hospital.test_review import PASSWORD, Desk, examined
 
 __all__ = ["examined"]
@@ -52,3 +54,27 @@ def console(database: Home, examined: dict[str, Any]) -> Console:
     desk = Desk(database, examined)
     add_person("eva", "admin", PASSWORD)
     return Console(desk)
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Real]:
+    """A real identity provider."""
+    provider = Real()
+    try:
+        provider.start()
+        yield provider
+    finally:
+        provider.stop()
+
+
+@pytest.fixture
+def liar(home: Home) -> Iterator[Liar]:
+    """One that answers whatever a test wants; the console signs people in with it."""
+    provider = Liar()
+    provider.honest()
+    provider.start()
+    try:
+        with configured(oidc(provider.base)):
+            yield provider
+    finally:
+        provider.stop()
