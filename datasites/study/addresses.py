@@ -3,7 +3,8 @@
 Claim: no part of an address that can be a secret (what stands where a password does, a user that may be a token, the
 values of options but for those that are known to be none, a fragment) is in what `shown` gives, or left by `hidden`,
 however badly the address is written. Assumption: whoever wrote it put the secret into one of those places, and not
-into the name of a host or of a folder.
+into the name of a host or of a folder, nor of a user where users are named (SSH, PostgreSQL); and, for texts of others,
+that it has `_SHORTEST` characters or more.
 """
 
 from __future__ import annotations
