@@ -18,6 +18,8 @@ from datasites.enclave import cgroup
 from datasites.enclave.confine import GIB, Limits
 from tests.enclave.test_worker import SOURCE, study
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.fixture
 def subtree() -> Iterator[Path]:

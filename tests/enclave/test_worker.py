@@ -278,6 +278,7 @@ def test_a_model_that_raises(worker):
     assert caught.value.public == "failed"
 
 
+@pytest.mark.waits
 def test_memory_ends_at_the_limit(worker):
     worker.give("training", rows(7))
     with pytest.raises(WorkerOutOfMemory, match="memory limit"):
@@ -355,6 +356,7 @@ def test_a_round_probes_ordinary_rows_of_the_data_model(tmp_path):
 # From here on the module's worker dies; nothing above may come after.
 
 
+@pytest.mark.waits
 def test_a_hanging_model_is_killed(worker):
     worker.give("training", rows(8))
     parameters = worker.initial_parameters()
@@ -461,6 +463,7 @@ def build_model(n_features, **config):
 """
 
 
+@pytest.mark.waits
 def test_a_crash_has_a_name_and_what_it_printed_is_in_the_log(tmp_path):
     folder = study(tmp_path / "study", CRASHING)
     sandbox = Unverified(SandboxConfig(limits=LIMITS))
@@ -472,6 +475,7 @@ def test_a_crash_has_a_name_and_what_it_printed_is_in_the_log(tmp_path):
     assert "DSW1 forged" in caught.value.log
 
 
+@pytest.mark.waits
 def test_a_kill_from_outside_is_out_of_memory_and_another_worker_goes_on(tmp_path):
     with start(study(tmp_path / "study"), data={"training": rows()}) as running:
         parameters = running.initial_parameters()
@@ -495,6 +499,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.waits
 def test_it_dies_with_the_datasite(tmp_path):
     folder = study(tmp_path / "study")
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -782,6 +782,7 @@ def _write_many(path: Path, who: int, count: int) -> None:
         log.append("tick", who=who, number=number)
 
 
+@pytest.mark.waits
 def test_a_log_that_is_being_written_verifies(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     AuditLog(path, HOSPITAL)
@@ -798,6 +799,7 @@ def test_a_log_that_is_being_written_verifies(tmp_path: Path) -> None:
     assert len(seen) > 5
 
 
+@pytest.mark.waits
 def test_threads_and_processes_write_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     shared = AuditLog(path, HOSPITAL)

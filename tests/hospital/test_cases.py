@@ -113,6 +113,7 @@ def test_a_withdrawal_says_whether_the_table_has_the_patient(desk: Desk) -> None
         recheck(desk.site, desk.row.pk)
 
 
+@pytest.mark.waits
 def test_two_withdrawals_at_once_are_both_kept(home: Home) -> None:
     import threading
 

@@ -28,6 +28,8 @@ from datasites.study import letters
 from tests.hospital.running import Running
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
+pytestmark = pytest.mark.waits
+
 
 class Killed(BaseException):
     """The process ends here, as by kill -9: nobody catches it, and nothing is tidied up."""

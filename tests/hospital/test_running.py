@@ -28,6 +28,8 @@ from datasites.transport.store_errors import StoreUnreachable
 from tests.hospital.running import OWN, RESEARCHER, Running, today
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.fixture
 def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811

@@ -61,6 +61,7 @@ def test_a_release_waits_for_at_least_one_tick() -> None:
         leaves_at(0.0, 0, 0.0)
 
 
+@pytest.mark.waits
 def test_other_work_on_rows_ends_at_a_whole_tick() -> None:
     started = time.monotonic() - 1.2 * TICK
     sleep_to_tick(started, 1)
@@ -109,6 +110,7 @@ class Clock:
         self.now += max(0.0, seconds)
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("late", [-5, -1, 2, 3])
 def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
     running: Running, monkeypatch: pytest.MonkeyPatch, late: int

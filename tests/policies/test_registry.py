@@ -269,6 +269,7 @@ def test_a_damaged_foreign_or_open_file_is_refused(tmp_path: Path) -> None:
         file.load()
 
 
+@pytest.mark.waits
 def test_writers_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "registry.json"
 

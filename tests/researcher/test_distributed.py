@@ -23,6 +23,8 @@ from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import GRADIENT, Federation
 from tests.transport.parties import make_parties
 
+pytestmark = pytest.mark.waits
+
 
 def written(**changes: str) -> StudyPackage:
     files = dict(StudyPackage.read(HEART).files)

@@ -124,6 +124,7 @@ def test_a_machine_without_namespaces_is_named_before_anything_is_sent(
             party.stop()
 
 
+@pytest.mark.waits
 def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: list[Party]) -> None:
     liar, *honest = hospitals
     with befriended(tmp_path, hospitals) as federation:
@@ -147,6 +148,7 @@ def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: lis
             party.stop()
 
 
+@pytest.mark.waits
 def test_what_the_store_loses_is_sent_again_while_decisions_are_waited_for(
     tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from tests.hospital.hostile_home import played
 from tests.researcher.hostile import Ended, run_study
 from tests.transport.hostile_store import POINTS, TRICKS
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.mark.parametrize("point", ["round", "masked"])
 def test_a_lost_letter_costs_seconds_and_not_the_round(tmp_path: Path, point: str) -> None:

@@ -26,6 +26,8 @@ from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital
 from tests.transport.parties import make_parties
 
+pytestmark = pytest.mark.waits
+
 
 def test_a_whole_run(federation: Federation) -> None:
     """The frame of the tests below."""

@@ -123,6 +123,7 @@ def test_setup_messages_can_be_sent_again(home):
         assert journal.sent(ShareBundle, A) is None
 
 
+@pytest.mark.waits
 def test_killed_anywhere_a_vector_is_released_once_or_not_at_all(home, four):
     """Each try would release another vector (fresh rounding bits); only a committed one may ever be seen (I6)."""
     manifest = four.manifest()
@@ -162,6 +163,7 @@ def test_killed_anywhere_a_vector_is_released_once_or_not_at_all(home, four):
     assert outcomes.count(True) >= 5
 
 
+@pytest.mark.waits
 def test_killed_anywhere_an_answer_is_for_one_list(home, four):
     manifest = four.manifest()
     inputs = integers(manifest, four.members)

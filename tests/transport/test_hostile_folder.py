@@ -54,6 +54,7 @@ def settle(party: Party, seconds: float = 0.2) -> Party:
 # -- half-written files ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("part", [0, 1, 500, -1], ids=["nothing", "a byte", "some", "all but a byte"])
 def test_a_half_written_letter_is_looked_at_again(parties: list[Party], part: int) -> None:
     researcher, hospital, *_ = parties
@@ -71,6 +72,7 @@ def test_a_half_written_letter_is_looked_at_again(parties: list[Party], part: in
     assert hospital.mailroom.quarantine.entries() == []
 
 
+@pytest.mark.waits
 def test_a_letter_before_its_blob_is_whole_is_looked_at_again(parties: list[Party]) -> None:
     researcher, hospital, *_ = parties
     hospital = settle(hospital)
@@ -92,6 +94,7 @@ def test_a_letter_before_its_blob_is_whole_is_looked_at_again(parties: list[Part
     assert hospital.mailroom.quarantine.entries() == []
 
 
+@pytest.mark.waits
 def test_what_stays_no_letter_is_refused_at_the_second_look(parties: list[Party]) -> None:
     hospital = settle(parties[1])
     hospital.mailroom.store.put(KEY, b"no letter")
@@ -118,6 +121,7 @@ def test_what_changes_all_the_time_is_refused_in_the_end(monkeypatch: pytest.Mon
     assert [looks.is_final(f"later {number}", "x") for number in range(4)] == [False] * 3 + [True], "the flood is over"
 
 
+@pytest.mark.waits
 def test_a_half_written_submission_is_looked_at_again(friends: list[Party]) -> None:
     researcher, hospital, *_ = friends
     hospital = settle(hospital)
@@ -244,6 +248,7 @@ def test_a_deep_folder_under_a_name_is_put_aside_at_once(tmp_path: Path) -> None
     os.system(f"rm -rf {tmp_path / 'a'}")  # rmtree of Python's, and pytest's, goes by recursion
 
 
+@pytest.mark.waits
 def test_a_name_that_is_no_text_ends_nobodys_wait(tmp_path: Path) -> None:
     """The library that waits for file events raises for it."""
     store = Store(tmp_path)
@@ -372,6 +377,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("place", "name"), POINTS, ids=[name for _, name in POINTS])
 def test_a_hospital_killed_at_any_point_raises_no_alarm(
@@ -399,6 +405,7 @@ def test_a_hospital_killed_at_any_point_raises_no_alarm(
     assert hospital.control.quarantine.entries() == researcher.control.quarantine.entries() == []
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("place", "name"),

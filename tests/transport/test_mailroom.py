@@ -49,6 +49,7 @@ def test_a_broadcast_encrypts_its_blob_once(parties):
         assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest").blob == blob
 
 
+@pytest.mark.waits
 def test_waiting_returns_what_has_come(parties):
     researcher, *hospitals = parties
     expected = [(h.email, STUDY, 1, "vector") for h in hospitals]
@@ -218,6 +219,7 @@ for round in range(1, 1000):
 """
 
 
+@pytest.mark.waits
 def test_kill_9_while_sending_leaves_each_letter_absent_or_whole_and_sent_once(parties, tmp_path):
     """I6: at 8 moments. What was sent again afterwards is what was sent before; nothing is half there."""
     hospital, researcher = parties[1], parties[0]
@@ -242,6 +244,7 @@ def test_kill_9_while_sending_leaves_each_letter_absent_or_whole_and_sent_once(p
     assert researcher.mailroom.quarantine.entries() == []
 
 
+@pytest.mark.waits
 def test_two_processes_with_one_journal_say_one_thing(parties):
     """`Journal.commit`: the first wins, the second raises."""
     researcher, hospital, *_ = parties

@@ -16,6 +16,8 @@ from datasites.transport.mailroom import Rejected
 from datasites.transport.store import Store, StoreDenied, StoreError, StoreMissing, TooLarge
 from tests.transport.parties import STUDY, befriend, make_parties, study_files
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.fixture
 def store(served) -> Store:

@@ -141,6 +141,7 @@ def test_a_folder_laid_under_a_name_keeps_nobody_from_using_it(tmp_path):
         assert not store.exists("a/x")
 
 
+@pytest.mark.waits
 def test_wait_wakes_at_a_new_name_and_not_at_files_in_flight(tmp_path):
     store = Store(tmp_path)
     store.put("a/x", b"1")
@@ -150,6 +151,7 @@ def test_wait_wakes_at_a_new_name_and_not_at_files_in_flight(tmp_path):
     assert store.wait(["a", "b/c"], 20)
 
 
+@pytest.mark.waits
 def test_a_name_that_came_between_the_look_and_the_wait_is_not_missed(tmp_path):
     store = Store(tmp_path)
     seen = store.snapshot(["a"])
@@ -168,6 +170,7 @@ def test_an_unknown_protocol_says_what_to_install(tmp_path):
         Store("nosuch://x/y")
 
 
+@pytest.mark.waits
 def test_stop_ends_a_wait(tmp_path):
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()

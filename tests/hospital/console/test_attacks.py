@@ -174,6 +174,7 @@ def test_one_who_submitted_can_not_approve_under_another_form(console: Console) 
     assert not Review.objects.exists()
 
 
+@pytest.mark.waits
 def test_a_race_of_two_stewards_never_stands_in_for_a_privacy_officer(console: Console) -> None:
     """Both stewards press the button at the same moment: nothing is approved, reserved or half made."""
     from django.db import connection

@@ -15,6 +15,8 @@ from datasites.hospital.models import Case, PolicyDecision, ProviderSubject, Rev
 from tests.hospital.console.conftest import Console
 from tests.hospital.console.providers import QUESTIONS, SECRET, Away, Liar, Person, Real, configured, fresh, oidc
 
+pytestmark = pytest.mark.waits
+
 BOB = "bob@cleveland.example.org"
 #: Seconds that the console waits for an answer.
 PATIENCE: dict[Away, float] = {"refuses": 10.0, "fails": 10.0, "hangs": 0.3}

@@ -16,6 +16,7 @@ from datasites.hospital.console.server import serving
 from datasites.study.errors import InputError
 
 
+@pytest.mark.waits
 def test_it_serves_pages_and_files_and_stops(furnished: Home) -> None:
     with serving(ConsoleSettings(port=0)) as address:
         page = urllib.request.urlopen(address + "login/")
@@ -28,6 +29,7 @@ def test_it_serves_pages_and_files_and_stops(furnished: Home) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "console"]
 
 
+@pytest.mark.waits
 def test_a_port_in_use_is_said_and_nothing_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -76,6 +78,7 @@ def test_behind_a_proxy_the_deployment_check_finds_nothing(tmp_path: Path) -> No
     assert "no issues" in done.stdout
 
 
+@pytest.mark.waits
 def test_init_shows_the_first_admins_password_once(tmp_path: Path) -> None:
     import re
 
