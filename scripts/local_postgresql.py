@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,7 @@ def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePri
 class PostgreSQL:
     """One server, listening on loopback and on a socket in `folder`; `start` and `stop` as you like.
 
+    With certificates it takes no connection without TLS but on that socket.
     The folder lies in the system's one for temporary files and not below a test's, whose parents are closed to the
     user that the server runs as.
     """
@@ -129,6 +131,8 @@ class PostgreSQL:
                 if self._owner:
                     os.chown(copy, int(str(self._owner["user"])), int(str(self._owner["group"])))
             settings += ["ssl = on"]
+            access = self._data / "pg_hba.conf"
+            access.write_text(re.sub("(?m)^host ", "hostssl ", access.read_text()))
         with (self._data / "postgresql.conf").open("a") as file:
             file.write("\n".join(settings) + "\n")
 

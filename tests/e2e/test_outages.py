@@ -1,7 +1,8 @@
 """Each outside service is stopped and started again at ten points of a study: the model is the one without outages.
 
-Real processes, a real PostgreSQL server under one hospital, a real WebDAV server as the store; training is one plain
-step, so that the model can be computed in the clear.
+Real processes, a real PostgreSQL server under one hospital, which takes no connection without TLS and must show its
+certificate, a real WebDAV server as the store; training is one plain step, so that the model can be computed in the
+clear.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from local_postgresql import postgresql
+from local_postgresql import Certificates, postgresql
 from loopback_servers import Absent, free_port, wait_for_port, webdav_command
 
 from datasites.researcher.run import Run
@@ -69,8 +70,11 @@ def away(service: object) -> Iterator[None]:
         thread.join()
 
 
-def study_through(local: LocalDatasites, name: str, point: Callable[[], object]) -> Run:
-    """A whole study of ten steps, each under what `point` makes."""
+Rows = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def study_through(local: LocalDatasites, name: str, point: Callable[[], object]) -> tuple[Run, Rows]:
+    """A whole study of ten steps, each under what `point` makes; and each hospital's rows, which go with its end."""
     study = local.study(name, rounds=str(ROUNDS))
     with local.federation() as federation:
         with point():  # type: ignore[attr-defined]
@@ -85,9 +89,10 @@ def study_through(local: LocalDatasites, name: str, point: Callable[[], object])
         for _ in range(1, ROUNDS):
             with point():  # type: ignore[attr-defined]
                 run.next_round()
+        rows = {key: training_rows(local, key, study.hash) for key in KEYS}
         with point():  # type: ignore[attr-defined]
             run.complete(progress=False)
-    return run
+    return run, rows
 
 
 @contextmanager
@@ -96,16 +101,19 @@ def parties(folder: Path, patch: pytest.MonkeyPatch, which: str) -> Iterator[tup
     serve = [str(Path(__file__).with_name("noiseless_datasite.py"))]
     with ExitStack() as stack:
         if which == "database":
-            server = stack.enter_context(postgresql())
             folder.mkdir()
-            local = LocalDatasites(folder, serve=serve, database=server.make_database("cleveland"))
+            certificates = Certificates.make(folder / "certificates")
+            server = stack.enter_context(postgresql(certificates))
+            server.make_database("cleveland")
+            options = f"sslmode=verify-full&sslrootcert={certificates.authority}"
+            local = LocalDatasites(folder, serve=serve, database=server.address("cleveland", "localhost", options))
             yield started(stack, local), server
         else:
             store = Store(folder / "dav")
             stack.callback(store.stop)
-            options = {"base_url": f"http://127.0.0.1:{store.port}"}
-            patch.setenv("FSSPEC_WEBDAV", json.dumps(options))
-            patch.setitem(fsspec.config.conf, "webdav", options)
+            base = {"base_url": f"http://127.0.0.1:{store.port}"}
+            patch.setenv("FSSPEC_WEBDAV", json.dumps(base))
+            patch.setitem(fsspec.config.conf, "webdav", base)
             yield started(stack, LocalDatasites(folder, serve=serve, store="webdav://exchange")), store
 
 
@@ -130,26 +138,25 @@ def test_a_service_that_goes_away_at_ten_points_of_a_study_costs_nothing(
                 points += 1
                 return away(service)
 
-            run = study_through(local, which, point)
+            run, rows = study_through(local, which, point)
             assert points == 10
             assert all(len(record.survivors) == 4 for record in run.state.rounds)
             found = np.concatenate([part.ravel() for part in run.model.values()])
-            np.testing.assert_allclose(found, in_the_clear(local, run), atol=1e-3)
+            np.testing.assert_allclose(found, in_the_clear(local, run, rows), atol=1e-3)
             for key in KEYS:
                 require_once(local, key, run.study.hash)
             log = (local.folder / "cleveland.log").read_text()
     except Absent as absent:
         pytest.skip(str(absent))
-    name = "database postgresql://datasite:***@" if which == "database" else "store webdav://exchange is away: "
-    assert name in log
+    names = {"database": "database postgresql://datasite:***@localhost", "store": "store webdav://exchange is away: "}
+    assert names[which] in log
     assert "waiting, tried again every 2 s" in log
     assert "is back after" in log
     assert "Traceback" not in log
 
 
-def in_the_clear(local: LocalDatasites, run: Run) -> np.ndarray:
+def in_the_clear(local: LocalDatasites, run: Run, rows: Rows) -> np.ndarray:
     """The model of a plain weighted FedAvg, computed by this test as the operator of all machines."""
-    rows = {key: training_rows(local, key, run.study.hash) for key in KEYS}
     declared = {key: local.hospital(key).declared_patients for key in KEYS}
     model = np.zeros(sum(part.size for part in run.model.values()), dtype=np.float32)
     for _ in range(ROUNDS):
