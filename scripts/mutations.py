@@ -31,7 +31,8 @@ _EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_
 _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
 _RESTORED = "tests/hospital/test_restored.py"
-_RUN = "tests/researcher/test_run.py"
+_RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
+_ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
@@ -517,6 +518,86 @@ MUTATIONS = (
         "                self._posted.discard((to, number, kind))\n",
         "                pass\n",
         ("tests/hospital/test_hostile_mailbox.py",),
+    ),
+    Mutation(
+        "kill: what was taken and not yet removed is an alarm",
+        "datasites/transport/guards.py",
+        "            if not log.leaving(channel, name):\n",
+        "            if True:\n",
+        ("tests/transport/test_hostile_folder.py::test_a_hospital_killed_at_any_point_raises_no_alarm",),
+    ),
+    Mutation(
+        "kill: what was taken is taken again",
+        "datasites/transport/guards.py",
+        "                if log.handled(channel, name):\n",
+        "                if False:\n",
+        (
+            "tests/transport/test_hostile_folder.py",
+            "tests/adversarial/test_transport_syft.py::test_a_replay_is_refused",
+        ),
+    ),
+    Mutation(
+        "epoch: none follows one that is used up",
+        "datasites/researcher/run.py",
+        "        elif self._sum.is_over(self.state.next_round):\n",
+        "        elif False:\n",
+        (f"{_RUN}::test_an_epoch_whose_days_are_over_is_followed_by_another",),
+    ),
+    Mutation(
+        "epoch: none follows one in which too few are left",
+        "datasites/researcher/run.py",
+        "        elif self._too_few_are_left():\n",
+        "        elif False:\n",
+        (f"{_RUN}::test_an_epoch_in_which_too_few_are_left_is_followed_by_another",),
+    ),
+    Mutation(
+        "agreements: what was typed into the registry counts",
+        "datasites/hospital/entered_log.py",
+        "        elif not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):\n",
+        "        elif False:\n",
+        (f"{_ENTRIES}::test_an_agreement_typed_into_the_registry_passes_for_none",),
+    ),
+    Mutation(
+        "agreements: an older registry brings back what was replaced",
+        "datasites/hospital/entered_log.py",
+        "            if newer > version and (id, newer) not in versions:\n",
+        "            if False:\n",
+        (f"{_ENTRIES}::test_an_older_copy_of_the_registry_brings_no_agreement_back",),
+    ),
+    Mutation(
+        "address: options of the database are dropped",
+        "datasites/hospital/postgresql.py",
+        "options={**_PATIENCE, **said})",
+        "options=dict(_PATIENCE))",
+        (f"{_SETTINGS}::test_what_an_address_says_reaches_the_connection",),
+    ),
+    Mutation(
+        "address: an option that is not known is let through",
+        "datasites/hospital/postgresql.py",
+        "        for name in _option_names(url):\n            _require_known(url, name)\n",
+        "",
+        (f"{_SETTINGS}::test_what_is_not_understood_is_refused_by_name",),
+    ),
+    Mutation(
+        "address: an option's value is shown whatever it is",
+        "datasites/study/addresses.py",
+        '            options.append(f"{name}={HIDDEN}")\n',
+        "            options.append(option)\n",
+        ("tests/study/test_addresses.py", f"{_SETTINGS}::test_no_address_of_any_setting_is_said_with_its_secret"),
+    ),
+    Mutation(
+        "sandbox: none that can be made is taken for one",
+        "datasites/enclave/sandbox.py",
+        "        if done.returncode != 0:\n",
+        "        if False:\n",
+        (f"{_ALLOWING}::test_one_sentence_names_the_reason_and_what_to_allow",),
+    ),
+    Mutation(
+        "sandbox: a study is blamed for a machine that makes none",
+        "datasites/enclave/worker.py",
+        "                sandbox.require()\n                raise\n",
+        "                raise\n",
+        (f"{_ALLOWING}::test_a_worker_is_not_blamed_for_it",),
     ),
     Mutation(
         "outage: a database that is away denies",

@@ -87,7 +87,7 @@ def judge(tree: Path, mutation: Mutation, seconds: float) -> Verdict:
         code, printed = run_tests(tree, mutation.tests, seconds)
     finally:
         path.write_text(original, encoding="utf-8")
-    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", printed, re.MULTILINE)
     outcome: Outcome = "SURVIVED" if code == PASSED else "caught" if code == FAILED and failed else "not judged"
     test = failed[1] if failed else "" if code == PASSED else printed.strip()[-200:]
     return Verdict(mutation.name, mutation.file, outcome, test, round(time.monotonic() - began, 1))

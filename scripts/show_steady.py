@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ def run(marked: str, workers: int, arguments: list[str]) -> tuple[bool, str]:
     command = [sys.executable, "-m", "pytest", "-rfE", "-p", "no:cacheprovider", "-m", marked, *several]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in lines if re.match(r"(FAILED|ERROR) \S", line)]
     return done.returncode == 0, "\n    ".join([lines[-1], *failed])
 
 
