@@ -1,9 +1,12 @@
-"""Outside services that are away (database, store, identity provider): told in the same words, and waited out.
+"""Outside services that are away: told in the same words, and database and store waited out.
 
-Claim: while a service is away the datasite ends nothing, forgets nothing and charges nothing; it tries again every
-`RETRY` seconds, and says so at once, then once a minute, and when the service is back. Assumption: the service comes
-back with what it had acknowledged; a database that lost some of it (a fail-over to a replica that lagged) differs from
-the audit log and is settled by people, as after a restore.
+Nothing waits for an identity provider: somebody who signs in is told, and asks again (`console.provider`). There is no
+other service; the datasite sends no mail.
+
+Claim: while database or store is away the datasite ends nothing, forgets nothing and charges nothing; it tries again
+every `RETRY` seconds, and says so at once, then once a minute, and when the service is back. Assumption: the service
+comes back with what it had acknowledged; a database that lost some of it (a fail-over to a replica that lagged) differs
+from the audit log and is settled by people, as after a restore.
 """
 
 from __future__ import annotations

@@ -77,4 +77,4 @@ def liar(home: Home) -> Iterator[Liar]:
         with configured(oidc(provider.base)):
             yield provider
     finally:
-        provider.stop()
+        provider.close()

@@ -158,7 +158,11 @@ class Liar:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.signs_with: Any = self.key
         self.algorithm = "RS256"
-        self.port = free_port()
+        # Bound as long as this lives: while the provider is away nobody else takes its port.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = int(self._reserved.getsockname()[1])
         self.claims: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self.nonce = ""
@@ -205,6 +209,10 @@ class Liar:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), self._handler())
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of one who waits no more
         threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
+
+    def close(self) -> None:
+        self.stop()
+        self._reserved.close()
 
     def stop(self) -> None:
         if self._server is not None:
