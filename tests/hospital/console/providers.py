@@ -26,6 +26,7 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from django.conf import settings
 from django.test import Client, override_settings
+from loopback_servers import free_port
 
 from datasites.hospital.config import OidcSettings
 
@@ -62,11 +63,6 @@ def configured(terms: OidcSettings) -> override_settings:
         AUTHENTICATION_BACKENDS=[*settings.AUTHENTICATION_BACKENDS, settings.PROVIDER_BACKEND],
         **_provider(terms),
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def fresh() -> Client:
