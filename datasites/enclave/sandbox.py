@@ -129,6 +129,8 @@ class Sandbox:
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
+            # Of the C library, whose 64 MiB of addresses for each thread would use up what a worker may have.
+            "MALLOC_ARENA_MAX": "2",
         }
 
     def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:

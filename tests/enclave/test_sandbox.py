@@ -299,6 +299,26 @@ def test_memory_that_was_made_read_only_is_bounded_too():
     assert done.stdout == "True True\n"
 
 
+#: 48 threads that each hold a little memory, with stacks of 8 MiB.
+MANY_THREADS = """
+import threading
+from datasites.enclave.confine import MIB, Limits, _mapped, confine
+confine(Limits(memory=1 << 30))
+before, there = _mapped(), threading.Barrier(49)
+for _ in range(48):
+    threading.Thread(target=lambda: (bytearray(100_000), there.wait(), there.wait()), daemon=True).start()
+there.wait()
+print((_mapped() - before) // MIB - 48 * 8)
+"""
+
+
+def test_threads_leave_a_worker_the_addresses_of_its_memory():
+    """The C library sets 64 MiB aside for each thread that allocates, up to eight a core, unless it is told not to."""
+    command = Sandbox().command(["-c", MANY_THREADS])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) < 256
+
+
 def test_required_without_bubblewrap_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(sandbox.importlib.util, "find_spec", lambda name: None)
