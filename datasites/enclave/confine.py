@@ -51,8 +51,8 @@ class Limits(Agreed):
     devices: bool = False
 
 
-#: Address space beyond `memory` and what is mapped already: libraries that come later, and what the C library sets aside
-#: for threads (`sandbox` tells it how little).
+#: Address space beyond `memory` and what is mapped already: libraries that come later, and what the C library sets
+#: aside for threads (`sandbox` tells it how little).
 _ADDRESS_SLACK = GIB
 
 #: Of the first thread, which counts as no data and could grow without this; others' are mapped, and count.
