@@ -209,7 +209,10 @@ def _agreements(site: Site) -> Iterator[Check]:
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
     by_hand = agreements_by_hand(site.home, registry.agreements, today)
     if by_hand:
-        remedy = "find out who edited registry.json; end these (`datasites agreements terminate`) and enter them anew"
+        remedy = (
+            "find out who edited registry.json, or put an older copy back; end these (`datasites agreements "
+            "terminate`) and enter them anew; one that is not there is entered or confirmed again"
+        )
         yield Check("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
     soon = registry.expiring(today)
     words = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
