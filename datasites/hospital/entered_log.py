@@ -3,10 +3,11 @@
 The log is read once in a process and followed from there. Policies decide on agreements and parties only as the log
 binds them (`bindings`), and only people whom it knows under their role and address review: what was typed into a file
 or the database, changed there, or brought back by an older copy counts for nothing, at once, and `doctor` names it.
-Claim: whoever may write registry, roster or the table of people, and neither log nor its key, makes no decision rest on
-what people did not enter and confirm, or have replaced, ended or revoked since; nor leave out what narrows it.
-Assumption: the log is the newest one (`ledger_log` compares it with its anchor). Records of older versions bind no
-content; of those, only that they were entered, and what became of them, is compared.
+Claim: whoever may write registry, roster, or the roles and addresses of people, and neither log nor its key, makes no
+decision rest on what people did not enter and confirm, or have replaced, ended or revoked since; nor leave out what
+narrows it. Who may write the database as a whole writes passwords and reviews, too, and acts as anybody: that is for
+the database's own rights. Assumption: the log is the newest one (`ledger_log` compares it with its anchor). Records of
+older versions bind no content; of those, only that they were entered, and what became of them, is compared.
 """
 
 from __future__ import annotations
