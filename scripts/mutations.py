@@ -560,7 +560,7 @@ MUTATIONS = (
     Mutation(
         "agreements: an older registry brings back what was replaced",
         "datasites/hospital/entered_log.py",
-        "            if newer > version and (id, newer) not in versions:\n",
+        "            if (id, version) not in held and entered.ended.get(id, 0) < at:\n",
         "            if False:\n",
         (f"{_ENTRIES}::test_an_older_copy_of_the_registry_brings_no_agreement_back",),
     ),

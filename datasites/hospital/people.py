@@ -24,7 +24,7 @@ from django.http import HttpRequest
 
 from datasites.hospital.bindings import bind, person_content
 from datasites.hospital.database import this_home
-from datasites.hospital.entered_log import people_by_hand
+from datasites.hospital.entered_log import people_by_hand, tell
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
 
@@ -68,13 +68,24 @@ def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
 def enter_person(site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "") -> None:
     """`add_person`, logged and bound by the log (`bindings`); by: the admin, or "" for the command line.
 
-    An approval counts in evidence only of somebody whom the log knows under that role and e-mail address.
+    An approval counts in evidence only of somebody whom the log knows under that role and e-mail address. Whom the
+    database has like that and the log does not know, since it was lost, is entered again, with this password.
     """
     with transaction.atomic():
-        person = add_person(name, role, password, email)
+        person = _unknown_to_the_log(site, name, role, email) or add_person(name, role, password, email)
+        if password is not None:
+            change_password(name, password)
         commitment = bind(site.home, person_content(person.name, person.role, person.email))
         told = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
         site.audit.append("person_added", **told, commitment=commitment)
+
+
+def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person | None:
+    """Somebody of the database, active and just like that, whom the log has never entered."""
+    user = get_user_model().objects.filter(username=name, is_active=True).first()
+    if user is None or (role_of(user), user.email) != (role, (email or (name if "@" in name else "")).casefold()):
+        return None
+    return None if name in tell(site.home).added else Person(name, user.email, role, active=True)
 
 
 def add_person(name: str, role: str, password: str | None, email: str = "") -> Person:
@@ -137,12 +148,13 @@ def acting(user: AbstractUser) -> Acting:
     """Somebody who has shown who they are, as one who acts; raises `PersonError` for somebody without a role.
 
     So too for a reviewer whom the log did not enter like that, or has shut out: the database was edited, or is older.
+    A log that knows nobody was lost, and those of the database are to settle that.
     """
     role = role_of(user)
     if not role:
         raise PersonError(f"person {user.username}: has no role; an admin must give one")
     by_hand = people_by_hand(this_home(), [(user.username, role, user.email)]) if role in REVIEWERS else []
-    if by_hand:
+    if by_hand and tell(this_home()).added:
         raise PersonError(f"person {user.username}: {by_hand[0]}; `datasites doctor` says what to do")
     return Acting(user.pk, user.username, role, user.email)
 

@@ -24,6 +24,7 @@ from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Round
 from datasites.hospital.patients import remember
+from datasites.hospital.people import PersonError, enter_person
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.review import ReviewError
@@ -37,7 +38,7 @@ from datasites.study.audit_chain import PublicHead, records
 from datasites.study.errors import DatasitesError, InputError
 from tests.hospital.running import OWN, Running
 from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, Backup, Killed, restarted, spent
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.hospital.test_settle import (
     LOST,
     WholeHome,
@@ -98,6 +99,20 @@ def test_starting_once_makes_no_lost_log_a_new_one(desk: Desk, tmp_path: Path, s
             ledger.charge(site, heart, STUDY, number, ROUND)
     ledger.close(site, STUDY)
     assert committed(site) == pytest.approx(before)
+
+
+def test_people_whom_a_lost_log_does_not_know_are_entered_again(desk: Desk) -> None:  # noqa: F811
+    """Until the log knows somebody, those of the database are the ones who can settle what was lost."""
+    lose_log_and_anchors(desk.site.home)
+    site = restarted(desk.site)
+    assert desk.login("ann").role == "steward"
+    enter_person(site, "eve", "steward", PASSWORD, "eve@example.org")
+    with pytest.raises(PersonError, match="ann was never entered, as far as the log knows"):
+        desk.login("ann")
+    with pytest.raises(PersonError, match="already entered"):
+        enter_person(site, "ann", "privacy_officer", PASSWORD, "ann@cleveland.example.org")
+    enter_person(site, "ann", "steward", PASSWORD, "ann@cleveland.example.org")
+    assert desk.login("ann").role == "steward"
 
 
 def fresh_post(running: Running) -> None:  # noqa: F811
