@@ -28,7 +28,7 @@ import measure
 import numpy as np
 import numpy.typing as npt
 
-from datasites.enclave.worker import Partition, TrainResult
+from datasites.enclave.worker import TrainResult
 from datasites.hospital.correspondence import RECORDS_PER_HOUR
 from datasites.hospital.setup import initialise
 from datasites.researcher.study import Study
@@ -146,7 +146,6 @@ class RealHospital:
 
     def __init__(self, root: Path, study: Study) -> None:
         self.root, self.study, self.email = root, study, EMAIL
-        self._rows: Partition | None = None
         self._others = [email for email in study.terms.cohort.hospitals if email != EMAIL]
         self._make()
         self._template = root / "template"
@@ -188,7 +187,7 @@ class RealHospital:
         """Pin everybody, enter agreements, take the study in, and let two people approve it."""
         from datasites.hospital import admission, review
         from datasites.hospital.agreements import confirm_agreement, enter_agreements
-        from datasites.hospital.cases import open_case
+        from datasites.hospital.cases import open_case, partitions
         from datasites.hospital.models import Case
         from datasites.hospital.parties import pin_compared
         from datasites.hospital.people import enter_person, identify
@@ -212,6 +211,8 @@ class RealHospital:
         # Its submission did not come through syft, where its decision would be recorded.
         Case.objects.update(recorded_in_syft=True)
         self._case = open_case(site.home, row)
+        # Now, since an ended study keeps none.
+        self._rows = partitions(site.home, self._case)["training"]
 
     # -- for each study --------------------------------------------------------------------------------------------
 
@@ -280,10 +281,6 @@ class RealHospital:
 
     def update(self, model: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """What this hospital adds to that model, computed in the clear."""
-        from datasites.hospital.cases import partitions
-
-        if self._rows is None:
-            self._rows = partitions(self._site.home, self._case)["training"]
         return plain_update(model, self._rows.x, self._rows.y).astype(np.float64)
 
     @property
