@@ -208,9 +208,15 @@ class Round(models.Model):
         ordering = ["round"]
         constraints = [models.UniqueConstraint(fields=["case", "round"], name="one_release_per_round")]
 
-    def abstain(self, said: Abstention, told: str) -> None:
-        """Sit this round out for good. told: why, for the audit log, so nothing that rows had a part in (I16)."""
-        self.state, self.abstention = self.State.FAILED, {**said.model_dump(mode="json"), "told": told[:500]}
+    def abstain(self, said: Abstention, told: str | None) -> None:
+        """Sit this round out for good.
+
+        told: why, for the audit log, so nothing that rows had a part in (I16); None where people do it, whose act is
+        logged as theirs.
+        """
+        self.state, self.abstention = self.State.FAILED, said.model_dump(mode="json")
+        if told is not None:
+            self.abstention["told"] = told[:500]
         self.save(update_fields=["state", "reason", "abstention"])
 
 

@@ -175,7 +175,7 @@ def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
         failed = Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).last()
         if failed is None:
             raise ReviewError(f"case {number}: no round of it waits for an answer; use resume or rejoin")
-        failed.abstain(letters.Abstention(outcome="failed"), "sat out by people here")
+        failed.abstain(letters.Abstention(outcome="failed"), None)
 
     return _move(site, number, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING, abstain)
 

@@ -419,7 +419,7 @@ class StudyRun:
             return False
         body: dict[str, Any] = dict(newest.abstention)
         told = body.pop("told", None)
-        # None where an older version has saved it, which had logged it by then.
+        # None where people sit it out, or an older version has saved it, which had logged it by then.
         if told is not None and self._logged_abstention != newest.round:
             self._site.audit.append_once("abstained", study=self.study_hash, round=newest.round, reason=told, **body)
             self._logged_abstention = newest.round
