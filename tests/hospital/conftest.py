@@ -21,31 +21,13 @@ from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import connect
 from datasites.hospital.site import Site
 from datasites.study.identity import Identity, Roster, RosterEntry
+from tests.hospital.cleveland import SETTINGS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 HEART = SCRIPTS / "heart_disease"
 
 DATABASE = os.environ.get("DATASITES_TEST_DATABASE", "sqlite")
-SETTINGS = """
-organisation = "Cleveland"
-email = "datasite@cleveland.example.org"
-store = "{store}"
-database = "{database}"
-run_as_root = true
-
-[[datasets]]
-name = "heart"
-table = "data/table.csv"
-mapping = "mapping.toml"
-mock = "data/mock.csv"
-summary = "Heart disease"
-declared_patients = 303
-epsilon = 4.0
-delta = 1e-5
-study_epsilon = 3.0
-held_out = 0.5
-"""
 
 # Django's models can be imported only once a database is chosen, and test modules import them at their top.
 _folder = tempfile.TemporaryDirectory(prefix="datasite-")

@@ -42,32 +42,13 @@ from datasites.transport.syft import SubmittedJob
 from tests.agreements import agreements
 from tests.alarms import OF_ITSELF, OF_OTHERS
 from tests.e2e.noiseless_datasite import plain_update
+from tests.hospital.cleveland import EMAIL, PATIENTS, SETTINGS
 from tests.researcher.hostile import LEAST_PATIENCE, PEER_PATIENCE, ROUNDS, Ended, run_study, short_study
 from tests.transport.parties import RESEARCHER, Party, make_parties
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 HEART = SCRIPTS / "heart_disease"
-EMAIL = "datasite@cleveland.example.org"
-PATIENTS = 303
 PASSWORD = "a long enough passphrase"
-SETTINGS = """
-organisation = "Cleveland"
-email = "{email}"
-store = "{store}"
-run_as_root = true
-
-[[datasets]]
-name = "heart"
-table = "data/table.csv"
-mapping = "mapping.toml"
-mock = "data/mock.csv"
-summary = "Heart disease"
-declared_patients = {patients}
-epsilon = 4.0
-delta = 1e-5
-study_epsilon = 3.0
-held_out = 0.5
-"""
 
 #: The researcher and the other hospitals.
 OTHERS = 4
@@ -163,7 +144,7 @@ class RealHospital:
         from heart_disease import prepare
 
         home = self.root / "home"
-        entry = initialise(home, SETTINGS.format(email=EMAIL, store=self.url, patients=PATIENTS))
+        entry = initialise(home, SETTINGS.format(store=self.url, database="sqlite"))
         self._parties = make_parties(self.root / "parties", self.url, tuple(self._others), start=False)
         researcher, *others = (party.entry() for party in self._parties)
         university = researcher.model_copy(update={"organisation": "University"})
