@@ -537,6 +537,13 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "setup: shares that nobody sends are waited for",
+        "datasites/secagg/setup.py",
+        "    neighbours = epoch.graph.neighbours(epoch.place(identity.email))\n",
+        "    neighbours = range(len(epoch.members))\n",
+        ("tests/secagg/test_setup.py",),
+    ),
+    Mutation(
         "epoch: none follows one that is used up",
         "datasites/researcher/run.py",
         "        elif self._sum.is_over(self.state.next_round):\n",
@@ -556,6 +563,27 @@ MUTATIONS = (
         "        elif not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):\n",
         "        elif False:\n",
         (f"{_ENTRIES}::test_an_agreement_typed_into_the_registry_passes_for_none",),
+    ),
+    Mutation(
+        "parties: an older roster brings back who was revoked",
+        "datasites/hospital/entered_log.py",
+        "        elif entered.revoked.get(entry.email, 0) > pin.seq:\n",
+        "        elif False:\n",
+        (f"{_ENTRIES}::test_an_older_copy_of_the_roster_shows_as_one",),
+    ),
+    Mutation(
+        "people: who was typed into the database counts",
+        "datasites/hospital/entered_log.py",
+        "        elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)):\n",
+        "        elif False:\n",
+        (f"{_ENTRIES}::test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database",),
+    ),
+    Mutation(
+        "people: an older database brings back who was shut out",
+        "datasites/hospital/entered_log.py",
+        "        elif entered.shut_out.get(name, 0) > added.seq:\n",
+        "        elif False:\n",
+        (f"{_ENTRIES}::test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database",),
     ),
     Mutation(
         "agreements: an older registry brings back what was replaced",
@@ -607,6 +635,15 @@ MUTATIONS = (
         ("tests/hospital/test_outages.py",),
     ),
     Mutation(
+        "outage: an abstention is logged before it is decided",
+        "datasites/hospital/rounds.py",
+        "        # Decided once this is saved: ",
+        '        told = {"reason": reason, "outcome": outcome, "controls": list(controls)}\n'
+        '        self._site.audit.append_once("abstained", study=self.study_hash, round=number, **told)\n'
+        "        # Decided once this is saved: ",
+        ("tests/hospital/test_outages.py::test_an_abstention_is_decided_logged_and_said_once",),
+    ),
+    Mutation(
         "evidence: a charge's round is the entry's word",
         "datasites/hospital/verify_bundle.py",
         '    for name in ("round", "population"):\n',
@@ -640,6 +677,13 @@ MUTATIONS = (
         '                    mounts += ["--tmpfs", entry.path, "--remount-ro", entry.path]\n',
         "                    pass\n",
         ("tests/enclave/test_sandbox.py::test_of_proc_only_what_was_named_holds_anything",),
+    ),
+    Mutation(
+        "sandbox: the C library sets addresses aside for each thread",
+        "datasites/enclave/sandbox.py",
+        '            "MALLOC_ARENA_MAX": "2",\n',
+        "",
+        ("tests/enclave/test_sandbox.py::test_threads_leave_a_worker_the_addresses_of_its_memory",),
     ),
     Mutation(
         "sandbox: root serves without a word",
