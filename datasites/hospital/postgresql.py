@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from datasites.study.addresses import ESCAPES, hidden, shown
+from datasites.study.addresses import ESCAPES, hidden, is_name, shown
 from datasites.study.errors import InputError
 
 SCHEMES = ("postgresql://", "postgres://")
@@ -65,6 +65,8 @@ class PostgresAddress:
             raise _refused(url, f"can't be read; {_HOW}") from error
         if not said.get("dbname"):
             raise _refused(url, f"names no database; {_HOW}")
+        if not is_name(said.get("user", "")):
+            raise _refused(url, f"has a user with a character that may belong to a password; {_HOW}")
         if "/" in said["dbname"]:
             raise _refused(url, f"names a database with a / in it; {_HOW}")
         for host in said.get("host", "").split(","):

@@ -51,6 +51,11 @@ def hidden(text: str, address: str) -> str:
     return text
 
 
+def is_name(user: str) -> bool:
+    """Whether a user is a name: its colon escaped as well, a password would be a part of it."""
+    return bool(re.fullmatch(r"[\w.+@ \\-]*", unquote(user)))
+
+
 def is_address(text: str) -> bool:
     """Whether a text is an address that may hold a secret; a path, a name or an e-mail address is none."""
     return "://" in text or bool(re.search(r":.*@|=", text, re.DOTALL))
@@ -59,13 +64,14 @@ def is_address(text: str) -> bool:
 def fault_of(address: str) -> str:
     """What makes an address with a host one that parsers read differently, in words; "" for none. Holds no secret."""
     userinfo, at, server = address.partition("://")[2].rpartition("@")
-    if at and ":" in userinfo and re.search(r"[/?#@\[\]\s]", userinfo.partition(":")[2]):
-        return f"has a password that is not escaped; {ESCAPES}"
+    if at and (re.search(r"[\[\]]", userinfo) or re.search(r":.*[/?#@\s]", userinfo, re.DOTALL)):
+        return f"has a user or a password that is not escaped; {ESCAPES}"
     if not address.isprintable():
         return "has characters that can't be printed; take them out"
     try:
+        urlsplit(address)
         port = urlsplit(f"//{server}").port
-    except ValueError:
+    except ValueError:  # whose words quote what may be a secret
         return "has a host or a port that can't be read; a port is a whole number from 1 to 65535"
     return "has port 0; a port is a whole number from 1 to 65535" if port == 0 else ""
 
@@ -101,8 +107,7 @@ def _split(address: str) -> tuple[str, set[str]]:
     if at:
         user, colon, password = userinfo.partition(":")
         # A colon that was escaped with all the rest would make the password part of the user.
-        plain = re.fullmatch(r"[\w.%+-]+", user) and "%3A" not in user.upper()
-        named = scheme.rpartition("::")[2].casefold() in _NAMED_USERS and plain
+        named = scheme.rpartition("::")[2].casefold() in _NAMED_USERS and is_name(user)
         secrets |= {password} if named else {user, password, userinfo}
         userinfo = (user if named else HIDDEN) + (f":{HIDDEN}" if colon and named else "")
     rest, hash, fragment = rest.partition("#")

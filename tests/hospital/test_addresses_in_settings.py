@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datasites.hospital.config import Settings
@@ -17,7 +17,7 @@ from datasites.hospital.postgresql import PostgresAddress
 from datasites.study.errors import InputError, parse_toml
 from datasites.transport.store import Store, StoreError
 from datasites.transport.store_errors import diagnose
-from tests.study.test_addresses import MARK, forms, schemes, secrets
+from tests.study.test_addresses import ESCAPED_COLON, MARK, forms, schemes, secrets
 
 OIDC = ("issuer", "authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
 
@@ -38,6 +38,8 @@ def parsed(toml: str) -> tuple[Settings | None, str]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["store", "database", *OIDC]), schemes, forms, secrets)
+@example("issuer", "https", ESCAPED_COLON, f"{MARK}[{MARK}]{MARK}")
+@example("database", "postgresql", ESCAPED_COLON, MARK)
 def test_no_address_of_any_setting_is_said_with_its_secret(name: str, scheme: str, form: str, secret: str) -> None:
     """Whether it is refused (the words) or taken (what is printed of settings, store and the words of libraries)."""
     address = form.format(scheme=scheme, secret=secret)

@@ -18,6 +18,7 @@ secrets = st.lists(between, max_size=4).map(lambda parts: MARK + "".join(f"{part
 schemes = st.sampled_from(
     ["postgresql", "postgres", "ssh", "sftp", "https", "http", "s3", "webdav", "simplecache::ssh", "filecache::s3"]
 )
+ESCAPED_COLON = "{scheme}://user%3A{secret}@host.example.org/name"
 forms = st.sampled_from(
     [
         "{scheme}://user:{secret}@host.example.org/name",
@@ -26,7 +27,7 @@ forms = st.sampled_from(
         "{scheme}://user:{secret}@[host/name",
         "{scheme}://user:{secret}@/name?host=/run/postgresql",
         "{scheme}://:{secret}@host",
-        "{scheme}://user%3A{secret}@host.example.org/name",
+        ESCAPED_COLON,
         "//user:{secret}@host.example.org/name",
         "{scheme}://host.example.org/name?password={secret}",
         "{scheme}://host.example.org/name?sslmode=require&token={secret}&application_name=a",
