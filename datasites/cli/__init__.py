@@ -17,6 +17,7 @@ from datasites.cli.data import budget, dataset
 from datasites.cli.parties import roster
 from datasites.cli.people import person
 from datasites.cli.service import commands, identity
+from datasites.study.visible import visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +49,7 @@ def main() -> None:
         # Errors that a room of ours defines are for people; anything else is a defect and keeps its traceback.
         if not type(error).__module__.startswith(("datasites.", "policies.")):
             raise
-        print(f"datasites: {error}", file=sys.stderr)
+        print(f"datasites: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

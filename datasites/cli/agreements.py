@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from datasites.cli.terminal import HomeOption, NameOption, StdinOption, acting, group, new_table, open_site, out, today
+from datasites.study.visible import visible
 
 agreements = group("BAA, DUA, IRB: entered by one, confirmed by another.")
 
@@ -63,7 +64,7 @@ def agreements_draft(home: HomeOption, document: str, study: Annotated[Path, typ
     package = StudyPackage.read(study)
     features = tuple(feature.name for feature in (*package.data_model.features, package.data_model.label))
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
-    print(render(document, package.study, package.digest(), features, registry, today()))
+    print(visible(render(document, package.study, package.digest(), features, registry, today())))
 
 
 @agreements.command("terminate")

@@ -34,7 +34,7 @@ def audit_verify(
             f"--head: not a signed head of a log ({type(error).__name__}); ask its holder again"
         ) from error
     report = verify(log, key, held)
-    out.print(report.model_dump_json(indent=2), markup=False)
+    out.print(report.model_dump_json(indent=2))
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -57,7 +57,7 @@ def audit_tail(
         out.print("(only the newest part of the log was searched)")
     for record in reversed(page.records):
         fields = " ".join(f"{key}={value}" for key, value in record.fields.items())
-        out.print(f"{record.seq} {record.time} {record.kind} {fields}", markup=False)
+        out.print(f"{record.seq} {record.time} {record.kind} {fields}")
 
 
 @audit.command("export")

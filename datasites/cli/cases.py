@@ -58,7 +58,7 @@ def review_show(home: HomeOption, case: int) -> None:
     site = open_site(home)
     from datasites.hospital.case_page import describe
 
-    out.print(describe(site, case), markup=False)
+    out.print(describe(site, case))
 
 
 @review.command("approve")
@@ -159,7 +159,7 @@ def study_plan(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = 
     if as_json:
         print(json.dumps([dataclasses.asdict(choice) for choice in plan.choices()]))
         return
-    out.print(str(plan), markup=False, highlight=False)
+    out.print(str(plan))
     names = (
         "threshold",
         "dropouts",
@@ -194,6 +194,6 @@ def study_check(folder: Path, as_json: Annotated[bool, typer.Option("--json")] =
         print(json.dumps([dataclasses.asdict(finding) for finding in findings]))
     else:
         for finding in findings:
-            out.print(str(finding), markup=False)
+            out.print(str(finding))
         out.print(f"study {study.terms.name} {study.hash}: {len(findings)} finding(s)")
     raise typer.Exit(1 if findings else 0)

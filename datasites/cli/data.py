@@ -41,7 +41,7 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     out.print(shown)
     out.print(readiness.patients_in_words())
     if readiness.surplus:
-        out.print(readiness.surplus, markup=False)
+        out.print(readiness.surplus)
     raise typer.Exit(0 if readiness.ready else 1)
 
 
@@ -61,7 +61,7 @@ def dataset_withdraw(
         number = review.withdraw(site, person, dataset, patient, reason)
         from datasites.hospital.withdrawal import in_words
 
-        out.print(in_words(site.home, dataset, patient), markup=False)
+        out.print(in_words(site.home, dataset, patient))
     out.print(f"dataset {dataset}: {number} patient(s) have withdrawn, from the next round on")
 
 
@@ -133,7 +133,7 @@ def budget_widen(
         from datasites.hospital import proposals
 
         entered = proposals.propose_widening(site, person, population, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("accept-delta")
@@ -150,7 +150,7 @@ def budget_accept_delta(
         from datasites.hospital import proposals
 
         entered = proposals.propose_delta(site, person, population, delta, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("other-patients")
@@ -162,7 +162,7 @@ def budget_other_patients(
         from datasites.hospital import proposals
 
         entered = proposals.propose_other_patients(site, person, one, other, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("restored")
@@ -190,7 +190,7 @@ def budget_restored(
 
         studies = read_toml(lost, Lost).study if lost is not None else ()
         entered = proposals.propose_restored(site, person, studies, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it", markup=False)
+    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("waiting")
@@ -213,7 +213,7 @@ def budget_confirm(home: HomeOption, entry: int, name: NameOption, password_stdi
         from datasites.hospital import proposals
 
         done = proposals.confirm(site, person, entry)
-    out.print(f"entry {entry} counts: {proposals.in_words(done)}", markup=False)
+    out.print(f"entry {entry} counts: {proposals.in_words(done)}")
 
 
 @budget.command("withdraw")

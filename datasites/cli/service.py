@@ -91,7 +91,7 @@ def evidence(home: HomeOption, case: int, out_file: Annotated[Path, typer.Option
 
     checks = export_evidence(site, case, out_file)
     for check in checks:
-        out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}", markup=False)
+        out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}")
     out.print(f"{out_file}: verify with `python verify_bundle.py {out_file.name} --key {site.identity.public_key}`")
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
@@ -105,7 +105,7 @@ def doctor(home: HomeOption) -> None:
     sick = False
     for check in examine(site):
         sick = sick or check.state == "bad"
-        out.print(f"{check.state:4} {check.name}: {check.words}", markup=False)
+        out.print(f"{check.state:4} {check.name}: {check.words}")
     raise typer.Exit(1 if sick else 0)
 
 
@@ -116,4 +116,4 @@ def identity_show(home: HomeOption) -> None:
 
     entry = RosterEntry.parse((open_site(home).home.root / ENTRY_FILE).read_bytes())
     out.print(f"{entry.organisation} <{entry.email}>\nfingerprint  {entry.fingerprint}")
-    out.print(entry.model_dump_json(indent=2), markup=False)
+    out.print(entry.model_dump_json(indent=2))

@@ -8,17 +8,32 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from datasites.study.visible import visible
 
 if TYPE_CHECKING:
     from datasites.hospital.people import Acting
     from datasites.hospital.site import Site
 
-out = Console(highlight=False, soft_wrap=True)
+
+class Terminal(Console):
+    """Prints what it is given and nothing else: no markup, no picture for a word, no character that acts."""
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        super().__init__(file=file, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Any text that is printed, also in the cells of a table."""
+        return super().render_str(visible(text), **options)
+
+
+out = Terminal()
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="DATASITES_HOME", help="The datasite's home folder.")]
 NameOption = Annotated[str, typer.Option("--as", help="Your name, as entered with `datasites person add`.")]

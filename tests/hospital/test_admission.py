@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from datasites.cli import app
 from datasites.hospital import admission, compliance, ledger, review
 from datasites.hospital.cases import open_case
 from datasites.hospital.config import Home
@@ -41,6 +44,21 @@ def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk:
             review.approve(desk.site, row.pk, desk.login("ann"), "read it", row.approval_hash)
         assert not Review.objects.exists()
         assert review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort").state == Case.State.REJECTED
+
+
+def test_what_a_stranger_wrote_does_nothing_to_a_terminal(database: Home, furnished: Home) -> None:
+    """Escapes could erase what the terminal said above them, and bidirectional marks turn it around."""
+    files, evil = job().files, "\\u001b[2K\\u202eevil[degF]"
+    study, features = (files[name].decode() for name in ("study.toml", "features.toml"))
+    for name in ("title", "irb"):
+        study = study.replace(f'\n{name} = "', f'\n{name} = "{evil}')
+    sent = {"study.toml": study, "features.toml": features.replace('description = "', f'description = "{evil}')}
+    row = admission.admit(Site.open(furnished.root), job(**{name: text.encode() for name, text in sent.items()}))
+    for command in (["review", "show", str(row.pk)], ["review", "list"]):
+        done = CliRunner().invoke(app, [*command, "--home", str(furnished.root)])
+        assert done.exit_code == 0
+        assert "evil[degF]" in done.output or command[1] == "list"
+        assert not [c for c in done.output if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t"]
 
 
 def test_an_error_that_nobody_foresaw_is_a_reason_without_its_words(

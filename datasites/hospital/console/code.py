@@ -1,13 +1,11 @@
 """Frozen code as lines to read: highlighted by class names, findings at their lines, and differences between versions.
 
-What a reviewer sees must be what runs: characters that are invisible, or that turn text around (bidirectional marks),
-are shown as their code point. Nothing here is executed.
+What a reviewer sees must be what runs, so all of it is `visible`. Nothing here is executed.
 """
 
 from __future__ import annotations
 
 import difflib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,8 @@ from django.utils.safestring import SafeString, mark_safe
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer, TOMLLexer
+
+from datasites.study.visible import visible
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,6 @@ class DiffLine:
     old: int
     new: int
     text: str
-
-
-def visible(text: str) -> str:
-    """The text with invisible and direction-changing characters spelt out."""
-    return "".join(
-        f"\u27e6U+{ord(c):04X}\u27e7" if c not in "\n\t" and unicodedata.category(c) in ("Cf", "Cc", "Co", "Cn") else c
-        for c in text.replace("\r\n", "\n").replace("\r", "\n")
-    )
 
 
 def code_lines(name: str, text: str, findings: Sequence[Mapping[str, Any]] = ()) -> tuple[CodeLine, ...]:
