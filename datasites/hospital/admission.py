@@ -19,7 +19,15 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital import compliance
-from datasites.hospital.cases import NOT_READY, OpenCase, StagedRecords, build_terms, open_case, stage_records
+from datasites.hospital.cases import (
+    NOT_READY,
+    OpenCase,
+    StagedRecords,
+    build_terms,
+    open_case,
+    require_room,
+    stage_records,
+)
 from datasites.hospital.cells import read_mock
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY
@@ -41,9 +49,6 @@ log = logging.getLogger(__name__)
 
 #: States in which a case may be examined, as long as nobody has reviewed it.
 OPEN = (Case.State.INTAKE, Case.State.REVIEW)
-
-#: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
-MOST_CELLS = 2**28
 
 _MEND = "mend it and run `datasites review recheck`"
 
@@ -214,12 +219,8 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
         raise InputError(f"study.toml: researcher is {study.researcher}, but {job.submitted_by} submitted it")
     if home.settings.email not in study.cohort.hospitals:
         raise InputError(f"study.toml: cohort.hospitals does not name {home.settings.email}")
-    records, columns = home.dataset(study.cohort.dataset).declared_records, len(package.data_model.columns)
-    if records * columns > MOST_CELLS:
-        raise InputError(
-            f"features.toml: {columns} encoded columns for {records} declared records are more than {MOST_CELLS} "
-            "numbers, the most that this datasite prepares; leave out features, or levels that few patients have"
-        )
+    records = home.dataset(study.cohort.dataset).declared_records
+    require_room(len(package.data_model.columns), records, "declared records")
     waiting = Case.objects.filter(submitted_by=job.submitted_by, state__in=OPEN).count()
     if waiting >= home.settings.undecided_per_researcher:
         raise InputError(

@@ -39,6 +39,8 @@ from datasites.study.package import StudyPackage
 from datasites.study.rounds import RingTerms, counts_ring, gradient_ring, interim_evaluations, work_of
 
 PREPARED_FILE = "records.npz"
+#: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
+MOST_CELLS = 2**28
 #: In place of the records that an examination could not prepare; nobody can approve it.
 NOT_READY = Prepared(content_hash="0" * 64, patient_unit="row", rows=0, patients=0)
 
@@ -218,6 +220,15 @@ class StagedRecords:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def require_room(columns: int, rows: int, what: str) -> None:
+    """Raise `InputError` where so many rows of so many encoded columns are more than this datasite prepares."""
+    if rows * columns > MOST_CELLS:
+        raise InputError(
+            f"features.toml: {columns} encoded columns for {rows} {what} are more than {MOST_CELLS} numbers, the most "
+            "that this datasite prepares; leave out features, or levels that few patients have"
+        )
+
+
 def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
     """Encode the hospital's table for this study into a folder of its own in the private folder, mode 0700.
 
@@ -225,6 +236,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     """
     mapping = read_mapping(home.root / dataset.mapping)
     table = read_table(home.root / dataset.table)
+    require_room(len(package.data_model.columns), len(table), f"rows of {dataset.table}")
     names = row_identities(home, table) if mapping.patient is None else None
     arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
     accepted = other_patients(dataset.population)

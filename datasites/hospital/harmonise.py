@@ -20,7 +20,7 @@ text alone, and a number of (a) into the same text from either type. No type, da
 inferred. (2) Cell to value: `_Reader.read` is made of the mapping and the data model before a row is looked at, and is
 a pure function of the cell's text; results are kept by text, which changes none. `code` and `number` compare exact
 numbers and hold no state. (3) Values to arrays: a column of values has one dtype whatever it holds, float64 for numbers
-and yes/no, objects for levels. `Feature.encode` compares levels one by one and applies elementwise IEEE operations
+and yes/no, objects for levels. `Feature.encode` looks levels up one by one and applies elementwise IEEE operations
 (clip, subtract, divide, round to float32) with public constants; their results don't depend on an element's place but
 for the sign of a zero, which it takes away. Columns are laid side by side; a row is dropped by its own label; none is
 moved. (4) Whose a row is: `pseudonym` of its own cell, or its given name. QED.
@@ -293,6 +293,6 @@ def records_digest(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 over the encoded arrays and the names of their columns; for this hospital's private folder only."""
     digest = hashlib.sha256(canonical_json([list(arrays["x"].shape), list(model.columns)]))
     for name in ("x", "y"):
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     digest.update("\0".join(arrays["patient"]).encode())
     return digest.hexdigest()

@@ -81,22 +81,17 @@ class Feature(Agreed):
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Encode to float32 of shape (rows, len(columns)); raises `SchemaError` on a value of another type."""
+        encoded = np.zeros((len(values), len(self.columns)), dtype=np.float32)
+        self.encode_into(encoded, values)
+        return encoded
+
+    def encode_into(self, encoded: npt.NDArray[np.float32], values: pd.Series) -> None:
+        """`encode` into an array of that shape; beside it, this takes memory for a column or two, however many."""
         missing = values.isna().to_numpy()
         if self.type == "category":
-            unknown = set(values[~missing].unique()) - set(self.levels)
-            if unknown:
-                raise SchemaError(
-                    f"feature {self.name}: {len(unknown)} value(s) outside its levels {list(self.levels)}; "
-                    "map them in mapping.toml"
-                )
-            centres = self.centres or (0.0,) * (len(self.levels) - 1)
-            encoded = np.stack(
-                [
-                    (values == level).to_numpy(dtype=np.float64, na_value=0.0) - centre
-                    for level, centre in zip(self.levels[1:], centres, strict=True)
-                ],
-                axis=1,
-            )
+            codes = self._codes(values, missing)
+            for column, centre in enumerate(self.centres or (0.0,) * (len(self.levels) - 1)):
+                encoded[:, column] = (codes == column + 1) - centre
         else:
             number = _numbers(values)
             if (np.isnan(number) & ~missing).any():
@@ -104,14 +99,26 @@ class Feature(Agreed):
             if self.type == "boolean":
                 if not np.isin(number[~missing], (0.0, 1.0)).all():
                     raise SchemaError(f"feature {self.name}: not all values are 0 or 1; map them in mapping.toml")
-                encoded = (number - self.centre)[:, None]
+                encoded[:, 0] = number - self.centre
             else:
-                encoded = ((np.clip(number, self.low, self.high) - self.centre) / self.scale)[:, None]
+                encoded[:, 0] = (np.clip(number, self.low, self.high) - self.centre) / self.scale
         encoded[missing] = 0.0
         if self.indicator:
-            encoded = np.concatenate([encoded, missing[:, None].astype(np.float64)], axis=1)
+            encoded[:, -1] = missing
         # A clip may give either of 0 and -0, by IEEE, and so by an element's place: adding 0 makes them one.
-        return encoded.astype(np.float32) + np.float32(0)
+        encoded += np.float32(0)
+
+    def _codes(self, values: pd.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+        """The place of each value's level, -1 for a missing one."""
+        places = {level: place for place, level in enumerate(self.levels)}
+        codes = np.fromiter((places.get(value, -1) for value in values), dtype=np.int32, count=len(values))
+        if (codes[~missing] < 0).any():
+            unknown = len(set(values[~missing].unique()) - places.keys())
+            raise SchemaError(
+                f"feature {self.name}: {unknown} value(s) outside its levels {list(self.levels)}; "
+                "map them in mapping.toml"
+            )
+        return codes
 
     def invent(self, rows: int, source: np.random.Generator) -> pd.Series:
         """Ordinary values as a harmonised table holds them: evenly over the range or the levels, some missing."""
@@ -193,6 +200,10 @@ class DataModel(Agreed):
             raise SchemaError(f"the table lacks the column(s) {', '.join(absent)}; add them in mapping.toml")
         if table[self.label.name].isna().any():
             raise SchemaError(f"label {self.label.name}: missing in some rows; leave those rows out in mapping.toml")
-        x = np.concatenate([feature.encode(table[feature.name]) for feature in self.features], axis=1)
+        x, first = np.zeros((len(table), len(self.columns)), dtype=np.float32), 0
+        for feature in self.features:
+            last = first + len(feature.columns)
+            feature.encode_into(x[:, first:last], table[feature.name])
+            first = last
         y = self.label.model_copy(update={"centre": 0.0, "indicator": False}).encode(table[self.label.name])[:, 0]
-        return np.ascontiguousarray(x), y
+        return x, y

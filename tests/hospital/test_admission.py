@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from datasites.cli import app
-from datasites.hospital import admission, compliance, ledger, review
+from datasites.hospital import admission, cases, compliance, ledger, review
 from datasites.hospital.cases import open_case
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Review
@@ -157,3 +157,16 @@ def test_more_columns_than_the_declared_records_bear_are_refused_before_a_row_is
     row = admission.admit(site, dataclasses.replace(job(), name="heart-2"))
     assert row.state == Case.State.REFUSED
     assert "encoded columns for 33554432 declared records are more than 268435456 numbers" in row.note
+
+
+def test_more_rows_than_the_columns_leave_room_for_are_not_prepared(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever was declared: the table may hold more."""
+    monkeypatch.setattr(cases, "MOST_CELLS", 303 * 8)
+    monkeypatch.setattr(cases, "prepare", lambda *_: pytest.fail("rows were encoded"))
+    with pytest.raises(InputError, match="rows of .* are more than 2424 numbers"):
+        cases.stage_records(
+            desk.site.home, open_case(desk.site.home, desk.row).package, desk.site.home.dataset("heart")
+        )

@@ -1,6 +1,7 @@
 """Four schemas, codes and units become one data model; what doesn't fit is named, with counts and never values."""
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from datasites.hospital.cells import pseudonym, read_table
 from datasites.hospital.harmonise import Mapping, harmonise, prepare, read_mapping
 from datasites.study.errors import InputError, read_toml
-from datasites.study.schema import DataModel, SchemaError
+from datasites.study.schema import DataModel, Feature, SchemaError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -113,3 +114,23 @@ def test_a_patients_records_share_one_patient(tmp_path: Path) -> None:
     table = local("cleveland", tmp_path)
     table.loc[1, "id"] = table.loc[0, "id"]
     assert prepare(table, mapping_of("cleveland"), MODEL)[2].patients == 302
+
+
+def test_preparing_takes_the_memory_of_the_encoded_numbers_once() -> None:
+    """So what bounds these bounds the datasite's process: 4,096 levels once took eight bytes for each, twice over."""
+    levels = tuple(f"l{number}" for number in range(4096))
+    ward = Feature(name="ward", type="category", levels=levels)
+    model = DataModel(features=(ward,), label=Feature(name="died", type="boolean"))
+    mapping = Mapping.model_validate({"patient": "id", "columns": {name: {"from": name} for name in ("ward", "died")}})
+    rows = 2048
+    table = pd.DataFrame(
+        {"id": [str(row) for row in range(rows)], "ward": levels[:rows], "died": ["0", "1"] * (rows // 2)}
+    )
+    tracemalloc.start()
+    try:
+        arrays, _, _ = prepare(table, mapping, model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert arrays["x"].sum() == rows - 1
+    assert arrays["x"].nbytes < peak < 1.25 * arrays["x"].nbytes
