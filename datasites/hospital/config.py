@@ -96,6 +96,12 @@ def _https(url: str) -> str:
         raise ValueError(f"{shown(url)} must be an https:// address (http:// only on this machine)")
     if "@" in parts.netloc or parts.fragment:
         raise ValueError(f"{shown(url)} must hold no user, password or fragment; the client's secret is a file")
+    if "?" in url:
+        # What asks the provider writes its own options after a ? of its own.
+        raise ValueError(
+            f"{shown(url)} has an option (after the ?), and none is taken here; write the provider's address without "
+            "one, as most offer it in their path"
+        )
     return url
 
 

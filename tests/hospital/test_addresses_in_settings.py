@@ -117,6 +117,15 @@ def test_what_is_not_understood_is_refused_by_name(url: str, words: str) -> None
     assert MARK not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", OIDC)
+@pytest.mark.parametrize("option", ["?", "?p=Zq7Xk", "?tenant=a&p=Zq7Xk"])
+def test_an_option_of_a_providers_address_is_refused(name: str, option: str) -> None:
+    """Taken, it would be torn: what asks the provider begins its own options with another question mark."""
+    with pytest.raises(InputError, match=rf"{name}: https://login\.example\.org/x\?.*has an option") as refused:
+        parse_toml(settings_toml(**{name: f"https://login.example.org/x{option}"}), Settings, "datasite.toml")
+    assert MARK not in str(refused.value)
+
+
 def test_a_refused_or_absent_database_is_one_sentence_of_every_command(tmp_path: Path) -> None:
     """`init` makes no key for it, and no command gives a traceback."""
     for code, server in (("port", "h:port"), ("away", "127.0.0.1:1")):
