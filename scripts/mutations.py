@@ -544,6 +544,20 @@ MUTATIONS = (
         ("tests/secagg/test_setup.py",),
     ),
     Mutation(
+        "keys: training and evaluation of a round share one",
+        "datasites/hospital/row_work.py",
+        '                key=keys.key("evaluation"),\n',
+        '                key=keys.key("training"),\n',
+        (f"{_RETRY}::test_training_and_evaluation_of_a_round_have_keys_of_their_own",),
+    ),
+    Mutation(
+        "retry: a restart forgets the failures of a round",
+        "datasites/hospital/row_work.py",
+        "                failed = failures.of(number)\n",
+        "                failed = 0\n",
+        (f"{_RETRY}::test_a_restart_between_two_crashes_gives_no_further_try",),
+    ),
+    Mutation(
         "epoch: none follows one that is used up",
         "datasites/researcher/run.py",
         "        elif self._sum.is_over(self.state.next_round):\n",

@@ -14,6 +14,7 @@ from django.db import transaction
 
 from datasites.hospital import compliance, ledger, withdrawal
 from datasites.hospital.cases import open_case
+from datasites.hospital.failures import Failures
 from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.pending import StudyCap
 from datasites.hospital.people import REVIEWERS, Acting
@@ -160,6 +161,7 @@ def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
 
     def may_go_on(row: Case) -> None:
         require_rounds_left(site.home, row.study_hash)
+        Failures(site.home, row.study_hash).answered()
 
     return _move(site, number, person, reason, "resumed", halted, Case.State.RUNNING, may_go_on)
 

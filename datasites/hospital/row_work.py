@@ -1,4 +1,4 @@
-"""The part of a round that looks at rows: one worker that is kept warm, keys of the round, one retry.
+"""The part of a round that looks at rows: one worker that is kept warm, keys of the round, one retry (`failures`).
 
 Runs in a thread of its own, so that everything else that this datasite has to say goes on meanwhile: else the moment at
 which another letter leaves would tell how long the work took (I16). One datasite works on one study's rows at a time
@@ -28,6 +28,7 @@ from datasites.hospital.cases import OpenCase, partitions
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
+from datasites.hospital.failures import MOST, Failures
 from datasites.hospital.outages import RETRY, away
 from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.withdrawal import withdrawn
@@ -159,10 +160,13 @@ class RowWork:
         parameters: npt.NDArray[np.float32],
         keys: Callable[[str], RoundKeys],
     ) -> Computed:
+        failures, number = Failures(self._home, case.row.study_hash), manifest.round
         with self._turn():
             started = time.monotonic()
-            crashes = 0
             while True:
+                failed = failures.of(number)
+                if failed >= MOST:
+                    raise WorkerCrashed(f"work on its records has failed {failed} times", rule="failed")
                 try:
                     worker = self._started_worker(case)
                     of_round = keys(self._records)
@@ -170,12 +174,13 @@ class RowWork:
                 except WorkerError as error:
                     # A crash is tried once more, under the same charge and the same keys: the same bytes. What the
                     # worker refused it would refuse again.
-                    if crashes or self._closed or (self._worker is not None and self._worker.alive):
+                    if self._closed:
                         raise
-                    crashes += 1
-                    log.warning("round %d: the worker ended (%s); starting another", manifest.round, error)
+                    if failures.add(number) >= MOST or (self._worker is not None and self._worker.alive):
+                        raise
+                    log.warning("round %d: the worker ended (%s); starting another", number, error)
                     continue
-                return Computed(vectors, steps, of_round.key("rounding"), time.monotonic() - started, crashes)
+                return Computed(vectors, steps, of_round.key("rounding"), time.monotonic() - started, failed)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker import TrainResult, Worker
 from datasites.hospital import compliance, ledger, review, rounds, row_work
 from datasites.hospital.models import Case, Round
 from datasites.hospital.round_keys import RoundKeys
-from datasites.hospital.row_work import RowWork
+from datasites.hospital.row_work import Machine, RowWork
 from datasites.privacy.noise import SecureRandom, noised
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
@@ -275,6 +275,63 @@ def test_a_second_crash_stops_the_study_and_nothing_leaves_until_people_answer(
     assert Case.objects.get(pk=running.row.pk).state == Case.State.RUNNING
     with pytest.raises(review.ReviewError, match="needs one that is stopped"):
         review.sit_out(running.site, running.row.pk, officer, "again")
+
+
+def test_a_restart_between_two_crashes_gives_no_further_try(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model that fails on a patient's row would be tried as often as the service is started."""
+    keys: list[bytes] = []
+    train = Worker.train
+
+    def failing(worker: Worker, *arguments: Any, **options: Any) -> Any:
+        keys.append(options["key"])
+        if len(keys) % 2 == 0:
+            raise Killed
+        os.kill(worker.pid, signal.SIGKILL)
+        return train(worker, *arguments, **options)
+
+    monkeypatch.setattr(Worker, "train", failing)
+    running.set_up()
+    running.open(1)
+    with pytest.raises(Killed):
+        running.steps()
+    running.restart()
+    # Killed again between the second failure and the stop, then started once more.
+    with monkeypatch.context() as patch:
+        kill_before(rounds.StudyRun, "_stop")(patch)
+        with pytest.raises(Killed):
+            running.steps()
+    assert Case.objects.get(pk=running.row.pk).state == Case.State.RUNNING
+    running.restart()
+    running.steps()
+    assert len(keys) == 3
+    assert Case.objects.get(pk=running.row.pk).state == Case.State.STOPPED
+    assert "has failed 2 times" in Case.objects.get(pk=running.row.pk).note
+    assert running.heard(1, letters.MASKED) is None
+    monkeypatch.setattr(Worker, "train", train)
+    review.resume(running.site, running.row.pk, running.desk.login("ann"), "more memory")
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+
+
+def test_training_and_evaluation_of_a_round_have_keys_of_their_own(running: Running) -> None:
+    """Under one key the noise of both would be one draw."""
+    seen: dict[str, bytes] = {}
+
+    class Watched:
+        def train(self, parameters: Any, **options: Any) -> TrainResult:
+            seen["train"] = options["key"]
+            return TrainResult(np.zeros(len(parameters)), 1)
+
+        def evaluate(self, _: Any, **options: Any) -> Any:
+            seen["evaluate"] = options["key"]
+            return np.zeros((2, 4))
+
+    running.set_up()
+    manifest = running.open(1).model_copy(update={"evaluate": "interim"})
+    rows, keys = RowWork(running.site.home, Machine()), RoundKeys(bytes(32), **INPUTS)
+    rows._vectors(Watched(), running.case, manifest, np.zeros(3, np.float32), keys)  # type: ignore[arg-type]
+    assert seen == {"train": keys.key("training"), "evaluate": keys.key("evaluation")}
+    assert len({*seen.values(), keys.key("rounding")}) == 3
 
 
 def test_a_round_that_is_resumed_after_a_failure_is_tried_again_with_the_same_keys(
