@@ -7,7 +7,9 @@ journal and audit log, on real rows, in which only the sandboxed worker is repla
 
 "same": all hospitals are in every round, and the model is the one without tricks. "named": it is the mean of those whom
 each round names, and the run says who was missing or why it stopped. Anything else is a failure; so is a round that the
-real hospital has charged, released or answered twice, an audit log that does not verify, and what is beyond its bound:
+real hospital has charged, released or answered twice or in another order, one that it has not released though the run
+has its vector, an error of its own in its audit log or its service's log (`tests.alarms`; records of others' letters
+have a bound instead), an audit log that does not verify, and what is beyond its bound:
 rounds that one hospital missed (one a trick); the slowest round (the run's time limit); of the real hospital the
 longest turn of its service without a look at its mail, records of the audit log, growth of the home and of its
 quarantine, its files, and its process's memory at the peak (where these bounds come from says
@@ -60,7 +62,7 @@ def plans(pairs: int, seed: int, tricks: list[str], points: list[str]) -> Iterat
 
 def play(root: Path, plan: Plan) -> dict[str, Any]:
     """One study, as a row of the table."""
-    logging.disable(logging.CRITICAL)
+    logging.basicConfig(handlers=[logging.NullHandler()])  # the real hospital's log is read, and nothing printed
     words = " + ".join(f"{trick} at {point}" for point, trick in plan) or "honest store"
     try:
         ended = played(root, plan)

@@ -2,10 +2,12 @@
 
 Four real datasites (UCI heart disease) and a researcher, each in processes of their own, run study after study; every
 second or so one of the five is killed and started again. After each study: it is closed; each hospital has charged each
-round before it released it, and released it once or not at all; each audit chain holds, against the heads that the
-researcher kept; and nobody has anything in quarantine or a record in the log of a letter refused. The first thing that
-is not so ends this with an error. So does a phase into which no kill fell: setup is from the offer until the hospitals
-are ready, closing from the end of the final evaluation until the hospitals' accounts have come.
+round once, before it released it, and released it once, or not at all and then the researcher has no vector of it; each
+audit chain holds, against the heads that the researcher kept; nobody has anything in quarantine; and since the first
+study began no hospital's audit log has an alarm, whatever it is about, nor its service's log an error or a traceback,
+nor the researcher's (`tests.alarms`). The first thing that is not so ends this with an error. So does a phase into
+which no kill fell: setup is from the offer until the hospitals are ready, closing from the end of the final evaluation
+until the hospitals' accounts have come.
 
 Usage: python scripts/show_kills.py [--kills 200] [--seed 16]
 """

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -20,9 +22,19 @@ import demo  # noqa: E402
 from consortium import LocalConsortium  # noqa: E402
 
 from datasites.researcher import Federation, Study  # noqa: E402
+from datasites.study.audit_chain import PublicHead, records, verify  # noqa: E402
+from datasites.study.identity import Roster  # noqa: E402
+from tests.alarms import Written, faults  # noqa: E402
 
 HEART = SCRIPTS / "heart_disease"
 KEYS = ("cleveland", "hungary", "switzerland", "va")
+
+
+class Place(NamedTuple):
+    """How far a hospital's audit log (records) and its service's log (bytes) had come at some moment."""
+
+    records: int = 0
+    service: int = 0
 
 
 class LocalDatasites:
@@ -54,7 +66,7 @@ class LocalDatasites:
         for key in keys:
             home = self.consortium.home(key)
             (home / "run" / "ready.json").unlink(missing_ok=True)
-            log = (self.folder / f"{key}.log").open("ab")
+            log = self.service_log(key).open("ab")
             self._processes[key] = subprocess.Popen(
                 [sys.executable, *(serve or self._serve), "--home", str(home)],
                 stdout=log,
@@ -93,7 +105,42 @@ class LocalDatasites:
 
     def log(self, key: str) -> str:
         """The end of a datasite's log."""
-        return (self.folder / f"{key}.log").read_text()[-4000:]
+        return self.service_log(key).read_text()[-4000:]
+
+    def service_log(self, key: str) -> Path:
+        """What a datasite's processes have printed, one after another."""
+        return self.folder / f"{key}.log"
+
+    def places(self) -> dict[str, Place]:
+        """How far the logs of all hospitals have come."""
+        return {key: Place(len(self.audit_log(key)), self.service_log(key).stat().st_size) for key in KEYS}
+
+    def written(self, key: str, since: Place) -> Written:
+        """What a hospital has written since then."""
+        log = self.consortium.home(key) / "audit.jsonl"
+        printed = self.service_log(key).read_bytes()[since.service :].decode(errors="replace")
+        return Written([record for record in records(log) if record.seq > since.records], printed)
+
+    def require_honest(
+        self,
+        study: str,
+        since: Mapping[str, Place],
+        *,
+        possible: Collection[int],
+        sure: Mapping[str, Collection[int]],
+        heads: Mapping[str, Sequence[PublicHead]] | None = None,
+    ) -> None:
+        """Every hospital's logs hold this study's rounds as they must, no alarm since then, and an unbroken chain.
+
+        possible, sure: see `tests.alarms.faults`; sure and heads by hospital, the heads being those that others keep.
+        """
+        for key in KEYS:
+            found = faults(self.written(key, since[key]), study, possible, sure[key])
+            assert found == [], f"{key}: {found}"
+            home = self.consortium.home(key)
+            own = Roster.load(home / "roster.json").get(self.email(key)).public_key
+            report = verify(home / "audit.jsonl", own, (heads or {}).get(key, ()))
+            assert report.ok, f"{key}: {report.reason}"
 
     def hospital(self, key: str):
         """The consortium's entry of one hospital."""

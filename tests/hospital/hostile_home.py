@@ -12,14 +12,15 @@ is connected.
 from __future__ import annotations
 
 import functools
+import io
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from datasites.transport.quarantine import KEEP_BYTES, KEEP_PER_HOUR
 from datasites.transport.store import Store
 from datasites.transport.syft import SubmittedJob
 from tests.agreements import agreements
-from tests.alarms import OF_ITSELF, OF_OTHERS
+from tests.alarms import OF_ITSELF, OF_OTHERS, Written, faults
 from tests.e2e.noiseless_datasite import plain_update
 from tests.hospital.cleveland import EMAIL, PATIENTS, SETTINGS
 from tests.researcher.hostile import LEAST_PATIENCE, PEER_PATIENCE, ROUNDS, Ended, run_study, short_study
@@ -50,6 +51,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 HEART = SCRIPTS / "heart_disease"
 PASSWORD = "a long enough passphrase"
 
+#: As `datasites serve` sets it.
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: The researcher and the other hospitals.
 OTHERS = 4
 
@@ -223,7 +226,7 @@ class RealHospital:
         self._before = _Before(
             self._site.audit.head().seq, *measure.files_below(self._site.home.root), measure.resident()
         )
-        self._stop, self._failed, self._stall = threading.Event(), [], 0.0
+        self._stop, self._failed, self._stall, self._said = threading.Event(), [], 0.0, io.StringIO()
         self._thread = threading.Thread(target=self._serve, args=(store,), name="hospital", daemon=True)
         self._thread.start()
         return [replace(party, options={}, roster=self._roster) for party in self._parties]
@@ -234,6 +237,9 @@ class RealHospital:
         from datasites.hospital.datasite import Datasite
 
         hospital = self
+        said = logging.StreamHandler(self._said)
+        said.setFormatter(logging.Formatter(LOG_FORMAT))
+        logging.getLogger("datasites.hospital").addHandler(said)
 
         class Timed(Datasite):
             """Says how long its turns take, but for what they sleep."""
@@ -252,6 +258,7 @@ class RealHospital:
             self._failed.append(error)
             raise
         finally:
+            logging.getLogger("datasites.hospital").removeHandler(said)
             connections.close_all()
 
     @property
@@ -299,25 +306,18 @@ class RealHospital:
         """What the audit log says of this study's time."""
         return [record for record in records(self._site.home.audit) if record.seq > self._before.records]
 
-    def wrong(self) -> str:
-        """What the log of a study that has ended says that must not be; nothing where all is well.
+    def wrong(self, sure: Collection[int]) -> str:
+        """What the logs of a study that has ended say that must not be; nothing where all is well.
 
-        Raises where log, ledger and journal tell different stories.
+        sure: rounds that others know it has released. Raises where log, ledger and journal tell different stories.
         """
         from datasites.hospital.reconcile import require_one_story
 
-        log = self._site.home.audit
         require_one_story(self._site.home)
-        report = verify(log, self._site.identity.public_key)
-        if not report.ok:
-            return f"audit log: {report}"
-        for kind in ("charged", "released", "unmasked"):
-            rounds = Counter(record.fields["round"] for record in self.written() if record.kind == kind)
-            if twice := [number for number, times in rounds.items() if times > 1]:
-                return f"{kind} twice: rounds {twice}"
-        if others := {r.kind for r in self.written() if r.kind in OF_ITSELF}:
-            return f"audit log: {sorted(others)}"
-        return ""
+        report = verify(self._site.home.audit, self._site.identity.public_key)
+        written = Written(self.written(), self._said.getvalue())
+        found = faults(written, self.study.hash, range(1, self.study.terms.rounds + 2), sure, OF_ITSELF)
+        return "; ".join(found if report.ok else [f"audit log: {report}", *found])
 
 
 @functools.cache

@@ -187,4 +187,6 @@ def _wrong(federation: Federation, run: Run, real: RealHospital | None) -> str:
     ]
     if twice:
         return f"released twice: {twice}"
-    return "" if real is None else real.wrong()
+    if real is None:
+        return ""
+    return real.wrong([record.round for record in run.state.rounds if real.email in record.survivors])
