@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Shows that no test fails by chance on a busy machine: the fast tests again and again, while every core computes.
 
-All fast tests 3 times, and those of them that wait for processes, threads, files or clocks (marked `waits`) 20 times.
+All fast tests 3 times, and those of them that wait for processes, threads, files or clocks (marked `waits`, as a rule
+by what their code names: `tests/waiting.py`) 20 times.
 Meanwhile one process for each core, at the usual priority, does nothing but compute. One line a run; what failed
 stands below it, and the exit code is 1 if anything did. What follows `--` goes to pytest.
 

@@ -3,9 +3,17 @@
 import ast
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from datasites.enclave.worker import Worker
+from tests import waiting
+from tests.other_user import run_as_other_user
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,3 +107,73 @@ def test_the_top_level_holds_nothing_else() -> None:
     tops = {line.split("/")[0] for line in listed.stdout.splitlines()}
     allowed = {"datasites", "notebooks", "policies", "scripts", "tests", "pyproject.toml", "README.md", "LICENSE"}
     assert {top for top in tops if not top.startswith(".")} <= allowed
+
+
+def _process() -> None:
+    subprocess.run(["true"])
+
+
+@contextmanager
+def _thread() -> Iterator[None]:
+    threading.Thread(target=print).start()
+    yield
+
+
+def _import_on_the_spot() -> float:
+    from time import monotonic
+
+    return monotonic()
+
+
+class _Clock:
+    @property
+    def now(self) -> float:
+        return time.monotonic()
+
+
+class _Later(_Clock):
+    pass
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        _process,
+        _thread,
+        _import_on_the_spot,
+        _Later,
+        lambda: _process(),
+        lambda: [_thread() for _ in range(2)],
+        lambda: Worker.start,
+        lambda: run_as_other_user("true"),
+    ],
+)
+def test_code_that_waits_is_seen(code: Callable[..., object]) -> None:
+    assert waiting.waits(code)
+
+
+@pytest.mark.parametrize("code", [room_of, sources, lambda: imported_modules(ROOT)])
+def test_code_that_does_not_wait_is_not(code: Callable[..., object]) -> None:
+    assert not waiting.waits(code)
+
+
+def test_a_test_module_that_can_wait_has_tests_that_are_marked(request: pytest.FixtureRequest) -> None:
+    """Of all that run with this one. By what the modules import, which `tests.waiting` does not look at."""
+    starters = waiting.MODULES | {"datasites.enclave.worker.Worker", "tests.hospital.running.Running"}
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in request.session.items:
+        modules.setdefault(item.path, []).append(item)
+    unmarked = [
+        path
+        for path, items in modules.items()
+        if starters & imported_modules(path)
+        and not any(item.get_closest_marker("waits") for item in items)
+        and not any(map(waiting.waits, _tests_in(items[0])))  # a slow one, which was not asked for
+    ]
+    assert unmarked == [], "mark what waits in these modules `waits`, or let `tests.waiting` see it"
+
+
+def _tests_in(item: pytest.Item) -> list[object]:
+    module = item.getparent(pytest.Module)
+    assert module is not None
+    return [thing for name, thing in vars(module.obj).items() if name.startswith("test_")]
