@@ -168,12 +168,14 @@ def test_a_test_module_that_can_wait_has_tests_that_are_marked(request: pytest.F
         for path, items in modules.items()
         if starters & imported_modules(path)
         and not any(item.get_closest_marker("waits") for item in items)
-        and not any(map(waiting.waits, _tests_in(items[0])))  # a slow one, which was not asked for
+        and not any(map(waiting.waits, _left_out(items)))
     ]
     assert unmarked == [], "mark what waits in these modules `waits`, or let `tests.waiting` see it"
 
 
-def _tests_in(item: pytest.Item) -> list[object]:
-    module = item.getparent(pytest.Module)
+def _left_out(items: list[pytest.Item]) -> list[object]:
+    """Tests of the module of these that were not asked for, such as slow ones."""
+    module = items[0].getparent(pytest.Module)
     assert module is not None
-    return [thing for name, thing in vars(module.obj).items() if name.startswith("test_")]
+    asked = {getattr(item, "originalname", item.name) for item in items}
+    return [thing for name, thing in vars(module.obj).items() if name.startswith("test_") and name not in asked]
