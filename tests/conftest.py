@@ -1,10 +1,15 @@
-"""Marks the tests that wait (`tests.waiting`), which `scripts/show_steady.py` runs most often."""
+"""Marks the tests that wait (`tests.waiting`), which `scripts/show_steady.py` runs most often; and times none."""
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 from tests.waiting import mark_waiting
+
+#: A busy machine is no fault of what is tested.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)

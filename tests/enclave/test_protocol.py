@@ -51,7 +51,7 @@ def test_a_message_comes_back(message):
     assert read(frame(message)) == (message, {})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z_]{1,12}", fullmatch=True),

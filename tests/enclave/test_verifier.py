@@ -324,13 +324,13 @@ def test_never_raises_and_refuses_odd_text(text):
     assert all(finding.line >= 1 for finding in found)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=300))
 def test_any_text_gets_a_verdict(text):
     assert verify(text) == verify(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_honest_models_with_a_line_lost_or_doubled_get_a_verdict(data):
     source = data.draw(st.sampled_from(CORPUS)).read_text(encoding="utf-8")

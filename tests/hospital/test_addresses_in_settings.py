@@ -36,7 +36,7 @@ def parsed(toml: str) -> tuple[Settings | None, str]:
         return None, str(error)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["store", "database", *OIDC]), schemes, forms, secrets)
 @example("issuer", "https", ESCAPED_COLON, f"{MARK}[{MARK}]{MARK}")
 @example("database", "postgresql", ESCAPED_COLON, MARK)

@@ -135,7 +135,6 @@ def without(rows: Rows, patient: str) -> Rows:
 
 
 @pytest.mark.parametrize("read", FORMATS)
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_patient_who_leaves_changes_no_bit_of_anybody_else(read: Format, data: st.DataObject) -> None:
     rows = data.draw(tables_for(read))
@@ -152,7 +151,7 @@ def test_a_patient_who_leaves_changes_no_bit_of_anybody_else(read: Format, data:
 
 
 @pytest.mark.parametrize("read", [plain, quoted])
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cells=st.lists(st.tuples(*[ANYTHING] * 8), min_size=1, max_size=8), data=st.data())
 def test_values_and_readiness_of_others_hold_whatever_stands_in_a_cell(
     read: Format, cells: Rows, data: st.DataObject

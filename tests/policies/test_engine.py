@@ -324,7 +324,7 @@ def test_no_sandbox_is_allowed_only_by_a_confirmed_risk_acceptance_in_force() ->
     after=st.floats(0.0001, 1000, allow_nan=False),
     action=st.sampled_from(["intake", "approve", "run_round"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_rounding_never_favours_the_study(cap: float, after: float, action: Action) -> None:
     changes = {"budget__epsilon_cap": cap, "budget__epsilon_after": after}
     parts = {f"budget__epsilon_{part}": 0.0 for part in ("spent", "reserved", "asked")}

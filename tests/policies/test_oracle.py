@@ -241,7 +241,7 @@ def expected(f: Facts) -> set[str]:
 
 
 @given(facts())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_cedar_and_plain_python_agree(f: Facts) -> None:
     decision = ENGINE.decide(f)
     wanted = expected(f)

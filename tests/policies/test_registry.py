@@ -207,14 +207,14 @@ text_values = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_
 
 
 @given(parties=st.lists(text_values, min_size=2, max_size=4, unique=True), reference=text_values)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_toml_keeps_any_text(parties: list[str], reference: str) -> None:
     terms = baa(parties=tuple(parties), reference=reference)
     assert read_terms(EMPTY.enter(terms, CLERK, ON).to_toml()) == (terms,)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["enter", "confirm", "terminate"]), st.integers(0, 9)), max_size=12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_sequence_of_one_persons_acts_brings_anything_into_force(acts: list[tuple[str, int]]) -> None:
     book = EMPTY
     for act, shift in acts:

@@ -148,7 +148,7 @@ def test_a_part_is_told_by_its_events_and_not_by_their_price(whole, data):
 
 
 @given(charges)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_pld_is_never_above_renyi(charge):
     event = charge.model_copy(update={"noise_multiplier": 1 + charge.noise_multiplier}).event()
     assert epsilon_pld([event], 1e-5) <= epsilon_rdp([event], 1e-5) * (1 + 1e-9)

@@ -136,7 +136,7 @@ rows_of_anyone = st.lists(st.tuples(st.sampled_from(PATTERNS), st.sampled_from(P
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     patterns=rows_of_anyone,
     records_of_one=st.integers(1, 4),
@@ -157,7 +157,7 @@ def test_a_patient_moves_the_sum_by_a_clip_at_most(kind, patterns, records_of_on
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(patterns=rows_of_anyone, seed=st.integers(0, 2**32 - 1))
 def test_a_row_alone_is_cut_to_its_limit_in_exact_arithmetic(kind, patterns, seed):
     rng = np.random.default_rng(seed)
@@ -169,7 +169,7 @@ def test_a_row_alone_is_cut_to_its_limit_in_exact_arithmetic(kind, patterns, see
         assert distance(alone, 0 * alone) <= limit * (1 + 2.0**-19)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(patterns=rows_of_anyone, seed=st.integers(0, 2**32 - 1), uses=st.sampled_from([1, 2]))
 def test_a_gram_norm_is_never_below_the_true_one(patterns, seed, uses):
     """Also where positions cancel; the true one is worked out with 64 bits from the stored numbers."""
@@ -232,7 +232,7 @@ def test_cancelling_codes_do_not_pass_the_clip_in_a_round(seed):
     assert np.linalg.norm(sums[0] - sums[1]) <= 1 + NORM_SLACK
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), most=st.sampled_from([1, 2, 7, 8192]))
 def test_blocks_add_up_to_the_exact_sum(seed, most):
     """1e16 + 1 - 1e16, over and over: what plain addition loses at each step, folding keeps."""

@@ -136,6 +136,7 @@ def test_a_setup_with_too_few_is_not_taken_for_one(federation: Federation) -> No
     assert run.state.rounds == ()
     for hospital in gone:
         hospital.silent_at.clear()
+    run._setup_patience = 30.0
     assert len(run.next_round().survivors) == 4
 
 

@@ -20,7 +20,7 @@ def rings(draw):
 
 
 @given(rings(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_honest_survivors_stay_connected_whoever_is_lost(case, data):
     n, t, c = case
     graph = Neighbourhood.ring(n, t, c)

@@ -23,7 +23,7 @@ def pycryptodome_stream(key: bytes, size: int) -> np.ndarray:
 
 
 @given(size=st.integers(1, 300_000), signs=st.lists(st.sampled_from([1, -1]), max_size=4), threads=st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_streams_match_pycryptodome_and_any_split(size, signs, threads):
     chosen = [Mask(bytes([i]) * 32, sign) for i, sign in enumerate(signs)]
     vector = np.arange(size, dtype=np.uint32)

@@ -118,7 +118,7 @@ def test_no_field_can_be_changed(sent, kind):
 @given(
     kind=st.sampled_from(KINDS), at=st.floats(0, 1, exclude_max=True), new=st.binary(max_size=3), cut=st.integers(0, 2)
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_are_refused_by_name(sent, kind, at, new, cut):
     """Whatever bytes come, the one error that a caller quarantines is `BadMessage`."""
     message, key = sent[kind]

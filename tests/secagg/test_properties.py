@@ -62,20 +62,20 @@ def check(n, terms, data):
 
 
 @given(cohorts(12), st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_dropouts_that_leave_the_threshold(case, data):
     check(*case, data)
 
 
 @pytest.mark.slow
 @given(cohorts(40), st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_dropouts_that_leave_the_threshold_up_to_40(case, data):
     check(*case, data)
 
 
 @given(cohorts(9), st.data())
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 def test_below_the_threshold_nothing_opens(case, data):
     n, terms = case
     threshold = terms["threshold"]
@@ -106,7 +106,7 @@ def test_below_the_threshold_nothing_opens(case, data):
 
 
 @given(st.integers(3, 10), st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_strict_mode_is_exact_or_refused(n, data):
     cohort = Cohort.of(n, mode="strict", rounds=(1, 1), colluders=0).setup()
     inputs = integers(cohort.manifest(), cohort.members)
@@ -119,7 +119,7 @@ def test_strict_mode_is_exact_or_refused(n, data):
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_sums_of_floats_are_within_one_step_per_hospital(data):
     """Stochastic rounding moves a coordinate by less than one step of 1/scale at each hospital."""
     cohort = Cohort.of(4, rounds=(1, 1)).setup()

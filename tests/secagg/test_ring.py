@@ -112,7 +112,7 @@ def test_vectors_that_do_not_fit_the_manifest_are_refused(vectors, words):
 
 
 @given(lengths=st.lists(st.integers(1, 70_000), min_size=1, max_size=4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_named_vectors_lie_one_after_the_other(lengths):
     terms = [term(length, 100.0, 1.0, f"v{i}") for i, length in enumerate(lengths)]
     code = ring.encode_all(terms, {one.name: np.full(one.length, i) for i, one in enumerate(terms)})

@@ -39,7 +39,7 @@ forms = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(schemes, forms, secrets, st.booleans())
 @example("https", "{scheme}://{secret}@host.example.org/x", MARK, False)
 @example("webdav", "{scheme}://{secret}@host.example.org/x", MARK, False)

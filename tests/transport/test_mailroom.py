@@ -355,7 +355,7 @@ class Protocol:
 RIGHT = {1: 10 + 20, 2: (20 + 30) + 2 * (20 + 30)}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS)
 def test_any_interleaving_ends_in_the_right_sum_or_a_named_error(tmp_path, actions):
     """After any mischief, once the store delivers, two more steps reach the one right end; errors on the way are

@@ -36,9 +36,7 @@ def test_no_form_and_no_parameter_is_a_500(console: Console) -> None:
     console.desk.agree()
     clients = {role: console.client(name) for role, name in PEOPLE.items()}
 
-    @settings(
-        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-    )
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
     @given(
         st.sampled_from([a for a in ADDRESSES if a[0] not in ("kill", "logout")]),
         st.dictionaries(st.sampled_from(FIELDS), WORDS, max_size=8),
