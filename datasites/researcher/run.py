@@ -451,9 +451,12 @@ class Run:
         absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
         if not absent:
             return
+        # The last ones are found by name, whatever else lies in the mailbox.
+        last = range(max(1, number - 2), number)
+        sure = [(round, kind, sender) for round in last for kind in kinds for sender in sorted(absent)]
         late = {
             sender
-            for round, kind, sender in self._mailroom.mailbox(self.study.hash)
+            for round, kind, sender in self._mailroom.mailbox(self.study.hash, sure)
             if 0 < round < number and kind in kinds and sender in absent
         }
         if late:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
-from typing import Any, ClassVar
+import math
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict, PrivateAttr
 from syft.sync.connections.base_connection import ConnectionConfig, FileCollection, SyftboxPlatformConnection
@@ -33,15 +33,22 @@ from datasites.study.identity import EMAIL, IdentityError, Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
 from datasites.transport.second_look import SecondLook
-from datasites.transport.store import WHOLE_STORE, Store, StoreError
+from datasites.transport.store import PART, WHOLE_STORE, Store, StoreError
+from datasites.transport.sweep import Seen, Sweep
 from datasites.transport.synclog import SyncLog
 
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-#: Names in one folder that no message has and that are refused at one sync; the next one goes on.
+#: Messages that are taken from one peer at one sync at most. An honest one sends a few.
+MESSAGES_PER_PEER = 2_000
+#: Records of names in one folder that no message has, at one sync; the last of them counts those that it doesn't name.
 BAD_NAMES_PER_SYNC = 20
+#: Collections of one owner that are looked at in one sync; the next one goes on.
+COLLECTIONS_PER_SYNC = 500
 MAX_MOCK_FILE_BYTES = 64 * 1024 * 1024
+
+MessageName: TypeAlias = MessageFileName | FileChangeEventsMessageFileName
 
 
 def inbox_folder(datasite: str, peer: str) -> str:
@@ -52,6 +59,17 @@ def inbox_folder(datasite: str, peer: str) -> str:
 def outbox_folder(datasite: str, peer: str) -> str:
     """Where `datasite` leaves messages for `peer`."""
     return f"p2p/{datasite}/{peer}/outbox"
+
+
+def sent_at(name: str, kind: type[MessageName]) -> float | None:
+    """When a message of that name says that it was sent; None for what can't be the name of one."""
+    try:
+        parsed = kind.from_string(name)
+    except (ValueError, FileNameParseError):
+        return None
+    moment = parsed.submitted_timestamp if isinstance(parsed, MessageFileName) else parsed.timestamp
+    is_proper = PART.fullmatch(name) is not None and parsed.as_string() == name and math.isfinite(moment)
+    return moment if is_proper else None
 
 
 class StoreConnection(SyftboxPlatformConnection):
@@ -67,11 +85,13 @@ class StoreConnection(SyftboxPlatformConnection):
     roster: Roster
     _stuck: set[str] = PrivateAttr(default_factory=set)
     _second_look: SecondLook = PrivateAttr()
+    _sweep: Sweep = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Begin to look."""
         super().model_post_init(context)
         self._second_look = SecondLook(self.store.settles)
+        self._sweep = Sweep(self.store)
 
     def get_authenticated_email(self) -> str:
         """Our own e-mail; a store has no accounts that we know of."""
@@ -118,6 +138,15 @@ class StoreConnection(SyftboxPlatformConnection):
             self._stuck.add(folder)
             self.quarantine.keep(folder, reason)
 
+    def refuse_folder_when_settled(self, folder: str, reason: str, mark: str) -> None:
+        """As `refuse_folder`, for a folder whose contents, `mark`, may be half written: not at the first look."""
+        if folder not in self._stuck and self._second_look.is_final(folder, mark):
+            self.refuse_folder(folder, reason)
+
+    def is_in_order(self, key: str) -> None:
+        """What was perhaps half written at `key` is whole."""
+        self._second_look.forget(key)
+
     def download_file(self, file_id: str) -> bytes:
         """The object under a key; `FileNotFoundError` when absent, `TooLarge` above 16 MiB."""
         data = self.store.get(file_id, limit=MAX_MESSAGE_BYTES)
@@ -148,7 +177,10 @@ class StoreConnection(SyftboxPlatformConnection):
         """Pinned parties that have asked us and whom we have neither accepted nor rejected; others are not shown."""
         known = self._get_peers_json()
         asking = []
-        for email in self.store.list(f"p2p/{self.email}"):
+        listing = self.store.look(f"p2p/{self.email}")
+        # Where more lies there than is listed, each pinned party is looked for by name.
+        names = listing.names if listing.is_whole else [entry.email for entry in self.roster.entries]
+        for email in names:
             if known.get(email, {}).get("state") in ("accepted", "rejected") or not self._pinned(email):
                 continue
             try:
@@ -215,15 +247,18 @@ class StoreConnection(SyftboxPlatformConnection):
 
     def read_peer_encryption_bundle(self, peer_email: str) -> str | None:
         """The pinned bundle of a peer, or None when the store has none or a wrong one (which goes to quarantine)."""
-        data: bytes | None = None
+        key, data = f"identities/{peer_email}/bundle.json", None
         try:
             data = self.stored_bundle(peer_email)
             checked_bundle(peer_email, data, self.roster)
         except IdentityError as error:
-            if data is not None and (mark := f"{peer_email} {sha256_hex(data)}") not in self._stuck:
-                self._stuck.add(mark)  # it is looked at again at each sync, and reported once
-                self.quarantine.keep(f"identities/{peer_email}/bundle.json", str(error), data)
+            # It is looked at at each sync, and reported once, when it can't be half written any more.
+            mark = f"{peer_email} {sha256_hex(data or b'')}"
+            if data is not None and mark not in self._stuck and self._second_look.is_final(key, mark):
+                self._stuck.add(mark)
+                self.quarantine.keep(key, str(error), data)
             return None
+        self._second_look.forget(key)
         return data.decode() if data is not None else None
 
     def write_version_file(self, version_info: VersionInfo) -> None:
@@ -247,19 +282,33 @@ class StoreConnection(SyftboxPlatformConnection):
         self.store.put(f"{inbox_folder(recipient, self.email)}/{filename}", data)
 
     def inbox_keys(self, sender_email: str) -> list[str]:
-        """Keys of the messages of one sender; other names in the folder are refused."""
-        folder = inbox_folder(self.email, sender_email)
-        found, bad = [], []
-        for name in self.store.list(folder):
-            if self._is_passed_over(f"{folder}/{name}"):
-                continue
-            try:
-                found.append((MessageFileName.from_string(name).submitted_timestamp, name))
-            except FileNameParseError:
-                bad.append(f"{folder}/{name}")
-        for key in bad[:BAD_NAMES_PER_SYNC]:
-            self.refuse(key, "not the name of a syft message")
-        return [f"{folder}/{name}" for _, name in sorted(found)]
+        """Keys of the messages of one sender, oldest first; other names in the folder are refused."""
+        return self._messages(inbox_folder(self.email, sender_email), MessageFileName)
+
+    def _messages(self, folder: str, kind: type[MessageName]) -> list[str]:
+        """Keys of messages in `folder`, oldest first; see `sweep` for what is seen of a crowded one, and when."""
+        times: dict[str, float] = {}
+
+        def is_wanted(name: str) -> bool | None:
+            moment = sent_at(name, kind)
+            if moment is None:
+                return False
+            times[name] = moment
+            return None if self._is_passed_over(f"{folder}/{name}") else True
+
+        seen = self._sweep.look(folder, is_wanted, MESSAGES_PER_PEER)
+        self._report(folder, seen, "not the name of a syft message")
+        return [f"{folder}/{name}" for name in sorted(seen.wanted, key=lambda name: (times[name], name))]
+
+    def _report(self, folder: str, seen: Seen, reason: str) -> None:
+        """Keep a record of names that were removed: of some by name, of all others how many there were."""
+        shown = sorted(seen.removed)[: BAD_NAMES_PER_SYNC - 1]
+        for name in shown:
+            self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
+        if rest := len(seen.removed) - len(shown):
+            self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
+        if seen.kept:
+            self.refuse_folder(folder, f"{reason}: {seen.kept} names that can't be removed; they hide no others")
 
     def owner_remove_proposed_filechange_message_from_inbox(self, message: Any) -> None:
         """Take a handled message out of the inbox."""
@@ -271,33 +320,29 @@ class StoreConnection(SyftboxPlatformConnection):
         """Put a message for a peer."""
         self.store.put(f"{outbox_folder(self.email, recipient)}/{filename}", data)
 
-    def outbox_keys(self, peer_email: str) -> list[tuple[FileChangeEventsMessageFileName, str]]:
-        """(parsed name, key) of the messages that a datasite has left for us; other names are refused."""
-        folder = outbox_folder(peer_email, self.email)
-        found, bad = [], []
-        for name in self.store.list(folder):
-            if self._is_passed_over(f"{folder}/{name}"):
-                continue
-            try:
-                parsed = FileChangeEventsMessageFileName.from_string(name)
-                if parsed.as_string() != name:
-                    raise ValueError(name)
-                found.append((parsed, f"{folder}/{name}"))
-            except ValueError:
-                bad.append(f"{folder}/{name}")
-        for key in bad[:BAD_NAMES_PER_SYNC]:
-            self.refuse(key, "not the name of a syft event message")
-        return sorted(found, key=lambda item: item[0].timestamp)
+    def outbox_keys(self, peer_email: str) -> list[str]:
+        """Keys of the messages that a datasite has left for us, oldest first; other names are refused."""
+        return self._messages(outbox_folder(peer_email, self.email), FileChangeEventsMessageFileName)
 
     def _get_own_datasite_outbox_id(self, peer_email: str) -> str | None:
         return None  # nothing to merge: a peer removes what it has read
 
     # Collections: mock data, public
 
-    def _collections(self, owner: str, prefix: str) -> Iterator[tuple[CollectionFolder, str]]:
-        for name in self.store.list(f"collections/{owner}"):
+    def _collections(self, owner: str, prefix: str) -> list[tuple[CollectionFolder, str]]:
+        """Collections of one owner, some at a time; of what else lies there the owner clears what is no folder."""
+        found: dict[str, CollectionFolder] = {}
+
+        def is_wanted(name: str) -> bool | None:
             with contextlib.suppress(ValueError):
-                yield CollectionFolder.from_name(prefix, name), f"collections/{owner}/{name}"
+                if PART.fullmatch(name):
+                    found[name] = CollectionFolder.from_name(prefix, name)
+                    return True
+            return False if owner == self.email else None
+
+        seen = self._sweep.look(f"collections/{owner}", is_wanted, COLLECTIONS_PER_SYNC)
+        self._report(f"collections/{owner}", seen, "not the name of a collection")
+        return [(found[name], f"collections/{owner}/{name}") for name in sorted(seen.wanted)]
 
     def owner_create_collection_folder(self, prefix: str, tag: str, content_hash: str, owner_email: str) -> str:
         """The folder's key; folders come with the first file."""
@@ -326,7 +371,7 @@ class StoreConnection(SyftboxPlatformConnection):
 
     def owner_delete_collection(self, prefix: str, tag: str, keep: str = "") -> None:
         """Delete all versions of a collection but that with content hash `keep`."""
-        for collection, folder in list(self._collections(self.email, prefix)):
+        for collection, folder in self._collections(self.email, prefix):
             if collection.tag == tag and collection.content_hash != keep:
                 self.store.delete_folder(folder)
 

@@ -14,18 +14,21 @@ import re
 import secrets
 import shutil
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from datasites.study.addresses import fault_of, hidden, shown
-from datasites.transport.store_errors import NotAFile, StoreError, StoreMissing, TooLarge, diagnose
+from datasites.transport.store_errors import NotAFile, StoreError, StoreMissing, StoreUnreachable, TooLarge, diagnose
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = ".tmp-"
 #: A folder that lay where a message belongs is renamed to this: emptying it may take for ever.
 ASIDE = ".aside-"
+#: Seconds after which a file in flight to which nobody has written is taken to have been left there.
+IN_FLIGHT_SECONDS = 3600.0
 #: Names that are looked at in one folder at a time. A mailbox of a study of 255 hospitals holds some 300 for each epoch
 #: of a year; to read so many takes some 20 ms, and whoever lays more than that can delay nobody further.
 MOST_NAMES = 20_000
@@ -48,8 +51,12 @@ class StoreFiles(Protocol):
     def size(self, key: str) -> int | None:
         """Size in bytes, or None when absent."""
 
-    def names(self, folder: str, most: int) -> list[str]:
-        """Names in one folder, whichever `most` of them come first."""
+    def walk(self, folder: str) -> Iterator[str]:
+        """All names in one folder, in any order, read as they are asked for."""
+
+    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
+        """Remove files of these names, links and empty folders, each as it is asked for; whether it is gone. One that
+        begins with a dot may be in flight, and stays unless it is known to be old."""
 
     def remove(self, key: str) -> None:
         """Delete when present."""
@@ -176,13 +183,45 @@ class FolderFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def names(self, folder: str, most: int) -> list[str]:
-        """See `StoreFiles`."""
+    def walk(self, folder: str) -> Iterator[str]:
+        """See `StoreFiles`. The directory is open until the end; what lies there all the while comes once."""
         try:
-            with os.scandir(self._folder(f"{folder}/x")) as entries:
-                return [entry.name for entry in itertools.islice(entries, most)]
+            with self._opened(folder) as descriptor:
+                entries = os.scandir(descriptor)
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return
+        with entries:
+            for entry in entries:
+                yield entry.name
+
+    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
+        """See `StoreFiles`. The directory is opened once, so that nobody can lead what follows elsewhere."""
+        try:
+            with self._opened(folder) as descriptor:
+                now: float | None = None
+                for name in names:
+                    if name.startswith("."):
+                        now = _time_in(descriptor) if now is None else now
+                        if not _is_older(descriptor, name, now - IN_FLIGHT_SECONDS):
+                            yield False
+                            continue
+                    yield _unlinked(descriptor, name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    @contextlib.contextmanager
+    def _opened(self, folder: str) -> Iterator[int]:
+        """A descriptor of `folder`, to which no link led, whoever changes the store meanwhile."""
+        self._folder(f"{folder}/x")  # says what is wrong with a link
+        descriptor = os.open(self._real_root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for part in folder.split("/"):
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = inner
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def remove(self, key: str) -> None:
         """See `StoreFiles`."""
@@ -199,7 +238,7 @@ class FolderFiles:
     def remove_folder(self, folder: str) -> int:
         """See `StoreFiles`."""
         path = self._folder(f"{folder}/x")
-        names = self.names(folder, MOST_NAMES)
+        names = list(itertools.islice(self.walk(folder), MOST_NAMES))
         shutil.rmtree(path, ignore_errors=True)  # follows no links; somebody may put a new file there meanwhile
         return len(names)
 
@@ -213,6 +252,44 @@ class FolderFiles:
 def _set_aside(path: str) -> None:
     """Free a name on which somebody has put a folder: one rename, whatever is in it. Nobody looks at it again."""
     os.rename(path, os.path.join(os.path.dirname(path), f"{ASIDE}{secrets.token_hex(8)}"))
+
+
+def _unlinked(descriptor: int, name: str) -> bool:
+    """Whether `name` is gone from an open directory. A folder with something in it stays."""
+    try:
+        try:
+            os.unlink(name, dir_fd=descriptor)
+        except (IsADirectoryError, PermissionError):
+            os.rmdir(name, dir_fd=descriptor)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if isinstance(diagnose(error, name), StoreUnreachable):
+            raise
+        return False
+    return True
+
+
+def _time_in(descriptor: int) -> float:
+    """The time by the clock that stamps files of an open directory; long ago where no file can be made."""
+    name = f"{IN_FLIGHT}{secrets.token_hex(8)}"
+    try:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=descriptor)
+    except OSError:
+        return 0.0
+    try:
+        return os.fstat(file).st_ctime
+    finally:
+        os.close(file)
+        _unlinked(descriptor, name)
+
+
+def _is_older(descriptor: int, name: str, moment: float) -> bool:
+    """Whether nothing was written to a file since, by the time that its owner can't set."""
+    try:
+        return os.lstat(name, dir_fd=descriptor).st_ctime < moment
+    except OSError:
+        return False
 
 
 class RemoteFiles:
@@ -304,14 +381,30 @@ class RemoteFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def names(self, folder: str, most: int) -> list[str]:
-        """See `StoreFiles`. The library fetches the whole listing; what is made of it is bounded."""
+    def walk(self, folder: str) -> Iterator[str]:
+        """See `StoreFiles`. The library fetches the whole listing; what is made of it is up to the caller."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self._path(folder), detail=False)[:most]
+            found = self.fs.ls(self._path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
-            return []
-        return [str(name).rstrip("/").rpartition("/")[2] for name in found]
+            return
+        for name in found:
+            yield str(name).rstrip("/").rpartition("/")[2]
+
+    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
+        """See `StoreFiles`. How old a file in flight is can't be asked of every kind of store: it stays."""
+        for name in names:
+            is_gone = not name.startswith(".")
+            try:
+                if is_gone and self._webdav:  # it removes a folder with all that is in it
+                    is_gone = not self.fs.isdir(self._path(f"{folder}/{name}"))
+                if is_gone:
+                    self.remove(f"{folder}/{name}")
+            except Exception as error:
+                if isinstance(diagnose(error, name), StoreUnreachable):
+                    raise
+                is_gone = False
+            yield is_gone
 
     def remove(self, key: str) -> None:
         """See `StoreFiles`."""
@@ -322,7 +415,7 @@ class RemoteFiles:
 
     def remove_folder(self, folder: str) -> int:
         """See `StoreFiles`."""
-        names = self.names(folder, MOST_NAMES)
+        names = list(itertools.islice(self.walk(folder), MOST_NAMES))
         if self.atomic:
             for name in names:
                 self.remove(f"{folder}/{name}")

@@ -15,9 +15,11 @@ Claim (crashes): a message that was taken is taken once, and a process that is k
 removing it raises no alarm about it when it starts again: such a message is `leaving`, and is removed quietly. Any
 other message that was handled is a replay. Assumes that the log's file survives.
 
-Claim (floods): at one sync a peer's channel costs at most `MOST_NAMES` names, `MESSAGES_PER_PEER` messages and
-`BYTES_PER_PEER` bytes (and one message more) before a signature is checked, whoever wrote them; then the next peer has
-its turn.
+Claim (floods): at one sync a peer's channel costs at most `MOST_NAMES` names, `MESSAGES_PER_PEER` messages (after
+`SECONDS_PER_PEER` only `FEW_MESSAGES`) and `BYTES_PER_PEER` bytes (and one message more) before a signature is checked,
+whoever wrote them; then the next peer has its turn. A message among `n` names that nobody adds to is taken in within
+the looks that `sweep` states; for each `FEW_MESSAGES` of them that are spelt as messages are, it may be three syncs
+more, as these are looked at twice and may come before it.
 
 Nothing here decides whether a study may run; that is the business of `hospital`.
 """
@@ -26,11 +28,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import logging
 import os
 import shutil
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -72,8 +74,9 @@ MAX_PLAIN_BYTES = 64 * 1024 * 1024
 #: Where submissions are put together, in the SyftBox.
 INCOMING = Path(".cache", "incoming")
 MESSAGE_FILE = "proposed_file_changes.json"
-#: What is taken from one peer at one sync. An honest one sends a few messages of some 100 KB.
-MESSAGES_PER_PEER, BYTES_PER_PEER = 100, 2 * MAX_MESSAGE_BYTES
+#: What is taken from one peer at one sync: so many messages, and more of them while there is time, up to
+#: `MESSAGES_PER_PEER`. An honest one sends a few of some 100 KB.
+FEW_MESSAGES, SECONDS_PER_PEER, BYTES_PER_PEER = 100, 1.0, 2 * MAX_MESSAGE_BYTES
 
 
 def bounded_message(data: bytes) -> bytes:
@@ -134,9 +137,9 @@ def _take_each(
     That it was handled is noted before it is removed, and that it has left afterwards: killed in between, the next
     process knows it as its own unfinished work.
     """
-    connection, read = router.connection, 0
-    for name, key in itertools.islice(messages, MESSAGES_PER_PEER):
-        if read >= BYTES_PER_PEER:
+    connection, read, until = router.connection, 0, time.monotonic() + SECONDS_PER_PEER
+    for number, (name, key) in enumerate(messages):
+        if read >= BYTES_PER_PEER or (number >= FEW_MESSAGES and time.monotonic() > until):
             return
         sealed = b""
         try:
@@ -288,8 +291,7 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         router = self.connection_router
         if not router.peer_store.has_peer_bundle(peer):
             return  # without its pinned keys a good message can't be told from a bad one: all wait
-        keys = router.connection.outbox_keys(peer)
-        messages = [(name.as_string(), key) for name, key in keys]
+        messages = [(key.rpartition("/")[2], key) for key in router.connection.outbox_keys(peer)]
         _take_each(router, self.log, peer, messages, lambda plain, name: self._apply(peer, plain, name))
 
     def _apply(self, peer: str, plain: bytes, name: str) -> None:

@@ -205,16 +205,8 @@ class Mailroom:
         return entry.contents
 
     def _put(self, key: str, entry: Sent, check: bool) -> None:
-        if entry.envelope is not None and not (check and self._is_there(key, entry.envelope)):
+        if entry.envelope is not None and not (check and self.store.holds(key, entry.envelope)):
             self.store.put(key, entry.envelope)
-
-    def _is_there(self, key: str, envelope: bytes) -> bool:
-        try:
-            return self.store.get(key, limit=len(envelope)) == envelope
-        except WHOLE_STORE:
-            raise
-        except StoreError:
-            return False  # too large, not a file, or not readable: not what we put
 
     def lies(self, to: str, study: str, round: int, kind: str) -> bool:
         """Whether a letter of ours lies where it was put, byte for byte, or its round was collected.
@@ -224,7 +216,7 @@ class Mailroom:
         """
         key = letter_key(self.email, study, to, round, kind)
         entry = self._journal.sent(key)
-        return entry is not None and (entry.envelope is None or self._is_there(key, entry.envelope))
+        return entry is not None and (entry.envelope is None or self.store.holds(key, entry.envelope))
 
     def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
         if entry is not None and entry.said != said:

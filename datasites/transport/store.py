@@ -11,6 +11,8 @@ here or above relies on listings being complete, on clocks, or on the order in w
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import random
 import re
@@ -148,16 +150,48 @@ class Store:
         """Whether there is something under `key` now."""
         return self.size(key) is not None
 
+    def holds(self, key: str, data: bytes) -> bool:
+        """Whether `data` lies under `key`, byte for byte; raises only for trouble with the whole store."""
+        try:
+            return self.get(key, limit=len(data)) == data
+        except WHOLE_STORE:
+            raise
+        except StoreError:
+            return False  # too large, not a file, or not readable: not what we put
+
     def look(self, folder: str) -> Listing:
         """Names directly in `folder`, at most `MOST_NAMES`; none when it is absent. Names that no put makes are left
         out. Where the listing isn't whole, what is wanted is looked for by its name."""
         checked_key(folder)
-        names = self._try("list", folder, lambda: self.files.names(folder, MOST_NAMES))
+        names = self._try("list", folder, lambda: list(itertools.islice(self.files.walk(folder), MOST_NAMES)))
         return Listing(sorted(name for name in names if PART.fullmatch(name)), len(names) < MOST_NAMES)
 
     def list(self, folder: str) -> list[str]:
         """The names of `look`."""
         return self.look(folder).names
+
+    def walk(self, folder: str) -> Iterator[str]:
+        """All names in `folder` in any order, whoever made them, read as they are asked for; for `sweep`."""
+        checked_key(folder)
+
+        def begun() -> tuple[str | None, Iterator[str]]:
+            names = self.files.walk(folder)
+            return next(names, None), names
+
+        first, names = self._try("list", folder, begun)
+        if first is not None:
+            yield first
+            with self._named("list", folder):
+                yield from names
+
+    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
+        """Remove files of these names, which no put need have made, as the answers are asked for: whether each is gone.
+
+        What has something in it stays, and so does what begins with a dot and may be in flight.
+        """
+        checked_key(folder)
+        with self._named("clear", folder):
+            yield from self.files.clear(folder, names)
 
     def delete(self, key: str) -> None:
         """Remove `key`, whatever lies there; fine when it is gone already."""
@@ -226,6 +260,19 @@ class Store:
         known = self.snapshot(wanted) if since is None else {folder: since.get(folder, ()) for folder in wanted}
         return any(self.snapshot(wanted) != known for _ in self.changes(wanted, timeout, stop))
 
+    @contextlib.contextmanager
+    def _named(self, verb: str, key: str) -> Iterator[None]:
+        """Turn what a filesystem raises into a `StoreError`."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            raise self._problem(error, verb, key) from error
+
+    def _problem(self, error: Exception, verb: str, key: str) -> StoreError:
+        return diagnose(error, f"store {self.shown}: cannot {verb} {key or 'it'}", self.url)
+
     def _try(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
         for delay in (*RETRY_DELAYS, None):
             try:
@@ -233,7 +280,7 @@ class Store:
             except StoreError:
                 raise
             except Exception as error:
-                problem = diagnose(error, f"store {self.shown}: cannot {verb} {key or 'it'}", self.url)
+                problem = self._problem(error, verb, key)
                 if delay is None or not isinstance(problem, StoreUnreachable):
                     raise problem from error
                 time.sleep(delay * random.uniform(0.7, 1.3))

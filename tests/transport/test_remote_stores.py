@@ -14,6 +14,7 @@ from loopback_servers import Absent, s3, sftp
 
 from datasites.transport.mailroom import Rejected
 from datasites.transport.store import Store, StoreDenied, StoreError, StoreMissing, TooLarge
+from datasites.transport.sweep import Sweep
 from tests.transport.parties import STUDY, befriend, make_parties, study_files
 
 pytestmark = pytest.mark.waits
@@ -44,6 +45,20 @@ def test_put_get_list_delete(store):
     assert not store.exists(f"{folder}/one")
     assert store.delete_folder(f"{folder}/sub") == 1
     assert store.list(folder) == []
+
+
+def test_a_crowded_folder_is_seen_part_by_part_and_cleared(store, monkeypatch):
+    monkeypatch.setattr("datasites.transport.sweep.MOST_NAMES", 10)
+    folder, looks, seen = f"crowd/{os.urandom(4).hex()}", Sweep(store), set()
+    for number in range(30):
+        store.put(f"{folder}/junk-{number}", b"")
+        store.put(f"{folder}/wanted-{number}", b"")
+    store.put(f"{folder}/junk-folder/x", b"")
+    for _ in range(2 * (61 // 10 + 2)):
+        seen.update(looks.look(folder, lambda name: name.startswith("wanted"), 10).wanted)
+    assert seen == {f"wanted-{number}" for number in range(30)}
+    assert set(store.list(folder)) - seen <= {"junk-folder"}
+    assert store.exists(f"{folder}/junk-folder/x")
 
 
 def test_another_store_object_sees_changes_at_once(served):

@@ -157,18 +157,18 @@ def test_one_hospital_away_from_the_store_does_not_hold_up_others(friends, tmp_p
         hospital.control.record_approval(JOB, "sha256:1")
         hospital.control.sync()
     monkeypatch.setattr("datasites.transport.store.RETRY_DELAYS", ())
-    files, real = researcher.control.store.files, researcher.control.store.files.names
+    files, real = researcher.control.store.files, researcher.control.store.files.walk
 
-    def names(folder, most):
+    def walk(folder):
         if first.email in folder:
             raise ConnectionResetError("gone")
-        return real(folder, most)
+        return real(folder)
 
-    monkeypatch.setattr(files, "names", names)
+    monkeypatch.setattr(files, "walk", walk)
     with pytest.raises(Exception, match="check the network"):
         researcher.control.sync()
     assert researcher.control.job_state(second.email, JOB).state == "approved"
-    monkeypatch.setattr(files, "names", real)
+    monkeypatch.setattr(files, "walk", real)
     researcher.control.sync()
     assert researcher.control.job_state(first.email, JOB).state == "approved"
 
