@@ -2,14 +2,19 @@
 
 Stock syft takes whatever lies in a collection's folder. Here a folder holds `mock.signed.json`: the names and SHA-256
 of all its files with a version that only rises, signed with the institution key that the roster pins. A folder that
-doesn't match to the byte, or is older than one seen before, is quarantined and changes nothing.
+doesn't match to the byte, or is older than one seen before, is quarantined and changes nothing; one that may be half
+written is looked at again before. Claim: of a mock that its hospital has published since it started, what the store
+loses or changes is put again within `LOOKS_EVERY` seconds and one sync, the same bytes. It costs the hospital to read
+its mocks from the store once in that time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +30,12 @@ from datasites.transport.store import WHOLE_STORE, StoreError
 from datasites.transport.synclog import SyncLog
 from datasites.transport.writing import write_file
 
+logger = logging.getLogger(__name__)
+
 SIGNED = "mock.signed.json"
 DOMAIN = "mock-dataset"
+#: Seconds between two looks whether our own mocks still lie in the store.
+LOOKS_EVERY = 300.0
 MAX_SIGNED_BYTES = 256 * 1024
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -85,7 +94,10 @@ def publish_mock(
     connection: StoreConnection, log: SyncLog, identity: Identity, name: str, mock: str, summary: str,
     files: dict[str, bytes],
 ) -> MockManifest:  # fmt: skip
-    """Put `files` with a signed manifest into the store; the same files again keep their version."""
+    """Put `files` with a signed manifest into the store; the same files again keep their version.
+
+    What lies there byte for byte is not put again.
+    """
     hashes = {file: sha256_hex(data) for file, data in files.items()}
     digest = hashlib.sha256(json.dumps([summary, mock, hashes], sort_keys=True).encode()).hexdigest()
     last = log.mock(connection.email, name)
@@ -95,24 +107,65 @@ def publish_mock(
     )
     # Noted before it is put: a crash in between may skip a version, it can't use one twice.
     log.mark_mock(connection.email, name, version, digest)
+    _put(connection, identity, manifest, files)
+    return manifest
+
+
+def _put(connection: StoreConnection, identity: Identity, manifest: MockManifest, files: dict[str, bytes]) -> None:
+    """Put what the store lacks of a mock, and remove other versions of it."""
+    # The signed list comes last: before it, a reader takes nothing.
     whole = {**files, SIGNED: sign_mock(identity, manifest)}
     content_hash = CollectionFolder.compute_hash(whole)
-    connection.owner_upload_collection_files(DATASET_COLLECTION_PREFIX, name, content_hash, whole)
-    connection.owner_delete_collection(DATASET_COLLECTION_PREFIX, name, keep=content_hash)
-    return manifest
+    place = DATASET_COLLECTION_PREFIX, manifest.name, content_hash
+    folder = connection.owner_create_collection_folder(*place, manifest.owner)
+    lost = {file: data for file, data in whole.items() if not connection.store.holds(f"{folder}/{file}", data)}
+    connection.owner_upload_collection_files(*place, lost)
+    connection.owner_delete_collection(DATASET_COLLECTION_PREFIX, manifest.name, keep=content_hash)
+
+
+class OwnMocks:
+    """What a hospital has published since it started, to put it again where the store loses it."""
+
+    def __init__(self, connection: StoreConnection, identity: Identity) -> None:
+        self._connection = connection
+        self._identity = identity
+        self._published: dict[str, tuple[MockManifest, Path]] = {}
+        self._next_look = time.monotonic() + LOOKS_EVERY
+
+    def remember(self, manifest: MockManifest, folder: Path) -> None:
+        """`folder` holds the files that were published."""
+        self._published[manifest.name] = manifest, folder
+
+    def put_again(self) -> None:
+        """Put what the store has lost, when it is time to look; in an outage it stays time to look."""
+        if time.monotonic() < self._next_look:
+            return
+        for manifest, folder in self._published.values():
+            try:
+                files = {file: (folder / file).read_bytes() for file in manifest.files}
+            except OSError as error:
+                logger.warning("mock %s is not put again: %s", manifest.name, error)
+                continue
+            if {file: sha256_hex(data) for file, data in files.items()} != manifest.files:
+                logger.warning("mock %s is not put again: %s holds other files by now", manifest.name, folder)
+                continue
+            _put(self._connection, self._identity, manifest, files)
+        self._next_look = time.monotonic() + LOOKS_EVERY
 
 
 def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> None:
     """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine."""
     for name, folder in connection.peer_collections(owner, DATASET_COLLECTION_PREFIX):
         local = syftbox / owner / COLLECTION_SUBPATH / name
+        files: dict[str, bytes] = {}
         try:
             head = connection.store.get(f"{folder}/{SIGNED}", limit=MAX_SIGNED_BYTES)
             if head is None:
                 continue  # still being uploaded, or a stranger's folder; nothing is taken from it
             if (local / SIGNED).is_file() and (local / SIGNED).read_bytes() == head:
                 continue
-            files = {SIGNED: head, **_download(connection, folder, head)}
+            files = {SIGNED: head}
+            files |= _download(connection, folder, head)
             manifest = check_mock(owner, name, files, connection.roster)
             digest, last = manifest.digest(), log.mock(owner, name)
             if last is not None and manifest.version < last[0]:
@@ -121,9 +174,13 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
                 raise BadMock(f"version {manifest.version} is signed twice with different contents")
         except WHOLE_STORE:
             raise
-        except (BadMock, StoreError) as error:
+        except BadMock as error:
+            connection.refuse_folder_when_settled(folder, str(error), CollectionFolder.compute_hash(files))
+            continue
+        except StoreError as error:
             connection.refuse_folder(folder, str(error))
             continue
+        connection.is_in_order(folder)
         # The signed list goes last: without it the folder is not taken for a mock dataset.
         for file in (*manifest.files, SIGNED):
             write_file(local / file, files[file])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.client import SyftRole, make_client
 from datasites.transport.connection import StoreConnection, inbox_folder, outbox_folder
 from datasites.transport.guards import Manager, clear_incoming, proposal
-from datasites.transport.mocks import FILE, SIGNED, MockManifest, check_mock, publish_mock
+from datasites.transport.mocks import FILE, SIGNED, MockManifest, OwnMocks, check_mock, publish_mock
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, SyftSealer, checked_bundle, open_keys, syft_fingerprint
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
@@ -95,15 +95,20 @@ class _Control:
     def sync(self) -> None:
         """Exchange messages with all peers. Raises `StoreError` when the store failed for one; the others are done.
 
-        Our keys are put again where the store has lost them: without them nobody can write to us.
+        What all may read of ours is put again where the store has lost it: without our keys nobody can write to us.
         """
-        try:
-            self._publish_keys()
-        except WHOLE_STORE:
-            raise
-        except StoreError as error:  # their place is out of order; who knows them already goes on
-            self._connection.refuse_folder(f"identities/{self.email}", str(error))
+        for folder, put_again in self._put_again().items():
+            try:
+                put_again()
+            except WHOLE_STORE:
+                raise
+            except StoreError as error:  # its place is out of order; who has it already goes on
+                self._connection.refuse_folder(f"{folder}/{self.email}", str(error))
         self._manager.sync()
+
+    def _put_again(self) -> dict[str, Callable[[], None]]:
+        """What puts our own files again, by the folder in which they lie."""
+        return {"identities": self._publish_keys}
 
     def close(self) -> None:
         """Release files and threads."""
@@ -155,6 +160,10 @@ class HospitalControl(_Control):
     def __init__(self, client: SyftRDSClient, store: Store, roster: Roster, identity: Identity) -> None:
         super().__init__(client, store, roster)
         self._identity = identity
+        self._mocks = OwnMocks(self._connection, identity)
+
+    def _put_again(self) -> dict[str, Callable[[], None]]:
+        return {**super()._put_again(), "collections": self._mocks.put_again}
 
     @classmethod
     def open(cls, identity: Identity, syftbox_folder: Path, store: Store, state_dir: Path, roster: Roster) -> Self:
@@ -202,9 +211,11 @@ class HospitalControl(_Control):
             )
         files = {file.name: file.read_bytes() for file in kept.mock_files}
         files["dataset.yaml"] = (kept.mock_dir / "dataset.yaml").read_bytes()
-        return publish_mock(
+        manifest = publish_mock(
             self._connection, self._connection.log, self._identity, name, mock_path.name, summary, files
         )
+        self._mocks.remember(manifest, kept.mock_dir)
+        return manifest
 
     def jobs(self, known: Collection[tuple[str, str]] = ()) -> list[SubmittedJob]:
         """All submissions on disk but those that are `known` as (name, submitter) and so aren't read again.

@@ -1,8 +1,7 @@
 """A store that meddles with chosen letters: what `scripts/show_hostile_store.py` and its tests let loose on a study.
 
 A `Trick` is played on the first letter that is put at its `Point` (and on what lies beside it), then the store is
-honest again, as far as the trick allows. Whatever is done is done to files, by somebody who has no party's keys; only
-`foreign` has another party's.
+honest again, as far as the trick allows. Whatever is done is done to files, by somebody who has no party's keys.
 """
 
 from __future__ import annotations

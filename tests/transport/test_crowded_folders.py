@@ -11,7 +11,7 @@ import pytest
 from syft.sync.messages.proposed_filechange import MessageFileName
 from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX
 
-from datasites.transport import filesystems, store, sweep
+from datasites.transport import filesystems, mocks, store, sweep
 from datasites.transport.connection import inbox_folder, outbox_folder
 from datasites.transport.filesystems import FolderFiles
 from datasites.transport.guards import FEW_MESSAGES
@@ -134,6 +134,25 @@ def test_a_flood_that_ended_hides_no_mock_data(friends: list[Party], small: None
     for _ in range(looks_at(FLOOD, MOST)):
         researcher.control.sync()
     assert researcher.control.mock(A, "heart") == b"age\n50\n"
+
+
+def test_the_owner_of_mock_data_clears_its_folder(
+    friends: list[Party], small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = friends[1]
+    mock = tmp_path / "mock.csv"
+    mock.write_text("age\n50\n")
+    clock = Hands(monkeypatch, mocks)
+    hospital.restart()
+    hospital.control.publish_dataset("heart", mock)
+    folder = Path(hospital.store_url, "collections", A)
+    for number in range(FLOOD):
+        lay_junk(folder, number)
+        lay_collections(folder, number)  # of this name, and not what was published under it last
+    for _ in range(looks_at(2 * FLOOD, MOST)):
+        clock.now += mocks.LOOKS_EVERY
+        hospital.control.sync()
+    assert len(os.listdir(folder)) == 1
 
 
 def test_a_flood_hides_nobody_who_asks_to_be_a_peer(parties: list[Party], small: None) -> None:

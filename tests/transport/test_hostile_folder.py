@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,10 +15,11 @@ from pathlib import Path
 import pytest
 from syft.sync.messages.proposed_filechange import MessageFileName
 
-from datasites.transport import filesystems, guards, quarantine, second_look
+from datasites.transport import filesystems, guards, mocks, quarantine, second_look
 from datasites.transport.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
 from datasites.transport.guards import BYTES_PER_PEER, INCOMING
 from datasites.transport.mailroom import Rejected, letter_folder, letter_key
+from datasites.transport.mocks import SIGNED
 from datasites.transport.quarantine import KEEP_BYTES, Quarantine
 from datasites.transport.repeats import Repeats
 from datasites.transport.second_look import MOST_LOOKS, SecondLook
@@ -49,6 +51,17 @@ def settle(party: Party, seconds: float = 0.2) -> Party:
     party.stop()
     party.options["settles"] = seconds
     return party.start()
+
+
+MOCK = b"age,sex\n50,1\n"
+
+
+def published(hospital: Party, folder: Path) -> Path:
+    """Where the mock of a hospital's dataset lies in the store."""
+    (folder / "mock.csv").write_bytes(MOCK)
+    hospital.control.publish_dataset("heart", folder / "mock.csv")
+    (found,) = Path(hospital.store_url, "collections", hospital.email).iterdir()
+    return found
 
 
 # -- half-written files ------------------------------------------------------------------------------------------------
@@ -136,6 +149,60 @@ def test_a_half_written_submission_is_looked_at_again(friends: list[Party]) -> N
     hospital.control.sync()
     assert [job.name for job in hospital.control.jobs()] == ["heart-1"]
     assert hospital.control.quarantine.entries() == []
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("part", [0, 1, 200, -1], ids=["nothing", "a byte", "some", "all but a byte"])
+def test_half_written_keys_are_looked_at_again(friends: list[Party], part: int) -> None:
+    researcher, hospital, *_ = friends
+    researcher = settle(researcher)
+    bundle = Path(hospital.store_url, "identities", A, "bundle.json")
+    connection, whole = researcher.control._connection, bundle.read_bytes()
+    bundle.write_bytes(whole[:part])
+    for _ in range(2):
+        assert connection.read_peer_encryption_bundle(A) is None
+    bundle.write_bytes(whole)
+    time.sleep(0.21)
+    assert connection.read_peer_encryption_bundle(A) == whole.decode()
+    assert researcher.control.quarantine.entries() == []
+    bundle.write_bytes(b"no keys")
+    for _ in range(4):
+        assert connection.read_peer_encryption_bundle(A) is None
+        time.sleep(0.21)
+    (entry,) = researcher.control.quarantine.entries()
+    assert entry.what == f"identities/{A}/bundle.json"
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("name", ["mock.csv", "dataset.yaml", SIGNED])
+@pytest.mark.parametrize("part", [0, 3, -1], ids=["nothing", "some", "all but a byte"])
+def test_half_written_mock_data_are_looked_at_again(friends: list[Party], tmp_path: Path, name: str, part: int) -> None:
+    researcher, hospital, *_ = friends
+    researcher = settle(researcher)
+    file = published(hospital, tmp_path) / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:part])
+    for _ in range(2):
+        researcher.control.sync()
+    assert researcher.control.datasets(A) == []
+    file.write_bytes(whole)
+    time.sleep(0.21)
+    researcher.control.sync()
+    assert researcher.control.mock(A, "heart") == MOCK
+    assert researcher.control.quarantine.entries() == []
+
+
+@pytest.mark.waits
+def test_mock_data_that_stay_cut_off_are_refused_once(friends: list[Party], tmp_path: Path) -> None:
+    researcher, hospital, *_ = friends
+    researcher = settle(researcher)
+    folder = published(hospital, tmp_path)
+    (folder / "mock.csv").write_bytes(MOCK[:3])
+    for _ in range(4):
+        researcher.control.sync()
+        time.sleep(0.21)
+    (entry,) = researcher.control.quarantine.entries()
+    assert entry.what == folder.relative_to(hospital.store_url).as_posix()
 
 
 # -- floods ------------------------------------------------------------------------------------------------------------
@@ -325,6 +392,63 @@ def test_keys_that_the_store_has_lost_are_put_again(friends: list[Party]) -> Non
         lost()
         hospital.control.sync()
         assert bundle.read_bytes() == true
+
+
+@pytest.mark.parametrize("lost", ["a file", "its list", "all of it", "changed", "a folder", "an older one beside it"])
+def test_mock_data_that_the_store_has_lost_are_put_again_as_they_were(
+    friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    researcher, hospital, *_ = friends
+    clock = Hands(monkeypatch, mocks)
+    hospital.restart()
+    folder = published(hospital, tmp_path)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    {
+        "a file": (folder / "mock.csv").unlink,
+        "its list": (folder / SIGNED).unlink,
+        "all of it": lambda: shutil.rmtree(folder.parent),
+        "changed": lambda: (folder / "mock.csv").write_bytes(MOCK[::-1]),
+        "a folder": lambda: ((folder / "mock.csv").unlink(), (folder / "mock.csv" / "x").mkdir(parents=True)),
+        "an older one beside it": lambda: shutil.copytree(folder, f"{folder}"[:-1] + "z"),
+    }[lost]()
+    (tmp_path / "mock.csv").write_text("what the operator works at\n")
+    hospital.control.sync()
+    clock.now += mocks.LOOKS_EVERY
+    hospital.control.sync()
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+    assert os.listdir(folder.parent) == [folder.name]
+    researcher.control.sync()
+    assert researcher.control.mock(A, "heart") == MOCK
+
+
+def test_mock_data_are_looked_for_seldom(
+    friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[tuple[str, int]]
+) -> None:
+    hospital, clock = friends[1], Hands(monkeypatch, mocks)
+    hospital.restart()
+    published(hospital, tmp_path)
+    for _ in range(3):
+        fetched.clear()
+        for _ in range(5):
+            clock.now += mocks.LOOKS_EVERY / 5
+            hospital.control.sync()
+        read = [key.rpartition("/")[2] for key, _ in fetched if key.startswith("collections/")]
+        assert sorted(read) == ["dataset.yaml", "mock.csv", SIGNED]
+
+
+def test_mock_data_whose_files_here_were_changed_are_not_put_again(
+    friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hospital, clock = friends[1], Hands(monkeypatch, mocks)
+    hospital.restart()
+    folder = published(hospital, tmp_path)
+    shutil.rmtree(folder)
+    (here,) = (hospital.home / "SyftBox").rglob("mock.csv")
+    here.write_bytes(b"another\n")
+    clock.now += mocks.LOOKS_EVERY
+    hospital.control.sync()
+    assert not folder.exists()
+    assert "heart is not put again" in caplog.text
 
 
 def test_a_place_of_our_keys_that_leads_elsewhere_stops_no_sync(friends: list[Party], tmp_path: Path) -> None:
