@@ -45,6 +45,8 @@ EPOCHS_PER_HOSPITAL = 3
 LOOK_SECONDS = 5.0
 #: Seconds: for everybody at each of the two steps of a setup; for enough hospitals in a round.
 SETUP_PATIENCE, ROUND_TIMEOUT = 120.0, 3600.0
+#: Rounds whose late answers are looked for by name, so that whatever else lies in the mailbox hides none.
+SURE_ROUNDS = 10
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500
 
@@ -451,8 +453,7 @@ class Run:
         absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
         if not absent:
             return
-        # The last ones are found by name, whatever else lies in the mailbox.
-        last = range(max(1, number - 2), number)
+        last = range(max(1, number - SURE_ROUNDS), number)
         sure = [(round, kind, sender) for round in last for kind in kinds for sender in sorted(absent)]
         late = {
             sender

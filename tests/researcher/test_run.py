@@ -22,6 +22,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
+from datasites.transport.mailroom import letter_folder
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital
 from tests.transport.parties import make_parties
@@ -91,7 +92,10 @@ def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation:
     assert late.email in record.survivors
 
 
-def test_whoever_answers_an_older_round_after_all_is_waited_for_again(federation: Federation) -> None:
+@pytest.mark.parametrize("is_crowded", [False, True])
+def test_whoever_answers_an_older_round_after_all_is_waited_for_again(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, is_crowded: bool
+) -> None:
     """As where people looked at a failure first: meanwhile the others have gone on."""
     back = federation.hospitals["datasite@va.example.org"]
     back.silent_at.add("masked")
@@ -102,6 +106,11 @@ def test_whoever_answers_an_older_round_after_all_is_waited_for_again(federation
     abstention = letters.Abstention(outcome="failed").model_dump(mode="json")
     back._send(letters.ABSTAINED, abstention, None, 1)
     federation.wait_for_letter(back, "abstained", 1)
+    if is_crowded:
+        monkeypatch.setattr("datasites.transport.store.MOST_NAMES", 50)
+        mailroom = run._mailroom
+        for number in range(2000):
+            Path(mailroom.store.url, letter_folder(run.study.hash, mailroom.email), f"junk-{number}").touch()
     back.silent_at.clear()
     back.there = False
     federation.later(1.0, lambda: setattr(back, "there", True))
