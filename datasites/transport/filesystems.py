@@ -1,7 +1,7 @@
-"""How a store's names become files: an ordinary folder, or a filesystem that fsspec reaches.
+"""How a store's names become files in an ordinary folder, and what a store needs of any filesystem.
 
-Only `store.Store` uses this; it checks keys and turns exceptions into `StoreError`. A folder is shared with parties
-who may be hostile, so links are not followed and only regular files are read.
+Only `store.Store` and `remote_files` use this; the store checks keys and turns exceptions into `StoreError`. A folder
+is shared with parties who may be hostile, so links are not followed and only regular files are read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from datasites.study.addresses import fault_of, hidden, shown
-from datasites.transport.store_errors import NotAFile, StoreError, StoreMissing, StoreUnreachable, TooLarge, diagnose
+from datasites.study.addresses import fault_of, shown
+from datasites.transport.store_errors import NotAFile, StoreError, StoreUnreachable, TooLarge, diagnose
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,6 @@ IN_FLIGHT_SECONDS = 3600.0
 #: Names that are looked at in one folder at a time. A mailbox of a study of 255 hospitals holds some 300 for each epoch
 #: of a year; to read so many takes some 20 ms, and whoever lays more than that can delay nobody further.
 MOST_NAMES = 20_000
-# Filesystems where an upload appears only when complete; elsewhere a temporary name is moved into place.
-ATOMIC_UPLOAD = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"})
 
 
 class StoreFiles(Protocol):
@@ -290,141 +288,3 @@ def _is_older(descriptor: int, name: str, moment: float) -> bool:
         return os.lstat(name, dir_fd=descriptor).st_ctime < moment
     except OSError:
         return False
-
-
-class RemoteFiles:
-    """Any fsspec filesystem, its listing caches off."""
-
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        import fsspec
-
-        scheme = url.partition("://")[0]
-        configured = {name for part in ("ssh", "sftp") for name in fsspec.config.conf.get(part, {})}
-        if scheme in ("ssh", "sftp") and "known_hosts" not in configured:
-            # sshfs would take any host's key; take the ones that this user knows.
-            options = {"known_hosts": str(Path.home() / ".ssh" / "known_hosts"), **options}
-        if scheme in ATOMIC_UPLOAD:
-            options = {"use_listings_cache": False, **options}
-        try:
-            self.fs, root = fsspec.core.url_to_fs(url, **options)
-        except ImportError as error:
-            extra = {"s3": "s3", "s3a": "s3", "sftp": "sftp", "ssh": "sftp", "webdav": "webdav", "dav": "webdav"}
-            remedy = f"run `pip install 'datasites[{extra.get(scheme, scheme)}]'`"
-            raise StoreError(f"store {shown(url)}: {hidden(str(error), url)}; {remedy}") from error
-        self.root = root.rstrip("/")
-        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
-        self.atomic = bool(protocols & ATOMIC_UPLOAD)
-        self._webdav = "webdav" in protocols
-        self._made: set[str] = set()
-
-    def _path(self, key: str) -> str:
-        return f"{self.root}/{key}"
-
-    def make_root(self) -> None:
-        """See `StoreFiles`; a bucket isn't made, since a mistyped name would become a new one."""
-        if self.atomic:
-            self.fs.ls(self.root.partition("/")[0], refresh=True)
-        else:
-            self.fs.makedirs(self.root, exist_ok=True)
-
-    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        """See `StoreFiles`."""
-        path = self._path(key)
-        if self.atomic:
-            self.fs.pipe_file(path, bytes(data))
-            return
-        folder = path.rpartition("/")[0]
-        if folder not in self._made:
-            self.fs.makedirs(folder, exist_ok=True)
-            self._made.add(folder)
-        temporary = f"{folder}/{IN_FLIGHT}{secrets.token_hex(8)}"
-        try:
-            with self.fs.open(temporary, "wb") as file:
-                file.write(data)
-            self._replace(temporary, path)
-        except Exception:
-            self._made.discard(folder)  # perhaps somebody removed it; the next try makes it again
-            with contextlib.suppress(Exception):
-                self.fs.rm_file(temporary)
-            raise
-
-    def _replace(self, temporary: str, path: str) -> None:
-        if self._webdav:
-            self.fs.client.move(temporary, path, overwrite=True)  # its `mv` refuses to replace
-        else:
-            self.fs.mv(temporary, path)
-
-    def read(self, key: str, limit: int | None) -> bytes | None:
-        """See `StoreFiles`. The size that the store states is not relied on."""
-        path = self._path(key)
-        try:
-            if limit is None:
-                return bytes(self.fs.cat_file(path))
-            if self.atomic:
-                data = bytes(self.fs.cat_file(path, start=0, end=limit + 1))
-            else:
-                with self.fs.open(path, "rb") as file:
-                    data = bytes(file.read(limit + 1))
-        except Exception as error:
-            # Some WebDAV servers replace in two steps, and their client reports what is absent in its own way.
-            if isinstance(diagnose(error, key), StoreMissing):
-                return None
-            raise
-        if len(data) > limit:
-            raise too_large(key, None, limit)
-        return data
-
-    def size(self, key: str) -> int | None:
-        """See `StoreFiles`."""
-        try:
-            return int(self.fs.info(self._path(key)).get("size") or 0)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def walk(self, folder: str) -> Iterator[str]:
-        """See `StoreFiles`. The library fetches the whole listing; what is made of it is up to the caller."""
-        self.fs.invalidate_cache()
-        try:
-            found = self.fs.ls(self._path(folder), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        for name in found:
-            yield str(name).rstrip("/").rpartition("/")[2]
-
-    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
-        """See `StoreFiles`. How old a file in flight is can't be asked of every kind of store: it stays."""
-        for name in names:
-            is_gone = not name.startswith(".")
-            try:
-                if is_gone and self._webdav:  # it removes a folder with all that is in it
-                    is_gone = not self.fs.isdir(self._path(f"{folder}/{name}"))
-                if is_gone:
-                    self.remove(f"{folder}/{name}")
-            except Exception as error:
-                if isinstance(diagnose(error, name), StoreUnreachable):
-                    raise
-                is_gone = False
-            yield is_gone
-
-    def remove(self, key: str) -> None:
-        """See `StoreFiles`."""
-        try:
-            self.fs.rm_file(self._path(key))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-
-    def remove_folder(self, folder: str) -> int:
-        """See `StoreFiles`."""
-        names = list(itertools.islice(self.walk(folder), MOST_NAMES))
-        if self.atomic:
-            for name in names:
-                self.remove(f"{folder}/{name}")
-        elif names:
-            self._made.discard(self._path(folder))
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.rm(self._path(folder), recursive=True)
-        return len(names)
-
-    def make_folder(self, folder: str) -> Path:
-        """See `StoreFiles`."""
-        raise StoreError(f"{folder}: only a local folder can be watched")

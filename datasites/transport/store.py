@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, TypeVar
 import watchfiles
 
 from datasites.study.addresses import shown
-from datasites.transport.filesystems import MOST_NAMES, FolderFiles, RemoteFiles, StoreFiles, local_path
+from datasites.transport.filesystems import MOST_NAMES, FolderFiles, StoreFiles, local_path
+from datasites.transport.remote_files import RemoteFiles
 from datasites.transport.store_errors import (
     WHOLE_STORE,
     BadKey,

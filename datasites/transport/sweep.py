@@ -4,9 +4,10 @@ Claim: of `n` names that lie in a folder, each is shown within `2 * (n / MOST_NA
 being such as are wanted and `most` what the caller takes of those at a time: a look that did not come to the end goes
 on there at the next one. So names that nobody can remove hide no other for good. What can't be there is removed, some
 at each look: for `SECONDS`, and `LEAST` of it however slow the store is; from a local folder that is all that a look
-has read, some 20,000. Names that begin with a dot belong to files in flight, ours or those of tools that carry a
-folder elsewhere; they are removed where more lies there than one look reads, once they are an hour old by the store's
-own clock. A file, link or empty folder is removed under its name, in that folder and nowhere else; no link is followed.
+has read, some 20,000. Names that begin with a dot belong to files in flight, ours or those of tools that carry a folder
+elsewhere; in a local folder they are removed where more lies there than one look reads, once they are an hour old by
+the store's own clock. A file, link or empty folder is removed under its name, in that folder and nowhere else; no link
+is followed.
 
 Assumes that the store lists a name that lies there all the time in each pass over the folder, as POSIX has it of
 directories, and that at most `MOST_PASSES` folders are crowded at once: further ones begin anew at each look, and wait
