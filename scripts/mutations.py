@@ -486,8 +486,8 @@ MUTATIONS = (
     Mutation(
         "tick: reading a table takes as long as it takes",
         "datasites/hospital/admission.py",
-        "sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)))",
-        "sleep_to_tick(started, 1)",
+        "sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)), halt.check)",
+        "sleep_to_tick(started, 1, halt.check)",
         (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
     ),
     # Store, protocol, evidence, sandbox and intake.

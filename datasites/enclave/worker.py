@@ -25,7 +25,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -167,17 +167,21 @@ class Worker:
         data: Mapping[protocol.PartitionName, Partition] | None = None,
         timeouts: Timeouts | None = None,
         parameters: int | None = None,
+        began: Callable[[Self], None] | None = None,
     ) -> Self:
         """Start a worker on a frozen study copy, load its model, hand it rows.
 
         files: name -> SHA-256 (hex) for every file that the worker may read; must contain `model.py` (I1).
         data_model: what ordinary rows hold; checks of the model run on rows that are drawn from it.
         parameters: how many the model has, once that is approved.
+        began: told of the worker as soon as it runs, by whom it may be killed while its model is loaded.
         Raises `WorkerRefused` when a hash differs or the code is refused, `SandboxUnavailable` where this machine can
         make no sandbox, else as the class says.
         """
         worker = cls(sandbox, frozen, timeouts or Timeouts())
         try:
+            if began is not None:
+                began(worker)
             request = protocol.LoadCode(
                 folder=str(sandbox.inside(frozen)),
                 files=dict(files),

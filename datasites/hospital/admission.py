@@ -1,7 +1,8 @@
 """From a submitted job to a case that people can decide: freeze, verify, check the data, rehearse, ask the policies.
 
-Runs in the datasite's service. Whatever goes wrong with a submission becomes a case that says so. What people decide
-while a case is examined stands: the results are then dropped.
+Runs beside the turn of the datasite's service (`submissions`), and for people who examine a case again. Whatever goes
+wrong with a submission becomes a case that says so. What people decide while a case is examined stands: the results are
+then dropped. A `halt` ends it before the next thing that it would write.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import dataclasses
 import logging
 import time
 import traceback
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.sandbox import Sandbox
@@ -31,6 +35,7 @@ from datasites.hospital.cases import (
 from datasites.hospital.cells import read_mock
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY
+from datasites.hospital.halt import Halt
 from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.models import Case
 from datasites.hospital.review import ReviewError, find_case
@@ -50,6 +55,13 @@ log = logging.getLogger(__name__)
 #: States in which a case may be examined, as long as nobody has reviewed it.
 OPEN = (Case.State.INTAKE, Case.State.REVIEW)
 
+#: How often a submission is taken again at a start because the process ended while it was examined; then it is left to
+#: people, since it may be what ended the process.
+MOST_AGAIN = 3
+
+#: What is not the submission's: a service that is away, and a damaged audit log.
+_NOT_ITS_OWN = (StoreError, AuditError, *DATABASE_AWAY)
+
 _MEND = "mend it and run `datasites review recheck`"
 
 
@@ -66,11 +78,16 @@ class _Examined:
 
 
 def start_worker(
-    home: Home, case: OpenCase, data: dict[PartitionName, Partition], seconds: float | None = None
+    home: Home,
+    case: OpenCase,
+    data: dict[PartitionName, Partition],
+    seconds: float | None = None,
+    began: Callable[[Worker], None] | None = None,
 ) -> Worker:
     """A sandboxed worker on the case's frozen copy; raises `WorkerError` or `SandboxUnavailable`.
 
-    seconds: wall time for one request to train or evaluate; `round_seconds` of the settings unless given.
+    seconds: wall time for one request to train or evaluate; `round_seconds` of the settings unless given. began: as in
+    `Worker.start`.
     """
     seconds = seconds or home.settings.round_seconds
     return Worker.start(
@@ -83,30 +100,61 @@ def start_worker(
         data=data,
         timeouts=Timeouts(train=seconds, evaluate=seconds),
         parameters=case.terms.parameters or None,  # none before a rehearsal has counted them
+        began=began,
     )
 
 
-def admit_again(site: Site, job: SubmittedJob) -> Case:
-    """Go on with an `admit` in which a service was away: one submission is one case, wherever it was interrupted."""
+def unfinished(site: Site) -> set[tuple[str, str]]:
+    """Submissions whose `admit` the end of a process has interrupted, to be taken again, as (name, submitter).
+
+    Each is logged as taken again; one that was so `MOST_AGAIN` times gets a note for people instead. Of cases that a
+    person has decided on none is left.
+    """
+    open_ones = Q(state__in=OPEN, reviews__isnull=True)
+    rows = list(Case.objects.filter(open_ones | Q(state=Case.State.REFUSED, recorded_in_syft=False)))
+    if not rows:
+        return set()
+    logged: dict[object, list[str]] = defaultdict(list)
+    for record in records(site.home.audit):
+        logged[record.fields.get("case")].append(record.kind)
+    found = set()
+    for row in rows:
+        kinds = logged[row.pk]
+        if {"examined", "examination_dropped", "refused"} & set(kinds):
+            continue
+        if row.state == Case.State.REVIEW and "received" not in kinds:
+            continue  # examined, and logged elsewhere: this log began later
+        if kinds.count("taken_again") < MOST_AGAIN:
+            site.audit.append("taken_again", case=row.pk)
+            found.add((row.job_name, row.submitted_by))
+        elif not row.note:
+            row.note = f"the datasite ended {MOST_AGAIN + 1} times while it examined this; {_MEND}, or reject it"
+            row.save(update_fields=["note"])
+    return found
+
+
+def admit_again(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
+    """Go on with an `admit` that was interrupted: one submission is one case, wherever that was."""
     row = Case.objects.filter(job_name=job.name, submitted_by=job.submitted_by).first()
     if row is None:
-        return admit(site, job)
+        return admit(site, job, halt)
     logged = {r.kind for r in records(site.home.audit) if r.fields.get("case") == row.pk}
     if not logged & {"received", "refused"}:
         _log_taken_in(site, row)
     over = row.state not in OPEN or bool(logged & {"examined", "examination_dropped"})
-    return row if over else examine(site, row)
+    return row if over else examine(site, row, halt)
 
 
-def admit(site: Site, job: SubmittedJob) -> Case:
+def admit(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
     """Make a case of a submission; the case's state and note say what came of it."""
-    home = site.home
+    home, halt = site.home, halt or Halt()
     try:
         package = freeze(job.files, home.frozen)
         _check_belongs_here(home, package, job)
-    except (StoreError, AuditError, *DATABASE_AWAY):
+    except _NOT_ITS_OWN:
         raise
     except Exception as error:
+        halt.check()
         reason = _reason(error, "it can't be read as a study; send the researcher this line")
         row = Case.objects.create(
             study_hash="0" * 64,
@@ -118,6 +166,7 @@ def admit(site: Site, job: SubmittedJob) -> Case:
         )
         _log_taken_in(site, row)
         return row
+    halt.check()
     row = Case.objects.create(
         study_hash=package.digest(),
         study_name=package.study.name,
@@ -126,7 +175,7 @@ def admit(site: Site, job: SubmittedJob) -> Case:
         state=Case.State.INTAKE,
     )
     _log_taken_in(site, row)
-    return examine(site, row)
+    return examine(site, row, halt)
 
 
 def _log_taken_in(site: Site, row: Case) -> None:
@@ -137,7 +186,7 @@ def _log_taken_in(site: Site, row: Case) -> None:
         site.audit.append("received", **what, study=row.study_hash)
 
 
-def examine(site: Site, row: Case) -> Case:
+def examine(site: Site, row: Case, halt: Halt | None = None) -> Case:
     """Check an admitted case against code, data and policies as they are now; may be repeated until it is reviewed.
 
     Changes nothing when somebody has decided on the case in the meantime. Returns the case as it is then.
@@ -145,22 +194,23 @@ def examine(site: Site, row: Case) -> Case:
     Whether the records fit is for people here alone. The log holds the same records either way, of code, mock rows and
     policies, since its heads leave with other studies' releases (I16).
     """
-    home, examined = site.home, _Examined()
+    home, examined, halt = site.home, _Examined(), halt or Halt()
     try:
         try:
-            _examine(home, row, examined)
-        except (StoreError, AuditError, *DATABASE_AWAY):
+            _examine(home, row, examined, halt)
+        except _NOT_ITS_OWN:
             raise
         except Exception as error:
             row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
             row.terms, row.approval_hash = {}, ""
+        halt.check()  # a rehearsal whose worker was killed has not failed
         started = time.monotonic()
         kept = _keep(home, row, examined.staged)
     finally:
         if examined.staged is not None:
             examined.staged.drop()
     # Keeping takes longer the more patients there are.
-    sleep_to_tick(started, examined.keeping)
+    sleep_to_tick(started, examined.keeping, halt.check)
     if not kept:
         site.audit.append("examination_dropped", case=row.pk, study=row.study_hash)
         return Case.objects.get(pk=row.pk)
@@ -168,7 +218,7 @@ def examine(site: Site, row: Case) -> Case:
         try:
             decision = compliance.decide(site, examined.case, "intake")
             denied = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
-        except (StoreError, AuditError, *DATABASE_AWAY):
+        except _NOT_ITS_OWN:
             raise
         except Exception as error:
             denied = _reason(error, "no policy can decide on it, so it can't be approved")
@@ -231,7 +281,7 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
         raise InputError(f"study {package.digest()[:12]}: submitted before; see its case")
 
 
-def _examine(home: Home, row: Case, examined: _Examined) -> None:
+def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
     """Examine into `row`, unsaved, and stage the encoded records beside those of an earlier examination.
 
     Where the records don't fit, the case can't be reviewed, and all else is examined nevertheless.
@@ -254,12 +304,12 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
         row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
         row.note = dataset.surplus_in_words(prepared.rows)
     # All that follows is logged with its time, which must not tell how long the records took.
-    sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)))
+    sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)), halt.check)
     terms = build_terms(home, package, dataset, prepared)
     if examined.staged is not None and examined.staged.identity != terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
-    row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared))
+    row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared), halt)
     terms = terms.model_copy(
         update={name: row.rehearsal.pop(name) for name in ("ticks", "parameters") if name in row.rehearsal}
     )
@@ -269,14 +319,14 @@ def _examine(home: Home, row: Case, examined: _Examined) -> None:
         row.terms, row.approval_hash = {}, ""
 
 
-def _rehearse(home: Home, case: OpenCase) -> dict[str, Any]:
+def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
     """What training on mock rows has shown; `ticks`, by the time on invented rows; and `parameters` of the model.
 
     Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.
     """
     try:
         mock = Partition.of_mock(case.package.data_model, read_mock(home.root / case.dataset.mock))
-        worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds)
+        worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, halt.watch)
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
     with worker:

@@ -10,7 +10,7 @@ charged, released or sent twice. Only a damaged audit log ends the service (I14)
 
 Claim: what others lay into the store for one study delays another's step by at most `STEPS_PER_TURN` steps of each
 study, whose letters, names and bytes are bounded (`mailroom`, `rounds`, `epochs`), and by one sync (`guards`). Assumes
-a store that answers; each step waits for it.
+a store that answers; each step waits for it. No step waits while a submission is examined (`submissions`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from functools import partial
 from django.db import close_old_connections
 
 from datasites.enclave.sandbox import Sandbox
-from datasites.hospital import admission, ledger_log, pending, withdrawal
+from datasites.hospital import ledger_log, pending, withdrawal
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, send_account, sweep_staging
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.database import DATABASE_AWAY, name_of
@@ -41,6 +41,7 @@ from datasites.hospital.row_work import Machine
 from datasites.hospital.service import READY_FILE, outage_of
 from datasites.hospital.setup import open_control, require_own_user
 from datasites.hospital.site import Site
+from datasites.hospital.submissions import Submissions
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError
 from datasites.study.errors import InputError
@@ -93,8 +94,7 @@ class Datasite:
         self._roster_read = 0.0
         self._next_sync = 0.0
         self._inbox_read = False
-        self._not_admitted: set[tuple[str, str]] = set()
-        self._interrupted: set[tuple[str, str]] = set()
+        self._submissions = Submissions(site)
         self._outages = Outages()
         sweep_staging(self._home)
         for warning in sandbox.warnings:
@@ -114,6 +114,7 @@ class Datasite:
             while not stop.is_set():
                 self._turn(stop)
         finally:
+            self._submissions.close()
             for run in self._runs.values():
                 run.close(wait=True)
             self._mailroom.close()
@@ -137,8 +138,7 @@ class Datasite:
             folders = self._folders()
             before = self._store.snapshot(folders)
             busy, outage = self._run_studies(stop)
-            # After the rounds, and one at a time: a researcher with many submissions holds up nobody's round for long.
-            busy = self._admit_one() or busy
+            busy = self._take_in() or busy
             self._say_farewell()
             if outage is not None:
                 raise outage
@@ -236,36 +236,31 @@ class Datasite:
                             self._control.accept_peers([entry.email])
                 self._roster_read = changed
 
-    def _admit_one(self) -> bool:
-        """Take one new submission in; True when there was one."""
-        if self._inbox_read:
-            return False
-        known = self._not_admitted | set(Case.objects.values_list("job_name", "submitted_by")) - self._interrupted
+    def _take_in(self) -> bool:
+        """Note what came of a submission, and begin with the next one; whether there was either."""
+        name = self._submissions.ended
+        if name is not None:
+            self._inbox_read = False
+            with self._contained(f"submission {name[0]} of {name[1]}"):
+                row = self._submissions.collect()
+                log.info("case %d: %s %s", row.pk, row.state, row.note)
+            self._record_decisions()
+        if self._submissions.at_work is not None or self._inbox_read:
+            return name is not None
         with self._contained("submissions"):
-            for job in self._control.jobs(known)[:1]:
-                name = (job.name, job.submitted_by)
-                log.info("submission %s of %s", *name)
-                self._not_admitted.add(name)
-                with self._contained(f"submission {job.name} of {job.submitted_by}"):
-                    admit = admission.admit_again if name in self._interrupted else admission.admit
-                    try:
-                        row = admit(self._site, job)
-                    except OUTAGES:
-                        self._interrupted.add(name)
-                        self._not_admitted.discard(name)
-                        raise
-                    log.info("case %d: %s %s", row.pk, row.state, row.note)
-                    self._not_admitted.discard(name)
-                    self._interrupted.discard(name)
-                self._record_decisions()
+            job = self._control.next_job(self._submissions.known(), self._submissions.turn_of)
+            if job is not None:
+                self._submissions.begin(job)
                 return True
         self._inbox_read = True
-        return False
+        return name is not None
 
     def _record_decisions(self) -> None:
         """Put into syft what people decided here, with the hash that they decided on."""
         recorded = False
         for row in Case.objects.filter(recorded_in_syft=False):
+            if (row.job_name, row.submitted_by) == self._submissions.at_work:
+                continue  # not yet logged, maybe
             with self._contained(f"case {row.pk}"):
                 if row.state in Case.ACTIVE:
                     self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)

@@ -17,15 +17,16 @@ patient with a large part of all records can break the second, a table that has 
 that by `datasites dataset check` and `datasites doctor`. A worker that has to be started for a round (after a crash,
 or a withdrawal a moment before) takes longer too, by what it takes to load the rows.
 
-The log, and evidence with it, holds times. So reading the records for a study, which other letters wait for, takes a
-number of ticks that follows from declared figures (`reading_ticks`), before anything is logged or leaves; a table that
-takes longer shows at the next whole tick. Not claimed: what others on the same machine see of its load.
+The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows
+from declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the
+next whole tick. Not claimed: what others on the same machine see of its load.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 #: Seconds of a tick.
 TICK = 0.05
@@ -37,6 +38,8 @@ _ROOM, _SPARE = 1.5, 10
 #: Seconds to allow for reading a record, and each value that it is encoded to: some three times what they take on a
 #: processor of 2020. And ticks beside, for files and keys.
 _RECORD, _VALUE, _READING_SPARE = 50e-6, 3e-6, 4
+#: Seconds after which one who sleeps looks whether it still should.
+_LOOKS = 0.2
 
 
 def invented_rows(records: int, held_out: float) -> tuple[int, int]:
@@ -65,7 +68,13 @@ def leaves_at(started: float, ticks: int, now: float) -> float:
     return started + max(ticks, late) * TICK
 
 
-def sleep_to_tick(started: float, ticks: int) -> None:
-    """Sleep until `ticks` after `started` (monotonic), or to the next whole one: after work on rows, before the log."""
-    now = time.monotonic()
-    time.sleep(max(0.0, leaves_at(started, ticks, now) - now))
+def sleep_to_tick(started: float, ticks: int, check: Callable[[], None]) -> None:
+    """Sleep until `ticks` after `started` (monotonic), or to the next whole one: after work on rows, before the log.
+
+    check: called now and then, and at the end; raises what ends the sleep.
+    """
+    due = leaves_at(started, ticks, time.monotonic())
+    while (left := due - time.monotonic()) > 0:
+        check()
+        time.sleep(min(left, _LOOKS))
+    check()

@@ -222,22 +222,29 @@ class HospitalControl(_Control):
 
         By name. Doesn't sync; reads no link and runs nothing.
         """
+        return [job for ref in self._waiting(known) if (job := self._read(ref)) is not None]
+
+    def next_job(self, known: Collection[tuple[str, str]], order: Callable[[str], int]) -> SubmittedJob | None:
+        """The first of `jobs` by the order of its submitter, then by name; no other's files are read."""
+        for ref in sorted(self._waiting(known), key=lambda ref: (order(ref.ds_email), ref.job_name)):
+            job = self._read(ref)
+            if job is not None:
+                return job
+        return None
+
+    def _waiting(self, known: Collection[tuple[str, str]]) -> list[JobRef]:
         self._client.job_client.scan_inbox()
-        found = []
-        for ref in self._refs():
-            if (ref.job_name, ref.ds_email) in known:
-                continue
-            state = self._state(ref)
-            if state is None:
-                continue
-            files = _read_tree(self._folder(ref) / "code")
-            claimed = read_config((self._folder(ref) / "config.yaml").read_bytes()).get("submitted_at", "")
-            found.append(
-                SubmittedJob(
-                    ref.job_name, ref.ds_email, files, str(claimed)[:40], state.status.value, state.review_reason or ""
-                )
-            )
-        return found
+        return [ref for ref in self._refs() if (ref.job_name, ref.ds_email) not in known]
+
+    def _read(self, ref: JobRef) -> SubmittedJob | None:
+        state = self._state(ref)
+        if state is None:
+            return None
+        files = _read_tree(self._folder(ref) / "code")
+        claimed = read_config((self._folder(ref) / "config.yaml").read_bytes()).get("submitted_at", "")
+        return SubmittedJob(
+            ref.job_name, ref.ds_email, files, str(claimed)[:40], state.status.value, state.review_reason or ""
+        )
 
     def _refs(self) -> list[JobRef]:
         manager = self._client.job_client.manager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 
 import pytest
 
@@ -29,6 +30,7 @@ from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (
 def service(desk: Desk) -> Iterator[Datasite]:  # noqa: F811
     datasite = Datasite(desk.site)
     yield datasite
+    datasite._submissions.close()
     for run in datasite._runs.values():
         run.close()
     datasite._mailroom.close()
@@ -109,11 +111,13 @@ def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
 
     jobs = [dataclasses.replace(job(), name=f"job-{number}") for number in range(3)]
     monkeypatch.setattr(
-        HospitalControl, "jobs", lambda _, known: [j for j in jobs if (j.name, j.submitted_by) not in known]
+        HospitalControl,
+        "next_job",
+        lambda _, known, order: next((j for j in jobs if (j.name, j.submitted_by) not in known), None),
     )
     seen: list[str] = []
 
-    def admit(site: Site, submitted: object) -> Case:
+    def admit(site: Site, submitted: object, halt: object) -> Case:
         name = submitted.name  # type: ignore[attr-defined]
         seen.append(name)
         if name == "job-0":
@@ -121,10 +125,10 @@ def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
         return Case.objects.create(study_hash="0" * 64, job_name=name, submitted_by=jobs[0].submitted_by)
 
     monkeypatch.setattr(admission, "admit", admit)
-    turn(service)
-    assert len(seen) == 1, "one submission a turn, so that rounds don't wait for all of them"
-    for _ in range(4):
+    for _ in range(5):
         turn(service)
+        if service._submissions._work is not None:
+            wait([service._submissions._work.case], 120)
     assert seen == ["job-0", "job-1", "job-2"]
     assert contained(service, "submission job-0")
 

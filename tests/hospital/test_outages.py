@@ -12,12 +12,14 @@ import itertools
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from django.db import InterfaceError, OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from datasites.hospital import admission, compliance, ledger_log, pending, row_work
 from datasites.hospital.database import DATABASE_AWAY, let_go
@@ -254,20 +256,34 @@ def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
     """It is examined to its end, and logged once as received."""
     sent = dataclasses.replace(job(), name="heart-again", files={**job().files, "model.py": MODEL})
     monkeypatch.setattr(
-        HospitalControl, "jobs", lambda _, known: [sent] if (sent.name, sent.submitted_by) not in known else []
+        HospitalControl, "next_job", lambda _, known, order: None if (sent.name, sent.submitted_by) in known else sent
     )
     monkeypatch.setattr("datasites.hospital.outages.RETRY", 0.0)
     monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
     outage = Outage(kind, itertools.accumulate(range(3, 30, 3)))
     begins = service._site.audit.head().seq
-    with connection.execute_wrapper(outage.around_query):
-        for _ in range(12):
-            turn(service)
+    in_threads: list[str] = []
+
+    def opened(connection: BaseDatabaseWrapper, **_: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            in_threads.append(threading.current_thread().name)
+            connection.execute_wrappers.append(outage.around_query)
+
+    connection_created.connect(opened)
+    try:
+        with connection.execute_wrapper(outage.around_query):
+            for _ in range(24):
+                turn(service)
+                if service._submissions._work is not None:
+                    wait([service._submissions._work.case], 120)
+    finally:
+        connection_created.disconnect(opened)
     assert outage.struck >= 3
+    assert len(in_threads) >= 2, "it struck only where submissions are not examined"
     (row,) = Case.objects.filter(job_name="heart-again")
     assert row.state == Case.State.REVIEW
     assert row.rehearsal
     mine = [r for r in records(service._home.audit) if r.seq > begins and r.fields.get("case") == row.pk]
     assert [r.kind for r in mine if r.kind in ("received", "examined")] == ["received", "examined"]
-    assert not service._interrupted
-    assert not service._not_admitted
+    assert not service._submissions._interrupted
+    assert not service._submissions._begun

@@ -15,7 +15,7 @@ import numpy as np
 from django.db import connections
 
 from datasites.enclave.worker import Partition
-from datasites.hospital import admission, proposals, review, row_work
+from datasites.hospital import admission, proposals, review, row_work, submissions
 from datasites.hospital.agreements import terminate_agreement
 from datasites.hospital.cases import open_case, partitions
 from datasites.hospital.export import export_evidence
@@ -87,6 +87,7 @@ def run(root: Path, scenario: Scenario, file: str) -> tuple[Outcome, Passed]:
         stage.worker = admission.Worker = StandIn
     doors.install(stage.worker)
     row_work.ThreadPoolExecutor = lambda *_: RowsThread(stage)
+    submissions.in_a_thread = lambda act: RowsThread(stage).submit(act)
     for room, name in ((admission, "stage_records"), (row_work, "partitions")):
         setattr(room, name, _timed(stage, getattr(room, name)))
     planting = leaks.Planting(stage)

@@ -1,0 +1,42 @@
+"""Ends what another thread does, soon and without a result: at its next step, in its sleep, in its worker."""
+
+from __future__ import annotations
+
+import threading
+
+from datasites.enclave.worker import Worker
+
+
+class Halted(BaseException):
+    """The service ends, and what was being done is done again at its next start.
+
+    No `Exception`, so that nothing which handles the errors of a submission takes it for one of them.
+    """
+
+
+class Halt:
+    """Given to what may be ended, which calls `check` before it writes anything, and shows `watch` its workers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._halted = False
+        self._worker: Worker | None = None
+
+    def now(self) -> None:
+        """End it."""
+        with self._lock:
+            self._halted, worker = True, self._worker
+        if worker is not None:
+            worker.kill()
+
+    def check(self) -> None:
+        """Raise `Halted` once it is to end."""
+        if self._halted:
+            raise Halted
+
+    def watch(self, worker: Worker) -> None:
+        """Take this worker for the one at work, which ends with the rest, also while it starts."""
+        with self._lock:
+            self._worker, halted = worker, self._halted
+        if halted:
+            worker.kill()

@@ -1,0 +1,224 @@
+"""Submissions are taken in beside the rounds of running studies, one at a time, and once, whatever ends the service."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasites.hospital import admission
+from datasites.hospital.datasite import Datasite
+from datasites.hospital.models import Case
+from datasites.hospital.service import only_process
+from datasites.hospital.site import Site
+from datasites.study import letters
+from datasites.study.audit_chain import records
+from datasites.transport.syft import HospitalControl, SubmittedJob
+from tests.hospital.conftest import HEART
+from tests.hospital.running import Running
+from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
+from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
+
+#: Takes a submission in as the service does, in a process that can be killed.
+ADMIT = (
+    "import pickle, sys; from pathlib import Path\n"
+    "from datasites.hospital.site import Site\n"
+    "site = Site.open(Path(sys.argv[1]))\n"
+    "from datasites.hospital import admission\n"
+    "admission.admit(site, pickle.loads(sys.stdin.buffer.read()))\n"
+)
+PATIENCE = 240.0
+
+
+@pytest.fixture
+def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()
+
+
+def another(name: str, *, long: bool = False, submitter: str = "") -> SubmittedJob:
+    """A submission of a study of its own. long: its rehearsal takes minutes."""
+    terms = (HEART / "study" / "study.toml").read_text().replace("IRB-2026-017", f"IRB-{name}")
+    if long:
+        terms = terms.replace("hidden = 0", "hidden = 60000").replace("steps = 2", "steps = 200")
+    sent = job(**{"study.toml": terms.encode()})
+    return dataclasses.replace(sent, name=name, submitted_by=submitter or sent.submitted_by)
+
+
+def send(monkeypatch: pytest.MonkeyPatch, *jobs: SubmittedJob) -> None:
+    """Let these lie in the datasite's inbox."""
+
+    def next_job(_: object, known: Collection[tuple[str, str]], order: Callable[[str], int]) -> SubmittedJob | None:
+        waiting = [j for j in jobs if (j.name, j.submitted_by) not in known]
+        return min(waiting, key=lambda j: (order(j.submitted_by), j.name), default=None)
+
+    monkeypatch.setattr(HospitalControl, "next_job", next_job)
+
+
+def until(happens: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happens():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.05)
+
+
+def all_taken_in(service: Datasite) -> None:  # noqa: F811
+    """Turns until nothing is left in the inbox."""
+    turn(service)
+    while service._submissions._work is not None:
+        wait([service._submissions._work.case], PATIENCE)
+        turn(service)
+
+
+def told(site: Site, begins: int, *kinds: str) -> list[tuple[str, str]]:
+    """What the log says of submissions since: the kind of each record, and the name of whose case it is."""
+    names = dict(Case.objects.values_list("pk", "job_name"))
+    mine = [r for r in records(site.audit.path) if r.seq > begins and r.kind in kinds]
+    return [(r.kind, names[r.fields["case"]]) for r in mine]
+
+
+ADMITTED = ("received", "refused", "examined", "taken_again")
+
+
+@pytest.mark.slow
+@pytest.mark.waits
+def test_a_round_is_answered_while_a_submission_is_rehearsed(
+    running: Running,
+    service: Datasite,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rehearsal takes minutes, and is ended with the service."""
+    running.set_up()
+    service._runs[running.row.pk] = running.run
+    send(monkeypatch, another("long", long=True))
+    turn(service)
+    until(lambda: service._submissions._halt._worker is not None)
+    running.open(1)
+    while running.heard(1, letters.MASKED) is None:
+        turn(service)
+    row = Case.objects.get(job_name="long")
+    assert (row.state, row.rehearsal) == (Case.State.INTAKE, {}), "the round waited for the submission"
+    assert service._submissions.at_work == ("long", row.submitted_by)
+    del service._runs[running.row.pk]  # the fixture's
+
+
+@pytest.mark.slow
+@pytest.mark.waits
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    loaded: bool,
+) -> None:
+    """Whether its model is being loaded or is training already."""
+    begins = desk.site.audit.head().seq
+    send(monkeypatch, another("heart-again", long=True))
+    first = Datasite(desk.site)
+    turn(first)
+    halt = first._submissions._halt
+    until(lambda: halt._worker is not None and (not loaded or hasattr(halt._worker, "description")))
+    work, worker = first._submissions._work, halt._worker
+    assert work is not None
+    assert worker is not None
+    stop(first)
+    assert work.case.done(), "its thread goes on"
+    assert not worker.alive
+    row = Case.objects.get(job_name="heart-again")
+    assert (row.state, row.note, row.rehearsal) == (Case.State.INTAKE, "", {}), "the killed worker is not its fault"
+    assert not list(desk.site.home.prepared.glob(".staging-*"))
+    begun_again(desk, monkeypatch, begins)
+
+
+@pytest.mark.slow
+@pytest.mark.waits
+def test_a_kill_while_a_submission_is_rehearsed_leaves_it_to_the_next_start(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begins = desk.site.audit.head().seq
+    sent = another("heart-again", long=True)
+    send(monkeypatch, sent)
+    command = [sys.executable, "-c", ADMIT, str(desk.site.home.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(sent))
+        process.stdin.close()
+        until(lambda: process.poll() is not None or sandboxes_of(process.pid))
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+    assert told(desk.site, begins, *ADMITTED) == [("received", "heart-again")]
+    begun_again(desk, monkeypatch, begins)
+
+
+def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> None:  # noqa: F811
+    """A start of the service takes the interrupted submission again, once; and a further start does not."""
+    monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+    whole = [("received", "heart-again"), ("taken_again", "heart-again"), ("examined", "heart-again")]
+    for _ in range(2):
+        again = Datasite(desk.site)
+        all_taken_in(again)
+        stop(again)
+        (row,) = Case.objects.filter(job_name="heart-again")
+        assert row.state == Case.State.REVIEW
+        assert row.rehearsal
+        assert told(desk.site, begins, *ADMITTED) == whole
+
+
+def stop(datasite: Datasite) -> None:
+    """What `serve` does in the end."""
+    stopped = threading.Event()
+    stopped.set()
+    with only_process(datasite._home):
+        datasite.serve(stopped)
+
+
+def sandboxes_of(pid: int) -> list[int]:
+    """Processes that this one has started."""
+    children = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        children += [int(child) for child in path.read_text().split()]
+    return children
+
+
+@pytest.mark.slow
+@pytest.mark.waits
+def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
+    service: Datasite,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that are rehearsed, and one of somebody else that came in later by name and is refused."""
+    begins = service._site.audit.head().seq
+    send(monkeypatch, another("a"), another("b"), another("c", submitter="else@university.example.org"))
+    all_taken_in(service)
+    assert told(service._site, begins, *ADMITTED) == [
+        ("received", "a"),
+        ("examined", "a"),
+        ("refused", "c"),
+        ("received", "b"),
+        ("examined", "b"),
+    ]
+    rows = Case.objects.filter(job_name__in=("a", "b"))
+    assert [row.rehearsal["outcome"] for row in rows] == ["passed", "passed"]
+    assert service._submissions.at_work is None
+
+
+def test_a_submission_under_which_the_process_ends_again_and_again_is_left_to_people(desk: Desk) -> None:  # noqa: F811
+    """Else a submission that ends it would keep it down."""
+    row = Case.objects.create(study_hash="0" * 64, job_name="deadly", submitted_by="researcher@university.example.org")
+    desk.site.audit.append("received", case=row.pk)
+    starts = [admission.unfinished(desk.site) for _ in range(admission.MOST_AGAIN + 2)]
+    assert starts == [{("deadly", row.submitted_by)}] * admission.MOST_AGAIN + [set(), set()]
+    row.refresh_from_db()
+    assert "ended 4 times while it examined this; mend it and run `datasites review recheck`" in row.note
