@@ -195,8 +195,9 @@ class Worker:
                 worker.description, _ = worker._ask(request, protocol.Description, seconds)
             except WorkerCrashed:
                 # No fault of the study where no sandbox can be made at all. Tried, not read from what the worker has
-                # printed, where model code may write what it likes.
-                sandbox.require()
+                # printed, where model code may write what it likes. One that was killed from here had been made.
+                if not worker._killed:
+                    sandbox.require()
                 raise
             worker._require_size(parameters)
             for name, partition in (data or {}).items():

@@ -19,6 +19,7 @@ import pytest
 
 from datasites.hospital import admission
 from datasites.hospital.datasite import Datasite
+from datasites.hospital.halt import Halted
 from datasites.hospital.models import Case
 from datasites.hospital.service import only_process
 from datasites.hospital.site import Site
@@ -133,8 +134,8 @@ def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
     assert work is not None
     assert worker is not None
     stop(first)
-    assert work.case.done(), "its thread goes on"
     assert not worker.alive
+    assert isinstance(work.case.exception(PATIENCE), Halted)
     row = Case.objects.get(job_name="heart-again")
     assert (row.state, row.note, row.rehearsal) == (Case.State.INTAKE, "", {}), "the killed worker is not its fault"
     assert not list(desk.site.home.prepared.glob(".staging-*"))
