@@ -108,13 +108,15 @@ def ring_terms(
     length: int,
     slack: float = NORM_SLACK,
     room: float | None = None,
+    remedy: str = "use a smaller model and fewer hospitals",
 ) -> RingTerms:
     """Grid and bound for vectors of `length` coordinates, one from each of `hospitals`; raises `RingRefused`.
 
     noise_multiplier: sd of the noise of `honest` hospitals together, in units of the sensitivity. slack: relative
     error of the clipped sum (0 for counts, which are exact). room: what a coordinate of the sum must at least have,
-    the clip unless given. A finer grid costs range and a coarser one sensitivity: the coarsest that keeps
-    sqrt(length) x grid within 1 % of the clip is taken, with the whole range that is left.
+    the clip unless given. remedy: what to say where no figure alone would fit. A finer grid costs range and a coarser
+    one sensitivity: the coarsest that keeps sqrt(length) x grid within 1 % of the clip is taken, with the whole range
+    that is left.
     """
     needed = clip if room is None else room
 
@@ -136,7 +138,7 @@ def ring_terms(
     raise RingRefused(
         f"secure sum: {hospitals} hospitals x {length} coordinates with noise multiplier {noise_multiplier:g}, shared "
         f"by {honest}, leave less than {needed:g} for a coordinate of a hospital's sum; what fits, all else equal: "
-        + (" or ".join(fitting) or "nothing; use a smaller model and fewer hospitals")
+        + (" or ".join(fitting) or f"nothing; {remedy}")
     )
 
 
@@ -210,6 +212,7 @@ def counts_ring(study: Study, kind: EvaluationKind) -> RingTerms | None:
         slack=0.0,
         # A hospital of the usual size may have all its patients in one cell.
         room=max(1.0, study.cohort.patients / shared.hospitals),
+        remedy=f"cohort.patients = {study.cohort.patients} are more than counts of so many hospitals can hold",
     )
 
 

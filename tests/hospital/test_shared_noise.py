@@ -181,6 +181,15 @@ def test_counts_that_would_be_cut_are_refused_at_intake(heart: DatasetSettings) 
         site_plan(Terms().package().study, large)
 
 
+def test_counts_of_more_patients_than_the_ring_holds_are_refused_by_that_figure(
+    furnished: Home, database: Home
+) -> None:
+    files = Terms().package(patients=900_000_000).files
+    row = admission.admit(Site.open(furnished.root), dataclasses.replace(job(**files), name="heart-many"))
+    assert row.state in (Case.State.INTAKE, Case.State.REFUSED)
+    assert "cohort.patients = 900000000 are more than" in row.note
+
+
 def test_the_case_says_why_it_can_not_be_examined(furnished: Home, database: Home) -> None:
     sent = dataclasses.replace(job(**Terms(noise=0.9).package().files), name="heart-together")
     row = admission.admit(Site.open(furnished.root), sent)

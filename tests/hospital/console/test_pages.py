@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from html import unescape
+
 import pytest
 
 from datasites.hospital.case_view import approved_before
 from datasites.hospital.intake import freeze
-from datasites.hospital.models import Case
+from datasites.hospital.models import BudgetFact, Case, Population
 from tests.hospital.console.conftest import Console
 from tests.hospital.test_review import job
 
@@ -27,6 +29,22 @@ def test_a_case_shows_what_a_decision_needs(console: Console) -> None:
     html = response.content.decode()
     for words in (console.desk.row.approval_hash, "baa-university", "build_model", "Rehearsal", "Budget after"):
         assert words in html
+
+
+def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: Console) -> None:
+    client = console.client("ann")
+    paths = (f"/cases/{console.number}/", "/budget/", "/budget/heart/")
+    case, budgets, budget = (unescape(client.get(path).content.decode()) for path in paths)
+    assert "The researcher reads that you decided, and of a rejection this reason." in case
+    assert "The cap is what these patients are guaranteed" in budgets
+    assert "The other figures are readings of how much of it is taken" in budgets
+    assert "and no guarantees by themselves" in budgets
+    assert "every other figure is a reading" in budget
+    population, now = Population.objects.get(name="heart"), console.desk.site.home.dataset("heart")
+    wider = now.epsilon + 1
+    BudgetFact.objects.create(population=population, what="widened", epsilon=wider, delta=now.delta)
+    budget = unescape(client.get("/budget/heart/").content.decode())
+    assert f"these patients are guaranteed epsilon {wider:g} at delta" in budget
 
 
 def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_intake(console: Console) -> None:
