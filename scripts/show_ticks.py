@@ -1,12 +1,13 @@
 """Whether the tick at which a release leaves tells that a patient is in the data, with models made to be slow for one.
 
 For each model three workers in their sandboxes do the same rounds, interleaved: on a table with the chosen patient, on
-the table without, and on the same table without once more. A round trains and evaluates; patients have several records.
-The ticks are those that a datasite would allow: declared records -> `invented_rows` -> `Worker.measure` -> `ticks_for`,
-and a round leaves by `leaves_at`. What leaves at a tick is compared round by round; rounds in which the two tables
-*without* differ show the machine's own noise. Any other round in which the tick with the patient and without differ is
-a miss, and one is too many. "Before" is how often the two would have been told apart by the time alone: the chance that
-a round with the patient takes longer than one without.
+the table without, and on the same table without once more; in local mode, and in distributed mode, whose noise is
+discrete. A round trains and evaluates; patients have several records. The ticks are those that a datasite would allow:
+declared records -> `invented_rows` -> `Worker.measure` -> `ticks_for`, and a round leaves by `leaves_at`. What leaves
+at a tick is compared round by round; rounds in which the two tables *without* differ show the machine's own noise. Any
+other round in which the tick with the patient and without differ is a miss, and one is too many. "Before" is how often
+the two would have been told apart by the time alone: the chance that a round with the patient takes longer than one
+without.
 
 Usage: python scripts/show_ticks.py [--rounds 200] [--json FILE]
 """
@@ -14,6 +15,7 @@ Usage: python scripts/show_ticks.py [--rounds 200] [--json FILE]
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -24,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -33,11 +36,16 @@ from datasites.enclave.worker import Partition, Worker, file_hashes
 from datasites.hospital.ticks import TICK, invented_rows, leaves_at, ticks_for
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.manifest import LocalTraining
+from datasites.study.rounds import RingTerms, ring_terms
+
+PrivacyMode = Literal["local", "distributed"]
 
 FEATURES, CHOSEN = 8, 0.25
 #: Training patients, and their records each; and what a hospital with so many would declare.
 PATIENTS, RECORDS, HELD_OUT = 1_000, 2, 0.4
 DECLARED = math.ceil(PATIENTS * RECORDS / (1 - HELD_OUT))
+#: In distributed mode, and how many of them are relied on.
+HOSPITALS, HONEST = 4, 3
 
 _HEAD = """
 import torch
@@ -106,6 +114,23 @@ def workers(source: str, tables: list[dict[PartitionName, Partition]]) -> Iterat
         ]
 
 
+def rings(plan: PrivacyPlan, evaluation: EvaluationPlan, length: int) -> tuple[RingTerms | None, RingTerms | None]:
+    """How a gradient and counts lie in the secure sum; None in local mode, as for a hospital."""
+    if plan.honest is None:
+        return None, None
+    terms = {"clip": 1.0, "honest": plan.honest, "hospitals": HOSPITALS}
+    return (
+        ring_terms(**terms, noise_multiplier=plan.noise_multiplier, length=length),  # type: ignore[arg-type]
+        ring_terms(
+            **terms,  # type: ignore[arg-type]
+            noise_multiplier=evaluation.final_multiplier,
+            length=2 * evaluation.bins,
+            slack=0.0,
+            room=float(DECLARED),
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Shown:
     """What was seen of one model. noise: rounds in which the two without differ; misses: others that told, from 1."""
@@ -130,15 +155,19 @@ class Shown:
         return cls(ticks, tuple(int(n) for n in (left > ticks).sum(0)), int(told.sum()), int(noise.sum()), misses)
 
 
-def show(name: str, rounds: int) -> Shown:
+def show(name: str, mode: PrivacyMode, rounds: int) -> Shown:
     """Run one model's rounds and print what was seen."""
-    plan = PrivacyPlan(clip=1.0, noise_multiplier=1.0, sampling_rate=1.0, rounds=rounds, steps_per_round=1)
-    evaluation = EvaluationPlan(edges=(0.0, 0.25, 0.5, 0.75, 1.0), final_multiplier=2.0)
+    honest = HONEST if mode == "distributed" else None
+    plan = PrivacyPlan(
+        clip=1.0, noise_multiplier=1.0, sampling_rate=1.0, rounds=rounds, steps_per_round=1, mode=mode, honest=honest
+    )
+    evaluation = EvaluationPlan(edges=(0.0, 0.25, 0.5, 0.75, 1.0), final_multiplier=2.0, honest=honest)
     training = LocalTraining(steps=1, learning_rate=0.1)
     present, absent, held_out = tables()
     source = _HEAD.format(body=MODELS[name])
     with workers(source, [{"mock": Partition(absent.x[:32], absent.y[:32])}]) as (rehearsing,):
         training_rows, held_out_rows = invented_rows(DECLARED, HELD_OUT)
+        ring, counts_ring = rings(plan, evaluation, rehearsing.description.count)
         measured = rehearsing.measure(
             plan=plan,
             training=training,
@@ -147,6 +176,8 @@ def show(name: str, rounds: int) -> Shown:
             training_rows=training_rows,
             held_out_rows=held_out_rows,
             together=True,
+            ring=ring,
+            counts_ring=counts_ring,
         )
     ticks = ticks_for(measured)
     seconds = np.zeros((rounds, 3))
@@ -156,17 +187,17 @@ def show(name: str, rounds: int) -> Shown:
             # In another order each time, so that none of the three is always the first.
             for place in np.roll(np.arange(3), number):
                 started, worker = time.monotonic(), running[place]
-                worker.train(
-                    parameters, plan=plan, training=training, divisor=PATIENTS, round=number + 1, key=os.urandom(32)
-                )
-                worker.evaluate(parameters, plan=evaluation, kind="final", key=os.urandom(32), slots=training.slots)
+                asked = {"plan": plan, "training": training, "divisor": PATIENTS, "round": number + 1, "ring": ring}
+                worker.train(parameters, key=os.urandom(32), **asked)  # type: ignore[arg-type]
+                asked = {"plan": evaluation, "kind": "final", "slots": training.slots, "ring": counts_ring}
+                worker.evaluate(parameters, key=os.urandom(32), **asked)  # type: ignore[arg-type]
                 seconds[number, place] = time.monotonic() - started
     shown = Shown.of(ticks, seconds)
     longer = (seconds[:, :1] > seconds[:, 1:]).mean()
     one, other = 1e3 * np.median(seconds[:, 0]), 1e3 * np.median(seconds[:, 1:])
     print(
-        f"{name}: measured {1e3 * measured:.0f} ms, so {ticks} ticks of {1e3 * TICK:.0f} ms; median round {one:.0f} ms "
-        f"with, {other:.0f} ms without (x{one / other:.2f}), longest {1e3 * seconds.max():.0f} ms\n"
+        f"{name}, {mode}: measured {1e3 * measured:.0f} ms, so {ticks} ticks of {1e3 * TICK:.0f} ms; median round "
+        f"{one:.0f} ms with, {other:.0f} ms without (x{one / other:.2f}), longest {1e3 * seconds.max():.0f} ms\n"
         f"  before: by its time, a round with is the longer one in {100 * longer:.0f} % of pairs\n"
         f"  late: {shown.late[0]} rounds with, {shown.late[1]} and {shown.late[2]} without, of {rounds}\n"
         f"  ticks differ with and without in {shown.told} rounds, between the two without in {shown.noise}; where "
@@ -183,11 +214,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results = []
-    for name in MODELS:
-        seen = show(name, arguments.rounds)
+    for name, mode in itertools.product(MODELS, get_args(PrivacyMode)):
+        seen = show(name, mode, arguments.rounds)
         results.append(
             {
-                "name": name,
+                "name": f"{name}, {mode}",
                 "value": len(seen.misses),
                 "unit": f"of {arguments.rounds} rounds told apart where those without agree",
                 "target": "0",
