@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -71,12 +71,13 @@ def upload(
     data: memoryview,
     plain: str,
     secret: bytes,
-    mend: bool = False,
+    mend: Literal["", "sizes", "bytes"] = "",
 ) -> Pointer:
     """Encrypt `data` into the store and return its pointer. `plain`: the SHA-256 of `data`, hex.
 
-    Parts that an earlier try has left are not sent again to a remote store. `mend` compares what is there byte by
-    byte and replaces what differs. Memory: two parts beside `data`.
+    Parts that an earlier try has left are not sent again to a remote store. mend: the blob was sent before; parts that
+    are missing or of another size are put again, with "bytes" those that differ at all, for which all of them are
+    read. Memory: two parts beside `data`.
     """
     key, name = _derive(secret, study, round, kind, plain)
     cipher, count = AESGCM(key), part_count(len(data))
@@ -84,13 +85,12 @@ def upload(
     for index in range(count):
         part = data[index * PART_BYTES : (index + 1) * PART_BYTES]
         cut = memoryview(sealed)[: len(part) + TAG_BYTES]
-        cipher.encrypt_into(_nonce(index), part, _place(index, count), cut)
         path = _part_key(sender, study, round, name, index)
-        if mend:
-            present = _get_or_none(store, path, len(cut)) == cut
-        else:
-            present = store.local is None and store.size(path) == len(cut)
-        if not present:
+        by_size = mend == "sizes" or (not mend and store.local is None)
+        if by_size and store.size(path) == len(cut):
+            continue
+        cipher.encrypt_into(_nonce(index), part, _place(index, count), cut)
+        if mend != "bytes" or _get_or_none(store, path, len(cut)) != cut:
             store.put(path, cut)
     return Pointer(id=name, size=len(data), key=key.hex(), sha256=plain)
 

@@ -13,7 +13,10 @@ can only withhold a letter:
 
 A letter that may be half written is looked at again before it is refused (`second_look`). A refused letter is removed
 from the recipient's mailbox, so that a wait goes on and the sender, who sees by `lies` that it is gone, can put the
-true one back by calling `send` again; one that can't be removed is reported once and then passed over. A bad letter of
+true one back by calling `send` again; one that can't be removed is reported once and then passed over. Claim (cost of
+putting back): of n times that a letter is put back, its blob's parts are compared with what was sent log2(n) times, at
+the 2nd, 4th, 8th ...; else by presence and size. So who removes an envelope costs its sender an envelope, and a part
+that was changed is put right at the latest once the letter has been removed as often again as before. A bad letter of
 one sender never delays those of another, nor does what can't be read or sent. Nothing is ordered by clock.
 
 What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received
@@ -28,6 +31,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -120,6 +124,8 @@ class Mailroom:
         self._journal = Journal(folder / "mailroom.sqlite", durable=durable)
         self._secret = self._journal.secret
         self._stuck: dict[str, str] = {}
+        #: How often a letter with a blob was sent again in this process, by (study, round, kind).
+        self._sent_again = Counter[tuple[str, int, str]]()
         self._second_look = SecondLook(store.settles)
 
     def close(self) -> None:
@@ -146,7 +152,8 @@ class Mailroom:
     ) -> dict[str, str]:
         """Put the same body and blob for each recipient, the blob encrypted once; returns digests by recipient.
 
-        The same content again is byte-identical, and puts back what the store has lost or changed. Other content
+        The same content again is byte-identical, and puts back what the store has lost or changed: the envelope at
+        once, parts of the blob as said above. Other content
         under a path already used raises `Equivocation` and puts nothing. A recipient whose keys are not the pinned
         ones, or whose mailbox refuses, keeps it from nobody else: `Undelivered` is raised after the others were sent.
         Raises `StoreError` for the blob, or for trouble with the whole store.
@@ -163,7 +170,7 @@ class Mailroom:
         open_paths = [recipient for recipient, entry in before.items() if entry is None or entry.envelope is not None]
         pointer = None
         if payload is not None and plain is not None and len(payload) > INLINE_BYTES and open_paths:
-            mend = bool(again)
+            mend = self._look_at_blob(study, round, kind) if again else ""
             pointer = blobs.upload(self.store, self.email, study, round, kind, payload, plain, self._secret, mend)
         inline = bytes(payload) if payload is not None and len(payload) <= INLINE_BYTES else None
         digests: dict[str, str] = {}
@@ -189,6 +196,12 @@ class Mailroom:
             raise Undelivered(failures)
         return digests
 
+    def _look_at_blob(self, study: str, round: int, kind: str) -> Literal["sizes", "bytes"]:
+        """How closely to look at the blob of a letter that is sent again now."""
+        self._sent_again[study, round, kind] += 1
+        times = self._sent_again[study, round, kind]
+        return "bytes" if times > 1 and times & (times - 1) == 0 else "sizes"
+
     def _send_one(self, key: str, entry: Sent | None, said: str, contents: Contents, inline: bytes | None) -> str:
         """Put one letter, new (`entry` is None) or again; returns the digest of what was said."""
         if entry is not None:
@@ -212,7 +225,7 @@ class Mailroom:
         """Whether a letter of ours lies where it was put, byte for byte, or its round was collected.
 
         Where it doesn't, `send` of the same puts it back. Of a blob nothing is said: a recipient that misses a part of
-        it removes the letter, and then `send` puts back both.
+        it removes the letter, and then `send` puts back both, at once or the time after.
         """
         key = letter_key(self.email, study, to, round, kind)
         entry = self._journal.sent(key)
@@ -399,6 +412,8 @@ class Mailroom:
             over = [name for name, number in numbers if number.isdecimal() and first <= int(number[:12]) < before]
             removed += self._remove_some(folder, over)
         self._journal.forget_envelopes(study, first, before)
+        for letter in [one for one in self._sent_again if one[0] == study and first <= one[1] < before]:
+            del self._sent_again[letter]
         return removed
 
     def collect_kinds(self, study: str, round: int, of_kind: Callable[[str], bool], *, blobs_too: bool = False) -> int:

@@ -126,6 +126,48 @@ def test_collecting_kinds_keeps_the_others_and_says_nothing_anew(parties):
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "offer-0") is not None
 
 
+def test_an_envelope_that_is_lost_again_and_again_costs_its_sender_envelopes(parties, monkeypatch):
+    """And not its blob: that is read back ever more rarely."""
+    researcher, hospital, *_ = parties
+    blob, room, read = os.urandom(9_000_000), researcher.mailroom, []
+    room.send(hospital.email, STUDY, 1, "model", {}, blob)
+    get = room.store.get
+
+    def counted(key, **options):
+        found = get(key, **options)
+        if key.startswith("blobs"):
+            read[-1].append(key)
+        return found
+
+    monkeypatch.setattr(room.store, "get", counted)
+    (envelope,) = Path(researcher.store_url, "mail", STUDY, hospital.email).iterdir()
+    for _ in range(17):
+        read.append([])
+        envelope.unlink()
+        room.send(hospital.email, STUDY, 1, "model", {}, blob)
+        assert envelope.exists()
+    assert {times: len(keys) for times, keys in enumerate(read, 1) if keys} == {2: 3, 4: 3, 8: 3, 16: 3}
+    assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "model").blob == blob
+
+
+@pytest.mark.parametrize(("lost", "again"), [("gone", 1), ("cut", 1), ("changed", 2)])
+def test_a_part_of_a_blob_that_the_store_has_lost_is_put_again(parties, lost, again):
+    researcher, hospital, *_ = parties
+    blob = os.urandom(5_000_000)
+    researcher.mailroom.send(hospital.email, STUDY, 1, "model", {}, blob)
+    part = min(Path(researcher.store_url, "blobs", STUDY, RESEARCHER).iterdir())
+    whole = part.read_bytes()
+    if lost == "gone":
+        part.unlink()
+    else:
+        part.write_bytes(whole[:-1] if lost == "cut" else bytes([whole[0] ^ 1]) + whole[1:])
+    for _ in range(again):
+        with pytest.raises(Rejected):
+            hospital.mailroom.receive(RESEARCHER, STUDY, 1, "model")
+        researcher.mailroom.send(hospital.email, STUDY, 1, "model", {}, blob)
+    assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "model").blob == blob
+
+
 def test_an_upload_broken_off_is_the_same_after_a_restart(parties):
     """Killed between the blob and the commit: the next try makes the same parts, and one letter results."""
     researcher, hospital, *_ = parties
