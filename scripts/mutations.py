@@ -36,6 +36,7 @@ _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
+_ABSTAINING = "tests/hospital/test_abstaining.py"
 
 MUTATIONS = (
     # What is added.
@@ -440,6 +441,20 @@ MUTATIONS = (
         "            asked = case.round_asked(manifest)\n"
         "            self._rows.begin(case, manifest, parameters, lambda r: self._keys(case, manifest, r)).result()\n",
         (f"{_RUNNING}::test_a_round_is_charged_before_it_trains",),
+    ),
+    Mutation(
+        "answer: a round that people sat out is released after all",
+        "datasites/hospital/leaving.py",
+        "            if record.state == Round.State.FAILED:\n                return None\n",
+        "",
+        (f"{_ABSTAINING}::test_people_who_answer_between_the_journal_and_the_record_are_heard",),
+    ),
+    Mutation(
+        "answer: a round that is released is sat out after all",
+        "datasites/hospital/review.py",
+        "if site.audit.holds(RELEASED, study=row.study_hash, round=newest.round):",
+        "if False:",
+        (f"{_ABSTAINING}::test_a_round_whose_release_is_logged_is_not_sat_out",),
     ),
     Mutation(
         "retry: the trainer draws by no key",

@@ -108,19 +108,18 @@ class AuditLog:
         kind and field names: lower-case words with underscores. Values: text, whole number, finite number, truth
         value, or a list of those; raises `AuditError` for anything else or too much of it.
         """
-        if kind in _RESERVED:
-            raise AuditError(f"audit: records of kind {kind!r} are written by the log itself; choose another kind")
+        _require_unreserved(kind)
         return self._append(kind, fields)
 
     def append_once(self, kind: str, /, **fields: Value) -> None:
         """Write this record unless the log holds it: for what is done again after a kill or an outage.
 
         Log, database and journal can't be written at once. Whoever calls this makes what the record tells durable
-        either before it (and calls this until that is marked as told) or right after it, from the same inputs. Reads
-        the whole log, so it is for what is rare.
+        either before it (and calls this until that is marked as told) or right after it, from the same inputs. Two
+        processes that do so at once write one record. Reads the whole log, so it is for what is rare.
         """
-        if not self.holds(kind, **fields):
-            self.append(kind, **fields)
+        _require_unreserved(kind)
+        self._append(kind, fields, once=True)
 
     def holds(self, kind: str, /, **fields: Value) -> bool:
         """Whether a record of this kind has these fields, and maybe others. Reads the whole log."""
@@ -154,10 +153,13 @@ class AuditLog:
             at = self._catch_up(file)
             return Head.sign(self._identity, at.seq, at.hash)
 
-    def _append(self, kind: str, fields: dict[str, Value]) -> Head:
+    def _append(self, kind: str, fields: dict[str, Value], *, once: bool = False) -> Head:
         clean = _clean(kind, fields)
         with self._locked() as file:
-            if (self._catch_up(file).seq + 1) % CHECKPOINT_EVERY == 0:
+            at = self._catch_up(file)
+            if once and self.holds(kind, **fields):
+                return Head.sign(self._identity, at.seq, at.hash)
+            if (at.seq + 1) % CHECKPOINT_EVERY == 0:
                 self._write_checkpoint(file)
             return self._write(file, kind, clean)
 
@@ -296,6 +298,11 @@ def _lines(file: int, begin: int, end: int) -> Iterator[bytes]:
     with os.fdopen(os.dup(file), "rb") as stream:
         stream.seek(begin)
         yield from bounded_lines(stream)
+
+
+def _require_unreserved(kind: str) -> None:
+    if kind in _RESERVED:
+        raise AuditError(f"audit: records of kind {kind!r} are written by the log itself; choose another kind")
 
 
 def _clean(kind: str, fields: dict[str, Value]) -> dict[str, Any]:

@@ -13,11 +13,14 @@ masked vector is the noised one plus masks (computationally uniform to who lacks
 than t colluding holders it adds nothing, and with them it is the output of the priced mechanism. Sizes are those of the
 manifest's vectors and of public words. When: the vector at the round's tick (`rounds`), everything else when the letter
 that it answers is read, which no work on rows delays. A letter that the store has lost while it waited for its answer
-is sent again, the same bytes, after pauses counted from when it was first sent (`transport.repeats`): a function of
-that moment, of the store and of the clock.
+is sent again, the same bytes, after pauses counted from when this process first put it (`transport.repeats`), and at
+once after a restart: a function of that moment, of faults, of the store and of the clock. Of a round that is sat out
+nothing leaves here, also where the journal had made its vector by then (`abstaining`).
 """
 
 from __future__ import annotations
+
+from django.db import transaction
 
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.closing import told_fork
@@ -55,6 +58,9 @@ class Leaving:
         state = self._journal.state
         if member is None or state is None or state.open is None or state.open.header is None:
             return False
+        # What people have answered stands, also for a vector that the journal had made by then (`abstaining`).
+        if Round.objects.filter(case=self._case.row, round=state.last_round, state=Round.State.FAILED).exists():
+            return False
         return self._send_owed(state) or self._answer(member, state)
 
     def release(self, state: MemberState, masked: MaskedVector) -> None:
@@ -81,9 +87,9 @@ class Leaving:
 
     def _send(self, masked: MaskedVector, restarted: bool) -> bool:
         number = masked.header.round
-        record = Round.objects.get(case=self._case.row, round=number)
-        if not record.audit_head:
-            self._record(record, masked, restarted)
+        record = self._record(masked, restarted)
+        if record is None:
+            return False
         body = letters.Masked(
             header=masked.to_bytes().decode(),
             audit=PublicHead.model_validate(record.audit_head),
@@ -104,8 +110,17 @@ class Leaving:
             sigmas[kind] = plan.multiplier(kind) if ring is None else ring.deviation
         return sigmas
 
-    def _record(self, record: Round, masked: MaskedVector, restarted: bool) -> None:
-        """Put a release into audit log and database, once, before it is sent."""
+    def _record(self, masked: MaskedVector, restarted: bool) -> Round | None:
+        """The round, its release in audit log and database, once, before it is sent; None for one that is sat out."""
+        with transaction.atomic():
+            record = Round.objects.select_for_update().get(case=self._case.row, round=masked.header.round)
+            if record.state == Round.State.FAILED:
+                return None
+            if not record.audit_head:
+                self._write(record, masked, restarted)
+        return record
+
+    def _write(self, record: Round, masked: MaskedVector, restarted: bool) -> None:
         state = self._journal.state
         assert state is not None
         assert state.open is not None

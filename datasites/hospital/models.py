@@ -199,8 +199,8 @@ class Round(models.Model):
     #: What left: names and lengths of vectors, bytes, SHA-256 of the masked vector.
     release = models.JSONField(default=dict)
     audit_head = models.JSONField(default=dict)
-    #: What is said to the researcher when this hospital sits the round out, and the reason for the audit log; logged
-    #: and sent until the store has taken it.
+    #: What is said to the researcher when this hospital sits the round out, the reason for the audit log, and who
+    #: decided so where people did; logged and sent until the store has taken it (`abstaining`).
     abstention = models.JSONField(default=dict)
     at = models.DateTimeField(auto_now_add=True)
 
@@ -208,15 +208,15 @@ class Round(models.Model):
         ordering = ["round"]
         constraints = [models.UniqueConstraint(fields=["case", "round"], name="one_release_per_round")]
 
-    def abstain(self, said: Abstention, told: str | None) -> None:
+    def abstain(self, said: Abstention, told: str, by: tuple[str, str] | None = None) -> None:
         """Sit this round out for good.
 
-        told: why, for the audit log, so nothing that rows had a part in (I16); None where people do it, whose act is
-        logged as theirs.
+        told: why, for the audit log and not for the researcher, so nothing that rows had a part in but what people
+        chose to write (I16). by: name and role of the person who decided it, if anybody did.
         """
-        self.state, self.abstention = self.State.FAILED, said.model_dump(mode="json")
-        if told is not None:
-            self.abstention["told"] = told[:500]
+        self.state, self.abstention = self.State.FAILED, {**said.model_dump(mode="json"), "told": told[:500]}
+        if by is not None:
+            self.abstention |= {"person": by[0], "role": by[1]}
         self.save(update_fields=["state", "reason", "abstention"])
 
 

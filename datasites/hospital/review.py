@@ -13,6 +13,7 @@ from django.contrib.auth import get_user_model
 from django.db import transaction
 
 from datasites.hospital import compliance, ledger, withdrawal
+from datasites.hospital.abstaining import log_abstention
 from datasites.hospital.cases import open_case
 from datasites.hospital.failures import Failures
 from datasites.hospital.models import Case, Review, Round
@@ -22,6 +23,7 @@ from datasites.hospital.population import settle_identity
 from datasites.hospital.settle import charge_what_is_reached, require_rounds_left
 from datasites.hospital.site import Site
 from datasites.study import letters
+from datasites.study.audit_chain import RELEASED
 from datasites.study.errors import DatasitesError
 
 
@@ -131,18 +133,24 @@ def _move(
     to: str,
     also: Callable[[Case], None] = lambda row: None,
 ) -> Case:
-    """Move a case to another state, and do `also` in the same transaction."""
-    require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
+    """Move a case to another state, do `also` in the same transaction, and log it."""
     with transaction.atomic():
-        row = Case.objects.select_for_update().get(pk=find_case(number).pk)
-        if row.state not in states:
-            raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
-        # Why a study was stopped may have been rows, so it is logged only now that somebody has looked at it.
-        before, row.state, row.note = str(row.state), to, reason
-        row.save(update_fields=["state", "note"])
+        row, before = _moved(number, person, reason, kind, states, to)
         also(row)
         site.audit.append(kind, case=number, person=person.name, role=person.role, reason=reason, before=before)
     return row
+
+
+def _moved(number: int, person: Acting, reason: str, kind: str, states: tuple[str, ...], to: str) -> tuple[Case, str]:
+    """The case in its new state, and the state before; call it in a transaction."""
+    require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
+    row = Case.objects.select_for_update().get(pk=find_case(number).pk)
+    if row.state not in states:
+        raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
+    # Why a study was stopped may have been rows, so it is logged only now that somebody has looked at it.
+    before, row.state, row.note = str(row.state), to, reason
+    row.save(update_fields=["state", "note"])
+    return row, before
 
 
 def pause(site: Site, number: int, person: Acting, reason: str) -> Case:
@@ -169,17 +177,23 @@ def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
 def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
     """Go on after a stop without the round whose work has failed, and tell the researcher that it is sat out.
 
-    The researcher reads that this hospital did not take part in that round, and no reason.
+    That is the newest round, if it waits for an answer. The researcher reads that this hospital did not take part in
+    it, and no reason. Logged once it is decided; where that is interrupted, by the service. A round whose release the
+    log holds is refused, since its vector may have left (`abstaining`).
     """
-
-    def abstain(row: Case) -> None:
+    with transaction.atomic():
+        row, _ = _moved(number, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING)
         require_rounds_left(site.home, row.study_hash)
-        failed = Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).last()
-        if failed is None:
+        newest = Round.objects.select_for_update().filter(case=row).order_by("round").last()
+        if newest is None or newest.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
             raise ReviewError(f"case {number}: no round of it waits for an answer; use resume or rejoin")
-        failed.abstain(letters.Abstention(outcome="failed"), None)
-
-    return _move(site, number, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING, abstain)
+        if site.audit.holds(RELEASED, study=row.study_hash, round=newest.round):
+            raise ReviewError(
+                f"case {number}: round {newest.round} is released, as the log says, and can't be sat out; use resume"
+            )
+        newest.abstain(letters.Abstention(outcome="failed"), reason, (person.name, person.role))
+    log_abstention(site, row.study_hash, newest)
+    return row
 
 
 def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:

@@ -1,11 +1,12 @@
 """One approved study at this hospital, from setup to close: check, charge, train, mask, journal, release; then unmask.
 
-The order of a round is fixed, and each line is durable before the next begins: policies allow; the journal opens the
-manifest and keeps the round's secret (one per round, I6); the ledger is charged (I5); a worker trains in its sandbox,
-with keys of that secret (`round_keys`); the round's tick comes (`ticks`); the release policy allows; the journal keeps
+The order of a round is fixed, and each line is durable before the next begins: policies allow; the
+journal opens the manifest and keeps the round's secret (one per round,
+I6); the ledger is charged (I5); a worker trains in its sandbox, with keys of that secret (`round_keys`); the round's
+tick comes (`ticks`); the release policy allows; the journal keeps
 the masked vector; the audit log records the release (I11); the letter goes out. Killed anywhere, the next `step` goes
 on from what is durable: it trains again under the same charge and keys if nothing was masked, and sends the journal's
-copy if something was.
+copy if something was, unless the round was sat out meanwhile (`abstaining`).
 
 **Theorem (what leaves in a round, and when; I16).** The *public record* is what people declare and enter, what others
 send, faults, and the clock. Everything that a round lets out (letters, records of the audit log, whose heads go out,
@@ -19,10 +20,10 @@ before the tick, so every other letter leaves when it would have left. What it g
 noised gradient and the noised counts. `_end_of_work` begins at the tick and does work of public size on that. Where it
 has failed, nothing leaves and nothing is logged; the case is stopped for people, who answer in their own words.
 
-A letter that the store has lost while it waits for its answer is put again, the same bytes, after pauses that are
-counted from when it was first sent (`transport.repeats`), so its moments are as public as that one. Which letters are
-looked at, how many in a step, and how many records strangers' letters give rise to follow from names and bytes in the
-store and the clock.
+A letter that the store has lost while it waits for its answer is put again, the same bytes: after pauses that are
+counted from when this process first put it (`transport.repeats`), and at once after a restart, which is a fault and so
+public. So its moments are as public as that one. Which letters are looked at, how many in a step, and how many records
+strangers' letters give rise to follow from names and bytes in the store and the clock.
 
 What remains: silence. Whether a round is answered at all depends on whether its work ends, twice at most; that does not
 depend on rows as long as no row can make the worker fail, which is the trainer's to see to (`privacy.trainer`): no
@@ -41,12 +42,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from datasites.hospital import compliance, ledger
+from datasites.hospital.abstaining import log_abstention, said_of
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import closing_step, journal_of, open_journal
 from datasites.hospital.correspondence import Correspondence
@@ -411,19 +412,17 @@ class StudyRun:
         self._send_abstention(row)
 
     def _send_abstention(self, row: Case) -> bool:
-        """Log and send what the newest abstention says, unless it is out."""
+        """Log and send the abstention of the newest round, unless it is out; see `abstaining`."""
         newest = Round.objects.filter(case=row).order_by("-round").first()
         if newest is None or newest.state != Round.State.FAILED or not newest.abstention:
             return False
         if self._post.posted(self._researcher, newest.round, letters.ABSTAINED):
             return False
-        body: dict[str, Any] = dict(newest.abstention)
-        told = body.pop("told", None)
-        # None where people sit it out, or an older version has saved it, which had logged it by then.
-        if told is not None and self._logged_abstention != newest.round:
-            self._site.audit.append_once("abstained", study=self.study_hash, round=newest.round, reason=told, **body)
+        if self._logged_abstention != newest.round:
+            log_abstention(self._site, self.study_hash, newest)
             self._logged_abstention = newest.round
-        return self._post.post(self._researcher, newest.round, letters.ABSTAINED, body)
+        words = said_of(newest).model_dump(mode="json")
+        return self._post.post(self._researcher, newest.round, letters.ABSTAINED, words)
 
     def _stop(self, row: Case, reason: str) -> None:
         """Take part in nothing until people have looked. What rows had a part in is not in the audit log (I16)."""

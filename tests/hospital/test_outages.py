@@ -206,14 +206,13 @@ def test_an_abstention_is_decided_logged_and_said_once(
         if next(decided, False):
             raise compliance.Denied(decision)
 
-    def append(written: str, /, **fields: Any) -> Any:
-        head = write(written, **fields)
+    def append_once(written: str, /, **fields: Any) -> None:
+        write(written, **fields)
         if written == "abstained":
             outage.places = frozenset({outage.count + 1})
-        return head
 
-    write = running.site.audit.append
-    monkeypatch.setattr(running.site.audit, "append", append)
+    write = running.site.audit.append_once
+    monkeypatch.setattr(running.site.audit, "append_once", append_once)
     running.set_up()
     monkeypatch.setattr(compliance, "require", denies_once)
     running.open(1)

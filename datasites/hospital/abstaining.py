@@ -1,0 +1,35 @@
+"""What becomes of a round that this hospital sits out: it is decided in the database, then logged, then said.
+
+Claim (one answer): of a round, this hospital's vector leaves or it sits the round out, never both, and the audit log
+holds one record of what it answered: `released`, or `abstained` (policies or a refusal), or `sat_out` (people). Killed
+in between, it writes the record when its service goes on with the study. Proof: a round that is sat out is `FAILED`,
+and none leaves that state. `Leaving` records a release only of a round that is not, under the row's lock, and sends
+nothing of one that is, whatever the journal holds; `review.sit_out` takes none whose release the log holds, under the
+same lock. Both write the state before they let go of it. The record is written once (`AuditLog.append_once`), and not
+before the decision. Assumes the newest log and database (`reconcile`).
+
+What is not said: an abstention that the researcher's mailbox did not take before the next round began. Nobody waits for
+it then; it is logged here, and to the researcher this hospital was away in that round. So is an older round that was
+left unanswered when the researcher went on, as after a rejoin: it stays charged, and releases and says nothing.
+"""
+
+from __future__ import annotations
+
+from datasites.hospital.models import Round
+from datasites.hospital.site import Site
+from datasites.study.letters import Abstention
+
+
+def said_of(round: Round) -> Abstention:
+    """What the researcher is told of a round that is sat out."""
+    return Abstention.model_validate({name: round.abstention[name] for name in Abstention.model_fields})
+
+
+def log_abstention(site: Site, study: str, round: Round) -> None:
+    """Write into the audit log, once, that this round is sat out, and by whom or by which controls."""
+    found = dict(round.abstention)
+    reason = found.pop("told", None)
+    if reason is None:
+        return  # of an older version, which had logged it by then
+    kind = "sat_out" if "person" in found else "abstained"
+    site.audit.append_once(kind, study=study, round=round.round, reason=reason, **found)

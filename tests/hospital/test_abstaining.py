@@ -1,0 +1,140 @@
+"""A round is sat out or released, never both, and the log says which, once, also where it is killed in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datasites.hospital import review
+from datasites.hospital.abstaining import log_abstention, said_of
+from datasites.hospital.audit import AuditLog
+from datasites.hospital.leaving import Leaving
+from datasites.hospital.models import Case, Round
+from datasites.study import letters
+from datasites.study.audit_chain import records
+from tests.hospital.running import Running
+from tests.hospital.test_retry import Killed, kill_before
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+pytestmark = pytest.mark.waits
+
+
+@pytest.fixture
+def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()
+
+
+def test_a_round_that_was_sat_out_leaves_nothing_although_its_vector_was_made(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the journal's commit and the record; the next start can't open the study, and people answer."""
+    killed_at_release(running, monkeypatch, kill_before(Leaving, "_send"))
+    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "it is not to leave")
+    running.restart()
+    running.steps()
+    assert running.heard(1, letters.ABSTAINED)
+    assert running.heard(1, letters.MASKED) is None
+    assert Round.objects.get().state == Round.State.FAILED
+    assert not running.logged("released")
+
+
+def test_people_who_answer_between_the_journal_and_the_record_are_heard(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, bob = Leaving._send, running.desk.login("bob")
+
+    def answered_by_then(*arguments: Any, **options: Any) -> bool:
+        Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
+        review.sit_out(running.site, running.row.pk, bob, "it is not to leave")
+        return send(*arguments, **options)
+
+    running.set_up()
+    running.open(1)
+    monkeypatch.setattr(Leaving, "_send", answered_by_then)
+    running.steps()
+    assert running.heard(1, letters.ABSTAINED)
+    assert running.heard(1, letters.MASKED) is None
+    assert not running.logged("released")
+    assert len(running.logged("sat_out")) == 1
+
+
+def test_a_round_whose_release_is_logged_is_not_sat_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the record and the database."""
+    killed_at_release(running, monkeypatch, kill_before(Round, "save"))
+    assert Round.objects.get().state == Round.State.CHARGED
+    assert running.logged("released")
+    with pytest.raises(review.ReviewError, match="round 1 is released"):
+        review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "it is not to leave")
+    review.resume(running.site, running.row.pk, running.desk.login("bob"), "mended")
+    running.restart()
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert running.heard(1, letters.ABSTAINED) is None
+    assert len(running.logged("released")) == 1
+
+
+def killed_at_release(running: Running, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Any], None]) -> None:
+    """Round 1, killed once the journal holds its vector; then the study can't be opened, and is stopped."""
+    running.set_up()
+    running.open(1)
+    while running.run._at_work is None:
+        assert running.run.step()
+    with monkeypatch.context() as patch:
+        kill(patch)
+        with pytest.raises(Killed):
+            running.steps()
+    state = running.run._journal.state
+    assert state is not None
+    assert state.open is not None
+    assert state.open.header is not None
+    running.run.close(wait=True)
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED, note="can't be opened")
+
+
+def stopped_at_round(desk: Desk, **states: Round.State) -> Case:  # noqa: F811
+    """An approved case, stopped, with these rounds: r1, r2, ..."""
+    desk.agree()
+    desk.approve("ann")
+    row = desk.approve("bob")
+    for name, state in states.items():
+        Round.objects.create(case=row, round=int(name[1:]), epoch=0, manifest_hash="", state=state)
+    Case.objects.filter(pk=row.pk).update(state=Case.State.STOPPED)
+    return row
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_that_people_sit_a_round_out_is_logged_once_it_is_decided_and_once(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    row, bob = stopped_at_round(desk, r1=Round.State.CHARGED), desk.login("bob")
+    if killed:
+        with monkeypatch.context() as patch:
+            kill_before(AuditLog, "append_once")(patch)
+            with pytest.raises(Killed):
+                review.sit_out(desk.site, row.pk, bob, "out of memory")
+    else:
+        review.sit_out(desk.site, row.pk, bob, "out of memory")
+    round = Round.objects.get()
+    assert round.state == Round.State.FAILED
+    for _ in range(2):  # as the service does when it goes on
+        log_abstention(desk.site, row.study_hash, round)
+    (record,) = [
+        r for r in records(desk.site.home.audit) if r.kind == "sat_out" and r.fields["study"] == row.study_hash
+    ]
+    wanted = {"round": 1, "person": "bob", "role": "privacy_officer", "reason": "out of memory"}
+    assert wanted.items() <= record.fields.items()
+    assert said_of(round) == letters.Abstention(outcome="failed"), "no reason and nobody's name"
+
+
+def test_people_sit_the_newest_round_out_and_none_that_was_left_before_it(desk: Desk) -> None:  # noqa: F811
+    row = stopped_at_round(desk, r1=Round.State.CHARGED, r2=Round.State.UNMASKED)
+    with pytest.raises(review.ReviewError, match="no round of it waits"):
+        review.sit_out(desk.site, row.pk, desk.login("bob"), "we sit it out")
+    assert Round.objects.get(round=1).state == Round.State.CHARGED
