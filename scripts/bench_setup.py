@@ -183,6 +183,8 @@ def set_up(n: int, rounds: int, home: Path, site: Site) -> tuple[Cost, Cost]:
         )
     )
     roster.save(site.home.roster)
+    for entry in roster.entries:
+        site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint, person="command line")
     url = f"memory://bench-{secrets.token_hex(8)}"
     rooms = {email: mailroom(email, home, url, roster) for email in (RESEARCHER, *emails)}
     heart = StudyPackage.read(HEART).study

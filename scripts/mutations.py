@@ -36,7 +36,7 @@ _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
-_ABSTAINING = "tests/hospital/test_abstaining.py"
+_ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
 
 MUTATIONS = (
     # What is added.
@@ -455,6 +455,29 @@ MUTATIONS = (
         "if site.audit.holds(RELEASED, study=row.study_hash, round=newest.round):",
         "if False:",
         (f"{_ABSTAINING}::test_a_round_whose_release_is_logged_is_not_sat_out",),
+    ),
+    Mutation(
+        "keys: those of an offer are not held against the log",
+        "datasites/hospital/epochs.py",
+        "wrong = self._not_pinned(roster, (context.aggregator, *context.hospitals))",
+        "wrong = list[str]()",
+        (f"{_KEYS}::test_keys_that_are_typed_into_the_roster_are_not_set_up_with",),
+    ),
+    Mutation(
+        "keys: a round is charged under one that was replaced",
+        "datasites/hospital/rounds.py",
+        "            self._setup.require_pinned_keys()\n            self._open(row, signed)\n",
+        "            self._open(row, signed)\n",
+        (
+            f"{_KEYS}::test_a_key_that_was_replaced_is_believed_in_no_later_round_and_the_new_one_from_the_next_epoch_on",
+        ),
+    ),
+    Mutation(
+        "keys: a vector is masked under one that was revoked meanwhile",
+        "datasites/hospital/rounds.py",
+        '"release", row.approval_hash)\n        self._setup.require_pinned_keys()\n',
+        '"release", row.approval_hash)\n',
+        (f"{_KEYS}::test_a_key_that_is_revoked_while_rows_are_at_work_masks_nothing",),
     ),
     Mutation(
         "retry: the trainer draws by no key",

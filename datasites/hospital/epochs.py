@@ -4,6 +4,15 @@ Per epoch: the researcher's offer, this hospital's certificate, the enrolment, s
 (all peers, in a cohort of up to 64), and "ready". `EpochSetup.step` does whatever can be done now and returns whether
 it did anything; each step is committed to the journal before its letter is sent, so it may be killed and called again
 at any point.
+
+Claim (whose keys): a round is charged, and its vector made, only under keys that are pinned at that moment: each key of
+the epoch, the researcher's and every hospital's, is the one that the roster holds for that party now, and that entry is
+the one that the audit log says people pinned last and have not revoked (`entered_log`). Looked at when an epoch is
+offered, before each round and before each release (`require_pinned_keys`); so a roster that somebody edits for a while
+protects nothing for them, nor does the key of a party that was revoked, or pinned anew. Proof: masks are agreed with
+the certificates in the journal, which were checked against the epoch's `Context`, whose digest is in the journal; and
+the context is held against roster and log each time. A new key counts from the next epoch on, which the researcher
+begins (`run.set_up(again=True)`); until then this hospital sits rounds out, and says by which control.
 """
 
 from __future__ import annotations
@@ -11,20 +20,23 @@ from __future__ import annotations
 import datetime
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.correspondence import Correspondence
+from datasites.hospital.entered_log import pinned_by_hand
 from datasites.hospital.site import Site
-from datasites.secagg.context import EPOCH_DAYS, EPOCH_ROUNDS, Context, epoch_rounds
+from datasites.secagg.context import EPOCH_DAYS, EPOCH_ROUNDS, Context, Party, epoch_rounds
 from datasites.secagg.errors import SecaggError
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
 from datasites.study.durable import replace_durably
+from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError, Roster
 from datasites.study.manifest import MOST_EPOCHS
 from datasites.transport.mailroom import Letter
@@ -39,6 +51,12 @@ OFFERS_PER_STEP = 16
 
 def _today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
+
+
+class OtherKeys(DatasitesError):
+    """An epoch's keys are not those that are pinned now. `controls`: all that others are told of it."""
+
+    controls = ("epoch-keys",)
 
 
 def read_blob(letter: Letter) -> bytes:
@@ -63,6 +81,31 @@ class EpochSetup:
     def step(self) -> bool:
         """Do what can be done now; True when something was."""
         return self._offer() or self._send_certificate() or self._enrol() or self._accept() or self._ready()
+
+    def require_pinned_keys(self) -> None:
+        """Raise `OtherKeys` unless each key of the present epoch is its party's, as pinned now and as the log knows."""
+        assert self.member is not None
+        context = self.member.context
+        wrong = self._not_pinned(Roster.load(self._site.home.roster), (context.aggregator, *context.hospitals))
+        if wrong:
+            raise OtherKeys(
+                f"epoch {context.epoch} of the secure sum: {'; '.join(wrong)}. Where a key was replaced, ask the "
+                "researcher to pin it and to begin a new epoch; else `datasites doctor` says what to do"
+            )
+
+    def _not_pinned(self, roster: Roster, parties: Iterable[Party]) -> list[str]:
+        """Which of these parties' keys the roster does not hold, or not as the log says it was pinned, in words."""
+        pinned = {entry.email: entry for entry in roster.entries}
+        wrong, held = [], []
+        for party in parties:
+            entry = pinned.get(party.email)
+            if entry is None:
+                wrong.append(f"{party.email} is not pinned any more")
+            elif entry.public_key != party.public_key:
+                wrong.append(f"{party.email} is pinned with another key than this epoch was set up with")
+            else:
+                held.append(entry)
+        return wrong + pinned_by_hand(self._site.home, held)
 
     def _next_epoch(self) -> int:
         return self._journal.floor[0] + 1
@@ -138,8 +181,9 @@ class EpochSetup:
         needed = study.cohort.survivors_needed
         if len(hospitals) < needed:
             raise ValueError(f"{len(hospitals)} hospitals, every sum of the approved study holds {needed} or more")
-        return Context.from_roster(
-            Roster.load(self._site.home.roster),
+        roster = Roster.load(self._site.home.roster)
+        context = Context.from_roster(
+            roster,
             study=self._study,
             epoch=epoch,
             aggregator=self._researcher,
@@ -150,6 +194,10 @@ class EpochSetup:
             threshold=needed,
             consistency=study.consistency_wave,
         )
+        wrong = self._not_pinned(roster, (context.aggregator, *context.hospitals))
+        if wrong:
+            raise IdentityError(f"{'; '.join(wrong)}; `datasites doctor` says what to do")
+        return context
 
     def _send_certificate(self) -> bool:
         # Owed after a crash or an outage between commit and send.

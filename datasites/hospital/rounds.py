@@ -1,9 +1,9 @@
 """One approved study at this hospital, from setup to close: check, charge, train, mask, journal, release; then unmask.
 
-The order of a round is fixed, and each line is durable before the next begins: policies allow; the
-journal opens the manifest and keeps the round's secret (one per round,
+The order of a round is fixed, and each line is durable before the next begins: policies allow, and the epoch's keys are
+those that people have pinned (`epochs`); the journal opens the manifest and keeps the round's secret (one per round,
 I6); the ledger is charged (I5); a worker trains in its sandbox, with keys of that secret (`round_keys`); the round's
-tick comes (`ticks`); the release policy allows; the journal keeps
+tick comes (`ticks`); the release policy allows, and the epoch's keys are still those that are pinned; the journal keeps
 the masked vector; the audit log records the release (I11); the letter goes out. Killed anywhere, the next `step` goes
 on from what is durable: it trains again under the same charge and keys if nothing was masked, and sends the journal's
 copy if something was, unless the round was sat out meanwhile (`abstaining`).
@@ -52,7 +52,7 @@ from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import closing_step, journal_of, open_journal
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.database import DATABASE_AWAY
-from datasites.hospital.epochs import EpochSetup, read_blob
+from datasites.hospital.epochs import EpochSetup, OtherKeys, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
 from datasites.hospital.round_keys import RoundKeys
@@ -279,11 +279,12 @@ class StudyRun:
             parameters = self._model(letter, manifest, case.terms.parameters)
             decision = compliance.decide(self._site, case, "run_round", manifest=manifest)
             compliance.require(decision, "run_round", row.approval_hash)
+            self._setup.require_pinned_keys()
             self._open(row, signed)
             asked = case.round_asked(manifest)
             ledger.charge(self._site, case.dataset, self.study_hash, number, asked, manifest.digest())
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
-        except compliance.Denied as error:
+        except (compliance.Denied, OtherKeys) as error:
             self._abstain(row, number, "denied", error.controls, str(error))
         except NOT_OF_THE_ROUND:
             raise
@@ -323,7 +324,7 @@ class StudyRun:
         if Round.objects.filter(case=row, round=round.manifest.round, state=Round.State.CHARGED).exists():
             try:
                 made = self._masked(row, round, round.work.result())
-            except compliance.Denied as error:
+            except (compliance.Denied, OtherKeys) as error:
                 self._abstain(row, round.manifest.round, "denied", error.controls, str(error))
             except NOT_OF_THE_ROUND:
                 raise
@@ -395,6 +396,7 @@ class StudyRun:
         )
         decision = compliance.decide(self._site, case, "release", manifest=manifest, release=facts)
         compliance.require(decision, "release", row.approval_hash)
+        self._setup.require_pinned_keys()
         # For the hospital alone, and before the one commit that makes the release. Steps were counted by the trainer.
         Round.objects.filter(case=row, round=manifest.round).update(
             steps=computed.steps, seconds=computed.seconds, reason=_noted(round, computed)

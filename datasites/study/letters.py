@@ -95,7 +95,11 @@ class Masked(Agreed):
 
 
 class Abstention(Agreed):
-    """A hospital sits a round out. `controls` names the policies that deny; of a failure no more is said (I7)."""
+    """A hospital sits a round out. `controls` names the policies that deny; of a failure no more is said (I7).
+
+    One control is none of the policies': "epoch-keys", where a key of the present epoch is not (any more) the one that
+    the hospital has pinned. A new epoch heals it, once researcher and hospital have pinned the same.
+    """
 
     outcome: Literal["denied", "failed"]
     controls: Annotated[tuple[str, ...], Field(max_length=32)] = ()

@@ -1,0 +1,127 @@
+"""Whose keys the secure sum believes: those that people have pinned, at each round, and no others (I9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datasites.hospital.entered_log import pinned_by_hand
+from datasites.hospital.models import Round
+from datasites.study import letters
+from datasites.study.identity import Identity, Roster
+from tests.hospital.conftest import log_pins
+from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+pytestmark = pytest.mark.waits
+PEER = "datasite@va.example.org"
+
+
+@pytest.fixture
+def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()
+
+
+def with_other_keys(running: Running, *emails: str) -> None:
+    """Those parties hold other keys from now on, and the roster file says so; the log knows nothing of it."""
+    for email in emails:
+        running.keys[email] = Identity.generate(email)
+    running.roster = Roster(
+        entries=tuple(
+            entry.model_copy(update={"public_key": running.keys[entry.email].public_key})
+            for entry in running.roster.entries
+        )
+    )
+    running.roster.save(running.site.home.roster)
+
+
+def replace_key(running: Running, email: str) -> None:
+    """A party's key was stolen: one person revokes it, and its new one is pinned."""
+    before = Roster.load(running.site.home.roster).revoke(email)
+    running.site.audit.append("unpinned", email=email, reason="stolen", person="ann")
+    with_other_keys(running, email)
+    before.pin(running.roster.get(email)).save(running.site.home.roster)
+    log_pins(running.site, Roster(entries=(running.roster.get(email),)))
+
+
+def require_sat_out(running: Running, number: int) -> None:
+    """Nothing was charged or left in that round, and everybody learns why."""
+    letter = running.heard(number, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "denied", "controls": ["epoch-keys"]}
+    assert running.heard(number, letters.MASKED) is None
+    (told,) = running.logged("abstained")
+    assert told.fields["controls"] == ["epoch-keys"]
+    assert "pinned" in told.fields["reason"]
+
+
+@pytest.mark.parametrize("party", [PEER, RESEARCHER])
+def test_a_key_that_was_replaced_is_believed_in_no_later_round_and_the_new_one_from_the_next_epoch_on(
+    running: Running, party: str
+) -> None:
+    running.set_up()
+    replace_key(running, party)
+    assert pinned_by_hand(running.site.home, Roster.load(running.site.home.roster).entries) == []
+    running.open(1)
+    running.steps()
+    require_sat_out(running, 1)
+    assert not running.logged("charged")
+    running.states.pop(party, None)
+    running.set_up(epoch=1, first_round=2)
+    running.open(2)
+    running.steps()
+    assert running.heard(2, letters.MASKED)
+
+
+def test_a_key_that_is_revoked_while_rows_are_at_work_masks_nothing(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.set_up()
+    running.open(1)
+    while running.run._at_work is None:
+        assert running.run.step()
+    replace_key(running, PEER)
+    running.steps()
+    require_sat_out(running, 1)
+    assert Round.objects.get().state == Round.State.FAILED
+
+
+def test_a_party_that_is_revoked_ends_rounds(running: Running) -> None:
+    running.set_up()
+    home = running.site.home
+    Roster.load(home.roster).revoke(PEER).save(home.roster)
+    running.site.audit.append("unpinned", email=PEER, reason="left", person="ann")
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED) is None
+    assert running.heard(1, letters.ABSTAINED)
+    with pytest.raises(Exception, match=f"{PEER} is not pinned any more"):
+        running.run._setup.require_pinned_keys()
+
+
+def test_keys_that_are_typed_into_the_roster_are_not_set_up_with(running: Running) -> None:
+    with_other_keys(running, *(email for email in running.case.study.cohort.hospitals if email != OWN))
+    running.offer()
+    running.steps()
+    assert running.run._setup.member is None
+    (refused,) = running.logged("setup_refused")
+    assert "not the entry that record" in refused.fields["reason"]
+
+
+def test_keys_that_were_in_the_roster_during_a_setup_alone_protect_nothing(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where whoever can write the roster also got round the look at the offer."""
+    true = running.site.home.roster.read_bytes()
+    with_other_keys(running, *(email for email in running.case.study.cohort.hospitals if email != OWN))
+    with monkeypatch.context() as patch:
+        patch.setattr("datasites.hospital.epochs.pinned_by_hand", lambda *_: [])
+        running.set_up()
+    running.site.home.roster.write_bytes(true)
+    running.open(1)
+    running.steps()
+    require_sat_out(running, 1)
