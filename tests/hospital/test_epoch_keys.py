@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital.entered_log import pinned_by_hand
+from datasites.hospital.epochs import OtherKeys
 from datasites.hospital.models import Round
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster
@@ -99,7 +100,7 @@ def test_a_party_that_is_revoked_ends_rounds(running: Running) -> None:
     running.steps()
     assert running.heard(1, letters.MASKED) is None
     assert running.heard(1, letters.ABSTAINED)
-    with pytest.raises(Exception, match=f"{PEER} is not pinned any more"):
+    with pytest.raises(OtherKeys, match=f"{PEER} is not pinned any more"):
         running.run._setup.require_pinned_keys()
 
 
