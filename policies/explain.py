@@ -130,6 +130,14 @@ def _purpose(facts: Facts) -> Words:
     terms, requested = _terms(facts), facts.features or ()
     if not requested:
         return Words("The study names no features.", "List them in features.toml.")
+    named = facts.registry.use_agreements(terms.purpose, facts.today)
+    if named and not any(agreement.in_force(facts.today) for agreement in named):
+        return Words(
+            f"No data use agreement for '{terms.purpose}' is in force on {facts.today} any more "
+            f"({'; '.join(_standing(a, facts) for a in named)}). One that is over permits nothing.",
+            "Enter its renewal in the registry, or a new version that does not name this purpose if none is needed, "
+            "and have it confirmed.",
+        )
     permitted = facts.registry.permitted_features(terms.irb, terms.purpose, facts.today)
     beyond = sorted(set(requested) - set(permitted))
     return Words(

@@ -118,7 +118,12 @@ class Registry(Agreed):
         return self._replace(agreement, confirmed_by=by, confirmed_on=on)
 
     def terminate(self, id: str, by: str, on: datetime.date) -> Registry:
-        """End every version of an agreement from that day on. One person is enough: this only narrows."""
+        """End every version of an agreement from that day on. One person is enough: this only narrows.
+
+        Nothing is permitted after it that was not before: no service more is covered, no approval or acceptance of a
+        risk more is in force, and no feature more may be used, since a data use agreement that is over goes on to
+        narrow (`permitted_features`). So with an agreement that expires.
+        """
         self.latest(id)
         registry = self
         for agreement in self.agreements:
@@ -132,6 +137,10 @@ class Registry(Agreed):
         A newer version replaces the older one on its first day, even where the older one would have run longer; until
         then a renewal that is confirmed early leaves the older one in force.
         """
+        return tuple(agreement for agreement in self._begun(on, kind) if agreement.in_force(on))
+
+    def _begun(self, on: datetime.date, kind: Kind | None = None) -> tuple[Agreement, ...]:
+        """Of each agreement of this hospital the newest version confirmed and effective by a day, in force or over."""
         newest: dict[str, Agreement] = {}
         for agreement in self.agreements:
             if agreement.confirmed(on) and agreement.terms.effective <= on:
@@ -139,9 +148,7 @@ class Registry(Agreed):
         return tuple(
             agreement
             for agreement in newest.values()
-            if agreement.in_force(on)
-            and self.organisation in agreement.terms.parties
-            and (kind is None or agreement.terms.kind == kind)
+            if self.organisation in agreement.terms.parties and (kind is None or agreement.terms.kind == kind)
         )
 
     def covers(self, service: str, organisation: str, on: datetime.date) -> Agreement | None:
@@ -168,16 +175,23 @@ class Registry(Agreed):
     def permitted_features(self, irb: str, purpose: str, on: datetime.date) -> tuple[str, ...]:
         """Features that may be used: those that the IRB approvals with this number and purpose permit.
 
-        Where data use agreements in force name the purpose, only features that one of them permits too. (Without an
-        approval the control `irb` denies whatever stands here.)
+        Where data use agreements name the purpose (`use_agreements`), only features that one of those in force permits
+        too; none once all of them are over. (Without an approval the control `irb` denies whatever stands here.)
         """
-        approvals = [a for a in self.in_force(on, "irb") if a.terms.reference == irb]
+        approvals = [a for a in self.in_force(on, "irb") if a.terms.reference == irb and purpose in a.terms.purposes]
         sources = [
-            {feature for a in agreements if purpose in a.terms.purposes for feature in a.terms.features}
-            for agreements in (approvals, self.in_force(on, "dua"))
-            if any(purpose in a.terms.purposes for a in agreements)
+            {feature for a in agreements if a.in_force(on) for feature in a.terms.features}
+            for agreements in (approvals, self.use_agreements(purpose, on))
+            if agreements
         ]
         return tuple(sorted(set.intersection(*sources))) if sources else ()
+
+    def use_agreements(self, purpose: str, on: datetime.date) -> tuple[Agreement, ...]:
+        """The data use agreements that have begun and name the purpose, in force or over; they narrow the features.
+
+        Only a newer version that two people stand for, and that does not name the purpose, takes one out.
+        """
+        return tuple(a for a in self._begun(on, "dua") if purpose in a.terms.purposes)
 
     def accepts_risk(self, what: str, on: datetime.date) -> bool:
         """Whether a risk acceptance in force names `what` (for example `NO_SANDBOX`)."""

@@ -70,6 +70,7 @@ NEW_VERSION_NARROWER = (
     .confirm("baa-centre", 2, OFFICER, day("2026-02-02"))
 )
 TERMINATED = registry(baa(), irb(), dua()).terminate("baa-centre", OFFICER, day("2026-11-24"))
+DUA_ENDED = registry(baa(), irb(), dua()).terminate("dua-heart", OFFICER, day("2026-11-24"))
 
 TABLE = [
     # business associate agreements
@@ -98,6 +99,8 @@ TABLE = [
     Row("purpose", ALL, {"features": ()}, "names no features"),
     Row("purpose", ALL, agreements(baa(), irb(features=("age",)), dua()), "chol, heart_disease, sex"),
     Row("purpose", ALL, agreements(baa(), irb(), dua(features=("age", "sex", "chol"))), "asks for heart_disease"),
+    Row("purpose", ALL, {"agreements": DUA_ENDED.agreements}, "dua-heart version 1 was terminated on 2026-11-24"),
+    Row("purpose", ALL, agreements(baa(), irb(), dua(expires=day("2026-11-23"))), "No data use agreement for"),
     # budget
     Row("budget-dataset", TRAINING, {"budget__epsilon_after": 2.900001}, "would be 2.9"),
     Row("budget-dataset", TRAINING, {"budget__epsilon_cap": 2.8999999}, "its cap is 2.8999999"),

@@ -151,14 +151,16 @@ def facts(draw: st.DrawFn) -> Facts:
 
 
 def in_force(f: Facts, kind: str) -> list[Any]:
+    ended = [a.terms for a in f.agreements or () if a.terminated_on and a.terminated_on <= f.today]
+    return [terms for terms in begun(f, kind) if f.today <= terms.expires and terms not in ended]
+
+
+def begun(f: Facts, kind: str) -> list[Any]:
     """One version only of each agreement here, confirmed on 2 January, so the newest is the only one."""
     return [
         a.terms
         for a in f.agreements or ()
-        if a.terms.kind == kind
-        and a.terms.effective <= f.today <= a.terms.expires
-        and not (a.terminated_on and a.terminated_on <= f.today)
-        and f.hospital in a.terms.parties
+        if a.terms.kind == kind and a.terms.effective <= f.today and f.hospital in a.terms.parties
     ]
 
 
@@ -180,8 +182,10 @@ def expected(f: Facts) -> set[str]:
     )
     approvals = [a for a in in_force(f, "irb") if a.reference == t.irb and t.purpose in a.purposes]
     duas = [a for a in in_force(f, "dua") if t.purpose in a.purposes]
+    # A data use agreement that has begun narrows for good, also once it is over.
+    over = [a for a in begun(f, "dua") if t.purpose in a.purposes and a not in duas]
     lists = [{x for a in group for x in a.features} for group in (approvals, duas) if group]
-    permitted = set.intersection(*lists) if lists else set()
+    permitted = set.intersection(*lists) if lists and (duas or not over) else set()
     must("baa", every, covered and len(t.services) > 0)
     runs = {(s.kind, s.organisation) for s in t.services}
     who = f.roster.aggregator if f.roster else None

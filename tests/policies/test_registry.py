@@ -104,6 +104,60 @@ def test_permitted_features_are_those_of_the_approval_and_of_a_data_use_agreemen
     assert both.permitted_features("IRB-17", "heart-risk", day("2028-01-01")) == ()
 
 
+def test_a_data_use_agreement_that_is_over_permits_nothing_until_people_replace_it() -> None:
+    on, whole = day("2026-06-01"), registry(irb()).permitted_features("IRB-17", "heart-risk", day("2026-06-01"))
+    ended = registry(irb(), dua(features=("age",))).terminate("dua-heart", CLERK, on)
+    expired = registry(irb(), dua(features=("age",), expires=day("2026-05-31")))
+    for over in (ended, expired):
+        assert over.permitted_features("IRB-17", "heart-risk", day("2026-05-31")) == ("age",)
+        assert over.permitted_features("IRB-17", "heart-risk", on) == ()
+        assert [a.terms.id for a in over.use_agreements("heart-risk", on)] == ["dua-heart"]
+        waiting = over.enter(dua(purposes=("stroke-risk",)), CLERK, on)
+        assert waiting.permitted_features("IRB-17", "heart-risk", on) == ()
+        assert waiting.confirm("dua-heart", 2, OFFICER, on).permitted_features("IRB-17", "heart-risk", on) == whole
+    another = registry(irb(), dua(features=("age", "sex")), dua(id="dua-2", features=("age",)))
+    assert another.terminate("dua-heart", CLERK, on).permitted_features("IRB-17", "heart-risk", on) == ("age",)
+
+
+DAYS = st.dates(day("2026-01-01"), day("2026-01-06"))
+PURPOSES = st.sets(st.sampled_from(["heart-risk", "stroke-risk"]), min_size=1).map(tuple)
+FEW = st.sets(st.sampled_from(["age", "sex", "chol"]), min_size=1).map(tuple)
+
+
+@st.composite
+def versions(draw: st.DrawFn) -> Registry:
+    """Agreements of every kind that a rule reads, with versions that wait, count, follow one another, and are over."""
+    book = EMPTY
+    for _ in range(draw(st.integers(1, 6))):
+        first, last = sorted((draw(DAYS), draw(DAYS)))
+        kind: Any = draw(st.sampled_from(["baa", "irb", "dua", "dua"]))
+        of = {"baa": baa, "irb": irb, "dua": dua}[kind]
+        said: dict[str, Any] = {"effective": first, "expires": last, "id": f"{kind}-{draw(st.integers(1, 2))}"}
+        said |= {} if kind == "baa" else {"purposes": draw(PURPOSES), "features": draw(FEW)}
+        try:
+            book = book.enter(of(**said), CLERK, draw(DAYS))
+        except RegistryError:
+            continue  # stands like this already
+        if draw(st.booleans()):
+            book = book.confirm(said["id"], book.latest(said["id"]).version, OFFICER, draw(DAYS))
+        if draw(st.booleans()):
+            book = book.terminate(said["id"], CLERK, draw(DAYS))
+    return book
+
+
+@settings(deadline=None)
+@given(versions(), DAYS, st.data())
+def test_an_end_by_one_person_only_narrows(book: Registry, on: Any, data: st.DataObject) -> None:
+    id = data.draw(st.sampled_from(sorted({a.terms.id for a in book.agreements})))
+    ended = book.terminate(id, CLERK, data.draw(DAYS))
+    for purpose in ("heart-risk", "stroke-risk"):
+        before = book.permitted_features("IRB-17", purpose, on)
+        approved = ("IRB-17", purpose) in ended.irb_approvals(on)
+        assert not approved or set(ended.permitted_features("IRB-17", purpose, on)) <= set(before)
+    assert set(ended.irb_approvals(on)) <= set(book.irb_approvals(on))
+    assert set(ended.covered(SERVICES, on)) <= set(book.covered(SERVICES, on))
+
+
 def test_a_renewal_confirmed_early_replaces_on_its_first_day() -> None:
     renewal = baa(services=("transport",), effective=day("2027-01-01"), expires=day("2027-12-31"))
     book = registry(baa()).enter(renewal, CLERK, day("2026-11-04"))
