@@ -32,6 +32,7 @@ _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.p
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
 _RESTORED = "tests/hospital/test_restored.py"
 _RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
+_ENTERED = "tests/hospital/test_entered_log.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
@@ -612,9 +613,44 @@ MUTATIONS = (
     Mutation(
         "agreements: what was typed into the registry counts",
         "datasites/hospital/entered_log.py",
-        "        elif not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):\n",
-        "        elif False:\n",
+        "    if not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):\n",
+        "    if False:\n",
         (f"{_ENTRIES}::test_an_agreement_typed_into_the_registry_passes_for_none",),
+    ),
+    Mutation(
+        "agreements: an end that was typed into the registry counts",
+        "datasites/hospital/entered_log.py",
+        "    if agreement.terminated_on is not None and end <= entered.begun[key]:\n",
+        "    if False:\n",
+        (f"{_ENTERED}::test_an_end_that_was_typed_into_the_registry_takes_no_agreement_away",),
+    ),
+    Mutation(
+        "agreements: who confirms may have typed the entry",
+        "datasites/hospital/agreements.py",
+        "        require_entered(site.home, known.latest(id), person.name)\n",
+        "",
+        (f"{_ENTERED}::test_who_confirms_confirms_what_was_entered",),
+    ),
+    Mutation(
+        "agreements: an edited opening opens another content",
+        "datasites/hospital/bindings.py",
+        "    return [commit(salt, content) for salt in salts if len(salt) == SALT_BYTES] == [commitment]\n",
+        "    return [one['content'] for one in openings(home, [commitment])] == [dict(content)]\n",
+        (f"{_ENTERED}::test_an_opening_that_was_edited_opens_nothing",),
+    ),
+    Mutation(
+        "agreements: a data use agreement that is over narrows no more",
+        "policies/registry.py",
+        '        return tuple(a for a in self._begun(on, "dua") if purpose in a.terms.purposes)\n',
+        '        return tuple(a for a in self.in_force(on, "dua") if purpose in a.terms.purposes)\n',
+        ("tests/policies/test_registry.py::test_an_end_by_one_person_only_narrows",),
+    ),
+    Mutation(
+        "parties: who pins may have typed the proposal",
+        "datasites/hospital/parties.py",
+        "        require_proposed(site.home, entry, person.name)\n",
+        "",
+        (f"{_ENTERED}::test_one_person_alone_brings_no_party_in",),
     ),
     Mutation(
         "parties: an older roster brings back who was revoked",
@@ -633,14 +669,14 @@ MUTATIONS = (
     Mutation(
         "people: an older database brings back who was shut out",
         "datasites/hospital/entered_log.py",
-        "        elif entered.shut_out.get(name, 0) > added.seq:\n",
+        "        elif entered.shut_out.get(name, 0) > added.seq and not past:\n",
         "        elif False:\n",
         (f"{_ENTRIES}::test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database",),
     ),
     Mutation(
         "agreements: an older registry brings back what was replaced",
         "datasites/hospital/entered_log.py",
-        "            if (id, version) not in held and entered.ended.get(id, 0) < at:\n",
+        "            if (id, version) not in held and version >= counts.get(id, 0):\n",
         "            if False:\n",
         (f"{_ENTRIES}::test_an_older_copy_of_the_registry_brings_no_agreement_back",),
     ),

@@ -1,7 +1,8 @@
 """Entering, confirming and terminating agreements, as people of the hospital do it; written to the audit log.
 
 Each version is bound by the log when it is entered and when it is confirmed (`bindings`), so that evidence tells a
-version that people entered from one that was typed into the registry's file.
+version that people entered from one that was typed into the registry's file. Who entered what is confirmed is read in
+the log, too (`entered_log`), and never in the file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasites.hospital.bindings import agreement_content, bind
+from datasites.hospital.entered_log import require_entered
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
@@ -66,11 +68,12 @@ def enter_agreements(site: Site, person: Acting, file: Path) -> list[tuple[str, 
 
 
 def confirm_agreement(site: Site, person: Acting, id: str, version: int) -> Registry:
-    """Confirm a version that somebody else entered; raises `RegistryError`."""
+    """Confirm a version that somebody else entered, as the log says; raises `RegistryError` or `EntryRefused`."""
     _check_role(person)
 
     def confirm(known: Registry) -> Registry:
         after = known.confirm(id, version, person.name, _today())
+        require_entered(site.home, known.latest(id), person.name)
         # Logged before it counts: killed in between, nothing is in force that the log does not know.
         _log(site, "agreement_confirmed", after, id, version, person)
         return after
@@ -87,6 +90,11 @@ def _log(site: Site, kind: str, after: Registry, id: str, version: int, person: 
 def terminate_agreement(site: Site, person: Acting, id: str) -> Registry:
     """End an agreement today; one person is enough, since it only narrows."""
     _check_role(person)
-    registry = _update(site, person, lambda known: known.terminate(id, person.name, _today()))
-    site.audit.append("agreement_terminated", agreement=id, person=person.name)
-    return registry
+
+    def terminate(known: Registry) -> Registry:
+        after = known.terminate(id, person.name, _today())
+        # Logged before it counts: killed in between, nothing rests on it until somebody ends it again.
+        site.audit.append("agreement_terminated", agreement=id, person=person.name)
+        return after
+
+    return _update(site, person, terminate)

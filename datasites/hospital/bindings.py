@@ -64,7 +64,7 @@ def openings(home: Home, commitments: Iterable[str]) -> Iterator[dict[str, Any]]
 def agreement_content(agreement: Agreement) -> dict[str, Any]:
     """What a record binds of a version of an agreement: who entered and confirmed which words, and when.
 
-    Not its end: that stands in the log in clear, and one in the registry alone only narrows.
+    Not its end, which a record of its own states in clear.
     """
     stands = agreement.model_dump(mode="json", exclude={"terminated_by", "terminated_on"})
     return {"kind": "agreement", "agreement": stands}
@@ -81,8 +81,18 @@ def person_content(name: str, role: str, email: str) -> dict[str, Any]:
 
 
 def is_bound(home: Home, commitment: str | None, content: Mapping[str, Any]) -> bool:
-    """Whether a record's commitment is to this content; True where a record of an older version has none."""
-    return commitment is None or [opening["content"] for opening in openings(home, [commitment])] == [dict(content)]
+    """Whether a record's commitment is to this content; True where a record of an older version has none.
+
+    Of the opening only the salt is taken, and the commitment computed anew: a file of the folder that was edited opens
+    nothing.
+    """
+    if commitment is None:
+        return True
+    try:
+        salts = [bytes.fromhex(opening["salt"]) for opening in openings(home, [commitment])]
+    except (ValueError, KeyError, TypeError):  # no opening any more, whoever wrote there
+        return False
+    return [commit(salt, content) for salt in salts if len(salt) == SALT_BYTES] == [commitment]
 
 
 def _path(home: Home, commitment: str) -> Path:

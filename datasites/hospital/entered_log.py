@@ -1,13 +1,21 @@
 """What people entered, as the audit log tells it: agreements, parties and people, and what became of them.
 
-The log is read once in a process and followed from there. Policies decide on agreements and parties only as the log
-binds them (`bindings`), and only people whom it knows under their role and address review: what was typed into a file
-or the database, changed there, or brought back by an older copy counts for nothing, at once, and `doctor` names it.
-Claim: whoever may write registry, roster, or the roles and addresses of people, and neither log nor its key, makes no
-decision rest on what people did not enter and confirm, or have replaced, ended or revoked since; nor leave out what
-narrows it. Who may write the database as a whole writes passwords and reviews, too, and acts as anybody: that is for
-the database's own rights. Assumption: the log is the newest one (`ledger_log` compares it with its anchor). Records of
-older versions bind no content; of those, only that they were entered, and what became of them, is compared.
+The log is read once in a process and followed from there. Policies decide on agreements, parties and approvals only as
+the log binds them (`bindings`), and only people whom it knows under their role and address act, in whatever role: what
+was typed into a file or the database, changed there, or brought back by an older copy counts for nothing, at once, and
+`doctor` names it.
+
+Claim: whoever may write registry, roster, what waits to be pinned, the openings, and the roles and addresses of people,
+and neither log nor its key, can make a decision deny, and nothing else: none rests on an agreement that not one person
+entered and another confirmed with these words, on a party or an approver whom people did not enter like that, or on
+what they have replaced, ended or revoked since; none leaves out what narrows, and an end that people did not enter
+counts for none. Of each agreement that is so of the newest version that has taken effect, and of later ones, which are
+all that policies read; an end that one person enters only narrows (`Registry.terminate`).
+Assumptions: the log is the newest one (`ledger_log` compares it with its anchor) and knows somebody (where it was lost,
+people of the database settle that); commitments bind. Names and passwords are the database's: who may write it as a
+whole acts as anybody. A person is a name that an admin or the shell entered, so who is an admin by the log may enter
+one human under two; and the shell pins a party alone. Records of older versions bind no content: of those, who entered
+and who confirmed, and what became of it, is compared; what waits from such a version is entered anew.
 """
 
 from __future__ import annotations
@@ -21,24 +29,32 @@ from pathlib import Path
 from datasites.hospital.bindings import FIELD, agreement_content, is_bound, party_content, person_content
 from datasites.hospital.config import Home
 from datasites.study.audit_chain import AuditError, Position, Record, follow
+from datasites.study.errors import DatasitesError
 from datasites.study.identity import RosterEntry
-from policies.agreements import Agreement
+from policies.agreements import Agreement, same_person
 
 Version = tuple[str, int]
+
+
+class EntryRefused(DatasitesError):
+    """A second person was about to stand for what the log does not know as somebody else's entry."""
 
 
 @dataclass(frozen=True)
 class Entered:
     """What the log says up to some record; records by what they are of.
 
-    begun, last: of a version of an agreement, the record that entered it and the last one that binds it. confirmed,
-    ended: by agreement. pinned, revoked: by e-mail address. added, shut_out: by name.
+    begun, entered, last: of a version of an agreement, the first record of it, the last one that enters it, and the
+    last one that binds it. confirmed, ended: by agreement. proposed (of what waits, or was pinned and is not revoked),
+    pinned, revoked: by e-mail address. added, shut_out: by name.
     """
 
     begun: Mapping[Version, int] = field(default_factory=dict)
+    entered: Mapping[Version, Record] = field(default_factory=dict)
     last: Mapping[Version, Record] = field(default_factory=dict)
     confirmed: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     ended: Mapping[str, int] = field(default_factory=dict)
+    proposed: Mapping[str, Record] = field(default_factory=dict)
     pinned: Mapping[str, Record] = field(default_factory=dict)
     revoked: Mapping[str, int] = field(default_factory=dict)
     added: Mapping[str, Record] = field(default_factory=dict)
@@ -50,12 +66,15 @@ class Entered:
         match record.kind:
             case "agreement_entered" | "agreement_confirmed":
                 id, version = str(fields["agreement"]), int(fields["version"])
-                confirmed = self.confirmed
+                entered, confirmed = self.entered, self.confirmed
                 if record.kind == "agreement_confirmed":
                     confirmed = {**confirmed, id: {**confirmed.get(id, {}), version: seq}}
+                else:
+                    entered = {**entered, (id, version): record}
                 return replace(
                     self,
                     begun={(id, version): seq, **self.begun},
+                    entered=entered,
                     last={**self.last, (id, version): record},
                     confirmed=confirmed,
                 )
@@ -63,13 +82,22 @@ class Entered:
                 return replace(self, ended={**self.ended, str(fields["agreement"]): seq})
             case "initialised" | "pinned":
                 return replace(self, pinned={**self.pinned, str(fields["email"]): record})
+            case "party_proposed":
+                return replace(self, proposed={**self.proposed, str(fields["email"]): record})
+            case "party_withdrawn":
+                return replace(self, proposed=_without(self.proposed, str(fields["email"])))
             case "unpinned":
-                return replace(self, revoked={**self.revoked, str(fields["email"]): seq})
+                email = str(fields["email"])
+                return replace(self, revoked={**self.revoked, email: seq}, proposed=_without(self.proposed, email))
             case "person_added":
                 return replace(self, added={**self.added, str(fields["person"]): record})
             case "person_deactivated":
                 return replace(self, shut_out={**self.shut_out, str(fields["person"]): seq})
         return self
+
+
+def _without(records: Mapping[str, Record], key: str) -> Mapping[str, Record]:
+    return {name: record for name, record in records.items() if name != key}
 
 
 _lock = threading.Lock()
@@ -96,31 +124,84 @@ def _catch_up(log: Path, at: Position, entered: Entered) -> tuple[Position, Ente
 
 
 def agreements_by_hand(home: Home, agreements: Iterable[Agreement], today: datetime.date) -> list[str]:
-    """Where a registry that holds these differs from what the log says people confirmed and ended, in words.
+    """Where a registry that holds these differs from what the log says people entered, confirmed and ended, in words.
 
-    Of each version that is confirmed and not over, the content; and each version that was confirmed must be there: an
-    older copy of the registry brings none back, and takes no narrower one away.
+    Each version that was confirmed must be there, with the content that one person entered and another confirmed, and
+    with its end, if it has one: an older copy of the registry brings none back, and takes no narrower one away. Of
+    each agreement the newest version that has taken effect, and later ones; those that it replaced decide nothing.
     """
-    entered, found, held = tell(home), [], set()
-    for agreement in agreements:
-        if agreement.confirmed_on is None:
-            continue
-        id, version = agreement.terms.id, agreement.version
-        held.add((id, version))
-        if agreement.terminated_on is not None and agreement.terminated_on <= today:
-            continue
-        words, record = f"{id} version {version}", entered.last.get((id, version))
-        if record is None:
-            found.append(f"{words} was never entered, as far as the log knows")
-        elif not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):
-            found.append(f"{words} is not what record {record.seq} of the log binds")
-        if record is not None and entered.ended.get(id, 0) > entered.begun[id, version]:
-            found.append(f"{words} was ended by record {entered.ended[id]} of the log")
+    entered, found = tell(home), []
+    confirmed = [agreement for agreement in agreements if agreement.confirmed_on is not None]
+    held = {(one.terms.id, one.version) for one in confirmed}
+    counts: dict[str, int] = {}
+    for one in confirmed:
+        if one.confirmed(today) and one.terms.effective <= today:
+            counts[one.terms.id] = max(one.version, counts.get(one.terms.id, 0))
+    for one in confirmed:
+        if one.version >= counts.get(one.terms.id, 0) and (words := _by_hand(home, entered, one, today)):
+            found.append(f"{one.terms.id} version {one.version} {words}")
     for id, versions in sorted(entered.confirmed.items()):
         for version, at in sorted(versions.items()):
-            if (id, version) not in held and entered.ended.get(id, 0) < at:
+            if (id, version) not in held and version >= counts.get(id, 0):
                 found.append(f"{id} version {version}, which record {at} of the log confirms, is not there")
     return found
+
+
+def _by_hand(home: Home, entered: Entered, agreement: Agreement, today: datetime.date) -> str:
+    """How a confirmed version differs from what the log says of it, or ""."""
+    key = (agreement.terms.id, agreement.version)
+    record, entry, end = entered.last.get(key), entered.entered.get(key), entered.ended.get(agreement.terms.id, 0)
+    if record is None:
+        return "was never entered, as far as the log knows"
+    if not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):
+        return f"is not what record {record.seq} of the log binds"
+    if record.kind != "agreement_confirmed":
+        return "was never confirmed, as far as the log knows"
+    if entry is None or same_person(str(entry.fields["person"]), str(record.fields["person"])):
+        return f"was entered by nobody else than who confirmed it, as far as the log knows (record {record.seq})"
+    waiting = agreement.model_copy(update={"confirmed_by": None, "confirmed_on": None})
+    if not is_bound(home, entry.fields.get(FIELD), agreement_content(waiting)):
+        return f"is not what was entered by record {entry.seq} of the log"
+    over = agreement.terminated_on is not None and agreement.terminated_on <= today
+    if end > entered.begun[key] and not over:
+        return f"was ended by record {end} of the log"
+    if agreement.terminated_on is not None and end <= entered.begun[key]:
+        return "has an end that nobody entered, as far as the log knows"
+    return ""
+
+
+def require_entered(home: Home, agreement: Agreement, by: str) -> None:
+    """Raise `EntryRefused` unless, as the log says, somebody else than `by` entered what waits for a confirmation."""
+    id, version = agreement.terms.id, agreement.version
+    problem = _not_of_another(home, tell(home).entered.get((id, version)), agreement_content(agreement), by)
+    if problem:
+        raise EntryRefused(
+            f"agreement {id} version {version}: {problem}; put the true registry.json back, or end all of {id} "
+            f"(`datasites agreements terminate {id}`) and enter it anew, which a second person confirms"
+        )
+
+
+def require_proposed(home: Home, entry: RosterEntry, by: str) -> None:
+    """Raise `EntryRefused` unless, as the log says, somebody else than `by` entered this party, which still waits."""
+    problem = _not_of_another(home, tell(home).proposed.get(entry.email), party_content(entry), by)
+    if problem:
+        raise EntryRefused(
+            f"party {entry.email}: {problem}; withdraw it and enter the party's roster-entry.json anew, which a second "
+            "person pins"
+        )
+
+
+def _not_of_another(home: Home, record: Record | None, content: Mapping[str, object], by: str) -> str:
+    """Why the record of an entry is not of this content and by somebody else, or ""."""
+    if record is None:
+        return "was never entered, as far as the audit log knows"
+    if same_person(str(record.fields["person"]), by):
+        return f"{by} entered it by record {record.seq} of the log"
+    if FIELD not in record.fields:
+        return f"record {record.seq} of the log, which enters it, is of an earlier version and binds no content"
+    if not is_bound(home, record.fields[FIELD], content):
+        return f"is not what was entered by record {record.seq} of the log"
+    return ""
 
 
 def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
@@ -139,14 +220,17 @@ def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
     return found
 
 
-def people_by_hand(home: Home, people: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Which of these people (name, role, e-mail) are not as the log entered them last, or were shut out, in words."""
+def people_by_hand(home: Home, people: Iterable[tuple[str, str, str]], *, past: bool = False) -> list[str]:
+    """Which of these people (name, role, e-mail) are not as the log entered them last, or were shut out, in words.
+
+    past: for what they did before; whether they were shut out later is no matter.
+    """
     entered, found = tell(home), []
     for name, role, email in people:
         added = entered.added.get(name)
         if added is None:
             found.append(f"{name} was never entered, as far as the log knows")
-        elif entered.shut_out.get(name, 0) > added.seq:
+        elif entered.shut_out.get(name, 0) > added.seq and not past:
             found.append(f"{name} was shut out by record {entered.shut_out[name]} of the log")
         elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)):
             found.append(f"{name} is not the person that record {added.seq} of the log enters")

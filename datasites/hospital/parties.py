@@ -1,7 +1,8 @@
 """Whom this hospital trusts: entries of other parties, entered by one person and pinned by a second; revocation by one.
 
-Both people compare the fingerprint with the party by telephone; what they confirm is that, and not the file. The
-roster file is read and written under a lock, so that two people at once can't undo one another.
+Both people compare the fingerprint with the party by telephone; what they confirm is that, and not the file. Who
+entered which entry is read in the audit log, which binds it (`entered_log`), and not in the database. The roster file
+is read and written under a lock, so that two people at once can't undo one another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from datasites.hospital.bindings import bind, party_content
+from datasites.hospital.entered_log import require_proposed
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
@@ -43,7 +45,8 @@ def propose_party(site: Site, person: Acting, entry_json: str) -> PartyProposal:
             proposal = PartyProposal.objects.create(
                 email=entry.email, entry=entry.model_dump(mode="json"), proposed_by=person.name
             )
-            site.audit.append("party_proposed", email=entry.email, fingerprint=entry.fingerprint, person=person.name)
+            told = {"email": entry.email, "fingerprint": entry.fingerprint, "person": person.name}
+            site.audit.append("party_proposed", **told, commitment=bind(site.home, party_content(entry)))
     except IntegrityError as error:
         raise ReviewError(f"party {entry.email}: another entry waits already; pin it or withdraw it first") from error
     return proposal
@@ -52,7 +55,8 @@ def propose_party(site: Site, person: Acting, entry_json: str) -> PartyProposal:
 def pin_party(site: Site, person: Acting, number: int, fingerprint: str) -> RosterEntry:
     """Pin what somebody else entered, naming the fingerprint that the party read out.
 
-    Raises `ReviewError` for the same person, another fingerprint, or an entry that is not open any more.
+    Raises `ReviewError` for the same person, another fingerprint, or an entry that is not open any more, and
+    `EntryRefused` for one that is not what somebody else entered, as the log says.
     """
     _check_role(person)
     with transaction.atomic(), _roster(site) as change:
@@ -66,6 +70,7 @@ def pin_party(site: Site, person: Acting, number: int, fingerprint: str) -> Rost
                 "entry is somebody else's: withdraw it"
             )
         _check_complete(entry)
+        require_proposed(site.home, entry, person.name)
         change(lambda roster: _pinned(site, roster, entry, person.name))
         _decide(proposal, person, "pinned")
     return entry

@@ -18,7 +18,8 @@ commitments, recomputed from the log at its Renyi order, were within the cap tha
 privacy officer approved that hash before anything ran, whom the log knows under these roles and different e-mail
 addresses; each release was charged and allowed first; (6) each allowed decision had, on its day, an agreement in
 force for every service, an IRB approval and pinned parties, all with the contents that the log bound when people
-entered them, and none that the log had ended or of which it had confirmed a newer version that was left out.
+entered them, agreements when one person entered and another confirmed them, and none that the log had ended or of which
+it had confirmed a newer version that was left out.
 
 **Assumed.** Ed25519 and SHA-256 hold, HMAC-SHA256 binds; the key is the hospital's; and for what came after the last
 head from another party, that the hospital did not write its log anew.
@@ -1399,6 +1400,7 @@ class _Entered:
         newest = self._newest(("agreement", (id, version)), at, what)
         if newest["kind"] != "agreement_confirmed" or newest["fields"]["person"] != agreement["confirmed_by"]:
             raise Fault(f"{what}, which nobody confirmed in the log as {agreement['confirmed_by']}")
+        entry = self._entry(agreement, lines, newest, what)
         self._require_open(("agreement", id), lines[0]["seq"], at, what)
         for newer, record in self._confirmed.get(id, {}).items():
             if record["seq"] >= at:
@@ -1409,6 +1411,24 @@ class _Entered:
         stands = {name: value for name, value in agreement.items() if not name.startswith("terminated_")}
         if content is not None and content != {"kind": "agreement", "agreement": stands}:
             raise Fault(f"{what}, which is not what record {newest['seq']} of the log binds: it was changed afterwards")
+        content = self._content(("agreement", (id, version)), entry, what)
+        waiting = {**stands, "confirmed_by": None, "confirmed_on": None}
+        if content is not None and content != {"kind": "agreement", "agreement": waiting}:
+            raise Fault(f"{what}, which is not what record {entry['seq']} of the log entered: it was changed before")
+
+    def _entry(
+        self, agreement: dict[str, Any], lines: list[dict[str, Any]], confirmed: dict[str, Any], what: str
+    ) -> dict[str, Any]:
+        """The record by which somebody else entered, before, what this one confirms; raises `Fault`."""
+        before = lines[: _place(lines, confirmed["seq"])]
+        entry = next((record for record in reversed(before) if record["kind"] == "agreement_entered"), None)
+        who = None if entry is None else entry["fields"]["person"]
+        if entry is None or who != agreement["entered_by"] or who.casefold() == agreement["confirmed_by"].casefold():
+            raise Fault(
+                f"{what}, which nobody else than {agreement['confirmed_by']} entered in the log before, as "
+                f"{agreement['entered_by']}"
+            )
+        return entry
 
     def approver(self, record: dict[str, Any]) -> set[str]:
         """E-mail address of who approved in this record; none where the log bound none. Raises `Fault`."""

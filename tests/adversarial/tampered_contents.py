@@ -369,6 +369,14 @@ def with_the_key() -> Iterator[Tampered]:
         "nobody confirmed",
         in_the_log(lambda bodies: first_of(bodies, "agreement_confirmed")["fields"].update(person=STEWARD)),
     )
+    for how, edit in (
+        ("entered by nobody", lambda bodies: bodies.remove(first_of(bodies, "agreement_entered"))),
+        (
+            "entered by who confirms it",
+            lambda bodies: first_of(bodies, "agreement_entered")["fields"].update(person=OFFICER),
+        ),
+    ):
+        yield Tampered("an agreement changed by hand", how, "agreements", "nobody else than", in_the_log(edit))
     yield Tampered(
         "an agreement changed by hand",
         "its binding taken out",

@@ -278,7 +278,7 @@ def test_an_older_copy_of_the_registry_brings_no_agreement_back(
     terminate_agreement(site, desk.login("ann"), "baa-storage")
     site.home.registry.write_bytes(older)
     ended = max(record.seq for record in records(site.home.audit))
-    assert by_hand(site) == [f"baa-storage version 1 was ended by record {ended} of the log"]
+    assert by_hand(site) == [f"baa-storage version 1 was ended by record {ended} of the log", words]
 
 
 def test_an_agreement_that_narrows_is_not_taken_away(desk: Desk) -> None:  # noqa: F811

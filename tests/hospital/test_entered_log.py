@@ -1,0 +1,284 @@
+"""What was typed into registry, roster, database or openings by hand decides nothing, whoever signs in as whom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from datasites.hospital import agreements as entering
+from datasites.hospital.agreements import confirm_agreement, enter_agreements, terminate_agreement
+from datasites.hospital.bindings import agreement_content, is_bound
+from datasites.hospital.cases import open_case
+from datasites.hospital.compliance import decide
+from datasites.hospital.entered_log import EntryRefused
+from datasites.hospital.models import PartyProposal
+from datasites.hospital.parties import pin_party, propose_party, revoke_party, withdraw_party
+from datasites.study.audit_chain import records
+from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.package import StudyPackage
+from policies.registry import Agreement, RegistryFile
+from tests.agreements import agreements
+from tests.hospital.conftest import HEART
+from tests.hospital.test_evidence_entries import by_hand
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+DUA = """
+[[agreement]]
+id = "dua"
+kind = "dua"
+parties = ["Cleveland", "University"]
+purposes = ["{purpose}"]
+features = {features}
+effective = 2026-01-01
+expires = 2099-12-31
+document = "{document}"
+"""
+FEATURES = [f.name for f in StudyPackage.read(HEART / "study").data_model.features]
+
+
+def enter(at: Desk, text: str, by: str = "ann") -> list[tuple[str, int]]:
+    file = at.site.home.root / "agreements.toml"
+    file.write_text(text)
+    return enter_agreements(at.site, at.login(by), file)
+
+
+def enter_dua(at: Desk, purpose: str = "cardiology-research") -> None:
+    """One that leaves out what the study predicts, so that it denies."""
+    text = DUA.format(purpose=purpose, features=json.dumps(FEATURES), document="cd" * 32)
+    for id, version in enter(at, text):
+        confirm_agreement(at.site, at.login("bob"), id, version)
+
+
+def typed(at: Desk, id: str, version: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Edit the registry's file: one version becomes what `change` makes of it, or is taken out for nothing."""
+    held = json.loads(at.site.home.registry.read_bytes())
+    found = [one for one in held["agreements"] if (one["terms"]["id"], one["version"]) == (id, version)]
+    rest = [one for one in held["agreements"] if one not in found]
+    held["agreements"] = sorted(
+        rest + [new for one in found if (new := change(one))], key=lambda one: (one["terms"]["id"], one["version"])
+    )
+    at.site.home.registry.write_text(json.dumps(held, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def allowed(at: Desk) -> bool:
+    return decide(at.site, open_case(at.site.home, at.row), "intake").allowed
+
+
+def held(at: Desk, id: str) -> Agreement:
+    return RegistryFile(at.site.home.registry, "Cleveland").load().latest(id)
+
+
+def last(at: Desk, kind: str) -> int:
+    return max(record.seq for record in records(at.site.home.audit) if record.kind == kind)
+
+
+# -- agreements: ends --------------------------------------------------------------------------------------------------
+
+
+def test_an_end_that_was_typed_into_the_registry_takes_no_agreement_away(desk: Desk) -> None:  # noqa: F811
+    desk.agree()
+    enter_dua(desk)
+    assert not allowed(desk)
+    for day in ("2026-01-02", "2099-12-30"):
+        typed(desk, "dua", 1, lambda one, day=day: one | {"terminated_by": "ann", "terminated_on": day})  # type: ignore[misc]
+        assert by_hand(desk.site) == ["dua version 1 has an end that nobody entered, as far as the log knows"]
+        assert not allowed(desk)
+    terminate_agreement(desk.site, desk.login("ann"), "dua")
+    assert by_hand(desk.site) == []
+
+
+def test_a_version_that_was_typed_in_takes_the_place_of_none(desk: Desk) -> None:  # noqa: F811
+    desk.agree()
+    enter_dua(desk)
+    ended = {"version": 2, "terminated_by": "ann", "terminated_on": "2026-01-02"}
+    typed(desk, "dua", 1, lambda one: one | {"version": 1})
+    text = json.loads(desk.site.home.registry.read_bytes())
+    (one,) = (a for a in text["agreements"] if a["terms"]["id"] == "dua")
+    text["agreements"].insert(text["agreements"].index(one) + 1, one | ended)
+    desk.site.home.registry.write_text(json.dumps(text, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    words = ["dua version 2 was never entered, as far as the log knows"]
+    assert by_hand(desk.site) == words
+    assert not allowed(desk)
+    terminate_agreement(desk.site, desk.login("ann"), "dua")
+    assert by_hand(desk.site) == words
+    enter_dua(desk, "stroke-research")  # what two people enter and confirm replaces what was typed
+    assert by_hand(desk.site) == []
+    assert allowed(desk)
+
+
+@pytest.mark.parametrize("how", ["taken out", "changed"])
+def test_what_ended_is_not_taken_out_or_changed_so_that_it_narrows_no_more(desk: Desk, how: str) -> None:  # noqa: F811
+    desk.agree()
+    enter_dua(desk)
+    terminate_agreement(desk.site, desk.login("ann"), "dua")
+    assert not allowed(desk)
+    assert by_hand(desk.site) == []
+
+    def another(one: dict[str, Any]) -> dict[str, Any]:
+        return {} if how == "taken out" else one | {"terms": one["terms"] | {"purposes": ["stroke-research"]}}
+
+    typed(desk, "dua", 1, another)
+    (words,) = by_hand(desk.site)
+    assert ("is not there" if how == "taken out" else "is not what record") in words
+    assert not allowed(desk)
+
+
+def test_one_person_ends_an_agreement_and_permits_nothing_by_it(desk: Desk) -> None:  # noqa: F811
+    desk.agree()
+    assert allowed(desk)
+    enter_dua(desk)
+    assert not allowed(desk)
+    terminate_agreement(desk.site, desk.login("ann"), "dua")
+    decided = decide(desk.site, open_case(desk.site.home, desk.row), "intake")
+    assert decided.controls == ("purpose",)
+    assert "dua version 1 was terminated on" in decided.summary
+    enter_dua(desk, "stroke-research")
+    assert allowed(desk)
+
+
+def test_an_end_that_a_kill_left_in_the_log_alone_denies_until_it_is_entered_again(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.agree()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("policies.registry.replace_durably", killed)
+        with pytest.raises(KeyboardInterrupt):
+            terminate_agreement(desk.site, desk.login("ann"), "irb")
+    assert by_hand(desk.site) == [f"irb version 1 was ended by record {last(desk, 'agreement_terminated')} of the log"]
+    assert not allowed(desk)
+    terminate_agreement(desk.site, desk.login("ann"), "irb")
+    assert by_hand(desk.site) == []
+
+
+# -- agreements: two people --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["refused", "confirmed by a datasite that does not look"])
+def test_one_person_alone_brings_no_agreement_into_force(
+    desk: Desk,  # noqa: F811
+    looks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bob types a version into the file as ann's, and confirms it himself."""
+    desk.agree(transport="backup")
+    text = json.loads(desk.site.home.registry.read_bytes())
+    (one,) = (a for a in text["agreements"] if a["terms"]["id"] == "baa-storage")
+    alone = one | {"version": 2, "entered_by": "ann", "confirmed_by": None, "confirmed_on": None}
+    alone["terms"] = one["terms"] | {"services": ["transport"]}
+    text["agreements"].insert(text["agreements"].index(one) + 1, alone)
+    desk.site.home.registry.write_text(json.dumps(text, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    if looks:
+        with pytest.raises(
+            EntryRefused, match="version 2: was never entered, as far as the audit log knows; put the true"
+        ):
+            confirm_agreement(desk.site, desk.login("bob"), "baa-storage", 2)
+        assert by_hand(desk.site) == []
+    else:
+        monkeypatch.setattr(entering, "require_entered", lambda *_: None)
+        confirm_agreement(desk.site, desk.login("bob"), "baa-storage", 2)
+        (words,) = by_hand(desk.site)
+        assert words.startswith("baa-storage version 2 was entered by nobody else than who confirmed it")
+    assert not allowed(desk)
+
+
+@pytest.mark.parametrize("what", ["services", "who entered it"])
+def test_who_confirms_confirms_what_was_entered(desk: Desk, what: str) -> None:  # noqa: F811
+    """The file is edited between the entry and its confirmation by number; or who confirms made the entry."""
+    desk.agree(transport="backup")
+    by = "ann" if what == "services" else "bob"
+    assert enter(desk, agreements("Cleveland", [*FEATURES, "num"], transport="archive"), by)[0] == ("baa-storage", 2)
+
+    def other(one: dict[str, Any]) -> dict[str, Any]:
+        return one | (
+            {"terms": one["terms"] | {"services": ["transport"]}} if what == "services" else {"entered_by": "ann"}
+        )
+
+    typed(desk, "baa-storage", 2, other)
+    words = "is not what was entered by record" if by == "ann" else "bob entered it"
+    with pytest.raises(EntryRefused, match=words):
+        confirm_agreement(desk.site, desk.login("bob"), "baa-storage", 2)
+    assert not allowed(desk)
+
+
+def test_a_confirmation_that_was_killed_is_given_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    (first, *_) = enter(desk, agreements("Cleveland", [*FEATURES, "num"]))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("policies.registry.replace_durably", killed)
+        with pytest.raises(KeyboardInterrupt):
+            confirm_agreement(desk.site, desk.login("bob"), *first)
+    assert by_hand(desk.site) != []
+    confirm_agreement(desk.site, desk.login("bob"), *first)
+    assert by_hand(desk.site) == []
+
+
+def test_an_opening_that_was_edited_opens_nothing(desk: Desk) -> None:  # noqa: F811
+    desk.agree(transport="backup")
+    terms = {"services": ["transport"]}
+    typed(desk, "baa-storage", 1, lambda one: one | {"terms": one["terms"] | terms})
+    content = agreement_content(held(desk, "baa-storage"))
+    mine = [r.fields for r in records(desk.site.home.audit) if r.fields.get("agreement") == "baa-storage"]
+    for commitment in (fields["commitment"] for fields in mine):
+        path = desk.site.home.bindings / f"{commitment}.json"
+        opening = json.loads(path.read_bytes())
+        assert is_bound(desk.site.home, commitment, opening["content"])
+        for edited in ({**opening, "content": content}, {**opening, "salt": "zz"}, {"content": content}, []):
+            path.write_text(json.dumps(edited))
+            assert not is_bound(desk.site.home, commitment, content)
+    assert by_hand(desk.site) != []
+    assert not allowed(desk)
+
+
+# -- parties -----------------------------------------------------------------------------------------------------------
+
+
+def party(name: str = "north", organisation: str = "North") -> RosterEntry:
+    key = Identity.generate(f"datasite@{name}.example.org")
+    return RosterEntry(
+        organisation=organisation,
+        email=key.email,
+        role="hospital",
+        public_key=key.public_key,
+        syft_fingerprint="ab" * 20,
+    )
+
+
+@pytest.mark.parametrize("what", ["who proposed it", "what was proposed", "never proposed", "withdrawn", "revoked"])
+def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:  # noqa: F811
+    """Of the proposals, which lie in the database, any field is edited; what the log says of them counts."""
+    site, entry = desk.site, party()
+    if what == "never proposed":
+        row = PartyProposal.objects.create(email=entry.email, entry=entry.model_dump(mode="json"), proposed_by="ann")
+        words = "was never entered"
+    else:
+        row = propose_party(site, desk.login("bob" if what == "who proposed it" else "ann"), entry.model_dump_json())
+        words = "bob entered it by record"
+    change: dict[str, Any] = {"proposed_by": "ann"}
+    if what == "what was proposed":
+        words = "is not what was entered by record"
+        change["entry"] = entry.model_copy(update={"organisation": "Centre"}).model_dump(mode="json")
+    if what == "withdrawn":
+        withdraw_party(site, desk.login("cyd"), row.pk)
+        words, change["outcome"] = "was never entered", ""
+    if what == "revoked":
+        pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
+        older = site.home.roster.read_bytes()
+        revoke_party(site, desk.login("ann"), entry.email, "lost")
+        others = [one for one in Roster.parse(older).entries if one.email != entry.email]
+        Roster(entries=tuple(others)).save(site.home.roster)
+        words, change["outcome"] = "was never entered", ""
+    PartyProposal.objects.filter(pk=row.pk).update(**change)
+    with pytest.raises(EntryRefused, match=words):
+        pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
+    assert entry.email not in {one.email for one in Roster.load(site.home.roster).entries}
