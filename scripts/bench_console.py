@@ -30,12 +30,14 @@ def fill(consortium: LocalConsortium) -> int:
     from datasites.hospital.audit import _Position
     from datasites.hospital.cases import open_case
     from datasites.hospital.models import Case, LedgerEntry, Round
+    from datasites.hospital.people import enter_first_admin
     from datasites.hospital.site import Site
     from datasites.study.audit_chain import Head
     from datasites.study.canonical import canonical_json, sha256_hex
     from datasites.transport.syft import SubmittedJob
 
     site = Site.open(consortium.home("cleveland"))
+    enter_first_admin(site)
     files = {path.name: path.read_bytes() for path in consortium.study_folder.iterdir() if path.is_file()}
     job = SubmittedJob("bench", consortium.terms.researcher.email, files, "", "pending", "")
     row = admission.admit(site, job)
@@ -93,9 +95,8 @@ def measure(number: int) -> list[dict[str, object]]:
     from django.test import Client
 
     from datasites.hospital.models import Case
-    from datasites.hospital.people import FIRST_ADMIN, add_first_admin
+    from datasites.hospital.people import FIRST_ADMIN
 
-    add_first_admin()
     clients = {"": Client(SERVER_NAME="localhost")}
     for name in (STEWARD, FIRST_ADMIN):
         clients[name] = Client(SERVER_NAME="localhost", REMOTE_ADDR="127.0.0.1")

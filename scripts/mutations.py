@@ -667,6 +667,20 @@ MUTATIONS = (
         (f"{_ENTRIES}::test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database",),
     ),
     Mutation(
+        "people: an admin is believed by the database alone",
+        "datasites/hospital/people.py",
+        "(user.username, role, user.email)]) if entered else []\n",
+        "(user.username, role, user.email)]) if entered and role in REVIEWERS else []\n",
+        (f"{_ENTERED}::test_a_role_that_was_edited_to_admin_counts_for_nothing",),
+    ),
+    Mutation(
+        "people: the first admin is not logged",
+        "datasites/hospital/people.py",
+        '    enter_person(site, FIRST_ADMIN, "admin", password)\n',
+        '    add_person(FIRST_ADMIN, "admin", password)\n',
+        (f"{_ENTERED}::test_the_first_admin_is_logged_and_their_address_can_not_be_edited",),
+    ),
+    Mutation(
         "people: an older database brings back who was shut out",
         "datasites/hospital/entered_log.py",
         "        elif entered.shut_out.get(name, 0) > added.seq and not past:\n",

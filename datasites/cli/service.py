@@ -34,9 +34,9 @@ def init(
     except (OSError, UnicodeDecodeError) as error:
         raise DatasitesError(f"{settings}: cannot be read as UTF-8 text; save it as UTF-8 and try again") from error
     entry = initialise(home, text)
-    from datasites.hospital.people import FIRST_ADMIN, add_first_admin
+    from datasites.hospital.people import FIRST_ADMIN, enter_first_admin
 
-    password = add_first_admin()
+    password = enter_first_admin(open_site(home))
     out.print(f"datasite of {entry.organisation} in {home}\nfingerprint  {entry.fingerprint}")
     out.print(f"give {home / 'roster-entry.json'} to the other parties, and compare fingerprints by telephone")
     out.print(f"console: sign in as {FIRST_ADMIN} with {password} (shown once; change it there), then enter people")

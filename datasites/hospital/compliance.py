@@ -18,8 +18,9 @@ from datasites.hospital import ledger
 from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY
-from datasites.hospital.entered_log import agreements_by_hand, pinned_by_hand
+from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand, tell
 from datasites.hospital.models import Case, PolicyDecision, Review
+from datasites.hospital.people import PersonError
 from datasites.hospital.population import accepted_delta, caps_of
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
@@ -179,7 +180,7 @@ def _ask(
         budget=_known("budget", lambda: _budget(case, manifest)),
         cohort=_known("cohort", lambda: _cohort(case, manifest)),
         code=_known("code", lambda: _code(row, case)),
-        approvals=_known("approvals", lambda: _approvals(row)),
+        approvals=_known("approvals", lambda: _approvals(home, row)),
         approver=Reviewer(person=approver[0], role=approver[1]) if approver else None,
         state="killed" if is_killed(home) else _STATES[row.state],
         sandbox="on" if sandbox.mode == "required" else "off",
@@ -212,12 +213,17 @@ def require(decision: Decision, action: Action, study: str) -> None:
         raise Denied(decision) from error
 
 
-def _approvals(row: Case) -> tuple[Approval, ...]:
-    return tuple(
-        Approval(person=review.person.email, role=review.role, study=review.approval_hash)
+def _approvals(home: Home, row: Case) -> tuple[Approval, ...]:
+    given = [
+        review
         for review in Review.objects.filter(case=row, verdict="approve").select_related("person")
         if review.role in get_args(ReviewerRole)
-    )
+    ]
+    people = {(review.person.username, review.role, review.person.email) for review in given}
+    by_hand = people_by_hand(home, sorted(people), past=True)
+    if by_hand and tell(home).added:
+        raise PersonError(f"approvals: {'; '.join(by_hand)}; `datasites doctor` says what to do")
+    return tuple(Approval(person=one.person.email, role=one.role, study=one.approval_hash) for one in given)
 
 
 def _code(row: Case, case: OpenCase) -> CodeFacts:

@@ -195,13 +195,18 @@ def _policies(site: Site) -> Iterator[Check]:
 
 
 def _people(site: Site) -> Iterator[Check]:
-    people = [(one.name, one.role, one.email) for one in list_people() if one.active and one.role in REVIEWERS]
+    people = [(one.name, one.role, one.email) for one in list_people() if one.active and one.role]
     by_hand = people_by_hand(site.home, people)
     if by_hand:
-        remedy = "find out who edited the database, or put an older one back, and shut them out (`person deactivate`)"
+        remedy = (
+            "find out who edited the database, or put an older one back, and shut them out (`person deactivate`); whom "
+            "the log does not know, since it was lost or an earlier version made this datasite, is entered again, once "
+            "you know them, by `datasites person add` with the same name, role and address"
+        )
         yield Check("people", "bad", f"{'; '.join(by_hand)}: {remedy}")
     else:
-        yield Check("people", "ok", f"{len(people)} may review, entered as the log says")
+        reviewers = sum(role in REVIEWERS for _, role, _ in people)
+        yield Check("people", "ok", f"{len(people)} may act, {reviewers} of them review, entered as the log says")
 
 
 def _agreements(site: Site) -> Iterator[Check]:
@@ -210,8 +215,9 @@ def _agreements(site: Site) -> Iterator[Check]:
     by_hand = agreements_by_hand(site.home, registry.agreements, today)
     if by_hand:
         remedy = (
-            "find out who edited registry.json, or put an older copy back; end these (`datasites agreements "
-            "terminate`) and enter them anew; one that is not there is entered or confirmed again"
+            "find out who edited registry.json, or put an older copy back; put the newest true copy back, or end these "
+            "(`datasites agreements terminate`), enter them anew and have that confirmed; one that is not there is "
+            "entered or confirmed again, one whose end the log alone knows, or the file alone, is ended again"
         )
         yield Check("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
     soon = registry.expiring(today)

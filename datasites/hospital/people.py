@@ -8,6 +8,7 @@ another name.
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ FIRST_ADMIN = "admin"
 
 class PersonError(DatasitesError):
     """A person is unknown, has no such role, or gave a wrong password."""
+
+
+class WrongPassword(PersonError):
+    """Nobody has this name with this password."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,15 @@ def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
 def enter_person(site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "") -> None:
     """`add_person`, logged and bound by the log (`bindings`); by: the admin, or "" for the command line.
 
-    An approval counts in evidence only of somebody whom the log knows under that role and e-mail address. Whom the
-    database has like that and the log does not know, since it was lost, is entered again, with this password.
+    Only whom the log knows under that role and e-mail address can act. Whom the database has like that and the log
+    does not know (it was lost, or is of a version that did not log the first admin) is entered again, with this
+    password: by the command line only, since an admin sets the password of no account that is there.
     """
     with transaction.atomic():
-        person = _unknown_to_the_log(site, name, role, email) or add_person(name, role, password, email)
+        person = _unknown_to_the_log(site, name, role, email)
+        if person is not None and by:
+            raise PersonError(f"person {name}: already entered, and not in the audit log; {_again(person)}")
+        person = person or add_person(name, role, password, email)
         if password is not None:
             change_password(name, password)
         commitment = bind(site.home, person_content(person.name, person.role, person.email))
@@ -86,6 +95,13 @@ def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person 
     if user is None or (role_of(user), user.email) != (role, (email or (name if "@" in name else "")).casefold()):
         return None
     return None if name in tell(site.home).added else Person(name, user.email, role, active=True)
+
+
+def _again(person: Person) -> str:
+    """What to do about somebody whom the log does not know."""
+    address = ("--email", person.email) if person.email not in ("", person.name) else ()
+    command = shlex.join(("datasites", "person", "add", person.name, "--role", person.role, *address))
+    return f"if they are who they should be, enter them again on the datasite's machine: `{command} --home …`"
 
 
 def add_person(name: str, role: str, password: str | None, email: str = "") -> Person:
@@ -122,10 +138,10 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
     return Person(name, email, role, active=True)
 
 
-def add_first_admin() -> str:
+def enter_first_admin(site: Site) -> str:
     """Enter `FIRST_ADMIN` and return the generated password, to be shown once; only its hash is kept."""
     password = secrets.token_urlsafe(18)
-    add_person(FIRST_ADMIN, "admin", password)
+    enter_person(site, FIRST_ADMIN, "admin", password)
     return password
 
 
@@ -140,21 +156,24 @@ def identify(name: str, password: str, request: HttpRequest | None = None) -> Ac
     else:
         user = authenticate(request, username=name, password=password)
     if user is None:
-        raise PersonError(f"person {name}: unknown, or the password is wrong")
+        raise WrongPassword(f"person {name}: unknown, or the password is wrong")
     return acting(user)
 
 
 def acting(user: AbstractUser) -> Acting:
     """Somebody who has shown who they are, as one who acts; raises `PersonError` for somebody without a role.
 
-    So too for a reviewer whom the log did not enter like that, or has shut out: the database was edited, or is older.
-    A log that knows nobody was lost, and those of the database are to settle that.
+    So too for one whom the log did not enter like that, or has shut out: the database was edited, or is older. A log
+    that knows nobody was lost, and those of the database are to settle that.
     """
     role = role_of(user)
     if not role:
         raise PersonError(f"person {user.username}: has no role; an admin must give one")
-    by_hand = people_by_hand(this_home(), [(user.username, role, user.email)]) if role in REVIEWERS else []
-    if by_hand and tell(this_home()).added:
+    entered = tell(this_home()).added
+    by_hand = people_by_hand(this_home(), [(user.username, role, user.email)]) if entered else []
+    if by_hand and user.username not in entered:
+        raise PersonError(f"{by_hand[0]}; {_again(Person(user.username, user.email, role, active=True))}")
+    if by_hand:
         raise PersonError(f"person {user.username}: {by_hand[0]}; `datasites doctor` says what to do")
     return Acting(user.pk, user.username, role, user.email)
 

@@ -7,15 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 
 from datasites.hospital import agreements as entering
 from datasites.hospital.agreements import confirm_agreement, enter_agreements, terminate_agreement
+from datasites.hospital.audit import head_file
 from datasites.hospital.bindings import agreement_content, is_bound
 from datasites.hospital.cases import open_case
 from datasites.hospital.compliance import decide
-from datasites.hospital.entered_log import EntryRefused
-from datasites.hospital.models import PartyProposal
+from datasites.hospital.doctor import examine
+from datasites.hospital.entered_log import EntryRefused, tell
+from datasites.hospital.models import Case, PartyProposal
 from datasites.hospital.parties import pin_party, propose_party, revoke_party, withdraw_party
+from datasites.hospital.people import FIRST_ADMIN, PersonError, add_person, enter_first_admin, enter_person, identify
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.package import StudyPackage
@@ -23,7 +28,7 @@ from policies.registry import Agreement, RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART
 from tests.hospital.test_evidence_entries import by_hand
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 
 DUA = """
 [[agreement]]
@@ -282,3 +287,65 @@ def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:  # 
     with pytest.raises(EntryRefused, match=words):
         pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
     assert entry.email not in {one.email for one in Roster.load(site.home.roster).entries}
+
+
+# -- people ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dee", "ann"])
+def test_a_role_that_was_edited_to_admin_counts_for_nothing(desk: Desk, name: str) -> None:  # noqa: F811
+    somebody = get_user_model().objects.get(username=name)
+    somebody.groups.set([Group.objects.get_or_create(name="admin")[0]])
+    words = f"{name} is not the person that record"
+    with pytest.raises(PersonError, match=words):
+        desk.login(name)
+    (check,) = [check for check in examine(desk.site) if check.name == "people"]
+    assert (check.state, words in check.words) == ("bad", True)
+
+
+def test_the_first_admin_is_logged_and_their_address_can_not_be_edited(desk: Desk) -> None:  # noqa: F811
+    password = enter_first_admin(desk.site)
+    assert identify(FIRST_ADMIN, password).role == "admin"
+    # Whoever signs in at the organisation's provider is found by their address.
+    get_user_model().objects.filter(username=FIRST_ADMIN).update(email="dee@elsewhere.example.org")
+    with pytest.raises(PersonError, match="admin is not the person that record"):
+        identify(FIRST_ADMIN, password)
+
+
+def test_an_admin_of_a_version_that_did_not_log_them_is_entered_again_by_the_command_line(desk: Desk) -> None:  # noqa: F811
+    add_person(FIRST_ADMIN, "admin", PASSWORD)
+    words = "admin was never entered, as far as the log knows; .* `datasites person add admin --role admin --home"
+    with pytest.raises(PersonError, match=words):
+        desk.login(FIRST_ADMIN)
+    enter_person(desk.site, "eve", "admin", PASSWORD, "eve@cleveland.example.org")
+    with pytest.raises(PersonError, match="already entered, and not in the audit log; .*datasites person add admin"):
+        enter_person(desk.site, FIRST_ADMIN, "admin", "another quite long phrase", by="eve")
+    enter_person(desk.site, FIRST_ADMIN, "admin", "another quite long phrase")
+    assert identify(FIRST_ADMIN, "another quite long phrase").role == "admin"
+
+
+@pytest.mark.parametrize("by", ["eve", ""], ids=["an admin", "the command line"])
+def test_who_is_entered_already_is_not_entered_again_with_another_password(desk: Desk, by: str) -> None:  # noqa: F811
+    password = enter_first_admin(desk.site)
+    for name, role, email in ((FIRST_ADMIN, "admin", ""), ("ann", "steward", "ann@cleveland.example.org")):
+        with pytest.raises(PersonError, match="already entered; choose another name"):
+            enter_person(desk.site, name, role, "another quite long phrase", email, by=by)
+    assert identify(FIRST_ADMIN, password)
+    assert desk.login("ann")
+
+
+def test_an_approval_counts_for_the_address_under_which_it_was_given(desk: Desk) -> None:  # noqa: F811
+    desk.agree()
+    desk.approve("ann")
+    assert desk.approve("bob").state == Case.State.APPROVED
+    get_user_model().objects.filter(username="ann").update(email="x@cleveland.example.org")
+    decided = decide(desk.site, open_case(desk.site.home, desk.row), "run_round")
+    assert decided.facts is not None
+    assert (decided.allowed, decided.facts.approvals) == (False, None)
+
+
+def test_a_log_that_was_lost_lets_those_of_the_database_settle_it(desk: Desk) -> None:  # noqa: F811
+    for path in (desk.site.home.audit, head_file(desk.site.home.audit)):
+        path.unlink()
+    assert tell(desk.site.home).added == {}
+    assert [desk.login(name).role for name in ("ann", "dee")] == ["steward", "auditor"]

@@ -19,7 +19,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_http_methods
 
-from datasites.hospital.people import Acting, PersonError, acting, identify
+from datasites.hospital.people import Acting, PersonError, WrongPassword, acting, identify
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
 REVIEWERS = frozenset({STEWARD, OFFICER})
@@ -75,7 +75,7 @@ def confirmed(request: Any) -> Acting:
         raise PersonError("Type your password.")
     try:
         return identify(request.user.username, password, request)
-    except PersonError as error:
+    except WrongPassword as error:
         raise PersonError("The password is wrong.") from error
 
 

@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 
 from datasites.hospital.config import Home
-from datasites.hospital.people import add_person
+from datasites.hospital.people import enter_person
 from tests.hospital.console.providers import Liar, Real, configured, oidc
 from tests.hospital.test_review import PASSWORD, Desk, examined
 
@@ -52,7 +52,7 @@ class Console:
 @pytest.fixture
 def console(database: Home, examined: dict[str, Any]) -> Console:
     desk = Desk(database, examined)
-    add_person("eva", "admin", PASSWORD)
+    enter_person(desk.site, "eva", "admin", PASSWORD)
     return Console(desk)
 
 
