@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datasites.hospital import admission, compliance, ledger, review
-from datasites.hospital.agreements import confirm_agreement, enter_agreements
+from datasites.hospital.agreements import confirm_agreement, enter_agreements, terminate_agreement
 from datasites.hospital.cases import open_case
 from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
@@ -140,7 +140,7 @@ def test_an_agreement_that_nobody_confirmed(desk: Desk) -> None:
     desk.agree()
     registry = RegistryFile(desk.site.home.registry, "Cleveland")
     terms = registry.load().latest("baa-storage").terms.model_copy(update={"id": "baa-storage-2"})
-    registry.update(lambda r: r.terminate("baa-storage", "ann", datetime.date(2026, 1, 2)))
+    terminate_agreement(desk.site, desk.login("ann"), "baa-storage")
     registry.update(lambda r: r.enter(terms, "ann", datetime.date(2026, 1, 3)))
     assert denied_by(desk, "ann") == ("baa",)
 
