@@ -653,6 +653,13 @@ MUTATIONS = (
         (f"{_ENTERED}::test_one_person_alone_brings_no_party_in",),
     ),
     Mutation(
+        "budget: who confirms may have typed the proposal",
+        "datasites/hospital/proposals.py",
+        "        require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)\n",
+        "",
+        (f"{_ENTERED}::test_one_person_alone_takes_no_risk_of_a_larger_delta",),
+    ),
+    Mutation(
         "parties: an older roster brings back who was revoked",
         "datasites/hospital/entered_log.py",
         "        elif entered.revoked.get(entry.email, 0) > pin.seq:\n",

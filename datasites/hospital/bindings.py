@@ -80,6 +80,11 @@ def person_content(name: str, role: str, email: str) -> dict[str, Any]:
     return {"kind": "person", "name": name, "role": role, "email": email}
 
 
+def proposal_content(kind: str, subject: str, terms: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record binds of a proposal that waits for a second person."""
+    return {"kind": "proposal", "what": kind, "subject": subject, "terms": dict(terms)}
+
+
 def is_bound(home: Home, commitment: str | None, content: Mapping[str, Any]) -> bool:
     """Whether a record's commitment is to this content; True where a record of an older version has none.
 

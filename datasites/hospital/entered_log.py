@@ -5,12 +5,12 @@ the log binds them (`bindings`), and only people whom it knows under their role 
 was typed into a file or the database, changed there, or brought back by an older copy counts for nothing, at once, and
 `doctor` names it.
 
-Claim: whoever may write registry, roster, what waits to be pinned, the openings, and the roles and addresses of people,
-and neither log nor its key, can make a decision deny, and nothing else: none rests on an agreement that not one person
-entered and another confirmed with these words, on a party or an approver whom people did not enter like that, or on
-what they have replaced, ended or revoked since; none leaves out what narrows, and an end that people did not enter
-counts for none. Of each agreement that is so of the newest version that has taken effect, and of later ones, which are
-all that policies read; an end that one person enters only narrows (`Registry.terminate`).
+Claim: whoever may write registry, roster, what waits for a second person, the openings, and the roles and addresses of
+people, and neither log nor its key, can make decisions deny, and no more of them: none rests on an agreement that not
+one person entered and another confirmed with these words, on a party or an approver whom people did not enter like
+that, or on what they have replaced, ended or revoked since; none leaves out what narrows, and an end that people did
+not enter counts for none. Of each agreement that is so of the newest version that has taken effect, and of later ones,
+which are all that policies read; an end that one person enters only narrows (`Registry.terminate`).
 Assumptions: the log is the newest one (`ledger_log` compares it with its anchor) and knows somebody (where it was lost,
 people of the database settle that); commitments bind. Names and passwords are the database's: who may write it as a
 whole acts as anybody. A person is a name that an admin or the shell entered, so who is an admin by the log may enter
@@ -25,8 +25,16 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from datasites.hospital.bindings import FIELD, agreement_content, is_bound, party_content, person_content
+from datasites.hospital.bindings import (
+    FIELD,
+    agreement_content,
+    is_bound,
+    party_content,
+    person_content,
+    proposal_content,
+)
 from datasites.hospital.config import Home
 from datasites.study.audit_chain import AuditError, Position, Record, follow
 from datasites.study.errors import DatasitesError
@@ -34,6 +42,7 @@ from datasites.study.identity import RosterEntry
 from policies.agreements import Agreement, same_person
 
 Version = tuple[str, int]
+Key = TypeVar("Key")
 
 
 class EntryRefused(DatasitesError):
@@ -46,7 +55,8 @@ class Entered:
 
     begun, entered, last: of a version of an agreement, the first record of it, the last one that enters it, and the
     last one that binds it. confirmed, ended: by agreement. proposed (of what waits, or was pinned and is not revoked),
-    pinned, revoked: by e-mail address. added, shut_out: by name.
+    pinned, revoked: by e-mail address. asked: of what else waits for a second person, by kind and subject. added,
+    shut_out: by name.
     """
 
     begun: Mapping[Version, int] = field(default_factory=dict)
@@ -57,6 +67,7 @@ class Entered:
     proposed: Mapping[str, Record] = field(default_factory=dict)
     pinned: Mapping[str, Record] = field(default_factory=dict)
     revoked: Mapping[str, int] = field(default_factory=dict)
+    asked: Mapping[tuple[str, str], Record] = field(default_factory=dict)
     added: Mapping[str, Record] = field(default_factory=dict)
     shut_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -89,6 +100,10 @@ class Entered:
             case "unpinned":
                 email = str(fields["email"])
                 return replace(self, revoked={**self.revoked, email: seq}, proposed=_without(self.proposed, email))
+            case "proposed":
+                return replace(self, asked={**self.asked, (str(fields["what"]), str(fields["subject"])): record})
+            case "proposal_withdrawn":
+                return replace(self, asked=_without(self.asked, (str(fields["what"]), str(fields["subject"]))))
             case "person_added":
                 return replace(self, added={**self.added, str(fields["person"]): record})
             case "person_deactivated":
@@ -96,7 +111,7 @@ class Entered:
         return self
 
 
-def _without(records: Mapping[str, Record], key: str) -> Mapping[str, Record]:
+def _without(records: Mapping[Key, Record], key: Key) -> Mapping[Key, Record]:
     return {name: record for name, record in records.items() if name != key}
 
 
@@ -189,6 +204,16 @@ def require_proposed(home: Home, entry: RosterEntry, by: str) -> None:
             f"party {entry.email}: {problem}; withdraw it and enter the party's roster-entry.json anew, which a second "
             "person pins"
         )
+
+
+def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any], by: str, role: str) -> None:
+    """Raise `EntryRefused` unless, as the log says, another than `by`, of another role, entered this proposal."""
+    record = tell(home).asked.get((kind, subject))
+    problem = _not_of_another(home, record, proposal_content(kind, subject, terms), by)
+    if record is not None and record.fields["role"] == role:
+        problem = f"a {role} entered it by record {record.seq} of the log"
+    if problem:
+        raise EntryRefused(f"{subject}: {problem}; withdraw it and enter it anew, which a second person confirms")
 
 
 def _not_of_another(home: Home, record: Record | None, content: Mapping[str, object], by: str) -> str:

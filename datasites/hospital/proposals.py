@@ -1,7 +1,8 @@
 """What needs two people and is no case: one reviewer enters it, a reviewer of the other role confirms it.
 
 Entered here: a wider budget, a larger delta that a risk was taken for, and that two populations are different people.
-Nothing counts before it is confirmed; each effect is logged before it counts (`population`).
+Nothing counts before it is confirmed; each effect is logged before it counts (`population`). Who entered which figures
+is read in the audit log, which binds them (`entered_log`), and not in the database alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from datasites.hospital import population, reconcile
+from datasites.hospital.bindings import bind, proposal_content
+from datasites.hospital.entered_log import require_asked
 from datasites.hospital.models import Population, Proposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
@@ -71,7 +74,10 @@ def propose_restored(site: Site, person: Acting, lost: tuple[LostStudy, ...], re
 
 
 def confirm(site: Site, person: Acting, number: int) -> Proposal:
-    """Confirm what somebody of the other role entered, and let it count; raises `ReviewError` or `InputError`."""
+    """Confirm what somebody of the other role entered, and let it count.
+
+    Raises `ReviewError`, `InputError`, or `EntryRefused` for what is not as somebody else entered it by the log.
+    """
     _check_role(person)
     with transaction.atomic():
         proposal = _open(number)
@@ -80,6 +86,7 @@ def confirm(site: Site, person: Acting, number: int) -> Proposal:
                 f"entry {number}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person of "
                 f"the other role confirms it ({' and '.join(REVIEWERS)})"
             )
+        require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
         EFFECTS[proposal.kind](site, proposal, (proposal.proposed_by, person.name))
         _decide(proposal, person, "confirmed")
     return proposal
@@ -163,9 +170,8 @@ def _propose(site: Site, person: Acting, kind: str, subject: str, terms: dict[st
                 proposed_by=person.name,
                 proposed_role=person.role,
             )
-            site.audit.append(
-                "proposed", what=kind, subject=subject, person=person.name, role=person.role, reason=reason
-            )
+            told = {"what": kind, "subject": subject, "person": person.name, "role": person.role, "reason": reason}
+            site.audit.append("proposed", **told, commitment=bind(site.home, proposal_content(kind, subject, terms)))
     except IntegrityError as error:
         raise ReviewError(f"{subject}: an entry of this kind waits already; confirm or withdraw it first") from error
     return proposal

@@ -18,9 +18,11 @@ from datasites.hospital.cases import open_case
 from datasites.hospital.compliance import decide
 from datasites.hospital.doctor import examine
 from datasites.hospital.entered_log import EntryRefused, tell
-from datasites.hospital.models import Case, PartyProposal
+from datasites.hospital.models import Case, PartyProposal, Proposal
 from datasites.hospital.parties import pin_party, propose_party, revoke_party, withdraw_party
 from datasites.hospital.people import FIRST_ADMIN, PersonError, add_person, enter_first_admin, enter_person, identify
+from datasites.hospital.population import accepted_delta
+from datasites.hospital.proposals import confirm, propose_delta, withdraw
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.package import StudyPackage
@@ -287,6 +289,26 @@ def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:  # 
     with pytest.raises(EntryRefused, match=words):
         pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
     assert entry.email not in {one.email for one in Roster.load(site.home.roster).entries}
+
+
+@pytest.mark.parametrize("what", ["who entered it", "what was entered", "in which role"])
+def test_one_person_alone_takes_no_risk_of_a_larger_delta(desk: Desk, what: str) -> None:  # noqa: F811
+    name = "bob" if what == "who entered it" else "ann"
+    row = propose_delta(desk.site, desk.login(name), "heart", 1e-4, "a small clinic")
+    edited: dict[str, Any]
+    edited, words, second = {
+        "who entered it": ({"proposed_by": "ann", "proposed_role": "steward"}, "a privacy_officer entered it", "bob"),
+        "what was entered": ({"terms": {"delta": 1e-2}}, "is not what was entered by record", "bob"),
+        "in which role": ({"proposed_role": "privacy_officer"}, "a steward entered it by record", "cyd"),
+    }[what]
+    Proposal.objects.filter(pk=row.pk).update(**edited)
+    with pytest.raises(EntryRefused, match=words):
+        confirm(desk.site, desk.login(second), row.pk)
+    assert accepted_delta("heart") == 0
+    withdraw(desk.site, desk.login("ann"), row.pk)
+    again = propose_delta(desk.site, desk.login("ann"), "heart", 1e-4, "a small clinic")
+    confirm(desk.site, desk.login("bob"), again.pk)
+    assert accepted_delta("heart") == 1e-4
 
 
 # -- people ------------------------------------------------------------------------------------------------------------
