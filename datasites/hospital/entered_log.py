@@ -102,7 +102,7 @@ class Entered:
                 return replace(self, revoked={**self.revoked, email: seq}, proposed=_without(self.proposed, email))
             case "proposed":
                 return replace(self, asked={**self.asked, (str(fields["what"]), str(fields["subject"])): record})
-            case "proposal_withdrawn":
+            case "proposal_withdrawn" | "proposal_confirmed":
                 return replace(self, asked=_without(self.asked, (str(fields["what"]), str(fields["subject"]))))
             case "person_added":
                 return replace(self, added={**self.added, str(fields["person"]): record})
@@ -206,14 +206,21 @@ def require_proposed(home: Home, entry: RosterEntry, by: str) -> None:
         )
 
 
-def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any], by: str, role: str) -> None:
-    """Raise `EntryRefused` unless, as the log says, another than `by`, of another role, entered this proposal."""
+def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any], by: str, role: str) -> Record:
+    """The log's record of a proposal that waits, which says who entered it and why.
+
+    Raises `EntryRefused` unless another than `by`, of another role, entered these terms, and nobody has decided since.
+    """
     record = tell(home).asked.get((kind, subject))
     problem = _not_of_another(home, record, proposal_content(kind, subject, terms), by)
-    if record is not None and record.fields["role"] == role:
+    if record is None:
+        problem = "was never entered or is decided already, as far as the audit log knows"
+    elif record.fields["role"] == role:
         problem = f"a {role} entered it by record {record.seq} of the log"
     if problem:
         raise EntryRefused(f"{subject}: {problem}; withdraw it and enter it anew, which a second person confirms")
+    assert record is not None
+    return record
 
 
 def _not_of_another(home: Home, record: Record | None, content: Mapping[str, object], by: str) -> str:
@@ -257,6 +264,10 @@ def people_by_hand(home: Home, people: Iterable[tuple[str, str, str]], *, past: 
             found.append(f"{name} was never entered, as far as the log knows")
         elif entered.shut_out.get(name, 0) > added.seq and not past:
             found.append(f"{name} was shut out by record {entered.shut_out[name]} of the log")
-        elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)):
+        elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)) or any(
+            # In clear, too, of which records of older versions hold nothing else.
+            added.fields.get(key, now) != now
+            for key, now in (("role", role), ("email", email))
+        ):
             found.append(f"{name} is not the person that record {added.seq} of the log enters")
     return found

@@ -86,9 +86,12 @@ def confirm(site: Site, person: Acting, number: int) -> Proposal:
                 f"entry {number}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person of "
                 f"the other role confirms it ({' and '.join(REVIEWERS)})"
             )
-        require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
-        EFFECTS[proposal.kind](site, proposal, (proposal.proposed_by, person.name))
+        asked = require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
+        proposal.reason = str(asked.fields["reason"])
+        EFFECTS[proposal.kind](site, proposal, (str(asked.fields["person"]), person.name))
         _decide(proposal, person, "confirmed")
+        # From here on it waits for nobody, whatever the database says.
+        site.audit.append("proposal_confirmed", what=proposal.kind, subject=proposal.subject, person=person.name)
     return proposal
 
 

@@ -311,6 +311,17 @@ def test_one_person_alone_takes_no_risk_of_a_larger_delta(desk: Desk, what: str)
     assert accepted_delta("heart") == 1e-4
 
 
+def test_what_was_confirmed_is_not_confirmed_again_in_another_name(desk: Desk) -> None:  # noqa: F811
+    row = propose_delta(desk.site, desk.login("ann"), "heart", 1e-4, "a small clinic")
+    Proposal.objects.filter(pk=row.pk).update(proposed_by="cyd", reason="typed by hand")
+    confirm(desk.site, desk.login("bob"), row.pk)
+    told = [r.fields for r in records(desk.site.home.audit) if r.kind == "delta_accepted"][-1]
+    assert (told["entered_by"], told["confirmed_by"], told["reason"]) == ("ann", "bob", "a small clinic")
+    Proposal.objects.filter(pk=row.pk).update(outcome="", decided_by="")
+    with pytest.raises(EntryRefused, match="never entered or is decided already"):
+        confirm(desk.site, desk.login("bob"), row.pk)
+
+
 # -- people ------------------------------------------------------------------------------------------------------------
 
 
