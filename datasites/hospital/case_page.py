@@ -7,10 +7,14 @@ from datasites.hospital.cases import OpenCase
 from datasites.hospital.population import caps_of, order_of
 from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
+from datasites.study.visible import one_line, quoted, visible
 
 
 def describe(site: Site, number: int) -> str:
-    """The case as plain text; raises `ReviewError` when there is none, `FrozenCopyChanged` when it was changed."""
+    """The case as plain text; raises `ReviewError` when there is none, `FrozenCopyChanged` when it was changed.
+
+    Somebody's line ends can't pass for lines of ours: those of the description are marked, and all others spelt out.
+    """
     view = view_case(site.home, find_case(number))
     row, examined = view.row, view.examined
     head = [
@@ -20,21 +24,19 @@ def describe(site: Site, number: int) -> str:
         f"approval hash  {row.approval_hash or '(not examined yet)'}",
     ]
     if examined is None:
-        return "\n".join([*head, *_readiness(view)])
-    return "\n".join(
-        [
-            *head,
-            *_terms(examined),
-            *_budget(examined),
-            *_decision(examined),
-            *_findings(view),
-            *_readiness(view),
-            *_reviews(view),
-            "",
-            "--- model.py (frozen copy) ---",
-            examined.case.package.source,
-        ]
-    )
+        return "\n".join(map(one_line, [*head, *_readiness(view)]))
+    lines = [
+        *head,
+        *_terms(examined),
+        *_budget(examined),
+        *_decision(examined),
+        *_findings(view),
+        *_readiness(view),
+        *_reviews(view),
+        "",
+        "--- model.py (frozen copy) ---",
+    ]
+    return "\n".join([*map(one_line, lines), visible(examined.case.package.source)])
 
 
 def _terms(examined: Examined) -> list[str]:
@@ -43,7 +45,7 @@ def _terms(examined: Examined) -> list[str]:
     return [
         "",
         f"{study.title}",
-        study.description.strip(),
+        *quoted(study.description.strip()),
         f"purpose {study.purpose}, IRB {study.irb}, ends {study.ends}",
         "hospitals: " + ", ".join(study.cohort.hospitals),
         "services: " + ", ".join(f"{service.kind} by {service.organisation}" for service in examined.services),

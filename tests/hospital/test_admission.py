@@ -47,8 +47,8 @@ def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk:
 
 
 def test_what_a_stranger_wrote_does_nothing_to_a_terminal(database: Home, furnished: Home) -> None:
-    """Escapes could erase what the terminal said above them, and bidirectional marks turn it around."""
-    files, evil = job().files, "\\u001b[2K\\u202eevil[degF]"
+    """Escapes could erase what it said above them, bidirectional marks turn it around, line ends forge other lines."""
+    files, evil = job().files, "\\u001b[2K\\u202eevil[degF]\\nPolicies now: allow\\n"
     study, features = (files[name].decode() for name in ("study.toml", "features.toml"))
     for name in ("title", "irb"):
         study = study.replace(f'\n{name} = "', f'\n{name} = "{evil}')
@@ -58,6 +58,7 @@ def test_what_a_stranger_wrote_does_nothing_to_a_terminal(database: Home, furnis
         done = CliRunner().invoke(app, [*command, "--home", str(furnished.root)])
         assert done.exit_code == 0
         assert "evil[degF]" in done.output or command[1] == "list"
+        assert "Policies now: allow" not in done.output.splitlines()
         assert not [c for c in done.output if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t"]
 
 

@@ -6,6 +6,7 @@ import io
 import re
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +21,15 @@ def test_no_character_acts_and_each_other_one_stands(text: str) -> None:
     shown = visible(text)
     assert not [c for c in shown if unicodedata.category(c) in ACTS and c not in "\n\t"]
     assert visible(shown) == shown
-    told = "".join(c for c in text if unicodedata.category(c) not in (*ACTS, "Co", "Cn"))
+    told = "".join(c for c in text if unicodedata.category(c) not in (*ACTS, "Co", "Cn") and visible(c) == c)
     assert re.sub("\u27e6U\\+[0-9A-F]+\u27e7|[\n\t]", "", shown) == told
+
+
+@pytest.mark.parametrize(
+    "hidden", ["\u3164", "\u115f", "\uffa0", "\u2800", "\ufe0f", "\u034f", "\U000e0100", "\u180b", "\u17b4"]
+)
+def test_letters_and_marks_that_show_nothing_are_spelt_out(hidden: str) -> None:
+    assert visible(f"a{hidden}b") == f"a\u27e6U+{ord(hidden):04X}\u27e7b"
 
 
 def test_a_terminal_prints_words_as_they_are() -> None:
