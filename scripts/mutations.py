@@ -654,9 +654,9 @@ MUTATIONS = (
     ),
     Mutation(
         "budget: who confirms may have typed the proposal",
-        "datasites/hospital/proposals.py",
-        "        require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)\n",
-        "",
+        "datasites/hospital/entered_log.py",
+        "    problem = _not_of_another(home, record, proposal_content(kind, subject, terms), by)\n",
+        '    problem = ""\n',
         (f"{_ENTERED}::test_one_person_alone_takes_no_risk_of_a_larger_delta",),
     ),
     Mutation(
@@ -669,8 +669,8 @@ MUTATIONS = (
     Mutation(
         "people: who was typed into the database counts",
         "datasites/hospital/entered_log.py",
-        "        elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)):\n",
-        "        elif False:\n",
+        "        elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)) or any(\n",
+        "        elif False and any(\n",
         (f"{_ENTRIES}::test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database",),
     ),
     Mutation(
