@@ -14,10 +14,11 @@ can only withhold a letter:
 A letter that may be half written is looked at again before it is refused (`second_look`). A refused letter is removed
 from the recipient's mailbox, so that a wait goes on and the sender, who sees by `lies` that it is gone, can put the
 true one back by calling `send` again; one that can't be removed is reported once and then passed over. Claim (cost of
-putting back): of n times that a letter is put back, its blob's parts are compared with what was sent log2(n) times, at
-the 2nd, 4th, 8th ...; else by presence and size. So who removes an envelope costs its sender an envelope, and a part
-that was changed is put right at the latest once the letter has been removed as often again as before. A bad letter of
-one sender never delays those of another, nor does what can't be read or sent. Nothing is ordered by clock.
+putting back): of n times that a letter is put back, its blob's parts are compared with what was sent 1 + log2(n) times,
+at the 1st, 2nd, 4th, 8th ...; else by presence and size. So who removes an envelope again and again costs its sender
+envelopes, and a part that was changed is put right at once, or at the latest when the letter has been removed as often
+again as before. A bad letter of one sender never delays those of another, nor does what can't be read or sent. Nothing
+is ordered by clock.
 
 What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received
 the bytes of one envelope (`Limits.body` and 80 KiB) before a signature is checked; a blob is fetched only for an
@@ -200,7 +201,7 @@ class Mailroom:
         """How closely to look at the blob of a letter that is sent again now."""
         self._sent_again[study, round, kind] += 1
         times = self._sent_again[study, round, kind]
-        return "bytes" if times > 1 and times & (times - 1) == 0 else "sizes"
+        return "bytes" if times & (times - 1) == 0 else "sizes"
 
     def _send_one(self, key: str, entry: Sent | None, said: str, contents: Contents, inline: bytes | None) -> str:
         """Put one letter, new (`entry` is None) or again; returns the digest of what was said."""

@@ -64,9 +64,9 @@ def test_a_release_waits_for_at_least_one_tick() -> None:
 @pytest.mark.waits
 def test_other_work_on_rows_ends_at_a_whole_tick() -> None:
     started = time.monotonic() - 1.2 * TICK
-    sleep_to_tick(started, 1)
+    sleep_to_tick(started, 1, lambda: None)
     assert time.monotonic() >= started + 2 * TICK
-    sleep_to_tick(started, 4)
+    sleep_to_tick(started, 4, lambda: None)
     assert time.monotonic() >= started + 4 * TICK
 
 

@@ -146,12 +146,12 @@ def test_an_envelope_that_is_lost_again_and_again_costs_its_sender_envelopes(par
         envelope.unlink()
         room.send(hospital.email, STUDY, 1, "model", {}, blob)
         assert envelope.exists()
-    assert {times: len(keys) for times, keys in enumerate(read, 1) if keys} == {2: 3, 4: 3, 8: 3, 16: 3}
+    assert {times: len(keys) for times, keys in enumerate(read, 1) if keys} == dict.fromkeys((1, 2, 4, 8, 16), 3)
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "model").blob == blob
 
 
-@pytest.mark.parametrize(("lost", "again"), [("gone", 1), ("cut", 1), ("changed", 2)])
-def test_a_part_of_a_blob_that_the_store_has_lost_is_put_again(parties, lost, again):
+@pytest.mark.parametrize("lost", ["gone", "cut", "changed"])
+def test_a_part_of_a_blob_that_the_store_has_lost_is_put_again(parties, lost):
     researcher, hospital, *_ = parties
     blob = os.urandom(5_000_000)
     researcher.mailroom.send(hospital.email, STUDY, 1, "model", {}, blob)
@@ -161,10 +161,9 @@ def test_a_part_of_a_blob_that_the_store_has_lost_is_put_again(parties, lost, ag
         part.unlink()
     else:
         part.write_bytes(whole[:-1] if lost == "cut" else bytes([whole[0] ^ 1]) + whole[1:])
-    for _ in range(again):
-        with pytest.raises(Rejected):
-            hospital.mailroom.receive(RESEARCHER, STUDY, 1, "model")
-        researcher.mailroom.send(hospital.email, STUDY, 1, "model", {}, blob)
+    with pytest.raises(Rejected):
+        hospital.mailroom.receive(RESEARCHER, STUDY, 1, "model")
+    researcher.mailroom.send(hospital.email, STUDY, 1, "model", {}, blob)
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "model").blob == blob
 
 
