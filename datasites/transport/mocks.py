@@ -4,7 +4,8 @@ Stock syft takes whatever lies in a collection's folder. Here a folder holds `mo
 of all its files with a version that only rises, signed with the institution key that the roster pins. A folder that
 doesn't match to the byte, or is older than one seen before, is quarantined and changes nothing; one that may be half
 written is looked at again before. Claim: of a mock that its hospital has published since it started, what the store
-loses or changes is put again within `LOOKS_EVERY` seconds and one sync, the same bytes. It costs the hospital to read
+loses or changes is put again within `LOOKS_EVERY` seconds and one sync, the same bytes, however obstructed the places
+of other mocks are; one whose own place is, within that time of its being free again. It costs the hospital to read
 its mocks from the store once in that time.
 """
 
@@ -137,9 +138,13 @@ class OwnMocks:
         self._published[manifest.name] = manifest, folder
 
     def put_again(self) -> None:
-        """Put what the store has lost, when it is time to look; in an outage it stays time to look."""
+        """Put what the store has lost, when it is time to look; in an outage it stays time to look.
+
+        Each is tried by itself. Raises `StoreError` when all were tried, for those whose places are out of order.
+        """
         if time.monotonic() < self._next_look:
             return
+        obstructed = []
         for manifest, folder in self._published.values():
             try:
                 files = {file: (folder / file).read_bytes() for file in manifest.files}
@@ -149,8 +154,15 @@ class OwnMocks:
             if {file: sha256_hex(data) for file, data in files.items()} != manifest.files:
                 logger.warning("mock %s is not put again: %s holds other files by now", manifest.name, folder)
                 continue
-            _put(self._connection, self._identity, manifest, files)
+            try:
+                _put(self._connection, self._identity, manifest, files)
+            except WHOLE_STORE:
+                raise
+            except StoreError as error:
+                obstructed.append(f"mock {manifest.name}: {error}")
         self._next_look = time.monotonic() + LOOKS_EVERY
+        if obstructed:
+            raise StoreError("; ".join(obstructed))
 
 
 def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> None:

@@ -421,6 +421,36 @@ def test_mock_data_that_the_store_has_lost_are_put_again_as_they_were(
     assert researcher.control.mock(A, "heart") == MOCK
 
 
+def test_a_mock_whose_place_is_obstructed_keeps_no_other_from_being_put_again(
+    friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital, clock = friends[1], Hands(monkeypatch, mocks)
+    hospital.restart()
+    (tmp_path / "mock.csv").write_bytes(MOCK)
+    names, folders = ("a", "heart", "z"), dict[str, Path]()
+    place = Path(hospital.store_url, "collections", A)
+    for name in names:
+        before = set(place.iterdir()) if place.exists() else set()
+        hospital.control.publish_dataset(name, tmp_path / "mock.csv")
+        (folders[name],) = set(place.iterdir()) - before
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in names:
+        shutil.rmtree(folders[name])
+    folders["a"].symlink_to(elsewhere)
+    clock.now += mocks.LOOKS_EVERY
+    hospital.control.sync()
+    for name in ("heart", "z"):
+        assert (folders[name] / "mock.csv").read_bytes() == MOCK
+    refused = [entry for entry in hospital.control.quarantine.entries() if entry.what == f"collections/{A}"]
+    assert "mock a: " in refused[-1].reason
+    assert list(elsewhere.iterdir()) == []
+    folders["a"].unlink()
+    clock.now += mocks.LOOKS_EVERY
+    hospital.control.sync()
+    assert (folders["a"] / "mock.csv").read_bytes() == MOCK
+
+
 def test_mock_data_are_looked_for_seldom(
     friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[tuple[str, int]]
 ) -> None:
@@ -451,8 +481,11 @@ def test_mock_data_whose_files_here_were_changed_are_not_put_again(
     assert "heart is not put again" in caplog.text
 
 
-def test_a_place_of_our_keys_that_leads_elsewhere_stops_no_sync(friends: list[Party], tmp_path: Path) -> None:
+def test_a_place_of_our_keys_that_leads_elsewhere_stops_no_sync(
+    friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     researcher, hospital, *_ = friends
+    monkeypatch.setattr(filesystems, "IN_FLIGHT_SECONDS", -1.0)
     place = Path(researcher.store_url, "identities", A)
     place.rename(tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
