@@ -7,8 +7,6 @@ acts on a case compares it with the hash that was approved (I1).
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +25,7 @@ from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
 from datasites.hospital.patients import remember, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
+from datasites.hospital.staging import Staging
 from datasites.hospital.ticks import invented_rows
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
@@ -202,7 +201,7 @@ class StagedRecords:
 
     prepared: Prepared
     reports: tuple[FeatureReadiness, ...]
-    folder: Path
+    staging: Staging
     population: str
     identity: str
     patients: frozenset[bytes]
@@ -213,11 +212,11 @@ class StagedRecords:
         target = records_folder(home, study_hash)
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in (PREPARED_FILE, "prepared.json"):
-            (self.folder / name).replace(target / name)
+            (self.staging.folder / name).replace(target / name)
 
     def drop(self) -> None:
         """Remove what was not kept."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.staging.drop()
 
 
 def require_room(columns: int, rows: int, what: str) -> None:
@@ -241,17 +240,17 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
     accepted = other_patients(dataset.population)
     patients = require_others(home, dataset.population, arrays["patient"].tolist(), accepted)
-    home.prepared.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = Path(tempfile.mkdtemp(dir=home.prepared, prefix=".staging-"))
+    staging = Staging.begin(home)
+    folder = staging.folder
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)
         with (folder / PREPARED_FILE).open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         (folder / "prepared.json").write_bytes(prepared.canonical())
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        staging.drop()
         raise
-    return StagedRecords(prepared, reports, folder, dataset.population, mapping.patient or "", patients)
+    return StagedRecords(prepared, reports, staging, dataset.population, mapping.patient or "", patients)
 
 
 def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:

@@ -7,7 +7,6 @@ crash or an outage in between can't make a second, different one.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -156,12 +155,6 @@ def _known_rounds(home: Home, study_hash: str) -> list[tuple[int, int]]:
     rounds = list(Round.objects.filter(case__study_hash=study_hash).values_list("epoch", "round"))
     accounts = ledger_log.tell(home).accounts_of_study(study_hash)
     return rounds + [(-1, number) for account in accounts for number in account.charged]
-
-
-def sweep_staging(home: Home) -> None:
-    """Remove encoded rows that a killed examination has left half made."""
-    for left in home.prepared.glob(".staging-*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def journal_of(home: Home, study_hash: str) -> tuple[Path, Path]:

@@ -29,7 +29,7 @@ from django.db import close_old_connections
 
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger_log, pending, withdrawal
-from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, send_account, sweep_staging
+from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, send_account
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.models import Case
@@ -96,7 +96,6 @@ class Datasite:
         self._inbox_read = False
         self._submissions = Submissions(site)
         self._outages = Outages()
-        sweep_staging(self._home)
         for warning in sandbox.warnings:
             log.warning("%s", warning)
             site.audit.append("sandbox_warning", reason=warning)

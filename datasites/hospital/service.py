@@ -19,6 +19,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, DatabaseAway, let_go, name_of, reason_of
 from datasites.hospital.outages import Outages, waited_for
 from datasites.hospital.site import Site
+from datasites.hospital.staging import sweep_staging
 from datasites.study.addresses import shown
 from datasites.study.errors import InputError
 from datasites.transport.store import StoreError, StoreUnreachable
@@ -67,6 +68,7 @@ def serve_until(stop: threading.Event, root: Path, console: bool = True) -> None
     from datasites.hospital.console.server import serving
     from datasites.hospital.datasite import Datasite
 
+    sweep_staging(home)  # before anybody can begin an examination in the console
     settings = home.settings.console
     with serving(settings.model_copy(update={"enabled": settings.enabled and console})) as address:
         datasite = waited_for(lambda: Datasite(site, address), away, outages, stop)
