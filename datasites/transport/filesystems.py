@@ -52,9 +52,9 @@ class StoreFiles(Protocol):
     def walk(self, folder: str) -> Iterator[str]:
         """All names in one folder, in any order, read as they are asked for."""
 
-    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
-        """Remove files of these names, links and empty folders, each as it is asked for; whether it is gone. One that
-        begins with a dot may be in flight, and stays unless it is known to be old."""
+    def clear(self, folder: str, names: Iterable[str], at_once: bool) -> Iterator[bool]:
+        """Remove files of these names, links and empty folders, each as it is asked for; whether it is gone. What may
+        be in flight stays unless it is known to be old: what begins with a dot, and all where not `at_once`."""
 
     def remove(self, key: str) -> None:
         """Delete when present."""
@@ -192,13 +192,13 @@ class FolderFiles:
             for entry in entries:
                 yield entry.name
 
-    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
+    def clear(self, folder: str, names: Iterable[str], at_once: bool) -> Iterator[bool]:
         """See `StoreFiles`. The directory is opened once, so that nobody can lead what follows elsewhere."""
         try:
             with self._opened(folder) as descriptor:
                 now: float | None = None
                 for name in names:
-                    if name.startswith("."):
+                    if not at_once or name.startswith("."):
                         now = _time_in(descriptor) if now is None else now
                         if not _is_older(descriptor, name, now - IN_FLIGHT_SECONDS):
                             yield False

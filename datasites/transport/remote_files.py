@@ -1,7 +1,9 @@
 """How a store's names become files on a filesystem that fsspec reaches: SFTP, S3, WebDAV.
 
 Only `store.Store` uses this; see `filesystems`. Its libraries fetch a listing whole, so what is bounded is what is made
-of it. Files in flight that somebody left are not removed here.
+of it. Files in flight that somebody left are not removed here. Claim: a name as listed addresses the file that was
+listed, or nothing is done to it. Libraries read more into some names (`?versionId=`, `%2f`; see `webdav`), so where
+anybody may have chosen a name, a file goes only if its library finds that very name.
 """
 
 from __future__ import annotations
@@ -32,10 +34,14 @@ class RemoteFiles:
         if scheme in ("ssh", "sftp") and "known_hosts" not in configured:
             # sshfs would take any host's key; take the ones that this user knows.
             options = {"known_hosts": str(Path.home() / ".ssh" / "known_hosts"), **options}
+        if scheme in ("ssh", "sftp"):
+            # Else one name that is no text hides the whole folder.
+            text = {"path_errors": "surrogateescape", **options.get("sftp_client_kwargs", {})}
+            options = {**options, "sftp_client_kwargs": text}
         if scheme in ATOMIC_UPLOAD:
             options = {"use_listings_cache": False, **options}
         try:
-            self.fs, root = fsspec.core.url_to_fs(url, **options)
+            self.fs, root = _opened(url, options)
         except ImportError as error:
             extra = {"s3": "s3", "s3a": "s3", "sftp": "sftp", "ssh": "sftp", "webdav": "webdav", "dav": "webdav"}
             remedy = f"run `pip install 'datasites[{extra.get(scheme, scheme)}]'`"
@@ -113,27 +119,38 @@ class RemoteFiles:
     def walk(self, folder: str) -> Iterator[str]:
         """See `StoreFiles`. The library fetches the whole listing; what is made of it is up to the caller."""
         self.fs.invalidate_cache()
+        path = self._path(folder)
         try:
-            found = self.fs.ls(self._path(folder), detail=False)
+            found = self.fs.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return
-        for name in found:
-            yield str(name).rstrip("/").rpartition("/")[2]
+        for entry in found:
+            place, _, name = str(entry).rstrip("/").rpartition("/")
+            if name and place.strip("/") == path.strip("/"):  # S3 lists `x//` as well, which is no name in a folder
+                yield name
 
-    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
-        """See `StoreFiles`. How old a file in flight is can't be asked of every kind of store: it stays."""
+    def clear(self, folder: str, names: Iterable[str], at_once: bool) -> Iterator[bool]:
+        """See `StoreFiles`. How old a file is can't be asked of every kind of store: what may be in flight stays."""
         for name in names:
-            is_gone = not name.startswith(".")
+            is_gone = False
             try:
-                if is_gone and self._webdav:  # it removes a folder with all that is in it
-                    is_gone = not self.fs.isdir(self._path(f"{folder}/{name}"))
-                if is_gone:
-                    self.remove(f"{folder}/{name}")
+                if at_once and not name.startswith("."):
+                    is_gone = self._is_removed(self._path(f"{folder}/{name}"))
             except Exception as error:
                 if isinstance(diagnose(error, name), StoreUnreachable):
                     raise
-                is_gone = False
             yield is_gone
+
+    def _is_removed(self, path: str) -> bool:
+        """Remove a file whose name anybody may have chosen; whether it is gone. A folder stays."""
+        if self.atomic:  # its library may read more into the name than a name, and says then what it took it for
+            info = self.fs.info(path)
+            if info["type"] != "file" or info["name"] != path:
+                return False
+        elif self._webdav and self.fs.isdir(path):  # it would remove a folder with all that is in it
+            return False
+        self.fs.rm_file(path)
+        return not self.fs.exists(path)
 
     def remove(self, key: str) -> None:
         """See `StoreFiles`."""
@@ -146,9 +163,8 @@ class RemoteFiles:
         """See `StoreFiles`."""
         names = list(itertools.islice(self.walk(folder), MOST_NAMES))
         if self.atomic:
-            for name in names:
-                self.remove(f"{folder}/{name}")
-        elif names:
+            return sum(self._is_removed(self._path(f"{folder}/{name}")) for name in names)
+        if names:
             self._made.discard(self._path(folder))
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm(self._path(folder), recursive=True)
@@ -157,3 +173,15 @@ class RemoteFiles:
     def make_folder(self, folder: str) -> Path:
         """See `StoreFiles`."""
         raise StoreError(f"{folder}: only a local folder can be watched")
+
+
+def _opened(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """The filesystem that `url` names, and the path in it; raises `ImportError` where its library is missing."""
+    import fsspec
+
+    if url.partition("://")[0] in ("webdav", "dav"):
+        from datasites.transport.webdav import ExactWebdav
+
+        return ExactWebdav(**options), str(ExactWebdav._strip_protocol(url))
+    filesystem, root = fsspec.core.url_to_fs(url, **options)
+    return filesystem, root

@@ -185,14 +185,15 @@ class Store:
             with self._named("list", folder):
                 yield from names
 
-    def clear(self, folder: str, names: Iterable[str]) -> Iterator[bool]:
+    def clear(self, folder: str, names: Iterable[str], at_once: bool = True) -> Iterator[bool]:
         """Remove files of these names, which no put need have made, as the answers are asked for: whether each is gone.
 
-        What has something in it stays, and so does what begins with a dot and may be in flight.
+        What has something in it stays, and so does what may be in flight: what begins with a dot, and all where not
+        `at_once`, until it is known to be old.
         """
         checked_key(folder)
         with self._named("clear", folder):
-            yield from self.files.clear(folder, names)
+            yield from self.files.clear(folder, names, at_once)
 
     def delete(self, key: str) -> None:
         """Remove `key`, whatever lies there; fine when it is gone already."""

@@ -2,12 +2,14 @@
 
 Claim: of `n` names that lie in a folder, each is shown within `2 * (n / MOST_NAMES + w / most + 2)` looks, w of them
 being such as are wanted and `most` what the caller takes of those at a time: a look that did not come to the end goes
-on there at the next one. So names that nobody can remove hide no other for good. What can't be there is removed, some
-at each look: for `SECONDS`, and `LEAST` of it however slow the store is; from a local folder that is all that a look
-has read, some 20,000. Names that begin with a dot belong to files in flight, ours or those of tools that carry a folder
-elsewhere; in a local folder they are removed where more lies there than one look reads, once they are an hour old by
-the store's own clock. A file, link or empty folder is removed under its name, in that folder and nowhere else; no link
-is followed.
+on there at the next one. So names that nobody can remove hide no other for good. Where more lies there than one look
+reads, what can't be there is removed, some at each look: for `SECONDS`, and `LEAST` of it however slow the store is;
+from a local folder that is all that a look has read, some 20,000. Elsewhere such names are in nobody's way, and may be
+files in flight of tools that carry a folder elsewhere (`x.partial`, `x.tmp`): they are removed from a local folder once
+nobody has written to them for an hour by the store's own clock, and stay on other stores. Names that begin with a dot
+are files in flight, too, ours or those of such tools: they are removed from a local folder that is crowded, and as old.
+A file, link or empty folder is removed under its name, in that folder and nowhere else; no link is followed. What is
+told to be removed is no longer there; a name that the store's library can't address exactly stays.
 
 Assumes that the store lists a name that lies there all the time in each pass over the folder, as POSIX has it of
 directories, and that at most `MOST_PASSES` folders are crowded at once: further ones begin anew at each look, and wait
@@ -32,7 +34,7 @@ MOST_PASSES = 128
 @dataclass(frozen=True)
 class Seen:
     """One look. wanted: names, in no order. removed: names that could not be there. kept: how many more of those lie
-    there still, files in flight left out."""
+    there still though the folder is crowded, files in flight left out."""
 
     wanted: list[str]
     removed: list[str]
@@ -69,15 +71,17 @@ class Sweep:
         if not is_over and len(self._passes) < MOST_PASSES:
             self._passes[folder] = names
         is_crowded = not is_over or begun is not None
-        return Seen(list(found), *self._clear(folder, [name for name in odd if is_crowded or name[0] != "."]))
+        clear = [name for name in odd if is_crowded or name[0] != "."]
+        return Seen(list(found), *self._clear(folder, clear, is_crowded))
 
-    def _clear(self, folder: str, names: list[str]) -> tuple[list[str], int]:
+    def _clear(self, folder: str, names: list[str], is_crowded: bool) -> tuple[list[str], int]:
         """Remove as many of `names` as there is time for: those removed, and how many others could not be."""
         removed, kept, until = list[str](), 0, time.monotonic() + SECONDS
-        for number, (name, is_gone) in enumerate(zip(names, self._store.clear(folder, names), strict=False), 1):
+        gone = self._store.clear(folder, names, at_once=is_crowded)
+        for number, (name, is_gone) in enumerate(zip(names, gone, strict=False), 1):
             if is_gone:
                 removed.append(name)
-            elif name[0] != ".":
+            elif is_crowded and name[0] != ".":
                 kept += 1
             if number >= LEAST and time.monotonic() > until:
                 break

@@ -209,6 +209,30 @@ def test_files_in_flight_are_removed_when_they_are_old_and_in_the_way(
     assert place.list("a") == []
 
 
+def test_odd_names_are_removed_when_they_are_old_or_in_the_way(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What rclone and Syncthing write under another name before it is whole is left to them, and a crowd is not."""
+    looks, names = Sweep(Store(tmp_path)), ["msgv2_1.tar.gz.1a2b3c4d.partial", "~syncthing~msgv2_1.tar.gz.tmp"]
+    (tmp_path / "a").mkdir()
+    for name in names:
+        (tmp_path / "a" / name).touch()
+    seen = looks.look("a", all_odd)
+    assert (seen.removed, seen.kept) == ([], 0)
+    assert sorted(os.listdir(tmp_path / "a")) == names
+    for number in range(2 * MOST):
+        lay_junk(tmp_path / "a", number)
+    assert len(looks.look("a", all_odd).removed) == MOST, "however young they are"
+    for number in range(2 * MOST):
+        (tmp_path / "a" / f"junk-{number}").unlink(missing_ok=True)
+    looks = Sweep(Store(tmp_path))
+    (tmp_path / "a" / names[0]).touch()
+    assert looks.look("a", all_odd).removed == []
+    monkeypatch.setattr(filesystems, "IN_FLIGHT_SECONDS", -1.0)
+    looks.look("a", all_odd)
+    assert os.listdir(tmp_path / "a") == []
+
+
 def test_what_is_cleared_lies_in_that_folder_and_no_link_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +243,7 @@ def test_what_is_cleared_lies_in_that_folder_and_no_link_is_followed(
     (root / "a" / "a-link").symlink_to(elsewhere)
     (root / "a" / "to-file").symlink_to(elsewhere / "junk")
     place = Store(root)
+    monkeypatch.setattr(filesystems, "IN_FLIGHT_SECONDS", -1.0)
     assert sorted(Sweep(place).look("a", all_odd).removed) == ["a-link", "to-file"]
     (root / "a").rmdir()
     (root / "a").symlink_to(elsewhere)
@@ -240,6 +265,7 @@ def test_removing_is_bounded_where_it_is_slow(tmp_path: Path, monkeypatch: pytes
         return real(descriptor, name)
 
     monkeypatch.setattr(filesystems, "_unlinked", slow)
+    monkeypatch.setattr(filesystems, "IN_FLIGHT_SECONDS", -1.0)
     (tmp_path / "a").mkdir()
     for number in range(100):
         lay_junk(tmp_path / "a", number)
