@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from django.db import transaction
@@ -236,12 +237,13 @@ def examine(site: Site, row: Case, halt: Halt | None = None) -> Case:
 
 def _keep(home: Home, row: Case, staged: StagedRecords | None) -> bool:
     """Store the results of an examination, unless people have acted on the case since; whether they were stored."""
-    with transaction.atomic():
+    with nullcontext() if staged is None else staged.keeping(home, row.study_hash) as keep, transaction.atomic():
+        # Everybody who writes to the database waits for this transaction: the same work for any number of patients.
         now = Case.objects.select_for_update().get(pk=row.pk)
         if now.state not in OPEN or now.reviews.exists():
             return False
-        if staged is not None:
-            staged.keep(home, row.study_hash)
+        if keep is not None:
+            keep()
         row.save(update_fields=["state", "note", "findings", "readiness", "terms", "approval_hash", "rehearsal"])
     return True
 

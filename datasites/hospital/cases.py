@@ -7,6 +7,9 @@ acts on a case compares it with the hash that was approved (I1).
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +26,7 @@ from datasites.hospital.harmonise import FeatureReadiness, Prepared, prepare, re
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
-from datasites.hospital.patients import remember, require_others, row_identities
+from datasites.hospital.patients import remembering, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.staging import Staging
 from datasites.hospital.ticks import invented_rows
@@ -206,13 +209,19 @@ class StagedRecords:
     identity: str
     patients: frozenset[bytes]
 
-    def keep(self, home: Home, study_hash: str) -> None:
-        """Put them into their place, and their patients among those of the population."""
-        remember(home, self.population, self.patients)
+    @contextmanager
+    def keeping(self, home: Home, study_hash: str) -> Iterator[Callable[[], None]]:
+        """Give what puts them into their place, and their patients among those of the population (`remembering`)."""
         target = records_folder(home, study_hash)
-        target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in (PREPARED_FILE, "prepared.json"):
-            (self.staging.folder / name).replace(target / name)
+        with remembering(home, self.population, self.patients) as remember:
+
+            def keep() -> None:
+                remember()
+                target.mkdir(parents=True, exist_ok=True, mode=0o700)
+                for name in (PREPARED_FILE, "prepared.json"):
+                    (self.staging.folder / name).replace(target / name)
+
+            yield keep
 
     def drop(self) -> None:
         """Remove what was not kept."""
@@ -246,6 +255,9 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
         (folder / PREPARED_FILE).touch(mode=0o600)
         with (folder / PREPARED_FILE).open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+            # Else the disk may be told to write them only at the commit of the transaction that keeps them.
+            file.flush()
+            os.fsync(file.fileno())
         (folder / "prepared.json").write_bytes(prepared.canonical())
     except BaseException:
         staging.drop()

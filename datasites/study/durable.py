@@ -15,13 +15,24 @@ def replace_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) 
 
     Makes the folder (0700) when absent. mode: of the file, before the process's mask.
     """
+    write_beside(path, data, mode=mode)
+    put_in_place(path)
+
+
+def write_beside(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> Path:
+    """The first half of `replace_durably`, which takes longer the more data there is; returns the file beside it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    return temporary
+
+
+def put_in_place(path: Path) -> None:
+    """The second half: put what was written beside `path` there; the same work whatever the size."""
+    os.replace(path.with_name(path.name + ".new"), path)
     _sync_folder(path.parent)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from django.db import connection, connections
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,3 +236,67 @@ def test_the_digests_of_patients_are_private_and_under_the_hospitals_key(
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.stat().st_size == 303 * patients.KEPT
     assert read_mapping(home.root / "mapping.toml").patient == "id"
+
+
+def test_others_write_to_the_database_while_patients_are_kept(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What grows with their number is written before the transaction, and in it nothing but names are put on disk."""
+    fsync, beside, within = os.fsync, [], []
+
+    def written(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        (within if connection.in_atomic_block else beside).append(path)
+        if path.name.startswith("heart.bin"):
+            others = in_a_thread(lambda: Case.objects.filter(pk=desk.row.pk).update(recorded_in_syft=False))
+            others.join(10)
+            assert not others.is_alive(), "another thread's write waits for as long as the patients take"
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", written)
+    recheck(desk.site, desk.row.pk)
+    assert {"heart.bin.new", PREPARED_FILE} <= {path.name for path in beside}
+    assert desk.site.home.identities in within
+    assert all(path.is_dir() for path in within), within
+
+
+def test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, fsync, second = desk.site.home, os.fsync, []
+    first, other = frozenset([b"a" * patients.KEPT]), frozenset([b"b" * patients.KEPT])
+
+    def keep(digests: frozenset[bytes]) -> None:
+        with patients.remembering(home, "heart", digests) as remember:
+            remember()
+
+    def written(descriptor: int) -> None:
+        if not second:  # the first has read who is known, and has not written yet
+            second.append(in_a_thread(lambda: keep(other)))
+            second[0].join(0.5)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", written)
+    keep(first)
+    second[0].join(60)
+    assert (home.identities / "heart.bin").read_bytes() == b"".join(sorted(first | other))
+    assert [path.name for path in home.identities.glob("heart.bin*")] == ["heart.bin"]
+
+
+@given(st.sets(st.binary(min_size=patients.KEPT, max_size=patients.KEPT)))
+def test_what_is_stored_tells_nothing_of_the_order_in_which_patients_came(digests: set[bytes]) -> None:
+    assert patients._in_order([*digests, *digests]) == b"".join(sorted(digests))
+
+
+def in_a_thread(act: Callable[[], object]) -> threading.Thread:
+    def run() -> None:
+        try:
+            act()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
