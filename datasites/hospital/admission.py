@@ -36,6 +36,7 @@ from datasites.hospital.cases import (
 from datasites.hospital.cells import read_mock
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY
+from datasites.hospital.examining import one_at_a_time
 from datasites.hospital.halt import Halt
 from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.models import Case
@@ -136,19 +137,31 @@ def unfinished(site: Site) -> set[tuple[str, str]]:
 
 def admit_again(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
     """Go on with an `admit` that was interrupted: one submission is one case, wherever that was."""
-    row = Case.objects.filter(job_name=job.name, submitted_by=job.submitted_by).first()
-    if row is None:
-        return admit(site, job, halt)
-    logged = {r.kind for r in records(site.home.audit) if r.fields.get("case") == row.pk}
-    if not logged & {"received", "refused"}:
-        _log_taken_in(site, row)
-    over = row.state not in OPEN or bool(logged & {"examined", "examination_dropped"})
-    return row if over else examine(site, row, halt)
+    halt = halt or Halt()
+    with one_at_a_time(site.home, _words_of(job), halt):
+        row = Case.objects.filter(job_name=job.name, submitted_by=job.submitted_by).first()
+        if row is None:
+            return _admit(site, job, halt)
+        logged = {r.kind for r in records(site.home.audit) if r.fields.get("case") == row.pk}
+        if not logged & {"received", "refused"}:
+            _log_taken_in(site, row)
+        over = row.state not in OPEN or bool(logged & {"examined", "examination_dropped"})
+        return row if over else _examined_case(site, row, halt)
 
 
 def admit(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
     """Make a case of a submission; the case's state and note say what came of it."""
-    home, halt = site.home, halt or Halt()
+    halt = halt or Halt()
+    with one_at_a_time(site.home, _words_of(job), halt):
+        return _admit(site, job, halt)
+
+
+def _words_of(job: SubmittedJob) -> str:
+    return f"submission {job.name} of {job.submitted_by}"
+
+
+def _admit(site: Site, job: SubmittedJob, halt: Halt) -> Case:
+    home = site.home
     try:
         package = freeze(job.files, home.frozen)
         _check_belongs_here(home, package, job)
@@ -176,7 +189,7 @@ def admit(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
         state=Case.State.INTAKE,
     )
     _log_taken_in(site, row)
-    return examine(site, row, halt)
+    return _examined_case(site, row, halt)
 
 
 def _log_taken_in(site: Site, row: Case) -> None:
@@ -187,7 +200,7 @@ def _log_taken_in(site: Site, row: Case) -> None:
         site.audit.append("received", **what, study=row.study_hash)
 
 
-def examine(site: Site, row: Case, halt: Halt | None = None) -> Case:
+def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     """Check an admitted case against code, data and policies as they are now; may be repeated until it is reviewed.
 
     Changes nothing when somebody has decided on the case in the meantime. Returns the case as it is then.
@@ -195,7 +208,7 @@ def examine(site: Site, row: Case, halt: Halt | None = None) -> Case:
     Whether the records fit is for people here alone. The log holds the same records either way, of code, mock rows and
     policies, since its heads leave with other studies' releases (I16).
     """
-    home, examined, halt = site.home, _Examined(), halt or Halt()
+    home, examined = site.home, _Examined()
     try:
         try:
             _examine(home, row, examined, halt)
@@ -258,11 +271,16 @@ def _reason(error: Exception, remedy: str) -> str:
 
 
 def recheck(site: Site, number: int) -> Case:
-    """`examine` for people: only a case that nobody has approved yet, since it may change the approval hash."""
-    row = find_case(number)
-    if row.state not in OPEN or row.reviews.exists():
-        raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
-    return examine(site, row)
+    """Examine a case again, for people: only one that nobody has approved yet, since its approval hash may change.
+
+    Raises `AnotherAtWork` while another is examined, or this one is.
+    """
+    find_case(number)
+    with one_at_a_time(site.home, f"case {number}"):
+        row = find_case(number)
+        if row.state not in OPEN or row.reviews.exists():
+            raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
+        return _examined_case(site, row, Halt())
 
 
 def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) -> None:
