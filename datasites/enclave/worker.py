@@ -18,6 +18,7 @@ Assumption: the request was made of approved terms, as `hospital.row_work` does.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import selectors
@@ -46,6 +47,8 @@ from datasites.study.schema import DataModel
 
 _LOG_BYTES = 64 * 1024
 _CHUNK = 1024 * 1024
+#: Seconds between two looks at the clock of a worker that is paused right before a deadline.
+_PAUSE_STEP = 0.02
 
 #: Numbers of the type that was asked for: a float type, or int64 for whole steps of a grid.
 Numbers = npt.NDArray[np.floating] | npt.NDArray[np.int64]
@@ -144,6 +147,10 @@ class Worker:
         self._log: collections.deque[bytes] = collections.deque()
         self._log_size = 0
         self._killed = False
+        self._pausing = threading.Lock()
+        self._paused_at: float | None = None
+        #: Seconds that it was paused before.
+        self._paused = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._start_error: OSError | None = None
         started = threading.Event()
@@ -299,7 +306,8 @@ class Worker:
         for name, said, most in (
             ("rounds", reply.rounds, rounds),
             ("steps", reply.steps, rounds * plan.steps_per_round),
-            ("seconds_per_round", reply.seconds_per_round, self._timeouts.train),
+            # Of the worker's own clock, which goes on while it is paused.
+            ("seconds_per_round", reply.seconds_per_round, self._timeouts.train + self._paused),
         ):
             if said > most:
                 self.kill()
@@ -323,6 +331,8 @@ class Worker:
     ) -> float:
         """Wall seconds that the longest round takes, in this worker and the pipe, on invented rows like the mock ones.
 
+        Less those in which the worker was paused.
+
         The very requests of a round are sent: a training, and an evaluation as at the study's end. together: whether a
         round may hold both; else the longer one counts. It is done twice (the first time warms up, and a real round may
         be a worker's first) unless half of the time for a training is used up; the longer time counts.
@@ -339,20 +349,20 @@ class Worker:
             self._timeouts.load,
         )
         parameters = self.initial_parameters()
-        begun, longest = time.monotonic(), 0.0
+        begun, longest = self._now(), 0.0
         for _ in range(2):
-            started = time.monotonic()
+            started = self._now()
             self.train(
                 parameters, plan=plan, training=training, divisor=divisor, round=1, key=os.urandom(32), ring=ring
             )
-            trained = time.monotonic()
+            trained = self._now()
             self.evaluate(
                 parameters, plan=evaluation, kind="final", key=os.urandom(32), slots=training.slots, ring=counts_ring
             )
-            parts = (trained - started, time.monotonic() - trained)
+            parts = (trained - started, self._now() - trained)
             whole = [part * max(1.0, count / most) for part, count in zip(parts, rows, strict=True)]
             longest = max(longest, sum(whole) if together else max(whole))
-            if time.monotonic() - begun > self._timeouts.train / 2:
+            if self._now() - begun > self._timeouts.train / 2:
                 break
         return longest
 
@@ -363,13 +373,28 @@ class Worker:
             return
         if process.poll() is None and self._lock.acquire(timeout=0.1):
             try:
-                self._write(protocol.encode(protocol.Close()), time.monotonic() + 1)
+                self._write(protocol.encode(protocol.Close()), self._now() + 1)
                 process.wait(5)
             except (OSError, WorkerError, subprocess.TimeoutExpired):
                 pass
             finally:
                 self._lock.release()
         self.kill()
+
+    def pause(self) -> None:
+        """Let the process, with all that it has started, stand still, and its deadlines too; any number of times."""
+        with self._pausing:
+            if self._paused_at is None:
+                self._paused_at = time.monotonic()
+            self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        with self._pausing:
+            if self._paused_at is not None:
+                self._signal(signal.SIGCONT)
+                self._paused += time.monotonic() - self._paused_at
+                self._paused_at = None
 
     def kill(self) -> None:
         """End the process now, in whatever it does."""
@@ -433,7 +458,7 @@ class Worker:
         with self._lock:
             if not self.alive:
                 raise self._ended(f"before {request.kind}")
-            deadline = time.monotonic() + seconds
+            deadline = self._now() + seconds
             try:
                 self._write(protocol.encode(request, arrays), deadline)
                 reply, results = protocol.decode(
@@ -507,6 +532,24 @@ class Worker:
         name = f"signal {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit code {code}"
         return WorkerCrashed(f"the worker ended {when} with {name}", rule="crash", log=self.log)
 
+    def _signal(self, number: signal.Signals) -> None:
+        if self.alive:
+            for pid in _family(self.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def _now(self) -> float:
+        """Seconds, by a clock that stands still while the worker is paused."""
+        with self._pausing:
+            return (time.monotonic() if self._paused_at is None else self._paused_at) - self._paused
+
+    def _wait(self, selector: selectors.BaseSelector, deadline: float) -> None:
+        """Until the pipe is ready; raises `TimeoutError` when `deadline` has come by `_now`."""
+        while not selector.select(max(0.0, deadline - self._now())):
+            if self._now() >= deadline:
+                raise TimeoutError
+            time.sleep(_PAUSE_STEP)  # paused just before its deadline
+
     def _vector(self, arrays: protocol.Arrays, layout: protocol.ArrayLayout) -> Numbers:
         name = layout.name
         if name not in arrays:
@@ -527,8 +570,7 @@ class Worker:
             for buffer in buffers:
                 position = 0
                 while position < len(buffer):
-                    if not selector.select(max(0.0, deadline - time.monotonic())):
-                        raise TimeoutError
+                    self._wait(selector, deadline)
                     position += os.write(descriptor, buffer[position : position + _CHUNK])
 
     def _read(self, count: int, deadline: float) -> bytearray:
@@ -539,8 +581,7 @@ class Worker:
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while len(received) < count:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
+                self._wait(selector, deadline)
                 chunk = os.read(descriptor, min(_CHUNK, count - len(received)))
                 if not chunk:
                     raise EOFError
@@ -550,6 +591,15 @@ class Worker:
 
 def _layout(name: str, number: type[np.generic], shape: tuple[int, ...]) -> protocol.ArrayLayout:
     return protocol.ArrayLayout.model_validate({"name": name, "type": np.dtype(number).name, "shape": shape})
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it, the eldest first."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found += [one for child in task.read_text().split() for one in _family(int(child))]
+    return found
 
 
 def file_hashes(folder: Path, names: tuple[str, ...] = ("model.py",)) -> dict[str, str]:

@@ -39,6 +39,7 @@ from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.examining import one_at_a_time
 from datasites.hospital.halt import Halt
 from datasites.hospital.intake import freeze, open_frozen
+from datasites.hospital.machine import standing_back
 from datasites.hospital.models import Case
 from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
@@ -344,9 +345,19 @@ def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
 
     Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.
     """
+    with standing_back(home) as stand_back:
+
+        def began(worker: Worker) -> None:
+            halt.watch(worker)
+            stand_back(worker)
+
+        return _rehearsed(home, case, began)
+
+
+def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> dict[str, Any]:
     try:
         mock = Partition.of_mock(case.package.data_model, read_mock(home.root / case.dataset.mock))
-        worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, halt.watch)
+        worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
     with worker:

@@ -32,12 +32,12 @@ from datasites.hospital import ledger_log, pending, withdrawal
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, send_account
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.database import DATABASE_AWAY, name_of
+from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.rounds import StudyRun, foreseen
-from datasites.hospital.row_work import Machine
 from datasites.hospital.service import READY_FILE, outage_of
 from datasites.hospital.setup import open_control, require_own_user
 from datasites.hospital.site import Site

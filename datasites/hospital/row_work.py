@@ -2,14 +2,13 @@
 
 Runs in a thread of its own, so that everything else that this datasite has to say goes on meanwhile: else the moment at
 which another letter leaves would tell how long the work took (I16). One datasite works on one study's rows at a time
-(`Machine`).
+(`machine`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.failures import MOST, Failures
+from datasites.hospital.machine import Machine
 from datasites.hospital.outages import RETRY, away
 from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.withdrawal import withdrawn
@@ -38,15 +38,6 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Vectors = dict[str, npt.NDArray[np.generic]]
-
-
-class Machine:
-    """What the studies of one datasite share: their rows are worked on one study after the other."""
-
-    def __init__(self) -> None:
-        self.turn = threading.Lock()
-        #: When the round that was begun last leaves, by the monotonic clock: public, unlike when its work is done.
-        self.free_at = 0.0
 
 
 @dataclass(frozen=True)

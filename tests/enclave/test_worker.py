@@ -23,6 +23,7 @@ from datasites.enclave.worker import (
     WorkerOutOfMemory,
     WorkerRefused,
     WorkerTimeout,
+    _family,
     file_hashes,
 )
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
@@ -202,6 +203,39 @@ def test_a_measurement_is_of_all_that_the_longest_round_holds(rehearsing, monkey
         assert rehearsing.measure(**ROUND, **rows, together=together) == pytest.approx(seconds, abs=100.0)
         first = sent[0].decode(errors="replace")
         assert f'"training": {min(training_rows, 1000)}, "held_out": {min(held_out_rows, 1000)}' in first
+
+
+def states(pid):
+    """Of a worker's processes, as the kernel says."""
+    return [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0] for one in _family(pid)]
+
+
+def test_a_pause_takes_the_processor_and_counts_for_no_deadline_and_no_measurement(rehearsing, monkeypatch):
+    clock, train_, write = Clock(), Worker.train, Worker._write
+    assert len(states(rehearsing.pid)) > 1, "the sandbox and the worker in it"
+
+    def pause(self):
+        self.pause()
+        while set(states(self.pid)) != {"T"}:
+            time.sleep(0.01)
+        clock.added += 1e6
+        self.resume()
+        assert "T" not in states(self.pid)
+
+    def paused_before(self, *args, **options):
+        pause(self)
+        return train_(self, *args, **options)
+
+    def paused_after(self, buffers, deadline):
+        write(self, buffers, deadline)
+        pause(self)
+
+    monkeypatch.setattr("datasites.enclave.worker.time", clock)
+    monkeypatch.setattr(Worker, "train", paused_before)
+    monkeypatch.setattr(Worker, "_write", paused_after)
+    seconds = rehearsing.measure(**ROUND, training_rows=300, held_out_rows=200, together=True)
+    assert seconds < 1000
+    assert rehearsing.rehearse(plan=PLAN, training=TRAINING, divisor=60.0).findings == ()
 
 
 def test_rows_of_patients_are_not_replaced_by_invented_ones(worker):

@@ -17,9 +17,10 @@ import pytest
 
 from datasites.enclave.worker import TrainResult, Worker
 from datasites.hospital import compliance, ledger, review, rounds, row_work
+from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case, Round
 from datasites.hospital.round_keys import RoundKeys
-from datasites.hospital.row_work import Machine, RowWork
+from datasites.hospital.row_work import RowWork
 from datasites.privacy.noise import SecureRandom, noised
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member

@@ -1,0 +1,103 @@
+"""What studies and submissions share of this machine: whose turn it is, and who stands back for whom.
+
+Rows are worked on one study after the other (`Machine`). A round is *at work* from its letter until its release leaves,
+at a tick that is public; for how long its rows are really worked on is not. `AtWork` says so to every process of the
+home, and a rehearsal stands still meanwhile (`standing_back`): its worker gets no processor, and its clock stops, by
+which its deadlines run and a round's ticks are measured.
+
+**Claim (I16).** What a rehearsal shows (outcome, ticks, when it ends) follows from the submission, the mock rows, the
+machine, public figures and *when* rounds are at work, not from how long the rows of another study take; and a
+rehearsal takes no processor from a round, so it makes none late and ends none by a deadline. No round waits for one.
+Assumptions: this process is given the processor once in `LOOKS` seconds, for which both may run side by side when a
+round begins; workers are on this machine. Not claimed: memory, of the machine and of a GPU, which a worker keeps while
+it stands still: a machine holds two workers of `sandbox.limits`, and so must its GPU. Nor caches and the disk; a worker
+that is being started with a study's rows outside of a round (`RowWork.warm`), the hospital's table as it is read, and
+the interpreter of this process in either, beside which a rehearsal goes on: these show in it as a machine's load does.
+A rehearsal waits for as long as rounds follow each other without a gap.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from datasites.enclave.worker import Worker
+from datasites.hospital.config import Home
+
+#: Seconds after which a rehearsal looks again whether a round is at work; a tick.
+LOOKS = 0.05
+#: `struct flock` of 64-bit Linux: kind, whence, start, length, process.
+_FLOCK = "hhqqi4x"
+
+
+class Machine:
+    """What the studies of one datasite share: their rows are worked on one study after the other."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        #: When the round that was begun last leaves, by the monotonic clock: public, unlike when its work is done.
+        self.free_at = 0.0
+
+
+class AtWork:
+    """Whether a round of one study is at work, for all processes of the home. A process that ends says no."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._lock: int | None = None
+
+    def begin(self) -> None:
+        """Say so. Waits for nobody: any number may, and who asks takes no lock."""
+        if self._lock is None:
+            self._lock = _opened(self._home)
+            fcntl.fcntl(self._lock, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, 0, 0, 0, 0))
+
+    def end(self) -> None:
+        """Say so no longer."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def rounds_at_work(home: Home) -> bool:
+    """Whether some round of the home is at work."""
+    lock = _opened(home)
+    try:
+        found = fcntl.fcntl(lock, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
+    finally:
+        os.close(lock)
+    return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+
+
+@contextmanager
+def standing_back(home: Home) -> Iterator[Callable[[Worker], None]]:
+    """Give what lets a worker stand still, from then on, while a round is at work."""
+    over, threads = threading.Event(), list[threading.Thread]()
+
+    def watch(worker: Worker) -> None:
+        while True:
+            worker.pause() if rounds_at_work(home) else worker.resume()
+            if over.wait(LOOKS):
+                return
+
+    def begin(worker: Worker) -> None:
+        thread = threading.Thread(target=watch, args=(worker,), name="datasites-standing-back", daemon=True)
+        threads.append(thread)
+        thread.start()
+
+    try:
+        yield begin
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _opened(home: Home) -> int:
+    with suppress(FileExistsError):
+        home.run.mkdir(parents=True)
+    return os.open(home.run / "rounds", os.O_RDWR | os.O_CREAT, 0o600)

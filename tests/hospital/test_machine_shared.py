@@ -1,0 +1,142 @@
+"""A rehearsal stands still while a round is at work, so neither shows how long the other one's work takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from django.db import connections
+
+from datasites.enclave.worker import Worker, _family
+from datasites.hospital import admission
+from datasites.hospital.halt import Halt, Halted
+from datasites.hospital.machine import AtWork, rounds_at_work
+from datasites.hospital.models import Case
+from datasites.hospital.submissions import in_a_thread
+from datasites.study import letters
+from tests.hospital.running import Running
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.test_submissions import another, until
+
+ASK = (
+    "import sys; from pathlib import Path\n"
+    "from datasites.hospital.config import Home\n"
+    "from datasites.hospital.machine import rounds_at_work\n"
+    "print(rounds_at_work(Home.open(Path(sys.argv[1]))))\n"
+)
+#: Ends with a round at work.
+BEGIN = (
+    "import sys; from pathlib import Path\n"
+    "from datasites.hospital.config import Home\n"
+    "from datasites.hospital.machine import AtWork, rounds_at_work\n"
+    "home = Home.open(Path(sys.argv[1])); shown = AtWork(home)\n"
+    "shown.begin(); assert rounds_at_work(home)\n"
+)
+
+
+@pytest.fixture
+def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()
+
+
+def processor_time(worker: Worker) -> list[int]:
+    """Of each of a worker's processes, in the kernel's clock ticks, user and system."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _family(worker.pid)]
+    return [int(fields[11]) + int(fields[12]) for fields in stats]
+
+
+def stopped(worker: Worker) -> bool:
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _family(worker.pid)]
+    return all(fields[0] == "T" for fields in stats)
+
+
+@pytest.mark.slow
+@pytest.mark.waits
+def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work(desk: Desk) -> None:  # noqa: F811
+    halt, round_of_another = Halt(), AtWork(desk.site.home)
+
+    def admit() -> Case:
+        try:
+            return admission.admit(desk.site, another("long", long=True), halt)
+        finally:
+            connections.close_all()
+
+    submission: Future[Case] = in_a_thread(admit)
+    try:
+        until(lambda: halt._worker is not None and hasattr(halt._worker, "description"))
+        worker = halt._worker
+        assert worker is not None
+        for _ in range(2):
+            round_of_another.begin()
+            until(lambda: stopped(worker))
+            used, clock = processor_time(worker), worker._now()
+            time.sleep(0.5)
+            assert processor_time(worker) == used
+            assert worker._now() == clock, "its deadlines wait, too"
+            round_of_another.end()
+            until(lambda used=sum(used): sum(processor_time(worker)) > used)
+            assert worker._now() > clock
+        round_of_another.begin()
+        until(lambda: stopped(worker))
+        halt.now()
+        assert isinstance(submission.exception(60), Halted), "it can be ended where it stands"
+    finally:
+        round_of_another.end()
+        halt.now()
+
+
+@pytest.mark.waits
+def test_a_round_is_at_work_from_its_letter_until_its_release_leaves(running: Running) -> None:
+    """And for every process of the home."""
+    home = running.site.home
+    running.set_up()
+    assert not rounds_at_work(home)
+    running.open(1)
+    while running.run._at_work is None:
+        assert running.run.step()
+    assert rounds_at_work(home)
+    done = subprocess.run([sys.executable, "-c", ASK, str(home.root)], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+    running.run._at_work.work.result(120)
+    assert rounds_at_work(home), "not until its rows are done, which would tell how long they took"
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert not rounds_at_work(home)
+
+
+@pytest.mark.waits
+def test_a_round_of_a_study_that_people_halt_or_let_go_of_is_not_at_work_for_ever(running: Running) -> None:
+    home = running.site.home
+    running.set_up()
+    running.open(1)
+    while running.run._at_work is None:
+        assert running.run.step()
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.PAUSED)
+    running.run.step()
+    assert rounds_at_work(home)
+    running.run._at_work.work.result(120)
+    time.sleep(max(0.0, running.run._at_work.due - time.monotonic()))
+    running.run.step()
+    assert not rounds_at_work(home)
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.RUNNING)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+
+
+def test_who_is_at_work_waits_for_nobody_and_is_gone_with_its_process(desk: Desk) -> None:  # noqa: F811
+    home, first, second = desk.site.home, AtWork(desk.site.home), AtWork(desk.site.home)
+    first.begin()
+    second.begin()
+    first.end()
+    assert rounds_at_work(home)
+    second.end()
+    assert not rounds_at_work(home)
+    subprocess.run([sys.executable, "-c", BEGIN, str(home.root)], check=True)
+    assert not rounds_at_work(home)
