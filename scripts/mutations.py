@@ -36,6 +36,7 @@ _ENTERED = "tests/hospital/test_entered_log.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
+_SHARED = "tests/hospital/test_machine_shared.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
 
@@ -528,6 +529,33 @@ MUTATIONS = (
         "sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)), halt.check)",
         "sleep_to_tick(started, 1, halt.check)",
         (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
+    ),
+    Mutation(
+        "tick: a rehearsal goes on while a round is at work",
+        "datasites/hospital/machine.py",
+        "worker.pause() if rounds_at_work(home) else worker.resume()",
+        "worker.resume()",
+        (f"{_SHARED}::test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work",),
+    ),
+    Mutation(
+        "tick: a measurement counts the time in which it was stopped",
+        "datasites/enclave/worker.py",
+        "self._paused += time.monotonic() - self._paused_at",
+        "pass",
+        (
+            "tests/enclave/test_worker.py::"
+            "test_a_pause_takes_the_processor_and_counts_for_no_deadline_and_no_measurement",
+        ),
+    ),
+    Mutation(
+        "patients: two keep some at once and forget each other's",
+        "datasites/hospital/patients.py",
+        "        fcntl.flock(lock, fcntl.LOCK_EX)\n",
+        "",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once",
+        ),
     ),
     # Store, protocol, evidence, sandbox and intake.
     Mutation(

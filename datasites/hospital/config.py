@@ -187,10 +187,10 @@ class ConsoleSettings(Agreed):
 class Settings(Agreed):
     """The whole of `datasite.toml`. Addresses in it may hold secrets: `shown` says them to people.
 
-    Submissions are rehearsed one after the other, beside the rounds of running studies: each of a rehearsal's requests
-    may take `rehearsal_seconds`, and a researcher may have `undecided_per_researcher` submissions waiting for people;
-    further ones are refused. As root a datasite serves only with `run_as_root = true`: a worker then has user id 0,
-    too, and the sandbox alone holds it.
+    Submissions are rehearsed one after the other, between the rounds of running studies: each of a rehearsal's requests
+    may take `rehearsal_seconds`, in which time of rounds doesn't count. A researcher may have
+    `undecided_per_researcher` submissions waiting for people; further ones are refused. As root a datasite serves only
+    with `run_as_root = true`: a worker then has user id 0, too, and the sandbox alone holds it.
     """
 
     organisation: Annotated[str, Field(min_length=1, max_length=120)]

@@ -2,6 +2,10 @@
 
 A worker that fails may do so for a row, so a round is tried once more and then never again by itself: silence tells one
 bit, once. A restart of the service in between must not give it another try.
+
+Only a failure that the service has lived to see counts, since its own end may have any cause. Not claimed: work that
+takes the service down with it, as where the system ends both for want of memory, is tried again at each start; nothing
+leaves by that but the service's absence. A cgroup per worker (`enclave.cgroup`) bounds what a worker can take.
 """
 
 from __future__ import annotations

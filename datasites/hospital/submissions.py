@@ -1,15 +1,20 @@
 """Takes submissions in beside the service's turn: one at a time, in a thread, so that no study's round waits for one.
 
 **Claim.** While a submission is read, checked, prepared and rehearsed, however long that takes, every running study has
-its turn. What a submission takes of a turn is to read it from the disk, `submissions.MAX_CODE_BYTES` at most, and to
-note what came of it. Submitters take turns, so one with many submissions has at most one of them before each of
-another's. Each is taken once: a database that goes away, a stop or a kill at any point leaves either nothing, or a case
-that the service goes on with. One during which the process has ended again and again is left to people, so that no
-submission keeps a datasite down.
+its turn, and while a round of one is at work, the rehearsal stands still (`machine`). What a submission takes of a turn
+is to read it from the disk, `submissions.MAX_CODE_BYTES` at most, and to note what came of it. Submitters take turns,
+so one with many submissions has at most one of them before each of another's. Each is taken once: a database that goes
+away, a stop or a kill at any point leaves either nothing, or a case that the service goes on with. One during which the
+process has ended again and again is left to people, so that no submission keeps a datasite down.
 
 Assumptions: a processor beside the one that works on a submission, or that the system shares one fairly; no call into a
-library holds the interpreter for long (the longest are those on the hospital's own table). Not claimed: that work on
-rows is as quick beside a rehearsal as without one; it has its own thread and worker, and room in its ticks (`ticks`).
+library holds the interpreter for long. Not claimed: (1) The longest of those calls are on the hospital's own table, in
+the reader of its file, numpy and pandas, and take longer the more rows it has: other threads may wait for one of them,
+and so a letter that leaves then. (2) That work on rows is as quick while a submission's table is read as without. (3)
+That memory suffices: a worker that stands still keeps what it has, of a GPU too, and a round whose worker finds none
+twice stops its study; a machine holds two workers of `sandbox.limits`. (4) That a submission is examined while rounds
+follow each other without a gap. (5) That work which takes the whole service down, by memory say, is tried twice at
+most: an end of the service is no failure of the work (`failures`), so each start tries again, until people stop it.
 
 The thread writes to database and audit log by itself, as a `recheck` in the console does, and ends soon when the
 service does (`halt`). The process doesn't wait for one that can't: it is then as if it had been killed.

@@ -3,7 +3,9 @@
 How long a round takes depends on its rows: on how many were sampled, if on nothing else. So the time at which a vector
 leaves would be a message without noise. A release therefore leaves a fixed number of ticks after its round's letter was
 taken; the number is part of what people approve: the longest round that the study holds is run on invented rows, as
-many as the hospital declares records (`invented_rows`, `Worker.measure`), and `ticks_for` allows more.
+many as the hospital declares records (`invented_rows`, `Worker.measure`), and `ticks_for` allows more. It is run while
+no round is at work, and stopped, with its clock, when one begins (`machine`); so rows of other studies have no part in
+the number but for what `machine` doesn't claim.
 
 Claim: as long as the work of a round fits into its ticks, the moment at which a release leaves is a function of when
 the letter came. Where the work overruns, the release leaves at the next whole tick, so that what shows is how many
@@ -19,7 +21,9 @@ or a withdrawal a moment before) takes longer too, by what it takes to load the 
 
 The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows
 from declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the
-next whole tick. Not claimed: what others on the same machine see of its load.
+next whole tick. What keeps the database from others while records are kept doesn't grow with them (`patients`). Not
+claimed: what others on the same machine see of its load; that other threads of this process never wait for one call on
+the table, while it is read or its rows are handed to a worker (`submissions`).
 """
 
 from __future__ import annotations
