@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
 from datasites.hospital.patients import remembering, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
-from datasites.hospital.staging import Staging
+from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import invented_rows
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
@@ -204,7 +205,7 @@ class StagedRecords:
 
     prepared: Prepared
     reports: tuple[FeatureReadiness, ...]
-    staging: Staging
+    folder: Path
     population: str
     identity: str
     patients: frozenset[bytes]
@@ -219,13 +220,13 @@ class StagedRecords:
                 remember()
                 target.mkdir(parents=True, exist_ok=True, mode=0o700)
                 for name in (PREPARED_FILE, "prepared.json"):
-                    (self.staging.folder / name).replace(target / name)
+                    (self.folder / name).replace(target / name)
 
             yield keep
 
     def drop(self) -> None:
         """Remove what was not kept."""
-        self.staging.drop()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def require_room(columns: int, rows: int, what: str) -> None:
@@ -249,8 +250,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
     accepted = other_patients(dataset.population)
     patients = require_others(home, dataset.population, arrays["patient"].tolist(), accepted)
-    staging = Staging.begin(home)
-    folder = staging.folder
+    folder = new_staging(home)
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)
         with (folder / PREPARED_FILE).open("wb") as file:
@@ -260,9 +260,9 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
             os.fsync(file.fileno())
         (folder / "prepared.json").write_bytes(prepared.canonical())
     except BaseException:
-        staging.drop()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    return StagedRecords(prepared, reports, staging, dataset.population, mapping.patient or "", patients)
+    return StagedRecords(prepared, reports, folder, dataset.population, mapping.patient or "", patients)
 
 
 def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:

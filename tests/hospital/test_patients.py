@@ -106,7 +106,7 @@ def sides(home: Home) -> dict[str, bool]:
     package = StudyPackage.read(HEART / "study")
     staged = stage_records(home, package, home.dataset("heart"))
     try:
-        with np.load(staged.staging.folder / PREPARED_FILE) as stored:
+        with np.load(staged.folder / PREPARED_FILE) as stored:
             names = stored["patient"]
     finally:
         staged.drop()

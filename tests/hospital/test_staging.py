@@ -24,10 +24,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from datasites.hospital.config import Home
-from datasites.hospital.staging import Staging
-staging = Staging.begin(Home.open(Path(sys.argv[1])))
-(staging.folder / "prepared.npz").write_bytes(b"rows")
-os.kill(os.getpid(), signal.SIGKILL)
+from datasites.hospital.examining import one_at_a_time
+from datasites.hospital.staging import new_staging
+home = Home.open(Path(sys.argv[1]))
+with one_at_a_time(home, "a submission"):
+    (new_staging(home) / "prepared.npz").write_bytes(b"rows")
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
