@@ -57,7 +57,6 @@ def stopped(worker: Worker) -> bool:
     return all(fields[0] == "T" for fields in stats)
 
 
-@pytest.mark.slow
 @pytest.mark.waits
 def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work(desk: Desk) -> None:  # noqa: F811
     halt, round_of_another = Halt(), AtWork(desk.site.home)
