@@ -17,10 +17,10 @@ import pytest
 
 #: Modules that start processes or threads, sleep, or read the clock by which one waits.
 MODULES = frozenset({"concurrent", "multiprocessing", "select", "signal", "subprocess", "threading", "time"})
-#: How tests name what does so in the product: sandboxed workers, work on rows, services, runs, waiting for a letter.
+#: How tests name what does so in the product: sandboxed workers, work on rows, studies, services, runs, waiting.
 PRODUCT = frozenset(
     {"Worker", "start_worker", "admit", "admit_again", "Sandbox", "RowWork", "StudyRun", "Datasite", "serve_until"}
-    | {"Run", "wait"}
+    | {"Run", "Running", "wait"}
 )
 #: A fixture that starts a process once in a whole run, long before most of those that look at what came of it.
 ONCE = frozenset({"examined"})

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,3 +142,13 @@ def furnished(home: Home, own: Identity) -> Home:
     prepare.mock_table(model, 200, seed=1).to_csv(home.root / "data/mock.csv", index=False)
     (home.root / "mapping.toml").write_bytes((HEART / "mappings" / "cleveland.toml").read_bytes())
     return home
+
+
+@pytest.fixture
+def running(desk: Any, tmp_path: Path) -> Iterator[Any]:
+    """An approved study at the hospital, a `Running`; whoever asks for it imports the fixture `desk`."""
+    from tests.hospital.running import Running
+
+    study = Running(desk, tmp_path)
+    yield study
+    study.end()

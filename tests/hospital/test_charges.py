@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -87,13 +85,6 @@ def test_where_nobodys_side_is_sure_both_are_charged_for_all_of_it(case: OpenCas
         assert set(asked) == {"training", "held_out"}
         for price in asked.values():
             assert is_part_of([one.event for one in sure.values()], [price.event])
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 def test_a_vector_that_was_noised_fewer_times_than_its_plan_says_stays_here(

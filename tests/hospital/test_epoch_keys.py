@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from datasites.hospital.entered_log import pinned_by_hand
@@ -18,13 +15,6 @@ from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtu
 
 pytestmark = pytest.mark.waits
 PEER = "datasite@va.example.org"
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 def with_other_keys(running: Running, *emails: str) -> None:

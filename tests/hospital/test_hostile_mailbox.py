@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from tests.hospital.running import OWN, RESEARCHER, Running
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 FLOOD = 1_000
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -37,13 +36,6 @@ BEGIN = (
     "home = Home.open(Path(sys.argv[1])); shown = AtWork(home)\n"
     "shown.begin(); assert rounds_at_work(home)\n"
 )
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 def processor_time(worker: Worker) -> list[int]:

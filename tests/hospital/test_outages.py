@@ -11,9 +11,8 @@ import functools
 import itertools
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import wait
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -40,13 +39,6 @@ from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (
 MODEL = (HEART / "study" / "model.py").read_bytes() + b"\n\n"
 
 Result = TypeVar("Result")
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 def end_session() -> None:

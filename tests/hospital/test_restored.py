@@ -49,7 +49,6 @@ from tests.hospital.test_settle import (
     no_charges,
     nothing_left,
     on_sqlite,
-    running,  # noqa: F401 (fixture)
     settled,
 )
 
@@ -115,7 +114,7 @@ def test_people_whom_a_lost_log_does_not_know_are_entered_again(desk: Desk) -> N
     assert desk.login("ann").role == "steward"
 
 
-def fresh_post(running: Running) -> None:  # noqa: F811
+def fresh_post(running: Running) -> None:
     """The store and everybody's mailroom are new: no letter of before is there."""
     for email, room in running.rooms.items():
         room.close()
@@ -129,7 +128,7 @@ def fresh_post(running: Running) -> None:  # noqa: F811
 
 
 @on_sqlite
-def test_a_study_of_a_home_without_log_and_anchors_releases_no_round_again(running: Running, tmp_path: Path) -> None:  # noqa: F811
+def test_a_study_of_a_home_without_log_and_anchors_releases_no_round_again(running: Running, tmp_path: Path) -> None:
     home, whole = running.site.home, committed(running.site)
     running.set_up()
     a_round(running, 1)
@@ -151,7 +150,7 @@ def test_a_study_of_a_home_without_log_and_anchors_releases_no_round_again(runni
 @on_sqlite
 @pytest.mark.parametrize("killed", ["no", "before the heads are settled", "after the heads are settled"])
 def test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_head(
-    running: Running,  # noqa: F811
+    running: Running,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     killed: str,
@@ -224,7 +223,7 @@ def test_a_case_that_was_only_proposed_before_the_backup_explains_no_journal(
 
 @pytest.mark.parametrize("left", ["rounds", "a journal", "identities"])
 def test_what_a_study_leaves_behind_shows_that_a_home_without_log_and_anchors_is_no_new_one(
-    running: Running,  # noqa: F811
+    running: Running,
     left: str,
 ) -> None:
     home = running.site.home
@@ -330,7 +329,7 @@ def test_a_population_that_the_log_lacks_is_a_difference(site: Site) -> None:
 
 
 @pytest.fixture
-def at_work(running: Running) -> Running:  # noqa: F811
+def at_work(running: Running) -> Running:
     """Round 1 is charged, its rows are worked on, and its tick has not come."""
     running.set_up()
     running.open(1)
@@ -450,7 +449,7 @@ def test_steps_that_are_not_those_of_the_rounds_are_refused() -> None:
 
 
 @pytest.fixture
-def patients(running: Running) -> Iterator[list[str]]:  # noqa: F811
+def patients(running: Running) -> Iterator[list[str]]:
     """Pseudonyms of the running study's table; whoever withdraws is back after the test."""
     home = running.site.home
     with np.load(records_folder(home, running.study) / "records.npz") as stored:
@@ -479,7 +478,7 @@ def gone(home: Home) -> None:
 @pytest.mark.parametrize(("restore", "lacking"), [(older, 1), (gone, 2)])
 @pytest.mark.parametrize("by_name", [True, False])
 def test_a_list_that_came_back_from_a_backup_puts_nobody_back(
-    running: Running,  # noqa: F811
+    running: Running,
     patients: list[str],
     restore: Callable[[Home], None],
     lacking: int,
@@ -515,7 +514,7 @@ def test_a_list_that_came_back_from_a_backup_puts_nobody_back(
 
 
 def test_a_withdrawal_that_a_log_lost_is_known_by_its_anchor(
-    running: Running,  # noqa: F811
+    running: Running,
     patients: list[str],
     tmp_path: Path,
 ) -> None:
@@ -531,7 +530,7 @@ def test_a_withdrawal_that_a_log_lost_is_known_by_its_anchor(
 
 
 def test_who_is_on_the_list_and_not_in_the_log_is_logged_at_the_start(
-    running: Running,  # noqa: F811
+    running: Running,
     patients: list[str],
 ) -> None:
     """Killed between list and log, or entered by an older version."""

@@ -7,9 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,13 +33,6 @@ pytestmark = pytest.mark.waits
 
 class Killed(BaseException):
     """The process ends here, as by kill -9: nobody catches it, and nothing is tidied up."""
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 def kill_before(where: object, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[Any], None]:

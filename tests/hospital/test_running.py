@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,13 +27,6 @@ from tests.hospital.running import OWN, RESEARCHER, Running, today
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.waits
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 class Outage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -347,13 +347,6 @@ class WholeHome:
 
 
 on_sqlite = pytest.mark.skipif("connection.vendor != 'sqlite'", reason="copies the file of the tables")
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 def a_round(running: Running, number: int) -> None:

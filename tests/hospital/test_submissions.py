@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,6 @@ ADMIT = (
     "admission.admit(site, pickle.loads(sys.stdin.buffer.read()))\n"
 )
 PATIENCE = 240.0
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 def another(name: str, *, long: bool = False, submitter: str = "") -> SubmittedJob:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,13 +86,6 @@ def test_one_round_that_only_the_patient_makes_late_is_one_too_many() -> None:
     seen = Shown.of(10, np.array([*by_chance, [0.51, 0.1, 0.1], [0.1, 0.7, 0.7]]))
     assert (seen.told, seen.noise, seen.misses, seen.met) == (12, 10, (11, 12), False)
     assert seen.late == (6, 6, 6)
-
-
-@pytest.fixture
-def running(desk: Desk, tmp_path: Path) -> Iterator[Running]:  # noqa: F811
-    study = Running(desk, tmp_path)
-    yield study
-    study.end()
 
 
 class Clock:
