@@ -186,7 +186,7 @@ class StudyRun:
         self._leaving = Leaving(site, self._case, self._post, self._journal)
         self._machine = machine or Machine()
         self._rows = RowWork(site.home, self._machine)
-        self._shown = AtWork(site.home)
+        self._announced = AtWork(site.home)
         self._at_work: _AtWork | None = None
         self._halted = self._unread = False
         #: Round whose abstention this process has logged, if it has not sent it yet.
@@ -214,7 +214,7 @@ class StudyRun:
     def close(self, *, wait: bool = False) -> None:
         """End the work on rows and let go of the journal. wait: until no worker of it is left (`RowWork.close`)."""
         self._rows.close(wait=wait)
-        self._shown.end()
+        self._announced.end()
         self._journal.close()
 
     def step(self) -> bool:
@@ -236,14 +236,14 @@ class StudyRun:
             self._halted = not runs or compliance.is_killed(self._site.home)
             if self._halted:
                 if self._at_work is None or (self._at_work.work.done() and time.monotonic() > self._at_work.due):
-                    self._shown.end()
+                    self._announced.end()
                 return False
             if self._at_work is not None:
                 try:
                     return self._end_of_work(row, self._at_work)
                 finally:
                     if self._at_work is None:
-                        self._shown.end()
+                        self._announced.end()
             return self._setup.step() or self._leaving.step(self._setup.member) or self._round(row)
         except (JournalRolledBack, JournalDamaged) as error:
             self._site.audit.append("stopped", study=self.study_hash, reason=str(error)[:500])
@@ -303,7 +303,7 @@ class StudyRun:
             # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
             started = max(now, self._machine.free_at)
             due = self._machine.free_at = leaves_at(started, case.terms.ticks, started)
-            self._shown.begin()
+            self._announced.begin()
             work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
             self._at_work = _AtWork(case, manifest, work, started, due)
 

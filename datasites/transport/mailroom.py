@@ -154,10 +154,10 @@ class Mailroom:
         """Put the same body and blob for each recipient, the blob encrypted once; returns digests by recipient.
 
         The same content again is byte-identical, and puts back what the store has lost or changed: the envelope at
-        once, parts of the blob as said above. Other content
-        under a path already used raises `Equivocation` and puts nothing. A recipient whose keys are not the pinned
-        ones, or whose mailbox refuses, keeps it from nobody else: `Undelivered` is raised after the others were sent.
-        Raises `StoreError` for the blob, or for trouble with the whole store.
+        once, parts of the blob as said above. Other content under a path already used raises `Equivocation` and puts
+        nothing. A recipient whose keys are not the pinned ones, or whose mailbox refuses, keeps it from nobody else:
+        `Undelivered` is raised after the others were sent. Raises `StoreError` for the blob, or for trouble with the
+        whole store.
         """
         keys = {recipient: letter_key(self.email, study, recipient, round, kind) for recipient in to}
         payload = None if blob is None else memoryview(blob).cast("B")
@@ -226,7 +226,7 @@ class Mailroom:
         """Whether a letter of ours lies where it was put, byte for byte, or its round was collected.
 
         Where it doesn't, `send` of the same puts it back. Of a blob nothing is said: a recipient that misses a part of
-        it removes the letter, and then `send` puts back both, at once or the time after.
+        it removes the letter, and then `send` puts back both, as said above.
         """
         key = letter_key(self.email, study, to, round, kind)
         entry = self._journal.sent(key)
