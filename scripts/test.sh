@@ -10,7 +10,7 @@ if [ "$#" -eq 0 ] || [ "$*" = "--all" ]; then
   several=(-n auto --maxprocesses 4 --dist loadfile)
   python -m pytest "${several[@]}" -rs -m "not slow and not e2e and not long"
   python -m pytest "${several[@]}" -rs -m "slow and not e2e and not long"
-  python -m pytest -rs -m e2e
+  python -m pytest -rs -m "e2e and not long"
   [ "$#" -eq 0 ] || python -m pytest "${several[@]}" -rs -m long
   exit
 fi
