@@ -28,7 +28,7 @@ from datasites.privacy.accountant import compose
 from datasites.privacy.calibration import ceil, least_noise, release
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
-from datasites.study.manifest import Evaluation, EvaluationKind
+from datasites.study.manifest import MOST_STEPS, Evaluation, EvaluationKind
 from datasites.study.rounds import LATTICE
 
 Positive = Annotated[float, Field(gt=0)]
@@ -131,7 +131,8 @@ class PrivacyPlan(Agreed):
     ) -> PrivacyPlan:
         """The plan with the least noise whose whole event costs at most (epsilon, delta) by PLD.
 
-        Raises `PlanError` when no noise multiplier up to 10,000 does, and `ValidationError` for figures out of range.
+        Raises `PlanError` when no noise multiplier up to 10,000 does, or for more steps than can be priced, and
+        `ValidationError` for figures out of range.
         """
 
         def plan(multiplier: float) -> PrivacyPlan:
@@ -146,6 +147,8 @@ class PrivacyPlan(Agreed):
             )
 
         plan(1.0)  # figures that no plan may have are named before a price is sought for them
+        if rounds * steps_per_round > MOST_STEPS:
+            raise PlanError(f"rounds x steps: {rounds * steps_per_round} is more than {MOST_STEPS}; ask for fewer")
         least = _least_noise(sampling_rate, rounds * steps_per_round, epsilon, delta)
         return plan(least if mode == "local" else ceil(least / LATTICE))
 

@@ -20,10 +20,11 @@ Model = TypeVar("Model", bound=BaseModel)
 _QUOTED = 200
 #: Parts of a key (a.b.c) at most. Python's reader takes time and memory with their square: minutes for a small file.
 _KEY_PARTS = 16
-#: Comments and strings of several lines hold no key; what follows one that does not end is nobody's TOML.
+#: Comments and strings of several lines hold no key; what follows a string that does not end is nobody's TOML.
 _TOKENS = re.compile(
     r"""(?P<none>\#[^\n]*|"{3}(?:\\[\s\S]|(?!"{3})[^\\])*"{3,5}|'{3}(?:(?!'{3})[\s\S])*'{3,5})|(?P<open>"{3}|'{3})
-    |(?P<part>[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')|(?P<dot>\.)|(?P<blank>[ \t]+)|.|\n""",
+    |(?P<part>[A-Za-z0-9_-]+|"(?:\\.|[^"\\\n])*"|'[^'\n]*')|(?P<dot>\.)|(?P<blank>[ \t]+)
+    |(?P<unended>["'])|.|\n""",
     re.VERBOSE,
 )
 
@@ -80,7 +81,7 @@ def _line_of_long_key(text: str) -> int:
                 return text.count("\n", 0, found.start()) + 1
         elif found.lastgroup == "dot":
             joined = parts > 0
-        elif found.lastgroup == "open":
+        elif found.lastgroup in ("open", "unended"):
             return 0
         elif found.lastgroup != "blank":
             parts, joined = 0, False

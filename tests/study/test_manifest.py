@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.errors import InputError, parse_toml
 from datasites.study.letters import EpochOffer
 from datasites.study.manifest import Cohort, RoundManifest, Study, VectorTerm
+from datasites.study.package import StudyPackage
+from tests.study.studies import HEART
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,15 @@ def test_a_cohort_has_no_more_hospitals_than_shares_have_places() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a = " + "[" * 5000, "a = " + "9" * 5000, "a = " + "{a=" * 5000, "[" + "a." * 20000 + "a]\nx=1"]
+    "text",
+    [
+        "a = " + "[" * 5000,
+        "a = " + "9" * 5000,
+        "a = " + "{a=" * 5000,
+        "[" + "a." * 20000 + "a]\nx=1",
+        'a = "' + r"\"" * 100_000,
+        "a = 1 " + "'" + 'a"' * 100_000,
+    ],
 )
 def test_a_file_made_to_break_the_reader_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^study\.toml: [^\n]*$"):
@@ -60,3 +72,18 @@ def test_an_epoch_or_round_that_no_table_can_hold_is_refused(epoch: int, number:
         EpochOffer.model_validate(offer | {"epoch": epoch, "last_round": number})
     with pytest.raises(ValidationError, match="less than or equal"):
         RoundManifest.model_validate({"epoch": epoch, "round": number})
+
+
+@pytest.mark.parametrize(("rounds", "steps", "fits"), [(10_000, 10, True), (10, 10_000, True), (10_000, 11, False)])
+def test_a_study_has_no_more_steps_than_can_be_priced(rounds: int, steps: int, fits: bool) -> None:
+    terms = StudyPackage.read(HEART).study.model_dump(mode="json")
+    terms |= {"rounds": rounds, "training": terms["training"] | {"steps": steps}}
+    figures = {"clip": 1.0, "sampling_rate": 0.01, "rounds": rounds, "steps_per_round": steps}
+    if fits:
+        assert Study.model_validate_json(json.dumps(terms)).rounds == rounds
+        assert PrivacyPlan.calibrate(3.0, 1e-5, **figures).steps == rounds * steps
+        return
+    with pytest.raises(ValidationError, match="110000.* ask for fewer"):
+        Study.model_validate_json(json.dumps(terms))
+    with pytest.raises(PlanError, match="110000.* ask for fewer"):
+        PrivacyPlan.calibrate(3.0, 1e-5, **figures)
