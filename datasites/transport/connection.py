@@ -19,6 +19,7 @@ import contextlib
 import json
 import logging
 import math
+import time
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict, PrivateAttr
@@ -46,7 +47,6 @@ MESSAGES_PER_PEER = 2_000
 BAD_NAMES_PER_SYNC = 20
 #: Collections of one owner that are looked at in one sync; the next one goes on.
 COLLECTIONS_PER_SYNC = 500
-MAX_MOCK_FILE_BYTES = 64 * 1024 * 1024
 
 MessageName: TypeAlias = MessageFileName | FileChangeEventsMessageFileName
 
@@ -84,6 +84,7 @@ class StoreConnection(SyftboxPlatformConnection):
     quarantine: Quarantine
     roster: Roster
     _stuck: set[str] = PrivateAttr(default_factory=set)
+    _rests: dict[str, float] = PrivateAttr(default_factory=dict)
     _second_look: SecondLook = PrivateAttr()
     _sweep: Sweep = PrivateAttr()
 
@@ -132,16 +133,24 @@ class StoreConnection(SyftboxPlatformConnection):
     def _is_passed_over(self, key: str) -> bool:
         return key in self._stuck or self._second_look.waits(key)
 
-    def refuse_folder(self, folder: str, reason: str) -> None:
-        """Report a folder, or what kept us from using it, once, and pass it over; its owner alone may mend it."""
+    def refuse_folder(self, folder: str, reason: str, rest: float = 0.0) -> None:
+        """Report a folder, or what kept us from using it, once, and pass it over; its owner alone may mend it.
+
+        rest: seconds for which `rests` says so.
+        """
+        self._rests[folder] = time.monotonic() + rest
         if folder not in self._stuck:
             self._stuck.add(folder)
             self.quarantine.keep(folder, reason)
 
-    def refuse_folder_when_settled(self, folder: str, reason: str, mark: str) -> None:
+    def refuse_folder_when_settled(self, folder: str, reason: str, mark: str, rest: float = 0.0) -> None:
         """As `refuse_folder`, for a folder whose contents, `mark`, may be half written: not at the first look."""
-        if folder not in self._stuck and self._second_look.is_final(folder, mark):
-            self.refuse_folder(folder, reason)
+        if folder in self._stuck or self._second_look.is_final(folder, mark):
+            self.refuse_folder(folder, reason, rest)
+
+    def rests(self, folder: str) -> bool:
+        """Whether a folder was refused a moment ago."""
+        return time.monotonic() < self._rests.get(folder, 0.0)
 
     def is_in_order(self, key: str) -> None:
         """What was perhaps half written at `key` is whole."""

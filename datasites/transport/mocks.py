@@ -25,8 +25,9 @@ from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX
 from syft_rds.config import COLLECTION_SUBPATH
 
 from datasites.study.canonical import Agreed, sha256_hex
+from datasites.study.errors import DatasitesError
 from datasites.study.identity import Email, Identity, IdentityError, Roster, verify
-from datasites.transport.connection import MAX_MOCK_FILE_BYTES, StoreConnection
+from datasites.transport.connection import StoreConnection
 from datasites.transport.store import WHOLE_STORE, StoreError
 from datasites.transport.synclog import SyncLog
 from datasites.transport.writing import write_file
@@ -38,10 +39,12 @@ DOMAIN = "mock-dataset"
 #: Seconds between two looks whether our own mocks still lie in the store.
 LOOKS_EVERY = 300.0
 MAX_SIGNED_BYTES = 256 * 1024
+#: Files and bytes of one mock dataset.
+MOST_FILES, MAX_MOCK_BYTES = 100, 64 * 1024 * 1024
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
-class BadMock(ValueError):
+class BadMock(DatasitesError, ValueError):
     """A mock dataset is not what its owner signed; the message says in what."""
 
 
@@ -70,13 +73,11 @@ def sign_mock(identity: Identity, manifest: MockManifest) -> bytes:
     return SignedMock(manifest=manifest, signature=signature).canonical()
 
 
-def check_mock(owner: str, name: str, files: dict[str, bytes], roster: Roster) -> MockManifest:
-    """The manifest, if `files` (with `mock.signed.json`) are what the pinned `owner` signed as `name`; or `BadMock`."""
+def check_signed(owner: str, name: str, head: bytes, roster: Roster) -> MockManifest:
+    """What the pinned `owner` signed as `name`, in the bytes of `mock.signed.json`; or `BadMock`."""
     try:
-        signed = SignedMock.parse(files[SIGNED])
+        signed = SignedMock.parse(head)
         verify(roster.get(owner).public_key, bytes.fromhex(signed.signature), DOMAIN, signed.manifest.canonical())
-    except KeyError as error:
-        raise BadMock(f"{SIGNED} is missing") from error
     except (ValidationError, ValueError, IdentityError) as error:
         raise BadMock(f"{SIGNED}: {error}") from error
     manifest = signed.manifest
@@ -84,6 +85,16 @@ def check_mock(owner: str, name: str, files: dict[str, bytes], roster: Roster) -
         raise BadMock(f"it is signed as {manifest.name} of {manifest.owner}, it lay as {name} of {owner}")
     if manifest.mock not in manifest.files or not all(FILE.fullmatch(file) for file in manifest.files):
         raise BadMock("its list of files is not proper")
+    if len(manifest.files) > MOST_FILES:
+        raise BadMock(f"it has {len(manifest.files)} files; {MOST_FILES} are the most")
+    return manifest
+
+
+def check_mock(owner: str, name: str, files: dict[str, bytes], roster: Roster) -> MockManifest:
+    """The manifest, if `files` (with `mock.signed.json`) are what the pinned `owner` signed as `name`; or `BadMock`."""
+    if SIGNED not in files:
+        raise BadMock(f"{SIGNED} is missing")
+    manifest = check_signed(owner, name, files[SIGNED], roster)
     found = {file: sha256_hex(data) for file, data in files.items() if file != SIGNED}
     if found != manifest.files:
         differ = sorted({*found.items()} ^ {*manifest.files.items()})
@@ -97,8 +108,14 @@ def publish_mock(
 ) -> MockManifest:  # fmt: skip
     """Put `files` with a signed manifest into the store; the same files again keep their version.
 
-    What lies there byte for byte is not put again.
+    What lies there byte for byte is not put again. Raises `BadMock` for more than readers take.
     """
+    size = sum(map(len, files.values()))
+    if len(files) > MOST_FILES or size > MAX_MOCK_BYTES:
+        raise BadMock(
+            f"mock {name}: {len(files)} files of {size} bytes together; researchers take {MOST_FILES} files of "
+            f"{MAX_MOCK_BYTES} bytes at most; publish fewer invented rows"
+        )
     hashes = {file: sha256_hex(data) for file, data in files.items()}
     digest = hashlib.sha256(json.dumps([summary, mock, hashes], sort_keys=True).encode()).hexdigest()
     last = log.mock(connection.email, name)
@@ -168,6 +185,8 @@ class OwnMocks:
 def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> None:
     """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine."""
     for name, folder in connection.peer_collections(owner, DATASET_COLLECTION_PREFIX):
+        if connection.rests(folder):
+            continue
         local = syftbox / owner / COLLECTION_SUBPATH / name
         files: dict[str, bytes] = {}
         try:
@@ -177,20 +196,23 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
             if (local / SIGNED).is_file() and (local / SIGNED).read_bytes() == head:
                 continue
             files = {SIGNED: head}
-            files |= _download(connection, folder, head)
-            manifest = check_mock(owner, name, files, connection.roster)
+            manifest = check_signed(owner, name, head, connection.roster)
             digest, last = manifest.digest(), log.mock(owner, name)
             if last is not None and manifest.version < last[0]:
                 raise BadMock(f"version {manifest.version} is older than {last[0]}, which we have seen")
             if last is not None and manifest.version == last[0] and last[1] != digest:
                 raise BadMock(f"version {manifest.version} is signed twice with different contents")
+            files |= _download(connection, folder, manifest)
+            check_mock(owner, name, files, connection.roster)
         except WHOLE_STORE:
             raise
         except BadMock as error:
-            connection.refuse_folder_when_settled(folder, str(error), CollectionFolder.compute_hash(files))
+            connection.refuse_folder_when_settled(
+                folder, str(error), CollectionFolder.compute_hash(files), rest=LOOKS_EVERY
+            )
             continue
         except StoreError as error:
-            connection.refuse_folder(folder, str(error))
+            connection.refuse_folder(folder, str(error), rest=LOOKS_EVERY)
             continue
         connection.is_in_order(folder)
         # The signed list goes last: without it the folder is not taken for a mock dataset.
@@ -199,14 +221,12 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
         log.mark_mock(owner, name, manifest.version, digest)
 
 
-def _download(connection: StoreConnection, folder: str, head: bytes) -> dict[str, bytes]:
-    try:
-        names = SignedMock.parse(head).manifest.files
-    except (ValidationError, ValueError) as error:
-        raise BadMock(f"{SIGNED}: {error}") from error
-    files = {}
-    for name in names:
-        data = connection.store.get(f"{folder}/{name}", limit=MAX_MOCK_FILE_BYTES)
+def _download(connection: StoreConnection, folder: str, manifest: MockManifest) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    left = MAX_MOCK_BYTES
+    for name in manifest.files:
+        data = connection.store.get(f"{folder}/{name}", limit=left)
         if data is not None:
             files[name] = data
+            left -= len(data)
     return files

@@ -13,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from syft.sync.connections.drive.gdrive_transport import CollectionFolder
 from syft.sync.messages.proposed_filechange import MessageFileName
+from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX as PREFIX
 
-from datasites.transport import filesystems, guards, mocks, quarantine, second_look
+from datasites.transport import connection, filesystems, guards, mocks, quarantine, second_look
 from datasites.transport.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
 from datasites.transport.guards import BYTES_PER_PEER, INCOMING
 from datasites.transport.mailroom import Rejected, letter_folder, letter_key
-from datasites.transport.mocks import SIGNED
+from datasites.transport.mocks import SIGNED, MockManifest, SignedMock
 from datasites.transport.quarantine import KEEP_BYTES, Quarantine
 from datasites.transport.repeats import Repeats
 from datasites.transport.second_look import MOST_LOOKS, SecondLook
@@ -203,6 +205,50 @@ def test_mock_data_that_stay_cut_off_are_refused_once(friends: list[Party], tmp_
         time.sleep(0.21)
     (entry,) = researcher.control.quarantine.entries()
     assert entry.what == folder.relative_to(hospital.store_url).as_posix()
+
+
+@pytest.mark.waits
+def test_mock_data_that_were_refused_are_read_again_when_put_right(
+    friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[tuple[str, int]]
+) -> None:
+    researcher, hospital, *_ = friends
+    researcher, clock = settle(researcher), Hands(monkeypatch, connection)
+    folder = published(hospital, tmp_path)
+    (folder / "mock.csv").write_bytes(MOCK[:3])
+    for _ in range(4):
+        researcher.control.sync()
+        time.sleep(0.21)
+    fetched.clear()
+    (folder / "mock.csv").write_bytes(MOCK)
+    researcher.control.sync()
+    assert not [key for key, _ in fetched if key.startswith("collections/")]
+    clock.now += mocks.LOOKS_EVERY
+    researcher.control.sync()
+    assert researcher.control.mock(A, "heart") == MOCK
+    assert len(researcher.control.quarantine.entries()) == 1
+
+
+def test_nothing_is_read_of_a_folder_whose_list_of_files_is_not_its_owners(
+    friends: list[Party], tmp_path: Path, fetched: list[tuple[str, int]]
+) -> None:
+    """Unsigned lists, and a signed one that lies under another name: each is read once, and no file that it names."""
+    researcher, hospital, *_ = friends
+    true = published(hospital, tmp_path)
+    manifest = MockManifest(owner=A, name="heart", version=9, mock="m0", files={f"m{n}": "0" * 64 for n in range(50)})
+    unsigned = SignedMock(manifest=manifest, signature="0" * 128).canonical()
+    for number, head in enumerate([unsigned, unsigned, (true / SIGNED).read_bytes()]):
+        folder = true.parent / CollectionFolder(prefix=PREFIX, tag="other", content_hash=f"{number}").folder_name
+        folder.mkdir()
+        (folder / SIGNED).write_bytes(head)
+        for file in range(50):
+            (folder / f"m{file}").write_bytes(b"x")
+    for looks in (3, 0):
+        fetched.clear()
+        researcher.control.sync()
+        read = [key.rpartition("/")[2] for key, _ in fetched if "_other_" in key]
+        assert read == looks * [SIGNED]
+    assert len(researcher.control.quarantine.entries()) == 3
+    assert researcher.control.mock(A, "heart") == MOCK
 
 
 # -- floods ------------------------------------------------------------------------------------------------------------
