@@ -247,7 +247,7 @@ class Datasite:
         if self._submissions.at_work is not None or self._inbox_read:
             return name is not None
         with self._contained("submissions"):
-            job = self._control.next_job(self._submissions.known(), self._submissions.turn_of)
+            job = self._control.next_job(self._submissions.known(), self._submissions.turns())
             if job is not None:
                 self._submissions.begin(job)
                 return True

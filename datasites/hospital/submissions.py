@@ -3,7 +3,9 @@
 **Claim.** While a submission is read, checked, prepared and rehearsed, however long that takes, every running study has
 its turn, and while a round of one is at work, the rehearsal stands still (`machine`). What a submission takes of a turn
 is to read it from the disk, `submissions.MAX_CODE_BYTES` at most, and to note what came of it. Submitters take turns,
-so one with many submissions has at most one of them before each of another's. Each is taken once: a database that goes
+so one with many submissions has at most one of them before each of another's, and one of whose submissions
+`MOST_REFUSED` were refused within an hour waits until it is over: what they write into log and database is bounded, and
+nothing of it is lost. Each is taken once: a database that goes
 away, a stop or a kill at any point leaves either nothing, or a case that the service goes on with. One during which the
 process has ended again and again is left to people, so that no submission keeps a datasite down.
 
@@ -24,12 +26,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from django.db import connections
+from django.utils import timezone
 
 from datasites.hospital import admission
 from datasites.hospital.database import DATABASE_AWAY
@@ -41,6 +46,8 @@ from datasites.transport.syft import SubmittedJob
 
 #: Seconds that the end of the service waits for a submission's thread.
 PATIENCE = 5.0
+#: Submissions of one researcher that are refused within an hour before the next has to wait.
+MOST_REFUSED, HOUR = 10, timedelta(hours=1)
 
 Name = tuple[str, str]
 Result = TypeVar("Result")
@@ -95,9 +102,11 @@ class Submissions:
         """Those that need not be begun."""
         return self._begun | set(Case.objects.values_list("job_name", "submitted_by")) - self._interrupted
 
-    def turn_of(self, submitter: str) -> int:
-        """Whose turn it is: the one's with the least figure, so that submitters take turns."""
-        return self._turns.get(submitter, 0)
+    def turns(self) -> Callable[[str], int | None]:
+        """Whose turn it is: the one's with the least figure, so that submitters take turns; None: nobody's now."""
+        lately = Case.objects.filter(state=Case.State.REFUSED, received_at__gte=timezone.now() - HOUR)
+        refused = Counter(lately.values_list("submitted_by", flat=True))
+        return lambda submitter: self._turns.get(submitter, 0) if refused[submitter] < MOST_REFUSED else None
 
     def begin(self, job: SubmittedJob) -> None:
         """Take one in, while no other is at work."""

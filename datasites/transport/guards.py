@@ -19,7 +19,8 @@ Claim (floods): at one sync a peer's channel costs at most `MOST_NAMES` names, `
 `SECONDS_PER_PEER` only `FEW_MESSAGES`) and `BYTES_PER_PEER` bytes (and one message more) before a signature is checked,
 whoever wrote them; then the next peer has its turn. A message among `n` names that nobody adds to is taken in within
 the looks that `sweep` states; for each `FEW_MESSAGES` of them that are spelt as messages are, it may be three syncs
-more, as these are looked at twice and may come before it.
+more, as these are looked at twice and may come before it. Of each peer, however well it signs, `MOST_KEPT` submissions
+of `MOST_KEPT_BYTES` are kept.
 
 Nothing here decides whether a study may run; that is the business of `hospital`.
 """
@@ -57,6 +58,8 @@ from datasites.transport.connection import MAX_MESSAGE_BYTES, StoreConnection
 from datasites.transport.mocks import fetch_mocks
 from datasites.transport.store import WHOLE_STORE, StoreError
 from datasites.transport.submissions import (
+    MOST_KEPT,
+    MOST_KEPT_BYTES,
     Refused,
     Submission,
     content_bytes,
@@ -216,6 +219,7 @@ class OwnerSyncer(DatasiteOwnerSyncer):
                 submission.submitter, f"{outgoing_folder(submission.submitter)}/{submission.job}/"
             )
             return
+        _require_room(folder.parent, submission)
         staging = self.syftbox_folder / INCOMING / uuid4().hex
         for path, content in submission.files.items():
             target = staging / path
@@ -348,6 +352,16 @@ class Manager(SyftboxManager):
 def clear_incoming(syftbox: Path) -> None:
     """Remove what a killed process has put together by halves; its message is still in the store."""
     shutil.rmtree(syftbox / INCOMING, ignore_errors=True)
+
+
+def _require_room(kept: Path, submission: Submission) -> None:
+    sizes = [file.stat().st_size for file in kept.rglob("*") if file.is_file()]
+    number = sum(1 for _ in kept.iterdir()) if kept.is_dir() else 0
+    if number >= MOST_KEPT or sum(sizes) + sum(map(len, submission.files.values())) > MOST_KEPT_BYTES:
+        raise Refused(
+            f"{submission.submitter}: {number} submissions of {sum(sizes)} bytes are kept, and {MOST_KEPT} of "
+            f"{MOST_KEPT_BYTES} bytes are the most; the hospital may remove old ones from {kept}"
+        )
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:

@@ -26,6 +26,8 @@ MAX_FILES = 200
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_CODE_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 6
+#: Submissions of one submitter, and bytes of them, that a datasite keeps.
+MOST_KEPT, MOST_KEPT_BYTES = 1_000, 1024**3
 
 RUN_SCRIPT = b"""#!/bin/sh
 # A datasite runs the approved, frozen copy of the study in its sandbox. This file is never run.

@@ -224,9 +224,13 @@ class HospitalControl(_Control):
         """
         return [job for ref in self._waiting(known) if (job := self._read(ref)) is not None]
 
-    def next_job(self, known: Collection[tuple[str, str]], order: Callable[[str], int]) -> SubmittedJob | None:
-        """The first of `jobs` by the order of its submitter, then by name; no other's files are read."""
-        for ref in sorted(self._waiting(known), key=lambda ref: (order(ref.ds_email), ref.job_name)):
+    def next_job(self, known: Collection[tuple[str, str]], order: Callable[[str], int | None]) -> SubmittedJob | None:
+        """The first of `jobs` by the order of its submitter, then by name; no other's files are read.
+
+        order: None for a submitter whose submissions stay where they are for now.
+        """
+        waiting = [(order(ref.ds_email), ref.job_name, ref) for ref in self._waiting(known)]
+        for _, _, ref in sorted((w for w in waiting if w[0] is not None), key=lambda w: w[:2]):
             job = self._read(ref)
             if job is not None:
                 return job

@@ -26,7 +26,7 @@ from syft.sync.messages.proposed_filechange import MessageFileName, ProposedFile
 from syft.sync.utils.syftbox_utils import compress_data
 
 from datasites.study.identity import Identity, IdentityError, Roster
-from datasites.transport import filesystems
+from datasites.transport import filesystems, guards
 from datasites.transport.connection import inbox_folder, outbox_folder
 from datasites.transport.mocks import SIGNED, MockManifest, sign_mock
 from datasites.transport.submissions import RUN_SCRIPT, submission_folder
@@ -227,6 +227,19 @@ def test_code_cannot_change_after_it_was_shown(researcher, hospital):
     post(researcher, proposal({**GOOD, "code/more.py": b"evil = 1\n"}))
     refused(hospital, "there already with other content")
     assert submissions(hospital) == {"heart-1": {"model.py": b"x = 1\n"}}
+
+
+@pytest.mark.parametrize("limit", [("MOST_KEPT", 2), ("MOST_KEPT_BYTES", 500)])
+def test_no_submitter_fills_the_disk(researcher, hospital, monkeypatch, limit):
+    """`guards._require_room`: whoever signs, and however often."""
+    monkeypatch.setattr(guards, *limit)
+    for number in range(3):
+        files = {**GOOD, "config.yaml": b"name: s%d\n" % number, "code/model.py": b"x" * 150}
+        post(researcher, proposal(files, root=submission_folder(RESEARCHER, f"s{number}")))
+        if number < 2:
+            hospital.control.sync()
+    refused(hospital, "submissions of ")
+    assert set(submissions(hospital)) == {"s0", "s1"}
 
 
 def test_deciding_does_not_sync(researcher, hospital):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from datasites.hospital import admission
 from datasites.hospital.datasite import Datasite
@@ -23,6 +24,7 @@ from datasites.hospital.halt import Halted
 from datasites.hospital.models import Case
 from datasites.hospital.service import only_process
 from datasites.hospital.site import Site
+from datasites.hospital.submissions import HOUR, MOST_REFUSED
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.transport.syft import HospitalControl, SubmittedJob
@@ -40,6 +42,7 @@ ADMIT = (
     "admission.admit(site, pickle.loads(sys.stdin.buffer.read()))\n"
 )
 PATIENCE = 240.0
+Order = Callable[[str], int | None]
 
 
 def another(name: str, *, long: bool = False, submitter: str = "") -> SubmittedJob:
@@ -54,9 +57,10 @@ def another(name: str, *, long: bool = False, submitter: str = "") -> SubmittedJ
 def send(monkeypatch: pytest.MonkeyPatch, *jobs: SubmittedJob) -> None:
     """Let these lie in the datasite's inbox."""
 
-    def next_job(_: object, known: Collection[tuple[str, str]], order: Callable[[str], int]) -> SubmittedJob | None:
-        waiting = [j for j in jobs if (j.name, j.submitted_by) not in known]
-        return min(waiting, key=lambda j: (order(j.submitted_by), j.name), default=None)
+    def next_job(_: object, known: Collection[tuple[str, str]], order: Order) -> SubmittedJob | None:
+        turns = [(order(j.submitted_by), j) for j in jobs if (j.name, j.submitted_by) not in known]
+        taken = [(turn, j) for turn, j in turns if turn is not None]
+        return min(taken, key=lambda pair: (pair[0], pair[1].name), default=(0, None))[1]
 
     monkeypatch.setattr(HospitalControl, "next_job", next_job)
 
@@ -206,6 +210,23 @@ def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
     rows = Case.objects.filter(job_name__in=("a", "b"))
     assert [row.rehearsal["outcome"] for row in rows] == ["passed", "passed"]
     assert service._submissions.at_work is None
+
+
+def test_who_is_refused_again_and_again_waits_for_the_hour_to_end(
+    service: Datasite,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What they send is bounded in log and database, and taken in later; others are not held up."""
+    begins = service._site.audit.head().seq
+    broken = [dataclasses.replace(job(**{"study.toml": b"x"}), name=f"bad-{number:02}") for number in range(25)]
+    send(monkeypatch, *broken, dataclasses.replace(broken[0], name="z", submitted_by="else@university.example.org"))
+    all_taken_in(service)
+    refused = [name for _, name in told(service._site, begins, *ADMITTED)]
+    assert sorted(refused) == [*(f"bad-{number:02}" for number in range(MOST_REFUSED)), "z"]
+    Case.objects.update(received_at=timezone.now() - HOUR)
+    service._inbox_read = False
+    all_taken_in(service)
+    assert len(told(service._site, begins, *ADMITTED)) == 2 * MOST_REFUSED + 1
 
 
 def test_a_submission_under_which_the_process_ends_again_and_again_is_left_to_people(desk: Desk) -> None:  # noqa: F811
