@@ -215,6 +215,9 @@ def wave_one(table: Table, cohort: Cohort, d: int, limits: list[int], label: str
         table.add(
             f"{label}: wave 1, {threads} thread(s)", 1e3 * fastest, "ms", goal if threads == max(limits) else None
         )
+    on_grid = np.random.default_rng(0).integers(-(2**20), 2**20, d)
+    whole = best(partial(member.mask, state, {"update": on_grid}, threads=max(limits)))
+    table.add(f"{label}: wave 1 of a step on the grid (int64)", 1e3 * whole, "ms", goal)
     masked = member.mask(state, {"update": update})[1]
     sent = len(masked.payload) + len(masked.to_bytes())
     table.add(f"{label}: upload per parameter", sent / d, "bytes", 4.02 if d >= 10**6 else None)
