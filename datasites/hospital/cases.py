@@ -39,7 +39,14 @@ from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan
 from datasites.study.errors import InputError
 from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import RingTerms, counts_ring, gradient_ring, interim_evaluations, work_of
+from datasites.study.rounds import (
+    RingTerms,
+    counts_ring,
+    evaluation_kinds,
+    gradient_ring,
+    interim_evaluations,
+    work_of,
+)
 
 PREPARED_FILE = "records.npz"
 #: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
@@ -189,13 +196,15 @@ def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = Fals
     must lie within these limits as they are.
     """
     made = plan_of(study, limits_of(dataset, both_sides=both_sides))
-    ring, patients = counts_ring(study, "final"), dataset.declared_patients * dataset.held_out
-    if ring is not None and ring.cut < patients:
-        raise PlanError(
-            f"evaluation.bins: counts of {study.evaluation.bins} bins over {len(study.cohort.hospitals)} hospitals are "
-            f"cut at {ring.cut:.0f} patients of one hospital, and this one evaluates on about {patients:.0f}; a study "
-            "with fewer bins or hospitals would fit"
-        )
+    patients = dataset.declared_patients * dataset.held_out
+    for kind in evaluation_kinds(study):
+        ring = counts_ring(study, kind)
+        if ring is not None and ring.cut < patients:
+            raise PlanError(
+                f"evaluation.bins: {kind} counts of {study.evaluation.bins} bins over {len(study.cohort.hospitals)} "
+                f"hospitals are cut at {ring.cut:.0f} patients of one hospital, and this one evaluates on about "
+                f"{patients:.0f}; a study with fewer bins or hospitals would fit"
+            )
     return made
 
 

@@ -17,7 +17,7 @@ from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
 from datasites.privacy.calibration import ceil
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evaluation_edges
 from datasites.study.manifest import DELTA_OVER_ALL, Study
-from datasites.study.rounds import LATTICE, counts_noise, counts_ring, interim_evaluations, tail_delta
+from datasites.study.rounds import LATTICE, counts_noise, counts_ring, evaluation_kinds, interim_evaluations, tail_delta
 from datasites.study.survivors import honest_contributors, noise_factor
 
 #: Parts of epsilon that each mechanism may cost where one patient may lose by both; the largest that fits is taken.
@@ -312,7 +312,8 @@ def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
         )
     shared = study.shared
     assert shared is not None
-    counts_ring(study, "final")
+    for kind in evaluation_kinds(study):
+        counts_ring(study, kind)
     interim = interim_evaluations(study)
     training = PrivacyPlan(
         clip=shared.clip,

@@ -234,6 +234,11 @@ def interim_evaluations(study: Study) -> int:
     return (study.rounds - 1) // study.evaluation.every if study.evaluation.every else 0
 
 
+def evaluation_kinds(study: Study) -> tuple[EvaluationKind, ...]:
+    """The kinds of evaluation that the study holds."""
+    return ("interim", "final") if interim_evaluations(study) else ("final",)
+
+
 def tail_delta(hospitals: int, rounds: int, epsilon: float) -> float:
     """What delta must pay for noise that passes `TAIL_SD`, over all coordinates, hospitals and rounds of a study.
 

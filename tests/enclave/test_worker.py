@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasites.enclave import protocol
+from datasites.enclave import inside, protocol
 from datasites.enclave.confine import Limits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker import (
@@ -465,6 +465,18 @@ def _inside(pid):
     children = Path(f"/proc/{pid}/task").glob("*/children")
     below = [int(child) for path in children for child in path.read_text().split()]
     return _inside(below[0]) if below else pid
+
+
+def test_more_rows_than_the_rounding_is_proved_for_are_refused(monkeypatch):
+    monkeypatch.setattr(inside, "MOST_ROWS", 3)
+    enclave = inside.Enclave(Limits(), ())
+    for rows in (3, 4):
+        arrays = {"x": np.zeros((rows, 2), np.float32), "y": np.zeros(rows, np.float32)}
+        if rows == 3:
+            enclave.answer(protocol.LoadData(partition="training"), arrays)
+            continue
+        with pytest.raises(Exception, match="more than 3 rows; rounding is accounted for"):
+            enclave.answer(protocol.LoadData(partition="training"), arrays)
 
 
 UNVERIFIED = """

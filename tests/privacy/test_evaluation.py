@@ -79,6 +79,23 @@ def test_counts_with_less_noise_than_is_priced_are_refused(plan, ring):
         noised_counts([0.1], [0], [1], plan, "final", ring=ring)
 
 
+def test_counts_are_cut_before_their_noise_and_stay_within_the_bound_with_it():
+    """Cut after it, a cell of many patients would hold next to no noise."""
+    wide = shared_ring()
+    tight = wide.model_copy(update={"cut": 3.0, "bound": 3.0 + 10 * wide.deviation})
+    drawn = [
+        noised_counts(
+            [0.1] * 400, [0] * 400, np.arange(400), SHARED, "final",
+            ring=tight, randomness=SecureRandom(bytes([i % 256] * 30 + [i // 256] * 2)),
+        )
+        for i in range(1000)
+    ]  # fmt: skip
+    full = np.array(drawn)[:, 0, 0] * tight.grid
+    assert np.abs(full).max() < tight.bound
+    assert full.std() == pytest.approx(tight.deviation, rel=0.1)
+    assert full.mean() == pytest.approx(3.0, abs=5 * tight.deviation / np.sqrt(1000))
+
+
 def test_one_key_gives_the_same_counts_and_another_key_others():
     first, again, other = (
         noised_counts([0.1], [0], [1], PLAN, "final", randomness=SecureRandom(key))

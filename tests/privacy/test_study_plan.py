@@ -12,7 +12,7 @@ from datasites.privacy.plan import PlanError
 from datasites.privacy.study_plan import Limits, plan_of
 from datasites.study.manifest import Study
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import LATTICE
+from datasites.study.rounds import LATTICE, RingRefused, counts_ring
 from tests.study.studies import HEART, distributed
 
 LIMITS = Limits(epsilon=3.0, delta=1e-5, sampling_rate=0.5)
@@ -126,3 +126,13 @@ def test_a_study_without_the_wave_is_shown_what_that_costs() -> None:
     assert made.noise_factor() == pytest.approx(1.43, abs=0.005)
     assert "1.429 instead of 1.237" in str(made)
     assert "instead of" not in str(plan_of(distributed(49, cohort={"threshold": 33})))
+
+
+def test_a_study_whose_interim_counts_fit_no_ring_is_refused_before_it_runs() -> None:
+    """Their noise is the larger the less they cost: each interim round would be refused, after approval."""
+    interim = {"every": 1, "interim_share": 1e-9, "noise_multiplier": 50.0}
+    study = distributed(255, evaluation=interim, cohort={"patients": 20_000, "threshold": 250})
+    limits = Limits(epsilon=100.0, delta=1e-5, sampling_rate=0.5)
+    assert counts_ring(study, "final") is not None
+    with pytest.raises(RingRefused, match="all else equal"):
+        plan_of(study, limits)

@@ -617,6 +617,13 @@ def test_terms_outside_the_plan_are_refused(terms, local, options, words):
         train_round(linear(4), None, x, y, patients, terms, local, **{"divisor": 1.0, **options})
 
 
+def test_a_model_larger_than_the_rounding_is_proved_for_is_refused(monkeypatch):
+    monkeypatch.setattr(trainer, "LARGEST_MODEL", 3)
+    x, y, patients = rows(40)
+    with pytest.raises(TrainingRefused, match="more than 3 parameters; rounding is accounted for"):
+        shared_round(linear(4), None, x, y, patients, plan(**SHARED))
+
+
 def test_a_sum_is_cut_before_its_noise_and_stays_within_the_bound_with_it():
     # Patients beyond counting pull one way: cut after its noise, the release would have next to none.
     x, y, patients = rows(400, features=3)
