@@ -36,7 +36,7 @@ _ENTERED = "tests/hospital/test_entered_log.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
-_SHARED = "tests/hospital/test_machine_shared.py"
+_MACHINE = "tests/hospital/test_machine_shared.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
 
@@ -106,6 +106,13 @@ MUTATIONS = (
         "datasites/privacy/evaluation.py",
         "discrete_gaussian(len(counts), ring.deviation / ring.grid, randomness)",
         "discrete_gaussian(len(counts), 0.5 * ring.deviation / ring.grid, randomness)",
+        (_EVALUATION,),
+    ),
+    Mutation(
+        "evaluation: counts are cut by the ring, after their noise",
+        "datasites/privacy/evaluation.py",
+        "np.rint(np.clip(counts, -ring.cut, ring.cut) / ring.grid)",
+        "np.rint(counts / ring.grid)",
         (_EVALUATION,),
     ),
     Mutation(
@@ -535,7 +542,7 @@ MUTATIONS = (
         "datasites/hospital/machine.py",
         "worker.pause() if rounds_at_work(home) else worker.resume()",
         "worker.resume()",
-        (f"{_SHARED}::test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work",),
+        (f"{_MACHINE}::test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work",),
     ),
     Mutation(
         "tick: a measurement counts the time in which it was stopped",
@@ -616,6 +623,13 @@ MUTATIONS = (
         '                key=keys.key("evaluation"),\n',
         '                key=keys.key("training"),\n',
         (f"{_RETRY}::test_training_and_evaluation_of_a_round_have_keys_of_their_own",),
+    ),
+    Mutation(
+        "withdrawal: a worker at work keeps the patient's rows",
+        "datasites/hospital/row_work.py",
+        "if self._worker is not None and gone != self._withdrawn:",
+        "if self._worker is not None and False:",
+        (f"{_RETRY}::test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal",),
     ),
     Mutation(
         "retry: a restart forgets the failures of a round",

@@ -207,6 +207,44 @@ def test_a_withdrawal_between_two_tries_gives_the_second_other_keys(
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the rows of the round before, and their commitment stands in its keys."""
+    given: list[int] = []
+    bound: list[str] = []
+    start = row_work.start_worker
+
+    def started(home: Any, case: Any, rows: Any) -> Worker:
+        given.append(sum(len(part.y) for part in rows.values()))
+        return start(home, case, rows)
+
+    begin = RowWork.begin
+
+    def begun(work: RowWork, case: Any, manifest: Any, model: Any, keys: Callable[[str], RoundKeys]) -> Any:
+        return begin(work, case, manifest, model, lambda records: (bound.append(records), keys(records))[1])
+
+    monkeypatch.setattr(row_work, "start_worker", started)
+    monkeypatch.setattr(RowWork, "begin", begun)
+    home, withdrawals = running.site.home, running.site.home.withdrawals / "heart.json"
+    running.set_up()
+    with np.load(home.prepared / running.study / "records.npz") as stored:
+        patient = str(stored["patient"][0])
+        theirs = int((stored["patient"] == patient).sum())
+    try:
+        running.open(1)
+        running.steps()
+        withdrawals.parent.mkdir(exist_ok=True)
+        withdrawals.write_text(f'["{patient}"]')
+        running.open(2)
+        running.steps()
+    finally:
+        withdrawals.unlink(missing_ok=True)
+    assert running.heard(2, letters.MASKED)
+    assert given == [given[0], given[0] - theirs]
+    assert bound[0] != bound[1]
+
+
 INPUTS = {"manifest": "a" * 64, "approval": "b" * 64, "records": "c" * 64}
 
 
