@@ -31,6 +31,7 @@ _EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_
 _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
 _RESTORED = "tests/hospital/test_restored.py"
+_ENDING = "tests/enclave/test_ending.py"
 _RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
 _ENTERED = "tests/hospital/test_entered_log.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
@@ -835,6 +836,34 @@ MUTATIONS = (
         '            "MALLOC_ARENA_MAX": "2",\n',
         "",
         ("tests/enclave/test_sandbox.py::test_threads_leave_a_worker_the_addresses_of_its_memory",),
+    ),
+    Mutation(
+        "worker: its code clears the signal by which it ends with the datasite",
+        "datasites/enclave/confine.py",
+        "(_JEQ, 1, 0, _PR_SET_PDEATHSIG), ",
+        "",
+        (f"{_ENDING}::test_a_worker_that_lets_go_of_its_parent_ends_with_the_datasite",),
+    ),
+    Mutation(
+        "worker: a kill ends its first process alone",
+        "datasites/enclave/processes.py",
+        "        found = list(family(pid))\n",
+        "        found = [pid]\n",
+        (f"{_ENDING}::test_a_worker_that_lets_go_of_its_parent_is_killed_with_all_its_processes",),
+    ),
+    Mutation(
+        "worker: stopped before the kernel knows with whom it ends",
+        "datasites/enclave/worker.py",
+        " and processes.bound(self.pid)",
+        "",
+        (f"{_ENDING}::test_a_worker_that_was_paused_as_it_started_ends_with_the_datasite",),
+    ),
+    Mutation(
+        "worker: what was sent by a datasite that has ended is begun",
+        "datasites/enclave/inside.py",
+        "    if _left_alone(requests):\n",
+        "    if False:\n",
+        (f"{_ENDING}::test_what_a_datasite_sent_that_has_ended_is_not_begun",),
     ),
     Mutation(
         "sandbox: root serves without a word",

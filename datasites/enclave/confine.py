@@ -3,8 +3,9 @@
 Runs inside the sandbox, as trusted code, once. Limits are set hard, so that nothing in the process can raise them.
 The system call filter is a classic BPF program (seccomp mode 2, all threads): it refuses sockets, new programs, new
 processes, new namespaces, mounts, tracing, kernel keys, io_uring and the other calls that a training loop never makes
-and that kernel exploits like. Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none,
-and bubblewrap's namespaces remain.
+and that kernel exploits like; and any change of the signal by which the kernel ends this process with its parent.
+Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none, and bubblewrap's namespaces
+remain.
 
 **Guarantee (memory).** Where no devices are given, what the process can keep is `Limits.memory` of private memory that
 it may write, and of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V
@@ -24,6 +25,7 @@ import errno
 import os
 import platform
 import resource
+import signal
 import struct
 from typing import Annotated
 
@@ -66,7 +68,7 @@ _LD_ABS, _JEQ, _JSET, _JGE, _RET = 0x20, 0x15, 0x45, 0x35, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARGUMENTS = 0, 4, 16
 _CLONE_THREAD = 0x00010000
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 38, 22
 _SECCOMP_SET_MODE_FILTER, _TSYNC = 1, 1
 _X32_BIT = 0x40000000
 
@@ -246,6 +248,13 @@ def confine(limits: Limits) -> tuple[str, ...]:
     return ()
 
 
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends. Call before `confine`, which seals it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PDEATHSIG) was refused")
+
+
 def _resources(limits: Limits) -> list[tuple[int, int]]:
     chosen = [
         (resource.RLIMIT_CORE, 0),
@@ -300,7 +309,7 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
     program += _judged(
         _FCNTL[column], 1, [(_JEQ, last - place, int(place == last), one) for place, one in enumerate(commands)]
     )
-    program += _judged(_PRCTL[column], 0, [(_JEQ, 0, 1, _PR_SET_SECCOMP)])
+    program += _judged(_PRCTL[column], 0, [(_JEQ, 1, 0, _PR_SET_PDEATHSIG), (_JEQ, 0, 1, _PR_SET_SECCOMP)])
     if not devices:
         for _, numbers, argument, flags in _REFUSED_FLAGS:
             if (number := numbers[column]) is not None:

@@ -37,7 +37,7 @@ from datasites.enclave.sandbox import Sandbox
 _SECONDS = 120
 _CLONE_NEWUSER = 0x10000000
 _PTRACE_TRACEME, _PTRACE_ATTACH = 0, 16
-_PR_SET_SECCOMP = 22
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP = 1, 22
 _GROWING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100
 
 
@@ -348,6 +348,11 @@ def _limits(_: Targets) -> str | None:
     return None
 
 
+def _end(_: Targets) -> str | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    return "may go on when the datasite ends" if libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0) == 0 else None
+
+
 def _trace(targets: Targets) -> str | None:
     libc = ctypes.CDLL(None, use_errno=True)
     traced = (
@@ -391,6 +396,7 @@ _AFTER: dict[str, Callable[[Targets], str | None]] = {
     "fill the disk": _scratch,
     "keep memory outside of the limits": _memory_of_the_kernel,
     "raise a limit": _limits,
+    "outlive the datasite": _end,
 }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ import torch
 import torch._dynamo  # torch loads it at the first layer that runs, and it makes a folder, which `confine` refuses
 
 from datasites.enclave import loader, protocol
-from datasites.enclave.confine import Limits, confine
+from datasites.enclave.confine import Limits, confine, end_with_parent
 from datasites.enclave.shapes import check_shapes
 from datasites.privacy import alone, evaluation, parameters, probe, trainer
 from datasites.privacy.batches import Tensors, tensors
@@ -321,6 +322,13 @@ def _take_pipe() -> tuple[int, int]:
     return requests, replies
 
 
+def _left_alone(requests: int) -> bool:
+    """Whether nobody can write to the pipe any more, whatever it holds still."""
+    looked = select.poll()
+    looked.register(requests, 0)
+    return any(event & select.POLLHUP for _, event in looked.poll(0))
+
+
 def _out_of_time(_: int, __: object) -> None:
     raise _CpuTimeUsed
 
@@ -329,6 +337,9 @@ def main() -> None:
     """Serve requests until `close` or the end of the pipe."""
     limits = Limits.model_validate_json(sys.argv[1])
     requests, replies = _take_pipe()
+    end_with_parent()
+    if _left_alone(requests):
+        return  # the datasite ended before the kernel would have told; what it had sent is not for anyone
     # The first process of a sandbox gets only signals that it handles; without this the limit would be silent.
     signal.signal(signal.SIGXCPU, _out_of_time)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -146,7 +146,9 @@ class Sandbox:
         # bubblewrap's own environment is emptied too: a helper process of its would show it in /proc.
         emptied = [_env_program(), "-i"]
         if self._bwrap is None:
-            return [*emptied, *variables, sys.executable, *python]
+            # As --die-with-parent below, where there is a program for it.
+            bound = shutil.which("setpriv", path="/usr/bin:/bin")
+            return [*((bound, "--pdeathsig", "KILL") if bound else ()), *emptied, *variables, sys.executable, *python]
         arguments_ = [
             *emptied,
             str(self._bwrap),

@@ -1,9 +1,9 @@
 """The datasite's end of the pipe: starts a worker in the sandbox, speaks the protocol with it, and ends it.
 
 One warm worker serves one running study. It dies with the datasite: the pipe closes, and the kernel kills the sandbox
-when the thread that started it ends, which is why each worker has a thread of its own. A worker that crashed, hung or
-spoke out of protocol is dead for good; the caller starts another, and nothing was released in between, because what
-leaves a hospital leaves from the datasite, never from here.
+when the thread that started it ends, which is why each worker has a thread of its own, and what is in the sandbox with
+that. A worker that crashed, hung or spoke out of protocol is dead for good; the caller starts another, and nothing was
+released in between, because what leaves a hospital leaves from the datasite, never from here.
 
 Imports no torch.
 
@@ -13,12 +13,19 @@ calls for, parameters with the approved number (before there is one, with `Limit
 the plan, seconds with the wall time allowed. A reply costs this process the bytes of the arrays asked for, and under
 24 MiB to read a header of at most 1 MiB and 150,000 values; anything else ends the worker with a `WorkerError`.
 Assumption: the request was made of approved terms, as `hospital.row_work` does.
+
+**Guarantee (a worker's end).** Whatever the process in the sandbox does, it ends with all that it started when `kill`
+is called, when a deadline has come, and when the datasite ends, by kill -9 too, paused or not; and `kill` waits for
+none of that. What a datasite sent that ended before the sandbox stood is not begun. Assumptions: the filter (`confine`)
+is known for this processor; bubblewrap sets the signals by which its two processes end before it starts Python. Not
+claimed: (1) A kill -9 of the datasite, or of bubblewrap, in the milliseconds in which a sandbox is made may leave
+bubblewrap's own process asleep, without model code and rows. (2) Where `sandbox.mode` is off: code that changes its
+user, as root's can, or where there is no `setpriv`, a worker that is stopped before its libraries are imported.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import os
 import selectors
@@ -37,7 +44,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import JsonValue
 
-from datasites.enclave import cgroup, protocol
+from datasites.enclave import cgroup, processes, protocol
 from datasites.enclave.sandbox import Sandbox
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import sha256_hex
@@ -47,6 +54,8 @@ from datasites.study.schema import DataModel
 
 _LOG_BYTES = 64 * 1024
 _CHUNK = 1024 * 1024
+#: Seconds between two looks whether a process has ended that others may have left their standard error to.
+_LOOKS = 0.2
 #: Seconds between two looks at the clock of a worker that is paused right before a deadline.
 _PAUSE_STEP = 0.02
 
@@ -149,6 +158,7 @@ class Worker:
         self._killed = False
         self._pausing = threading.Lock()
         self._paused_at: float | None = None
+        self._stopped = False
         #: Seconds that it was paused before.
         self._paused = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -210,14 +220,14 @@ class Worker:
             for name, partition in (data or {}).items():
                 worker.give(name, partition)
         except BaseException:
-            worker.kill()
+            worker.kill(wait=True)
             raise
         return worker
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs. A worker that is not alive never comes back; start another."""
-        return self._process is not None and self._process.poll() is None
+        """Whether the process runs and was not killed. A worker that isn't alive never comes back; start another."""
+        return not self._killed and self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -264,7 +274,7 @@ class Worker:
         reply, results = self._ask(request, protocol.Trained, self._timeouts.train, arrays, gives=layout)
         update = self._vector(results, layout)
         if reply.steps > plan.steps_per_round:
-            self.kill()
+            self.kill(wait=True)
             raise WorkerRefused(
                 f"the trainer ran {reply.steps} steps in round {round}, the plan pays for {plan.steps_per_round}",
                 rule="steps",
@@ -310,7 +320,7 @@ class Worker:
             ("seconds_per_round", reply.seconds_per_round, self._timeouts.train + self._paused),
         ):
             if said > most:
-                self.kill()
+                self.kill(wait=True)
                 raise WorkerCrashed(
                     f"the worker says {name} = {said:g}; {most:g} at most were asked for", rule="protocol"
                 )
@@ -379,32 +389,46 @@ class Worker:
                 pass
             finally:
                 self._lock.release()
-        self.kill()
+        self.kill(wait=True)
 
     def pause(self) -> None:
-        """Let the process, with all that it has started, stand still, and its deadlines too; any number of times."""
+        """Let the process, with all that it has started, stand still, and its deadlines too.
+
+        To be called again and again: one whose sandbox is still being made is not stopped yet, so that it ends with the
+        datasite. Its deadlines stand still from the first call on.
+        """
         with self._pausing:
             if self._paused_at is None:
                 self._paused_at = time.monotonic()
-            self._signal(signal.SIGSTOP)
+            if not self._stopped and self.alive and processes.bound(self.pid):
+                processes.signal_all(self.pid, signal.SIGSTOP)
+                self._stopped = True
 
     def resume(self) -> None:
         """Let it go on."""
         with self._pausing:
+            if self._stopped and self.alive:
+                processes.signal_all(self.pid, signal.SIGCONT)
+            self._stopped = False
             if self._paused_at is not None:
-                self._signal(signal.SIGCONT)
                 self._paused += time.monotonic() - self._paused_at
                 self._paused_at = None
 
-    def kill(self) -> None:
-        """End the process now, in whatever it does."""
+    def kill(self, *, wait: bool = False) -> None:
+        """End the process now, with all that it has started, in whatever they do.
+
+        wait: until they have, and the log is complete. Else nobody waits, since how long that takes may depend on rows.
+        """
         process = self._process
         if process is None:
             return
-        self._killed = True
-        process.kill()
-        process.wait()
-        self._thread.join(10)
+        with self._pausing:
+            self._killed = True
+            if process.poll() is None:
+                processes.end(process.pid)
+        if wait:
+            process.wait()
+            self._thread.join(10)
 
     def __enter__(self) -> Self:
         """Use as a context manager closes the worker."""
@@ -437,14 +461,26 @@ class Worker:
             started.set()
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Keep the last of what the process writes to its log, until it ends."""
+        """Keep the last of what the process writes to its log, until it ends, whoever else could write there still."""
         assert process.stderr is not None
-        while chunk := process.stderr.read(4096):
-            self._log.append(chunk)
-            self._log_size += len(chunk)
-            while self._log_size - len(self._log[0]) > _LOG_BYTES:
-                self._log_size -= len(self._log.popleft())
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stderr, selectors.EVENT_READ)
+            ended = False
+            while not ended:
+                ended = process.poll() is not None
+                if selector.select(0 if ended else _LOOKS):
+                    # In one piece what a pipe holds, once it has ended.
+                    chunk = os.read(process.stderr.fileno(), _LOG_BYTES if ended else 4096)
+                    if not chunk:
+                        break
+                    self._keep(chunk)
         process.wait()
+
+    def _keep(self, chunk: bytes) -> None:
+        self._log.append(chunk)
+        self._log_size += len(chunk)
+        while self._log_size - len(self._log[0]) > _LOG_BYTES:
+            self._log_size -= len(self._log.popleft())
 
     def _ask(
         self,
@@ -467,7 +503,7 @@ class Worker:
                     expected=() if gives is None else (gives,),
                 )
             except TimeoutError as error:
-                self.kill()
+                self.kill(wait=True)
                 raise WorkerTimeout(
                     f"no answer to {request.kind} in {seconds:.0f} s; the worker was killed. Allow more time, or "
                     "ask for fewer steps or a smaller model",
@@ -477,12 +513,12 @@ class Worker:
             except (EOFError, BrokenPipeError, ConnectionResetError) as error:
                 raise self._ended(f"during {request.kind}") from error
             except protocol.ProtocolError as error:
-                self.kill()
+                self.kill(wait=True)
                 raise WorkerCrashed(f"{request.kind}: {error}", rule="protocol", log=self.log) from error
         if isinstance(reply, protocol.Failed):
             raise self._failure(reply)
         if not isinstance(reply, expected):
-            self.kill()
+            self.kill(wait=True)
             raise WorkerCrashed(f"{request.kind} was answered by {reply.kind}", rule="protocol", log=self.log)
         return reply, results
 
@@ -505,11 +541,11 @@ class Worker:
         if reply.failure == "out_of_memory":
             return WorkerOutOfMemory(reply.reason, rule="memory", log=self.log)
         if reply.failure == "cpu_time":
-            self.kill()
+            self.kill(wait=True)
             return WorkerTimeout(reply.reason, rule="cpu-time", log=self.log)
         if reply.failure in ("refused", "model_error"):
             return WorkerRefused(reply.reason, rule=reply.rule or reply.failure, log=self.log)
-        self.kill()
+        self.kill(wait=True)
         return WorkerCrashed(reply.reason, rule=reply.failure, log=self.log)
 
     def _ended(self, when: str) -> WorkerError:
@@ -518,7 +554,7 @@ class Worker:
         try:
             code = self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self.kill(wait=True)
             return WorkerCrashed(f"the worker closed its pipe {when} and was killed", rule="protocol", log=self.log)
         self._thread.join(10)
         # bubblewrap passes a signal on as exit code 128 + signal; without bubblewrap it is a negative number.
@@ -531,12 +567,6 @@ class Worker:
             )
         name = f"signal {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit code {code}"
         return WorkerCrashed(f"the worker ended {when} with {name}", rule="crash", log=self.log)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.alive:
-            for pid in _family(self.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
 
     def _now(self) -> float:
         """Seconds, by a clock that stands still while the worker is paused."""
@@ -553,7 +583,7 @@ class Worker:
     def _vector(self, arrays: protocol.Arrays, layout: protocol.ArrayLayout) -> Numbers:
         name = layout.name
         if name not in arrays:
-            self.kill()
+            self.kill(wait=True)
             raise WorkerCrashed(f"the worker's reply is without {name}", rule="protocol")
         found: Numbers = arrays[name]
         if not np.isfinite(found).all():
@@ -591,15 +621,6 @@ class Worker:
 
 def _layout(name: str, number: type[np.generic], shape: tuple[int, ...]) -> protocol.ArrayLayout:
     return protocol.ArrayLayout.model_validate({"name": name, "type": np.dtype(number).name, "shape": shape})
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all below it, the eldest first."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has ended
-            found += [one for child in task.read_text().split() for one in _family(int(child))]
-    return found
 
 
 def file_hashes(folder: Path, names: tuple[str, ...] = ("model.py",)) -> dict[str, str]:

@@ -6,14 +6,15 @@ home, and a rehearsal stands still meanwhile (`standing_back`): its worker gets 
 which its deadlines run and a round's ticks are measured.
 
 **Claim (I16).** What a rehearsal shows (outcome, ticks, when it ends) follows from the submission, the mock rows, the
-machine, public figures and *when* rounds are at work, not from how long the rows of another study take; and a
-rehearsal takes no processor from a round, so it makes none late and ends none by a deadline. No round waits for one.
-Assumptions: this process is given the processor once in `LOOKS` seconds, for which both may run side by side when a
-round begins; workers are on this machine. Not claimed: memory, of the machine and of a GPU, which a worker keeps while
-it stands still: a machine holds two workers of `sandbox.limits`, and so must its GPU. Nor caches and the disk; a worker
-that is being started with a study's rows outside of a round (`RowWork.warm`), the hospital's table as it is read, and
-the interpreter of this process in either, beside which a rehearsal goes on: these show in it as a machine's load does.
-A rehearsal waits for as long as rounds follow each other without a gap.
+machine, public figures and *when* rounds are at work, not from how long the rows of another study take; and a rehearsal
+takes no processor from a round, so it makes none late and ends none by a deadline. No round waits for one. Assumptions:
+this process is given the processor once in `LOOKS` seconds, for which both may run side by side when a round begins, as
+they do while a rehearsal's sandbox is made (milliseconds); workers are on this machine. Not claimed: a GPU, on which
+kernels that a worker has queued go on while its process stands still; memory, of the machine and of a GPU, which a
+worker keeps meanwhile: a machine holds two workers of `sandbox.limits`, and so must its GPU. Nor caches and the disk; a
+worker that is being started with a study's rows outside of a round (`RowWork.warm`), the hospital's table as it is
+read, and the interpreter of this process in either, beside which a rehearsal goes on: these show in it as a machine's
+load does. A rehearsal waits for as long as rounds follow each other without a gap.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class RowWork:
         """
         self._closed = True
         if self._worker is not None:
-            self._worker.kill()
+            self._worker.kill(wait=wait)
         self._thread.shutdown(wait=wait, cancel_futures=True)
 
     def _on_thread(self, work: Callable[[], Result]) -> Result:

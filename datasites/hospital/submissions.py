@@ -14,9 +14,10 @@ library holds the interpreter for long. Not claimed: (1) The longest of those ca
 the reader of its file, numpy and pandas, and take longer the more rows it has: other threads may wait for one of them,
 and so a letter that leaves then. (2) That work on rows is as quick while a submission's table is read as without. (3)
 That memory suffices: a worker that stands still keeps what it has, of a GPU too, and a round whose worker finds none
-twice stops its study; a machine holds two workers of `sandbox.limits`. (4) That a submission is examined while rounds
-follow each other without a gap. (5) That work which takes the whole service down, by memory say, is tried twice at
-most: an end of the service is no failure of the work (`failures`), so each start tries again, until people stop it.
+twice stops its study; a machine holds two workers of `sandbox.limits`. Nor that a GPU is free: kernels that a rehearsal
+has queued there go on while it stands still, beside a round. (4) That a submission is examined while rounds follow each
+other without a gap. (5) That work which takes the whole service down, by memory say, is tried twice at most: an end of
+the service is no failure of the work (`failures`), so each start tries again, until people stop it.
 
 The thread writes to database and audit log by itself, as a `recheck` in the console does, and ends soon when the
 service does (`halt`). The process doesn't wait for one that can't: it is then as if it had been killed.

@@ -13,6 +13,7 @@ import pytest
 
 from datasites.enclave import inside, protocol
 from datasites.enclave.confine import Limits
+from datasites.enclave.processes import family
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker import (
     Partition,
@@ -23,7 +24,6 @@ from datasites.enclave.worker import (
     WorkerOutOfMemory,
     WorkerRefused,
     WorkerTimeout,
-    _family,
     file_hashes,
 )
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
@@ -207,7 +207,7 @@ def test_a_measurement_is_of_all_that_the_longest_round_holds(rehearsing, monkey
 
 def states(pid):
     """Of a worker's processes, as the kernel says."""
-    return [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0] for one in _family(pid)]
+    return [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0] for one in family(pid)]
 
 
 def test_a_pause_takes_the_processor_and_counts_for_no_deadline_and_no_measurement(rehearsing, monkeypatch):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from django.db import connections
 
-from datasites.enclave.worker import Worker, _family
+from datasites.enclave.processes import family
+from datasites.enclave.worker import Worker
 from datasites.hospital import admission
 from datasites.hospital.halt import Halt, Halted
 from datasites.hospital.machine import AtWork, rounds_at_work
@@ -40,12 +41,12 @@ BEGIN = (
 
 def processor_time(worker: Worker) -> list[int]:
     """Of each of a worker's processes, in the kernel's clock ticks, user and system."""
-    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _family(worker.pid)]
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in family(worker.pid)]
     return [int(fields[11]) + int(fields[12]) for fields in stats]
 
 
 def stopped(worker: Worker) -> bool:
-    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _family(worker.pid)]
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in family(worker.pid)]
     return all(fields[0] == "T" for fields in stats)
 
 

@@ -1,0 +1,246 @@
+"""A worker ends when it is killed and when its datasite ends, with all its processes, whatever it does against it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from datasites.enclave import processes, protocol
+from datasites.enclave.sandbox import Sandbox, SandboxConfig
+from datasites.enclave.worker import Timeouts, Worker, WorkerCrashed, file_hashes
+from tests.enclave.test_worker import start, study
+
+Mode = Literal["required", "off"]
+
+#: Clears the signal by which it ends with its parent, in each thread, and never ends by itself.
+CLEARING = """
+import ctypes, signal, sys, threading
+from datasites.enclave.confine import Limits, confine
+def clear():
+    return ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+for number in range(1, 64):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+before = clear() if "before" in sys.argv else None
+confine(Limits())
+threading.Thread(target=clear).start()
+sys.stderr.write(f"cleared: {clear()}, {before}\\n"); sys.stderr.flush()
+while True: pass
+"""
+
+#: A datasite with one worker, which it pauses again and again for some seconds before it says its processes.
+#: The worker runs the code that is given, if any.
+DATASITE = """
+import sys, time
+from pathlib import Path
+from datasites.enclave.processes import family
+from datasites.enclave.sandbox import Sandbox, SandboxConfig
+from datasites.enclave.worker import Timeouts, Worker
+folder, mode, seconds, code = sys.argv[1:]
+class Given(Sandbox):
+    def command(self, arguments, frozen=None):
+        return super().command(["-c", code] if code else arguments, frozen)
+worker = Worker(Given(SandboxConfig(mode=mode)), Path(folder), Timeouts())
+while code and "cleared" not in worker.log: time.sleep(0.01)
+until = time.monotonic() + float(seconds)
+while time.monotonic() < until:
+    worker.pause()
+    time.sleep(0.01)
+print(*family(worker.pid), flush=True)
+time.sleep(600)
+"""
+
+
+class Hostile(Sandbox):
+    """A sandbox whose worker runs `CLEARING`."""
+
+    def __init__(self, mode: Mode, *arguments: str) -> None:
+        super().__init__(SandboxConfig(mode=mode))
+        self._arguments = arguments
+
+    def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
+        return super().command(["-c", CLEARING, *self._arguments], frozen)
+
+
+def begun(folder: Path, mode: Mode, *arguments: str) -> Worker:
+    """A hostile worker that was started a moment ago."""
+    return Worker(Hostile(mode, *arguments), folder, Timeouts())
+
+
+def gone(pids: list[int], *, seconds: int = 2) -> bool:
+    """Whether no process of these runs or stands still, after some seconds at most."""
+    for _ in range(100 * seconds):
+        left = [pid for pid in pids if Path(f"/proc/{pid}").exists() and state(pid) not in "ZX"]
+        if not left:
+            return True
+        time.sleep(0.01)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return False
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def until(holds: Callable[[], object]) -> None:
+    for _ in range(3000):
+        if holds():
+            return
+        time.sleep(0.01)
+    pytest.fail("waited in vain")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return study(tmp_path / "study")
+
+
+@pytest.mark.parametrize("mode", ["required", "off"])
+@pytest.mark.parametrize("cleared", ["before", "after"])
+def test_a_worker_that_lets_go_of_its_parent_is_killed_with_all_its_processes(
+    folder: Path, mode: Mode, cleared: str
+) -> None:
+    """Before: as where no filter is known, and nothing refuses it."""
+    worker = begun(folder, mode, cleared)
+    until(lambda: "cleared" in worker.log)
+    pids = list(processes.family(worker.pid))
+    worker.kill()
+    assert not worker.alive
+    assert gone(pids)
+    until(lambda: not worker._thread.is_alive())
+    assert f"cleared: -1, {0 if cleared == 'before' else None}\n" in worker.log
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("mode", ["required", "off"])
+def test_a_worker_that_lets_go_of_its_parent_ends_with_the_datasite(folder: Path, mode: Mode) -> None:
+    assert gone(left_by_a_datasite(folder, mode, 0.0, CLEARING))
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("mode", ["required", "off"])
+@pytest.mark.parametrize("paused", [0.01, 0.5])
+def test_a_worker_that_was_paused_as_it_started_ends_with_the_datasite(folder: Path, mode: Mode, paused: float) -> None:
+    """Its sandbox is made all the same, and the kernel then knows with whom it ends; or the worker notices."""
+    assert gone(left_by_a_datasite(folder, mode, paused), seconds=60)
+
+
+def left_by_a_datasite(folder: Path, mode: Mode, paused: float, code: str = "") -> list[int]:
+    """Processes of a worker that was paused for some seconds and then lost its datasite, by kill -9."""
+    command = [sys.executable, "-c", DATASITE, str(folder), mode, str(paused), code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as datasite:
+        assert datasite.stdout is not None
+        pids = [int(pid) for pid in datasite.stdout.readline().split()]
+        datasite.kill()
+    assert pids
+    return pids
+
+
+@pytest.mark.parametrize("mode", ["required", "off"])
+def test_a_worker_that_is_killed_while_it_starts_leaves_nothing(folder: Path, mode: Mode) -> None:
+    for milliseconds in (0, 1, 2, 3, 4, 5, 6, 8, 10, 20):
+        worker = begun(folder, mode, "after")
+        time.sleep(milliseconds / 1000)
+        worker.pause()
+        time.sleep(0.01)
+        worker.pause()
+        session = worker.pid
+        pids = list(processes.family(session))
+        worker.kill()
+        assert gone(pids)
+        until(lambda worker=worker: not worker._thread.is_alive())
+        assert gone([pid for one in Path("/proc").glob("[0-9]*") if session_of(pid := int(one.name)) == session])
+
+
+def session_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[3])
+    except OSError:
+        return 0
+
+
+def test_whoever_kills_a_worker_waits_for_nobody_unless_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = begun(folder, "required", "after")
+    until(lambda: "cleared" in worker.log)
+    me, wait, join = threading.get_ident(), subprocess.Popen.wait, threading.Thread.join
+    waited: list[str] = []
+
+    def waits(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if threading.get_ident() == me:
+            waited.append("process")
+        return wait(self, timeout)
+
+    def joins(self: threading.Thread, timeout: float | None = None) -> None:
+        waited.append("thread")
+        join(self, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", waits)
+    monkeypatch.setattr(threading.Thread, "join", joins)
+    worker.kill()
+    assert waited == []
+    worker.kill(wait=True)
+    assert waited == ["process", "thread"]
+    assert not worker._thread.is_alive()
+
+
+def test_the_log_of_a_worker_ends_with_it_though_others_hold_it(folder: Path) -> None:
+    """So its group (`cgroup`) is killed then, whoever is left in it."""
+
+    class Held(Sandbox):
+        def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
+            return ["/bin/sh", "-c", "sleep 600 & echo $! >&2; setsid sleep 600 & echo $! >&2; wait"]
+
+    worker = Worker(Held(SandboxConfig(mode="off")), folder, Timeouts())
+    until(lambda: worker.log.count("\n") == 2)
+    left = [int(line) for line in worker.log.split()]
+    os.kill(worker.pid, signal.SIGKILL)
+    try:
+        until(lambda: not worker._thread.is_alive())
+        assert {state(pid) for pid in left} == {"S"}
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.waits
+def test_what_a_datasite_sent_that_has_ended_is_not_begun(folder: Path) -> None:
+    request = protocol.LoadCode(
+        folder=str(Sandbox().inside(folder)), files=file_hashes(folder), n_features=5, config={}, data_model=None
+    )
+    sent = b"".join(protocol.encode(request))
+    limits = Sandbox().limits.model_dump_json()
+    command = Sandbox().command(["-m", "datasites.enclave.inside", limits], folder)
+    done = subprocess.run(command, input=sent, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+
+
+@pytest.mark.waits
+def test_a_worker_that_stands_still_is_not_looked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which costs a file for each of its threads."""
+    with start(folder) as worker:
+        worker.pause()
+        looked: list[Any] = []
+        monkeypatch.setattr(processes, "family", lambda pid: looked.append(pid) or iter([pid]))
+        worker.pause()
+        assert looked == []
+        monkeypatch.undo()
+        worker.resume()
+        assert worker.initial_parameters().shape == (29,)
+        worker.pause()
+        until(lambda: {state(pid) for pid in processes.family(worker.pid)} == {"T"})
+        worker.kill()
+        with pytest.raises(WorkerCrashed):
+            worker.initial_parameters()
