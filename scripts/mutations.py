@@ -557,6 +557,13 @@ MUTATIONS = (
             "test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once",
         ),
     ),
+    Mutation(
+        "records are in their place before anything says which they are",
+        "datasites/hospital/cases.py",
+        'for name in ("prepared.json", PREPARED_FILE):',
+        'for name in (PREPARED_FILE, "prepared.json"):',
+        ("tests/hospital/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
+    ),
     # Store, protocol, evidence, sandbox and intake.
     Mutation(
         "seizure: the key that opens stored bundles outlives ready",

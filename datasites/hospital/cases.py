@@ -36,6 +36,7 @@ from datasites.privacy import sampling
 from datasites.privacy.accountant import compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
+from datasites.study.durable import move_durably, write_durably
 from datasites.study.errors import InputError
 from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
@@ -201,7 +202,13 @@ def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = Fals
 
 @dataclass(frozen=True)
 class StagedRecords:
-    """A study's encoded records, not yet in the place from which they are trained on."""
+    """A study's encoded records, not yet in the place from which they are trained on.
+
+    **Claim.** Ended anywhere while these are kept, no approval counts for other records than those that are there. What
+    says which records they are (`prepared.json`) is on the disk before they are, and they before the case's row: until
+    all three are, what would run is not what the case was examined as, and `code` denies it until it is examined again.
+    Assumes a file system and a database that keep what they have acknowledged.
+    """
 
     prepared: Prepared
     reports: tuple[FeatureReadiness, ...]
@@ -219,8 +226,8 @@ class StagedRecords:
             def keep() -> None:
                 remember()
                 target.mkdir(parents=True, exist_ok=True, mode=0o700)
-                for name in (PREPARED_FILE, "prepared.json"):
-                    (self.folder / name).replace(target / name)
+                for name in ("prepared.json", PREPARED_FILE):
+                    move_durably(self.folder / name, target / name)
 
             yield keep
 
@@ -258,7 +265,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
             # Else the disk may be told to write them only at the commit of the transaction that keeps them.
             file.flush()
             os.fsync(file.fileno())
-        (folder / "prepared.json").write_bytes(prepared.canonical())
+        write_durably(folder, {"prepared.json": prepared.canonical()})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

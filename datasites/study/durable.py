@@ -32,8 +32,13 @@ def write_beside(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> 
 
 def put_in_place(path: Path) -> None:
     """The second half: put what was written beside `path` there; the same work whatever the size."""
-    os.replace(path.with_name(path.name + ".new"), path)
-    _sync_folder(path.parent)
+    move_durably(path.with_name(path.name + ".new"), path)
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Put a file that is on the disk in the place of another, on one file system; it is there when this returns."""
+    os.replace(source, target)
+    _sync_folder(target.parent)
 
 
 def write_durably(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
