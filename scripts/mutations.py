@@ -564,6 +564,13 @@ MUTATIONS = (
         'for name in (PREPARED_FILE, "prepared.json"):',
         ("tests/hospital/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
     ),
+    Mutation(
+        "patients: all of them in one portion",
+        "datasites/hospital/patients.py",
+        "_BITS = 12",
+        "_BITS = 0",
+        ("tests/hospital/test_patients.py::test_nothing_that_holds_patients_is_made_or_freed_in_one_piece",),
+    ),
     # Store, protocol, evidence, sandbox and intake.
     Mutation(
         "seizure: the key that opens stored bundles outlives ready",

@@ -27,7 +27,7 @@ from datasites.hospital.harmonise import FeatureReadiness, Prepared, prepare, re
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
-from datasites.hospital.patients import remembering, require_others, row_identities
+from datasites.hospital.patients import Digests, remembering, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import invented_rows
@@ -215,7 +215,7 @@ class StagedRecords:
     folder: Path
     population: str
     identity: str
-    patients: frozenset[bytes]
+    patients: Digests
 
     @contextmanager
     def keeping(self, home: Home, study_hash: str) -> Iterator[Callable[[], None]]:
@@ -256,7 +256,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     names = row_identities(home, table) if mapping.patient is None else None
     arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
     accepted = other_patients(dataset.population)
-    patients = require_others(home, dataset.population, arrays["patient"].tolist(), accepted)
+    patients = require_others(home, dataset.population, map(str, arrays["patient"]), accepted)
     folder = new_staging(home)
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)

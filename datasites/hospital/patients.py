@@ -9,9 +9,13 @@ Budgets hold per population, so a patient who stands in two of them would have t
 records were prepared are kept per population under one key of the hospital, and compared with those of the others. What
 this can't see: a patient under another pseudonym, or in a table that was written anew.
 
-**Claim.** Nobody who was kept is forgotten, whichever threads and processes keep patients of one population at once;
-and no lock that others wait for, of the database or of the interpreter, is held for a time that grows with the number
-of patients (I16). Assumes `flock` on the home's disk.
+**Claim.** Nobody who was kept is forgotten, whichever threads and processes keep patients of one population at once.
+The database is kept from others for no longer the more patients there are; and digests are held, compared, sorted,
+written and freed in thousands of portions, so that no single call of the interpreter, for whose length other threads of
+this process get no turn, is on more than one portion's patients (I16). Assumes `flock` on the home's disk.
+
+Not claimed: that of what is done with the table before, its rows' names included (`ticks`); and a portion grows too, if slowly: it
+holds some 500 of two million patients.
 """
 
 from __future__ import annotations
@@ -20,9 +24,10 @@ import fcntl
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain
+from itertools import groupby
+from pathlib import Path
 
 import pandas as pd
 
@@ -35,6 +40,9 @@ from datasites.study.errors import InputError
 
 #: Bytes of a digest that are kept: a chance meeting among a billion patients is below 2^-60.
 KEPT = 16
+#: Digests of patients in portions by their first bits, each of which holds its own once, sorted and joined.
+Digests = tuple[bytes, ...]
+_BITS = 12
 
 
 class SamePatients(InputError):
@@ -59,9 +67,7 @@ def row_identities(home: Home, table: pd.DataFrame) -> list[str]:
     return names
 
 
-def require_others(
-    home: Home, population: str, identities: Iterable[str], accepted: frozenset[str]
-) -> frozenset[bytes]:
+def require_others(home: Home, population: str, identities: Iterable[str], accepted: frozenset[str]) -> Digests:
     """Digests of these patients, or `SamePatients` where some of them stand in a population that isn't `accepted`.
 
     accepted: populations of which two people said that they are other patients. A population whose patients were
@@ -80,8 +86,7 @@ def require_others(
                 f"population {population}: population {other} has a budget, and who its patients are is not known "
                 f"here; {remedy}"
             )
-        theirs = _known(home, other)
-        both = sum(digest in theirs for digest in digests)
+        both = sum(len(_each(ours) & _each(theirs)) for ours, theirs in zip(digests, _known(home, other), strict=True))
         if both:
             raise SamePatients(
                 f"population {population}: {both} of its patients stand in population {other} too, under the same "
@@ -91,7 +96,7 @@ def require_others(
 
 
 @contextmanager
-def remembering(home: Home, population: str, digests: frozenset[bytes]) -> Iterator[Callable[[], None]]:
+def remembering(home: Home, population: str, digests: Digests) -> Iterator[Callable[[], None]]:
     """Give what keeps these patients among those of the population, for good, when it is called.
 
     The call is the same little work for any number of patients, to be made in a transaction: all that takes longer the
@@ -102,7 +107,8 @@ def remembering(home: Home, population: str, digests: frozenset[bytes]) -> Itera
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        beside = write_beside(path, _in_order(chain(_known(home, population), digests)))
+        known = _known(home, population)
+        beside = write_beside(path, (_in_order(ours + theirs) for ours, theirs in zip(digests, known, strict=True)))
         try:
             yield partial(put_in_place, path)
         finally:
@@ -111,23 +117,36 @@ def remembering(home: Home, population: str, digests: frozenset[bytes]) -> Itera
         os.close(lock)
 
 
-def _in_order(digests: Iterable[bytes]) -> bytes:
-    """Each once, sorted: in portions, since one sort of all would keep the interpreter from every other thread."""
-    portions: list[set[bytes]] = [set() for _ in range(1 << 12)]
+def in_portions(digests: Iterable[bytes]) -> Digests:
+    """Put digests into portions, whatever order they come in."""
+    gathered = [bytearray() for _ in range(1 << _BITS)]
     for digest in digests:
-        portions[int.from_bytes(digest[:2]) >> 4].add(digest)
-    return b"".join(b"".join(sorted(portion)) for portion in portions)
+        gathered[int.from_bytes(digest[:2]) >> (16 - _BITS)] += digest
+    return tuple(_in_order(portion) for portion in gathered)
 
 
-def _digests(home: Home, identities: Iterable[str]) -> frozenset[bytes]:
+def _in_order(portion: bytes | bytearray) -> bytes:
+    """Each of a portion once, sorted: so they tell nothing of the order in which patients came."""
+    return b"".join(sorted(_each(portion)))
+
+
+def _each(portion: bytes | bytearray) -> set[bytes]:
+    return {bytes(portion[start : start + KEPT]) for start in range(0, len(portion), KEPT)}
+
+
+def _digests(home: Home, identities: Iterable[str]) -> Digests:
     key = Commitments(home)
-    different = {identity for identity in identities}  # noqa: C416 (step by step: one call would hold the interpreter)
-    return frozenset(bytes.fromhex(key.commit("patient", identity.encode()))[:KEPT] for identity in different)
+    # Rows of one patient that follow one another are one; a set of all patients would grow and be freed in one call.
+    return in_portions(
+        bytes.fromhex(key.commit("patient", identity.encode()))[:KEPT] for identity, _ in groupby(identities)
+    )
 
 
-def _known(home: Home, population: str) -> frozenset[bytes]:
-    try:
-        stored = (home.identities / f"{population}.bin").read_bytes()
-    except FileNotFoundError:
-        return frozenset()
-    return frozenset(stored[start : start + KEPT] for start in range(0, len(stored), KEPT))
+def _known(home: Home, population: str) -> Digests:
+    return in_portions(_stored(home.identities / f"{population}.bin"))
+
+
+def _stored(path: Path) -> Iterator[bytes]:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        while block := file.read(KEPT << _BITS):
+            yield from (block[start : start + KEPT] for start in range(0, len(block), KEPT))

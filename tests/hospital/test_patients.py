@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -266,10 +267,10 @@ def test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home, fsync, second = desk.site.home, os.fsync, []
-    first, other = frozenset([b"a" * patients.KEPT]), frozenset([b"b" * patients.KEPT])
+    first, other = b"a" * patients.KEPT, b"b" * patients.KEPT
 
-    def keep(digests: frozenset[bytes]) -> None:
-        with patients.remembering(home, "heart", digests) as remember:
+    def keep(digest: bytes) -> None:
+        with patients.remembering(home, "heart", patients.in_portions([digest])) as remember:
             remember()
 
     def written(descriptor: int) -> None:
@@ -281,13 +282,46 @@ def test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once(
     monkeypatch.setattr(os, "fsync", written)
     keep(first)
     second[0].join(60)
-    assert (home.identities / "heart.bin").read_bytes() == b"".join(sorted(first | other))
+    assert (home.identities / "heart.bin").read_bytes() == first + other
     assert [path.name for path in home.identities.glob("heart.bin*")] == ["heart.bin"]
 
 
 @given(st.sets(st.binary(min_size=patients.KEPT, max_size=patients.KEPT)))
 def test_what_is_stored_tells_nothing_of_the_order_in_which_patients_came(digests: set[bytes]) -> None:
-    assert patients._in_order([*digests, *digests]) == b"".join(sorted(digests))
+    assert b"".join(patients.in_portions([*digests, *digests])) == b"".join(sorted(digests))
+
+
+def test_nothing_that_holds_patients_is_made_or_freed_in_one_piece(
+    database: Home,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever grows, sorts or frees one piece that holds all of them gives no other thread a turn meanwhile."""
+    number, largest, fsync = 30_000, list[int](), os.fsync
+
+    def look() -> None:
+        taken = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, patients.__file__)])
+        largest.append(max(trace.size for trace in taken.traces))
+
+    def names() -> Iterator[str]:
+        yield from (f"patient-{i}" for i in range(number))
+        look()
+
+    def written(descriptor: int) -> None:
+        look()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", written)
+    tracemalloc.start()
+    try:
+        digests = patients.require_others(database, "heart", names(), frozenset())
+        for _ in range(2):
+            with patients.remembering(database, "heart", digests) as remember:
+                look()
+                remember()
+    finally:
+        tracemalloc.stop()
+    assert (database.identities / "heart.bin").stat().st_size >= number * patients.KEPT
+    assert max(largest) < 100_000 < number * patients.KEPT, "a block of the file is 65,536 bytes"
 
 
 def in_a_thread(act: Callable[[], object]) -> threading.Thread:
