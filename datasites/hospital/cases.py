@@ -29,6 +29,7 @@ from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
 from datasites.hospital.patients import Digests, remembering, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
+from datasites.hospital.site import Site
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import invented_rows
 from datasites.hospital.withdrawal import stays
@@ -218,10 +219,10 @@ class StagedRecords:
     patients: Digests
 
     @contextmanager
-    def keeping(self, home: Home, study_hash: str) -> Iterator[Callable[[], None]]:
+    def keeping(self, site: Site, study_hash: str) -> Iterator[Callable[[], None]]:
         """Give what puts them into their place, and their patients among those of the population (`remembering`)."""
-        target = records_folder(home, study_hash)
-        with remembering(home, self.population, self.patients) as remember:
+        target = records_folder(site.home, study_hash)
+        with remembering(site, self.population, self.patients) as remember:
 
             def keep() -> None:
                 remember()
