@@ -565,6 +565,44 @@ MUTATIONS = (
             "test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once",
         ),
     ),
+    Mutation(
+        "records are in their place before anything says which they are",
+        "datasites/hospital/cases.py",
+        'for name in ("prepared.json", PREPARED_FILE):',
+        'for name in (PREPARED_FILE, "prepared.json"):',
+        ("tests/hospital/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
+    ),
+    Mutation(
+        "patients: all of them in one portion",
+        "datasites/hospital/patients.py",
+        "_BITS = 12",
+        "_BITS = 0",
+        ("tests/hospital/test_patients.py::test_nothing_that_holds_patients_is_made_or_freed_in_one_piece",),
+    ),
+    Mutation(
+        "patients: an older list is taken for all of them",
+        "datasites/hospital/patients.py",
+        "heading.whole and ledger_log.tell(home).token(population) in (heading.token, heading.before)",
+        "heading.whole",
+        ("tests/hospital/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
+    ),
+    Mutation(
+        "patients: the list after a lost one is taken for all of them",
+        "datasites/hospital/patients.py",
+        "_is_whole(home, population) or population not in _charged() | _listed(home)",
+        "True",
+        ("tests/hospital/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
+    ),
+    Mutation(
+        "patients: lists are known after a restore in which the log lost records",
+        "datasites/hospital/ledger_log.py",
+        "lists=dict.fromkeys(self.lists, unknown), lists_begin=unknown",
+        "lists=self.lists",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_after_a_restore_of_the_log_no_list_of_patients_is_taken_for_all_of_them",
+        ),
+    ),
     # Store, protocol, evidence, sandbox and intake.
     Mutation(
         "seizure: the key that opens stored bundles outlives ready",

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from django.db import transaction
@@ -41,6 +41,7 @@ from datasites.hospital.halt import Halt
 from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.machine import standing_back
 from datasites.hospital.models import Case
+from datasites.hospital.patients import in_portions, remembering
 from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
@@ -72,10 +73,11 @@ _MEND = "mend it and run `datasites review recheck`"
 class _Examined:
     """How far an examination has come: records that must be kept or dropped, and the case to ask the policies about.
 
-    keeping: ticks that putting records into their place takes.
+    keeping: ticks that putting records into their place takes. population: of the patients, once that is known.
     """
 
     keeping: int = 1
+    population: str = ""
     staged: StagedRecords | None = None
     case: OpenCase | None = None
 
@@ -220,12 +222,13 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
             row.terms, row.approval_hash = {}, ""
         halt.check()  # a rehearsal whose worker was killed has not failed
         started = time.monotonic()
-        kept = _keep(home, row, examined.staged)
+        with _keeping(site, row, examined) as keep:
+            kept = _keep(row, keep)
+            # Keeping takes longer the more patients there are, and the log learns of it.
+            sleep_to_tick(started, examined.keeping, halt.check)
     finally:
         if examined.staged is not None:
             examined.staged.drop()
-    # Keeping takes longer the more patients there are.
-    sleep_to_tick(started, examined.keeping, halt.check)
     if not kept:
         site.audit.append("examination_dropped", case=row.pk, study=row.study_hash)
         return Case.objects.get(pk=row.pk)
@@ -249,9 +252,19 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     return Case.objects.get(pk=row.pk)
 
 
-def _keep(home: Home, row: Case, staged: StagedRecords | None) -> bool:
+def _keeping(site: Site, row: Case, examined: _Examined) -> AbstractContextManager[Callable[[], None] | None]:
+    """What puts records and patients into their place; where the records don't fit, the list is made anew as well.
+
+    Since the log tells that it was made anew, and doesn't tell whether they fit.
+    """
+    if examined.staged is not None:
+        return examined.staged.keeping(site, row.study_hash)
+    return remembering(site, examined.population, in_portions(())) if examined.population else nullcontext()
+
+
+def _keep(row: Case, keep: Callable[[], None] | None) -> bool:
     """Store the results of an examination, unless people have acted on the case since; whether they were stored."""
-    with nullcontext() if staged is None else staged.keeping(home, row.study_hash) as keep, transaction.atomic():
+    with transaction.atomic():
         # Everybody who writes to the database waits for this transaction: the same work for any number of patients.
         now = Case.objects.select_for_update().get(pk=row.pk)
         if now.state not in OPEN or now.reviews.exists():
@@ -309,7 +322,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
     """
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
-    examined.keeping = reading_ticks(dataset.declared_records, 0)
+    examined.keeping, examined.population = reading_ticks(dataset.declared_records, 0), dataset.population
     row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
     row.state, row.note, row.readiness = Case.State.REVIEW, "", []
     started = time.monotonic()

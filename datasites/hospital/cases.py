@@ -27,8 +27,9 @@ from datasites.hospital.harmonise import FeatureReadiness, Prepared, prepare, re
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
-from datasites.hospital.patients import remembering, require_others, row_identities
+from datasites.hospital.patients import Digests, remembering, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
+from datasites.hospital.site import Site
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import invented_rows
 from datasites.hospital.withdrawal import stays
@@ -36,6 +37,7 @@ from datasites.privacy import sampling
 from datasites.privacy.accountant import compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
+from datasites.study.durable import move_durably, write_durably
 from datasites.study.errors import InputError
 from datasites.study.manifest import EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
@@ -210,26 +212,32 @@ def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = Fals
 
 @dataclass(frozen=True)
 class StagedRecords:
-    """A study's encoded records, not yet in the place from which they are trained on."""
+    """A study's encoded records, not yet in the place from which they are trained on.
+
+    **Claim.** Ended anywhere while these are kept, no approval counts for other records than those that are there. What
+    says which records they are (`prepared.json`) is on the disk before they are, and they before the case's row: until
+    all three are, what would run is not what the case was examined as, and `code` denies it until it is examined again.
+    Assumes a file system and a database that keep what they have acknowledged.
+    """
 
     prepared: Prepared
     reports: tuple[FeatureReadiness, ...]
     folder: Path
     population: str
     identity: str
-    patients: frozenset[bytes]
+    patients: Digests
 
     @contextmanager
-    def keeping(self, home: Home, study_hash: str) -> Iterator[Callable[[], None]]:
+    def keeping(self, site: Site, study_hash: str) -> Iterator[Callable[[], None]]:
         """Give what puts them into their place, and their patients among those of the population (`remembering`)."""
-        target = records_folder(home, study_hash)
-        with remembering(home, self.population, self.patients) as remember:
+        target = records_folder(site.home, study_hash)
+        with remembering(site, self.population, self.patients) as remember:
 
             def keep() -> None:
                 remember()
                 target.mkdir(parents=True, exist_ok=True, mode=0o700)
-                for name in (PREPARED_FILE, "prepared.json"):
-                    (self.folder / name).replace(target / name)
+                for name in ("prepared.json", PREPARED_FILE):
+                    move_durably(self.folder / name, target / name)
 
             yield keep
 
@@ -258,7 +266,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     names = row_identities(home, table) if mapping.patient is None else None
     arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
     accepted = other_patients(dataset.population)
-    patients = require_others(home, dataset.population, arrays["patient"].tolist(), accepted)
+    patients = require_others(home, dataset.population, map(str, arrays["patient"]), accepted)
     folder = new_staging(home)
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)
@@ -267,7 +275,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
             # Else the disk may be told to write them only at the commit of the transaction that keeps them.
             file.flush()
             os.fsync(file.fileno())
-        (folder / "prepared.json").write_bytes(prepared.canonical())
+        write_durably(folder, {"prepared.json": prepared.canonical()})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

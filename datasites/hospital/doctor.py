@@ -29,6 +29,7 @@ from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_o
 from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand
 from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.outages import away
+from datasites.hospital.patients import in_part
 from datasites.hospital.people import REVIEWERS, list_people
 from datasites.hospital.population import accepted_delta, require_agreed
 from datasites.hospital.postgresql import PostgresAddress, options_in_words
@@ -263,6 +264,13 @@ def _accounts(site: Site) -> Iterator[Check]:
         yield Check("accounts", "bad", words)
     if not found:
         yield Check("accounts", "ok", "database, audit log and anchor tell one story")
+    for name in in_part(site.home):
+        yield Check(
+            "patients",
+            "warn",
+            f"population {name}: who its patients are is not known, or not of all: their list is an older one, or was "
+            "lost; no other population is ready until two people say that it is other people",
+        )
 
 
 def _audit(site: Site) -> Iterator[Check]:

@@ -25,7 +25,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import BudgetFact, LedgerEntry, Round
 from datasites.hospital.openings import under_way
 from datasites.study.audit_chain import AuditError, Position, Record, follow, holds
-from datasites.study.canonical import Agreed
+from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.durable import replace_durably
 from datasites.study.manifest import Sha256
 
@@ -36,6 +36,11 @@ IDENTITY_SET, IDENTITY_CHANGED = "identity_set", "identity_changed"
 DELTA_ACCEPTED, OTHER_PATIENTS = "delta_accepted", "other_patients"
 #: A patient withdrew consent: whose records are left out, as a keyed commitment to the pseudonym.
 WITHDRAWN = "withdrawn"
+#: Patients were kept for a population: the token of the list that they are on since (`patients`).
+PATIENTS_KEPT = "patients_kept"
+#: Bytes of a token; and what stands for the one of the list before the first.
+TOKEN = 16
+NO_TOKEN = "00" * TOKEN
 #: A restored home was settled by two people, and what a population is promised since.
 RESTORED, SETTLED = "restored", "budget_settled"
 
@@ -61,6 +66,8 @@ class Told:
 
     withdrawn: by population, keyed commitments to those who have withdrawn (`withdrawal`).
     older: lines that an older version wrote, without population and amounts: study, and round (0: its reservation).
+    lists: by population, the token of its list of patients. lists_begin: what stands for that of one without. Both are
+    such as no list has once two people have settled a restore in which the log lost records.
     """
 
     populations: Mapping[str, Promise] = field(default_factory=dict)
@@ -68,6 +75,12 @@ class Told:
     others: frozenset[tuple[str, str]] = frozenset()
     withdrawn: Mapping[str, frozenset[str]] = field(default_factory=dict)
     older: frozenset[tuple[str, int]] = frozenset()
+    lists: Mapping[str, str] = field(default_factory=dict)
+    lists_begin: str = NO_TOKEN
+
+    def token(self, population: str) -> str:
+        """The token of the population's list of patients."""
+        return self.lists.get(population, self.lists_begin)
 
     def of(self, population: str) -> Mapping[str, StudyAccount]:
         """Accounts of one population."""
@@ -100,6 +113,10 @@ class Told:
             if record.kind == OTHER_PATIENTS:
                 one, other = sorted(fields["populations"])
                 return replace(self, others=self.others | {(one, other)})
+            if record.kind == PATIENTS_KEPT:
+                return replace(self, lists={**self.lists, str(fields["population"]): str(fields["token"])})
+            if record.kind == RESTORED:
+                return self._restored(record)
             changed = _promise(record.kind, fields, self.populations.get(str(fields.get("population", ""))))
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(
@@ -110,6 +127,12 @@ class Told:
         if changed is None:
             return self
         return replace(self, populations={**self.populations, str(fields["population"]): changed})
+
+    def _restored(self, record: Record) -> Told:
+        if record.fields["standing"] == "current" and not record.fields["heads"]:
+            return self  # the log has lost nothing, so it knows the last token
+        unknown = record.hash[: 2 * TOKEN]
+        return replace(self, lists=dict.fromkeys(self.lists, unknown), lists_begin=unknown)
 
     def _with_withdrawal(self, fields: Mapping[str, Any]) -> Told:
         population = str(fields["population"])
@@ -210,6 +233,13 @@ class LedgerAnchor(Agreed):
     withdrawn: dict[str, tuple[str, ...]] = Field(repr=False)
     older: tuple[tuple[str, int], ...]
     studies: tuple[_Line, ...] = Field(repr=False)
+    lists: dict[str, str] = {}
+    lists_begin: str = NO_TOKEN
+
+    def canonical(self) -> bytes:
+        """Without the lists where the log knows of none, as an older version wrote it."""
+        knows = self.lists or self.lists_begin != NO_TOKEN
+        return canonical_json(self.model_dump(mode="json", exclude=set() if knows else {"lists", "lists_begin"}))
 
     @classmethod
     def of(cls, at: Position, told: Told) -> LedgerAnchor:
@@ -234,6 +264,8 @@ class LedgerAnchor(Agreed):
             withdrawn={population: tuple(sorted(names)) for population, names in told.withdrawn.items()},
             older=tuple(sorted(told.older)),
             studies=tuple(lines),
+            lists=dict(told.lists),
+            lists_begin=told.lists_begin,
         )
 
     def told(self) -> Told:
@@ -248,7 +280,8 @@ class LedgerAnchor(Agreed):
             account = StudyAccount(_prices(*line.reserved), charged, line.released)
             studies.setdefault(line.population, {})[line.study] = account
         withdrawn = {population: frozenset(names) for population, names in self.withdrawn.items()}
-        return Told(self.populations, studies, frozenset(self.others), withdrawn, frozenset(self.older))
+        others, older = frozenset(self.others), frozenset(self.older)
+        return Told(self.populations, studies, others, withdrawn, older, self.lists, self.lists_begin)
 
 
 def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...]:

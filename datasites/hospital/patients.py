@@ -9,32 +9,55 @@ Budgets hold per population, so a patient who stands in two of them would have t
 records were prepared are kept per population under one key of the hospital, and compared with those of the others. What
 this can't see: a patient under another pseudonym, or in a table that was written anew.
 
-**Claim.** Nobody who was kept is forgotten, whichever threads and processes keep patients of one population at once;
-and no lock that others wait for, of the database or of the interpreter, is held for a time that grows with the number
-of patients (I16). Assumes `flock` on the home's disk.
+**Claim.** (1) Nobody who was kept is forgotten, whichever threads and processes keep patients of one population at
+once. (2) A list that lacks somebody, since an older one or none was put in its place, is no list of all: whoever stands
+in another population is refused there until two people say that the two are other people, and that stays so. For each
+time that patients are kept, whoever they are and whether or not there are new ones, a fresh random token is written
+into the list, with the one before, and then into the audit log (I16: it is a function of no row). A list is whole if it
+began before anything was charged, and its token is the last one that the log knows; or if that is the one before its
+own, as a kill leaves it, whose token is then logged before another is made. After a restore in which the log itself
+lost records no list is whole (`ledger_log.Told.lists`). (3) The database is kept from others for no longer the more
+patients there are; and digests are held, compared, sorted, written and freed in thousands of portions, so that no
+single call of the interpreter, for whose length other threads of this process get no turn, is on more than one
+portion's patients (I16). Assumes `flock` on the home's disk, and of the log what `ledger_log` says of its anchor.
+
+Not claimed: (2) where log, anchors and list were put back together; and of a list that an older version left, what it
+lacked before a token was first in it. (3) of what is done with the table before, its rows' names included (`ticks`);
+and a portion grows too, if slowly: it holds some 500 of two million patients.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
+from pathlib import Path
 
 import pandas as pd
 
+from datasites.hospital import ledger_log
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.models import LedgerEntry
+from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json
 from datasites.study.durable import put_in_place, write_beside
 from datasites.study.errors import InputError
 
 #: Bytes of a digest that are kept: a chance meeting among a billion patients is below 2^-60.
 KEPT = 16
+#: Digests of patients in portions by their first bits, each of which holds its own once, sorted and joined.
+Digests = tuple[bytes, ...]
+_BITS = 12
+#: How a list begins: whether all who were ever kept are on it; then its token, and the one of the list before.
+_WHOLE, _PART = b"everybody, v1   ", b"some of them, v1"
+_HEADING = len(_WHOLE) + 2 * ledger_log.TOKEN
 
 
 class SamePatients(InputError):
@@ -59,29 +82,24 @@ def row_identities(home: Home, table: pd.DataFrame) -> list[str]:
     return names
 
 
-def require_others(
-    home: Home, population: str, identities: Iterable[str], accepted: frozenset[str]
-) -> frozenset[bytes]:
+def require_others(home: Home, population: str, identities: Iterable[str], accepted: frozenset[str]) -> Digests:
     """Digests of these patients, or `SamePatients` where some of them stand in a population that isn't `accepted`.
 
-    accepted: populations of which two people said that they are other patients. A population whose patients were
-    charged and are not known (an older version did not keep their digests) counts as the same until then.
+    accepted: populations of which two people said that they are other patients. A population whose patients are not
+    all known (their list is an older one or was lost, or an older version kept none) counts as the same until then.
     """
     digests = _digests(home, identities)
-    charged = set(LedgerEntry.objects.values_list("population", flat=True).distinct())
-    known = {path.stem for path in home.identities.glob("*.bin")}
-    for other in sorted((charged | known) - accepted - {population}):
+    for other in sorted((_charged() | _listed(home)) - accepted - {population}):
         remedy = (
             f"set `population` of the dataset in datasite.toml to {other!r}; if they are other people, two reviewers "
             f"say so: `datasites budget other-patients {population} {other}`"
         )
-        if other not in known:
+        if not _is_whole(home, other):
             raise SamePatients(
                 f"population {population}: population {other} has a budget, and who its patients are is not known "
-                f"here; {remedy}"
+                f"here, or not of all: the list of them is an older one, or was lost; {remedy}"
             )
-        theirs = _known(home, other)
-        both = sum(digest in theirs for digest in digests)
+        both = sum(len(_each(ours) & _each(theirs)) for ours, theirs in zip(digests, _known(home, other), strict=True))
         if both:
             raise SamePatients(
                 f"population {population}: {both} of its patients stand in population {other} too, under the same "
@@ -90,44 +108,128 @@ def require_others(
     return digests
 
 
+def in_part(home: Home) -> list[str]:
+    """Populations whose patients are not all known: any other one counts as the same people."""
+    return sorted(name for name in _charged() | _listed(home) if not _is_whole(home, name))
+
+
 @contextmanager
-def remembering(home: Home, population: str, digests: frozenset[bytes]) -> Iterator[Callable[[], None]]:
+def remembering(site: Site, population: str, digests: Digests) -> Iterator[Callable[[], None]]:
     """Give what keeps these patients among those of the population, for good, when it is called.
 
     The call is the same little work for any number of patients, to be made in a transaction: all that takes longer the
-    more there are is done before. Others who keep patients of this population wait until this is over.
+    more there are is done before. The log learns of it at the end: leave when that may show. Others who keep patients
+    of this population wait until this is over.
     """
+    home = site.home
     path = home.identities / f"{population}.bin"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        beside = write_beside(path, _in_order(chain(_known(home, population), digests)))
+        _log(site, population)  # what a kill has left unsaid
+        heading, known = _next(home, population), _known(home, population)
+        everybody = (_in_order(ours + theirs) for ours, theirs in zip(digests, known, strict=True))
+        beside = write_beside(path, chain([heading.written()], everybody))
         try:
             yield partial(put_in_place, path)
         finally:
             beside.unlink(missing_ok=True)
+        _log(site, population)
     finally:
         os.close(lock)
 
 
-def _in_order(digests: Iterable[bytes]) -> bytes:
-    """Each once, sorted: in portions, since one sort of all would keep the interpreter from every other thread."""
-    portions: list[set[bytes]] = [set() for _ in range(1 << 12)]
+def in_portions(digests: Iterable[bytes]) -> Digests:
+    """Put digests into portions, whatever order they come in."""
+    gathered = [bytearray() for _ in range(1 << _BITS)]
     for digest in digests:
-        portions[int.from_bytes(digest[:2]) >> 4].add(digest)
-    return b"".join(b"".join(sorted(portion)) for portion in portions)
+        gathered[int.from_bytes(digest[:2]) >> (16 - _BITS)] += digest
+    return tuple(_in_order(portion) for portion in gathered)
 
 
-def _digests(home: Home, identities: Iterable[str]) -> frozenset[bytes]:
+def _in_order(portion: bytes | bytearray) -> bytes:
+    """Each of a portion once, sorted: so they tell nothing of the order in which patients came."""
+    return b"".join(sorted(_each(portion)))
+
+
+def _each(portion: bytes | bytearray) -> set[bytes]:
+    return {bytes(portion[start : start + KEPT]) for start in range(0, len(portion), KEPT)}
+
+
+def _digests(home: Home, identities: Iterable[str]) -> Digests:
     key = Commitments(home)
-    different = {identity for identity in identities}  # noqa: C416 (step by step: one call would hold the interpreter)
-    return frozenset(bytes.fromhex(key.commit("patient", identity.encode()))[:KEPT] for identity in different)
+    # Rows of one patient that follow one another are one; a set of all patients would grow and be freed in one call.
+    return in_portions(
+        bytes.fromhex(key.commit("patient", identity.encode()))[:KEPT] for identity, _ in groupby(identities)
+    )
 
 
-def _known(home: Home, population: str) -> frozenset[bytes]:
+def _known(home: Home, population: str) -> Digests:
+    return in_portions(_stored(home.identities / f"{population}.bin"))
+
+
+def _stored(path: Path) -> Iterator[bytes]:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        if _Heading.read(file.read(_HEADING)).token is None:
+            file.seek(0)
+        while block := file.read(KEPT << _BITS):
+            yield from (block[start : start + KEPT] for start in range(0, len(block), KEPT))
+
+
+@dataclass(frozen=True)
+class _Heading:
+    """What a list says of itself. token: None in one of an older version, which begins with its patients."""
+
+    whole: bool
+    token: str | None
+    before: str
+
+    @classmethod
+    def read(cls, start: bytes) -> _Heading:
+        mark, tokens = start[: len(_WHOLE)], start[len(_WHOLE) :].hex()
+        if mark not in (_WHOLE, _PART):
+            return cls(True, None, ledger_log.NO_TOKEN)
+        return cls(mark == _WHOLE, tokens[: 2 * ledger_log.TOKEN], tokens[2 * ledger_log.TOKEN :])
+
+    def written(self) -> bytes:
+        assert self.token is not None
+        return (_WHOLE if self.whole else _PART) + bytes.fromhex(self.token + self.before)
+
+
+def _heading(home: Home, population: str) -> _Heading | None:
     try:
-        stored = (home.identities / f"{population}.bin").read_bytes()
+        with (home.identities / f"{population}.bin").open("rb") as file:
+            return _Heading.read(file.read(_HEADING))
     except FileNotFoundError:
-        return frozenset()
-    return frozenset(stored[start : start + KEPT] for start in range(0, len(stored), KEPT))
+        return None
+
+
+def _is_whole(home: Home, population: str) -> bool:
+    """Whether all who were ever kept for the population are on its list."""
+    heading = _heading(home, population)
+    if heading is None:
+        return False
+    return heading.whole and ledger_log.tell(home).token(population) in (heading.token, heading.before)
+
+
+def _next(home: Home, population: str) -> _Heading:
+    """Of the list that comes after the one that is there; of a first one, whether nobody can be missing on it."""
+    whole = _is_whole(home, population) or population not in _charged() | _listed(home)
+    return _Heading(whole, secrets.token_hex(ledger_log.TOKEN), ledger_log.tell(home).token(population))
+
+
+def _log(site: Site, population: str) -> None:
+    """Let log and anchor know the list that is there, if it is the one after the last that they know."""
+    heading, last = _heading(site.home, population), ledger_log.tell(site.home).token(population)
+    if heading is not None and heading.token not in (None, last) and heading.before == last:
+        site.audit.append(ledger_log.PATIENTS_KEPT, population=population, token=heading.token)
+        ledger_log.write_anchor(site.home)
+
+
+def _charged() -> set[str]:
+    return set(LedgerEntry.objects.values_list("population", flat=True).distinct())
+
+
+def _listed(home: Home) -> set[str]:
+    return {path.stem for path in home.identities.glob("*.bin")} | ledger_log.tell(home).lists.keys()

@@ -6,7 +6,7 @@ For a party's own state. What the shared store holds is written by `transport`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -15,16 +15,17 @@ def replace_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) 
 
     Makes the folder (0700) when absent. mode: of the file, before the process's mask.
     """
-    write_beside(path, data, mode=mode)
+    write_beside(path, [data], mode=mode)
     put_in_place(path)
 
 
-def write_beside(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> Path:
+def write_beside(path: Path, pieces: Iterable[bytes | memoryview], *, mode: int = 0o600) -> Path:
     """The first half of `replace_durably`, which takes longer the more data there is; returns the file beside it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     return temporary
@@ -32,8 +33,13 @@ def write_beside(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> 
 
 def put_in_place(path: Path) -> None:
     """The second half: put what was written beside `path` there; the same work whatever the size."""
-    os.replace(path.with_name(path.name + ".new"), path)
-    _sync_folder(path.parent)
+    move_durably(path.with_name(path.name + ".new"), path)
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Put a file that is on the disk in the place of another, on one file system; it is there when this returns."""
+    os.replace(source, target)
+    _sync_folder(target.parent)
 
 
 def write_durably(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,21 +16,24 @@ from django.db import connection, connections
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasites.hospital import patients, population, proposals, review
+from datasites.hospital import ledger_log, patients, population, proposals, review
 from datasites.hospital.admission import recheck
 from datasites.hospital.case_page import describe
 from datasites.hospital.cases import PREPARED_FILE, OpenCase, open_case, partitions, records_folder, stage_records
 from datasites.hospital.cells import read_table
 from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
+from datasites.hospital.doctor import examine
 from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.models import Case, Population
 from datasites.hospital.patients import SamePatients, row_identities
+from datasites.hospital.site import Site
 from datasites.hospital.withdrawal import NobodyToLeaveOut
 from datasites.privacy.accountant import compose, epsilon_pld
 from datasites.privacy.sampling import held_out
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
+from tests.hospital.test_accounts import Backup, restarted
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 SALT = b"0123456789abcdef"
@@ -234,8 +238,96 @@ def test_the_digests_of_patients_are_private_and_under_the_hospitals_key(
     recheck(desk.site, desk.row.pk)
     path = home.identities / "heart.bin"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert path.stat().st_size == 303 * patients.KEPT
+    assert path.stat().st_size == (3 + 303) * patients.KEPT
     assert read_mapping(home.root / "mapping.toml").patient == "id"
+
+
+def keep(site: Site, *names: str) -> Path:
+    """What an examination does with these patients of population heart; the list that they are on."""
+    digests = patients.require_others(site.home, "heart", names, frozenset())
+    with patients.remembering(site, "heart", digests) as remember:
+        remember()
+    return site.home.identities / "heart.bin"
+
+
+def stand_in_two(site: Site, *names: str) -> str:
+    """What is said of patients who come in population stroke as well; nothing for others than those of heart."""
+    try:
+        patients.require_others(site.home, "stroke", names, frozenset())
+    except SamePatients as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("put_back", ["an older list", "none", "one of an older version", "a kill's"])
+def test_an_older_list_of_patients_is_never_taken_for_all_of_them(site: Site, put_back: str) -> None:
+    file = keep(site, "1", "2")
+    assert stand_in_two(site, "2", "3").startswith("population stroke: 1 of its patients stand in population heart")
+    if put_back == "a kill's":
+        before = ledger_log.tell(site.home).token("heart")
+        killed_before_the_log(site, "7")
+        assert ledger_log.tell(site.home).token("heart") == before
+        assert "1 of its patients" in stand_in_two(site, "7"), "the list is all of them, ahead of the log"
+        assert stand_in_two(site, "8") == ""
+    backup = file.read_bytes()
+    keep(site, "3", "4")
+    assert "2 of its patients" in stand_in_two(site, "3", "4")
+    assert stand_in_two(site, "5") == "", "who stands in one is not refused"
+    if put_back == "none":
+        file.unlink()
+    else:
+        file.write_bytes(backup[3 * patients.KEPT :] if put_back == "one of an older version" else backup)
+    for _ in range(3):
+        assert "is not known here, or not of all" in stand_in_two(site, "3", "4")
+        assert [check.state for check in examine(site) if check.name == "patients"] == ["warn"]
+        keep(site, "5")  # the next examination makes another list, and it is none of all either
+        ledger_log.forget(site.home)
+    assert patients.require_others(site.home, "stroke", ["3"], frozenset({"heart"})), "two people have said so"
+
+
+def killed_before_the_log(site: Site, *names: str) -> None:
+    digests = patients.require_others(site.home, "heart", names, frozenset())
+
+    def killed() -> None:
+        with patients.remembering(site, "heart", digests) as remember:
+            remember()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+
+
+def test_a_list_of_an_older_version_is_taken_as_it_is(site: Site) -> None:
+    site.home.identities.mkdir()
+    file = site.home.identities / "heart.bin"
+    file.write_bytes(b"".join(patients._digests(site.home, ["1", "2"])))
+    assert "1 of its patients" in stand_in_two(site, "2")
+    keep(site, "3")
+    assert "3 of its patients" in stand_in_two(site, "1", "2", "3")
+    assert stand_in_two(site, "4") == ""
+    assert not [check for check in examine(site) if check.name == "patients"]
+
+
+def test_after_a_restore_of_the_log_no_list_of_patients_is_taken_for_all_of_them(
+    desk: Desk,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    site = desk.site
+    file = keep(site, "1")
+    backup, whole = Backup(site.home, tmp_path / "backup"), file.read_bytes()
+    keep(site, "2")
+    file.write_bytes(whole)
+    backup.restore_log()
+    site = restarted(site)
+    entered = proposals.propose_restored(site, desk.login("ann"), (), "restored")
+    proposals.confirm(site, desk.login("bob"), entered.pk)
+    for _ in range(2):
+        assert "is not known here, or not of all" in stand_in_two(site, "2")
+        site = restarted(site)
+        keep(site, "3")
+    with patients.remembering(site, "later", patients.in_portions(())) as remember:
+        remember()
+    assert patients.in_part(site.home) == ["heart"], "a population that began since is known"
 
 
 def test_others_write_to_the_database_while_patients_are_kept(
@@ -266,28 +358,61 @@ def test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home, fsync, second = desk.site.home, os.fsync, []
-    first, other = frozenset([b"a" * patients.KEPT]), frozenset([b"b" * patients.KEPT])
+    first, other = b"a" * patients.KEPT, b"b" * patients.KEPT
 
-    def keep(digests: frozenset[bytes]) -> None:
-        with patients.remembering(home, "heart", digests) as remember:
+    def keep_one(digest: bytes) -> None:
+        with patients.remembering(desk.site, "heart", patients.in_portions([digest])) as remember:
             remember()
 
     def written(descriptor: int) -> None:
         if not second:  # the first has read who is known, and has not written yet
-            second.append(in_a_thread(lambda: keep(other)))
+            second.append(in_a_thread(lambda: keep_one(other)))
             second[0].join(0.5)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", written)
-    keep(first)
+    keep_one(first)
     second[0].join(60)
-    assert (home.identities / "heart.bin").read_bytes() == b"".join(sorted(first | other))
+    assert (home.identities / "heart.bin").read_bytes()[3 * patients.KEPT :] == first + other
     assert [path.name for path in home.identities.glob("heart.bin*")] == ["heart.bin"]
 
 
 @given(st.sets(st.binary(min_size=patients.KEPT, max_size=patients.KEPT)))
 def test_what_is_stored_tells_nothing_of_the_order_in_which_patients_came(digests: set[bytes]) -> None:
-    assert patients._in_order([*digests, *digests]) == b"".join(sorted(digests))
+    assert b"".join(patients.in_portions([*digests, *digests])) == b"".join(sorted(digests))
+
+
+def test_nothing_that_holds_patients_is_made_or_freed_in_one_piece(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever grows, sorts or frees one piece that holds all of them gives no other thread a turn meanwhile."""
+    number, largest, fsync = 30_000, list[int](), os.fsync
+
+    def look() -> None:
+        taken = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, patients.__file__)])
+        largest.append(max(trace.size for trace in taken.traces))
+
+    def names() -> Iterator[str]:
+        yield from (f"patient-{i}" for i in range(number))
+        look()
+
+    def written(descriptor: int) -> None:
+        look()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", written)
+    tracemalloc.start()
+    try:
+        digests = patients.require_others(site.home, "heart", names(), frozenset())
+        for _ in range(2):
+            with patients.remembering(site, "heart", digests) as remember:
+                look()
+                remember()
+    finally:
+        tracemalloc.stop()
+    assert (site.home.identities / "heart.bin").stat().st_size >= number * patients.KEPT
+    assert max(largest) < 100_000 < number * patients.KEPT, "a block of the file is 65,536 bytes"
 
 
 def in_a_thread(act: Callable[[], object]) -> threading.Thread:

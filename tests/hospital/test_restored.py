@@ -23,7 +23,6 @@ from datasites.hospital.datasite import Datasite
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Round
-from datasites.hospital.patients import remembering
 from datasites.hospital.people import PersonError, enter_person
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
@@ -239,8 +238,8 @@ def test_what_a_study_leaves_behind_shows_that_a_home_without_log_and_anchors_is
         shutil.rmtree(home.secagg / running.study / "journal")
     shutil.rmtree(home.identities, ignore_errors=True)
     if left == "identities":
-        with remembering(home, "heart", frozenset([b"a digest"])) as remember:
-            remember()
+        home.identities.mkdir()
+        (home.identities / "heart.bin").touch()
     does_not_start(restarted(running.site), "is missing")
 
 

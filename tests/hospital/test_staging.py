@@ -1,4 +1,4 @@
-"""A start of the datasite removes what killed examinations have left, and nothing of one that runs."""
+"""What killed examinations have left: a start removes it, leaves a running one its rows, and none of it is approved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from datasites.hospital import admission
-from datasites.hospital.cases import PREPARED_FILE, records_folder
+from datasites.hospital.cases import PREPARED_FILE, open_case, partitions, records_folder
+from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
 from datasites.hospital.datasite import Datasite
 from datasites.hospital.models import Case
@@ -88,3 +89,53 @@ def test_a_start_leaves_a_running_examination_its_rows(
     assert seen == [2], "whose rows are whose is not known as long as one examination runs"
     started(home)
     assert left(home) == []
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("done", range(4))  # 3: after the files, and before the case's row
+def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    done: int,
+) -> None:
+    """Killed after so many of the files that an examination puts in place: what is approved is there to be run."""
+    home, replace, steps = desk.site.home, os.replace, list[str]()
+    passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
+    monkeypatch.setattr(admission, "_rehearse", lambda *_: dict(passed))
+    desk.row = admission.recheck(desk.site, desk.row.pk)
+    table, folder = home.root / "data/table.csv", records_folder(home, desk.row.study_hash)
+    before = {path: path.read_bytes() for path in (table, *folder.iterdir())}
+
+    def killed_before(source: Path, target: Path) -> None:
+        if Path(target).parent in (folder, home.identities):
+            if len(steps) == done:
+                raise Killed
+            steps.append(Path(target).name)
+        replace(source, target)
+
+    def killed_before_the_row(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    try:
+        table.write_bytes(b"\n".join(before[table].splitlines()[:-1]) + b"\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed_before)
+            patch.setattr(Case, "save", killed_before_the_row)
+            with pytest.raises(Killed):
+                admission.recheck(desk.site, desk.row.pk)
+        table.write_bytes(before[table])
+        desk.row.refresh_from_db()
+        desk.agree()
+        if done in (0, 1):  # patients alone were kept
+            desk.approve("ann")
+            assert partitions(home, open_case(home, desk.approve("bob")))
+        else:
+            with pytest.raises(Denied) as denied:
+                desk.approve("ann")
+            assert denied.value.controls == ("code",)
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)

@@ -174,7 +174,7 @@ def test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quick = examination(desk, monkeypatch, 0.0, 0.0)
-    assert [kind for kind, _ in quick] == ["decision", "examined"]
+    assert [kind for kind, _ in quick] == ["patients_kept", "decision", "examined"]
     assert examination(desk, monkeypatch, 3.5 * TICK, 0.0) == quick
     assert examination(desk, monkeypatch, 1.5 * TICK, 3.5 * TICK) == quick
     late = examination(desk, monkeypatch, 20.5 * TICK, 0.0)
