@@ -664,6 +664,13 @@ MUTATIONS = (
         (f"{_RETRY}::test_training_and_evaluation_of_a_round_have_keys_of_their_own",),
     ),
     Mutation(
+        "population: one table is other people under another column",
+        "datasites/hospital/cases.py",
+        "rows=rows if named else ()",
+        "rows=()",
+        ("tests/hospital/test_patients.py::test_the_same_table_is_known_whatever_column_names_patients",),
+    ),
+    Mutation(
         "withdrawal: a worker at work keeps the patient's rows",
         "datasites/hospital/row_work.py",
         "if self._worker is not None and gone != self._withdrawn:",

@@ -263,10 +263,12 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     mapping = read_mapping(home.root / dataset.mapping)
     table = read_table(home.root / dataset.table)
     require_room(len(package.data_model.columns), len(table), f"rows of {dataset.table}")
-    names = row_identities(home, table) if mapping.patient is None else None
-    arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
+    rows, named = row_identities(home, table), mapping.patient is not None
+    arrays, reports, prepared = prepare(table, mapping, package.data_model, None if named else rows)
     accepted = other_patients(dataset.population)
-    patients = require_others(home, dataset.population, map(str, arrays["patient"]), accepted)
+    patients = require_others(
+        home, dataset.population, map(str, arrays["patient"]), accepted, rows=rows if named else ()
+    )
     folder = new_staging(home)
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)

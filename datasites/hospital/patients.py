@@ -6,8 +6,9 @@ rows stand in, and whichever of them is taken away, all others keep their names.
 name, and so maybe another side; such a dataset charges both sides for everything.
 
 Budgets hold per population, so a patient who stands in two of them would have two. Digests of all patients whose
-records were prepared are kept per population under one key of the hospital, and compared with those of the others. What
-this can't see: a patient under another pseudonym, or in a table that was written anew.
+records were prepared are kept per population under one key of the hospital, and of all their rows, so that one table
+is known whatever column is said to name patients; they are compared with those of the others. What this can't see: a
+patient under another pseudonym in a row that was written anew.
 
 **Claim.** (1) Nobody who was kept is forgotten, whichever threads and processes keep patients of one population at
 once. (2) A list that lacks somebody, since an older one or none was put in its place, is no list of all: whoever stands
@@ -82,13 +83,17 @@ def row_identities(home: Home, table: pd.DataFrame) -> list[str]:
     return names
 
 
-def require_others(home: Home, population: str, identities: Iterable[str], accepted: frozenset[str]) -> Digests:
+def require_others(
+    home: Home, population: str, identities: Iterable[str], accepted: frozenset[str], rows: Iterable[str] = ()
+) -> Digests:
     """Digests of these patients, or `SamePatients` where some of them stand in a population that isn't `accepted`.
 
     accepted: populations of which two people said that they are other patients. A population whose patients are not
     all known (their list is an older one or was lost, or an older version kept none) counts as the same until then.
+    rows: `row_identities` of their table, where a column says whose rows are: one table is the same people whatever
+    column is said to name them.
     """
-    digests = _digests(home, identities)
+    named, whole = _digests(home, identities), _digests(home, rows)
     for other in sorted((_charged() | _listed(home)) - accepted - {population}):
         remedy = (
             f"set `population` of the dataset in datasite.toml to {other!r}; if they are other people, two reviewers "
@@ -99,13 +104,22 @@ def require_others(home: Home, population: str, identities: Iterable[str], accep
                 f"population {population}: population {other} has a budget, and who its patients are is not known "
                 f"here, or not of all: the list of them is an older one, or was lost; {remedy}"
             )
-        both = sum(len(_each(ours) & _each(theirs)) for ours, theirs in zip(digests, _known(home, other), strict=True))
-        if both:
+        known = _known(home, other)
+        if both := _meeting(named, known):
             raise SamePatients(
                 f"population {population}: {both} of its patients stand in population {other} too, under the same "
                 f"pseudonyms, and would have two budgets; {remedy}"
             )
-    return digests
+        if both := _meeting(whole, known):
+            raise SamePatients(
+                f"population {population}: {both} rows of its table stand in population {other} too, where another "
+                f"column or none names patients, and these would have two budgets; {remedy}"
+            )
+    return tuple(_in_order(ours + theirs) for ours, theirs in zip(named, whole, strict=True))
+
+
+def _meeting(ours: Digests, theirs: Digests) -> int:
+    return sum(len(_each(one) & _each(other)) for one, other in zip(ours, theirs, strict=True))
 
 
 def in_part(home: Home) -> list[str]:

@@ -223,6 +223,31 @@ def test_the_same_table_under_another_name_is_not_ready(
     assert any('"kind":"other_patients"' in line for line in lines)
 
 
+@pytest.mark.parametrize("columns", [("id", None), (None, "id"), ("id", "chol"), ("chol", "id")])
+def test_the_same_table_is_known_whatever_column_names_patients(
+    desk: Desk,  # noqa: F811
+    columns: tuple[str | None, str | None],
+) -> None:
+    """Else one person alone would have a fresh budget, by two lines in two files."""
+    home, package = desk.site.home, StudyPackage.read(HEART / "study")
+    mapping = (home.root / "mapping.toml").read_text()
+    other = home.dataset("heart").model_copy(update={"population": "heart-2"})
+    Population.objects.create(name="heart-2", split_key=b"k" * 32, fraction=0.5)
+
+    def named_by(column: str | None) -> None:
+        line = "" if column is None else f"patient = {column!r}"
+        (home.root / "mapping.toml").write_text(mapping.replace('patient = "id"', line))
+
+    try:
+        named_by(columns[0])
+        assert recheck(desk.site, desk.row.pk).state == Case.State.REVIEW
+        named_by(columns[1])
+        with pytest.raises(SamePatients, match="303 rows of its table stand in population heart too|of its patients"):
+            stage_records(home, package, other)
+    finally:
+        (home.root / "mapping.toml").write_text(mapping)
+
+
 def test_a_population_whose_patients_are_not_known_counts_as_the_same(desk: Desk) -> None:  # noqa: F811
     desk.agree()
     desk.approve("ann")
@@ -238,7 +263,7 @@ def test_the_digests_of_patients_are_private_and_under_the_hospitals_key(
     recheck(desk.site, desk.row.pk)
     path = home.identities / "heart.bin"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert path.stat().st_size == (3 + 303) * patients.KEPT
+    assert path.stat().st_size == (3 + 303 + 303) * patients.KEPT, "a heading, patients and rows"
     assert read_mapping(home.root / "mapping.toml").patient == "id"
 
 
