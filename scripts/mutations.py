@@ -533,9 +533,16 @@ MUTATIONS = (
     Mutation(
         "tick: a rehearsal goes on while a round is at work",
         "datasites/hospital/machine.py",
-        "worker.pause() if rounds_at_work(home) else worker.resume()",
+        "worker.pause() if at_work else worker.resume()",
         "worker.resume()",
         (f"{_SHARED}::test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work",),
+    ),
+    Mutation(
+        "tick: a look that fails is the last one at whether a round is at work",
+        "datasites/hospital/machine.py",
+        "                told = True\n",
+        "                return\n",
+        (f"{_SHARED}::test_a_look_that_fails_lets_a_rehearsal_stand_still_until_the_next_one",),
     ),
     Mutation(
         "tick: a measurement counts the time in which it was stopped",

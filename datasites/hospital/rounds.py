@@ -300,10 +300,10 @@ class StudyRun:
         except Exception as error:
             self._abstain(row, number, "failed", (), in_words(error))
         else:
+            self._announced.begin()
             # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
             started = max(now, self._machine.free_at)
             due = self._machine.free_at = leaves_at(started, case.terms.ticks, started)
-            self._announced.begin()
             work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
             self._at_work = _AtWork(case, manifest, work, started, due)
 
