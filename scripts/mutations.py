@@ -36,7 +36,7 @@ _ENTERED = "tests/hospital/test_entered_log.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
-_SHARED = "tests/hospital/test_machine_shared.py"
+_SHARED, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
 
@@ -529,6 +529,13 @@ MUTATIONS = (
         "sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)), halt.check)",
         "sleep_to_tick(started, 1, halt.check)",
         (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
+    ),
+    Mutation(
+        "tick: the end is logged once a table has been read",
+        "datasites/hospital/datasite.py",
+        "        self._submissions.end()\n",
+        "        self._submissions.close()\n",
+        (f"{_SUBMISSIONS}::test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows",),
     ),
     Mutation(
         "tick: a rehearsal goes on while a round is at work",

@@ -11,6 +11,13 @@ charged, released or sent twice. Only a damaged audit log ends the service (I14)
 Claim: what others lay into the store for one study delays another's step by at most `STEPS_PER_TURN` steps of each
 study, whose letters, names and bytes are bounded (`mailroom`, `rounds`, `epochs`), and by one sync (`guards`). Assumes
 a store that answers; each step waits for it. No step waits while a submission is examined (`submissions`).
+
+Claim (I16): when `ended` is logged depends on no row: not on how long a table that is being read or a worker that is
+being given its rows still takes, for which only the process waits. Proof: it is logged before that wait, once no
+submission begins anything more that looks at rows or that it would write (`halt`). It says that no study has a turn any
+more. What others write, who act in console or command line, may come after it, and so may the one record that a
+submission's thread had come to, at its tick. Not claimed: when the process ends, and so when a supervisor that waits
+for that starts the next one, which logs `started`.
 """
 
 from __future__ import annotations
@@ -113,12 +120,19 @@ class Datasite:
             while not stop.is_set():
                 self._turn(stop)
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Log the end, and then wait for what looks at rows; in this order also where the log is damaged."""
+        self._submissions.end()
+        try:
+            self._site.audit.append("ended")
+        finally:
             self._submissions.close()
             for run in self._runs.values():
                 run.close(wait=True)
             self._mailroom.close()
             self._control.close()
-            self._site.audit.append("ended")
 
     def _turn(self, stop: threading.Event) -> None:
         try:
