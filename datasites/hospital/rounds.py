@@ -45,6 +45,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from django.db import transaction
 
 from datasites.hospital import compliance, ledger
 from datasites.hospital.abstaining import log_abstention, said_of
@@ -64,7 +65,7 @@ from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import AuditError
+from datasites.study.audit_chain import RELEASED, AuditError
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import PARAMETER_BOUND, RoundManifest, SharedNoise
@@ -258,9 +259,11 @@ class StudyRun:
         if member is None or state is None or state.enrolment is None:
             return False
         self._rows.warm(self._case)
-        # A file of any other round is nobody's letter.
+        # A file of any other round is nobody's letter. Nor is one of a round that was reached before this epoch: the
+        # journal knows of those, also where a rejoin has begun a new one (`abstaining`).
+        first = state.last_round if state.open is not None else self._journal.floor[1] + 1
         last = min(member.context.last_round, self._case.study.rounds + 1)
-        sure = [(number, letters.ROUND, self._researcher) for number in range(max(1, state.last_round), last + 1)]
+        sure = [(number, letters.ROUND, self._researcher) for number in range(first, last + 1)]
         open_rounds = set(sure)
         called = [item for item in self._post.mailbox(sure) if item in open_rounds]
         for number, _, _ in called[: -LETTERS_PER_STEP - 1 : -1]:
@@ -417,11 +420,24 @@ class StudyRun:
 
     def _abstain(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> None:
         log.warning("round %d: %s: %s", number, outcome, reason)
-        record, _ = Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
-        # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
-        record.reason = reason
-        record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)  # type: ignore[arg-type]
+        if not self._abstained(row, number, outcome, controls, reason):
+            self._stop(row, f"round {number} is released, as the log says, and can't be sat out; resume or rejoin")
+            return
         self._send_abstention(row)
+
+    def _abstained(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> bool:
+        """Decide that a round is sat out, unless people have; False for one whose release the log holds."""
+        with transaction.atomic():
+            Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
+            record = Round.objects.select_for_update().get(case=row, round=number)
+            if record.state == Round.State.FAILED:
+                return True
+            if self._site.audit.holds(RELEASED, study=self.study_hash, round=number):
+                return False
+            # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
+            record.reason = reason
+            record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)  # type: ignore[arg-type]
+        return True
 
     def _send_abstention(self, row: Case) -> bool:
         """Log and send the abstention of the newest round, unless it is out; see `abstaining`."""
