@@ -531,6 +531,13 @@ MUTATIONS = (
         (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
     ),
     Mutation(
+        "review: a study goes on before the log says that people resumed it",
+        "datasites/hospital/rounds.py",
+        "        if row.owed:\n",
+        "        if False:\n",
+        ("tests/hospital/test_owed.py::test_a_study_takes_no_step_before_the_log_holds_what_people_decided",),
+    ),
+    Mutation(
         "tick: the end is logged once a table has been read",
         "datasites/hospital/datasite.py",
         "        self._submissions.end()\n",
@@ -788,10 +795,10 @@ MUTATIONS = (
     Mutation(
         "outage: an abstention is logged before it is decided",
         "datasites/hospital/rounds.py",
-        "        # Decided once this is saved: ",
-        '        told = {"reason": reason, "outcome": outcome, "controls": list(controls)}\n'
-        '        self._site.audit.append_once("abstained", study=self.study_hash, round=number, **told)\n'
-        "        # Decided once this is saved: ",
+        "            # Decided once this is saved: ",
+        '            told = {"reason": reason, "outcome": outcome, "controls": list(controls)}\n'
+        '            self._site.audit.append_once("abstained", study=self.study_hash, round=number, **told)\n'
+        "            # Decided once this is saved: ",
         ("tests/hospital/test_outages.py::test_an_abstention_is_decided_logged_and_said_once",),
     ),
     Mutation(
