@@ -42,6 +42,7 @@ from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
+from datasites.hospital.owed import settle_all
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.rounds import StudyRun, foreseen
@@ -137,6 +138,7 @@ class Datasite:
     def _turn(self, stop: threading.Event) -> None:
         try:
             close_old_connections()  # a dead one is noticed, and costs this turn nothing
+            settle_all(self._site)
             if time.monotonic() >= self._next_sync:
                 self._pin()
                 with self._contained("syft"):

@@ -57,6 +57,7 @@ from datasites.hospital.epochs import EpochSetup, OtherKeys, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.machine import AtWork, Machine
 from datasites.hospital.models import Case, Round
+from datasites.hospital.owed import settle
 from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.row_work import Computed, RowWork
 from datasites.hospital.site import Site
@@ -226,6 +227,8 @@ class StudyRun:
         nobody foresaw.
         """
         row = Case.objects.get(pk=self._pk)
+        if row.owed:
+            settle(self._site, self._pk)
         self._post.look_again()
         try:
             ends = (*Case.ACTIVE, Case.State.STOPPED)
