@@ -37,7 +37,7 @@ _ENTERED = "tests/hospital/test_entered_log.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
-_MACHINE = "tests/hospital/test_machine_shared.py"
+_MACHINE, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
 
@@ -539,11 +539,32 @@ MUTATIONS = (
         (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
     ),
     Mutation(
+        "review: a study goes on before the log says that people resumed it",
+        "datasites/hospital/rounds.py",
+        "        if row.owed:\n",
+        "        if False:\n",
+        ("tests/hospital/test_owed.py::test_a_study_takes_no_step_before_the_log_holds_what_people_decided",),
+    ),
+    Mutation(
+        "tick: the end is logged once a table has been read",
+        "datasites/hospital/datasite.py",
+        "        self._submissions.end()\n",
+        "        self._submissions.close()\n",
+        (f"{_SUBMISSIONS}::test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows",),
+    ),
+    Mutation(
         "tick: a rehearsal goes on while a round is at work",
         "datasites/hospital/machine.py",
-        "worker.pause() if rounds_at_work(home) else worker.resume()",
+        "worker.pause() if at_work else worker.resume()",
         "worker.resume()",
         (f"{_MACHINE}::test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work",),
+    ),
+    Mutation(
+        "tick: a look that fails is the last one at whether a round is at work",
+        "datasites/hospital/machine.py",
+        "                told = True\n",
+        "                return\n",
+        (f"{_MACHINE}::test_a_look_that_fails_lets_a_rehearsal_stand_still_until_the_next_one",),
     ),
     Mutation(
         "tick: a measurement counts the time in which it was stopped",
@@ -834,10 +855,10 @@ MUTATIONS = (
     Mutation(
         "outage: an abstention is logged before it is decided",
         "datasites/hospital/rounds.py",
-        "        # Decided once this is saved: ",
-        '        told = {"reason": reason, "outcome": outcome, "controls": list(controls)}\n'
-        '        self._site.audit.append_once("abstained", study=self.study_hash, round=number, **told)\n'
-        "        # Decided once this is saved: ",
+        "            # Decided once this is saved: ",
+        '            told = {"reason": reason, "outcome": outcome, "controls": list(controls)}\n'
+        '            self._site.audit.append_once("abstained", study=self.study_hash, round=number, **told)\n'
+        "            # Decided once this is saved: ",
         ("tests/hospital/test_outages.py::test_an_abstention_is_decided_logged_and_said_once",),
     ),
     Mutation(

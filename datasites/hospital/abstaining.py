@@ -4,13 +4,15 @@ Claim (one answer): of a round, this hospital's vector leaves or it sits the rou
 holds one record of what it answered: `released`, or `abstained` (policies or a refusal), or `sat_out` (people). Killed
 in between, it writes the record when its service goes on with the study. Proof: a round that is sat out is `FAILED`,
 and none leaves that state. `Leaving` records a release only of a round that is not, under the row's lock, and sends
-nothing of one that is, whatever the journal holds; `review.sit_out` takes none whose release the log holds, under the
-same lock. Both write the state before they let go of it. The record is written once (`AuditLog.append_once`), and not
-before the decision. Assumes the newest log and database (`reconcile`).
+nothing of one that is, whatever the journal holds; neither `review.sit_out` nor `StudyRun` takes one whose release the
+log holds, under the same lock. All write the state before they let go of it. The record is written once
+(`AuditLog.append_once`), and not before the decision. Assumes the newest log and database (`reconcile`).
 
 What is not said: an abstention that the researcher's mailbox did not take before the next round began. Nobody waits for
 it then; it is logged here, and to the researcher this hospital was away in that round. So is an older round that was
-left unanswered when the researcher went on, as after a rejoin: it stays charged, and releases and says nothing.
+left unanswered when the researcher went on, as after a rejoin: it stays charged, and releases and says nothing, since
+letters are attended above the rounds that the journal's anchor knows. Where its release was logged and the service was
+killed before the database knew, it stays logged, though its vector never left: the log then counts one more.
 """
 
 from __future__ import annotations

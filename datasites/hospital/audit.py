@@ -62,6 +62,8 @@ __all__ = ["AuditError", "AuditLog", "Head", "PublicHead", "Record", "Report", "
 
 CHECKPOINT_EVERY = 256
 MOST_FIELDS, LONGEST_TEXT, LONGEST_LIST = 32, 4000, 128
+#: Bytes of a record beside its fields, and more.
+_AROUND = 1024
 
 Scalar = str | int | float | bool
 Value = Scalar | Sequence[Scalar]
@@ -110,6 +112,12 @@ class AuditLog:
         """
         _require_unreserved(kind)
         return self._append(kind, fields)
+
+    def require_fit(self, kind: str, /, **fields: Value) -> None:
+        """Raise `AuditError` unless `append` would take this record."""
+        _require_unreserved(kind)
+        if len(canonical_json(_clean(kind, fields))) > LARGEST_RECORD - _AROUND:
+            raise AuditError(f"audit: record {kind} is longer than {LARGEST_RECORD - _AROUND} bytes")
 
     def append_once(self, kind: str, /, **fields: Value) -> None:
         """Write this record unless the log holds it: for what is done again after a kill or an outage.

@@ -11,6 +11,13 @@ charged, released or sent twice. Only a damaged audit log ends the service (I14)
 Claim: what others lay into the store for one study delays another's step by at most `STEPS_PER_TURN` steps of each
 study, whose letters, names and bytes are bounded (`mailroom`, `rounds`, `epochs`), and by one sync (`guards`). Assumes
 a store that answers; each step waits for it. No step waits while a submission is examined (`submissions`).
+
+Claim (I16): when `ended` is logged depends on no row: not on how long a table that is being read or a worker that is
+being given its rows still takes, for which only the process waits. Proof: it is logged before that wait, once no
+submission begins anything more that looks at rows or that it would write (`halt`). It says that no study has a turn any
+more. What others write, who act in console or command line, may come after it, and so may the one record that a
+submission's thread had come to, at its tick. Not claimed: when the process ends, and so when a supervisor that waits
+for that starts the next one, which logs `started`.
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
+from datasites.hospital.owed import settle_all
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.rounds import StudyRun, foreseen
@@ -113,16 +121,24 @@ class Datasite:
             while not stop.is_set():
                 self._turn(stop)
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Log the end, and then wait for what looks at rows; in this order also where the log is damaged."""
+        self._submissions.end()
+        try:
+            self._site.audit.append("ended")
+        finally:
             self._submissions.close()
             for run in self._runs.values():
                 run.close(wait=True)
             self._mailroom.close()
             self._control.close()
-            self._site.audit.append("ended")
 
     def _turn(self, stop: threading.Event) -> None:
         try:
             close_old_connections()  # a dead one is noticed, and costs this turn nothing
+            settle_all(self._site)
             if time.monotonic() >= self._next_sync:
                 self._pin()
                 with self._contained("syft"):

@@ -20,6 +20,7 @@ load does. A rehearsal waits for as long as rounds follow each other without a g
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import struct
 import threading
@@ -33,6 +34,8 @@ from datasites.hospital.config import Home
 LOOKS = 0.05
 #: `struct flock` of 64-bit Linux: kind, whence, start, length, process.
 _FLOCK = "hhqqi4x"
+
+log = logging.getLogger(__name__)
 
 
 class Machine:
@@ -52,10 +55,15 @@ class AtWork:
         self._lock: int | None = None
 
     def begin(self) -> None:
-        """Say so. Waits for nobody: any number may, and who asks takes no lock."""
+        """Say so. Waits for nobody: any number may, and who asks takes no lock. Where it raises, it is not said."""
         if self._lock is None:
-            self._lock = _opened(self._home)
-            fcntl.fcntl(self._lock, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, 0, 0, 0, 0))
+            lock = _opened(self._home)
+            try:
+                fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, 0, 0, 0, 0))
+            except BaseException:
+                os.close(lock)
+                raise
+            self._lock = lock
 
     def end(self) -> None:
         """Say so no longer."""
@@ -80,15 +88,21 @@ def standing_back(home: Home) -> Iterator[Callable[[Worker], None]]:
     over, threads = threading.Event(), list[threading.Thread]()
 
     def watch(worker: Worker) -> None:
+        told = False
         while True:
-            worker.pause() if rounds_at_work(home) else worker.resume()
+            try:
+                _look(home, worker)
+            except Exception as error:
+                if not told:
+                    log.warning("rehearsal: can't see whether a round is at work, so it stands still: %s", error)
+                told = True
             if over.wait(LOOKS):
                 return
 
     def begin(worker: Worker) -> None:
         thread = threading.Thread(target=watch, args=(worker,), name="datasites-standing-back", daemon=True)
-        threads.append(thread)
         thread.start()
+        threads.append(thread)
 
     try:
         yield begin
@@ -96,6 +110,16 @@ def standing_back(home: Home) -> Iterator[Callable[[Worker], None]]:
         over.set()
         for thread in threads:
             thread.join()
+
+
+def _look(home: Home, worker: Worker) -> None:
+    """Let the worker stand still where a round is at work, or where that can't be seen, and else go on."""
+    try:
+        at_work = rounds_at_work(home)
+    except OSError:
+        worker.pause()
+        raise
+    worker.pause() if at_work else worker.resume()
 
 
 def _opened(home: Home) -> int:

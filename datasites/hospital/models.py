@@ -47,6 +47,8 @@ class Case(models.Model):
     recorded_in_syft = models.BooleanField(default=False)
     #: Reviewers asked to give the keys of the present epoch up and to join the study again in the next one.
     rejoins = models.BooleanField(default=False)
+    #: The record of what people decided last, until the audit log holds it (`owed`); {} then.
+    owed = models.JSONField(default=dict)
 
     class Meta:
         ordering = ["-received_at"]

@@ -3,6 +3,10 @@
 Both people compare the fingerprint with the party by telephone; what they confirm is that, and not the file. Who
 entered which entry is read in the audit log, which binds it (`entered_log`), and not in the database. The roster file
 is read and written under a lock, so that two people at once can't undo one another.
+
+Claim: wherever the process is killed, whom people have withdrawn or revoked is not pinned as the log says, so that who
+may write the roster file brings nobody in. A pinning that was interrupted after the log knew of it counts once somebody
+puts it into the roster; what people do then is to pin it again or to withdraw it, which takes it back in the log, too.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from datasites.hospital.bindings import bind, party_content
-from datasites.hospital.entered_log import require_proposed
+from datasites.hospital.entered_log import require_proposed, tell
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
@@ -95,12 +99,28 @@ def _pinned(site: Site, roster: Roster, entry: RosterEntry, by: str) -> Roster:
 
 
 def withdraw_party(site: Site, person: Acting, number: int) -> None:
-    """Drop an entry that waits; one person is enough, since it only narrows."""
+    """Drop an entry that waits; one person is enough, since it only narrows.
+
+    Where its pinning was interrupted after the log knew of it, the log is told that nobody is pinned, too. Raises
+    `ReviewError` where the roster had it by then.
+    """
     _check_role(person)
-    with transaction.atomic():
-        proposal = _open_proposal(number)
+    with transaction.atomic(), _roster(site):
+        proposal, roster = _open_proposal(number), Roster.load(site.home.roster)
+        email = proposal.email
+        if RosterEntry.model_validate(proposal.entry) in roster.entries:
+            raise ReviewError(
+                f"party {email}: is pinned with this key already, and only noting that was interrupted; pin it again, "
+                "or revoke the party"
+            )
+        entered = tell(site.home)
+        pin = entered.pinned.get(email)
+        held = any(entry.email == email for entry in roster.entries)
+        if pin is not None and not held and entered.revoked.get(email, 0) < pin.seq:
+            reason = "withdrawn, while its pinning was interrupted"
+            site.audit.append("unpinned", email=email, reason=reason, person=person.name)
         _decide(proposal, person, "withdrawn")
-        site.audit.append("party_withdrawn", email=proposal.email, person=person.name)
+        site.audit.append("party_withdrawn", email=email, person=person.name)
 
 
 def revoke_party(site: Site, person: Acting, email: str, reason: str) -> None:

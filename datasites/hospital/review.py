@@ -1,8 +1,9 @@
 """What people do with a case: approve, reject, pause, resume, sit out, revoke; the kill switch. For console and CLI.
 
 Each function checks who acts, asks the policies where they have a say, writes database and audit log together, and
-raises a `DatasitesError` without any change when it may not be. Where a file is changed, what widens is logged first
-and what narrows is done first: killed in between, the log knows of all that was opened.
+raises a `DatasitesError` without any change when it may not be. What people decide on a case that runs or waits is
+decided first, logged next, and acted on last (`owed`). Where a file is changed, and in an approval, what widens is
+logged first and what narrows is done first: killed in between, the log knows of all that was opened.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datasites.hospital.abstaining import log_abstention
 from datasites.hospital.cases import open_case
 from datasites.hospital.failures import Failures
 from datasites.hospital.models import Case, Review, Round
+from datasites.hospital.owed import log_owed, owe, settle
 from datasites.hospital.pending import StudyCap
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
@@ -119,7 +121,8 @@ def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
         row.save(update_fields=["state", "note"])
         # An approval that was killed half-way has left its reservation.
         ledger.close(site, row.study_hash)
-        site.audit.append("rejected", case=number, person=person.name, role=person.role, reason=reason)
+        owe(site, row, "rejected", case=number, person=person.name, role=person.role, reason=reason)
+    settle(site, number)
     return row
 
 
@@ -133,18 +136,22 @@ def _move(
     to: str,
     also: Callable[[Case], None] = lambda row: None,
 ) -> Case:
-    """Move a case to another state, do `also` in the same transaction, and log it."""
+    """Move a case to another state, do `also` in the same transaction, and then log it."""
     with transaction.atomic():
-        row, before = _moved(number, person, reason, kind, states, to)
+        row, before = _moved(site, number, person, reason, kind, states, to)
         also(row)
-        site.audit.append(kind, case=number, person=person.name, role=person.role, reason=reason, before=before)
+        owe(site, row, kind, case=number, person=person.name, role=person.role, reason=reason, before=before)
+    settle(site, number)
     return row
 
 
-def _moved(number: int, person: Acting, reason: str, kind: str, states: tuple[str, ...], to: str) -> tuple[Case, str]:
+def _moved(
+    site: Site, number: int, person: Acting, reason: str, kind: str, states: tuple[str, ...], to: str
+) -> tuple[Case, str]:
     """The case in its new state, and the state before; call it in a transaction."""
     require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
     row = Case.objects.select_for_update().get(pk=find_case(number).pk)
+    log_owed(site, row)
     if row.state not in states:
         raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
     # Why a study was stopped may have been rows, so it is logged only now that somebody has looked at it.
@@ -182,7 +189,7 @@ def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
     log holds is refused, since its vector may have left (`abstaining`).
     """
     with transaction.atomic():
-        row, _ = _moved(number, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING)
+        row, _ = _moved(site, number, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING)
         require_rounds_left(site.home, row.study_hash)
         newest = Round.objects.select_for_update().filter(case=row).order_by("round").last()
         if newest is None or newest.state not in (Round.State.ACCEPTED, Round.State.CHARGED):

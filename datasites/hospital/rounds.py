@@ -45,6 +45,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from django.db import transaction
 
 from datasites.hospital import compliance, ledger
 from datasites.hospital.abstaining import log_abstention, said_of
@@ -56,6 +57,7 @@ from datasites.hospital.epochs import EpochSetup, OtherKeys, read_blob
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.machine import AtWork, Machine
 from datasites.hospital.models import Case, Round
+from datasites.hospital.owed import settle
 from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.row_work import Computed, RowWork
 from datasites.hospital.site import Site
@@ -64,7 +66,7 @@ from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import AuditError
+from datasites.study.audit_chain import RELEASED, AuditError
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import PARAMETER_BOUND, RoundManifest, SharedNoise
@@ -225,6 +227,8 @@ class StudyRun:
         nobody foresaw.
         """
         row = Case.objects.get(pk=self._pk)
+        if row.owed:
+            settle(self._site, self._pk)
         self._post.look_again()
         try:
             ends = (*Case.ACTIVE, Case.State.STOPPED)
@@ -258,9 +262,11 @@ class StudyRun:
         if member is None or state is None or state.enrolment is None:
             return False
         self._rows.warm(self._case)
-        # A file of any other round is nobody's letter.
+        # A file of any other round is nobody's letter. Nor is one of a round that was reached before this epoch: the
+        # journal knows of those, also where a rejoin has begun a new one (`abstaining`).
+        first = state.last_round if state.open is not None else self._journal.floor[1] + 1
         last = min(member.context.last_round, self._case.study.rounds + 1)
-        sure = [(number, letters.ROUND, self._researcher) for number in range(max(1, state.last_round), last + 1)]
+        sure = [(number, letters.ROUND, self._researcher) for number in range(first, last + 1)]
         open_rounds = set(sure)
         called = [item for item in self._post.mailbox(sure) if item in open_rounds]
         for number, _, _ in called[: -LETTERS_PER_STEP - 1 : -1]:
@@ -300,10 +306,10 @@ class StudyRun:
         except Exception as error:
             self._abstain(row, number, "failed", (), in_words(error))
         else:
+            self._announced.begin()
             # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
             started = max(now, self._machine.free_at)
             due = self._machine.free_at = leaves_at(started, case.terms.ticks, started)
-            self._announced.begin()
             work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
             self._at_work = _AtWork(case, manifest, work, started, due)
 
@@ -417,11 +423,24 @@ class StudyRun:
 
     def _abstain(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> None:
         log.warning("round %d: %s: %s", number, outcome, reason)
-        record, _ = Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
-        # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
-        record.reason = reason
-        record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)  # type: ignore[arg-type]
+        if not self._abstained(row, number, outcome, controls, reason):
+            self._stop(row, f"round {number} is released, as the log says, and can't be sat out; resume or rejoin")
+            return
         self._send_abstention(row)
+
+    def _abstained(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> bool:
+        """Decide that a round is sat out, unless people have; False for one whose release the log holds."""
+        with transaction.atomic():
+            Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
+            record = Round.objects.select_for_update().get(case=row, round=number)
+            if record.state == Round.State.FAILED:
+                return True
+            if self._site.audit.holds(RELEASED, study=self.study_hash, round=number):
+                return False
+            # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
+            record.reason = reason
+            record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)  # type: ignore[arg-type]
+        return True
 
     def _send_abstention(self, row: Case) -> bool:
         """Log and send the abstention of the newest round, unless it is out; see `abstaining`."""

@@ -17,7 +17,9 @@ That memory suffices: a worker that stands still keeps what it has, of a GPU too
 twice stops its study; a machine holds two workers of `sandbox.limits`. Nor that a GPU is free: kernels that a rehearsal
 has queued there go on while it stands still, beside a round. (4) That a submission is examined while rounds follow each
 other without a gap. (5) That work which takes the whole service down, by memory say, is tried twice at most: an end of
-the service is no failure of the work (`failures`), so each start tries again, until people stop it.
+the service is no failure of the work (`failures`), so each start tries again, until people stop it. (6) That it shows
+nowhere how far the reading of a table had come when the database went away: the submission is begun again once that is
+noticed.
 
 The thread writes to database and audit log by itself, as a `recheck` in the console does, and ends soon when the
 service does (`halt`). The process doesn't wait for one that can't: it is then as if it had been killed.
@@ -140,8 +142,12 @@ class Submissions:
         self._begun.discard(work.name)
         return row
 
+    def end(self) -> None:
+        """End the one at work at its next step; waits for none that looks at rows."""
+        self._halt.now()
+
     def close(self) -> None:
         """End the one at work, whatever it does, and wait for that a moment."""
-        self._halt.now()
+        self.end()
         if self._work is not None:
             wait([self._work.case], timeout=PATIENCE)

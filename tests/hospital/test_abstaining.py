@@ -10,6 +10,7 @@ import pytest
 from datasites.hospital import review
 from datasites.hospital.abstaining import log_abstention, said_of
 from datasites.hospital.audit import AuditLog
+from datasites.hospital.closing import give_up_keys
 from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
 from datasites.study import letters
@@ -68,6 +69,47 @@ def test_a_round_whose_release_is_logged_is_not_sat_out(running: Running, monkey
     assert running.heard(1, letters.MASKED)
     assert running.heard(1, letters.ABSTAINED) is None
     assert len(running.logged("released")) == 1
+
+
+def test_a_round_that_was_left_with_its_keys_is_not_answered_in_the_next_epoch(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the record of its release and the database; then people give the keys up."""
+    killed_at_release(running, monkeypatch, kill_before(Round, "save"))
+    assert running.logged("released")
+    review.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
+    give_up_keys(running.site.home, running.study)  # as the service does, before it follows the study again
+    Case.objects.filter(pk=running.row.pk).update(rejoins=False)
+    running.restart()
+    running.set_up(epoch=1, first_round=2)
+    running.steps()
+    assert running.heard(1, letters.ABSTAINED) is None
+    assert running.heard(1, letters.MASKED) is None
+    assert not running.logged("abstained")
+    assert Round.objects.get().state == Round.State.CHARGED
+    running.open(2)
+    running.steps()
+    assert running.heard(2, letters.MASKED), "and the study goes on"
+
+
+def test_a_round_whose_release_is_logged_is_no_abstention_either(running: Running) -> None:
+    running.site.audit.append("released", study=running.study, round=1)
+    running.run._abstain(running.row, 1, "failed", (), "its letter can't be read")
+    running.row.refresh_from_db()
+    assert running.row.state == Case.State.STOPPED
+    assert "round 1 is released" in running.row.note
+    assert running.heard(1, letters.ABSTAINED) is None
+    assert not running.logged("abstained")
+
+
+def test_what_people_answered_stands_against_what_the_service_would(running: Running) -> None:
+    Round.objects.create(case=running.row, round=1, epoch=0, manifest_hash="", state=Round.State.CHARGED)
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
+    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "we sit it out")
+    running.run._abstain(running.row, 1, "denied", ("irb",), "denied by irb")
+    assert len(running.logged("sat_out")) == 1
+    assert not running.logged("abstained")
+    assert said_of(Round.objects.get()) == letters.Abstention(outcome="failed")
 
 
 def killed_at_release(running: Running, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Any], None]) -> None:

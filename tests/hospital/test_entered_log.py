@@ -17,12 +17,13 @@ from datasites.hospital.bindings import agreement_content, is_bound
 from datasites.hospital.cases import open_case
 from datasites.hospital.compliance import decide
 from datasites.hospital.doctor import examine
-from datasites.hospital.entered_log import EntryRefused, tell
+from datasites.hospital.entered_log import EntryRefused, pinned_by_hand, tell
 from datasites.hospital.models import Case, PartyProposal, Proposal
 from datasites.hospital.parties import pin_party, propose_party, revoke_party, withdraw_party
 from datasites.hospital.people import FIRST_ADMIN, PersonError, add_person, enter_first_admin, enter_person, identify
 from datasites.hospital.population import accepted_delta
 from datasites.hospital.proposals import confirm, propose_delta, withdraw
+from datasites.hospital.review import ReviewError
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.package import StudyPackage
@@ -30,6 +31,7 @@ from policies.registry import Agreement, RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART
 from tests.hospital.test_evidence_entries import by_hand
+from tests.hospital.test_retry import Killed, kill_after, kill_before
 from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 
 DUA = """
@@ -289,6 +291,49 @@ def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:  # 
     with pytest.raises(EntryRefused, match=words):
         pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
     assert entry.email not in {one.email for one in Roster.load(site.home.roster).entries}
+
+
+def test_a_party_whose_pinning_was_interrupted_can_be_withdrawn_for_good(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed once the log says that it is pinned: by hand it comes into the roster, and counts for nothing."""
+    site, entry = desk.site, party("south")
+    row = propose_party(site, desk.login("ann"), entry.model_dump_json())
+    before = site.home.roster.read_bytes()
+    with monkeypatch.context() as patch:
+        kill_before(Roster, "save")(patch)
+        with pytest.raises(Killed):
+            pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
+    assert not pinned_by_hand(site.home, [entry]), "as the log says, two people pinned it"
+    withdraw_party(site, desk.login("cyd"), row.pk)
+    try:
+        Roster.load(site.home.roster).pin(entry).save(site.home.roster)
+        assert pinned_by_hand(site.home, [entry]), "typed into the roster's file"
+    finally:
+        site.home.roster.write_bytes(before)
+    again = propose_party(site, desk.login("ann"), entry.model_dump_json())
+    pin_party(site, desk.login("bob"), again.pk, entry.fingerprint)
+    assert not pinned_by_hand(site.home, Roster.load(site.home.roster).entries[-1:])
+    revoke_party(site, desk.login("ann"), entry.email, "the test is over")
+
+
+def test_a_party_that_is_in_the_roster_is_not_withdrawn_but_pinned_again_or_revoked(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed between the roster and the database."""
+    site, entry = desk.site, party("west")
+    row = propose_party(site, desk.login("ann"), entry.model_dump_json())
+    with monkeypatch.context() as patch:
+        kill_after(Roster, "save")(patch)
+        with pytest.raises(Killed):
+            pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
+    with pytest.raises(ReviewError, match="pinned with this key already"):
+        withdraw_party(site, desk.login("cyd"), row.pk)
+    pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
+    assert PartyProposal.objects.get(pk=row.pk).outcome == "pinned"
+    revoke_party(site, desk.login("ann"), entry.email, "the test is over")
 
 
 @pytest.mark.parametrize("what", ["who entered it", "what was entered", "in which role"])

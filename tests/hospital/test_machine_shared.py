@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import resource
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connections
 
 from datasites.enclave.processes import family
-from datasites.enclave.worker import Worker
+from datasites.enclave.sandbox import Sandbox
+from datasites.enclave.worker import Timeouts, Worker
 from datasites.hospital import admission
 from datasites.hospital.halt import Halt, Halted
-from datasites.hospital.machine import AtWork, rounds_at_work
+from datasites.hospital.machine import AtWork, rounds_at_work, standing_back
 from datasites.hospital.models import Case
 from datasites.hospital.submissions import in_a_thread
 from datasites.study import letters
@@ -84,6 +93,50 @@ def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_wor
         halt.now()
 
 
+@contextmanager
+def no_descriptor_free() -> Iterator[None]:
+    """As in a burst of connections to the console."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.waits
+def test_a_look_that_fails_lets_a_rehearsal_stand_still_until_the_next_one(
+    desk: Desk,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    home, shown = desk.site.home, AtWork(desk.site.home)
+
+    def watched() -> bool:
+        return any(thread.name == "datasites-standing-back" for thread in threading.enumerate())
+
+    worker = Worker(Sandbox(home.settings.sandbox), home.frozen / desk.row.study_hash, Timeouts())
+    try:
+        with standing_back(home) as stand_back:
+            stand_back(worker)
+            shown.begin()
+            until(lambda: stopped(worker))
+            with no_descriptor_free():
+                until(lambda: "can't see whether a round is at work" in caplog.text or not watched())
+            shown.end()
+            until(lambda: worker._paused_at is None or not watched())
+            assert not stopped(worker), "it goes on"
+            with no_descriptor_free():
+                until(lambda: worker._paused_at is not None or not watched())
+            until(lambda: worker._paused_at is None or not watched())
+            shown.begin()
+            until(lambda: stopped(worker) or not watched())
+            assert stopped(worker), "it stands back for the next round"
+        assert caplog.text.count("can't see whether a round is at work") == 1
+    finally:
+        shown.end()
+        worker.kill()
+
+
 @pytest.mark.waits
 def test_a_round_is_at_work_from_its_letter_until_its_release_leaves(running: Running) -> None:
     """And for every process of the home."""
@@ -131,4 +184,27 @@ def test_who_is_at_work_waits_for_nobody_and_is_gone_with_its_process(desk: Desk
     second.end()
     assert not rounds_at_work(home)
     subprocess.run([sys.executable, "-c", BEGIN, str(home.root)], check=True)
+    assert not rounds_at_work(home)
+
+
+def test_a_round_that_could_not_be_announced_is_so_the_next_time(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, shown, inner = desk.site.home, AtWork(desk.site.home), fcntl.fcntl
+    files = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+
+        def no_locks(*arguments: Any) -> Any:
+            if arguments[1] == fcntl.F_OFD_SETLK:
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            return inner(*arguments)
+
+        patch.setattr(fcntl, "fcntl", no_locks)
+        with pytest.raises(OSError, match="No locks"):
+            shown.begin()
+    assert len(os.listdir("/proc/self/fd")) == files
+    shown.begin()
+    assert rounds_at_work(home)
+    shown.end()
     assert not rounds_at_work(home)

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from datasites.hospital import admission
+from datasites.hospital import admission, submissions
 from datasites.hospital.datasite import Datasite
 from datasites.hospital.halt import Halted
 from datasites.hospital.models import Case
+from datasites.hospital.rounds import StudyRun
 from datasites.hospital.service import only_process
 from datasites.hospital.site import Site
 from datasites.hospital.submissions import HOUR, MOST_REFUSED
@@ -172,6 +173,49 @@ def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> Non
         assert row.state == Case.State.REVIEW
         assert row.rehearsal
         assert told(desk.site, begins, *ADMITTED) == whole
+
+
+@pytest.mark.waits
+def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows(
+    running: Running,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its time would tell how many there are: of a table that is being read, and of a study's worker."""
+    site, begins, waited = running.site, running.site.audit.head().seq, list[bool]()
+    reading, may_end = threading.Event(), threading.Event()
+    inner, wait_for, close = admission.stage_records, submissions.wait, StudyRun.close
+
+    def logged(*kinds: str) -> list[str]:
+        return [r.kind for r in records(site.home.audit) if r.seq > begins and r.kind in kinds]
+
+    def long_table(*arguments: Any) -> Any:
+        reading.set()
+        assert may_end.wait(PATIENCE)
+        return inner(*arguments)
+
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        waited.append("ended" in logged("ended"))
+        may_end.set()
+        return wait_for(*arguments, **options)
+
+    def closing(run: StudyRun, *, wait: bool = False) -> None:
+        waited.append("ended" in logged("ended"))
+        close(run, wait=wait)
+
+    monkeypatch.setattr(admission, "stage_records", long_table)
+    monkeypatch.setattr(submissions, "wait", waiting)
+    monkeypatch.setattr(StudyRun, "close", closing)
+    send(monkeypatch, another("heart-again", long=True))
+    first = Datasite(site)
+    first._runs[running.row.pk] = running.run
+    turn(first)
+    assert reading.wait(PATIENCE)
+    work = first._submissions._work
+    assert work is not None
+    stop(first)
+    assert waited == [True, True]
+    assert isinstance(work.case.exception(PATIENCE), Halted)
+    assert logged("ended", *ADMITTED) == ["received", "ended"], "and it writes nothing after"
 
 
 def stop(datasite: Datasite) -> None:

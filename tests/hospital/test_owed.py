@@ -1,0 +1,132 @@
+"""What people decide on a case is logged once it is decided, once, and before anything is done by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from datasites.hospital import review
+from datasites.hospital.audit import AuditLog
+from datasites.hospital.closing import closing_step
+from datasites.hospital.datasite import Datasite
+from datasites.hospital.models import Case
+from datasites.study.audit_chain import AuditError, records
+from tests.hospital.running import Running
+from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
+from tests.hospital.test_retry import Killed, kill_before
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+KINDS = ("paused", "resumed", "rejoined", "revoked", "rejected")
+#: What is done, in which state of the case, what the log says, and what becomes of the case.
+ACTS: dict[str, tuple[Callable[..., Case], str, str]] = {
+    "paused": (review.pause, "running", "paused"),
+    "resumed": (review.resume, "stopped", "running"),
+    "rejoined": (review.rejoin, "stopped", "running"),
+    "revoked": (review.revoke, "running", "revoked"),
+    "rejected": (review.reject, "review", "rejected"),
+}
+
+
+def stands(desk: Desk, state: str) -> None:  # noqa: F811
+    if state != "review":
+        desk.agree()
+        desk.approve("ann")
+        desk.approve("bob")
+    Case.objects.filter(pk=desk.row.pk).update(state=state, recorded_in_syft=True)
+
+
+def said(desk: Desk) -> list[str]:  # noqa: F811
+    """What the log says that people decided on the case; other tests wrote to the same log."""
+    opened = [r for r in records(desk.site.home.audit) if r.seq > desk.begins]  # type: ignore[attr-defined]
+    return [r.kind for r in opened if r.kind in KINDS and r.fields["case"] == desk.row.pk]
+
+
+@pytest.fixture
+def at(desk: Desk) -> Desk:  # noqa: F811
+    desk.begins = desk.site.audit.head().seq  # type: ignore[attr-defined]
+    return desk
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_log_says_was_decided_is_so_where_the_process_is_killed_right_then(
+    at: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act, before, after = ACTS[kind]
+    stands(at, before)
+    with monkeypatch.context() as patch:
+        for name in ("append", "append_once"):
+            inner = getattr(AuditLog, name)
+
+            def dying(log: AuditLog, what: str, /, *, inner: Any = inner, **fields: Any) -> Any:
+                found = inner(log, what, **fields)
+                if what == kind:
+                    raise Killed
+                return found
+
+            patch.setattr(AuditLog, name, dying)
+        with pytest.raises(Killed):
+            act(at.site, at.row.pk, at.login("ann"), "we said so")
+    assert said(at) == [kind]
+    assert Case.objects.get(pk=at.row.pk).state == after
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_decided_is_logged_by_the_service_where_that_was_interrupted(
+    at: Desk,
+    service: Datasite,  # noqa: F811
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    act, before, after = ACTS[kind]
+    stands(at, before)
+    interrupted(at, act, monkeypatch)
+    assert (said(at), Case.objects.get(pk=at.row.pk).state) == ([], after)
+    for _ in range(2):
+        turn(service)
+    assert said(at) == [kind]
+
+
+def interrupted(at: Desk, act: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the record."""
+    with monkeypatch.context() as patch:
+        kill_before(AuditLog, "append_once")(patch)
+        with pytest.raises(Killed):
+            act(at.site, at.row.pk, at.login("ann"), "we said so")
+
+
+def test_the_next_decision_is_logged_after_the_one_before_it_also_in_the_same_words(
+    at: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands(at, "running")
+    for _ in range(2):
+        interrupted(at, review.pause, monkeypatch)
+        review.resume(at.site, at.row.pk, at.login("ann"), "we said so")
+    assert said(at) == ["paused", "resumed"] * 2
+
+
+def test_a_study_takes_no_step_before_the_log_holds_what_people_decided(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = running.desk
+    at.begins = at.site.audit.head().seq  # type: ignore[attr-defined]
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
+    interrupted(at, review.resume, monkeypatch)
+    logged: list[list[str]] = []
+
+    def first(*arguments: Any) -> bool:
+        logged.append(said(at))
+        return closing_step(*arguments)
+
+    monkeypatch.setattr("datasites.hospital.rounds.closing_step", first)
+    running.run.step()
+    assert logged == [["resumed"]]
+
+
+def test_a_decision_whose_record_the_log_would_not_take_is_none(at: Desk) -> None:
+    stands(at, "running")
+    for reason in ("x" * 4001, "\U0001f600" * 4000):
+        with pytest.raises(AuditError):
+            review.pause(at.site, at.row.pk, at.login("ann"), reason)
+    assert Case.objects.get(pk=at.row.pk).state == "running"
