@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasites.hospital import compliance, ledger, pending
+from datasites.hospital import compliance, ledger, owed, pending
 from datasites.hospital.bindings import FIELD, openings
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import COUNTERPARTY_HEADS
@@ -44,6 +44,7 @@ def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
     study = case.row.study_hash
     compliance.finish_interrupted(site)
     pending.finish_all(site)
+    owed.settle_all(site)
     site.audit.checkpoint()
     heads = site.home.secagg / study / COUNTERPARTY_HEADS
     decisions = [decision.record for decision in PolicyDecision.objects.filter(case=case.row)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from datasites.hospital import review
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.closing import closing_step
 from datasites.hospital.datasite import Datasite
+from datasites.hospital.export import export_evidence
 from datasites.hospital.models import Case
 from datasites.study.audit_chain import AuditError, records
 from tests.hospital.running import Running
@@ -104,6 +106,15 @@ def test_the_next_decision_is_logged_after_the_one_before_it_also_in_the_same_wo
         interrupted(at, review.pause, monkeypatch)
         review.resume(at.site, at.row.pk, at.login("ann"), "we said so")
     assert said(at) == ["paused", "resumed"] * 2
+
+
+def test_an_evidence_bundle_holds_what_was_decided_before_it(
+    at: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands(at, "running")
+    interrupted(at, review.pause, monkeypatch)
+    export_evidence(at.site, at.row.pk, tmp_path / "bundle.zip")
+    assert said(at) == ["paused"]
 
 
 def test_a_study_takes_no_step_before_the_log_holds_what_people_decided(
