@@ -119,8 +119,8 @@ MUTATIONS = (
     Mutation(
         "evaluation: a patient weighs one for each record",
         "datasites/privacy/evaluation.py",
-        "weight = 1.0 / index.records[index.owner]",
-        "weight = 1.0 / index.records[index.owner] ** 0",
+        "weight = np.floor(_SHARES / index.records[index.owner]) / _SHARES",
+        "weight = np.floor(_SHARES / index.records[index.owner] ** 0) / _SHARES",
         (_EVALUATION,),
     ),
     Mutation(
@@ -553,6 +553,20 @@ MUTATIONS = (
         (f"{_SUBMISSIONS}::test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows",),
     ),
     Mutation(
+        "tick: the first round leaves once its worker has the rows",
+        "datasites/hospital/rounds.py",
+        "started = max(now, self._machine.free_at, self._loaded_at)",
+        "started = max(now, self._machine.free_at)",
+        (f"{_TICKS}::test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_allowed",),
+    ),
+    Mutation(
+        "tick: a service that was kept away releases at once",
+        "datasites/hospital/rounds.py",
+        "if now > round.due + GRACE:",
+        "if False:",
+        (f"{_TICKS}::test_a_service_that_was_kept_away_releases_at_a_whole_tick",),
+    ),
+    Mutation(
         "tick: a rehearsal goes on while a round is at work",
         "datasites/hospital/machine.py",
         "worker.pause() if at_work else worker.resume()",
@@ -687,8 +701,8 @@ MUTATIONS = (
     Mutation(
         "population: one table is other people under another column",
         "datasites/hospital/cases.py",
-        "rows=rows if named else ()",
-        "rows=()",
+        "accepted, contents(table))",
+        "accepted, ())",
         ("tests/hospital/test_patients.py::test_the_same_table_is_known_whatever_column_names_patients",),
     ),
     Mutation(

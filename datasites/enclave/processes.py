@@ -36,7 +36,10 @@ def end(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         # Stopped first: who ends loses its children, who could then not be found, and nobody leaves a group meanwhile.
         os.killpg(pid, signal.SIGSTOP)
-        found = list(family(pid))
+        found: list[int] = []
+        # With no descriptor free nobody can be looked for: the group is killed, and the kernel does the rest.
+        with contextlib.suppress(OSError):
+            found.extend(family(pid))
         os.killpg(pid, signal.SIGKILL)
         _send(found, signal.SIGKILL)
 

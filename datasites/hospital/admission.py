@@ -49,6 +49,7 @@ from datasites.privacy.plan import PlanError
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.manifest import MOST_STEPS
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import RingRefused
 from datasites.transport.store import StoreError
@@ -305,6 +306,11 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
         raise InputError(f"study.toml: cohort.hospitals does not name {home.settings.email}")
     records = home.dataset(study.cohort.dataset).declared_records
     require_room(len(package.data_model.columns), records, "declared records")
+    if study.rounds * study.training.steps > MOST_STEPS:
+        raise InputError(
+            f"study.toml: rounds x training.steps is {study.rounds * study.training.steps}, and {MOST_STEPS} noised "
+            "steps are the most of a study; ask for fewer"
+        )
     waiting = Case.objects.filter(submitted_by=job.submitted_by, state__in=OPEN).count()
     if waiting >= home.settings.undecided_per_researcher:
         raise InputError(
@@ -354,7 +360,8 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
 
 
 def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
-    """What training on mock rows has shown; `ticks`, by the time on invented rows; and `parameters` of the model.
+    """What training on mock rows has shown; `ticks`, by the time on invented rows; `parameters` of the model; and
+    `start_ticks` that a worker took to start.
 
     Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.
     """
@@ -370,7 +377,9 @@ def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
 def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> dict[str, Any]:
     try:
         mock = Partition.of_mock(case.package.data_model, read_mock(home.root / case.dataset.mock))
+        started = time.monotonic()
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
+        start_ticks = ticks_for(time.monotonic() - started)
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
     with worker:
@@ -408,4 +417,5 @@ def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> d
             "for fewer steps, a smaller sampling rate, more slots or a smaller model"
         )
         return {**report, "outcome": "failed", "reason": reason}
-    return {**report, "outcome": "passed", "ticks": ticks_for(seconds), "parameters": worker.description.count}
+    figures = {"ticks": ticks_for(seconds), "parameters": worker.description.count, "start_ticks": start_ticks}
+    return {**report, "outcome": "passed", **figures}

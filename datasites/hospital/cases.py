@@ -27,11 +27,11 @@ from datasites.hospital.harmonise import FeatureReadiness, Prepared, prepare, re
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
-from datasites.hospital.patients import Digests, remembering, require_others, row_identities
+from datasites.hospital.patients import Digests, contents, remembering, require_others, row_identities
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.site import Site
 from datasites.hospital.staging import new_staging
-from datasites.hospital.ticks import invented_rows
+from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
 from datasites.privacy.accountant import compose
@@ -100,6 +100,12 @@ class OpenCase:
     def invented_rows(self) -> tuple[int, int]:
         """Training and held-out rows that a measurement invents: as many as records are declared, never a count."""
         return invented_rows(self.dataset.declared_records, self.dataset.held_out)
+
+    @property
+    def loading_ticks(self) -> int:
+        """Ticks after which a worker that is started has the rows, by figures that are public (`ticks`)."""
+        start = int(self.row.rehearsal.get("start_ticks", USUAL_START))
+        return loading_ticks(start, self.dataset.declared_records, len(self.package.data_model.columns))
 
     @property
     def evaluates_in_training(self) -> bool:
@@ -263,12 +269,10 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     mapping = read_mapping(home.root / dataset.mapping)
     table = read_table(home.root / dataset.table)
     require_room(len(package.data_model.columns), len(table), f"rows of {dataset.table}")
-    rows, named = row_identities(home, table), mapping.patient is not None
-    arrays, reports, prepared = prepare(table, mapping, package.data_model, None if named else rows)
+    names = row_identities(home, table) if mapping.patient is None else None
+    arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
     accepted = other_patients(dataset.population)
-    patients = require_others(
-        home, dataset.population, map(str, arrays["patient"]), accepted, rows=rows if named else ()
-    )
+    patients = require_others(home, dataset.population, map(str, arrays["patient"]), accepted, contents(table))
     folder = new_staging(home)
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)

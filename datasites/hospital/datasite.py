@@ -43,6 +43,7 @@ from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
 from datasites.hospital.owed import settle_all
+from datasites.hospital.patients import log_lists
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.rounds import StudyRun, foreseen
@@ -87,6 +88,7 @@ class Datasite:
         pending.finish_all(site)
         require_one_story(site.home)
         open_populations(site)
+        log_lists(site)
         withdrawal.log_the_list(site)
         ledger_log.write_anchor(site.home)  # the next process reads the log on from here
         self._control = open_control(site)
@@ -125,9 +127,11 @@ class Datasite:
 
     def _end(self) -> None:
         """Log the end, and then wait for what looks at rows; in this order also where the log is damaged."""
-        self._submissions.end()
         try:
-            self._site.audit.append("ended")
+            try:
+                self._submissions.end()
+            finally:
+                self._site.audit.append("ended")
         finally:
             self._submissions.close()
             for run in self._runs.values():

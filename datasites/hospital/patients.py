@@ -16,7 +16,8 @@ in another population is refused there until two people say that the two are oth
 time that patients are kept, whoever they are and whether or not there are new ones, a fresh random token is written
 into the list, with the one before, and then into the audit log (I16: it is a function of no row). A list is whole if it
 began before anything was charged, and its token is the last one that the log knows; or if that is the one before its
-own, as a kill leaves it, whose token is then logged before another is made. After a restore in which the log itself
+own, as a kill leaves it, whose token is then logged at the next start, before a budget is reserved and before another
+is made. After a restore in which the log itself
 lost records no list is whole (`ledger_log.Told.lists`). (3) The database is kept from others for no longer the more
 patients there are; and digests are held, compared, sorted, written and freed in thousands of portions, so that no
 single call of the interpreter, for whose length other threads of this process get no turn, is on more than one
@@ -83,6 +84,17 @@ def row_identities(home: Home, table: pd.DataFrame) -> list[str]:
     return names
 
 
+def contents(table: pd.DataFrame) -> Iterator[str]:
+    """What stands in each row of a table as `cells.read_table` gives it, with the names of its columns in their order.
+
+    Cheap, since a table may have hundreds of columns and its reading is allowed a time by what is declared (`ticks`).
+    """
+    columns = sorted(table.columns)
+    names = "".join(f"{len(name)}:{name}" for name in columns)
+    for cells in table[columns].itertuples(index=False, name=None):
+        yield f"{names}{','.join(map(str, map(len, cells)))}:{''.join(cells)}"
+
+
 def require_others(
     home: Home, population: str, identities: Iterable[str], accepted: frozenset[str], rows: Iterable[str] = ()
 ) -> Digests:
@@ -90,10 +102,9 @@ def require_others(
 
     accepted: populations of which two people said that they are other patients. A population whose patients are not
     all known (their list is an older one or was lost, or an older version kept none) counts as the same until then.
-    rows: `row_identities` of their table, where a column says whose rows are: one table is the same people whatever
-    column is said to name them.
+    rows: `contents` of their table: one table is the same people whatever column is said to name them.
     """
-    named, whole = _digests(home, identities), _digests(home, rows)
+    named, whole = _digests(home, "patient", identities), _digests(home, "row of a population", rows)
     for other in sorted((_charged() | _listed(home)) - accepted - {population}):
         remedy = (
             f"set `population` of the dataset in datasite.toml to {other!r}; if they are other people, two reviewers "
@@ -137,11 +148,8 @@ def remembering(site: Site, population: str, digests: Digests) -> Iterator[Calla
     """
     home = site.home
     path = home.identities / f"{population}.bin"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _log(site, population)  # what a kill has left unsaid
+    with _held(home, population):
+        _log(site, population)
         heading, known = _next(home, population), _known(home, population)
         everybody = (_in_order(ours + theirs) for ours, theirs in zip(digests, known, strict=True))
         beside = write_beside(path, chain([heading.written()], everybody))
@@ -150,8 +158,6 @@ def remembering(site: Site, population: str, digests: Digests) -> Iterator[Calla
         finally:
             beside.unlink(missing_ok=True)
         _log(site, population)
-    finally:
-        os.close(lock)
 
 
 def in_portions(digests: Iterable[bytes]) -> Digests:
@@ -171,12 +177,10 @@ def _each(portion: bytes | bytearray) -> set[bytes]:
     return {bytes(portion[start : start + KEPT]) for start in range(0, len(portion), KEPT)}
 
 
-def _digests(home: Home, identities: Iterable[str]) -> Digests:
+def _digests(home: Home, what: str, texts: Iterable[str]) -> Digests:
     key = Commitments(home)
     # Rows of one patient that follow one another are one; a set of all patients would grow and be freed in one call.
-    return in_portions(
-        bytes.fromhex(key.commit("patient", identity.encode()))[:KEPT] for identity, _ in groupby(identities)
-    )
+    return in_portions(bytes.fromhex(key.commit(what, text.encode()))[:KEPT] for text, _ in groupby(texts))
 
 
 def _known(home: Home, population: str) -> Digests:
@@ -231,6 +235,25 @@ def _next(home: Home, population: str) -> _Heading:
     """Of the list that comes after the one that is there; of a first one, whether nobody can be missing on it."""
     whole = _is_whole(home, population) or population not in _charged() | _listed(home)
     return _Heading(whole, secrets.token_hex(ledger_log.TOKEN), ledger_log.tell(home).token(population))
+
+
+def log_lists(site: Site, *populations: str) -> None:
+    """Let log and anchor know what a kill has left unsaid of these lists, or of all."""
+    for population in populations or sorted(path.stem for path in site.home.identities.glob("*.bin")):
+        with _held(site.home, population):
+            _log(site, population)
+
+
+@contextmanager
+def _held(home: Home, population: str) -> Iterator[None]:
+    """Keep others from keeping patients of this population meanwhile."""
+    home.identities.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(home.identities / f"{population}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _log(site: Site, population: str) -> None:

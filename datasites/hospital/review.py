@@ -19,6 +19,7 @@ from datasites.hospital.cases import open_case
 from datasites.hospital.failures import Failures
 from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.owed import log_owed, owe, settle
+from datasites.hospital.patients import log_lists
 from datasites.hospital.pending import StudyCap
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
@@ -60,6 +61,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     case = open_case(site.home, row)
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
+    log_lists(site, case.terms.population)
     # Counted before the policies are asked: a review that comes in between was not among their facts.
     before = Review.objects.filter(case=row).count()
     decision = compliance.decide(site, case, "approve", approver=(person.email, person.role))  # type: ignore[arg-type]

@@ -62,6 +62,7 @@ from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.row_work import Computed, RowWork
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import GRACE, TICK, leaves_at
+from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.state import MemberState
@@ -191,6 +192,9 @@ class StudyRun:
         self._announced = AtWork(site.home)
         self._at_work: _AtWork | None = None
         self._halted = self._unread = False
+        #: Who was withdrawn when a worker was started last for a public reason, and from when on it has its rows.
+        self._loads: frozenset[str] | None = None
+        self._loaded_at = 0.0
         #: Round whose abstention this process has logged, if it has not sent it yet.
         self._logged_abstention = 0
         #: Epoch whose setup this process has cleared out of the store.
@@ -261,7 +265,7 @@ class StudyRun:
         self._unread = False
         if member is None or state is None or state.enrolment is None:
             return False
-        self._rows.warm(self._case)
+        self._load()
         # A file of any other round is nobody's letter. Nor is one of a round that was reached before this epoch: the
         # journal knows of those, also where a rejoin has begun a new one (`abstaining`).
         first = state.last_round if state.open is not None else self._journal.floor[1] + 1
@@ -279,6 +283,13 @@ class StudyRun:
                 return True
         self._unread = len(called) > LETTERS_PER_STEP
         return False
+
+    def _load(self) -> None:
+        """Let a worker start with the rows of today, and note from when on it is taken to have them (`ticks`)."""
+        gone = withdrawn(self._site.home, self._case.dataset.name)
+        if gone != self._loads:
+            self._loads, self._loaded_at = gone, time.monotonic() + self._case.loading_ticks * TICK
+        self._rows.warm(self._case)
 
     def _attend(self, row: Case, number: int, letter: Letter) -> None:
         """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered."""
@@ -307,8 +318,9 @@ class StudyRun:
             self._abstain(row, number, "failed", (), in_words(error))
         else:
             self._announced.begin()
-            # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
-            started = max(now, self._machine.free_at)
+            # Another study's rows may be at work: this round takes its turn when that one leaves, which is public; as
+            # is when a worker may be taken to have its rows.
+            started = max(now, self._machine.free_at, self._loaded_at)
             due = self._machine.free_at = leaves_at(started, case.terms.ticks, started)
             work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
             self._at_work = _AtWork(case, manifest, work, started, due)

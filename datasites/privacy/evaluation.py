@@ -29,6 +29,8 @@ from datasites.study.rounds import LEAST_OWN_STEPS, RingTerms
 
 Floats = npt.NDArray[np.float64]
 _Figure = Callable[[Floats], float]
+#: Shares of one patient that are told apart.
+_SHARES = 2.0**28
 
 
 class EvaluationError(ValueError):
@@ -60,7 +62,8 @@ def noised_counts(
         raise EvaluationError("scores, labels and patients: give one of each per row")
     # The data model lets no other labels in; if one came all the same, that must not stop or mark a release either.
     score, label = np.where(np.isin(label, (0.0, 1.0)), score, 0.0), label == 1.0
-    weight = 1.0 / index.records[index.owner]
+    # On a grid, so that sums of 2^24 rows are exact: what a patient adds is at most 1, and moves nobody else's share.
+    weight = np.floor(_SHARES / index.records[index.owner]) / _SHARES
     inner = np.asarray(plan.edges[1:-1])
     cell = 2 * np.searchsorted(inner, score, side="right") + label.astype(np.int64)
     counts: Floats = np.bincount(cell, weights=weight, minlength=2 * plan.bins).astype(np.float64)

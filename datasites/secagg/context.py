@@ -14,8 +14,8 @@ opens no round, whether all bundles have come or not. A hospital that stands sti
 takes part in no round: where t hospitals opened a round, at most n - t stand still, and their shares with those of c
 colluders are fewer than t, since 2t > n + c. Later epochs' secrets are drawn later. Assumes that disks forget what is
 overwritten or removed, and that HPKE, X25519 and the masks hold. So an epoch has keys for at most `EPOCH_ROUNDS` rounds
-of training and the final evaluation, and opens rounds for at most `EPOCH_DAYS` days; the researcher then begins the
-next one by itself, and hospitals take its offer without a person.
+of training and the final evaluation, and opens rounds for at most `EPOCH_DAYS` days, and one for clocks; the researcher
+then begins the next one by itself, and hospitals take its offer without a person.
 
 Claim: any study that can be approved can be set up, whatever its number of rounds: from each round that it has,
 `epoch_rounds` gives an epoch that `Context` allows and that hospitals, who compare with the same function, take.

@@ -44,7 +44,8 @@ DELTA_OVER_ALL = 0.01
 #: Rounds of training in a study (a final evaluation is one more), and setups of its secure sum.
 MOST_ROUNDS = 10_000
 MOST_EPOCHS = 1_000_000
-#: Noised steps of a study, over all its rounds: to price more takes a hospital minutes.
+#: Noised steps of a study, over all its rounds, that a plan is made for: to price more takes a hospital minutes. No
+#: rule of the format: studies that an earlier version approved go on.
 MOST_STEPS = 100_000
 #: Kinds of services that a study may name.
 MOST_SERVICES = 50
@@ -235,15 +236,6 @@ class Study(Agreed):
             raise ValueError(f"services: name the organisation that runs {', '.join(missing)}")
         if len(set(kinds)) != len(kinds):
             raise ValueError("services: one entry per kind")
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_priced(self) -> Self:
-        if self.rounds * self.training.steps > MOST_STEPS:
-            raise ValueError(
-                f"rounds x training.steps is {self.rounds * self.training.steps}, and {MOST_STEPS} noised steps are "
-                "the most of a study; ask for fewer"
-            )
         return self
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, PrivateAttr, ValidationError
 from syft.sync.connections.connection_router import ConnectionRouter
 from syft.sync.events.file_change_event import (
     FileChangeEvent,
@@ -178,6 +178,8 @@ class OwnerSyncer(DatasiteOwnerSyncer):
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
     connection_router: Router
     log: SyncLog
+    #: By submitter.
+    _kept: dict[str, tuple[int, int]] = PrivateAttr(default_factory=dict)
 
     def sync(self, peer_emails: list[str], recompute_hashes: bool = True) -> None:
         """Take what peers have sent, then send what has changed. One peer's trouble doesn't hold up another."""
@@ -219,7 +221,7 @@ class OwnerSyncer(DatasiteOwnerSyncer):
                 submission.submitter, f"{outgoing_folder(submission.submitter)}/{submission.job}/"
             )
             return
-        _require_room(folder.parent, submission)
+        self._require_room(folder.parent, submission)
         staging = self.syftbox_folder / INCOMING / uuid4().hex
         for path, content in submission.files.items():
             target = staging / path
@@ -230,6 +232,18 @@ class OwnerSyncer(DatasiteOwnerSyncer):
             os.rename(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+        number, size = self._kept[submission.submitter]
+        self._kept[submission.submitter] = number + 1, size + _size(submission)
+
+    def _require_room(self, folder: Path, submission: Submission) -> None:
+        """Refuse what is more than is kept of one submitter, who are counted once in a process."""
+        number, size = self._kept.get(submission.submitter) or _kept(folder)
+        self._kept[submission.submitter] = number, size
+        if number >= MOST_KEPT or size + _size(submission) > MOST_KEPT_BYTES:
+            raise Refused(
+                f"{submission.submitter}: {number} submissions of {size} bytes are kept, and {MOST_KEPT} of "
+                f"{MOST_KEPT_BYTES} bytes are the most; the hospital may remove old ones from {folder}, and start again"
+            )
 
     def send_changes(self, recipient: str) -> None:
         """Put into `recipient`'s outbox the states and outputs of its submissions that it has not been sent yet.
@@ -354,14 +368,16 @@ def clear_incoming(syftbox: Path) -> None:
     shutil.rmtree(syftbox / INCOMING, ignore_errors=True)
 
 
-def _require_room(kept: Path, submission: Submission) -> None:
-    sizes = [file.stat().st_size for file in kept.rglob("*") if file.is_file()]
-    number = sum(1 for _ in kept.iterdir()) if kept.is_dir() else 0
-    if number >= MOST_KEPT or sum(sizes) + sum(map(len, submission.files.values())) > MOST_KEPT_BYTES:
-        raise Refused(
-            f"{submission.submitter}: {number} submissions of {sum(sizes)} bytes are kept, and {MOST_KEPT} of "
-            f"{MOST_KEPT_BYTES} bytes are the most; the hospital may remove old ones from {kept}"
-        )
+def _size(submission: Submission) -> int:
+    return sum(map(len, submission.files.values()))
+
+
+def _kept(folder: Path) -> tuple[int, int]:
+    """Submissions in the folder of one submitter, and bytes of them."""
+    if not folder.is_dir():
+        return 0, 0
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return sum(1 for _ in folder.iterdir()), sum(sizes)
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:

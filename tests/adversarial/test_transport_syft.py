@@ -238,8 +238,11 @@ def test_no_submitter_fills_the_disk(researcher, hospital, monkeypatch, limit):
         post(researcher, proposal(files, root=submission_folder(RESEARCHER, f"s{number}")))
         if number < 2:
             hospital.control.sync()
+    counted: list[Path] = []
+    monkeypatch.setattr(guards, "_kept", lambda folder: counted.append(folder))
     refused(hospital, "submissions of ")
     assert set(submissions(hospital)) == {"s0", "s1"}
+    assert counted == [], "what is kept is counted once in a process"
 
 
 def test_deciding_does_not_sync(researcher, hospital):

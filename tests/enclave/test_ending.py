@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -244,3 +245,21 @@ def test_a_worker_that_stands_still_is_not_looked_for_again(folder: Path, monkey
         worker.kill()
         with pytest.raises(WorkerCrashed):
             worker.initial_parameters()
+
+
+def test_a_worker_is_killed_also_where_no_file_can_be_opened() -> None:
+    """Who its processes are can't be read then; it must not be left stopped, with its rows."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open("/dev/null", os.O_RDONLY)
+        processes.end(process.pid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        process.send_signal(signal.SIGCONT)
+    try:
+        assert process.wait(20) == -signal.SIGKILL
+    finally:
+        process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import unicodedata
 from typing import Any
 
@@ -16,6 +17,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Review
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
+from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.errors import InputError
 from tests.hospital.conftest import HEART
 from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
@@ -120,6 +122,17 @@ def test_an_approval_is_of_the_hash_that_was_read_even_if_the_case_is_examined_m
     with pytest.raises(ReviewError, match="read it again"):
         desk.approve("ann")
     assert not Review.objects.exists()
+
+
+def test_a_study_of_more_steps_than_can_be_priced_is_refused(desk: Desk) -> None:  # noqa: F811
+    terms = (HEART / "study" / "study.toml").read_text()
+    many, changed = re.subn(r"(?m)^steps = .*$", "steps = 10000", terms)
+    assert changed == 1
+    row = admission.admit(desk.site, dataclasses.replace(job(**{"study.toml": many.encode()}), name="heart-2"))
+    assert row.state == Case.State.REFUSED
+    assert "150000, and 100000 noised steps are the most" in row.note
+    with pytest.raises(PlanError, match="110000 is more than 100000"):
+        PrivacyPlan.calibrate(3.0, 1e-5, clip=1.0, sampling_rate=0.01, rounds=10_000, steps_per_round=11)
 
 
 def test_undecided_submissions_of_one_researcher_are_limited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +14,14 @@ from datasites.hospital import admission, review
 from datasites.hospital.cases import records_folder
 from datasites.hospital.closing import destroy_secrets, give_up_keys, journal_of
 from datasites.hospital.datasite import Datasite
+from datasites.hospital.export import export_evidence
 from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import StudyRun
 from datasites.hospital.site import Site
+from datasites.privacy import plan
 from datasites.secagg.errors import JournalRolledBack
 from datasites.secagg.journal import Journal
+from datasites.study import manifest
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.errors import InputError
 from datasites.transport.syft import HospitalControl
@@ -151,6 +155,22 @@ def test_a_rule_that_permits_keeps_the_datasite_from_starting(desk: Desk) -> Non
             Datasite(desk.site)
     finally:
         rule.unlink()
+
+
+def test_a_study_that_was_approved_before_a_bound_was_set_goes_on(
+    desk: Desk,  # noqa: F811
+    service: Datasite,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    for module in (manifest, admission, plan):
+        monkeypatch.setattr(module, "MOST_STEPS", 10)
+    turn(service)
+    assert Case.objects.get(pk=desk.row.pk).state in Case.ACTIVE
+    assert [check.found for check in export_evidence(desk.site, desk.row.pk, tmp_path / "b.zip") if not check.ok] == []
 
 
 def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def] # noqa: F811

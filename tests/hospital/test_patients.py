@@ -246,6 +246,7 @@ def test_the_same_table_is_known_whatever_column_names_patients(
             stage_records(home, package, other)
     finally:
         (home.root / "mapping.toml").write_text(mapping)
+        recheck(desk.site, desk.row.pk)  # the records that other tests approve
 
 
 def test_a_population_whose_patients_are_not_known_counts_as_the_same(desk: Desk) -> None:  # noqa: F811
@@ -322,10 +323,37 @@ def killed_before_the_log(site: Site, *names: str) -> None:
         killed()
 
 
+def test_a_list_that_a_kill_left_unsaid_is_logged_before_a_budget_is_reserved(desk: Desk) -> None:  # noqa: F811
+    file = keep(desk.site, "1", "2")
+    backup = file.read_bytes()
+    killed_before_the_log(desk.site, "7")
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    file.write_bytes(backup)
+    ledger_log.forget(desk.site.home)
+    assert "is not known here, or not of all" in stand_in_two(desk.site, "7")
+
+
+def test_rows_of_other_contents_are_told_apart() -> None:
+    tables = [
+        pd.DataFrame(rows, columns=columns, dtype=object)
+        for columns, rows in [
+            (["a", "b"], [["1", "23"], ["12", "3"], ["", "123"], ["1,2", "3"]]),
+            (["ab", ""], [["1", "23"]]),
+            (["b", "a"], [["1", "23"]]),
+        ]
+    ]
+    every = [text for table in tables for text in patients.contents(table)]
+    assert len(set(every)) == len(every) == 6
+    turned = tables[0][["b", "a"]]
+    assert list(patients.contents(turned)) == list(patients.contents(tables[0]))
+
+
 def test_a_list_of_an_older_version_is_taken_as_it_is(site: Site) -> None:
     site.home.identities.mkdir()
     file = site.home.identities / "heart.bin"
-    file.write_bytes(b"".join(patients._digests(site.home, ["1", "2"])))
+    file.write_bytes(b"".join(patients._digests(site.home, "patient", ["1", "2"])))
     assert "1 of its patients" in stand_in_two(site, "2")
     keep(site, "3")
     assert "3 of its patients" in stand_in_two(site, "1", "2", "3")

@@ -40,6 +40,7 @@ def examined(furnished: Home, own: Identity) -> dict[str, Any]:
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
     call_command("flush", verbosity=0, interactive=False)
+    values["rehearsal"] |= {"start_ticks": 0}  # few tests look at when the first round leaves; the others don't wait
     return values
 
 

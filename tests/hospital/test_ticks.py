@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from datasites.enclave.worker import Worker
-from datasites.hospital import admission, cases, rounds
+from datasites.hospital import admission, cases, rounds, row_work
 from datasites.hospital import ticks as moments_of
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.config import DatasetSettings
@@ -126,7 +126,7 @@ def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
     running.open(1)
     while running.run._at_work is None:
         assert running.run.step()
-    begun = clock.now
+    begun = running.run._at_work.started
     for tick in range(1, ticks + 6):
         clock.now = max(clock.now, begun + (tick - 0.5) * TICK)
         if tick >= ticks + late:
@@ -139,6 +139,66 @@ def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
     assert moment - begun == pytest.approx((ticks + max(0, late)) * TICK)
     said = f"left {late} ticks of 0.05 s late" if late > 0 else ""
     assert Round.objects.get().reason == said, "for the hospital alone"
+
+
+@pytest.mark.waits
+def test_a_service_that_was_kept_away_releases_at_a_whole_tick(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the moment would tell by what, the work on rows for one."""
+    clock, left, masked = Clock(), [], StudyRun._masked
+
+    def timed(*arguments: Any) -> Any:
+        left.append(clock.now)
+        return masked(*arguments)
+
+    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(StudyRun, "_masked", timed)
+    running.set_up()
+    running.open(1)
+    while running.run._at_work is None:
+        assert running.run.step()
+    work = running.run._at_work
+    wait([work.work])
+    clock.now = work.due + 0.3 * TICK
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert left == [pytest.approx(work.due + TICK)]
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_allowed(
+    running: Running, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """The first round leaves by when a worker may be taken to have them; so does the one after a withdrawal."""
+    clock, load = Clock(), row_work.partitions
+
+    def slow(*arguments: Any) -> Any:
+        clock.now += seconds
+        return load(*arguments)
+
+    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(row_work, "partitions", slow)
+    Case.objects.filter(pk=running.row.pk).update(rehearsal={**running.row.rehearsal, "start_ticks": 100})
+    running.restart()
+    running.set_up()
+    allowed = 100 + reading_ticks(running.case.dataset.declared_records, len(running.case.package.data_model.columns))
+    withdrawals = running.site.home.withdrawals / "heart.json"
+    try:
+        for number in (1, 2):
+            began = clock.now
+            running.run.step()
+            running.open(number)
+            while running.run._at_work is None:
+                assert running.run.step()
+            assert running.run._at_work.due == pytest.approx(began + (allowed + running.case.terms.ticks) * TICK)
+            running.steps()
+            assert running.heard(number, letters.MASKED)
+            withdrawals.parent.mkdir(exist_ok=True)
+            withdrawals.write_text('["1"]')
+    finally:
+        withdrawals.unlink(missing_ok=True)
 
 
 def examination(desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, keeping: float) -> list[tuple[str, int]]:  # noqa: F811

@@ -105,6 +105,21 @@ def test_one_key_gives_the_same_counts_and_another_key_others():
     assert (first != other).all()
 
 
+@pytest.mark.parametrize("records", [3, 7, 13, 21])
+def test_what_a_patient_adds_to_the_counts_is_at_most_one_and_exact(records):
+    """Also where thirds are added: who stays has the same share of the sums when somebody goes."""
+    quiet = EvaluationPlan(edges=EDGES, final_multiplier=1e-12)
+    patients = np.repeat(np.arange(20_000), records)
+    scores = np.full(len(patients), 0.1)
+    counts = [
+        noised_counts(scores[gone:], np.zeros(len(patients) - gone), patients[gone:], quiet, "final")
+        for gone in (0, records)
+    ]
+    moved = np.rint((counts[0] - counts[1]) * 2**28)
+    assert np.abs(counts[0] * 2**28 - np.rint(counts[0] * 2**28)).max() < 0.1
+    assert 2**28 * (1 - 1e-6) < moved.sum() <= 2**28
+
+
 def test_a_patient_with_many_records_weighs_one():
     quiet = EvaluationPlan(edges=EDGES, final_multiplier=1e-6)
     counts = noised_counts([0.9] * 50 + [0.1], [1] * 50 + [0], [7] * 50 + [8], quiet, "final")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.errors import InputError, parse_toml
 from datasites.study.letters import EpochOffer
 from datasites.study.manifest import Cohort, RoundManifest, Study, VectorTerm
-from datasites.study.package import StudyPackage
-from tests.study.studies import HEART
 
 
 @pytest.mark.parametrize(
@@ -72,18 +68,3 @@ def test_an_epoch_or_round_that_no_table_can_hold_is_refused(epoch: int, number:
         EpochOffer.model_validate(offer | {"epoch": epoch, "last_round": number})
     with pytest.raises(ValidationError, match="less than or equal"):
         RoundManifest.model_validate({"epoch": epoch, "round": number})
-
-
-@pytest.mark.parametrize(("rounds", "steps", "fits"), [(10_000, 10, True), (10, 10_000, True), (10_000, 11, False)])
-def test_a_study_has_no_more_steps_than_can_be_priced(rounds: int, steps: int, fits: bool) -> None:
-    terms = StudyPackage.read(HEART).study.model_dump(mode="json")
-    terms |= {"rounds": rounds, "training": terms["training"] | {"steps": steps}}
-    figures = {"clip": 1.0, "sampling_rate": 0.01, "rounds": rounds, "steps_per_round": steps}
-    if fits:
-        assert Study.model_validate_json(json.dumps(terms)).rounds == rounds
-        assert PrivacyPlan.calibrate(3.0, 1e-5, **figures).steps == rounds * steps
-        return
-    with pytest.raises(ValidationError, match="110000.* ask for fewer"):
-        Study.model_validate_json(json.dumps(terms))
-    with pytest.raises(PlanError, match="110000.* ask for fewer"):
-        PrivacyPlan.calibrate(3.0, 1e-5, **figures)

@@ -183,7 +183,8 @@ class StandIn:
     def close(self) -> None:
         self.alive = False
 
-    kill = close
+    def kill(self, *, wait: bool = False) -> None:
+        self.close()
 
     @property
     def log(self) -> str:
