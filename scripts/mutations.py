@@ -33,7 +33,7 @@ _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_set
 _RESTORED = "tests/hospital/test_restored.py"
 _ENDING = "tests/enclave/test_ending.py"
 _RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
-_ENTERED = "tests/hospital/test_entered_log.py"
+_ENTERED, _OWED = "tests/hospital/test_entered_log.py", "tests/hospital/test_owed.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
@@ -543,7 +543,21 @@ MUTATIONS = (
         "datasites/hospital/rounds.py",
         "        if row.owed:\n",
         "        if False:\n",
-        ("tests/hospital/test_owed.py::test_a_study_takes_no_step_before_the_log_holds_what_people_decided",),
+        (f"{_OWED}::test_a_study_takes_no_step_before_the_log_holds_what_people_decided",),
+    ),
+    Mutation(
+        "review: a researcher is told of what was rejected before the log says so",
+        "datasites/hospital/datasite.py",
+        "                if row.owed:  # decided since this turn began\n",
+        "                if False:\n",
+        (f"{_OWED}::test_nobody_is_told_of_what_was_decided_during_a_sync_before_the_log_holds_it",),
+    ),
+    Mutation(
+        "review: what stands in the database as owed is signed, whatever it is",
+        "datasites/hospital/owed.py",
+        "        if _is_owed(site, row):\n",
+        "        if True:\n",
+        (f"{_OWED}::test_what_was_written_into_what_a_case_owes_is_not_signed_and_ends_no_service",),
     ),
     Mutation(
         "tick: the end is logged once a table has been read",
@@ -624,7 +638,7 @@ MUTATIONS = (
     Mutation(
         "patients: the list after a lost one is taken for all of them",
         "datasites/hospital/patients.py",
-        "_is_whole(home, population) or population not in _charged() | _listed(home)",
+        "_is_whole(home, population) or population not in _charged() | listed(home)",
         "True",
         ("tests/hospital/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
     ),
@@ -774,6 +788,20 @@ MUTATIONS = (
         "        require_proposed(site.home, entry, person.name)\n",
         "",
         (f"{_ENTERED}::test_one_person_alone_brings_no_party_in",),
+    ),
+    Mutation(
+        "parties: a withdrawal believes what lies in the roster",
+        "datasites/hospital/parties.py",
+        "        if not pinned_by_hand(site.home, [entry]):\n",
+        "        if all(e.email != email for e in Roster.load(site.home.roster).entries):\n",
+        ("tests/hospital/test_parties.py::test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile",),
+    ),
+    Mutation(
+        "parties: who was taken out of the roster can't be revoked",
+        "datasites/hospital/parties.py",
+        "roster.revoke(email) if held or not _is_pinned(site, email) else roster",
+        "roster.revoke(email)",
+        ("tests/hospital/test_parties.py::test_a_party_is_revoked_while_somebody_has_taken_it_out_of_the_roster",),
     ),
     Mutation(
         "budget: who confirms may have typed the proposal",

@@ -42,7 +42,7 @@ from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
-from datasites.hospital.owed import settle_all
+from datasites.hospital.owed import settle, settle_all
 from datasites.hospital.patients import log_lists
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import require_one_story
@@ -281,6 +281,8 @@ class Datasite:
             if (row.job_name, row.submitted_by) == self._submissions.at_work:
                 continue  # not yet logged, maybe
             with self._contained(f"case {row.pk}"):
+                if row.owed:  # decided since this turn began
+                    settle(self._site, row.pk)
                 if row.state in Case.ACTIVE:
                     self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)
                 elif row.state in (Case.State.REJECTED, Case.State.REFUSED):
@@ -323,10 +325,14 @@ class Datasite:
     def _destroy_what_ended(self) -> None:
         for row in Case.objects.filter(state__in=ENDED).exclude(pk__in=list(self._runs)):
             with self._contained(f"case {row.pk}"):
+                if row.owed:
+                    settle(self._site, row.pk)
                 destroy_secrets(self._site, row)
 
     def _follow(self, row: Case) -> None:
         try:
+            if row.owed:
+                settle(self._site, row.pk)
             if row.rejoins:
                 give_up_keys(self._home, row.study_hash)
                 Case.objects.filter(pk=row.pk).update(rejoins=False)

@@ -4,9 +4,13 @@ Both people compare the fingerprint with the party by telephone; what they confi
 entered which entry is read in the audit log, which binds it (`entered_log`), and not in the database. The roster file
 is read and written under a lock, so that two people at once can't undo one another.
 
-Claim: wherever the process is killed, whom people have withdrawn or revoked is not pinned as the log says, so that who
-may write the roster file brings nobody in. A pinning that was interrupted after the log knew of it counts once somebody
-puts it into the roster; what people do then is to pin it again or to withdraw it, which takes it back in the log, too.
+Claim: wherever the process is killed, and whatever the roster file holds, an entry that people have withdrawn, and a
+party that they have revoked, is not pinned as the log says, so that who may write the roster file brings nobody in.
+Proof: a revocation is logged before the file is written, a withdrawal wherever the log, and not the file, has the entry
+as pinned; until either is logged it is not over, and can be done again. A pinning that was interrupted after the log
+knew of it counts once somebody puts it into the roster; what people do then is to pin it again or to withdraw it, which
+takes it back in the log, too. Assumes the newest log, which decisions are compared with (`entered_log`). Not claimed:
+of who may write the database, too, that what people withdraw is what was entered.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from datasites.hospital.bindings import bind, party_content
-from datasites.hospital.entered_log import require_proposed, tell
+from datasites.hospital.entered_log import pinned_by_hand, require_proposed, tell
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
@@ -106,17 +110,15 @@ def withdraw_party(site: Site, person: Acting, number: int) -> None:
     """
     _check_role(person)
     with transaction.atomic(), _roster(site):
-        proposal, roster = _open_proposal(number), Roster.load(site.home.roster)
-        email = proposal.email
-        if RosterEntry.model_validate(proposal.entry) in roster.entries:
+        proposal = _open_proposal(number)
+        email, entry = proposal.email, RosterEntry.model_validate(proposal.entry)
+        if entry in Roster.load(site.home.roster).entries:
             raise ReviewError(
                 f"party {email}: is pinned with this key already, and only noting that was interrupted; pin it again, "
                 "or revoke the party"
             )
-        entered = tell(site.home)
-        pin = entered.pinned.get(email)
-        held = any(entry.email == email for entry in roster.entries)
-        if pin is not None and not held and entered.revoked.get(email, 0) < pin.seq:
+        # By the log: the file may hold anything under this address, and something else tomorrow.
+        if not pinned_by_hand(site.home, [entry]):
             reason = "withdrawn, while its pinning was interrupted"
             site.audit.append("unpinned", email=email, reason=reason, person=person.name)
         _decide(proposal, person, "withdrawn")
@@ -126,14 +128,28 @@ def withdraw_party(site: Site, person: Acting, number: int) -> None:
 def revoke_party(site: Site, person: Acting, email: str, reason: str) -> None:
     """Stop trusting a party, from the next round on, and never take its key again; one person is enough.
 
-    Raises `IdentityError` or `ReviewError`.
+    One that the log alone has as pinned is revoked there. Raises `IdentityError` or `ReviewError`.
     """
     _check_role(person)
     if email == site.home.settings.email:
         raise ReviewError(f"party {email}: is this hospital itself; use the kill switch to stop it")
-    with _roster(site) as change:
-        change(lambda roster: roster.revoke(email))
+
+    def revoked(roster: Roster) -> Roster:
+        held = any(entry.email == email for entry in roster.entries)
+        after = roster.revoke(email) if held or not _is_pinned(site, email) else roster
+        # Logged before it counts: killed in between, nothing rests on the party, and it is revoked again.
         site.audit.append("unpinned", email=email, reason=reason, person=person.name)
+        return after
+
+    with _roster(site) as change:
+        change(revoked)
+
+
+def _is_pinned(site: Site, email: str) -> bool:
+    """Whether the log says that somebody is pinned under this address, whatever the roster holds."""
+    entered = tell(site.home)
+    pin = entered.pinned.get(email)
+    return pin is not None and entered.revoked.get(email, 0) < pin.seq
 
 
 def open_proposals() -> list[tuple[PartyProposal, RosterEntry]]:

@@ -105,7 +105,7 @@ def require_others(
     rows: `contents` of their table: one table is the same people whatever column is said to name them.
     """
     named, whole = _digests(home, "patient", identities), _digests(home, "row of a population", rows)
-    for other in sorted((_charged() | _listed(home)) - accepted - {population}):
+    for other in sorted((_charged() | listed(home)) - accepted - {population}):
         remedy = (
             f"set `population` of the dataset in datasite.toml to {other!r}; if they are other people, two reviewers "
             f"say so: `datasites budget other-patients {population} {other}`"
@@ -135,7 +135,7 @@ def _meeting(ours: Digests, theirs: Digests) -> int:
 
 def in_part(home: Home) -> list[str]:
     """Populations whose patients are not all known: any other one counts as the same people."""
-    return sorted(name for name in _charged() | _listed(home) if not _is_whole(home, name))
+    return sorted(name for name in _charged() | listed(home) if not _is_whole(home, name))
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def _is_whole(home: Home, population: str) -> bool:
 
 def _next(home: Home, population: str) -> _Heading:
     """Of the list that comes after the one that is there; of a first one, whether nobody can be missing on it."""
-    whole = _is_whole(home, population) or population not in _charged() | _listed(home)
+    whole = _is_whole(home, population) or population not in _charged() | listed(home)
     return _Heading(whole, secrets.token_hex(ledger_log.TOKEN), ledger_log.tell(home).token(population))
 
 
@@ -268,5 +268,6 @@ def _charged() -> set[str]:
     return set(LedgerEntry.objects.values_list("population", flat=True).distinct())
 
 
-def _listed(home: Home) -> set[str]:
+def listed(home: Home) -> set[str]:
+    """Populations that have a list of patients, or had one as the log says."""
     return {path.stem for path in home.identities.glob("*.bin")} | ledger_log.tell(home).lists.keys()

@@ -17,7 +17,8 @@ from django.utils import timezone
 from datasites.hospital import population, reconcile
 from datasites.hospital.bindings import bind, proposal_content
 from datasites.hospital.entered_log import require_asked
-from datasites.hospital.models import Population, Proposal
+from datasites.hospital.models import LedgerEntry, Population, Proposal
+from datasites.hospital.patients import listed
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.settle import Lost, LostStudy, require_enough, settle
@@ -51,7 +52,9 @@ def propose_delta(site: Site, person: Acting, name: str, delta: float, reason: s
 def propose_other_patients(site: Site, person: Acting, one: str, other: str, reason: str) -> Proposal:
     """Enter that two populations are different people, though pseudonyms of one stand in the other."""
     known = {dataset.population for dataset in site.home.settings.datasets}
-    known |= set(Population.objects.values_list("name", flat=True))
+    # Also those that only their list of patients or their charges tell of: what `require_others` names can be answered.
+    known |= set(Population.objects.values_list("name", flat=True)) | listed(site.home)
+    known |= set(LedgerEntry.objects.values_list("population", flat=True))
     for name in (one, other):
         if name not in known:
             raise InputError(f"population {name!r}: is not known here (known: {', '.join(sorted(known))})")

@@ -242,7 +242,9 @@ def _run(sandbox, tmp_path, models, limits, port, name):
     arguments = [str(inside / "hostile_run.py"), str(inside), json.dumps(bait), limits, *(m.name for m in models)]
     command = sandbox.command(arguments, study)
     if sandbox.config.mode == "off":
-        command.insert(command.index("-i") + 1, f"DATASITES_TOKEN={token}")  # the variables that a datasite without a sandbox would have
+        command.insert(
+            command.index("-i") + 1, f"DATASITES_TOKEN={token}"
+        )  # the variables that a datasite without a sandbox would have
     done = subprocess.run(command, env={"DATASITES_TOKEN": token}, capture_output=True, timeout=300, check=False)
     results = {}
     for line in done.stdout.splitlines():

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import review
+from datasites.hospital import datasite, review
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.closing import closing_step
 from datasites.hospital.datasite import Datasite
 from datasites.hospital.export import export_evidence
 from datasites.hospital.models import Case
+from datasites.hospital.owed import settle_all
 from datasites.study.audit_chain import AuditError, records
+from datasites.transport.syft import HospitalControl
 from tests.hospital.running import Running
 from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
 from tests.hospital.test_retry import Killed, kill_before
@@ -141,3 +143,102 @@ def test_a_decision_whose_record_the_log_would_not_take_is_none(at: Desk) -> Non
         with pytest.raises(AuditError):
             review.pause(at.site, at.row.pk, at.login("ann"), reason)
     assert Case.objects.get(pk=at.row.pk).state == "running"
+
+
+def lines(at: Desk) -> list[str]:
+    return [record.kind for record in records(at.site.home.audit)]
+
+
+FORGED: dict[str, Any] = {
+    "a party": {"kind": "pinned", "email": "x@x.example.org", "fingerprint": "00", "person": "bob"},
+    "a budget": {"kind": "budget_settled", "population": "heart", "epsilon": 99.0, "delta": 0.1},
+    "what was reserved": {"kind": "reservation_released", "population": "heart", "study": "0" * 64},
+    "other patients": {"kind": "other_patients", "populations": ["heart", "heart-2"]},
+    "the log's own": {"kind": "checkpoint"},
+    "no kind": {"person": "bob"},
+    "a kind that is none": {"kind": ["paused"]},
+    "no record": ["paused"],
+    "another case": {"case": 10**6},
+    "more": {"email": "x@x.example.org"},
+    "too long": {"reason": "x" * 4001},
+    "no number": {"after": True},
+    "not what was decided": {"kind": "revoked"},
+    "not what was decided at all": {"kind": "resumed"},
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_what_was_written_into_what_a_case_owes_is_not_signed_and_ends_no_service(
+    at: Desk,
+    service: Datasite,  # noqa: F811
+    forged: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stands(at, "paused")
+    true = {
+        "kind": "paused",
+        "case": at.row.pk,
+        "person": "bob",
+        "role": "steward",
+        "reason": "so",
+        "before": "running",
+    }
+    true["after"] = at.site.audit.head().seq
+    what = FORGED[forged]
+    owed = true | what if forged in list(FORGED)[-6:] else what
+    Case.objects.filter(pk=at.row.pk).update(owed=owed)
+    before = lines(at)
+    settle_all(at.site)
+    assert lines(at) == before
+    assert f"case {at.row.pk}: what it owes the audit log is no decision" in caplog.text
+    Case.objects.filter(pk=at.row.pk).update(owed=owed)
+    turn(service)
+    assert (said(at), Case.objects.get(pk=at.row.pk).owed) == ([], {})
+    review.resume(at.site, at.row.pk, at.login("ann"), "we said so")
+    assert said(at) == ["resumed"]
+
+
+def test_a_decision_is_logged_also_where_the_study_was_stopped_before_that(
+    at: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a step that had begun."""
+    stands(at, "paused")
+    interrupted(at, review.resume, monkeypatch)
+    Case.objects.filter(pk=at.row.pk).update(state="stopped")
+    settle_all(at.site)
+    assert said(at) == ["resumed"]
+
+
+#: Where the service first acts on what was decided while it synced.
+FIRST = {
+    "rejected": (HospitalControl, "record_rejection"),
+    "revoked": (datasite, "destroy_secrets"),
+    "rejoined": (datasite, "give_up_keys"),
+}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_nobody_is_told_of_what_was_decided_during_a_sync_before_the_log_holds_it(
+    at: Desk,
+    service: Datasite,  # noqa: F811
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    act, before, _ = ACTS[kind]
+    stands(at, before)
+    Case.objects.filter(pk=at.row.pk).update(recorded_in_syft=kind != "rejected")
+    held: list[list[str]] = []
+
+    def synced(_: HospitalControl) -> None:
+        if not held and Case.objects.get(pk=at.row.pk).state == before:
+            interrupted(at, act, monkeypatch)
+
+    def first(*_: Any) -> None:
+        held.append(said(at))
+
+    monkeypatch.setattr(HospitalControl, "sync", synced)
+    monkeypatch.setattr(*FIRST[kind], first)
+    turn(service)
+    assert held == [[kind]]
+    assert Case.objects.get(pk=at.row.pk).owed == {}

@@ -25,7 +25,7 @@ from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
 from datasites.hospital.doctor import examine
 from datasites.hospital.harmonise import read_mapping
-from datasites.hospital.models import Case, Population
+from datasites.hospital.models import Case, LedgerEntry, Population
 from datasites.hospital.patients import SamePatients, row_identities
 from datasites.hospital.site import Site
 from datasites.hospital.withdrawal import NobodyToLeaveOut
@@ -221,6 +221,26 @@ def test_the_same_table_under_another_name_is_not_ready(
     stage_records(home, package, other).drop()
     lines = home.audit.read_text().splitlines()
     assert any('"kind":"other_patients"' in line for line in lines)
+
+
+@pytest.mark.parametrize("known", ["its list", "its charges"])
+def test_two_people_answer_for_a_population_of_which_only_this_is_left(desk: Desk, known: str) -> None:  # noqa: F811
+    """Its dataset and its budget are gone; else no study of any other population could be examined again."""
+    home, package, gone = desk.site.home, StudyPackage.read(HEART / "study"), "gone" + known[-4:]
+    left = home.identities / f"{gone}.bin"
+    if known == "its list":
+        left.parent.mkdir(mode=0o700, exist_ok=True)
+        left.write_bytes(b"some of them, v1" + bytes(2 * ledger_log.TOKEN))
+    else:
+        LedgerEntry.objects.create(population=gone, partition="training", study_hash="0" * 64, kind="charge", round=1)
+    try:
+        with pytest.raises(SamePatients, match=f"`datasites budget other-patients heart {gone}`"):
+            stage_records(home, package, home.dataset("heart"))
+        entered = proposals.propose_other_patients(desk.site, desk.login("ann"), "heart", gone, "a ward of its own")
+        proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+        stage_records(home, package, home.dataset("heart")).drop()
+    finally:
+        left.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("columns", [("id", None), (None, "id"), ("id", "chol"), ("chol", "id")])
