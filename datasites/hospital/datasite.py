@@ -127,6 +127,8 @@ class Datasite:
         """Log the end, and then wait for what looks at rows; in this order also where the log is damaged."""
         self._submissions.end()
         try:
+            for post in [run.post for run in self._runs.values()] + [post for post, _ in self._farewells.values()]:
+                post.close()  # counts what others sent, no row
             self._site.audit.append("ended")
         finally:
             self._submissions.close()
@@ -302,6 +304,8 @@ class Datasite:
                     run.close()
                     if run.post.posted(*_account_of(run.post)):
                         self._farewells[pk] = (run.post, time.monotonic() + FAREWELL)
+                    else:
+                        run.post.close()
         for pk, row in wanted.items():
             if pk not in self._runs and row.state != Case.State.STOPPED:
                 self._follow(row)
@@ -313,6 +317,7 @@ class Datasite:
                 post.look_again()
                 if time.monotonic() > until:
                     del self._farewells[pk]
+                    post.close()
                 elif not post.posted(*_account_of(post)):
                     send_account(self._home, post)
 
