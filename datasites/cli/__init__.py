@@ -17,7 +17,9 @@ from datasites.cli.data import budget, dataset
 from datasites.cli.parties import roster
 from datasites.cli.people import person
 from datasites.cli.service import commands, identity
+from datasites.hospital.outages import away
 from datasites.study.visible import visible
+from datasites.transport.store_errors import StoreUnreachable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,12 +47,18 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Exception as error:
+        words = _store_away(error)
         error = _database_away(error) or error
         # Errors that a room of ours defines are for people; anything else is a defect and keeps its traceback.
         if not type(error).__module__.startswith(("datasites.", "policies.")):
             raise
-        print(f"datasites: {visible(str(error))}", file=sys.stderr)
+        print(f"datasites: {visible(words or str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def _store_away(error: Exception) -> str:
+    """What is said of a store that can't be reached, in the words of other outages; empty for any other error."""
+    return away(*error.outage()) if isinstance(error, StoreUnreachable) and error.store else ""
 
 
 def _database_away(error: Exception) -> Exception | None:

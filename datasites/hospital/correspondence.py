@@ -6,8 +6,10 @@ down once and left. A letter counts as posted only as long as it lies in the sto
 posts it, byte for byte the same; the mailroom makes a second send of the same letter a no-op.
 
 Claim (log): whatever a party sends, and whoever sends under its name, adds at most `RECORDS_PER_HOUR` records an hour
-to the audit log for each study, and one more that says how many were left out. Counted from the start of the process.
-When letters are put again and when records are written follows what others do, and the clock (I16).
+to the audit log for each study, and one more that says how many were left out: once the hour is over, or at the end of
+the study or of the service, if that comes first. Counted from the start of the process. Not claimed: the count of the
+hour in which the process is killed. When letters are put again and when records are written follows what others do, and
+the clock (I16).
 """
 
 from __future__ import annotations
@@ -154,8 +156,17 @@ class Correspondence:
         hour = self._hours.setdefault(party, _Hour(now))
         if now - hour.since < HOUR:
             return hour
-        if hour.left_out:
-            log.warning("study %s: %d more events of %s were left out", self.study[:12], hour.left_out, party)
-            self._site.audit.append("events_left_out", study=self.study, party=party[:320], count=hour.left_out)
+        self._count_left_out(party, hour)
         self._hours[party] = _Hour(now)
         return self._hours[party]
+
+    def _count_left_out(self, party: str, hour: _Hour) -> None:
+        left_out, hour.left_out = hour.left_out, 0
+        if left_out:
+            log.warning("study %s: %d more events of %s were left out", self.study[:12], left_out, party)
+            self._site.audit.append("events_left_out", study=self.study, party=party[:320], count=left_out)
+
+    def close(self) -> None:
+        """Record what was left out in hours that are not over: nobody asks for these letters any more."""
+        for party, hour in self._hours.items():
+            self._count_left_out(party, hour)

@@ -130,6 +130,8 @@ class Datasite:
         try:
             try:
                 self._submissions.end()
+                for post in [run.post for run in self._runs.values()] + [post for post, _ in self._farewells.values()]:
+                    post.close()  # counts what others sent, no row
             finally:
                 self._site.audit.append("ended")
         finally:
@@ -308,6 +310,8 @@ class Datasite:
                     run.close()
                     if run.post.posted(*_account_of(run.post)):
                         self._farewells[pk] = (run.post, time.monotonic() + FAREWELL)
+                    else:
+                        run.post.close()
         for pk, row in wanted.items():
             if pk not in self._runs and row.state != Case.State.STOPPED:
                 self._follow(row)
@@ -319,6 +323,7 @@ class Datasite:
                 post.look_again()
                 if time.monotonic() > until:
                     del self._farewells[pk]
+                    post.close()
                 elif not post.posted(*_account_of(post)):
                     send_account(self._home, post)
 

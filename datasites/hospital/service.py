@@ -52,8 +52,7 @@ def outage_of(home: Home, error: Exception) -> tuple[str, str] | None:
         let_go()
         return name_of(home), reason_of(home, error)
     if isinstance(error, StoreError):
-        store = f"store {shown(home.settings.store)}"
-        return store, str(error).removeprefix(f"{store}: ")
+        return error.outage(f"store {shown(home.settings.store)}", waited=True)
     return None
 
 

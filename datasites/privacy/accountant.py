@@ -57,6 +57,7 @@ from pydantic import Field, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
+from datasites.study.manifest import LEAST_DELTA
 
 RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
 
@@ -67,8 +68,6 @@ ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
 GRID, LONG, FINEST_GRID = 10_000, 20_000, 100_000
 #: Beyond this nobody needs a tight figure, and a distribution of losses would be large: the Renyi bound is returned.
 LOOSE = 1_000.0
-#: Below this delta the rounding errors of a convolution count; nothing is priced there.
-LEAST_DELTA = 1e-12
 
 
 class BudgetTooSmall(DatasitesError, ValueError):

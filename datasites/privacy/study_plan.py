@@ -16,7 +16,7 @@ import pandas as pd
 from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
 from datasites.privacy.calibration import ceil
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evaluation_edges
-from datasites.study.manifest import DELTA_OVER_ALL, Study
+from datasites.study.manifest import DELTA_OVER_ALL, LEAST_DELTA, Study
 from datasites.study.rounds import LATTICE, counts_noise, counts_ring, evaluation_kinds, interim_evaluations, tail_delta
 from datasites.study.survivors import honest_contributors, noise_factor
 
@@ -253,15 +253,15 @@ def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:
 def priced_delta(study: Study, limits: Limits) -> float:
     """What is left of delta for the mechanisms once the chance is paid that noise passes the secure sum's bound.
 
-    Raises `PlanError` where nothing is left. In local mode all of it is.
+    Raises `PlanError` where less is left than anything is priced at. In local mode all of it is.
     """
     if not study.is_distributed:
         return limits.delta
     tail = tail_delta(len(study.cohort.hospitals), study.rounds, limits.epsilon)
-    if tail >= limits.delta:
+    if limits.delta - tail < LEAST_DELTA:
         raise PlanError(
             f"privacy.delta: {limits.delta:g} is not above {tail:.3g}, the chance that noise passes the secure sum's "
-            "bound; ask for a larger delta, fewer rounds or a smaller epsilon"
+            f"bound, by {LEAST_DELTA:g} or more; ask for a larger delta, fewer rounds or a smaller epsilon"
         )
     return limits.delta - tail
 

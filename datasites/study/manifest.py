@@ -41,6 +41,10 @@ MOST_HOSPITALS = 255
 MOST_PATIENTS = 1_000_000_000
 #: Delta is the chance that the promise fails a patient altogether; over all patients it stays below this.
 DELTA_OVER_ALL = 0.01
+#: Below this delta the rounding errors of a convolution count; nothing is priced there.
+LEAST_DELTA = 1e-12
+#: Chance of a patient to enter a step, at least, where one is to be sampled at all.
+LEAST_RATE = 1e-9
 #: Rounds of training in a study (a final evaluation is one more), and setups of its secure sum.
 MOST_ROUNDS = 10_000
 MOST_EPOCHS = 1_000_000
@@ -146,9 +150,9 @@ class PrivacyTerms(Agreed):
     """
 
     epsilon: Annotated[float, Field(ge=1e-6, le=100)]
-    delta: Annotated[float, Field(ge=1e-30, lt=0.1)]
+    delta: Annotated[float, Field(ge=LEAST_DELTA, lt=0.1)]
     clip: Annotated[float, Field(ge=1e-3, le=1e6)]
-    sampling_rate: Annotated[float, Field(ge=1e-9, le=1)]
+    sampling_rate: Annotated[float, Field(ge=LEAST_RATE, le=1)]
     mode: Literal["local", "distributed"] = "local"
     noise_multiplier: NoiseMultiplier | None = None
     divisor: Annotated[float, Field(ge=1e-6, le=MOST_PATIENTS)] | None = None

@@ -130,8 +130,11 @@ class Mailroom:
         self._second_look = SecondLook(store.settles)
 
     def close(self) -> None:
-        """Close the journal."""
-        self._journal.close()
+        """Close quarantine and journal."""
+        try:
+            self.quarantine.close()
+        finally:
+            self._journal.close()
 
     def send(
         self, to: str, study: str, round: int, kind: str, body: dict[str, JsonValue], blob: Blob | None = None

@@ -2,8 +2,9 @@
 
 It keeps evidence; nothing is ever read back from it into the protocol. Claim: it never holds more than `KEEP_ENTRIES`
 entries of `KEEP_BYTES` and a reason each, two files an entry (33 MiB in all), and grows by at most `KEEP_PER_HOUR` in
-an hour, the log with it; of what comes beyond that, one entry says how many there were. So a flood can neither fill a
-disk or a log, nor push out at once what came before it. Counted from the start of the process.
+an hour, the log with it; of what comes beyond that, one entry says how many there were: before the first thing that is
+refused after the hour, or when it is closed. So a flood can neither fill a disk or a log, nor push out at once what
+came before it. Counted from the start of the process. Not claimed: the count that a kill takes with it.
 """
 
 from __future__ import annotations
@@ -48,9 +49,8 @@ class Quarantine:
     def keep(self, what: str, reason: str, data: bytes = b"") -> None:
         """Record that `what` was refused for `reason`, with the first 64 KiB of it; or count it, in a flood."""
         if time.monotonic() - self._since >= HOUR:
-            left_out, self._since, self._kept, self._left_out = self._left_out, time.monotonic(), 0, 0
-            if left_out:
-                self._write("flood", f"{left_out} more were refused since the entry before this one", b"")
+            self.close()
+            self._since, self._kept = time.monotonic(), 0
         if self._kept >= KEEP_PER_HOUR:
             if not self._left_out:
                 logger.warning("quarantine %s: more than %d in an hour, the rest is counted", self.folder, self._kept)
@@ -58,6 +58,12 @@ class Quarantine:
             return
         self._kept += 1
         self._write(what, reason, data)
+
+    def close(self) -> None:
+        """Write down how many were left out since the last entry, if any were."""
+        left_out, self._left_out = self._left_out, 0
+        if left_out:
+            self._write("flood", f"{left_out} more were refused since the entry before this one", b"")
 
     def _write(self, what: str, reason: str, data: bytes) -> None:
         entry = Quarantined(what, reason[:2000], time.time(), len(data), hashlib.sha256(data).hexdigest())

@@ -273,7 +273,10 @@ class Store:
             raise self._problem(error, verb, key) from error
 
     def _problem(self, error: Exception, verb: str, key: str) -> StoreError:
-        return diagnose(error, f"store {self.shown}: cannot {verb} {key or 'it'}", self.url)
+        store = f"store {self.shown}"
+        problem = diagnose(error, f"{store}: cannot {verb} {key or 'it'}", self.url)
+        problem.store = store
+        return problem
 
     def _try(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
         for delay in (*RETRY_DELAYS, None):

@@ -13,7 +13,18 @@ from datasites.study.errors import DatasitesError
 
 
 class StoreError(DatasitesError):
-    """The store refused or failed in a way that another try doesn't mend; the message says what to do."""
+    """The store refused or failed in a way that another try doesn't mend; the message says what to do.
+
+    store: which one, as its message begins; empty where that is not known.
+    """
+
+    store = ""
+
+    def outage(self, store: str = "", *, waited: bool = False) -> tuple[str, str]:
+        """The store, and what is wrong with it without its name. waited: it is tried again by itself."""
+        store = self.store or store
+        reason = str(self).removeprefix(f"{store}: ")
+        return store, reason.replace(_THEN, "") if waited else reason
 
 
 class BadKey(StoreError, ValueError):
@@ -88,11 +99,13 @@ _NAMED: dict[str, type[StoreError]] = {
     "TransportError": StoreUnreachable,
     "FSTimeoutError": StoreUnreachable,
 }
+#: What a person does after mending a store that failed for a while; whoever waits for it does that by itself.
+_THEN = ", then try again"
 _REMEDY: dict[type[StoreError], str] = {
     StoreDenied: "check the credentials, and that this party may read and write there",
     StoreMissing: "check the URL, and create the bucket or folder first",
-    StoreFull: "free some space or raise the quota, then start again; nothing is lost",
-    StoreUnreachable: "tried several times; check the network and the store, then start again; nothing is lost",
+    StoreFull: f"free some space or raise the quota{_THEN}; nothing is lost",
+    StoreUnreachable: f"tried several times; check the network and the store{_THEN}; nothing is lost",
     NotAFile: "remove it, and find out who made it",
     StoreError: "see the cause above",
 }

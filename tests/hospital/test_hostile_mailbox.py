@@ -89,6 +89,37 @@ def test_what_was_left_out_of_the_log_is_counted_after_an_hour(
     assert (counted.fields["party"], counted.fields["count"]) == (RESEARCHER, 40 - RECORDS_PER_HOUR)
 
 
+@pytest.mark.parametrize("what", ["service", "study", "farewell"])
+def test_what_was_left_out_of_the_log_is_counted_when_what_counts_ends(running: Running, what: str) -> None:
+    """Within the hour: a study that was closed without an account, one after its farewell, and a service that stops,
+    which has written it once it says that it ended."""
+    began = running.site.audit.head().seq
+    for number in range(1, 41):
+        lay(running, f"00000000.offer-{number}")
+    for _ in range(40):
+        running.run.step()
+    service = Datasite(running.site)
+    try:
+        service._runs = {running.row.pk: running.run}
+        if what == "farewell":
+            running.run.close(wait=True)
+            service._runs, service._farewells = {}, {running.row.pk: (running.run.post, 0.0)}
+            service._say_farewell()
+        elif what == "study":
+            Case.objects.filter(pk=running.row.pk).update(state=Case.State.CLOSED)
+            service._follow_cases()
+        if what != "service":
+            assert service._farewells == {}
+            assert len(running.logged("events_left_out")) == 1
+        service._end()
+    finally:
+        service._control.close()
+        running.run = StudyRun(running.site, running.rooms[OWN], Case.objects.get(pk=running.row.pk))
+    (counted,) = running.logged("events_left_out")
+    assert (counted.fields["party"], counted.fields["count"]) == (RESEARCHER, 40 - RECORDS_PER_HOUR)
+    assert [r.kind for r in records(running.site.home.audit) if r.seq > began][-1] == "ended"
+
+
 def test_files_named_like_rounds_do_not_hide_the_round(running: Running, received: list[str]) -> None:
     """Only rounds that this epoch may open are looked at, some in a step."""
     running.set_up()

@@ -276,6 +276,26 @@ def test_a_letter_that_is_expected_is_found_in_a_crowded_mailbox(
     assert (8, "round", RESEARCHER) not in mailbox
 
 
+def test_a_quarantine_counts_what_it_left_out_when_its_owner_closes(
+    parties: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is refused after the hour; and once."""
+    monkeypatch.setattr(quarantine, "KEEP_PER_HOUR", 20)
+    party = parties[0]
+    assert party.mailroom is not None
+    assert party.control is not None
+    kept = [party.mailroom.quarantine, party.control.quarantine]
+    for one in kept:
+        for number in range(25):
+            one.keep(f"key-{number}", "no letter")
+    party.stop()
+    for one in kept:
+        one.close()
+        *entries, last = one.entries()
+        assert len(entries) == 20
+        assert (last.what, last.reason) == ("flood", "5 more were refused since the entry before this one")
+
+
 def test_a_quarantine_is_bounded_by_the_hour_and_in_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

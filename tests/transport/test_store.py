@@ -99,6 +99,28 @@ def test_errors_are_told_apart(error, kind):
     assert str(problem).startswith("store s3://x: cannot put k: ")
 
 
+@pytest.mark.parametrize("number", [errno.ECONNREFUSED, errno.ENOSPC])
+def test_who_waits_for_a_store_is_told_of_no_start(tmp_path, monkeypatch, number):
+    """Who called is told to do it again; both that nothing is lost."""
+    monkeypatch.setattr(store_module, "RETRY_DELAYS", (0.001,))
+    store = Store(tmp_path)
+
+    def fail(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(store.files, "write", fail)
+    with pytest.raises(StoreError) as caught:
+        store.put("a/x", b"1")
+    assert str(caught.value).startswith(f"store {store.shown}: cannot put a/x: ")
+    for waited in (False, True):
+        name, reason = caught.value.outage(waited=waited)
+        assert name == f"store {store.shown}"
+        assert reason.startswith("cannot put a/x: ")
+        assert reason.endswith("; nothing is lost")
+        assert ("again" in reason) is not waited
+        assert "start" not in reason
+
+
 def test_transient_errors_are_tried_again_and_permanent_ones_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "RETRY_DELAYS", (0.001, 0.001, 0.001))
     store = Store(tmp_path)
