@@ -962,8 +962,8 @@ MUTATIONS = (
     Mutation(
         "worker: a kill ends its first process alone",
         "datasites/enclave/processes.py",
-        "        found = list(family(pid))\n",
-        "        found = [pid]\n",
+        "            found.extend(family(pid))\n",
+        "            found.append(pid)\n",
         (f"{_ENDING}::test_a_worker_that_lets_go_of_its_parent_is_killed_with_all_its_processes",),
     ),
     Mutation(
