@@ -32,6 +32,7 @@ _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.p
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
 _RESTORED = "tests/hospital/test_restored.py"
 _ENDING = "tests/enclave/test_ending.py"
+_KEYS_LOST = "test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run"
 _RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
 _ENTERED = "tests/hospital/test_entered_log.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
@@ -704,6 +705,20 @@ MUTATIONS = (
         "                failed = failures.of(number)\n",
         "                failed = 0\n",
         (f"{_RETRY}::test_a_restart_between_two_crashes_gives_no_further_try",),
+    ),
+    Mutation(
+        "run: keys that the store lost between two rounds are not put again",
+        "datasites/researcher/secure_sum.py",
+        "        self._save()\n        self._publish()\n        body",
+        "        self._save()\n        body",
+        (f"{_RUN}::{_KEYS_LOST}",),
+    ),
+    Mutation(
+        "run: keys that the store lost in a round are not put again",
+        "datasites/researcher/gather.py",
+        "            question.publish()\n",
+        "            pass\n",
+        (f"{_RUN}::{_KEYS_LOST}",),
     ),
     Mutation(
         "epoch: none follows one that is used up",

@@ -56,7 +56,8 @@ log = logging.getLogger(__name__)
 class Run:
     """One study's run at the researcher. `complete` does it all; `next_round` goes by one round.
 
-    approved: hospitals that have approved the study; `look` says it anew while a run goes on.
+    approved: hospitals that have approved the study; `look` says it anew while a run goes on. publish: puts our keys
+    where the store has lost them.
     """
 
     def __init__(
@@ -72,15 +73,16 @@ class Run:
         round_timeout: float = ROUND_TIMEOUT,
         least_patience: float = 5.0,
         look: Callable[[], Iterable[str]] | None = None,
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
         self._roster, self._mailroom, self.study = roster, mailroom, study
         self._approved, self._look, self._looked = tuple(approved), look, time.monotonic()
-        self._stale = False
+        self._stale, self._publish = False, publish
         self._setup_patience, self._round_timeout, self._least_patience = setup_patience, round_timeout, least_patience
         self._files = RunFolder(folder)
         self.state: RunState = self._files.load(study.hash)
         self._strategy = strategy_of(study.terms.strategy)
-        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch)
+        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, publish)
         stored = self._files.read("parameters.json")
         self.parameters = tuple(Parameter.model_validate(one) for one in json.loads(stored)) if stored else ()
 
@@ -287,7 +289,7 @@ class Run:
             present=set(self.state.present),
             patience=patience,
             timeout=patience,
-            question=Question(letters.CLOSE, self._say_over),
+            question=Question(letters.CLOSE, self._say_over, self._publish),
         )
         self._save(accounts=accounts, closed=True)
         self._sum.collect_setup(self._sum.epoch + 1)

@@ -1,8 +1,9 @@
 """The aggregator over the mailroom: sets epochs of the secure sum up, and opens one sum per round.
 
 State is saved before each message goes out, so a killed researcher goes on where it was: what was sent is sent again
-as it was, what came is read again. A letter that the store loses is put again while its answer is waited for. Each
-epoch has its own files. Nothing here knows what is summed.
+as it was, what came is read again. A letter that the store loses is put again while its answer is waited for. So are
+our keys: at each setup, at each round's start, and while answers are waited for. Each epoch has its own files. Nothing
+here knows what is summed.
 """
 
 from __future__ import annotations
@@ -56,9 +57,17 @@ class SecureSum:
     """The secure sum of one study, over all its epochs."""
 
     def __init__(
-        self, identity: Identity, roster: Roster, mailroom: Mailroom, files: RunFolder, study: str, epoch: int
+        self,
+        identity: Identity,
+        roster: Roster,
+        mailroom: Mailroom,
+        files: RunFolder,
+        study: str,
+        epoch: int,
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Go on in `epoch`; -1 when none was set up yet."""
+        """Go on in `epoch`; -1 when none was set up yet. publish: puts our keys where the store has lost them."""
+        self._publish = publish
         self._identity, self._roster, self._mailroom, self._files, self._study = (
             identity,
             roster,
@@ -180,6 +189,7 @@ class SecureSum:
         """
         aggregator, state = self._parts()
         context, epoch = aggregator.context, self.epoch
+        self._publish()
         if state.enrolment is None:
             self.collect_setup(epoch)
         offer = letters.EpochOffer(
@@ -270,6 +280,7 @@ class SecureSum:
         aggregator, state = self._parts()
         self._state, signed = aggregator.open_round(state, manifest)
         self._save()
+        self._publish()
         body: dict[str, JsonValue] = {"manifest": signed.to_bytes().decode()}
         self._post(manifest.participants, manifest.round, letters.ROUND, body, model)
 
@@ -460,4 +471,4 @@ class SecureSum:
                 log.warning("%s %d: %s", kind, number, error)
 
         send(list(to))
-        self._question = Question(kind, send)
+        self._question = Question(kind, send, self._publish)

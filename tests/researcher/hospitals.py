@@ -6,6 +6,7 @@ the store has lost, and can be told to lie.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import re
@@ -27,6 +28,7 @@ from datasites.secagg.messages import AckList, Enrolment, Ready, ShareBundle, Si
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead
+from datasites.study.identity import IdentityError
 from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Letter, Rejected
 from datasites.transport.repeats import Posted, Repeats
@@ -86,19 +88,21 @@ class Hospital:
     def _letter(self, kind: str, number: int = letters.SETUP_ROUND, sender: str = RESEARCHER) -> Letter | None:
         try:
             return self.party.mailroom.receive(sender, self.study.hash, number, kind)
-        except Rejected:
+        except (Rejected, IdentityError):
             return None
 
     def _send(self, kind: str, body: dict, blob: Any = None, number: int = 0, to: str = RESEARCHER) -> None:
         if kind.split("-")[0] not in self.silent_at:
             self._sent[to, number, kind] = (body, blob)
             self._repeats.begin((to, number, kind))
-            self.party.mailroom.send(to, self.study.hash, number, kind, body, blob)
+            with contextlib.suppress(IdentityError):  # its keys are not in the store: put again when they are
+                self.party.mailroom.send(to, self.study.hash, number, kind, body, blob)
 
     def _put_again(self) -> None:
         for to, number, kind in self._repeats.due():
             if not self.party.mailroom.lies(to, self.study.hash, number, kind):
-                self.party.mailroom.send(to, self.study.hash, number, kind, *self._sent[to, number, kind])
+                with contextlib.suppress(IdentityError):
+                    self.party.mailroom.send(to, self.study.hash, number, kind, *self._sent[to, number, kind])
 
     def _offered(self, epoch: int) -> None:
         if self.state is not None and epoch <= self.state.epoch:
@@ -251,6 +255,9 @@ class Federation:
         if not parameters.exists():
             parameters.write_text('[{"name":"weight","shape":[5]}]')
         options = {"setup_patience": 4.0, "round_timeout": 60.0, "least_patience": 1.0, **options}
+        control = self.researcher.control
+        assert control is not None
+        options.setdefault("publish", control.put_again)
         run = Run(
             self.researcher.identity, self.researcher.roster, self.researcher.mailroom, self.folder, self.study,
             approved or sorted(self.hospitals), **options,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import letter_folder
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital
-from tests.transport.parties import make_parties
+from tests.transport.parties import RESEARCHER, make_parties
 
 pytestmark = pytest.mark.waits
 
@@ -90,6 +91,35 @@ def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation:
     record = run.next_round()
     assert (record.epoch, record.outcome) == (1, "done")
     assert late.email in record.survivors
+
+
+@pytest.mark.parametrize("when", ["between rounds", "in a round"])
+def test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Hospitals read them anew after a restart, and when their roster changes: here one alone, and all in a round."""
+    run = federation.run(round_timeout=20.0)
+    run.next_round()
+    bundle = Path(run._mailroom.store.url, "identities", RESEARCHER, "bundle.json")
+    kept = bundle.read_bytes()
+    broadcast = run._sum.broadcast
+
+    def lose(*letter: Any) -> None:
+        with federation._lock:
+            if letter:
+                broadcast(*letter)
+            bundle.unlink()
+            for hospital in list(federation.hospitals.values())[: 4 if letter else 1]:
+                assert hospital.party.control is not None
+                hospital.party.control.pin(hospital.party.roster)
+
+    if when == "between rounds":
+        lose()
+    else:
+        monkeypatch.setattr(run._sum, "broadcast", lose)
+    record = run.next_round()
+    assert (record.outcome, len(record.survivors)) == ("done", 4)
+    assert bundle.read_bytes() == kept
 
 
 @pytest.mark.parametrize("is_crowded", [False, True])
