@@ -721,6 +721,37 @@ MUTATIONS = (
         (f"{_RUN}::{_KEYS_LOST}",),
     ),
     Mutation(
+        "epoch: none follows where a hospital says that it lacks keys",
+        "datasites/researcher/asking.py",
+        "    return lacking if len(there) >= threshold else set()\n",
+        "    return set()\n",
+        (f"{_RUN}::test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch",),
+    ),
+    Mutation(
+        "epoch: one is begun that others would refuse",
+        "datasites/researcher/asking.py",
+        "    return lacking if len(there) >= threshold else set()\n",
+        "    return lacking\n",
+        (f"{_RUN}::test_an_epoch_follows_once_all_have_pinned_a_key_that_was_replaced",),
+    ),
+    Mutation(
+        "epoch: a round that can't open is waited for to the end",
+        "datasites/researcher/secure_sum.py",
+        "len(came) >= threshold or len(wanted - declined) < threshold",
+        "len(came) >= threshold",
+        (f"{_RUN}::test_a_round_that_can_not_open_is_not_waited_for_to_the_end",),
+    ),
+    Mutation(
+        "epoch: who has no keys says nothing",
+        "datasites/hospital/rounds.py",
+        "        if state is not None and (member is None or state.enrolment is None):\n",
+        "        if member is None or state is None or state.enrolment is None:\n",
+        (
+            "tests/hospital/test_abstaining.py::"
+            "test_a_hospital_that_gave_its_keys_up_says_so_of_each_new_round_until_the_next_epoch",
+        ),
+    ),
+    Mutation(
         "epoch: none follows one that is used up",
         "datasites/researcher/run.py",
         "        elif self._sum.is_over(self.state.next_round):\n",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from datasites.study import letters
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError
 from datasites.transport.mailroom import Letter, Mailroom, Rejected
@@ -132,4 +133,10 @@ def who_abstained(abstained: Mapping[str, tuple[str, ...]]) -> str:
     """Who sat a round out, and by which controls, in words."""
     if not abstained:
         return "nobody abstained; are the datasites running?"
-    return "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())
+    said = "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())
+    if {letters.EPOCH_KEYS, letters.EPOCH_LOST} & {control for why in abstained.values() for control in why}:
+        said += (
+            "; once every party has pinned the same keys, run the study again: a new epoch of the secure sum follows "
+            "by itself, or else by `run.set_up(again=True)`"
+        )
+    return said

@@ -2,7 +2,8 @@
 
 A killed run goes on where it was. A hospital that is late or gone costs a round only a little patience, once: it is
 still invited to every round, but no longer waited for until it answers again. One that approved late, or was not there
-when the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum.
+when the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum; so is one that says that
+it lacks the keys of the present epoch (`asking`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
+from datasites.researcher.asking import who_lacks_keys
 from datasites.researcher.gather import Question, RunError, gather, who_abstained
 from datasites.researcher.record import Clock, DeclaredFork, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
@@ -177,7 +179,7 @@ class Run:
             self._give_up_round()
             invited = set(self._approved) - self._blamed()
             if again and self._sum.is_set_up:
-                present = {*self.state.present, *(invited - set(self._sum.available()))}
+                present = {*self.state.present, *(invited - set(self._sum.available())), *self._sum.replaced()}
             try:
                 self._sum.new_epoch(self.study.terms, invited, self.state.next_round)
             except SecaggError as error:
@@ -242,19 +244,29 @@ class Run:
         return len(set(self._approved) - blamed) >= threshold
 
     def _let_in(self) -> None:
-        """Begin a new epoch if a hospital that approved is out of the present one, and is there now."""
-        taking_part = set(self._sum.available())
-        if taking_part >= set(self.study.terms.cohort.hospitals) - self._blamed():
+        """Begin a new epoch if a hospital that approved is out of the present one, or lacks its keys, and is there."""
+        taking_part, blamed = set(self._sum.available()), self._blamed()
+        if taking_part >= set(self.study.terms.cohort.hospitals) - blamed and not self._lacking_keys():
             return
         self._look_again()
-        out = set(self._approved) - taking_part - self._blamed()
-        asking = (out - set(self._sum.hospitals)) | (out & self._sum.late())
+        out = set(self._approved) - taking_part - blamed
+        asking = (out - set(self._sum.hospitals)) | (out & self._sum.late()) | self._lacking_keys()
         begun = self.state.epochs_for
         asking = {email for email in asking if begun.get(email, 0) < EPOCHS_PER_HOSPITAL}
         if asking:
             log.info("new epoch of the secure sum, to let in %s", ", ".join(sorted(asking)))
             self._save(epochs_for=begun | {email: begun.get(email, 0) + 1 for email in asking})
             self.set_up(again=True)
+
+    def _lacking_keys(self) -> set[str]:
+        return who_lacks_keys(
+            self.state.rounds,
+            self._sum.epoch,
+            approved=set(self._approved) - self._blamed(),
+            present=set(self.state.present),
+            replaced=self._sum.replaced(),
+            threshold=self._sum.context.threshold,
+        )
 
     def _look_again(self) -> None:
         if self._look is None or time.monotonic() - self._looked < LOOK_SECONDS:

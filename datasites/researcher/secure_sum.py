@@ -12,6 +12,7 @@ import datetime
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import JsonValue
 
@@ -123,6 +124,12 @@ class SecureSum:
             for kind in [letters.ready_kind if email in enrolled else letters.certificate_kind]
         ]
         return {email for email, *_ in self._mailroom.waiting(awaited)}
+
+    def replaced(self) -> set[str]:
+        """Parties of the present epoch for which another key is pinned here now than it was set up with."""
+        pinned = {entry.email: entry.public_key for entry in self._roster.entries}
+        parties = (self.context.aggregator, *self.context.hospitals)
+        return {party.email for party in parties if pinned.get(party.email, party.public_key) != party.public_key}
 
     def forget_unsaved(self) -> None:
         """Go back to what is on disk. After an interruption a sum in memory may be half opened, and so be wrong."""
@@ -294,11 +301,11 @@ class SecureSum:
         """Wave 1: add masked vectors up, fix the survivors, tell them. Other kinds of letters count as answers too.
 
         A vector whose letter `masked` refuses (by raising) is not added. Raises `RunError` when there are fewer
-        survivors than the threshold.
+        survivors than the threshold; where too many have sent other letters, the rest is waited for with patience only.
         """
         aggregator, state = self._parts()
         assert state.record.round is not None
-        came: set[str] = set()
+        came, declined = set[str](), set[str]()
         survivors = state.record.round.survivors
         wanted = set(state.record.round.signed.manifest.participants)
         if survivors is not None:
@@ -312,18 +319,23 @@ class SecureSum:
                 self._state = aggregator.receive(self._parts()[1], vector)
             came.add(letter.sender)
 
+        def declines(taken: Callable[[Letter], None], letter: Letter) -> None:
+            taken(letter)
+            declined.add(letter.sender)
+
+        threshold = aggregator.context.threshold
         refused = gather(
             self._mailroom,
             self._study,
             number,
-            {letters.MASKED: take, **other},
+            {letters.MASKED: take, **{kind: partial(declines, taken) for kind, taken in other.items()}},
             max_blob={letters.MASKED: 4 * ring.dimension(state.record.round.signed.manifest.vectors)},
             wanted=wanted,
             present=set(wait.present) & wanted,
             patience=wait.patience,
             timeout=wait.timeout,
             question=self._question,
-            enough=lambda: len(came) >= aggregator.context.threshold,
+            enough=lambda: len(came) >= threshold or len(wanted - declined) < threshold,
         )
         try:
             self._state, survivors = aggregator.survivors(self._parts()[1])

@@ -21,12 +21,13 @@ from datasites.secagg import masks
 from datasites.secagg.context import EPOCH_ROUNDS
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
+from datasites.study.identity import Identity, Roster
 from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import letter_folder
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital
-from tests.transport.parties import RESEARCHER, make_parties
+from tests.transport.parties import RESEARCHER, Party, make_parties
 
 pytestmark = pytest.mark.waits
 
@@ -563,6 +564,77 @@ def test_an_epoch_in_which_too_few_are_left_is_followed_by_another(federation: F
     record = run.next_round()
     assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 3)
     assert liar.email not in record.participants
+
+
+@pytest.mark.parametrize("rejoining", [1, 2, 4])
+def test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch(federation: Federation, rejoining: int) -> None:
+    """They sit one round out; where fewer than the threshold are left in it, it fails at once."""
+    run = federation.run(round_timeout=30.0)
+    run.next_round()
+    gone = list(federation.hospitals.values())[:rejoining]
+    with federation._lock:
+        for hospital in gone:
+            hospital.rejoin()
+    record = run.next_round()
+    assert record.abstained == {hospital.email: (letters.EPOCH_LOST,) for hospital in gone}
+    assert (record.outcome, record.epoch) == ("done" if rejoining == 1 else "failed", 0)
+    assert sum(record.seconds.values()) < 20.0
+    record = federation.run().next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
+
+
+def test_a_round_that_can_not_open_is_not_waited_for_to_the_end(federation: Federation) -> None:
+    """Two have no keys and one is silent: patience is enough to know."""
+    run = federation.run(round_timeout=30.0)
+    run.next_round()
+    silent, *gone = list(federation.hospitals.values())[:3]
+    with federation._lock:
+        silent.silent_at.add("masked")
+        for hospital in gone:
+            hospital.rejoin()
+    record = run.next_round()
+    assert (record.outcome, set(record.abstained)) == ("failed", {hospital.email for hospital in gone})
+    assert sum(record.seconds.values()) < 20.0
+
+
+def test_a_hospital_that_says_each_time_that_it_lacks_keys_begins_a_few_epochs_only(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasites.researcher.run.EPOCHS_PER_HOSPITAL", 1)
+    run = federation.run()
+    hospital = next(iter(federation.hospitals.values()))
+    for number, epoch in ((1, 0), (2, 1), (3, 1)):
+        monkeypatch.setattr(hospital, "_attend", lambda _, number: hospital._sit_out(number, letters.EPOCH_LOST))
+        record = run.next_round()
+        assert (record.round, record.epoch, len(record.survivors)) == (number, epoch, 3)
+
+
+def test_an_epoch_follows_once_all_have_pinned_a_key_that_was_replaced(federation: Federation) -> None:
+    """None before the researcher has: it would be refused as the last one is."""
+    run = federation.run(round_timeout=30.0)
+    run.next_round()
+    stolen, late, *others = federation.hospitals.values()
+    stolen.party.identity = Identity.generate(stolen.email)
+    entries = (party.entry() for party in (federation.researcher, *(h.party for h in federation.hospitals.values())))
+    roster = Roster(entries=tuple(entries))
+
+    def pin(*parties: Party) -> None:
+        for party in parties:
+            party.roster = roster
+            assert party.control is not None
+            party.control.pin(roster)
+
+    with federation._lock:
+        stolen.rejoin()
+        pin(stolen.party, *(hospital.party for hospital in others))
+    for _ in range(2):
+        record = run.next_round()
+        assert (record.outcome, record.epoch) == ("failed", 0)
+        assert re.search(r"epoch-keys.*pinned the same keys.*`run.set_up\(again=True\)`", record.reason)
+    with federation._lock:
+        pin(federation.researcher, late.party)
+    record = federation.run().next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
 
 
 def test_an_epoch_whose_days_are_over_is_followed_by_another(federation: Federation, monkeypatch) -> None:
