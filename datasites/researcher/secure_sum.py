@@ -82,8 +82,8 @@ class SecureSum:
         self._state: AggregatorState | None = None
         context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
         if context is not None:
-            self._aggregator = Aggregator(identity, Context.parse(context))
-            try:
+            try:  # its state may be damaged, or be of a key that this researcher had before
+                self._aggregator = Aggregator(identity, Context.parse(context))
                 self.forget_unsaved()
             except SecaggError as error:
                 log.warning("%s", error)
@@ -91,7 +91,7 @@ class SecureSum:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the present epoch's state can't be read any more, so that its rounds can't go on."""
+        """Whether the present epoch's state can't be read, or is of our last key, so that its rounds can't go on."""
         return self.epoch >= 0 and self._state is None
 
     @property

@@ -533,7 +533,7 @@ def test_the_longest_study_goes_through_its_first_and_its_last_epoch(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize("damage", ["another version", "cut off", "without enrolment"])
+@pytest.mark.parametrize("damage", ["another version", "cut off", "without enrolment", "another key"])
 def test_an_epoch_whose_state_can_not_be_read_is_followed_by_another(federation: Federation, damage: str) -> None:
     """The round that may have begun in it is given up: hospitals that opened it take no other manifest."""
     federation.run().next_round()
@@ -541,6 +541,12 @@ def test_an_epoch_whose_state_can_not_be_read_is_followed_by_another(federation:
     data = state.read_bytes()
     if damage == "another version":
         state.write_bytes(data.replace(b'"format":2', b'"format":1'))
+    elif damage == "another key":
+        federation.researcher.identity = Identity.generate(RESEARCHER)
+        entries = [
+            party.entry() for party in (federation.researcher, *(h.party for h in federation.hospitals.values()))
+        ]
+        federation.researcher.roster = Roster(entries=tuple(entries))
     elif damage == "cut off":
         state.write_bytes(data[:-1])
     else:
