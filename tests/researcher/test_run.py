@@ -584,7 +584,7 @@ def test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch(federatio
     record = run.next_round()
     assert record.abstained == {hospital.email: (letters.EPOCH_LOST,) for hospital in gone}
     assert (record.outcome, record.epoch) == ("done" if rejoining == 1 else "failed", 0)
-    assert sum(record.seconds.values()) < 20.0
+    assert 0 < sum(run.state.rounds[-1].seconds.values()) < 20.0
     record = federation.run().next_round()
     assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
 
@@ -600,7 +600,7 @@ def test_a_round_that_can_not_open_is_not_waited_for_to_the_end(federation: Fede
             hospital.rejoin()
     record = run.next_round()
     assert (record.outcome, set(record.abstained)) == ("failed", {hospital.email for hospital in gone})
-    assert sum(record.seconds.values()) < 20.0
+    assert 0 < sum(run.state.rounds[-1].seconds.values()) < 20.0
 
 
 def test_a_hospital_that_says_each_time_that_it_lacks_keys_begins_a_few_epochs_only(
