@@ -32,6 +32,7 @@ _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.p
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
 _RESTORED = "tests/hospital/test_restored.py"
 _ENDING = "tests/enclave/test_ending.py"
+_KEYS_LOST = "test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run"
 _RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
 _ENTERED, _OWED = "tests/hospital/test_entered_log.py", "tests/hospital/test_owed.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
@@ -739,6 +740,51 @@ MUTATIONS = (
         "                failed = failures.of(number)\n",
         "                failed = 0\n",
         (f"{_RETRY}::test_a_restart_between_two_crashes_gives_no_further_try",),
+    ),
+    Mutation(
+        "run: keys that the store lost between two rounds are not put again",
+        "datasites/researcher/secure_sum.py",
+        "        self._save()\n        self._publish()\n        body",
+        "        self._save()\n        body",
+        (f"{_RUN}::{_KEYS_LOST}",),
+    ),
+    Mutation(
+        "run: keys that the store lost in a round are not put again",
+        "datasites/researcher/gather.py",
+        "            question.publish()\n",
+        "            pass\n",
+        (f"{_RUN}::{_KEYS_LOST}",),
+    ),
+    Mutation(
+        "epoch: none follows where a hospital says that it lacks keys",
+        "datasites/researcher/asking.py",
+        "    return lacking if len(there) >= threshold else set()\n",
+        "    return set()\n",
+        (f"{_RUN}::test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch",),
+    ),
+    Mutation(
+        "epoch: one is begun that others would refuse",
+        "datasites/researcher/asking.py",
+        "    return lacking if len(there) >= threshold else set()\n",
+        "    return lacking\n",
+        (f"{_RUN}::test_an_epoch_follows_once_all_have_pinned_a_key_that_was_replaced",),
+    ),
+    Mutation(
+        "epoch: a round that can't open is waited for to the end",
+        "datasites/researcher/secure_sum.py",
+        "len(came) >= threshold or len(wanted - declined) < threshold",
+        "len(came) >= threshold",
+        (f"{_RUN}::test_a_round_that_can_not_open_is_not_waited_for_to_the_end",),
+    ),
+    Mutation(
+        "epoch: who has no keys says nothing",
+        "datasites/hospital/rounds.py",
+        "        if state is not None and (member is None or state.enrolment is None):\n",
+        "        if member is None or state is None or state.enrolment is None:\n",
+        (
+            "tests/hospital/test_abstaining.py::"
+            "test_a_hospital_that_gave_its_keys_up_says_so_of_each_new_round_until_the_next_epoch",
+        ),
     ),
     Mutation(
         "epoch: none follows one that is used up",

@@ -12,7 +12,8 @@ offered, before each round and before each release (`require_pinned_keys`); so a
 protects nothing for them, nor does the key of a party that was revoked, or pinned anew. Proof: masks are agreed with
 the certificates in the journal, which were checked against the epoch's `Context`, whose digest is in the journal; and
 the context is held against roster and log each time. A new key counts from the next epoch on, which the researcher
-begins (`run.set_up(again=True)`); until then this hospital sits rounds out, and says by which control.
+begins once it is pinned there and at enough hospitals; until then this hospital sits rounds out, and says by which
+control. So does one without keys of any epoch, since its journal was given up: that is how the researcher learns of it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,13 @@ def _today() -> datetime.date:
 class OtherKeys(DatasitesError):
     """An epoch's keys are not those that are pinned now. `controls`: all that others are told of it."""
 
-    controls = ("epoch-keys",)
+    controls: tuple[str, ...] = (letters.EPOCH_KEYS,)
+
+
+class LostKeys(OtherKeys):
+    """This hospital has no keys of any epoch: its journal was given up, and no epoch was set up since."""
+
+    controls = (letters.EPOCH_LOST,)
 
 
 def read_blob(letter: Letter) -> bytes:
@@ -83,14 +90,18 @@ class EpochSetup:
         return self._offer() or self._send_certificate() or self._enrol() or self._accept() or self._ready()
 
     def require_pinned_keys(self) -> None:
-        """Raise `OtherKeys` unless each key of the present epoch is its party's, as pinned now and as the log knows."""
-        assert self.member is not None
+        """Raise `OtherKeys` unless each key of the present epoch is its party's, as pinned now and as the log knows.
+
+        Raises `LostKeys` where there is no present epoch here.
+        """
+        if self.member is None:
+            raise LostKeys("this hospital's keys of the secure sum were given up; it is let in by the next epoch")
         context = self.member.context
         wrong = self._not_pinned(Roster.load(self._site.home.roster), (context.aggregator, *context.hospitals))
         if wrong:
             raise OtherKeys(
                 f"epoch {context.epoch} of the secure sum: {'; '.join(wrong)}. Where a key was replaced, ask the "
-                "researcher to pin it and to begin a new epoch; else `datasites doctor` says what to do"
+                "researcher to pin it too, and a new epoch follows; else `datasites doctor` says what to do"
             )
 
     def _not_pinned(self, roster: Roster, parties: Iterable[Party]) -> list[str]:

@@ -263,13 +263,16 @@ class StudyRun:
     def _round(self, row: Case) -> bool:
         member, state = self._setup.member, self._journal.state
         self._unread = False
-        if member is None or state is None or state.enrolment is None:
+        # Without any state the keys were given up (or never were), and each new round is sat out by that (`LostKeys`).
+        if state is not None and (member is None or state.enrolment is None):
             return False
-        self._load()
+        if member is not None:
+            self._load()
         # A file of any other round is nobody's letter. Nor is one of a round that was reached before this epoch: the
         # journal knows of those, also where a rejoin has begun a new one (`abstaining`).
-        first = state.last_round if state.open is not None else self._journal.floor[1] + 1
-        last = min(member.context.last_round, self._case.study.rounds + 1)
+        first = self._journal.floor[1] + 1 if state is None or state.open is None else state.last_round
+        last = self._case.study.rounds + 1
+        last = last if member is None else min(member.context.last_round, last)
         sure = [(number, letters.ROUND, self._researcher) for number in range(first, last + 1)]
         open_rounds = set(sure)
         called = [item for item in self._post.mailbox(sure) if item in open_rounds]

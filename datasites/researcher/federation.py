@@ -288,7 +288,8 @@ class Federation:
             )
         return Run(
             self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved,
-            look=lambda: self._approved(study), round_timeout=round_timeout, setup_patience=setup_patience,
+            look=lambda: self._approved(study), publish=self._control.put_again,
+            round_timeout=round_timeout, setup_patience=setup_patience,
         )  # fmt: skip
 
     def _approved(self, study: Study) -> list[str]:

@@ -1,7 +1,8 @@
 """Waiting for one letter from each of several hospitals, some of whom may be late, gone, or lying.
 
 What they are to answer is put again, byte for byte the same, for each that has not answered and whose letter the store
-has lost (`transport.repeats`).
+has lost (`transport.repeats`). Beside that our keys are put again, which a hospital that has started anew needs to read
+any letter of ours.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from datasites.study import letters
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError
 from datasites.transport.mailroom import Letter, Mailroom, Rejected
@@ -40,10 +42,14 @@ class RunError(DatasitesError):
 
 @dataclass(frozen=True)
 class Question:
-    """The letters that are waited to be answered. `send` sends them to these hospitals, new or as they were."""
+    """The letters that are waited to be answered. `send` sends them to these hospitals, new or as they were.
+
+    publish: puts what all may read of ours where the store has lost it.
+    """
 
     kind: str
     send: Callable[[Collection[str]], None]
+    publish: Callable[[], None] = lambda: None
 
 
 def gather(
@@ -78,7 +84,10 @@ def gather(
         for email in wanted:
             repeats.begin((email, number, question.kind))
     while pending and not done():
-        asked = [to for to, _, kind in repeats.due() if to in pending and not mailroom.lies(to, study, number, kind)]
+        due = [(to, kind) for to, _, kind in repeats.due() if to in pending]
+        if question is not None and due:
+            question.publish()
+        asked = [to for to, kind in due if not mailroom.lies(to, study, number, kind)]
         if question is not None and asked:
             log.info("%s of round %d is put again for %s", question.kind, number, ", ".join(asked))
             question.send(asked)
@@ -124,4 +133,10 @@ def who_abstained(abstained: Mapping[str, tuple[str, ...]]) -> str:
     """Who sat a round out, and by which controls, in words."""
     if not abstained:
         return "nobody abstained; are the datasites running?"
-    return "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())
+    said = "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())
+    if {letters.EPOCH_KEYS, letters.EPOCH_LOST} & {control for why in abstained.values() for control in why}:
+        said += (
+            "; once every party has pinned the same keys, run the study again: a new epoch of the secure sum follows "
+            "by itself, or else by `run.set_up(again=True)`"
+        )
+    return said

@@ -2,7 +2,8 @@
 
 A killed run goes on where it was. A hospital that is late or gone costs a round only a little patience, once: it is
 still invited to every round, but no longer waited for until it answers again. One that approved late, or was not there
-when the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum.
+when the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum; so is one that says that
+it lacks the keys of the present epoch (`asking`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
+from datasites.researcher.asking import who_lacks_keys
 from datasites.researcher.gather import Question, RunError, gather, who_abstained
 from datasites.researcher.record import Clock, DeclaredFork, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
@@ -56,7 +58,8 @@ log = logging.getLogger(__name__)
 class Run:
     """One study's run at the researcher. `complete` does it all; `next_round` goes by one round.
 
-    approved: hospitals that have approved the study; `look` says it anew while a run goes on.
+    approved: hospitals that have approved the study; `look` says it anew while a run goes on. publish: puts our keys
+    where the store has lost them.
     """
 
     def __init__(
@@ -72,15 +75,16 @@ class Run:
         round_timeout: float = ROUND_TIMEOUT,
         least_patience: float = 5.0,
         look: Callable[[], Iterable[str]] | None = None,
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
         self._roster, self._mailroom, self.study = roster, mailroom, study
         self._approved, self._look, self._looked = tuple(approved), look, time.monotonic()
-        self._stale = False
+        self._stale, self._publish = False, publish
         self._setup_patience, self._round_timeout, self._least_patience = setup_patience, round_timeout, least_patience
         self._files = RunFolder(folder)
         self.state: RunState = self._files.load(study.hash)
         self._strategy = strategy_of(study.terms.strategy)
-        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch)
+        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, publish)
         stored = self._files.read("parameters.json")
         self.parameters = tuple(Parameter.model_validate(one) for one in json.loads(stored)) if stored else ()
 
@@ -175,7 +179,7 @@ class Run:
             self._give_up_round()
             invited = set(self._approved) - self._blamed()
             if again and self._sum.is_set_up:
-                present = {*self.state.present, *(invited - set(self._sum.available()))}
+                present = {*self.state.present, *(invited - set(self._sum.available())), *self._sum.replaced()}
             try:
                 self._sum.new_epoch(self.study.terms, invited, self.state.next_round)
             except SecaggError as error:
@@ -240,19 +244,29 @@ class Run:
         return len(set(self._approved) - blamed) >= threshold
 
     def _let_in(self) -> None:
-        """Begin a new epoch if a hospital that approved is out of the present one, and is there now."""
-        taking_part = set(self._sum.available())
-        if taking_part >= set(self.study.terms.cohort.hospitals) - self._blamed():
+        """Begin a new epoch if a hospital that approved is out of the present one, or lacks its keys, and is there."""
+        taking_part, blamed = set(self._sum.available()), self._blamed()
+        if taking_part >= set(self.study.terms.cohort.hospitals) - blamed and not self._lacking_keys():
             return
         self._look_again()
-        out = set(self._approved) - taking_part - self._blamed()
-        asking = (out - set(self._sum.hospitals)) | (out & self._sum.late())
+        out = set(self._approved) - taking_part - blamed
+        asking = (out - set(self._sum.hospitals)) | (out & self._sum.late()) | self._lacking_keys()
         begun = self.state.epochs_for
         asking = {email for email in asking if begun.get(email, 0) < EPOCHS_PER_HOSPITAL}
         if asking:
             log.info("new epoch of the secure sum, to let in %s", ", ".join(sorted(asking)))
             self._save(epochs_for=begun | {email: begun.get(email, 0) + 1 for email in asking})
             self.set_up(again=True)
+
+    def _lacking_keys(self) -> set[str]:
+        return who_lacks_keys(
+            self.state.rounds,
+            self._sum.epoch,
+            approved=set(self._approved) - self._blamed(),
+            present=set(self.state.present),
+            replaced=self._sum.replaced(),
+            threshold=self._sum.context.threshold,
+        )
 
     def _look_again(self) -> None:
         if self._look is None or time.monotonic() - self._looked < LOOK_SECONDS:
@@ -287,7 +301,7 @@ class Run:
             present=set(self.state.present),
             patience=patience,
             timeout=patience,
-            question=Question(letters.CLOSE, self._say_over),
+            question=Question(letters.CLOSE, self._say_over, self._publish),
         )
         self._save(accounts=accounts, closed=True)
         self._sum.collect_setup(self._sum.epoch + 1)

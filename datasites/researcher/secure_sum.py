@@ -1,8 +1,9 @@
 """The aggregator over the mailroom: sets epochs of the secure sum up, and opens one sum per round.
 
 State is saved before each message goes out, so a killed researcher goes on where it was: what was sent is sent again
-as it was, what came is read again. A letter that the store loses is put again while its answer is waited for. Each
-epoch has its own files. Nothing here knows what is summed.
+as it was, what came is read again. A letter that the store loses is put again while its answer is waited for. So are
+our keys: at each setup, at each round's start, and while answers are waited for. Each epoch has its own files. Nothing
+here knows what is summed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import datetime
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import JsonValue
 
@@ -56,9 +58,17 @@ class SecureSum:
     """The secure sum of one study, over all its epochs."""
 
     def __init__(
-        self, identity: Identity, roster: Roster, mailroom: Mailroom, files: RunFolder, study: str, epoch: int
+        self,
+        identity: Identity,
+        roster: Roster,
+        mailroom: Mailroom,
+        files: RunFolder,
+        study: str,
+        epoch: int,
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Go on in `epoch`; -1 when none was set up yet."""
+        """Go on in `epoch`; -1 when none was set up yet. publish: puts our keys where the store has lost them."""
+        self._publish = publish
         self._identity, self._roster, self._mailroom, self._files, self._study = (
             identity,
             roster,
@@ -72,8 +82,8 @@ class SecureSum:
         self._state: AggregatorState | None = None
         context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
         if context is not None:
-            self._aggregator = Aggregator(identity, Context.parse(context))
-            try:
+            try:  # its state may be damaged, or be of a key that this researcher had before
+                self._aggregator = Aggregator(identity, Context.parse(context))
                 self.forget_unsaved()
             except SecaggError as error:
                 log.warning("%s", error)
@@ -81,7 +91,7 @@ class SecureSum:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the present epoch's state can't be read any more, so that its rounds can't go on."""
+        """Whether the present epoch's state can't be read, or is of our last key, so that its rounds can't go on."""
         return self.epoch >= 0 and self._state is None
 
     @property
@@ -114,6 +124,12 @@ class SecureSum:
             for kind in [letters.ready_kind if email in enrolled else letters.certificate_kind]
         ]
         return {email for email, *_ in self._mailroom.waiting(awaited)}
+
+    def replaced(self) -> set[str]:
+        """Parties of the present epoch for which another key is pinned here now than it was set up with."""
+        pinned = {entry.email: entry.public_key for entry in self._roster.entries}
+        parties = (self.context.aggregator, *self.context.hospitals)
+        return {party.email for party in parties if pinned.get(party.email, party.public_key) != party.public_key}
 
     def forget_unsaved(self) -> None:
         """Go back to what is on disk. After an interruption a sum in memory may be half opened, and so be wrong."""
@@ -180,6 +196,7 @@ class SecureSum:
         """
         aggregator, state = self._parts()
         context, epoch = aggregator.context, self.epoch
+        self._publish()
         if state.enrolment is None:
             self.collect_setup(epoch)
         offer = letters.EpochOffer(
@@ -270,6 +287,7 @@ class SecureSum:
         aggregator, state = self._parts()
         self._state, signed = aggregator.open_round(state, manifest)
         self._save()
+        self._publish()
         body: dict[str, JsonValue] = {"manifest": signed.to_bytes().decode()}
         self._post(manifest.participants, manifest.round, letters.ROUND, body, model)
 
@@ -283,11 +301,11 @@ class SecureSum:
         """Wave 1: add masked vectors up, fix the survivors, tell them. Other kinds of letters count as answers too.
 
         A vector whose letter `masked` refuses (by raising) is not added. Raises `RunError` when there are fewer
-        survivors than the threshold.
+        survivors than the threshold; where too many have sent other letters, the rest is waited for with patience only.
         """
         aggregator, state = self._parts()
         assert state.record.round is not None
-        came: set[str] = set()
+        came, declined = set[str](), set[str]()
         survivors = state.record.round.survivors
         wanted = set(state.record.round.signed.manifest.participants)
         if survivors is not None:
@@ -301,18 +319,23 @@ class SecureSum:
                 self._state = aggregator.receive(self._parts()[1], vector)
             came.add(letter.sender)
 
+        def declines(taken: Callable[[Letter], None], letter: Letter) -> None:
+            taken(letter)
+            declined.add(letter.sender)
+
+        threshold = aggregator.context.threshold
         refused = gather(
             self._mailroom,
             self._study,
             number,
-            {letters.MASKED: take, **other},
+            {letters.MASKED: take, **{kind: partial(declines, taken) for kind, taken in other.items()}},
             max_blob={letters.MASKED: 4 * ring.dimension(state.record.round.signed.manifest.vectors)},
             wanted=wanted,
             present=set(wait.present) & wanted,
             patience=wait.patience,
             timeout=wait.timeout,
             question=self._question,
-            enough=lambda: len(came) >= aggregator.context.threshold,
+            enough=lambda: len(came) >= threshold or len(wanted - declined) < threshold,
         )
         try:
             self._state, survivors = aggregator.survivors(self._parts()[1])
@@ -460,4 +483,4 @@ class SecureSum:
                 log.warning("%s %d: %s", kind, number, error)
 
         send(list(to))
-        self._question = Question(kind, send)
+        self._question = Question(kind, send, self._publish)

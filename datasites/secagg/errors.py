@@ -6,7 +6,7 @@ A caller quarantines the message that raised one and goes on; none of these text
 from __future__ import annotations
 
 #: The way back for a hospital whose journal can't be gone on with.
-REJOIN = "run `datasites study rejoin CASE` at this hospital, then let the researcher set up a new epoch"
+REJOIN = "run `datasites study rejoin CASE` at this hospital; the researcher's run then begins a new epoch"
 
 
 class SecaggError(ValueError):

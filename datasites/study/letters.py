@@ -25,6 +25,8 @@ ROUND, SURVIVORS = "round", "survivors"
 MASKED, UNMASK, ABSTAINED = "masked", "unmask", "abstained"
 # With the consistency wave: hospital -> researcher, and all of them back.
 ACKNOWLEDGE, ACKNOWLEDGED = "acknowledge", "acknowledged"
+#: Controls by which a hospital abstains that are none of the policies'; see `Abstention`.
+EPOCH_KEYS, EPOCH_LOST = "epoch-keys", "epoch-lost"
 # Once per study.
 CLOSE, ACCOUNT = "close", "account"
 
@@ -97,8 +99,9 @@ class Masked(Agreed):
 class Abstention(Agreed):
     """A hospital sits a round out. `controls` names the policies that deny; of a failure no more is said (I7).
 
-    One control is none of the policies': "epoch-keys", where a key of the present epoch is not (any more) the one that
-    the hospital has pinned. A new epoch heals it, once researcher and hospital have pinned the same.
+    Two controls are none of the policies': "epoch-keys", where a key of the present epoch is not (any more) the one
+    that the hospital has pinned; a new epoch heals it, once researcher and hospital have pinned the same. And
+    "epoch-lost", where the hospital holds no keys of any epoch, since its journal was given up; a new epoch heals that.
     """
 
     outcome: Literal["denied", "failed"]

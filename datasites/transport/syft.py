@@ -95,7 +95,15 @@ class _Control:
     def sync(self) -> None:
         """Exchange messages with all peers. Raises `StoreError` when the store failed for one; the others are done.
 
-        What all may read of ours is put again where the store has lost it: without our keys nobody can write to us.
+        What all may read of ours is put again where the store has lost it.
+        """
+        self.put_again()
+        self._manager.sync()
+
+    def put_again(self) -> None:
+        """Put what all may read of ours where the store has lost it: without our keys nobody can write to us.
+
+        For whoever waits long without a `sync`, too. Raises `StoreError` only where the store as a whole fails.
         """
         for folder, put_again in self._put_again().items():
             try:
@@ -104,7 +112,6 @@ class _Control:
                 raise
             except StoreError as error:  # its place is out of order; who has it already goes on
                 self._connection.refuse_folder(f"{folder}/{self.email}", str(error))
-        self._manager.sync()
 
     def _put_again(self) -> dict[str, Callable[[], None]]:
         """What puts our own files again, by the folder in which they lie."""

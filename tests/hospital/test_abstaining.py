@@ -92,6 +92,36 @@ def test_a_round_that_was_left_with_its_keys_is_not_answered_in_the_next_epoch(
     assert running.heard(2, letters.MASKED), "and the study goes on"
 
 
+def test_a_hospital_that_gave_its_keys_up_says_so_of_each_new_round_until_the_next_epoch(running: Running) -> None:
+    """That is how the researcher learns that another epoch is due; of rounds that it had reached it says nothing."""
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
+    review.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
+    running.run.close()
+    give_up_keys(running.site.home, running.study)
+    Case.objects.filter(pk=running.row.pk).update(rejoins=False)
+    running.restart()
+    running.steps()
+    assert running.heard(1, letters.ABSTAINED) is None
+    running.open(2)
+    running.steps()
+    running.restart()
+    running.steps()
+    letter = running.heard(2, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "denied", "controls": ["epoch-lost"]}
+    assert [record.fields["round"] for record in running.logged("charged")] == [1]
+    assert len(running.logged("abstained")) == 1
+    running.set_up(epoch=1, first_round=3)
+    running.open(3)
+    running.steps()
+    assert running.heard(3, letters.MASKED)
+    assert running.heard(2, letters.MASKED) is None
+
+
 def test_a_round_whose_release_is_logged_is_no_abstention_either(running: Running) -> None:
     running.site.audit.append("released", study=running.study, round=1)
     running.run._abstain(running.row, 1, "failed", (), "its letter can't be read")

@@ -6,6 +6,7 @@ the store has lost, and can be told to lie.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import re
@@ -27,6 +28,7 @@ from datasites.secagg.messages import AckList, Enrolment, Ready, ShareBundle, Si
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead
+from datasites.study.identity import IdentityError
 from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Letter, Rejected
 from datasites.transport.repeats import Posted, Repeats
@@ -48,6 +50,7 @@ class Hospital:
         self.member: Member | None = None
         self.state: MemberState | None = None
         self._ready: Ready | None = None
+        self._floor = (-1, 0)
         self.there = True
         self.releases = 0
         self.heads = "a" * 64
@@ -74,6 +77,7 @@ class Hospital:
             if (number, kind, sender) == (letters.SETUP_ROUND, letters.CLOSE, RESEARCHER):
                 self._close()
         if self.state is None or self.member is None:
+            self._sit_out_without_keys()
             return
         self._set_up(self.member, self.state)
         for number, kind, sender in self.party.mailroom.mailbox(self.study.hash):
@@ -86,28 +90,53 @@ class Hospital:
     def _letter(self, kind: str, number: int = letters.SETUP_ROUND, sender: str = RESEARCHER) -> Letter | None:
         try:
             return self.party.mailroom.receive(sender, self.study.hash, number, kind)
-        except Rejected:
+        except (Rejected, IdentityError):
             return None
 
     def _send(self, kind: str, body: dict, blob: Any = None, number: int = 0, to: str = RESEARCHER) -> None:
         if kind.split("-")[0] not in self.silent_at:
             self._sent[to, number, kind] = (body, blob)
             self._repeats.begin((to, number, kind))
-            self.party.mailroom.send(to, self.study.hash, number, kind, body, blob)
+            with contextlib.suppress(IdentityError):  # its keys are not in the store: put again when they are
+                self.party.mailroom.send(to, self.study.hash, number, kind, body, blob)
 
     def _put_again(self) -> None:
         for to, number, kind in self._repeats.due():
             if not self.party.mailroom.lies(to, self.study.hash, number, kind):
-                self.party.mailroom.send(to, self.study.hash, number, kind, *self._sent[to, number, kind])
+                with contextlib.suppress(IdentityError):
+                    self.party.mailroom.send(to, self.study.hash, number, kind, *self._sent[to, number, kind])
+
+    def rejoin(self) -> None:
+        """Give the keys up, as `datasites study rejoin` does; what was reached stays closed."""
+        assert self.state is not None
+        self._floor = (self.state.epoch, self.state.last_round)
+        self.state = self.member = None
+
+    def _sit_out_without_keys(self) -> None:
+        if self._floor[0] >= 0:
+            for number, kind, sender in self.party.mailroom.mailbox(self.study.hash):
+                if sender == RESEARCHER and kind == letters.ROUND and number > self._floor[1]:
+                    self._sit_out(number, letters.EPOCH_LOST)
+
+    def _sit_out(self, number: int, control: str) -> None:
+        if ("refused", number) not in self._told:
+            self._told.add(("refused", number))
+            body = letters.Abstention(outcome="denied", controls=(control,)).model_dump(mode="json")
+            self._send(letters.ABSTAINED, body, None, number)
+
+    def _is_pinned(self, context: Context) -> bool:
+        return all(self.party.roster.get(one.email).public_key == one.public_key for one in context.hospitals)
 
     def _offered(self, epoch: int) -> None:
-        if self.state is not None and epoch <= self.state.epoch:
+        if epoch <= (self._floor[0] if self.state is None else self.state.epoch):
             return
         if self._letter(letters.offer_kind(epoch)) is None:
             return
-        self._repeats.end(lambda _: True)
         # The terms that a datasite would build from offer and study; its own tests show that it does.
         context = Context.parse((self._contexts / f"context-{epoch}.json").read_bytes())
+        if not self._is_pinned(context):
+            return
+        self._repeats.end(lambda _: True)
         self.member = Member(self.party.identity, context)
         self.state, certificate = self.member.certify(self.state)
         if self.wrong_shares:
@@ -147,6 +176,9 @@ class Hospital:
         if letter is None:
             return
         self._repeats.end(lambda sent: sent[1] < number)
+        if not self._is_pinned(member.context):
+            self._sit_out(number, letters.EPOCH_KEYS)
+            return
         signed = SignedManifest.from_bytes(letter.body["manifest"].encode())
         try:
             self.state = member.open(self.state, signed, today=today())
@@ -251,6 +283,9 @@ class Federation:
         if not parameters.exists():
             parameters.write_text('[{"name":"weight","shape":[5]}]')
         options = {"setup_patience": 4.0, "round_timeout": 60.0, "least_patience": 1.0, **options}
+        control = self.researcher.control
+        assert control is not None
+        options.setdefault("publish", control.put_again)
         run = Run(
             self.researcher.identity, self.researcher.roster, self.researcher.mailroom, self.folder, self.study,
             approved or sorted(self.hospitals), **options,

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ from datasites.secagg import masks
 from datasites.secagg.context import EPOCH_ROUNDS
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
+from datasites.study.identity import Identity, Roster
 from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import letter_folder
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital
-from tests.transport.parties import make_parties
+from tests.transport.parties import RESEARCHER, Party, make_parties
 
 pytestmark = pytest.mark.waits
 
@@ -90,6 +92,35 @@ def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation:
     record = run.next_round()
     assert (record.epoch, record.outcome) == (1, "done")
     assert late.email in record.survivors
+
+
+@pytest.mark.parametrize("when", ["between rounds", "in a round"])
+def test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Hospitals read them anew after a restart, and when their roster changes: here one alone, and all in a round."""
+    run = federation.run(round_timeout=20.0)
+    run.next_round()
+    bundle = Path(run._mailroom.store.url, "identities", RESEARCHER, "bundle.json")
+    kept = bundle.read_bytes()
+    broadcast = run._sum.broadcast
+
+    def lose(*letter: Any) -> None:
+        with federation._lock:
+            if letter:
+                broadcast(*letter)
+            bundle.unlink()
+            for hospital in list(federation.hospitals.values())[: 4 if letter else 1]:
+                assert hospital.party.control is not None
+                hospital.party.control.pin(hospital.party.roster)
+
+    if when == "between rounds":
+        lose()
+    else:
+        monkeypatch.setattr(run._sum, "broadcast", lose)
+    record = run.next_round()
+    assert (record.outcome, len(record.survivors)) == ("done", 4)
+    assert bundle.read_bytes() == kept
 
 
 @pytest.mark.parametrize("is_crowded", [False, True])
@@ -502,7 +533,7 @@ def test_the_longest_study_goes_through_its_first_and_its_last_epoch(tmp_path: P
     ]
 
 
-@pytest.mark.parametrize("damage", ["another version", "cut off", "without enrolment"])
+@pytest.mark.parametrize("damage", ["another version", "cut off", "without enrolment", "another key"])
 def test_an_epoch_whose_state_can_not_be_read_is_followed_by_another(federation: Federation, damage: str) -> None:
     """The round that may have begun in it is given up: hospitals that opened it take no other manifest."""
     federation.run().next_round()
@@ -510,6 +541,12 @@ def test_an_epoch_whose_state_can_not_be_read_is_followed_by_another(federation:
     data = state.read_bytes()
     if damage == "another version":
         state.write_bytes(data.replace(b'"format":2', b'"format":1'))
+    elif damage == "another key":
+        federation.researcher.identity = Identity.generate(RESEARCHER)
+        entries = [
+            party.entry() for party in (federation.researcher, *(h.party for h in federation.hospitals.values()))
+        ]
+        federation.researcher.roster = Roster(entries=tuple(entries))
     elif damage == "cut off":
         state.write_bytes(data[:-1])
     else:
@@ -533,6 +570,77 @@ def test_an_epoch_in_which_too_few_are_left_is_followed_by_another(federation: F
     record = run.next_round()
     assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 3)
     assert liar.email not in record.participants
+
+
+@pytest.mark.parametrize("rejoining", [1, 2, 4])
+def test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch(federation: Federation, rejoining: int) -> None:
+    """They sit one round out; where fewer than the threshold are left in it, it fails at once."""
+    run = federation.run(round_timeout=30.0)
+    run.next_round()
+    gone = list(federation.hospitals.values())[:rejoining]
+    with federation._lock:
+        for hospital in gone:
+            hospital.rejoin()
+    record = run.next_round()
+    assert record.abstained == {hospital.email: (letters.EPOCH_LOST,) for hospital in gone}
+    assert (record.outcome, record.epoch) == ("done" if rejoining == 1 else "failed", 0)
+    assert 0 < sum(run.state.rounds[-1].seconds.values()) < 20.0
+    record = federation.run().next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
+
+
+def test_a_round_that_can_not_open_is_not_waited_for_to_the_end(federation: Federation) -> None:
+    """Two have no keys and one is silent: patience is enough to know."""
+    run = federation.run(round_timeout=30.0)
+    run.next_round()
+    silent, *gone = list(federation.hospitals.values())[:3]
+    with federation._lock:
+        silent.silent_at.add("masked")
+        for hospital in gone:
+            hospital.rejoin()
+    record = run.next_round()
+    assert (record.outcome, set(record.abstained)) == ("failed", {hospital.email for hospital in gone})
+    assert 0 < sum(run.state.rounds[-1].seconds.values()) < 20.0
+
+
+def test_a_hospital_that_says_each_time_that_it_lacks_keys_begins_a_few_epochs_only(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasites.researcher.run.EPOCHS_PER_HOSPITAL", 1)
+    run = federation.run()
+    hospital = next(iter(federation.hospitals.values()))
+    for number, epoch in ((1, 0), (2, 1), (3, 1)):
+        monkeypatch.setattr(hospital, "_attend", lambda _, number: hospital._sit_out(number, letters.EPOCH_LOST))
+        record = run.next_round()
+        assert (record.round, record.epoch, len(record.survivors)) == (number, epoch, 3)
+
+
+def test_an_epoch_follows_once_all_have_pinned_a_key_that_was_replaced(federation: Federation) -> None:
+    """None before the researcher has: it would be refused as the last one is."""
+    run = federation.run(round_timeout=30.0)
+    run.next_round()
+    stolen, late, *others = federation.hospitals.values()
+    stolen.party.identity = Identity.generate(stolen.email)
+    entries = (party.entry() for party in (federation.researcher, *(h.party for h in federation.hospitals.values())))
+    roster = Roster(entries=tuple(entries))
+
+    def pin(*parties: Party) -> None:
+        for party in parties:
+            party.roster = roster
+            assert party.control is not None
+            party.control.pin(roster)
+
+    with federation._lock:
+        stolen.rejoin()
+        pin(stolen.party, *(hospital.party for hospital in others))
+    for _ in range(2):
+        record = run.next_round()
+        assert (record.outcome, record.epoch) == ("failed", 0)
+        assert re.search(r"epoch-keys.*pinned the same keys.*`run.set_up\(again=True\)`", record.reason)
+    with federation._lock:
+        pin(federation.researcher, late.party)
+    record = federation.run().next_round()
+    assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
 
 
 def test_an_epoch_whose_days_are_over_is_followed_by_another(federation: Federation, monkeypatch) -> None:
