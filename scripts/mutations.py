@@ -608,8 +608,8 @@ MUTATIONS = (
     Mutation(
         "patients: two keep some at once and forget each other's",
         "datasites/hospital/patients.py",
-        "        fcntl.flock(lock, fcntl.LOCK_EX)\n",
-        "",
+        '    with held(path.with_suffix(".lock")):\n',
+        "    if True:\n",
         (
             "tests/hospital/test_patients.py::"
             "test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once",

@@ -6,12 +6,10 @@ Every gate of a case goes through `decide`: intake, approval, each round, each r
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar, get_args
 
 from datasites.hospital import ledger
@@ -25,7 +23,7 @@ from datasites.hospital.population import accepted_delta, caps_of
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.durable import replace_durably
+from datasites.study.durable import held, replace_durably
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import IdentityError, Roster
 from datasites.study.manifest import RoundManifest
@@ -139,15 +137,9 @@ def _finish(site: Site) -> None:
     path.unlink()
 
 
-@contextmanager
-def _one_at_a_time(home: Home) -> Iterator[None]:
+def _one_at_a_time(home: Home) -> AbstractContextManager[None]:
     # Service, console and commands decide in processes of their own.
-    lock = os.open(home.root / f"{PENDING}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+    return held(home.root / f"{PENDING}.lock")
 
 
 def preview(home: Home, case: OpenCase) -> Decision:

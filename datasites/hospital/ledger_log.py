@@ -9,9 +9,7 @@ one that knows more than the log.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +24,7 @@ from datasites.hospital.models import BudgetFact, LedgerEntry, Round
 from datasites.hospital.openings import under_way
 from datasites.study.audit_chain import AuditError, Position, Record, follow, holds
 from datasites.study.canonical import Agreed, canonical_json
-from datasites.study.durable import replace_durably
+from datasites.study.durable import held, replace_durably
 from datasites.study.manifest import Sha256
 
 #: Kinds of records that say something of budgets.
@@ -351,15 +349,10 @@ def settle_anchor(home: Home) -> None:
 
 def _write_anchor(home: Home) -> None:
     path = home.ledger_anchor
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
+    with held(path.with_name(path.name + ".lock")):
         # The log is read after the lock is held: whoever comes later has seen at least what the one before wrote.
-        fcntl.flock(lock, fcntl.LOCK_EX)
         now = _follow(home)
         replace_durably(path, LedgerAnchor.of(now.at, now.told).canonical())
-    finally:
-        os.close(lock)
 
 
 def _follow(home: Home) -> _Read:

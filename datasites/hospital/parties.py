@@ -15,7 +15,6 @@ of who may write the database, too, that what people withdraw is what was entere
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from datasites.hospital.models import PartyProposal
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
+from datasites.study.durable import held
 from datasites.study.errors import InputError
 from datasites.study.identity import Roster, RosterEntry
 from policies.agreements import same_person
@@ -185,6 +185,5 @@ def _decide(proposal: PartyProposal, person: Acting, outcome: str) -> None:
 def _roster(site: Site) -> Iterator[Callable[[Callable[[Roster], Roster]], None]]:
     """A function that applies a change to the roster file, while nobody else does."""
     path = site.home.roster
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(path.with_suffix(".lock")):
         yield lambda change: change(Roster.load(path)).save(path)

@@ -30,8 +30,6 @@ and a portion grows too, if slowly: it holds some 500 of two million patients.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +47,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import LedgerEntry
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json
-from datasites.study.durable import put_in_place, write_beside
+from datasites.study.durable import held, put_in_place, write_beside
 from datasites.study.errors import InputError
 
 #: Bytes of a digest that are kept: a chance meeting among a billion patients is below 2^-60.
@@ -148,7 +146,7 @@ def remembering(site: Site, population: str, digests: Digests) -> Iterator[Calla
     """
     home = site.home
     path = home.identities / f"{population}.bin"
-    with _held(home, population):
+    with held(path.with_suffix(".lock")):
         _log(site, population)
         heading, known = _next(home, population), _known(home, population)
         everybody = (_in_order(ours + theirs) for ours, theirs in zip(digests, known, strict=True))
@@ -239,21 +237,10 @@ def _next(home: Home, population: str) -> _Heading:
 
 def log_lists(site: Site, *populations: str) -> None:
     """Let log and anchor know what a kill has left unsaid of these lists, or of all."""
-    for population in populations or sorted(path.stem for path in site.home.identities.glob("*.bin")):
-        with _held(site.home, population):
+    folder = site.home.identities
+    for population in populations or sorted(path.stem for path in folder.glob("*.bin")):
+        with held(folder / f"{population}.lock"):
             _log(site, population)
-
-
-@contextmanager
-def _held(home: Home, population: str) -> Iterator[None]:
-    """Keep others from keeping patients of this population meanwhile."""
-    home.identities.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(home.identities / f"{population}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _log(site: Site, population: str) -> None:

@@ -292,7 +292,7 @@ class StudyRun:
         gone = withdrawn(self._site.home, self._case.dataset.name)
         if gone != self._loads:
             self._loads, self._loaded_at = gone, time.monotonic() + self._case.loading_ticks * TICK
-        self._rows.warm(self._case)
+        self._rows.warm(self._case, gone)
 
     def _attend(self, row: Case, number: int, letter: Letter) -> None:
         """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered."""

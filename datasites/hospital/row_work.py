@@ -80,18 +80,14 @@ class RowWork:
         self._warming = None
         return self._thread.submit(self._on_thread, lambda: self._compute(case, manifest, parameters, keys))
 
-    def warm(self, case: OpenCase) -> None:
-        """See to it that a worker is there, with the rows of today, before a round needs it."""
+    def warm(self, case: OpenCase, gone: frozenset[str]) -> None:
+        """See to it that a worker is there, without the rows of who has `gone`, before a round needs it."""
         if self._warming is not None:
             if not self._warming.done():
                 return
             if self._warming.exception() is not None:
                 return  # the round that needs it says why
-        if (
-            self._worker is None
-            or not self._worker.alive
-            or withdrawn(self._home, case.dataset.name) != self._withdrawn
-        ):
+        if self._worker is None or not self._worker.alive or gone != self._withdrawn:
             self._warming = self._thread.submit(self._on_thread, lambda: self._warm(case))
 
     def close(self, *, wait: bool = False) -> None:

@@ -15,7 +15,6 @@ a log that is lost, anchors included, are entered again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,7 +29,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.ledger_log import Told
 from datasites.hospital.site import Site
-from datasites.study.durable import replace_durably
+from datasites.study.durable import held, replace_durably
 from datasites.study.errors import InputError
 
 
@@ -73,9 +72,8 @@ def add(home: Home, dataset: str, patient: str) -> int:
         raise InputError(f"dataset {dataset}: no pseudonym was given; name the patient as the table does")
     home.withdrawals.mkdir(mode=0o700, exist_ok=True)
     path = home.withdrawals / f"{home.dataset(dataset).population}.json"
-    with path.with_suffix(".lock").open("w") as lock:
-        # Read, added to and written while nobody else does, so that no withdrawal can undo another.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Read, added to and written while nobody else does, so that no withdrawal can undo another.
+    with held(path.with_suffix(".lock")):
         everybody = sorted(withdrawn(home, dataset) | {name})
         replace_durably(path, json.dumps(everybody).encode())
     return len(everybody)

@@ -5,9 +5,23 @@ For a party's own state. What the shared store holds is written by `transport`.
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Hold this lock file, which is made with its folder (0700) when absent; waits for other threads and processes."""
+    lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def replace_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> None:
