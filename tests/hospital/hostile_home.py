@@ -76,10 +76,11 @@ class PlainWorker:
         np.add.at(counts, (np.minimum((scores * plan.bins).astype(int), plan.bins - 1), rows.y.astype(int)), 1)
         return counts
 
-    def kill(self) -> None:
+    def close(self) -> None:
         self.alive = False
 
-    close = kill
+    def kill(self, *, wait: bool = False) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)
