@@ -1,4 +1,4 @@
-"""What tests put in place of a sandboxed worker can be called as that is, so that no slow test is the first to say so."""
+"""What tests put in place of a sandboxed worker is called as that is: else a slow test would be the first to say so."""
 
 from __future__ import annotations
 
