@@ -744,8 +744,8 @@ MUTATIONS = (
     Mutation(
         "run: keys that the store lost between two rounds are not put again",
         "datasites/researcher/secure_sum.py",
-        "        self._save()\n        self._publish()\n        body",
-        "        self._save()\n        body",
+        "        self._save(state)\n        self._publish()\n        body",
+        "        self._save(state)\n        body",
         (f"{_RUN}::{_KEYS_LOST}",),
     ),
     Mutation(
