@@ -313,8 +313,13 @@ class Run:
         return {email for record in self.state.rounds for email in record.blamed}
 
     def close(self, patience: float = 60.0) -> None:
-        """Tell the hospitals that the study is over and gather their accounts; safe to repeat."""
-        everybody, study = self._sum.hospitals, self.study.hash
+        """Tell the hospitals that the study is over and gather their accounts; safe to repeat, and at any moment.
+
+        All of the cohort are told, so that whoever left the epoch, or approves only now, ends it too: also before
+        anything was set up, and where the secure sum's state is lost or of another key. Those that answered last are
+        waited for, or all that approved where none did.
+        """
+        everybody, study = self.study.terms.cohort.hospitals, self.study.hash
         self._say_over(everybody)
         accounts = dict(self.state.accounts)
 
@@ -330,7 +335,7 @@ class Run:
             {letters.ACCOUNT: take},
             max_blob={},
             wanted=set(everybody) - set(accounts),
-            present=set(self.state.present),
+            present=set(self.state.present or self._approved),
             patience=patience,
             timeout=patience,
             question=Question(letters.CLOSE, self._say_over, self._publish),

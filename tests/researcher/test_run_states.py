@@ -1,6 +1,8 @@
-"""A run goes on to an epoch, or past a round, once nothing can refuse it any more."""
+"""A run goes on to an epoch, or past a round, once nothing can refuse it any more; in each state it can be closed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 
@@ -186,3 +188,56 @@ def test_a_round_is_given_up_and_its_epoch_begun_in_one_step(
     run = federation.run()
     assert run.next_round().round == 3
     assert [record.outcome for record in run.state.rounds] == ["done", "failed", "done"]
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how", ["whole", "cut off", "gone", "context cut off", "context gone", "another key", "cut off in a round"]
+)
+def test_a_run_can_be_closed_whatever_is_left_of_it(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run = federation.run()
+    if how == "cut off in a round":
+        begin_round(run, monkeypatch)
+    else:
+        run.complete(rounds=1, progress=False)
+        run._files.save_model(5, *(run._files.load_model(2) or ()))
+        run._save(next_round=5)  # as after all three and the evaluation
+    if how != "whole":
+        lose(federation, how)
+    run = federation.run()
+    if how != "cut off in a round":
+        acts: tuple[Callable[[], object], ...] = (run.next_round, lambda: run.set_up(again=True))
+        for act in acts:
+            with pytest.raises(RunError, match=r"all 3 rounds were run; end it with `close`"):
+                act()
+    run.close()
+    assert run.state.closed
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
+def test_a_run_that_was_never_set_up_can_be_closed_and_holds_no_round_then(federation: Federation) -> None:
+    run = federation.run()
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+    run = federation.run()
+    for act in (run.next_round, run.set_up, lambda: run.complete(progress=False)):
+        with pytest.raises(RunError, match="it was closed"):
+            act()
+
+
+def test_who_is_in_the_present_epoch_no_more_is_told_of_the_end(federation: Federation) -> None:
+    liar, *_ = federation.hospitals.values()
+    liar.wrong_shares = True
+    run = federation.run()
+    assert run.next_round().blamed == (liar.email,)
+    run.set_up(again=True)
+    assert liar.email not in run._sum.hospitals
+    run.next_round()
+    run.close()
+    federation.wait_for_letter(liar, letters.ACCOUNT)
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
