@@ -33,6 +33,7 @@ _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_set
 _RESTORED = "tests/hospital/test_restored.py"
 _ENDING = "tests/enclave/test_ending.py"
 _KEYS_LOST = "test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run"
+_STATES = "tests/researcher/test_run_states.py"
 _RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
 _ENTERED, _OWED = "tests/hospital/test_entered_log.py", "tests/hospital/test_owed.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
@@ -744,8 +745,8 @@ MUTATIONS = (
     Mutation(
         "run: keys that the store lost between two rounds are not put again",
         "datasites/researcher/secure_sum.py",
-        "        self._save()\n        self._publish()\n        body",
-        "        self._save()\n        body",
+        "        self._save(state)\n        self._publish()\n        body",
+        "        self._save(state)\n        body",
         (f"{_RUN}::{_KEYS_LOST}",),
     ),
     Mutation(
@@ -754,6 +755,51 @@ MUTATIONS = (
         "            question.publish()\n",
         "            pass\n",
         (f"{_RUN}::{_KEYS_LOST}",),
+    ),
+    Mutation(
+        "epoch: one that is refused is the present one",
+        "datasites/researcher/secure_sum.py",
+        "        emails, epoch = tuple(sorted(hospitals)), self.epoch + 1\n",
+        "        self.epoch += 1\n        emails, epoch = tuple(sorted(hospitals)), self.epoch\n",
+        (f"{_STATES}::test_an_epoch_that_is_refused_is_not_the_present_one",),
+    ),
+    Mutation(
+        "epoch: a round is given up in a step before it",
+        "datasites/researcher/run.py",
+        "        def save(epoch: int) -> None:\n",
+        "        if given_up is not None:\n"
+        "            self._files.save_model(first, *(self._files.load_model(number) or ()))\n"
+        "            self._save(next_round=first, rounds=(*self.state.rounds, given_up))\n\n"
+        "        def save(epoch: int) -> None:\n",
+        (f"{_STATES}::test_a_lost_state_costs_one_round_however_often_the_next_epoch_is_refused",),
+    ),
+    Mutation(
+        "run: one goes on from what it could not write",
+        "datasites/researcher/run.py",
+        "        self._files.save(state)\n        self.state = state\n",
+        "        self.state = state\n        self._files.save(state)\n",
+        (f"{_STATES}::test_where_the_disk_is_full_the_last_epoch_and_its_round_go_on",),
+    ),
+    Mutation(
+        "run: one whose state is lost is closed by nobody",
+        "datasites/researcher/run.py",
+        "everybody, study = self.study.terms.cohort.hospitals, self.study.hash",
+        "everybody, study = self._sum.hospitals, self.study.hash",
+        (f"{_STATES}::test_a_run_can_be_closed_whatever_is_left_of_it",),
+    ),
+    Mutation(
+        "epoch: who never had keys answers rounds",
+        "datasites/hospital/rounds.py",
+        "        if state is None and self._journal.floor == NOTHING_REACHED:\n",
+        "        if False:\n",
+        (f"{_ABSTAINING}::test_a_hospital_that_never_had_keys_answers_no_round_and_takes_the_first_epoch",),
+    ),
+    Mutation(
+        "epoch: a round that was only sat out is one that a journal has lost",
+        "datasites/hospital/closing.py",
+        'sat_out = Q(state=Round.State.FAILED, manifest_hash="", abstention__has_key="outcome")',
+        "sat_out = Q(pk=None)",
+        (f"{_ABSTAINING}::test_a_round_that_was_only_sat_out_is_none_that_a_journal_has_lost",),
     ),
     Mutation(
         "epoch: none follows where a hospital says that it lacks keys",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from django.db.models import Q
 from pydantic import ValidationError
 
 from datasites.hospital import ledger, ledger_log
@@ -151,8 +152,12 @@ def open_journal(home: Home, study_hash: str) -> Journal:
 
 
 def _known_rounds(home: Home, study_hash: str) -> list[tuple[int, int]]:
-    """Epoch (-1: not known) and number of each round of which ledger or database knows."""
-    rounds = list(Round.objects.filter(case__study_hash=study_hash).values_list("epoch", "round"))
+    """Epoch (-1: not known) and number of each round that was charged or opened, as ledger or database know.
+
+    None that was only sat out: it names no manifest, and no epoch that was ever reached; nothing of it leaves any more.
+    """
+    sat_out = Q(state=Round.State.FAILED, manifest_hash="", abstention__has_key="outcome")
+    rounds = list(Round.objects.filter(case__study_hash=study_hash).exclude(sat_out).values_list("epoch", "round"))
     accounts = ledger_log.tell(home).accounts_of_study(study_hash)
     return rounds + [(-1, number) for account in accounts for number in account.charged]
 

@@ -14,6 +14,9 @@ the certificates in the journal, which were checked against the epoch's `Context
 the context is held against roster and log each time. A new key counts from the next epoch on, which the researcher
 begins once it is pinned there and at enough hospitals; until then this hospital sits rounds out, and says by which
 control. So does one without keys of any epoch, since its journal was given up: that is how the researcher learns of it.
+One that never had any answers no round, since an honest researcher calls it to none before the first epoch. Not
+claimed: that one says so whose journal and anchor were both lost before any round was charged; it can't be told from
+one that never had keys.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ from datasites.hospital.site import Site
 from datasites.hospital.ticks import GRACE, TICK, leaves_at
 from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
+from datasites.secagg.journal import NOTHING_REACHED
 from datasites.secagg.messages import MaskedVector, SignedManifest
 from datasites.secagg.state import MemberState
 from datasites.study import letters
@@ -263,7 +264,10 @@ class StudyRun:
     def _round(self, row: Case) -> bool:
         member, state = self._setup.member, self._journal.state
         self._unread = False
-        # Without any state the keys were given up (or never were), and each new round is sat out by that (`LostKeys`).
+        # Without any state the keys were given up, and each new round is sat out by that (`LostKeys`); or there never
+        # were any, and then no round can be this hospital's: it takes the first epoch, whatever was sent before.
+        if state is None and self._journal.floor == NOTHING_REACHED:
+            return False
         if state is not None and (member is None or state.enrolment is None):
             return False
         if member is not None:

@@ -284,12 +284,20 @@ class Federation:
         if len(approved) < needed:
             raise NotApproved(
                 f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
-                "wait for more with Federation.wait"
+                "wait for more with Federation.wait, or give it up with Federation.end"
             )
+        return self._run(study, approved, round_timeout=round_timeout, setup_patience=setup_patience)
+
+    def end(self, study: Study) -> Run:
+        """Close a study as it stands, also where too few hospitals approve (`Run.close`); it can't be run after."""
+        run = self._run(study, self._approved(study))
+        run.close()
+        return run
+
+    def _run(self, study: Study, approved: list[str], **patience: float) -> Run:
         return Run(
             self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved,
-            look=lambda: self._approved(study), publish=self._control.put_again,
-            round_timeout=round_timeout, setup_patience=setup_patience,
+            look=lambda: self._approved(study), publish=self._control.put_again, **patience,
         )  # fmt: skip
 
     def _approved(self, study: Study) -> list[str]:

@@ -4,6 +4,12 @@ A killed run goes on where it was. A hospital that is late or gone costs a round
 still invited to every round, but no longer waited for until it answers again. One that approved late, or was not there
 when the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum; so is one that says that
 it lacks the keys of the present epoch (`asking`).
+
+Claim (nothing is passed before it is known to go on): another epoch, the count of a round that is given up for it, and
+of whom it lets in, are saved in one step, once the epoch's terms were found good and its files are on the disk. Refused
+(`EpochRefused`), failed or killed up to there, the run stands where it stood, and may be tried again as often as one
+likes. Assumes one process for each run, and files that are replaced in one step. Not claimed: a state that is lost
+again and again costs a round each time.
 """
 
 from __future__ import annotations
@@ -53,6 +59,10 @@ SURE_ROUNDS = 10
 MOST_HEADS = 500
 
 log = logging.getLogger(__name__)
+
+
+class EpochRefused(RunError):
+    """There can be no such epoch of the secure sum now; nothing was begun or given up."""
 
 
 class Run:
@@ -120,8 +130,7 @@ class Run:
 
     def next_round(self) -> RoundRecord:
         """Run one round and return its record; sets the secure sum up first where that is due."""
-        if self.state.next_round > self.study.terms.rounds + 1:
-            raise RunError(f"study {self.study.terms.name}: all {self.study.terms.rounds} rounds were run")
+        self._require_rounds_left()
         if not self._sum.is_set_up:
             self.set_up()
         elif self._sum.is_over(self.state.next_round):
@@ -144,26 +153,29 @@ class Run:
             clock.lap("wave_1")
             if survivors is not None:
                 record, model = self._open(record, survivors, model, clock)
+            clock.lap("model")
+            record = record.model_copy(update={"seconds": clock.laps})
+            self._files.save_model(number + 1, model, self._strategy.state)
+            self._save(next_round=number + 1, rounds=(*self.state.rounds, record))
         except BaseException:
             # Interrupted: nothing of this round was saved but what was sent, and it is gone through again.
             self._sum.forget_unsaved()
             raise
-        clock.lap("model")
-        self._finish(record.model_copy(update={"seconds": clock.laps}), model)
         self._welcome_back(number)
         self._mailroom.collect(self.study.hash, before=number)
         return record
-
-    def _finish(self, record: RoundRecord, model: npt.NDArray[np.float32]) -> None:
-        self._files.save_model(record.round + 1, model, self._strategy.state)
-        self._save(next_round=record.round + 1, rounds=(*self.state.rounds, record))
 
     def set_up(self, *, again: bool = False) -> None:
         """Set the secure sum up among the hospitals that approved; `again` begins a new epoch, with whoever is there.
 
         A new epoch lets a hospital in that missed the first setup, or whose journal was lost. A round that was begun
-        in the old epoch is given up: hospitals that opened it take no second manifest for it.
+        in the old epoch is given up: hospitals that opened it take no second manifest for it. Raises `EpochRefused`
+        where there can be no such epoch now; then the run is where it was.
         """
+        self._set_up(again, ())
+
+    def _set_up(self, again: bool, let_in: Collection[str]) -> None:
+        self._require_rounds_left()
         started = time.monotonic()
         if self._files.load_model(self.state.next_round) is None:
             model, description = self.study.initial_model()
@@ -176,16 +188,10 @@ class Run:
         begun = self._sum.epoch >= 0
         lost = self._sum.is_lost
         if not begun or again or self._stale or lost or self._sum.is_over(self.state.next_round):
-            self._give_up_round()
-            invited = set(self._approved) - self._blamed()
             if again and self._sum.is_set_up:
-                present = {*self.state.present, *(invited - set(self._sum.available())), *self._sum.replaced()}
-            try:
-                self._sum.new_epoch(self.study.terms, invited, self.state.next_round)
-            except SecaggError as error:
-                raise RunError(f"setup among {len(invited)} hospitals: {error}") from error
-            self._save(epoch=self._sum.epoch)
-            self._stale = False
+                invited = set(self._approved) - self._blamed() - set(self._sum.available())
+                present = {*self.state.present, *invited, *self._sum.replaced()}
+            self._begin_epoch(let_in)
         try:
             available = self._sum.set_up(self.study.terms.cohort.hospitals, self._setup_patience, present)
         except RunError:
@@ -194,44 +200,68 @@ class Run:
             raise
         self._save(present=available, setup_seconds=self.state.setup_seconds + time.monotonic() - started)
 
-    def _give_up_round(self) -> None:
-        """Record the next round as failed if it has begun, and go on to the one after it."""
-        number = self.state.next_round
-        if self._sum.is_lost:
-            self._pass_over(number)
-            return
-        if not self._sum.has_begun(number):
-            return
-        if number > self.study.terms.rounds:
-            raise RunError("the final evaluation has begun, and a new epoch can't hold it again; finish it first")
-        stored, manifest = self._files.load_model(number), self._sum.opened(number)
-        assert stored is not None
-        assert manifest is not None
-        model, self._strategy.state = stored
-        given_up = {"outcome": "failed", "reason": "given up for a new epoch"}
-        self._finish(RoundRecord.begun(manifest).model_copy(update=given_up), model)
+    def _begin_epoch(self, let_in: Collection[str]) -> None:
+        """Begin another epoch, and count a round that was begun in the last one as failed: both in one step, or none.
 
-    def _pass_over(self, number: int) -> None:
-        """Go on to the round after this one: whether it has begun, and under which manifest, can't be read any more.
-
-        The final evaluation has none after it: it is held again, and hospitals that have begun it refuse.
+        let_in: on whose account it is begun. Raises `EpochRefused`.
         """
+        number, invited = self.state.next_round, set(self._approved) - self._blamed()
+        given_up, begun = self._given_up(number), dict(self.state.epochs_for)
+        first = number if given_up is None else number + 1
+        for email in let_in:
+            begun[email] = begun.get(email, 0) + 1
+
+        def save(epoch: int) -> None:
+            rounds = self.state.rounds
+            if given_up is not None:
+                stored = self._files.load_model(number)
+                assert stored is not None
+                self._files.save_model(first, *stored)
+                rounds = (*rounds, given_up)
+            self._save(epoch=epoch, epochs_for=begun, next_round=first, rounds=rounds)
+
+        try:
+            self._sum.new_epoch(self.study.terms, invited, first, save)
+        except (SecaggError, IdentityError) as error:
+            raise EpochRefused(
+                f"setup among {len(invited)} hospitals: {error}. Nothing was begun: mend that and run the study again, "
+                "or end it with `close`"
+            ) from error
+        self._stale = False
+
+    def _given_up(self, number: int) -> RoundRecord | None:
+        """The record of the next round as failed, if it has begun, or may have: then it can't be held any more.
+
+        Where the state is lost, whether it has begun, and under which manifest, can't be read. The final evaluation has
+        no round after it: it is held again then, and hospitals that have begun it refuse.
+        """
+        if self._sum.is_lost:
+            if number > self.study.terms.rounds:
+                return None
+            return RoundRecord(
+                round=number,
+                epoch=self._sum.epoch,
+                train=True,
+                evaluate="no",
+                participants=(),
+                outcome="failed",
+                reason="given up for a new epoch, since the state of its own could not be read",
+            )
+        if not self._sum.has_begun(number):
+            return None
         if number > self.study.terms.rounds:
-            return
-        stored = self._files.load_model(number)
-        assert stored is not None
-        model, self._strategy.state = stored
-        reason = "given up for a new epoch, since the state of its own could not be read"
-        record = RoundRecord(
-            round=number,
-            epoch=self._sum.epoch,
-            train=True,
-            evaluate="no",
-            participants=(),
-            outcome="failed",
-            reason=reason,
-        )
-        self._finish(record, model)
+            raise EpochRefused("the final evaluation has begun, and a new epoch can't hold it again; finish it first")
+        manifest = self._sum.opened(number)
+        assert manifest is not None
+        given_up = {"outcome": "failed", "reason": "given up for a new epoch"}
+        return RoundRecord.begun(manifest).model_copy(update=given_up)
+
+    def _require_rounds_left(self) -> None:
+        name, rounds = self.study.terms.name, self.study.terms.rounds
+        if self.state.closed:
+            raise RunError(f"study {name}: it was closed; its hospitals hold no further round")
+        if self.state.next_round > rounds + 1:
+            raise RunError(f"study {name}: all {rounds} rounds were run; end it with `close`")
 
     def _too_few_are_left(self) -> bool:
         """Whether the present epoch can open no further round, and another one may, with others that approved."""
@@ -255,8 +285,10 @@ class Run:
         asking = {email for email in asking if begun.get(email, 0) < EPOCHS_PER_HOSPITAL}
         if asking:
             log.info("new epoch of the secure sum, to let in %s", ", ".join(sorted(asking)))
-            self._save(epochs_for=begun | {email: begun.get(email, 0) + 1 for email in asking})
-            self.set_up(again=True)
+            try:
+                self._set_up(True, asking)
+            except EpochRefused as error:
+                log.warning("%s", error)  # the present one goes on
 
     def _lacking_keys(self) -> set[str]:
         return who_lacks_keys(
@@ -281,8 +313,13 @@ class Run:
         return {email for record in self.state.rounds for email in record.blamed}
 
     def close(self, patience: float = 60.0) -> None:
-        """Tell the hospitals that the study is over and gather their accounts; safe to repeat."""
-        everybody, study = self._sum.hospitals, self.study.hash
+        """Tell the hospitals that the study is over and gather their accounts; safe to repeat, and at any moment.
+
+        All of the cohort are told, so that whoever left the epoch, or approves only now, ends it too: also before
+        anything was set up, and where the secure sum's state is lost or of another key. Those that answered last are
+        waited for, or all that approved where none did.
+        """
+        everybody, study = self.study.terms.cohort.hospitals, self.study.hash
         self._say_over(everybody)
         accounts = dict(self.state.accounts)
 
@@ -298,7 +335,7 @@ class Run:
             {letters.ACCOUNT: take},
             max_blob={},
             wanted=set(everybody) - set(accounts),
-            present=set(self.state.present),
+            present=set(self.state.present or self._approved),
             patience=patience,
             timeout=patience,
             question=Question(letters.CLOSE, self._say_over, self._publish),
@@ -514,5 +551,7 @@ class Run:
         return declared
 
     def _save(self, **changes: object) -> None:
-        self.state = self.state.model_copy(update=changes)
-        self._files.save(self.state)
+        """Go on to this state; where it can't be written, the last one stays."""
+        state = self.state.model_copy(update=changes)
+        self._files.save(state)
+        self.state = state

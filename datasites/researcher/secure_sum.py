@@ -2,8 +2,9 @@
 
 State is saved before each message goes out, so a killed researcher goes on where it was: what was sent is sent again
 as it was, what came is read again. A letter that the store loses is put again while its answer is waited for. So are
-our keys: at each setup, at each round's start, and while answers are waited for. Each epoch has its own files. Nothing
-here knows what is summed.
+our keys: at each setup, at each round's start, and while answers are waited for. Each epoch has its own files, and is
+the present one once they are there and whoever runs the study has saved its number (`new_epoch`). Nothing here knows
+what is summed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ log = logging.getLogger(__name__)
 
 def _today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
+
+
+def _file(epoch: int) -> str:
+    return f"aggregator-{epoch}.bin"
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,11 @@ class SecureSum:
         self._state: AggregatorState | None = None
         context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
         if context is not None:
-            try:  # its state may be damaged, or be of a key that this researcher had before
+            try:  # it may be damaged, or be of a key that this researcher had before
                 self._aggregator = Aggregator(identity, Context.parse(context))
-                self.forget_unsaved()
-            except SecaggError as error:
+            except (SecaggError, ValueError) as error:
                 log.warning("%s", error)
-                self._state = None
+        self.forget_unsaved()
 
     @property
     def is_lost(self) -> bool:
@@ -133,10 +137,15 @@ class SecureSum:
 
     def forget_unsaved(self) -> None:
         """Go back to what is on disk. After an interruption a sum in memory may be half opened, and so be wrong."""
-        if self._aggregator is not None:
-            stored = self._files.read(self._file)
-            enrolment = self._files.read(self._enrolment_file)
-            self._state = AggregatorState.from_bytes(stored, enrolment) if stored else self._aggregator.start()
+        self._state = None
+        if self._aggregator is None:
+            return
+        stored = self._files.read(self._file)
+        try:
+            if stored is not None:
+                self._state = AggregatorState.from_bytes(stored, self._files.read(self._enrolment_file))
+        except SecaggError as error:
+            log.warning("%s", error)
 
     @property
     def context(self) -> Context:
@@ -164,14 +173,23 @@ class SecureSum:
 
     # -- setup -----------------------------------------------------------------------------------------------------
 
-    def new_epoch(self, terms: Study, hospitals: Iterable[str], first_round: int) -> None:
-        """Begin the next epoch among `hospitals`, for the rounds from `first_round` on that one epoch may hold."""
-        emails = tuple(sorted(hospitals))
-        self.epoch += 1
+    def new_epoch(
+        self,
+        terms: Study,
+        hospitals: Iterable[str],
+        first_round: int,
+        save: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        """Begin the next epoch among `hospitals`, for the rounds from `first_round` on that one epoch may hold.
+
+        `save` makes its number durable, once its files are. Where it is refused (`SecaggError`, `IdentityError`), or
+        anything fails up to then, the last epoch is still the present one.
+        """
+        emails, epoch = tuple(sorted(hospitals)), self.epoch + 1
         context = Context.from_roster(
             self._roster,
             study=self._study,
-            epoch=self.epoch,
+            epoch=epoch,
             aggregator=self._identity.email,
             hospitals=emails,
             colluders=terms.cohort.colluders,
@@ -181,10 +199,12 @@ class SecureSum:
             threshold=terms.cohort.survivors_needed,
             consistency=terms.consistency_wave,
         )
-        self._aggregator = Aggregator(self._identity, context)
-        self._state = self._aggregator.start()
-        self._files.write(f"context-{self.epoch}.json", context.canonical())
-        self._save()
+        aggregator = Aggregator(self._identity, context)
+        state = aggregator.start()
+        self._files.write(f"context-{epoch}.json", context.canonical())
+        self._files.write(_file(epoch), state.to_bytes())
+        save(epoch)
+        self.epoch, self._aggregator, self._state = epoch, aggregator, state
 
     def set_up(
         self, cohort: Collection[str], patience: float, present: Collection[str] | None = None
@@ -216,14 +236,12 @@ class SecureSum:
 
             self._await_all(letters.certificate_kind(epoch), certified, self.hospitals, patience, present)
             try:
-                self._state, _ = aggregator.enrol(self._parts()[1], today=today)
+                state, closed = aggregator.enrol(self._parts()[1], today=today)
             except TooFew as error:
                 raise RunError(f"setup: {error}; are the datasites running, and did they approve?") from error
-            enrolment = self._parts()[1].enrolment
-            assert enrolment is not None
             # Once, and before the state that needs it: that is written again at every step.
-            self._files.write(self._enrolment_file, enrolment.to_bytes())
-            self._save()
+            self._files.write(self._enrolment_file, closed.to_bytes())
+            self._save(state)
         enrolment = self._parts()[1].enrolment
         assert enrolment is not None
         enrolled = [certificate.sender for certificate in enrolment.certificates]
@@ -239,7 +257,7 @@ class SecureSum:
                 f"setup: {len(available)} hospitals hold each other's shares, the threshold is {context.threshold}; "
                 "start the datasites that are missing and run again"
             )
-        self._save()
+        self._save(self._parts()[1])
         self._files.remove_but(self._file, "aggregator-*.bin")
         self._files.remove_but(self._enrolment_file, "enrolment-*.json")
         return available
@@ -285,8 +303,8 @@ class SecureSum:
     def broadcast(self, manifest: RoundManifest, model: bytes) -> None:
         """Open the round (or go on with it) and send manifest and model to its participants."""
         aggregator, state = self._parts()
-        self._state, signed = aggregator.open_round(state, manifest)
-        self._save()
+        state, signed = aggregator.open_round(state, manifest)
+        self._save(state)
         self._publish()
         body: dict[str, JsonValue] = {"manifest": signed.to_bytes().decode()}
         self._post(manifest.participants, manifest.round, letters.ROUND, body, model)
@@ -338,10 +356,10 @@ class SecureSum:
             enough=lambda: len(came) >= threshold or len(wanted - declined) < threshold,
         )
         try:
-            self._state, survivors = aggregator.survivors(self._parts()[1])
+            state, survivors = aggregator.survivors(self._parts()[1])
         except TooFew as error:
             raise RunError(str(error), tuple(refused)) from error
-        self._save()
+        self._save(state)
         emails = tuple(header.sender for header in survivors.headers)
         self._send(emails, number, letters.SURVIVORS, survivors)
         if aggregator.context.consistency:
@@ -371,10 +389,10 @@ class SecureSum:
             enough=lambda: len(came) >= aggregator.context.threshold,
         )
         try:
-            self._state, acks = aggregator.acknowledged(self._parts()[1])
+            state, acks = aggregator.acknowledged(self._parts()[1])
         except TooFew as error:
             raise RunError(str(error)) from error
-        self._save()
+        self._save(state)
         self._send(emails, number, letters.ACKNOWLEDGED, acks)
         return refused
 
@@ -449,21 +467,21 @@ class SecureSum:
 
     def _parts(self) -> tuple[Aggregator, AggregatorState]:
         if self._aggregator is None or self._state is None:
-            raise RunError("the secure sum is not set up yet")
+            raise RunError("the secure sum is not set up, or its state is lost; `set_up` begins an epoch")
         return self._aggregator, self._state
 
     @property
     def _file(self) -> str:
-        assert self._aggregator is not None
-        return f"aggregator-{self._aggregator.context.epoch}.bin"
+        return _file(self.epoch)
 
     @property
     def _enrolment_file(self) -> str:
-        assert self._aggregator is not None
-        return f"enrolment-{self._aggregator.context.epoch}.json"
+        return f"enrolment-{self.epoch}.json"
 
-    def _save(self) -> None:
-        self._files.write(self._file, self._parts()[1].to_bytes())
+    def _save(self, state: AggregatorState) -> None:
+        """Go on to this state; where it can't be written, the last one stays."""
+        self._files.write(self._file, state.to_bytes())
+        self._state = state
 
     def _send(self, to: Iterable[str], number: int, kind: str, message: Message) -> None:
         self._post(to, number, kind, {}, message.to_bytes())

@@ -122,6 +122,45 @@ def test_a_hospital_that_gave_its_keys_up_says_so_of_each_new_round_until_the_ne
     assert running.heard(2, letters.MASKED) is None
 
 
+@pytest.mark.parametrize("rejoins", [False, True])
+def test_a_hospital_that_never_had_keys_answers_no_round_and_takes_the_first_epoch(
+    running: Running, rejoins: bool
+) -> None:
+    """Whatever its researcher sends before there is one; also where people rejoined, of which there was no need."""
+    running.tell(1, letters.ROUND, {"manifest": "nothing"})
+    running.steps()
+    if rejoins:
+        Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
+        review.rejoin(running.site, running.row.pk, running.desk.login("ann"), "to be sure")
+        running.run.close()
+        give_up_keys(running.site.home, running.study)
+        Case.objects.filter(pk=running.row.pk).update(rejoins=False)
+    running.restart()
+    running.steps()
+    assert not Round.objects.exists()
+    assert running.heard(1, letters.ABSTAINED) is None
+    assert not running.logged("abstained")
+    running.set_up()
+    running.open(2)
+    running.steps()
+    assert running.heard(2, letters.MASKED)
+
+
+def test_a_round_that_was_only_sat_out_is_none_that_a_journal_has_lost(running: Running) -> None:
+    """As earlier versions answered one before the first epoch: it keeps no service from starting, and no epoch out."""
+    running.run._abstain(running.row, 1, "failed", (), "its letter can't be read")
+    running.restart()
+    assert running.run._journal.floor == (-1, 0)
+    running.run.close()
+    give_up_keys(running.site.home, running.study)
+    running.restart()
+    assert running.run._journal.floor == (-1, 0)
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED) is None, "it was sat out"
+
+
 def test_a_round_whose_release_is_logged_is_no_abstention_either(running: Running) -> None:
     running.site.audit.append("released", study=running.study, round=1)
     running.run._abstain(running.row, 1, "failed", (), "its letter can't be read")

@@ -11,7 +11,9 @@ import pytest
 from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.privacy.plan import PlanError
 from datasites.researcher import Federation, Study
-from datasites.researcher.federation import Incomplete
+from datasites.researcher.federation import Incomplete, NotApproved
+from datasites.researcher.run import Run
+from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
 from datasites.transport.store import StoreError
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
@@ -145,6 +147,28 @@ def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: lis
         run = federation.start(study)
         assert set(run._approved) == {party.email for party in honest}
         for party in hospitals:
+            party.stop()
+
+
+@pytest.mark.waits
+def test_a_study_that_too_few_approve_can_be_ended(
+    tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that approved, and those that may yet, are told so: they hold budget for it."""
+    monkeypatch.setattr(Run.close, "__defaults__", (0.5,))
+    one, *_ = hospitals
+    with befriended(tmp_path, hospitals) as federation:
+        study = Study.load(HEART)
+        federation.submit(study)
+        one.control.sync()
+        one.control.jobs()
+        one.control.record_approval(study.job_name, "approved")
+        one.control.sync()
+        with pytest.raises(NotApproved, match=r"1 hospital\(s\) approved.*Federation\.end"):
+            federation.start(study)
+        assert federation.end(study).state.closed
+        for party in hospitals:
+            assert party.mailroom.receive(EMAIL, study.hash, letters.SETUP_ROUND, letters.CLOSE) is not None
             party.stop()
 
 
