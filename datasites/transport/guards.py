@@ -31,7 +31,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import tarfile
 import time
 import zlib
@@ -69,13 +68,11 @@ from datasites.transport.submissions import (
     submission_folder,
 )
 from datasites.transport.synclog import SyncLog
-from datasites.transport.writing import write_file
+from datasites.transport.writing import staged, write_file
 
 logger = logging.getLogger(__name__)
 
 MAX_PLAIN_BYTES = 64 * 1024 * 1024
-#: Where submissions are put together, in the SyftBox.
-INCOMING = Path(".cache", "incoming")
 MESSAGE_FILE = "proposed_file_changes.json"
 #: What is taken from one peer at one sync: so many messages, and more of them while there is time, up to
 #: `MESSAGES_PER_PEER`. An honest one sends a few of some 100 KB.
@@ -222,16 +219,11 @@ class OwnerSyncer(DatasiteOwnerSyncer):
             )
             return
         self._require_room(folder.parent, submission)
-        staging = self.syftbox_folder / INCOMING / uuid4().hex
-        for path, content in submission.files.items():
-            target = staging / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with staged(self.syftbox_folder) as staging:
+            for path, content in submission.files.items():
+                write_file(staging / path, content)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             os.rename(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         number, size = self._kept[submission.submitter]
         self._kept[submission.submitter] = number + 1, size + _size(submission)
 
@@ -361,11 +353,6 @@ class Manager(SyftboxManager):
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As syft's, without checkpoints and without merging of outboxes."""
         super().sync(auto_checkpoint=False, auto_compact=False)
-
-
-def clear_incoming(syftbox: Path) -> None:
-    """Remove what a killed process has put together by halves; its message is still in the store."""
-    shutil.rmtree(syftbox / INCOMING, ignore_errors=True)
 
 
 def _size(submission: Submission) -> int:

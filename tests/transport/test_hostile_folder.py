@@ -19,7 +19,7 @@ from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX as PREFIX
 
 from datasites.transport import connection, filesystems, guards, mocks, quarantine, second_look
 from datasites.transport.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
-from datasites.transport.guards import BYTES_PER_PEER, INCOMING
+from datasites.transport.guards import BYTES_PER_PEER
 from datasites.transport.mailroom import Rejected, letter_folder, letter_key
 from datasites.transport.mocks import SIGNED, MockManifest, SignedMock
 from datasites.transport.quarantine import KEEP_BYTES, Quarantine
@@ -27,6 +27,7 @@ from datasites.transport.repeats import Repeats
 from datasites.transport.second_look import MOST_LOOKS, SecondLook
 from datasites.transport.store import Store, StoreUnreachable
 from datasites.transport.synclog import SyncLog
+from datasites.transport.writing import INCOMING
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, study_files
 
 A = HOSPITALS[0]

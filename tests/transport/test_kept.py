@@ -1,0 +1,80 @@
+"""What other parties make a party keep is bounded, goes when it was not put in place, and is counted where it is left
+out. Real parties over a folder; a full disk is a write that fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from datasites.transport.sealer import StrictPeerStore, open_keys
+from datasites.transport.submissions import submission_folder
+from datasites.transport.writing import INCOMING
+from tests.transport.parties import HOSPITALS, RESEARCHER, Party, study_files
+
+A = HOSPITALS[0]
+
+
+@pytest.fixture
+def full_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names at whose writing the disk is full."""
+    names: list[str] = []
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if any(name in path.name for name in names):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    return names
+
+
+def staged_by(party: Party) -> list[Path]:
+    return sorted((party.home / "SyftBox" / INCOMING).glob("*"))
+
+
+def test_a_submission_that_finds_no_room_leaves_nothing_and_is_taken_later(
+    friends: list[Party], full_at: list[str]
+) -> None:
+    researcher, hospital, *_ = friends
+    researcher.control.submit(A, "heart-1", {**study_files(), "zz.txt": b"last"})
+    full_at.append("zz.txt")
+    for _ in range(3):
+        hospital.control.sync()
+        assert staged_by(hospital) == []
+        assert hospital.control.jobs() == []
+    full_at.clear()
+    hospital.control.sync()
+    assert [job.files["zz.txt"] for job in hospital.control.jobs()] == [b"last"]
+
+
+def test_a_study_that_could_not_be_submitted_leaves_nothing_in_the_next(
+    friends: list[Party], full_at: list[str]
+) -> None:
+    researcher, hospital, *_ = friends
+    full_at.append("zz.txt")
+    with pytest.raises(OSError, match="No space"):
+        researcher.control.submit(A, "heart-1", {**study_files(), "old.py": b"old = 1\n", "zz.txt": b"last"})
+    job = researcher.home / "SyftBox" / A / submission_folder(RESEARCHER, "heart-1")
+    assert staged_by(researcher) == list(job.parent.glob("*")) == []
+    full_at.clear()
+    researcher.control.submit(A, "heart-1", study_files())
+    assert {path.name for path in (job / "code").iterdir()} == set(study_files())
+    hospital.control.sync()
+    assert [set(job.files) for job in hospital.control.jobs()] == [set(study_files())]
+
+
+def test_keys_that_could_not_be_saved_leave_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = StrictPeerStore.save_keys
+
+    def cut(keys: StrictPeerStore, path: Path) -> None:
+        save(keys, path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(StrictPeerStore, "save_keys", cut)
+    with pytest.raises(OSError, match="No space"):
+        open_keys(A, tmp_path / "syft_keys.json")
+    assert list(tmp_path.iterdir()) == []
