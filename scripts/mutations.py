@@ -683,6 +683,20 @@ MUTATIONS = (
         ("tests/hospital/test_hostile_mailbox.py",),
     ),
     Mutation(
+        "store: a count of what was left out is cleared though it was not written",
+        "datasites/transport/quarantine.py",
+        "        if self._left_out:\n            self._write(",
+        "        left_out, self._left_out = self._left_out, 0\n        if left_out:\n            self._write(",
+        ("tests/transport/test_kept.py::test_a_count_that_could_not_be_written_is_written_when_there_is_room",),
+    ),
+    Mutation(
+        "store: what was staged stays when it could not be put in place",
+        "datasites/transport/writing.py",
+        "        shutil.rmtree(folder, ignore_errors=True)\n\n\ndef",
+        "        pass\n\n\ndef",
+        ("tests/transport/test_kept.py",),
+    ),
+    Mutation(
         "store: a lost letter is not put again",
         "datasites/hospital/correspondence.py",
         "                self._posted.discard((to, number, kind))\n",

@@ -140,8 +140,8 @@ class StoreConnection(SyftboxPlatformConnection):
         """
         self._rests[folder] = time.monotonic() + rest
         if folder not in self._stuck:
-            self._stuck.add(folder)
             self.quarantine.keep(folder, reason)
+            self._stuck.add(folder)
 
     def refuse_folder_when_settled(self, folder: str, reason: str, mark: str, rest: float = 0.0) -> None:
         """As `refuse_folder`, for a folder whose contents, `mark`, may be half written: not at the first look."""
@@ -264,8 +264,8 @@ class StoreConnection(SyftboxPlatformConnection):
             # It is looked at at each sync, and reported once, when it can't be half written any more.
             mark = f"{peer_email} {sha256_hex(data or b'')}"
             if data is not None and mark not in self._stuck and self._second_look.is_final(key, mark):
-                self._stuck.add(mark)
                 self.quarantine.keep(key, str(error), data)
+                self._stuck.add(mark)
             return None
         self._second_look.forget(key)
         return data.decode() if data is not None else None
@@ -312,10 +312,16 @@ class StoreConnection(SyftboxPlatformConnection):
     def _report(self, folder: str, seen: Seen, reason: str) -> None:
         """Keep a record of names that were removed: of some by name, of all others how many there were."""
         shown = sorted(seen.removed)[: BAD_NAMES_PER_SYNC - 1]
-        for name in shown:
-            self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
-        if rest := len(seen.removed) - len(shown):
-            self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
+        rest = len(seen.removed)
+        try:
+            for name in shown:
+                self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
+                rest -= 1
+            if rest:
+                self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
+        except OSError:
+            self.quarantine.leave_out(rest)  # they are gone, so nobody tries this again
+            raise
         if seen.kept:
             self.refuse_folder(folder, f"{reason}: {seen.kept} names that can't be removed; they hide no others")
 

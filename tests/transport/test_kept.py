@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from datasites.transport import quarantine
+from datasites.transport.connection import StoreConnection
+from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, open_keys
 from datasites.transport.submissions import submission_folder
+from datasites.transport.sweep import Seen
 from datasites.transport.writing import INCOMING
 from tests.transport.parties import HOSPITALS, RESEARCHER, Party, study_files
+from tests.transport.test_hostile_folder import Hands
 
 A = HOSPITALS[0]
 
@@ -78,3 +83,57 @@ def test_keys_that_could_not_be_saved_leave_no_copy(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="No space"):
         open_keys(A, tmp_path / "syft_keys.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Filled to have a quarantine's disk full: its second file of an entry finds no room."""
+    is_full: list[bool] = []
+    open_file = os.open
+
+    def full(path: str | Path, *rest: int) -> int:
+        if is_full and str(path).endswith(".json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open_file(path, *rest)
+
+    monkeypatch.setattr(quarantine.os, "open", full)
+    return is_full
+
+
+def test_a_count_that_could_not_be_written_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: list[bool]
+) -> None:
+    monkeypatch.setattr(quarantine, "KEEP_PER_HOUR", 20)
+    clock, kept = Hands(monkeypatch, quarantine), Quarantine(tmp_path)
+    for number in range(70):
+        kept.keep(f"key-{number}", "no letter")
+    clock.now += quarantine.HOUR
+    full_disk.append(True)
+    for act in (lambda: kept.keep("later", "no letter"), kept.close):
+        with pytest.raises(OSError, match="No space"):
+            act()
+    assert len(list(tmp_path.iterdir())) == 2 * 20, "no part of an entry stays"
+    full_disk.clear()
+    kept.keep("later", "no letter")
+    *_, flood, last = kept.entries()
+    assert (flood.what, last.what) == ("flood", "later")
+    assert flood.reason.startswith("50 more")
+    kept.close()
+    assert len(kept.entries()) == 22
+
+
+def test_what_could_not_be_recorded_is_recorded_or_counted_later(friends: list[Party], full_disk: list[bool]) -> None:
+    """A folder that is out of order, which nobody can look at again, and names that are removed already."""
+    connection = friends[1].control._connection
+    assert isinstance(connection, StoreConnection)
+    full_disk.append(True)
+    with pytest.raises(OSError, match="No space"):
+        connection.refuse_folder("collections/x", "a link")
+    with pytest.raises(OSError, match="No space"):
+        connection._report("p2p/x", Seen(wanted=[], removed=["a", "b", "c"], kept=0), "odd")
+    full_disk.clear()
+    connection.refuse_folder("collections/x", "a link")
+    connection.quarantine.close()
+    folder, flood = connection.quarantine.entries()
+    assert (folder.what, flood.what) == ("collections/x", "flood")
+    assert flood.reason.startswith("3 more")
