@@ -690,6 +690,13 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_a_count_that_could_not_be_written_is_written_when_there_is_room",),
     ),
     Mutation(
+        "store: what is passed over is remembered without bound",
+        "datasites/transport/passed_over.py",
+        "        if len(self._known) >= MOST_PASSED_OVER:\n",
+        "        if False:\n",
+        ("tests/transport/test_kept.py::test_what_is_passed_over_is_remembered_within_bounds",),
+    ),
+    Mutation(
         "store: what was staged stays when it could not be put in place",
         "datasites/transport/writing.py",
         "        shutil.rmtree(folder, ignore_errors=True)\n\n\ndef",

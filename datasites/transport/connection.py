@@ -19,7 +19,6 @@ import contextlib
 import json
 import logging
 import math
-import time
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict, PrivateAttr
@@ -31,6 +30,7 @@ from syft.sync.version.version_info import VersionInfo
 
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import EMAIL, IdentityError, Roster
+from datasites.transport.passed_over import PassedOver
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
 from datasites.transport.second_look import SecondLook
@@ -83,8 +83,7 @@ class StoreConnection(SyftboxPlatformConnection):
     log: SyncLog
     quarantine: Quarantine
     roster: Roster
-    _stuck: set[str] = PrivateAttr(default_factory=set)
-    _rests: dict[str, float] = PrivateAttr(default_factory=dict)
+    _stuck: PassedOver = PrivateAttr(default_factory=PassedOver)
     _second_look: SecondLook = PrivateAttr()
     _sweep: Sweep = PrivateAttr()
 
@@ -138,10 +137,9 @@ class StoreConnection(SyftboxPlatformConnection):
 
         rest: seconds for which `rests` says so.
         """
-        self._rests[folder] = time.monotonic() + rest
         if folder not in self._stuck:
             self.quarantine.keep(folder, reason)
-            self._stuck.add(folder)
+        self._stuck.add(folder, rest=rest)
 
     def refuse_folder_when_settled(self, folder: str, reason: str, mark: str, rest: float = 0.0) -> None:
         """As `refuse_folder`, for a folder whose contents, `mark`, may be half written: not at the first look."""
@@ -150,7 +148,7 @@ class StoreConnection(SyftboxPlatformConnection):
 
     def rests(self, folder: str) -> bool:
         """Whether a folder was refused a moment ago."""
-        return time.monotonic() < self._rests.get(folder, 0.0)
+        return self._stuck.rests(folder)
 
     def is_in_order(self, key: str) -> None:
         """What was perhaps half written at `key` is whole."""

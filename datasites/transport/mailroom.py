@@ -66,6 +66,7 @@ from datasites.transport.letter import (
     pack,
     unpack,
 )
+from datasites.transport.passed_over import PassedOver
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.second_look import SecondLook
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, StoreUnreachable, TooLarge
@@ -124,7 +125,7 @@ class Mailroom:
         self._partial = folder / "partial"
         self._journal = Journal(folder / "mailroom.sqlite", durable=durable)
         self._secret = self._journal.secret
-        self._stuck: dict[str, str] = {}
+        self._stuck = PassedOver()
         #: How often a letter with a blob was sent again in this process, by (study, round, kind).
         self._sent_again = Counter[tuple[str, int, str]]()
         self._second_look = SecondLook(store.settles)
@@ -319,18 +320,18 @@ class Mailroom:
         What may not be removed (somebody else's folder, a link) is reported once and passed over from then on.
         """
         mark = sha256_hex(envelope or reason.encode())
-        if self._stuck.get(key) == mark:
+        if self._stuck.mark(key) == mark:
             return False
         self.quarantine.keep(key, reason, envelope)
         self._second_look.forget(key)
         try:
             self.store.delete(key)
-            self._stuck.pop(key, None)
+            self._stuck.forget(key)
         except StoreUnreachable:
             pass  # it is seen again, and removed, when the store is back
         except StoreError as error:
             logger.warning("%s; it is passed over from now on", error)
-            self._stuck[key] = mark
+            self._stuck.add(key, mark)
         return True
 
     def waiting(self, expected: Iterable[Expected]) -> list[Expected]:

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from datasites.transport import quarantine
+from datasites.transport import passed_over, quarantine
 from datasites.transport.connection import StoreConnection
+from datasites.transport.mailroom import Rejected, letter_key
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, open_keys
+from datasites.transport.store_errors import StoreDenied
 from datasites.transport.submissions import submission_folder
 from datasites.transport.sweep import Seen
 from datasites.transport.writing import INCOMING
-from tests.transport.parties import HOSPITALS, RESEARCHER, Party, study_files
+from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, study_files
 from tests.transport.test_hostile_folder import Hands
 
 A = HOSPITALS[0]
@@ -137,3 +139,32 @@ def test_what_could_not_be_recorded_is_recorded_or_counted_later(friends: list[P
     folder, flood = connection.quarantine.entries()
     assert (folder.what, flood.what) == ("collections/x", "flood")
     assert flood.reason.startswith("3 more")
+
+
+def test_what_is_passed_over_is_remembered_within_bounds(friends: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of mock data, keys that differ at each look, letters that can't be removed: whoever lays them, and how
+    many. The newest are known, and reported once."""
+    monkeypatch.setattr(passed_over, "MOST_PASSED_OVER", 20)
+    monkeypatch.setattr(quarantine, "KEEP_PER_HOUR", 1_000)
+    researcher, hospital, *_ = friends
+    connection, room = researcher.control._connection, hospital.mailroom
+    for number in range(100):
+        connection.refuse_folder(f"collections/{A}/{number}", "no mock", rest=60.0)
+        connection.store.put(f"identities/{A}/bundle.json", b"%d" % number)
+        assert connection.read_peer_encryption_bundle(A) is None
+    assert len(connection._stuck._known) <= 20
+    assert [connection.rests(f"collections/{A}/{number}") for number in (0, 95, 99)] == [False, True, True]
+    before = len(connection.quarantine.entries())
+    connection.refuse_folder(f"collections/{A}/99", "no mock", rest=60.0)
+    assert len(connection.quarantine.entries()) == before
+
+    def denied(key: str) -> None:
+        raise StoreDenied(key)
+
+    monkeypatch.setattr(room.store, "delete", denied)
+    for number in range(1, 60):
+        room.store.put(letter_key(RESEARCHER, STUDY, A, number, "round"), b"no letter")
+        with pytest.raises(Rejected):
+            room.receive(RESEARCHER, STUDY, number, "round")
+        assert room.receive(RESEARCHER, STUDY, number, "round") is None
+    assert len(room._stuck._known) <= 20
