@@ -150,6 +150,10 @@ class StoreConnection(SyftboxPlatformConnection):
         """Whether a folder was refused a moment ago."""
         return self._stuck.rests(folder)
 
+    def rested_until(self, folder: str) -> float:
+        """Until when it rested, or rests, by the monotonic clock; 0 for one that was not refused."""
+        return self._stuck.rests_until(folder)
+
     def is_in_order(self, key: str) -> None:
         """What was perhaps half written at `key` is whole."""
         self._second_look.forget(key)

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import passed_over, quarantine
+from datasites.transport import guards, mocks, passed_over, quarantine, synclog
 from datasites.transport.connection import StoreConnection
 from datasites.transport.mailroom import Rejected, letter_key
+from datasites.transport.mocks import SIGNED
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, open_keys
-from datasites.transport.store_errors import StoreDenied
-from datasites.transport.submissions import submission_folder
+from datasites.transport.store import Store, StoreDenied
+from datasites.transport.submissions import outgoing_folder, submission_folder
 from datasites.transport.sweep import Seen
 from datasites.transport.writing import INCOMING
+from tests.adversarial.test_transport_syft import STATE, announce, event, refused, state_of
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, study_files
 from tests.transport.test_hostile_folder import Hands
 
@@ -168,3 +172,167 @@ def test_what_is_passed_over_is_remembered_within_bounds(friends: list[Party], m
             room.receive(RESEARCHER, STUDY, number, "round")
         assert room.receive(RESEARCHER, STUDY, number, "round") is None
     assert len(room._stuck._known) <= 20
+
+
+def mocks_at(researcher: Party) -> dict[str, set[str]]:
+    """Files of the mocks that a researcher keeps of A, by dataset."""
+    root = researcher.home / "SyftBox" / A / COLLECTION_SUBPATH
+    return {folder.name: {file.name for file in folder.iterdir()} for folder in root.glob("*")}
+
+
+def publish(hospital: Party, name: str, file: str = "mock.csv", size: int = 1_000) -> None:
+    (hospital.home / file).write_bytes(os.urandom(size))
+    hospital.control.publish_dataset(name, hospital.home / file)
+
+
+@pytest.mark.parametrize("limit", [("MOST_MOCKS", 3), ("MOST_MOCKS_BYTES", 7_000)])
+def test_mocks_of_one_owner_are_bounded(
+    friends: list[Party], monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]
+) -> None:
+    monkeypatch.setattr(mocks, *limit)
+    researcher, hospital, *_ = friends
+    for number in range(5):
+        publish(hospital, f"d{number}")
+    for _ in range(2):
+        researcher.control.sync()
+    kept = set(mocks_at(researcher))
+    assert 2 <= len(kept) <= 3
+    assert {"are the most" in entry.reason for entry in researcher.control.quarantine.entries()} == {True}
+    researcher.restart()
+    researcher.control.sync()
+    assert set(mocks_at(researcher)) == kept
+    publish(hospital, min(kept), "other.csv")
+    researcher.control.sync()
+    assert "other.csv" in mocks_at(researcher)[min(kept)], "another version takes the place of the one before"
+
+
+def test_of_a_mock_only_its_newest_version_is_kept(friends: list[Party]) -> None:
+    researcher, hospital, *_ = friends
+    for number in range(4):
+        publish(hospital, "heart", f"mock{number}.csv")
+        researcher.control.sync()
+    assert mocks_at(researcher) == {"heart": {"dataset.yaml", SIGNED, "mock3.csv"}}
+
+
+def test_a_mock_that_finds_no_room_holds_up_no_other_and_is_taken_later(
+    friends: list[Party], full_at: list[str]
+) -> None:
+    researcher, hospital, *_ = friends
+    publish(hospital, "heart", "old.csv")
+    researcher.control.sync()
+    publish(hospital, "heart", "big.csv")
+    publish(hospital, "lung", "small.csv")
+    full_at.append("big.csv")
+    for _ in range(2):
+        researcher.control.sync()
+        assert staged_by(researcher) == []
+        assert {name: sorted(files)[-1] for name, files in mocks_at(researcher).items()} == {
+            "heart": "old.csv",
+            "lung": "small.csv",
+        }
+    full_at.clear()
+    researcher.control.sync()
+    assert "big.csv" in mocks_at(researcher)["heart"]
+    assert researcher.control.quarantine.entries() == []
+
+
+def test_a_sync_reads_bounded_bytes_of_one_owners_mocks(friends: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many folders hold what its owner signed with other contents; what was not refused is read first."""
+    monkeypatch.setattr(mocks, "BYTES_PER_SYNC", 20_000)
+    monkeypatch.setattr(mocks, "LOOKS_EVERY", 0.0)
+    researcher, hospital, *_ = friends
+    publish(hospital, "heart")
+    (true,) = Path(hospital.store_url, "collections", A).iterdir()
+    for number in range(6):
+        junk = true.with_name(f"{true.name.rpartition('_')[0]}_{number:012x}")
+        shutil.copytree(true, junk)
+        (junk / "mock.csv").write_bytes(b"x" * 15_000)
+    true.rename(true.with_name(f"{true.name.rpartition('_')[0]}_{'f' * 12}"))
+    read: list[int] = []
+    get = Store.get
+
+    def counted(store: Store, key: str, limit: int | None = None) -> bytes | None:
+        data = get(store, key, limit)
+        read.append(len(data or b""))
+        return data
+
+    monkeypatch.setattr(Store, "get", counted)
+    for _ in range(4):
+        assert mocks_at(researcher) == {}
+        read.clear()
+        researcher.control.sync()
+        assert sum(read) < 20_000 + 16_000 + 10_000
+    assert set(mocks_at(researcher)) == {"heart"}
+
+
+def outputs_at(researcher: Party) -> set[str]:
+    root = researcher.home / "SyftBox" / A / outgoing_folder(RESEARCHER)
+    return {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+
+
+def test_outputs_of_what_was_not_submitted_are_refused(friends: list[Party]) -> None:
+    researcher, hospital, *_ = friends
+    for job in ("heart-1", "other"):
+        announce(hospital, event(f"{outgoing_folder(RESEARCHER)}/{job}/outputs/x.bin", b"x"))
+        announce(hospital, event(f"{outgoing_folder(RESEARCHER)}/{job}/state.yaml", state_of("approved")))
+    researcher.control.submit(A, "heart-1", study_files())
+    researcher.control.sync()
+    assert outputs_at(researcher) == {"heart-1/outputs/x.bin", "heart-1/state.yaml"}
+    reasons = [entry.reason for entry in researcher.control.quarantine.entries()]
+    assert ["of our submissions only" in reason for reason in reasons] == [True, True]
+
+
+@pytest.mark.parametrize("limit", [("MOST_RESULTS", 3), ("MOST_RESULTS_BYTES", 3_500)])
+def test_outputs_of_one_hospital_are_bounded(
+    friends: list[Party], monkeypatch: pytest.MonkeyPatch, limit: tuple[str, int]
+) -> None:
+    """However they are spread over messages, and over starts of the researcher; another version takes no more room."""
+    monkeypatch.setattr(guards, *limit)
+    researcher, hospital, *_ = friends
+    researcher.control.submit(A, "heart-1", study_files())
+    outputs = f"{outgoing_folder(RESEARCHER)}/heart-1/outputs"
+    announce(hospital, *(event(f"{outputs}/all-{number}", b"x" * 1_000) for number in range(5)))
+    for number in range(3):
+        announce(hospital, event(f"{outputs}/x-{number}", b"x" * 1_000), number=1.0 + number)
+    researcher.control.sync()
+    kept = {f"heart-1/outputs/x-{number}" for number in range(3)}
+    assert outputs_at(researcher) == kept
+    researcher.restart()
+    announce(hospital, event(f"{outputs}/more", b"x" * 1_000), number=8.0)
+    announce(hospital, event(f"{outputs}/x-1", b"y" * 1_000), number=9.0)
+    researcher.control.sync()
+    assert outputs_at(researcher) == kept
+    assert researcher.control.results(A, "heart-1")["x-1"] == b"y" * 1_000
+    assert ["are the most" in entry.reason for entry in researcher.control.quarantine.entries()] == [True, True]
+
+
+@pytest.mark.parametrize("number", [1e300, -1e300, 2.0**63])
+def test_a_number_that_no_log_holds_stops_nobodys_sync(friends: list[Party], number: float) -> None:
+    researcher, hospital, *_ = friends
+    researcher.control.submit(A, "heart-1", study_files())
+    announce(hospital, event(STATE, state_of("approved")), number=number)
+    refused(researcher, "its number is larger than")
+
+
+def test_messages_that_are_remembered_are_bounded(friends: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then no further one is taken, from that sender alone; what was handled before is a replay all the same."""
+    for module in (guards, synclog):
+        monkeypatch.setattr(module, "MOST_HANDLED", 3)
+    researcher, hospital, other, *_ = friends
+    researcher.control.submit(A, "heart-1", study_files())
+    researcher.control.submit(other.email, "heart-1", study_files())
+    key = announce(hospital, event(STATE, state_of("pending")), number=1.0)
+    old = hospital.control.store.get(key)
+    announce(hospital, event(STATE, state_of("approved")), number=2.0)
+    announce(hospital, event(STATE, b"x", new_hash="0" * 64), number=3.0)
+    researcher.control.sync()
+    researcher.restart()
+    for number in (4.0, 5.0):
+        announce(hospital, event(STATE, state_of("rejected")), number=number)
+        refused(researcher, "needs another address")
+    hospital.control.store.put(key, old)
+    refused(researcher, "a replay")
+    assert researcher.control._connection.log._handled == {A: 3}
+    announce(other, event(STATE, state_of("approved"), owner=other.email), channel=other.email)
+    researcher.control.sync()
+    assert [researcher.control.job_state(one, "heart-1").state for one in (A, other.email)] == ["approved"] * 2
