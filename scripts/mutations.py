@@ -732,6 +732,20 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_messages_that_are_remembered_are_bounded",),
     ),
     Mutation(
+        "store: parts of a blob that was refused stay",
+        "datasites/transport/mailroom.py",
+        "                blobs.forget(self._partial, error.blob)\n",
+        "                pass\n",
+        ("tests/transport/test_kept.py::test_parts_of_a_blob_that_is_refused_or_read_do_not_stay",),
+    ),
+    Mutation(
+        "store: parts of broken-off downloads fill a disk",
+        "datasites/transport/blobs.py",
+        "        if left < 0:\n",
+        "        if False:\n",
+        ("tests/transport/test_kept.py::test_parts_of_broken_off_downloads_are_bounded",),
+    ),
+    Mutation(
         "store: what was staged stays when it could not be put in place",
         "datasites/transport/writing.py",
         "        shutil.rmtree(folder, ignore_errors=True)\n\n\ndef",

@@ -42,7 +42,7 @@ from pydantic import JsonValue, ValidationError
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import EMAIL, IdentityError
 from datasites.transport import blobs
-from datasites.transport.blobs import BadBlob
+from datasites.transport.blobs import BadBlob, Pointer
 from datasites.transport.journal import Journal, Sent
 from datasites.transport.letter import (
     ENVELOPE_OVERHEAD,
@@ -100,7 +100,11 @@ class _Bad(Exception):
 
 
 class _PerhapsUnfinished(_Bad):
-    """As above, and a letter of which only a part has come would look the same."""
+    """As above, and a letter of which only a part has come would look the same. blob: the one that is not whole."""
+
+    def __init__(self, reason: str, blob: Pointer | None = None) -> None:
+        super().__init__(reason)
+        self.blob = blob
 
 
 class Mailroom:
@@ -266,6 +270,8 @@ class Mailroom:
             mark = sha256_hex(reason.encode() + (envelope or b""))
             if isinstance(error, _PerhapsUnfinished) and not self._second_look.is_final(key, mark):
                 return None
+            if isinstance(error, _PerhapsUnfinished) and error.blob is not None:
+                blobs.forget(self._partial, error.blob)
         if self._remove(key, reason, envelope or b""):
             raise Rejected(sender, study, round, kind, reason)
         return None
@@ -309,7 +315,7 @@ class Mailroom:
             try:
                 blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
             except BadBlob as error:
-                raise _PerhapsUnfinished(f"blob: {error}") from error
+                raise _PerhapsUnfinished(f"blob: {error}", contents.blob) from error
         elif max_blob is not None and inline is not None and len(inline) > max_blob:
             raise _Bad(f"blob of {len(inline)} bytes, the limit is {max_blob}")
         return Letter(sender, self.email, study, round, kind, contents.body, blob, digest)

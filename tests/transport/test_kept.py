@@ -6,23 +6,24 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import guards, mocks, passed_over, quarantine, synclog
+from datasites.transport import blobs, guards, mocks, passed_over, quarantine, synclog
 from datasites.transport.connection import StoreConnection
 from datasites.transport.mailroom import Rejected, letter_key
 from datasites.transport.mocks import SIGNED
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, open_keys
-from datasites.transport.store import Store, StoreDenied
+from datasites.transport.store import Store, StoreDenied, StoreUnreachable
 from datasites.transport.submissions import outgoing_folder, submission_folder
 from datasites.transport.sweep import Seen
 from datasites.transport.writing import INCOMING
 from tests.adversarial.test_transport_syft import STATE, announce, event, refused, state_of
-from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, study_files
+from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties, study_files
 from tests.transport.test_hostile_folder import Hands
 
 A = HOSPITALS[0]
@@ -336,3 +337,54 @@ def test_messages_that_are_remembered_are_bounded(friends: list[Party], monkeypa
     announce(other, event(STATE, state_of("approved"), owner=other.email), channel=other.email)
     researcher.control.sync()
     assert [researcher.control.job_state(one, "heart-1").state for one in (A, other.email)] == ["approved"] * 2
+
+
+@pytest.fixture
+def far_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Party]]:
+    """A researcher and a hospital over a store that is no folder, and blobs of small parts."""
+    monkeypatch.setattr(blobs, "PART_BYTES", 1_000)
+    parties = make_parties(tmp_path, f"memory://{tmp_path.name}", HOSPITALS[:1])
+    yield parties
+    for party in parties:
+        party.stop()
+
+
+def test_parts_of_a_blob_that_is_refused_or_read_do_not_stay(far_away: list[Party]) -> None:
+    researcher, hospital = far_away
+    folder = blobs.blob_folder(STUDY, RESEARCHER)
+    for number, cut in ((1, True), (2, True), (3, False)):
+        researcher.mailroom.send(A, STUDY, number, "round", {}, os.urandom(blobs.PART_BYTES * 90))
+        if cut:
+            researcher.mailroom.store.delete(f"{folder}/{max(researcher.mailroom.store.list(folder))}")
+            with pytest.raises(Rejected, match="part 89 of 90 is missing"):
+                hospital.mailroom.receive(RESEARCHER, STUDY, number, "round")
+        else:
+            assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is not None
+        assert list((hospital.home / "state" / "mail" / "partial").iterdir()) == []
+
+
+def test_parts_of_broken_off_downloads_are_bounded(far_away: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest are kept and not fetched again."""
+    most = 250_000
+    monkeypatch.setattr(blobs, "MOST_PARTIAL_BYTES", most)
+    researcher, hospital = far_away
+    partial = hospital.home / "state" / "mail" / "partial"
+    store, fetched, is_away = hospital.mailroom.store, list[str](), [True]
+    get = store.get
+
+    def broken(key: str, limit: int | None = None) -> bytes | None:
+        if is_away and key.endswith(".000089"):
+            raise StoreUnreachable(key)
+        fetched.append(key)
+        return get(key, limit)
+
+    monkeypatch.setattr(store, "get", broken)
+    for number in range(1, 6):
+        researcher.mailroom.send(A, STUDY, number, "round", {}, os.urandom(blobs.PART_BYTES * 90))
+        with pytest.raises(StoreUnreachable):
+            hospital.mailroom.receive(RESEARCHER, STUDY, number, "round")
+        assert 80_000 < sum(part.stat().st_size for part in partial.iterdir()) <= most
+    is_away.clear()
+    fetched.clear()
+    assert hospital.mailroom.receive(RESEARCHER, STUDY, 5, "round") is not None
+    assert len([key for key in fetched if key.startswith("blobs/")]) == 1
