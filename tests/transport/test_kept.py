@@ -15,7 +15,7 @@ from syft_rds.config import COLLECTION_SUBPATH
 from datasites.transport import blobs, guards, mocks, passed_over, quarantine, synclog
 from datasites.transport.connection import StoreConnection
 from datasites.transport.mailroom import Rejected, letter_key
-from datasites.transport.mocks import SIGNED
+from datasites.transport.mocks import SIGNED, SignedMock, sign_mock
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, open_keys
 from datasites.transport.store import Store, StoreDenied, StoreUnreachable
@@ -313,6 +313,15 @@ def test_a_number_that_no_log_holds_stops_nobodys_sync(friends: list[Party], num
     researcher.control.submit(A, "heart-1", study_files())
     announce(hospital, event(STATE, state_of("approved")), number=number)
     refused(researcher, "its number is larger than")
+
+
+def test_a_version_that_no_log_holds_stops_nobodys_sync(friends: list[Party]) -> None:
+    researcher, hospital, *_ = friends
+    publish(hospital, "heart")
+    (folder,) = Path(hospital.store_url, "collections", A).iterdir()
+    manifest = SignedMock.parse((folder / SIGNED).read_bytes()).manifest.model_copy(update={"version": 2**63})
+    (folder / SIGNED).write_bytes(sign_mock(hospital.identity, manifest))
+    refused(researcher, "less than or equal to")
 
 
 def test_messages_that_are_remembered_are_bounded(friends: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
