@@ -6,10 +6,11 @@ down once and left. A letter counts as posted only as long as it lies in the sto
 posts it, byte for byte the same; the mailroom makes a second send of the same letter a no-op.
 
 Claim (log): whatever a party sends, and whoever sends under its name, adds at most `RECORDS_PER_HOUR` records an hour
-to the audit log for each study, and one more that says how many were left out: once the hour is over, or at the end of
-the study or of the service, if that comes first. Counted from the start of the process. Not claimed: the count of the
-hour in which the process is killed. When letters are put again and when records are written follows what others do, and
-the clock (I16).
+to the audit log for each study (and as much to memory), and one more that says how many were left out: once the hour is
+over, or at the end of the study or of the service, if that comes first. What could not be written is counted among
+those, and a count is kept until it is written. Counted from the start of the process. Not claimed: the count of the
+hour in which the process is killed, and one that can't be written when what counts ends. When letters are put again and
+when records are written follows what others do, and the clock (I16).
 """
 
 from __future__ import annotations
@@ -145,10 +146,14 @@ class Correspondence:
         if hour.records >= RECORDS_PER_HOUR:
             hour.left_out += 1
             return
+        log.warning("study %s: %s: %s", self.study[:12], event, reason)
+        try:
+            self._site.audit.append(event, study=self.study, reason=str(reason)[:500], **fields)
+        except Exception:
+            hour.left_out += 1
+            raise
         hour.records += 1
         self._noted.add((event, *once))
-        log.warning("study %s: %s: %s", self.study[:12], event, reason)
-        self._site.audit.append(event, study=self.study, reason=str(reason)[:500], **fields)
 
     def _this_hour(self, party: str) -> _Hour:
         """What `party` has given rise to in this hour. Once an hour is over, what was left out of it is recorded."""
@@ -161,10 +166,10 @@ class Correspondence:
         return self._hours[party]
 
     def _count_left_out(self, party: str, hour: _Hour) -> None:
-        left_out, hour.left_out = hour.left_out, 0
-        if left_out:
-            log.warning("study %s: %d more events of %s were left out", self.study[:12], left_out, party)
-            self._site.audit.append("events_left_out", study=self.study, party=party[:320], count=left_out)
+        if hour.left_out:
+            log.warning("study %s: %d more events of %s were left out", self.study[:12], hour.left_out, party)
+            self._site.audit.append("events_left_out", study=self.study, party=party[:320], count=hour.left_out)
+            hour.left_out = 0
 
     def close(self) -> None:
         """Record what was left out in hours that are not over: nobody asks for these letters any more."""

@@ -9,13 +9,16 @@ sender from showing two contents under one signature, and one recipient of a bro
 The key is HKDF(the sender's secret; study, round, kind, SHA-256 of the plaintext). The same plaintext gives the same
 parts, so an upload that was broken off goes on where it was; another plaintext gives another key, so a nonce is
 never used twice under one key.
+
+Claim: of downloads that were broken off, a recipient keeps parts of `MOST_PARTIAL_BYTES` (and of those under way), and
+none of a blob that was read or refused. Where others broke off more, the oldest are fetched again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +32,12 @@ from pydantic import Field
 
 from datasites.study.canonical import Agreed, canonical_json
 from datasites.transport.store import NotAFile, Store, TooLarge
+from datasites.transport.writing import write_file
 
 PART_BYTES = 4 * 1024 * 1024
 TAG_BYTES = 16
+#: What is kept of broken-off downloads, beside one that alone is larger.
+MOST_PARTIAL_BYTES = 4 * 1024**3
 
 
 class BadBlob(Exception):
@@ -99,25 +105,27 @@ def download(store: Store, sender: str, study: str, round: int, pointer: Pointer
     """Fetch, check and decrypt a blob; raises `BadBlob` when a part is missing, changed or of another size.
 
     From a remote store, parts that have come are kept (encrypted) in `partial`, so that a broken-off download goes
-    on where it was. Memory: the blob and two parts. The caller has checked `pointer.size` against its limit.
+    on where it was; who refuses the blob for good calls `forget`. Memory: the blob and two parts. The caller has
+    checked `pointer.size` against its limit.
     """
     cipher, count, whole = AESGCM(bytes.fromhex(pointer.key)), pointer.parts, hashlib.sha256()
     plain = bytearray(pointer.size)
     view, begin = memoryview(plain), 0
     keys = [_part_key(sender, study, round, pointer.id, index) for index in range(count)]
+    _make_room(partial, pointer)
     for index, sealed in enumerate(_fetch(store, keys, pointer, partial)):
         end = begin + len(sealed) - TAG_BYTES
         try:
             cipher.decrypt_into(_nonce(index), sealed, _place(index, count), view[begin:end])
         except InvalidTag as error:
-            _forget(partial, pointer)
+            forget(partial, pointer)
             raise BadBlob(f"part {index} of {count} was changed: it does not authenticate") from error
         whole.update(view[begin:end])
         begin = end
     if not hmac.compare_digest(whole.hexdigest(), pointer.sha256):
-        _forget(partial, pointer)
+        forget(partial, pointer)
         raise BadBlob("the contents are not those that the sender signed: their SHA-256 differs")
-    _forget(partial, pointer)
+    forget(partial, pointer)
     return plain
 
 
@@ -126,8 +134,8 @@ def _fetch(store: Store, keys: list[str], pointer: Pointer, partial: Path) -> It
         last = index == pointer.parts - 1
         expected = (pointer.size - index * PART_BYTES if last else PART_BYTES) + TAG_BYTES
         kept = partial / f"{pointer.id}.{index:06d}"
-        if store.local is None and kept.is_file() and kept.stat().st_size == expected:
-            yield kept.read_bytes()
+        if store.local is None and (part := _kept_part(kept, expected)) is not None:
+            yield part
             continue
         try:
             sealed = store.get(key, limit=expected)
@@ -141,13 +149,35 @@ def _fetch(store: Store, keys: list[str], pointer: Pointer, partial: Path) -> It
             raise BadBlob(f"part {index} of {pointer.parts} is cut off: {len(sealed)} of {expected} bytes")
         if store.local is None and pointer.parts > 1:
             partial.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = kept.with_suffix(".tmp")
-            temporary.write_bytes(sealed)
-            os.replace(temporary, kept)
+            write_file(kept, sealed)
         yield sealed
 
 
-def _forget(partial: Path, pointer: Pointer) -> None:
+def _kept_part(kept: Path, expected: int) -> bytes | None:
+    """A part that has come before; None for none, or one that another download has just made room of."""
+    try:
+        return kept.read_bytes() if kept.stat().st_size == expected else None
+    except OSError:
+        return None
+
+
+def _make_room(partial: Path, pointer: Pointer) -> None:
+    """Forget the oldest parts of other blobs, so that this one finds room beside those that are kept."""
+    found = []
+    for kept in partial.glob("*"):  # what a kill left of a part as well
+        with contextlib.suppress(FileNotFoundError):
+            if not kept.name.startswith(pointer.id):
+                status = kept.stat()
+                found.append((status.st_mtime_ns, kept, status.st_size))
+    left = MOST_PARTIAL_BYTES - pointer.size - pointer.parts * TAG_BYTES
+    for _, kept, size in sorted(found, reverse=True):
+        left -= size
+        if left < 0:
+            kept.unlink(missing_ok=True)
+
+
+def forget(partial: Path, pointer: Pointer) -> None:
+    """Keep no part of a blob any more."""
     for kept in partial.glob(f"{pointer.id}.*"):
         kept.unlink(missing_ok=True)
 

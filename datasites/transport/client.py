@@ -40,8 +40,12 @@ class _Jobs(JobStorage):
 
     def _write(self, codec: Any, path: Path, obj: Any, ref: JobRef, reader_email: str) -> Path:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        super()._write(codec, temporary, obj, ref, reader_email)
-        os.replace(temporary, path)
+        try:
+            super()._write(codec, temporary, obj, ref, reader_email)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         return path
 
 

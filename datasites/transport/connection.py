@@ -19,7 +19,6 @@ import contextlib
 import json
 import logging
 import math
-import time
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict, PrivateAttr
@@ -31,6 +30,7 @@ from syft.sync.version.version_info import VersionInfo
 
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import EMAIL, IdentityError, Roster
+from datasites.transport.passed_over import PassedOver
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
 from datasites.transport.second_look import SecondLook
@@ -83,8 +83,7 @@ class StoreConnection(SyftboxPlatformConnection):
     log: SyncLog
     quarantine: Quarantine
     roster: Roster
-    _stuck: set[str] = PrivateAttr(default_factory=set)
-    _rests: dict[str, float] = PrivateAttr(default_factory=dict)
+    _stuck: PassedOver = PrivateAttr(default_factory=PassedOver)
     _second_look: SecondLook = PrivateAttr()
     _sweep: Sweep = PrivateAttr()
 
@@ -138,10 +137,9 @@ class StoreConnection(SyftboxPlatformConnection):
 
         rest: seconds for which `rests` says so.
         """
-        self._rests[folder] = time.monotonic() + rest
         if folder not in self._stuck:
-            self._stuck.add(folder)
             self.quarantine.keep(folder, reason)
+        self._stuck.add(folder, rest=rest)
 
     def refuse_folder_when_settled(self, folder: str, reason: str, mark: str, rest: float = 0.0) -> None:
         """As `refuse_folder`, for a folder whose contents, `mark`, may be half written: not at the first look."""
@@ -150,7 +148,11 @@ class StoreConnection(SyftboxPlatformConnection):
 
     def rests(self, folder: str) -> bool:
         """Whether a folder was refused a moment ago."""
-        return time.monotonic() < self._rests.get(folder, 0.0)
+        return self._stuck.rests(folder)
+
+    def rested_until(self, folder: str) -> float:
+        """Until when it rested, or rests, by the monotonic clock; 0 for one that was not refused."""
+        return self._stuck.rests_until(folder)
 
     def is_in_order(self, key: str) -> None:
         """What was perhaps half written at `key` is whole."""
@@ -264,8 +266,8 @@ class StoreConnection(SyftboxPlatformConnection):
             # It is looked at at each sync, and reported once, when it can't be half written any more.
             mark = f"{peer_email} {sha256_hex(data or b'')}"
             if data is not None and mark not in self._stuck and self._second_look.is_final(key, mark):
-                self._stuck.add(mark)
                 self.quarantine.keep(key, str(error), data)
+                self._stuck.add(mark)
             return None
         self._second_look.forget(key)
         return data.decode() if data is not None else None
@@ -312,10 +314,16 @@ class StoreConnection(SyftboxPlatformConnection):
     def _report(self, folder: str, seen: Seen, reason: str) -> None:
         """Keep a record of names that were removed: of some by name, of all others how many there were."""
         shown = sorted(seen.removed)[: BAD_NAMES_PER_SYNC - 1]
-        for name in shown:
-            self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
-        if rest := len(seen.removed) - len(shown):
-            self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
+        rest = len(seen.removed)
+        try:
+            for name in shown:
+                self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
+                rest -= 1
+            if rest:
+                self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
+        except OSError:
+            self.quarantine.leave_out(rest)  # they are gone, so nobody tries this again
+            raise
         if seen.kept:
             self.refuse_folder(folder, f"{reason}: {seen.kept} names that can't be removed; they hide no others")
 

@@ -6,8 +6,8 @@ local changes at a restart, reads all private files at every sync, and stops for
 - a datasite takes one kind of message, a complete new submission, from the peer whose channel it came by and whose
   key signed it, under the name that is signed inside, once (`OwnerSyncer`);
 - a datasite sends one kind of file: the state and the outputs of a peer's own submissions (`OwnerSyncer`);
-- a researcher takes such files only from the datasite that owns them, never an older one over a newer
-  (`WatcherSyncer`), and mock data only with its owner's signature (`mocks.fetch_mocks`);
+- a researcher takes such files only from the datasite that owns them, of what it has itself submitted there, never an
+  older one over a newer (`WatcherSyncer`), and mock data only with its owner's signature (`mocks.fetch_mocks`);
 - whatever else comes is quarantined with the reason, and the next message is looked at; what can't be read or removed
   is reported once and passed over. What may be half written is looked at again first.
 
@@ -19,8 +19,9 @@ Claim (floods): at one sync a peer's channel costs at most `MOST_NAMES` names, `
 `SECONDS_PER_PEER` only `FEW_MESSAGES`) and `BYTES_PER_PEER` bytes (and one message more) before a signature is checked,
 whoever wrote them; then the next peer has its turn. A message among `n` names that nobody adds to is taken in within
 the looks that `sweep` states; for each `FEW_MESSAGES` of them that are spelt as messages are, it may be three syncs
-more, as these are looked at twice and may come before it. Of each peer, however well it signs, `MOST_KEPT` submissions
-of `MOST_KEPT_BYTES` are kept.
+more, as these are looked at twice and may come before it. Of each peer, however well it signs, a datasite keeps
+`MOST_KEPT` submissions of `MOST_KEPT_BYTES`, and a researcher `MOST_RESULTS` files of `MOST_RESULTS_BYTES` (and mock
+data as `mocks` states); either remembers `MOST_HANDLED` names of messages, and takes no further message then.
 
 Nothing here decides whether a study may run; that is the business of `hospital`.
 """
@@ -28,13 +29,9 @@ Nothing here decides whether a study may run; that is the business of `hospital`
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
-import shutil
-import tarfile
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -60,44 +57,26 @@ from datasites.transport.store import WHOLE_STORE, StoreError
 from datasites.transport.submissions import (
     MOST_KEPT,
     MOST_KEPT_BYTES,
+    MOST_RESULTS,
+    MOST_RESULTS_BYTES,
     Refused,
     Submission,
+    bounded_message,
     content_bytes,
     is_outgoing_path,
     outgoing_folder,
+    outgoing_job,
     read_submission_message,
     submission_folder,
 )
-from datasites.transport.synclog import SyncLog
-from datasites.transport.writing import write_file
+from datasites.transport.synclog import LARGEST_NUMBER, MOST_HANDLED, SyncLog
+from datasites.transport.writing import staged, write_file
 
 logger = logging.getLogger(__name__)
 
-MAX_PLAIN_BYTES = 64 * 1024 * 1024
-#: Where submissions are put together, in the SyftBox.
-INCOMING = Path(".cache", "incoming")
-MESSAGE_FILE = "proposed_file_changes.json"
 #: What is taken from one peer at one sync: so many messages, and more of them while there is time, up to
 #: `MESSAGES_PER_PEER`. An honest one sends a few of some 100 KB.
 FEW_MESSAGES, SECONDS_PER_PEER, BYTES_PER_PEER = 100, 1.0, 2 * MAX_MESSAGE_BYTES
-
-
-def bounded_message(data: bytes) -> bytes:
-    """The JSON inside a syft message (a gzipped tar of one file); `Refused` above 64 MiB, before it is unpacked.
-
-    Only the first entry is looked at, and only as a plain file: a sparse one of 100 bytes can stand for gigabytes.
-    """
-    inflate = zlib.decompressobj(wbits=31)
-    plain = inflate.decompress(data, MAX_PLAIN_BYTES)
-    if inflate.unconsumed_tail or not inflate.eof:
-        raise Refused(f"unpacks to more than {MAX_PLAIN_BYTES} bytes, or is cut off")
-    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
-        entry = archive.next()
-        if entry is None or entry.name != MESSAGE_FILE or entry.type != tarfile.REGTYPE or entry.issparse():
-            raise Refused(f"not a syft message, which is one plain file {MESSAGE_FILE}")
-        file = archive.extractfile(entry)
-        assert file is not None
-        return file.read(MAX_PLAIN_BYTES)
 
 
 class Unopened(Refused):
@@ -153,6 +132,8 @@ def _take_each(
                 sealed, read = found, read + len(found)
                 if log.handled(channel, name):
                     raise Refused("a replay: this message was handled before")
+                if log.is_full(channel):
+                    raise Refused(f"{channel} has sent {MOST_HANDLED} messages; it needs another address to send more")
                 act(router.open(channel, sealed), name)
                 log.mark_handled(channel, name)
         except WHOLE_STORE:
@@ -162,7 +143,7 @@ def _take_each(
             continue
         except (Refused, StoreError) as error:
             connection.refuse(key, str(error), sealed)
-            if isinstance(error, Refused):
+            if isinstance(error, Refused) and not log.is_full(channel):
                 log.mark_handled(channel, name)
         except (OSError, IdentityError) as error:
             # Our own trouble (disk, keys), not the sender's: the message stays and is tried again.
@@ -222,16 +203,11 @@ class OwnerSyncer(DatasiteOwnerSyncer):
             )
             return
         self._require_room(folder.parent, submission)
-        staging = self.syftbox_folder / INCOMING / uuid4().hex
-        for path, content in submission.files.items():
-            target = staging / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with staged(self.syftbox_folder) as staging:
+            for path, content in submission.files.items():
+                write_file(staging / path, content)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             os.rename(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         number, size = self._kept[submission.submitter]
         self._kept[submission.submitter] = number + 1, size + _size(submission)
 
@@ -294,6 +270,8 @@ class WatcherSyncer(DatasiteWatcherSyncer):
     model_config = ConfigDict(arbitrary_types_allowed=True)
     connection_router: Router
     log: SyncLog
+    #: By datasite: bytes of its files, by path.
+    _kept: dict[str, dict[str, int]] = PrivateAttr(default_factory=dict)
 
     def sync_down(self, peer_emails: list[str]) -> None:
         """Take what each datasite has sent. One datasite's trouble doesn't hold up another."""
@@ -320,22 +298,45 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         if message.message_filepath.as_string() != name:
             raise Refused("its name is not the one that was signed: an old message under a new name")
         number = int(message.message_filepath.timestamp)
+        if not -LARGEST_NUMBER <= number <= LARGEST_NUMBER:
+            raise Refused(f"its number is larger than {LARGEST_NUMBER}")
         files: dict[str, bytes] = {}
         for event in message.events:
             path = event.path_in_datasite.as_posix()
             if event.datasite_email != peer:
                 raise Refused(f"it speaks for {event.datasite_email}, it came from {peer}")
-            if event.is_deleted or event.content is None or not is_outgoing_path(path, self.email):
+            job = outgoing_job(path, self.email)
+            if event.is_deleted or event.content is None or job is None or not self._has_submitted(peer, job):
                 raise Refused(f"path {path[:200]}: a datasite sends states and outputs of our submissions only")
             content = content_bytes(event.content)
             if hashlib.sha256(content).hexdigest() != event.new_hash:
                 raise Refused(f"path {path}: content and hash differ")
             files[path] = content
-        for path, content in files.items():
-            # A message that was delayed must not put an older state over a newer one.
-            if number > self.log.applied(peer, path):
-                write_file(self.syftbox_folder / peer / path, content)
-                self.log.mark_applied(peer, path, number)
+        # A message that was delayed must not put an older state over a newer one.
+        newer = {path: content for path, content in files.items() if number > self.log.applied(peer, path)}
+        kept = self._with_room(peer, newer)
+        for path, content in newer.items():
+            write_file(self.syftbox_folder / peer / path, content)
+            kept[path] = len(content)
+            self.log.mark_applied(peer, path, number)
+
+    def _has_submitted(self, peer: str, job: str) -> bool:
+        return (self.syftbox_folder / peer / submission_folder(self.email, job)).is_dir()
+
+    def _with_room(self, peer: str, files: dict[str, bytes]) -> dict[str, int]:
+        """What is kept of a datasite, counted once in a process; refuses `files` that are more than is kept of one."""
+        datasite = self.syftbox_folder / peer
+        if peer not in self._kept:
+            found = (file for file in (datasite / outgoing_folder(self.email)).rglob("*") if file.is_file())
+            self._kept[peer] = {file.relative_to(datasite).as_posix(): file.stat().st_size for file in found}
+        kept = self._kept[peer]
+        sizes = {**kept, **{path: len(content) for path, content in files.items()}}
+        if len(sizes) > MOST_RESULTS or sum(sizes.values()) > MOST_RESULTS_BYTES:
+            raise Refused(
+                f"{len(kept)} files of {peer} are kept, and {MOST_RESULTS} of {MOST_RESULTS_BYTES} bytes are the most; "
+                f"remove old ones from {datasite / outgoing_folder(self.email)}, start again, and submit it again"
+            )
+        return kept
 
 
 def _with_each(connection: StoreConnection, peers: list[str], *acts: Callable[[str], None]) -> None:
@@ -361,11 +362,6 @@ class Manager(SyftboxManager):
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As syft's, without checkpoints and without merging of outboxes."""
         super().sync(auto_checkpoint=False, auto_compact=False)
-
-
-def clear_incoming(syftbox: Path) -> None:
-    """Remove what a killed process has put together by halves; its message is still in the store."""
-    shutil.rmtree(syftbox / INCOMING, ignore_errors=True)
 
 
 def _size(submission: Submission) -> int:

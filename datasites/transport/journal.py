@@ -3,7 +3,9 @@
 One SQLite file in the party's private folder. It holds digests, and for rounds that still run the sealed envelope,
 so that a resend is byte-identical (I6). It is safe against the death of the process at any point; against a power
 cut only with `durable`, at some milliseconds per message. Without `durable`, a power cut can lose the last entries:
-a resend then may differ, and its recipient refuses it as equivocation, so it fails closed.
+a resend then may differ, and its recipient refuses it as equivocation, so it fails closed. Of letters seen it holds a
+row of some 250 bytes for each path that its party asks for; how many a signed sender can bring about is for those who
+ask to bound (of one study, most are a researcher's offers, `MOST_EPOCHS`).
 """
 
 from __future__ import annotations

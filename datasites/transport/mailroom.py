@@ -42,7 +42,7 @@ from pydantic import JsonValue, ValidationError
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import EMAIL, IdentityError
 from datasites.transport import blobs
-from datasites.transport.blobs import BadBlob
+from datasites.transport.blobs import BadBlob, Pointer
 from datasites.transport.journal import Journal, Sent
 from datasites.transport.letter import (
     ENVELOPE_OVERHEAD,
@@ -66,6 +66,7 @@ from datasites.transport.letter import (
     pack,
     unpack,
 )
+from datasites.transport.passed_over import PassedOver
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.second_look import SecondLook
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, StoreUnreachable, TooLarge
@@ -99,7 +100,11 @@ class _Bad(Exception):
 
 
 class _PerhapsUnfinished(_Bad):
-    """As above, and a letter of which only a part has come would look the same."""
+    """As above, and a letter of which only a part has come would look the same. blob: the one that is not whole."""
+
+    def __init__(self, reason: str, blob: Pointer | None = None) -> None:
+        super().__init__(reason)
+        self.blob = blob
 
 
 class Mailroom:
@@ -124,7 +129,7 @@ class Mailroom:
         self._partial = folder / "partial"
         self._journal = Journal(folder / "mailroom.sqlite", durable=durable)
         self._secret = self._journal.secret
-        self._stuck: dict[str, str] = {}
+        self._stuck = PassedOver()
         #: How often a letter with a blob was sent again in this process, by (study, round, kind).
         self._sent_again = Counter[tuple[str, int, str]]()
         self._second_look = SecondLook(store.settles)
@@ -265,6 +270,8 @@ class Mailroom:
             mark = sha256_hex(reason.encode() + (envelope or b""))
             if isinstance(error, _PerhapsUnfinished) and not self._second_look.is_final(key, mark):
                 return None
+            if isinstance(error, _PerhapsUnfinished) and error.blob is not None:
+                blobs.forget(self._partial, error.blob)
         if self._remove(key, reason, envelope or b""):
             raise Rejected(sender, study, round, kind, reason)
         return None
@@ -308,7 +315,7 @@ class Mailroom:
             try:
                 blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
             except BadBlob as error:
-                raise _PerhapsUnfinished(f"blob: {error}") from error
+                raise _PerhapsUnfinished(f"blob: {error}", contents.blob) from error
         elif max_blob is not None and inline is not None and len(inline) > max_blob:
             raise _Bad(f"blob of {len(inline)} bytes, the limit is {max_blob}")
         return Letter(sender, self.email, study, round, kind, contents.body, blob, digest)
@@ -319,18 +326,18 @@ class Mailroom:
         What may not be removed (somebody else's folder, a link) is reported once and passed over from then on.
         """
         mark = sha256_hex(envelope or reason.encode())
-        if self._stuck.get(key) == mark:
+        if self._stuck.mark(key) == mark:
             return False
         self.quarantine.keep(key, reason, envelope)
         self._second_look.forget(key)
         try:
             self.store.delete(key)
-            self._stuck.pop(key, None)
+            self._stuck.forget(key)
         except StoreUnreachable:
             pass  # it is seen again, and removed, when the store is back
         except StoreError as error:
             logger.warning("%s; it is passed over from now on", error)
-            self._stuck[key] = mark
+            self._stuck.add(key, mark)
         return True
 
     def waiting(self, expected: Iterable[Expected]) -> list[Expected]:

@@ -7,6 +7,10 @@ written is looked at again before. Claim: of a mock that its hospital has publis
 loses or changes is put again within `LOOKS_EVERY` seconds and one sync, the same bytes, however obstructed the places
 of other mocks are; one whose own place is, within that time of its being free again. It costs the hospital to read
 its mocks from the store once in that time.
+
+Claim (floods): of one owner, however well it signs, a researcher keeps `MOST_MOCKS` mocks of `MOST_MOCKS_BYTES`, of
+each the newest version that it took and no file of another, whole or not at all. At one sync it reads `BYTES_PER_SYNC`
+(and one mock more) of what lies there, whoever wrote it, first of all what was not refused before.
 """
 
 from __future__ import annotations
@@ -14,8 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
+import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +36,9 @@ from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Email, Identity, IdentityError, Roster, verify
 from datasites.transport.connection import StoreConnection
-from datasites.transport.store import WHOLE_STORE, StoreError
-from datasites.transport.synclog import SyncLog
-from datasites.transport.writing import write_file
+from datasites.transport.store import WHOLE_STORE, Store, StoreError, TooLarge
+from datasites.transport.synclog import LARGEST_NUMBER, SyncLog
+from datasites.transport.writing import staged, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,10 @@ LOOKS_EVERY = 300.0
 MAX_SIGNED_BYTES = 256 * 1024
 #: Files and bytes of one mock dataset.
 MOST_FILES, MAX_MOCK_BYTES = 100, 64 * 1024 * 1024
+#: Mock datasets of one owner that a researcher keeps, and bytes of them.
+MOST_MOCKS, MOST_MOCKS_BYTES = 100, 1024**3
+#: What a researcher reads of one owner's mock data at a sync.
+BYTES_PER_SYNC = 2 * MAX_MOCK_BYTES
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -54,7 +66,7 @@ class MockManifest(Agreed):
     format: Annotated[int, Field(ge=1, le=1)] = 1
     owner: Email
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
     summary: Annotated[str, Field(max_length=4000)] = ""
     mock: str
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
@@ -182,18 +194,43 @@ class OwnMocks:
             raise StoreError("; ".join(obstructed))
 
 
+@dataclass
+class _Reading:
+    """What was read from the store at one sync."""
+
+    store: Store
+    read: int = 0
+
+    def get(self, key: str, limit: int) -> bytes | None:
+        """As the store's."""
+        try:
+            data = self.store.get(key, limit=limit)
+        except TooLarge:
+            self.read += limit  # some stores show how large it is by being read
+            raise
+        self.read += len(data or b"")
+        return data
+
+
 def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> None:
-    """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine."""
-    for name, folder in connection.peer_collections(owner, DATASET_COLLECTION_PREFIX):
+    """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine.
+
+    So do those for which there is no room.
+    """
+    root = syftbox / owner / COLLECTION_SUBPATH
+    reading, kept = _Reading(connection.store), _kept(root)
+    found = connection.peer_collections(owner, DATASET_COLLECTION_PREFIX)
+    for name, folder in sorted(found, key=lambda one: (connection.rested_until(one[1]), one)):
         if connection.rests(folder):
             continue
-        local = syftbox / owner / COLLECTION_SUBPATH / name
+        if reading.read >= BYTES_PER_SYNC:
+            return
         files: dict[str, bytes] = {}
         try:
-            head = connection.store.get(f"{folder}/{SIGNED}", limit=MAX_SIGNED_BYTES)
+            head = reading.get(f"{folder}/{SIGNED}", MAX_SIGNED_BYTES)
             if head is None:
                 continue  # still being uploaded, or a stranger's folder; nothing is taken from it
-            if (local / SIGNED).is_file() and (local / SIGNED).read_bytes() == head:
+            if (root / name / SIGNED).is_file() and (root / name / SIGNED).read_bytes() == head:
                 continue
             files = {SIGNED: head}
             manifest = check_signed(owner, name, head, connection.roster)
@@ -202,8 +239,10 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
                 raise BadMock(f"version {manifest.version} is older than {last[0]}, which we have seen")
             if last is not None and manifest.version == last[0] and last[1] != digest:
                 raise BadMock(f"version {manifest.version} is signed twice with different contents")
-            files |= _download(connection, folder, manifest)
+            _require_room(root, kept, name, 0)  # before it is read
+            files |= _download(reading, folder, manifest)
             check_mock(owner, name, files, connection.roster)
+            _require_room(root, kept, name, sum(map(len, files.values())))
         except WHOLE_STORE:
             raise
         except BadMock as error:
@@ -215,17 +254,49 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
             connection.refuse_folder(folder, str(error), rest=LOOKS_EVERY)
             continue
         connection.is_in_order(folder)
-        # The signed list goes last: without it the folder is not taken for a mock dataset.
-        for file in (*manifest.files, SIGNED):
-            write_file(local / file, files[file])
+        try:
+            _place(syftbox, root / name, {file: files[file] for file in (*manifest.files, SIGNED)})
+        except OSError as error:
+            # Our own trouble (disk), not the owner's: it stays and is tried again.
+            logger.error("mock %s of %s: %s", name, owner, error)
+            kept = _kept(root)
+            continue
+        kept[name] = sum(map(len, files.values()))
         log.mark_mock(owner, name, manifest.version, digest)
 
 
-def _download(connection: StoreConnection, folder: str, manifest: MockManifest) -> dict[str, bytes]:
+def _kept(root: Path) -> dict[str, int]:
+    """Bytes of what is kept of one owner, by name."""
+    folders = [folder for folder in root.glob("*") if folder.is_dir()]
+    return {one.name: sum(file.stat().st_size for file in one.rglob("*") if file.is_file()) for one in folders}
+
+
+def _require_room(root: Path, kept: Mapping[str, int], name: str, size: int) -> None:
+    """Refuse what is more than is kept of one owner; another version of `name` takes the place of that."""
+    whole = {**kept, name: size}
+    if len(whole) > MOST_MOCKS or sum(whole.values()) > MOST_MOCKS_BYTES:
+        raise BadMock(
+            f"{len(kept)} mocks of its owner are kept, and {MOST_MOCKS} of {MOST_MOCKS_BYTES} bytes are the most; "
+            f"remove some from {root}"
+        )
+
+
+def _place(syftbox: Path, folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a whole mock in the place of the one before. Killed in between there is none, and it is taken again."""
+    with staged(syftbox) as staging:
+        for file, data in files.items():
+            write_file(staging / file, data)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(staging, folder)
+
+
+def _download(reading: _Reading, folder: str, manifest: MockManifest) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     left = MAX_MOCK_BYTES
     for name in manifest.files:
-        data = connection.store.get(f"{folder}/{name}", limit=left)
+        data = reading.get(f"{folder}/{name}", left)
         if data is not None:
             files[name] = data
             left -= len(data)

@@ -4,7 +4,9 @@ It keeps evidence; nothing is ever read back from it into the protocol. Claim: i
 entries of `KEEP_BYTES` and a reason each, two files an entry (33 MiB in all), and grows by at most `KEEP_PER_HOUR` in
 an hour, the log with it; of what comes beyond that, one entry says how many there were: before the first thing that is
 refused after the hour, or when it is closed. So a flood can neither fill a disk or a log, nor push out at once what
-came before it. Counted from the start of the process. Not claimed: the count that a kill takes with it.
+came before it. What can't be written (a full disk) raises `OSError` and leaves no part of it, for whoever refuses to
+try again; a count is kept until it is written. Counted from the start of the process. Not claimed: the count that a
+kill takes with it.
 """
 
 from __future__ import annotations
@@ -54,29 +56,44 @@ class Quarantine:
         if self._kept >= KEEP_PER_HOUR:
             if not self._left_out:
                 logger.warning("quarantine %s: more than %d in an hour, the rest is counted", self.folder, self._kept)
-            self._left_out += 1
+            self.leave_out(1)
             return
-        self._kept += 1
         self._write(what, reason, data)
+        self._kept += 1
+
+    def leave_out(self, number: int) -> None:
+        """Count what was refused and can't be shown one by one."""
+        self._left_out += number
 
     def close(self) -> None:
         """Write down how many were left out since the last entry, if any were."""
-        left_out, self._left_out = self._left_out, 0
-        if left_out:
-            self._write("flood", f"{left_out} more were refused since the entry before this one", b"")
+        if self._left_out:
+            self._write("flood", f"{self._left_out} more were refused since the entry before this one", b"")
+            self._left_out = 0
 
     def _write(self, what: str, reason: str, data: bytes) -> None:
+        """Make room and write one entry, or raise and have written nothing: so nothing is counted twice."""
         entry = Quarantined(what, reason[:2000], time.time(), len(data), hashlib.sha256(data).hexdigest())
-        stem = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
-        for name, content in ((f"{stem}.bin", data[:KEEP_BYTES]), (f"{stem}.json", json.dumps(vars(entry)).encode())):
-            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-        logger.warning("quarantined %s: %s", what, entry.reason)
         stems = sorted({path.stem for path in self.folder.iterdir()})  # a crash may leave one file of an entry
-        for old in stems[:-KEEP_ENTRIES]:
-            (self.folder / f"{old}.json").unlink(missing_ok=True)
-            (self.folder / f"{old}.bin").unlink(missing_ok=True)
+        for old in stems[: max(0, len(stems) + 1 - KEEP_ENTRIES)]:
+            self._remove(old)
+        stem = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+        try:
+            self._write_file(f"{stem}.bin", data[:KEEP_BYTES])
+            self._write_file(f"{stem}.json", json.dumps(vars(entry)).encode())
+        except BaseException:
+            self._remove(stem)
+            raise
+        logger.warning("quarantined %s: %s", what, entry.reason)
+
+    def _write_file(self, name: str, content: bytes) -> None:
+        descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+
+    def _remove(self, stem: str) -> None:
+        for name in (f"{stem}.json", f"{stem}.bin"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def entries(self) -> list[Quarantined]:
         """All that is kept, oldest first; an entry cut off by a crash is passed over."""

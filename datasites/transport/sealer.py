@@ -62,10 +62,12 @@ def open_keys(email: str, path: Path) -> StrictPeerStore:
     temporary.unlink(missing_ok=True)
     # Made with its mode before syft writes into it: at no time may others read it.
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    keys.save_keys(temporary)
-    with contextlib.suppress(FileExistsError):
-        os.link(temporary, path)  # unlike a rename, it doesn't replace keys that another process made meanwhile
-    temporary.unlink()
+    try:
+        keys.save_keys(temporary)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, it doesn't replace keys that another process made meanwhile
+    finally:
+        temporary.unlink(missing_ok=True)
     return open_keys(email, path)
 
 

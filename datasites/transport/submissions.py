@@ -9,7 +9,10 @@ Pure: bytes in, a `Submission` or `Refused` out.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -26,8 +29,13 @@ MAX_FILES = 200
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_CODE_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 6
+#: Of a message once it is unpacked; the one file in it.
+MAX_PLAIN_BYTES = 64 * 1024 * 1024
+MESSAGE_FILE = "proposed_file_changes.json"
 #: Submissions of one submitter, and bytes of them, that a datasite keeps.
 MOST_KEPT, MOST_KEPT_BYTES = 1_000, 1024**3
+#: Files of one datasite (states and outputs), and bytes of them, that a researcher keeps.
+MOST_RESULTS, MOST_RESULTS_BYTES = 10_000, 1024**3
 
 RUN_SCRIPT = b"""#!/bin/sh
 # A datasite runs the approved, frozen copy of the study in its sandbox. This file is never run.
@@ -37,6 +45,24 @@ exit 64
 
 class Refused(Exception):
     """A control-plane message breaks a rule; the message says which."""
+
+
+def bounded_message(data: bytes) -> bytes:
+    """The JSON inside a syft message (a gzipped tar of one file); `Refused` above 64 MiB, before it is unpacked.
+
+    Only the first entry is looked at, and only as a plain file: a sparse one of 100 bytes can stand for gigabytes.
+    """
+    inflate = zlib.decompressobj(wbits=31)
+    plain = inflate.decompress(data, MAX_PLAIN_BYTES)
+    if inflate.unconsumed_tail or not inflate.eof:
+        raise Refused(f"unpacks to more than {MAX_PLAIN_BYTES} bytes, or is cut off")
+    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
+        entry = archive.next()
+        if entry is None or entry.name != MESSAGE_FILE or entry.type != tarfile.REGTYPE or entry.issparse():
+            raise Refused(f"not a syft message, which is one plain file {MESSAGE_FILE}")
+        file = archive.extractfile(entry)
+        assert file is not None
+        return file.read(MAX_PLAIN_BYTES)
 
 
 @dataclass(frozen=True)
@@ -65,16 +91,20 @@ def outgoing_folder(recipient: str) -> str:
     return f"app_data/job/review/{recipient}/{PROTOCOL}"
 
 
-def is_outgoing_path(path: str, recipient: str) -> bool:
-    """Whether a datasite may send this file: state and outputs of the recipient's submissions, nothing else (I7)."""
+def outgoing_job(path: str, recipient: str) -> str | None:
+    """Of which submission this file is state or output; None for one that a datasite may not send (I7)."""
     prefix = outgoing_folder(recipient) + "/"
     if not path.startswith(prefix):
-        return False
+        return None
     job, _, rest = path[len(prefix) :].partition("/")
-    if not NAME.fullmatch(job):
-        return False
     parts = rest.split("/")
-    return rest == "state.yaml" or (len(parts) == 2 and parts[0] == "outputs" and bool(FILE_PART.fullmatch(parts[1])))
+    is_output = len(parts) == 2 and parts[0] == "outputs" and FILE_PART.fullmatch(parts[1])
+    return job if NAME.fullmatch(job) and (rest == "state.yaml" or is_output) else None
+
+
+def is_outgoing_path(path: str, recipient: str) -> bool:
+    """Whether a datasite may send this file: state and outputs of the recipient's submissions, nothing else (I7)."""
+    return outgoing_job(path, recipient) is not None
 
 
 def content_bytes(content: str | bytes) -> bytes:

@@ -29,7 +29,7 @@ from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.client import SyftRole, make_client
 from datasites.transport.connection import StoreConnection, inbox_folder, outbox_folder
-from datasites.transport.guards import Manager, clear_incoming, proposal
+from datasites.transport.guards import Manager, proposal
 from datasites.transport.mocks import FILE, SIGNED, MockManifest, OwnMocks, check_mock, publish_mock
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, SyftSealer, checked_bundle, open_keys, syft_fingerprint
@@ -44,7 +44,7 @@ from datasites.transport.submissions import (
     read_table,
     submission_folder,
 )
-from datasites.transport.writing import write_file
+from datasites.transport.writing import clear_incoming, staged, write_file
 
 MAX_REASON = 2000
 
@@ -343,6 +343,7 @@ class ResearcherControl(_Control):
     def open(cls, email: str, syftbox_folder: Path, store: Store, state_dir: Path, roster: Roster) -> Self:
         """Start, or go on after a restart."""
         keys = open_keys(email, state_dir / "syft_keys.json")
+        clear_incoming(syftbox_folder)
         return cls(make_client(email, syftbox_folder, store, state_dir, cls.role, roster, keys), store, roster)
 
     def add_hospital(self, email: str) -> None:
@@ -390,10 +391,11 @@ class ResearcherControl(_Control):
                 raise ControlError(f"{job_name} was submitted to {email} with other content; choose another name")
         else:
             sent = {"config.yaml": self._config(email, job_name, code), "run.sh": RUN_SCRIPT, **code}
-            staging = job.with_name(f".{job_name}.tmp")
-            for path, data in sent.items():
-                write_file(staging / path, data)
-            os.rename(staging, job)
+            with staged(self._manager.syftbox_folder) as staging:
+                for path, data in sent.items():
+                    write_file(staging / path, data)
+                job.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(staging, job)
         message = proposal(self.email, email, {f"{place}/{path}": data for path, data in sent.items()})
         self._manager.peer_manager.connection_router.watcher_send_proposed_file_changes_message(email, message)
 

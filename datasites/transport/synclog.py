@@ -1,7 +1,8 @@
 """What the control plane remembers across restarts: messages handled, files delivered, versions seen.
 
 One SQLite file in the party's private folder. Every entry is written after the act it records, and every act can be
-repeated without harm, so a crash between the two costs a repetition and loses nothing.
+repeated without harm, so a crash between the two costs a repetition and loses nothing. What others make it remember is
+bounded by its callers: messages by `MOST_HANDLED`, files and mocks by what is kept of them, peers by the roster.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+#: Messages of one channel that are remembered as handled, some 200 bytes each: years of what an honest party sends.
+MOST_HANDLED = 200_000
+#: What the file holds as a number.
+LARGEST_NUMBER = 2**63 - 1
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS handled (channel TEXT, name TEXT, PRIMARY KEY (channel, name)) WITHOUT ROWID;
@@ -39,6 +45,7 @@ class SyncLog:
         self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.executescript(SCHEMA)
+        self._handled = dict(self._database.execute("SELECT channel, COUNT(*) FROM handled GROUP BY channel"))
 
     def close(self) -> None:
         """Close the file."""
@@ -61,9 +68,15 @@ class SyncLog:
         """Record that it was handled and is to leave the store."""
         with self._lock:
             self._database.execute("BEGIN")
-            self._database.execute("INSERT OR IGNORE INTO handled VALUES (?, ?)", (channel, name))
+            added = self._database.execute("INSERT OR IGNORE INTO handled VALUES (?, ?)", (channel, name)).rowcount
             self._database.execute("INSERT OR IGNORE INTO leaving VALUES (?, ?)", (channel, name))
             self._database.execute("COMMIT")
+            self._handled[channel] = self._handled.get(channel, 0) + max(added, 0)
+
+    def is_full(self, channel: str) -> bool:
+        """Whether no further message of `channel` is remembered, so that none may be taken."""
+        with self._lock:
+            return self._handled.get(channel, 0) >= MOST_HANDLED
 
     def mark_left(self, channel: str, name: str) -> None:
         """Record that it has left the store."""

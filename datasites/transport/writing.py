@@ -1,10 +1,21 @@
-"""Atomic writes into a party's own folders: a reader, or the process after a crash, sees the old file or the new."""
+"""Writes into a party's own folders: whole or not at all, whoever reads, fails or is killed meanwhile.
+
+Claim: what was begun and not put in place is gone when the call ends, however it ends; what a kill leaves of a folder
+goes at the next start (`clear_incoming`), and of a file it leaves the part that was written, under a hidden name.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
+
+#: Where folders are put together, in the SyftBox.
+INCOMING = Path(".cache", "incoming")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -17,3 +28,19 @@ def write_file(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def staged(syftbox: Path) -> Iterator[Path]:
+    """A new folder to fill and then to rename to its place; gone at the end where it was not."""
+    folder = syftbox / INCOMING / uuid4().hex
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_incoming(syftbox: Path) -> None:
+    """Remove what a killed process has put together by halves; where it came from, it still is."""
+    shutil.rmtree(syftbox / INCOMING, ignore_errors=True)

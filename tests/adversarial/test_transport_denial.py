@@ -18,10 +18,9 @@ from syft.sync.messages.proposed_filechange import MessageFileName
 
 from datasites.study.identity import IdentityError
 from datasites.transport.connection import inbox_folder, outbox_folder
-from datasites.transport.guards import MESSAGE_FILE
 from datasites.transport.mailroom import MAX_ROUND, Rejected, Undelivered, letter_folder, letter_key
 from datasites.transport.store import Store, StoreError
-from datasites.transport.submissions import MAX_CONFIG_BYTES, outgoing_folder
+from datasites.transport.submissions import MAX_CONFIG_BYTES, MESSAGE_FILE, outgoing_folder
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, befriend, make_parties, study_files
 
 A, B, C = HOSPITALS

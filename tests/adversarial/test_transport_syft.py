@@ -381,7 +381,8 @@ def test_a_hospital_speaks_for_itself_only(parties, researcher):
     ],
 )
 def test_a_hospital_writes_states_and_outputs_only(researcher, hospital, path):
-    """`is_outgoing_path` in `WatcherSyncer._apply`."""
+    """`outgoing_job` in `WatcherSyncer._apply`."""
+    researcher.control.submit(A, "heart-1", study_files())
     before = sorted(p for p in researcher.home.rglob("*") if p.is_file() and "quarantine" not in p.parts)
     announce(hospital, event(STATE, state_of("approved")), event(path, b"x"))
     refused(researcher, "sends states and outputs")
@@ -393,12 +394,14 @@ def test_a_hospital_writes_states_and_outputs_only(researcher, hospital, path):
 )
 def test_a_hospital_deletes_nothing_and_hashes_hold(researcher, hospital, changed, reason):
     """`WatcherSyncer._apply`."""
+    researcher.control.submit(A, "heart-1", study_files())
     announce(hospital, event(STATE, state_of("approved"), **changed))
     refused(researcher, reason)
 
 
 def test_an_old_message_under_a_new_name_does_not_roll_back(researcher, hospital):
     """`WatcherSyncer._apply`: the name is the one that was signed."""
+    researcher.control.submit(A, "heart-1", study_files())
     key = announce(hospital, event(STATE, state_of("pending")), number=1.0)
     old = hospital.control.store.get(key)
     announce(hospital, event(STATE, state_of("approved")), number=2.0)
@@ -411,6 +414,7 @@ def test_an_old_message_under_a_new_name_does_not_roll_back(researcher, hospital
 
 def test_a_replayed_or_delayed_message_does_not_roll_back(researcher, hospital):
     """`WatcherSyncer.take_events`: `log.handled`; `_apply`: `number > applied`; both after a restart."""
+    researcher.control.submit(A, "heart-1", study_files())
     key = announce(hospital, event(STATE, state_of("pending")), number=1.0)
     first = hospital.control.store.get(key)
     researcher.control.sync()

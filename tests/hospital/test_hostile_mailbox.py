@@ -14,7 +14,7 @@ from datasites.hospital.epochs import OFFERS_PER_STEP
 from datasites.hospital.models import Case
 from datasites.hospital.rounds import LETTERS_PER_STEP, StudyRun
 from datasites.study import letters
-from datasites.study.audit_chain import records
+from datasites.study.audit_chain import AuditError, records
 from datasites.transport.mailroom import Mailroom, letter_folder, letter_key
 from datasites.transport.quarantine import KEEP_PER_HOUR
 from datasites.transport.repeats import Repeats
@@ -87,6 +87,36 @@ def test_what_was_left_out_of_the_log_is_counted_after_an_hour(
         running.run.step()
     (counted,) = running.logged("events_left_out")
     assert (counted.fields["party"], counted.fields["count"]) == (RESEARCHER, 40 - RECORDS_PER_HOUR)
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise AuditError("the disk took only part of it")
+
+
+def test_what_could_not_be_written_into_the_log_is_counted_once_it_can_be(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count of an hour that is over, and an event that found the disk full: its letter is gone from the store."""
+    post, log = running.run.post, type(running.site.audit)
+    for number in range(RECORDS_PER_HOUR + 5):
+        post.note("setup_refused", (number,), reason="no offer")
+    later = correspondence.time.monotonic() + HOUR
+    monkeypatch.setattr(correspondence.time, "monotonic", lambda: later)
+    with monkeypatch.context() as full:
+        full.setattr(log, "append", no_room)
+        for _ in range(2):
+            with pytest.raises(AuditError):
+                post.look_again()
+    post.look_again()
+    (counted,) = running.logged("events_left_out")
+    assert counted.fields["count"] == 5
+    with monkeypatch.context() as full:
+        full.setattr(log, "append", no_room)
+        with pytest.raises(AuditError):
+            post.note("setup_refused", ("another",), reason="no offer")
+    post.close()
+    post.close()
+    assert [record.fields["count"] for record in running.logged("events_left_out")] == [5, 1]
 
 
 @pytest.mark.parametrize("what", ["service", "study", "farewell"])

@@ -17,9 +17,9 @@ from syft.sync.connections.drive.gdrive_transport import CollectionFolder
 from syft.sync.messages.proposed_filechange import MessageFileName
 from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX as PREFIX
 
-from datasites.transport import connection, filesystems, guards, mocks, quarantine, second_look
+from datasites.transport import filesystems, guards, mocks, passed_over, quarantine, second_look
 from datasites.transport.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
-from datasites.transport.guards import BYTES_PER_PEER, INCOMING
+from datasites.transport.guards import BYTES_PER_PEER
 from datasites.transport.mailroom import Rejected, letter_folder, letter_key
 from datasites.transport.mocks import SIGNED, MockManifest, SignedMock
 from datasites.transport.quarantine import KEEP_BYTES, Quarantine
@@ -27,6 +27,7 @@ from datasites.transport.repeats import Repeats
 from datasites.transport.second_look import MOST_LOOKS, SecondLook
 from datasites.transport.store import Store, StoreUnreachable
 from datasites.transport.synclog import SyncLog
+from datasites.transport.writing import INCOMING
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, study_files
 
 A = HOSPITALS[0]
@@ -212,7 +213,7 @@ def test_mock_data_that_were_refused_are_read_again_when_put_right(
     friends: list[Party], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[tuple[str, int]]
 ) -> None:
     researcher, hospital, *_ = friends
-    researcher, clock = settle(researcher), Hands(monkeypatch, connection)
+    researcher, clock = settle(researcher), Hands(monkeypatch, passed_over)
     folder = published(hospital, tmp_path)
     (folder / "mock.csv").write_bytes(MOCK[:3])
     for _ in range(4):
