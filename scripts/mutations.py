@@ -606,6 +606,13 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "tick: a worker's start holds the time in which it was stopped",
+        "datasites/enclave/worker.py",
+        "return self._now() - self._began",
+        "return time.monotonic() - self._began",
+        (f"{_TICKS}::test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start",),
+    ),
+    Mutation(
         "patients: two keep some at once and forget each other's",
         "datasites/hospital/patients.py",
         '    with held(path.with_suffix(".lock")):\n',

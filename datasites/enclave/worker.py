@@ -156,6 +156,7 @@ class Worker:
         self._log: collections.deque[bytes] = collections.deque()
         self._log_size = 0
         self._killed = False
+        self._began = time.monotonic()
         self._pausing = threading.Lock()
         self._paused_at: float | None = None
         self._stopped = False
@@ -228,6 +229,11 @@ class Worker:
     def alive(self) -> bool:
         """Whether the process runs and was not killed. A worker that isn't alive never comes back; start another."""
         return not self._killed and self._process is not None and self._process.poll() is None
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was begun, less those in which it was paused."""
+        return self._now() - self._began
 
     @property
     def pid(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker import Timeouts, Worker
 from datasites.hospital import admission, cases, rounds, row_work
 from datasites.hospital import ticks as moments_of
 from datasites.hospital.audit import AuditLog
@@ -295,6 +296,48 @@ def test_time_is_allowed_for_training_and_evaluation_where_a_round_holds_both(
     assert row.rehearsal["outcome"] == "passed", (row.note, row.rehearsal)
     assert asked == [True]
     assert row.terms["ticks"] == ticks_for(1.0)
+
+
+class Shifted:
+    """In place of the module `time`: goes on by itself, and further when a test moves it."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self) -> None:
+        self.added = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.added
+
+
+@pytest.mark.parametrize("stands_still", [True, False])
+def test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    stands_still: bool,
+) -> None:
+    """Nor more than a worker may take: by these ticks the first round is put off."""
+    clock, seconds, start = Shifted(), Timeouts.start + Timeouts.load, Worker.start
+
+    def begun_slowly(*arguments: Any, began: Callable[[Worker], None], **options: Any) -> Worker:
+        def slowly(worker: Worker) -> None:
+            began(worker)
+            if stands_still:
+                worker.pause()
+            clock.added += 4 * seconds / 5 if stands_still else 5 * seconds
+            worker.resume()
+
+        return start(*arguments, began=slowly, **options)
+
+    monkeypatch.setattr("datasites.enclave.worker.time", clock)
+    monkeypatch.setattr(admission, "time", clock)
+    monkeypatch.setattr(moments_of, "time", clock)
+    monkeypatch.setattr(Worker, "start", begun_slowly)
+    monkeypatch.setattr(Worker, "measure", lambda *_, **__: 1.0)
+    row = admission.recheck(desk.site, desk.row.pk)
+    assert row.rehearsal["outcome"] == "passed", row.rehearsal
+    found = row.rehearsal["start_ticks"]
+    assert found < ticks_for(seconds / 2) if stands_still else found == ticks_for(seconds)
 
 
 def test_a_round_that_would_take_longer_than_a_round_may_is_refused_with_the_figure(
