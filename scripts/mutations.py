@@ -1020,6 +1020,13 @@ MUTATIONS = (
         (f"{_ENDING}::test_a_worker_that_lets_go_of_its_parent_is_killed_with_all_its_processes",),
     ),
     Mutation(
+        "worker: its number is given up while it is being killed",
+        "datasites/enclave/worker.py",
+        "        with self._pausing:\n            process.wait()\n",
+        "        process.wait()\n",
+        (f"{_ENDING}::test_a_worker_that_ends_while_it_is_being_killed_keeps_its_number",),
+    ),
+    Mutation(
         "worker: stopped before the kernel knows with whom it ends",
         "datasites/enclave/worker.py",
         " and processes.bound(self.pid)",
