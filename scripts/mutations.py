@@ -570,9 +570,23 @@ MUTATIONS = (
     Mutation(
         "tick: the first round leaves once its worker has the rows",
         "datasites/hospital/rounds.py",
-        "started = max(now, self._machine.free_at, self._loaded_at)",
-        "started = max(now, self._machine.free_at)",
+        "            if member is not None and time.monotonic() < self._loaded_at:\n",
+        "            if False:\n",
         (f"{_TICKS}::test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_allowed",),
+    ),
+    Mutation(
+        "tick: a round whose letter waited begins when the service comes to it",
+        "datasites/hospital/rounds.py",
+        "begins_at(self._loaded_at, now) if waited else now",
+        "now",
+        (f"{_TICKS}::test_a_round_whose_letter_waited_begins_whole_ticks_after_its_moment",),
+    ),
+    Mutation(
+        "tick: a round that could not be begun is at work for ever",
+        "datasites/hospital/rounds.py",
+        "            except BaseException:\n                self._announced.end()\n                raise\n",
+        "            except ZeroDivisionError:\n                raise\n",
+        (f"{_TICKS}::test_a_round_whose_work_could_not_be_begun_is_not_at_work",),
     ),
     Mutation(
         "tick: a service that was kept away releases at once",
