@@ -571,9 +571,23 @@ MUTATIONS = (
     Mutation(
         "tick: the first round leaves once its worker has the rows",
         "datasites/hospital/rounds.py",
-        "started = max(now, self._machine.free_at, self._loaded_at)",
-        "started = max(now, self._machine.free_at)",
+        "            if member is not None and time.monotonic() < self._loaded_at:\n",
+        "            if False:\n",
         (f"{_TICKS}::test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_allowed",),
+    ),
+    Mutation(
+        "tick: a round whose letter waited begins when the service comes to it",
+        "datasites/hospital/rounds.py",
+        "begins_at(self._loaded_at, now) if waited else now",
+        "now",
+        (f"{_TICKS}::test_a_round_whose_letter_waited_begins_whole_ticks_after_its_moment",),
+    ),
+    Mutation(
+        "tick: a round that could not be begun is at work for ever",
+        "datasites/hospital/rounds.py",
+        "            except BaseException:\n                self._announced.end()\n                raise\n",
+        "            except ZeroDivisionError:\n                raise\n",
+        (f"{_TICKS}::test_a_round_whose_work_could_not_be_begun_is_not_at_work",),
     ),
     Mutation(
         "tick: a service that was kept away releases at once",
@@ -605,6 +619,13 @@ MUTATIONS = (
             "tests/enclave/test_worker.py::"
             "test_a_pause_takes_the_processor_and_counts_for_no_deadline_and_no_measurement",
         ),
+    ),
+    Mutation(
+        "tick: a worker's start holds the time in which it was stopped",
+        "datasites/enclave/worker.py",
+        "return self._now() - self._began",
+        "return time.monotonic() - self._began",
+        (f"{_TICKS}::test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start",),
     ),
     Mutation(
         "patients: two keep some at once and forget each other's",
@@ -1127,6 +1148,13 @@ MUTATIONS = (
         "            found.extend(family(pid))\n",
         "            found.append(pid)\n",
         (f"{_ENDING}::test_a_worker_that_lets_go_of_its_parent_is_killed_with_all_its_processes",),
+    ),
+    Mutation(
+        "worker: its number is given up while it is being killed",
+        "datasites/enclave/worker.py",
+        "        with self._pausing:\n            process.wait()\n",
+        "        process.wait()\n",
+        (f"{_ENDING}::test_a_worker_that_ends_while_it_is_being_killed_keeps_its_number",),
     ),
     Mutation(
         "worker: stopped before the kernel knows with whom it ends",

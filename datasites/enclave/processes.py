@@ -3,6 +3,9 @@
 The first one leads a session of its own (`worker`), so what bubblewrap is just making is of its process group, and a
 signal to a group meets a process in the middle of a fork with its child, or before it. What has left that group is
 below the first process, where it is found.
+
+Assumption of `signal_all` and `end`: nobody reaps the first process meanwhile, so that its number is no other's. So who
+starts one looks by `is_over` and `wait_for`, which leave it, and reaps it where no signal is being sent (`worker`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +28,25 @@ def family(pid: int) -> Iterator[int]:
             children = task.read_text().split()
         for child in children:
             yield from family(int(child))
+
+
+def is_over(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended; doesn't reap it, as `poll` would."""
+    return _waited(process, os.WNOHANG)
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> None:
+    """Until it has ended; doesn't reap it, as `wait` would."""
+    _waited(process, 0)
+
+
+def _waited(process: subprocess.Popen[bytes], how: int) -> bool:
+    if process.returncode is not None:
+        return True
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | how) is not None
+    except ChildProcessError:
+        return True  # reaped by now
 
 
 def signal_all(pid: int, number: signal.Signals) -> None:

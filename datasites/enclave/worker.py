@@ -156,6 +156,7 @@ class Worker:
         self._log: collections.deque[bytes] = collections.deque()
         self._log_size = 0
         self._killed = False
+        self._began = time.monotonic()
         self._pausing = threading.Lock()
         self._paused_at: float | None = None
         self._stopped = False
@@ -227,7 +228,12 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether the process runs and was not killed. A worker that isn't alive never comes back; start another."""
-        return not self._killed and self._process is not None and self._process.poll() is None
+        return not self._killed and self._process is not None and not processes.is_over(self._process)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was begun, less those in which it was paused."""
+        return self._now() - self._began
 
     @property
     def pid(self) -> int:
@@ -381,11 +387,11 @@ class Worker:
         process = self._process
         if process is None:
             return
-        if process.poll() is None and self._lock.acquire(timeout=0.1):
+        if not processes.is_over(process) and self._lock.acquire(timeout=0.1):
             try:
                 self._write(protocol.encode(protocol.Close()), self._now() + 1)
-                process.wait(5)
-            except (OSError, WorkerError, subprocess.TimeoutExpired):
+                self._thread.join(5)
+            except (OSError, WorkerError):
                 pass
             finally:
                 self._lock.release()
@@ -424,10 +430,10 @@ class Worker:
             return
         with self._pausing:
             self._killed = True
-            if process.poll() is None:
+            if process.returncode is None:
                 processes.end(process.pid)
         if wait:
-            process.wait()
+            processes.wait_for(process)
             self._thread.join(10)
 
     def __enter__(self) -> Self:
@@ -454,7 +460,13 @@ class Worker:
                     start_new_session=True,
                 )
                 started.set()
-                self._follow(self._process)
+                try:
+                    self._follow(self._process)
+                except BaseException:
+                    self.kill()
+                    raise
+                finally:
+                    self._reap(self._process)
         except OSError as error:
             self._start_error = error
         finally:
@@ -467,14 +479,19 @@ class Worker:
             selector.register(process.stderr, selectors.EVENT_READ)
             ended = False
             while not ended:
-                ended = process.poll() is not None
+                ended = processes.is_over(process)
                 if selector.select(0 if ended else _LOOKS):
                     # In one piece what a pipe holds, once it has ended.
                     chunk = os.read(process.stderr.fileno(), _LOG_BYTES if ended else 4096)
                     if not chunk:
                         break
                     self._keep(chunk)
-        process.wait()
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the process. Nobody else does, and its number is given up only while no signal is sent to it."""
+        processes.wait_for(process)
+        with self._pausing:
+            process.wait()
 
     def _keep(self, chunk: bytes) -> None:
         self._log.append(chunk)
@@ -551,12 +568,11 @@ class Worker:
     def _ended(self, when: str) -> WorkerError:
         assert self._process is not None
         ours = self._killed
-        try:
-            code = self._process.wait(10)
-        except subprocess.TimeoutExpired:
+        self._thread.join(10)
+        code = self._process.returncode
+        if code is None:
             self.kill(wait=True)
             return WorkerCrashed(f"the worker closed its pipe {when} and was killed", rule="protocol", log=self.log)
-        self._thread.join(10)
         # bubblewrap passes a signal on as exit code 128 + signal; without bubblewrap it is a negative number.
         number = -code if code < 0 else code - 128 if code > 128 else 0
         if number == signal.SIGKILL and not ours:

@@ -64,6 +64,9 @@ OPEN = (Case.State.INTAKE, Case.State.REVIEW)
 #: people, since it may be what ended the process.
 MOST_AGAIN = 3
 
+#: Seconds of a worker's start that are allowed for at most: those in which it must have loaded its model.
+_LONGEST_START = Timeouts.start + Timeouts.load
+
 #: What is not the submission's: a service that is away, and a damaged audit log.
 _NOT_ITS_OWN = (StoreError, AuditError, *DATABASE_AWAY)
 
@@ -361,7 +364,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
 
 def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
     """What training on mock rows has shown; `ticks`, by the time on invented rows; `parameters` of the model; and
-    `start_ticks` that a worker took to start.
+    `start_ticks` that a worker took to start, less the time in which it stood still, and at most for `_LONGEST_START`.
 
     Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.
     """
@@ -377,9 +380,8 @@ def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
 def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> dict[str, Any]:
     try:
         mock = Partition.of_mock(case.package.data_model, read_mock(home.root / case.dataset.mock))
-        started = time.monotonic()
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
-        start_ticks = ticks_for(time.monotonic() - started)
+        start_ticks = ticks_for(min(worker.age, _LONGEST_START))
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
     with worker:

@@ -164,7 +164,8 @@ class Datasite:
             if outage is not None:
                 raise outage
             if not busy:
-                # Until the next sync, the tick at which a release leaves, or a letter that is to be looked at again.
+                # Until the next sync, the tick at which a release leaves, the moment at which a round's letter is read
+                # that waits for a worker, or a letter that is to be looked at again.
                 runs = [run for pk, run in self._runs.items() if pk not in self._resting]
                 awake = [run.wakes_at for run in runs] + [run.looks_at for run in runs]
                 wakes = [moment for moment in (*awake, self._mailroom.looks_again_at) if moment is not None]

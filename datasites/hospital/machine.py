@@ -1,9 +1,10 @@
 """What studies and submissions share of this machine: whose turn it is, and who stands back for whom.
 
-Rows are worked on one study after the other (`Machine`). A round is *at work* from its letter until its release leaves,
-at a tick that is public; for how long its rows are really worked on is not. `AtWork` says so to every process of the
-home, and a rehearsal stands still meanwhile (`standing_back`): its worker gets no processor, and its clock stops, by
-which its deadlines run and a round's ticks are measured.
+Rows are worked on one study after the other (`Machine`). A round is *at work* from when its letter is read until its
+release leaves, at a tick that is public; for how long its rows are really worked on is not. A letter that waits for a
+worker to be started (`ticks`) is not read yet, and keeps the machine from nobody. `AtWork` says so to every process of
+the home, and a rehearsal stands still meanwhile (`standing_back`): its worker gets no processor, and its clock stops,
+by which its deadlines run and a round's ticks and its worker's start are measured.
 
 **Claim (I16).** What a rehearsal shows (outcome, ticks, when it ends) follows from the submission, the mock rows, the
 machine, public figures and *when* rounds are at work, not from how long the rows of another study take; and a rehearsal
@@ -43,7 +44,8 @@ class Machine:
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
-        #: When the round that was begun last leaves, by the monotonic clock: public, unlike when its work is done.
+        #: When the round that was begun last leaves, by the monotonic clock: public, unlike when its work is done. None
+        #: is begun before its worker is taken to have its rows, so this holds ticks of rounds and no start of a worker.
         self.free_at = 0.0
 
 

@@ -1,7 +1,8 @@
 """One approved study at this hospital, from setup to close: check, charge, train, mask, journal, release; then unmask.
 
-The order of a round is fixed, and each line is durable before the next begins: policies allow, and the epoch's keys are
-those that people have pinned (`epochs`); the journal opens the manifest and keeps the round's secret (one per round,
+The order of a round is fixed, and each line is durable before the next begins: a worker may be taken to have the rows,
+before which the letter is not read (`ticks`); policies allow, and the epoch's keys are those that people have pinned
+(`epochs`); the journal opens the manifest and keeps the round's secret (one per round,
 I6); the ledger is charged (I5); a worker trains in its sandbox, with keys of that secret (`round_keys`); the round's
 tick comes (`ticks`); the release policy allows, and the epoch's keys are still those that are pinned; the journal keeps
 the masked vector; the audit log records the release (I11); the letter goes out. Killed anywhere, the next `step` goes
@@ -61,7 +62,7 @@ from datasites.hospital.owed import settle
 from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.row_work import Computed, RowWork
 from datasites.hospital.site import Site
-from datasites.hospital.ticks import GRACE, TICK, leaves_at
+from datasites.hospital.ticks import GRACE, TICK, begins_at, leaves_at
 from datasites.hospital.withdrawal import withdrawn
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
 from datasites.secagg.journal import NOTHING_REACHED
@@ -196,6 +197,8 @@ class StudyRun:
         #: Who was withdrawn when a worker was started last for a public reason, and from when on it has its rows.
         self._loads: frozenset[str] | None = None
         self._loaded_at = 0.0
+        #: Rounds whose letters came before that and are not read yet.
+        self._waiting: frozenset[int] = frozenset()
         #: Round whose abstention this process has logged, if it has not sent it yet.
         self._logged_abstention = 0
         #: Epoch whose setup this process has cleared out of the store.
@@ -203,8 +206,14 @@ class StudyRun:
 
     @property
     def wakes_at(self) -> float | None:
-        """When `step` is wanted for a release that waits for its tick, by the monotonic clock; not before."""
-        return None if self._at_work is None or self._halted else self._at_work.due - TICK
+        """When `step` is wanted for a release that waits for its tick, or for a round's letter that waits for a worker,
+        by the monotonic clock; not before.
+        """
+        if self._halted:
+            return None
+        if self._at_work is not None:
+            return self._at_work.due - TICK
+        return self._loaded_at if self._waiting else None
 
     @property
     def post(self) -> Correspondence:
@@ -263,7 +272,7 @@ class StudyRun:
 
     def _round(self, row: Case) -> bool:
         member, state = self._setup.member, self._journal.state
-        self._unread = False
+        self._unread, waited, self._waiting = False, self._waiting, frozenset()
         # Without any state the keys were given up, and each new round is sat out by that (`LostKeys`); or there never
         # were any, and then no round can be this hospital's: it takes the first epoch, whatever was sent before.
         if state is None and self._journal.floor == NOTHING_REACHED:
@@ -284,9 +293,13 @@ class StudyRun:
             done = Round.objects.filter(case=row, round=number).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
+            if member is not None and time.monotonic() < self._loaded_at:
+                # Nothing is charged or said, and the machine is free for others, until a worker is taken to be there.
+                self._waiting = frozenset(number for number, _, _ in called)
+                return False
             letter = self._post.receive(self._researcher, number, letters.ROUND, self._largest_model)
             if letter is not None:
-                self._attend(row, number, letter)
+                self._attend(row, number, letter, waited=number in waited)
                 return True
         self._unread = len(called) > LETTERS_PER_STEP
         return False
@@ -295,12 +308,18 @@ class StudyRun:
         """Let a worker start with the rows of today, and note from when on it is taken to have them (`ticks`)."""
         gone = withdrawn(self._site.home, self._case.dataset.name)
         if gone != self._loads:
-            self._loads, self._loaded_at = gone, time.monotonic() + self._case.loading_ticks * TICK
+            # One that is being started with the rows of before is taken to end first, at most a whole start from now.
+            now, takes = time.monotonic(), self._case.loading_ticks * TICK
+            self._loads, self._loaded_at = gone, max(now, min(self._loaded_at, now + takes)) + takes
         self._rows.warm(self._case, gone)
 
-    def _attend(self, row: Case, number: int, letter: Letter) -> None:
-        """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered."""
+    def _attend(self, row: Case, number: int, letter: Letter, *, waited: bool) -> None:
+        """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered.
+
+        waited: for a worker, since before it was taken to have its rows.
+        """
         now = time.monotonic()
+        begins = begins_at(self._loaded_at, now) if waited else now
         self._post.over(before=number)
         try:
             case = self._case = open_case(self._site.home, row)
@@ -325,12 +344,15 @@ class StudyRun:
             self._abstain(row, number, "failed", (), in_words(error))
         else:
             self._announced.begin()
-            # Another study's rows may be at work: this round takes its turn when that one leaves, which is public; as
-            # is when a worker may be taken to have its rows.
-            started = max(now, self._machine.free_at, self._loaded_at)
-            due = self._machine.free_at = leaves_at(started, case.terms.ticks, started)
-            work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
-            self._at_work = _AtWork(case, manifest, work, started, due)
+            try:
+                # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
+                started = max(begins, self._machine.free_at)
+                due = leaves_at(started, case.terms.ticks, started)
+                work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
+            except BaseException:
+                self._announced.end()
+                raise
+            self._machine.free_at, self._at_work = due, _AtWork(case, manifest, work, started, due)
 
     def _keys(self, case: OpenCase, manifest: RoundManifest, records: str) -> RoundKeys:
         state = self._journal.state

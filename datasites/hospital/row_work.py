@@ -112,6 +112,8 @@ class RowWork:
     def _warm(self, case: OpenCase) -> None:
         try:
             self._started_worker(case)
+            while self._withdrawn != withdrawn(self._home, case.dataset.name):  # somebody was, while it started
+                self._started_worker(case)
         except Exception as error:
             log.warning("no worker yet: %s", type(error).__name__)
             raise

@@ -2,15 +2,15 @@
 
 How long a round takes depends on its rows: on how many were sampled, if on nothing else. So the time at which a vector
 leaves would be a message without noise. A release therefore leaves a fixed number of ticks after its round's letter was
-taken; the number is part of what people approve: the longest round that the study holds is run on invented rows, as
+read; the number is part of what people approve: the longest round that the study holds is run on invented rows, as
 many as the hospital declares records (`invented_rows`, `Worker.measure`), and `ticks_for` allows more. It is run while
 no round is at work, and stopped, with its clock, when one begins (`machine`); so rows of other studies have no part in
 the number but for what `machine` doesn't claim.
 
 Claim: as long as the work of a round fits into its ticks, the moment at which a release leaves is a function of when
-the letter came. Where the work overruns, the release leaves at the next whole tick, so that what shows is how many
-ticks it was late. Assumes: a clock that rows don't move; what is done after the tick (masking, policies, log, journal,
-sending) takes a time that depends on sizes which are public.
+the letter was read, which is public. Where the work overruns, the release leaves at the next whole tick, so that what
+shows is how many ticks it was late. Assumes: a clock that rows don't move; what is done after the tick (masking,
+policies, log, journal, sending) takes a time that depends on sizes which are public.
 
 When it fits: work is done row by row in slots of a fixed number, so its time is at most a + b n for n rows that are
 worked on. It fits where the table holds no more records than are declared, neither a side of the split nor a sample
@@ -18,10 +18,13 @@ holds more than `_ROOM` times its share of them, and the machine is not so much 
 patient with a large part of all records can break the second, a table that has grown the first: people are told of
 that by `datasites dataset check` and `datasites doctor`.
 
-A worker starts with the rows when a study's epoch is set up and after a withdrawal, moments that are public. A round is
-taken to begin no earlier than `loading_ticks` later: what a start took on mock rows, with room, and what reading what
-is declared takes. Not claimed: of a worker that is started anew after a crash, or because of a withdrawal at the very
-moment of a round's letter, that loading the rows doesn't show.
+A worker starts with the rows when a study's epoch is set up and after a withdrawal, moments that are public. No letter
+of a round is read before `loading_ticks` later: what a start took on mock rows, with room, and what reading what is
+declared takes; after a withdrawal in this time, the start that is under way is taken to end first. A letter that came
+before waits; until then its round is not charged, and no other study waits for it (`machine`). It begins at that very
+moment, however long other things kept the service from it, or where they did for a tick or more, a number of whole
+ticks later (`begins_at`). Not claimed: of a worker that is started anew after a crash, or because of a withdrawal at
+the very moment at which a round's letter is read, that loading the rows doesn't show.
 
 The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows
 from declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the
@@ -70,6 +73,14 @@ def reading_ticks(records: int, values: int) -> int:
 def loading_ticks(start: int, records: int, values: int) -> int:
     """Ticks after which a worker has its rows that takes `start` of them to start, with `records` as declared."""
     return start + reading_ticks(records, values)
+
+
+def begins_at(moment: float, now: float) -> float:
+    """When a round starts that was to start at `moment` and is begun `now`, later: then, or whole ticks after it.
+
+    What it loses so is less than a tick, which is allowed for.
+    """
+    return moment + max(0, math.floor((now - moment) / TICK)) * TICK
 
 
 def leaves_at(started: float, ticks: int, now: float) -> float:

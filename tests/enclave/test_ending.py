@@ -176,19 +176,19 @@ def session_of(pid: int) -> int:
 def test_whoever_kills_a_worker_waits_for_nobody_unless_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = begun(folder, "required", "after")
     until(lambda: "cleared" in worker.log)
-    me, wait, join = threading.get_ident(), subprocess.Popen.wait, threading.Thread.join
+    me, wait, join = threading.get_ident(), processes.wait_for, threading.Thread.join
     waited: list[str] = []
 
-    def waits(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+    def waits(process: subprocess.Popen[bytes]) -> None:
         if threading.get_ident() == me:
             waited.append("process")
-        return wait(self, timeout)
+        wait(process)
 
     def joins(self: threading.Thread, timeout: float | None = None) -> None:
         waited.append("thread")
         join(self, timeout)
 
-    monkeypatch.setattr(subprocess.Popen, "wait", waits)
+    monkeypatch.setattr(processes, "wait_for", waits)
     monkeypatch.setattr(threading.Thread, "join", joins)
     worker.kill()
     assert waited == []
@@ -245,6 +245,27 @@ def test_a_worker_that_stands_still_is_not_looked_for_again(folder: Path, monkey
         worker.kill()
         with pytest.raises(WorkerCrashed):
             worker.initial_parameters()
+
+
+def test_a_worker_that_ends_while_it_is_being_killed_keeps_its_number(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system could give the number to another process, which would be killed in its place."""
+    worker, end, found = start(folder), processes.end, []
+
+    def ended_before(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        assert not worker.alive
+        worker._thread.join(1)  # that follows it, and could reap it by then
+        found.append(state(pid))
+        end(pid)
+
+    monkeypatch.setattr(processes, "end", ended_before)
+    worker.kill(wait=True)
+    assert found == ["Z"], "ended, and not reaped"
+    assert state(worker.pid) == "X"
+    worker.kill()
+    assert len(found) == 1
 
 
 def test_a_worker_is_killed_also_where_no_file_can_be_opened() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasites.hospital import rounds
 from datasites.hospital.cases import open_case
 from datasites.hospital.models import Case
 from datasites.hospital.rounds import StudyRun
@@ -97,6 +98,13 @@ class Running:
         while self.run.step() or self.run.wakes_at is not None:
             if self.run.wakes_at is not None:
                 time.sleep(max(0.0, self.run.wakes_at - time.monotonic()))
+
+    def until_at_work(self) -> None:
+        """Let the hospital step until a round's rows are worked on, its letter having waited for that."""
+        while self.run._at_work is None:
+            if not self.run.step():
+                assert self.run.wakes_at is not None
+                rounds.time.sleep(max(0.0, self.run.wakes_at - rounds.time.monotonic()))
 
     def end(self) -> None:
         self.run.close(wait=True)

@@ -185,8 +185,7 @@ def killed_at_release(running: Running, monkeypatch: pytest.MonkeyPatch, kill: C
     """Round 1, killed once the journal holds its vector; then the study can't be opened, and is stopped."""
     running.set_up()
     running.open(1)
-    while running.run._at_work is None:
-        assert running.run.step()
+    running.until_at_work()
     with monkeypatch.context() as patch:
         kill(patch)
         with pytest.raises(Killed):

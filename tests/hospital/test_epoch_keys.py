@@ -73,8 +73,7 @@ def test_a_key_that_is_revoked_while_rows_are_at_work_masks_nothing(
 ) -> None:
     running.set_up()
     running.open(1)
-    while running.run._at_work is None:
-        assert running.run.step()
+    running.until_at_work()
     replace_key(running, PEER)
     running.steps()
     require_sat_out(running, 1)

@@ -144,8 +144,7 @@ def test_a_round_is_at_work_from_its_letter_until_its_release_leaves(running: Ru
     running.set_up()
     assert not rounds_at_work(home)
     running.open(1)
-    while running.run._at_work is None:
-        assert running.run.step()
+    running.until_at_work()
     assert rounds_at_work(home)
     done = subprocess.run([sys.executable, "-c", ASK, str(home.root)], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
@@ -161,8 +160,7 @@ def test_a_round_of_a_study_that_people_halt_or_let_go_of_is_not_at_work_for_eve
     home = running.site.home
     running.set_up()
     running.open(1)
-    while running.run._at_work is None:
-        assert running.run.step()
+    running.until_at_work()
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.PAUSED)
     running.run.step()
     assert rounds_at_work(home)

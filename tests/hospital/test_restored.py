@@ -332,8 +332,7 @@ def at_work(running: Running) -> Running:
     """Round 1 is charged, its rows are worked on, and its tick has not come."""
     running.set_up()
     running.open(1)
-    while running.run._at_work is None:
-        running.run.step()
+    running.until_at_work()
     running.run._at_work.work.result()
     return running
 

@@ -466,8 +466,7 @@ def test_a_round_begins_when_the_round_before_it_leaves_whenever_its_work_was_do
     running.set_up()
     free_at = running.run._machine.free_at = time.monotonic() + 3
     running.open(1)
-    while running.run._at_work is None:
-        assert running.run.step()
+    running.until_at_work()
     ticks = running.run._at_work.case.terms.ticks
     assert running.run._at_work.started == free_at
     assert running.run._at_work.due == pytest.approx(free_at + ticks * rounds.TICK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from datasites.enclave.worker import Worker
-from datasites.hospital import admission, cases, rounds, row_work
+from datasites.enclave.worker import Timeouts, Worker
+from datasites.hospital import admission, cases, review, rounds, row_work
 from datasites.hospital import ticks as moments_of
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.doctor import examine as doctor
+from datasites.hospital.machine import rounds_at_work
 from datasites.hospital.models import Case, Round
 from datasites.hospital.readiness import check_dataset
 from datasites.hospital.rounds import StudyRun
@@ -124,8 +126,7 @@ def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
     monkeypatch.setattr(Worker, "train", train_when_told)
     running.set_up()
     running.open(1)
-    while running.run._at_work is None:
-        assert running.run.step()
+    running.until_at_work()
     begun = running.run._at_work.started
     for tick in range(1, ticks + 6):
         clock.now = max(clock.now, begun + (tick - 0.5) * TICK)
@@ -156,8 +157,7 @@ def test_a_service_that_was_kept_away_releases_at_a_whole_tick(
     monkeypatch.setattr(StudyRun, "_masked", timed)
     running.set_up()
     running.open(1)
-    while running.run._at_work is None:
-        assert running.run.step()
+    running.until_at_work()
     work = running.run._at_work
     wait([work.work])
     clock.now = work.due + 0.3 * TICK
@@ -189,8 +189,11 @@ def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_
     try:
         for number in (1, 2):
             running.open(number)
-            while running.run._at_work is None:
-                assert running.run.step()
+            while running.run.step():
+                pass
+            assert running.run.wakes_at == pytest.approx(began + allowed * TICK)
+            wait([running.run._rows._warming])
+            running.until_at_work()
             assert running.run._at_work.due == pytest.approx(began + (allowed + running.case.terms.ticks) * TICK)
             wait([running.run._at_work.work])
             clock.now = running.run._at_work.due
@@ -202,6 +205,116 @@ def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_
             running.run.step()
     finally:
         withdrawals.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def slow(running: Running, monkeypatch: pytest.MonkeyPatch) -> tuple[Running, Clock, float]:
+    """A study whose workers take long to start: the letter of round 1 waits until this moment of the clock."""
+    clock = Clock()
+    monkeypatch.setattr(rounds, "time", clock)
+    Case.objects.filter(pk=running.row.pk).update(rehearsal={**running.row.rehearsal, "start_ticks": 1000})
+    running.restart()
+    running.set_up()
+    running.open(1)
+    while running.run.step():
+        pass
+    return running, clock, clock.now + running.run._case.loading_ticks * TICK
+
+
+def test_a_letter_that_waits_for_a_worker_keeps_the_machine_from_nobody(slow: tuple[Running, Clock, float]) -> None:
+    """And is not charged: rounds of others go on, and so do rehearsals."""
+    running, clock, moment = slow
+    machine = running.run._machine
+    for _ in range(3):
+        assert not running.run.step(), "the service sleeps"
+        assert running.run.wakes_at == pytest.approx(moment)
+        assert running.run.looks_at is None or running.run.looks_at > time.monotonic()
+        assert (machine.free_at, rounds_at_work(running.site.home)) == (0.0, False)
+        assert not Round.objects.exists()
+        clock.now += (moment - clock.now) / 2
+    clock.now = moment + 0.7 * TICK
+    assert running.run.step()
+    assert rounds_at_work(running.site.home)
+    work = running.run._at_work
+    assert work is not None
+    assert work.started == pytest.approx(moment), "not when the service came to it"
+    assert machine.free_at == work.due == pytest.approx(moment + running.case.terms.ticks * TICK)
+
+
+@pytest.mark.parametrize(("late", "starts"), [(0.0, 0.0), (2.9, 2.0), (40.2, 40.0)])
+def test_a_round_whose_letter_waited_begins_whole_ticks_after_its_moment(
+    slow: tuple[Running, Clock, float], late: float, starts: float
+) -> None:
+    """The service was kept away; a round that began in the past would be late by what its rows take."""
+    running, clock, moment = slow
+    clock.now = running.run._loaded_at + late * TICK
+    assert running.run.step()
+    assert running.run._at_work is not None
+    assert running.run._at_work.started == pytest.approx(moment + starts * TICK)
+
+
+def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(slow: tuple[Running, Clock, float]) -> None:
+    """A worker that starts with the rows of before ends that first; it is never more than two whole starts off."""
+    running, clock, moment = slow
+    withdrawals, takes = running.site.home.withdrawals / "heart.json", moment - clock.now
+    withdrawals.parent.mkdir(exist_ok=True)
+    try:
+        for gone in ('["1"]', '["1", "2"]'):
+            clock.now += takes / 4
+            withdrawals.write_text(gone)
+            assert not running.run.step()
+            assert running.run.wakes_at == pytest.approx(min(moment, clock.now + takes) + takes)
+            moment = running.run.wakes_at
+        wait([running.run._rows._warming])
+        assert running.run._rows._withdrawn == frozenset({"1", "2"}), "its thread starts another by itself"
+        clock.now = running.run.wakes_at
+        running.until_at_work()
+        assert running.run._at_work.started == clock.now
+    finally:
+        withdrawals.unlink(missing_ok=True)
+
+
+def test_what_people_and_others_do_while_a_letter_waits(slow: tuple[Running, Clock, float]) -> None:
+    """A study that is halted wakes for nothing; a newer round is the one that begins; a sat out one is answered."""
+    running, clock, moment = slow
+    row = Case.objects.filter(pk=running.row.pk)
+    row.update(state=Case.State.PAUSED)
+    assert not running.run.step()
+    assert running.run.wakes_at is None
+    row.update(state=Case.State.RUNNING)
+    running.open(2)
+    assert not running.run.step()
+    assert running.run.wakes_at == pytest.approx(moment)
+    Round.objects.create(case=running.row, round=2, epoch=0, manifest_hash="", state=Round.State.CHARGED)
+    row.update(state=Case.State.STOPPED)
+    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "looked at")
+    assert running.run.step()
+    assert running.heard(2, letters.ABSTAINED)
+    assert not running.run.step()
+    assert running.run.wakes_at is None, "nothing waits any more"
+    clock.now = moment
+    assert not running.run.step()
+    assert not Round.objects.filter(round=1).exists()
+
+
+def test_a_round_whose_work_could_not_be_begun_is_not_at_work(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread can be started, say; rehearsals would stand still until a later round ends."""
+
+    def no_thread(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    running.set_up()
+    running.open(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(row_work.RowWork, "begin", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            running.until_at_work()
+    assert not rounds_at_work(running.site.home)
+    assert running.run._machine.free_at == 0.0
+    running.steps()
+    assert running.heard(1, letters.MASKED), "tried again, under the same charge"
 
 
 def examination(desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, keeping: float) -> list[tuple[str, int]]:  # noqa: F811
@@ -295,6 +408,48 @@ def test_time_is_allowed_for_training_and_evaluation_where_a_round_holds_both(
     assert row.rehearsal["outcome"] == "passed", (row.note, row.rehearsal)
     assert asked == [True]
     assert row.terms["ticks"] == ticks_for(1.0)
+
+
+class Shifted:
+    """In place of the module `time`: goes on by itself, and further when a test moves it."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self) -> None:
+        self.added = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.added
+
+
+@pytest.mark.parametrize("stands_still", [True, False])
+def test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    stands_still: bool,
+) -> None:
+    """Nor more than a worker may take: by these ticks the first round is put off."""
+    clock, seconds, start = Shifted(), Timeouts.start + Timeouts.load, Worker.start
+
+    def begun_slowly(*arguments: Any, began: Callable[[Worker], None], **options: Any) -> Worker:
+        def slowly(worker: Worker) -> None:
+            began(worker)
+            if stands_still:
+                worker.pause()
+            clock.added += 4 * seconds / 5 if stands_still else 5 * seconds
+            worker.resume()
+
+        return start(*arguments, began=slowly, **options)
+
+    monkeypatch.setattr("datasites.enclave.worker.time", clock)
+    monkeypatch.setattr(admission, "time", clock)
+    monkeypatch.setattr(moments_of, "time", clock)
+    monkeypatch.setattr(Worker, "start", begun_slowly)
+    monkeypatch.setattr(Worker, "measure", lambda *_, **__: 1.0)
+    row = admission.recheck(desk.site, desk.row.pk)
+    assert row.rehearsal["outcome"] == "passed", row.rehearsal
+    found = row.rehearsal["start_ticks"]
+    assert found < ticks_for(seconds / 2) if stands_still else found == ticks_for(seconds)
 
 
 def test_a_round_that_would_take_longer_than_a_round_may_is_refused_with_the_figure(
