@@ -25,6 +25,7 @@ import logging
 import os
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -40,13 +41,42 @@ log = logging.getLogger(__name__)
 
 
 class Machine:
-    """What the studies of one datasite share: their rows are worked on one study after the other."""
+    """What the studies of one datasite share.
+
+    Rows are worked on one round after the other, in the order in which rounds were begun, which is that in which they
+    leave. Workers are started with rows one after the other, each in a span of its own.
+    """
 
     def __init__(self) -> None:
-        self.turn = threading.Lock()
         #: When the round that was begun last leaves, by the monotonic clock: public, unlike when its work is done. None
         #: is begun before its worker is taken to have its rows, so this holds ticks of rounds and no start of a worker.
         self.free_at = 0.0
+        #: When the worker that is given rows last is taken to have them.
+        self._loaded_at = 0.0
+        self._rounds: deque[object] = deque()
+        self._moved = threading.Condition()
+
+    def load(self, now: float, seconds: float) -> tuple[float, float]:
+        """Take the next span of `seconds` in which a worker is started with rows; when it begins and when it is over."""
+        begins = max(now, self._loaded_at)
+        self._loaded_at = begins + seconds
+        return begins, self._loaded_at
+
+    def enter(self, work: object) -> None:
+        """Let the rows of this round be worked on after those of all that were entered before."""
+        with self._moved:
+            self._rounds.append(work)
+
+    def await_turn(self, work: object, seconds: float) -> bool:
+        """Wait until it is this round's turn, for so long at most; whether it is."""
+        with self._moved:
+            return self._moved.wait_for(lambda: self._rounds[0] is work, seconds)
+
+    def leave(self, work: object) -> None:
+        """Let the next one have its turn, whether or not this one had its own."""
+        with self._moved:
+            self._rounds.remove(work)
+            self._moved.notify_all()
 
 
 class AtWork:

@@ -194,9 +194,9 @@ class StudyRun:
         self._announced = AtWork(site.home)
         self._at_work: _AtWork | None = None
         self._halted = self._unread = False
-        #: Who was withdrawn when a worker was started last for a public reason, and from when on it has its rows.
+        #: Who had withdrawn when a start of a worker was last due, when that begins, and from when on it has its rows.
         self._loads: frozenset[str] | None = None
-        self._loaded_at = 0.0
+        self._load_begins = self._loaded_at = 0.0
         #: Rounds whose letters came before that and are not read yet.
         self._waiting: frozenset[int] = frozenset()
         #: Round whose abstention this process has logged, if it has not sent it yet.
@@ -206,13 +206,15 @@ class StudyRun:
 
     @property
     def wakes_at(self) -> float | None:
-        """When `step` is wanted for a release that waits for its tick, or for a round's letter that waits for a worker,
-        by the monotonic clock; not before.
+        """When `step` is wanted for a release that waits for its tick, for the start of a worker, or for a round's letter
+        that waits for one, by the monotonic clock; not before.
         """
         if self._halted:
             return None
         if self._at_work is not None:
             return self._at_work.due - TICK
+        if time.monotonic() < self._load_begins:
+            return self._load_begins
         return self._loaded_at if self._waiting else None
 
     @property
@@ -305,13 +307,14 @@ class StudyRun:
         return False
 
     def _load(self) -> None:
-        """Let a worker start with the rows of today, and note from when on it is taken to have them (`ticks`)."""
-        gone = withdrawn(self._site.home, self._case.dataset.name)
+        """Let a worker start with the rows of today, in a span that is public (`ticks`)."""
+        gone, now = withdrawn(self._site.home, self._case.dataset.name), time.monotonic()
         if gone != self._loads:
-            # One that is being started with the rows of before is taken to end first, at most a whole start from now.
-            now, takes = time.monotonic(), self._case.loading_ticks * TICK
-            self._loads, self._loaded_at = gone, max(now, min(self._loaded_at, now + takes)) + takes
-        self._rows.warm(self._case, gone)
+            self._loads = gone
+            if now >= self._load_begins:  # else the start that is due will leave them out
+                self._load_begins, self._loaded_at = self._machine.load(now, self._case.loading_ticks * TICK)
+        if now >= self._load_begins:
+            self._rows.warm(self._case, gone)
 
     def _attend(self, row: Case, number: int, letter: Letter, *, waited: bool) -> None:
         """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered.
@@ -343,12 +346,15 @@ class StudyRun:
         except Exception as error:
             self._abstain(row, number, "failed", (), in_words(error))
         else:
+            assert self._loads is not None
             self._announced.begin()
             try:
                 # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
                 started = max(begins, self._machine.free_at)
                 due = leaves_at(started, case.terms.ticks, started)
-                work = self._rows.begin(case, manifest, parameters, lambda records: self._keys(case, manifest, records))
+                work = self._rows.begin(
+                    case, manifest, parameters, lambda records: self._keys(case, manifest, records), self._loads
+                )
             except BaseException:
                 self._announced.end()
                 raise

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -72,13 +71,26 @@ class RowWork:
         manifest: RoundManifest,
         parameters: npt.NDArray[np.float32],
         keys: Callable[[str], RoundKeys],
+        gone: frozenset[str],
     ) -> Future[Computed]:
         """Compute what the round releases, from the model `parameters` (d,), in this study's thread.
 
-        keys: the round's keys, given the commitment to the rows. The result raises what went wrong; no row is in it.
+        keys: the round's keys, given the commitment to the rows. gone: who must not be among them; whoever withdraws
+        after that is left out of the next round. The result raises what went wrong; no row is in it.
         """
         self._warming = None
-        return self._thread.submit(self._on_thread, lambda: self._compute(case, manifest, parameters, keys))
+        place = object()
+        self._machine.enter(place)
+        try:
+            work = self._thread.submit(
+                self._on_thread, lambda: self._compute(place, case, manifest, parameters, keys, gone)
+            )
+        except BaseException:
+            self._machine.leave(place)
+            raise
+        # Also of work that is let go of before it began.
+        work.add_done_callback(lambda _: self._machine.leave(place))
+        return work
 
     def warm(self, case: OpenCase, gone: frozenset[str]) -> None:
         """See to it that a worker is there, without the rows of who has `gone`, before a round needs it."""
@@ -87,8 +99,8 @@ class RowWork:
                 return
             if self._warming.exception() is not None:
                 return  # the round that needs it says why
-        if self._worker is None or not self._worker.alive or gone != self._withdrawn:
-            self._warming = self._thread.submit(self._on_thread, lambda: self._warm(case))
+        if self._worker is None or not self._worker.alive or not gone <= self._withdrawn:
+            self._warming = self._thread.submit(self._on_thread, lambda: self._warm(case, gone))
 
     def close(self, *, wait: bool = False) -> None:
         """End the worker, in whatever it does; the thread ends by itself, with a worker that it was just starting.
@@ -109,21 +121,20 @@ class RowWork:
             # Django keeps a connection for each thread, and nobody else closes this one's.
             connections.close_all()
 
-    def _warm(self, case: OpenCase) -> None:
+    def _warm(self, case: OpenCase, gone: frozenset[str]) -> None:
         try:
-            self._started_worker(case)
-            while self._withdrawn != withdrawn(self._home, case.dataset.name):  # somebody was, while it started
-                self._started_worker(case)
+            self._started_worker(case, gone)
         except Exception as error:
             log.warning("no worker yet: %s", type(error).__name__)
             raise
 
-    def _started_worker(self, case: OpenCase) -> Worker:
-        gone = withdrawn(self._home, case.dataset.name)
-        if self._worker is not None and gone != self._withdrawn:
+    def _started_worker(self, case: OpenCase, gone: frozenset[str]) -> Worker:
+        """A worker with rows, those of `gone` not among them."""
+        if self._worker is not None and not gone <= self._withdrawn:
             self._worker.close()
         if self._worker is None or not self._worker.alive:
             self._require_open()
+            gone = withdrawn(self._home, case.dataset.name)
             rows = self._rows_of(case)
             self._records = records_commitment(self._home, case, rows)
             self._worker = start_worker(self._home, case, rows)
@@ -144,41 +155,35 @@ class RowWork:
 
     def _compute(
         self,
+        place: object,
         case: OpenCase,
         manifest: RoundManifest,
         parameters: npt.NDArray[np.float32],
         keys: Callable[[str], RoundKeys],
+        gone: frozenset[str],
     ) -> Computed:
         failures, number = Failures(self._home, case.row.study_hash), manifest.round
-        with self._turn():
-            started = time.monotonic()
-            while True:
-                failed = failures.of(number)
-                if failed >= MOST:
-                    raise WorkerCrashed(f"work on its records has failed {failed} times", rule="failed")
-                try:
-                    worker = self._started_worker(case)
-                    of_round = keys(self._records)
-                    vectors, steps = self._vectors(worker, case, manifest, parameters, of_round)
-                except WorkerError as error:
-                    # A crash is tried once more, under the same charge and the same keys: the same bytes. What the
-                    # worker refused it would refuse again.
-                    if self._closed:
-                        raise
-                    if failures.add(number) >= MOST or (self._worker is not None and self._worker.alive):
-                        raise
-                    log.warning("round %d: the worker ended (%s); starting another", number, error)
-                    continue
-                return Computed(vectors, steps, of_round.key("rounding"), time.monotonic() - started, failed)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        while not self._machine.turn.acquire(timeout=0.2):
+        while not self._machine.await_turn(place, 0.2):
             self._require_open()
-        try:
-            yield
-        finally:
-            self._machine.turn.release()
+        started = time.monotonic()
+        while True:
+            failed = failures.of(number)
+            if failed >= MOST:
+                raise WorkerCrashed(f"work on its records has failed {failed} times", rule="failed")
+            try:
+                worker = self._started_worker(case, gone)
+                of_round = keys(self._records)
+                vectors, steps = self._vectors(worker, case, manifest, parameters, of_round)
+            except WorkerError as error:
+                # A crash is tried once more, under the same charge and the same keys: the same bytes. What the
+                # worker refused it would refuse again.
+                if self._closed:
+                    raise
+                if failures.add(number) >= MOST or (self._worker is not None and self._worker.alive):
+                    raise
+                log.warning("round %d: the worker ended (%s); starting another", number, error)
+                continue
+            return Computed(vectors, steps, of_round.key("rounding"), time.monotonic() - started, failed)
 
     def _require_open(self) -> None:
         if self._closed:

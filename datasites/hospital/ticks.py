@@ -18,13 +18,15 @@ holds more than `_ROOM` times its share of them, and the machine is not so much 
 patient with a large part of all records can break the second, a table that has grown the first: people are told of
 that by `datasites dataset check` and `datasites doctor`.
 
-A worker starts with the rows when a study's epoch is set up and after a withdrawal, moments that are public. No letter
-of a round is read before `loading_ticks` later: what a start took on mock rows, with room, and what reading what is
-declared takes; after a withdrawal in this time, the start that is under way is taken to end first. A letter that came
-before waits; until then its round is not charged, and no other study waits for it (`machine`). It begins at that very
-moment, however long other things kept the service from it, or where they did for a tick or more, a number of whole
-ticks later (`begins_at`). Not claimed: of a worker that is started anew after a crash, or because of a withdrawal at
-the very moment at which a round's letter is read, that loading the rows doesn't show.
+A worker starts with the rows when a study's epoch is set up and after a withdrawal, moments that are public. Workers of
+a datasite are started one after the other, each in a span of `loading_ticks` (`Machine.load`): what a start took on
+mock rows, with room, and what reading what is declared takes. Whoever withdraws before a span begins is left out by it;
+later, another span follows. No letter of a round is read before its worker's span is over, and the round is worked on
+without those who had withdrawn then. A letter that came before waits; until then its round is not charged, and no other
+study waits for it (`machine`). It begins at that very moment, however long other things kept the service from it, or
+where they did for a tick or more, a number of whole ticks later (`begins_at`). Assumes that a start takes no longer
+than its span while a round of another study is at work. Not claimed: of a worker that is started anew after a crash,
+that loading the rows doesn't show.
 
 The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows
 from declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the
