@@ -535,9 +535,16 @@ MUTATIONS = (
     Mutation(
         "tick: reading a table takes as long as it takes",
         "datasites/hospital/admission.py",
-        "sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)), halt.check)",
+        "sleep_to_tick(started, reading_ticks(dataset.declared_records, columns, listed), halt.check)",
         "sleep_to_tick(started, 1, halt.check)",
         (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
+    ),
+    Mutation(
+        "tick: lists of patients are read in no time",
+        "datasites/hospital/ticks.py",
+        " + listed * _LISTED",
+        "",
+        (f"{_TICKS}::test_time_is_allowed_for_the_lists_of_all_whom_the_hospital_declares",),
     ),
     Mutation(
         "review: a study goes on before the log says that people resumed it",
@@ -663,6 +670,16 @@ MUTATIONS = (
         "heading.whole and ledger_log.tell(home).token(population) in (heading.token, heading.before)",
         "heading.whole",
         ("tests/hospital/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
+    ),
+    Mutation(
+        "patients: a case is approved though its list was lost before the log knew it",
+        "datasites/hospital/review.py",
+        "    require_logged(site, row)\n",
+        "",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen",
+        ),
     ),
     Mutation(
         "patients: the list after a lost one is taken for all of them",

@@ -24,7 +24,7 @@ from datasites.hospital.failures import Failures
 from datasites.hospital.ledger_log import WITHDRAWN
 from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.owed import log_owed, owe, settle
-from datasites.hospital.patients import log_lists
+from datasites.hospital.patients import log_lists, require_logged
 from datasites.hospital.pending import StudyCap
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
@@ -56,10 +56,11 @@ def find_case(number: int) -> Case:
 def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str) -> Case:
     """Approve the hash that the person has seen; the second approval reserves the budget and makes the study active.
 
-    Raises `compliance.Denied` with the controls that deny, `BudgetExceeded`, `FrozenCopyChanged`, or `ReviewError`
-    when the case is not in review or its approval hash is not `seen_hash` (any more).
+    Raises `compliance.Denied` with the controls that deny, `BudgetExceeded`, `FrozenCopyChanged`, `InputError` where
+    the list of its patients was lost, or `ReviewError` when the case is not in review or its approval hash is not
+    `seen_hash` (any more).
     """
-    row = find_case(number)
+    read = row = find_case(number)
     require_reviewer(person, f"a case is approved by {' and '.join(REVIEWERS)}")
     if row.state != Case.State.REVIEW:
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
@@ -70,13 +71,14 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     told |= {"hash": row.approval_hash, "reason": reason}
     site.audit.require_fit("approved", **told)
     log_lists(site, case.terms.population)
+    require_logged(site, row)
     # Counted before the policies are asked: a review that comes in between was not among their facts.
     before = Review.objects.filter(case=row).count()
     decision = compliance.decide(site, case, "approve", approver=(person.email, person.role))  # type: ignore[arg-type]
     compliance.require(decision, "approve", row.approval_hash)
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=number)
-        same = row.state == Case.State.REVIEW and row.approval_hash == seen_hash
+        same = (row.state, row.approval_hash, row.listed_as) == (Case.State.REVIEW, seen_hash, read.listed_as)
         if not same or Review.objects.filter(case=row).count() != before:
             raise ReviewError(f"case {number}: somebody else acted on it just now; read it again")
         Review.objects.create(
