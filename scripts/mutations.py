@@ -536,9 +536,16 @@ MUTATIONS = (
     Mutation(
         "tick: reading a table takes as long as it takes",
         "datasites/hospital/admission.py",
-        "sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)), halt.check)",
+        "sleep_to_tick(started, reading_ticks(dataset.declared_records, columns, listed), halt.check)",
         "sleep_to_tick(started, 1, halt.check)",
         (f"{_TICKS}::test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed",),
+    ),
+    Mutation(
+        "tick: lists of patients are read in no time",
+        "datasites/hospital/ticks.py",
+        " + listed * _LISTED",
+        "",
+        (f"{_TICKS}::test_time_is_allowed_for_the_lists_of_all_whom_the_hospital_declares",),
     ),
     Mutation(
         "review: a study goes on before the log says that people resumed it",
@@ -553,6 +560,34 @@ MUTATIONS = (
         "                if row.owed:  # decided since this turn began\n",
         "                if False:\n",
         (f"{_OWED}::test_nobody_is_told_of_what_was_decided_during_a_sync_before_the_log_holds_it",),
+    ),
+    Mutation(
+        "review: what a decision does is done before the log was asked for its words",
+        "datasites/hospital/review.py",
+        "        row, before = _moved(site, number, person, reason, kind, states, to)\n",
+        "        row, before = _moved(site, number, person, reason, kind, states, to)\n        also(row)\n",
+        (f"{_OWED}::test_a_decision_whose_record_the_log_would_not_take_is_none",),
+    ),
+    Mutation(
+        "review: a killed revocation keeps its reservation for good",
+        "datasites/hospital/datasite.py",
+        "                release_what_is_left(self._site, row)\n",
+        "",
+        (f"{_OWED}::test_a_study_that_people_have_not_ended_keeps_its_reservation_wherever_a_revocation_is_killed",),
+    ),
+    Mutation(
+        "review: a study is let go of before the log says that people revoked it",
+        "datasites/hospital/datasite.py",
+        "                    settle(self._site, pk)  # decided since this turn began\n",
+        "",
+        (f"{_OWED}::test_a_study_is_let_go_of_once_the_log_holds_what_people_decided_during_a_sync",),
+    ),
+    Mutation(
+        "answer: people decide before the log says that a round was sat out",
+        "datasites/hospital/review.py",
+        "    log_newest(site, row)\n",
+        "",
+        (f"{_OWED}::test_that_a_round_is_sat_out_is_logged_before_the_next_decision",),
     ),
     Mutation(
         "review: what stands in the database as owed is signed, whatever it is",
@@ -657,6 +692,16 @@ MUTATIONS = (
         "heading.whole and ledger_log.tell(home).token(population) in (heading.token, heading.before)",
         "heading.whole",
         ("tests/hospital/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
+    ),
+    Mutation(
+        "patients: a case is approved though its list was lost before the log knew it",
+        "datasites/hospital/review.py",
+        "    require_logged(site, row)\n",
+        "",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen",
+        ),
     ),
     Mutation(
         "patients: the list after a lost one is taken for all of them",

@@ -2,7 +2,8 @@
 
 Claim (one answer): of a round, this hospital's vector leaves or it sits the round out, never both, and the audit log
 holds one record of what it answered: `released`, or `abstained` (policies or a refusal), or `sat_out` (people). Killed
-in between, it writes the record when its service goes on with the study. Proof: a round that is sat out is `FAILED`,
+in between, the record is written before the service takes another step of the study, its close among them, and before
+people decide on the case again. Proof: a round that is sat out is `FAILED`,
 and none leaves that state. `Leaving` records a release only of a round that is not, under the row's lock, and sends
 nothing of one that is, whatever the journal holds; neither `review.sit_out` nor `StudyRun` takes one whose release the
 log holds, under the same lock. All write the state before they let go of it. The record is written once
@@ -17,7 +18,7 @@ killed before the database knew, it stays logged, though its vector never left: 
 
 from __future__ import annotations
 
-from datasites.hospital.models import Round
+from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.study.letters import Abstention
 
@@ -35,3 +36,10 @@ def log_abstention(site: Site, study: str, round: Round) -> None:
         return  # of an older version, which had logged it by then
     kind = "sat_out" if "person" in found else "abstained"
     site.audit.append_once(kind, study=study, round=round.round, reason=reason, **found)
+
+
+def log_newest(site: Site, row: Case) -> None:
+    """Write into the audit log, once, that the newest round of this case is sat out, if it is."""
+    newest = Round.objects.filter(case=row).order_by("-round").first()
+    if newest is not None and newest.state == Round.State.FAILED and newest.abstention:
+        log_abstention(site, row.study_hash, newest)

@@ -256,7 +256,7 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     return Case.objects.get(pk=row.pk)
 
 
-def _keeping(site: Site, row: Case, examined: _Examined) -> AbstractContextManager[Callable[[], None] | None]:
+def _keeping(site: Site, row: Case, examined: _Examined) -> AbstractContextManager[Callable[[], str] | None]:
     """What puts records and patients into their place; where the records don't fit, the list is made anew as well.
 
     Since the log tells that it was made anew, and doesn't tell whether they fit.
@@ -266,16 +266,16 @@ def _keeping(site: Site, row: Case, examined: _Examined) -> AbstractContextManag
     return remembering(site, examined.population, in_portions(())) if examined.population else nullcontext()
 
 
-def _keep(row: Case, keep: Callable[[], None] | None) -> bool:
+def _keep(row: Case, keep: Callable[[], str] | None) -> bool:
     """Store the results of an examination, unless people have acted on the case since; whether they were stored."""
     with transaction.atomic():
         # Everybody who writes to the database waits for this transaction: the same work for any number of patients.
         now = Case.objects.select_for_update().get(pk=row.pk)
         if now.state not in OPEN or now.reviews.exists():
             return False
-        if keep is not None:
-            keep()
-        row.save(update_fields=["state", "note", "findings", "readiness", "terms", "approval_hash", "rehearsal"])
+        row.listed_as = "" if keep is None else keep()
+        results = ("findings", "readiness", "terms", "approval_hash", "rehearsal", "listed_as")
+        row.save(update_fields=["state", "note", *results])
     return True
 
 
@@ -331,7 +331,8 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
     """
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
-    examined.keeping, examined.population = reading_ticks(dataset.declared_records, 0), dataset.population
+    listed = sum(one.declared_records for one in home.settings.datasets)
+    examined.keeping, examined.population = reading_ticks(dataset.declared_records, 0, listed), dataset.population
     row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
     row.state, row.note, row.readiness = Case.State.REVIEW, "", []
     started = time.monotonic()
@@ -347,7 +348,8 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
         row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
         row.note = dataset.surplus_in_words(prepared.rows)
     # All that follows is logged with its time, which must not tell how long the records took.
-    sleep_to_tick(started, reading_ticks(dataset.declared_records, len(package.data_model.columns)), halt.check)
+    columns = len(package.data_model.columns)
+    sleep_to_tick(started, reading_ticks(dataset.declared_records, columns, listed), halt.check)
     terms = build_terms(home, package, dataset, prepared)
     if examined.staged is not None and examined.staged.identity != terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")

@@ -234,16 +234,17 @@ class StagedRecords:
     patients: Digests
 
     @contextmanager
-    def keeping(self, site: Site, study_hash: str) -> Iterator[Callable[[], None]]:
+    def keeping(self, site: Site, study_hash: str) -> Iterator[Callable[[], str]]:
         """Give what puts them into their place, and their patients among those of the population (`remembering`)."""
         target = records_folder(site.home, study_hash)
         with remembering(site, self.population, self.patients) as remember:
 
-            def keep() -> None:
-                remember()
+            def keep() -> str:
+                token = remember()
                 target.mkdir(parents=True, exist_ok=True, mode=0o700)
                 for name in ("prepared.json", PREPARED_FILE):
                     move_durably(self.folder / name, target / name)
+                return token
 
             yield keep
 

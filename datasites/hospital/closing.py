@@ -7,6 +7,7 @@ crash or an outage in between can't make a second, different one.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from django.db.models import Q
@@ -17,6 +18,7 @@ from datasites.hospital.cases import PREPARED_FILE, OpenCase, records_folder
 from datasites.hospital.config import Home
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.models import Case, Round
+from datasites.hospital.reconcile import AccountsDiffer
 from datasites.hospital.site import Site
 from datasites.secagg.errors import REJOIN, JournalRolledBack
 from datasites.secagg.journal import NOTHING_REACHED, Anchor, Journal
@@ -92,6 +94,18 @@ def told_fork(home: Home) -> Fork | None:
         return Fork.parse(home.fork.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def release_what_is_left(site: Site, row: Case) -> None:
+    """Release what an ended study reserved and did not charge, if that is still to be done.
+
+    Whoever ended it does so, or the service where that was interrupted; while accounts differ it stays reserved, until
+    two people have settled that.
+    """
+    accounts = ledger_log.tell(site.home).accounts_of_study(row.study_hash)
+    if any(account.reserved and not account.released for account in accounts):
+        with suppress(AccountsDiffer):
+            ledger.close(site, row.study_hash)
 
 
 def destroy_secrets(site: Site, row: Case) -> bool:

@@ -36,7 +36,7 @@ from django.db import close_old_connections
 
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger_log, pending, withdrawal
-from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, send_account
+from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, release_what_is_left, send_account
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.machine import Machine
@@ -307,6 +307,7 @@ class Datasite:
             if pk not in wanted or wanted[pk].rejoins:
                 self._resting.pop(pk, None)
                 with self._contained(f"case {pk}"):
+                    settle(self._site, pk)  # decided since this turn began
                     run = self._runs.pop(pk)
                     run.close()
                     if run.post.posted(*_account_of(run.post)):
@@ -334,6 +335,7 @@ class Datasite:
                 if row.owed:
                     settle(self._site, row.pk)
                 destroy_secrets(self._site, row)
+                release_what_is_left(self._site, row)
 
     def _follow(self, row: Case) -> None:
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasites.hospital import compliance, ledger, owed, pending
+from datasites.hospital.abstaining import log_newest
 from datasites.hospital.bindings import FIELD, openings
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import COUNTERPARTY_HEADS
@@ -45,6 +46,7 @@ def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
     compliance.finish_interrupted(site)
     pending.finish_all(site)
     owed.settle_all(site)
+    log_newest(site, case.row)
     site.audit.checkpoint()
     heads = site.home.secagg / study / COUNTERPARTY_HEADS
     decisions = [decision.record for decision in PolicyDecision.objects.filter(case=case.row)]

@@ -57,7 +57,7 @@ class Machine:
         self._moved = threading.Condition()
 
     def load(self, now: float, seconds: float) -> tuple[float, float]:
-        """Take the next span of `seconds` in which a worker is started with rows; when it begins and when it is over."""
+        """Take the next span of `seconds` for the start of a worker with rows: when it begins, and when it is over."""
         begins = max(now, self._loaded_at)
         self._loaded_at = begins + seconds
         return begins, self._loaded_at

@@ -49,6 +49,8 @@ class Case(models.Model):
     rejoins = models.BooleanField(default=False)
     #: The record of what people decided last, until the audit log holds it (`owed`); {} then.
     owed = models.JSONField(default=dict)
+    #: Token of the list that the patients of its records are on; "" for what an older version examined (`patients`).
+    listed_as = models.CharField(max_length=32, blank=True)
 
     class Meta:
         ordering = ["-received_at"]

@@ -17,15 +17,19 @@ time that patients are kept, whoever they are and whether or not there are new o
 into the list, with the one before, and then into the audit log (I16: it is a function of no row). A list is whole if it
 began before anything was charged, and its token is the last one that the log knows; or if that is the one before its
 own, as a kill leaves it, whose token is then logged at the next start, before a budget is reserved and before another
-is made. After a restore in which the log itself
-lost records no list is whole (`ledger_log.Told.lists`). (3) The database is kept from others for no longer the more
-patients there are; and digests are held, compared, sorted, written and freed in thousands of portions, so that no
-single call of the interpreter, for whose length other threads of this process get no turn, is on more than one
-portion's patients (I16). Assumes `flock` on the home's disk, and of the log what `ledger_log` says of its anchor.
+is made. Where the list before is put back by then, the one that is lost is not seen to be; so whose patients it alone
+held have no budget: a case knows its list's token from the transaction on that keeps its records, and no approval of it
+counts unless the log has it (`require_logged`); from then on any list before is seen to be one. After a restore in
+which the log itself lost records no list is whole (`ledger_log.Told.lists`). (3) The database is kept from others for
+no longer the more patients there are; and digests are held, compared, sorted, written and freed in thousands of
+portions, so that no single call of the interpreter, for whose length other threads of this process get no turn, is on
+more than one portion's patients (I16). Assumes `flock` on the home's disk, and of the log what `ledger_log` says of its
+anchor.
 
-Not claimed: (2) where log, anchors and list were put back together; and of a list that an older version left, what it
-lacked before a token was first in it. (3) of what is done with the table before, its rows' names included (`ticks`);
-and a portion grows too, if slowly: it holds some 500 of two million patients.
+Not claimed: (2) where log, anchors and list were put back together; of a list that an older version left, what it
+lacked before a token was first in it; and of a case that such a version examined, that the log knows its list. (3) of
+what is done with the table before, its rows' names included (`ticks`); and a portion grows too, if slowly: it holds
+some 500 of two million patients.
 """
 
 from __future__ import annotations
@@ -35,7 +39,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -44,7 +47,7 @@ import pandas as pd
 from datasites.hospital import ledger_log
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
-from datasites.hospital.models import LedgerEntry
+from datasites.hospital.models import Case, LedgerEntry
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json
 from datasites.study.durable import held, put_in_place, write_beside
@@ -137,8 +140,9 @@ def in_part(home: Home) -> list[str]:
 
 
 @contextmanager
-def remembering(site: Site, population: str, digests: Digests) -> Iterator[Callable[[], None]]:
-    """Give what keeps these patients among those of the population, for good, when it is called.
+def remembering(site: Site, population: str, digests: Digests) -> Iterator[Callable[[], str]]:
+    """Give what keeps these patients among those of the population, for good, when it is called; it returns the token
+    of their list, for `require_logged`.
 
     The call is the same little work for any number of patients, to be made in a transaction: all that takes longer the
     more there are is done before. The log learns of it at the end: leave when that may show. Others who keep patients
@@ -151,8 +155,13 @@ def remembering(site: Site, population: str, digests: Digests) -> Iterator[Calla
         heading, known = _next(home, population), _known(home, population)
         everybody = (_in_order(ours + theirs) for ours, theirs in zip(digests, known, strict=True))
         beside = write_beside(path, chain([heading.written()], everybody))
+
+        def remember() -> str:
+            put_in_place(path)
+            return heading.token or ""
+
         try:
-            yield partial(put_in_place, path)
+            yield remember
         finally:
             beside.unlink(missing_ok=True)
         _log(site, population)
@@ -241,6 +250,15 @@ def log_lists(site: Site, *populations: str) -> None:
     for population in populations or sorted(path.stem for path in folder.glob("*.bin")):
         with held(folder / f"{population}.lock"):
             _log(site, population)
+
+
+def require_logged(site: Site, row: Case) -> None:
+    """Raise `InputError` unless the log knows the list that the patients of a case are on, or knew it."""
+    if row.listed_as and not site.audit.holds(ledger_log.PATIENTS_KEPT, token=row.listed_as):
+        raise InputError(
+            f"case {row.pk}: the audit log does not know the list that its patients were put on, and another one is in "
+            f"its place: the examination was interrupted, and a file put back; `datasites review recheck {row.pk}`"
+        )
 
 
 def _log(site: Site, population: str) -> None:

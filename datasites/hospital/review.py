@@ -1,9 +1,11 @@
 """What people do with a case: approve, reject, pause, resume, sit out, revoke; the kill switch. For console and CLI.
 
 Each function checks who acts, asks the policies where they have a say, writes database and audit log together, and
-raises a `DatasitesError` without any change when it may not be. What people decide on a case that runs or waits is
-decided first, logged next, and acted on last (`owed`). Where a file is changed, and in an approval, what widens is
-logged first and what narrows is done first: killed in between, the log knows of all that was opened.
+raises a `DatasitesError` without any change when it may not be: all that may refuse, the log for the words among it, is
+asked before anything is done that the database can't take back. What people decide on a case that runs or waits is
+decided first, logged next, and acted on last (`owed`): killed anywhere, no study lacks its reservation that people have
+not ended. Where a file is changed, and in an approval, what widens is logged first and what narrows is done first:
+killed in between, the log knows of all that was opened. So are rounds charged in a rejoin.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from django.contrib.auth import get_user_model
 from django.db import transaction
 
 from datasites.hospital import compliance, ledger, withdrawal
-from datasites.hospital.abstaining import log_abstention
+from datasites.hospital.abstaining import log_abstention, log_newest
+from datasites.hospital.audit import Value
 from datasites.hospital.cases import open_case
+from datasites.hospital.closing import release_what_is_left
 from datasites.hospital.failures import Failures
+from datasites.hospital.ledger_log import WITHDRAWN
 from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.owed import log_owed, owe, settle
-from datasites.hospital.patients import log_lists
+from datasites.hospital.patients import log_lists, require_logged
 from datasites.hospital.pending import StudyCap
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
@@ -51,24 +56,29 @@ def find_case(number: int) -> Case:
 def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str) -> Case:
     """Approve the hash that the person has seen; the second approval reserves the budget and makes the study active.
 
-    Raises `compliance.Denied` with the controls that deny, `BudgetExceeded`, `FrozenCopyChanged`, or `ReviewError`
-    when the case is not in review or its approval hash is not `seen_hash` (any more).
+    Raises `compliance.Denied` with the controls that deny, `BudgetExceeded`, `FrozenCopyChanged`, `InputError` where
+    the list of its patients was lost, or `ReviewError` when the case is not in review or its approval hash is not
+    `seen_hash` (any more).
     """
-    row = find_case(number)
+    read = row = find_case(number)
     require_reviewer(person, f"a case is approved by {' and '.join(REVIEWERS)}")
     if row.state != Case.State.REVIEW:
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
     case = open_case(site.home, row)
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
+    told: dict[str, Value] = {"case": number, "study": row.study_hash, "person": person.name, "role": person.role}
+    told |= {"hash": row.approval_hash, "reason": reason}
+    site.audit.require_fit("approved", **told)
     log_lists(site, case.terms.population)
+    require_logged(site, row)
     # Counted before the policies are asked: a review that comes in between was not among their facts.
     before = Review.objects.filter(case=row).count()
     decision = compliance.decide(site, case, "approve", approver=(person.email, person.role))  # type: ignore[arg-type]
     compliance.require(decision, "approve", row.approval_hash)
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=number)
-        same = row.state == Case.State.REVIEW and row.approval_hash == seen_hash
+        same = (row.state, row.approval_hash, row.listed_as) == (Case.State.REVIEW, seen_hash, read.listed_as)
         if not same or Review.objects.filter(case=row).count() != before:
             raise ReviewError(f"case {number}: somebody else acted on it just now; read it again")
         Review.objects.create(
@@ -85,20 +95,13 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
             )
         )
         if roles >= set(REVIEWERS):
-            settle_identity(site, case.terms.population, case.terms.identity)
             cap = StudyCap(case.study_cap, case.study.privacy.delta)
             ledger.reserve(site, case.dataset, row.study_hash, case.asked(), cap=cap)
+            # After the ledger, which may refuse; nothing is charged before the approval counts.
+            settle_identity(site, case.terms.population, case.terms.identity)
             row.state = Case.State.APPROVED
             row.save(update_fields=["state"])
-        site.audit.append(
-            "approved",
-            case=number,
-            study=row.study_hash,
-            person=person.name,
-            role=person.role,
-            hash=row.approval_hash,
-            reason=reason,
-        )
+        site.audit.append("approved", **told)
     return row
 
 
@@ -121,10 +124,10 @@ def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
         )
         row.state, row.note = Case.State.REJECTED, reason
         row.save(update_fields=["state", "note"])
-        # An approval that was killed half-way has left its reservation.
-        ledger.close(site, row.study_hash)
         owe(site, row, "rejected", case=number, person=person.name, role=person.role, reason=reason)
     settle(site, number)
+    # An approval that was killed half-way has left its reservation.
+    release_what_is_left(site, row)
     return row
 
 
@@ -138,11 +141,14 @@ def _move(
     to: str,
     also: Callable[[Case], None] = lambda row: None,
 ) -> Case:
-    """Move a case to another state, do `also` in the same transaction, and then log it."""
+    """Move a case to another state, do `also` in the same transaction, and then log it.
+
+    also: checks first, then does what a kill may leave done; last of all, since what came after it could refuse.
+    """
     with transaction.atomic():
         row, before = _moved(site, number, person, reason, kind, states, to)
-        also(row)
         owe(site, row, kind, case=number, person=person.name, role=person.role, reason=reason, before=before)
+        also(row)
     settle(site, number)
     return row
 
@@ -154,6 +160,7 @@ def _moved(
     require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
     row = Case.objects.select_for_update().get(pk=find_case(number).pk)
     log_owed(site, row)
+    log_newest(site, row)
     if row.state not in states:
         raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
     # Why a study was stopped may have been rows, so it is logged only now that somebody has looked at it.
@@ -208,11 +215,9 @@ def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
 def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
     """End the study here for good; what it did not use of its budget is free again, what it used is not."""
     open_states = (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED, Case.State.STOPPED)
-
-    def close(row: Case) -> None:
-        ledger.close(site, row.study_hash)
-
-    return _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED, close)
+    row = _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED)
+    release_what_is_left(site, row)
+    return row
 
 
 def rejoin(site: Site, number: int, person: Acting, reason: str) -> Case:
@@ -238,8 +243,10 @@ def withdraw(site: Site, person: Acting, dataset: str, patient: str, reason: str
     """
     require_reviewer(person, f"withdrawals are entered by {' or '.join(REVIEWERS)}")
     withdrawal.require_patient_column(site.home, dataset)
+    by: dict[str, str] = {"person": person.name, "role": person.role, "reason": reason}
+    site.audit.require_fit(WITHDRAWN, dataset=dataset, **by)
     number = withdrawal.add(site.home, dataset, patient)
-    withdrawal.log(site, dataset, patient, person=person.name, role=person.role, patients=number, reason=reason)
+    withdrawal.log(site, dataset, patient, **by, patients=number)
     return number
 
 
@@ -247,6 +254,7 @@ def kill(site: Site, person: Acting, reason: str) -> None:
     """Stop the whole datasite before its next round, until `unkill`."""
     if person.role not in (*REVIEWERS, "admin"):
         raise ReviewError(f"{person.name} is {person.role}; the kill switch is for reviewers and admins")
+    site.audit.require_fit("killed", person=person.name, role=person.role, reason=reason)
     (site.home.root / "KILLED").write_text(f"{person.name}: {reason}\n")
     site.audit.append("killed", person=person.name, role=person.role, reason=reason)
 

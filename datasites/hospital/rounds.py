@@ -206,8 +206,8 @@ class StudyRun:
 
     @property
     def wakes_at(self) -> float | None:
-        """When `step` is wanted for a release that waits for its tick, for the start of a worker, or for a round's letter
-        that waits for one, by the monotonic clock; not before.
+        """When `step` is wanted for a release that waits for its tick, for the start of a worker, or for a letter that
+        waits for one, by the monotonic clock; not before.
         """
         if self._halted:
             return None
@@ -245,12 +245,13 @@ class StudyRun:
         row = Case.objects.get(pk=self._pk)
         if row.owed:
             settle(self._site, self._pk)
+        unsaid = self._sat_out(row)
         self._post.look_again()
         try:
             ends = (*Case.ACTIVE, Case.State.STOPPED)
             if row.state in ends and closing_step(self._site, self._case, self._post, row):
                 return True
-            if self._send_abstention(row):
+            if unsaid is not None and self._say_sat_out(unsaid):
                 return True
             runs = row.state in (Case.State.APPROVED, Case.State.RUNNING)
             self._halted = not runs or compliance.is_killed(self._site.home)
@@ -473,7 +474,9 @@ class StudyRun:
         if not self._abstained(row, number, outcome, controls, reason):
             self._stop(row, f"round {number} is released, as the log says, and can't be sat out; resume or rejoin")
             return
-        self._send_abstention(row)
+        unsaid = self._sat_out(row)
+        if unsaid is not None:
+            self._say_sat_out(unsaid)
 
     def _abstained(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> bool:
         """Decide that a round is sat out, unless people have; False for one whose release the log holds."""
@@ -489,18 +492,21 @@ class StudyRun:
             record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)  # type: ignore[arg-type]
         return True
 
-    def _send_abstention(self, row: Case) -> bool:
-        """Log and send the abstention of the newest round, unless it is out; see `abstaining`."""
+    def _sat_out(self, row: Case) -> Round | None:
+        """The newest round, logged by now, if it is sat out and that is not out; see `abstaining`."""
         newest = Round.objects.filter(case=row).order_by("-round").first()
         if newest is None or newest.state != Round.State.FAILED or not newest.abstention:
-            return False
+            return None
         if self._post.posted(self._researcher, newest.round, letters.ABSTAINED):
-            return False
+            return None
         if self._logged_abstention != newest.round:
             log_abstention(self._site, self.study_hash, newest)
             self._logged_abstention = newest.round
-        words = said_of(newest).model_dump(mode="json")
-        return self._post.post(self._researcher, newest.round, letters.ABSTAINED, words)
+        return newest
+
+    def _say_sat_out(self, round: Round) -> bool:
+        words = said_of(round).model_dump(mode="json")
+        return self._post.post(self._researcher, round.round, letters.ABSTAINED, words)
 
     def _stop(self, row: Case, reason: str) -> None:
         """Take part in nothing until people have looked. What rows had a part in is not in the audit log (I16)."""

@@ -28,11 +28,15 @@ where they did for a tick or more, a number of whole ticks later (`begins_at`). 
 than its span while a round of another study is at work. Not claimed: of a worker that is started anew after a crash,
 that loading the rows doesn't show.
 
-The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows
-from declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the
-next whole tick. What keeps the database from others while records are kept doesn't grow with them (`patients`). Not
-claimed: what others on the same machine see of its load; that other threads of this process never wait for one call on
-the table, while it is read or its rows are handed to a worker (`submissions`).
+The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows from
+declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the next
+whole tick. The lists of patients that are read beside it (`patients`) are allowed for by what all datasets of the
+hospital declare. Not claimed: of lists that hold more, that their reading doesn't show. Everybody who was ever kept
+stays on them, so they grow with each export in which rows were written anew, beyond it after some ten of the whole
+table; and a population that no dataset is of any more declares nothing. What keeps the database from others while
+records are kept doesn't grow with them (`patients`). Not claimed: what others on the same machine see of its load; that
+other threads of this process never wait for one call on the table, while it is read or its rows are handed to a worker
+(`submissions`).
 """
 
 from __future__ import annotations
@@ -51,6 +55,8 @@ _ROOM, _SPARE = 1.5, 10
 #: Seconds to allow for reading a record, and each value that it is encoded to: some three times what they take on a
 #: processor of 2020. And ticks beside, for files and keys.
 _RECORD, _VALUE, _READING_SPARE = 50e-6, 3e-6, 4
+#: And for reading a record's place on a list of patients: some ten times what its two digests take.
+_LISTED = 50e-6
 #: Seconds after which one who sleeps looks whether it still should.
 _LOOKS = 0.2
 #: Ticks that a worker's start takes for cases that an earlier version examined, which didn't measure it.
@@ -67,9 +73,13 @@ def ticks_for(seconds: float) -> int:
     return max(1, math.ceil(_ROOM * seconds / TICK)) + _SPARE
 
 
-def reading_ticks(records: int, values: int) -> int:
-    """Ticks that it takes to read `records`, as declared, with `values` numbers each; also where they can't be read."""
-    return max(1, math.ceil(records * (_RECORD + values * _VALUE) / TICK)) + _READING_SPARE
+def reading_ticks(records: int, values: int, listed: int = 0) -> int:
+    """Ticks that it takes to read `records`, as declared, with `values` numbers each; also where they can't be read.
+
+    listed: records that are declared for all whose patients stand on lists that are read as well.
+    """
+    seconds = records * (_RECORD + values * _VALUE) + listed * _LISTED
+    return max(1, math.ceil(seconds / TICK)) + _READING_SPARE
 
 
 def loading_ticks(start: int, records: int, values: int) -> int:

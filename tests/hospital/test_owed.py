@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import datasite, review
+from datasites.hospital import datasite, ledger, review
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.closing import closing_step
+from datasites.hospital.compliance import is_killed
 from datasites.hospital.datasite import Datasite
 from datasites.hospital.export import export_evidence
-from datasites.hospital.models import Case
+from datasites.hospital.failures import MOST, Failures
+from datasites.hospital.ledger import BudgetExceeded
+from datasites.hospital.models import Case, Round
 from datasites.hospital.owed import settle_all
+from datasites.hospital.rounds import StudyRun
+from datasites.hospital.withdrawal import withdrawn
+from datasites.secagg.journal import Anchor
+from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
 from datasites.transport.syft import HospitalControl
 from tests.hospital.running import Running
@@ -137,16 +144,149 @@ def test_a_study_takes_no_step_before_the_log_holds_what_people_decided(
     assert logged == [["resumed"]]
 
 
-def test_a_decision_whose_record_the_log_would_not_take_is_none(at: Desk) -> None:
+UNLOGGABLE = ("x" * 4001, "\U0001f600" * 4000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decision_whose_record_the_log_would_not_take_is_none(
+    at: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is done by it either: no reservation ends, no round is charged, none is tried again."""
+    act, before, _ = ACTS[kind]
+    if kind == "rejected":
+        at.agree()
+        at.approve("ann")
+        with monkeypatch.context() as patch:
+            kill_before(review, "settle_identity")(patch)
+            with pytest.raises(Killed):
+                at.approve("bob")
+        assert lines(at)[-1] == "reserved", "an approval that was killed half-way"
+    stands(at, before)
+    failures = Failures(at.site.home, at.row.study_hash)
+    for _ in range(MOST):
+        failures.add(1)
+    anchor = at.site.home.anchors / at.row.study_hash
+    anchor.parent.mkdir(exist_ok=True)
+    anchor.write_bytes(Anchor(epoch=0, last_round=1).canonical())
+    known = lines(at)
+    try:
+        for reason in UNLOGGABLE:
+            with pytest.raises(AuditError, match=kind):
+                act(at.site, at.row.pk, at.login("ann"), reason)
+        assert (Case.objects.get(pk=at.row.pk).state, lines(at), failures.of(1)) == (before, known, MOST)
+        act(at.site, at.row.pk, at.login("ann"), "in words that it takes")
+        assert said(at) == [kind]
+    finally:
+        anchor.unlink()
+
+
+def test_an_approval_whose_record_the_log_would_not_take_reserves_nothing(at: Desk) -> None:
+    at.agree()
+    at.approve("ann")
+    known = lines(at)
+    for reason in UNLOGGABLE:
+        with pytest.raises(AuditError, match="approved"):
+            review.approve(at.site, at.row.pk, at.login("bob"), reason, at.row.approval_hash)
+    assert lines(at) == known
+
+
+def test_an_approval_for_which_there_is_no_budget_names_no_patient_column(
+    at: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise BudgetExceeded("budget: no room")
+
+    at.agree()
+    at.approve("ann")
+    monkeypatch.setattr(ledger, "reserve", refused)
+    known = lines(at)
+    with pytest.raises(BudgetExceeded):
+        at.approve("bob")
+    assert "identity_set" not in lines(at)[len(known) :]
+
+
+def test_a_withdrawal_and_the_kill_switch_leave_nothing_in_words_that_the_log_would_not_take(at: Desk) -> None:
+    home = at.site.home
+    try:
+        for reason in UNLOGGABLE:
+            with pytest.raises(AuditError, match="withdrawn"):
+                review.withdraw(at.site, at.login("ann"), "heart", "CLEVELAND-0007", reason)
+            with pytest.raises(AuditError, match="killed"):
+                review.kill(at.site, at.login("ann"), reason)
+        assert (withdrawn(home, "heart"), is_killed(home)) == (frozenset(), False)
+    finally:
+        (home.root / "KILLED").unlink(missing_ok=True)
+        (home.withdrawals / "heart.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("where", ["owe", "settle", "release_what_is_left"])
+def test_a_study_that_people_have_not_ended_keeps_its_reservation_wherever_a_revocation_is_killed(
+    at: Desk,
+    service: Datasite,  # noqa: F811
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stands(at, "running")
-    for reason in ("x" * 4001, "\U0001f600" * 4000):
-        with pytest.raises(AuditError):
-            review.pause(at.site, at.row.pk, at.login("ann"), reason)
-    assert Case.objects.get(pk=at.row.pk).state == "running"
+    with monkeypatch.context() as patch:
+        kill_before(review, where)(patch)
+        with pytest.raises(Killed):
+            review.revoke(at.site, at.row.pk, at.login("ann"), "enough")
+    assert "reservation_released" not in lines(at)
+    assert Case.objects.get(pk=at.row.pk).state == ("running" if where == "owe" else "revoked")
+    turn(service)
+    ends = [kind for kind in lines(at) if kind in ("reservation_released", "revoked")]
+    assert ends == ([] if where == "owe" else ["revoked", "reservation_released"])
+    assert (ledger.state(at.site.home.dataset("heart"))[0].committed == 0) == (where != "owe")
+
+
+def sits_out(at: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round 1, which people sit out; killed before the record."""
+    Case.objects.filter(pk=at.row.pk).update(state="stopped")
+    Round.objects.create(case=at.row, round=1, epoch=0, manifest_hash="", state=Round.State.CHARGED)
+    interrupted(at, review.sit_out, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["paused", "revoked"])
+def test_that_a_round_is_sat_out_is_logged_before_the_next_decision(
+    at: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands(at, "running")
+    sits_out(at, monkeypatch)
+    known = len(lines(at))
+    ACTS[kind][0](at.site, at.row.pk, at.login("bob"), "enough")
+    assert lines(at)[known : known + 2] == ["sat_out", kind]
+
+
+def test_that_a_round_is_sat_out_stands_in_the_evidence(
+    at: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands(at, "running")
+    sits_out(at, monkeypatch)
+    export_evidence(at.site, at.row.pk, tmp_path / "bundle.zip")
+    assert lines(at).count("sat_out") == 1
+
+
+def test_that_a_round_is_sat_out_is_logged_before_the_study_is_closed(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account that goes to the researcher then holds the head of a log that knows of it."""
+    running.set_up()
+    running.desk.row = running.row
+    sits_out(running.desk, monkeypatch)
+    close = letters.Close(rounds=1, heads=()).model_dump(mode="json")
+    running.tell(letters.SETUP_ROUND, letters.CLOSE, close)
+    while Case.objects.get(pk=running.row.pk).state != "closed":
+        assert running.run.step()
+    kinds = [r.kind for r in records(running.site.home.audit) if r.seq > running.begins]
+    assert [kind for kind in kinds if kind in ("sat_out", "reservation_released", "closed")] == [
+        "sat_out",
+        "reservation_released",
+        "closed",
+    ]
 
 
 def lines(at: Desk) -> list[str]:
-    return [record.kind for record in records(at.site.home.audit)]
+    return [record.kind for record in records(at.site.home.audit) if record.seq > at.begins]  # type: ignore[attr-defined]
 
 
 FORGED: dict[str, Any] = {
@@ -216,6 +356,36 @@ FIRST = {
     "revoked": (datasite, "destroy_secrets"),
     "rejoined": (datasite, "give_up_keys"),
 }
+
+
+@pytest.mark.parametrize("kind", ["revoked", "rejoined"])
+def test_a_study_is_let_go_of_once_the_log_holds_what_people_decided_during_a_sync(
+    at: Desk,
+    service: Datasite,  # noqa: F811
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stands(at, "running")
+    turn(service)
+    assert at.row.pk in service._runs
+    act, before, _ = ACTS[kind]
+    Case.objects.filter(pk=at.row.pk).update(state=before)
+    held: list[list[str]] = []
+    close = StudyRun.close
+
+    def synced(_: HospitalControl) -> None:
+        if not held and Case.objects.get(pk=at.row.pk).state == before:
+            interrupted(at, act, monkeypatch)
+
+    def closing(run: StudyRun, **options: bool) -> None:
+        held.append(said(at))
+        close(run, **options)
+
+    monkeypatch.setattr(HospitalControl, "sync", synced)
+    monkeypatch.setattr(StudyRun, "close", closing)
+    service._next_sync = 0.0
+    turn(service)
+    assert held == [[kind]]
 
 
 @pytest.mark.parametrize("kind", FIRST)

@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from django.db import connection, connections
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasites.hospital import ledger_log, patients, population, proposals, review
+from datasites.hospital import admission, compliance, ledger_log, patients, population, proposals, review
 from datasites.hospital.admission import recheck
 from datasites.hospital.case_page import describe
 from datasites.hospital.cases import PREPARED_FILE, OpenCase, open_case, partitions, records_folder, stage_records
@@ -27,13 +28,16 @@ from datasites.hospital.doctor import examine
 from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.models import Case, LedgerEntry, Population
 from datasites.hospital.patients import SamePatients, row_identities
+from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.hospital.withdrawal import NobodyToLeaveOut
 from datasites.privacy.accountant import compose, epsilon_pld
 from datasites.privacy.sampling import held_out
+from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
 from tests.hospital.test_accounts import Backup, restarted
+from tests.hospital.test_retry import Killed
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 SALT = b"0123456789abcdef"
@@ -353,6 +357,54 @@ def test_a_list_that_a_kill_left_unsaid_is_logged_before_a_budget_is_reserved(de
     file.write_bytes(backup)
     ledger_log.forget(desk.site.home)
     assert "is not known here, or not of all" in stand_in_two(desk.site, "7")
+
+
+def test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The case is stored, and the list is killed before the log knows it; then an older list is put back alone."""
+    file, slept, sleep = keep(desk.site, "1", "2"), list[int](), admission.sleep_to_tick
+    backup = file.read_bytes()
+
+    def killed_while_keeping(started: float, ticks: int, check: Callable[[], None]) -> None:
+        slept.append(ticks)
+        if len(slept) == 2:
+            raise Killed
+        sleep(started, ticks, check)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(admission, "sleep_to_tick", killed_while_keeping)
+        with pytest.raises(Killed):
+            recheck(desk.site, desk.row.pk)
+    lost = file.read_bytes()
+    file.write_bytes(backup)
+    desk.agree()
+    desk.row = Case.objects.get(pk=desk.row.pk)
+    with pytest.raises(InputError, match=f"`datasites review recheck {desk.row.pk}`"):
+        desk.approve("ann")
+    file.write_bytes(lost)
+    desk.approve("ann")
+    file.write_bytes(backup)
+    desk.approve("bob")
+    assert patients.in_part(desk.site.home) == ["heart"], "from the first approval on, the log knows what is missing"
+
+
+def test_nobody_approves_what_is_examined_again_meanwhile(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the same hash, but with a list that the log need not know yet."""
+    decide = compliance.decide
+
+    def examined_again(*arguments: Any, **options: Any) -> Any:
+        Case.objects.filter(pk=desk.row.pk).update(listed_as="ab" * ledger_log.TOKEN)
+        return decide(*arguments, **options)
+
+    desk.agree()
+    monkeypatch.setattr(compliance, "decide", examined_again)
+    with pytest.raises(ReviewError, match="read it again"):
+        desk.approve("ann")
 
 
 def test_rows_of_other_contents_are_told_apart() -> None:

@@ -21,6 +21,7 @@ from datasites.hospital import ticks as moments_of
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.doctor import examine as doctor
+from datasites.hospital.halt import Halt
 from datasites.hospital.machine import rounds_at_work
 from datasites.hospital.models import Case, Round
 from datasites.hospital.readiness import check_dataset
@@ -76,6 +77,25 @@ def test_time_is_allowed_for_all_that_is_declared(records: int, held_out: float)
     assert records <= training + other <= records + 2
     assert training >= records * (1 - held_out)
     assert reading_ticks(records, 17) >= max(5, records * 17e-6 / TICK)
+    assert reading_ticks(1, 17, records) >= records * 20e-6 / TICK
+
+
+def test_time_is_allowed_for_the_lists_of_all_whom_the_hospital_declares(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the log's next record would tell how many patients another dataset has."""
+    home, allowed = desk.site.home, list[int]()
+    known = home.settings.datasets
+    other = home.dataset("heart").model_copy(update={"name": "all", "population": "all", "declared_records": 400_000})
+    columns = len(cases.open_case(home, desk.row).package.data_model.columns)
+    monkeypatch.setattr(admission, "sleep_to_tick", lambda _, ticks, __: allowed.append(ticks))
+    monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed"})
+    declared = replace(home, settings=home.settings.model_copy(update={"datasets": (*known, other)}))
+    admission._examined_case(replace(desk.site, home=declared), Case.objects.get(pk=desk.row.pk), Halt())
+    listed = sum(one.declared_records for one in known) + 400_000
+    assert allowed == [reading_ticks(303, columns, listed), reading_ticks(303, 0, listed)]
+    assert min(allowed) > 400, "and a processor of today takes some 40"
 
 
 def test_one_round_that_only_the_patient_makes_late_is_one_too_many() -> None:
