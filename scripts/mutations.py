@@ -604,6 +604,27 @@ MUTATIONS = (
         (f"{_SUBMISSIONS}::test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows",),
     ),
     Mutation(
+        "tick: rows are worked on in whatever order workers are loaded",
+        "datasites/hospital/machine.py",
+        "lambda: self._rounds[0] is work",
+        "lambda: True",
+        (f"{_MACHINE}::test_rows_are_worked_on_in_the_order_in_which_rounds_leave",),
+    ),
+    Mutation(
+        "tick: workers of several studies are started at once",
+        "datasites/hospital/machine.py",
+        "begins = max(now, self._loaded_at)",
+        "begins = now",
+        (f"{_MACHINE}::test_workers_are_started_one_after_the_other_in_spans_that_are_public",),
+    ),
+    Mutation(
+        "tick: a start that a withdrawal asks for begins when the one before is over",
+        "datasites/hospital/rounds.py",
+        "        if now >= self._load_begins:\n            self._rows.warm",
+        "        if True:\n            self._rows.warm",
+        (f"{_TICKS}::test_a_withdrawal_moves_the_moment_for_which_a_letter_waits",),
+    ),
+    Mutation(
         "tick: the first round leaves once its worker has the rows",
         "datasites/hospital/rounds.py",
         "            if member is not None and time.monotonic() < self._loaded_at:\n",
@@ -867,7 +888,7 @@ MUTATIONS = (
     Mutation(
         "withdrawal: a worker at work keeps the patient's rows",
         "datasites/hospital/row_work.py",
-        "if self._worker is not None and gone != self._withdrawn:",
+        "if self._worker is not None and not gone <= self._withdrawn:",
         "if self._worker is not None and False:",
         (f"{_RETRY}::test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal",),
     ),

@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +25,9 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.worker import Timeouts, Worker
 from datasites.hospital import admission
 from datasites.hospital.halt import Halt, Halted
-from datasites.hospital.machine import AtWork, rounds_at_work, standing_back
+from datasites.hospital.machine import AtWork, Machine, rounds_at_work, standing_back
 from datasites.hospital.models import Case
+from datasites.hospital.row_work import RowWork
 from datasites.hospital.submissions import in_a_thread
 from datasites.study import letters
 from tests.hospital.running import Running
@@ -206,3 +208,41 @@ def test_a_round_that_could_not_be_announced_is_so_the_next_time(
     assert rounds_at_work(home)
     shown.end()
     assert not rounds_at_work(home)
+
+
+def test_workers_are_started_one_after_the_other_in_spans_that_are_public() -> None:
+    """A withdrawal lets all studies of its patients start one."""
+    machine = Machine()
+    assert machine.load(100.0, 5.0) == (100.0, 105.0)
+    assert machine.load(101.0, 3.0) == (105.0, 108.0)
+    assert machine.load(200.0, 3.0) == (200.0, 203.0)
+
+
+@pytest.mark.waits
+def test_rows_are_worked_on_in_the_order_in_which_rounds_leave(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever study's thread is free first: which one is, how long its rows took to load had a part in."""
+    machine, order, keys = Machine(), list[int](), SimpleNamespace(key=lambda _: b"")
+    monkeypatch.setattr(RowWork, "_started_worker", lambda *_: None)
+    monkeypatch.setattr(RowWork, "_vectors", lambda _, __, case, *___: (order.append(case.number), ({}, 0))[1])
+    studies = [RowWork(desk.site.home, machine) for _ in range(4)]
+    loaded = threading.Event()
+    studies[0]._thread.submit(loaded.wait)
+
+    def begin(number: int) -> Future[Any]:
+        case = SimpleNamespace(number=number, row=SimpleNamespace(study_hash=f"{number}" * 64))
+        return studies[number].begin(case, SimpleNamespace(round=1), None, lambda _: keys, frozenset())  # type: ignore[arg-type]
+
+    try:
+        begun = [begin(number) for number in range(4)]
+        studies[1].close()  # a study that is let go of keeps nobody
+        assert not wait(begun[2:], timeout=0.5).done
+        loaded.set()
+        assert not wait([begun[0], *begun[2:]], timeout=30).not_done
+        assert order == [0, 2, 3]
+    finally:
+        loaded.set()
+        for study in studies:
+            study.close(wait=True)

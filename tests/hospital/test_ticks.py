@@ -274,7 +274,7 @@ def test_a_round_whose_letter_waited_begins_whole_ticks_after_its_moment(
 
 
 def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(slow: tuple[Running, Clock, float]) -> None:
-    """A worker that starts with the rows of before ends that first; it is never more than two whole starts off."""
+    """Another start follows the one that has begun, and leaves out all who have withdrawn until it begins."""
     running, clock, moment = slow
     withdrawals, takes = running.site.home.withdrawals / "heart.json", moment - clock.now
     withdrawals.parent.mkdir(exist_ok=True)
@@ -283,13 +283,48 @@ def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(slow: tuple[Runn
             clock.now += takes / 4
             withdrawals.write_text(gone)
             assert not running.run.step()
-            assert running.run.wakes_at == pytest.approx(min(moment, clock.now + takes) + takes)
-            moment = running.run.wakes_at
+            assert running.run.wakes_at == pytest.approx(moment), "when the second start begins"
         wait([running.run._rows._warming])
-        assert running.run._rows._withdrawn == frozenset({"1", "2"}), "its thread starts another by itself"
+        assert running.run._rows._withdrawn == frozenset(), "it has not begun, though the first is over"
+        clock.now = moment
+        assert not running.run.step()
+        assert running.run.wakes_at == pytest.approx(moment + takes)
+        wait([running.run._rows._warming])
+        assert running.run._rows._withdrawn == frozenset({"1", "2"})
         clock.now = running.run.wakes_at
         running.until_at_work()
         assert running.run._at_work.started == clock.now
+    finally:
+        withdrawals.unlink(missing_ok=True)
+
+
+def test_who_withdraws_after_a_letter_was_read_is_left_out_of_the_next_round(
+    slow: tuple[Running, Clock, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another start in this one would show how long it takes."""
+    running, clock, moment = slow
+    withdrawals, turn = running.site.home.withdrawals / "heart.json", object()
+    withdrawals.parent.mkdir(exist_ok=True)
+    machine, starts = running.run._machine, []
+    start = row_work.start_worker
+    monkeypatch.setattr(row_work, "start_worker", lambda *a: (starts.append(1), start(*a))[1])
+    try:
+        wait([running.run._rows._warming])
+        clock.now = moment
+        machine.enter(turn)  # another study's round, so that this one's work waits
+        running.until_at_work()
+        withdrawals.write_text('["1"]')
+        machine.leave(turn)
+        work = running.run._at_work
+        wait([work.work])
+        assert (work.work.exception(), starts) == (None, [])
+        clock.now = work.due
+        running.steps()
+        assert running.heard(1, letters.MASKED)
+        assert running.run._loaded_at == pytest.approx(clock.now + running.run._case.loading_ticks * TICK)
+        wait([running.run._rows._warming])
+        assert starts == [1]
+        assert running.run._rows._withdrawn == frozenset({"1"})
     finally:
         withdrawals.unlink(missing_ok=True)
 
