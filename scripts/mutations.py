@@ -895,8 +895,8 @@ MUTATIONS = (
     Mutation(
         "retry: a restart forgets the failures of a round",
         "datasites/hospital/row_work.py",
-        "                failed = failures.of(number)\n",
-        "                failed = 0\n",
+        "            failed = failures.of(number)\n",
+        "            failed = 0\n",
         (f"{_RETRY}::test_a_restart_between_two_crashes_gives_no_further_try",),
     ),
     Mutation(

@@ -278,6 +278,7 @@ def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(slow: tuple[Runn
     running, clock, moment = slow
     withdrawals, takes = running.site.home.withdrawals / "heart.json", moment - clock.now
     withdrawals.parent.mkdir(exist_ok=True)
+    wait([running.run._rows._warming])
     try:
         for gone in ('["1"]', '["1", "2"]'):
             clock.now += takes / 4
