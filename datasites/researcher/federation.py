@@ -88,6 +88,8 @@ class Federation:
         self.mailroom = Mailroom(
             settings.email, self.store, self._control.sealer(), home / "transport" / "mail", durable=True
         )
+        #: By study, over all calls of `wait`: what each message costs is kept for good at both sides (`synclog`).
+        self._reminders: dict[str, Repeats] = {}
 
     @classmethod
     def create(cls, home: str | Path, *, organisation: str, email: str, store: str) -> Federation:
@@ -210,11 +212,9 @@ class Federation:
 
     def states(self, study: Study) -> list[HospitalState]:
         """Where the study stands at each hospital of the cohort, after a sync."""
-        self._control.sync()
-        decisions = {email: self._decision(email, study) for email in study.terms.cohort.hospitals}
         return [
             HospitalState(email, self.roster.get(email).organisation, decision.state, decision.reason)
-            for email, decision in decisions.items()
+            for email, decision in self._decisions(study).items()
         ]
 
     def wait(self, study: Study, timeout: float = 24 * 3600, *, progress: bool = True) -> list[HospitalState]:
@@ -223,7 +223,7 @@ class Federation:
         To those that have not, the study is sent again now and then, as it was: the store may have lost it, or what the
         hospital said; each that has it already says again where it stands.
         """
-        repeats = Repeats(*REMINDERS)
+        repeats = self._reminders.setdefault(study.job_name, Repeats(*REMINDERS))
         for email in study.terms.cohort.hospitals:
             repeats.begin((email, 0, study.job_name))
         deadline = time.monotonic() + timeout
@@ -290,7 +290,14 @@ class Federation:
 
     def end(self, study: Study) -> Run:
         """Close a study as it stands, also where too few hospitals approve (`Run.close`); it can't be run after."""
-        run = self._run(study, self._approved(study))
+        try:
+            approved = self._approved(study)
+        except WHOLE_STORE:
+            raise
+        except DatasitesError as error:
+            log.warning("who has approved is not known, so nobody is waited for: %s", error)
+            approved = []
+        run = self._run(study, approved)
         run.close()
         return run
 
@@ -301,7 +308,12 @@ class Federation:
         )  # fmt: skip
 
     def _approved(self, study: Study) -> list[str]:
-        return [state.email for state in self.states(study) if state.state in ("approved", "done")]
+        return [email for email, decision in self._decisions(study).items() if decision.state in ("approved", "done")]
+
+    def _decisions(self, study: Study) -> dict[str, JobDecision]:
+        """What each hospital of the cohort has said, after a sync, also one that is pinned no more."""
+        self._control.sync()
+        return {email: self._decision(email, study) for email in study.terms.cohort.hospitals}
 
     def _hospitals(self) -> list[RosterEntry]:
         return [entry for entry in self.roster.entries if entry.role == "hospital"]

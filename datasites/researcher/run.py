@@ -20,6 +20,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.study.manifest import PARAMETER_BOUND
 from datasites.study.rounds import counts_ring
+from datasites.transport.letter import Equivocation
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
 
@@ -95,10 +97,14 @@ class Run:
         self.state: RunState = self._files.load(study.hash)
         self._strategy = strategy_of(study.terms.strategy)
         self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, publish)
-        stored = self._files.read("parameters.json")
-        self.parameters = tuple(Parameter.model_validate(one) for one in json.loads(stored)) if stored else ()
 
     # -- what a researcher calls -----------------------------------------------------------------------------------
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The model's tensors, in their order; none before the first set-up."""
+        stored = self._files.read("parameters.json")
+        return tuple(Parameter.model_validate(one) for one in json.loads(stored)) if stored else ()
 
     def complete(self, *, rounds: int | None = None, progress: bool = True) -> None:
         """Run up to training round `rounds` (all when None); after the last, evaluate and close the study.
@@ -315,11 +321,13 @@ class Run:
     def close(self, patience: float = 60.0) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat, and at any moment.
 
-        All of the cohort are told, so that whoever left the epoch, or approves only now, ends it too: also before
+        From its begin on, no round can be run: what hospitals were told of the end can't be told otherwise. All of the
+        cohort are told, so that whoever left the epoch, or approves only now, ends it too: also before
         anything was set up, and where the secure sum's state is lost or of another key. Those that answered last are
         waited for, or all that approved where none did.
         """
         everybody, study = self.study.terms.cohort.hospitals, self.study.hash
+        self._save(closed=True)
         self._say_over(everybody)
         accounts = dict(self.state.accounts)
 
@@ -340,7 +348,7 @@ class Run:
             timeout=patience,
             question=Question(letters.CLOSE, self._say_over, self._publish),
         )
-        self._save(accounts=accounts, closed=True)
+        self._save(accounts=accounts)
         self._sum.collect_setup(self._sum.epoch + 1)
 
     def _say_over(self, emails: Collection[str]) -> None:
@@ -352,6 +360,8 @@ class Run:
                 self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, words)
             except WHOLE_STORE:
                 raise
+            except Equivocation:
+                log.warning("%s was told before that the study is over, in other words, which stand", email)
             except (IdentityError, StoreError) as error:
                 log.warning("%s is not told that the study is over: %s", email, error)
 

@@ -172,6 +172,39 @@ def test_a_study_that_too_few_approve_can_be_ended(
             party.stop()
 
 
+def test_a_study_is_ended_also_where_a_hospital_is_pinned_no_more(
+    tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run.close, "__defaults__", (0.5,))
+    gone, *others = hospitals
+    with befriended(tmp_path, hospitals) as federation:
+        study = Study.load(HEART)
+        federation.submit(study)
+        federation.roster = federation.roster.without(gone.email)
+        federation._control.pin(federation.roster)
+        assert federation.end(study).state.closed
+        for party in others:
+            assert party.mailroom.receive(EMAIL, study.hash, letters.SETUP_ROUND, letters.CLOSE) is not None
+        for party in hospitals:
+            party.stop()
+
+
+def test_whoever_waits_again_and_again_reminds_no_more_often(
+    tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message is remembered at both sides for good."""
+    with befriended(tmp_path, hospitals) as federation:
+        study = Study.load(HEART)
+        federation.submit(study)
+        moments = set()
+        for _ in range(3):
+            federation.wait(study, timeout=0.0, progress=False)
+            moments.add(federation._reminders[study.job_name].next_due)
+        assert len(moments) == 1
+        for party in hospitals:
+            party.stop()
+
+
 @pytest.mark.waits
 def test_what_the_store_loses_is_sent_again_while_decisions_are_waited_for(
     tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -241,3 +242,35 @@ def test_who_is_in_the_present_epoch_no_more_is_told_of_the_end(federation: Fede
     federation.wait_for_letter(liar, letters.ACCOUNT)
     run.close()
     assert set(run.state.accounts) == set(federation.hospitals)
+
+
+def test_a_close_that_was_interrupted_ends_the_study_the_next_time(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round in between would make other words of it, which hospitals would take from nobody."""
+    run = federation.run()
+    run.complete(rounds=1, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("datasites.researcher.run.gather", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.close()
+    again = federation.run()
+    for act in (run.next_round, again.next_round):
+        with pytest.raises(RunError, match="it was closed"):
+            act()
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
+@pytest.mark.parametrize("lost", ["all", "parameters.json"])
+def test_a_run_whose_files_are_lost_says_again_that_it_is_over(federation: Federation, lost: str) -> None:
+    run = federation.run()
+    run.complete(rounds=1, progress=False)
+    if lost == "all":
+        run.close()
+        shutil.rmtree(federation.folder)
+    else:
+        (federation.folder / lost).write_bytes(b"[")
+    run = federation.run()
+    run.close(2.0)
+    assert run.state.closed
