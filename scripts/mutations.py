@@ -620,8 +620,8 @@ MUTATIONS = (
     Mutation(
         "tick: a start that a withdrawal asks for begins when the one before is over",
         "datasites/hospital/rounds.py",
-        "        if now >= self._load_begins:\n            self._rows.warm",
-        "        if True:\n            self._rows.warm",
+        "self._rows.start(self._case, self._load_begins - now)",
+        "self._rows.start(self._case, 0.0)",
         (f"{_TICKS}::test_a_withdrawal_moves_the_moment_for_which_a_letter_waits",),
     ),
     Mutation(

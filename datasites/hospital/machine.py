@@ -13,7 +13,7 @@ this process is given the processor once in `LOOKS` seconds, for which both may 
 they do while a rehearsal's sandbox is made (milliseconds); workers are on this machine. Not claimed: a GPU, on which
 kernels that a worker has queued go on while its process stands still; memory, of the machine and of a GPU, which a
 worker keeps meanwhile: a machine holds two workers of `sandbox.limits`, and so must its GPU. Nor caches and the disk; a
-worker that is being started with a study's rows outside of a round (`RowWork.warm`), the hospital's table as it is
+worker that is being started with a study's rows outside of a round (`RowWork.start`), the hospital's table as it is
 read, and the interpreter of this process in either, beside which a rehearsal goes on: these show in it as a machine's
 load does. A rehearsal waits for as long as rounds follow each other without a gap.
 """
@@ -44,7 +44,7 @@ class Machine:
     """What the studies of one datasite share.
 
     Rows are worked on one round after the other, in the order in which rounds were begun, which is that in which they
-    leave. Workers are started with rows one after the other, each in a span of its own.
+    are due. Workers are started with rows one after the other, each in a span of its own.
     """
 
     def __init__(self) -> None:

@@ -253,8 +253,13 @@ def log_lists(site: Site, *populations: str) -> None:
 
 
 def require_logged(site: Site, row: Case) -> None:
-    """Raise `InputError` unless the log knows the list that the patients of a case are on, or knew it."""
-    if row.listed_as and not site.audit.holds(ledger_log.PATIENTS_KEPT, token=row.listed_as):
+    """Raise `InputError` unless the log knows the list that the patients of a case are on, or knew it.
+
+    Nor is that asked for where the list that is there is not taken for whole: it then is no word that anybody is new.
+    """
+    if not row.listed_as or site.audit.holds(ledger_log.PATIENTS_KEPT, token=row.listed_as):
+        return
+    if _is_whole(site.home, site.home.dataset(row.terms["dataset"]).population):
         raise InputError(
             f"case {row.pk}: the audit log does not know the list that its patients were put on, and another one is in "
             f"its place: the examination was interrupted, and a file put back; `datasites review recheck {row.pk}`"

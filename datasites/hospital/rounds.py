@@ -206,15 +206,13 @@ class StudyRun:
 
     @property
     def wakes_at(self) -> float | None:
-        """When `step` is wanted for a release that waits for its tick, for the start of a worker, or for a letter that
-        waits for one, by the monotonic clock; not before.
+        """When `step` is wanted for a release that waits for its tick, or for a letter that waits for a worker, by the
+        monotonic clock; not before.
         """
         if self._halted:
             return None
         if self._at_work is not None:
             return self._at_work.due - TICK
-        if time.monotonic() < self._load_begins:
-            return self._load_begins
         return self._loaded_at if self._waiting else None
 
     @property
@@ -245,8 +243,8 @@ class StudyRun:
         row = Case.objects.get(pk=self._pk)
         if row.owed:
             settle(self._site, self._pk)
-        unsaid = self._sat_out(row)
         self._post.look_again()
+        unsaid = self._sat_out(row)
         try:
             ends = (*Case.ACTIVE, Case.State.STOPPED)
             if row.state in ends and closing_step(self._site, self._case, self._post, row):
@@ -314,8 +312,8 @@ class StudyRun:
             self._loads = gone
             if now >= self._load_begins:  # else the start that is due will leave them out
                 self._load_begins, self._loaded_at = self._machine.load(now, self._case.loading_ticks * TICK)
-        if now >= self._load_begins:
-            self._rows.warm(self._case, gone)
+                self._rows.start(self._case, self._load_begins - now)
+        self._rows.revive(self._case)
 
     def _attend(self, row: Case, number: int, letter: Letter, *, waited: bool) -> None:
         """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,8 +63,8 @@ class RowWork:
         self._worker: Worker | None = None
         self._withdrawn: frozenset[str] = frozenset()
         self._records = ""
-        self._warming: Future[None] | None = None
-        self._closed = False
+        self._starting: Future[None] | None = None
+        self._closing = threading.Event()
 
     def begin(
         self,
@@ -78,7 +79,7 @@ class RowWork:
         keys: the round's keys, given the commitment to the rows. gone: who must not be among them; whoever withdraws
         after that is left out of the next round. The result raises what went wrong; no row is in it.
         """
-        self._warming = None
+        self._starting = None
         place = object()
         self._machine.enter(place)
         try:
@@ -92,22 +93,28 @@ class RowWork:
         work.add_done_callback(lambda _: self._machine.leave(place))
         return work
 
-    def warm(self, case: OpenCase, gone: frozenset[str]) -> None:
-        """See to it that a worker is there, without the rows of who has `gone`, before a round needs it."""
-        if self._warming is not None:
-            if not self._warming.done():
-                return
-            if self._warming.exception() is not None:
-                return  # the round that needs it says why
-        if self._worker is None or not self._worker.alive or not gone <= self._withdrawn:
-            self._warming = self._thread.submit(self._on_thread, lambda: self._warm(case, gone))
+    def start(self, case: OpenCase, seconds: float) -> None:
+        """Start a worker in so many seconds, whatever is done or left undone until then.
+
+        It is not given the rows of who has withdrawn by then. A round that is begun meanwhile comes after it.
+        """
+        begins = time.monotonic() + seconds
+        self._starting = self._thread.submit(self._on_thread, lambda: self._start(case, begins))
+
+    def revive(self, case: OpenCase) -> None:
+        """See to it that a worker that has crashed is followed by another, before a round needs it."""
+        if self._worker is not None and self._worker.alive:
+            return
+        # One that could not be started is left to the round that needs it, which says why.
+        if self._starting is None or (self._starting.done() and self._starting.exception() is None):
+            self.start(case, 0.0)
 
     def close(self, *, wait: bool = False) -> None:
         """End the worker, in whatever it does; the thread ends by itself, with a worker that it was just starting.
 
         wait: until it has. Else nobody waits, since how long that takes may depend on rows.
         """
-        self._closed = True
+        self._closing.set()
         if self._worker is not None:
             self._worker.kill(wait=wait)
         self._thread.shutdown(wait=wait, cancel_futures=True)
@@ -116,14 +123,16 @@ class RowWork:
         try:
             return work()
         finally:
-            if self._closed and self._worker is not None:
+            if self._closing.is_set() and self._worker is not None:
                 self._worker.kill()
             # Django keeps a connection for each thread, and nobody else closes this one's.
             connections.close_all()
 
-    def _warm(self, case: OpenCase, gone: frozenset[str]) -> None:
+    def _start(self, case: OpenCase, begins: float) -> None:
+        while (left := begins - time.monotonic()) > 0 and not self._closing.wait(min(left, 0.2)):
+            pass
         try:
-            self._started_worker(case, gone)
+            self._started_worker(case, withdrawn(self._home, case.dataset.name))
         except Exception as error:
             log.warning("no worker yet: %s", type(error).__name__)
             raise
@@ -177,7 +186,7 @@ class RowWork:
             except WorkerError as error:
                 # A crash is tried once more, under the same charge and the same keys: the same bytes. What the
                 # worker refused it would refuse again.
-                if self._closed:
+                if self._closing.is_set():
                     raise
                 if failures.add(number) >= MOST or (self._worker is not None and self._worker.alive):
                     raise
@@ -186,7 +195,7 @@ class RowWork:
             return Computed(vectors, steps, of_round.key("rounding"), time.monotonic() - started, failed)
 
     def _require_open(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             raise WorkerCrashed("the study was let go of", rule="closed")
 
     def _vectors(

@@ -200,6 +200,11 @@ def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(running: Ru
     data = lose(running, 1, letters.UNMASK)
     running.run.step()
     assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 1, letters.UNMASK)) == data
+    running.open(2, value=1e30)  # beyond the bound on models
+    running.steps()
+    data = lose(running, 2, letters.ABSTAINED)
+    running.run.step()
+    assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 2, letters.ABSTAINED)) == data
 
 
 def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from datasites.hospital import ledger, ledger_log, population, proposals, review, settle, verify_bundle
+from datasites.hospital import ledger, ledger_log, patients, population, proposals, review, settle, verify_bundle
+from datasites.hospital.admission import recheck
 from datasites.hospital.audit import AuditLog, head_file
 from datasites.hospital.closing import give_up_keys, journal_of
 from datasites.hospital.datasite import Datasite
@@ -555,3 +556,24 @@ def test_a_home_is_open_as_before_where_nothing_was_lost(site: Site) -> None:
     again = Site(site.home, site.identity, AuditLog(site.home.audit, site.identity))
     open_populations(again)
     require_one_story(restarted(again).home)
+
+
+def test_a_case_whose_list_the_restored_log_does_not_know_is_approved_once_that_is_settled(
+    desk: Desk,  # noqa: F811
+) -> None:
+    """The list that is there passes for all patients no more, so nobody on it, or missing, is a new person."""
+    home = desk.site.home
+    desk.agree()
+    ledger_log.write_anchor(home)
+    backup = {path: path.read_bytes() for path in (home.audit, head_file(home.audit))}
+    recheck(desk.site, desk.row.pk)
+    desk.row = Case.objects.get(pk=desk.row.pk)
+    assert desk.row.listed_as
+    desk.approve("ann")
+    for path, data in backup.items():
+        path.write_bytes(data)
+    desk.site = settled(desk, restarted(desk.site))
+    patients.log_lists(desk.site)
+    assert not desk.site.audit.holds(ledger_log.PATIENTS_KEPT, token=desk.row.listed_as)
+    assert desk.approve("bob").state == Case.State.APPROVED
+    assert patients.in_part(home) == ["heart"]

@@ -212,7 +212,7 @@ def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_
             while running.run.step():
                 pass
             assert running.run.wakes_at == pytest.approx(began + allowed * TICK)
-            wait([running.run._rows._warming])
+            wait([running.run._rows._starting])
             running.until_at_work()
             assert running.run._at_work.due == pytest.approx(began + (allowed + running.case.terms.ticks) * TICK)
             wait([running.run._at_work.work])
@@ -273,26 +273,33 @@ def test_a_round_whose_letter_waited_begins_whole_ticks_after_its_moment(
     assert running.run._at_work.started == pytest.approx(moment + starts * TICK)
 
 
-def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(slow: tuple[Running, Clock, float]) -> None:
-    """Another start follows the one that has begun, and leaves out all who have withdrawn until it begins."""
+@pytest.mark.parametrize("steps", [True, False])
+def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(
+    slow: tuple[Running, Clock, float], monkeypatch: pytest.MonkeyPatch, steps: bool
+) -> None:
+    """Another start follows the one that has begun, and leaves out all who have withdrawn until it begins.
+
+    steps: whether the service takes any meanwhile. It does not while people pause the study, or in an outage.
+    """
     running, clock, moment = slow
     withdrawals, takes = running.site.home.withdrawals / "heart.json", moment - clock.now
     withdrawals.parent.mkdir(exist_ok=True)
-    wait([running.run._rows._warming])
+    wait([running.run._rows._starting])
+    monkeypatch.setattr(row_work, "time", clock)
     try:
         for gone in ('["1"]', '["1", "2"]'):
             clock.now += takes / 4
             withdrawals.write_text(gone)
             assert not running.run.step()
-            assert running.run.wakes_at == pytest.approx(moment), "when the second start begins"
-        wait([running.run._rows._warming])
-        assert running.run._rows._withdrawn == frozenset(), "it has not begun, though the first is over"
+            assert running.run.wakes_at == pytest.approx(moment + takes)
+        second = running.run._rows._starting
+        assert not wait([second], timeout=0.5).done, "it has not begun, though the first is over"
         clock.now = moment
-        assert not running.run.step()
-        assert running.run.wakes_at == pytest.approx(moment + takes)
-        wait([running.run._rows._warming])
+        if steps:
+            assert not running.run.step()
+        wait([second], timeout=60)
         assert running.run._rows._withdrawn == frozenset({"1", "2"})
-        clock.now = running.run.wakes_at
+        clock.now = moment + takes
         running.until_at_work()
         assert running.run._at_work.started == clock.now
     finally:
@@ -310,7 +317,7 @@ def test_who_withdraws_after_a_letter_was_read_is_left_out_of_the_next_round(
     start = row_work.start_worker
     monkeypatch.setattr(row_work, "start_worker", lambda *a: (starts.append(1), start(*a))[1])
     try:
-        wait([running.run._rows._warming])
+        wait([running.run._rows._starting])
         clock.now = moment
         machine.enter(turn)  # another study's round, so that this one's work waits
         running.until_at_work()
@@ -323,7 +330,7 @@ def test_who_withdraws_after_a_letter_was_read_is_left_out_of_the_next_round(
         running.steps()
         assert running.heard(1, letters.MASKED)
         assert running.run._loaded_at == pytest.approx(clock.now + running.run._case.loading_ticks * TICK)
-        wait([running.run._rows._warming])
+        wait([running.run._rows._starting])
         assert starts == [1]
         assert running.run._rows._withdrawn == frozenset({"1"})
     finally:
