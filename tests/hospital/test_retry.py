@@ -221,8 +221,8 @@ def test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal(
 
     begin = RowWork.begin
 
-    def begun(work: RowWork, case: Any, manifest: Any, model: Any, keys: Callable[[str], RoundKeys]) -> Any:
-        return begin(work, case, manifest, model, lambda records: (bound.append(records), keys(records))[1])
+    def begun(work: RowWork, case: Any, manifest: Any, model: Any, keys: Callable[[str], RoundKeys], gone: Any) -> Any:
+        return begin(work, case, manifest, model, lambda records: (bound.append(records), keys(records))[1], gone)
 
     monkeypatch.setattr(row_work, "start_worker", started)
     monkeypatch.setattr(RowWork, "begin", begun)

@@ -151,6 +151,7 @@ class StandIn:
     def __init__(self, columns: int) -> None:
         self.description = description(columns)
         self.alive = True
+        self.age = 0.0
         self.pid = 0
 
     @classmethod
