@@ -778,6 +778,13 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_a_count_that_could_not_be_written_is_written_when_there_is_room",),
     ),
     Mutation(
+        "store: a disk that is full stops who refuses",
+        "datasites/transport/quarantine.py",
+        "        except OSError as error:\n            self._left_out += 1\n",
+        "        except ZeroDivisionError as error:\n            self._left_out += 1\n",
+        ("tests/transport/test_kept.py::test_what_is_refused_while_the_disk_is_full_holds_up_nobody",),
+    ),
+    Mutation(
         "store: what is passed over is remembered without bound",
         "datasites/transport/passed_over.py",
         "        if len(self._known) >= MOST_PASSED_OVER:\n",

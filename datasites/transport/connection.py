@@ -314,16 +314,10 @@ class StoreConnection(SyftboxPlatformConnection):
     def _report(self, folder: str, seen: Seen, reason: str) -> None:
         """Keep a record of names that were removed: of some by name, of all others how many there were."""
         shown = sorted(seen.removed)[: BAD_NAMES_PER_SYNC - 1]
-        rest = len(seen.removed)
-        try:
-            for name in shown:
-                self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
-                rest -= 1
-            if rest:
-                self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
-        except OSError:
-            self.quarantine.leave_out(rest)  # they are gone, so nobody tries this again
-            raise
+        for name in shown:
+            self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
+        if rest := len(seen.removed) - len(shown):
+            self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
         if seen.kept:
             self.refuse_folder(folder, f"{reason}: {seen.kept} names that can't be removed; they hide no others")
 
