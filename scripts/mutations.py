@@ -834,6 +834,13 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_parts_of_a_blob_that_is_refused_or_read_do_not_stay",),
     ),
     Mutation(
+        "store: the blob of a bad letter that can't be removed is fetched at each look",
+        "datasites/transport/mailroom.py",
+        "            if envelope is not None and self._stuck.rests(key) and",
+        "            if envelope is not None and False and",
+        ("tests/transport/test_kept.py::test_a_blob_of_a_refused_letter_that_cannot_be_removed_is_fetched_seldom",),
+    ),
+    Mutation(
         "store: parts of broken-off downloads fill a disk",
         "datasites/transport/blobs.py",
         "        if left < 0:\n",

@@ -13,7 +13,7 @@ import pytest
 from syft.sync.events.file_change_event import FileChangeEventsMessageFileName
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import blobs, guards, mocks, passed_over, quarantine, synclog
+from datasites.transport import blobs, guards, mailroom, mocks, passed_over, quarantine, synclog
 from datasites.transport.connection import StoreConnection, outbox_folder
 from datasites.transport.mailroom import Rejected, letter_key
 from datasites.transport.mocks import SIGNED, SignedMock, sign_mock
@@ -414,6 +414,52 @@ def test_parts_of_a_blob_that_is_refused_or_read_do_not_stay(far_away: list[Part
         else:
             assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is not None
         assert list((hospital.home / "state" / "mail" / "partial").iterdir()) == []
+
+
+def test_a_blob_of_a_refused_letter_that_cannot_be_removed_is_fetched_seldom(
+    far_away: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked for; and a blob that came late, or a letter that was put again, is taken."""
+    researcher, hospital = far_away
+    blob, folder, clock = os.urandom(90_000), blobs.blob_folder(STUDY, RESEARCHER), Hands(monkeypatch, passed_over)
+    store, fetched = hospital.mailroom.store, list[str]()
+    get, delete = store.get, store.delete
+
+    def counted(key: str, limit: int | None = None) -> bytes | None:
+        fetched.append(key)
+        return get(key, limit)
+
+    def denied(key: str) -> None:
+        raise StoreDenied(key)
+
+    monkeypatch.setattr(store, "get", counted)
+    monkeypatch.setattr(store, "delete", denied)
+    for number, comes in enumerate(("late", "again"), 1):
+        known = set(store.list(folder))
+        researcher.mailroom.send(A, STUDY, number, "round", {}, blob)
+        part = f"{folder}/{max(set(store.list(folder)) - known)}"
+        last = get(part)
+        assert last is not None
+        delete(part)
+        with pytest.raises(Rejected, match="part 89 of 90 is missing"):
+            hospital.mailroom.receive(RESEARCHER, STUDY, number, "round")
+        for rest in (mailroom.STUCK_RESTS, 0.0):
+            fetched.clear()
+            for _ in range(3):
+                assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is None
+            assert [key for key in fetched if key.startswith("blobs/")] == []
+            clock.now += rest
+            assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is None
+        store.put(part, last)
+        if comes == "late":
+            clock.now += mailroom.STUCK_RESTS
+        else:
+            delete(letter_key(RESEARCHER, STUDY, A, number, "round"))
+            assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is None
+            researcher.mailroom.send(A, STUDY, number, "round", {}, blob)
+        letter = hospital.mailroom.receive(RESEARCHER, STUDY, number, "round")
+        assert letter is not None
+        assert letter.blob == blob
 
 
 def test_parts_of_broken_off_downloads_are_bounded(far_away: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
