@@ -813,6 +813,40 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_mocks_of_one_owner_are_bounded",),
     ),
     Mutation(
+        "store: what may be half written is read at each sync",
+        "datasites/transport/connection.py",
+        "        return self._stuck.rests(folder) or self._second_look.waits(folder)\n",
+        "        return self._stuck.rests(folder)\n",
+        (
+            "tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time_nor_before_others",
+        ),
+    ),
+    Mutation(
+        "store: what is in doubt is read again before what nobody has looked at",
+        "datasites/transport/connection.py",
+        "        return self._stuck.rests_until(folder), folder in self._second_look\n",
+        "        return self._stuck.rests_until(folder), False\n",
+        (
+            "tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time_nor_before_others",
+        ),
+    ),
+    Mutation(
+        "store: a mock that a hospital no longer offers stays",
+        "datasites/hospital/datasite.py",
+        "        self._control.offer_datasets([dataset.name for dataset in self._home.settings.datasets])\n",
+        "",
+        (
+            "tests/hospital/test_datasite.py::test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store",
+        ),
+    ),
+    Mutation(
+        "store: a researcher is shown a part of what hospitals offer",
+        "datasites/transport/guards.py",
+        "        return bool(self._cut)\n",
+        "        return False\n",
+        ("tests/researcher/test_federation.py::test_all_that_hospitals_offer_is_shown",),
+    ),
+    Mutation(
         "store: a number that no log holds ends the sync with all",
         "datasites/transport/guards.py",
         "        if not -LARGEST_NUMBER <= number <= LARGEST_NUMBER:\n",

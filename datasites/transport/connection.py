@@ -19,6 +19,7 @@ import contextlib
 import json
 import logging
 import math
+from collections.abc import Collection
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict, PrivateAttr
@@ -147,12 +148,12 @@ class StoreConnection(SyftboxPlatformConnection):
             self.refuse_folder(folder, reason, rest)
 
     def rests(self, folder: str) -> bool:
-        """Whether a folder was refused a moment ago."""
-        return self._stuck.rests(folder)
+        """Whether a folder was refused a moment ago, or is perhaps half written and was looked at a moment ago."""
+        return self._stuck.rests(folder) or self._second_look.waits(folder)
 
-    def rested_until(self, folder: str) -> float:
-        """Until when it rested, or rests, by the monotonic clock; 0 for one that was not refused."""
-        return self._stuck.rests_until(folder)
+    def turn_of(self, folder: str) -> tuple[float, bool]:
+        """What sorts folders: those that nobody has looked at, those in doubt, those refused, longest ago first."""
+        return self._stuck.rests_until(folder), folder in self._second_look
 
     def is_in_order(self, key: str) -> None:
         """What was perhaps half written at `key` is whole."""
@@ -385,6 +386,18 @@ class StoreConnection(SyftboxPlatformConnection):
         for collection, folder in self._collections(self.email, prefix):
             if collection.tag == tag and collection.content_hash != keep:
                 self.store.delete_folder(folder)
+
+    def owner_keep_collections(self, prefix: str, tags: Collection[str]) -> None:
+        """Delete collections that have none of these names, some at a time; what can't be deleted is reported once."""
+        folder = f"collections/{self.email}"
+        try:
+            for collection, folder in self._collections(self.email, prefix):
+                if collection.tag not in tags and folder not in self._stuck:
+                    self.store.delete_folder(folder)
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:  # the others are deleted at another time
+            self.refuse_folder(folder, str(error))
 
     def peer_collections(self, owner: str, prefix: str) -> list[tuple[str, str]]:
         """(name, folder key) of one owner's collections; several versions of one name may lie there."""
