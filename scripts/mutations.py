@@ -817,18 +817,14 @@ MUTATIONS = (
         "datasites/transport/connection.py",
         "        return self._stuck.rests(folder) or self._second_look.waits(folder)\n",
         "        return self._stuck.rests(folder)\n",
-        (
-            "tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time_nor_before_others",
-        ),
+        ("tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time",),
     ),
     Mutation(
         "store: what is in doubt is read again before what nobody has looked at",
         "datasites/transport/connection.py",
         "        return self._stuck.rests_until(folder), folder in self._second_look\n",
         "        return self._stuck.rests_until(folder), False\n",
-        (
-            "tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time_nor_before_others",
-        ),
+        ("tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_before_what_nobody_has_looked_at",),
     ),
     Mutation(
         "store: a mock that a hospital no longer offers stays",

@@ -120,10 +120,10 @@ def test_all_that_a_hospital_offers_is_fetched_at_once(
     assert "more mock data" in caplog.text
 
 
-def test_what_is_in_doubt_is_not_read_again_before_its_time_nor_before_others(
+def test_what_is_in_doubt_is_not_read_before_what_nobody_has_looked_at(
     friends: list[Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each sync reads of what nobody has looked at: so many bytes that lie there delay a mock by one sync."""
+    """Each sync reads of that first: so many bytes that lie there delay a mock by one sync."""
     monkeypatch.setattr(mocks, "BYTES_PER_SYNC", 20_000)
     researcher, hospital, *_ = friends
     researcher, clock = settle(researcher, 2.0), Hands(monkeypatch, second_look)
@@ -140,3 +140,27 @@ def test_what_is_in_doubt_is_not_read_again_before_its_time_nor_before_others(
         clock.now += pause
     assert names_at(researcher) == ["heart"]
     assert researcher.control.quarantine.entries() == []
+
+
+def test_what_is_in_doubt_is_not_read_again_before_its_time(
+    friends: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    researcher, hospital, *_ = friends
+    researcher, clock = settle(researcher, 2.0), Hands(monkeypatch, second_look)
+    publish(hospital, "heart")
+    (folder,) = in_store(hospital)
+    (folder / "mock.csv").write_bytes(b"x")
+    get, read = Store.get, list[str]()
+
+    def counted(store: Store, key: str, limit: int | None = None) -> bytes | None:
+        read.append(key)
+        return get(store, key, limit)
+
+    monkeypatch.setattr(Store, "get", counted)
+    times = []
+    for pause in (0.5, 1.4, 0.2, 0.0):
+        read.clear()
+        researcher.control.sync()
+        times.append(sum(key.endswith("mock.csv") for key in read))
+        clock.now += pause
+    assert times == [1, 0, 0, 1]
