@@ -778,6 +778,13 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_a_count_that_could_not_be_written_is_written_when_there_is_room",),
     ),
     Mutation(
+        "store: a disk that is full stops who refuses",
+        "datasites/transport/quarantine.py",
+        "        except OSError as error:\n            self._left_out += 1\n",
+        "        except ZeroDivisionError as error:\n            self._left_out += 1\n",
+        ("tests/transport/test_kept.py::test_what_is_refused_while_the_disk_is_full_holds_up_nobody",),
+    ),
+    Mutation(
         "store: what is passed over is remembered without bound",
         "datasites/transport/passed_over.py",
         "        if len(self._known) >= MOST_PASSED_OVER:\n",
@@ -806,6 +813,36 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_mocks_of_one_owner_are_bounded",),
     ),
     Mutation(
+        "store: what may be half written is read at each sync",
+        "datasites/transport/connection.py",
+        "        return self._stuck.rests(folder) or self._second_look.waits(folder)\n",
+        "        return self._stuck.rests(folder)\n",
+        ("tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time",),
+    ),
+    Mutation(
+        "store: what is in doubt is read again before what nobody has looked at",
+        "datasites/transport/connection.py",
+        "        return self._stuck.rests_until(folder), folder in self._second_look\n",
+        "        return self._stuck.rests_until(folder), False\n",
+        ("tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_before_what_nobody_has_looked_at",),
+    ),
+    Mutation(
+        "store: a mock that a hospital no longer offers stays",
+        "datasites/hospital/datasite.py",
+        "        self._control.offer_datasets([dataset.name for dataset in self._home.settings.datasets])\n",
+        "",
+        (
+            "tests/hospital/test_datasite.py::test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store",
+        ),
+    ),
+    Mutation(
+        "store: a researcher is shown a part of what hospitals offer",
+        "datasites/transport/guards.py",
+        "        return bool(self._cut)\n",
+        "        return False\n",
+        ("tests/researcher/test_federation.py::test_all_that_hospitals_offer_is_shown",),
+    ),
+    Mutation(
         "store: a number that no log holds ends the sync with all",
         "datasites/transport/guards.py",
         "        if not -LARGEST_NUMBER <= number <= LARGEST_NUMBER:\n",
@@ -825,6 +862,13 @@ MUTATIONS = (
         "                blobs.forget(self._partial, error.blob)\n",
         "                pass\n",
         ("tests/transport/test_kept.py::test_parts_of_a_blob_that_is_refused_or_read_do_not_stay",),
+    ),
+    Mutation(
+        "store: the blob of a bad letter that can't be removed is fetched at each look",
+        "datasites/transport/mailroom.py",
+        "            if envelope is not None and self._stuck.rests(key) and",
+        "            if envelope is not None and False and",
+        ("tests/transport/test_kept.py::test_a_blob_of_a_refused_letter_that_cannot_be_removed_is_fetched_seldom",),
     ),
     Mutation(
         "store: parts of broken-off downloads fill a disk",

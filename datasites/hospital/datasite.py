@@ -241,6 +241,7 @@ class Datasite:
             if not mock.is_file():
                 raise InputError(f"{mock}: no such file; put the mock there, or mend `mock` of {dataset.name}")
             self._control.publish_dataset(dataset.name, mock, dataset.summary)
+        self._control.offer_datasets([dataset.name for dataset in self._home.settings.datasets])
 
     def _pin(self) -> None:
         """Follow the pinned roster: new researchers become peers, revoked ones stop being."""

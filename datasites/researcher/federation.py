@@ -164,7 +164,7 @@ class Federation:
         One that can't be asked (an incomplete roster entry, say) is named by `Incomplete` after all others were.
         """
         _for_each("asked to be our peers", [entry.email for entry in self._hospitals()], self._control.add_hospital)
-        self._control.sync()
+        self._control.sync_all()
 
     def sync(self) -> None:
         """Exchange messages with the hospitals through the store."""
@@ -172,7 +172,7 @@ class Federation:
 
     def datasets(self) -> pd.DataFrame:
         """Datasets that hospitals offer, with the mock's version; one row each."""
-        self._control.sync()
+        self._control.sync_all()
         rows = [
             {"hospital": entry.organisation, "email": entry.email, "dataset": offered.name, "summary": offered.summary}
             for entry in self._hospitals()

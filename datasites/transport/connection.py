@@ -19,6 +19,7 @@ import contextlib
 import json
 import logging
 import math
+from collections.abc import Collection
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict, PrivateAttr
@@ -147,12 +148,12 @@ class StoreConnection(SyftboxPlatformConnection):
             self.refuse_folder(folder, reason, rest)
 
     def rests(self, folder: str) -> bool:
-        """Whether a folder was refused a moment ago."""
-        return self._stuck.rests(folder)
+        """Whether a folder was refused a moment ago, or is perhaps half written and was looked at a moment ago."""
+        return self._stuck.rests(folder) or self._second_look.waits(folder)
 
-    def rested_until(self, folder: str) -> float:
-        """Until when it rested, or rests, by the monotonic clock; 0 for one that was not refused."""
-        return self._stuck.rests_until(folder)
+    def turn_of(self, folder: str) -> tuple[float, bool]:
+        """What sorts folders: those that nobody has looked at, those in doubt, those refused, longest ago first."""
+        return self._stuck.rests_until(folder), folder in self._second_look
 
     def is_in_order(self, key: str) -> None:
         """What was perhaps half written at `key` is whole."""
@@ -314,16 +315,10 @@ class StoreConnection(SyftboxPlatformConnection):
     def _report(self, folder: str, seen: Seen, reason: str) -> None:
         """Keep a record of names that were removed: of some by name, of all others how many there were."""
         shown = sorted(seen.removed)[: BAD_NAMES_PER_SYNC - 1]
-        rest = len(seen.removed)
-        try:
-            for name in shown:
-                self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
-                rest -= 1
-            if rest:
-                self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
-        except OSError:
-            self.quarantine.leave_out(rest)  # they are gone, so nobody tries this again
-            raise
+        for name in shown:
+            self.quarantine.keep(f"{folder}/{ascii(name)[1:-1]}", reason)
+        if rest := len(seen.removed) - len(shown):
+            self.quarantine.keep(folder, f"{reason}: {rest} more names, removed as well")
         if seen.kept:
             self.refuse_folder(folder, f"{reason}: {seen.kept} names that can't be removed; they hide no others")
 
@@ -391,6 +386,18 @@ class StoreConnection(SyftboxPlatformConnection):
         for collection, folder in self._collections(self.email, prefix):
             if collection.tag == tag and collection.content_hash != keep:
                 self.store.delete_folder(folder)
+
+    def owner_keep_collections(self, prefix: str, tags: Collection[str]) -> None:
+        """Delete collections that have none of these names, some at a time; what can't be deleted is reported once."""
+        folder = f"collections/{self.email}"
+        try:
+            for collection, folder in self._collections(self.email, prefix):
+                if collection.tag not in tags and folder not in self._stuck:
+                    self.store.delete_folder(folder)
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:  # the others are deleted at another time
+            self.refuse_folder(folder, str(error))
 
     def peer_collections(self, owner: str, prefix: str) -> list[tuple[str, str]]:
         """(name, folder key) of one owner's collections; several versions of one name may lie there."""

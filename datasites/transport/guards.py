@@ -272,14 +272,23 @@ class WatcherSyncer(DatasiteWatcherSyncer):
     log: SyncLog
     #: By datasite: bytes of its files, by path.
     _kept: dict[str, dict[str, int]] = PrivateAttr(default_factory=dict)
+    #: Datasites of whose mock data the last sync left something for the next.
+    _cut: set[str] = PrivateAttr(default_factory=set)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last sync left mock data for the next."""
+        return bool(self._cut)
 
     def sync_down(self, peer_emails: list[str]) -> None:
         """Take what each datasite has sent. One datasite's trouble doesn't hold up another."""
         connection = self.connection_router.connection
 
         def take_mocks(peer: str) -> None:
-            fetch_mocks(connection, self.log, peer, self.syftbox_folder)
+            if not fetch_mocks(connection, self.log, peer, self.syftbox_folder):
+                self._cut.add(peer)
 
+        self._cut.clear()
         _with_each(connection, peer_emails, self.take_events, take_mocks)
 
     def take_events(self, peer: str) -> None:

@@ -22,7 +22,8 @@ is ordered by clock.
 
 What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received
 the bytes of one envelope (`Limits.body` and 80 KiB) before a signature is checked; a blob is fetched only for an
-envelope that its sender signed. Letters that are expected are found by name even where more lies there than is listed.
+envelope that its sender signed, and of a letter that was refused and can't be removed not again for `STUCK_RESTS`
+seconds. Letters that are expected are found by name even where more lies there than is listed.
 What the store learns: who writes to whom, when, in which study and round, what kind of letter (so also who abstains),
 and sizes.
 """
@@ -93,6 +94,8 @@ logger = logging.getLogger(__name__)
 #: Objects that one collecting removes from a folder: more than honest parties leave of a round, and on a store far away
 #: still a matter of minutes.
 MOST_REMOVED = 1000
+#: Seconds for which a letter that was refused and can't be removed is not opened again: its blob may come late.
+STUCK_RESTS = 300.0
 
 
 class _Bad(Exception):
@@ -261,8 +264,11 @@ class Mailroom:
             return None
         try:
             envelope = self._envelope(key)
+            if envelope is not None and self._stuck.rests(key) and self._stuck.mark(key) == sha256_hex(envelope):
+                return None
             found = None if envelope is None else self._checked(sender, study, round, kind, envelope, max_blob)
             self._second_look.forget(key)
+            self._stuck.forget(key)
             return found
         except _Bad as error:
             reason = str(error)
@@ -327,6 +333,7 @@ class Mailroom:
         """
         mark = sha256_hex(envelope or reason.encode())
         if self._stuck.mark(key) == mark:
+            self._stuck.add(key, mark, rest=STUCK_RESTS)
             return False
         self.quarantine.keep(key, reason, envelope)
         self._second_look.forget(key)
@@ -337,7 +344,7 @@ class Mailroom:
             pass  # it is seen again, and removed, when the store is back
         except StoreError as error:
             logger.warning("%s; it is passed over from now on", error)
-            self._stuck.add(key, mark)
+            self._stuck.add(key, mark, rest=STUCK_RESTS)
         return True
 
     def waiting(self, expected: Iterable[Expected]) -> list[Expected]:

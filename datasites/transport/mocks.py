@@ -10,7 +10,10 @@ its mocks from the store once in that time.
 
 Claim (floods): of one owner, however well it signs, a researcher keeps `MOST_MOCKS` mocks of `MOST_MOCKS_BYTES`, of
 each the newest version that it took and no file of another, whole or not at all. At one sync it reads `BYTES_PER_SYNC`
-(and one mock more) of what lies there, whoever wrote it, first of all what was not refused before.
+(and one mock more) of what lies there, whoever wrote it, first of all what it has not looked at before, and nothing
+that may be half written twice within the time that it is given. What a hospital no longer offers leaves the store when
+it says so, and where somebody lays it there again within `LOOKS_EVERY` seconds and one sync (of a flood, some each
+time); what a researcher has of it stays until a person removes it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +56,8 @@ MOST_FILES, MAX_MOCK_BYTES = 100, 64 * 1024 * 1024
 MOST_MOCKS, MOST_MOCKS_BYTES = 100, 1024**3
 #: What a researcher reads of one owner's mock data at a sync.
 BYTES_PER_SYNC = 2 * MAX_MOCK_BYTES
+#: Syncs in which all that is kept of one owner can come, the lists of what has come read at each of them.
+SYNCS_FOR_ALL = MOST_MOCKS_BYTES // BYTES_PER_SYNC + 2
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -160,11 +165,18 @@ class OwnMocks:
         self._connection = connection
         self._identity = identity
         self._published: dict[str, tuple[MockManifest, Path]] = {}
+        self._offered: frozenset[str] | None = None
         self._next_look = time.monotonic() + LOOKS_EVERY
 
     def remember(self, manifest: MockManifest, folder: Path) -> None:
         """`folder` holds the files that were published."""
         self._published[manifest.name] = manifest, folder
+
+    def offer(self, names: Collection[str]) -> None:
+        """Take all mocks but these out of the store, now and whenever it is time to look."""
+        self._offered = frozenset(names)
+        self._published = {name: one for name, one in self._published.items() if name in self._offered}
+        self._connection.owner_keep_collections(DATASET_COLLECTION_PREFIX, self._offered)
 
     def put_again(self) -> None:
         """Put what the store has lost, when it is time to look; in an outage it stays time to look.
@@ -189,6 +201,8 @@ class OwnMocks:
                 raise
             except StoreError as error:
                 obstructed.append(f"mock {manifest.name}: {error}")
+        if self._offered is not None:
+            self._connection.owner_keep_collections(DATASET_COLLECTION_PREFIX, self._offered)
         self._next_look = time.monotonic() + LOOKS_EVERY
         if obstructed:
             raise StoreError("; ".join(obstructed))
@@ -212,19 +226,19 @@ class _Reading:
         return data
 
 
-def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> None:
+def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> bool:
     """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine.
 
-    So do those for which there is no room.
+    So do those for which there is no room. Returns whether all that lies there had its turn.
     """
     root = syftbox / owner / COLLECTION_SUBPATH
     reading, kept = _Reading(connection.store), _kept(root)
     found = connection.peer_collections(owner, DATASET_COLLECTION_PREFIX)
-    for name, folder in sorted(found, key=lambda one: (connection.rested_until(one[1]), one)):
+    for name, folder in sorted(found, key=lambda one: (connection.turn_of(one[1]), one)):
         if connection.rests(folder):
             continue
         if reading.read >= BYTES_PER_SYNC:
-            return
+            return False
         files: dict[str, bytes] = {}
         try:
             head = reading.get(f"{folder}/{SIGNED}", MAX_SIGNED_BYTES)
@@ -263,6 +277,7 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
             continue
         kept[name] = sum(map(len, files.values()))
         log.mark_mock(owner, name, manifest.version, digest)
+    return True
 
 
 def _kept(root: Path) -> dict[str, int]:
@@ -277,7 +292,8 @@ def _require_room(root: Path, kept: Mapping[str, int], name: str, size: int) -> 
     if len(whole) > MOST_MOCKS or sum(whole.values()) > MOST_MOCKS_BYTES:
         raise BadMock(
             f"{len(kept)} mocks of its owner are kept, and {MOST_MOCKS} of {MOST_MOCKS_BYTES} bytes are the most; "
-            f"remove some from {root}"
+            "where the owner takes one out of its datasite.toml and starts again, it leaves the store: then remove it "
+            f"from {root}, too, and this one is taken at a sync some minutes later"
         )
 
 

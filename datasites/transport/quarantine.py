@@ -2,11 +2,11 @@
 
 It keeps evidence; nothing is ever read back from it into the protocol. Claim: it never holds more than `KEEP_ENTRIES`
 entries of `KEEP_BYTES` and a reason each, two files an entry (33 MiB in all), and grows by at most `KEEP_PER_HOUR` in
-an hour, the log with it; of what comes beyond that, one entry says how many there were: before the first thing that is
-refused after the hour, or when it is closed. So a flood can neither fill a disk or a log, nor push out at once what
-came before it. What can't be written (a full disk) raises `OSError` and leaves no part of it, for whoever refuses to
-try again; a count is kept until it is written. Counted from the start of the process. Not claimed: the count that a
-kill takes with it.
+an hour, the log with it; of what comes beyond that, one entry says how many there were: before the next entry, or when
+it is closed. So a flood can neither fill a disk or a log, nor push out at once what came before it. What can't be
+written (a full disk) leaves no part of an entry, is named in the log and counted, too, and the count is kept until it
+is written: so whoever refuses goes on, and a full disk stops nobody's messages. Counted from the start of the process.
+Not claimed: the evidence of what came while the disk was full, and the count that a kill takes with it.
 """
 
 from __future__ import annotations
@@ -45,28 +45,32 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._since, self._kept, self._left_out = time.monotonic(), 0, 0
+        self._since, self._tried, self._left_out = time.monotonic(), 0, 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def keep(self, what: str, reason: str, data: bytes = b"") -> None:
-        """Record that `what` was refused for `reason`, with the first 64 KiB of it; or count it, in a flood."""
-        if time.monotonic() - self._since >= HOUR:
-            self.close()
-            self._since, self._kept = time.monotonic(), 0
-        if self._kept >= KEEP_PER_HOUR:
-            if not self._left_out:
-                logger.warning("quarantine %s: more than %d in an hour, the rest is counted", self.folder, self._kept)
-            self.leave_out(1)
-            return
-        self._write(what, reason, data)
-        self._kept += 1
+        """Record that `what` was refused for `reason`, with the first 64 KiB of it; or count it.
 
-    def leave_out(self, number: int) -> None:
-        """Count what was refused and can't be shown one by one."""
-        self._left_out += number
+        It is counted in a flood, and where it can't be written. Raises nothing for that: whoever refuses goes on.
+        """
+        now = time.monotonic()
+        if now - self._since >= HOUR:
+            self._since, self._tried = now, 0
+        self._tried += 1
+        if self._tried > KEEP_PER_HOUR:
+            if self._tried == KEEP_PER_HOUR + 1:
+                logger.warning("quarantine %s: above %d in an hour, the rest is counted", self.folder, KEEP_PER_HOUR)
+            self._left_out += 1
+            return
+        try:
+            self.close()
+            self._write(what, reason, data)
+        except OSError as error:
+            self._left_out += 1
+            logger.error("quarantine %s: %s; counted alone: %s: %s", self.folder, error, what, reason[:2000])
 
     def close(self) -> None:
-        """Write down how many were left out since the last entry, if any were."""
+        """Write down how many were left out since the last entry, if any were; raises `OSError` where it can't."""
         if self._left_out:
             self._write("flood", f"{self._left_out} more were refused since the entry before this one", b"")
             self._left_out = 0

@@ -55,6 +55,10 @@ class SecondLook:
         self._doubts[key] = _Doubt(mark, now + self._settles * 2**known.looks, known.looks + 1)
         return False
 
+    def __contains__(self, key: str) -> bool:
+        """Whether `key` was looked at, and is to be looked at again."""
+        return key in self._doubts
+
     def waits(self, key: str) -> bool:
         """Whether it is too early to look at `key` again."""
         known = self._doubts.get(key)

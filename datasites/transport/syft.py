@@ -11,6 +11,7 @@ One process at a time syncs a SyftBox with its state folder.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.client import SyftRole, make_client
 from datasites.transport.connection import StoreConnection, inbox_folder, outbox_folder
 from datasites.transport.guards import Manager, proposal
-from datasites.transport.mocks import FILE, SIGNED, MockManifest, OwnMocks, check_mock, publish_mock
+from datasites.transport.mocks import FILE, SIGNED, SYNCS_FOR_ALL, MockManifest, OwnMocks, check_mock, publish_mock
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, SyftSealer, checked_bundle, open_keys, syft_fingerprint
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
@@ -45,6 +46,8 @@ from datasites.transport.submissions import (
     submission_folder,
 )
 from datasites.transport.writing import clear_incoming, staged, write_file
+
+logger = logging.getLogger(__name__)
 
 MAX_REASON = 2000
 
@@ -227,6 +230,13 @@ class HospitalControl(_Control):
         self._mocks.remember(manifest, kept.mock_dir)
         return manifest
 
+    def offer_datasets(self, names: Collection[str]) -> None:
+        """Offer these datasets, as published, and no other: mocks of others leave the store and our SyftBox."""
+        datasets = self._client.dataset_manager
+        for gone in [one.name for one in datasets.get_all(datasite=self.email) if one.name not in names]:
+            datasets.delete(gone, require_confirmation=False)
+        self._mocks.offer(names)
+
     def jobs(self, known: Collection[tuple[str, str]] = ()) -> list[SubmittedJob]:
         """All submissions on disk but those that are `known` as (name, submitter) and so aren't read again.
 
@@ -349,6 +359,17 @@ class ResearcherControl(_Control):
     def add_hospital(self, email: str) -> None:
         """Ask a pinned hospital to be our peer."""
         self._add_peer(email, "hospital")
+
+    def sync_all(self) -> None:
+        """As `sync`, and again while more mock data lie in the store than one sync reads.
+
+        Of more than is kept of a hospital in any case, the rest is left to later syncs, and the log says so.
+        """
+        for _ in range(SYNCS_FOR_ALL):
+            self.sync()
+            if not self._manager.datasite_watcher_syncer.is_cut:
+                return
+        logger.warning("store: more mock data than hospitals may have; the rest is read at the next syncs")
 
     def datasets(self, email: str) -> list[MockManifest]:
         """Mock datasets of a hospital that have come, each checked again against its signature."""

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def turn(service: Datasite) -> None:
 def contained(service: Datasite, what: str) -> list[str]:
     found = [r.fields for r in records(service._home.audit) if r.kind == "contained"]
     return [str(fields["reason"]) for fields in found if str(fields["what"]).startswith(what)]
+
+
+def test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store(service: Datasite) -> None:
+    mock = service._home.root / "mock.csv"
+    mock.write_bytes(b"age\n50\n")
+    datasets = [one.model_copy(update={"mock": Path("mock.csv")}) for one in service._home.settings.datasets]
+    service._home = replace(
+        service._home, settings=service._home.settings.model_copy(update={"datasets": tuple(datasets)})
+    )
+    service._control.publish_dataset("old", mock)
+    service._publish()
+    found = service._store.list(f"collections/{service._control.email}")
+    assert len(found) == len(datasets)
+    assert not any("_old_" in name for name in found)
 
 
 def test_an_entry_without_syft_fingerprint_costs_that_party_only(service: Datasite) -> None:

@@ -15,6 +15,7 @@ from datasites.researcher.federation import Incomplete, NotApproved
 from datasites.researcher.run import Run
 from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
+from datasites.transport import mocks
 from datasites.transport.store import StoreError
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
 from tests.researcher.conftest import HEART
@@ -97,6 +98,23 @@ def test_what_is_submitted_is_what_was_checked(tmp_path: Path, hospitals: list[P
         hospitals[0].control.sync()
         (job,) = hospitals[0].control.jobs()
         assert dict(job.files) == study.package.files
+        for party in hospitals:
+            party.stop()
+
+
+def test_all_that_hospitals_offer_is_shown(
+    tmp_path: Path, hospitals: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is more than one sync reads."""
+    monkeypatch.setattr(mocks, "BYTES_PER_SYNC", 5_000)
+    (tmp_path / "mock.csv").write_bytes(b"age\n" + b"50\n" * 2_000)
+    with befriended(tmp_path, hospitals) as federation:
+        offered = [(party.email, f"d{number}") for party in hospitals for number in range(3)]
+        for party in hospitals:
+            for number in range(3):
+                party.control.publish_dataset(f"d{number}", tmp_path / "mock.csv")
+        shown = federation.datasets()
+        assert sorted(zip(shown["email"], shown["dataset"], strict=True)) == sorted(offered)
         for party in hospitals:
             party.stop()
 

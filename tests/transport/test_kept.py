@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from syft.sync.events.file_change_event import FileChangeEventsMessageFileName
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import blobs, guards, mocks, passed_over, quarantine, synclog
-from datasites.transport.connection import StoreConnection
+from datasites.transport import blobs, guards, mailroom, mocks, passed_over, quarantine, synclog
+from datasites.transport.connection import StoreConnection, outbox_folder
 from datasites.transport.mailroom import Rejected, letter_key
 from datasites.transport.mocks import SIGNED, SignedMock, sign_mock
 from datasites.transport.quarantine import Quarantine
@@ -96,14 +97,14 @@ def test_keys_that_could_not_be_saved_leave_no_copy(tmp_path: Path, monkeypatch:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Filled to have a quarantine's disk full: its second file of an entry finds no room."""
     is_full: list[bool] = []
-    open_file = os.open
+    write = Quarantine._write_file
 
-    def full(path: str | Path, *rest: int) -> int:
-        if is_full and str(path).endswith(".json"):
+    def full(self: Quarantine, name: str, content: bytes) -> None:
+        if is_full and name.endswith(".json"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return open_file(path, *rest)
+        write(self, name, content)
 
-    monkeypatch.setattr(quarantine.os, "open", full)
+    monkeypatch.setattr(Quarantine, "_write_file", full)
     return is_full
 
 
@@ -116,34 +117,77 @@ def test_a_count_that_could_not_be_written_is_written_when_there_is_room(
         kept.keep(f"key-{number}", "no letter")
     clock.now += quarantine.HOUR
     full_disk.append(True)
-    for act in (lambda: kept.keep("later", "no letter"), kept.close):
-        with pytest.raises(OSError, match="No space"):
-            act()
+    kept.keep("lost", "no letter")
+    with pytest.raises(OSError, match="No space"):
+        kept.close()
     assert len(list(tmp_path.iterdir())) == 2 * 20, "no part of an entry stays"
     full_disk.clear()
     kept.keep("later", "no letter")
     *_, flood, last = kept.entries()
     assert (flood.what, last.what) == ("flood", "later")
-    assert flood.reason.startswith("50 more")
+    assert flood.reason.startswith("51 more")
     kept.close()
     assert len(kept.entries()) == 22
 
 
-def test_what_could_not_be_recorded_is_recorded_or_counted_later(friends: list[Party], full_disk: list[bool]) -> None:
-    """A folder that is out of order, which nobody can look at again, and names that are removed already."""
+def test_what_could_not_be_recorded_is_counted(friends: list[Party], full_disk: list[bool]) -> None:
+    """A folder that is out of order, keys that are not the pinned ones, and names that are removed already: nobody
+    tries these again."""
     connection = friends[1].control._connection
     assert isinstance(connection, StoreConnection)
     full_disk.append(True)
-    with pytest.raises(OSError, match="No space"):
-        connection.refuse_folder("collections/x", "a link")
-    with pytest.raises(OSError, match="No space"):
-        connection._report("p2p/x", Seen(wanted=[], removed=["a", "b", "c"], kept=0), "odd")
+    connection.refuse_folder("collections/x", "a link")
+    connection.store.put(f"identities/{RESEARCHER}/bundle.json", b"no keys")
+    for _ in range(2):
+        assert connection.read_peer_encryption_bundle(RESEARCHER) is None
+    connection._report("p2p/x", Seen(wanted=[], removed=["a", "b", "c"], kept=0), "odd")
     full_disk.clear()
     connection.refuse_folder("collections/x", "a link")
     connection.quarantine.close()
-    folder, flood = connection.quarantine.entries()
-    assert (folder.what, flood.what) == ("collections/x", "flood")
-    assert flood.reason.startswith("3 more")
+    (flood,) = connection.quarantine.entries()
+    assert flood.reason.startswith("5 more")
+
+
+@pytest.mark.parametrize("bad", ["folder", "message", "mock"])
+def test_what_is_refused_while_the_disk_is_full_holds_up_nobody(
+    friends: list[Party], full_disk: list[bool], bad: str
+) -> None:
+    """Another of its kind may lie there at each sync; who comes later has its turn."""
+    researcher, hospital, other, *_ = friends
+    for one in (hospital, other):
+        researcher.control.submit(one.email, "heart-1", study_files())
+    full_disk.append(True)
+    for number, state in enumerate(("pending", "approved"), 1):
+        if bad == "folder":
+            box = Path(hospital.store_url, "p2p", A, RESEARCHER, "outbox")
+            box.parent.mkdir(parents=True, exist_ok=True)
+            box.unlink(missing_ok=True)
+            box.symlink_to("/etc")
+        elif bad == "message":
+            name = FileChangeEventsMessageFileName(timestamp=float(number)).as_string()
+            hospital.control.store.put(f"{outbox_folder(A, RESEARCHER)}/{name}", b"no message")
+        else:
+            publish(hospital, f"d{number}")
+            for folder in Path(hospital.store_url, "collections", A).iterdir():
+                (folder / "mock.csv").write_bytes(b"x")
+        announce(other, event(STATE, state_of(state), owner=other.email), channel=other.email, number=float(number))
+        researcher.control.sync()
+        assert researcher.control.job_state(other.email, "heart-1").state == state
+    full_disk.clear()
+    researcher.control.quarantine.close()
+    assert ["more were refused" in entry.reason for entry in researcher.control.quarantine.entries()] == [True]
+
+
+def test_a_letter_that_is_refused_while_the_disk_is_full_makes_room_for_the_true_one(
+    parties: list[Party], full_disk: list[bool]
+) -> None:
+    researcher, hospital, *_ = parties
+    full_disk.append(True)
+    hospital.mailroom.store.put(letter_key(RESEARCHER, STUDY, A, 1, "round"), b"no letter")
+    with pytest.raises(Rejected):
+        hospital.mailroom.receive(RESEARCHER, STUDY, 1, "round")
+    researcher.mailroom.send(A, STUDY, 1, "round", {})
+    assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "round") is not None
 
 
 def test_what_is_passed_over_is_remembered_within_bounds(friends: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +414,52 @@ def test_parts_of_a_blob_that_is_refused_or_read_do_not_stay(far_away: list[Part
         else:
             assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is not None
         assert list((hospital.home / "state" / "mail" / "partial").iterdir()) == []
+
+
+def test_a_blob_of_a_refused_letter_that_cannot_be_removed_is_fetched_seldom(
+    far_away: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked for; and a blob that came late, or a letter that was put again, is taken."""
+    researcher, hospital = far_away
+    blob, folder, clock = os.urandom(90_000), blobs.blob_folder(STUDY, RESEARCHER), Hands(monkeypatch, passed_over)
+    store, fetched = hospital.mailroom.store, list[str]()
+    get, delete = store.get, store.delete
+
+    def counted(key: str, limit: int | None = None) -> bytes | None:
+        fetched.append(key)
+        return get(key, limit)
+
+    def denied(key: str) -> None:
+        raise StoreDenied(key)
+
+    monkeypatch.setattr(store, "get", counted)
+    monkeypatch.setattr(store, "delete", denied)
+    for number, comes in enumerate(("late", "again"), 1):
+        known = set(store.list(folder))
+        researcher.mailroom.send(A, STUDY, number, "round", {}, blob)
+        part = f"{folder}/{max(set(store.list(folder)) - known)}"
+        last = get(part)
+        assert last is not None
+        delete(part)
+        with pytest.raises(Rejected, match="part 89 of 90 is missing"):
+            hospital.mailroom.receive(RESEARCHER, STUDY, number, "round")
+        for rest in (mailroom.STUCK_RESTS, 0.0):
+            fetched.clear()
+            for _ in range(3):
+                assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is None
+            assert [key for key in fetched if key.startswith("blobs/")] == []
+            clock.now += rest
+            assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is None
+        store.put(part, last)
+        if comes == "late":
+            clock.now += mailroom.STUCK_RESTS
+        else:
+            delete(letter_key(RESEARCHER, STUDY, A, number, "round"))
+            assert hospital.mailroom.receive(RESEARCHER, STUDY, number, "round") is None
+            researcher.mailroom.send(A, STUDY, number, "round", {}, blob)
+        letter = hospital.mailroom.receive(RESEARCHER, STUDY, number, "round")
+        assert letter is not None
+        assert letter.blob == blob
 
 
 def test_parts_of_broken_off_downloads_are_bounded(far_away: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
