@@ -84,6 +84,7 @@ class Doors:
         if not hasattr(kind, "die"):
             kind.die = lambda worker: os.kill(worker.pid, signal.SIGABRT)
         kind.measure = fixed_measure
+        kind.age = 0.0  # of a rehearsal's worker, which has no rows of a patient either
         kind.train = watched_train
         kind.evaluate = watched_evaluate
 
