@@ -86,7 +86,8 @@ class RunState(Agreed):
     """Where a run stands. `present` are the hospitals that answered last; only they are waited for.
 
     epochs_for: epochs of the secure sum that were begun to let that hospital in. forks: restores of a hospital's audit
-    log from a backup, as it declared them to this run.
+    log from a backup, as it declared them to this run. closed: no round follows; hospitals are told so, and `accounts`
+    are what they answered.
     """
 
     format: Literal[1] = 1

@@ -125,9 +125,9 @@ def phase_of(datasites: LocalDatasites, study: Study) -> str:
         state = RunState.parse(file.read_bytes())
     except FileNotFoundError:
         return ""
-    if state.epoch < 0 or state.closed:
+    if state.epoch < 0 or state.accounts:
         return ""
-    if state.next_round > ROUNDS + 1:
+    if state.closed or state.next_round > ROUNDS + 1:
         return "closing"
     return "rounds" if state.present or state.rounds else "setup"
 
