@@ -1211,6 +1211,13 @@ MUTATIONS = (
         ("tests/hospital/test_evidence_entries.py",),
     ),
     Mutation(
+        "evidence: a decision's day is its own word",
+        "datasites/hospital/verify_bundle.py",
+        '            entered.require_day(day, at, f"decision {position}")\n',
+        "",
+        ("tests/hospital/test_evidence_entries.py",),
+    ),
+    Mutation(
         "intake: types are not exact",
         "datasites/study/errors.py",
         "model.model_validate_json(plain, strict=True)",

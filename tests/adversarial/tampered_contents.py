@@ -314,6 +314,24 @@ def with_the_key() -> Iterator[Tampered]:
             words,
             with_key(_decided_on(lambda facts, f=figures: facts["budget"].update(f))),
         )
+    for what, words, made in (
+        (
+            "of a decision, when its agreements were in force",
+            "rests on facts of 2026-06-30, and record",
+            with_key(_decided_on(lambda facts: facts.update(today="2026-06-30"))),
+        ),
+        (
+            "of the log, when its agreements are over",
+            "which logs it, is of 2090-11-24",
+            in_the_log(lambda bodies: [b.update(time=b["time"].replace("2026", "2090", 1)) for b in bodies]),
+        ),
+        (
+            "by a time of another zone",
+            "which is not in UTC",
+            in_the_log(lambda bodies: [b.update(time=b["time"].replace("+00:00", "+14:00")) for b in bodies]),
+        ),
+    ):
+        yield Tampered("another day", what, "agreements", words, made)
     yield Tampered(
         "an agreement typed by hand", "and decided on", "agreements", "does not know of it", with_key(_typed_by_hand)
     )

@@ -32,7 +32,8 @@ from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
 from policies.registry import Registry, RegistryFile
-from tests.adversarial.tampered_contents import charged_for_the_evaluation, says_twice
+from tests.adversarial.tampered_bundles import good_bundle
+from tests.adversarial.tampered_contents import charged_for_the_evaluation, says_twice, with_the_key
 from tests.hospital import test_review as review_desk
 from tests.hospital.conftest import log_pins
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
@@ -134,6 +135,29 @@ def test_amounts_in_the_log_have_one_reading(tmp_path: Path, kind: str) -> None:
     rechain(files, hospital.identity, lambda bodies: says_twice(kind, bodies))
     pack(path, resign(files, hospital.identity))
     assert "charges in the log is not in canonical form" in failed(path, hospital.identity)["charges"]
+
+
+@pytest.mark.parametrize("kind", ["another day"])
+def test_what_a_hospital_signed_anew_throughout_is_found(kind: str, tmp_path: Path) -> None:
+    files, key = good_bundle(tmp_path)
+    for tampered in (one for one in with_the_key() if one.kind == kind):
+        tampered.write(tmp_path / "b.zip", files, key)
+        assert tampered.words in failed(tmp_path / "b.zip", key).get(tampered.check, ""), tampered.what
+
+
+@pytest.mark.parametrize(
+    ("logged", "holds"),
+    [("24T00:00", True), ("23T23:51", True), ("23T23:49", False), ("25T00:09", True), ("25T00:11", False)],
+)
+def test_a_decision_is_logged_on_the_day_of_its_facts_but_for_some_minutes(
+    logged: str, holds: bool, tmp_path: Path
+) -> None:
+    hospital = Hospital(tmp_path)
+    hospital.log._clock = lambda: datetime.datetime.fromisoformat(f"2026-11-{logged}+00:00")
+    hospital.enter()
+    hospital.decide("intake")
+    found = {check.name: check.ok for check in build_bundle(tmp_path / "b.zip", hospital.contents)}
+    assert [name for name, ok in found.items() if not ok] == ([] if holds else ["agreements"])
 
 
 @pytest.mark.parametrize(
