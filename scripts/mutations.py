@@ -1218,6 +1218,20 @@ MUTATIONS = (
         ("tests/hospital/test_evidence_entries.py",),
     ),
     Mutation(
+        "evidence: a cap is widened on nobody's word",
+        "datasites/hospital/verify_bundle.py",
+        "        if (wider or widens) and not (widens and _names_two(fields)):\n",
+        "        if wider and not widens:\n",
+        ("tests/hospital/test_evidence_entries.py",),
+    ),
+    Mutation(
+        "evidence: a cap is widened by any record of a budget",
+        "datasites/hospital/verify_bundle.py",
+        "        if (wider or widens) and not (widens and _names_two(fields)):\n",
+        "        if widens and not _names_two(fields):\n",
+        ("tests/hospital/test_evidence_entries.py",),
+    ),
+    Mutation(
         "intake: types are not exact",
         "datasites/study/errors.py",
         "model.model_validate_json(plain, strict=True)",

@@ -11,15 +11,16 @@ heads from others a hospital could have rewritten its whole log with its own key
 **Claim.** If all checks pass for a bundle of format 3, then: (1) the file is, byte for byte, the one archive that its
 names and contents make, so every tool that reads zip files reads the same files from it, and each JSON file has one
 reading; (2) the key that was given signed all of it, and the frozen code and the terms are those that the approved hash
-covers; (3) the audit log is one chain that holds every given head; every decision and charge of the study is in it,
-and none of the log's is left out here; (4) every charge is what the approved plan says of its round, all together are
+covers; (3) the audit log is one chain that holds every given head; every decision and charge of the study is in it, and
+none of the log's is left out here; (4) every charge is what the approved plan says of its round, all together are
 within what was reserved, that is the whole plan, and at each reservation and charge of the study the population's
-commitments, recomputed from the log at its Renyi order, were within the cap that the log says; (5) a steward and a
-privacy officer approved that hash before anything ran, whom the log knows under these roles and different e-mail
-addresses; each release was charged and allowed first; (6) each allowed decision had, on its day, an agreement in
-force for every service, an IRB approval and pinned parties, all with the contents that the log bound when people
-entered them, agreements when one person entered and another confirmed them, and none that the log had ended or of which
-it had confirmed a newer version that was left out. Its day is the one, in UTC, on which the log holds it.
+commitments, recomputed from the log at its Renyi order, were within the cap that the log says, which no record widens
+that doesn't name two people; (5) a steward and a privacy officer approved that hash before anything ran, whom the log
+knows under these roles and different e-mail addresses; each release was charged and allowed first; (6) each allowed
+decision had, on its day, an agreement in force for every service, an IRB approval and pinned parties, all with the
+contents that the log bound when people entered them, agreements when one person entered and another confirmed them, and
+none that the log had ended or of which it had confirmed a newer version that was left out. Its day is the one, in UTC,
+on which the log holds it.
 
 **Assumed.** Ed25519 and SHA-256 hold, HMAC-SHA256 binds; the key is the hospital's; and for what came after the last
 head from another party, that the hospital did not write its log anew.
@@ -672,13 +673,19 @@ def _restored(bundle: _Bundle) -> _Kept:
     kept = _Kept()
     for record in bundle.log.of("restored"):
         fields = record["fields"]
-        if str(fields["entered_by"]).casefold() == str(fields["confirmed_by"]).casefold():
+        if not _names_two(fields):
             raise Fault(f"record {record['seq']} declares a restore on one person's word")
         at = bundle.log.find(fields["continues"])
         if at is None or at >= record["seq"]:
             raise Fault(f"record {record['seq']} declares that the log goes on from a record that it lacks")
         kept = _Kept(min(kept.seq, at), min(kept.releases, bundle.log.releases_up_to(at)))
     return kept
+
+
+def _names_two(fields: Mapping[str, Any]) -> bool:
+    """Whether a record names who entered and another who confirmed what it tells."""
+    names = {str(fields.get(name) or "").casefold() for name in ("entered_by", "confirmed_by")}
+    return len(names) == 2 and "" not in names
 
 
 def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: _Kept) -> bool:
@@ -1000,9 +1007,17 @@ class _Gate:
         #: At all orders, so that their number bounds the work.
         self._prices: dict[tuple[int, tuple[str, float, float]], float] = {}
 
-    def promise(self, fields: Mapping[str, Any]) -> None:
-        """Take caps, and the order where it is told, from a record."""
-        self.epsilon, self.delta = float(fields["epsilon"]), float(fields["delta"])
+    def promise(self, record: Mapping[str, Any]) -> None:
+        """Take caps, and the order where it is told, from a record; raises `Fault` for wider ones but by two people."""
+        fields, widens = record["fields"], record["kind"] == "budget_widened"
+        epsilon, delta = float(fields["epsilon"]), float(fields["delta"])
+        wider = self.order and not (epsilon <= self.epsilon and delta <= self.delta)
+        if (wider or widens) and not (widens and _names_two(fields)):
+            raise Fault(
+                f"record {record['seq']} ({record['kind']}) widens a cap to epsilon {epsilon:g} at delta {delta:g}, "
+                "and not on the word of two people"
+            )
+        self.epsilon, self.delta = epsilon, delta
         order = fields.get("order", self.order)
         if not (type(order) is int and 1 < order <= _LARGEST_ORDER and 0 < self.delta < 1):
             raise Fault(f"the log promises delta {self.delta:g} at the Renyi order {order!r}, which can't be priced")
@@ -1089,7 +1104,7 @@ def _caps(bundle: _Bundle) -> str:
         if fields.get("population") != name:
             continue
         if kind in ("budget_opened", "budget_narrowed", "budget_widened", "budget_settled"):
-            gate.promise(fields)
+            gate.promise(record)
             promised.append((seq, gate.epsilon))
         elif kind in ("reserved", "charged", "reservation_released"):
             sides = gate.line(record)
