@@ -1232,6 +1232,13 @@ MUTATIONS = (
         ("tests/hospital/test_evidence_entries.py",),
     ),
     Mutation(
+        "console: a difference is looked for to its end",
+        "datasites/hospital/console/code.py",
+        "        if self.pairs > MOST_PAIRS:\n            return difflib.Match(alo, blo, 0)\n",
+        "",
+        ("tests/hospital/console/test_attacks.py::test_lines_that_are_all_alike_are_not_compared_for_long",),
+    ),
+    Mutation(
         "intake: types are not exact",
         "datasites/study/errors.py",
         "model.model_validate_json(plain, strict=True)",
