@@ -11,25 +11,27 @@ heads from others a hospital could have rewritten its whole log with its own key
 **Claim.** If all checks pass for a bundle of format 3, then: (1) the file is, byte for byte, the one archive that its
 names and contents make, so every tool that reads zip files reads the same files from it, and each JSON file has one
 reading; (2) the key that was given signed all of it, and the frozen code and the terms are those that the approved hash
-covers; (3) the audit log is one chain that holds every given head; every decision and charge of the study is in it,
-and none of the log's is left out here; (4) every charge is what the approved plan says of its round, all together are
+covers; (3) the audit log is one chain that holds every given head; every decision and charge of the study is in it, and
+none of the log's is left out here; (4) every charge is what the approved plan says of its round, all together are
 within what was reserved, that is the whole plan, and at each reservation and charge of the study the population's
-commitments, recomputed from the log at its Renyi order, were within the cap that the log says; (5) a steward and a
-privacy officer approved that hash before anything ran, whom the log knows under these roles and different e-mail
-addresses; each release was charged and allowed first; (6) each allowed decision had, on its day, an agreement in
-force for every service, an IRB approval and pinned parties, all with the contents that the log bound when people
-entered them, agreements when one person entered and another confirmed them, and none that the log had ended or of which
-it had confirmed a newer version that was left out.
+commitments, recomputed from the log at its Renyi order, were within the cap that the log says, which no record widens
+that doesn't name two people; (5) a steward and a privacy officer approved that hash before anything ran, whom the log
+knows under these roles and different e-mail addresses; each release was charged and allowed first; (6) each allowed
+decision had, on its day, an agreement in force for every service, an IRB approval and pinned parties, all with the
+contents that the log bound when people entered them, agreements when one person entered and another confirmed them, and
+none that the log had ended or of which it had confirmed a newer version that was left out. Its day is the one, in UTC,
+on which the log holds it.
 
 **Assumed.** Ed25519 and SHA-256 hold, HMAC-SHA256 binds; the key is the hospital's; and for what came after the last
 head from another party, that the hospital did not write its log anew.
 
-**Not proved.** That what people typed is true; that the study's own epsilon, priced by privacy loss distributions, is
-as its decisions state (they are held against its cap, and not priced again; the checks say where the log states no
-cap); what two people settled after a restore, which may differ from the plan; who a person was that the log names;
-`summary.html` and `verify_bundle.py`, which are for convenience. What an older format could not prove, the checks say:
-format 2 bound neither the contents of agreements, people and roster nor the bytes of its archive, and is not held
-against plan and caps; format 1 had no charges in full.
+**Not proved.** That what people typed is true; that the hospital's clock, which dates the log, was right; that the
+study's own epsilon, priced by privacy loss distributions, is as its decisions state (they are held against its cap, and
+not priced again; the checks say where the log states no cap); what two people settled after a restore, which may differ
+from the plan; who a person was that the log names; `summary.html` and `verify_bundle.py`, which are for convenience.
+What an older format could not prove, the checks say: format 2 bound neither the contents of agreements, people and
+roster nor the bytes of its archive, and is not held against plan, caps and the days of its log; format 1 had no charges
+in full.
 
 **Work.** The archive is at most `LARGEST_ARCHIVE` bytes of at most `MOST_FILES` files; that is seen before anything
 else is read. Files are read in pieces, lists entry by entry, and the log may have `MOST_RECORDS` records, so that 2 GiB
@@ -671,13 +673,19 @@ def _restored(bundle: _Bundle) -> _Kept:
     kept = _Kept()
     for record in bundle.log.of("restored"):
         fields = record["fields"]
-        if str(fields["entered_by"]).casefold() == str(fields["confirmed_by"]).casefold():
+        if not _names_two(fields):
             raise Fault(f"record {record['seq']} declares a restore on one person's word")
         at = bundle.log.find(fields["continues"])
         if at is None or at >= record["seq"]:
             raise Fault(f"record {record['seq']} declares that the log goes on from a record that it lacks")
         kept = _Kept(min(kept.seq, at), min(kept.releases, bundle.log.releases_up_to(at)))
     return kept
+
+
+def _names_two(fields: Mapping[str, Any]) -> bool:
+    """Whether a record names who entered and another who confirmed what it tells."""
+    names = {str(fields.get(name) or "").casefold() for name in ("entered_by", "confirmed_by")}
+    return len(names) == 2 and "" not in names
 
 
 def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: _Kept) -> bool:
@@ -999,9 +1007,17 @@ class _Gate:
         #: At all orders, so that their number bounds the work.
         self._prices: dict[tuple[int, tuple[str, float, float]], float] = {}
 
-    def promise(self, fields: Mapping[str, Any]) -> None:
-        """Take caps, and the order where it is told, from a record."""
-        self.epsilon, self.delta = float(fields["epsilon"]), float(fields["delta"])
+    def promise(self, record: Mapping[str, Any]) -> None:
+        """Take caps, and the order where it is told, from a record; raises `Fault` for wider ones but by two people."""
+        fields, widens = record["fields"], record["kind"] == "budget_widened"
+        epsilon, delta = float(fields["epsilon"]), float(fields["delta"])
+        wider = self.order and not (epsilon <= self.epsilon and delta <= self.delta)
+        if (wider or widens) and not (widens and _names_two(fields)):
+            raise Fault(
+                f"record {record['seq']} ({record['kind']}) widens a cap to epsilon {epsilon:g} at delta {delta:g}, "
+                "and not on the word of two people"
+            )
+        self.epsilon, self.delta = epsilon, delta
         order = fields.get("order", self.order)
         if not (type(order) is int and 1 < order <= _LARGEST_ORDER and 0 < self.delta < 1):
             raise Fault(f"the log promises delta {self.delta:g} at the Renyi order {order!r}, which can't be priced")
@@ -1088,7 +1104,7 @@ def _caps(bundle: _Bundle) -> str:
         if fields.get("population") != name:
             continue
         if kind in ("budget_opened", "budget_narrowed", "budget_widened", "budget_settled"):
-            gate.promise(fields)
+            gate.promise(record)
             promised.append((seq, gate.epsilon))
         elif kind in ("reserved", "charged", "reservation_released"):
             sides = gate.line(record)
@@ -1264,6 +1280,7 @@ def _agreements(bundle: _Bundle) -> str:
         in_force = [a for a in _newest(facts["agreements"], day) if _in_force(a, day, hospital)]
         if entered is not None:
             at = bundle.place("decision", digest)
+            entered.require_day(day, at, f"decision {position}")
             beside = _versions(facts["agreements"])
             for agreement in in_force:
                 entered.agreement(agreement, at, f"decision {position} rests on", beside)
@@ -1290,7 +1307,8 @@ def _agreements(bundle: _Bundle) -> str:
         for agreement in known.values():
             if agreement["confirmed_on"] is not None and agreement["terminated_on"] is None:
                 entered.agreement(agreement, bundle.log.length + 1, "agreements.json holds", beside)
-    note = entered.note() if entered is not None else bundle.before(3, "their contents are NOT BOUND by the log")
+    unproved = "their day is NOT HELD AGAINST the log, and their contents are NOT BOUND by the log"
+    note = entered.note() if entered is not None else bundle.before(3, unproved)
     return f"{looked_at} allowed decisions had a BAA for every service and an IRB approval in force on their day{note}"
 
 
@@ -1342,7 +1360,8 @@ class _Entered:
 
     A record binds a content by HMAC-SHA256 under a salt of its own; `openings.json` holds salt and content of those
     that this study rests on. Those of others show nothing. Ends (a termination, a deactivation, a revocation) stand in
-    the log in clear. Facts of a decision are gathered before it is logged, so an end counts `GRACE` later.
+    the log in clear. Facts of a decision are gathered before it is logged, and clocks are corrected: so an end counts
+    `GRACE` later, and a decision's day is that of its record, give or take as much.
     """
 
     GRACE = datetime.timedelta(minutes=10)
@@ -1388,6 +1407,12 @@ class _Entered:
             if not _HEX64.fullmatch(salt) or commitment not in bound:
                 raise Fault("openings.json opens something else than the log binds: a content or a salt was changed")
             self._opened[commitment] = content
+
+    def require_day(self, day: str, at: int, where: str) -> None:
+        """Raise `Fault` unless facts of this day could be gathered for record `at`."""
+        logged = self._time_of(at)
+        if day not in {str((logged + grace).date()) for grace in (-self.GRACE, self.GRACE)}:
+            raise Fault(f"{where} rests on facts of {day}, and record {at}, which logs it, is of {logged.date()}")
 
     def agreement(self, agreement: dict[str, Any], at: int, where: str, beside: AbstractSet[tuple[Any, Any]]) -> None:
         """Raise `Fault` unless people entered and confirmed this before record `at`, and it had not ended.
@@ -1510,7 +1535,10 @@ def _place(records: Sequence[dict[str, Any]], seq: int) -> int:
 
 
 def _time(text: str) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(text)
+    time = datetime.datetime.fromisoformat(text)
+    if time.utcoffset() != datetime.timedelta(0):
+        raise Fault(f"the log holds the time {text[:40]}, which is not in UTC")
+    return time
 
 
 def _check_head(key: str, seq: int, hash: str, signature: str, what: str) -> None:

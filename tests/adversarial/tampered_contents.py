@@ -178,6 +178,13 @@ def _before(bodies: Records, kind: str, record: dict[str, Any]) -> None:
     bodies.insert(at, {"kind": record.pop("kind"), "fields": record, "time": long_ago})
 
 
+def widened(bodies: Records, kind: str, **by: str) -> None:
+    """Widen the population's cap right after it was opened, by a record of this kind."""
+    opened = first_of(bodies, "budget_opened")
+    wider = {**opened, "kind": kind, "fields": {**opened["fields"], "epsilon": 50.0, **by}}
+    bodies.insert(bodies.index(opened) + 1, wider)
+
+
 def with_the_key() -> Iterator[Tampered]:
     """Changes that the hospital signed throughout, log and all."""
     cheap = {"training": [{**priced(training=EVALUATION.event("final"))["training"][0], "noise_multiplier": 40.0}]}
@@ -281,6 +288,21 @@ def with_the_key() -> Iterator[Tampered]:
         "has not opened",
         in_the_log(lambda bodies: bodies.remove(first_of(bodies, "budget_opened"))),
     )
+    for what, kind, by in (
+        ("by nobody", "budget_widened", {}),
+        ("by one person", "budget_widened", {"entered_by": STEWARD}),
+        ("by one person twice", "budget_widened", {"entered_by": STEWARD, "confirmed_by": STEWARD.upper()}),
+        ("called narrower", "budget_narrowed", {"entered_by": STEWARD, "confirmed_by": OFFICER}),
+        ("opened again", "budget_opened", {}),
+        ("called settled", "budget_settled", {}),
+    ):
+        yield Tampered(
+            "a wider cap",
+            what,
+            "caps",
+            f"({kind}) widens a cap to epsilon 50",
+            in_the_log(partial(widened, kind=kind, **by)),
+        )
     other = canonical_json({"training": [{**plan, "count": 900}]}).decode()
     yield Tampered(
         "over the cap",
@@ -314,6 +336,24 @@ def with_the_key() -> Iterator[Tampered]:
             words,
             with_key(_decided_on(lambda facts, f=figures: facts["budget"].update(f))),
         )
+    for what, words, made in (
+        (
+            "of a decision, when its agreements were in force",
+            "rests on facts of 2026-06-30, and record",
+            with_key(_decided_on(lambda facts: facts.update(today="2026-06-30"))),
+        ),
+        (
+            "of the log, when its agreements are over",
+            "which logs it, is of 2090-11-24",
+            in_the_log(lambda bodies: [b.update(time=b["time"].replace("2026", "2090", 1)) for b in bodies]),
+        ),
+        (
+            "by a time of another zone",
+            "which is not in UTC",
+            in_the_log(lambda bodies: [b.update(time=b["time"].replace("+00:00", "+14:00")) for b in bodies]),
+        ),
+    ):
+        yield Tampered("another day", what, "agreements", words, made)
     yield Tampered(
         "an agreement typed by hand", "and decided on", "agreements", "does not know of it", with_key(_typed_by_hand)
     )

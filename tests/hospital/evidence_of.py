@@ -91,9 +91,13 @@ class Hospital:
     cap: float = 2.9
 
     def __post_init__(self) -> None:
-        self.log = AuditLog(self.folder / "audit.jsonl", self.identity)
         ticks = itertools.count()
-        self.engine = Engine(clock=lambda: NOW + datetime.timedelta(seconds=next(ticks)))
+
+        def clock() -> datetime.datetime:
+            return NOW + datetime.timedelta(seconds=next(ticks))
+
+        self.log = AuditLog(self.folder / "audit.jsonl", self.identity, clock)
+        self.engine = Engine(clock=clock)
 
     def bound(self, content: Mapping[str, Any]) -> dict[str, str]:
         """The field that binds a content; it can be opened from now on."""

@@ -32,7 +32,14 @@ from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
 from policies.registry import Registry, RegistryFile
-from tests.adversarial.tampered_contents import charged_for_the_evaluation, says_twice
+from tests.adversarial.tampered_bundles import good_bundle
+from tests.adversarial.tampered_contents import (
+    charged_for_the_evaluation,
+    in_the_log,
+    says_twice,
+    widened,
+    with_the_key,
+)
 from tests.hospital import test_review as review_desk
 from tests.hospital.conftest import log_pins
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
@@ -69,13 +76,18 @@ def test_the_verifier_expects_of_each_round_what_the_hospital_charges(
         plan.require_schedule({**interim, 10: False})
 
 
+def opened(order: int) -> dict[str, Any]:
+    """A record that opens a budget."""
+    return {"seq": 1, "kind": "budget_opened", "fields": {"epsilon": 1.0, "delta": 1e-5, "order": order}}
+
+
 @pytest.mark.parametrize("order", [2, 6, 17, 64, 512])
 @pytest.mark.parametrize(("noise", "rate"), [(0.7, 1.0), (4.0, 1.0), (1.1, 0.01), (2.5, 0.3), (30.0, 0.9)])
 def test_the_verifier_prices_as_the_accountant_does(order: int, noise: float, rate: float) -> None:
     kind = "gaussian" if rate == 1 else "poisson_sampled_gaussian"
     charge = Charge(mechanism=kind, noise_multiplier=noise, sampling_rate=rate, count=3)  # type: ignore[arg-type]
     gate = verify_bundle._Gate()
-    gate.promise({"epsilon": 1.0, "delta": 1e-5, "order": order})
+    gate.promise(opened(order))
     charges = canonical_json({"training": [charge.model_dump(mode="json")]}).decode()
     gate.line({"kind": "reserved", "fields": {"study": "a" * 64, "charges": charges}})
     event = read_charge(charge.canonical()).event()
@@ -136,6 +148,36 @@ def test_amounts_in_the_log_have_one_reading(tmp_path: Path, kind: str) -> None:
     assert "charges in the log is not in canonical form" in failed(path, hospital.identity)["charges"]
 
 
+@pytest.mark.parametrize("kind", ["another day", "a wider cap"])
+def test_what_a_hospital_signed_anew_throughout_is_found(kind: str, tmp_path: Path) -> None:
+    files, key = good_bundle(tmp_path)
+    for tampered in (one for one in with_the_key() if one.kind == kind):
+        tampered.write(tmp_path / "b.zip", files, key)
+        assert tampered.words in failed(tmp_path / "b.zip", key).get(tampered.check, ""), tampered.what
+
+
+def test_two_people_widen_a_cap(tmp_path: Path) -> None:
+    files, key = good_bundle(tmp_path)
+    by = {"entered_by": STEWARD, "confirmed_by": OFFICER}
+    in_the_log(lambda bodies: widened(bodies, "budget_widened", **by))(tmp_path / "b.zip", files, key)
+    assert failed(tmp_path / "b.zip", key) == {}
+
+
+@pytest.mark.parametrize(
+    ("logged", "holds"),
+    [("24T00:00", True), ("23T23:51", True), ("23T23:49", False), ("25T00:09", True), ("25T00:11", False)],
+)
+def test_a_decision_is_logged_on_the_day_of_its_facts_but_for_some_minutes(
+    logged: str, holds: bool, tmp_path: Path
+) -> None:
+    hospital = Hospital(tmp_path)
+    hospital.log._clock = lambda: datetime.datetime.fromisoformat(f"2026-11-{logged}+00:00")
+    hospital.enter()
+    hospital.decide("intake")
+    found = {check.name: check.ok for check in build_bundle(tmp_path / "b.zip", hospital.contents)}
+    assert [name for name, ok in found.items() if not ok] == ([] if holds else ["agreements"])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
@@ -172,12 +214,12 @@ def test_a_new_order_prices_all_that_is_committed_anew() -> None:
     gate, once = verify_bundle._Gate(), verify_bundle._Gate()
     step = {"training": [{**ROUND["training"][0], "count": 3}]}
     for number, order in enumerate((2, 17, 2, 64), start=1):
-        gate.promise({"epsilon": 1.0, "delta": 1e-5, "order": order})
+        gate.promise(opened(order))
         for kind, study, charges in (("reserved", "ab", ROUND), ("charged", "ab", step), ("reserved", "cd", step)):
             text = canonical_json(charges).decode()
             gate.line({"kind": kind, "fields": {"study": study, "charges": text, "round": number}})
     (mechanism,) = verify_bundle._counted(ROUND)["training"]
-    once.promise({"epsilon": 1.0, "delta": 1e-5, "order": 64})
+    once.promise(opened(64))
     # The first study has charged four times three steps, which is more than it reserved: both count.
     steps = 10 + 12 + 3
     whole = canonical_json({"training": [{**ROUND["training"][0], "count": steps}]}).decode()

@@ -60,6 +60,17 @@ def test_code_can_not_break_out_of_its_line() -> None:
     assert [line.text for line in diff_lines("a\nb\n", "a\n\u202eb\n") if line.kind == "add"] == ["\u27e6U+202E\u27e7b"]
 
 
+def test_lines_that_are_all_alike_are_not_compared_for_long() -> None:
+    from datasites.hospital.console.code import diff_lines
+
+    old, new = "a\n" + "\n" * 4000, "b\n" + "\n" * 4001
+    first, *lines = diff_lines(old, new)
+    assert (first.kind, "the rest is shown whole" in first.text) == ("gap", True)
+    for kind, text in (("del", old), ("add", new)):
+        assert [line.text for line in lines if line.kind == kind] == text.split("\n")
+    assert diff_lines(new, new) == ()
+
+
 @pytest.mark.parametrize(
     "target", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)"]
 )

@@ -7,6 +7,7 @@ from html import unescape
 import pytest
 
 from datasites.hospital.case_view import approved_before
+from datasites.hospital.console import code
 from datasites.hospital.intake import freeze
 from datasites.hospital.models import BudgetFact, Case, Population
 from tests.hospital.console.conftest import Console
@@ -61,7 +62,9 @@ def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_i
     assert "Policies as last asked, before approve: allow" in describe(desk.site, console.number)
 
 
-def test_the_difference_is_to_the_last_version_approved_earlier(console: Console) -> None:
+def test_the_difference_is_to_the_last_version_approved_earlier(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not to one that came later, was never approved, or is another researcher's."""
     desk = console.desk
     values = {f.attname: getattr(desk.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
@@ -88,6 +91,9 @@ def test_the_difference_is_to_the_last_version_approved_earlier(console: Console
     assert "torch.relu(" in html
     assert "torch.sigmoid(" not in html
     assert f'href="/cases/{approved.pk}/">case {approved.pk}</a>' in html
+    assert "Too many lines are alike" not in html
+    monkeypatch.setattr(code, "MOST_PAIRS", 0)
+    assert "Too many lines are alike" in console.client("ann").get(f"/cases/{row.pk}/").content.decode()
 
 
 def test_evidence_and_log_can_be_taken_away(console: Console) -> None:
