@@ -843,6 +843,30 @@ MUTATIONS = (
         ("tests/researcher/test_federation.py::test_all_that_hospitals_offer_is_shown",),
     ),
     Mutation(
+        "store: a file in place of a mailbox keeps letters out",
+        "datasites/transport/filesystems.py",
+        "        except (FileNotFoundError, NotADirectoryError):\n            self._make(folder)\n",
+        "        except FileNotFoundError:\n            self._make(folder)\n",
+        (
+            "tests/transport/test_store.py::test_what_lies_in_place_of_a_folder_keeps_nobody_from_using_it",
+            "tests/transport/test_mailroom.py::test_a_file_in_place_of_a_mailbox_keeps_a_letter_from_nobody",
+        ),
+    ),
+    Mutation(
+        "store: what is missing inside the store counts as the store",
+        "datasites/transport/store_errors.py",
+        "    if is_there and kind is StoreMissing:\n",
+        "    if False:\n",
+        ("tests/transport/test_store.py::test_what_lies_in_place_of_a_folder_keeps_nobody_from_using_it",),
+    ),
+    Mutation(
+        "store: a mailbox that the store refuses keeps a letter from all after it",
+        "datasites/transport/mailroom.py",
+        "                failures[recipient] = away = error\n                if time.monotonic() > until:\n",
+        "                failures[recipient] = away = error\n                if True:\n",
+        ("tests/transport/test_mailroom.py::test_what_the_store_says_of_one_mailbox_keeps_a_letter_from_nobody_else",),
+    ),
+    Mutation(
         "store: a number that no log holds ends the sync with all",
         "datasites/transport/guards.py",
         "        if not -LARGEST_NUMBER <= number <= LARGEST_NUMBER:\n",

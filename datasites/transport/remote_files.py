@@ -62,6 +62,13 @@ class RemoteFiles:
         else:
             self.fs.makedirs(self.root, exist_ok=True)
 
+    def is_there(self) -> bool:
+        """See `StoreFiles`."""
+        if self.atomic:
+            self.make_root()  # raises where there is no bucket
+            return True
+        return bool(self.fs.exists(self.root))
+
     def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """See `StoreFiles`."""
         path = self._path(key)
