@@ -867,6 +867,20 @@ MUTATIONS = (
         ("tests/transport/test_mailroom.py::test_what_the_store_says_of_one_mailbox_keeps_a_letter_from_nobody_else",),
     ),
     Mutation(
+        "store: a log that finds no room ends the sync with all",
+        "datasites/transport/synclog.py",
+        "            raise OSError(",
+        "            raise RuntimeError(",
+        ("tests/transport/test_kept.py::test_a_log_that_finds_no_room_holds_up_nobody",),
+    ),
+    Mutation(
+        "store: our own disk's trouble at one peer ends the sync with all",
+        "datasites/transport/guards.py",
+        '            except OSError as error:\n                logger.error("%s %s: %s", act.__name__, peer, error)\n',
+        "",
+        ("tests/transport/test_kept.py::test_a_mock_that_no_log_has_room_for_holds_up_no_other_hospital",),
+    ),
+    Mutation(
         "store: a number that no log holds ends the sync with all",
         "datasites/transport/guards.py",
         "        if not -LARGEST_NUMBER <= number <= LARGEST_NUMBER:\n",
