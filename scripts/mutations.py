@@ -881,6 +881,13 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_a_mock_that_no_log_has_room_for_holds_up_no_other_hospital",),
     ),
     Mutation(
+        "store: a folder that can't be deleted keeps withdrawn mocks in the store",
+        "datasites/transport/connection.py",
+        "with self._obstructed(folder):\n",
+        "if folder:\n",
+        ("tests/transport/test_offered_mocks.py",),
+    ),
+    Mutation(
         "store: a number that no log holds ends the sync with all",
         "datasites/transport/guards.py",
         "        if not -LARGEST_NUMBER <= number <= LARGEST_NUMBER:\n",

@@ -65,7 +65,7 @@ class StoreFiles(Protocol):
         """Delete when present."""
 
     def remove_folder(self, folder: str) -> int:
-        """Delete a folder's files, then the folder."""
+        """Delete a folder with all that is in it; raises `StoreError` where something stays."""
 
     def make_folder(self, folder: str) -> Path:
         """Create a folder, so that it can be watched; local only."""
@@ -246,7 +246,14 @@ class FolderFiles:
         """See `StoreFiles`."""
         path = self._folder(f"{folder}/x")
         names = list(itertools.islice(self.walk(folder), MOST_NAMES))
-        shutil.rmtree(path, ignore_errors=True)  # follows no links; somebody may put a new file there meanwhile
+        try:
+            os.unlink(path)  # a file in its place
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        except (IsADirectoryError, PermissionError):
+            shutil.rmtree(path, ignore_errors=True)  # follows no links; somebody may put a new file there meanwhile
+        if os.path.lexists(path):
+            raise StoreError(f"{path}: not all in it can be deleted; remove it and find out who made it")
         return len(names)
 
     def make_folder(self, folder: str) -> Path:

@@ -13,7 +13,7 @@ each the newest version that it took and no file of another, whole or not at all
 (and one mock more) of what lies there, whoever wrote it, first of all what it has not looked at before, and nothing
 that may be half written twice within the time that it is given. What a hospital no longer offers leaves the store when
 it says so, and where somebody lays it there again within `LOOKS_EVERY` seconds and one sync (of a flood, some each
-time); what a researcher has of it stays until a person removes it.
+time), however many lie there that can't be deleted; what a researcher has of it stays until a person removes it.
 """
 
 from __future__ import annotations

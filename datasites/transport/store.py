@@ -201,7 +201,10 @@ class Store:
         self._try("delete", key, lambda: self.files.remove(key))
 
     def delete_folder(self, folder: str) -> int:
-        """Remove all that lies directly in `folder` (files in flight too), and the folder; returns how many."""
+        """Remove all that lies in `folder` (files in flight too), and the folder; returns how many lay directly in it.
+
+        Raises `StoreError` where something stays.
+        """
         checked_key(folder)
         return self._try("delete", folder, lambda: self.files.remove_folder(folder))
 

@@ -99,6 +99,29 @@ def test_a_mock_that_is_no_longer_offered_is_removed_where_it_is_laid_again(
     assert names_in_store(hospital) == ["a"]
 
 
+def test_what_cannot_be_deleted_keeps_no_withdrawn_mock_in_the_store(friends: list[Party]) -> None:
+    """Links that a stranger laid are reported once each; a file that is named as a mock goes."""
+    hospital = friends[1]
+    for name in ("heart", "old", "older"):
+        publish(hospital, name)
+    old = in_store(hospital)[1]
+    links = [old.with_name(old.name.replace("_old_", f"_a{number}_")) for number in range(3)]
+    for link in links:
+        link.symlink_to("/etc")
+    old.with_name(old.name.replace("_old_", "_file_")).touch()
+    for _ in range(2):
+        hospital.control.offer_datasets(["heart"])
+        assert names_in_store(hospital) == ["a0", "a1", "a2", "heart"]
+    assert {entry.what.rpartition("/")[2] for entry in hospital.control.quarantine.entries()} == {
+        link.name for link in links
+    }
+    assert len(hospital.control.quarantine.entries()) == 3
+    links[0].unlink()
+    shutil.copytree(in_store(hospital)[-1], links[0])
+    hospital.control.offer_datasets(["heart"])
+    assert names_in_store(hospital) == ["a1", "a2", "heart"], "what could not be deleted is tried again"
+
+
 def test_all_that_a_hospital_offers_is_fetched_at_once(
     friends: list[Party], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

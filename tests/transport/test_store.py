@@ -64,6 +64,21 @@ def test_files_in_flight_are_not_listed_and_leave_nothing(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_folder_of_which_something_stays_is_not_told_to_be_deleted(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.put("a/b/x", b"1")
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EPERM, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", denied)
+        with pytest.raises(StoreError, match="not all in it can be deleted"):
+            store.delete_folder("a")
+    store.delete_folder("a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_full_disk_is_named_and_leaves_the_old_content(tmp_path):
     """A real limit on file size in a process of its own: the put fails as `StoreFull`, the old bytes stay whole."""
     Store(tmp_path).put("a/x", b"old")
