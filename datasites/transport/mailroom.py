@@ -142,10 +142,8 @@ class Mailroom:
 
     def close(self) -> None:
         """Close quarantine and journal."""
-        try:
-            self.quarantine.close()
-        finally:
-            self._journal.close()
+        self.quarantine.close()
+        self._journal.close()
 
     def send(
         self, to: str, study: str, round: int, kind: str, body: dict[str, JsonValue], blob: Blob | None = None

@@ -123,10 +123,8 @@ class _Control:
     def close(self) -> None:
         """Release files and threads."""
         self._manager.peer_manager.shutdown()
-        try:
-            self.quarantine.close()
-        finally:
-            self._connection.log.close()
+        self.quarantine.close()
+        self._connection.log.close()
 
     def _add_peer(self, email: str, role: SyftRole) -> None:
         entry = self._roster.get(email)
