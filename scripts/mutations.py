@@ -838,8 +838,8 @@ MUTATIONS = (
     Mutation(
         "store: a researcher is shown a part of what hospitals offer",
         "datasites/transport/guards.py",
-        "        return bool(self._cut)\n",
-        "        return False\n",
+        "            self._cut = (self._cut | {peer}) - self._whole\n",
+        "            pass\n",
         ("tests/researcher/test_federation.py::test_all_that_hospitals_offer_is_shown",),
     ),
     Mutation(

@@ -348,7 +348,11 @@ class StoreConnection(SyftboxPlatformConnection):
     # Collections: mock data, public
 
     def _collections(self, owner: str, prefix: str) -> list[tuple[CollectionFolder, str]]:
-        """Collections of one owner, some at a time; of what else lies there the owner clears what is no folder."""
+        return self._look_at_collections(owner, prefix)[0]
+
+    def _look_at_collections(self, owner: str, prefix: str) -> tuple[list[tuple[CollectionFolder, str]], bool]:
+        """Collections of one owner, some at a time, and whether those were the last; of what else lies there the owner
+        clears what is no folder."""
         found: dict[str, CollectionFolder] = {}
 
         def is_wanted(name: str) -> bool | None:
@@ -360,7 +364,7 @@ class StoreConnection(SyftboxPlatformConnection):
 
         seen = self._sweep.look(f"collections/{owner}", is_wanted, COLLECTIONS_PER_SYNC)
         self._report(f"collections/{owner}", seen, "not the name of a collection")
-        return [(found[name], f"collections/{owner}/{name}") for name in sorted(seen.wanted)]
+        return [(found[name], f"collections/{owner}/{name}") for name in sorted(seen.wanted)], seen.is_over
 
     def owner_create_collection_folder(self, prefix: str, tag: str, content_hash: str, owner_email: str) -> str:
         """The folder's key; folders come with the first file."""
@@ -402,9 +406,11 @@ class StoreConnection(SyftboxPlatformConnection):
                     with self._obstructed(folder):
                         self.store.delete_folder(folder)
 
-    def peer_collections(self, owner: str, prefix: str) -> list[tuple[str, str]]:
-        """(name, folder key) of one owner's collections; several versions of one name may lie there."""
-        return [(collection.tag, folder) for collection, folder in self._collections(owner, prefix)]
+    def peer_collections(self, owner: str, prefix: str) -> tuple[list[tuple[str, str]], bool]:
+        """(name, folder key) of some of one owner's collections, and whether those were the last; several versions of
+        one name may lie there."""
+        found, is_over = self._look_at_collections(owner, prefix)
+        return [(collection.tag, folder) for collection, folder in found], is_over
 
     # What stock syft would keep of an owner's state in the transport: nothing.
 

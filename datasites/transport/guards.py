@@ -273,12 +273,21 @@ class WatcherSyncer(DatasiteWatcherSyncer):
     log: SyncLog
     #: By datasite: bytes of its files, by path.
     _kept: dict[str, dict[str, int]] = PrivateAttr(default_factory=dict)
-    #: Datasites of whose mock data the last sync left something for the next.
+    #: Looks at a datasite's mock data that did not come to the end yet: whether they have left nothing unread.
+    _passes: dict[str, bool] = PrivateAttr(default_factory=dict)
+    #: Datasites of whose mock data all that lies there has not had its turn since `begin_mocks`.
     _cut: set[str] = PrivateAttr(default_factory=set)
+    _whole: set[str] = PrivateAttr(default_factory=set)
+
+    def begin_mocks(self) -> None:
+        """Ask `is_cut` of the syncs from now on."""
+        self._passes = dict.fromkeys(self._passes, False)  # what they saw before may have changed since
+        self._cut.clear()
+        self._whole.clear()
 
     @property
     def is_cut(self) -> bool:
-        """Whether the last sync left mock data for the next."""
+        """Whether the syncs since `begin_mocks` have left mock data for the next."""
         return bool(self._cut)
 
     def sync_down(self, peer_emails: list[str]) -> None:
@@ -286,10 +295,14 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         connection = self.connection_router.connection
 
         def take_mocks(peer: str) -> None:
-            if not fetch_mocks(connection, self.log, peer, self.syftbox_folder):
-                self._cut.add(peer)
+            is_read, is_over = fetch_mocks(connection, self.log, peer, self.syftbox_folder)
+            is_read = self._passes.pop(peer, True) and is_read
+            if not is_over:
+                self._passes[peer] = is_read
+            elif is_read:
+                self._whole.add(peer)
+            self._cut = (self._cut | {peer}) - self._whole
 
-        self._cut.clear()
         _with_each(connection, peer_emails, self.take_events, take_mocks)
 
     def take_events(self, peer: str) -> None:

@@ -226,19 +226,20 @@ class _Reading:
         return data
 
 
-def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> bool:
+def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> tuple[bool, bool]:
     """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine.
 
-    So do those for which there is no room. Returns whether all that lies there had its turn.
+    So do those for which there is no room. Returns whether all that was looked at had its turn, and whether that look
+    came to the end of what lies there.
     """
     root = syftbox / owner / COLLECTION_SUBPATH
     reading, kept = _Reading(connection.store), _kept(root)
-    found = connection.peer_collections(owner, DATASET_COLLECTION_PREFIX)
+    found, is_over = connection.peer_collections(owner, DATASET_COLLECTION_PREFIX)
     for name, folder in sorted(found, key=lambda one: (connection.turn_of(one[1]), one)):
         if connection.rests(folder):
             continue
         if reading.read >= BYTES_PER_SYNC:
-            return False
+            return False, is_over
         files: dict[str, bytes] = {}
         try:
             head = reading.get(f"{folder}/{SIGNED}", MAX_SIGNED_BYTES)
@@ -277,7 +278,7 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
             continue
         kept[name] = sum(map(len, files.values()))
         log.mark_mock(owner, name, manifest.version, digest)
-    return True
+    return True, is_over
 
 
 def _kept(root: Path) -> dict[str, int]:

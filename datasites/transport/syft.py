@@ -359,10 +359,11 @@ class ResearcherControl(_Control):
         self._add_peer(email, "hospital")
 
     def sync_all(self) -> None:
-        """As `sync`, and again while more mock data lie in the store than one sync reads.
+        """As `sync`, and again while more mock data, or names of them, lie in the store than one sync looks at.
 
         Of more than is kept of a hospital in any case, the rest is left to later syncs, and the log says so.
         """
+        self._manager.datasite_watcher_syncer.begin_mocks()
         for _ in range(SYNCS_FOR_ALL):
             self.sync()
             if not self._manager.datasite_watcher_syncer.is_cut:

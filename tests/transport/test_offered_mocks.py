@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import mocks, second_look
+from datasites.transport import connection, mocks, second_look
 from datasites.transport.store import Store, StoreDenied
 from tests.transport.parties import HOSPITALS, Party
 from tests.transport.test_hostile_folder import Hands, settle
@@ -141,6 +141,27 @@ def test_all_that_a_hospital_offers_is_fetched_at_once(
             (junk / mocks.SIGNED).write_bytes(b"x" * 6_000)
         researcher.control.sync_all()
     assert "more mock data" in caplog.text
+
+
+@pytest.mark.parametrize("flood", [60, 600])
+def test_names_that_nobody_offers_hide_no_mock_without_a_word(
+    friends: list[Party], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flood: int
+) -> None:
+    """More than one sync looks at; also where the sync before has looked at a part of them."""
+    monkeypatch.setattr(connection, "COLLECTIONS_PER_SYNC", 20)
+    researcher, hospital, *_ = friends
+    publish(hospital, "d0")
+    (one,) = in_store(hospital)
+    for number in range(flood):
+        one.with_name(f"{one.name[:-12]}{number:012x}").mkdir()
+    researcher.control.sync()
+    names = [f"d{number}" for number in range(6)]
+    for name in names[1:]:
+        publish(hospital, name)
+    with caplog.at_level(logging.WARNING, "datasites.transport.syft"):
+        researcher.control.sync_all()
+    assert (names_at(researcher) == names) or flood == 600
+    assert ("more mock data" in caplog.text) == (flood == 600)
 
 
 def test_what_is_in_doubt_is_not_read_before_what_nobody_has_looked_at(
