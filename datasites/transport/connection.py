@@ -19,7 +19,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar, TypeAlias
 
 from pydantic import ConfigDict, PrivateAttr
@@ -142,6 +142,16 @@ class StoreConnection(SyftboxPlatformConnection):
             self.quarantine.keep(folder, reason)
         self._stuck.add(folder, rest=rest)
 
+    @contextlib.contextmanager
+    def _obstructed(self, folder: str) -> Iterator[None]:
+        """Report a folder that is found to be out of order, and go on; raises what concerns the whole store."""
+        try:
+            yield
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:
+            self.refuse_folder(folder, str(error))
+
     def refuse_folder_when_settled(self, folder: str, reason: str, mark: str, rest: float = 0.0) -> None:
         """As `refuse_folder`, for a folder whose contents, `mark`, may be half written: not at the first look."""
         if folder in self._stuck or self._second_look.is_final(folder, mark):
@@ -195,13 +205,9 @@ class StoreConnection(SyftboxPlatformConnection):
         for email in names:
             if known.get(email, {}).get("state") in ("accepted", "rejected") or not self._pinned(email):
                 continue
-            try:
+            with self._obstructed(f"p2p/{self.email}/{email}"):
                 if self.store.exists(f"p2p/{self.email}/{email}/request.json"):
                     asking.append(email)
-            except WHOLE_STORE:
-                raise
-            except StoreError as error:
-                self.refuse_folder(f"p2p/{self.email}/{email}", str(error))
         return asking
 
     def _pinned(self, email: str) -> bool:
@@ -342,7 +348,11 @@ class StoreConnection(SyftboxPlatformConnection):
     # Collections: mock data, public
 
     def _collections(self, owner: str, prefix: str) -> list[tuple[CollectionFolder, str]]:
-        """Collections of one owner, some at a time; of what else lies there the owner clears what is no folder."""
+        return self._look_at_collections(owner, prefix)[0]
+
+    def _look_at_collections(self, owner: str, prefix: str) -> tuple[list[tuple[CollectionFolder, str]], bool]:
+        """Collections of one owner, some at a time, and whether those were the last; of what else lies there the owner
+        clears what is no folder."""
         found: dict[str, CollectionFolder] = {}
 
         def is_wanted(name: str) -> bool | None:
@@ -354,7 +364,7 @@ class StoreConnection(SyftboxPlatformConnection):
 
         seen = self._sweep.look(f"collections/{owner}", is_wanted, COLLECTIONS_PER_SYNC)
         self._report(f"collections/{owner}", seen, "not the name of a collection")
-        return [(found[name], f"collections/{owner}/{name}") for name in sorted(seen.wanted)]
+        return [(found[name], f"collections/{owner}/{name}") for name in sorted(seen.wanted)], seen.is_over
 
     def owner_create_collection_folder(self, prefix: str, tag: str, content_hash: str, owner_email: str) -> str:
         """The folder's key; folders come with the first file."""
@@ -388,20 +398,19 @@ class StoreConnection(SyftboxPlatformConnection):
                 self.store.delete_folder(folder)
 
     def owner_keep_collections(self, prefix: str, tags: Collection[str]) -> None:
-        """Delete collections that have none of these names, some at a time; what can't be deleted is reported once."""
-        folder = f"collections/{self.email}"
-        try:
+        """Delete collections that have none of these names, some at a time; what can't be deleted is reported once,
+        and keeps no other there."""
+        with self._obstructed(f"collections/{self.email}"):
             for collection, folder in self._collections(self.email, prefix):
-                if collection.tag not in tags and folder not in self._stuck:
-                    self.store.delete_folder(folder)
-        except WHOLE_STORE:
-            raise
-        except StoreError as error:  # the others are deleted at another time
-            self.refuse_folder(folder, str(error))
+                if collection.tag not in tags:
+                    with self._obstructed(folder):
+                        self.store.delete_folder(folder)
 
-    def peer_collections(self, owner: str, prefix: str) -> list[tuple[str, str]]:
-        """(name, folder key) of one owner's collections; several versions of one name may lie there."""
-        return [(collection.tag, folder) for collection, folder in self._collections(owner, prefix)]
+    def peer_collections(self, owner: str, prefix: str) -> tuple[list[tuple[str, str]], bool]:
+        """(name, folder key) of some of one owner's collections, and whether those were the last; several versions of
+        one name may lie there."""
+        found, is_over = self._look_at_collections(owner, prefix)
+        return [(collection.tag, folder) for collection, folder in found], is_over
 
     # What stock syft would keep of an owner's state in the transport: nothing.
 

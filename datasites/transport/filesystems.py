@@ -1,7 +1,9 @@
 """How a store's names become files in an ordinary folder, and what a store needs of any filesystem.
 
 Only `store.Store` and `remote_files` use this; the store checks keys and turns exceptions into `StoreError`. A folder
-is shared with parties who may be hostile, so links are not followed and only regular files are read.
+is shared with parties who may be hostile, so links are not followed and only regular files are read. Claim: a folder
+that lies in a file's place is set aside by whoever writes the file, and a file, pipe or device that lies in a folder's
+place goes; where that is not allowed, or a link lies there, what is below it can't be written, and nothing else.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ class StoreFiles(Protocol):
     def make_root(self) -> None:
         """Create the store's root when absent."""
 
+    def is_there(self) -> bool:
+        """Whether the store's root exists."""
+
     def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write whole or not at all."""
 
@@ -60,7 +65,7 @@ class StoreFiles(Protocol):
         """Delete when present."""
 
     def remove_folder(self, folder: str) -> int:
-        """Delete a folder's files, then the folder."""
+        """Delete a folder with all that is in it; raises `StoreError` where something stays."""
 
     def make_folder(self, folder: str) -> Path:
         """Create a folder, so that it can be watched; local only."""
@@ -115,6 +120,10 @@ class FolderFiles:
         self.root.mkdir(parents=True, exist_ok=True)
         self._real_root = os.path.realpath(self.root)
 
+    def is_there(self) -> bool:
+        """See `StoreFiles`."""
+        return self.root.is_dir()
+
     def _folder(self, key: str) -> str:
         """The real path of the folder that holds `key`; refuses one that a link leads out of the store."""
         self._real_root = self._real_root or os.path.realpath(self.root)
@@ -134,8 +143,8 @@ class FolderFiles:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
             descriptor = os.open(temporary, flags, 0o666)
-        except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError):
+            self._make(folder)
             descriptor = os.open(temporary, flags, 0o666)
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -237,14 +246,37 @@ class FolderFiles:
         """See `StoreFiles`."""
         path = self._folder(f"{folder}/x")
         names = list(itertools.islice(self.walk(folder), MOST_NAMES))
-        shutil.rmtree(path, ignore_errors=True)  # follows no links; somebody may put a new file there meanwhile
+        try:
+            os.unlink(path)  # a file in its place
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        except (IsADirectoryError, PermissionError):
+            shutil.rmtree(path, ignore_errors=True)  # follows no links; somebody may put a new file there meanwhile
+        if os.path.lexists(path):
+            raise StoreError(f"{path}: not all in it can be deleted; remove it and find out who made it")
         return len(names)
 
     def make_folder(self, folder: str) -> Path:
         """See `StoreFiles`."""
-        path = Path(self._folder(f"{folder}/x"))
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        path = self._folder(f"{folder}/x")
+        self._make(path)
+        return Path(path)
+
+    def _make(self, folder: str) -> None:
+        """Make `folder`, a real path; what lies in its place or in that of one above it, and is none, goes."""
+        place = self._real_root
+        for part in os.path.relpath(folder, self._real_root).split("/"):
+            place = os.path.join(place, part)
+            try:
+                if stat.S_ISDIR(os.lstat(place).st_mode):
+                    continue
+                os.unlink(place)  # never a folder, which another party may have made there meanwhile
+                logger.warning("%s: not a folder, it is removed; find out who made it", place)
+            except FileNotFoundError:
+                break
+            except PermissionError as error:
+                raise NotAFile(f"{place}: not a folder; remove it and find out who made it") from error
+        os.makedirs(folder, exist_ok=True)
 
 
 def _set_aside(path: str) -> None:

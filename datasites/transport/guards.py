@@ -9,7 +9,8 @@ local changes at a restart, reads all private files at every sync, and stops for
 - a researcher takes such files only from the datasite that owns them, of what it has itself submitted there, never an
   older one over a newer (`WatcherSyncer`), and mock data only with its owner's signature (`mocks.fetch_mocks`);
 - whatever else comes is quarantined with the reason, and the next message is looked at; what can't be read or removed
-  is reported once and passed over. What may be half written is looked at again first.
+  is reported once and passed over. What may be half written is looked at again first. What our own disk has no room
+  for stays, and is tried again; the next message and the next peer have their turn.
 
 Claim (crashes): a message that was taken is taken once, and a process that is killed anywhere between taking and
 removing it raises no alarm about it when it starts again: such a message is `leaving`, and is removed quietly. Any
@@ -125,32 +126,32 @@ def _take_each(
             return
         sealed = b""
         try:
-            if not log.leaving(channel, name):
-                found = connection.store.get(key, limit=MAX_MESSAGE_BYTES)
-                if found is None:
-                    continue  # gone since it was listed
-                sealed, read = found, read + len(found)
-                if log.handled(channel, name):
-                    raise Refused("a replay: this message was handled before")
-                if log.is_full(channel):
-                    raise Refused(f"{channel} has sent {MOST_HANDLED} messages; it needs another address to send more")
-                act(router.open(channel, sealed), name)
-                log.mark_handled(channel, name)
-        except WHOLE_STORE:
-            raise
-        except Unopened as error:
-            connection.refuse_when_settled(key, str(error), sealed)
-            continue
-        except (Refused, StoreError) as error:
-            connection.refuse(key, str(error), sealed)
-            if isinstance(error, Refused) and not log.is_full(channel):
-                log.mark_handled(channel, name)
+            try:
+                if not log.leaving(channel, name):
+                    found = connection.store.get(key, limit=MAX_MESSAGE_BYTES)
+                    if found is None:
+                        continue  # gone since it was listed
+                    sealed, read = found, read + len(found)
+                    if log.handled(channel, name):
+                        raise Refused("a replay: this message was handled before")
+                    if log.is_full(channel):
+                        raise Refused(f"{channel} has sent {MOST_HANDLED} messages; it needs another address for more")
+                    act(router.open(channel, sealed), name)
+                    log.mark_handled(channel, name)
+            except WHOLE_STORE:
+                raise
+            except Unopened as error:
+                connection.refuse_when_settled(key, str(error), sealed)
+                continue
+            except (Refused, StoreError) as error:
+                connection.refuse(key, str(error), sealed)
+                if isinstance(error, Refused) and not log.is_full(channel):
+                    log.mark_handled(channel, name)
+            if connection.remove(key):
+                log.mark_left(channel, name)
         except (OSError, IdentityError) as error:
-            # Our own trouble (disk, keys), not the sender's: the message stays and is tried again.
+            # Our own trouble (disk, keys), not the sender's: what was not refused stays and is tried again.
             logger.error("message %s: %s", key, error)
-            continue
-        if connection.remove(key):
-            log.mark_left(channel, name)
 
 
 class OwnerSyncer(DatasiteOwnerSyncer):
@@ -272,12 +273,21 @@ class WatcherSyncer(DatasiteWatcherSyncer):
     log: SyncLog
     #: By datasite: bytes of its files, by path.
     _kept: dict[str, dict[str, int]] = PrivateAttr(default_factory=dict)
-    #: Datasites of whose mock data the last sync left something for the next.
+    #: Looks at a datasite's mock data that did not come to the end yet: whether they have left nothing unread.
+    _passes: dict[str, bool] = PrivateAttr(default_factory=dict)
+    #: Datasites of whose mock data all that lies there has not had its turn since `begin_mocks`.
     _cut: set[str] = PrivateAttr(default_factory=set)
+    _whole: set[str] = PrivateAttr(default_factory=set)
+
+    def begin_mocks(self) -> None:
+        """Ask `is_cut` of the syncs from now on."""
+        self._passes = dict.fromkeys(self._passes, False)  # what they saw before may have changed since
+        self._cut.clear()
+        self._whole.clear()
 
     @property
     def is_cut(self) -> bool:
-        """Whether the last sync left mock data for the next."""
+        """Whether the syncs since `begin_mocks` have left mock data for the next."""
         return bool(self._cut)
 
     def sync_down(self, peer_emails: list[str]) -> None:
@@ -285,10 +295,14 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         connection = self.connection_router.connection
 
         def take_mocks(peer: str) -> None:
-            if not fetch_mocks(connection, self.log, peer, self.syftbox_folder):
-                self._cut.add(peer)
+            is_read, is_over = fetch_mocks(connection, self.log, peer, self.syftbox_folder)
+            is_read = self._passes.pop(peer, True) and is_read
+            if not is_over:
+                self._passes[peer] = is_read
+            elif is_read:
+                self._whole.add(peer)
+            self._cut = (self._cut | {peer}) - self._whole
 
-        self._cut.clear()
         _with_each(connection, peer_emails, self.take_events, take_mocks)
 
     def take_events(self, peer: str) -> None:
@@ -349,8 +363,8 @@ class WatcherSyncer(DatasiteWatcherSyncer):
 
 
 def _with_each(connection: StoreConnection, peers: list[str], *acts: Callable[[str], None]) -> None:
-    """Do all `acts` with each peer. A place of one peer's that is out of order is reported once and passed over;
-    trouble with the whole store is raised when every peer had its turn."""
+    """Do all `acts` with each peer. A place of one peer's that is out of order is reported once and passed over, and
+    trouble with our own disk is logged; trouble with the whole store is raised when every peer had its turn."""
     failed: StoreError | None = None
     for peer in peers:
         for act in acts:
@@ -361,6 +375,8 @@ def _with_each(connection: StoreConnection, peers: list[str], *acts: Callable[[s
                 failed = error
             except StoreError as error:
                 connection.refuse_folder(f"{act.__name__} {peer}", str(error))
+            except OSError as error:
+                logger.error("%s %s: %s", act.__name__, peer, error)
     if failed is not None:
         raise failed
 

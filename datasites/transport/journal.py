@@ -95,14 +95,13 @@ class Journal:
 
     def forget_letters(self, study: str, round: int, of_kind: Callable[[str], bool]) -> None:
         """Drop the sealed bytes of one round's letters of some kinds; the digests stay."""
-        with self._lock:
+        with self._lock, self._database:  # all or none, and none is left open where there is no room
             rows = self._database.execute(
                 "SELECT path FROM sent WHERE study = ? AND round = ? AND envelope IS NOT NULL", (study, round)
             ).fetchall()
             paths = [(path,) for (path,) in rows if of_kind(kind_of(path))]
             self._database.execute("BEGIN")  # one for all: each alone would write its pages
             self._database.executemany("UPDATE sent SET envelope = NULL WHERE path = ?", paths)
-            self._database.execute("COMMIT")
 
     def forget_envelopes(self, study: str, first: int, before: int) -> None:
         """Drop the sealed bytes of rounds first ≤ round < before; the digests stay, so nothing can be said twice."""

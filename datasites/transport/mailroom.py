@@ -33,6 +33,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -96,6 +97,8 @@ logger = logging.getLogger(__name__)
 MOST_REMOVED = 1000
 #: Seconds for which a letter that was refused and can't be removed is not opened again: its blob may come late.
 STUCK_RESTS = 300.0
+#: Seconds for which the store may fail for one recipient after another before it is taken to be away.
+AWAY_SECONDS = 60.0
 
 
 class _Bad(Exception):
@@ -139,10 +142,8 @@ class Mailroom:
 
     def close(self) -> None:
         """Close quarantine and journal."""
-        try:
-            self.quarantine.close()
-        finally:
-            self._journal.close()
+        self.quarantine.close()
+        self._journal.close()
 
     def send(
         self, to: str, study: str, round: int, kind: str, body: dict[str, JsonValue], blob: Blob | None = None
@@ -166,9 +167,9 @@ class Mailroom:
 
         The same content again is byte-identical, and puts back what the store has lost or changed: the envelope at
         once, parts of the blob as said above. Other content under a path already used raises `Equivocation` and puts
-        nothing. A recipient whose keys are not the pinned ones, or whose mailbox refuses, keeps it from nobody else:
-        `Undelivered` is raised after the others were sent. Raises `StoreError` for the blob, or for trouble with the
-        whole store.
+        nothing. A recipient whose keys are not the pinned ones, or for whom the store fails, whatever it says,
+        keeps it from nobody else: `Undelivered` is raised after the others were sent. Raises `StoreError` for the
+        blob, and where the store as a whole fails: for each recipient, or for `AWAY_SECONDS` on end.
         """
         keys = {recipient: letter_key(self.email, study, recipient, round, kind) for recipient in to}
         payload = None if blob is None else memoryview(blob).cast("B")
@@ -187,6 +188,8 @@ class Mailroom:
         inline = bytes(payload) if payload is not None and len(payload) <= INLINE_BYTES else None
         digests: dict[str, str] = {}
         failures: dict[str, IdentityError | StoreError] = {}
+        away: StoreError | None = None
+        until = time.monotonic() + AWAY_SECONDS
         for recipient, key in keys.items():
             contents = Contents(
                 sender=self.email,
@@ -200,10 +203,15 @@ class Mailroom:
             )
             try:
                 digests[recipient] = self._send_one(key, before[recipient], said, contents, inline)
-            except WHOLE_STORE:
-                raise
+                until = time.monotonic() + AWAY_SECONDS
+            except WHOLE_STORE as error:
+                failures[recipient] = away = error
+                if time.monotonic() > until:
+                    raise
             except (IdentityError, StoreError) as error:
                 failures[recipient] = error
+        if away is not None and not digests:
+            raise away
         if failures:
             raise Undelivered(failures)
         return digests

@@ -13,7 +13,7 @@ each the newest version that it took and no file of another, whole or not at all
 (and one mock more) of what lies there, whoever wrote it, first of all what it has not looked at before, and nothing
 that may be half written twice within the time that it is given. What a hospital no longer offers leaves the store when
 it says so, and where somebody lays it there again within `LOOKS_EVERY` seconds and one sync (of a flood, some each
-time); what a researcher has of it stays until a person removes it.
+time), however many lie there that can't be deleted; what a researcher has of it stays until a person removes it.
 """
 
 from __future__ import annotations
@@ -226,19 +226,20 @@ class _Reading:
         return data
 
 
-def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> bool:
+def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: Path) -> tuple[bool, bool]:
     """Bring `owner`'s new mock datasets into our SyftBox; unsigned, changed and older ones go to quarantine.
 
-    So do those for which there is no room. Returns whether all that lies there had its turn.
+    So do those for which there is no room. Returns whether all that was looked at had its turn, and whether that look
+    came to the end of what lies there.
     """
     root = syftbox / owner / COLLECTION_SUBPATH
     reading, kept = _Reading(connection.store), _kept(root)
-    found = connection.peer_collections(owner, DATASET_COLLECTION_PREFIX)
+    found, is_over = connection.peer_collections(owner, DATASET_COLLECTION_PREFIX)
     for name, folder in sorted(found, key=lambda one: (connection.turn_of(one[1]), one)):
         if connection.rests(folder):
             continue
         if reading.read >= BYTES_PER_SYNC:
-            return False
+            return False, is_over
         files: dict[str, bytes] = {}
         try:
             head = reading.get(f"{folder}/{SIGNED}", MAX_SIGNED_BYTES)
@@ -277,7 +278,7 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
             continue
         kept[name] = sum(map(len, files.values()))
         log.mark_mock(owner, name, manifest.version, digest)
-    return True
+    return True, is_over
 
 
 def _kept(root: Path) -> dict[str, int]:

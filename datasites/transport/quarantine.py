@@ -5,7 +5,8 @@ entries of `KEEP_BYTES` and a reason each, two files an entry (33 MiB in all), a
 an hour, the log with it; of what comes beyond that, one entry says how many there were: before the next entry, or when
 it is closed. So a flood can neither fill a disk or a log, nor push out at once what came before it. What can't be
 written (a full disk) leaves no part of an entry, is named in the log and counted, too, and the count is kept until it
-is written: so whoever refuses goes on, and a full disk stops nobody's messages. Counted from the start of the process.
+is written, or stands in the log at the end: so whoever refuses goes on, and a full disk keeps nobody from refusing or
+from closing. Counted from the start of the process.
 Not claimed: the evidence of what came while the disk was full, and the count that a kill takes with it.
 """
 
@@ -63,14 +64,21 @@ class Quarantine:
             self._left_out += 1
             return
         try:
-            self.close()
+            self._write_count()
             self._write(what, reason, data)
         except OSError as error:
             self._left_out += 1
             logger.error("quarantine %s: %s; counted alone: %s: %s", self.folder, error, what, reason[:2000])
 
     def close(self) -> None:
-        """Write down how many were left out since the last entry, if any were; raises `OSError` where it can't."""
+        """Write down how many were left out since the last entry, if any were; the log says so where it can't."""
+        try:
+            self._write_count()
+        except OSError as error:
+            logger.error("quarantine %s: %s; %d that were refused are not counted", self.folder, error, self._left_out)
+
+    def _write_count(self) -> None:
+        """As `close`; raises `OSError` where it can't."""
         if self._left_out:
             self._write("flood", f"{self._left_out} more were refused since the entry before this one", b"")
             self._left_out = 0

@@ -62,6 +62,13 @@ class RemoteFiles:
         else:
             self.fs.makedirs(self.root, exist_ok=True)
 
+    def is_there(self) -> bool:
+        """See `StoreFiles`."""
+        if self.atomic:
+            self.make_root()  # raises where there is no bucket
+            return True
+        return bool(self.fs.exists(self.root))
+
     def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """See `StoreFiles`."""
         path = self._path(key)
@@ -163,7 +170,10 @@ class RemoteFiles:
         """See `StoreFiles`."""
         names = list(itertools.islice(self.walk(folder), MOST_NAMES))
         if self.atomic:
-            return sum(self._is_removed(self._path(f"{folder}/{name}")) for name in names)
+            gone = sum(self._is_removed(self._path(f"{folder}/{name}")) for name in names)
+            if gone < len(names):
+                raise StoreError(f"{folder}: not all in it can be deleted; remove it and find out who made it")
+            return gone
         if names:
             self._made.discard(self._path(folder))
             with contextlib.suppress(FileNotFoundError):

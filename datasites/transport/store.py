@@ -201,7 +201,10 @@ class Store:
         self._try("delete", key, lambda: self.files.remove(key))
 
     def delete_folder(self, folder: str) -> int:
-        """Remove all that lies directly in `folder` (files in flight too), and the folder; returns how many."""
+        """Remove all that lies in `folder` (files in flight too), and the folder; returns how many lay directly in it.
+
+        Raises `StoreError` where something stays.
+        """
         checked_key(folder)
         return self._try("delete", folder, lambda: self.files.remove_folder(folder))
 
@@ -275,8 +278,16 @@ class Store:
     def _problem(self, error: Exception, verb: str, key: str) -> StoreError:
         store = f"store {self.shown}"
         problem = diagnose(error, f"{store}: cannot {verb} {key or 'it'}", self.url)
+        if key and isinstance(problem, StoreMissing) and self._is_there():
+            problem = diagnose(error, f"{store}: cannot {verb} {key}", self.url, is_there=True)
         problem.store = store
         return problem
+
+    def _is_there(self) -> bool:
+        """Whether what is missing is missing inside the store, and not the store."""
+        with contextlib.suppress(Exception):
+            return self.files.is_there()
+        return False
 
     def _try(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
         for delay in (*RETRY_DELAYS, None):

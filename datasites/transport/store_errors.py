@@ -36,7 +36,7 @@ class StoreDenied(StoreError):
 
 
 class StoreMissing(StoreError):
-    """The bucket, host or folder of the URL does not exist."""
+    """The bucket, host or folder of the URL does not exist: of a store that is there, nothing is missing so."""
 
 
 class StoreFull(StoreError):
@@ -52,7 +52,7 @@ class TooLarge(StoreError):
 
 
 class NotAFile(StoreError):
-    """A folder, link or device lies where a message belongs; somebody put it there on purpose."""
+    """What lies where a message or its folder belongs is none, or goes meanwhile; somebody does that on purpose."""
 
 
 #: Concern the store as a whole: another key will fare no better. Any other `StoreError` is the fault of one key.
@@ -106,17 +106,20 @@ _REMEDY: dict[type[StoreError], str] = {
     StoreMissing: "check the URL, and create the bucket or folder first",
     StoreFull: f"free some space or raise the quota{_THEN}; nothing is lost",
     StoreUnreachable: f"tried several times; check the network and the store{_THEN}; nothing is lost",
-    NotAFile: "remove it, and find out who made it",
+    NotAFile: "remove what lies there or in place of its folder, and find out who made it",
     StoreError: "see the cause above",
 }
 
 
-def diagnose(error: BaseException, what: str, address: str = "") -> StoreError:
+def diagnose(error: BaseException, what: str, address: str = "", *, is_there: bool = False) -> StoreError:
     """The `StoreError` that `error` amounts to. `what` opens the message: which store, which act, which key.
 
-    address: the store's, whose secrets a library's words may quote.
+    address: the store's, whose secrets a library's words may quote. is_there: the store's root is; what is missing is
+    one key's folder.
     """
     kind = _kind(error)
+    if is_there and kind is StoreMissing:
+        kind = NotAFile
     words = hidden(str(error).strip(), address).splitlines()
     return kind(f"{what}: {type(error).__name__}: {words[0][:300] if words else ''}; {_REMEDY[kind]}")
 

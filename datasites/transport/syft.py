@@ -123,10 +123,8 @@ class _Control:
     def close(self) -> None:
         """Release files and threads."""
         self._manager.peer_manager.shutdown()
-        try:
-            self.quarantine.close()
-        finally:
-            self._connection.log.close()
+        self.quarantine.close()
+        self._connection.log.close()
 
     def _add_peer(self, email: str, role: SyftRole) -> None:
         entry = self._roster.get(email)
@@ -361,10 +359,11 @@ class ResearcherControl(_Control):
         self._add_peer(email, "hospital")
 
     def sync_all(self) -> None:
-        """As `sync`, and again while more mock data lie in the store than one sync reads.
+        """As `sync`, and again while more mock data, or names of them, lie in the store than one sync looks at.
 
         Of more than is kept of a hospital in any case, the rest is left to later syncs, and the log says so.
         """
+        self._manager.datasite_watcher_syncer.begin_mocks()
         for _ in range(SYNCS_FOR_ALL):
             self.sync()
             if not self._manager.datasite_watcher_syncer.is_cut:

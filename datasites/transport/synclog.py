@@ -2,17 +2,19 @@
 
 One SQLite file in the party's private folder. Every entry is written after the act it records, and every act can be
 repeated without harm, so a crash between the two costs a repetition and loses nothing. What others make it remember is
-bounded by its callers: messages by `MOST_HANDLED`, files and mocks by what is kept of them, peers by the roster.
+bounded by its callers: messages by `MOST_HANDLED`, files and mocks by what is kept of them, peers by the roster. Where
+the file can't be read or written now (a full disk), each call raises `OSError`, and changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ class SyncLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._lock = threading.RLock()
+        self._path, self._lock = path, threading.RLock()
         self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.executescript(SCHEMA)
@@ -52,9 +54,19 @@ class SyncLog:
         with self._lock:
             self._database.close()
 
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The file, for one thread: what is changed in it is changed whole or not at all."""
+        try:
+            with self._lock, self._database as database:  # commits, or rolls back
+                database.execute("BEGIN")
+                yield database
+        except sqlite3.OperationalError as error:
+            raise OSError(f"{self._path}: {error}; see to its disk, nothing is lost") from error
+
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._database.execute(statement, values).fetchall()
+        with self._opened() as database:
+            return database.execute(statement, values).fetchall()
 
     def handled(self, channel: str, name: str) -> bool:
         """Whether the message `name` of `channel` was handled before."""
@@ -66,12 +78,10 @@ class SyncLog:
 
     def mark_handled(self, channel: str, name: str) -> None:
         """Record that it was handled and is to leave the store."""
-        with self._lock:
-            self._database.execute("BEGIN")
-            added = self._database.execute("INSERT OR IGNORE INTO handled VALUES (?, ?)", (channel, name)).rowcount
-            self._database.execute("INSERT OR IGNORE INTO leaving VALUES (?, ?)", (channel, name))
-            self._database.execute("COMMIT")
-            self._handled[channel] = self._handled.get(channel, 0) + max(added, 0)
+        with self._opened() as database:
+            added = database.execute("INSERT OR IGNORE INTO handled VALUES (?, ?)", (channel, name)).rowcount
+            database.execute("INSERT OR IGNORE INTO leaving VALUES (?, ?)", (channel, name))
+        self._handled[channel] = self._handled.get(channel, 0) + max(added, 0)
 
     def is_full(self, channel: str) -> bool:
         """Whether no further message of `channel` is remembered, so that none may be taken."""
@@ -88,13 +98,9 @@ class SyncLog:
 
     def mark_delivered(self, recipient: str, files: Mapping[str, str]) -> None:
         """Record that these versions are in `recipient`'s outbox."""
-        with self._lock:
-            self._database.execute("BEGIN")
-            self._database.executemany(
-                "INSERT OR REPLACE INTO delivered VALUES (?, ?, ?)",
-                [(recipient, path, hash) for path, hash in files.items()],
-            )
-            self._database.execute("COMMIT")
+        rows = [(recipient, path, hash) for path, hash in files.items()]
+        with self._opened() as database:
+            database.executemany("INSERT OR REPLACE INTO delivered VALUES (?, ?, ?)", rows)
 
     def forget_delivered(self, recipient: str, folder: str) -> None:
         """Send what lies below `folder` (with its "/") once more."""

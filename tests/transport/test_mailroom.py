@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasites.study.identity import Roster
-from datasites.transport.mailroom import Equivocation, Mailroom, Rejected, letter_key
-from datasites.transport.store import Store, StoreDenied
+from datasites.transport.mailroom import Equivocation, Mailroom, Rejected, Undelivered, letter_key
+from datasites.transport.store import Store, StoreDenied, StoreFull, StoreUnreachable
 from tests.transport.parties import RESEARCHER, STUDY, make_parties
 
 
@@ -47,6 +47,46 @@ def test_a_broadcast_encrypts_its_blob_once(parties):
     assert len(researcher.mailroom.store.list(f"blobs/{STUDY}/{RESEARCHER}")) == 2
     for hospital in hospitals:
         assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest").blob == blob
+
+
+def test_what_the_store_says_of_one_mailbox_keeps_a_letter_from_nobody_else(parties, monkeypatch):
+    """Also where it says that it has no room, or is away: that is believed when it says so of all, or for long."""
+    researcher, *hospitals = parties
+    emails, room, away, tried = [one.email for one in hospitals], researcher.mailroom, set[str](), []
+    put = room.store.put
+
+    def fails(key: str, data: bytes) -> None:
+        tried.append(key)
+        if key.split("/")[2] in away:
+            raise (StoreFull if key.split("/")[2] == emails[0] else StoreUnreachable)(key)
+        put(key, data)
+
+    monkeypatch.setattr(room.store, "put", fails)
+    away.update(emails[:2])
+    with pytest.raises(Undelivered) as caught:
+        room.send_all(emails, STUDY, 1, "round", {})
+    assert list(caught.value.failures) == emails[:2]
+    assert hospitals[2].mailroom.receive(RESEARCHER, STUDY, 1, "round") is not None
+    away.update(emails)
+    for longest, times in ((60.0, 3), (-1.0, 1)):
+        monkeypatch.setattr("datasites.transport.mailroom.AWAY_SECONDS", longest)
+        tried.clear()
+        with pytest.raises(StoreFull if times == 1 else StoreUnreachable):
+            room.send_all(emails, STUDY, 2, "round", {})
+        assert len(tried) == times
+    away.clear()
+    room.send_all(emails, STUDY, 2, "round", {})
+    assert hospitals[0].mailroom.receive(RESEARCHER, STUDY, 2, "round") is not None
+
+
+def test_a_file_in_place_of_a_mailbox_keeps_a_letter_from_nobody(parties):
+    researcher, hospital, other, _ = parties
+    box = Path(hospital.store_url, "mail", STUDY, hospital.email)
+    box.parent.mkdir(parents=True)
+    box.write_bytes(b"")
+    researcher.mailroom.send_all([hospital.email, other.email], STUDY, 1, "round", {})
+    for one in (hospital, other):
+        assert one.mailroom.receive(RESEARCHER, STUDY, 1, "round") is not None
 
 
 @pytest.mark.waits

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import mocks, second_look
+from datasites.transport import connection, mocks, second_look
 from datasites.transport.store import Store, StoreDenied
 from tests.transport.parties import HOSPITALS, Party
 from tests.transport.test_hostile_folder import Hands, settle
@@ -99,6 +99,29 @@ def test_a_mock_that_is_no_longer_offered_is_removed_where_it_is_laid_again(
     assert names_in_store(hospital) == ["a"]
 
 
+def test_what_cannot_be_deleted_keeps_no_withdrawn_mock_in_the_store(friends: list[Party]) -> None:
+    """Links that a stranger laid are reported once each; a file that is named as a mock goes."""
+    hospital = friends[1]
+    for name in ("heart", "old", "older"):
+        publish(hospital, name)
+    old = in_store(hospital)[1]
+    links = [old.with_name(old.name.replace("_old_", f"_a{number}_")) for number in range(3)]
+    for link in links:
+        link.symlink_to("/etc")
+    old.with_name(old.name.replace("_old_", "_file_")).touch()
+    for _ in range(2):
+        hospital.control.offer_datasets(["heart"])
+        assert names_in_store(hospital) == ["a0", "a1", "a2", "heart"]
+    assert {entry.what.rpartition("/")[2] for entry in hospital.control.quarantine.entries()} == {
+        link.name for link in links
+    }
+    assert len(hospital.control.quarantine.entries()) == 3
+    links[0].unlink()
+    shutil.copytree(in_store(hospital)[-1], links[0])
+    hospital.control.offer_datasets(["heart"])
+    assert names_in_store(hospital) == ["a1", "a2", "heart"], "what could not be deleted is tried again"
+
+
 def test_all_that_a_hospital_offers_is_fetched_at_once(
     friends: list[Party], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +141,27 @@ def test_all_that_a_hospital_offers_is_fetched_at_once(
             (junk / mocks.SIGNED).write_bytes(b"x" * 6_000)
         researcher.control.sync_all()
     assert "more mock data" in caplog.text
+
+
+@pytest.mark.parametrize("flood", [60, 600])
+def test_names_that_nobody_offers_hide_no_mock_without_a_word(
+    friends: list[Party], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, flood: int
+) -> None:
+    """More than one sync looks at; also where the sync before has looked at a part of them."""
+    monkeypatch.setattr(connection, "COLLECTIONS_PER_SYNC", 20)
+    researcher, hospital, *_ = friends
+    publish(hospital, "d0")
+    (one,) = in_store(hospital)
+    for number in range(flood):
+        one.with_name(f"{one.name[:-12]}{number:012x}").mkdir()
+    researcher.control.sync()
+    names = [f"d{number}" for number in range(6)]
+    for name in names[1:]:
+        publish(hospital, name)
+    with caplog.at_level(logging.WARNING, "datasites.transport.syft"):
+        researcher.control.sync_all()
+    assert (names_at(researcher) == names) or flood == 600
+    assert ("more mock data" in caplog.text) == (flood == 600)
 
 
 def test_what_is_in_doubt_is_not_read_before_what_nobody_has_looked_at(

@@ -13,7 +13,7 @@ import pytest
 from loopback_servers import Absent, s3, sftp
 
 from datasites.transport.mailroom import Rejected
-from datasites.transport.store import Store, StoreDenied, StoreError, StoreMissing, TooLarge
+from datasites.transport.store import WHOLE_STORE, Store, StoreDenied, StoreError, StoreMissing, TooLarge
 from datasites.transport.sweep import Sweep
 from tests.transport.parties import STUDY, befriend, make_parties, study_files
 
@@ -100,6 +100,21 @@ def test_a_reader_never_sees_a_part(store):
     writer.join()
     assert reads > 0
     assert store.get(key) == contents[1]
+
+
+def test_a_file_in_place_of_a_folder_is_no_outage(served):
+    url, options = served
+    store, folder = Store(url, **options), f"odd/{os.urandom(4).hex()}"
+
+    def fault(key: str) -> StoreError | None:
+        try:
+            store.put(key, b"1")
+        except StoreError as error:
+            return error
+        return None
+
+    store.put(folder, b"a file")
+    assert not any(isinstance(fault(f"{folder}/{name}"), WHOLE_STORE) for name in ("x", "deep/x"))
 
 
 def test_wait_sees_a_new_name(served):

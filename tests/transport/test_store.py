@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from datasites.transport import store as store_module
 from datasites.transport.store import (
     BadKey,
+    NotAFile,
     Store,
     StoreDenied,
     StoreError,
@@ -59,6 +61,21 @@ def test_files_in_flight_are_not_listed_and_leave_nothing(tmp_path):
     (tmp_path / "a" / ".tmp-left-by-a-crash").write_bytes(b"half")
     assert store.list("a") == ["x"]
     assert store.delete_folder("a") == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_of_which_something_stays_is_not_told_to_be_deleted(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.put("a/b/x", b"1")
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EPERM, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", denied)
+        with pytest.raises(StoreError, match="not all in it can be deleted"):
+            store.delete_folder("a")
+    store.delete_folder("a")
     assert not (tmp_path / "a").exists()
 
 
@@ -161,6 +178,34 @@ def test_a_folder_laid_under_a_name_keeps_nobody_from_using_it(tmp_path):
         (tmp_path / "a" / "x" / "deep").mkdir(parents=True)
         store.delete("a/x")
         assert not store.exists("a/x")
+
+
+def test_what_lies_in_place_of_a_folder_keeps_nobody_from_using_it(tmp_path, monkeypatch):
+    """A file or pipe goes; where it can't, or the folder goes meanwhile, that is no outage of the store."""
+    store = Store(tmp_path)
+    store.put("a", b"a file")
+    store.put("a/b/x", b"1")
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "c" / "d")
+    store.put("c/d/x", b"2")
+    store.put("e", b"a file")
+    assert store.files.make_folder("e/f").is_dir()
+    assert [store.get(key) for key in ("a/b/x", "c/d/x")] == [b"1", b"2"]
+    store.put("g", b"a file")
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EPERM, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", denied)
+        with pytest.raises(NotAFile, match="g: not a folder; remove it"):
+            store.put("g/h/x", b"3")
+    monkeypatch.setattr(store.files, "_make", lambda _: None)
+    with pytest.raises(NotAFile, match="in place of its folder"):
+        store.put("i/x", b"4")
+    shutil.rmtree(tmp_path)
+    with pytest.raises(StoreMissing):
+        store.put("i/x", b"4")
 
 
 @pytest.mark.waits
