@@ -871,6 +871,13 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_a_blob_of_a_refused_letter_that_cannot_be_removed_is_fetched_seldom",),
     ),
     Mutation(
+        "store: a true letter over one that can't be removed is never found",
+        "datasites/transport/mailroom.py",
+        "        return self._stuck.rests(key) or self._second_look.waits(key)\n",
+        "        return key in self._stuck or self._second_look.waits(key)\n",
+        ("tests/transport/test_kept.py::test_a_true_letter_over_one_that_cannot_be_removed_is_found_again",),
+    ),
+    Mutation(
         "store: parts of broken-off downloads fill a disk",
         "datasites/transport/blobs.py",
         "        if left < 0:\n",
@@ -980,6 +987,13 @@ MUTATIONS = (
         "        self._files.save(state)\n        self.state = state\n",
         "        self.state = state\n        self._files.save(state)\n",
         (f"{_STATES}::test_where_the_disk_is_full_the_last_epoch_and_its_round_go_on",),
+    ),
+    Mutation(
+        "run: a file in a hospital's name is taken for its answer",
+        "datasites/transport/mailroom.py",
+        "                    self._opened(*item, envelope)\n",
+        "",
+        (f"{_RUN}::test_a_file_in_the_name_of_a_hospital_that_is_gone_is_not_taken_for_its_answer",),
     ),
     Mutation(
         "run: one whose state is lost is closed by nobody",

@@ -57,6 +57,8 @@ LOOK_SECONDS = 5.0
 SETUP_PATIENCE, ROUND_TIMEOUT = 120.0, 3600.0
 #: Rounds whose late answers are looked for by name, so that whatever else lies in the mailbox hides none.
 SURE_ROUNDS = 10
+#: Late answers, the newest ones, that are opened to see whether their senders wrote them.
+MOST_LATE = 200
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500
 
@@ -510,17 +512,18 @@ class Run:
         return Wait(frozenset(present), patience, self._round_timeout)
 
     def _welcome_back(self, number: int) -> None:
-        """A hospital that answers a round before `number` too late is there again: wait for it in the next one."""
+        """A hospital that signed an answer to a round before `number`, too late, is there again: it is waited for."""
         absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
         if not absent:
             return
         last = range(max(1, number - SURE_ROUNDS), number)
         sure = [(round, kind, sender) for round in last for kind in kinds for sender in sorted(absent)]
-        late = {
-            sender
+        answers = [
+            (sender, self.study.hash, round, kind)
             for round, kind, sender in self._mailroom.mailbox(self.study.hash, sure)
             if 0 < round < number and kind in kinds and sender in absent
-        }
+        ]
+        late = {sender for sender, *_ in self._mailroom.signed(answers[-MOST_LATE:])}
         if late:
             self._save(present=tuple(sorted({*self.state.present, *late})))
 
