@@ -864,6 +864,13 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_parts_of_a_blob_that_is_refused_or_read_do_not_stay",),
     ),
     Mutation(
+        "store: a sender's blob that can't be read stops who waits for its letter",
+        "datasites/transport/blobs.py",
+        "        except StoreError as error:  # too long,",
+        "        except ZeroDivisionError as error:  # too long,",
+        ("tests/adversarial/test_transport_mailroom.py::test_a_blob_that_cannot_be_read_is_its_senders",),
+    ),
+    Mutation(
         "store: the blob of a bad letter that can't be removed is fetched at each look",
         "datasites/transport/mailroom.py",
         "            if envelope is not None and self._stuck.rests(key) and",
