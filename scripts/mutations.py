@@ -1003,6 +1003,20 @@ MUTATIONS = (
         (f"{_RUN}::test_a_file_in_the_name_of_a_hospital_that_is_gone_is_not_taken_for_its_answer",),
     ),
     Mutation(
+        "run: what a hospital was told of the end is not put again",
+        "datasites/transport/mailroom.py",
+        "            self._put(key, entry, check=True)\n        return entry is not None\n",
+        "            pass\n        return entry is not None\n",
+        (f"{_STATES}::test_a_run_whose_files_are_lost_says_again_that_it_is_over",),
+    ),
+    Mutation(
+        "run: one hospital that can't be told of the end keeps it from the others",
+        "datasites/researcher/run.py",
+        "                away = away or (error if isinstance(error, WHOLE_STORE) else None)\n",
+        "                if isinstance(error, WHOLE_STORE):\n                    raise\n",
+        (f"{_STATES}::test_all_that_can_be_told_of_the_end_are_told",),
+    ),
+    Mutation(
         "run: one whose state is lost is closed by nobody",
         "datasites/researcher/run.py",
         "everybody, study = self.study.terms.cohort.hospitals, self.study.hash",

@@ -246,6 +246,17 @@ class Mailroom:
         entry = self._journal.sent(key)
         return entry is not None and (entry.envelope is None or self.store.holds(key, entry.envelope))
 
+    def put_again(self, to: str, study: str, round: int, kind: str) -> bool:
+        """Put back the envelope of a letter that was sent, whatever its words; False where none ever was.
+
+        For who has lost the words; a blob of it is not looked at. Raises `StoreError`.
+        """
+        key = letter_key(self.email, study, to, round, kind)
+        entry = self._journal.sent(key)
+        if entry is not None:
+            self._put(key, entry, check=True)
+        return entry is not None
+
     def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
         if entry is not None and entry.said != said:
             raise Equivocation(
