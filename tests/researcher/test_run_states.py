@@ -303,3 +303,16 @@ def test_a_run_whose_files_are_lost_says_again_that_it_is_over(federation: Feder
     run.close(2.0)
     assert run.state.closed
     assert run._mailroom.store.exists(key)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'{"study": 1}', b"\xff"])
+def test_a_damaged_state_is_named_with_its_remedy(federation: Federation, damage: bytes) -> None:
+    file = federation.folder / "run.json"
+    federation.run().complete(rounds=1, progress=False)
+    file.write_bytes(damage)
+    with pytest.raises(RunError, match=r"run\.json: not as a run saves it: .*; put it back .*`Federation\.end`"):
+        federation.run()
+    file.rename(file.with_suffix(".bad"))
+    run = federation.run()
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
