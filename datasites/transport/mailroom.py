@@ -320,6 +320,7 @@ class Mailroom:
             try:
                 blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
             except BadBlob as error:
+                self.store.list(letter_folder(study, self.email))  # raises where it is our credentials
                 raise _PerhapsUnfinished(f"blob: {error}", contents.blob) from error
         elif max_blob is not None and inline is not None and len(inline) > max_blob:
             raise _Bad(f"blob of {len(inline)} bytes, the limit is {max_blob}")
