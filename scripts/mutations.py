@@ -909,11 +909,25 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_parts_of_a_blob_that_is_refused_or_read_do_not_stay",),
     ),
     Mutation(
+        "store: a sender's blob that can't be read stops who waits for its letter",
+        "datasites/transport/blobs.py",
+        "        except StoreError as error:  # too long,",
+        "        except ZeroDivisionError as error:  # too long,",
+        ("tests/adversarial/test_transport_mailroom.py::test_a_blob_that_cannot_be_read_is_its_senders",),
+    ),
+    Mutation(
         "store: the blob of a bad letter that can't be removed is fetched at each look",
         "datasites/transport/mailroom.py",
         "            if envelope is not None and self._stuck.rests(key) and",
         "            if envelope is not None and False and",
         ("tests/transport/test_kept.py::test_a_blob_of_a_refused_letter_that_cannot_be_removed_is_fetched_seldom",),
+    ),
+    Mutation(
+        "store: a true letter over one that can't be removed is never found",
+        "datasites/transport/mailroom.py",
+        "        return self._stuck.rests(key) or self._second_look.waits(key)\n",
+        "        return key in self._stuck or self._second_look.waits(key)\n",
+        ("tests/transport/test_kept.py::test_a_true_letter_over_one_that_cannot_be_removed_is_found_again",),
     ),
     Mutation(
         "store: parts of broken-off downloads fill a disk",
@@ -1025,6 +1039,27 @@ MUTATIONS = (
         "        self._files.save(state)\n        self.state = state\n",
         "        self.state = state\n        self._files.save(state)\n",
         (f"{_STATES}::test_where_the_disk_is_full_the_last_epoch_and_its_round_go_on",),
+    ),
+    Mutation(
+        "run: a file in a hospital's name is taken for its answer",
+        "datasites/transport/mailroom.py",
+        "                    self._opened(*item, envelope)\n",
+        "",
+        (f"{_RUN}::test_a_file_in_the_name_of_a_hospital_that_is_gone_is_not_taken_for_its_answer",),
+    ),
+    Mutation(
+        "run: what a hospital was told of the end is not put again",
+        "datasites/transport/mailroom.py",
+        "            self._put(key, entry, check=True)\n        return entry is not None\n",
+        "            pass\n        return entry is not None\n",
+        (f"{_STATES}::test_a_run_whose_files_are_lost_says_again_that_it_is_over",),
+    ),
+    Mutation(
+        "run: one hospital that can't be told of the end keeps it from the others",
+        "datasites/researcher/run.py",
+        "                away = away or (error if isinstance(error, WHOLE_STORE) else None)\n",
+        "                if isinstance(error, WHOLE_STORE):\n                    raise\n",
+        (f"{_STATES}::test_all_that_can_be_told_of_the_end_are_told",),
     ),
     Mutation(
         "run: one whose state is lost is closed by nobody",

@@ -12,11 +12,13 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from datasites.researcher.gather import RunError
 from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
+from datasites.study.errors import explain
 from datasites.study.identity import Email
 from datasites.study.letters import Account
 from datasites.study.manifest import RoundManifest, Sha256
@@ -111,11 +113,18 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def load(self, study_hash: str) -> RunState:
-        """The state as last saved, or a new one."""
+        """The state as last saved, or a new one; raises `RunError` for a damaged file."""
+        path = self.folder / "run.json"
         try:
-            return RunState.parse((self.folder / "run.json").read_bytes())
+            return RunState.parse(path.read_bytes())
         except FileNotFoundError:
             return RunState(study=study_hash)
+        except ValueError as error:
+            why = explain(error) if isinstance(error, ValidationError) else error
+            raise RunError(
+                f"{path}: not as a run saves it: {why}; put it back from a backup, or move it away and end the study "
+                "with `Federation.end`, for no round goes on without it"
+            ) from error
 
     def save(self, state: RunState) -> None:
         """Replace `run.json`."""

@@ -44,7 +44,6 @@ from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.study.manifest import PARAMETER_BOUND
 from datasites.study.rounds import counts_ring
-from datasites.transport.letter import Equivocation
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
 
@@ -57,6 +56,8 @@ LOOK_SECONDS = 5.0
 SETUP_PATIENCE, ROUND_TIMEOUT = 120.0, 3600.0
 #: Rounds whose late answers are looked for by name, so that whatever else lies in the mailbox hides none.
 SURE_ROUNDS = 10
+#: Late answers, the newest ones, that are opened to see whether their senders wrote them.
+MOST_LATE = 200
 #: Positions of a hospital's audit log that are sent back to it at the end, the newest ones.
 MOST_HEADS = 500
 
@@ -265,7 +266,9 @@ class Run:
     def _require_rounds_left(self) -> None:
         name, rounds = self.study.terms.name, self.study.terms.rounds
         if self.state.closed:
-            raise RunError(f"study {name}: it was closed; its hospitals hold no further round")
+            silent = ", ".join(email for email in self.study.terms.cohort.hospitals if email not in self.state.accounts)
+            told = f"; its end was not confirmed by {silent}: `close` tells them again" if silent else ""
+            raise RunError(f"study {name}: it was closed, no further round is run{told}")
         if self.state.next_round > rounds + 1:
             raise RunError(f"study {name}: all {rounds} rounds were run; end it with `close`")
 
@@ -352,18 +355,24 @@ class Run:
         self._sum.collect_setup(self._sum.epoch + 1)
 
     def _say_over(self, emails: Collection[str]) -> None:
+        """Tell these hospitals of the end, or put what they were told of it before, which stands, where it lay.
+
+        All are tried before trouble with the whole store is raised: what looks like that may be one mailbox alone.
+        """
+        away: StoreError | None = None
         for email in emails:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
             body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
             words, study = body.model_dump(mode="json"), self.study.hash
             try:
-                self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, words)
-            except WHOLE_STORE:
-                raise
-            except Equivocation:
-                log.warning("%s was told before that the study is over, in other words, which stand", email)
+                # After the run's files were lost, the words would be others.
+                if not self._mailroom.put_again(email, study, letters.SETUP_ROUND, letters.CLOSE):
+                    self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, words)
             except (IdentityError, StoreError) as error:
                 log.warning("%s is not told that the study is over: %s", email, error)
+                away = away or (error if isinstance(error, WHOLE_STORE) else None)
+        if away is not None:
+            raise away
 
     @property
     def model(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -510,17 +519,18 @@ class Run:
         return Wait(frozenset(present), patience, self._round_timeout)
 
     def _welcome_back(self, number: int) -> None:
-        """A hospital that answers a round before `number` too late is there again: wait for it in the next one."""
+        """A hospital that signed an answer to a round before `number`, too late, is there again: it is waited for."""
         absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
         if not absent:
             return
         last = range(max(1, number - SURE_ROUNDS), number)
         sure = [(round, kind, sender) for round in last for kind in kinds for sender in sorted(absent)]
-        late = {
-            sender
+        answers = [
+            (sender, self.study.hash, round, kind)
             for round, kind, sender in self._mailroom.mailbox(self.study.hash, sure)
             if 0 < round < number and kind in kinds and sender in absent
-        }
+        ]
+        late = {sender for sender, *_ in self._mailroom.signed(answers[-MOST_LATE:])}
         if late:
             self._save(present=tuple(sorted({*self.state.present, *late})))
 

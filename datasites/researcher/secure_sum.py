@@ -118,7 +118,7 @@ class SecureSum:
         return self._state is not None and self._state.record.last_round >= number
 
     def late(self) -> set[str]:
-        """Hospitals of the present epoch that came too late to take part in it, and are there now."""
+        """Hospitals of the present epoch that came too late to take part in it, and are there now, as they signed."""
         _, state = self._parts()
         assert state.enrolment is not None
         enrolled = {certificate.sender for certificate in state.enrolment.certificates}
@@ -127,7 +127,7 @@ class SecureSum:
             for email in set(self.hospitals) - set(self.available())
             for kind in [letters.ready_kind if email in enrolled else letters.certificate_kind]
         ]
-        return {email for email, *_ in self._mailroom.waiting(awaited)}
+        return {email for email, *_ in self._mailroom.signed(awaited)}
 
     def replaced(self) -> set[str]:
         """Parties of the present epoch for which another key is pinned here now than it was set up with."""

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import Field
 
 from datasites.study.canonical import Agreed, canonical_json
-from datasites.transport.store import NotAFile, Store, TooLarge
+from datasites.transport.store import WHOLE_STORE, Store, StoreError
 from datasites.transport.writing import write_file
 
 PART_BYTES = 4 * 1024 * 1024
@@ -83,7 +83,7 @@ def upload(
 
     Parts that an earlier try has left are not sent again to a remote store. mend: the blob was sent before; parts that
     are missing or of another size are put again, with "bytes" those that differ at all, for which all of them are
-    read. Memory: two parts beside `data`.
+    read. Memory: three parts beside `data`.
     """
     key, name = _derive(secret, study, round, kind, plain)
     cipher, count = AESGCM(key), part_count(len(data))
@@ -96,13 +96,13 @@ def upload(
         if by_size and store.size(path) == len(cut):
             continue
         cipher.encrypt_into(_nonce(index), part, _place(index, count), cut)
-        if mend != "bytes" or _get_or_none(store, path, len(cut)) != cut:
+        if mend != "bytes" or not store.holds(path, bytes(cut)):
             store.put(path, cut)
     return Pointer(id=name, size=len(data), key=key.hex(), sha256=plain)
 
 
 def download(store: Store, sender: str, study: str, round: int, pointer: Pointer, partial: Path) -> bytearray:
-    """Fetch, check and decrypt a blob; raises `BadBlob` when a part is missing, changed or of another size.
+    """Fetch, check and decrypt a blob; raises `BadBlob` when a part is missing, changed, of another size or unreadable.
 
     From a remote store, parts that have come are kept (encrypted) in `partial`, so that a broken-off download goes
     on where it was; who refuses the blob for good calls `forget`. Memory: the blob and two parts. The caller has
@@ -139,10 +139,10 @@ def _fetch(store: Store, keys: list[str], pointer: Pointer, partial: Path) -> It
             continue
         try:
             sealed = store.get(key, limit=expected)
-        except TooLarge as error:
-            raise BadBlob(f"part {index} of {pointer.parts} is too long") from error
-        except NotAFile as error:
-            raise BadBlob(f"part {index} of {pointer.parts} is not a file") from error
+        except WHOLE_STORE:
+            raise
+        except StoreError as error:  # too long, no file, not readable, or in a folder that leads elsewhere
+            raise BadBlob(f"part {index} of {pointer.parts} can't be read: {error}") from error
         if sealed is None:
             raise BadBlob(f"part {index} of {pointer.parts} is missing")
         if len(sealed) != expected:
@@ -180,13 +180,6 @@ def forget(partial: Path, pointer: Pointer) -> None:
     """Keep no part of a blob any more."""
     for kept in partial.glob(f"{pointer.id}.*"):
         kept.unlink(missing_ok=True)
-
-
-def _get_or_none(store: Store, path: str, limit: int) -> bytes | None:
-    try:
-        return store.get(path, limit=limit)
-    except (TooLarge, NotAFile):
-        return None
 
 
 def _part_key(sender: str, study: str, round: int, name: str, index: int) -> str:

@@ -13,17 +13,20 @@ can only withhold a letter:
 
 A letter that may be half written is looked at again before it is refused (`second_look`). A refused letter is removed
 from the recipient's mailbox, so that a wait goes on and the sender, who sees by `lies` that it is gone, can put the
-true one back by calling `send` again; one that can't be removed is reported once and then passed over. Claim (cost of
-putting back): of n times that a letter is put back, its blob's parts are compared with what was sent 1 + log2(n) times,
-at the 1st, 2nd, 4th, 8th ...; else by presence and size. So who removes an envelope again and again costs its sender
-envelopes, and a part that was changed is put right at once, or at the latest when the letter has been removed as often
-again as before. A bad letter of one sender never delays those of another, nor does what can't be read or sent. Nothing
-is ordered by clock.
+true one back by calling `send` again. One that can't be removed is reported once, passed over for `STUCK_RESTS` seconds
+by all that say what lies there, and then looked at again: so a true one that was put over it is found, and one whose
+blob came late. Who asks `receive` for it by name is given the true one at once.
 
-What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received
-the bytes of one envelope (`Limits.body` and 80 KiB) before a signature is checked; a blob is fetched only for an
-envelope that its sender signed, and of a letter that was refused and can't be removed not again for `STUCK_RESTS`
-seconds. Letters that are expected are found by name even where more lies there than is listed.
+Claim (cost of putting back): of n times that a letter is put back, its blob's parts are compared with what was sent 1 +
+log2(n) times, at the 1st, 2nd, 4th, 8th ...; else by presence and size. So who removes an envelope again and again
+costs its sender envelopes, and a part that was changed is put right at once, or at the latest when the letter has been
+removed as often again as before. A bad letter of one sender never delays those of another, nor does what can't be read
+or sent. Nothing is ordered by clock.
+
+What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received,
+or looked at by `signed`, the bytes of one envelope (`Limits.body` and 80 KiB) before a signature is checked; a blob is
+fetched only for an envelope that its sender signed, and of a letter that was refused and can't be removed not again for
+`STUCK_RESTS` seconds. Letters that are expected are found by name even where more lies there than is listed.
 What the store learns: who writes to whom, when, in which study and round, what kind of letter (so also who abstains),
 and sizes.
 """
@@ -251,6 +254,17 @@ class Mailroom:
         entry = self._journal.sent(key)
         return entry is not None and (entry.envelope is None or self.store.holds(key, entry.envelope))
 
+    def put_again(self, to: str, study: str, round: int, kind: str) -> bool:
+        """Put back the envelope of a letter that was sent, whatever its words; False where none ever was.
+
+        For who has lost the words; a blob of it is not looked at. Raises `StoreError`.
+        """
+        key = letter_key(self.email, study, to, round, kind)
+        entry = self._journal.sent(key)
+        if entry is not None:
+            self._put(key, entry, check=True)
+        return entry is not None
+
     def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
         if entry is not None and entry.said != said:
             raise Equivocation(
@@ -304,7 +318,27 @@ class Mailroom:
             raise _Bad(str(error)) from error
 
     def _checked(self, sender: str, study: str, round: int, kind: str, envelope: bytes, max_blob: int | None) -> Letter:
-        """The letter in an envelope; raises `_Bad`, or `IdentityError` when the sender isn't known for certain."""
+        """The letter in an envelope with its blob; raises as `_opened`."""
+        contents, inline, digest = self._opened(sender, study, round, kind, envelope)
+        blob: bytes | bytearray | None = inline
+        if contents.blob is not None:
+            limit = self.limits.blob if max_blob is None else max_blob
+            if contents.blob.size > limit:
+                raise _Bad(f"blob of {contents.blob.size} bytes, the limit is {limit}; it was not downloaded")
+            try:
+                blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
+            except BadBlob as error:
+                self.store.list(letter_folder(study, self.email))  # raises where it is our credentials
+                raise _PerhapsUnfinished(f"blob: {error}", contents.blob) from error
+        elif max_blob is not None and inline is not None and len(inline) > max_blob:
+            raise _Bad(f"blob of {len(inline)} bytes, the limit is {max_blob}")
+        return Letter(sender, self.email, study, round, kind, contents.body, blob, digest)
+
+    def _opened(
+        self, sender: str, study: str, round: int, kind: str, envelope: bytes
+    ) -> tuple[Contents, bytes | None, str]:
+        """What an envelope holds, and its digest; raises `_Bad`, or `IdentityError` when the sender isn't known for
+        certain."""
         try:
             inner = self._sealer.open(sender, envelope)
             contents, inline = unpack(inner)
@@ -321,23 +355,12 @@ class Mailroom:
         if first != digest:
             seen = f"({first[:16]}, {digest[:16]})"
             raise _Bad(f"equivocation: {sender} signed two different letters for this path {seen}")
-        blob: bytes | bytearray | None = inline
-        if contents.blob is not None:
-            limit = self.limits.blob if max_blob is None else max_blob
-            if contents.blob.size > limit:
-                raise _Bad(f"blob of {contents.blob.size} bytes, the limit is {limit}; it was not downloaded")
-            try:
-                blob = blobs.download(self.store, sender, study, round, contents.blob, self._partial)
-            except BadBlob as error:
-                raise _PerhapsUnfinished(f"blob: {error}", contents.blob) from error
-        elif max_blob is not None and inline is not None and len(inline) > max_blob:
-            raise _Bad(f"blob of {len(inline)} bytes, the limit is {max_blob}")
-        return Letter(sender, self.email, study, round, kind, contents.body, blob, digest)
+        return contents, inline, digest
 
     def _remove(self, key: str, reason: str, envelope: bytes) -> bool:
         """Quarantine a bad letter and take it out of the mailbox; False if it is one that we could not remove before.
 
-        What may not be removed (somebody else's folder, a link) is reported once and passed over from then on.
+        What may not be removed (somebody else's folder, a link) is reported once, and looked at again now and then.
         """
         mark = sha256_hex(envelope or reason.encode())
         if self._stuck.mark(key) == mark:
@@ -351,13 +374,13 @@ class Mailroom:
         except StoreUnreachable:
             pass  # it is seen again, and removed, when the store is back
         except StoreError as error:
-            logger.warning("%s; it is passed over from now on", error)
+            logger.warning("%s; it is looked at again every %.0f s", error, STUCK_RESTS)
             self._stuck.add(key, mark, rest=STUCK_RESTS)
         return True
 
     def waiting(self, expected: Iterable[Expected]) -> list[Expected]:
-        """Which of `expected` lie in the mailbox now (unchecked), in the order given; without those passed over, and
-        those that wait for a second look."""
+        """Which of `expected` lie in the mailbox now (unchecked), in the order given; without those passed over now,
+        and those that wait for a second look."""
         items = list(expected)
         listed = {study: self.store.look(letter_folder(study, self.email)) for study in {item[1] for item in items}}
         names = {study: set(listing.names) for study, listing in listed.items()}
@@ -372,7 +395,25 @@ class Mailroom:
         return found
 
     def _is_passed_over(self, key: str) -> bool:
-        return key in self._stuck or self._second_look.waits(key)
+        return self._stuck.rests(key) or self._second_look.waits(key)
+
+    def signed(self, expected: Iterable[Expected]) -> list[Expected]:
+        """Those `waiting` that their sender signed for us under this path: anybody may lay a file of that name.
+
+        Their blobs aren't looked at, and what is no such letter stays.
+        """
+        found = []
+        for item in self.waiting(expected):
+            try:
+                envelope = self._envelope(letter_key(item[0], item[1], self.email, *item[2:]))
+                if envelope is not None:
+                    self._opened(*item, envelope)
+                    found.append(item)
+            except WHOLE_STORE:
+                raise
+            except (_Bad, IdentityError, StoreError) as error:
+                logger.debug("%s", error)
+        return found
 
     @property
     def looks_again_at(self) -> float | None:
@@ -405,7 +446,7 @@ class Mailroom:
     def mailbox(self, study: str, sure: Iterable[tuple[int, str, str]] = ()) -> list[tuple[int, str, str]]:
         """(round, kind, sender) of the letters to us in a study that lie in the store, unchecked; ascending.
 
-        Names that no letter has are left out, and so are letters that are passed over or wait for a second look.
+        Names that no letter has are left out, and so are letters that are passed over now or wait for a second look.
         sure: letters that are found in any case, also where more lies in the mailbox than is listed.
         """
         listing = self.store.look(letter_folder(study, self.email))

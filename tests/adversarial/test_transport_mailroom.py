@@ -21,7 +21,7 @@ from datasites.transport import blobs
 from datasites.transport.letter import pack
 from datasites.transport.mailroom import Contents, Equivocation, Limits, Rejected, letter_key
 from datasites.transport.sealer import WrongBundle, open_keys, syft_fingerprint
-from datasites.transport.store import StoreError
+from datasites.transport.store import Store, StoreDenied, StoreError
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties
 
 A, B, C = HOSPITALS
@@ -215,10 +215,12 @@ def test_payload_cut_by_its_sender_is_refused(researcher, hospital):
     ("harm", "reason"),
     [
         pytest.param(lambda files: files[1].write_bytes(files[1].read_bytes()[:-1]), "cut off", id="truncated"),
-        pytest.param(lambda files: files[1].write_bytes(files[1].read_bytes() + b"x"), "too long", id="appended"),
+        pytest.param(lambda files: files[1].write_bytes(files[1].read_bytes() + b"x"), "the limit is", id="appended"),
         pytest.param(lambda files: files[1].unlink(), "missing", id="missing"),
         pytest.param(
-            lambda files: (files[1].unlink(), (files[1] / "x").mkdir(parents=True)), "not a file", id="folder"
+            lambda files: (files[1].unlink(), (files[1] / "x").mkdir(parents=True)),
+            "regular file|directory",
+            id="folder",
         ),
         pytest.param(lambda files: files[0].write_bytes(files[1].read_bytes()), "authenticate", id="swapped"),
         pytest.param(
@@ -235,6 +237,31 @@ def test_harmed_blob_is_refused_and_mended_by_a_resend(researcher, hospital, har
     harm(parts(researcher))
     refused(hospital, reason)
     researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 1}, blob)
+    assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest").blob == blob
+
+
+@pytest.mark.parametrize("how", ["a link", "not ours to read"])
+def test_a_blob_that_cannot_be_read_is_its_senders(parties, researcher, hospital, monkeypatch, how):
+    """`blobs._fetch`: refused as a bad letter is, and not taken for trouble with the store, which is waited out."""
+    blob, box = os.urandom(BIG), Path(researcher.store_url, "blobs", STUDY, RESEARCHER)
+    get, denied = Store.get, [how != "a link"]
+    researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 1}, blob)
+    if how == "a link":
+        box.rename(box.with_name("aside"))
+        box.symlink_to("/etc")
+
+    def deny(store, key, limit=None):
+        if denied[0] and key.startswith("blobs/"):
+            raise StoreDenied(f"{key}: not yours")
+        return get(store, key, limit)
+
+    monkeypatch.setattr(Store, "get", deny)
+    refused(hospital, "can't be read")
+    if how == "a link":
+        box.unlink()
+        box.with_name("aside").rename(box)
+    researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 1}, blob)
+    denied[0] = False
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest").blob == blob
 
 

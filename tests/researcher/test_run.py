@@ -24,7 +24,7 @@ from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.identity import Identity, Roster
 from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
-from datasites.transport.mailroom import letter_folder
+from datasites.transport.mailroom import letter_folder, letter_key
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital
 from tests.transport.parties import RESEARCHER, Party, make_parties
@@ -146,6 +146,24 @@ def test_whoever_answers_an_older_round_after_all_is_waited_for_again(
     back.there = False
     federation.later(1.0, lambda: setattr(back, "there", True))
     assert back.email in run.next_round().survivors
+
+
+@pytest.mark.parametrize("gone_from", ["setup", "round 2"])
+def test_a_file_in_the_name_of_a_hospital_that_is_gone_is_not_taken_for_its_answer(
+    federation: Federation, gone_from: str
+) -> None:
+    gone = federation.hospitals["datasite@va.example.org"]
+    gone.there = gone_from != "setup"
+    run = federation.run(setup_patience=2.0)
+    run.next_round()
+    gone.there = False
+    if gone_from != "setup":
+        run.next_round()
+    for number, kind in ((letters.SETUP_ROUND, letters.certificate_kind(0)), (1, letters.MASKED)):
+        run._mailroom.store.put(letter_key(gone.email, run.study.hash, RESEARCHER, number, kind), b"no letter")
+    record = run.next_round()
+    assert (record.epoch, len(record.survivors)) == (0, 3)
+    assert gone.email not in run.state.present
 
 
 def test_a_hospital_that_is_late_each_time_is_let_in_a_few_times_only(federation: Federation, monkeypatch) -> None:

@@ -11,6 +11,8 @@ from datasites.researcher.gather import RunError
 from datasites.researcher.run import EpochRefused, Run
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster
+from datasites.transport.mailroom import letter_key
+from datasites.transport.store import Store, StoreMissing
 from tests.researcher.hospitals import Federation
 from tests.transport.parties import RESEARCHER
 
@@ -256,21 +258,61 @@ def test_a_close_that_was_interrupted_ends_the_study_the_next_time(
             run.close()
     again = federation.run()
     for act in (run.next_round, again.next_round):
-        with pytest.raises(RunError, match="it was closed"):
+        with pytest.raises(RunError, match="it was closed.*not confirmed by .*: `close` tells them again"):
             act()
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+    with pytest.raises(RunError, match="no further round is run$"):
+        run.next_round()
+
+
+def test_all_that_can_be_told_of_the_end_are_told(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the store fails for the first of them, as if it were away as a whole."""
+    run = federation.run()
+    run.complete(rounds=1, progress=False)
+    first, *others = federation.study.terms.cohort.hospitals
+    key, put = letter_key(RESEARCHER, run.study.hash, first, letters.SETUP_ROUND, letters.CLOSE), Store.put
+
+    def failing(store: Store, name: str, data: bytes) -> None:
+        if name == key:
+            raise StoreMissing(name)
+        put(store, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", failing)
+        with pytest.raises(StoreMissing):
+            run.close()
+        for email in others:
+            federation.wait_for_letter(federation.hospitals[email], letters.ACCOUNT)
     run.close()
     assert set(run.state.accounts) == set(federation.hospitals)
 
 
 @pytest.mark.parametrize("lost", ["all", "parameters.json"])
 def test_a_run_whose_files_are_lost_says_again_that_it_is_over(federation: Federation, lost: str) -> None:
-    run = federation.run()
+    run, one = federation.run(), next(iter(federation.hospitals))
+    key = letter_key(RESEARCHER, run.study.hash, one, letters.SETUP_ROUND, letters.CLOSE)
     run.complete(rounds=1, progress=False)
     if lost == "all":
         run.close()
+        run._mailroom.store.delete(key)
         shutil.rmtree(federation.folder)
     else:
         (federation.folder / lost).write_bytes(b"[")
     run = federation.run()
     run.close(2.0)
     assert run.state.closed
+    assert run._mailroom.store.exists(key)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'{"study": 1}', b"\xff"])
+def test_a_damaged_state_is_named_with_its_remedy(federation: Federation, damage: bytes) -> None:
+    file = federation.folder / "run.json"
+    federation.run().complete(rounds=1, progress=False)
+    file.write_bytes(damage)
+    with pytest.raises(RunError, match=r"run\.json: not as a run saves it: .*; put it back .*`Federation\.end`"):
+        federation.run()
+    file.rename(file.with_suffix(".bad"))
+    run = federation.run()
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)

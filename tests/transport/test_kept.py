@@ -523,6 +523,33 @@ def test_a_blob_of_a_refused_letter_that_cannot_be_removed_is_fetched_seldom(
         assert letter.blob == blob
 
 
+def test_a_true_letter_over_one_that_cannot_be_removed_is_found_again(
+    parties: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever looks what lies there, as by who asks for it by name; what is still bad is looked at seldom."""
+    researcher, hospital, *_ = parties
+    room, letter, clock = hospital.mailroom, (RESEARCHER, STUDY, 1, "round"), Hands(monkeypatch, passed_over)
+
+    def denied(key: str) -> None:
+        raise StoreDenied(key)
+
+    monkeypatch.setattr(room.store, "delete", denied)
+    room.store.put(letter_key(RESEARCHER, STUDY, A, 1, "round"), b"no letter")
+    with pytest.raises(Rejected):
+        room.receive(*letter)
+    for _ in range(3):
+        assert (room.mailbox(STUDY), room.wait([letter], 0.0)) == ([], [])
+        clock.now += mailroom.STUCK_RESTS
+        assert (room.mailbox(STUDY), room.signed([letter])) == ([(1, "round", RESEARCHER)], [])
+        assert room.receive(*letter) is None
+    assert len(room.quarantine.entries()) == 1
+    researcher.mailroom.send(A, STUDY, 1, "round", {"n": 1})
+    clock.now += mailroom.STUCK_RESTS
+    assert room.mailbox(STUDY) == [(1, "round", RESEARCHER)]
+    assert room.wait([letter], 0.0) == room.signed([letter]) == [letter]
+    assert room.receive(*letter) is not None
+
+
 def test_parts_of_broken_off_downloads_are_bounded(far_away: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest are kept and not fetched again."""
     most = 250_000

@@ -243,7 +243,11 @@ def test_a_download_broken_off_goes_on_where_it_was(remote, monkeypatch):
             fetched.append(key[-7:])
         return real(key, limit)
 
+    def denied(folder):
+        raise PermissionError("our credentials are no longer good")
+
     monkeypatch.setattr(files, "read", read)
+    monkeypatch.setattr(files, "walk", denied)
     with pytest.raises(StoreDenied):
         hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest")
     assert fetched == [".000000", ".000001"]
