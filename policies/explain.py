@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 from datasites.study.manifest import Service
 from policies.controls import CONTROLS, GROUPS
-from policies.facts import BudgetFacts, CodeFacts, CohortFacts, Facts, ReleaseFacts, StudyTerms, most_delta
+from policies.facts import (
+    BudgetFacts,
+    CodeFacts,
+    CohortFacts,
+    Facts,
+    ReleaseFacts,
+    StudyTerms,
+    counted_delta,
+    most_delta,
+)
 from policies.registry import Agreement
 
 
@@ -178,8 +187,8 @@ def _budget_study(facts: Facts) -> Words:
 def _budget_delta(facts: Facts) -> Words:
     b = _budget(facts)
     return Words(
-        f"The study's delta is {b.delta:.10g}; it must be above 0 and at most {b.delta_cap:.10g}, the delta of all "
-        "studies on these patients.",
+        f"The study's delta is {b.delta:.10g}; it must be above 0 and at most {counted_delta(b.delta_cap):.12g}, the "
+        "delta of all studies on these patients.",
         "Ask the researcher for a smaller delta.",
     )
 
@@ -187,12 +196,12 @@ def _budget_delta(facts: Facts) -> Words:
 def _budget_delta_patients(facts: Facts) -> Words:
     b = _budget(facts)
     found = [
-        f"{what} {delta:.10g}; for {patients} patients it may be {most_delta(patients):.3g} at most"
+        f"{what} {delta:.10g}; for {patients} patients it may be {counted_delta(most_delta(patients)):.12g} at most"
         for what, delta, patients in (
             ("The study's delta is", b.delta, b.release_patients),
             ("The delta of all studies on these patients is", b.delta_cap, b.declared_patients),
         )
-        if delta > max(most_delta(patients), b.delta_accepted)
+        if delta > counted_delta(max(most_delta(patients), b.delta_accepted))
     ]
     return Words(
         ". ".join(found) + ".",

@@ -260,6 +260,11 @@ def most_delta(patients: int) -> float:
     return DELTA_OVER_ALL / patients if patients else 0.0
 
 
+def counted_delta(limit: float) -> float:
+    """The largest delta within `limit` as the rules count it, in whole units: what a denial may name as allowed."""
+    return float(_units(limit, DELTA_UNIT, decimal.ROUND_FLOOR) * DELTA_UNIT)
+
+
 def _units(amount: float, unit: decimal.Decimal, rounding: str) -> int:
     # Through repr, so that a cap of 2.9 and a loss of 2.9 are the same number of units.
     return int((decimal.Decimal(repr(amount)) / unit).to_integral_value(rounding=rounding))

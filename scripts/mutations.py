@@ -29,6 +29,7 @@ _NOISE, _SAMPLING = "tests/privacy/test_noise.py", "tests/privacy/test_sampling.
 _PRICES, _PLANS = "tests/privacy/test_prices.py", "tests/privacy/test_study_plan.py"
 _EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_trainer.py"
 _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
+_SHARES = "tests/hospital/test_shared_noise.py"
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
 _RESTORED = "tests/hospital/test_restored.py"
 _ENDING = "tests/enclave/test_ending.py"
@@ -980,6 +981,20 @@ MUTATIONS = (
         '                key=keys.key("evaluation"),\n',
         '                key=keys.key("training"),\n',
         (f"{_RETRY}::test_training_and_evaluation_of_a_round_have_keys_of_their_own",),
+    ),
+    Mutation(
+        "distributed: whole steps pass through doubles on their way to the ring",
+        "datasites/hospital/row_work.py",
+        'vectors["gradient"] = result.update\n',
+        'vectors["gradient"] = result.update.astype(np.float64).astype(np.int64)\n',
+        (f"{_SHARES}::test_whole_steps_leave_the_worker_as_they_are_in_the_ring_of_their_kind",),
+    ),
+    Mutation(
+        "distributed: interim counts lie in the final ones' ring",
+        "datasites/hospital/row_work.py",
+        "ring=case.counts_ring(manifest.evaluate),",
+        'ring=case.counts_ring("final"),',
+        (f"{_SHARES}::test_whole_steps_leave_the_worker_as_they_are_in_the_ring_of_their_kind",),
     ),
     Mutation(
         "population: one table is other people under another column",

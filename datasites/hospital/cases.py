@@ -49,6 +49,7 @@ from datasites.study.rounds import (
     interim_evaluations,
     work_of,
 )
+from policies.facts import counted_delta
 
 PREPARED_FILE = "records.npz"
 #: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
@@ -190,8 +191,8 @@ class OpenCase:
 
 
 def limits_of(dataset: DatasetSettings, *, both_sides: bool = False) -> Limits:
-    """What the hospital allows one study on a dataset."""
-    return Limits(dataset.study_epsilon, caps_of(dataset).delta, dataset.max_sampling_rate, both_sides)
+    """What the hospital allows one study on a dataset; delta as the rules count it, so that what fits is allowed."""
+    return Limits(dataset.study_epsilon, counted_delta(caps_of(dataset).delta), dataset.max_sampling_rate, both_sides)
 
 
 def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = False) -> StudyPlan:

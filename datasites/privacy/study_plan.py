@@ -260,7 +260,7 @@ def priced_delta(study: Study, limits: Limits) -> float:
     tail = tail_delta(len(study.cohort.hospitals), study.rounds, limits.epsilon)
     if limits.delta - tail < LEAST_DELTA:
         raise PlanError(
-            f"privacy.delta: {limits.delta:g} is not above {tail:.3g}, the chance that noise passes the secure sum's "
+            f"privacy.delta: {limits.delta} is not above {tail}, the chance that noise passes the secure sum's "
             f"bound, by {LEAST_DELTA:g} or more; ask for a larger delta, fewer rounds or a smaller epsilon"
         )
     return limits.delta - tail
@@ -284,7 +284,11 @@ def _counts(study: Study, limits: Limits) -> EvaluationPlan:
 
 
 def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
-    """The study's own plans in distributed mode, if they lie within `limits`."""
+    """The study's own plans in distributed mode, if they lie within `limits`.
+
+    Else raises `PlanError`, with figures in all their digits: a rounded one may not fit, and noise that is the least
+    at one delta is not at a smaller one.
+    """
     least = _calibrated(study, limits).noise_multiplier
     least_counts = ceil(_counts(study, limits).final_multiplier / LATTICE)
     noise, counts = study.privacy.noise_multiplier, study.evaluation.noise_multiplier
@@ -294,21 +298,18 @@ def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
         ("evaluation.noise_multiplier", counts, least_counts),
     ):
         if found is None:
-            wrong.append(f"{name} is missing: {needed:g} is the least that fits")
+            wrong.append(f"{name} is missing: {needed} is the least that fits")
         elif found < needed:
-            wrong.append(f"{name} is {found:g}: {needed:g} is the least that fits")
+            wrong.append(f"{name} is {found}: {needed} is the least that fits")
     asked = Limits.of(study)
     if asked.sampling_rate > limits.sampling_rate:
-        wrong.append(
-            f"privacy.sampling_rate is {asked.sampling_rate:g}: {limits.sampling_rate:g} is the most that fits"
-        )
+        wrong.append(f"privacy.sampling_rate is {asked.sampling_rate}: {limits.sampling_rate} is the most that fits")
     if asked.delta > limits.delta:
-        wrong.append(f"privacy.delta is {asked.delta:g}: {limits.delta:g} is the most that fits")
+        wrong.append(f"privacy.delta is {asked.delta}: {limits.delta} is the most that fits")
     if wrong:
         raise PlanError(
             "distributed mode: all hospitals add the study's noise, and none its own. For epsilon "
-            f"{limits.epsilon:g} at delta {limits.delta:g} and sampling rate {limits.sampling_rate:g}, "
-            + "; ".join(wrong)
+            f"{limits.epsilon:g} at delta {limits.delta} and sampling rate {limits.sampling_rate}, " + "; ".join(wrong)
         )
     shared = study.shared
     assert shared is not None

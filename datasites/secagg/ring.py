@@ -44,7 +44,7 @@ def check_fits(terms: Sequence[VectorTerm], participants: int) -> None:
         if reach >= HALF_RING:
             raise BadTerms(
                 f"vector {term.name}: {participants} participants x bound {term.bound:g} x scale {term.scale:g} "
-                f"reaches {reach:.3g}, not below 2^31; lower the scale to {safe_scale(term.bound, participants):g}"
+                f"reaches {reach:.3g}, not below 2^31; lower the scale to {safe_scale(term.bound, participants)}"
             )
     if dimension(terms) > LONGEST_SUM:
         raise BadTerms(f"{dimension(terms)} coordinates in one sum; the most is {LONGEST_SUM}; split the model")

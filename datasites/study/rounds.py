@@ -108,19 +108,21 @@ def ring_terms(
     length: int,
     slack: float = NORM_SLACK,
     room: float | None = None,
+    what: str = "gradients",
     remedy: str = "use a smaller model and fewer hospitals",
 ) -> RingTerms:
     """Grid and bound for vectors of `length` coordinates, one from each of `hospitals`; raises `RingRefused`.
 
     noise_multiplier: sd of the noise of `honest` hospitals together, in units of the sensitivity. slack: relative
     error of the clipped sum (0 for counts, which are exact). room: what a coordinate of the sum must at least have,
-    the clip unless given. remedy: what to say where no figure alone would fit. A finer grid costs range and a coarser
-    one sensitivity: the coarsest that keeps sqrt(length) x grid within 1 % of the clip is taken, with the whole range
-    that is left.
+    the clip unless given. what: is summed. remedy: what to say where no figure alone would fit. A finer grid costs
+    range and a coarser one sensitivity: the coarsest that keeps sqrt(length) x grid within 1 % of the clip is taken,
+    with the whole range that is left. Each figure that a refusal names fits by itself. No other number of hospitals is
+    among them: with it the honest ones and the room would be others too.
     """
     needed = clip if room is None else room
 
-    def terms(length: int = length, hospitals: int = hospitals, noise: float = noise_multiplier) -> RingTerms | None:
+    def terms(length: int = length, noise: float = noise_multiplier) -> RingTerms | None:
         return _terms(clip, noise, honest, hospitals, length, slack, needed)
 
     found = terms()
@@ -130,15 +132,14 @@ def ring_terms(
         f"{name} {figure}"
         for name, figure in (
             ("vectors of", _largest(lambda d: terms(length=d) is not None, length)),
-            ("cohorts of", _largest(lambda n: terms(hospitals=n) is not None, hospitals)),
             ("a noise multiplier of", _nearest(lambda z: terms(noise=z) is not None, noise_multiplier)),
         )
         if figure is not None
     ]
     raise RingRefused(
-        f"secure sum: {hospitals} hospitals x {length} coordinates with noise multiplier {noise_multiplier:g}, shared "
-        f"by {honest}, leave less than {needed:g} for a coordinate of a hospital's sum; what fits, all else equal: "
-        + (" or ".join(fitting) or f"nothing; {remedy}")
+        f"secure sum of {what}: {hospitals} hospitals x {length} coordinates with noise multiplier "
+        f"{noise_multiplier:g}, shared by {honest}, leave less than {needed:g} for a coordinate of a hospital's sum; "
+        "what fits, all else equal: " + (" or ".join(fitting) or f"nothing; {remedy}")
     )
 
 
@@ -211,6 +212,7 @@ def counts_ring(study: Study, kind: EvaluationKind) -> RingTerms | None:
         length=2 * study.evaluation.bins,
         slack=0.0,
         # A hospital of the usual size may have all its patients in one cell.
+        what=f"{kind} counts",
         room=max(1.0, study.cohort.patients / shared.hospitals),
         remedy=f"cohort.patients = {study.cohort.patients} are more than counts of so many hospitals can hold",
     )

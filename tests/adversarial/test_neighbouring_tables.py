@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -205,21 +206,30 @@ FAST = {
 }
 #: Planted in distributed mode too, where rows reach the ring, ticks and letters by other ways.
 DISTRIBUTED = ("counts_beside_the_door", "later_by_rows", "abstains_where_nobody_is")
+#: Planted beside the real worker too, as in the comparison that guards the product: in training, in counts, by time.
+REAL_WORKER = ("retry_for_a_patient", "counts_beside_the_door", "later_by_rows")
 
 
 @pytest.mark.parametrize(
-    ("leak", "mode"),
+    ("leak", "changes"),
     [
-        *(pytest.param(name, "local", id=name, marks=[pytest.mark.long] * (name not in FAST)) for name in PLANTED),
-        *(pytest.param(name, "distributed", id=f"{name}, distributed", marks=pytest.mark.long) for name in DISTRIBUTED),
+        *(pytest.param(name, {}, id=name, marks=[pytest.mark.long] * (name not in FAST)) for name in PLANTED),
+        *(
+            pytest.param(name, {"mode": "distributed"}, id=f"{name}, distributed", marks=pytest.mark.long)
+            for name in DISTRIBUTED
+        ),
+        *(
+            pytest.param(name, {"real_worker": True}, id=f"{name}, real worker", marks=pytest.mark.slow)
+            for name in REAL_WORKER
+        ),
     ],
 )
-def test_a_planted_leak_shows(run: Run, sides: dict[str, list[str]], leak: str, mode: str) -> None:
+def test_a_planted_leak_shows(run: Run, sides: dict[str, list[str]], leak: str, changes: dict[str, Any]) -> None:
     scenario, name = PLANTED[leak], SOMEBODY
     if scenario is None:
         name = sides["training"][0]
         scenario = replace(PLAIN, patients=tuple(sorted([name, *sides["held_out"]])))
-    scenario = replace(scenario, mode=mode)
+    scenario = replace(scenario, **changes)
     clean, found = on_neighbour(run, scenario, name)
     assert found == "", "without the leak there is nothing to see"
     assert clean.left

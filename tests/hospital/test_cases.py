@@ -7,7 +7,7 @@ import pytest
 
 from datasites.hospital import review
 from datasites.hospital.admission import recheck
-from datasites.hospital.cases import open_case, partitions, site_plan
+from datasites.hospital.cases import limits_of, open_case, partitions, site_plan
 from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged
@@ -35,6 +35,11 @@ def test_a_hospital_is_never_laxer_than_its_own_limits(heart) -> None:  # type: 
     assert plan.sampling_rate == heart.max_sampling_rate
     modest = site_plan(study, heart).training
     assert epsilon_pld([modest.event()], study.privacy.delta) <= study.privacy.epsilon
+
+
+def test_a_limit_of_delta_is_what_the_rules_count(heart) -> None:  # type: ignore[no-untyped-def]
+    """A study that takes the figure that its plan's refusal names would be denied for the digits beyond."""
+    assert limits_of(heart.model_copy(update={"delta": 0.01 / 1303})).delta == 7.674597e-06
 
 
 def test_the_split_never_moves(heart) -> None:  # type: ignore[no-untyped-def]

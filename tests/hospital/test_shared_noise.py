@@ -8,17 +8,23 @@ from html import unescape
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from django.template.loader import render_to_string
 
+from datasites.enclave.worker import TrainResult
 from datasites.hospital import admission, case_page
 from datasites.hospital.cases import OpenCase, build_terms, site_plan
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case
+from datasites.hospital.round_keys import RoundKeys
 from datasites.hospital.rounds import RoundRefused, check_manifest
+from datasites.hospital.row_work import RowWork
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
 from datasites.study.manifest import EvaluationKind, RoundManifest, SharedNoise, VectorTerm
+from datasites.study.package import StudyPackage
 from datasites.study.rounds import round_terms
 from tests.hospital.test_review import job
 from tests.hospital.unequal import PREPARED, Terms, case_of
@@ -144,6 +150,41 @@ def test_each_hospital_adds_its_share_and_charges_the_sum(case: OpenCase) -> Non
     ring = case.counts_ring(kind)
     assert ring is not None
     assert ring.deviation == pytest.approx(1.4 / 3**0.5 * ring.sensitivity)
+
+
+class WholeSteps:
+    """A worker that gives whole steps which no double holds, and notes the rings that it is asked for."""
+
+    def __init__(self) -> None:
+        self.rings: list[object] = []
+
+    def train(self, parameters: Any, *, ring: object, **_: object) -> TrainResult:
+        self.rings.append(ring)
+        return TrainResult(2**53 + 1 - np.arange(len(parameters), dtype=np.int64) * (2**50 + 1), 1)
+
+    def evaluate(self, parameters: Any, *, plan: Any, ring: object, **_: object) -> Any:
+        self.rings.append(ring)
+        return 2**53 + 1 + 2 * np.arange(2 * plan.bins, dtype=np.int64).reshape(plan.bins, 2)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(4, "interim"), (16, "final")])
+def test_whole_steps_leave_the_worker_as_they_are_in_the_ring_of_their_kind(
+    heart: DatasetSettings, furnished: Home, number: int, kind: EvaluationKind
+) -> None:
+    files = Terms(counts_noise=3.0).package(threshold=4).files
+    text = files["study.toml"].replace(b"bins = 6", b"bins = 6\nevery = 4\ninterim_share = 0.2")
+    case = case_of(furnished, StudyPackage({**files, "study.toml": text}), heart)
+    assert case.counts_ring("interim") != case.counts_ring("final")
+    manifest, model, worker = manifest_of(case, number), np.zeros(DIMENSION, np.float32), WholeSteps()
+    vectors, _ = RowWork(furnished, Machine())._vectors(worker, case, manifest, model, RoundKeys(bytes(32), "", "", ""))  # type: ignore[arg-type]
+    made, trains = WholeSteps(), number == 4
+    expected = {"counts": made.evaluate(model, plan=case.evaluation, ring=None).reshape(-1)}
+    if trains:
+        expected["gradient"] = made.train(model, ring=None).update
+    assert {name: (vector.dtype, vector.tolist()) for name, vector in vectors.items()} == {
+        name: (np.dtype(np.int64), vector.tolist()) for name, vector in expected.items()
+    }
+    assert worker.rings == [case.gradient_ring(DIMENSION)] * trains + [case.counts_ring(kind)]
 
 
 @pytest.mark.parametrize(

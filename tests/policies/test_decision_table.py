@@ -131,6 +131,22 @@ TABLE = [
         {"budget__release_patients": 5000, "budget__delta_accepted": 0.9999999e-5},
         "for 5000 patients it may be 2e-06 at most",
     ),
+    # Each rounded up where it is printed, it would not fit.
+    Row(
+        "budget-delta-patients", TRAINING, {"budget__release_patients": 1504}, "1504 patients it may be 6.648936e-06 at"
+    ),
+    Row(
+        "budget-delta-patients",
+        TRAINING,
+        {"budget__release_patients": 1504, "budget__delta": 0.01 / 1504},
+        "1504 patients it may be 6.648936e-06 at most",
+    ),
+    Row(
+        "budget-delta",
+        TRAINING,
+        {"budget__delta_cap": 0.01 / 1303, "budget__delta": 0.01 / 1303},
+        "at most 7.674597e-06, the delta of all",
+    ),
     # cohort
     Row("cohort-size", ALL, {"cohort__hospitals": 5, "cohort__threshold": 5, "cohort__colluders": 4}, "4 colluding"),
     Row("cohort-threshold", ALL, {"cohort__threshold": 5}, "at most 4"),
@@ -246,6 +262,14 @@ def test_facts_that_meet_every_control_are_allowed(engine: Engine, action: Actio
     assert decision.denied_by == ()
     assert decision.summary == "allowed"
     assert {result.outcome for result in decision.results} <= {"pass", "not_applicable"}
+
+
+@pytest.mark.parametrize("patients", [6, 7, 1303, 1504, 130_001])
+def test_the_delta_that_a_denial_names_is_allowed(engine: Engine, patients: int) -> None:
+    limits = {"budget__release_patients": patients, "budget__delta_cap": 0.01, "budget__declared_patients": 1}
+    denied = engine.decide(facts_of("approve", budget__delta=0.01, **limits)).denied_by[0].reason
+    named = float(denied.split("it may be ")[1].split(" at most")[0])
+    assert engine.decide(facts_of("approve", budget__delta=named, **limits)).allowed
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.rule}: {row.words}")

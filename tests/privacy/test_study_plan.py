@@ -27,6 +27,14 @@ STRICTER = {
         {"delta": 1e-6},
         {"privacy.noise_multiplier", "evaluation.noise_multiplier", "privacy.delta"},
     ),
+    # Figures of more than six digits.
+    "study_epsilon 0.02": ({"epsilon": 0.02}, {"privacy.noise_multiplier", "evaluation.noise_multiplier"}),
+    "max_sampling_rate 0.12345678": ({"sampling_rate": 0.12345678}, {"privacy.sampling_rate"}),
+    "delta 0.01 / 1303": ({"delta": 0.01 / 1303}, {"evaluation.noise_multiplier", "privacy.delta"}),
+    "all of them, of the same patients": (
+        {"epsilon": 0.1234567, "delta": 0.01 / 1303, "sampling_rate": 1 / 7, "both_sides": True},
+        {"privacy.noise_multiplier", "evaluation.noise_multiplier", "privacy.sampling_rate", "privacy.delta"},
+    ),
 }
 
 
@@ -134,5 +142,5 @@ def test_a_study_whose_interim_counts_fit_no_ring_is_refused_before_it_runs() ->
     study = distributed(255, evaluation=interim, cohort={"patients": 20_000, "threshold": 250})
     limits = Limits(epsilon=100.0, delta=1e-5, sampling_rate=0.5)
     assert counts_ring(study, "final") is not None
-    with pytest.raises(RingRefused, match="all else equal"):
+    with pytest.raises(RingRefused, match="interim counts: .*all else equal"):
         plan_of(study, limits)

@@ -79,6 +79,14 @@ def test_overflow_is_refused_at_the_exact_bound(participants):
         ring.check_fits([term(scale=2 * ring.safe_scale(1.0, participants))], participants)
 
 
+@pytest.mark.parametrize("bits", [20, 23, 26])
+def test_a_refusal_names_a_scale_that_fits_in_all_its_digits(bits):
+    bound = (2**31 - 1) // 3 / 2.0**bits
+    with pytest.raises(BadTerms) as caught:
+        ring.check_fits([term(bound=bound, scale=2.0 ** (bits + 1))], 3)
+    ring.check_fits([term(bound=bound, scale=float(str(caught.value).rpartition(" ")[2]))], 3)
+
+
 def test_the_largest_sum_that_is_allowed_does_not_wrap():
     n = 7
     one = term(1, 1.0, float((2**31 - 1) // n))

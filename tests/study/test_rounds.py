@@ -60,10 +60,10 @@ def test_a_ring_holds_all_that_is_priced_or_is_refused_with_a_figure_that_would_
         holds(ring_terms(**terms), terms)
     except RingRefused as error:
         said = str(error).partition("all else equal: ")[2]
-        named = dict(re.findall(r"(vectors|cohorts|noise multiplier) of ([0-9.e+-]+)", said))
+        named = dict(re.findall(r"([a-z]+|noise multiplier) of ([0-9.e+-]+)", said))
         assert named or "smaller model and fewer hospitals" in said
         for name, figure in named.items():
-            key = {"vectors": "length", "cohorts": "hospitals", "noise multiplier": "noise_multiplier"}[name]
+            key = {"vectors": "length", "noise multiplier": "noise_multiplier"}[name]
             fitting = terms | {key: float(figure) if key == "noise_multiplier" else int(figure)}
             holds(ring_terms(**fitting), fitting)
 
