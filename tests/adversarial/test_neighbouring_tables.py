@@ -219,7 +219,7 @@ REAL_WORKER = ("retry_for_a_patient", "counts_beside_the_door", "later_by_rows")
             for name in DISTRIBUTED
         ),
         *(
-            pytest.param(name, {"real_worker": True}, id=f"{name}, real worker", marks=pytest.mark.slow)
+            pytest.param(name, {"real_worker": True}, id=f"{name}, real worker", marks=pytest.mark.long)
             for name in REAL_WORKER
         ),
     ],
