@@ -286,6 +286,9 @@ def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(
     withdrawals.parent.mkdir(exist_ok=True)
     wait([running.run._rows._starting])
     monkeypatch.setattr(row_work, "time", clock)
+    rows, begun = running.run._rows, []
+    start = rows._started_worker
+    monkeypatch.setattr(rows, "_started_worker", lambda *a: (begun.append(clock.now), start(*a))[1])
     try:
         for gone in ('["1"]', '["1", "2"]'):
             clock.now += takes / 4
@@ -293,12 +296,13 @@ def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(
             assert not running.run.step()
             assert running.run.wakes_at == pytest.approx(moment + takes)
         second = running.run._rows._starting
-        assert not wait([second], timeout=0.5).done, "it has not begun, though the first is over"
+        assert not wait([second], timeout=0.5).done
+        assert not begun, "though the first is over"
         clock.now = moment
         if steps:
             assert not running.run.step()
         wait([second], timeout=60)
-        assert running.run._rows._withdrawn == frozenset({"1", "2"})
+        assert (begun, running.run._rows._withdrawn) == ([moment], frozenset({"1", "2"}))
         clock.now = moment + takes
         running.until_at_work()
         assert running.run._at_work.started == clock.now
