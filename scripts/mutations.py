@@ -717,11 +717,31 @@ MUTATIONS = (
     Mutation(
         "patients: a case is approved though its list was lost before the log knew it",
         "datasites/hospital/review.py",
-        "    require_logged(site, row)\n",
+        "    require_listed(site, row, case.terms.population)\n",
         "",
         (
             "tests/hospital/test_patients.py::"
             "test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen",
+        ),
+    ),
+    Mutation(
+        "patients: a list that was away at the approval is whole when it is back",
+        "datasites/hospital/patients.py",
+        "others_missing=True) as remember:\n        remember()\n",
+        "others_missing=True):\n        pass\n",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back",
+        ),
+    ),
+    Mutation(
+        "patients: the list that an approval makes from one just put back is whole",
+        "datasites/hospital/patients.py",
+        "whole = not others_missing and (",
+        "whole = (",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back",
         ),
     ),
     Mutation(
