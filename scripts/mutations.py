@@ -641,9 +641,16 @@ MUTATIONS = (
     Mutation(
         "tick: a round that could not be begun is at work for ever",
         "datasites/hospital/rounds.py",
-        "            except BaseException:\n                self._announced.end()\n                raise\n",
-        "            except ZeroDivisionError:\n                raise\n",
+        "        finally:\n            self.stand_aside()\n",
+        "        finally:\n            pass\n",
         (f"{_TICKS}::test_a_round_whose_work_could_not_be_begun_is_not_at_work",),
+    ),
+    Mutation(
+        "tick: a round that is kept waiting is not at work once its rows are done",
+        "datasites/hospital/rounds.py",
+        "if round is None or (round.work.done() and now > round.due):",
+        "if round is None or round.work.done():",
+        (f"{_MACHINE}::test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick",),
     ),
     Mutation(
         "tick: a service that was kept away releases at once",

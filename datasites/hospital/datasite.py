@@ -175,6 +175,8 @@ class Datasite:
         except OUTAGES as error:
             service = outage_of(self._home, error)
             assert service is not None
+            for run in self._runs.values():
+                run.stand_aside()
             self._outages.wait(*service, stop)
         else:
             self._outages.over()
