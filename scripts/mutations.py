@@ -642,9 +642,16 @@ MUTATIONS = (
     Mutation(
         "tick: a round that could not be begun is at work for ever",
         "datasites/hospital/rounds.py",
-        "            except BaseException:\n                self._announced.end()\n                raise\n",
-        "            except ZeroDivisionError:\n                raise\n",
+        "        finally:\n            self.stand_aside()\n",
+        "        finally:\n            pass\n",
         (f"{_TICKS}::test_a_round_whose_work_could_not_be_begun_is_not_at_work",),
+    ),
+    Mutation(
+        "tick: a round that is kept waiting is not at work once its rows are done",
+        "datasites/hospital/rounds.py",
+        "if round is None or (round.work.done() and now > round.due):",
+        "if round is None or round.work.done():",
+        (f"{_MACHINE}::test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick",),
     ),
     Mutation(
         "tick: a service that was kept away releases at once",
@@ -718,11 +725,31 @@ MUTATIONS = (
     Mutation(
         "patients: a case is approved though its list was lost before the log knew it",
         "datasites/hospital/review.py",
-        "    require_logged(site, row)\n",
+        "    require_listed(site, row, case.terms.population)\n",
         "",
         (
             "tests/hospital/test_patients.py::"
             "test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen",
+        ),
+    ),
+    Mutation(
+        "patients: a list that was away at the approval is whole when it is back",
+        "datasites/hospital/patients.py",
+        "others_missing=True) as remember:\n        remember()\n",
+        "others_missing=True):\n        pass\n",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back",
+        ),
+    ),
+    Mutation(
+        "patients: the list that an approval makes from one just put back is whole",
+        "datasites/hospital/patients.py",
+        "whole = not others_missing and (",
+        "whole = (",
+        (
+            "tests/hospital/test_patients.py::"
+            "test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back",
         ),
     ),
     Mutation(

@@ -175,6 +175,8 @@ class Datasite:
         except OUTAGES as error:
             service = outage_of(self._home, error)
             assert service is not None
+            for run in self._runs.values():
+                run.stand_aside()
             self._outages.wait(*service, stop)
         else:
             self._outages.over()
@@ -236,11 +238,17 @@ class Datasite:
         return sorted(mail | set(self._control.folders()))
 
     def _publish(self) -> None:
+        """Publish all mocks; one whose place in the store is out of order is put when that is free (`mocks`)."""
         for dataset in self._home.settings.datasets:
             mock = self._home.root / dataset.mock
             if not mock.is_file():
                 raise InputError(f"{mock}: no such file; put the mock there, or mend `mock` of {dataset.name}")
-            self._control.publish_dataset(dataset.name, mock, dataset.summary)
+            try:
+                self._control.publish_dataset(dataset.name, mock, dataset.summary)
+            except WHOLE_STORE:
+                raise
+            except StoreError as error:
+                log.warning("mock of %s: %s; it is put again by itself once its place is free", dataset.name, error)
         self._control.offer_datasets([dataset.name for dataset in self._home.settings.datasets])
 
     def _pin(self) -> None:

@@ -19,12 +19,12 @@ began before anything was charged, and its token is the last one that the log kn
 own, as a kill leaves it, whose token is then logged at the next start, before a budget is reserved and before another
 is made. Where the list before is put back by then, the one that is lost is not seen to be; so whose patients it alone
 held have no budget: a case knows its list's token from the transaction on that keeps its records, and no approval of it
-counts unless the log has it (`require_logged`); from then on any list before is seen to be one. After a restore in
-which the log itself lost records no list is whole (`ledger_log.Told.lists`). (3) The database is kept from others for
-no longer the more patients there are; and digests are held, compared, sorted, written and freed in thousands of
-portions, so that no single call of the interpreter, for whose length other threads of this process get no turn, is on
-more than one portion's patients (I16). Assumes `flock` on the home's disk, and of the log what `ledger_log` says of its
-anchor.
+counts unless the log has it, and any list before is seen to be one from then on; or unless no list is whole, neither
+then nor later, whatever is put back (`require_listed`). After a restore in which the log itself lost records no list is
+whole (`ledger_log.Told.lists`). (3) The database is kept from others for no longer the more patients there are; and
+digests are held, compared, sorted, written and freed in thousands of portions, so that no single call of the
+interpreter, for whose length other threads of this process get no turn, is on more than one portion's patients (I16).
+Assumes `flock` on the home's disk, and of the log what `ledger_log` says of its anchor.
 
 Not claimed: (2) where log, anchors and list were put back together; of a list that an older version left, what it
 lacked before a token was first in it; and of a case that such a version examined, that the log knows its list. (3) of
@@ -140,19 +140,21 @@ def in_part(home: Home) -> list[str]:
 
 
 @contextmanager
-def remembering(site: Site, population: str, digests: Digests) -> Iterator[Callable[[], str]]:
+def remembering(
+    site: Site, population: str, digests: Digests, *, others_missing: bool = False
+) -> Iterator[Callable[[], str]]:
     """Give what keeps these patients among those of the population, for good, when it is called; it returns the token
-    of their list, for `require_logged`.
+    of their list, for `require_listed`.
 
     The call is the same little work for any number of patients, to be made in a transaction: all that takes longer the
     more there are is done before. The log learns of it at the end: leave when that may show. Others who keep patients
-    of this population wait until this is over.
+    of this population wait until this is over. others_missing: neither this list nor any after it is whole.
     """
     home = site.home
     path = home.identities / f"{population}.bin"
     with held(path.with_suffix(".lock")):
         _log(site, population)
-        heading, known = _next(home, population), _known(home, population)
+        heading, known = _next(home, population, others_missing), _known(home, population)
         everybody = (_in_order(ours + theirs) for ours, theirs in zip(digests, known, strict=True))
         beside = write_beside(path, chain([heading.written()], everybody))
 
@@ -238,9 +240,9 @@ def _is_whole(home: Home, population: str) -> bool:
     return heading.whole and ledger_log.tell(home).token(population) in (heading.token, heading.before)
 
 
-def _next(home: Home, population: str) -> _Heading:
+def _next(home: Home, population: str, others_missing: bool) -> _Heading:
     """Of the list that comes after the one that is there; of a first one, whether nobody can be missing on it."""
-    whole = _is_whole(home, population) or population not in _charged() | listed(home)
+    whole = not others_missing and (_is_whole(home, population) or population not in _charged() | listed(home))
     return _Heading(whole, secrets.token_hex(ledger_log.TOKEN), ledger_log.tell(home).token(population))
 
 
@@ -252,18 +254,22 @@ def log_lists(site: Site, *populations: str) -> None:
             _log(site, population)
 
 
-def require_logged(site: Site, row: Case) -> None:
-    """Raise `InputError` unless the log knows the list that the patients of a case are on, or knew it.
+def require_listed(site: Site, row: Case, population: str) -> None:
+    """Raise `InputError` where a list of all patients may be there, now or later, that lacks those of a case.
 
-    Nor is that asked for where the list that is there is not taken for whole: it then is no word that anybody is new.
+    None may once the log knows, or knew, the list that they are on. Nor where the list that is there isn't whole, which
+    is made so for good: a list that lacks others is logged as the last, since what is lost now may be put back.
     """
+    log_lists(site, population)
     if not row.listed_as or site.audit.holds(ledger_log.PATIENTS_KEPT, token=row.listed_as):
         return
-    if _is_whole(site.home, site.home.dataset(row.terms["dataset"]).population):
+    if _is_whole(site.home, population):
         raise InputError(
             f"case {row.pk}: the audit log does not know the list that its patients were put on, and another one is in "
             f"its place: the examination was interrupted, and a file put back; `datasites review recheck {row.pk}`"
         )
+    with remembering(site, population, in_portions(()), others_missing=True) as remember:
+        remember()
 
 
 def _log(site: Site, population: str) -> None:

@@ -2,10 +2,11 @@
 
 Each function checks who acts, asks the policies where they have a say, writes database and audit log together, and
 raises a `DatasitesError` without any change when it may not be: all that may refuse, the log for the words among it, is
-asked before anything is done that the database can't take back. What people decide on a case that runs or waits is
-decided first, logged next, and acted on last (`owed`): killed anywhere, no study lacks its reservation that people have
-not ended. Where a file is changed, and in an approval, what widens is logged first and what narrows is done first:
-killed in between, the log knows of all that was opened. So are rounds charged in a rejoin.
+asked before anything is done that the database can't take back. The one exception: where the ledger refuses an
+approval, a list of patients that lacked somebody does so for good (`patients.require_listed`). What people decide on a
+case that runs or waits is decided first, logged next, and acted on last (`owed`): killed anywhere, no study lacks its
+reservation that people have not ended. Where a file is changed, and in an approval, what widens is logged first and
+what narrows is done first: killed in between, the log knows of all that was opened. So are rounds charged in a rejoin.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from datasites.hospital.failures import Failures
 from datasites.hospital.ledger_log import WITHDRAWN
 from datasites.hospital.models import Case, Review, Round
 from datasites.hospital.owed import log_owed, owe, settle
-from datasites.hospital.patients import log_lists, require_logged
+from datasites.hospital.patients import require_listed
 from datasites.hospital.pending import StudyCap
 from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
@@ -70,12 +71,12 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     told: dict[str, Value] = {"case": number, "study": row.study_hash, "person": person.name, "role": person.role}
     told |= {"hash": row.approval_hash, "reason": reason}
     site.audit.require_fit("approved", **told)
-    log_lists(site, case.terms.population)
-    require_logged(site, row)
     # Counted before the policies are asked: a review that comes in between was not among their facts.
     before = Review.objects.filter(case=row).count()
     decision = compliance.decide(site, case, "approve", approver=(person.email, person.role))  # type: ignore[arg-type]
     compliance.require(decision, "approve", row.approval_hash)
+    # After the policies: what it makes final stays so, also where the ledger refuses below.
+    require_listed(site, row, case.terms.population)
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=number)
         same = (row.state, row.approval_hash, row.listed_as) == (Case.State.REVIEW, seen_hash, read.listed_as)

@@ -240,6 +240,22 @@ class StudyRun:
         or one of `DATABASE_AWAY` during an outage, after which it may be called again, and anything else only for what
         nobody foresaw.
         """
+        try:
+            return self._step()
+        finally:
+            self.stand_aside()
+
+    def stand_aside(self) -> None:
+        """Say no longer that a round is at work whose tick is past and whose rows are done; also where no step can do
+        anything, since what keeps this study waiting keeps nobody's rehearsal.
+        """
+        round, now = self._at_work, time.monotonic()
+        if round is None or (round.work.done() and now > round.due):
+            self._announced.end()
+        elif now > round.due:  # it overran, which shows in whole ticks and no finer
+            self._at_work = replace(round, due=leaves_at(round.started, round.case.terms.ticks, now))
+
+    def _step(self) -> bool:
         row = Case.objects.get(pk=self._pk)
         if row.owed:
             settle(self._site, self._pk)
@@ -254,15 +270,10 @@ class StudyRun:
             runs = row.state in (Case.State.APPROVED, Case.State.RUNNING)
             self._halted = not runs or compliance.is_killed(self._site.home)
             if self._halted:
-                if self._at_work is None or (self._at_work.work.done() and time.monotonic() > self._at_work.due):
-                    self._announced.end()
                 return False
             if self._at_work is not None:
-                try:
-                    return self._end_of_work(row, self._at_work)
-                finally:
-                    if self._at_work is None:
-                        self._announced.end()
+                self._announced.begin()  # again, where it stood aside
+                return self._end_of_work(row, self._at_work)
             return self._setup.step() or self._leaving.step(self._setup.member) or self._round(row)
         except (JournalRolledBack, JournalDamaged) as error:
             self._site.audit.append("stopped", study=self.study_hash, reason=str(error)[:500])
@@ -347,16 +358,12 @@ class StudyRun:
         else:
             assert self._loads is not None
             self._announced.begin()
-            try:
-                # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
-                started = max(begins, self._machine.free_at)
-                due = leaves_at(started, case.terms.ticks, started)
-                work = self._rows.begin(
-                    case, manifest, parameters, lambda records: self._keys(case, manifest, records), self._loads
-                )
-            except BaseException:
-                self._announced.end()
-                raise
+            # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
+            started = max(begins, self._machine.free_at)
+            due = leaves_at(started, case.terms.ticks, started)
+            work = self._rows.begin(
+                case, manifest, parameters, lambda records: self._keys(case, manifest, records), self._loads
+            )
             self._machine.free_at, self._at_work = due, _AtWork(case, manifest, work, started, due)
 
     def _keys(self, case: OpenCase, manifest: RoundManifest, records: str) -> RoundKeys:

@@ -64,6 +64,7 @@ class RowWork:
         self._withdrawn: frozenset[str] = frozenset()
         self._records = ""
         self._starting: Future[None] | None = None
+        self._revived = False
         self._closing = threading.Event()
 
     def begin(
@@ -79,7 +80,7 @@ class RowWork:
         keys: the round's keys, given the commitment to the rows. gone: who must not be among them; whoever withdraws
         after that is left out of the next round. The result raises what went wrong; no row is in it.
         """
-        self._starting = None
+        self._starting, self._revived = None, False
         place = object()
         self._machine.enter(place)
         try:
@@ -98,16 +99,20 @@ class RowWork:
 
         It is not given the rows of who has withdrawn by then. A round that is begun meanwhile comes after it.
         """
-        begins = time.monotonic() + seconds
+        begins, self._revived = time.monotonic() + seconds, False
         self._starting = self._thread.submit(self._on_thread, lambda: self._start(case, begins))
 
     def revive(self, case: OpenCase) -> None:
-        """See to it that a worker that has crashed is followed by another, before a round needs it."""
-        if self._worker is not None and self._worker.alive:
+        """See to it that a worker that has crashed is followed by another, before a round needs it.
+
+        By one, after each `begin` and `start`: its rows are loaded outside any span. What came to no worker even so, or
+        could not be started, is left to the round that needs it, which says why.
+        """
+        if self._revived or (self._worker is not None and self._worker.alive):
             return
-        # One that could not be started is left to the round that needs it, which says why.
         if self._starting is None or (self._starting.done() and self._starting.exception() is None):
             self.start(case, 0.0)
+            self._revived = True
 
     def close(self, *, wait: bool = False) -> None:
         """End the worker, in whatever it does; the thread ends by itself, with a worker that it was just starting.

@@ -26,8 +26,8 @@ without those who had withdrawn then. A letter that the service has seen before 
 charged, and no other study waits for it (`machine`). It begins at that very moment, however long other things kept the
 service from it, or where they did for a tick or more, a number of whole ticks later (`begins_at`). Assumes that a start
 takes no longer than its span while a round of another study is at work. Not claimed: of a worker that is started anew
-after a crash, that loading the rows doesn't show; while people withdraw again and again within one span, that a round
-begins: its letter waits for the last of them.
+after a crash, within a round or once after each round or span, that loading the rows doesn't show; while people
+withdraw again and again within one span, that a round begins: its letter waits for the last of them.
 
 The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows from
 declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the next

@@ -392,10 +392,15 @@ class StoreConnection(SyftboxPlatformConnection):
         return []
 
     def owner_delete_collection(self, prefix: str, tag: str, keep: str = "") -> None:
-        """Delete all versions of a collection but that with content hash `keep`."""
+        """Delete all versions of a collection but that with content hash `keep`; which can't be is reported once."""
         for collection, folder in self._collections(self.email, prefix):
             if collection.tag == tag and collection.content_hash != keep:
-                self.store.delete_folder(folder)
+                try:
+                    self.store.delete_folder(folder)
+                except WHOLE_STORE:
+                    raise
+                except StoreError as error:
+                    self.refuse_folder(folder, str(error))
 
     def owner_keep_collections(self, prefix: str, tags: Collection[str]) -> None:
         """Delete collections that have none of these names, some at a time; what can't be deleted is reported once,

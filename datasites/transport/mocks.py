@@ -3,8 +3,8 @@
 Stock syft takes whatever lies in a collection's folder. Here a folder holds `mock.signed.json`: the names and SHA-256
 of all its files with a version that only rises, signed with the institution key that the roster pins. A folder that
 doesn't match to the byte, or is older than one seen before, is quarantined and changes nothing; one that may be half
-written is looked at again before. Claim: of a mock that its hospital has published since it started, what the store
-loses or changes is put again within `LOOKS_EVERY` seconds and one sync, the same bytes, however obstructed the places
+written is looked at again before. Claim: of a mock that its hospital publishes since it started, what the store lacks
+or has changed is put again within `LOOKS_EVERY` seconds and one sync, the same bytes, however obstructed the places
 of other mocks are; one whose own place is, within that time of its being free again. It costs the hospital to read
 its mocks from the store once in that time.
 
@@ -119,13 +119,13 @@ def check_mock(owner: str, name: str, files: dict[str, bytes], roster: Roster) -
     return manifest
 
 
-def publish_mock(
-    connection: StoreConnection, log: SyncLog, identity: Identity, name: str, mock: str, summary: str,
-    files: dict[str, bytes],
-) -> MockManifest:  # fmt: skip
-    """Put `files` with a signed manifest into the store; the same files again keep their version.
+def next_version(
+    owner: str, log: SyncLog, name: str, mock: str, summary: str, files: Mapping[str, bytes]
+) -> MockManifest:
+    """What `owner` is to sign of a mock of these files; the same files again keep their version.
 
-    What lies there byte for byte is not put again. Raises `BadMock` for more than readers take.
+    Noted before it is put: a crash in between may skip a version, it can't use one twice. Raises `BadMock` for more
+    than readers take.
     """
     size = sum(map(len, files.values()))
     if len(files) > MOST_FILES or size > MAX_MOCK_BYTES:
@@ -135,19 +135,15 @@ def publish_mock(
         )
     hashes = {file: sha256_hex(data) for file, data in files.items()}
     digest = hashlib.sha256(json.dumps([summary, mock, hashes], sort_keys=True).encode()).hexdigest()
-    last = log.mock(connection.email, name)
+    last = log.mock(owner, name)
     version = 1 if last is None else last[0] + (last[1] != digest)
-    manifest = MockManifest(
-        owner=connection.email, name=name, version=version, summary=summary, mock=mock, files=hashes
-    )
-    # Noted before it is put: a crash in between may skip a version, it can't use one twice.
-    log.mark_mock(connection.email, name, version, digest)
-    _put(connection, identity, manifest, files)
+    manifest = MockManifest(owner=owner, name=name, version=version, summary=summary, mock=mock, files=hashes)
+    log.mark_mock(owner, name, version, digest)
     return manifest
 
 
 def _put(connection: StoreConnection, identity: Identity, manifest: MockManifest, files: dict[str, bytes]) -> None:
-    """Put what the store lacks of a mock, and remove other versions of it."""
+    """Put what the store lacks of a mock, not what lies there byte for byte, and remove other versions of it."""
     # The signed list comes last: before it, a reader takes nothing.
     whole = {**files, SIGNED: sign_mock(identity, manifest)}
     content_hash = CollectionFolder.compute_hash(whole)
@@ -159,7 +155,7 @@ def _put(connection: StoreConnection, identity: Identity, manifest: MockManifest
 
 
 class OwnMocks:
-    """What a hospital has published since it started, to put it again where the store loses it."""
+    """What a hospital publishes since it started, to put it again where the store loses it."""
 
     def __init__(self, connection: StoreConnection, identity: Identity) -> None:
         self._connection = connection
@@ -168,9 +164,13 @@ class OwnMocks:
         self._offered: frozenset[str] | None = None
         self._next_look = time.monotonic() + LOOKS_EVERY
 
-    def remember(self, manifest: MockManifest, folder: Path) -> None:
-        """`folder` holds the files that were published."""
+    def publish(self, manifest: MockManifest, folder: Path, files: dict[str, bytes]) -> None:
+        """Put these files into the store. Where that fails, they are put when it is time to look.
+
+        folder: holds the same files.
+        """
         self._published[manifest.name] = manifest, folder
+        _put(self._connection, self._identity, manifest, files)
 
     def offer(self, names: Collection[str]) -> None:
         """Take all mocks but these out of the store, now and whenever it is time to look."""

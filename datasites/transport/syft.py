@@ -31,7 +31,7 @@ from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.client import SyftRole, make_client
 from datasites.transport.connection import StoreConnection, inbox_folder, outbox_folder
 from datasites.transport.guards import Manager, proposal
-from datasites.transport.mocks import FILE, SIGNED, SYNCS_FOR_ALL, MockManifest, OwnMocks, check_mock, publish_mock
+from datasites.transport.mocks import FILE, SIGNED, SYNCS_FOR_ALL, MockManifest, OwnMocks, check_mock, next_version
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.sealer import StrictPeerStore, SyftSealer, checked_bundle, open_keys, syft_fingerprint
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
@@ -222,10 +222,8 @@ class HospitalControl(_Control):
             )
         files = {file.name: file.read_bytes() for file in kept.mock_files}
         files["dataset.yaml"] = (kept.mock_dir / "dataset.yaml").read_bytes()
-        manifest = publish_mock(
-            self._connection, self._connection.log, self._identity, name, mock_path.name, summary, files
-        )
-        self._mocks.remember(manifest, kept.mock_dir)
+        manifest = next_version(self.email, self._connection.log, name, mock_path.name, summary, files)
+        self._mocks.publish(manifest, kept.mock_dir, files)
         return manifest
 
     def offer_datasets(self, names: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -55,18 +56,47 @@ def contained(service: Datasite, what: str) -> list[str]:
     return [str(fields["reason"]) for fields in found if str(fields["what"]).startswith(what)]
 
 
-def test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store(service: Datasite) -> None:
+def with_a_mock_of_its_own(service: Datasite) -> Path:
     mock = service._home.root / "mock.csv"
     mock.write_bytes(b"age\n50\n")
     datasets = [one.model_copy(update={"mock": Path("mock.csv")}) for one in service._home.settings.datasets]
     service._home = replace(
         service._home, settings=service._home.settings.model_copy(update={"datasets": tuple(datasets)})
     )
-    service._control.publish_dataset("old", mock)
+    return mock
+
+
+def test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store(service: Datasite) -> None:
+    service._control.publish_dataset("old", with_a_mock_of_its_own(service))
     service._publish()
     found = service._store.list(f"collections/{service._control.email}")
-    assert len(found) == len(datasets)
+    assert len(found) == len(service._home.settings.datasets)
     assert not any("_old_" in name for name in found)
+
+
+@pytest.mark.parametrize("obstructed", ["the mock's place", "another version"])
+def test_a_mock_that_can_not_be_put_keeps_no_hospital_from_starting(
+    service: Datasite, tmp_path: Path, obstructed: str
+) -> None:
+    with_a_mock_of_its_own(service)
+    service._publish()
+    service._control._mocks._published.clear()  # as in a process that starts
+    assert service._store.local is not None
+    mock = next(Path(service._store.local, "collections", service._control.email).iterdir())
+    link = mock
+    if obstructed == "another version":
+        link = mock.with_name(mock.name[:-12] + 12 * "0")
+    else:
+        shutil.rmtree(mock)
+    link.symlink_to(tmp_path)
+    try:
+        service._publish()
+    finally:
+        link.unlink()
+    service._control._mocks._next_look = 0.0
+    service._control.put_again()
+    assert (mock / "mock.csv").read_bytes() == b"age\n50\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_entry_without_syft_fingerprint_costs_that_party_only(service: Datasite) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,13 +25,17 @@ from datasites.enclave.processes import family
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.worker import Timeouts, Worker
 from datasites.hospital import admission
+from datasites.hospital.datasite import Datasite
 from datasites.hospital.halt import Halt, Halted
 from datasites.hospital.machine import AtWork, Machine, rounds_at_work, standing_back
 from datasites.hospital.models import Case
 from datasites.hospital.row_work import RowWork
 from datasites.hospital.submissions import in_a_thread
+from datasites.hospital.ticks import TICK
 from datasites.study import letters
+from datasites.transport.store import NotAFile
 from tests.hospital.running import Running
+from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.hospital.test_submissions import another, until
 
@@ -173,6 +178,45 @@ def test_a_round_of_a_study_that_people_halt_or_let_go_of_is_not_at_work_for_eve
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.RUNNING)
     running.steps()
     assert running.heard(1, letters.MASKED)
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("away", ["its place in the store", "the store"])
+def test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick(
+    running: Running,
+    service: Datasite,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    away: str,
+) -> None:
+    home, run = running.site.home, running.run
+
+    def fail(*_: object) -> None:
+        raise NotAFile("p2p: a link")
+
+    def try_once() -> None:
+        if away == "the store":
+            turn(service)
+        else:
+            with pytest.raises(NotAFile):
+                run.step()
+
+    running.set_up()
+    running.open(1)
+    running.until_at_work()
+    service._runs[running.row.pk] = run
+    with monkeypatch.context() as patch:
+        patch.setattr(*((service._control, "sync") if away == "the store" else (run.post, "look_again")), fail)
+        run._at_work.work.result(120)
+        run._at_work = replace(run._at_work, due=time.monotonic() + 60.0)
+        try_once()
+        assert rounds_at_work(home), "for how long its rows were worked on doesn't show"
+        run._at_work = replace(run._at_work, due=time.monotonic() - TICK)
+        try_once()
+    del service._runs[running.row.pk]
+    assert not rounds_at_work(home)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert not rounds_at_work(home)
 
 
 def test_who_is_at_work_waits_for_nobody_and_is_gone_with_its_process(desk: Desk) -> None:  # noqa: F811

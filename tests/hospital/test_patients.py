@@ -364,8 +364,23 @@ def test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The case is stored, and the list is killed before the log knows it; then an older list is put back alone."""
-    file, slept, sleep = keep(desk.site, "1", "2"), list[int](), admission.sleep_to_tick
+    file = keep(desk.site, "1", "2")
     backup = file.read_bytes()
+    examined_and_killed_before_the_log(desk, monkeypatch)
+    lost = file.read_bytes()
+    file.write_bytes(backup)
+    desk.agree()
+    with pytest.raises(InputError, match=f"`datasites review recheck {desk.row.pk}`"):
+        desk.approve("ann")
+    file.write_bytes(lost)
+    desk.approve("ann")
+    file.write_bytes(backup)
+    desk.approve("bob")
+    assert patients.in_part(desk.site.home) == ["heart"], "from the first approval on, the log knows what is missing"
+
+
+def examined_and_killed_before_the_log(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    slept, sleep = list[int](), admission.sleep_to_tick
 
     def killed_while_keeping(started: float, ticks: int, check: Callable[[], None]) -> None:
         slept.append(ticks)
@@ -377,17 +392,37 @@ def test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen
         patch.setattr(admission, "sleep_to_tick", killed_while_keeping)
         with pytest.raises(Killed):
             recheck(desk.site, desk.row.pk)
-    lost = file.read_bytes()
-    file.write_bytes(backup)
-    desk.agree()
     desk.row = Case.objects.get(pk=desk.row.pk)
-    with pytest.raises(InputError, match=f"`datasites review recheck {desk.row.pk}`"):
-        desk.approve("ann")
-    file.write_bytes(lost)
+
+
+@pytest.mark.parametrize("back", ["after the approvals", "during one"])
+def test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    back: str,
+) -> None:
+    """It lacks the patients of the case, whose own list was killed before the log knew it, and is lost."""
+    file, is_whole = keep(desk.site, "1", "2"), patients._is_whole
+    backup = file.read_bytes()
+    examined_and_killed_before_the_log(desk, monkeypatch)
+    file.unlink()
+
+    def put_back_after(home: Home, name: str) -> bool:
+        whole = is_whole(home, name)
+        monkeypatch.setattr(patients, "_is_whole", is_whole)
+        file.write_bytes(backup)
+        return whole
+
+    if back == "during one":
+        monkeypatch.setattr(patients, "_is_whole", put_back_after)
+    desk.agree()
     desk.approve("ann")
-    file.write_bytes(backup)
-    desk.approve("bob")
-    assert patients.in_part(desk.site.home) == ["heart"], "from the first approval on, the log knows what is missing"
+    assert desk.approve("bob").state == Case.State.APPROVED
+    if back != "during one":
+        file.write_bytes(backup)
+    ledger_log.forget(desk.site.home)
+    assert patients.in_part(desk.site.home) == ["heart"]
+    assert "is not known here, or not of all" in stand_in_two(desk.site, "a patient of the case")
 
 
 def test_nobody_approves_what_is_examined_again_meanwhile(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from datasites.enclave.worker import TrainResult, Worker
 from datasites.hospital import compliance, ledger, review, rounds, row_work
+from datasites.hospital.cases import open_case
 from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case, Round
 from datasites.hospital.round_keys import RoundKeys
@@ -243,6 +245,29 @@ def test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal(
     assert running.heard(2, letters.MASKED)
     assert given == [given[0], given[0] - theirs]
     assert bound[0] != bound[1]
+
+
+def test_a_worker_that_dies_idle_is_followed_by_one_and_no_more_before_the_next_round(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(RowWork, "_started_worker", lambda *_: started.append(None))
+    monkeypatch.setattr(RowWork, "_vectors", lambda *_: ({}, 0))
+    work, case = RowWork(desk.site.home, Machine()), open_case(desk.site.home, desk.row)
+    keys: Any = SimpleNamespace(key=lambda _: b"")
+    try:
+        work.start(case, 0.0)
+        for round in (1, 2):
+            for _ in range(4):
+                if work._starting is not None:
+                    work._starting.result(30)
+                work.revive(case)
+            work._thread.submit(int).result(30)
+            assert len(started) == 2 * round, "a start, or a round, and one start after it"
+            work.begin(case, SimpleNamespace(round=round), None, lambda _: keys, frozenset()).result(30)  # type: ignore[arg-type]
+    finally:
+        work.close(wait=True)
 
 
 INPUTS = {"manifest": "a" * 64, "approval": "b" * 64, "records": "c" * 64}
