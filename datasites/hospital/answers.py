@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from datasites.hospital.bindings import FIELD, bind, openings
+from datasites.hospital.bindings import FIELD, bind, finding_content, is_bound, openings
 from datasites.hospital.config import Home
 from datasites.hospital.entered_log import tell
 from datasites.hospital.people import REVIEWERS, Acting
@@ -40,10 +40,15 @@ def _about(finding: Finding, model: DataModel) -> str:
 
 
 def _answers(home: Home, dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """The last answer to each finding of a dataset, by finding and definition."""
-    records = [record for record in tell(home).answered if record.fields.get("dataset") == dataset]
-    said = [opening["content"] for opening in openings(home, [str(record.fields.get(FIELD)) for record in records])]
-    return {(content["finding"], content["about"]): content for content in said if content["dataset"] == dataset}
+    """The last answer to each finding of a dataset, by finding and definition; an opening that was edited is none."""
+    answers = {}
+    for record in tell(home).answered:
+        commitment = str(record.fields.get(FIELD))
+        for opening in openings(home, [commitment]):
+            content = opening.get("content", {})
+            if content.get("kind") == "finding" and is_bound(home, commitment, content):
+                answers[content["dataset"], content["finding"], content["about"]] = content
+    return {(finding, about): said for (name, finding, about), said in answers.items() if name == dataset}
 
 
 def unanswered(home: Home, dataset: str, found: Iterable[Finding], model: DataModel) -> list[Finding]:
@@ -79,15 +84,7 @@ def answer(
         raise AnswerRefused(f"{finding.name}: say why it is right; whoever reads the audit log asks for it")
     by = {"person": person.name, "role": person.role}
     site.audit.require_fit(KIND, dataset=dataset, commitment="0" * 64, **by)
-    content = {
-        "kind": "finding",
-        "dataset": dataset,
-        "finding": finding.name,
-        "about": _about(finding, model),
-        "share": finding.share,
-        "holds": holds,
-        "reason": reason,
-    }
+    content = finding_content(dataset, finding.name, _about(finding, model), finding.share, holds=holds, reason=reason)
     site.audit.append(KIND, dataset=dataset, commitment=bind(site.home, content), **by)
 
 
