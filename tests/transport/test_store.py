@@ -64,12 +64,13 @@ def test_files_in_flight_are_not_listed_and_leave_nothing(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def denied(*_, **__):
+    raise PermissionError(errno.EPERM, "no")
+
+
 def test_a_folder_of_which_something_stays_is_not_told_to_be_deleted(tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.put("a/b/x", b"1")
-
-    def denied(*_, **__):
-        raise PermissionError(errno.EPERM, "no")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", denied)
@@ -192,9 +193,6 @@ def test_what_lies_in_place_of_a_folder_keeps_nobody_from_using_it(tmp_path, mon
     assert store.files.make_folder("e/f").is_dir()
     assert [store.get(key) for key in ("a/b/x", "c/d/x")] == [b"1", b"2"]
     store.put("g", b"a file")
-
-    def denied(*_, **__):
-        raise PermissionError(errno.EPERM, "no")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", denied)
