@@ -35,6 +35,9 @@ _RESTORED = "tests/hospital/test_restored.py"
 _ENDING = "tests/enclave/test_ending.py"
 _KEYS_LOST = "test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run"
 _STATES = "tests/researcher/test_run_states.py"
+_DELIMITED = "tests/hospital/test_delimited.py"
+_PLAUSIBLE = "tests/hospital/test_plausible.py"
+_ANSWERS = "tests/hospital/test_answers.py"
 _RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
 _ENTERED, _OWED = "tests/hospital/test_entered_log.py", "tests/hospital/test_owed.py"
 _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
@@ -1026,7 +1029,7 @@ MUTATIONS = (
     Mutation(
         "population: one table is other people under another column",
         "datasites/hospital/cases.py",
-        "accepted, contents(table))",
+        "accepted, contents(table.cells))",
         "accepted, ())",
         ("tests/hospital/test_patients.py::test_the_same_table_is_known_whatever_column_names_patients",),
     ),
@@ -1465,5 +1468,83 @@ MUTATIONS = (
         "np.clip(clipped, -ring.cut, ring.cut)",
         "np.clip(clipped, -ring.bound, ring.bound)",
         (f"{_TRAINER}::test_a_sum_is_cut_before_its_noise_and_stays_within_the_bound_with_it",),
+    ),
+    # A table is read as what it is.
+    Mutation(
+        "table: rows that are too wide are read all the same",
+        "datasites/hospital/delimited.py",
+        "elif len(fields) != len(names):",
+        "elif len(fields) < len(names):",
+        (_DELIMITED,),
+    ),
+    Mutation(
+        "table: text after a quoted field belongs to it",
+        "datasites/hospital/delimited.py",
+        "        if record[place] != separator:\n            return None\n",
+        "",
+        (_DELIMITED,),
+    ),
+    Mutation(
+        "table: a quoted text that looks like records is no doubt",
+        "datasites/hospital/delimited.py",
+        "                doubtful.append(line)",
+        "                pass",
+        (_DELIMITED,),
+    ),
+    Mutation(
+        "table: of two columns of one name the last one counts",
+        "datasites/hospital/delimited.py",
+        "    if twice:",
+        "    if False:",
+        (_DELIMITED,),
+    ),
+    Mutation(
+        "table: a word that often means no value is none",
+        "datasites/hospital/harmonise.py",
+        "        if not word(cell):\n",
+        "        if not word(cell) or word(cell).lower() in USUAL_FOR_MISSING:\n",
+        ("tests/hospital/test_cells.py::test_no_word_is_missing_unless_the_mapping_says_so",),
+    ),
+    Mutation(
+        "table: a category's codes are numbers",
+        "datasites/hospital/harmonise.py",
+        'return word(text) if self.feature.type == "category" else code(text)',
+        "return code(text)",
+        ("tests/hospital/test_cells.py::test_a_code_with_two_meanings_is_refused",),
+    ),
+    Mutation(
+        "table: spellings of one identifier are never compared",
+        "datasites/hospital/plausible.py",
+        "        if alike := sum(times for times in together.values() if times > 1):",
+        "        if alike := 0:",
+        (_PLAUSIBLE,),
+    ),
+    Mutation(
+        "table: identifiers are compared as they stand",
+        "datasites/hospital/plausible.py",
+        "        together = Counter(map(identity_key, names))",
+        "        together = Counter(names)",
+        (_PLAUSIBLE,),
+    ),
+    Mutation(
+        "table: a finding that nobody answered keeps no case from review",
+        "datasites/hospital/answers.py",
+        "        if finding.blocks and (finding.kind in FINAL or not holds):",
+        "        if False:",
+        (f"{_ANSWERS}::test_a_case_waits_until_a_person_says_why_the_table_is_right",),
+    ),
+    Mutation(
+        "table: an answer holds whatever becomes of the finding",
+        "datasites/hospital/answers.py",
+        'answer["holds"] and finding.share <= answer["share"] + GROWTH',
+        'answer["holds"]',
+        (f"{_ANSWERS}::test_an_answer_holds_for_what_was_answered",),
+    ),
+    Mutation(
+        "table: an answer is whatever lies in its file",
+        "datasites/hospital/answers.py",
+        'content.get("kind") == "finding" and is_bound(home, commitment, content)',
+        'content.get("kind") == "finding"',
+        (f"{_ANSWERS}::test_an_opening_that_is_not_what_the_log_binds_answers_nothing",),
     ),
 )

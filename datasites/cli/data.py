@@ -39,10 +39,37 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     for r in readiness.features:
         shown.add_row(r.name, "yes" if r.ready else "NO", r.unit, str(r.missing), str(r.out_of_range), r.reason)
     out.print(shown)
+    out.print(readiness.rows_in_words())
+    for finding in readiness.findings:
+        state = "blocks" if finding.name in readiness.unanswered else "accepted" if finding.blocks else "note"
+        out.print(f"{state}: [{finding.name}] {finding.text}", markup=False)
+    if readiness.unanswered:
+        out.print(f"Where one is right as it is, say why: datasites dataset accept {dataset} NAME", markup=False)
     out.print(readiness.patients_in_words())
     if readiness.surplus:
         out.print(readiness.surplus)
     raise typer.Exit(0 if readiness.ready else 1)
+
+
+@dataset.command("accept")
+def dataset_accept(
+    home: HomeOption,
+    dataset: str,
+    finding: str,
+    study: Annotated[Path, typer.Option("--study")],
+    name: NameOption,
+    reason: ReasonOption,
+    undo: Annotated[bool, typer.Option("--undo", help="Take an answer back: the finding blocks again.")] = False,
+    password_stdin: StdinOption = False,
+) -> None:
+    """Say of a finding of `dataset check` that the table is right as it is, and why."""
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.readiness import accept
+        from datasites.study.package import StudyPackage
+
+        found = accept(site, person, dataset, StudyPackage.read(study), finding, reason, holds=not undo)
+    said = "blocks again" if undo else "is accepted; ask for a new look at waiting cases: datasites review recheck"
+    out.print(f"{dataset}: {found.name} {said}", markup=False)
 
 
 @dataset.command("withdraw")

@@ -9,7 +9,8 @@ not even whether two records are of the same content; (binding) nobody can open 
 HMAC-SHA256 is a pseudorandom function, and each salt of 32 random bytes is a key that is used once; two contents under
 one commitment, of whatever salts of that length, are a collision of SHA-256, since the framing is injective.
 Assumptions: HMAC-SHA256 is a PRF, SHA-256 is collision-resistant, the operating system's generator is sound, and the
-folder is private. Contents are what people type, never of a row (I12), so that a record tells of no patient (I16).
+folder is private. Contents that bundles open are what people type, never of a row (I12), so that a record tells of no
+patient (I16); of what people say of a table's findings, a record shows that they said something.
 """
 
 from __future__ import annotations
@@ -83,6 +84,17 @@ def person_content(name: str, role: str, email: str) -> dict[str, Any]:
 def proposal_content(kind: str, subject: str, terms: Mapping[str, Any]) -> dict[str, Any]:
     """What a record binds of a proposal that waits for a second person."""
     return {"kind": "proposal", "what": kind, "subject": subject, "terms": dict(terms)}
+
+
+def finding_content(
+    dataset: str, finding: str, about: str, share: float, *, holds: bool, reason: str
+) -> dict[str, Any]:
+    """What a record binds of what a person said of a finding on a table.
+
+    The share of the table is a figure of rows. It stays in this home: no bundle opens such a record.
+    """
+    said = {"dataset": dataset, "finding": finding, "about": about, "share": share}
+    return {"kind": "finding", **said, "holds": holds, "reason": reason}
 
 
 def is_bound(home: Home, commitment: str | None, content: Mapping[str, Any]) -> bool:

@@ -20,14 +20,16 @@ import numpy as np
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.verifier import RULESET
 from datasites.enclave.worker import Partition
-from datasites.hospital.cells import read_table
+from datasites.hospital.answers import require_answered
+from datasites.hospital.cells import table_of
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.harmonise import FeatureReadiness, Prepared, prepare, read_mapping, records_digest
+from datasites.hospital.harmonise import FeatureReadiness, Prepared, encode, harmonise, read_mapping, records_digest
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.models import Case
 from datasites.hospital.patients import Digests, contents, remembering, require_others, row_identities
+from datasites.hospital.plausible import findings
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.site import Site
 from datasites.hospital.staging import new_staging
@@ -266,15 +268,18 @@ def require_room(columns: int, rows: int, what: str) -> None:
 def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
     """Encode the hospital's table for this study into a folder of its own in the private folder, mode 0700.
 
-    Raises `SchemaError` or `InputError` when the table does not fit, or when its patients have another budget already.
+    Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
+    when its patients have another budget already.
     """
     mapping = read_mapping(home.root / dataset.mapping)
-    table = read_table(home.root / dataset.table)
-    require_room(len(package.data_model.columns), len(table), f"rows of {dataset.table}")
-    names = row_identities(home, table) if mapping.patient is None else None
-    arrays, reports, prepared = prepare(table, mapping, package.data_model, names)
+    table, model = table_of(home, dataset), package.data_model
+    require_room(len(model.columns), len(table), f"rows of {dataset.table}")
+    names = row_identities(home, table.cells) if mapping.patient is None else None
+    frame, reports = harmonise(table.cells, mapping, model, names)
+    arrays, prepared = encode(frame, reports, mapping, model)
+    require_answered(home, dataset.name, findings(table, frame, mapping, model, dataset), model)
     accepted = other_patients(dataset.population)
-    patients = require_others(home, dataset.population, map(str, arrays["patient"]), accepted, contents(table))
+    patients = require_others(home, dataset.population, map(str, arrays["patient"]), accepted, contents(table.cells))
     folder = new_staging(home)
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)

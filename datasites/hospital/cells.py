@@ -2,31 +2,54 @@
 
 Nothing is guessed from a column: what one row holds must not change how another is read (theorem in `harmonise`).
 
-CSV: UTF-8, cells parted by commas, one record to a line. Each line is parsed by itself, so a quote that somebody's
-export left open can't swallow the patients on the lines after it; a cell with a line break is refused for the same
-reason. Parquet: the types of its columns are part of the file, and values are written as text one by one. A whole
-number has one text in columns of whole numbers and of fractions, since writers take the one or the other depending
-on whether a value is missing somewhere.
+Delimited text is read by `delimited`, strictly. Parquet: the types of its columns are part of the file, and values are
+written as text one by one. A whole number has one text in columns of whole numbers and of fractions, since writers take
+the one or the other depending on whether a value is missing somewhere.
+
+What equals what, everywhere: a *word* is a cell's text without white space around it, composed (Unicode's NFC), and
+words are equal letter by letter. A *code* is the number that a cell says, exactly, or else its word: 1, 01, 1.0 and 1e0
+are one code and four words. `harmonise` says which of the two is compared where. An empty cell is missing, and no word
+is, unless the mapping says so.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.delimited import CONTROL, Doubt, Encoding, Separator, read_delimited
 from datasites.study.errors import InputError
 
-#: Words for "no value" where the mapping and the data model give them no other meaning; in any case of letters.
-MISSING_WORDS = frozenset(
-    ["", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "#n/a", "#n/a n/a", "#na"]
+#: Words by which exports often say that there is no value. None is taken for that; messages may show them, since they
+#: are no patient's.
+USUAL_FOR_MISSING = frozenset(
+    [
+        "na",
+        "n/a",
+        "nan",
+        "-nan",
+        "null",
+        "none",
+        "<na>",
+        "#n/a",
+        "#n/a n/a",
+        "#na",
+        "nil",
+        "nd",
+        "?",
+        "-",
+        ".",
+        "unknown",
+    ]
     + ["1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"]
 )
 
@@ -39,10 +62,42 @@ _TRUTH = {"true": Decimal(1), "false": Decimal(0)}
 _ROW_NUMBERS = re.compile(r"__index_level_[0-9]+__")
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read CSV or Parquet as text, "" where there is no value; raises `InputError` with lines, never with a value."""
+@dataclass(frozen=True)
+class Table:
+    """A hospital's table as it stands in its file, all text, "" where there is no value.
+
+    places: of each row in the file, its line, or its number in Parquet. empty: how many lines or rows hold nothing and
+    are left out. doubts: what people should look at (see `delimited.Doubt`).
+    """
+
+    path: Path
+    cells: pd.DataFrame
+    places: tuple[int, ...]
+    empty: tuple[int, ...]
+    doubts: tuple[Doubt, ...]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def place(self) -> str:
+        """What `places` counts."""
+        return "row" if self.path.suffix == ".parquet" else "line"
+
+
+def table_of(home: Home, dataset: DatasetSettings) -> Table:
+    """The table of a dataset as it is now; raises `InputError`."""
+    return read_table(home.root / dataset.table, dataset.separator, dataset.encoding)
+
+
+def read_table(path: Path, separator: Separator = ",", encoding: Encoding = "utf-8") -> Table:
+    """Read delimited text or Parquet; raises `InputError` that names lines and never shows a patient's value."""
     with _reading(path, "table"):
-        return _parquet(path) if path.suffix == ".parquet" else _csv(path)
+        if path.suffix == ".parquet":
+            return _parquet(path)
+        read = read_delimited(path, separator, encoding)
+        cells = pd.DataFrame(list(read.rows), columns=list(read.names), dtype=object)
+        return Table(path, cells, read.lines, read.empty, read.doubts)
 
 
 def read_mock(path: Path) -> pd.DataFrame:
@@ -70,54 +125,30 @@ def _reading(path: Path, setting: str) -> Iterator[None]:
         ) from None
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    text = path.read_bytes().decode("utf-8-sig")
-    if "\0" in text:
-        raise ValueError("not text")
-    # White space makes no record, and no cell either.
-    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise ValueError("empty")
-    # Of the header alone: how pandas calls columns without a name, and two of one name.
-    names = pd.read_csv(io.StringIO(lines[0][1]), dtype=str, nrows=0, index_col=False).columns
-    rows, broken = [], []
-    for number, line in lines[1:]:
-        cells = _cells(line)
-        if cells is None or len(cells) > len(names):
-            broken.append(number)
-        else:
-            rows.append(cells + [""] * (len(names) - len(cells)))
-    if broken:
-        raise InputError(
-            f"{path}: {len(broken)} line(s) are no records of {len(names)} cells by themselves (line "
-            f"{', '.join(map(str, broken[:5]))}{', …' if len(broken) > 5 else ''}); look there for a quote that is "
-            "left open, a comma outside quotes or a line break inside a cell, and mend the export"
-        )
-    return pd.DataFrame(rows, columns=names, dtype=object)
-
-
-def _cells(line: str) -> list[str] | None:
-    try:
-        return next(csv.reader([line], strict=True))
-    except csv.Error:
-        return None
-
-
-def _parquet(path: Path) -> pd.DataFrame:
+def _parquet(path: Path) -> Table:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
         table = file.read()
-    if len(set(table.column_names)) != len(table.column_names):
-        raise InputError(f"{path}: two columns have one name; rename one of them")
-    return pd.DataFrame(
-        {
-            name: [cell_text(value) for value in column.to_pylist()]
-            for name, column in zip(table.column_names, table.columns, strict=True)
-            if not _ROW_NUMBERS.fullmatch(name)
-        },
-        dtype=object,
-    )
+    kept = [place for place, name in enumerate(table.column_names) if not _ROW_NUMBERS.fullmatch(name)]
+    names = [table.column_names[place].strip() for place in kept]
+    if twice := sorted({repr(name) for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"{path}: {', '.join(twice)} is the name of more than one column (spaces around a name don't count); give "
+            "each column a name of its own"
+        )
+    columns = [[cell_text(value) for value in table.columns[place].to_pylist()] for place in kept]
+    for name, column in zip(names, columns, strict=True):
+        if cut := sum(CONTROL.search(cell) is not None for cell in column):
+            raise InputError(
+                f"{path}: {cut} value(s) of column {name!r} hold control characters, at which readers cut values; mend "
+                "the export"
+            )
+    rows = list(zip(*columns, strict=True))
+    places = [number for number, row in enumerate(rows, 1) if any(cell.strip() for cell in row)]
+    frame = pd.DataFrame([rows[place - 1] for place in places], columns=names, dtype=object)
+    empty = tuple(sorted(set(range(1, len(rows) + 1)) - set(places)))
+    return Table(path, frame, tuple(places), empty, ())
 
 
 def cell_text(value: object) -> str:
@@ -149,14 +180,15 @@ def number(text: str) -> Decimal | None:
     return _TRUTH.get(word.lower(), _decimal(word))
 
 
-def code(text: str) -> Decimal | str:
-    """What codes are compared by, in mappings and tables alike: `1`, `01`, `1.0` and ` 1e0` are one number.
+def word(text: str) -> str:
+    """A cell's text without white space around it, composed: what people see as one word is one."""
+    return unicodedata.normalize("NFC", text.strip())
 
-    Everything else is a word, without white space around it and in small letters.
-    """
-    word = text.strip()
-    value = _decimal(word)
-    return word.lower() if value is None else value
+
+def code(text: str) -> Decimal | str:
+    """The number that a cell says, exactly, or its word: `1`, `01`, `1.0` and ` 1e0` are one code."""
+    value = _decimal(text.strip())
+    return word(text) if value is None else value
 
 
 def _decimal(word: str) -> Decimal | None:
@@ -168,15 +200,10 @@ def _decimal(word: str) -> Decimal | None:
         return None
 
 
-def is_missing_word(text: str) -> bool:
-    """Whether a cell says that there is no value, by the fixed list."""
-    return text.strip().lower() in MISSING_WORDS
-
-
 def pseudonym(value: object) -> str | None:
-    """A patient's identifier as the text of its cell, without white space around it; None where there is none.
+    """A patient's identifier as the text of its cell, without white space around it; None where the cell is empty.
 
     Identifiers are no numbers: 000002 is not 2, and a withdrawal must find the patient by the words that people use.
+    Spellings that may be one patient are a finding (`plausible`).
     """
-    text = cell_text(value).strip()
-    return None if is_missing_word(text) else text
+    return cell_text(value).strip() or None

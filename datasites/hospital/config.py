@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from datasites.enclave.sandbox import SandboxConfig
+from datasites.hospital.delimited import Encoding, Separator
 from datasites.hospital.postgresql import SCHEMES, PostgresAddress
 from datasites.study.addresses import fault_of, hidden, shown
 from datasites.study.canonical import Agreed
@@ -35,6 +36,7 @@ class DatasetSettings(Agreed):
     patients unless set): budgets hold over all studies on a population, whatever its datasets are called.
     `held_out` is the share of patients that no study trains on and every study evaluates on; it and the salt of the
     split (drawn once, unless set here) are fixed with the first study, since budgets rest on that split.
+    `separator` and `encoding` are those of a table of delimited text (see `delimited`); nothing is guessed from it.
     """
 
     name: Name
@@ -52,6 +54,8 @@ class DatasetSettings(Agreed):
     min_patients: Annotated[int, Field(ge=1)] = 1
     max_sampling_rate: Annotated[float, Field(ge=LEAST_RATE, le=1)] = 0.5
     population: Name = ""
+    separator: Separator = ","
+    encoding: Encoding = "utf-8"
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
-from datasites.hospital.cells import read_mock, read_table
+from datasites.hospital.cells import read_mock, table_of
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand
@@ -236,7 +236,7 @@ def _datasets(site: Site) -> Iterator[Check]:
         yield Check("datasets", "warn", "none is registered; add [[datasets]] to datasite.toml")
     for dataset in home.settings.datasets:
         read_mapping(home.root / dataset.mapping)
-        rows = len(read_table(home.root / dataset.table))
+        rows = len(table_of(home, dataset))
         mock = len(read_mock(home.root / dataset.mock))
         caps = require_agreed(dataset)
         used = max(state.percent_used for state in ledger.state(dataset))

@@ -55,8 +55,8 @@ class Entered:
 
     begun, entered, last: of a version of an agreement, the first record of it, the last one that enters it, and the
     last one that binds it. confirmed, ended: by agreement. proposed (of what waits, or was pinned and is not revoked),
-    pinned, revoked: by e-mail address. asked: of what else waits for a second person, by kind and subject. added,
-    shut_out: by name.
+    pinned, revoked: by e-mail address. asked: of what else waits for a second person, by kind and subject. answered:
+    findings on tables, in order. added, shut_out: by name.
     """
 
     begun: Mapping[Version, int] = field(default_factory=dict)
@@ -68,6 +68,7 @@ class Entered:
     pinned: Mapping[str, Record] = field(default_factory=dict)
     revoked: Mapping[str, int] = field(default_factory=dict)
     asked: Mapping[tuple[str, str], Record] = field(default_factory=dict)
+    answered: tuple[Record, ...] = ()
     added: Mapping[str, Record] = field(default_factory=dict)
     shut_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -104,6 +105,8 @@ class Entered:
                 return replace(self, asked={**self.asked, (str(fields["what"]), str(fields["subject"])): record})
             case "proposal_withdrawn" | "proposal_confirmed":
                 return replace(self, asked=_without(self.asked, (str(fields["what"]), str(fields["subject"]))))
+            case "finding_answered":
+                return replace(self, answered=(*self.answered, record))
             case "person_added":
                 return replace(self, added={**self.added, str(fields["person"]): record})
             case "person_deactivated":

@@ -7,23 +7,23 @@ Theorem (each row by itself). What `prepare` gives for a row, the numbers in x a
 of a label, and whose it is, is a function of that row's cells, the mapping and the data model alone. So for a table T
 and a set P of its rows, `prepare(T without P)` is `prepare(T)` without the rows of P, bit for bit, in the same order.
 
-Assumes: (a) rows are the lines of a CSV file, or the rows of a Parquet file whose columns have the same types with and
-without P (of decimals the scale is part of the type), except that whole numbers up to 2^53 may lie in columns of whole
-numbers or of fractions, and any value as its text; how the hospital's export makes the file is not looked at; (b) both
-tables are ready: one that isn't is refused as a whole, which people see and nobody else (claim 9 of privacy/README.md);
+Assumes: (a) rows are the records of a delimited file, or the rows of a Parquet file whose columns have the same types
+with and without P (of decimals the scale is part of the type), except that whole numbers up to 2^53 may lie in columns
+of whole numbers or of fractions, and any value as its text; how the hospital's export makes the file is not looked at;
+(b) both tables are ready, and what people should look at was answered by them: one that isn't is refused as a whole,
+which people see and nobody else (claim 9 of privacy/README.md);
 (c) without a patient column, rows are named by `patients.row_identities`: of equal rows the last name goes, whichever
 of them is taken away, and where these rows stand is then theirs as a set: the others keep their places.
 
-Proof. (1) File to cells: `cells.read_table` parses each line of a CSV file alone, with a parser made anew for it,
-against the header, which is a line of its own; a line of white space gives no row. Of Parquet each value is turned into
-text alone, and a number of (a) into the same text from either type. No type, date, missing word, dialect or index is
-inferred. (2) Cell to value: `_Reader.read` is made of the mapping and the data model before a row is looked at, and is
-a pure function of the cell's text; results are kept by text, which changes none. `code` and `number` compare exact
-numbers and hold no state. (3) Values to arrays: a column of values has one dtype whatever it holds, float64 for numbers
-and yes/no, objects for levels. `Feature.encode` looks levels up one by one and applies elementwise IEEE operations
-(clip, subtract, divide, round to float32) with public constants; their results don't depend on an element's place but
-for the sign of a zero, which it takes away. Columns are laid side by side; a row is dropped by its own label; none is
-moved. (4) Whose a row is: `pseudonym` of its own cell, or its given name. QED.
+Proof. (1) File to cells: the records of a delimited file are read by themselves (theorem in `delimited`); one of empty
+fields gives no row. Of Parquet each value is turned into text alone, and a number of (a) into the same text from either
+type. No type, date, missing word, dialect or index is inferred. (2) Cell to value: `_Reader` is made of the mapping and
+the data model before a row is looked at, and what it reads is a pure function of the cell's text; results are kept by
+text, which changes none. `word`, `code` and `number` hold no state. (3) Values to arrays: a column of values has one
+dtype whatever it holds, float64 for numbers and yes/no, objects for levels. `Feature.encode` looks levels up one by one
+and applies elementwise IEEE operations (clip, subtract, divide, round to float32) with public constants; their results
+don't depend on an element's place but for the sign of a zero, which it takes away. Columns are laid side by side; a row
+is dropped by its own label; none is moved. (4) Whose a row is: `pseudonym` of its own cell, or its given name. QED.
 
 So neighbouring tables are neighbours after encoding, on which the bound on a patient's influence rests.
 """
@@ -43,12 +43,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
-from datasites.hospital.cells import cell_text, code, is_missing_word, number, pseudonym
+from datasites.hospital.cells import USUAL_FOR_MISSING, cell_text, code, number, pseudonym, word
 from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.errors import InputError, read_toml
 from datasites.study.manifest import Name
 from datasites.study.schema import DataModel, Feature, SchemaError
 
+_Key = TypeVar("_Key", bound=Decimal | str)
 _Meaning = TypeVar("_Meaning")
 
 
@@ -57,7 +58,12 @@ class Column(Agreed):
 
     `missing` lists local codes for "not measured"; `values` maps local words or codes to the study's; `above` makes a
     yes/no of a number (value > above); `factor` and `offset` convert units (study = local * factor + offset).
-    Codes are compared as numbers where they are numbers: 1, 01 and 1.0 are one code (`cells.code`).
+
+    What equals what (`cells`): entries of `missing` are codes, and so are keys of `values` of a number or a yes/no: 1,
+    01 and 1.0 are one. Keys of a category are words: 250.0 and 250.00 are two diagnoses. A level of the study is met by
+    its own word in small or capital letters. Only an empty cell and what `missing` names is missing. Where `values`
+    names codes of a yes/no or a category, or a number among those of a number, every other value is a finding; where
+    it names words alone for a number ("> 89"), other values are read as the numbers that they are.
     """
 
     source: str = Field(alias="from", min_length=1)
@@ -72,7 +78,7 @@ class Column(Agreed):
     def _one_way(self) -> Column:
         if self.values and self.above is not None:
             raise ValueError("set either values or above, not both")
-        _by_code(self.values.items(), "values")
+        _one_meaning(((word(key), cell_text(meaning)) for key, meaning in self.values.items()), "values")
         return self
 
 
@@ -113,11 +119,11 @@ def read_mapping(path: Path) -> Mapping:
     return read_toml(path, Mapping)
 
 
-def _by_code(pairs: Iterable[tuple[str, _Meaning]], where: str) -> dict[Decimal | str, _Meaning]:
-    known: dict[Decimal | str, _Meaning] = {}
+def _one_meaning(pairs: Iterable[tuple[_Key, _Meaning]], where: str) -> dict[_Key, _Meaning]:
+    known: dict[_Key, _Meaning] = {}
     for key, meaning in pairs:
-        if known.setdefault(code(key), meaning) != meaning:
-            raise ValueError(f"{where}: {key!r} and another entry are one code with two meanings; keep one of them")
+        if known.setdefault(key, meaning) != meaning:
+            raise ValueError(f"{where}: {str(key)!r} and another entry are one code with two meanings; keep one")
     return known
 
 
@@ -135,33 +141,66 @@ class _Reader:
     def _missing(self) -> frozenset[Decimal | str]:
         return frozenset(code(cell_text(entry)) for entry in self.column.missing)
 
-    @cached_property
-    def _values(self) -> dict[Decimal | str, str]:
-        return _by_code(((key, cell_text(value)) for key, value in self.column.values.items()), "values")
+    def key(self, text: str) -> Decimal | str:
+        """What a key of `values` and a cell are compared by."""
+        return word(text) if self.feature.type == "category" else code(text)
 
     @cached_property
-    def levels(self) -> dict[Decimal | str, str]:
-        """Levels of a category by code; raises `ValueError` where two are one code."""
-        return _by_code(((level, level) for level in self.feature.levels), "levels")
+    def _values(self) -> dict[Decimal | str, str]:
+        pairs = ((self.key(key), cell_text(value)) for key, value in self.column.values.items())
+        return _one_meaning(pairs, "values")
+
+    @cached_property
+    def _levels(self) -> dict[str, str]:
+        return {level.casefold(): level for level in self.feature.levels}
+
+    @cached_property
+    def _only_words(self) -> bool:
+        """Whether `values` adds words to a number's own values, and recodes none of them."""
+        return self.feature.type == "number" and all(isinstance(key, str) for key in self._values)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the mapping of this column, whatever the table holds."""
+        try:
+            _ = self._values
+        except ValueError as error:
+            return [str(error)]
+        both = [key for key in self.column.values if code(key) in self._missing]
+        return [f"{both[0]!r} stands in `values` and in `missing`; keep it in one of them"] if both else []
 
     def read(self, cell: str) -> tuple[float | str | None, Finding | None]:
         """The value that the cell stands for (None or NaN: missing) and what is to be said of it."""
-        key = code(cell)
-        if key in self._missing:
+        if code(cell) in self._missing:
             return None, "missing"
         if self.column.values:
-            if key not in self._values:
-                return None, "missing" if is_missing_word(cell) else "unmapped"
-            return self._mapped(self._values[key])
+            meaning = self._values.get(self.key(cell))
+            if meaning is not None:
+                return self._mapped(meaning)
+        if not word(cell):
+            return None, "missing"
+        if self.column.values and not self._only_words:
+            return None, "unmapped"
         if self.feature.type == "category":
-            level = self.levels.get(key)
-            return level, None if level is not None else "missing" if is_missing_word(cell) else "unmapped"
+            level = self._levels.get(word(cell).casefold())
+            return level, None if level is not None else "unmapped"
         exact = number(cell)
         if exact is None:
-            return None, "missing" if is_missing_word(cell) else "unmapped"
+            return None, "unmapped"
         if self.column.above is not None:
             return self._in_range(float(float(exact) > self.column.above))
         return self._in_range(float(exact) * self.column.factor + self.column.offset)
+
+    def hints(self, unread: Counter[str]) -> str:
+        """Of cells that have no meaning: what may be meant, in words that are no patient's."""
+        usual = Counter(word(cell).lower() for cell in unread.elements() if word(cell).lower() in USUAL_FOR_MISSING)
+        said = [f"{times} say {text!r}: if that means no value, name it in `missing`" for text, times in usual.items()]
+        keys = {str(code(key)).casefold() for key in self.column.values} | set(self._levels)
+        near = sum(times for cell, times in unread.items() if str(code(cell)).casefold() in keys)
+        if near:
+            said.append(
+                f"{near} differ from what the mapping or the study names in capitals, or in how a number is written"
+            )
+        return f" ({'; '.join(said)})" if said else ""
 
     def _mapped(self, value: str) -> tuple[float | str | None, Finding | None]:
         if self.feature.type == "category":
@@ -177,19 +216,22 @@ class _Reader:
         return value, "out of range" if value < self.feature.low or value > self.feature.high else None
 
 
+def codes_that_match_nothing(feature: Feature, column: Column, cells: Iterable[str]) -> list[str]:
+    """Entries of `missing` and `values` that no cell of this column is, as the mapping writes them."""
+    reader, seen = _Reader(feature, column), set(cells)
+    codes, keys = {code(cell) for cell in seen}, {reader.key(cell) for cell in seen}
+    unused = [cell_text(entry) for entry in column.missing if code(cell_text(entry)) not in codes]
+    return unused + [key for key in column.values if reader.key(key) not in keys]
+
+
 def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> tuple[pd.Series, FeatureReadiness]:
     """One feature from the local table, and its readiness; nothing raises for a value, the report says it."""
     if column.source not in table.columns:
         reason = f"column {column.source!r} is not in the table; mend `from`"
         return pd.Series(dtype=object), FeatureReadiness(name=feature.name, ready=False, reason=reason)
-    reader, reasons = _Reader(feature, column), []
-    if feature.type == "category" and not column.values:
-        try:
-            _ = reader.levels
-        except ValueError as error:
-            return pd.Series(dtype=object), FeatureReadiness(
-                name=feature.name, ready=False, reason=f"{error}, or set `values`"
-            )
+    reader = _Reader(feature, column)
+    if reasons := reader.faults():
+        return pd.Series(dtype=object), FeatureReadiness(name=feature.name, ready=False, reason="; ".join(reasons))
     cells = [cell_text(value) for value in table[column.source]]
     read = {cell: reader.read(cell) for cell in set(cells)}
     values = pd.Series(
@@ -202,8 +244,10 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
             f"`values` makes words of {found['unfit']} value(s) of {column.source!r}, the study wants {wanted}"
         )
     if found["unmapped"]:
+        unread = Counter(cell for cell in cells if read[cell][1] == "unmapped")
         reasons.append(
             f"{found['unmapped']} value(s) of {column.source!r} have no meaning here; add them to `values` or `missing`"
+            + reader.hints(unread)
         )
     if feature.type == "boolean" and found["out of range"]:
         reasons.append(f"{found['out of range']} value(s) are not yes/no; set `values` or `above`")
@@ -263,15 +307,25 @@ def harmonise(
 def prepare(
     table: pd.DataFrame, mapping: Mapping, model: DataModel, names: Sequence[str] | None = None
 ) -> tuple[dict[str, np.ndarray], tuple[FeatureReadiness, ...], Prepared]:
-    """Encode for training: {"x": float32 (rows, columns), "y": float32 (rows,), "patient": str (rows,)}.
+    """`harmonise` a table and `encode` it; raises as these do.
 
     names: as for `harmonise`, and needed where no column says whose rows are: numbers would change when a row goes.
-    Raises `SchemaError` when any feature is not ready. The digest is over the encoded arrays, so an approval, which
-    binds a commitment to it, binds the very numbers that are trained on.
     """
     if mapping.patient is None and names is None:
         raise ValueError("names: without a patient column, rows need names that no other row changes")
     frame, reports = harmonise(table, mapping, model, names)
+    arrays, prepared = encode(frame, reports, mapping, model)
+    return arrays, reports, prepared
+
+
+def encode(
+    frame: pd.DataFrame, reports: Sequence[FeatureReadiness], mapping: Mapping, model: DataModel
+) -> tuple[dict[str, np.ndarray], Prepared]:
+    """Encode for training: {"x": float32 (rows, columns), "y": float32 (rows,), "patient": str (rows,)}.
+
+    Raises `SchemaError` when any feature is not ready. The digest is over the encoded arrays, so an approval, which
+    binds a commitment to it, binds the very numbers that are trained on.
+    """
     late = [report for report in reports if not report.ready]
     if late:
         raise SchemaError(
@@ -286,7 +340,7 @@ def prepare(
         rows=len(x),
         patients=len(np.unique(patient)),
     )
-    return arrays, reports, prepared
+    return arrays, prepared
 
 
 def records_digest(model: DataModel, arrays: dict[str, np.ndarray]) -> str:

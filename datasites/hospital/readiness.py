@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasites.hospital.answers import answer, named, unanswered
 from datasites.hospital.cases import site_plan
-from datasites.hospital.cells import read_table
+from datasites.hospital.cells import table_of
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping
+from datasites.hospital.people import Acting
+from datasites.hospital.plausible import Finding, findings
 from datasites.hospital.population import charges_both_sides
+from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.package import StudyPackage
 
@@ -19,9 +23,13 @@ class Readiness:
 
     epsilon: what the study would cost a patient. epsilon_by_record: an upper bound on what it would cost the patient
     with most records if each record were treated as a patient of its own, as without a patient column it is.
-    surplus: what to do where there are more records than declared, else "".
+    surplus: what to do where there are more records than declared, else "". read: rows of the table; empty: lines or
+    rows that hold nothing and are left out; rows: those that are kept. findings: see `plausible`; unanswered: by name,
+    those that block.
     """
 
+    read: int
+    empty: int
     rows: int
     features: tuple[FeatureReadiness, ...]
     has_patient_column: bool
@@ -31,11 +39,23 @@ class Readiness:
     epsilon_by_record: float
     delta: float
     surplus: str
+    declared: int
+    findings: tuple[Finding, ...]
+    unanswered: frozenset[str]
 
     @property
     def ready(self) -> bool:
-        """Whether every feature is."""
-        return all(feature.ready for feature in self.features)
+        """Whether every feature is, and people have answered what is to be looked at."""
+        return all(feature.ready for feature in self.features) and not self.unanswered
+
+    def rows_in_words(self) -> str:
+        """What became of the table's rows."""
+        left = [f"{self.empty} empty one(s)"] if self.empty else []
+        if self.read > self.rows:
+            left.append(f"{self.read - self.rows} without a label")
+        patients = f"{self.patients} patients" if self.has_patient_column else "each counts as a patient"
+        said = f" Left out: {', '.join(left)}." if left else ""
+        return f"{self.rows} rows are kept ({patients}; declared are {self.declared} patients).{said}"
 
     def patients_in_words(self) -> str:
         """What a data steward must know about patients and records."""
@@ -58,13 +78,17 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     """Check dataset `name` against a study; raises `InputError` for a table, mapping or study that can't be read."""
     dataset = home.dataset(name)
     mapping = read_mapping(home.root / dataset.mapping)
-    frame, features = harmonise(read_table(home.root / dataset.table), mapping, package.data_model)
+    table, model = table_of(home, dataset), package.data_model
+    frame, features = harmonise(table.cells, mapping, model)
+    found = findings(table, frame, mapping, model, dataset)
     records = frame["patient"].value_counts()
     most = int(records.max()) if len(records) else 1
     both_sides = charges_both_sides(dataset.population, mapping.patient or "")
     plan = site_plan(package.study, dataset, both_sides=both_sides).training
     delta = package.study.privacy.delta
     return Readiness(
+        read=len(table),
+        empty=len(table.empty),
         rows=len(frame),
         features=features,
         has_patient_column=mapping.patient is not None,
@@ -74,4 +98,16 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
         epsilon_by_record=epsilon_pld([plan.event_if_records_were_patients(most)], delta),
         delta=delta,
         surplus=dataset.surplus_in_words(len(frame)),
+        declared=dataset.declared_patients,
+        findings=found,
+        unanswered=frozenset(finding.name for finding in unanswered(home, name, found, model)),
     )
+
+
+def accept(
+    site: Site, person: Acting, name: str, package: StudyPackage, finding: str, reason: str, *, holds: bool = True
+) -> Finding:
+    """Answer a finding that the table has now for this study; raises as `check_dataset` and `answer` do."""
+    found = named(check_dataset(site.home, name, package).findings, finding)
+    answer(site, person, name, found, package.data_model, reason, holds=holds)
+    return found

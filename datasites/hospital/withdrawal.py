@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datasites.hospital import ledger_log
-from datasites.hospital.cells import pseudonym, read_table
+from datasites.hospital.cells import pseudonym, table_of
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.harmonise import read_mapping
@@ -83,7 +83,7 @@ def rows_of(home: Home, dataset: str, patient: str) -> int | None:
     """Rows of the dataset's table that bear this pseudonym now; None when no column says whose a row is."""
     settings = home.dataset(dataset)
     column = read_mapping(home.root / settings.mapping).patient
-    table = read_table(home.root / settings.table)
+    table = table_of(home, settings).cells
     if column is None or column not in table.columns:
         return None
     wanted = pseudonym(patient)

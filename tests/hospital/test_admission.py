@@ -179,7 +179,7 @@ def test_more_rows_than_the_columns_leave_room_for_are_not_prepared(
 ) -> None:
     """Whatever was declared: the table may hold more."""
     monkeypatch.setattr(cases, "MOST_CELLS", 303 * 8)
-    monkeypatch.setattr(cases, "prepare", lambda *_: pytest.fail("rows were encoded"))
+    monkeypatch.setattr(cases, "harmonise", lambda *_: pytest.fail("rows were encoded"))
     with pytest.raises(InputError, match="rows of .* are more than 2424 numbers"):
         cases.stage_records(
             desk.site.home, open_case(desk.site.home, desk.row).package, desk.site.home.dataset("heart")

@@ -91,11 +91,11 @@ def test_a_row_that_is_gone_renames_nobody_else(rows: list[tuple[object, ...]], 
     """Also where the reader would guess another type for a column, and whatever order the rows stand in."""
     home = home_for_properties()
     path = home.root / "rows.csv"
-    before = Counter(row_identities(home, read_table(table(rows, path))))
+    before = Counter(row_identities(home, read_table(table(rows, path)).cells))
     assert max(before.values()) == 1
     shuffled = data.draw(st.permutations(rows))
     gone = data.draw(st.integers(0, len(rows) - 1))
-    after = Counter(row_identities(home, read_table(table(shuffled[:gone] + shuffled[gone + 1 :], path))))
+    after = Counter(row_identities(home, read_table(table(shuffled[:gone] + shuffled[gone + 1 :], path)).cells))
     assert len(before - after) == 1
     assert not after - before
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from datasites.hospital.agreements import confirm_agreement, enter_agreements
+from datasites.hospital.answers import answer
 from datasites.hospital.parties import pin_compared
 from datasites.hospital.people import Acting, acting, enter_person
+from datasites.hospital.plausible import Finding
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
 from datasites.researcher.federation import Federation
@@ -26,6 +28,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import PublicHead
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.manifest import RoundManifest
+from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.transport.store import Store
@@ -80,6 +83,11 @@ def furnish(root: Path) -> None:
     (home.root / "data" / "mock.csv").write_text(_mock())
     for name, role in (("ann", "steward"), ("bob", "privacy_officer")):
         enter_person(site, name, role, PASSPHRASE, f"{name}@north.example.org")
+    # What people have said of the table is part of the public record: the same beside each neighbour.
+    model = StudyPackage.read(STUDY).data_model
+    for kind, column in (("patients", ""), ("infinite", "pressure")):
+        finding = Finding(kind, column, 1.0, "looked at by people")
+        answer(site, person("ann"), DATASET, finding, model, "invented like that", holds=True)
     file = root / "agreements.toml"
     file.write_text(agreements("North", ("age", "sex", "pressure", "disease")))
     for id, version in enter_agreements(site, person("ann"), file):

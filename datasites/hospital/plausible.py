@@ -1,0 +1,273 @@
+"""What people should look at in a table that can be read: it may be broken all the same, and no program can say.
+
+A finding blocks readiness until a person of the hospital says why it is right (`answers`), but for a table without
+rows, which nobody can explain. It states counts, the file's lines and the remedy, and never a patient's value; it is
+for the hospital's eyes alone: a researcher sees ready or not, as people decided it (I16).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from datasites.hospital.cells import Table, number, pseudonym, word
+from datasites.hospital.config import DatasetSettings
+from datasites.hospital.harmonise import Mapping, codes_that_match_nothing
+from datasites.study.schema import DataModel, Feature
+
+Kind = Literal[
+    "no_rows",
+    "open_quote",
+    "not_ended",
+    "spellings",
+    "patients",
+    "repeated",
+    "last_row",
+    "missing",
+    "constant",
+    "infinite",
+    "out_of_range",
+    "unused_code",
+]
+#: Findings that are shown and block nothing.
+NOTES: frozenset[Kind] = frozenset(["unused_code"])
+#: Findings that no answer lifts.
+FINAL: frozenset[Kind] = frozenset(["no_rows"])
+#: From this share of measured values outside the study's range on, a unit is more likely wrong than the patients.
+MOST_OUT_OF_RANGE = 0.2
+#: So many times fewer or more patients than declared are a finding.
+FAR = 2.0
+#: From this share on, rows that say the same are an export that was put together twice.
+MOST_REPEATED = 0.05
+#: Share of values that may lie outside the range under a conversion that explains them.
+_STRAYS = 0.05
+#: Rows at the end of a table that are compared with all others.
+_LAST = 3
+#: What tables call a row that is no patient.
+_TOTALS = frozenset(
+    ["total", "totals", "grand total", "sum", "mean", "average", "median", "count", "all"]
+    + ["summe", "gesamt", "mittelwert", "anzahl", "somme", "moyenne", "totale", "media", "suma", "promedio"]
+)
+#: study = (local + shift) / times: what is measured ("": anything), times, shift, the local unit, and the study's.
+CONVERSIONS: tuple[tuple[str, float, float, str, str], ...] = (
+    ("creatinine", 88.42, 0.0, "µmol/L", "mg/dL"),
+    ("glucose", 1 / 18.016, 0.0, "mmol/L", "mg/dL"),
+    ("cholesterol", 1 / 38.67, 0.0, "mmol/L", "mg/dL"),
+    ("triglycerides", 1 / 88.57, 0.0, "mmol/L", "mg/dL"),
+    ("bilirubin", 17.1, 0.0, "µmol/L", "mg/dL"),
+    ("urea", 0.357, 0.0, "mmol/L", "mg/dL of nitrogen"),
+    ("", 12.0, 0.0, "months", "years"),
+    ("", 365.25, 0.0, "days", "years"),
+    ("", 2.2046, 0.0, "pounds", "kg"),
+    ("", 1 / 2.54, 0.0, "inches", "cm"),
+    ("", 1.8, -32.0, "°F", "°C"),
+    ("", 0.133322, 0.0, "kPa", "mm[Hg]"),
+    *(("", 10.0**power, 0.0, f"the unit's 10^{-power}", "the unit") for power in (-6, -3, -2, -1, 1, 2, 3, 6)),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at. column: the study's name of a feature, or "". share: how much of the table, 0 to 1."""
+
+    kind: Kind
+    column: str
+    share: float
+    text: str
+
+    @property
+    def name(self) -> str:
+        """By what people answer it."""
+        return f"{self.kind}:{self.column}" if self.column else self.kind
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the dataset isn't ready until somebody has answered it."""
+        return self.kind not in NOTES
+
+
+def findings(
+    table: Table, frame: pd.DataFrame, mapping: Mapping, model: DataModel, dataset: DatasetSettings
+) -> tuple[Finding, ...]:
+    """All findings on a table. frame: what `harmonise` made of it, with the columns of the features that are ready."""
+    if not len(table):
+        text = f"the table has no rows, and {dataset.declared_patients} patients are declared; is it the right file?"
+        return (Finding("no_rows", "", 1.0, text),)
+    found = [*_of_the_file(table), *_of_patients(table, mapping, dataset), *_of_rows(table, mapping)]
+    for feature in (*model.features, model.label):
+        if feature.name in frame.columns and (len(frame) or feature is model.label):
+            found += _of_a_feature(feature, frame[feature.name], len(table), is_label=feature is model.label)
+            found += _of_its_codes(feature, table, mapping)
+    return tuple(found)
+
+
+def _of_the_file(table: Table) -> Iterator[Finding]:
+    for doubt in table.doubts:
+        share = len(doubt.lines) / len(table)
+        if doubt.kind == "open_quote":
+            text = (
+                f"{_lines(doubt.lines)} hold a quoted text that looks like further records: a quote that was left open "
+                "would swallow patients like that; compare these lines with the source"
+            )
+        else:
+            text = f"the last line ({doubt.lines[0]}) has no line end: a file that was cut off looks like that"
+        yield Finding(doubt.kind, "", share, text)
+
+
+def identity_key(identifier: str) -> str:
+    """What spellings of one identifier have in common.
+
+    Compatibility forms, capitals, invisible characters and spaces are taken away (Unicode NFKC, case folding, general
+    categories Cc, Cf, Zs and Mn beyond composed letters), and what is then a number is read as one.
+    """
+    text = unicodedata.normalize("NFKC", identifier).casefold()
+    text = unicodedata.normalize("NFKC", "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Zs")))
+    value = number(text)
+    return text if value is None or not value.is_finite() else f"{_plain(value)}"
+
+
+def _plain(value: Decimal) -> Decimal:
+    return value.normalize() + 0
+
+
+def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> Iterator[Finding]:
+    if mapping.patient is None or mapping.patient not in table.cells.columns:
+        patients = len(table)
+    else:
+        names = {name for name in map(pseudonym, table.cells[mapping.patient]) if name is not None}
+        patients = len(names)
+        together = Counter(map(identity_key, names))
+        if alike := sum(times for times in together.values() if times > 1):
+            yield Finding(
+                "spellings",
+                "",
+                alike / max(1, patients),
+                f"{alike} identifiers of {mapping.patient!r} differ from another one only in capitals, in spaces or "
+                "invisible characters, in composed letters or in how a number is written: if they are one patient, "
+                "that patient counts twice and a withdrawal finds half of the records; make them one in the export",
+            )
+    if not dataset.declared_patients / FAR <= patients <= dataset.declared_patients * FAR:
+        yield Finding(
+            "patients",
+            "",
+            1.0,
+            f"{patients} patients, and {dataset.declared_patients} are declared; is the export whole, and are its "
+            "patients those of this dataset?",
+        )
+
+
+def _of_rows(table: Table, mapping: Mapping) -> Iterator[Finding]:
+    rows = list(table.cells.itertuples(index=False, name=None))
+    half = len(rows) // 2
+    again = len(rows) - len(set(rows)) if mapping.patient is not None else 0
+    if again / len(rows) >= MOST_REPEATED or (half > 1 and len(rows) % 2 == 0 and rows[:half] == rows[half:]):
+        again = again or half
+        yield Finding(
+            "repeated",
+            "",
+            again / len(rows),
+            f"{again} of {len(rows)} rows say the same as another one in all columns; was an export appended twice?",
+        )
+    if len(rows) > 2 * _LAST:
+        usual = {_shape(cells, table, mapping) for cells in rows[:-_LAST]}
+        for place, cells in zip(table.places[-_LAST:], rows[-_LAST:], strict=True):
+            named = any(word(cell).casefold().rstrip(":") in _TOTALS for cell in cells)
+            if named or (len(usual) == 1 and _shape(cells, table, mapping) not in usual):
+                yield Finding(
+                    "last_row",
+                    "",
+                    1 / len(rows),
+                    f"the row at {table.place} {place}, near the end, is unlike the others: a row of totals would be "
+                    "one more patient; leave it out of the export",
+                )
+                break
+
+
+def _shape(cells: Sequence[str], table: Table, mapping: Mapping) -> str:
+    """Of what kind of letters the identifier is made: digits, letters, others as they are; runs count as one."""
+    if mapping.patient is None or mapping.patient not in table.cells.columns:
+        return ""
+    name = cells[list(table.cells.columns).index(mapping.patient)].strip()
+    kinds = ["9" if letter.isdigit() else "a" if letter.isalpha() else letter for letter in name]
+    return "".join(kind for before, kind in zip(["", *kinds], kinds, strict=False) if kind != before)
+
+
+def _of_a_feature(feature: Feature, values: pd.Series, rows: int, *, is_label: bool) -> Iterator[Finding]:
+    measured = values[values.notna()]
+    name = feature.name
+    if not len(measured):
+        yield Finding(
+            "missing",
+            name,
+            1.0,
+            f"{name}: missing in all {rows} rows; is `from` the right column, and does `missing` name too much?",
+        )
+        return
+    if len(measured) > 1 and measured.nunique() == 1:
+        what = "one class only" if is_label else "one value only"
+        yield Finding("constant", name, 1.0, f"{name}: {what} in {len(measured)} of {rows} rows; is the mapping right?")
+    if feature.type != "number":
+        return
+    numbers = measured.to_numpy(dtype=np.float64)
+    if infinite := int(np.isinf(numbers).sum()):
+        yield Finding(
+            "infinite", name, infinite / len(numbers), f"{name}: {infinite} of {len(numbers)} values are infinite"
+        )
+    out = _outside(feature, numbers)
+    if out / len(numbers) >= MOST_OUT_OF_RANGE:
+        unit = f" {feature.unit}" if feature.unit else ""
+        text = (
+            f"{name}: {out} of {len(numbers)} values lie outside the study's range, {feature.low:g} to "
+            f"{feature.high:g}{unit}, and would be cut to it; is the unit right?"
+        )
+        text += _conversions(feature, numbers)
+        yield Finding("out_of_range", name, out / len(numbers), text)
+
+
+def _outside(feature: Feature, numbers: npt.NDArray[np.float64]) -> int:
+    assert feature.low is not None
+    assert feature.high is not None
+    return int(((numbers < feature.low) | (numbers > feature.high)).sum())
+
+
+def _conversions(feature: Feature, numbers: npt.NDArray[np.float64]) -> str:
+    """Under which conversions nearly all values lie in the range, in words; those of this feature's matter before all.
+
+    Of others, those whose middle value comes nearest to the study's centre.
+    """
+    both_ways = [
+        *((what, 1 / times, shift / times, times, there, here) for what, times, shift, there, here in CONVERSIONS),
+        *((what, times, -shift, 1 / times, here, there) for what, times, shift, there, here in CONVERSIONS if what),
+    ]
+    named = f"{feature.name} {feature.description}".casefold()
+    fitting = []
+    for what, factor, offset, times, there, here in both_ways:
+        if _outside(feature, numbers * factor + offset) <= _STRAYS * len(numbers) and (not what or what in named):
+            distance = abs(float(np.median(numbers)) * factor + offset - feature.centre)
+            setting = f"factor = {factor:.4g}" + (f", offset = {offset:.4g}" if offset else "")
+            fitting.append((not what, distance, f"{there}, ×{times:.4g} of {here}: {setting}"))
+    likely = sorted(fitting)[:1] if fitting and not min(fitting)[0] else sorted(fitting)[:2]
+    return f" They would fit as {' or as '.join(words for *_, words in likely)}" if likely else ""
+
+
+def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[Finding]:
+    column = mapping.columns[feature.name]
+    if unused := codes_that_match_nothing(feature, column, table.cells[column.source]):
+        yield Finding(
+            "unused_code",
+            feature.name,
+            0.0,
+            f"{feature.name}: no row has {', '.join(map(repr, unused[:5]))}, which mapping.toml names",
+        )
+
+
+def _lines(lines: Sequence[int]) -> str:
+    return f"{len(lines)} record(s) (line {', '.join(map(str, lines[:5]))}{', …' if len(lines) > 5 else ''})"

@@ -1,0 +1,137 @@
+"""What people said of a table's findings holds as long as log, opening, study and table are those it was said of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from datasites.cli import app
+from datasites.hospital import admission
+from datasites.hospital.answers import AnswerRefused, answer, unanswered
+from datasites.hospital.models import Case
+from datasites.hospital.plausible import Finding
+from datasites.hospital.readiness import accept, check_dataset
+from datasites.study.errors import InputError
+from datasites.study.package import StudyPackage
+from tests.hospital.conftest import HEART
+from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
+
+PACKAGE = StudyPackage.read(HEART / "study")
+Change = Callable[[str, Callable[[pd.Series], pd.Series]], None]
+MONTHS = Finding("out_of_range", "age", 0.5, "half of it")
+
+
+@pytest.fixture
+def change(desk: Desk) -> Iterator[Change]:  # noqa: F811
+    """What makes one column of the hospital's table another one, until the test is over."""
+    path = desk.site.home.root / "data" / "table.csv"
+    before = path.read_bytes()
+
+    def changed(column: str, made: Callable[[pd.Series], pd.Series]) -> None:
+        rows = pd.read_csv(path)
+        rows[column] = made(rows[column])
+        rows.to_csv(path, index=False)
+
+    yield changed
+    path.write_bytes(before)
+
+
+def left(desk: Desk, *found: Finding, package: StudyPackage = PACKAGE) -> list[str]:  # noqa: F811
+    return [finding.name for finding in unanswered(desk.site.home, "heart", found, package.data_model)]
+
+
+def test_a_case_waits_until_a_person_says_why_the_table_is_right(desk: Desk, change: Change) -> None:  # noqa: F811
+    change("age", lambda ages: ages * 12)
+    row = admission.recheck(desk.site, desk.row.pk)
+    assert row.state == Case.State.INTAKE
+    assert "303 of 303 values lie outside the study's range" in row.note
+    assert "months" in row.note
+    assert "datasites dataset accept heart out_of_range:age" in row.note
+    accept(desk.site, desk.login("ann"), "heart", PACKAGE, "out_of_range:age", "a study of the old")
+    assert admission.recheck(desk.site, desk.row.pk).state == Case.State.REVIEW
+    accept(desk.site, desk.login("bob"), "heart", PACKAGE, "out_of_range:age", "a slip", holds=False)
+    assert admission.recheck(desk.site, desk.row.pk).state == Case.State.INTAKE
+
+
+def test_the_log_shows_that_somebody_answered_and_not_what(desk: Desk) -> None:  # noqa: F811
+    answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
+    record = json.loads(desk.site.home.audit.read_text().splitlines()[-1])
+    assert record["kind"] == "finding_answered"
+    assert {"dataset", "commitment", "person", "role"} == set(record["fields"])
+    assert record["fields"] | {"commitment": ""} == {
+        "dataset": "heart", "commitment": "", "person": "ann", "role": "steward",
+    }  # fmt: skip
+
+
+def test_an_answer_holds_for_what_was_answered(desk: Desk) -> None:  # noqa: F811
+    answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
+    assert left(desk, MONTHS) == []
+    assert left(desk, Finding("out_of_range", "age", 0.59, "")) == []
+    assert left(desk, Finding("out_of_range", "age", 0.61, "")) == ["out_of_range:age"]
+    assert left(desk, Finding("infinite", "age", 0.1, "")) == ["infinite:age"]
+    assert left(desk, Finding("out_of_range", "cholesterol", 0.5, "")) == ["out_of_range:cholesterol"]
+    age = PACKAGE.data_model.features[0].model_copy(update={"high": 100.0})
+    other = PACKAGE.data_model.model_copy(update={"features": (age, *PACKAGE.data_model.features[1:])})
+    assert unanswered(desk.site.home, "heart", [MONTHS], other) == [MONTHS]
+    assert unanswered(desk.site.home, "lung", [MONTHS], PACKAGE.data_model) == [MONTHS]
+    assert left(desk, Finding("no_rows", "", 1.0, ""), Finding("unused_code", "age", 0.0, "")) == ["no_rows"]
+
+
+@pytest.mark.parametrize("harm", ["edited", "gone", "another"])
+def test_an_opening_that_is_not_what_the_log_binds_answers_nothing(desk: Desk, harm: str) -> None:  # noqa: F811
+    answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
+    file = max(desk.site.home.bindings.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert left(desk, MONTHS) == []
+    if harm == "gone":
+        file.unlink()
+    elif harm == "edited":
+        file.write_text(file.read_text().replace('"share":0.5', '"share":0.9'))
+    else:
+        agreement = next(path for path in desk.site.home.bindings.glob("*.json") if path != file)
+        file.write_bytes(agreement.read_bytes())
+    assert left(desk, MONTHS) == ["out_of_range:age"]
+
+
+def test_who_may_not_answer_and_what_cannot_be_answered(desk: Desk) -> None:  # noqa: F811
+    with pytest.raises(AnswerRefused, match="dee is auditor"):
+        answer(desk.site, desk.login("dee"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
+    with pytest.raises(AnswerRefused, match="say why"):
+        answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "  ", holds=True)
+    empty = Finding("no_rows", "", 1.0, "the table has no rows")
+    with pytest.raises(AnswerRefused, match="nothing makes this right"):
+        answer(desk.site, desk.login("ann"), "heart", empty, PACKAGE.data_model, "a reason", holds=True)
+    with pytest.raises(InputError, match="not on this table now"):
+        accept(desk.site, desk.login("ann"), "heart", PACKAGE, "out_of_range:age", "a reason")
+    assert left(desk, MONTHS) == ["out_of_range:age"]
+
+
+def test_the_command_line_shows_rows_and_findings_and_takes_answers(desk: Desk, change: Change) -> None:  # noqa: F811
+    home, study = ["--home", str(desk.site.home.root)], ["--study", str(HEART / "study")]
+    assert CliRunner().invoke(app, ["dataset", "check", "heart", *study, *home]).exit_code == 0
+    change("age", lambda ages: ages * 12)
+    done = CliRunner().invoke(app, ["dataset", "check", "heart", *study, *home])
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert "blocks: [out_of_range:age] age: 303 of 303 values" in said
+    assert "303 rows are kept (303 patients; declared are 303 patients)." in said
+    taken = ["dataset", "accept", "heart", "out_of_range:age", *study, *home, "--as", "ann", "--reason", "known"]
+    done = CliRunner().invoke(app, [*taken, "--password-stdin"], input=PASSWORD + "\n")
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["dataset", "check", "heart", *study, *home])
+    assert done.exit_code == 0
+    assert "accepted: [out_of_range:age]" in done.output
+
+
+def test_rows_that_are_left_out_are_counted(desk: Desk, change: Change) -> None:  # noqa: F811
+    change("num", lambda labels: labels.where(labels.index > 2))
+    path = desk.site.home.root / "data" / "table.csv"
+    path.write_text(path.read_text() + "\n\n")  # `change` takes this back, too
+    words = check_dataset(desk.site.home, "heart", PACKAGE).rows_in_words()
+    assert (
+        words
+        == "300 rows are kept (300 patients; declared are 303 patients). Left out: 2 empty one(s), 3 without a label."
+    )
