@@ -30,6 +30,13 @@ SCRIPTS = Path(__file__).resolve().parent
 STEWARD, OFFICER = "demo-steward", "demo-privacy-officer"
 
 
+class LocalAnswer(Agreed):
+    """What a hospital's steward says of a finding on its table that is right as it is (`datasites dataset accept`)."""
+
+    finding: str
+    reason: str
+
+
 class LocalHospital(Agreed):
     """One hospital of a local consortium. Its console takes any free port unless `console_port` sets one."""
 
@@ -40,6 +47,7 @@ class LocalHospital(Agreed):
     declared_patients: Annotated[int, Field(ge=1)]
     console_port: Annotated[int, Field(ge=0, le=65535)] = 0
     database: Annotated[str, Field(repr=False)] = "sqlite"
+    accepted: tuple[LocalAnswer, ...] = ()
 
 
 class LocalResearcher(Agreed):
@@ -150,8 +158,6 @@ class LocalConsortium:
             raise InputError(
                 f"{self.state}: is in use and not a finished consortium; remove it or name another --state"
             )
-        package = StudyPackage.read(self.study_folder)
-        tables = heart_disease.load()
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not store_url:
             self.store.mkdir()
@@ -165,15 +171,6 @@ class LocalConsortium:
         for index, hospital in enumerate(self.terms.hospitals):
             if running[index].wait() != 0:
                 raise InputError(f"{hospital.key}: could not be set up; see above")
-            home = self.home(hospital.key)
-            (home / "data").mkdir()
-            heart_disease.local_table(hospital.key, tables[hospital.key]).to_csv(
-                home / "data" / "table.csv", index=False
-            )
-            heart_disease.mock_table(package.data_model, 200, seed=index).to_csv(
-                home / "data" / "mock.csv", index=False
-            )
-            (home / "mapping.toml").write_bytes((self.file.parent / hospital.mapping).read_bytes())
         self._pin_everybody(store_url)
         (self.state / "set-up").touch()
 
@@ -245,14 +242,21 @@ split_salt = {json.dumps(dataset.split_salt)}
 
 
 def set_up_hospital(consortium: LocalConsortium, key: str, store_url: str | None) -> None:
-    """Make one hospital's home, people and agreements; runs in a process of its own (one datasite per process)."""
+    """Make one hospital's home, table, people and agreements, in a process of its own (one datasite per process)."""
     from datasites.hospital.setup import initialise
 
-    hospital = next(hospital for hospital in consortium.terms.hospitals if hospital.key == key)
+    index = [hospital.key for hospital in consortium.terms.hospitals].index(key)
+    hospital, package = consortium.terms.hospitals[index], StudyPackage.read(consortium.study_folder)
     home = consortium.home(key)
     initialise(home, consortium.settings_toml(hospital, store_url))
+    data = home / "data"
+    data.mkdir()
+    heart_disease.local_table(key, heart_disease.load()[key]).to_csv(data / "table.csv", index=False)
+    heart_disease.mock_table(package.data_model, 200, seed=index).to_csv(data / "mock.csv", index=False)
+    (home / "mapping.toml").write_bytes((consortium.file.parent / hospital.mapping).read_bytes())
     from datasites.hospital.agreements import confirm_agreement, enter_agreements
     from datasites.hospital.people import enter_person, identify
+    from datasites.hospital.readiness import accept
     from datasites.hospital.site import Site
 
     site, passwords = Site.open(home), consortium.passwords()
@@ -263,6 +267,8 @@ def set_up_hospital(consortium: LocalConsortium, key: str, store_url: str | None
     agreements.write_text(consortium.agreements_toml(hospital))
     for id, version in enter_agreements(site, steward, agreements):
         confirm_agreement(site, officer, id, version)
+    for said in hospital.accepted:
+        accept(site, steward, consortium.terms.dataset.name, package, said.finding, said.reason)
 
 
 if __name__ == "__main__":

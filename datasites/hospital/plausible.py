@@ -49,6 +49,8 @@ FAR = 2.0
 MOST_REPEATED = 0.05
 #: Share of values that may lie outside the range under a conversion that explains them.
 _STRAYS = 0.05
+#: So few measured values may be alike by chance; classes are counted whatever there is.
+_FEW = 20
 #: Rows at the end of a table that are compared with all others.
 _LAST = 3
 #: What tables call a row that is no patient.
@@ -211,7 +213,7 @@ def _of_a_feature(feature: Feature, values: pd.Series, rows: int, *, is_label: b
             f"{name}: missing in all {rows} rows; is `from` the right column, and does `missing` name too much?",
         )
         return
-    if len(measured) > 1 and measured.nunique() == 1:
+    if len(measured) > (1 if is_label else _FEW) and measured.nunique() == 1:
         what = "one class only" if is_label else "one value only"
         yield Finding("constant", name, 1.0, f"{name}: {what} in {len(measured)} of {rows} rows; is the mapping right?")
     if feature.type != "number":

@@ -108,6 +108,9 @@ def accept(
     site: Site, person: Acting, name: str, package: StudyPackage, finding: str, reason: str, *, holds: bool = True
 ) -> Finding:
     """Answer a finding that the table has now for this study; raises as `check_dataset` and `answer` do."""
-    found = named(check_dataset(site.home, name, package).findings, finding)
-    answer(site, person, name, found, package.data_model, reason, holds=holds)
+    dataset, model = site.home.dataset(name), package.data_model
+    mapping, table = read_mapping(site.home.root / dataset.mapping), table_of(site.home, dataset)
+    frame, _ = harmonise(table.cells, mapping, model)
+    found = named(findings(table, frame, mapping, model, dataset), finding)
+    answer(site, person, name, found, model, reason, holds=holds)
     return found

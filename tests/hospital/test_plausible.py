@@ -156,6 +156,15 @@ def test_what_is_implausible_is_a_finding(what: str, tmp_path: Path) -> None:
     assert all("P03" not in finding.text and "Total" not in finding.text for finding in got.values())
 
 
+def test_few_values_that_are_alike_are_no_finding_but_few_labels_are(tmp_path: Path) -> None:
+    few = each(lambda i, row: (*row[:2], "1.1" if i < 20 else "-9", row[3]))
+    assert found(tmp_path, few) == {}
+    more = each(lambda i, row: (*row[:2], "1.1" if i < 21 else "-9", row[3]))
+    assert set(found(tmp_path, more)) == {"constant:creatinine"}
+    labels = each(lambda i, row: (*row[:3], "1" if i < 2 else ""))
+    assert set(found(tmp_path, labels)) == {"constant:died"}
+
+
 def test_a_file_that_is_not_ended_is_a_finding(tmp_path: Path) -> None:
     assert set(found(tmp_path, ROWS, end="")) == {"not_ended"}
 
