@@ -116,7 +116,9 @@ def _reading(path: Path, setting: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; mend `{setting}` in datasite.toml") from error
     except ImportError as error:
-        raise InputError(f"{path}: reading Parquet needs the package pyarrow; install it, or save as CSV") from error
+        raise InputError(
+            f"{path}: reading Parquet needs pyarrow; run `pip install 'datasites[parquet]'`, or save as CSV"
+        ) from error
     except InputError:
         raise
     except (ValueError, OSError, NotImplementedError) as error:

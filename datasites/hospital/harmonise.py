@@ -194,8 +194,8 @@ class _Reader:
         """Of cells that have no meaning: what may be meant, in words that are no patient's."""
         usual = Counter(word(cell).lower() for cell in unread.elements() if word(cell).lower() in USUAL_FOR_MISSING)
         said = [f"{times} say {text!r}: if that means no value, name it in `missing`" for text, times in usual.items()]
-        keys = {str(code(key)).casefold() for key in self.column.values} | set(self._levels)
-        near = sum(times for cell, times in unread.items() if str(code(cell)).casefold() in keys)
+        keys = {code(key.casefold()) for key in (*self.column.values, *self._levels)}
+        near = sum(times for cell, times in unread.items() if code(cell.casefold()) in keys)
         if near:
             said.append(
                 f"{near} differ from what the mapping or the study names in capitals, or in how a number is written"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
+
 from datasites.hospital.answers import answer, named, unanswered
 from datasites.hospital.cases import site_plan
-from datasites.hospital.cells import table_of
+from datasites.hospital.cells import Table, table_of
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import FeatureReadiness, harmonise, read_mapping
+from datasites.hospital.harmonise import FeatureReadiness, Mapping, harmonise, read_mapping
 from datasites.hospital.people import Acting
 from datasites.hospital.plausible import Finding, findings
 from datasites.hospital.population import charges_both_sides
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.package import StudyPackage
+from datasites.study.schema import DataModel
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,30 @@ class Readiness:
         )
 
 
+@dataclass(frozen=True)
+class Look:
+    """A dataset's table as a study reads it: `harmonise` made frame and features of it, `plausible` the findings."""
+
+    table: Table
+    mapping: Mapping
+    frame: pd.DataFrame
+    features: tuple[FeatureReadiness, ...]
+    findings: tuple[Finding, ...]
+
+
+def look(home: Home, name: str, model: DataModel) -> Look:
+    """Read dataset `name` for a study's data model; raises `InputError` for a table or mapping that can't be read."""
+    dataset = home.dataset(name)
+    mapping, table = read_mapping(home.root / dataset.mapping), table_of(home, dataset)
+    frame, features = harmonise(table.cells, mapping, model)
+    return Look(table, mapping, frame, features, findings(table, frame, mapping, model, dataset))
+
+
 def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     """Check dataset `name` against a study; raises `InputError` for a table, mapping or study that can't be read."""
-    dataset = home.dataset(name)
-    mapping = read_mapping(home.root / dataset.mapping)
-    table, model = table_of(home, dataset), package.data_model
-    frame, features = harmonise(table.cells, mapping, model)
-    found = findings(table, frame, mapping, model, dataset)
+    dataset, model = home.dataset(name), package.data_model
+    seen = look(home, name, model)
+    table, mapping, frame, features, found = seen.table, seen.mapping, seen.frame, seen.features, seen.findings
     records = frame["patient"].value_counts()
     most = int(records.max()) if len(records) else 1
     both_sides = charges_both_sides(dataset.population, mapping.patient or "")
@@ -107,10 +127,8 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
 def accept(
     site: Site, person: Acting, name: str, package: StudyPackage, finding: str, reason: str, *, holds: bool = True
 ) -> Finding:
-    """Answer a finding that the table has now for this study; raises as `check_dataset` and `answer` do."""
-    dataset, model = site.home.dataset(name), package.data_model
-    mapping, table = read_mapping(site.home.root / dataset.mapping), table_of(site.home, dataset)
-    frame, _ = harmonise(table.cells, mapping, model)
-    found = named(findings(table, frame, mapping, model, dataset), finding)
+    """Answer a finding that the table has now for this study; raises as `look` and `answer` do."""
+    model = package.data_model
+    found = named(look(site.home, name, model).findings, finding)
     answer(site, person, name, found, model, reason, holds=holds)
     return found

@@ -46,7 +46,23 @@ MODEL = DataModel.model_validate(
 ODD = (
     ["?", "", " ", "NA", "nan", "NaN", "None", "null", "<NA>", "-", "x", "i", "01/02/2003", "2003-02-01", "12:30"]
     + ["0", "1", " 1", "1 ", "1.0", "01", "1e0", "+1", "1.", "-9", "-9.0", "-09", " -9", "-9e0", "2", "02", "2.0"]
-    + ["TRUE", "True", "false", "yes", "Y", "-0", "-0.0", "0.1", "200", "200.5", "1e400", "-1e400", "inf", "-Infinity"]
+    + [
+        "TRUE",
+        "True",
+        "true",
+        "false",
+        "yes",
+        "Y",
+        "-0",
+        "-0.0",
+        "0.1",
+        "200",
+        "200.5",
+        "1e400",
+        "-1e400",
+        "inf",
+        "-Infinity",
+    ]
     + ["1,000", "1_0", "0x1F", "\u0661", "\uff11", "\u00b2", "9007199254740992", "-9007199254740992", "1e15", "7e300"]
     + ['"', 'a "quote"', "a,b", "\u2028", "1\u2028", "caf\u00e9", "#N/A", "1j", "1e" + "9" * 20]
 )
@@ -126,7 +142,6 @@ def typed(rows: Rows) -> pd.DataFrame:
 
 def parquet(rows: Rows) -> pd.DataFrame:
     """The same, written and read."""
-    pytest.importorskip("pyarrow")
     with tempfile.TemporaryDirectory() as folder:
         typed(rows).to_parquet(Path(folder) / "table.parquet", index=False)
         return read_table(Path(folder) / "table.parquet").cells
@@ -297,7 +312,6 @@ def test_cells_are_taken_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_by_the_same_rules(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     path = tmp_path / "table.parquet"
     pd.DataFrame({"id": ["P1", "", "P3"], "a": [1.0, None, 2.5]}).to_parquet(path, index=False)
     table = read_table(path)
