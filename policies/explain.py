@@ -256,9 +256,10 @@ def _code_verifier(facts: Facts) -> Words:
 
 def _code_frozen(facts: Facts) -> Words:
     return Words(
-        f"The frozen copy has hash {_code(facts).frozen[:12]}…, but the study is {facts.study[:12]}…: the copy was "
-        "changed after intake.",
-        "Stop the study, find out who changed the copy, and let the researcher submit again.",
+        f"What would run now has hash {_code(facts).frozen[:12]}…, but what was approved has {facts.study[:12]}…: "
+        "code, data, plan or an installed package is another one.",
+        "Let the datasite say what differs (`datasites doctor`, the case's page), and put that back as it was, or let "
+        "the researcher submit again.",
     )
 
 

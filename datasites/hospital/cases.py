@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,6 +80,12 @@ class OpenCase:
     def approval_hash(self) -> str:
         """Digest of `terms`."""
         return self.terms.digest()
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """What would run now otherwise than it was examined, in words, with the value of each time."""
+        now = self.terms.model_dump(mode="json")
+        return tuple(words for name, value in now.items() for words in _differs(name, self.row.terms.get(name), value))
 
     @property
     def honest(self) -> int:
@@ -358,6 +364,21 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, pre
         ticks=1,
         parameters=0,
     )
+
+
+def _differs(name: str, was: Any, now: Any) -> Iterator[str]:
+    if was == now:
+        return
+    if name == "data_version":
+        yield (
+            "the records are not those that were examined: somebody changed the datasite's private folder, or its "
+            "commitment key"
+        )
+    elif isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted({*was, *now}):
+            yield from _differs(key if name == "dependencies" else f"{name}.{key}", was.get(key), now.get(key))
+    else:
+        yield f"{name} was {was} when this was examined and is {now} now"
 
 
 def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCase:

@@ -23,11 +23,13 @@ from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
+from datasites.hospital.cases import open_case
 from datasites.hospital.cells import read_mock, table_of
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand
 from datasites.hospital.harmonise import read_mapping
+from datasites.hospital.models import Case
 from datasites.hospital.outages import away
 from datasites.hospital.patients import in_part
 from datasites.hospital.people import REVIEWERS, list_people
@@ -71,6 +73,7 @@ def examine(site: Site) -> Iterator[Check]:
         ("people", _people),
         ("agreements", _agreements),
         ("datasets", _datasets),
+        ("cases", _cases),
         ("audit", _audit),
         ("accounts", _accounts),
         ("sign-in", _sign_in),
@@ -256,6 +259,22 @@ def _datasets(site: Site) -> Iterator[Check]:
                 f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
                 "smaller delta, or let two people take the risk: `datasites budget accept-delta`",
             )
+
+
+def _cases(site: Site) -> Iterator[Check]:
+    running = Case.objects.filter(state__in=Case.ACTIVE)
+    changed = False
+    for row in running:
+        if differs := open_case(site.home, row).differs:
+            changed = True
+            yield Check(
+                f"case {row.pk}",
+                "bad",
+                f"what would run now is not what people approved, and no round will: {'; '.join(differs)}; put that "
+                "back as it was, or let the researcher submit again",
+            )
+    if not changed:
+        yield Check("cases", "ok", f"{len(running)} approved, which would run as they were approved")
 
 
 def _accounts(site: Site) -> Iterator[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from datasites.hospital import compliance, ledger, proposals, review
 from datasites.hospital.audit import AuditLog, Head
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.config import DatasetSettings
+from datasites.hospital.doctor import examine
 from datasites.hospital.export import export_evidence
 from datasites.hospital.models import PolicyDecision
 from datasites.hospital.site import Site
@@ -49,6 +51,36 @@ def test_a_pause_by_another_process_counts_from_the_next_decision(desk: Desk, ca
     assert "state" in decision.controls
     assert decision.facts is not None
     assert decision.facts.state == "paused"
+
+
+def test_what_differs_from_what_was_approved_is_named_with_both_values_and_accuses_nobody(
+    desk: Desk,  # noqa: F811
+    case: OpenCase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.approve("ann")
+    row = desk.approve("bob")
+    manifest = manifest_of(case)
+    assert not open_case(desk.site.home, row).differs
+    was = version("numpy")
+    (tmp_path / "numpy-99.0.0.dist-info").mkdir()
+    (tmp_path / "numpy-99.0.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: numpy\nVersion: 99.0.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    said = f"numpy was {was} when this was examined and is 99.0.0 now"
+    decision = compliance.decide(desk.site, open_case(desk.site.home, row), "run_round", manifest=manifest)
+    assert said in decision.summary
+    assert "submit again" in decision.summary
+    assert "changed the" not in decision.summary
+    assert [
+        check.words.split(": ")[1].split(";")[0] for check in examine(desk.site) if check.name == f"case {row.pk}"
+    ] == [said]
+    monkeypatch.undo()
+    assert [check.state for check in examine(desk.site) if check.name == "cases"] == ["ok"]
+    row.terms["data_version"] = "0" * 64
+    assert "somebody changed the datasite's private folder" in "".join(open_case(desk.site.home, row).differs)
 
 
 def test_facts_that_can_not_be_gathered_deny_and_are_named(desk: Desk, case: OpenCase) -> None:  # noqa: F811
