@@ -117,10 +117,12 @@ class Partition:
     def of_mock(cls, model: DataModel, table: pd.DataFrame) -> Self:
         """Mock rows in the common data model, encoded as real ones are; raises `SchemaError`.
 
-        A column `patient` says whose a row is; without it each row is one patient.
+        A column `patient`, unless it is a feature of the study, says whose a row is; else each row is one patient.
         """
         x, y = model.encode(table)
-        patients = table["patient"].to_numpy() if "patient" in table.columns else np.arange(len(table))
+        features = {feature.name for feature in (*model.features, model.label)}
+        said = "patient" in table.columns and "patient" not in features
+        patients = table["patient"].to_numpy() if said else np.arange(len(table))
         return cls(x=x, y=y, patients=np.unique(patients, return_inverse=True)[1].astype(np.int64))
 
     def arrays(self) -> protocol.Arrays:

@@ -41,7 +41,7 @@ from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
 from datasites.study.durable import move_durably, write_durably
 from datasites.study.errors import InputError
-from datasites.study.manifest import EvaluationKind, RoundManifest, Study
+from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, Study
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import (
     RingTerms,
@@ -216,11 +216,15 @@ def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = Fals
     patients = dataset.declared_patients * dataset.held_out
     for kind in evaluation_kinds(study):
         ring = counts_ring(study, kind)
-        if ring is not None and ring.cut < patients:
+        cut = COUNTS_BOUND if ring is None else ring.cut
+        if cut < patients:
+            fits = (
+                "a study with fewer bins or hospitals would fit" if ring else "declare a smaller dataset, a part of it"
+            )
             raise PlanError(
                 f"evaluation.bins: {kind} counts of {study.evaluation.bins} bins over {len(study.cohort.hospitals)} "
-                f"hospitals are cut at {ring.cut:.0f} patients of one hospital, and this one evaluates on about "
-                f"{patients:.0f}; a study with fewer bins or hospitals would fit"
+                f"hospitals are cut at {cut:.0f} patients of one hospital, and this one evaluates on about "
+                f"{patients:.0f}; {fits}"
             )
     return made
 

@@ -19,7 +19,7 @@ from datasites.study.addresses import fault_of, hidden, shown
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError, read_toml
 from datasites.study.identity import Email
-from datasites.study.manifest import LEAST_DELTA, LEAST_RATE, Name
+from datasites.study.manifest import LEAST_DELTA, LEAST_RATE, MOST_PATIENTS, Name
 from datasites.transport.filesystems import check_address
 from datasites.transport.store_errors import StoreError
 
@@ -44,14 +44,14 @@ class DatasetSettings(Agreed):
     mapping: str
     mock: str
     summary: str
-    declared_patients: Annotated[int, Field(ge=1)]
-    declared_records: Annotated[int, Field(ge=1)]
+    declared_patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)]
+    declared_records: Annotated[int, Field(ge=1, le=MOST_PATIENTS)]
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(ge=LEAST_DELTA, lt=0.1)]
     study_epsilon: Annotated[float, Field(gt=0)]
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.4
     split_salt: Annotated[str, Field(pattern=r"^([0-9a-f]{32,})?$")] = ""
-    min_patients: Annotated[int, Field(ge=1)] = 1
+    min_patients: Annotated[int, Field(ge=1, le=MOST_PATIENTS)] = 1
     max_sampling_rate: Annotated[float, Field(ge=LEAST_RATE, le=1)] = 0.5
     population: Name = ""
     separator: Separator = ","

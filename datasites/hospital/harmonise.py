@@ -127,6 +127,8 @@ def _one_meaning(pairs: Iterable[tuple[_Key, _Meaning]], where: str) -> dict[_Ke
     return known
 
 
+#: Column of a harmonised table that says whose a row is; no feature can be called so (`Name`).
+WHOSE = "<patient>"
 Finding = Literal["missing", "unmapped", "unfit", "out of range"]
 
 
@@ -269,7 +271,7 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
 def harmonise(
     table: pd.DataFrame, mapping: Mapping, model: DataModel, names: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, tuple[FeatureReadiness, ...]]:
-    """The harmonised table (features, label, `patient`) and one readiness line per feature and for the label.
+    """The harmonised table (features, label, `WHOSE`) and one readiness line per feature and for the label.
 
     names: of the rows, where no column says whose they are (`patients.row_identities`); numbers unless given. Rows
     without a label are left out. When a feature is not ready the table lacks it; `prepare` then refuses.
@@ -289,14 +291,14 @@ def harmonise(
             harmonised[feature.name] = values
     frame = pd.DataFrame(harmonised, index=table.index)
     if mapping.patient is None:
-        frame["patient"] = np.arange(len(table)) if names is None else names
+        frame[WHOSE] = np.arange(len(table)) if names is None else names
     elif mapping.patient not in table.columns:
         raise InputError(f"mapping.toml: patient column {mapping.patient!r} is not in the table; mend `patient`")
     else:
-        frame["patient"] = [pseudonym(cell) for cell in table[mapping.patient]]
-        if frame["patient"].isna().any():
+        frame[WHOSE] = [pseudonym(cell) for cell in table[mapping.patient]]
+        if frame[WHOSE].isna().any():
             raise InputError(
-                f"mapping.toml: {int(frame['patient'].isna().sum())} row(s) have no {mapping.patient!r}; "
+                f"mapping.toml: {int(frame[WHOSE].isna().sum())} row(s) have no {mapping.patient!r}; "
                 "every record needs its patient"
             )
     if model.label.name in frame:
@@ -332,7 +334,7 @@ def encode(
             f"{len(late)} feature(s) not ready: " + "; ".join(f"{report.name}: {report.reason}" for report in late[:3])
         )
     x, y = model.encode(frame)
-    patient = frame["patient"].astype(str).to_numpy(dtype=np.str_)
+    patient = frame[WHOSE].astype(str).to_numpy(dtype=np.str_)
     arrays = {"x": x, "y": y, "patient": patient}
     prepared = Prepared(
         content_hash=records_digest(model, arrays),

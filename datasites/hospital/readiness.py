@@ -10,7 +10,7 @@ from datasites.hospital.answers import answer, named, unanswered
 from datasites.hospital.cases import site_plan
 from datasites.hospital.cells import Table, table_of
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import FeatureReadiness, Mapping, harmonise, read_mapping
+from datasites.hospital.harmonise import WHOSE, FeatureReadiness, Mapping, harmonise, read_mapping
 from datasites.hospital.people import Acting
 from datasites.hospital.plausible import Finding, findings
 from datasites.hospital.population import charges_both_sides
@@ -101,7 +101,7 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     dataset, model = home.dataset(name), package.data_model
     seen = look(home, name, model)
     table, mapping, frame, features, found = seen.table, seen.mapping, seen.frame, seen.features, seen.findings
-    records = frame["patient"].value_counts()
+    records = frame[WHOSE].value_counts()
     most = int(records.max()) if len(records) else 1
     both_sides = charges_both_sides(dataset.population, mapping.patient or "")
     plan = site_plan(package.study, dataset, both_sides=both_sides).training

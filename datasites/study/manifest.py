@@ -196,6 +196,16 @@ class Evaluation(Agreed):
     interim_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise_multiplier: NoiseMultiplier | None = None
 
+    @field_validator("bins")
+    @classmethod
+    def _halves(cls, bins: int) -> int:
+        if bins % 2:
+            raise ValueError(
+                f"{bins} is odd, and accuracy, sensitivity and specificity are reported at one half, which must be an "
+                f"edge between bins; use {bins - 1} or {bins + 1}"
+            )
+        return bins
+
     @model_validator(mode="after")
     def _share_has_a_use(self) -> Self:
         if (self.every > 0) != (self.interim_share > 0):

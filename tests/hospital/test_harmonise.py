@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datasites.enclave.worker import Partition
 from datasites.hospital.cells import pseudonym, read_table
 from datasites.hospital.harmonise import Mapping, harmonise, prepare, read_mapping
 from datasites.study.errors import InputError, read_toml
@@ -134,3 +135,23 @@ def test_preparing_takes_the_memory_of_the_encoded_numbers_once() -> None:
         tracemalloc.stop()
     assert arrays["x"].sum() == rows - 1
     assert arrays["x"].nbytes < peak < 1.25 * arrays["x"].nbytes
+
+
+@pytest.mark.parametrize("named", [{"patient": "pid"}, {}])
+def test_a_feature_may_be_called_as_the_reader_calls_things_itself(named: dict[str, str]) -> None:
+    table = pd.DataFrame({"pid": ["101", "102", "103", "103"], "visits": ["7"] * 4, "died": ["0", "1", "0", "1"]})
+    columns = {"patient": {"from": "visits"}, "x": {"from": "visits"}, "died": {"from": "died"}}
+    model = DataModel.model_validate(
+        {
+            "features": [{"name": name, "type": "number", "low": 0, "high": 1000} for name in ("patient", "x")],
+            "label": {"name": "died", "type": "boolean"},
+        }
+    )
+    mapping = Mapping.model_validate({"columns": columns} | named)
+    arrays, _, prepared = prepare(table, mapping, model, None if named else ["a", "b", "c", "d"])
+    assert arrays["x"].tolist() == [[7.0, 7.0]] * 4
+    assert arrays["patient"].tolist() == (["101", "102", "103", "103"] if named else ["a", "b", "c", "d"])
+    assert prepared.patients == (3 if named else 4)
+    mock = Partition.of_mock(model, pd.DataFrame({"patient": [5.0, 5.0], "x": [1.0, 2.0], "died": [0.0, 1.0]}))
+    assert mock.patients is not None
+    assert mock.patients.tolist() == [0, 1]

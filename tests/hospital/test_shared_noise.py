@@ -23,9 +23,10 @@ from datasites.hospital.rounds import RoundRefused, check_manifest
 from datasites.hospital.row_work import RowWork
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
-from datasites.study.manifest import EvaluationKind, RoundManifest, SharedNoise, VectorTerm
+from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, SharedNoise, VectorTerm
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import round_terms
+from tests.hospital.conftest import HEART
 from tests.hospital.test_review import job
 from tests.hospital.unequal import PREPARED, Terms, case_of
 
@@ -220,6 +221,11 @@ def test_counts_that_would_be_cut_are_refused_at_intake(heart: DatasetSettings) 
     large = heart.model_copy(update={"declared_patients": 50_000_000})
     with pytest.raises(PlanError, match="fewer bins or hospitals"):
         site_plan(Terms().package().study, large)
+    local = StudyPackage.read(HEART / "study").study
+    most = int(COUNTS_BOUND / heart.held_out)
+    site_plan(local, heart.model_copy(update={"declared_patients": most}))
+    with pytest.raises(PlanError, match="are cut at 1048576 patients .* declare a smaller dataset"):
+        site_plan(local, heart.model_copy(update={"declared_patients": most + 3}))
 
 
 def test_counts_of_more_patients_than_the_ring_holds_are_refused_by_that_figure(
