@@ -38,6 +38,7 @@ from datasites.hospital.postgresql import PostgresAddress, options_in_words
 from datasites.hospital.reconcile import differences
 from datasites.hospital.setup import open_store, require_own_user
 from datasites.hospital.site import Site
+from datasites.hospital.space import LITTLE, NONE, MiB, rooms
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
 from datasites.study.errors import DatasitesError
@@ -65,6 +66,7 @@ def examine(site: Site) -> Iterator[Check]:
     """Run all checks, one after the other; a check that raises is bad and stops no other."""
     checks: tuple[tuple[str, Callable[[Site], Iterator[Check]]], ...] = (
         ("permissions", _permissions),
+        ("space", _space),
         ("user", _user),
         ("roster", _roster),
         ("database", _database),
@@ -101,6 +103,18 @@ def _permissions(site: Site) -> Iterator[Check]:
         yield Check("permissions", "bad", f"others may read {words}; run `chmod -R go= {home.root}`")
     else:
         yield Check("permissions", "ok", "keys and private folders are this user's alone")
+
+
+def _space(site: Site) -> Iterator[Check]:
+    for room in rooms(site.home):
+        few = room.files is not None and room.files < 1000
+        state: Literal["ok", "warn", "bad"] = "ok"
+        if room.free < NONE or room.is_spent:
+            state = "bad"
+        elif room.free < LITTLE or few:
+            state = "warn"
+        remedy = "" if state == "ok" else f"; make room, {LITTLE / MiB:,.0f} MiB at least, or move it to a larger disk"
+        yield Check("space", state, f"{room.words}{remedy}")
 
 
 def _user(site: Site) -> Iterator[Check]:

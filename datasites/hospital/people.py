@@ -64,10 +64,14 @@ class Person:
 
 @contextmanager
 def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
-    """Change something about a person and log it, both or neither: the change counts once the log knows it."""
+    """Change something about a person, and log it once the database has it: no record stands before its fact.
+
+    Killed in between, the change holds and the log lacks it; made again, it is logged.
+    """
+    site.audit.require_fit(kind, **fields)
     with transaction.atomic():
         yield
-        site.audit.append(kind, **fields)
+    site.audit.append(kind, **fields)
 
 
 def enter_person(site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "") -> None:
@@ -84,9 +88,10 @@ def enter_person(site: Site, name: str, role: str, password: str | None, email: 
         person = person or add_person(name, role, password, email)
         if password is not None:
             change_password(name, password)
-        commitment = bind(site.home, person_content(person.name, person.role, person.email))
-        told = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
-        site.audit.append("person_added", **told, commitment=commitment)
+    # The database first: a record that somebody was entered may never stand without them.
+    commitment = bind(site.home, person_content(person.name, person.role, person.email))
+    told = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
+    site.audit.append("person_added", **told, commitment=commitment)
 
 
 def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person | None:

@@ -1,0 +1,66 @@
+"""Room on the file systems that a datasite writes to: for people, and for errors that don't say that it is out.
+
+Looks, and writes nothing. SQLite says "disk I/O error" where no room is left, and Django calls it an outage: it is one,
+since nothing is lost and all goes on once there is room; but people must hear what to make room on.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasites.hospital.config import Home
+
+MiB = 2**20
+#: Below these, people should look, and the datasite can't be sure to finish a round.
+LITTLE, NONE = 1024 * MiB, 64 * MiB
+#: With less than this, what fails has failed for want of room.
+_SPENT = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is left for this user on the file system of a folder. files: how many more, where it counts them."""
+
+    what: str
+    folder: Path
+    free: int
+    files: int | None
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        files = "" if self.files is None or self.files > 1000 else f" and for {self.files} files"
+        return f"{self.what} {self.folder}: room for {self.free / MiB:,.1f} MiB{files}"
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether hardly anything can be written there."""
+        return self.free < _SPENT or self.files == 0
+
+
+def rooms(home: Home) -> Iterator[Room]:
+    """Home, store (where it is a folder of this machine) and temporary files; each file system once."""
+    places = [("home", home.root), ("temporary files", Path(tempfile.gettempdir()))]
+    if (store := home.settings.store).startswith(("/", "file:///")):
+        places.insert(1, ("store", Path(store.removeprefix("file://"))))
+    seen = set()
+    for what, folder in places:
+        try:
+            device, left = folder.stat().st_dev, os.statvfs(folder)
+        except OSError:
+            continue  # a folder that is gone is told by what needs it
+        if device not in seen:
+            seen.add(device)
+            yield Room(what, folder, left.f_bavail * left.f_frsize, left.f_favail if left.f_files else None)
+
+
+def spent(home: Home) -> str:
+    """Where no room is left, in words with the remedy; "" where there is some."""
+    full = [room.words for room in rooms(home) if room.is_spent]
+    return (
+        f"no room is left ({'; '.join(full)}): make room there; what was not written is lost to nobody" if full else ""
+    )
