@@ -74,6 +74,11 @@ def _standing(agreement: Agreement, facts: Facts) -> str:
     name = f"{agreement.terms.id} version {agreement.version}"
     if facts.hospital not in agreement.terms.parties:
         return f"{name} does not name {facts.hospital} as a party"
+    if agreement.confirmed_on is not None and agreement.confirmed_on > facts.today:
+        return (
+            f"{name} was confirmed on {agreement.confirmed_on}, which is after today, {facts.today}: set this "
+            "machine's clock"
+        )
     if not agreement.confirmed(facts.today):
         return f"{name} waits for a second person to confirm it"
     if agreement.terminated_on is not None and agreement.terminated_on <= facts.today:
@@ -255,11 +260,11 @@ def _code_verifier(facts: Facts) -> Words:
 
 
 def _code_frozen(facts: Facts) -> Words:
+    code = _code(facts)
+    what = "; ".join(code.differs) or f"its hash is {code.frozen[:12]}…, and {facts.study[:12]}… was approved"
     return Words(
-        f"What would run now has hash {_code(facts).frozen[:12]}…, but what was approved has {facts.study[:12]}…: "
-        "code, data, plan or an installed package is another one.",
-        "Let the datasite say what differs (`datasites doctor`, the case's page), and put that back as it was, or let "
-        "the researcher submit again.",
+        f"What would run now is not what people approved: {what}.",
+        "Put that back as it was, or let the researcher submit again and have it reviewed.",
     )
 
 

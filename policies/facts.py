@@ -12,7 +12,7 @@ import datetime
 import decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictBool, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_serializer, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email
@@ -92,11 +92,20 @@ class CohortFacts(Agreed):
 
 
 class CodeFacts(Agreed):
-    """What is known of the submitted code. frozen: the study hash computed again from the frozen copy, just now."""
+    """What is known of the submitted code. frozen: the approval hash of what would run, computed again just now.
+
+    differs: what of it is not as it was examined, in words; for people, and no rule sees it.
+    """
 
     findings: Count
     rehearsal: Literal["passed", "failed", "not_run"]
     frozen: Sha256
+    differs: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_nothing_differs(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # Decisions that were stored before there was this field keep their digest.
+        return {name: value for name, value in dump(self).items() if name != "differs" or value}
 
 
 class Approval(Agreed):
@@ -200,7 +209,7 @@ def context(facts: Facts) -> dict[str, Any]:
         cohort = facts.cohort.model_dump()
         record["cohort"] = {"minPatients": cohort.pop("min_patients"), **cohort}
     if facts.code is not None:
-        record["code"] = facts.code.model_dump()
+        record["code"] = facts.code.model_dump(exclude={"differs"})
     if facts.approvals is not None:
         record["people"] = {
             "stewards": [person.casefold() for person in facts.people("steward")],

@@ -6,6 +6,7 @@ or read from standard input with `--password-stdin`. Modules here are named afte
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -44,6 +45,9 @@ for name, group in (
 
 def main() -> None:
     """Entry point: runs a command and turns errors of input into one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # nothing hangs on what a terminal can show
     try:
         app(standalone_mode=True)
     except Exception as error:

@@ -52,6 +52,7 @@ from datasites.study.errors import DatasitesError, InputError
 from datasites.study.manifest import MOST_STEPS
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import RingRefused
+from datasites.study.schema import SchemaError
 from datasites.transport.store import StoreError
 from datasites.transport.syft import SubmittedJob
 
@@ -380,8 +381,13 @@ def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
 
 
 def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> dict[str, Any]:
+    path = home.root / case.dataset.mock
     try:
-        mock = Partition.of_mock(case.package.data_model, read_mock(home.root / case.dataset.mock))
+        mock = Partition.of_mock(case.package.data_model, read_mock(path))
+    except SchemaError as error:
+        remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} anew"
+        return {"outcome": "failed", "reason": f"mock {path}: {error}; {remedy}, and examine the case again"}
+    try:
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
         start_ticks = ticks_for(min(worker.age, _LONGEST_START))
     except WorkerError as error:

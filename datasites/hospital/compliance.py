@@ -180,19 +180,7 @@ def _ask(
         release=release,
     )
     # The folder is made with the datasite, so one that is gone is a rule set that shrank: the engine refuses it.
-    return _naming_what_differs(Engine(local_dir=home.local_rules).decide(facts), case.differs)
-
-
-def _naming_what_differs(decision: Decision, differs: tuple[str, ...]) -> Decision:
-    """The decision, which says what differs from what was approved, of which the policies see digests alone."""
-    if not differs:
-        return decision
-    words = {
-        "reason": f"What would run now is not what people approved: {'; '.join(differs)}.",
-        "remedy": "Put that back as it was, or let the researcher submit again and have it reviewed.",
-    }
-    denied = [one.model_copy(update=words) if one.rule == "code-frozen" else one for one in decision.denied_by]
-    return decision.model_copy(update={"denied_by": tuple(denied)})
+    return Engine(local_dir=home.local_rules).decide(facts)
 
 
 def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
@@ -232,7 +220,7 @@ def _approvals(home: Home, row: Case) -> tuple[Approval, ...]:
 
 def _code(row: Case, case: OpenCase) -> CodeFacts:
     rehearsal = row.rehearsal.get("outcome", "not_run")
-    return CodeFacts(findings=len(row.findings), rehearsal=rehearsal, frozen=case.approval_hash)
+    return CodeFacts(findings=len(row.findings), rehearsal=rehearsal, frozen=case.approval_hash, differs=case.differs)
 
 
 def _agreements(home: Home, case: OpenCase, today: datetime.date) -> tuple[Agreement, ...]:

@@ -253,8 +253,11 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
         )
     if feature.type == "boolean" and found["out of range"]:
         reasons.append(f"{found['out of range']} value(s) are not yes/no; set `values` or `above`")
-    if column.unit and feature.unit and column.unit != feature.unit and column.factor == 1.0 and column.offset == 0.0:
-        reasons.append(f"unit is {column.unit!r}, the study wants {feature.unit!r}; set `factor`")
+    stated = {"factor", "offset"} & column.model_fields_set
+    if column.unit and feature.unit and column.unit != feature.unit and not stated:
+        reasons.append(
+            f"unit is {column.unit!r}, the study wants {feature.unit!r}; set `factor` (1 where both are the same)"
+        )
     report = FeatureReadiness(
         name=feature.name,
         ready=not reasons,

@@ -50,6 +50,7 @@ import codecs
 import datetime
 import hashlib
 import hmac
+import io
 import itertools
 import json
 import math
@@ -1571,6 +1572,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--key", help="the hospital's public key or fingerprint, from another channel")
     parser.add_argument("--head", type=Path, action="append", default=[], help="a head that another party holds (JSON)")
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no verdict hangs on what a terminal can show
     try:
         heads = [json.loads(path.read_bytes()) for path in options.head]
     except (OSError, ValueError) as error:

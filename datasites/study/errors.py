@@ -41,10 +41,10 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
     """Read TOML into `model`; raises `InputError` with file, key and rule in one line.
 
     Types are exact: text is no number, true is no 1, and 15.0 is no count; a whole number may stand for a fraction, and
-    a date for the text that it is written as.
+    a date for the text that it is written as. A byte order mark before it is left out.
     """
     try:
-        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        text = (text.decode("utf-8") if isinstance(text, bytes) else text).removeprefix("\ufeff")
         if line := _line_of_long_key(text):
             raise InputError(f"{file}: line {line}: a key of more than {_KEY_PARTS} parts; no table is that deep")
         raw = tomllib.loads(text)

@@ -10,6 +10,7 @@ that protects its patients is mostly the others', so all that the price rests on
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
@@ -19,7 +20,21 @@ from datasites.study.errors import InputError
 from datasites.study.identity import Email
 from datasites.study.survivors import honest_contributors
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$")]
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
+
+
+def _named(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        fitting = re.sub(r"[^a-z0-9_-]+", "_", text.casefold())[:64].strip("_-")
+        raise ValueError(
+            "a name is up to 64 small letters, digits, - and _, and begins and ends with a letter or a digit"
+            + (f"; write {fitting}" if fitting else "")
+        )
+    return text
+
+
+#: What a study calls a thing.
+Name = Annotated[str, AfterValidator(_named)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Words = Annotated[str, Field(min_length=1, max_length=4000)]
 EvaluationKind = Literal["interim", "final"]

@@ -95,10 +95,10 @@ class Feature(Agreed):
         else:
             number = _numbers(values)
             if (np.isnan(number) & ~missing).any():
-                raise SchemaError(f"feature {self.name}: not all values are numbers; map them in mapping.toml")
+                raise SchemaError(f"feature {self.name}: not all values are numbers")
             if self.type == "boolean":
                 if not np.isin(number[~missing], (0.0, 1.0)).all():
-                    raise SchemaError(f"feature {self.name}: not all values are 0 or 1; map them in mapping.toml")
+                    raise SchemaError(f"feature {self.name}: not all values are 0 or 1")
                 encoded[:, 0] = number - self.centre
             else:
                 encoded[:, 0] = (np.clip(number, self.low, self.high) - self.centre) / self.scale
@@ -114,10 +114,7 @@ class Feature(Agreed):
         codes = np.fromiter((places.get(value, -1) for value in values), dtype=np.int32, count=len(values))
         if (codes[~missing] < 0).any():
             unknown = len(set(values[~missing].unique()) - places.keys())
-            raise SchemaError(
-                f"feature {self.name}: {unknown} value(s) outside its levels {list(self.levels)}; "
-                "map them in mapping.toml"
-            )
+            raise SchemaError(f"feature {self.name}: {unknown} value(s) outside its levels {list(self.levels)}")
         return codes
 
     def invent(self, rows: int, source: np.random.Generator) -> pd.Series:
@@ -197,9 +194,11 @@ class DataModel(Agreed):
         wanted = [feature.name for feature in (*self.features, self.label)]
         absent = [name for name in wanted if name not in table.columns]
         if absent:
-            raise SchemaError(f"the table lacks the column(s) {', '.join(absent)}; add them in mapping.toml")
+            raise SchemaError(
+                f"no column {', '.join(absent)}; a table in the study's terms has one for each feature and the label"
+            )
         if table[self.label.name].isna().any():
-            raise SchemaError(f"label {self.label.name}: missing in some rows; leave those rows out in mapping.toml")
+            raise SchemaError(f"label {self.label.name}: missing in some rows; leave those rows out")
         x, first = np.zeros((len(table), len(self.columns)), dtype=np.float32), 0
         for feature in self.features:
             last = first + len(feature.columns)

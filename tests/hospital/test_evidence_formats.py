@@ -6,6 +6,8 @@ import ast
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -115,6 +117,15 @@ def test_long_lists_are_read_entry_by_entry(tmp_path: Path) -> None:
     assert all(check.ok for check in checks.values())
     assert checks["decisions"].found.startswith("60 allowed")
     assert len(unpack(path)["decisions.json"]) > 4 * 65536
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "cp437:strict", "utf-8:strict"])
+def test_no_verdict_hangs_on_what_a_terminal_can_show(encoding: str) -> None:
+    command = [sys.executable, verify_bundle.__file__, str(BUNDLES / "format_2.zip")]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert done.stdout.endswith(b"The bundle verifies.\n")
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_verifier_is_written_for_old_pythons() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from datasites.enclave.worker import Partition
 from datasites.hospital.cells import pseudonym, read_table
-from datasites.hospital.harmonise import Mapping, harmonise, prepare, read_mapping
+from datasites.hospital.harmonise import Column, Mapping, harmonise, prepare, read_mapping
 from datasites.study.errors import InputError, read_toml
 from datasites.study.schema import DataModel, Feature, SchemaError
 
@@ -74,7 +74,8 @@ def test_a_missing_column_and_an_unconverted_unit_are_not_ready(tmp_path: Path) 
     table = local("hungary", tmp_path).drop(columns=["oldpeak"])
     mapping = mapping_of("hungary")
     columns = dict(mapping.columns)
-    columns["cholesterol"] = columns["cholesterol"].model_copy(update={"factor": 1.0})
+    stated = columns["cholesterol"].model_dump(by_alias=True, exclude_unset=True, exclude={"factor"})
+    columns["cholesterol"] = Column.model_validate(stated)
     late = {r.name: r.reason for r in harmonise(table, Mapping(patient="id", columns=columns), MODEL)[1] if not r.ready}
     assert set(late) == {"st_depression", "cholesterol"}
     assert "'oldpeak'" in late["st_depression"]
@@ -135,6 +136,19 @@ def test_preparing_takes_the_memory_of_the_encoded_numbers_once() -> None:
         tracemalloc.stop()
     assert arrays["x"].sum() == rows - 1
     assert arrays["x"].nbytes < peak < 1.25 * arrays["x"].nbytes
+
+
+def test_a_unit_of_another_name_is_the_same_where_the_mapping_says_so() -> None:
+    feature = Feature.model_validate(
+        {"name": "na", "type": "number", "unit": "mmol/L", "low": 100, "high": 180, "centre": 140}
+    )
+    model = DataModel.model_validate({"features": [feature], "label": {"name": "died", "type": "boolean"}})
+    table = pd.DataFrame({"Na": ["138"], "died": ["0"]})
+    for column, ready in (({"unit": "meq/L"}, False), ({"unit": "meq/L", "factor": 1}, True), ({}, True)):
+        columns = {"na": {"from": "Na", **column}, "died": {"from": "died"}}
+        _, (report, _) = harmonise(table, Mapping.model_validate({"columns": columns}), model)
+        assert report.ready == ready
+        assert ready or "set `factor` (1 where both are the same)" in report.reason
 
 
 @pytest.mark.parametrize("named", [{"patient": "pid"}, {}])

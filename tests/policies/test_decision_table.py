@@ -157,7 +157,7 @@ TABLE = [
     Row("cohort-patients", ALL, {"cohort__min_patients": 0}, "No smallest number"),
     # code
     Row("code-verifier", ALL, {"code__findings": 1}, "1 finding(s)"),
-    Row("code-frozen", ALL, {"code__frozen": OTHER_STUDY}, "is another one"),
+    Row("code-frozen", ALL, {"code__frozen": OTHER_STUDY}, "is not what people approved"),
     Row("code-rehearsal", REHEARSED, {"code__rehearsal": "failed"}, "mock data failed"),
     Row("code-rehearsal", REHEARSED, {"code__rehearsal": "not_run"}, "has not run"),
     # two people

@@ -247,7 +247,13 @@ def test_an_agreement_that_expires_between_rounds_stops_the_next_and_renewal_let
     renewed = book.enter(baa(expires=day("2027-12-31")), "clerk@general.example", tomorrow)
     assert at(tomorrow, renewed.agreements).controls == ("baa",)
     assert "waits for a second person" in at(tomorrow, renewed.agreements).summary
-    assert at(tomorrow, renewed.confirm("baa-centre", 2, "officer@general.example", tomorrow).agreements).allowed
+    confirmed = renewed.confirm("baa-centre", 2, "officer@general.example", tomorrow)
+    assert at(tomorrow, confirmed.agreements).allowed
+    later = renewed.confirm("baa-centre", 2, "officer@general.example", tomorrow + datetime.timedelta(1))
+    said = at(tomorrow, later.agreements).summary  # the clock was ahead when it was confirmed, or is behind now
+    assert "which is after today" in said
+    assert "set this machine's clock" in said
+    assert "second person" not in said.split("baa-centre version 2")[1].split(")")[0]
 
 
 def test_a_service_run_by_the_hospital_itself_needs_no_agreement_with_itself() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError, parse_toml
 from datasites.study.letters import EpochOffer
-from datasites.study.manifest import Cohort, RoundManifest, Study, VectorTerm
+from datasites.study.manifest import Cohort, Name, RoundManifest, Study, VectorTerm
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,29 @@ def test_an_epoch_or_round_that_no_table_can_hold_is_refused(epoch: int, number:
         EpochOffer.model_validate(offer | {"epoch": epoch, "last_round": number})
     with pytest.raises(ValidationError, match="less than or equal"):
         RoundManifest.model_validate({"epoch": epoch, "round": number})
+
+
+class _Named(Agreed):
+    columns: dict[Name, int]
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting"),
+    [("Age", "age"), ("I20.9", "i20_9"), ("a b", "a_b"), ("-x-", "x"), ("ä", ""), ("x" * 65, "x" * 64)],
+)
+def test_a_name_that_is_none_is_answered_with_one_that_is(name: str, fitting: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_toml(f'[columns]\n"{name}" = 1', _Named, "mapping.toml")
+    said = str(caught.value)
+    assert said.startswith(f"mapping.toml: columns.{name}")
+    assert "small letters, digits" in said
+    assert f"write {fitting}" in said if fitting else "write" not in said
+    assert "pattern" not in said
+    if fitting:
+        assert parse_toml(f'[columns]\n"{fitting}" = 1', _Named, "mapping.toml").columns == {fitting: 1}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_byte_order_mark_before_toml_is_left_out(mark: str) -> None:
+    text = f"{mark}[columns]\nage = 1\n"
+    assert parse_toml(text.encode(), _Named, "t").columns == parse_toml(text, _Named, "t").columns == {"age": 1}
