@@ -909,6 +909,20 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_a_mock_that_no_log_has_room_for_holds_up_no_other_hospital",),
     ),
     Mutation(
+        "store: a value that does not fit its tag ends the sync with all",
+        "datasites/transport/submissions.py",
+        "    except Exception as error:  # of a value",
+        "    except (yaml.YAMLError, ValueError, TypeError) as error:  # of a value",
+        ("tests/adversarial/test_transport_syft.py::test_a_value_that_does_not_fit_its_tag_is_refused",),
+    ),
+    Mutation(
+        "store: what nobody foresaw at one party ends the sync with all",
+        "datasites/transport/guards.py",
+        "            except Exception as error:\n                failed = error\n",
+        "",
+        ("tests/transport/test_kept.py::test_what_nobody_foresaw_at_one_hospital_holds_up_no_other",),
+    ),
+    Mutation(
         "store: a folder that can't be deleted keeps withdrawn mocks in the store",
         "datasites/transport/connection.py",
         "with self._obstructed(folder):\n",
