@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from datasites.researcher.gather import RunError
@@ -207,7 +209,7 @@ def test_a_run_can_be_closed_whatever_is_left_of_it(
         begin_round(run, monkeypatch)
     else:
         run.complete(rounds=1, progress=False)
-        run._files.save_model(5, *(run._files.load_model(2) or ()))
+        run._files.save_model(5, *run._files.load_model(2))
         run._save(next_round=5)  # as after all three and the evaluation
     if how != "whole":
         lose(federation, how)
@@ -316,3 +318,34 @@ def test_a_damaged_state_is_named_with_its_remedy(federation: Federation, damage
     run = federation.run()
     run.close()
     assert set(run.state.accounts) == set(federation.hospitals)
+
+
+@pytest.mark.parametrize("name", ["parameters.json", "model-000002.npz"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "other", "text"])
+def test_a_damaged_file_of_a_run_is_named_with_its_remedy(federation: Federation, name: str, damage: str) -> None:
+    """No round begins, and none from another model; the study can be ended."""
+    path = federation.folder / name
+    federation.run().complete(rounds=1, progress=False)
+    whole = path.read_bytes()
+    other = io.BytesIO()
+    np.savez(other, model=np.zeros((2, 2)))
+    bad = {"empty": b"", "cut": whole[:-7], "other": other.getvalue(), "text": b'{"a": 1}'}
+    path.unlink() if damage == "gone" else path.write_bytes(bad[damage])
+    words = rf"{name}: not as a run saves it: .+; put it back .*`close`"
+    for act in (lambda run: run.next_round(), lambda run: run.model):
+        with pytest.raises(RunError, match=words):
+            act(federation.run())
+    if "model" in name:
+        with pytest.raises(RunError, match=words):
+            federation.run().set_up(again=True)
+    run = federation.run()
+    assert run.state.next_round == 2
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
+def test_the_state_of_another_study_is_no_state(federation: Federation) -> None:
+    run = federation.run()
+    run._files.save(run.state.model_copy(update={"study": "0" * 64}))
+    with pytest.raises(RunError, match=r"run\.json: not as a run saves it: it is of study 0000"):
+        federation.run()
