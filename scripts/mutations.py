@@ -1354,6 +1354,27 @@ MUTATIONS = (
         ("tests/hospital/test_evidence_entries.py",),
     ),
     Mutation(
+        "evidence: whoever is named widens a cap",
+        "datasites/hospital/verify_bundle.py",
+        "                entered = entered or _Entered(bundle)\n                entered.two_people(record)\n",
+        "                pass\n",
+        ("tests/hospital/test_evidence_entries.py",),
+    ),
+    Mutation(
+        "evidence: whoever is named declares a restore",
+        "datasites/hospital/verify_bundle.py",
+        '        if known and known[0] < record["seq"]:\n',
+        "        if False:\n",
+        ("tests/hospital/test_evidence.py::test_a_restore_on_the_word_of_somebody_whom_nobody_entered_fails",),
+    ),
+    Mutation(
+        "evidence: two of one role, or of one address, widen a cap",
+        "datasites/hospital/verify_bundle.py",
+        '        if roles != {"steward", "privacy_officer"} or len(emails) != 2:\n',
+        "        if False:\n",
+        ("tests/hospital/test_evidence_entries.py",),
+    ),
+    Mutation(
         "evidence: a cap is widened on nobody's word",
         "datasites/hospital/verify_bundle.py",
         "        if (wider or widens) and not (widens and _names_two(fields)):\n",
