@@ -247,6 +247,24 @@ MUTATIONS = (
         (_PLANS,),
     ),
     Mutation(
+        "budget: a delta is logged as accepted before the database has taken it",
+        "datasites/hospital/population.py",
+        '    _record(_opened(population), "delta_accepted", caps, by, reason)\n'
+        "    site.audit.append(ledger_log.DELTA_ACCEPTED, population=population, delta=delta, **who)\n",
+        "    site.audit.append(ledger_log.DELTA_ACCEPTED, population=population, delta=delta, **who)\n"
+        '    _record(_opened(population), "delta_accepted", caps, by, reason)\n',
+        (f"{_ACCOUNTS}::test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_it",),
+    ),
+    Mutation(
+        "budget: a cap is logged as widened before the database has taken it",
+        "datasites/hospital/population.py",
+        '    _record(_opened(population), "widened", caps, by, reason)\n'
+        "    _log(site, ledger_log.WIDENED, caps, by, reason)\n",
+        "    _log(site, ledger_log.WIDENED, caps, by, reason)\n"
+        '    _record(_opened(population), "widened", caps, by, reason)\n',
+        (f"{_ACCOUNTS}::test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_it",),
+    ),
+    Mutation(
         "delta: the file's is taken where people agreed on less",
         "datasites/hospital/population.py",
         "min(asked.delta, agreed.delta)",
