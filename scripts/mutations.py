@@ -1129,6 +1129,13 @@ MUTATIONS = (
         (f"{_STATES}::test_a_run_whose_files_are_lost_says_again_that_it_is_over",),
     ),
     Mutation(
+        "run: a store that stays away is tried for one hospital after the other",
+        "datasites/researcher/run.py",
+        "                if away is not None and time.monotonic() > until:\n                    break\n",
+        "",
+        (f"{_STATES}::test_a_store_that_stays_away_is_not_tried_for_one_hospital_after_the_other",),
+    ),
+    Mutation(
         "run: one hospital that can't be told of the end keeps it from the others",
         "datasites/researcher/run.py",
         "                away = away or (error if isinstance(error, WHOLE_STORE) else None)\n",

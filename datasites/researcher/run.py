@@ -43,7 +43,7 @@ from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.study.manifest import PARAMETER_BOUND
 from datasites.study.rounds import counts_ring
-from datasites.transport.mailroom import Letter, Mailroom
+from datasites.transport.mailroom import AWAY_SECONDS, Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
 
 MOST_FAILURES = 3
@@ -350,9 +350,11 @@ class Run:
     def _say_over(self, emails: Collection[str]) -> None:
         """Tell these hospitals of the end, or put what they were told of it before, which stands, where it lay.
 
-        All are tried before trouble with the whole store is raised: what looks like that may be one mailbox alone.
+        All are tried before trouble with the whole store is raised, which may be one mailbox alone, unless it goes on
+        for `AWAY_SECONDS`.
         """
         away: StoreError | None = None
+        until = time.monotonic() + AWAY_SECONDS
         for email in emails:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
             body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
@@ -361,9 +363,12 @@ class Run:
                 # After the run's files were lost, the words would be others.
                 if not self._mailroom.put_again(email, study, letters.SETUP_ROUND, letters.CLOSE):
                     self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, words)
+                until = time.monotonic() + AWAY_SECONDS
             except (IdentityError, StoreError) as error:
                 log.warning("%s is not told that the study is over: %s", email, error)
                 away = away or (error if isinstance(error, WHOLE_STORE) else None)
+                if away is not None and time.monotonic() > until:
+                    break
         if away is not None:
             raise away
 

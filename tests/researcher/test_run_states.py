@@ -9,12 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from datasites.researcher import run as run_module
 from datasites.researcher.gather import RunError
 from datasites.researcher.run import EpochRefused, Run
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster
 from datasites.transport.mailroom import letter_key
-from datasites.transport.store import Store, StoreMissing
+from datasites.transport.store import Store, StoreMissing, StoreUnreachable
 from tests.researcher.hospitals import Federation
 from tests.transport.parties import RESEARCHER
 
@@ -286,6 +287,26 @@ def test_all_that_can_be_told_of_the_end_are_told(federation: Federation, monkey
             run.close()
         for email in others:
             federation.wait_for_letter(federation.hospitals[email], letters.ACCOUNT)
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
+def test_a_store_that_stays_away_is_not_tried_for_one_hospital_after_the_other(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tried = federation.run(), list[str]()
+    run.complete(rounds=1, progress=False)
+
+    def failing(store: Store, name: str, data: bytes) -> None:
+        tried.append(name)
+        raise StoreUnreachable(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "AWAY_SECONDS", -1.0)
+        patch.setattr(Store, "put", failing)
+        with pytest.raises(StoreUnreachable):
+            run.close()
+    assert len([name for name in tried if letters.CLOSE in name]) == 1
     run.close()
     assert set(run.state.accounts) == set(federation.hospitals)
 
