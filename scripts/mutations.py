@@ -250,6 +250,24 @@ MUTATIONS = (
         (_PLANS,),
     ),
     Mutation(
+        "budget: a delta is logged as accepted before the database has taken it",
+        "datasites/hospital/population.py",
+        '    _record(_opened(population), "delta_accepted", caps, by, reason)\n'
+        "    site.audit.append(ledger_log.DELTA_ACCEPTED, population=population, delta=delta, **who)\n",
+        "    site.audit.append(ledger_log.DELTA_ACCEPTED, population=population, delta=delta, **who)\n"
+        '    _record(_opened(population), "delta_accepted", caps, by, reason)\n',
+        (f"{_ACCOUNTS}::test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_it",),
+    ),
+    Mutation(
+        "budget: a cap is logged as widened before the database has taken it",
+        "datasites/hospital/population.py",
+        '    _record(_opened(population), "widened", caps, by, reason)\n'
+        "    _log(site, ledger_log.WIDENED, caps, by, reason)\n",
+        "    _log(site, ledger_log.WIDENED, caps, by, reason)\n"
+        '    _record(_opened(population), "widened", caps, by, reason)\n',
+        (f"{_ACCOUNTS}::test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_it",),
+    ),
+    Mutation(
         "delta: the file's is taken where people agreed on less",
         "datasites/hospital/population.py",
         "min(asked.delta, agreed.delta)",
@@ -912,6 +930,20 @@ MUTATIONS = (
         ("tests/transport/test_kept.py::test_a_mock_that_no_log_has_room_for_holds_up_no_other_hospital",),
     ),
     Mutation(
+        "store: a value that does not fit its tag ends the sync with all",
+        "datasites/transport/submissions.py",
+        "    except Exception as error:  # of a value",
+        "    except (yaml.YAMLError, ValueError, TypeError) as error:  # of a value",
+        ("tests/adversarial/test_transport_syft.py::test_a_value_that_does_not_fit_its_tag_is_refused",),
+    ),
+    Mutation(
+        "store: what nobody foresaw at one party ends the sync with all",
+        "datasites/transport/guards.py",
+        "            except Exception as error:\n                failed = error\n",
+        "",
+        ("tests/transport/test_kept.py::test_what_nobody_foresaw_at_one_hospital_holds_up_no_other",),
+    ),
+    Mutation(
         "store: a folder that can't be deleted keeps withdrawn mocks in the store",
         "datasites/transport/connection.py",
         "with self._obstructed(folder):\n",
@@ -1098,6 +1130,13 @@ MUTATIONS = (
         "            self._put(key, entry, check=True)\n        return entry is not None\n",
         "            pass\n        return entry is not None\n",
         (f"{_STATES}::test_a_run_whose_files_are_lost_says_again_that_it_is_over",),
+    ),
+    Mutation(
+        "run: a store that stays away is tried for one hospital after the other",
+        "datasites/researcher/run.py",
+        "                if away is not None and time.monotonic() > until:\n                    break\n",
+        "",
+        (f"{_STATES}::test_a_store_that_stays_away_is_not_tried_for_one_hospital_after_the_other",),
     ),
     Mutation(
         "run: one hospital that can't be told of the end keeps it from the others",
@@ -1340,6 +1379,27 @@ MUTATIONS = (
         "datasites/hospital/verify_bundle.py",
         '            entered.require_day(day, at, f"decision {position}")\n',
         "",
+        ("tests/hospital/test_evidence_entries.py",),
+    ),
+    Mutation(
+        "evidence: whoever is named widens a cap",
+        "datasites/hospital/verify_bundle.py",
+        "                entered = entered or _Entered(bundle)\n                entered.two_people(record)\n",
+        "                pass\n",
+        ("tests/hospital/test_evidence_entries.py",),
+    ),
+    Mutation(
+        "evidence: whoever is named declares a restore",
+        "datasites/hospital/verify_bundle.py",
+        '        if known and known[0] < record["seq"]:\n',
+        "        if False:\n",
+        ("tests/hospital/test_evidence.py::test_a_restore_on_the_word_of_somebody_whom_nobody_entered_fails",),
+    ),
+    Mutation(
+        "evidence: two of one role, or of one address, widen a cap",
+        "datasites/hospital/verify_bundle.py",
+        '        if roles != {"steward", "privacy_officer"} or len(emails) != 2:\n',
+        "        if False:\n",
         ("tests/hospital/test_evidence_entries.py",),
     ),
     Mutation(

@@ -250,9 +250,7 @@ def split_of(dataset: DatasetSettings) -> Population:
     Raises `InputError` when `datasite.toml` no longer says what the split was made with: a patient who moved from one
     side to the other could lose on both, and the ledger counts the larger loss only.
     """
-    population = Population.objects.filter(name=dataset.population).first()
-    if population is None:
-        raise InputError(f"population {dataset.population}: its budget is not open yet; start the datasite once")
+    population = _opened(dataset.population)
     other_key = dataset.split_salt and bytes(population.split_key) != bytes.fromhex(dataset.split_salt)
     if population.fraction != dataset.held_out or other_key:
         raise InputError(
@@ -333,17 +331,25 @@ def _log(
 
 def widen(site: Site, population: str, caps: Caps, by: tuple[str, str], reason: str) -> None:
     """Make a wider cap the one in force, on the word of two people (`proposals.confirm` has checked them)."""
-    # Logged before it counts: killed in between, no cap is in force that the log does not know.
+    # Logged when the database has taken it, and before it counts: nothing is logged that is refused, and killed in
+    # between, no cap is in force that the log does not know.
+    _record(_opened(population), "widened", caps, by, reason)
     _log(site, ledger_log.WIDENED, caps, by, reason)
-    _record(Population.objects.get(name=population), "widened", caps, by, reason)
 
 
 def accept_delta(site: Site, population: str, delta: float, by: tuple[str, str], reason: str) -> None:
     """Take the risk of a larger delta for releases on these patients, on the word of two people."""
     caps = Caps(population, 0.0, delta)
     who = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
+    _record(_opened(population), "delta_accepted", caps, by, reason)
     site.audit.append(ledger_log.DELTA_ACCEPTED, population=population, delta=delta, **who)
-    _record(Population.objects.get(name=population), "delta_accepted", caps, by, reason)
+
+
+def _opened(name: str) -> Population:
+    population = Population.objects.filter(name=name).first()
+    if population is None:
+        raise InputError(f"population {name}: its budget is not open yet; start the datasite once")
+    return population
 
 
 def dataset_of(home: Home, population: str) -> DatasetSettings:

@@ -1,8 +1,9 @@
 """What needs two people and is no case: one reviewer enters it, a reviewer of the other role confirms it.
 
 Entered here: a wider budget, a larger delta that a risk was taken for, and that two populations are different people.
-Nothing counts before it is confirmed; each effect is logged before it counts (`population`). Who entered which figures
-is read in the audit log, which binds them (`entered_log`), and not in the database alone.
+Nothing counts before it is confirmed. Each effect is logged last, when nothing can refuse it any more, and before it
+counts (`population`): killed in between, it is confirmed again. Who entered which figures is read in the audit log,
+which binds them (`entered_log`), and not in the database alone.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ def confirm(site: Site, person: Acting, number: int) -> Proposal:
             )
         asked = require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
         proposal.reason = str(asked.fields["reason"])
-        EFFECTS[proposal.kind](site, proposal, (str(asked.fields["person"]), person.name))
         _decide(proposal, person, "confirmed")
+        EFFECTS[proposal.kind](site, proposal, (str(asked.fields["person"]), person.name))
         # From here on it waits for nobody, whatever the database says.
         site.audit.append("proposal_confirmed", what=proposal.kind, subject=proposal.subject, person=person.name)
     return proposal

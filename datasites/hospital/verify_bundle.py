@@ -15,12 +15,12 @@ covers; (3) the audit log is one chain that holds every given head; every decisi
 none of the log's is left out here; (4) every charge is what the approved plan says of its round, all together are
 within what was reserved, that is the whole plan, and at each reservation and charge of the study the population's
 commitments, recomputed from the log at its Renyi order, were within the cap that the log says, which no record widens
-that doesn't name two people; (5) a steward and a privacy officer approved that hash before anything ran, whom the log
-knows under these roles and different e-mail addresses; each release was charged and allowed first; (6) each allowed
-decision had, on its day, an agreement in force for every service, an IRB approval and pinned parties, all with the
-contents that the log bound when people entered them, agreements when one person entered and another confirmed them, and
-none that the log had ended or of which it had confirmed a newer version that was left out. Its day is the one, in UTC,
-on which the log holds it.
+but on the word of a steward and a privacy officer whom it knew as two people then; (5) a steward and a privacy officer
+approved that hash before anything ran, whom the log knows under these roles and different e-mail addresses; each
+release was charged and allowed first; (6) each allowed decision had, on its day, an agreement in force for every
+service, an IRB approval and pinned parties, all with the contents that the log bound when people entered them,
+agreements when one person entered and another confirmed them, and none that the log had ended or of which it had
+confirmed a newer version that was left out. Its day is the one, in UTC, on which the log holds it.
 
 **Assumed.** Ed25519 and SHA-256 hold, HMAC-SHA256 binds; the key is the hospital's; and for what came after the last
 head from another party, that the hospital did not write its log anew.
@@ -671,11 +671,16 @@ class _Kept(NamedTuple):
 
 def _restored(bundle: _Bundle) -> _Kept:
     """What the log keeps whatever restore is meant; each is declared by two people."""
-    kept = _Kept()
+    kept, entered = _Kept(), None
+    # Of a format that binds people; the log may have lost all of them.
+    known = [record["seq"] for record in bundle.log.of("person_added")[:1] if bundle.format >= 3]
     for record in bundle.log.of("restored"):
         fields = record["fields"]
         if not _names_two(fields):
             raise Fault(f"record {record['seq']} declares a restore on one person's word")
+        if known and known[0] < record["seq"]:
+            entered = entered or _Entered(bundle)
+            entered.two_people(record)
         at = bundle.log.find(fields["continues"])
         if at is None or at >= record["seq"]:
             raise Fault(f"record {record['seq']} declares that the log goes on from a record that it lacks")
@@ -1100,12 +1105,16 @@ def _caps(bundle: _Bundle) -> str:
         return bundle.before(3, "NOT HELD AGAINST the caps").removeprefix("; ")
     name, gate, most, looked_at = bundle.terms["population"], _Gate(), 0.0, 0
     promised: list[tuple[int, float]] = []
+    entered: _Entered | None = None
     for record in bundle.log.kept:
         seq, kind, fields = record["seq"], record["kind"], record["fields"]
         if fields.get("population") != name:
             continue
         if kind in ("budget_opened", "budget_narrowed", "budget_widened", "budget_settled"):
             gate.promise(record)
+            if kind == "budget_widened":
+                entered = entered or _Entered(bundle)
+                entered.two_people(record)
             promised.append((seq, gate.epsilon))
         elif kind in ("reserved", "charged", "reservation_released"):
             sides = gate.line(record)
@@ -1468,6 +1477,19 @@ class _Entered:
         if (content["name"], content["role"]) != (fields["person"], fields["role"]):
             raise Fault(f"{what} as {fields['role']}, whom record {newest['seq']} entered as {content['role']}")
         return {str(content["email"]).casefold()}
+
+    def two_people(self, record: dict[str, Any]) -> None:
+        """Raise `Fault` unless a steward and a privacy officer, as the log knew them then, stand for this record."""
+        at, roles, emails = record["seq"], set(), set()
+        for name in ("entered_by", "confirmed_by"):
+            person = record["fields"][name]
+            what = f"record {at} ({record['kind']}) is on the word of {person}"
+            newest = self._newest(("person", person), at, what)
+            self._require_open(("person", person), newest["seq"], at, what)
+            roles.add(newest["fields"].get("role"))
+            emails.add(str(newest["fields"].get("email", person)).casefold())
+        if roles != {"steward", "privacy_officer"} or len(emails) != 2:
+            raise Fault(f"record {at} ({record['kind']}) is not on the word of a steward and a privacy officer")
 
     def party(self, email: str, at: int, where: str) -> dict[str, Any] | None:
         """The roster entry that was pinned for this address before record `at`; None where the log bound none."""

@@ -1,27 +1,37 @@
 """What a run has done so far, kept on disk so that a crash costs at most the step that it interrupted.
 
-`run.json` names the model file of the newest finished round; both are replaced atomically, the model first.
+`run.json` names the model file of the newest finished round; both are replaced atomically, the model first. A file that
+is not as a run saves it raises `RunError`, with its name and what to do.
 """
 
 from __future__ import annotations
 
 import io
 import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from datasites.enclave.protocol import Parameter
 from datasites.researcher.gather import RunError
 from datasites.study.audit_chain import Fork, PublicHead
-from datasites.study.canonical import Agreed
+from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.durable import replace_durably
 from datasites.study.errors import explain
 from datasites.study.identity import Email
 from datasites.study.letters import Account
 from datasites.study.manifest import RoundManifest, Sha256
+
+_PARAMETERS = TypeAdapter(tuple[Parameter, ...])
+#: What to do about a file of a run that can still tell hospitals of the end.
+_BACKUP = "put it back from a backup, or end the study with `close`, for no round goes on without it"
 
 
 class RoundRecord(Agreed):
@@ -113,18 +123,24 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def load(self, study_hash: str) -> RunState:
-        """The state as last saved, or a new one; raises `RunError` for a damaged file."""
-        path = self.folder / "run.json"
-        try:
-            return RunState.parse(path.read_bytes())
-        except FileNotFoundError:
+        """The state as last saved, or a new one."""
+        stored = self.read("run.json")
+        if stored is None:
             return RunState(study=study_hash)
-        except ValueError as error:
-            why = explain(error) if isinstance(error, ValidationError) else error
-            raise RunError(
-                f"{path}: not as a run saves it: {why}; put it back from a backup, or move it away and end the study "
-                "with `Federation.end`, for no round goes on without it"
-            ) from error
+        remedy = "put it back from a backup, or move it away and end the study with `Federation.end`"
+        with self._as_saved("run.json", f"{remedy}, for no round goes on without it"):
+            state = RunState.parse(stored)
+            if state.study != study_hash:
+                raise ValueError(f"it is of study {state.study[:16]}, and this one is {study_hash[:16]}")
+            return state
+
+    @contextmanager
+    def _as_saved(self, name: str, remedy: str = _BACKUP) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            why = explain(error) if isinstance(error, ValidationError) else error or type(error).__name__
+            raise RunError(f"{self.folder / name}: not as a run saves it: {why}; {remedy}") from error
 
     def save(self, state: RunState) -> None:
         """Replace `run.json`."""
@@ -147,22 +163,49 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
+    def save_parameters(self, parameters: tuple[Parameter, ...]) -> None:
+        """The model's tensors, in their order."""
+        self.write("parameters.json", canonical_json([one.model_dump(mode="json") for one in parameters]))
+
+    def load_parameters(self) -> tuple[Parameter, ...]:
+        """The model's tensors, in their order."""
+        with self._as_saved("parameters.json"):
+            stored = self.read("parameters.json")
+            if stored is None:
+                raise ValueError("it is gone")
+            return _PARAMETERS.validate_json(stored)
+
     def save_model(
         self, number: int, model: npt.NDArray[np.float32], strategy: dict[str, npt.NDArray[np.float64]]
     ) -> None:
         """The model that round `number` starts from, with the strategy's state."""
         content = io.BytesIO()
         np.savez(content, model=model, **{f"strategy.{name}": value for name, value in strategy.items()})  # type: ignore[arg-type]
-        self.write(f"model-{number:06d}.npz", content.getbuffer())
+        self.write(self._model(number).name, content.getbuffer())
         for old in self.folder.glob("model-*.npz"):
             if int(old.stem.split("-")[1]) < number - 1:
                 old.unlink()
 
-    def load_model(self, number: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]] | None:
-        """The model that round `number` starts from; None when the run has not begun."""
-        path = self.folder / f"model-{number:06d}.npz"
-        if not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as stored:
-            strategy = {k.removeprefix("strategy."): stored[k] for k in stored.files if k.startswith("strategy.")}
-            return stored["model"], strategy
+    def has_model(self, number: int) -> bool:
+        """Whether there is a file of the model that round `number` starts from."""
+        return self._model(number).exists()
+
+    def load_model(self, number: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]]:
+        """The model that round `number` starts from, with the strategy's state."""
+        path = self._model(number)
+        with self._as_saved(path.name):
+            try:
+                content = np.load(path, allow_pickle=False)
+            except FileNotFoundError:
+                raise ValueError("it is gone") from None
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise ValueError("it is no archive of arrays")
+            with content as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            model = arrays.pop("model")
+            if model.dtype != np.float32 or model.ndim != 1:
+                raise ValueError(f"its model is {model.dtype} of shape {model.shape}")
+            return model, {name.removeprefix("strategy."): value for name, value in arrays.items()}
+
+    def _model(self, number: int) -> Path:
+        return self.folder / f"model-{number:06d}.npz"

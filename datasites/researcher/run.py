@@ -14,7 +14,6 @@ again and again costs a round each time.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import statistics
@@ -39,12 +38,12 @@ from datasites.secagg.aggregation import RoundResult
 from datasites.secagg.errors import SecaggError
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
-from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.study.manifest import PARAMETER_BOUND
 from datasites.study.rounds import counts_ring
-from datasites.transport.mailroom import Letter, Mailroom
+from datasites.transport.mailroom import AWAY_SECONDS, Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
 
 MOST_FAILURES = 3
@@ -103,9 +102,8 @@ class Run:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The model's tensors, in their order; none before the first set-up."""
-        stored = self._files.read("parameters.json")
-        return tuple(Parameter.model_validate(one) for one in json.loads(stored)) if stored else ()
+        """The model's tensors, in their order, since the first set-up."""
+        return self._files.load_parameters()
 
     def complete(self, *, rounds: int | None = None, progress: bool = True) -> None:
         """Run up to training round `rounds` (all when None); after the last, evaluate and close the study.
@@ -150,9 +148,7 @@ class Run:
         elif not self._sum.has_begun(self.state.next_round):
             self._let_in()
         number, clock = self.state.next_round, Clock()
-        stored = self._files.load_model(number)
-        assert stored is not None
-        model, self._strategy.state = stored
+        model, self._strategy.state = self._files.load_model(number)
         try:
             record = self._broadcast(number, model)
             clock.lap("broadcast")
@@ -184,13 +180,12 @@ class Run:
     def _set_up(self, again: bool, let_in: Collection[str]) -> None:
         self._require_rounds_left()
         started = time.monotonic()
-        if self._files.load_model(self.state.next_round) is None:
+        if self.state.next_round == 1 and not self._files.has_model(1):
             model, description = self.study.initial_model()
             self.parameters = description.parameters
-            self._files.write(
-                "parameters.json", canonical_json([one.model_dump(mode="json") for one in description.parameters])
-            )
-            self._files.save_model(self.state.next_round, model, {})
+            self._files.save_parameters(description.parameters)
+            self._files.save_model(1, model, {})
+        self._files.load_model(self.state.next_round)  # raises before anything is begun
         present = None
         begun = self._sum.epoch >= 0
         lost = self._sum.is_lost
@@ -221,9 +216,7 @@ class Run:
         def save(epoch: int) -> None:
             rounds = self.state.rounds
             if given_up is not None:
-                stored = self._files.load_model(number)
-                assert stored is not None
-                self._files.save_model(first, *stored)
+                self._files.save_model(first, *self._files.load_model(number))
                 rounds = (*rounds, given_up)
             self._save(epoch=epoch, epochs_for=begun, next_round=first, rounds=rounds)
 
@@ -357,9 +350,11 @@ class Run:
     def _say_over(self, emails: Collection[str]) -> None:
         """Tell these hospitals of the end, or put what they were told of it before, which stands, where it lay.
 
-        All are tried before trouble with the whole store is raised: what looks like that may be one mailbox alone.
+        All are tried before trouble with the whole store is raised, which may be one mailbox alone, unless it goes on
+        for `AWAY_SECONDS`.
         """
         away: StoreError | None = None
+        until = time.monotonic() + AWAY_SECONDS
         for email in emails:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
             body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
@@ -368,19 +363,21 @@ class Run:
                 # After the run's files were lost, the words would be others.
                 if not self._mailroom.put_again(email, study, letters.SETUP_ROUND, letters.CLOSE):
                     self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, words)
+                until = time.monotonic() + AWAY_SECONDS
             except (IdentityError, StoreError) as error:
                 log.warning("%s is not told that the study is over: %s", email, error)
                 away = away or (error if isinstance(error, WHOLE_STORE) else None)
+                if away is not None and time.monotonic() > until:
+                    break
         if away is not None:
             raise away
 
     @property
     def model(self) -> dict[str, npt.NDArray[np.float32]]:
         """The newest global model as named tensors."""
-        stored = self._files.load_model(self.state.next_round)
-        if stored is None:
+        if self.state.next_round == 1 and not self._files.has_model(1):
             raise RunError("the run has no model yet; run a round first")
-        flat, tensors, start = stored[0], {}, 0
+        flat, tensors, start = self._files.load_model(self.state.next_round)[0], {}, 0
         for parameter in self.parameters:
             size = int(np.prod(parameter.shape))
             tensors[parameter.name] = flat[start : start + size].reshape(parameter.shape)

@@ -364,8 +364,9 @@ class WatcherSyncer(DatasiteWatcherSyncer):
 
 def _with_each(connection: StoreConnection, peers: list[str], *acts: Callable[[str], None]) -> None:
     """Do all `acts` with each peer. A place of one peer's that is out of order is reported once and passed over, and
-    trouble with our own disk is logged; trouble with the whole store is raised when every peer had its turn."""
-    failed: StoreError | None = None
+    trouble with our own disk is logged; trouble with the whole store, or that nobody foresaw, is raised when every
+    peer had its turn."""
+    failed: Exception | None = None
     for peer in peers:
         for act in acts:
             try:
@@ -377,6 +378,8 @@ def _with_each(connection: StoreConnection, peers: list[str], *acts: Callable[[s
                 connection.refuse_folder(f"{act.__name__} {peer}", str(error))
             except OSError as error:
                 logger.error("%s %s: %s", act.__name__, peer, error)
+            except Exception as error:
+                failed = error
     if failed is not None:
         raise failed
 

@@ -179,10 +179,21 @@ def _before(bodies: Records, kind: str, record: dict[str, Any]) -> None:
 
 
 def widened(bodies: Records, kind: str, **by: str) -> None:
-    """Widen the population's cap right after it was opened, by a record of this kind."""
-    opened = first_of(bodies, "budget_opened")
-    wider = {**opened, "kind": kind, "fields": {**opened["fields"], "epsilon": 50.0, **by}}
-    bodies.insert(bodies.index(opened) + 1, wider)
+    """Widen the population's cap before anything is reserved, by a record of this kind."""
+    opened, reserved = first_of(bodies, "budget_opened"), first_of(bodies, "reserved")
+    wider = {**opened, "kind": kind, "time": reserved["time"], "fields": {**opened["fields"], "epsilon": 50.0, **by}}
+    bodies.insert(bodies.index(reserved), wider)
+
+
+def _widened_by(bodies: Records, second: str, ended: bool = False, **person: str) -> None:
+    """Widen the cap by the steward and a second person, whom the log enters like this before, if at all."""
+    added = first_of(bodies, "person_added", person=OFFICER)
+    if person:
+        other = {**added, "fields": {**added["fields"], "person": second, "email": second, **person}}
+        bodies.insert(bodies.index(added) + 1, other)
+    widened(bodies, "budget_widened", entered_by=STEWARD, confirmed_by=second)
+    if ended:
+        _before(bodies, "budget_widened", {"kind": "person_deactivated", "person": second})
 
 
 def with_the_key() -> Iterator[Tampered]:
@@ -303,6 +314,14 @@ def with_the_key() -> Iterator[Tampered]:
             f"({kind}) widens a cap to epsilon 50",
             in_the_log(partial(widened, kind=kind, **by)),
         )
+    second, by_no_two = "dan@hospital.example", "not on the word of a steward and a privacy officer"
+    for what, words, person in (
+        ("by somebody whom nobody entered", "does not know of it before", {}),
+        ("by one who was shut out", "which had ended", {"role": "privacy_officer", "ended": True}),
+        ("by two stewards", by_no_two, {"role": "steward"}),
+        ("by one under two names", by_no_two, {"role": "privacy_officer", "email": STEWARD.upper()}),
+    ):
+        yield Tampered("a wider cap", what, "caps", words, in_the_log(partial(_widened_by, second=second, **person)))
     other = canonical_json({"training": [{**plan, "count": 900}]}).decode()
     yield Tampered(
         "over the cap",

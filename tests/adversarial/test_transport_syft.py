@@ -321,6 +321,13 @@ def test_bombs_are_refused(researcher, hospital):
     refused(hospital, "aliases")
 
 
+@pytest.mark.parametrize("value", ['!!int ""', "!!bool x", "!!timestamp x", '!!float ""', "!!int '_'", "2020-99-99"])
+def test_a_value_that_does_not_fit_its_tag_is_refused(researcher, hospital, value):
+    """`read_table`: of some PyYAML raises LookupError or AttributeError."""
+    post(researcher, proposal({**GOOD, "config.yaml": f"submitted_at: {value}".encode()}))
+    refused(hospital, "config.yaml: ")
+
+
 def test_an_oversized_message_is_not_read(researcher, hospital):
     """`Router.open`: `limit=MAX_MESSAGE_BYTES`."""
     file = Path(hospital.store_url, inbox_folder(A, RESEARCHER), MessageFileName().as_string())

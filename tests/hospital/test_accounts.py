@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.ledger import Asked
 from datasites.hospital.models import BudgetFact, LedgerEntry, Population, Proposal
-from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PrivacyPlan
 from datasites.study import audit_chain
 from datasites.study.audit_chain import AuditError, records
+from datasites.study.errors import InputError
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
@@ -414,23 +415,52 @@ def test_charges_of_an_older_version_are_not_in_the_log_in_full_and_that_is_said
     assert len(list(differences(site.home))) == 1
 
 
-def test_two_people_are_asked_of_a_wider_cap_even_where_the_log_was_killed(
+@pytest.mark.parametrize("at", ["the database", "the log", "the end"])
+@pytest.mark.parametrize("kind", ["budget_widened", "delta_accepted"])
+def test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_it(
     desk: Desk,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    at: str,
 ) -> None:
-    """Killed between log and database, a wider cap does not count yet, and is entered again."""
-    entered = proposals.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
+    """Killed while it is confirmed, it does not count yet, and is confirmed again."""
+    before, append = population.agreed_caps("heart"), AuditLog.append
+    assert before is not None
+    wider = replace(before, epsilon=before.epsilon + 1)
+    if kind == "budget_widened":
+        monkeypatch.setattr(population, "asked_caps", lambda _: wider)
+        entered = proposals.propose_widening(desk.site, desk.login("ann"), "heart", "more to learn")
+    else:
+        entered = proposals.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
 
     def killed(*_: object) -> None:
         raise Killed
 
+    def killed_at(log: AuditLog, what: str, /, **fields: Any) -> Any:
+        if what == ("proposal_confirmed" if at == "the end" else kind):
+            raise Killed
+        return append(log, what, **fields)
+
     with monkeypatch.context() as patch:
-        patch.setattr(population, "_record", killed)
+        patch.setattr(*((population, "_record", killed) if at == "the database" else (AuditLog, "append", killed_at)))
         with pytest.raises(Killed):
             proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    assert desk.site.audit.holds(kind) == (at == "the end")
     site = restarted(desk.site)
     require_one_story(site.home)
-    open_populations(site)
-    assert population.accepted_delta("heart") == 0.0
+    assert (population.agreed_caps("heart"), population.accepted_delta("heart")) == (before, 0.0)
     proposals.confirm(site, desk.login("bob"), entered.pk)
-    assert population.accepted_delta("heart") == 0.01
+    if kind == "budget_widened":
+        assert population.agreed_caps("heart") == wider
+    else:
+        assert population.accepted_delta("heart") == 0.01
+    require_one_story(site.home)
+
+
+def test_a_larger_delta_for_a_budget_that_is_not_open_is_refused_and_not_logged(desk: Desk) -> None:  # noqa: F811
+    entered = proposals.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
+    Population.objects.filter(name="heart").update(name="another")
+    with pytest.raises(InputError, match="its budget is not open yet"):
+        proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    assert not desk.site.audit.holds("delta_accepted")
+    assert Proposal.objects.get(pk=entered.pk).outcome == ""

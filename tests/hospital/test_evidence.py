@@ -367,6 +367,14 @@ def test_a_restore_on_one_persons_word_fails(backed_up: BackedUpHospital, tmp_pa
     assert "one person's word" in failed(path, backed_up.identity, [lost])["heads"]
 
 
+def test_a_restore_on_the_word_of_somebody_whom_nobody_entered_fails(
+    backed_up: BackedUpHospital, tmp_path: Path
+) -> None:
+    lost, path = backed_up.put_back("nobody@hospital.example"), tmp_path / "bundle.zip"
+    build_bundle(path, backed_up.contents)
+    assert "does not know of it before" in failed(path, backed_up.identity, [lost])["heads"]
+
+
 def test_a_head_that_counts_other_releases_than_the_log_holds_is_caught(hospital: Hospital, bundle: Path) -> None:
     true = hospital.heads[1]
     false = PublicHead.sign(hospital.identity, true.releases + 1, true.hash)

@@ -280,7 +280,7 @@ class Federation:
         """A run as a new process would make it."""
         self.folder.mkdir(exist_ok=True)
         parameters = self.folder / "parameters.json"
-        if not parameters.exists():
+        if not parameters.exists() and not (self.folder / "run.json").exists():
             parameters.write_text('[{"name":"weight","shape":[5]}]')
         options = {"setup_patience": 4.0, "round_timeout": 60.0, "least_patience": 1.0, **options}
         control = self.researcher.control
@@ -290,7 +290,7 @@ class Federation:
             self.researcher.identity, self.researcher.roster, self.researcher.mailroom, self.folder, self.study,
             approved or sorted(self.hospitals), **options,
         )  # fmt: skip
-        if run.state.next_round == 1 and run._files.load_model(1) is None:
+        if run.state.next_round == 1 and not run._files.has_model(1):
             dimension = sum(math.prod(one.shape) for one in run.parameters)
             run._files.save_model(1, np.zeros(dimension, np.float32), {})
         return run

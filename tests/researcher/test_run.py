@@ -495,7 +495,7 @@ def test_an_interruption_while_the_sum_opens_costs_nothing(federation: Federatio
         with pytest.raises(KeyboardInterrupt):
             run.next_round()
     assert run.state.rounds == ()
-    assert run._files.load_model(2) is None
+    assert not run._files.has_model(2)
     record = run.next_round()
     assert (record.round, record.outcome) == (1, "done")
     np.testing.assert_allclose(run.model["weight"], 0.5, atol=1e-4)

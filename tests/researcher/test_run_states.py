@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
+from datasites.researcher import run as run_module
 from datasites.researcher.gather import RunError
 from datasites.researcher.run import EpochRefused, Run
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster
 from datasites.transport.mailroom import letter_key
-from datasites.transport.store import Store, StoreMissing
+from datasites.transport.store import Store, StoreMissing, StoreUnreachable
 from tests.researcher.hospitals import Federation
 from tests.transport.parties import RESEARCHER
 
@@ -207,7 +210,7 @@ def test_a_run_can_be_closed_whatever_is_left_of_it(
         begin_round(run, monkeypatch)
     else:
         run.complete(rounds=1, progress=False)
-        run._files.save_model(5, *(run._files.load_model(2) or ()))
+        run._files.save_model(5, *run._files.load_model(2))
         run._save(next_round=5)  # as after all three and the evaluation
     if how != "whole":
         lose(federation, how)
@@ -288,6 +291,26 @@ def test_all_that_can_be_told_of_the_end_are_told(federation: Federation, monkey
     assert set(run.state.accounts) == set(federation.hospitals)
 
 
+def test_a_store_that_stays_away_is_not_tried_for_one_hospital_after_the_other(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tried = federation.run(), list[str]()
+    run.complete(rounds=1, progress=False)
+
+    def failing(store: Store, name: str, data: bytes) -> None:
+        tried.append(name)
+        raise StoreUnreachable(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "AWAY_SECONDS", -1.0)
+        patch.setattr(Store, "put", failing)
+        with pytest.raises(StoreUnreachable):
+            run.close()
+    assert len([name for name in tried if letters.CLOSE in name]) == 1
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
 @pytest.mark.parametrize("lost", ["all", "parameters.json"])
 def test_a_run_whose_files_are_lost_says_again_that_it_is_over(federation: Federation, lost: str) -> None:
     run, one = federation.run(), next(iter(federation.hospitals))
@@ -316,3 +339,34 @@ def test_a_damaged_state_is_named_with_its_remedy(federation: Federation, damage
     run = federation.run()
     run.close()
     assert set(run.state.accounts) == set(federation.hospitals)
+
+
+@pytest.mark.parametrize("name", ["parameters.json", "model-000002.npz"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "other", "text"])
+def test_a_damaged_file_of_a_run_is_named_with_its_remedy(federation: Federation, name: str, damage: str) -> None:
+    """No round begins, and none from another model; the study can be ended."""
+    path = federation.folder / name
+    federation.run().complete(rounds=1, progress=False)
+    whole = path.read_bytes()
+    other = io.BytesIO()
+    np.savez(other, model=np.zeros((2, 2)))
+    bad = {"empty": b"", "cut": whole[:-7], "other": other.getvalue(), "text": b'{"a": 1}'}
+    path.unlink() if damage == "gone" else path.write_bytes(bad[damage])
+    words = rf"{name}: not as a run saves it: .+; put it back .*`close`"
+    for act in (lambda run: run.next_round(), lambda run: run.model):
+        with pytest.raises(RunError, match=words):
+            act(federation.run())
+    if "model" in name:
+        with pytest.raises(RunError, match=words):
+            federation.run().set_up(again=True)
+    run = federation.run()
+    assert run.state.next_round == 2
+    run.close()
+    assert set(run.state.accounts) == set(federation.hospitals)
+
+
+def test_the_state_of_another_study_is_no_state(federation: Federation) -> None:
+    run = federation.run()
+    run._files.save(run.state.model_copy(update={"study": "0" * 64}))
+    with pytest.raises(RunError, match=r"run\.json: not as a run saves it: it is of study 0000"):
+        federation.run()

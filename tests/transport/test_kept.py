@@ -221,6 +221,25 @@ def test_a_mock_that_no_log_has_room_for_holds_up_no_other_hospital(
     assert [manifest.name for manifest in researcher.control.datasets(other.email)] == ["heart"]
 
 
+def test_what_nobody_foresaw_at_one_hospital_holds_up_no_other(
+    friends: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    researcher, hospital, other, *_ = friends
+    mark = synclog.SyncLog.mark_mock
+
+    def broken(log: synclog.SyncLog, owner: str, *mock: Any) -> None:
+        if owner == A:
+            raise LookupError("nobody foresaw this")
+        mark(log, owner, *mock)
+
+    for one in (hospital, other):
+        publish(one, "heart")
+    monkeypatch.setattr(synclog.SyncLog, "mark_mock", broken)
+    with pytest.raises(LookupError):
+        researcher.control.sync()
+    assert [manifest.name for manifest in researcher.control.datasets(other.email)] == ["heart"]
+
+
 def test_who_stops_while_the_disk_is_full_stops_whole(
     friends: list[Party], full_disk: list[bool], caplog: pytest.LogCaptureFixture
 ) -> None:
