@@ -61,6 +61,4 @@ def rooms(home: Home) -> Iterator[Room]:
 def spent(home: Home) -> str:
     """Where no room is left, in words with the remedy; "" where there is some."""
     full = [room.words for room in rooms(home) if room.is_spent]
-    return (
-        f"no room is left ({'; '.join(full)}): make room there; what was not written is lost to nobody" if full else ""
-    )
+    return f"no room is left ({', '.join(full)}), make room there" if full else ""
