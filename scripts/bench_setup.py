@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import os
 import secrets
 import tempfile
@@ -167,6 +168,7 @@ class Played:
 
 def set_up(n: int, rounds: int, home: Path, site: Site) -> tuple[Cost, Cost]:
     """One epoch among n hospitals; what it costs `site`, the first of them, and the aggregator."""
+    gc.collect()  # databases that an earlier setup left open write when they go: now, and not while somebody is counted
     emails = [site.identity.email, *(f"hospital{index:03d}@bench.example" for index in range(1, n))]
     identities = {email: Identity.generate(email) for email in (RESEARCHER, *emails[1:])}
     identities[emails[0]] = site.identity
