@@ -91,8 +91,11 @@ class Aggregator:
         enrolment = Enrolment.seal(
             self.identity, context=self.context.digest_once, certificates=state.record.certificates
         )
-        Epoch.enrol(self.context, enrolment, today)
-        digest, binding = sha256_hex(enrolment.to_bytes()), enrolment.binding()
+        if today > self.context.expires:
+            raise BadMessage(f"enrolment: its certificates expired on {self.context.expires}; set up a new epoch")
+        # Each certificate was checked when it came; every hospital checks them all.
+        binding = Epoch.of_checked(self.context, enrolment).binding.hex()
+        digest = sha256_hex(enrolment.to_bytes())
         closed = state.with_record(enrolment=digest, binding=binding, certificates=())
         return replace(closed, enrolment=enrolment), enrolment
 

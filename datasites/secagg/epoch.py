@@ -1,6 +1,7 @@
 """A checked enrolment: who is in the epoch, in which place, with which keys.
 
-Both roles build it through `enrol`, which checks every certificate against the pinned keys in the context. Pure.
+Each role checks every certificate once against the pinned keys in the context: a hospital in `enrol`, the aggregator
+when the certificate comes. Pure.
 """
 
 from __future__ import annotations
@@ -75,6 +76,14 @@ class Epoch:
     def enrol(cls, context: Context, enrolment: Enrolment, today: datetime.date) -> Epoch:
         """Check an enrolment whole; raises `BadMessage`, `UnknownParty`, or `TooFew` below the threshold."""
         check_sender(context, enrolment, by_aggregator=True)
+        epoch = cls.of_checked(context, enrolment)
+        for certificate in enrolment.certificates:
+            check_certificate(context, certificate, today)
+        return epoch
+
+    @classmethod
+    def of_checked(cls, context: Context, enrolment: Enrolment) -> Epoch:
+        """As `enrol`, of certificates that were each checked when they came (`check_certificate`)."""
         emails = [certificate.sender for certificate in enrolment.certificates]
         if emails != sorted(set(emails)):
             raise BadMessage("enrolment: certificates must be distinct and sorted by sender")
@@ -82,8 +91,6 @@ class Epoch:
             raise TooFew(
                 f"enrolment: {len(emails)} certificates, the threshold is {context.threshold}; wait for more hospitals"
             )
-        for certificate in enrolment.certificates:
-            check_certificate(context, certificate, today)
         for field in ("hpke_key", "round_keys"):
             if len({getattr(certificate, field) for certificate in enrolment.certificates}) != len(emails):
                 raise BadMessage(f"enrolment: two hospitals have the same {field}; one has copied the other's")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import struct
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Self
 
@@ -41,6 +42,8 @@ Octets = Annotated[
 ]
 Round = Annotated[int, Field(ge=1)]
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+_SIZE = struct.Struct(">I")
 
 
 class Message(Agreed):
@@ -154,15 +157,34 @@ class Ready(Message):
     """Hospital to aggregator: whose shares it holds, and the commitments to its own.
 
     commitments: per holder in order, per round, for key and seed: SHA-256 of the share (32 bytes each). seen: sorted
-    by owner, without itself.
+    by owner, without itself. The commitments are nearly all of it and grow with hospitals times holders, so they are
+    sent as they are, after the rest, and signed by their SHA-256.
     """
 
     kind: ClassVar[str] = "ready"
 
     recipient: Email
     enrolment: Sha256
-    commitments: Octets
+    commitments: bytes = Field(default=b"", exclude=True, repr=False)
     seen: tuple[Seen, ...]
+
+    def signed_part(self) -> bytes:
+        """Canonical bytes of everything but the signature, with the SHA-256 of the commitments in their place."""
+        rest = self.model_dump(mode="json", exclude={"signature"})
+        return canonical_json({**rest, "commitments": sha256_hex(self.commitments)})
+
+    def to_bytes(self) -> bytes:
+        """The size of the canonical bytes, these without the commitments, and the commitments."""
+        rest = self.canonical()
+        return b"".join((_SIZE.pack(len(rest)), rest, self.commitments))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what was sent; raises `BadMessage` where all but the commitments is not canonical."""
+        if len(data) < _SIZE.size:
+            raise BadMessage(f"{cls.kind}: cut off")
+        start = _SIZE.size + _SIZE.unpack_from(data)[0]
+        return super().from_bytes(data[_SIZE.size : start]).model_copy(update={"commitments": data[start:]})
 
 
 class JournalMark(Message):

@@ -14,7 +14,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,15 +76,17 @@ class Journal:
             row = self._database.execute("SELECT said, contents, envelope FROM sent WHERE path = ?", (path,)).fetchone()
         return Sent(*row) if row else None
 
-    def commit(self, path: str, study: str, round: int, entry: Sent) -> Sent:
-        """Commit to `entry` under `path`; returns what stands there, which is another entry if one came first."""
-        with self._lock:
-            self._database.execute(
-                "INSERT OR IGNORE INTO sent VALUES (?, ?, ?, ?, ?, ?)",
-                (path, study, round, entry.said, entry.contents, entry.envelope),
-            )
-            row = self._database.execute("SELECT said, contents, envelope FROM sent WHERE path = ?", (path,)).fetchone()
-        return Sent(*row)
+    def commit(self, study: str, round: int, entries: Mapping[str, Sent]) -> dict[str, Sent]:
+        """Commit to `entries`, by path, all or none; returns what stands there: another entry where one came first."""
+        if not entries:
+            return {}
+        insert, select = "INSERT OR IGNORE INTO sent VALUES (?, ?, ?, ?, ?, ?)", "SELECT said, contents, envelope"
+        rows = [(path, study, round, one.said, one.contents, one.envelope) for path, one in entries.items()]
+        with self._lock, self._database:
+            self._database.execute("BEGIN")  # one for all: each alone would write whole pages
+            self._database.executemany(insert, rows)
+            found = {path: self._database.execute(f"{select} FROM sent WHERE path = ?", (path,)) for path in entries}
+            return {path: Sent(*cursor.fetchone()) for path, cursor in found.items()}
 
     def first_seen(self, path: str, contents: str) -> str:
         """The digest of the first authentic message seen under `path`: `contents` itself if this is the first."""

@@ -38,7 +38,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +117,28 @@ class _PerhapsUnfinished(_Bad):
         self.blob = blob
 
 
+class _Reach:
+    """What keeps a letter from some of its recipients, by recipient; `away` where it is the store as a whole."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, IdentityError | StoreError] = {}
+        self.away: StoreError | None = None
+        self._until = time.monotonic() + AWAY_SECONDS
+
+    @contextmanager
+    def trying(self, recipient: str) -> Iterator[None]:
+        """Note what keeps the letter from `recipient`; raises once the store has been away for `AWAY_SECONDS`."""
+        try:
+            yield
+            self._until = time.monotonic() + AWAY_SECONDS
+        except WHOLE_STORE as error:
+            self.failures[recipient] = self.away = error
+            if time.monotonic() > self._until:
+                raise
+        except (IdentityError, StoreError) as error:
+            self.failures[recipient] = error
+
+
 class Mailroom:
     """One party's letters. `folder` is private to the party (journal, quarantine, downloads broken off)."""
 
@@ -189,11 +212,9 @@ class Mailroom:
             mend = self._look_at_blob(study, round, kind) if again else ""
             pointer = blobs.upload(self.store, self.email, study, round, kind, payload, plain, self._secret, mend)
         inline = bytes(payload) if payload is not None and len(payload) <= INLINE_BYTES else None
-        digests: dict[str, str] = {}
-        failures: dict[str, IdentityError | StoreError] = {}
-        away: StoreError | None = None
-        until = time.monotonic() + AWAY_SECONDS
-        for recipient, key in keys.items():
+        reach = _Reach()
+        sealed: dict[str, Sent] = {}
+        for recipient in [recipient for recipient, entry in before.items() if entry is None]:
             contents = Contents(
                 sender=self.email,
                 recipient=recipient,
@@ -204,19 +225,23 @@ class Mailroom:
                 inline=None if inline is None else len(inline),
                 blob=pointer,
             )
-            try:
-                digests[recipient] = self._send_one(key, before[recipient], said, contents, inline)
-                until = time.monotonic() + AWAY_SECONDS
-            except WHOLE_STORE as error:
-                failures[recipient] = away = error
-                if time.monotonic() > until:
-                    raise
-            except (IdentityError, StoreError) as error:
-                failures[recipient] = error
-        if away is not None and not digests:
-            raise away
-        if failures:
-            raise Undelivered(failures)
+            with reach.trying(recipient):
+                sealed[keys[recipient]] = self._sealed(said, contents, inline)
+        # Committed before any is put: after a crash in between, the same envelopes are put by the next call.
+        new = self._journal.commit(study, round, sealed)
+        entries = {recipient: new.get(key, before[recipient]) for recipient, key in keys.items()}
+        for recipient, entry in entries.items():
+            self._same_as_before(entry, said, recipient, study, round, kind)
+        digests: dict[str, str] = {}
+        for recipient, entry in entries.items():
+            if entry is not None:
+                with reach.trying(recipient):
+                    self._put(keys[recipient], entry, check=before[recipient] is not None)
+                    digests[recipient] = entry.contents
+        if reach.away is not None and not digests:
+            raise reach.away
+        if reach.failures:
+            raise Undelivered(reach.failures)
         return digests
 
     def _look_at_blob(self, study: str, round: int, kind: str) -> Literal["sizes", "bytes"]:
@@ -225,20 +250,12 @@ class Mailroom:
         times = self._sent_again[study, round, kind]
         return "bytes" if times & (times - 1) == 0 else "sizes"
 
-    def _send_one(self, key: str, entry: Sent | None, said: str, contents: Contents, inline: bytes | None) -> str:
-        """Put one letter, new (`entry` is None) or again; returns the digest of what was said."""
-        if entry is not None:
-            self._put(key, entry, check=True)
-            return entry.contents
-        to, study, round, kind = contents.recipient, contents.study, contents.round, contents.kind
+    def _sealed(self, said: str, contents: Contents, inline: bytes | None) -> Sent:
+        """One new letter, sealed."""
         inner = pack(contents, inline)
         if len(inner) > self.limits.body + INLINE_BYTES:
-            raise ValueError(f"letter {kind}: body of {len(inner)} bytes; put large things into the blob")
-        # Committed before it is put: after a crash in between, the same envelope is put by the next call.
-        entry = self._journal.commit(key, study, round, Sent(said, sha256_hex(inner), self._sealer.seal(to, inner)))
-        self._same_as_before(entry, said, to, study, round, kind)
-        self._put(key, entry, check=False)
-        return entry.contents
+            raise ValueError(f"letter {contents.kind}: body of {len(inner)} bytes; put large things into the blob")
+        return Sent(said, sha256_hex(inner), self._sealer.seal(contents.recipient, inner))
 
     def _put(self, key: str, entry: Sent, check: bool) -> None:
         if entry.envelope is not None and not (check and self.store.holds(key, entry.envelope)):

@@ -1,4 +1,4 @@
-"""What a journal writes at a step is what is new, however much it keeps; bytes are those given to the kernel."""
+"""What a step or a setup writes is what is new, however much is kept; bytes are those given to the kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bench_setup import SETTINGS, SLACK, set_up
 
+from datasites.hospital.setup import initialise
+from datasites.hospital.site import Site
+from datasites.secagg.context import EPOCH_ROUNDS
 from datasites.secagg.state import PAIR
 from tests.secagg.cohort import Cohort, email, integers
 from tests.secagg.journalled import Journalled
@@ -75,3 +79,15 @@ def test_the_setup_and_the_rounds_of_an_epoch_cost_what_they_bring(twelve):
         assert cost < len(masked.payload) + 12 * PAIR + SMALL
     files = [file for file in (twelve.folder / A / "journal" / "parts").iterdir() if file.stat().st_size > 12 * PAIR]
     assert len(files) < ROUNDS - 30 + 8, "a file for each round that is still to come"
+
+
+@pytest.mark.slow
+def test_a_setup_costs_the_aggregator_bytes_in_proportion_to_its_hospitals(tmp_path):
+    """In this range the enrolment, of 9 KB for each, is sent once as a blob; below it travels in each envelope."""
+    (tmp_path / "store").mkdir()
+    initialise(tmp_path / "home", SETTINGS.format(tmp_path / "store"))
+    site = Site.open(tmp_path / "home")
+    small, large = (set_up(count, EPOCH_ROUNDS, tmp_path / str(count), site)[1] for count in (10, 20))
+    assert large.written < SLACK * 2 * small.written
+    assert large.kept < SLACK * 2 * small.kept
+    assert large.written < 20 * 40_000

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datasites.secagg.errors import BadMessage, UnknownParty
 from datasites.secagg.member import Member
-from datasites.secagg.messages import Certificate, MaskedVector, Message, UnmaskShares
+from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready, UnmaskShares
 from datasites.secagg.state import MemberState
 from datasites.study.identity import Identity
 from tests.secagg.attacker import reseal
@@ -87,6 +87,11 @@ def test_bytes_there_and_back(sent, kind):
     again.check_signature(key)
 
 
+def _spelt(message: Message, text: bytes) -> bytes:
+    """The message as sent, with `text` in the place of its canonical bytes."""
+    return len(text).to_bytes(4, "big") + text + message.commitments if isinstance(message, Ready) else text
+
+
 def _altered(value):
     if isinstance(value, bool) or value is None:
         return not value
@@ -105,14 +110,14 @@ def _altered(value):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_field_can_be_changed(sent, kind):
     message, key = sent[kind]
-    plain = json.loads(message.to_bytes())
+    plain = json.loads(message.canonical())
     for name in plain:
         changed = json.dumps(
             {**plain, name: _altered(plain[name])}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
         ).encode()
-        assert changed != message.to_bytes()
+        assert changed != message.canonical()
         with pytest.raises(BadMessage):
-            type(message).from_bytes(changed).check_signature(key)
+            type(message).from_bytes(_spelt(message, changed)).check_signature(key)
 
 
 @given(
@@ -140,14 +145,26 @@ def test_noise_is_no_message(data):
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_spellings_of_the_same_value_are_refused(sent, kind):
     message, _ = sent[kind]
-    plain = json.loads(message.to_bytes())
+    plain = json.loads(message.canonical())
     spaced = json.dumps(plain, sort_keys=True).encode()
     unsorted = json.dumps(dict(reversed(plain.items())), separators=(",", ":")).encode()
-    doubled = b'{"context":"' + b"0" * 64 + b'",' + message.to_bytes()[1:]
+    doubled = b'{"context":"' + b"0" * 64 + b'",' + message.canonical()[1:]
     unknown = json.dumps({**plain, "more": 1}, sort_keys=True, separators=(",", ":")).encode()
     for other in (spaced, unsorted, doubled, unknown, b"", b"{}", b"\xff"):
-        with pytest.raises(BadMessage):
-            type(message).from_bytes(other)
+        for data in (other, _spelt(message, other)):
+            with pytest.raises(BadMessage):
+                type(message).from_bytes(data)
+
+
+def test_commitments_are_signed_and_sent_once(sent):
+    ready, key = sent["ready"]
+    assert len(ready.to_bytes()) < len(ready.commitments) + 1000
+    for other in (b"", ready.commitments[:-1], ready.commitments + b"0", bytes(len(ready.commitments))):
+        with pytest.raises(BadMessage, match="signature"):
+            ready.model_copy(update={"commitments": other}).check_signature(key)
+    within = json.dumps({**json.loads(ready.canonical()), "commitments": ""}, sort_keys=True, separators=(",", ":"))
+    with pytest.raises(BadMessage, match="canonical"):
+        Ready.from_bytes(_spelt(ready, within.encode()))
 
 
 def test_a_signature_of_one_kind_does_not_serve_another(sent):

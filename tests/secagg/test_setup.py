@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from datasites.secagg import shares
 from datasites.secagg.context import Context, Party
+from datasites.secagg.epoch import check_certificate
 from datasites.secagg.errors import (
     BadMessage,
     BadTerms,
@@ -74,6 +75,26 @@ def test_a_certificate_of_another_epoch_or_study_is_refused(cohort, enrolment):
         odd = reseal(enrolment.certificates[1], identity, **changes)
         with pytest.raises(BadMessage, match="another study or epoch"):
             share(cohort, enrolment_of(cohort, [enrolment.certificates[0], odd, *enrolment.certificates[2:]]))
+
+
+def test_the_aggregator_checks_each_certificate_once(monkeypatch):
+    """When it comes; a check costs an exchange with each key. None is enrolled once all have expired."""
+    checked: list[str] = []
+
+    def counted(context, certificate, today):
+        checked.append(certificate.sender)
+        check_certificate(context, certificate, today)
+
+    for module in ("aggregator", "epoch"):
+        monkeypatch.setattr(f"datasites.secagg.{module}.check_certificate", counted)
+    cohort = Cohort.of(5)
+    state, members = cohort.state, cohort.members
+    for member in members.values():
+        state = cohort.aggregator.receive_certificate(state, member.certify()[1], today=TODAY)
+    with pytest.raises(BadMessage, match="expired"):
+        cohort.aggregator.enrol(state, today=EXPIRES + datetime.timedelta(days=1))
+    _, enrolment = cohort.aggregator.enrol(state, today=TODAY)
+    assert checked == [certificate.sender for certificate in enrolment.certificates] == list(members)
 
 
 def test_an_expired_certificate_is_refused(cohort, enrolment):
