@@ -64,7 +64,8 @@ def show(root: Path, points: Sequence[str], seconds: float) -> int:
         """Whose alarms are told and not counted: that its disk is full is one."""
 
         def wrong(self, sure: Collection[int]) -> str:
-            return "; ".join(part for part in super().wrong(sure).split("; ") if "alarm in" not in part)
+            told = super().wrong(sure).split("; ")
+            return "; ".join(part for part in told if "alarm in" not in part)
 
         def words(self) -> list[str]:
             """What the service said, each thing once, without times and names of this run."""
