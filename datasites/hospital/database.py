@@ -17,7 +17,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 
 from datasites.hospital.config import Home
 from datasites.hospital.outages import away
-from datasites.hospital.space import spent
+from datasites.hospital.space import full_in_words
 from datasites.study.addresses import hidden, shown
 from datasites.study.errors import DatasitesError, InputError
 
@@ -80,7 +80,7 @@ def name_of(home: Home) -> str:
 
 def reason_of(home: Home, error: Exception) -> str:
     """Why it is away, in the words of its library on one line, without secrets; or that no room is left for it."""
-    if home.settings.database == "sqlite" and (full := spent(home)):
+    if home.settings.database == "sqlite" and (full := full_in_words(home)):
         return full
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return hidden("; ".join(lines), home.settings.database)[:500] or type(error).__name__

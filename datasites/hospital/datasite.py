@@ -50,7 +50,7 @@ from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.service import READY_FILE, outage_of
 from datasites.hospital.setup import open_control, require_own_user
 from datasites.hospital.site import Site
-from datasites.hospital.space import spent
+from datasites.hospital.space import full_in_words
 from datasites.hospital.submissions import Submissions
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError
@@ -225,7 +225,7 @@ class Datasite:
         except Exception as error:
             # The place without the words, which may hold a value of a row (I12), unless they are our own.
             kind = type(error).__name__
-            said = str(error) if foreseen(error) else spent(self._home)
+            said = str(error) if foreseen(error) else full_in_words(self._home)
             words = f"{kind}: {said}" if said else kind
             log.error("%s: %s", what, words)
             if (what, kind) not in self._noted:

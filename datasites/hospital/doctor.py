@@ -109,7 +109,7 @@ def _space(site: Site) -> Iterator[Check]:
     for room in rooms(site.home):
         few = room.files is not None and room.files < 1000
         state: Literal["ok", "warn", "bad"] = "ok"
-        if room.free < NONE or room.is_spent:
+        if room.free < NONE or room.is_full:
             state = "bad"
         elif room.free < LITTLE or few:
             state = "warn"

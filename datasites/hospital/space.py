@@ -18,7 +18,7 @@ MiB = 2**20
 #: Below these, people should look, and the datasite can't be sure to finish a round.
 LITTLE, NONE = 1024 * MiB, 64 * MiB
 #: With less than this, what fails has failed for want of room.
-_SPENT = 256 * 1024
+_FULL = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Room:
         return f"{self.what} {self.folder}: room for {self.free / MiB:,.1f} MiB{files}"
 
     @property
-    def is_spent(self) -> bool:
+    def is_full(self) -> bool:
         """Whether hardly anything can be written there."""
-        return self.free < _SPENT or self.files == 0
+        return self.free < _FULL or self.files == 0
 
 
 def rooms(home: Home) -> Iterator[Room]:
@@ -58,7 +58,7 @@ def rooms(home: Home) -> Iterator[Room]:
             yield Room(what, folder, left.f_bavail * left.f_frsize, left.f_favail if left.f_files else None)
 
 
-def spent(home: Home) -> str:
+def full_in_words(home: Home) -> str:
     """Where no room is left, in words with the remedy; "" where there is some."""
-    full = [room.words for room in rooms(home) if room.is_spent]
+    full = [room.words for room in rooms(home) if room.is_full]
     return f"no room is left ({', '.join(full)}), make room there" if full else ""
