@@ -1587,6 +1587,44 @@ MUTATIONS = (
         (_PLAUSIBLE,),
     ),
     Mutation(
+        "table: whose a row is lies in a column that a feature may be called",
+        "datasites/hospital/harmonise.py",
+        'WHOSE = "<patient>"',
+        'WHOSE = "patient"',
+        ("tests/hospital/test_harmonise.py::test_a_feature_may_be_called_as_the_reader_calls_things_itself",),
+    ),
+    Mutation(
+        "study: an odd number of bins is read",
+        "datasites/study/manifest.py",
+        "        if bins % 2:",
+        "        if bins % 2 and bins < 0:",
+        ("tests/study/test_bounds.py::test_bins_that_half_is_no_edge_of_are_refused_when_the_study_is_read",),
+    ),
+    Mutation(
+        "study: counts of a large hospital are cut in silence",
+        "datasites/hospital/cases.py",
+        "        if cut < patients:",
+        "        if ring is not None and cut < patients:",
+        (f"{_SHARES}::test_counts_that_would_be_cut_are_refused_at_intake",),
+    ),
+    Mutation(
+        "log: somebody is logged before the database has them",
+        "datasites/hospital/people.py",
+        "    # The database first: a record that somebody was entered may never stand without them.\n    commitment",
+        '    site.audit.append("person_added", person=name)\n    commitment',
+        ("tests/hospital/test_full_disk.py",),
+    ),
+    Mutation(
+        "approval: what differs from it is not named",
+        "datasites/hospital/cases.py",
+        "    if was == now:\n        return\n    if name",
+        '    if was == now or name == "dependencies":\n        return\n    if name',
+        (
+            "tests/hospital/test_compliance.py::"
+            "test_what_differs_from_what_was_approved_is_named_with_both_values_and_accuses_nobody",
+        ),
+    ),
+    Mutation(
         "table: a finding that nobody answered keeps no case from review",
         "datasites/hospital/answers.py",
         "        if finding.blocks and (finding.kind in FINAL or not holds):",
