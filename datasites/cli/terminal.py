@@ -40,7 +40,11 @@ NameOption = Annotated[str, typer.Option("--as", help="Your name, as entered wit
 StdinOption = Annotated[bool, typer.Option("--password-stdin", help="Read your password from standard input.")]
 ReasonOption = Annotated[
     str,
-    typer.Option("--reason", help="Why; kept in the audit log, which others read in bundles: no patient, no count."),
+    typer.Option(
+        "--reason",
+        help="Why; read by people here, and in evidence bundles by others, but not sent to the researcher: no patient, "
+        "no count.",
+    ),
 ]
 
 

@@ -45,7 +45,10 @@ def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk:
         with pytest.raises(Exception):  # noqa: B017 (whatever it is, it does not approve)
             review.approve(desk.site, row.pk, desk.login("ann"), "read it", row.approval_hash)
         assert not Review.objects.exists()
-        assert review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort").state == Case.State.REJECTED
+        assert (
+            review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort", told="no").state
+            == Case.State.REJECTED
+        )
 
 
 def test_what_a_stranger_wrote_does_nothing_to_a_terminal(database: Home, furnished: Home) -> None:
@@ -88,7 +91,7 @@ def test_what_people_decide_while_a_case_is_examined_stands(
 
     def meanwhile(*_: Any) -> dict[str, object]:
         if act == "reject":
-            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad")
+            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", told="no")
         else:
             desk.approve("ann")
             desk.approve("bob")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from html import unescape
 
 import pytest
+from django.forms import Form, Textarea
 
 from datasites.hospital.case_view import approved_before
-from datasites.hospital.console import code
+from datasites.hospital.console import code, forms
 from datasites.hospital.intake import freeze
 from datasites.hospital.models import BudgetFact, Case, Population
+from datasites.study.audit_chain import records
 from tests.hospital.console.conftest import Console
 from tests.hospital.test_review import job
 
@@ -36,7 +38,8 @@ def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: 
     client = console.client("ann")
     paths = (f"/cases/{console.number}/", "/budget/", "/budget/heart/")
     case, budgets, budget = (unescape(client.get(path).content.decode()) for path in paths)
-    assert "The researcher reads that you decided, and of a rejection this reason." in case
+    assert "Read by the researcher, word for word" in case
+    assert "the researcher is not sent it" in case
     assert "The cap is what these patients are guaranteed" in budgets
     assert "The other figures are readings of how much of it is taken" in budgets
     assert "and no guarantees by themselves" in budgets
@@ -46,6 +49,30 @@ def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: 
     BudgetFact.objects.create(population=population, what="widened", epsilon=wider, delta=now.delta)
     budget = unescape(client.get("/budget/heart/").content.decode())
     assert f"these patients are guaranteed epsilon {wider:g} at delta" in budget
+
+
+def test_every_field_for_words_of_ones_own_says_who_reads_them() -> None:
+    fields = [
+        (form.__name__, name, str(field.help_text))
+        for form in vars(forms).values()
+        if isinstance(form, type) and issubclass(form, Form)
+        for name, field in form.base_fields.items()
+        if isinstance(field.widget, Textarea)
+    ]
+    assert len(fields) >= 8
+    assert [(form, name) for form, name, words in fields if "Read by " not in words] == []
+
+
+def test_a_rejection_has_words_for_the_researcher_and_a_reason_that_stays_here(console: Console) -> None:
+    ann = console.client("ann")
+    assert b"Say what the researcher is to read" in console.decide(ann, "reject", reason="ward 7 objects").content
+    assert console.decide(ann, "approve", told="gladly").status_code == 400
+    console.desk.nothing_happened()
+    assert console.decide(ann, "reject", reason="ward 7 objects", told="not this year").status_code == 302
+    console.desk.row.refresh_from_db()
+    assert console.desk.row.note == "not this year"
+    logged = [r.fields for r in records(console.desk.site.home.audit) if r.kind == "rejected"][-1]
+    assert (logged["reason"], logged["told"]) == ("ward 7 objects", "not this year")
 
 
 def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_intake(console: Console) -> None:
