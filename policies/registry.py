@@ -21,6 +21,7 @@ from pydantic import ValidationError, field_validator
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
 from datasites.study.manifest import Name, Service
+from datasites.study.visible import require_plain
 from policies.agreements import (
     KIND_NAMES,
     NO_SANDBOX,
@@ -255,10 +256,12 @@ class Registry(Agreed):
     def import_toml(self, text: str, by: str, on: datetime.date) -> Registry:
         """Enter every `[[agreement]]` of a TOML text, unconfirmed; entries that already stand like this are left.
 
-        Raises `RegistryError` naming the entry and the key; then nothing is entered.
+        Raises `RegistryError` naming the entry and the key, or `InputError` for one with a character that people don't
+        see; then nothing is entered.
         """
         registry = self
         for terms in read_terms(text):
+            require_plain(terms, f"agreement {terms.id}")
             versions = [a for a in registry.agreements if a.terms.id == terms.id]
             if versions and versions[-1].terms == terms and versions[-1].terminated_on is None:
                 continue

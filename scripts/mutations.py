@@ -46,6 +46,7 @@ _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_runn
 _MACHINE, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
+_REVIEW = "tests/hospital/test_review.py"
 
 MUTATIONS = (
     # What is added.
@@ -1546,5 +1547,20 @@ MUTATIONS = (
         'content.get("kind") == "finding" and is_bound(home, commitment, content)',
         'content.get("kind") == "finding"',
         (f"{_ANSWERS}::test_an_opening_that_is_not_what_the_log_binds_answers_nothing",),
+    ),
+    # What people read.
+    Mutation(
+        "visible: a study is taken in with characters that people don't see",
+        "datasites/hospital/intake.py",
+        "    package.require_plain()\n",
+        "",
+        (f"{_REVIEW}::test_what_is_not_a_study_of_this_hospital_is_refused_with_its_reason",),
+    ),
+    Mutation(
+        "visible: pages show what strangers wrote as it is",
+        "datasites/hospital/settings.py",
+        '    "datasites.hospital.console.middleware.Visible",\n',
+        "",
+        ("tests/hospital/console/test_attacks.py::test_what_strangers_write_is_shown_as_text",),
     ),
 )

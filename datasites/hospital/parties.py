@@ -31,6 +31,7 @@ from datasites.hospital.site import Site
 from datasites.study.durable import held
 from datasites.study.errors import InputError
 from datasites.study.identity import Roster, RosterEntry
+from datasites.study.visible import require_plain
 from policies.agreements import same_person
 
 
@@ -158,6 +159,7 @@ def open_proposals() -> list[tuple[PartyProposal, RosterEntry]]:
 
 
 def _check_complete(entry: RosterEntry) -> None:
+    require_plain(entry, f"roster entry of {entry.email}")
     if not entry.syft_fingerprint:
         raise InputError(
             f"roster entry of {entry.email}: has no syft fingerprint, so no letter could go to them; ask the party for "

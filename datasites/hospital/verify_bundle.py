@@ -1564,6 +1564,11 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _shown(words: str) -> str:
+    """What a bundle says, with each character that hides or acts as its code point, as the datasite shows it."""
+    return "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in words)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1578,7 +1583,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     checks = verify(options.bundle, options.key, heads)
     for check in checks:
-        print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.found}")
+        print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {_shown(check.found)}")
     good = all(check.ok for check in checks)
     print("The bundle verifies." if good else "THE BUNDLE DOES NOT VERIFY.")
     return 0 if good else 1

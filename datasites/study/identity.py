@@ -21,6 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
 from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
+from datasites.study.visible import require_plain
 
 EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
 Email = Annotated[str, Field(pattern=EMAIL.pattern, max_length=190)]
@@ -226,7 +227,8 @@ class Roster(Agreed):
     def pin(self, entry: RosterEntry) -> Roster:
         """A roster with `entry` added.
 
-        Raises `IdentityError` if another entry is pinned for that e-mail, or if the key was revoked.
+        Raises `IdentityError` if another entry is pinned for that e-mail, or if the key was revoked, and `InputError`
+        for an entry with characters that people don't see.
         """
         if entry.public_key in self.revoked:
             raise IdentityError(
@@ -240,6 +242,7 @@ class Roster(Agreed):
                     f"roster: {entry.email} is pinned with key {known.fingerprint}, the new entry has "
                     f"{entry.fingerprint}; revoke the old entry first if the change is real"
                 )
+        require_plain(entry, f"roster entry of {entry.email}")
         return Roster(entries=(*self.entries, entry), revoked=self.revoked)
 
     def without(self, email: str) -> Roster:

@@ -95,6 +95,8 @@ def test_the_summary_escapes_everything_and_fetches_nothing(bundle: Path) -> Non
     page = unpack(bundle)["summary.html"].decode()
     assert "<script" not in page
     assert "onload='x'" not in page
+    assert "\u202e" not in page
+    assert "\u27e6U+202E\u27e7" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "http:" not in page
     assert "https:" not in page

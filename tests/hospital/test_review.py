@@ -288,6 +288,7 @@ def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
     [
         (lambda: job(**{"run.sh": b"curl"}), "run.sh"),
         (lambda: job(**{"study.toml": b"name = 1"}), "study.toml"),
+        (lambda: job(**{"study.toml": job().files["study.toml"].replace(b'title = "', b'title = "\\u202e')}), "U+202E"),
         (lambda: job(**{"../../keys": b"x"}), "keys"),
         (lambda: SubmittedJob("heart-9", "stranger@x.org", job().files, "", "pending", ""), "stranger@x.org"),
     ],

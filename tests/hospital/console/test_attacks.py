@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import unicodedata
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from datasites.study.identity import Identity, Roster, RosterEntry
 from tests.hospital.console.conftest import Console
 from tests.hospital.test_review import PASSWORD
 
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'\u202e\u009b\u200b"
 LOGIN = {"username": "ann", "password": PASSWORD}
 
 
@@ -24,6 +25,8 @@ def clean(response: Any) -> None:
     assert "<script>alert" not in html
     assert "<img" not in html
     assert "&lt;script&gt;" in html
+    assert not [c for c in html if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\n\t"]
+    assert "\u27e6U+202E\u27e7" in html
 
 
 def test_what_strangers_write_is_shown_as_text(console: Console) -> None:
