@@ -46,7 +46,7 @@ _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_runn
 _MACHINE, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
-_REVIEW = "tests/hospital/test_review.py"
+_REVIEW, _ATTACKS = "tests/hospital/test_review.py", "tests/hospital/console/test_attacks.py"
 
 MUTATIONS = (
     # What is added.
@@ -1260,7 +1260,7 @@ MUTATIONS = (
     Mutation(
         "people: the first admin is not logged",
         "datasites/hospital/people.py",
-        '    enter_person(site, FIRST_ADMIN, "admin", password)\n',
+        '    enter_person(site, FIRST_ADMIN, "admin", password, first=True)\n',
         '    add_person(FIRST_ADMIN, "admin", password)\n',
         (f"{_ENTERED}::test_the_first_admin_is_logged_and_their_address_can_not_be_edited",),
     ),
@@ -1561,6 +1561,21 @@ MUTATIONS = (
         "datasites/hospital/settings.py",
         '    "datasites.hospital.console.middleware.Visible",\n',
         "",
-        ("tests/hospital/console/test_attacks.py::test_what_strangers_write_is_shown_as_text",),
+        (f"{_ATTACKS}::test_what_strangers_write_is_shown_as_text",),
+    ),
+    # Who signs in.
+    Mutation(
+        "people: a password that an admin has set is kept",
+        "datasites/hospital/people.py",
+        "        FirstPassword.objects.get_or_create(person=user)\n",
+        "        pass\n",
+        (f"{_ATTACKS}::test_a_password_that_somebody_else_has_set_is_changed_before_anything_else",),
+    ),
+    Mutation(
+        "people: each failure to sign in is a record",
+        "datasites/hospital/sign_ins.py",
+        "not datetime.timedelta(0) <= now - row.logged_at < APART",
+        "True",
+        (f"{_ATTACKS}::test_failures_to_sign_in_and_lock_outs_are_counted_in_the_log_and_a_flood_does_not_fill_it",),
     ),
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import unicodedata
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.utils import timezone
 
-from datasites.hospital import ledger, review
+from datasites.hospital import compliance, ledger, review, sign_ins
 from datasites.hospital.models import Case, PartyProposal, Review
+from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from tests.hospital.console.conftest import Console
 from tests.hospital.test_review import PASSWORD
@@ -117,6 +120,67 @@ def test_guessing_at_sign_in_is_locked_out_and_others_are_not(console: Console) 
     elsewhere = console.client()
     assert elsewhere.post("/login/", LOGIN, REMOTE_ADDR="10.0.0.9").status_code == 302
     assert console.client().post("/login/", {**LOGIN, "username": "bob"}).status_code == 302
+
+
+def told_of_signing_in(console: Console) -> list[tuple[str, str, int]]:
+    kinds = ("signed_in", "signed_out", "sign_in_failed", "confirmation_failed", "locked_out")
+    log = [r for r in records(console.desk.site.home.audit) if r.kind in kinds]
+    return [(r.kind, str(r.fields["person"]), int(str(r.fields.get("times", 1)))) for r in log]
+
+
+def test_failures_to_sign_in_and_lock_outs_are_counted_in_the_log_and_a_flood_does_not_fill_it(
+    console: Console,
+) -> None:
+    begins = len(told_of_signing_in(console))
+    guesser, ann = console.client(), console.client()
+    for name in ("ann", "nobody", "somebody-else"):
+        for number in range(8):
+            guesser.post("/login/", {"username": name, "password": f"guess {number}"})
+    told = told_of_signing_in(console)[begins:]
+    assert sorted(told) == sorted(
+        [("sign_in_failed", "ann", 1), ("locked_out", "ann", 1), ("sign_in_failed", "", 1), ("locked_out", "", 1)]
+    )
+    assert ann.post("/login/", LOGIN, REMOTE_ADDR="10.0.0.9").status_code == 302
+    assert ann.post("/logout/").status_code == 302
+    rest = told_of_signing_in(console)[begins + 4 :]
+    assert rest[-2:] == [("signed_in", "ann", 1), ("signed_out", "ann", 1)]
+    assert sorted(rest[:-2]) == sorted(
+        [("sign_in_failed", "ann", 7), ("locked_out", "ann", 3), ("sign_in_failed", "", 15), ("locked_out", "", 7)]
+    )
+
+
+def test_failing_to_confirm_a_decision_is_in_the_log(console: Console) -> None:
+    begins = len(told_of_signing_in(console))
+    assert console.decide(console.client("ann"), password="a guess").status_code == 403
+    assert told_of_signing_in(console)[begins:] == [("confirmation_failed", "ann", 1)]
+
+
+def test_failures_an_hour_apart_are_two_records_whatever_the_clock_did(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, now = console.desk.site, timezone.now()
+    begins = len(told_of_signing_in(console))
+    for hours in (0, 0.5, 1.5, -3):
+        monkeypatch.setattr(timezone, "now", lambda hours=hours: now + timedelta(hours=hours))
+        sign_ins.failed(site, "sign_in_failed", "ann")
+    assert [times for _, _, times in told_of_signing_in(console)[begins:]] == [1, 2, 1]
+
+
+def test_a_password_that_somebody_else_has_set_is_changed_before_anything_else(console: Console) -> None:
+    eva, first, own = console.client("eva"), "set by an admin, once", "chosen by fay alone"
+    values = {"name": "fay", "email": "fay@cleveland.example.org", "role": "steward", "new_password": first}
+    assert eva.post("/people/add/", {**values, "password": PASSWORD}).status_code == 302
+    fay = console.client()
+    assert fay.post("/login/", {"username": "fay", "password": first}).status_code == 302
+    for path in ("/cases/", f"/cases/{console.number}/", "/audit/"):
+        assert fay.get(path).headers["Location"] == "/password/"
+    assert fay.post("/studies/kill/", {"action": "kill", "reason": "x", "password": first}).status_code == 302
+    assert not compliance.is_killed(console.desk.site.home)
+    assert b"Somebody else has set your password" in fay.get("/password/").content
+    same = fay.post("/password/", {"password": first, "new_password": first, "again": first})
+    assert b"choose another one" in same.content
+    assert fay.post("/password/", {"password": first, "new_password": own, "again": own}).status_code == 302
+    assert fay.get("/cases/").status_code == 200
 
 
 def test_guessing_at_the_second_question_is_locked_out_too(console: Console) -> None:
