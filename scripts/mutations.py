@@ -1578,4 +1578,19 @@ MUTATIONS = (
         "True",
         (f"{_ATTACKS}::test_failures_to_sign_in_and_lock_outs_are_counted_in_the_log_and_a_flood_does_not_fill_it",),
     ),
+    # Who is one.
+    Mutation(
+        "identity: capitals make two of one",
+        "datasites/study/identity.py",
+        'unicodedata.normalize("NFKC", name).casefold()',
+        'unicodedata.normalize("NFKC", name)',
+        ("tests/study/test_identity.py::test_one_mailbox_is_one_party_however_it_is_written",),
+    ),
+    Mutation(
+        "identity: a cohort counts one mailbox as several hospitals",
+        "datasites/study/manifest.py",
+        "if twice := written_twice(hospitals):",
+        "if (twice := written_twice(hospitals)) and len(set(hospitals)) < len(hospitals):",
+        ("tests/study/test_manifest.py",),
+    ),
 )

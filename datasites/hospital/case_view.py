@@ -23,6 +23,7 @@ from datasites.hospital.people import REVIEWERS
 from datasites.hospital.population import Caps, caps_of
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.identity import same_identity
 from policies.agreements import Agreement
 from policies.engine import Decision
 from policies.registry import RegistryError, RegistryFile
@@ -284,7 +285,7 @@ def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:
         ServiceLine(
             service.kind,
             service.organisation,
-            service.organisation == own,
+            same_identity(service.organisation, own),
             registry.covers(service.kind, service.organisation, today) if registry else None,
         )
         for service in case.study.services

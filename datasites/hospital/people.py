@@ -29,6 +29,7 @@ from datasites.hospital.entered_log import people_by_hand, tell
 from datasites.hospital.models import FirstPassword
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
+from datasites.study.identity import identity_key, same_identity
 
 PersonRole = Literal["steward", "privacy_officer", "auditor", "admin"]
 REVIEWERS: tuple[PersonRole, ...] = ("steward", "privacy_officer")
@@ -97,7 +98,7 @@ def enter_person(
 def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person | None:
     """Somebody of the database, active and just like that, whom the log has never entered."""
     user = get_user_model().objects.filter(username=name, is_active=True).first()
-    if user is None or (role_of(user), user.email) != (role, (email or (name if "@" in name else "")).casefold()):
+    if user is None or (role_of(user), user.email) != (role, identity_key(email or (name if "@" in name else ""))):
         return None
     return None if name in tell(site.home).added else Person(name, user.email, role, active=True)
 
@@ -121,7 +122,7 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
     if len(name.split()) != 1:
         raise PersonError(f"person {name!r}: a name is one word, as agreements are signed with it; try ann.lee")
     users = get_user_model()
-    email = (email or (name if "@" in name else "")).casefold()
+    email = identity_key(email or (name if "@" in name else ""))
     if not email and (role in REVIEWERS or password is None):
         raise PersonError(f"person {name}: a {role} needs an e-mail address, which says who they are (--email)")
     try:
@@ -132,7 +133,7 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
     except ValidationError as error:
         raise PersonError(f"person {name}: {' '.join(error.messages)}") from error
     with transaction.atomic():
-        if users.objects.filter(username__iexact=name).exists():
+        if any(same_identity(known, name) for known in users.objects.values_list("username", flat=True)):
             raise PersonError(f"person {name}: already entered; choose another name")
         if email and users.objects.filter(email=email).exists():
             raise PersonError(f"person {name}: {email} is entered under another name; each person is entered once")

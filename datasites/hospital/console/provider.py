@@ -33,6 +33,7 @@ from datasites.hospital.models import ProviderSubject
 from datasites.hospital.outages import away
 from datasites.hospital.people import role_of
 from datasites.hospital.sign_ins import failed, signed_in
+from datasites.study.identity import identity_key
 
 #: In the session: when this person set out to sign in again, and who they were.
 CONFIRMING = "provider_confirming"
@@ -71,7 +72,7 @@ class Provider(OIDCAuthenticationBackend):
     def filter_users_by_claims(self, claims: dict[str, Any]) -> list[AbstractUser]:
         """The person with this e-mail address, if the provider has verified it and it is the same subject as ever."""
         oidc = settings.DATASITE.settings.console.oidc
-        email = str(claims.get("email", "")).casefold()
+        email = identity_key(str(claims.get("email", "")))
         if not email or not (oidc.emails_are_verified or claims.get("email_verified") is True):
             log.warning("sign-in of %s refused: the provider has not verified the address", email or "nobody")
             return []
