@@ -103,6 +103,15 @@ def test_the_summary_escapes_everything_and_fetches_nothing(bundle: Path) -> Non
     assert "default-src 'none'" in page
 
 
+def test_what_the_verifier_prints_does_nothing_to_a_terminal(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [verify_bundle.Check("agreements", True, "Clinic\u202e \x1b[2K")]
+    monkeypatch.setattr(verify_bundle, "verify", lambda *_: found)
+    verify_bundle.main([str(bundle)])
+    assert "Clinic<U+202E> <U+001B>[2K" in capsys.readouterr().out
+
+
 def test_a_bundle_of_a_study_that_never_ran_verifies(tmp_path: Path) -> None:
     only_seen = Hospital(tmp_path)
     only_seen.enter()
