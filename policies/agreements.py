@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
+from datasites.study.identity import same_identity
 from datasites.study.manifest import Name, Sha256
 
 Kind = Literal["baa", "dua", "irb", "expert_determination", "risk_acceptance"]
@@ -95,7 +96,7 @@ class Agreement(Agreed):
             raise ValueError(f"agreement {self.terms.id}: who confirmed and when are stated together")
         if (self.terminated_by is None) != (self.terminated_on is None):
             raise ValueError(f"agreement {self.terms.id}: who terminated and when are stated together")
-        if self.confirmed_by is not None and same_person(self.confirmed_by, self.entered_by):
+        if self.confirmed_by is not None and same_identity(self.confirmed_by, self.entered_by):
             raise ValueError(
                 f"agreement {self.terms.id}: {self.entered_by} entered it and can't confirm it; "
                 "ask a second person to compare it with the document"
@@ -135,12 +136,6 @@ def read_terms(text: str) -> tuple[Terms, ...]:
             name = entry.get("id", "without an id") if isinstance(entry, dict) else "not a table"
             raise RegistryError(f"agreements: entry {number} ({name}): {first_problem(error)}") from error
     return tuple(read)
-
-
-def same_person(one: str, other: str) -> bool:
-    """Whether two names are one person's."""
-    # Mail addresses differ in case only by accident; nobody may be two people by writing it another way.
-    return one.casefold() == other.casefold()
 
 
 def toml_value(value: Any) -> str:

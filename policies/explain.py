@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from datasites.study.manifest import Service
+from datasites.study.identity import same_identity
 from policies.controls import CONTROLS, GROUPS
 from policies.facts import (
     BudgetFacts,
@@ -114,7 +114,7 @@ def _baa_aggregator(facts: Facts) -> Words:
     wrong = [
         f"{kind} by {', '.join(s.organisation for s in terms.services if s.kind == kind) or 'nobody'}"
         for kind in ("aggregation", "model_distribution")
-        if Service(kind=kind, organisation=roster.aggregator) not in terms.services
+        if not any(s.kind == kind and same_identity(s.organisation, roster.aggregator) for s in terms.services)
     ]
     return Words(
         f"{terms.researcher} aggregates and hands out models; the roster says {roster.aggregator}, the study says "
@@ -279,9 +279,9 @@ def _people_approver(facts: Facts) -> Words:
     approver, terms = facts.approver, _terms(facts)
     assert approver is not None  # `explain` has dealt with missing facts
     stewards, officers = facts.people("steward"), facts.people("privacy_officer")
-    if approver.person.casefold() == terms.researcher.casefold():
+    if same_identity(approver.person, terms.researcher):
         return Words(f"{approver.person} is the study's researcher.", "Two of the hospital's own people approve.")
-    if approver.person.casefold() in {person.casefold() for person in (*stewards, *officers)}:
+    if any(same_identity(approver.person, person) for person in (*stewards, *officers)):
         return Words(
             f"{approver.person} has already approved this study.",
             "The second approval must come from a different person, in the other role.",
@@ -300,8 +300,7 @@ def _people(facts: Facts) -> Words:
     lacking = [_role(r) for r, who in (("steward", stewards), ("privacy_officer", officers)) if not who]
     if lacking:
         return Words(f"No {' and no '.join(lacking)} has approved this study.{note}", "Have it reviewed and approved.")
-    reviewers = {person.casefold() for person in (*stewards, *officers)}
-    if _terms(facts).researcher.casefold() in reviewers:
+    if any(same_identity(_terms(facts).researcher, person) for person in (*stewards, *officers)):
         return Words("The study's researcher is among those who approved it.", "Two of the hospital's people approve.")
     both = sorted(set(stewards) & set(officers)) or list(stewards)
     return Words(

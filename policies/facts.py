@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_serializer, model_validator
 
 from datasites.study.canonical import Agreed
-from datasites.study.identity import Email
+from datasites.study.identity import Email, identity_key, same_identity
 from datasites.study.manifest import DELTA_OVER_ALL, Name, Service, Sha256, Study
 from policies.registry import NO_SANDBOX, Agreement, Organisation, Person, Registry
 
@@ -195,9 +195,9 @@ def context(facts: Facts) -> dict[str, Any]:
         record["terms"] = {
             "purpose": facts.terms.purpose,
             "irb": facts.terms.irb,
-            "researcher": facts.terms.researcher.casefold(),
+            "researcher": identity_key(facts.terms.researcher),
             "ends": _day(facts.terms.ends),
-            "services": [service.model_dump() for service in facts.terms.services],
+            "services": [_service(facts, service) for service in facts.terms.services],
         }
     if facts.features is not None:
         record["features"] = list(facts.features)
@@ -212,17 +212,19 @@ def context(facts: Facts) -> dict[str, Any]:
         record["code"] = facts.code.model_dump(exclude={"differs"})
     if facts.approvals is not None:
         record["people"] = {
-            "stewards": [person.casefold() for person in facts.people("steward")],
-            "privacyOfficers": [person.casefold() for person in facts.people("privacy_officer")],
+            "stewards": [identity_key(person) for person in facts.people("steward")],
+            "privacyOfficers": [identity_key(person) for person in facts.people("privacy_officer")],
         }
     if facts.approver is not None:
-        record["approver"] = {"person": facts.approver.person.casefold(), "role": facts.approver.role}
+        record["approver"] = {"person": identity_key(facts.approver.person), "role": facts.approver.role}
     if facts.state is not None:
         record["state"] = facts.state
     if facts.sandbox is not None:
         record["sandbox"] = facts.sandbox
     if facts.roster is not None:
         record["roster"] = facts.roster.model_dump(mode="json", exclude_none=True)
+        if facts.roster.aggregator is not None:
+            record["roster"]["aggregator"] = _written(facts, facts.roster.aggregator)
     if facts.release is not None:
         record["release"] = {
             "masked": facts.release.masked,
@@ -234,12 +236,23 @@ def context(facts: Facts) -> dict[str, Any]:
     return record
 
 
+def _service(facts: Facts, service: Service) -> dict[str, str]:
+    return {"kind": service.kind, "organisation": _written(facts, service.organisation)}
+
+
+def _written(facts: Facts, organisation: str) -> str:
+    """An organisation as this hospital writes it, so that a rule that names it holds however a study writes it."""
+    known = [facts.hospital, *(party for agreement in facts.agreements or () for party in agreement.terms.parties)]
+    known += [service.organisation for service in facts.terms.services] if facts.terms else []
+    return next((name for name in known if same_identity(name, organisation)), organisation)
+
+
 def _agreements(facts: Facts) -> dict[str, Any]:
     registry, today, terms = facts.registry, facts.today, facts.terms
     covered = registry.covered(terms.services, today) if terms else ()
     permitted = registry.permitted_features(terms.irb, terms.purpose, today) if terms else ()
     return {
-        "covered": [service.model_dump() for service in covered],
+        "covered": [_service(facts, service) for service in covered],
         "irbApprovals": [{"number": n, "purpose": p} for n, p in registry.irb_approvals(today)],
         "permittedFeatures": list(permitted),
         "sandboxWaived": registry.accepts_risk(NO_SANDBOX, today),

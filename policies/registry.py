@@ -20,7 +20,9 @@ from pydantic import ValidationError, field_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
+from datasites.study.identity import identity_key, same_identity, written_twice
 from datasites.study.manifest import Name, Service
+from datasites.study.visible import require_plain
 from policies.agreements import (
     KIND_NAMES,
     NO_SANDBOX,
@@ -32,7 +34,6 @@ from policies.agreements import (
     Terms,
     first_problem,
     read_terms,
-    same_person,
     toml_value,
 )
 
@@ -92,8 +93,12 @@ class Registry(Agreed):
     def enter(self, terms: Terms, by: str, on: datetime.date) -> Registry:
         """Enter a new agreement, or the next version of one. It counts for nothing until somebody else confirms it.
 
-        Raises `RegistryError` when the terms equal the newest version.
+        Raises `RegistryError` when the terms equal the newest version, or name one party in two spellings.
         """
+        if twice := written_twice(terms.parties):
+            raise RegistryError(
+                f"registry: agreement {terms.id} names one party twice, as {twice[0]} and as {twice[1]}; keep one"
+            )
         versions = [a for a in self.agreements if a.terms.id == terms.id]
         if versions and versions[-1].terms == terms and versions[-1].terminated_on is None:
             raise RegistryError(f"registry: agreement {terms.id} already stands like this; nothing to enter")
@@ -110,7 +115,7 @@ class Registry(Agreed):
             raise RegistryError(f"registry: agreement {id} is at version {agreement.version}, not {version}; read it")
         if agreement.confirmed_by is not None:
             raise RegistryError(f"registry: agreement {id} version {version} was confirmed by {agreement.confirmed_by}")
-        if same_person(by, agreement.entered_by):
+        if same_identity(by, agreement.entered_by):
             raise RegistryError(
                 f"registry: {by} entered agreement {id} and can't confirm it; ask a second person to compare it "
                 "with the document"
@@ -148,13 +153,13 @@ class Registry(Agreed):
         return tuple(
             agreement
             for agreement in newest.values()
-            if self.organisation in agreement.terms.parties and (kind is None or agreement.terms.kind == kind)
+            if _is_party(self.organisation, agreement) and (kind is None or agreement.terms.kind == kind)
         )
 
     def covers(self, service: str, organisation: str, on: datetime.date) -> Agreement | None:
         """The BAA in force under which `organisation` may run `service` for this hospital, or None."""
         for agreement in self.in_force(on, "baa"):
-            if organisation in agreement.terms.parties and service in agreement.terms.services:
+            if _is_party(organisation, agreement) and service in agreement.terms.services:
                 return agreement
         return None
 
@@ -163,7 +168,7 @@ class Registry(Agreed):
         return tuple(
             service
             for service in services
-            if service.organisation == self.organisation
+            if same_identity(service.organisation, self.organisation)
             or self.covers(service.kind, service.organisation, on) is not None
         )
 
@@ -202,11 +207,11 @@ class Registry(Agreed):
 
         Each with all its versions, also those that say nothing of the study: one of them may have replaced another.
         """
-        parties = {service.organisation for service in services}
+        parties = {identity_key(service.organisation) for service in services}
         bear = {
             a.terms.id
             for a in self.agreements
-            if (a.terms.kind == "baa" and parties & set(a.terms.parties))
+            if (a.terms.kind == "baa" and parties & set(map(identity_key, a.terms.parties)))
             or (a.terms.kind == "irb" and a.terms.reference == irb)
             or (a.terms.kind in ("dua", "expert_determination") and purpose in a.terms.purposes)
             or a.terms.kind == "risk_acceptance"
@@ -255,10 +260,12 @@ class Registry(Agreed):
     def import_toml(self, text: str, by: str, on: datetime.date) -> Registry:
         """Enter every `[[agreement]]` of a TOML text, unconfirmed; entries that already stand like this are left.
 
-        Raises `RegistryError` naming the entry and the key; then nothing is entered.
+        Raises `RegistryError` naming the entry and the key, or `InputError` for one with a character that people don't
+        see; then nothing is entered.
         """
         registry = self
         for terms in read_terms(text):
+            require_plain(terms, f"agreement {terms.id}")
             versions = [a for a in registry.agreements if a.terms.id == terms.id]
             if versions and versions[-1].terms == terms and versions[-1].terminated_on is None:
                 continue
@@ -277,6 +284,10 @@ class Registry(Agreed):
             organisation=self.organisation,
             agreements=tuple(changed if a == agreement else a for a in self.agreements),
         )
+
+
+def _is_party(organisation: str, agreement: Agreement) -> bool:
+    return any(same_identity(organisation, party) for party in agreement.terms.parties)
 
 
 class RegistryFile:

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 
 from datasites.study.errors import DatasitesError
+from datasites.study.identity import same_identity
 from datasites.study.manifest import Study
 from policies.registry import Registry
 
@@ -87,7 +88,7 @@ def plain(text: str) -> str:
 
 
 def _agreement(registry: Registry, service: str, organisation: str, on: datetime.date) -> str:
-    if organisation == registry.organisation:
+    if same_identity(organisation, registry.organisation):
         return "none needed: run by this hospital"
     agreement = registry.covers(service, organisation, on)
     if agreement is None:

@@ -29,7 +29,7 @@ def fill(consortium: LocalConsortium) -> int:
     from datasites.hospital.accounts import Asked, Price
     from datasites.hospital.audit import _Position
     from datasites.hospital.cases import open_case
-    from datasites.hospital.models import Case, LedgerEntry, Round
+    from datasites.hospital.models import Case, FirstPassword, LedgerEntry, Round
     from datasites.hospital.people import enter_first_admin
     from datasites.hospital.site import Site
     from datasites.study.audit_chain import Head
@@ -38,6 +38,7 @@ def fill(consortium: LocalConsortium) -> int:
 
     site = Site.open(consortium.home("cleveland"))
     enter_first_admin(site)
+    FirstPassword.objects.all().delete()  # as if the admin had changed it
     files = {path.name: path.read_bytes() for path in consortium.study_folder.iterdir() if path.is_file()}
     job = SubmittedJob("bench", consortium.terms.researcher.email, files, "", "pending", "")
     row = admission.admit(site, job)

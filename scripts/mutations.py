@@ -46,6 +46,7 @@ _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_runn
 _MACHINE, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
+_REVIEW, _ATTACKS = "tests/hospital/test_review.py", "tests/hospital/console/test_attacks.py"
 
 MUTATIONS = (
     # What is added.
@@ -1298,7 +1299,7 @@ MUTATIONS = (
     Mutation(
         "people: the first admin is not logged",
         "datasites/hospital/people.py",
-        '    enter_person(site, FIRST_ADMIN, "admin", password)\n',
+        '    enter_person(site, FIRST_ADMIN, "admin", password, first=True)\n',
         '    add_person(FIRST_ADMIN, "admin", password)\n',
         (f"{_ENTERED}::test_the_first_admin_is_logged_and_their_address_can_not_be_edited",),
     ),
@@ -1644,5 +1645,50 @@ MUTATIONS = (
         'content.get("kind") == "finding" and is_bound(home, commitment, content)',
         'content.get("kind") == "finding"',
         (f"{_ANSWERS}::test_an_opening_that_is_not_what_the_log_binds_answers_nothing",),
+    ),
+    # What people read.
+    Mutation(
+        "visible: a study is taken in with characters that people don't see",
+        "datasites/hospital/intake.py",
+        "    package.require_plain()\n",
+        "",
+        (f"{_REVIEW}::test_what_is_not_a_study_of_this_hospital_is_refused_with_its_reason",),
+    ),
+    Mutation(
+        "visible: pages show what strangers wrote as it is",
+        "datasites/hospital/settings.py",
+        '    "datasites.hospital.console.middleware.Visible",\n',
+        "",
+        (f"{_ATTACKS}::test_what_strangers_write_is_shown_as_text",),
+    ),
+    # Who signs in.
+    Mutation(
+        "people: a password that an admin has set is kept",
+        "datasites/hospital/people.py",
+        "        FirstPassword.objects.get_or_create(person=user)\n",
+        "        pass\n",
+        (f"{_ATTACKS}::test_a_password_that_somebody_else_has_set_is_changed_before_anything_else",),
+    ),
+    Mutation(
+        "people: each failure to sign in is a record",
+        "datasites/hospital/sign_ins.py",
+        "not datetime.timedelta(0) <= now - row.logged_at < APART",
+        "True",
+        (f"{_ATTACKS}::test_failures_to_sign_in_and_lock_outs_are_counted_in_the_log_and_a_flood_does_not_fill_it",),
+    ),
+    # Who is one.
+    Mutation(
+        "identity: capitals make two of one",
+        "datasites/study/identity.py",
+        'unicodedata.normalize("NFKC", name).casefold()',
+        'unicodedata.normalize("NFKC", name)',
+        ("tests/study/test_identity.py::test_one_mailbox_is_one_party_however_it_is_written",),
+    ),
+    Mutation(
+        "identity: a cohort counts one mailbox as several hospitals",
+        "datasites/study/manifest.py",
+        "if twice := written_twice(hospitals):",
+        "if (twice := written_twice(hospitals)) and len(set(hospitals)) < len(hospitals):",
+        ("tests/study/test_manifest.py",),
     ),
 )

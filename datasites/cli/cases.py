@@ -80,13 +80,20 @@ def review_approve(
 
 @review.command("reject")
 def review_reject(
-    home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+    home: HomeOption,
+    case: int,
+    name: NameOption,
+    told: Annotated[
+        str, typer.Option("--tell", help="What the researcher reads, word for word: no patient, no count.")
+    ],
+    reason: ReasonOption,
+    password_stdin: StdinOption = False,
 ) -> None:
-    """Reject a case; the researcher reads the reason."""
+    """Reject a case; the researcher reads what `--tell` says, and not the reason."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital import review
 
-        review.reject(site, case, person, reason)
+        review.reject(site, case, person, reason, told=told)
     out.print(f"case {case}: rejected")
 
 

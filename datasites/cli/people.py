@@ -8,6 +8,8 @@ import typer
 
 from datasites.cli.terminal import HomeOption, StdinOption, ask_password, group, new_table, open_site, out
 
+OwnOption = Annotated[bool, typer.Option("--own", help="They typed it themselves, so that nobody else knows it.")]
+
 person = group("The hospital's people and their roles.")
 
 
@@ -19,25 +21,26 @@ def person_add(
     email: Annotated[str, typer.Option(help="Their e-mail address; reviewers need one. Default: the name.")] = "",
     password_stdin: StdinOption = False,
     no_password: Annotated[bool, typer.Option(help="They sign in with the organisation's sign-in only.")] = False,
+    own: OwnOption = False,
 ) -> None:
-    """Enter a person; asks for their password."""
+    """Enter a person; asks for their first password, which the console has them change when they sign in."""
     site = open_site(home)
     from datasites.hospital.people import enter_person
 
     password = None if no_password else ask_password(password_stdin, f"New password of {name}: ")
-    enter_person(site, name, role, password, email)
+    enter_person(site, name, role, password, email, first=not own)
     out.print(f"{name}: {role}")
 
 
 @person.command("password")
-def person_password(home: HomeOption, name: str, password_stdin: StdinOption = False) -> None:
-    """Set a person's new password, for one who has forgotten it."""
+def person_password(home: HomeOption, name: str, password_stdin: StdinOption = False, own: OwnOption = False) -> None:
+    """Set a person's new password, for one who has forgotten it; the console has them change it when they sign in."""
     site = open_site(home)
     from datasites.hospital.people import change_password, written_down
 
     password = ask_password(password_stdin, f"New password of {name}: ")
     with written_down(site, "password_changed", person=name):
-        change_password(name, password)
+        change_password(name, password, first=not own)
     out.print(f"{name}: password changed")
 
 

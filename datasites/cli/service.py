@@ -10,7 +10,17 @@ from typing import Annotated
 
 import typer
 
-from datasites.cli.terminal import HomeOption, NameOption, ReasonOption, StdinOption, acting, group, open_site, out
+from datasites.cli.terminal import (
+    HomeOption,
+    LogLines,
+    NameOption,
+    ReasonOption,
+    StdinOption,
+    acting,
+    group,
+    open_site,
+    out,
+)
 from datasites.enclave import cgroup
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import RosterEntry
@@ -48,7 +58,9 @@ def serve(
     console: Annotated[bool, typer.Option(help="Serve the approval console too ([console] in datasite.toml).")] = True,
 ) -> None:
     """Run the datasite until Ctrl-C or SIGTERM."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    lines = logging.StreamHandler()
+    lines.setFormatter(LogLines())
+    logging.basicConfig(handlers=[lines], level=logging.INFO)
     for library in ("watchfiles", "httpx"):  # each look into the store would be a line
         logging.getLogger(library).setLevel(logging.WARNING)
     stop = threading.Event()

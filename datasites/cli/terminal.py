@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datasites.study.visible import visible
+from datasites.study.visible import one_line, visible
 
 if TYPE_CHECKING:
     from datasites.hospital.people import Acting
@@ -33,6 +34,29 @@ class Terminal(Console):
         return super().render_str(visible(text), **options)
 
 
+class Rows(Table):
+    """A table whose cells are one line each, so that none of them passes for rows below it."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row of texts."""
+        super().add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+class LogLines(logging.Formatter):
+    """The service's log: each record on a line of its own, and no character of it acts on a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback below it."""
+        return visible(super().formatException(ei))
+
+
 out = Terminal()
 
 HomeOption = Annotated[Path, typer.Option("--home", envvar="DATASITES_HOME", help="The datasite's home folder.")]
@@ -40,7 +64,11 @@ NameOption = Annotated[str, typer.Option("--as", help="Your name, as entered wit
 StdinOption = Annotated[bool, typer.Option("--password-stdin", help="Read your password from standard input.")]
 ReasonOption = Annotated[
     str,
-    typer.Option("--reason", help="Why; kept in the audit log, which others read in bundles: no patient, no count."),
+    typer.Option(
+        "--reason",
+        help="Why; read by people here, and in evidence bundles by others, but not sent to the researcher: no patient, "
+        "no count.",
+    ),
 ]
 
 
@@ -70,9 +98,9 @@ def ask_password(from_stdin: bool, prompt: str) -> str:
     return sys.stdin.readline().rstrip("\n") if from_stdin else getpass.getpass(prompt)
 
 
-def new_table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Rows:
     """An empty table."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Rows(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column)
     return table

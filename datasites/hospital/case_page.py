@@ -70,18 +70,16 @@ def _patients(case: OpenCase) -> str:
 def _budget(examined: Examined) -> list[str]:
     dataset = examined.case.dataset
     caps = caps_of(dataset)
-    made = examined.case.study_plan
     lines = [
         "",
-        f"The study's own epsilon: training {made.epsilon:.3f}, evaluation {made.evaluation_epsilon:.3f} at delta "
-        f"{made.delta:g} (PLD)",
+        *(f"{title}: {words}" for title, words in examined.privacy),
         examined.case.delta_in_words,
         f"Budget of population {caps.population} over all studies: epsilon at delta {caps.delta:g} (Renyi order "
         f"{order_of(dataset)}); the cap is guaranteed, the rest is a reading:",
     ]
     return lines + [
         f"  {line.partition:9} spent so far {line.spent:.3f}, spent or reserved {line.committed:.3f}, "
-        f"with this study {line.after:.3f} of {line.cap:g}"
+        f"{'now' if examined.is_over else 'with this study'} {line.after:.3f} of {line.cap:g}"
         for line in examined.budget
     ]
 

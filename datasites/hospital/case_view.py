@@ -23,6 +23,7 @@ from datasites.hospital.people import REVIEWERS
 from datasites.hospital.population import Caps, caps_of
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.identity import same_identity
 from policies.agreements import Agreement
 from policies.engine import Decision
 from policies.registry import RegistryError, RegistryFile
@@ -31,11 +32,15 @@ log = logging.getLogger(__name__)
 
 #: States that only a case can be in that two people approved.
 APPROVED_ONCE = (*Case.ACTIVE, Case.State.STOPPED, Case.State.REVOKED, Case.State.CLOSED)
+#: States in which a study charges nothing more.
+OVER = (Case.State.REVOKED, Case.State.CLOSED, Case.State.REJECTED)
 
 
 @dataclass(frozen=True)
 class BudgetLine:
     """Epsilon over all studies of one side of the patients: spent so far, committed now, with this study on top.
+
+    With one that is over, nothing comes on top.
 
     Readings of the population's filter, against its cap.
     """
@@ -45,6 +50,14 @@ class BudgetLine:
     committed: float
     after: float
     cap: float
+
+
+@dataclass(frozen=True)
+class Charged:
+    """What a study has charged: epsilon of each side of the patients, at the delta that its own price is stated at."""
+
+    epsilon: Mapping[str, float]
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,27 @@ class Examined:
     services: tuple[ServiceLine, ...]
     files: Mapping[str, str]
     caps: Caps
+    charged: Charged | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the study charges nothing more."""
+        return self.case.row.state in OVER
+
+    @property
+    def privacy(self) -> tuple[tuple[str, str], ...]:
+        """What a patient may lose here by this study, what it costs, and what it has cost, each as (title, words)."""
+        study, made, cap = self.case.study, self.case.study_plan, self.case.study_cap
+        here = f"epsilon {cap:g} at delta {made.delta:g} per {self.case.plan.unit}, at most"
+        if (cap, made.delta) != (study.privacy.epsilon, study.privacy.delta):
+            here += f"; the study asks for epsilon {study.privacy.epsilon:g} at delta {study.privacy.delta:g}"
+        costs = f"training {made.epsilon:.3f}, evaluation {made.evaluation_epsilon:.3f} at delta {made.delta:g} (PLD)"
+        lines = [("Privacy here", here), ("The whole study would cost" if self.is_over else "This study costs", costs)]
+        if self.charged is not None:
+            lost = ", ".join(f"{name} patients {epsilon:.3f}" for name, epsilon in self.charged.epsilon.items())
+            words = f"{lost} at delta {made.delta:g} (PLD), in {self.charged.rounds} charged round(s)"
+            lines.append(("It cost" if self.is_over else "It has cost so far", words.replace("held_out", "held-out")))
+        return tuple(lines)
 
     @property
     def unchanged(self) -> bool:
@@ -211,6 +245,7 @@ def _examined(home: Home, row: Case) -> Examined:
         services=_services(home, case),
         files=case.package.texts,
         caps=caps_of(case.dataset),
+        charged=_charged(case) if row.state in APPROVED_ONCE else None,
     )
 
 
@@ -224,10 +259,19 @@ def _read(stored: PolicyDecision) -> Decision:
 
 
 def _budget(case: OpenCase) -> tuple[BudgetLine, ...]:
-    after = ledger.epsilon_after(case.dataset, case.asked(), case.row.study_hash)
-    return tuple(
-        BudgetLine(s.partition, s.spent, s.committed, after[s.partition], s.cap) for s in ledger.state(case.dataset)
-    )
+    now = ledger.state(case.dataset)
+    if case.row.state in OVER:
+        after = {s.partition: s.committed for s in now}
+    else:
+        after = ledger.epsilon_after(case.dataset, case.asked(), case.row.study_hash)
+    return tuple(BudgetLine(s.partition, s.spent, s.committed, after[s.partition], s.cap) for s in now)
+
+
+def _charged(case: OpenCase) -> Charged:
+    study = case.row.study_hash
+    figures = ledger.study_charged(case.dataset, study, case.study_plan.priced_delta)
+    epsilon = {partition: figure["pld"] for partition, figure in figures.items()}
+    return Charged(epsilon, len(ledger.charged_rounds(case.dataset, study)))
 
 
 def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:
@@ -241,7 +285,7 @@ def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:
         ServiceLine(
             service.kind,
             service.organisation,
-            service.organisation == own,
+            same_identity(service.organisation, own),
             registry.covers(service.kind, service.organisation, today) if registry else None,
         )
         for service in case.study.services

@@ -46,6 +46,7 @@ from datasites.hospital.owed import settle, settle_all
 from datasites.hospital.patients import log_lists
 from datasites.hospital.population import open_populations
 from datasites.hospital.reconcile import require_one_story
+from datasites.hospital.review import MOST_TOLD
 from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.service import READY_FILE, outage_of
 from datasites.hospital.setup import open_control, require_own_user
@@ -300,7 +301,7 @@ class Datasite:
                 if row.state in Case.ACTIVE:
                     self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)
                 elif row.state in (Case.State.REJECTED, Case.State.REFUSED):
-                    self._control.record_rejection(row.job_name, row.note[:1900] or "rejected", row.submitted_by)
+                    self._control.record_rejection(row.job_name, row.note[:MOST_TOLD] or "rejected", row.submitted_by)
                 else:
                     continue
                 row.recorded_in_syft = True

@@ -38,8 +38,8 @@ from datasites.hospital.bindings import (
 from datasites.hospital.config import Home
 from datasites.study.audit_chain import AuditError, Position, Record, follow
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import RosterEntry
-from policies.agreements import Agreement, same_person
+from datasites.study.identity import RosterEntry, same_identity
+from policies.agreements import Agreement
 
 Version = tuple[str, int]
 Key = TypeVar("Key")
@@ -175,7 +175,7 @@ def _by_hand(home: Home, entered: Entered, agreement: Agreement, today: datetime
         return f"is not what record {record.seq} of the log binds"
     if record.kind != "agreement_confirmed":
         return "was never confirmed, as far as the log knows"
-    if entry is None or same_person(str(entry.fields["person"]), str(record.fields["person"])):
+    if entry is None or same_identity(str(entry.fields["person"]), str(record.fields["person"])):
         return f"was entered by nobody else than who confirmed it, as far as the log knows (record {record.seq})"
     waiting = agreement.model_copy(update={"confirmed_by": None, "confirmed_on": None})
     if not is_bound(home, entry.fields.get(FIELD), agreement_content(waiting)):
@@ -230,7 +230,7 @@ def _not_of_another(home: Home, record: Record | None, content: Mapping[str, obj
     """Why the record of an entry is not of this content and by somebody else, or ""."""
     if record is None:
         return "was never entered, as far as the audit log knows"
-    if same_person(str(record.fields["person"]), by):
+    if same_identity(str(record.fields["person"]), by):
         return f"{by} entered it by record {record.seq} of the log"
     if FIELD not in record.fields:
         return f"record {record.seq} of the log, which enters it, is of an earlier version and binds no content"

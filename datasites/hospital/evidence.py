@@ -33,6 +33,7 @@ from datasites.hospital.verify_bundle import Check, Fault, verify, write_archive
 from datasites.study.audit_chain import Head, Record, read_record
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity, fingerprint
+from datasites.study.visible import visible
 
 DOMAIN = "evidence-index"
 _VERIFIER = Path(__file__).with_name("verify_bundle.py")
@@ -216,7 +217,7 @@ def _summary(contents: EvidenceContents, log: Sequence[Record]) -> str:
             [(h["holder"], h["head"]["releases"]) for h in contents.heads],
         ),
     ]
-    title = html.escape(f"Evidence: {contents.title}")
+    title = html.escape(visible(f"Evidence: {contents.title}"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
@@ -230,10 +231,8 @@ def _summary(contents: EvidenceContents, log: Sequence[Record]) -> str:
 
 
 def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    body = [
-        "<tr>" + "".join(f"<td>{html.escape('' if cell is None else str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    ]
+    shown = [["" if cell is None else html.escape(visible(str(cell))) for cell in row] for row in rows]
+    body = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in shown]
     head = "<tr>" + "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in headings) + "</tr>"
     if not body:
         return f"<h2>{html.escape(title)}</h2><p>None.</p>"

@@ -74,6 +74,7 @@ def freeze(files: Mapping[str, bytes], frozen: Path) -> StudyPackage:
                 f"submission: {name[:80]!r} does not belong in a study; send {', '.join(STUDY_FILES)} only"
             )
     package = StudyPackage(files)
+    package.require_plain()
     target = frozen / package.digest()
     if target.exists():
         return open_frozen(frozen, package.digest())

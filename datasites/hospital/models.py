@@ -256,3 +256,21 @@ class ProviderSubject(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["issuer", "subject"], name="one_person_per_subject")]
+
+
+class FirstPassword(models.Model):
+    """Somebody whose password somebody else has set; until they change it, the console lets them do nothing else."""
+
+    person = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
+
+
+class FailedSignIns(models.Model):
+    """Failures of one kind of one person ("" for names that nobody has) that the audit log doesn't tell of yet."""
+
+    kind = models.CharField(max_length=32)
+    person = models.CharField(max_length=150, blank=True)
+    times = models.PositiveBigIntegerField(default=0)
+    logged_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["kind", "person"], name="one_count_per_person")]

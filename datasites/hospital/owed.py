@@ -70,8 +70,9 @@ def _is_owed(site: Site, row: Case) -> bool:
         return False
     fields = dict(row.owed)
     kind = fields.get("kind")
-    wanted = _FIELDS if kind == "rejected" else _FIELDS | {"before": str}
-    if {name: type(value) for name, value in fields.items()} != wanted:
+    # What an older version owed of a rejection was sent as its reason, and has no `told`.
+    wanted = [_FIELDS | {"told": str}, _FIELDS] if kind == "rejected" else [_FIELDS | {"before": str}]
+    if {name: type(value) for name, value in fields.items()} not in wanted:
         return False
     if fields["case"] != row.pk or row.state not in _LEADS_TO.get(fields.pop("kind"), ()):
         return False

@@ -30,8 +30,8 @@ from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
 from datasites.study.durable import held
 from datasites.study.errors import InputError
-from datasites.study.identity import Roster, RosterEntry
-from policies.agreements import same_person
+from datasites.study.identity import Roster, RosterEntry, same_identity
+from datasites.study.visible import require_plain
 
 
 def propose_party(site: Site, person: Acting, entry_json: str) -> PartyProposal:
@@ -70,7 +70,7 @@ def pin_party(site: Site, person: Acting, number: int, fingerprint: str) -> Rost
     with transaction.atomic(), _roster(site) as change:
         proposal = _open_proposal(number)
         entry = RosterEntry.model_validate(proposal.entry)
-        if same_person(person.name, proposal.proposed_by):
+        if same_identity(person.name, proposal.proposed_by):
             raise ReviewError(f"party {entry.email}: {person.name} entered it; a second person compares and pins it")
         if "".join(fingerprint.split()).lower() != entry.fingerprint.replace(" ", ""):
             raise ReviewError(
@@ -131,7 +131,7 @@ def revoke_party(site: Site, person: Acting, email: str, reason: str) -> None:
     One that the log alone has as pinned is revoked there. Raises `IdentityError` or `ReviewError`.
     """
     _check_role(person)
-    if email == site.home.settings.email:
+    if same_identity(email, site.home.settings.email):
         raise ReviewError(f"party {email}: is this hospital itself; use the kill switch to stop it")
 
     def revoked(roster: Roster) -> Roster:
@@ -158,6 +158,7 @@ def open_proposals() -> list[tuple[PartyProposal, RosterEntry]]:
 
 
 def _check_complete(entry: RosterEntry) -> None:
+    require_plain(entry, f"roster entry of {entry.email}")
     if not entry.syft_fingerprint:
         raise InputError(
             f"roster entry of {entry.email}: has no syft fingerprint, so no letter could go to them; ask the party for "

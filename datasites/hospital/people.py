@@ -26,8 +26,10 @@ from django.http import HttpRequest
 from datasites.hospital.bindings import bind, person_content
 from datasites.hospital.database import this_home
 from datasites.hospital.entered_log import people_by_hand, tell
+from datasites.hospital.models import FirstPassword
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError
+from datasites.study.identity import identity_key, same_identity
 
 PersonRole = Literal["steward", "privacy_officer", "auditor", "admin"]
 REVIEWERS: tuple[PersonRole, ...] = ("steward", "privacy_officer")
@@ -74,8 +76,12 @@ def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
     site.audit.append(kind, **fields)
 
 
-def enter_person(site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "") -> None:
+def enter_person(
+    site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "", *, first: bool = False
+) -> None:
     """`add_person`, logged and bound by the log (`bindings`); by: the admin, or "" for the command line.
+
+    first: whether somebody else than the person has set the password, as an admin always has (`must_change`).
 
     Only whom the log knows under that role and e-mail address can act. Whom the database has like that and the log
     does not know (it was lost, or is of a version that did not log the first admin) is entered again, with this
@@ -87,7 +93,7 @@ def enter_person(site: Site, name: str, role: str, password: str | None, email: 
             raise PersonError(f"person {name}: already entered, and not in the audit log; {_again(person)}")
         person = person or add_person(name, role, password, email)
         if password is not None:
-            change_password(name, password)
+            change_password(name, password, first=first or bool(by))
     # The database first: a record that somebody was entered may never stand without them.
     commitment = bind(site.home, person_content(person.name, person.role, person.email))
     told = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
@@ -97,7 +103,7 @@ def enter_person(site: Site, name: str, role: str, password: str | None, email: 
 def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person | None:
     """Somebody of the database, active and just like that, whom the log has never entered."""
     user = get_user_model().objects.filter(username=name, is_active=True).first()
-    if user is None or (role_of(user), user.email) != (role, (email or (name if "@" in name else "")).casefold()):
+    if user is None or (role_of(user), user.email) != (role, identity_key(email or (name if "@" in name else ""))):
         return None
     return None if name in tell(site.home).added else Person(name, user.email, role, active=True)
 
@@ -121,7 +127,7 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
     if len(name.split()) != 1:
         raise PersonError(f"person {name!r}: a name is one word, as agreements are signed with it; try ann.lee")
     users = get_user_model()
-    email = (email or (name if "@" in name else "")).casefold()
+    email = identity_key(email or (name if "@" in name else ""))
     if not email and (role in REVIEWERS or password is None):
         raise PersonError(f"person {name}: a {role} needs an e-mail address, which says who they are (--email)")
     try:
@@ -132,7 +138,7 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
     except ValidationError as error:
         raise PersonError(f"person {name}: {' '.join(error.messages)}") from error
     with transaction.atomic():
-        if users.objects.filter(username__iexact=name).exists():
+        if any(same_identity(known, name) for known in users.objects.values_list("username", flat=True)):
             raise PersonError(f"person {name}: already entered; choose another name")
         if email and users.objects.filter(email=email).exists():
             raise PersonError(f"person {name}: {email} is entered under another name; each person is entered once")
@@ -146,7 +152,7 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
 def enter_first_admin(site: Site) -> str:
     """Enter `FIRST_ADMIN` and return the generated password, to be shown once; only its hash is kept."""
     password = secrets.token_urlsafe(18)
-    enter_person(site, FIRST_ADMIN, "admin", password)
+    enter_person(site, FIRST_ADMIN, "admin", password, first=True)
     return password
 
 
@@ -189,15 +195,30 @@ def role_of(user: AbstractUser) -> PersonRole | Literal[""]:
     return role if role in get_args(PersonRole) else ""
 
 
-def change_password(name: str, password: str) -> None:
-    """Set a person's new password; raises `PersonError` for an unknown person or a weak password."""
+def must_change(user: AbstractUser) -> bool:
+    """Whether somebody else has set this person's password, who could sign in under their name until they change it."""
+    return FirstPassword.objects.filter(person_id=user.pk).exists()
+
+
+@transaction.atomic
+def change_password(name: str, password: str, *, first: bool = False) -> None:
+    """Set a person's new password; raises `PersonError` for an unknown person or a weak password.
+
+    first: whether somebody else has set it. One who changes such a password may not keep it.
+    """
     user = _find(name)
+    if not first and must_change(user) and user.check_password(password):
+        raise PersonError(f"person {name}: that is the password that was set for you; choose another one")
     try:
         validate_password(password, user)
     except ValidationError as error:
         raise PersonError(f"person {name}: {' '.join(error.messages)}") from error
     user.set_password(password)
     user.save(update_fields=["password"])
+    if first:
+        FirstPassword.objects.get_or_create(person=user)
+    else:
+        FirstPassword.objects.filter(person=user).delete()
 
 
 def deactivate(name: str, by: str) -> None:

@@ -25,7 +25,7 @@ from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.settle import Lost, LostStudy, require_enough, settle
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
-from policies.agreements import same_person
+from datasites.study.identity import same_identity
 
 Effect = Callable[[Site, Proposal, tuple[str, str]], None]
 
@@ -85,7 +85,7 @@ def confirm(site: Site, person: Acting, number: int) -> Proposal:
     _check_role(person)
     with transaction.atomic():
         proposal = _open(number)
-        if same_person(person.name, proposal.proposed_by) or person.role == proposal.proposed_role:
+        if same_identity(person.name, proposal.proposed_by) or person.role == proposal.proposed_role:
             raise ReviewError(
                 f"entry {number}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person of "
                 f"the other role confirms it ({' and '.join(REVIEWERS)})"

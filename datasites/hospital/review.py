@@ -35,6 +35,9 @@ from datasites.study import letters
 from datasites.study.audit_chain import RELEASED
 from datasites.study.errors import DatasitesError
 
+#: Characters of what a researcher is told of a rejection: as many as its record in syft takes.
+MOST_TOLD = 1900
+
 
 class ReviewError(DatasitesError):
     """An action on a case is not possible as asked; the message says what to do instead."""
@@ -106,11 +109,13 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     return row
 
 
-def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
-    """Reject a case for good; one person is enough."""
+def reject(site: Site, number: int, person: Acting, reason: str, *, told: str) -> Case:
+    """Reject a case for good; one person is enough. The researcher is sent `told`, and never the reason."""
     require_reviewer(person, f"a case is rejected by {' or '.join(REVIEWERS)}")
     if not reason.strip():
-        raise ReviewError("a rejection needs a reason; the researcher reads it")
+        raise ReviewError("a rejection needs a reason; it is kept here, and the researcher is not sent it")
+    if not 0 < len(told.strip()) <= MOST_TOLD:
+        raise ReviewError(f"a rejection needs words for the researcher, {MOST_TOLD} characters at most")
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=find_case(number).pk)
         if row.state not in (Case.State.REVIEW, Case.State.INTAKE):
@@ -123,9 +128,9 @@ def reject(site: Site, number: int, person: Acting, reason: str) -> Case:
             approval_hash=row.approval_hash,
             reason=reason,
         )
-        row.state, row.note = Case.State.REJECTED, reason
+        row.state, row.note = Case.State.REJECTED, told
         row.save(update_fields=["state", "note"])
-        owe(site, row, "rejected", case=number, person=person.name, role=person.role, reason=reason)
+        owe(site, row, "rejected", case=number, person=person.name, role=person.role, reason=reason, told=told)
     settle(site, number)
     # An approval that was killed half-way has left its reservation.
     release_what_is_left(site, row)

@@ -136,6 +136,7 @@ ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]", *_console.allowed_hosts]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "datasites.hospital.console.middleware.ContentSecurityPolicy",
+    "datasites.hospital.console.middleware.Visible",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -58,6 +58,7 @@ import os
 import re
 import struct
 import sys
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -688,9 +689,15 @@ def _restored(bundle: _Bundle) -> _Kept:
     return kept
 
 
+def _identity(name: str) -> str:
+    """What tells one person, organisation or mailbox from another, as the datasite compares them."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
 def _names_two(fields: Mapping[str, Any]) -> bool:
     """Whether a record names who entered and another who confirmed what it tells."""
-    names = {str(fields.get(name) or "").casefold() for name in ("entered_by", "confirmed_by")}
+    names = {_identity(str(fields.get(name) or "")) for name in ("entered_by", "confirmed_by")}
     return len(names) == 2 and "" not in names
 
 
@@ -1206,7 +1213,7 @@ def _approvals(bundle: _Bundle) -> str:
             raise Fault(f"the study ran, but no {role} approved this hash")
         if mine[0]["seq"] > min(ran):
             raise Fault(f"the study ran (record {min(ran)}) before a {role} approved it (record {mine[0]['seq']})")
-        people[role] = {r["fields"]["person"].casefold() for r in mine}
+        people[role] = {_identity(r["fields"]["person"]) for r in mine}
     _require_two(people)
     note = bundle.before(3, "who they are is NOT BOUND by the log")
     if bundle.format >= 3:
@@ -1296,11 +1303,12 @@ def _agreements(bundle: _Bundle) -> str:
                 entered.agreement(agreement, at, f"decision {position} rests on", beside)
         for service in facts["terms"]["services"]:
             parties = [
-                a["terms"]["parties"]
+                [_identity(party) for party in a["terms"]["parties"]]
                 for a in in_force
                 if a["terms"]["kind"] == "baa" and service["kind"] in a["terms"]["services"]
             ]
-            if service["organisation"] != hospital and not any(service["organisation"] in p for p in parties):
+            by = _identity(service["organisation"])
+            if by != _identity(hospital) and not any(by in names for names in parties):
                 raise Fault(
                     f"decision {position} allows on {day}, but no BAA in force covers {service['kind']} by "
                     f"{service['organisation']}"
@@ -1338,9 +1346,9 @@ def _newest(agreements: list[dict[str, Any]], day: str) -> list[dict[str, Any]]:
 def _in_force(agreement: dict[str, Any], day: str, hospital: str) -> bool:
     terms = agreement["terms"]
     ended = agreement["terminated_on"] is not None and agreement["terminated_on"] <= day
-    two_people = agreement["confirmed_by"].casefold() != agreement["entered_by"].casefold()
+    two_people = _identity(agreement["confirmed_by"]) != _identity(agreement["entered_by"])
     inside: bool = terms["effective"] <= day <= terms["expires"]
-    return inside and not ended and two_people and hospital in terms["parties"]
+    return inside and not ended and two_people and _identity(hospital) in map(_identity, terms["parties"])
 
 
 def _parties(bundle: _Bundle) -> str:
@@ -1458,7 +1466,7 @@ class _Entered:
         before = lines[: _place(lines, confirmed["seq"])]
         entry = next((record for record in reversed(before) if record["kind"] == "agreement_entered"), None)
         who = None if entry is None else entry["fields"]["person"]
-        if entry is None or who != agreement["entered_by"] or who.casefold() == agreement["confirmed_by"].casefold():
+        if entry is None or who != agreement["entered_by"] or _identity(who) == _identity(agreement["confirmed_by"]):
             raise Fault(
                 f"{what}, which nobody else than {agreement['confirmed_by']} entered in the log before, as "
                 f"{agreement['entered_by']}"
@@ -1476,7 +1484,7 @@ class _Entered:
             return set()
         if (content["name"], content["role"]) != (fields["person"], fields["role"]):
             raise Fault(f"{what} as {fields['role']}, whom record {newest['seq']} entered as {content['role']}")
-        return {str(content["email"]).casefold()}
+        return {_identity(str(content["email"]))}
 
     def two_people(self, record: dict[str, Any]) -> None:
         """Raise `Fault` unless a steward and a privacy officer, as the log knew them then, stand for this record."""
@@ -1587,6 +1595,11 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _shown(words: str) -> str:
+    """What a bundle says, with each character that hides or acts as its code point, as the datasite shows it."""
+    return "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in words)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1604,7 +1617,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     checks = verify(options.bundle, options.key, heads)
     for check in checks:
-        print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.found}")
+        print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {_shown(check.found)}")
     good = all(check.ok for check in checks)
     print("The bundle verifies." if good else "THE BUNDLE DOES NOT VERIFY.")
     return 0 if good else 1

@@ -32,6 +32,7 @@ class Study:
     def load(cls, folder: str | Path) -> Study:
         """Read a folder; raises `InputError` that names file, key and rule."""
         package = StudyPackage.read(Path(folder))
+        package.require_plain()
         strategy_of(package.study.strategy)
         return cls(Path(folder), package)
 

@@ -34,7 +34,7 @@ from datasites.secagg.errors import BadTerms
 from datasites.secagg.graph import RING_ABOVE, Neighbourhood
 from datasites.secagg.threshold import check_threshold, choose_threshold
 from datasites.study.canonical import Agreed
-from datasites.study.identity import Email, PublicKeyHex, Roster
+from datasites.study.identity import Email, PublicKeyHex, Roster, same_identity, written_twice
 from datasites.study.manifest import Sha256
 from datasites.study.survivors import honest_contributors
 
@@ -81,9 +81,10 @@ class Context(Agreed):
     @field_validator("hospitals")
     @classmethod
     def _sorted_and_distinct(cls, hospitals: tuple[Party, ...]) -> tuple[Party, ...]:
-        for field in ("email", "public_key"):
-            if len({getattr(party, field) for party in hospitals}) != len(hospitals):
-                raise BadTerms(f"epoch: two hospitals have the same {field}")
+        if written_twice(party.email for party in hospitals):
+            raise BadTerms("epoch: two hospitals have the same email")
+        if len({party.public_key for party in hospitals}) != len(hospitals):
+            raise BadTerms("epoch: two hospitals have the same public_key")
         return tuple(sorted(hospitals, key=lambda party: party.email))
 
     @model_validator(mode="after")
@@ -94,7 +95,7 @@ class Context(Agreed):
                 "evaluation; further ones belong to the next epoch"
             )
         for party in self.hospitals:
-            if self.aggregator.email == party.email or self.aggregator.public_key == party.public_key:
+            if same_identity(self.aggregator.email, party.email) or self.aggregator.public_key == party.public_key:
                 raise BadTerms("epoch: the aggregator can't be one of the hospitals; it would be a colluder")
         if self.mode == "strict" and (self.consistency or self.neighbours == "ring"):
             raise BadTerms("epoch: strict mode has one wave; switch the consistency wave and the ring off")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
 from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
+from datasites.study.visible import require_plain
 
 EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
 Email = Annotated[str, Field(pattern=EMAIL.pattern, max_length=190)]
@@ -35,6 +38,31 @@ class IdentityError(DatasitesError, ValueError):
 
 class BadSignature(IdentityError):
     """A signature does not verify under the pinned key."""
+
+
+def identity_key(name: str) -> str:
+    """What tells one person, party, organisation or address from another: names of one key are one.
+
+    Capitals, widths and compositions of letters, and spaces, tell nobody apart. Names are compared by it and kept as
+    they were written, so that what is signed stays as it is.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def same_identity(one: str, other: str) -> bool:
+    """Whether two names are one person's, party's, organisation's or mailbox's."""
+    return identity_key(one) == identity_key(other)
+
+
+def written_twice(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two of these names that are one, or None."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (key := identity_key(name)) in seen:
+            return seen[key], name
+        seen[key] = name
+    return None
 
 
 def fingerprint(public_key: str) -> str:
@@ -221,12 +249,16 @@ class Roster(Agreed):
         for entry in self.entries:
             if entry.email == email:
                 return entry
+        for entry in self.entries:
+            if same_identity(entry.email, email):
+                raise IdentityError(f"roster: {email} is pinned as {entry.email}; write it like that")
         raise IdentityError(f"roster: {email} is not pinned; compare fingerprints and run `datasites roster pin`")
 
     def pin(self, entry: RosterEntry) -> Roster:
         """A roster with `entry` added.
 
-        Raises `IdentityError` if another entry is pinned for that e-mail, or if the key was revoked.
+        Raises `IdentityError` if another entry is pinned for that mailbox, however it is written, or if the key was
+        revoked, and `InputError` for an entry with characters that people don't see.
         """
         if entry.public_key in self.revoked:
             raise IdentityError(
@@ -240,6 +272,12 @@ class Roster(Agreed):
                     f"roster: {entry.email} is pinned with key {known.fingerprint}, the new entry has "
                     f"{entry.fingerprint}; revoke the old entry first if the change is real"
                 )
+            if same_identity(known.email, entry.email):
+                raise IdentityError(
+                    f"roster: {entry.email} and {known.email}, which is pinned, are one mailbox, and so one party; "
+                    "revoke the old entry first if the change is real"
+                )
+        require_plain(entry, f"roster entry of {entry.email}")
         return Roster(entries=(*self.entries, entry), revoked=self.revoked)
 
     def without(self, email: str) -> Roster:

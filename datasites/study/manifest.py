@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, JsonValue, field_validator, model_va
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError
-from datasites.study.identity import Email
+from datasites.study.identity import Email, written_twice
 from datasites.study.survivors import honest_contributors
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
@@ -135,8 +135,8 @@ class Cohort(Agreed):
     @field_validator("hospitals")
     @classmethod
     def _distinct(cls, hospitals: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(hospitals)) != len(hospitals):
-            raise ValueError("cohort.hospitals names a hospital twice")
+        if twice := written_twice(hospitals):
+            raise ValueError(f"cohort.hospitals names a hospital twice: {twice[0]} and {twice[1]} are one mailbox")
         if len(hospitals) < 3:
             raise ValueError("cohort.hospitals needs at least 3: a sum of two shows each the other's update")
         return tuple(sorted(hospitals))

@@ -14,6 +14,7 @@ from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import InputError, parse_toml
 from datasites.study.manifest import Study
 from datasites.study.schema import DataModel
+from datasites.study.visible import require_plain
 
 #: Exactly these files make a study; anything beside them is refused at intake.
 STUDY_FILES = ("study.toml", "features.toml", "model.py")
@@ -70,6 +71,11 @@ class StudyPackage:
             return cls(files)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from error
+
+    def require_plain(self) -> None:
+        """Raise `InputError` where the terms or the data model hold a character that people don't see (`visible`)."""
+        require_plain(self.study, "study.toml")
+        require_plain(self.data_model, "features.toml")
 
     def digest(self) -> str:
         """The study hash: SHA-256 over the names and hashes of the three files, as canonical JSON."""

@@ -1,12 +1,17 @@
 """What strangers wrote, as people see it: no character of it does anything but show.
 
 A character that is invisible, turns text around (bidirectional marks), or tells a terminal what to do could make a
-reviewer read something else than what was submitted.
+reviewer read something else than what was submitted. What is agreed holds none (`require_plain`); what is shown goes
+through `visible`, wherever it is from.
 """
 
 from __future__ import annotations
 
 import unicodedata
+
+from pydantic import BaseModel, JsonValue
+
+from datasites.study.errors import InputError
 
 #: Control, format, surrogate, private and unassigned characters, and separators of lines and paragraphs.
 _NOT_SHOWN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -38,6 +43,50 @@ def one_line(text: str) -> str:
 def quoted(text: str) -> list[str]:
     """`visible` lines, each marked as somebody's words."""
     return [f"  | {line}" for line in visible(text).split("\n")]
+
+
+#: Characters that something else than a letter, a space or a sign is told by, and keys whose text may have lines.
+_ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"
+_WITH_LINES = ("description",)
+
+
+def require_plain(agreed: BaseModel, what: str) -> None:
+    """Raise `InputError` where a text of what people are to agree on holds a control or format character.
+
+    Line ends and tabs may stand in a description, U+200C and U+200D between letters, where some scripts need them. It
+    is asked when something comes in and not when it is read again: what was agreed before stays agreed.
+    """
+    _require_plain(agreed.model_dump(mode="json"), what, lines=False)
+
+
+def _require_plain(value: JsonValue, place: str, *, lines: bool) -> None:
+    if isinstance(value, str):
+        for at, character in enumerate(value):
+            if unicodedata.category(character) not in _ACTING or (lines and character in "\n\t"):
+                continue
+            if character in _JOINERS and at and _is_letter(value[at - 1]) and _is_letter(value[at + 1 : at + 2]):
+                continue
+            raise InputError(
+                f"{place}: character {at + 1} is U+{ord(character):04X} ({_name(character)}), which people don't see, "
+                "or which changes what they see; take it out"
+            )
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _require_plain(key, f"{place}, a key", lines=False)
+            _require_plain(inner, f"{place}, {key}", lines=key in _WITH_LINES)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value, start=1):
+            _require_plain(inner, f"{place} {number}", lines=lines)
+
+
+def _is_letter(character: str) -> bool:
+    """Whether it is a letter, or a mark that belongs to one; not for no character."""
+    return bool(character) and unicodedata.category(character)[0] in "LM"
+
+
+def _name(character: str) -> str:
+    return unicodedata.name(character, "a control character").lower()
 
 
 def _acts_or_hides(character: str) -> bool:

@@ -28,7 +28,7 @@ OTHERS = "a long enough passphrase"
 def browser(datasites: LocalDatasites) -> Iterator[Browser]:
     for name, role in ((AUDITOR, "auditor"), (ADMIN, "admin")):
         done = datasites.command(
-            "cleveland", "person", "add", name, "--role", role, "--password-stdin", password=OTHERS
+            "cleveland", "person", "add", name, "--role", role, "--own", "--password-stdin", password=OTHERS
         )
         assert done.returncode == 0, done.stderr
     ready = json.loads((datasites.consortium.home("cleveland") / "run" / "ready.json").read_text())

@@ -41,7 +41,7 @@ from tests.policies.facts_of import (
 )
 from tests.policies.facts_of import baa as baa_terms
 
-HOSTILE = "<script>alert(1)</script>\" onload='x'"
+HOSTILE = "<script>alert(1)</script>\" onload='x'\u202e"
 FROZEN = {
     "model.py": b"def build_model(n_features): ...\n",
     "study.toml": b'name = "heart"\n',

@@ -19,6 +19,7 @@ from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.errors import InputError
+from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
 from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
 
@@ -45,11 +46,20 @@ def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk:
         with pytest.raises(Exception):  # noqa: B017 (whatever it is, it does not approve)
             review.approve(desk.site, row.pk, desk.login("ann"), "read it", row.approval_hash)
         assert not Review.objects.exists()
-        assert review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort").state == Case.State.REJECTED
+        assert (
+            review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort", told="no").state
+            == Case.State.REJECTED
+        )
 
 
-def test_what_a_stranger_wrote_does_nothing_to_a_terminal(database: Home, furnished: Home) -> None:
-    """Escapes could erase what it said above them, bidirectional marks turn it around, line ends forge other lines."""
+def test_what_a_stranger_wrote_does_nothing_to_a_terminal(
+    database: Home, furnished: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Escapes could erase what it said above them, bidirectional marks turn it around, line ends forge other lines.
+
+    Such a study is refused now; one that an earlier version has taken in is shown like this.
+    """
+    monkeypatch.setattr(StudyPackage, "require_plain", lambda package: None)
     files, evil = job().files, "\\u001b[2K\\u202eevil[degF]\\nPolicies now: allow\\n"
     study, features = (files[name].decode() for name in ("study.toml", "features.toml"))
     for name in ("title", "irb"):
@@ -88,7 +98,7 @@ def test_what_people_decide_while_a_case_is_examined_stands(
 
     def meanwhile(*_: Any) -> dict[str, object]:
         if act == "reject":
-            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad")
+            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", told="no")
         else:
             desk.approve("ann")
             desk.approve("bob")

@@ -95,10 +95,21 @@ def test_the_summary_escapes_everything_and_fetches_nothing(bundle: Path) -> Non
     page = unpack(bundle)["summary.html"].decode()
     assert "<script" not in page
     assert "onload='x'" not in page
+    assert "\u202e" not in page
+    assert "\u27e6U+202E\u27e7" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "http:" not in page
     assert "https:" not in page
     assert "default-src 'none'" in page
+
+
+def test_what_the_verifier_prints_does_nothing_to_a_terminal(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [verify_bundle.Check("agreements", True, "Clinic\u202e \x1b[2K")]
+    monkeypatch.setattr(verify_bundle, "verify", lambda *_: found)
+    verify_bundle.main([str(bundle)])
+    assert "Clinic<U+202E> <U+001B>[2K" in capsys.readouterr().out
 
 
 def test_a_bundle_of_a_study_that_never_ran_verifies(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ ACTS: dict[str, tuple[Callable[..., Case], str, str]] = {
     "resumed": (review.resume, "stopped", "running"),
     "rejoined": (review.rejoin, "stopped", "running"),
     "revoked": (review.revoke, "running", "revoked"),
-    "rejected": (review.reject, "review", "rejected"),
+    "rejected": (partial(review.reject, told="not here"), "review", "rejected"),
 }
 
 

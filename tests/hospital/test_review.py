@@ -272,8 +272,12 @@ def test_pause_resume_revoke_and_kill(desk: Desk) -> None:
 
 def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
     with pytest.raises(ReviewError, match="reason"):
-        review.reject(desk.site, desk.row.pk, desk.login("ann"), " ")
-    assert review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad").state == Case.State.REJECTED
+        review.reject(desk.site, desk.row.pk, desk.login("ann"), " ", told="not here")
+    for told in (" ", "x" * 1901):
+        with pytest.raises(ReviewError, match="words for the researcher"):
+            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", told=told)
+    rejected = review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", told="not here")
+    assert rejected.state == Case.State.REJECTED
     desk.agree()
     with pytest.raises(ReviewError):
         desk.approve("bob")
@@ -284,6 +288,7 @@ def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
     [
         (lambda: job(**{"run.sh": b"curl"}), "run.sh"),
         (lambda: job(**{"study.toml": b"name = 1"}), "study.toml"),
+        (lambda: job(**{"study.toml": job().files["study.toml"].replace(b'title = "', b'title = "\\u202e')}), "U+202E"),
         (lambda: job(**{"../../keys": b"x"}), "keys"),
         (lambda: SubmittedJob("heart-9", "stranger@x.org", job().files, "", "pending", ""), "stranger@x.org"),
     ],

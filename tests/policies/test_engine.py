@@ -17,6 +17,7 @@ from tests.policies.facts_of import (
     HOSPITAL,
     NOW,
     OTHER_STUDY,
+    SERVICES,
     STUDY,
     TODAY,
     baa,
@@ -471,3 +472,11 @@ def test_a_local_rule_may_be_about_one_study_only(tmp_path: Path) -> None:
     assert decider.decide(facts_of("run_round")).controls == ("local/own",)
     other = json.loads(facts_of("run_round").canonical().replace(STUDY.encode(), OTHER_STUDY.encode()))
     assert decider.decide(other).allowed
+
+
+def test_a_rule_names_an_organisation_as_the_hospital_writes_it_whatever_the_study_writes() -> None:
+    loud = tuple(service.model_copy(update={"organisation": "CENTRE"}) for service in SERVICES)
+    facts = facts_of("approve", terms__services=loud, roster__aggregator="centre")
+    assert engine().decide(facts).allowed
+    written = {service["organisation"] for service in context(facts)["terms"]["services"]}
+    assert (written, context(facts)["roster"]["aggregator"]) == ({"Centre"}, "Centre")

@@ -343,3 +343,13 @@ def test_a_document_hash_is_what_people_compare() -> None:
     exported = tomllib.loads(registry(baa()).to_toml())["agreement"][0]
     assert exported["document"] == DOCUMENT
     assert Terms(**exported) == baa()
+
+
+def test_an_organisation_is_one_however_it_is_written() -> None:
+    with pytest.raises(RegistryError, match="names one party twice"):
+        EMPTY.enter(baa(parties=("Centre", "CENTRE")), CLERK, ON)
+    book = registry(baa())
+    assert covers(book, "2026-06-01", party="centre")
+    own = Service(kind="transport", organisation=HOSPITAL.upper())
+    assert book.covered((own,), day("2026-06-01")) == (own,)
+    assert book.relevant((Service(kind="transport", organisation="CENTRE"),), "", "")

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from datasites.study.identity import BadSignature, Identity, IdentityError, Roster, RosterEntry, verify
+from datasites.study.identity import (
+    BadSignature,
+    Identity,
+    IdentityError,
+    Roster,
+    RosterEntry,
+    same_identity,
+    verify,
+    written_twice,
+)
 
 
 def entry(identity: Identity, organisation: str = "A") -> RosterEntry:
@@ -57,3 +66,34 @@ def test_another_key_for_a_pinned_party_is_refused(tmp_path: Path) -> None:
     assert Roster.load(tmp_path / "roster.json") == roster
     with pytest.raises(IdentityError, match="not pinned"):
         roster.without("a@x.org").get("a@x.org")
+
+
+@pytest.mark.parametrize("other", ["A@X.org", "a@x.ORG", "A@X.ORG"])
+def test_one_mailbox_is_one_party_however_it_is_written(other: str) -> None:
+    first, second = Identity.generate("a@x.org"), Identity.generate(other)
+    roster = Roster().pin(entry(first))
+    with pytest.raises(IdentityError, match="are one mailbox, and so one party"):
+        roster.pin(entry(second))
+    with pytest.raises(IdentityError, match="is pinned as a@x.org; write it like that"):
+        roster.get(other)
+    kept = Roster().pin(entry(second))
+    assert kept.get(other).email == other  # as it was written, so that what is signed stays as it is
+    assert Roster.parse(kept.canonical()) == kept
+    # What an earlier version has pinned still reads, and can be revoked.
+    assert len(Roster(entries=(entry(first), entry(second))).revoke(other).entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Clinic A", " clinic\u00a0 a", True),
+        ("Klinik Stra\u00dfe", "KLINIK STRASSE", True),
+        ("Caf\u00e9", "cafe\u0301", True),
+        ("\uff21nn", "ann", True),
+        ("Clinic A", "ClinicA", False),
+        ("Cafe", "Caf\u00e9", False),
+    ],
+)
+def test_capitals_widths_compositions_and_spaces_tell_nobody_apart(one: str, other: str, same: bool) -> None:
+    assert same_identity(one, other) == same
+    assert (written_twice(("b", one, "c", other)) is not None) == same

@@ -40,6 +40,14 @@ def test_numbers_of_a_cohort_have_an_upper_bound(field: str) -> None:
         Cohort.model_validate(terms | {field: 10**13})
 
 
+def test_one_mailbox_in_three_spellings_is_no_cohort() -> None:
+    emails = ("datasite@a.example.org", "Datasite@a.example.org", "DATASITE@A.EXAMPLE.ORG")
+    with pytest.raises(ValidationError, match="are one mailbox"):
+        Cohort.model_validate({"dataset": "heart", "hospitals": emails, "min_patients": 1})
+    apart = tuple(f"Datasite@{name}.example.org" for name in "abc")
+    assert Cohort.model_validate({"dataset": "heart", "hospitals": apart, "min_patients": 1}).hospitals == apart
+
+
 def test_a_cohort_has_no_more_hospitals_than_shares_have_places() -> None:
     emails = tuple(f"site@h{n}.example.org" for n in range(256))
     with pytest.raises(ValidationError, match="hospitals"):

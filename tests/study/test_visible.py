@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import unicodedata
 
@@ -10,8 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasites.cli.terminal import Terminal, new_table
+from datasites.cli.terminal import LogLines, Terminal, new_table
+from datasites.study.errors import InputError
+from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.package import StudyPackage
 from datasites.study.visible import visible
+from tests.study.test_package import edit, files
 
 ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -47,3 +52,53 @@ def test_a_terminal_prints_words_as_they_are() -> None:
         "[red]c[/red] [degF] :warning:"
     )
     assert said.count("[degF]") == 4
+
+
+def test_a_cell_of_a_table_passes_for_no_other_row_and_a_line_of_the_log_for_no_other_line() -> None:
+    told = io.StringIO()
+    table = new_table("", "note")
+    table.add_row("read\napproved\x1b[1A")
+    Terminal(file=told).print(table)
+    assert len(told.getvalue().strip().split("\n")) == 2
+    record = logging.LogRecord("a", logging.INFO, "", 0, "case %d: %s", (1, "\u202eread\n\x1b[1Aapproved"), None)
+    line = LogLines().format(record)
+    assert line.endswith("case 1: \u27e6U+202E\u27e7read\u27e6U+000A\u27e7\u27e6U+001B\u27e7[1Aapproved")
+
+
+TITLE = "Coronary artery disease from routine findings, four hospitals"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("study.toml", f'"{TITLE}"', r'"Heart\u001b[2K disease"', "study.toml, title: character 6 is U+001B"),
+        ("study.toml", f'"{TITLE}"', '"Heart\u202e disease"', "title: character 6 is U+202E"),
+        ("study.toml", f'"{TITLE}"', r'"Heart\ndisease"', "title: character 6 is U+000A"),
+        ("study.toml", f'"{TITLE}"', '"Heart \u200ddisease"', "title: character 7 is U+200D"),
+        ("study.toml", f'"{TITLE}"', '"Heart\u200d"', "title: character 6 is U+200D"),
+        ("study.toml", "hidden = 0", 'hidden = "a\u200bb"', "model, hidden: character 2 is U+200B"),
+        ("study.toml", "hidden = 0", '"hid\u2066den" = 0', "a key: character 4 is U+2066"),
+        ("features.toml", 'unit = "', 'unit = "\u2028', "features.toml, features"),
+    ],
+)
+def test_a_study_that_holds_what_people_do_not_see_is_refused(name: str, old: str, new: str, words: str) -> None:
+    package = StudyPackage(edit(name, old, new))  # what was frozen before still reads
+    with pytest.raises(InputError) as caught:
+        package.require_plain()
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_letters_of_every_script_and_lines_of_a_description_are_agreed_on() -> None:
+    StudyPackage(files()).require_plain()
+    persian, hindi = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937"
+    for title in (persian, hindi, "\u5fc3\u81d3\u75c5", "a\u00a0b"):
+        StudyPackage(edit("study.toml", f'"{TITLE}"', f'"{title}"')).require_plain()
+
+
+def test_a_party_with_a_name_that_people_do_not_see_is_not_pinned() -> None:
+    key = Identity.generate("a@a.example").public_key
+    entry = RosterEntry(organisation="Clinic\u202eA", email="a@a.example", role="hospital", public_key=key)
+    with pytest.raises(InputError, match="organisation: character 7 is U\\+202E"):
+        Roster().pin(entry)
+    assert Roster(entries=(entry,)).get("a@a.example") == entry  # whoever pinned it before goes on

@@ -16,10 +16,10 @@ from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods
 
-from datasites.hospital.people import Acting, PersonError, WrongPassword, acting, identify
+from datasites.hospital.people import Acting, PersonError, WrongPassword, acting, identify, must_change
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
 REVIEWERS = frozenset({STEWARD, OFFICER})
@@ -33,8 +33,13 @@ CONFIRMED_SECONDS = 300
 View = Callable[..., HttpResponse]
 
 
-def page(roles: frozenset[str], methods: tuple[str, ...] = ("GET",)) -> Callable[[View], View]:
-    """A view for people of these roles only: anonymous ones sign in first, others are refused with 403."""
+def page(
+    roles: frozenset[str], methods: tuple[str, ...] = ("GET",), *, also_first: bool = False
+) -> Callable[[View], View]:
+    """A view for people of these roles only: anonymous ones sign in first, others are refused with 403.
+
+    also_first: for people, too, who have yet to change a password that somebody else has set.
+    """
 
     def decorate(view: View) -> View:
         @wraps(view)
@@ -43,6 +48,8 @@ def page(roles: frozenset[str], methods: tuple[str, ...] = ("GET",)) -> Callable
                 # After signing in people land on a page, never on an action.
                 target = request.get_full_path() if request.method == "GET" else "/"
                 return redirect_to_login(target)
+            if not also_first and not by_provider(request) and must_change(request.user):
+                return redirect("password")
             if request.role not in roles:
                 who = request.role or "without a role"
                 return refuse(request, 403, f"You are {who}; this is for: {', '.join(sorted(roles))}.")

@@ -11,17 +11,24 @@ from django.contrib.auth.forms import AuthenticationForm
 from django.core.validators import ProhibitNullCharactersValidator
 
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
+from datasites.hospital.review import MOST_TOLD
 
 
-class Reason(forms.CharField):
-    """A reason in words; kept in the audit log. also: who else reads it."""
+class Words(forms.CharField):
+    """What a person writes in words of their own. read_by: who reads it, said at the field."""
 
-    def __init__(self, also: str = "", **options: Any) -> None:
-        words = "Kept in the audit log, which others read in evidence bundles: name no patient and no count of them."
+    def __init__(self, read_by: str, *, rows: int = 3, **options: Any) -> None:
+        super().__init__(widget=forms.Textarea(attrs={"rows": rows}), help_text=read_by, **options)
+
+
+class Reason(Words):
+    """A reason, kept here in the audit log."""
+
+    def __init__(self, **options: Any) -> None:
         super().__init__(
+            "Read by people here, and in evidence bundles by whoever is given one; the researcher is not sent it. Kept "
+            "in the audit log for good: name no patient and no count of them.",
             max_length=2000,
-            widget=forms.Textarea(attrs={"rows": 3}),
-            help_text=f"{also} {words}".strip(),
             **options,
         )
 
@@ -65,8 +72,24 @@ class Decide(forms.Form):
     verdict = forms.ChoiceField(
         choices=[("approve", "Approve"), ("reject", "Reject for good")], widget=forms.RadioSelect, label="Your decision"
     )
-    reason = Reason("The researcher reads that you decided, and of a rejection this reason.", label="Reason")
+    told = Words(
+        "Read by the researcher, word for word, and kept in the audit log: name no patient and no count of them. An "
+        "approval has no such words: the researcher reads that you approved.",
+        max_length=MOST_TOLD,
+        required=False,
+        label="To the researcher, of a rejection",
+    )
+    reason = Reason(label="Reason, kept here")
     password = Password(label="Your password", help_text="Asked again, so that a forgotten screen can't decide.")
+
+    def clean(self) -> dict[str, Any]:
+        """A rejection has words for the researcher, an approval none that would be lost."""
+        data = super().clean() or {}
+        if data.get("verdict") == "reject" and not data.get("told") and "told" not in self.errors:
+            self.add_error("told", "Say what the researcher is to read of the rejection.")
+        if data.get("verdict") == "approve" and data.get("told"):
+            self.add_error("told", "An approval sends no words; write them under the reason, or take them away.")
+        return data
 
 
 class Move(forms.Form):
@@ -125,7 +148,8 @@ class AgreementText(forms.Form):
         max_length=60_000,
         widget=forms.Textarea(attrs={"rows": 14, "spellcheck": "false", "class": "code"}),
         label="Agreements as TOML",
-        help_text="One [[agreement]] table each: id, kind, parties, services, effective, expires, document (SHA-256).",
+        help_text="One [[agreement]] table each: id, kind, parties, services, effective, expires, document (SHA-256). "
+        "Read by people here, and in evidence bundles by whoever is given one.",
     )
 
 
@@ -151,6 +175,7 @@ class ProposeParty(forms.Form):
         max_length=10_000,
         widget=forms.Textarea(attrs={"rows": 6, "spellcheck": "false", "class": "code"}),
         label="The party's roster-entry.json",
+        help_text="Read by people here, and in evidence bundles by whoever is given one.",
     )
 
 

@@ -1,4 +1,5 @@
-"""What every request passes: a Content-Security-Policy that allows no inline code, and the hospital's desk.
+"""What every request passes: a Content-Security-Policy that allows no inline code, the filter of what strangers wrote,
+and the hospital's desk.
 
 The desk puts `site` (settings, key, audit log) and the person's `role` on the request, so that views open nothing
 themselves and no global holds them.
@@ -20,6 +21,7 @@ from datasites.hospital.console.access import by_provider, confirmed_since
 from datasites.hospital.people import role_of
 from datasites.hospital.site import Site
 from datasites.study.identity import Identity
+from datasites.study.visible import visible
 
 Respond = Callable[[HttpRequest], HttpResponse]
 
@@ -52,6 +54,20 @@ class ContentSecurityPolicy:
         response["Cross-Origin-Resource-Policy"] = "same-origin"
         if not request.path.startswith(settings.STATIC_URL):
             response["Cache-Control"] = "no-store"
+        return response
+
+
+class Visible:
+    """Shows every character of a page, whoever wrote it and in whichever template: none of it hides or acts."""
+
+    def __init__(self, respond: Respond) -> None:
+        self._respond = respond
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Filter a page; a download is left as it is."""
+        response = self._respond(request)
+        if response.get("Content-Type", "").startswith("text/html") and not response.streaming:
+            response.content = visible(response.content.decode(response.charset)).encode(response.charset)
         return response
 
 

@@ -32,6 +32,8 @@ from datasites.hospital.console.access import CONFIRMED, refuse
 from datasites.hospital.models import ProviderSubject
 from datasites.hospital.outages import away
 from datasites.hospital.people import role_of
+from datasites.hospital.sign_ins import failed, signed_in
+from datasites.study.identity import identity_key
 
 #: In the session: when this person set out to sign in again, and who they were.
 CONFIRMING = "provider_confirming"
@@ -70,7 +72,7 @@ class Provider(OIDCAuthenticationBackend):
     def filter_users_by_claims(self, claims: dict[str, Any]) -> list[AbstractUser]:
         """The person with this e-mail address, if the provider has verified it and it is the same subject as ever."""
         oidc = settings.DATASITE.settings.console.oidc
-        email = str(claims.get("email", "")).casefold()
+        email = identity_key(str(claims.get("email", "")))
         if not email or not (oidc.emails_are_verified or claims.get("email_verified") is True):
             log.warning("sign-in of %s refused: the provider has not verified the address", email or "nobody")
             return []
@@ -127,6 +129,7 @@ class Finish(OIDCAuthenticationCallbackView):
             return super().get(request)
         except (SuspiciousOperation, jwt.PyJWTError, KeyError) as error:
             log.warning("sign-in refused: %s", error)
+            failed(self.request.site, "sign_in_failed", "")
             return refuse(request, 403, "The provider's answer is not one that this console takes. Sign in again.")
         except (requests.RequestException, ValueError) as error:
             oidc = settings.DATASITE.settings.console.oidc
@@ -144,7 +147,7 @@ class Finish(OIDCAuthenticationCallbackView):
         if confirming is None:
             if not role_of(self.user):
                 return self.login_failure()
-            self.request.site.audit.append("signed_in", person=self.user.username, by="provider")
+            signed_in(self.request.site, self.user.username, by="provider")
             return super().login_success()
         if (confirming["person"], self.request.user.pk) != (self.user.pk, self.user.pk):
             return refuse(self.request, 403, "Somebody else signed in at the provider than is signed in here.")

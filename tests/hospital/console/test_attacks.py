@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import unicodedata
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.utils import timezone
 
-from datasites.hospital import ledger, review
+from datasites.hospital import compliance, ledger, review, sign_ins
 from datasites.hospital.models import Case, PartyProposal, Review
+from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from tests.hospital.console.conftest import Console
 from tests.hospital.test_review import PASSWORD
 
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'\u202e\u009b\u200b"
 LOGIN = {"username": "ann", "password": PASSWORD}
 
 
@@ -24,6 +28,8 @@ def clean(response: Any) -> None:
     assert "<script>alert" not in html
     assert "<img" not in html
     assert "&lt;script&gt;" in html
+    assert not [c for c in html if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in "\n\t"]
+    assert "\u27e6U+202E\u27e7" in html
 
 
 def test_what_strangers_write_is_shown_as_text(console: Console) -> None:
@@ -34,7 +40,7 @@ def test_what_strangers_write_is_shown_as_text(console: Console) -> None:
         study_name=EVIL[:64], job_name=EVIL, note=EVIL, submitted_by=EVIL, findings=[finding], readiness=readiness,
         rehearsal={"outcome": "failed", "reason": EVIL},
     )  # fmt: skip
-    review.reject(desk.site, desk.row.pk, desk.login("bob"), EVIL)
+    review.reject(desk.site, desk.row.pk, desk.login("bob"), EVIL, told=EVIL)
     desk.site.audit.append("refused", reason=EVIL, job=EVIL)
     client = console.client("ann")
     for path in ("/cases/", f"/cases/{console.number}/", "/audit/", "/audit/?words=%3Cscript%3Ealert(1)%3C/script%3E"):
@@ -114,6 +120,67 @@ def test_guessing_at_sign_in_is_locked_out_and_others_are_not(console: Console) 
     elsewhere = console.client()
     assert elsewhere.post("/login/", LOGIN, REMOTE_ADDR="10.0.0.9").status_code == 302
     assert console.client().post("/login/", {**LOGIN, "username": "bob"}).status_code == 302
+
+
+def told_of_signing_in(console: Console) -> list[tuple[str, str, int]]:
+    kinds = ("signed_in", "signed_out", "sign_in_failed", "confirmation_failed", "locked_out")
+    log = [r for r in records(console.desk.site.home.audit) if r.kind in kinds]
+    return [(r.kind, str(r.fields["person"]), int(str(r.fields.get("times", 1)))) for r in log]
+
+
+def test_failures_to_sign_in_and_lock_outs_are_counted_in_the_log_and_a_flood_does_not_fill_it(
+    console: Console,
+) -> None:
+    begins = len(told_of_signing_in(console))
+    guesser, ann = console.client(), console.client()
+    for name in ("ann", "nobody", "somebody-else"):
+        for number in range(8):
+            guesser.post("/login/", {"username": name, "password": f"guess {number}"})
+    told = told_of_signing_in(console)[begins:]
+    assert sorted(told) == sorted(
+        [("sign_in_failed", "ann", 1), ("locked_out", "ann", 1), ("sign_in_failed", "", 1), ("locked_out", "", 1)]
+    )
+    assert ann.post("/login/", LOGIN, REMOTE_ADDR="10.0.0.9").status_code == 302
+    assert ann.post("/logout/").status_code == 302
+    rest = told_of_signing_in(console)[begins + 4 :]
+    assert rest[-2:] == [("signed_in", "ann", 1), ("signed_out", "ann", 1)]
+    assert sorted(rest[:-2]) == sorted(
+        [("sign_in_failed", "ann", 7), ("locked_out", "ann", 3), ("sign_in_failed", "", 15), ("locked_out", "", 7)]
+    )
+
+
+def test_failing_to_confirm_a_decision_is_in_the_log(console: Console) -> None:
+    begins = len(told_of_signing_in(console))
+    assert console.decide(console.client("ann"), password="a guess").status_code == 403
+    assert told_of_signing_in(console)[begins:] == [("confirmation_failed", "ann", 1)]
+
+
+def test_failures_an_hour_apart_are_two_records_whatever_the_clock_did(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, now = console.desk.site, timezone.now()
+    begins = len(told_of_signing_in(console))
+    for hours in (0, 0.5, 1.5, -3):
+        monkeypatch.setattr(timezone, "now", lambda hours=hours: now + timedelta(hours=hours))
+        sign_ins.failed(site, "sign_in_failed", "ann")
+    assert [times for _, _, times in told_of_signing_in(console)[begins:]] == [1, 2, 1]
+
+
+def test_a_password_that_somebody_else_has_set_is_changed_before_anything_else(console: Console) -> None:
+    eva, first, own = console.client("eva"), "set by an admin, once", "chosen by fay alone"
+    values = {"name": "fay", "email": "fay@cleveland.example.org", "role": "steward", "new_password": first}
+    assert eva.post("/people/add/", {**values, "password": PASSWORD}).status_code == 302
+    fay = console.client()
+    assert fay.post("/login/", {"username": "fay", "password": first}).status_code == 302
+    for path in ("/cases/", f"/cases/{console.number}/", "/audit/"):
+        assert fay.get(path).headers["Location"] == "/password/"
+    assert fay.post("/studies/kill/", {"action": "kill", "reason": "x", "password": first}).status_code == 302
+    assert not compliance.is_killed(console.desk.site.home)
+    assert b"Somebody else has set your password" in fay.get("/password/").content
+    same = fay.post("/password/", {"password": first, "new_password": first, "again": first})
+    assert b"choose another one" in same.content
+    assert fay.post("/password/", {"password": first, "new_password": own, "again": own}).status_code == 302
+    assert fay.get("/cases/").status_code == 200
 
 
 def test_guessing_at_the_second_question_is_locked_out_too(console: Console) -> None:
@@ -360,7 +427,7 @@ def test_one_bad_case_takes_neither_its_page_nor_the_inbox(console: Console, mon
         assert "Smith" not in page.content.decode()
         assert ann.get("/").status_code in (200, 302)
         assert ann.get("/cases/").status_code == 200
-    assert console.decide(ann, "reject").status_code == 302
+    assert console.decide(ann, "reject", told="not here").status_code == 302
     console.desk.row.refresh_from_db()
     assert console.desk.row.state == "rejected"
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from html import unescape
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from django.forms import Form, Textarea
 
-from datasites.hospital.case_view import approved_before
-from datasites.hospital.console import code
+from datasites.hospital import ledger
+from datasites.hospital.case_view import Examined, approved_before, view_case
+from datasites.hospital.cases import open_case
+from datasites.hospital.console import code, forms
 from datasites.hospital.intake import freeze
 from datasites.hospital.models import BudgetFact, Case, Population
+from datasites.privacy.accountant import epsilon_pld
+from datasites.study.audit_chain import records
+from datasites.study.manifest import PrivacyTerms
 from tests.hospital.console.conftest import Console
 from tests.hospital.test_review import job
 
@@ -36,7 +44,8 @@ def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: 
     client = console.client("ann")
     paths = (f"/cases/{console.number}/", "/budget/", "/budget/heart/")
     case, budgets, budget = (unescape(client.get(path).content.decode()) for path in paths)
-    assert "The researcher reads that you decided, and of a rejection this reason." in case
+    assert "Read by the researcher, word for word" in case
+    assert "the researcher is not sent it" in case
     assert "The cap is what these patients are guaranteed" in budgets
     assert "The other figures are readings of how much of it is taken" in budgets
     assert "and no guarantees by themselves" in budgets
@@ -46,6 +55,30 @@ def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: 
     BudgetFact.objects.create(population=population, what="widened", epsilon=wider, delta=now.delta)
     budget = unescape(client.get("/budget/heart/").content.decode())
     assert f"these patients are guaranteed epsilon {wider:g} at delta" in budget
+
+
+def test_every_field_for_words_of_ones_own_says_who_reads_them() -> None:
+    fields = [
+        (form.__name__, name, str(field.help_text))
+        for form in vars(forms).values()
+        if isinstance(form, type) and issubclass(form, Form)
+        for name, field in form.base_fields.items()
+        if isinstance(field.widget, Textarea)
+    ]
+    assert len(fields) >= 8
+    assert [(form, name) for form, name, words in fields if "Read by " not in words] == []
+
+
+def test_a_rejection_has_words_for_the_researcher_and_a_reason_that_stays_here(console: Console) -> None:
+    ann = console.client("ann")
+    assert b"Say what the researcher is to read" in console.decide(ann, "reject", reason="ward 7 objects").content
+    assert console.decide(ann, "approve", told="gladly").status_code == 400
+    console.desk.nothing_happened()
+    assert console.decide(ann, "reject", reason="ward 7 objects", told="not this year").status_code == 302
+    console.desk.row.refresh_from_db()
+    assert console.desk.row.note == "not this year"
+    logged = [r.fields for r in records(console.desk.site.home.audit) if r.kind == "rejected"][-1]
+    assert (logged["reason"], logged["told"]) == ("ward 7 objects", "not this year")
 
 
 def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_intake(console: Console) -> None:
@@ -60,6 +93,52 @@ def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_i
     assert "<strong>allow</strong>" in html
     assert 'name="password"' not in html
     assert "Policies as last asked, before approve: allow" in describe(desk.site, console.number)
+
+
+def test_a_case_shows_what_holds_here_what_the_study_costs_and_what_it_cost(console: Console) -> None:
+    from datasites.hospital.case_page import describe
+
+    desk = console.desk
+    shown = describe(desk.site, console.number)
+    assert "Privacy here: epsilon 3 at delta 1e-05 per patient, at most\n" in shown
+    priced = open_case(desk.site.home, desk.row).study_plan.epsilon
+    assert 2.99 < priced <= 3
+    assert f"This study costs: training {priced:.3f}, evaluation " in shown
+    assert "cost so far" not in shown
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    case = open_case(desk.site.home, Case.objects.get(pk=console.number))
+    ledger.charge(desk.site, case.dataset, desk.row.study_hash, 1, case.planned(1))
+    one = epsilon_pld([case.planned(1)["training"].event], case.study_plan.priced_delta)
+    cost = f"training patients {one:.3f}, held-out patients 0.000 at delta 1e-05 (PLD), in 1 charged round(s)"
+    assert f"It has cost so far: {cost}" in describe(desk.site, console.number)
+    ledger.close(desk.site, desk.row.study_hash)
+    Case.objects.filter(pk=console.number).update(state="closed")
+    assert f"It cost: {cost}" in describe(desk.site, console.number)
+    html = unescape(console.client("dee").get(f"/cases/{console.number}/").content.decode())
+    assert f"<dt>It cost</dt><dd>{cost}.</dd>" in html
+    assert "<dt>The whole study would cost</dt>" in html
+    assert "Budget now, over all studies" in html
+    seen = view_case(desk.site.home, Case.objects.get(pk=console.number)).examined
+    assert seen is not None
+    after = {line.partition: line.after for line in seen.budget}
+    assert after == {s.partition: s.spent for s in ledger.state(case.dataset)}
+
+
+def test_what_a_study_asks_for_never_passes_for_what_holds_here() -> None:
+    terms = PrivacyTerms(epsilon=9.0, delta=1e-4, clip=1.0, sampling_rate=0.1)
+    made = SimpleNamespace(epsilon=2.999, evaluation_epsilon=1.5, delta=1e-5)
+    row, plan = SimpleNamespace(state="review"), SimpleNamespace(unit="patient")
+    case: Any = SimpleNamespace(
+        row=row, study=SimpleNamespace(privacy=terms), study_plan=made, study_cap=3.0, plan=plan
+    )
+    unused: Any = None
+    view = Examined(case, unused, True, (), (), {}, unused, None)
+    assert view.privacy[0] == (
+        "Privacy here",
+        "epsilon 3 at delta 1e-05 per patient, at most; the study asks for epsilon 9 at delta 0.0001",
+    )
 
 
 def test_the_difference_is_to_the_last_version_approved_earlier(

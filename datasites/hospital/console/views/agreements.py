@@ -14,6 +14,7 @@ from datasites.hospital.agreements import confirm_agreement, enter_agreements, t
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AgreementText, ConfirmAgreement, TerminateAgreement
+from datasites.study.identity import same_identity
 from policies.registry import KIND_NAMES, RegistryError, RegistryFile
 
 
@@ -39,7 +40,7 @@ def overview(request: Any) -> HttpResponse:
                 "in_force": key in forced,
                 "waiting": key in waiting,
                 "confirm": ConfirmAgreement(initial={"id": a.terms.id, "version": a.version}, auto_id=_ids("c", key))
-                if may_act and key in waiting and a.entered_by.casefold() != request.user.username.casefold()
+                if may_act and key in waiting and not same_identity(a.entered_by, request.user.username)
                 else None,
                 "terminate": TerminateAgreement(initial={"id": a.terms.id}, auto_id=_ids("t", key))
                 if may_act and key in forced

@@ -89,7 +89,7 @@ def decide(request: Any, number: int) -> HttpResponse:
         if wanted["verdict"] == "approve":
             row = review.approve(request.site, number, person, wanted["reason"], wanted["hash"])
         else:
-            row = review.reject(request.site, number, person, wanted["reason"])
+            row = review.reject(request.site, number, person, wanted["reason"], told=wanted["told"])
     except PersonError as error:
         form.add_error("password", str(error))
         return _case_page(request, view, form, 403)

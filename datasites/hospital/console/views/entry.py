@@ -15,7 +15,8 @@ from datasites.hospital.console.access import EVERYBODY, confirmed, page, refuse
 from datasites.hospital.console.forms import ChangePassword, SignIn
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of, this_home
 from datasites.hospital.outages import away
-from datasites.hospital.people import PersonError, change_password, written_down
+from datasites.hospital.people import PersonError, change_password, must_change, written_down
+from datasites.hospital.sign_ins import signed_in, signed_out
 
 AWAY = (
     "The datasite's database is away. Open this page again in a moment; if you were about to change something, look "
@@ -37,7 +38,7 @@ class _SignIn(LoginView):
 
     def form_valid(self, form: SignIn) -> HttpResponse:
         response = super().form_valid(form)
-        self.request.site.audit.append("signed_in", person=form.get_user().username)
+        signed_in(self.request.site, form.get_user().username)
         return response
 
 
@@ -50,14 +51,16 @@ def home(request: Any) -> HttpResponse:
     return redirect("people" if request.role == "admin" else "cases")
 
 
-@page(EVERYBODY, ("POST",))
-def logout(request: HttpRequest) -> HttpResponse:
+@page(EVERYBODY, ("POST",), also_first=True)
+def logout(request: Any) -> HttpResponse:
     """End the session."""
+    name = request.user.username
     auth.logout(request)
+    signed_out(request.site, name)
     return redirect("login")
 
 
-@page(EVERYBODY, ("GET", "POST"))
+@page(EVERYBODY, ("GET", "POST"), also_first=True)
 def password(request: Any) -> HttpResponse:
     """Change one's own password; other sessions of the person end with it."""
     if request.method == "POST" and not request.user.has_usable_password():
@@ -76,7 +79,8 @@ def password(request: Any) -> HttpResponse:
             messages.success(request, "Your password is changed.")
             return redirect("password")
     status = 400 if form.errors else 200
-    return render(request, "console/password.html", {"form": form}, status=status)
+    context = {"form": form, "first": must_change(request.user)}
+    return render(request, "console/password.html", context, status=status)
 
 
 def malformed(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:

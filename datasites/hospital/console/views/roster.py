@@ -11,7 +11,7 @@ from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, pag
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import DecideParty, ProposeParty, RevokeParty
 from datasites.hospital.parties import open_proposals, pin_party, propose_party, revoke_party, withdraw_party
-from datasites.study.identity import Roster
+from datasites.study.identity import Roster, same_identity
 
 
 @page(READERS)
@@ -29,7 +29,7 @@ def overview(request: Any) -> HttpResponse:
             row,
             entry,
             DecideParty(initial={"action": "pin"}, auto_id=f"p{row.pk}-%s")
-            if may_act and row.proposed_by.casefold() != request.user.username.casefold()
+            if may_act and not same_identity(row.proposed_by, request.user.username)
             else None,
         )
         for row, entry in open_proposals()
