@@ -79,17 +79,39 @@ def dataset_withdraw(
     patient: str,
     name: NameOption,
     reason: ReasonOption,
+    all_spellings: Annotated[
+        bool | None,
+        typer.Option(
+            "--all-spellings/--this-spelling",
+            help="Whether names that differ in capitals, spaces or the form of a number alone are this patient, too.",
+        ),
+    ] = None,
+    for_later: Annotated[
+        bool, typer.Option("--for-later", help="Enter it though nobody is found, for tables to come.")
+    ] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Enter that it is taken back; the other role confirms: `budget confirm`.")
+    ] = False,
     password_stdin: StdinOption = False,
 ) -> None:
-    """Leave a patient who withdrew consent out from the next round on; what was released before stays released."""
+    """Leave a patient who withdrew consent out from the next round on; what was released before stays released.
+
+    Looks in the table and in the frozen records of every open case, and says for each what it did; refused where nobody
+    is found. Two people undo it, until a round has been held without the patient.
+    """
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import review
+        from datasites.hospital import proposals, review
 
-        number = review.withdraw(site, person, dataset, patient, reason)
-        from datasites.hospital.withdrawal import in_words
-
-        out.print(in_words(site.home, dataset, patient))
-    out.print(f"dataset {dataset}: {number} patient(s) have withdrawn, from the next round on")
+        if undo:
+            asked = proposals.propose_undoing(site, person, dataset, patient, reason, all_spellings=bool(all_spellings))
+            out.print(f"entry {asked.pk}: {proposals.in_words(asked)}; the other role confirms it: budget confirm")
+            return
+        entered = review.withdraw(
+            site, person, dataset, patient, reason, all_spellings=all_spellings, for_later=for_later
+        )
+        for line in entered.in_words():
+            out.print(line, markup=False)
+    out.print(f"dataset {dataset}: {entered.patients} patient(s) have withdrawn, from the next round on")
 
 
 @budget.command("show")
