@@ -411,8 +411,8 @@ MUTATIONS = (
     Mutation(
         "restore: an older list puts patients back",
         "datasites/hospital/withdrawal.py",
-        "    if lacking:\n",
-        "    if False:\n",
+        "    if lacking:\n        commitments",
+        "    if False:\n        commitments",
         (f"{_RESTORED}::test_a_list_that_came_back_from_a_backup_puts_nobody_back",),
     ),
     Mutation(
@@ -708,8 +708,8 @@ MUTATIONS = (
     Mutation(
         "records are in their place before anything says which they are",
         "datasites/hospital/cases.py",
-        'for name in ("prepared.json", PREPARED_FILE):',
-        'for name in (PREPARED_FILE, "prepared.json"):',
+        'for name in ("prepared.json", SOURCE_FILE, PREPARED_FILE):',
+        'for name in (PREPARED_FILE, SOURCE_FILE, "prepared.json"):',
         ("tests/hospital/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
     ),
     Mutation(
@@ -1061,6 +1061,13 @@ MUTATIONS = (
         "        if record.kind == ledger_log.CHARGED and since:\n",
         "        if False:\n",
         (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
+        "source: a table that was changed since is the one that was read",
+        "datasites/hospital/sources.py",
+        "    if _cells_of(home, study_hash, table) == source.cells:\n",
+        "    if True:\n",
+        ("tests/hospital/test_sources.py",),
     ),
     Mutation(
         "retry: a restart forgets the failures of a round",

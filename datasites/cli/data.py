@@ -28,11 +28,15 @@ budget = group("The privacy ledger.")
 @dataset.command("check")
 def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.Option("--study")]) -> None:
     """Readiness of a dataset for a study folder, for the hospital's eyes; exit code 0 only when it is ready."""
-    open_site(home)
+    site = open_site(home)
     from datasites.hospital.config import Home
     from datasites.hospital.readiness import check_dataset
+    from datasites.hospital.sources import in_words, log_written
+    from datasites.hospital.whereabouts import open_cases
     from datasites.study.package import StudyPackage
 
+    cases = [row for row in open_cases(site.home) if row.terms["dataset"] == dataset]
+    log_written(site, cases)
     readiness = check_dataset(Home.open(home), dataset, StudyPackage.read(study))
     columns = ("feature", "ready", "unit", "missing", "out of range", "reason")
     shown = new_table(f"{dataset}: {readiness.rows} rows", *columns)
@@ -48,6 +52,9 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     out.print(readiness.patients_in_words())
     if readiness.surplus:
         out.print(readiness.surplus)
+    for row in cases:
+        if said := in_words(site.home, row, rows=True):
+            out.print(said, markup=False)
     raise typer.Exit(0 if readiness.ready else 1)
 
 

@@ -1,7 +1,8 @@
 """Checks that a datasite can do its work here, and says what to mend; runs while the datasite runs or before.
 
 Tries things for real: writes to the store, opens keys, starts the sandbox and tries to get out of it. Changes nothing
-but a probe file in the store, which it removes, and ends a line of the ledger that a kill left half written.
+but a probe file in the store, which it removes, ends a line of the ledger that a kill left half written, and logs that
+a table or mapping was written since a study on it was examined.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from datasites.hospital.postgresql import PostgresAddress, options_in_words
 from datasites.hospital.reconcile import differences
 from datasites.hospital.setup import open_store, require_own_user
 from datasites.hospital.site import Site
+from datasites.hospital.sources import in_words, log_written
+from datasites.hospital.whereabouts import open_cases
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
 from datasites.study.errors import DatasitesError
@@ -71,6 +74,7 @@ def examine(site: Site) -> Iterator[Check]:
         ("people", _people),
         ("agreements", _agreements),
         ("datasets", _datasets),
+        ("sources", _sources),
         ("audit", _audit),
         ("accounts", _accounts),
         ("sign-in", _sign_in),
@@ -256,6 +260,16 @@ def _datasets(site: Site) -> Iterator[Check]:
                 f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
                 "smaller delta, or let two people take the risk: `datasites budget accept-delta`",
             )
+
+
+def _sources(site: Site) -> Iterator[Check]:
+    cases = list(open_cases(site.home))
+    log_written(site, cases)
+    found = [words for row in cases if (words := in_words(site.home, row, rows=True))]
+    for words in found:
+        yield Check("sources", "warn", words)
+    if not found:
+        yield Check("sources", "ok", f"tables and mappings are those that {len(cases)} open case(s) were examined on")
 
 
 def _accounts(site: Site) -> Iterator[Check]:
