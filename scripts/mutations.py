@@ -1063,6 +1063,13 @@ MUTATIONS = (
         (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
     ),
     Mutation(
+        "withdrawal: a worker at work lacks the rows of one that was undone",
+        "datasites/hospital/row_work.py",
+        "if self._worker is not None and not self._withdrawn <= gone:",
+        "if self._worker is not None and False:",
+        (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
         "source: a table that was changed since is the one that was read",
         "datasites/hospital/sources.py",
         "    if _cells_of(home, study_hash, table) == source.cells:\n",

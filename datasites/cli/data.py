@@ -110,7 +110,7 @@ def dataset_withdraw(
         from datasites.hospital import proposals, review
 
         if undo:
-            asked = proposals.propose_undoing(site, person, dataset, patient, reason, all_spellings=bool(all_spellings))
+            asked = proposals.propose_undoing(site, person, dataset, patient, reason)
             out.print(f"entry {asked.pk}: {proposals.in_words(asked)}; the other role confirms it: budget confirm")
             return
         entered = review.withdraw(

@@ -77,16 +77,14 @@ def propose_restored(site: Site, person: Acting, lost: tuple[LostStudy, ...], re
     return _propose(site, person, "restored", "this datasite", terms, reason)
 
 
-def propose_undoing(
-    site: Site, person: Acting, dataset: str, patient: str, reason: str, *, all_spellings: bool = False
-) -> Proposal:
+def propose_undoing(site: Site, person: Acting, dataset: str, patient: str, reason: str) -> Proposal:
     """Enter that a withdrawal is taken back before a round was held without the patient; raises `NotToUndo`.
 
-    Database and log know the patient by the commitment that the withdrawal was logged with, and by no name.
+    Database and log know the patient by the commitments that the withdrawal was logged with, and by no name.
     """
     _check_role(person)
-    terms = withdrawal.to_undo(site.home, dataset, withdrawal.entry_of(patient, all_spellings=all_spellings))
-    return _propose(site, person, "undo_withdrawal", f"{dataset} {terms['commitment']}", terms, reason)
+    terms = withdrawal.to_undo(site.home, dataset, patient)
+    return _propose(site, person, "undo_withdrawal", f"{dataset} {terms['commitments'][0]}", terms, reason)
 
 
 def confirm(site: Site, person: Acting, number: int) -> Proposal:
@@ -173,7 +171,7 @@ def _restored(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
 
 
 def _undo_withdrawal(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    withdrawal.undo(site, proposal.terms["populations"], proposal.terms["commitment"], by, proposal.reason)
+    withdrawal.undo(site, proposal.terms["populations"], proposal.terms["commitments"], by, proposal.reason)
 
 
 EFFECTS: dict[str, Effect] = {

@@ -275,13 +275,15 @@ def withdraw(
     """Enter a patient's withdrawal of consent (see `withdrawal`).
 
     all_spellings: whether names that differ in spelling alone are this patient's, too; people must say so where there
-    are any. for_later: enter it though nobody is found, for tables to come. Raises `ReviewError` for a person who may
-    not, `InputError` for an unknown dataset, `OtherSpellings`, or `NobodyToLeaveOut`; nothing is entered then.
+    are any now, and in later tables they are unless people have said that they are not. for_later: enter it though
+    nobody is found, for tables to come. Raises `ReviewError` for a person who may not, `InputError` for an unknown
+    dataset, `OtherSpellings`, or `NobodyToLeaveOut`; nothing is entered then.
     """
     require_reviewer(person, f"withdrawals are entered by {' or '.join(REVIEWERS)}")
     by: dict[str, str] = {"person": person.name, "role": person.role, "reason": reason}
     site.audit.require_fit(WITHDRAWN, dataset=dataset, **by)
-    entry, started = withdrawal.entry_of(patient, all_spellings=bool(all_spellings)), time.monotonic()
+    alike, started = all_spellings is not False, time.monotonic()
+    entry, exact = (withdrawal.entry_of(patient, all_spellings=each) for each in (alike, False))
     places = look_for(site.home, dataset, patient)
     if not names_patients(places):
         raise NobodyToLeaveOut(
@@ -296,16 +298,20 @@ def withdraw(
             "characters, composed letters, or another form of a number); --all-spellings leaves all of them out, "
             "--this-spelling the one that you gave alone"
         )
-    found = any(place.left_out(all_spellings=bool(all_spellings)) for place in places)
-    if not (found or for_later or withdrawal.is_withdrawn(site.home, dataset, entry)):
-        said = "; ".join(place.in_words(all_spellings=bool(all_spellings)) for place in places)
+    found = any(place.left_out(all_spellings=alike) for place in places)
+    again = withdrawal.is_withdrawn(site.home, dataset, exact)
+    if not (found or for_later or again or withdrawal.is_withdrawn(site.home, dataset, entry)):
+        said = "; ".join(place.in_words(all_spellings=alike) for place in places)
         raise NobodyToLeaveOut(
             f"nothing was entered, since nobody is found under that name ({said}). Compare it with the source, letter "
             "by letter and zero by zero; for a patient who may come with a later table add --for-later"
         )
     # What is entered shows in the log and in when a worker starts; how long it took to look must not.
     sleep_to_tick(started, looking_ticks(site.home), lambda: None)
-    return Withdrawal(withdrawal.enter(site, dataset, entry, **by), places, bool(all_spellings))
+    # The name alone once more, too, where it was entered so: the list may have lost it.
+    entries = sorted({entry, exact}) if again else [entry]
+    number = max(withdrawal.enter(site, dataset, one, **by) for one in entries)
+    return Withdrawal(number, places, alike)
 
 
 def kill(site: Site, person: Acting, reason: str) -> None:

@@ -2,8 +2,8 @@
 
 **Theorem.** Let a name be entered as withdrawn from a population (`enter` has returned), and not be undone. Then no
 worker is given, for any round whose letter this hospital reads after that, a row that bears this name in the frozen
-records of its study; where all spellings were entered, none that bears a name of the same `identity_key`. This holds
-whatever table and mapping say by then, and for records that are prepared later.
+records of its study; and unless people said that other spellings are other patients, none that bears a name of the
+same `identity_key`. This holds whatever table and mapping say by then, and for records that are prepared later.
 
 Proof. A worker gets rows from `cases.partitions` alone, which keeps of the frozen records those that `stays` keeps, and
 `stays` compares names as they stand in these records with the list, whatever the table says. A round takes the list
@@ -42,6 +42,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.ledger_log import Told
 from datasites.hospital.plausible import identity_key
 from datasites.hospital.site import Site
-from datasites.study.audit_chain import Record, records
+from datasites.study.audit_chain import records
 from datasites.study.durable import held, replace_durably
 from datasites.study.errors import InputError
 
@@ -138,68 +139,63 @@ def _logged(home: Home, names: Iterable[str]) -> frozenset[str]:
     return frozenset[str]().union(*(told.get(name, frozenset()) for name in names))
 
 
-def to_undo(home: Home, dataset: str, entry: str) -> dict[str, object]:
-    """What a withdrawal is known by where people take it back; raises `NotToUndo`.
+def to_undo(home: Home, dataset: str, patient: str) -> dict[str, Any]:
+    """What a withdrawal is known by where people take it back, under the very name and under all its spellings.
 
-    {"populations": names, "commitment": 64 hex digits, "record": of the log by which it was entered, 0 for none}.
+    {"populations": names, "commitments": of 64 hex digits, "record": of the log by which it was entered, 0 for none}.
+    Raises `NotToUndo`.
     """
-    if not is_withdrawn(home, dataset, entry):
-        raise NotToUndo(
-            f"dataset {dataset}: nobody has withdrawn under that name; give it as it was entered, with --all-spellings "
-            "where that was said"
-        )
-    (commitment,) = _commitments(home, [entry]).values()
-    names = [
-        name for name in sorted(_names(home, dataset)) if commitment in _listed(home, name) | _logged(home, [name])
-    ]
-    return {"populations": names, "commitment": commitment, "record": require_not_acted_on(home, names, commitment)}
+    entries = {entry_of(patient, all_spellings=alike) for alike in (False, True)}
+    known = {entry: it for entry, it in _commitments(home, entries).items() if is_withdrawn(home, dataset, entry)}
+    if not known:
+        raise NotToUndo(f"dataset {dataset}: nobody has withdrawn under that name; give it as it was entered")
+    names, commitments = sorted(_names(home, dataset)), sorted(known.values())
+    record = require_not_acted_on(home, names, commitments)
+    return {"populations": names, "commitments": commitments, "record": record}
 
 
-def require_not_acted_on(home: Home, populations: Iterable[str], commitment: str) -> int:
+def require_not_acted_on(home: Home, populations: Iterable[str], commitments: Iterable[str]) -> int:
     """Raise `NotToUndo` where a round was charged since; the number of the record that entered it, or 0."""
-    names, since = frozenset(populations), 0
+    names, wanted, since = frozenset(populations), frozenset(commitments), dict[object, int]()
     for record in records(home.audit):
         if record.fields.get("population") not in names:
             continue
         if record.kind == ledger_log.CHARGED and since:
             raise NotToUndo(
-                f"withdrawal of record {since}: record {record.seq} of the log charges a round that was held without "
-                "the patient, so it can't be undone any more; a patient who consents again comes with a later table, "
-                "under a new pseudonym"
+                f"withdrawal of record {min(since.values())} of the log: record {record.seq} charges a round that was "
+                "held without the patient, so it can't be undone any more; a patient who consents again comes with a "
+                "later table, under a new pseudonym"
             )
-        since = _entered(record, commitment, since)
-    return since
+        commitment = record.fields.get("commitment")
+        if commitment in wanted and record.kind == ledger_log.WITHDRAWN:
+            since.setdefault(commitment, record.seq)
+        elif record.kind == ledger_log.WITHDRAWAL_UNDONE:
+            since.pop(commitment, None)
+    return min(since.values(), default=0)
 
 
-def _entered(record: Record, commitment: str, since: int) -> int:
-    if record.fields.get("commitment") == commitment:
-        if record.kind == ledger_log.WITHDRAWN:
-            return since or record.seq
-        if record.kind == ledger_log.WITHDRAWAL_UNDONE:
-            return 0
-    return since
-
-
-def undo(site: Site, populations: Iterable[str], commitment: str, by: tuple[str, str], reason: str) -> None:
+def undo(site: Site, populations: Iterable[str], commitments: Iterable[str], by: tuple[str, str], reason: str) -> None:
     """Take a withdrawal back, on the word of two people (`proposals`); raises `NotToUndo`.
 
     It widens, so it is logged first. Killed in between, the patient is still left out, and it may be confirmed again.
     """
-    home, names = site.home, sorted(populations)
+    home, names, gone = site.home, sorted(populations), frozenset(commitments)
+    entered = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
     with _alone(home):
-        require_not_acted_on(home, names, commitment)
-        for name in names:
-            entered = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
-            site.audit.append(ledger_log.WITHDRAWAL_UNDONE, population=name, commitment=commitment, **entered)
+        require_not_acted_on(home, names, gone)
+        known = {name: sorted(gone & (_listed(home, name) | _logged(home, [name]))) for name in names}
+        for name, theirs in known.items():
+            for commitment in theirs:
+                site.audit.append(ledger_log.WITHDRAWAL_UNDONE, population=name, commitment=commitment, **entered)
         ledger_log.write_anchor(home)
         for name in names:
             path, settled = home.withdrawals / f"{name}.json", _settled(home, name)
             with held(path.with_suffix(".lock")):
-                left = [entry for entry, known in _commitments(home, _read(path)).items() if known != commitment]
+                left = [entry for entry, it in _commitments(home, _read(path)).items() if it not in gone]
                 if len(left) < len(_read(path)):
                     replace_durably(path, json.dumps(left).encode())
-            if commitment in _read(settled):
-                replace_durably(settled, json.dumps(sorted(_read(settled) - {commitment})).encode())
+            if gone & _read(settled):
+                replace_durably(settled, json.dumps(sorted(_read(settled) - gone)).encode())
 
 
 def _log(site: Site, dataset: str, entry: str, **fields: str | int) -> None:

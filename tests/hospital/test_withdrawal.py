@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from datasites.cli import app
 from datasites.enclave.worker import Worker
-from datasites.hospital import ledger_log, proposals, review, row_work
+from datasites.hospital import admission, ledger_log, proposals, review, row_work
 from datasites.hospital.admission import recheck
 from datasites.hospital.cases import open_case, partitions
 from datasites.hospital.entered_log import EntryRefused
@@ -24,16 +27,18 @@ from datasites.study import letters
 from datasites.study.audit_chain import records
 from tests.hospital.running import Running
 from tests.hospital.test_retry import Killed, kill_before
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 
 SOMEBODY, ANOTHER = "CLEVELAND-0007", "CLEVELAND-0300"
 Change = Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None]
 
 
 @pytest.fixture
-def table(desk: Desk) -> Iterator[Change]:  # noqa: F811
+def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:  # noqa: F811
     """Change the hospital's table; table, records and list of withdrawals are as before after the test."""
     home = desk.site.home
+    passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
+    monkeypatch.setattr(admission, "_rehearse", lambda *_: dict(passed))
     path = home.root / "data" / "table.csv"
     folder = home.prepared / desk.row.study_hash
     before = {kept: kept.read_bytes() for kept in (path, *folder.iterdir())}
@@ -64,8 +69,8 @@ def rows(desk: Desk) -> int:  # noqa: F811
     return sum(len(part.y) for part in partitions(desk.site.home, case).values())
 
 
-def undo(desk: Desk, patient: str, **options: Any) -> Proposal:  # noqa: F811
-    return proposals.propose_undoing(desk.site, desk.login("ann"), "heart", patient, "a typo", **options)
+def undo(desk: Desk, patient: str) -> Proposal:  # noqa: F811
+    return proposals.propose_undoing(desk.site, desk.login("ann"), "heart", patient, "a typo")
 
 
 @pytest.fixture
@@ -144,10 +149,11 @@ def test_a_withdrawal_that_finds_nobody_is_refused_unless_it_is_for_later_tables
     assert (withdrawn(home, "heart"), logged(desk, ledger_log.WITHDRAWN)) == (frozenset(), 0)
     entered = withdraw(desk, "NEW-1", for_later=True)
     assert all("none is left out" in line for line in entered.in_words())
-    table(renamed(lambda name: "NEW-1" if name == SOMEBODY else name))
-    recheck(desk.site, desk.row.pk)
-    desk.row.refresh_from_db()
-    assert rows(desk) == before - 1
+    for later in ("NEW-1", "new-1"):
+        table(renamed(lambda name, later=later: later if name in (SOMEBODY, "NEW-1") else name))  # type: ignore[misc]
+        recheck(desk.site, desk.row.pk)
+        desk.row.refresh_from_db()
+        assert rows(desk) == before - 1
     (home.root / "data" / "table.csv").unlink()
     assert "not read" in withdraw(desk, ANOTHER).in_words()[0]
     assert withdraw(desk, ANOTHER).patients == 2, "entered again, which a restore may ask for"
@@ -160,17 +166,22 @@ def logged(desk: Desk, kind: str) -> int:  # noqa: F811
 def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it(
     running: Running, table: Change, given: list[set[tuple[float, ...]]]
 ) -> None:
-    theirs, others, site, desk = frozen_row(running, SOMEBODY), frozen_row(running, ANOTHER), running.site, running.desk  # noqa: F811
+    theirs, others = frozen_row(running, SOMEBODY), frozen_row(running, ANOTHER)
+    site, desk = running.site, running.desk  # noqa: F811
     running.set_up()
     withdraw(desk, SOMEBODY)
     running.steps()
+    starting = running.run._rows._starting
+    assert starting is not None
+    wait([starting])
+    assert theirs not in given[-1]
     with pytest.raises(NotToUndo, match="nobody has withdrawn"):
         undo(desk, ANOTHER)
     entered = undo(desk, SOMEBODY)
     for name in ("ann", "cyd"):
         with pytest.raises(ReviewError, match="a different person of the other role"):
             proposals.confirm(site, desk.login(name), entered.pk)
-    assert withdrawn(site.home, "heart") == {SOMEBODY}, "until the second person"
+    assert len(withdrawn(site.home, "heart")) == 1, "until the second person"
     assert "withdrawal of record" in proposals.in_words(entered)
     proposals.confirm(site, desk.login("bob"), entered.pk)
     running.open(1)
@@ -196,8 +207,9 @@ def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_conf
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home, before = desk.site.home, rows(desk)
-    withdraw(desk, SOMEBODY, all_spellings=True)
-    entered = undo(desk, SOMEBODY, all_spellings=True)
+    withdraw(desk, SOMEBODY, all_spellings=False)
+    withdraw(desk, SOMEBODY.lower(), all_spellings=True)
+    entered = undo(desk, SOMEBODY)
     with monkeypatch.context() as patch:
         kill_before(ledger_log, "write_anchor")(patch)
         with pytest.raises(Killed):
@@ -224,4 +236,22 @@ def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
     entered.save()
     with pytest.raises(EntryRefused, match="is not what was entered"):
         proposals.confirm(desk.site, desk.login("bob"), entered.pk)
-    assert withdrawn(desk.site.home, "heart") == {SOMEBODY, ANOTHER}
+    assert len(withdrawn(desk.site.home, "heart")) == 2
+
+
+def test_the_command_line_says_what_was_done_where(desk: Desk, table: Change) -> None:  # noqa: F811
+    command = ["--home", str(desk.site.home.root), "--as", "ann", "--reason", "a letter", "--password-stdin"]
+
+    def asked(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["dataset", "withdraw", "heart", *words, *command], input=PASSWORD + "\n")
+        return done.exit_code, " ".join((done.output or str(done.exception)).split())
+
+    refused = asked("CLEVELAND-O007")
+    assert refused[0] != 0
+    code, said = asked(SOMEBODY)
+    assert code == 0
+    assert "table of heart, as it is now: 1 row(s) are under that name" in said
+    assert f"frozen records of case {desk.row.pk} (review): 1 row(s) are left out from its next round on" in said
+    code, said = asked("--undo", SOMEBODY)
+    assert "is undone: the patient is back from the next round on; the other role confirms it" in said
+    assert code == 0
