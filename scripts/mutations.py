@@ -44,6 +44,7 @@ _ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital
 _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
 _MACHINE, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
+_WITHDRAWAL = "tests/hospital/test_withdrawal.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
 _REVIEW, _ATTACKS = "tests/hospital/test_review.py", "tests/hospital/console/test_attacks.py"
@@ -429,8 +430,8 @@ MUTATIONS = (
     Mutation(
         "restore: an older list puts patients back",
         "datasites/hospital/withdrawal.py",
-        "    if logged:\n",
-        "    if False:\n",
+        "    if lacking:\n        commitments",
+        "    if False:\n        commitments",
         (f"{_RESTORED}::test_a_list_that_came_back_from_a_backup_puts_nobody_back",),
     ),
     Mutation(
@@ -726,8 +727,8 @@ MUTATIONS = (
     Mutation(
         "records are in their place before anything says which they are",
         "datasites/hospital/cases.py",
-        'for name in ("prepared.json", PREPARED_FILE):',
-        'for name in (PREPARED_FILE, "prepared.json"):',
+        'for name in ("prepared.json", SOURCE_FILE, PREPARED_FILE):',
+        'for name in (PREPARED_FILE, SOURCE_FILE, "prepared.json"):',
         ("tests/hospital/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
     ),
     Mutation(
@@ -1072,6 +1073,41 @@ MUTATIONS = (
         "if self._worker is not None and not gone <= self._withdrawn:",
         "if self._worker is not None and False:",
         (f"{_RETRY}::test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal",),
+    ),
+    Mutation(
+        "withdrawal: it is confirmed where nobody is found",
+        "datasites/hospital/review.py",
+        "    if not (found or for_later or ",
+        "    if not (True or ",
+        (f"{_WITHDRAWAL}::test_a_withdrawal_that_finds_nobody_is_refused_unless_it_is_for_later_tables",),
+    ),
+    Mutation(
+        "withdrawal: all spellings are the one that was typed",
+        "datasites/hospital/withdrawal.py",
+        "if forms & gone))",
+        "if name in gone))",
+        (f"{_WITHDRAWAL}::test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one",),
+    ),
+    Mutation(
+        "withdrawal: one that was acted on is undone",
+        "datasites/hospital/withdrawal.py",
+        "        if record.kind == ledger_log.CHARGED and since:\n",
+        "        if False:\n",
+        (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
+        "withdrawal: a worker at work lacks the rows of one that was undone",
+        "datasites/hospital/row_work.py",
+        "if self._worker is not None and not self._withdrawn <= gone:",
+        "if self._worker is not None and False:",
+        (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
+        "source: a table that was changed since is the one that was read",
+        "datasites/hospital/sources.py",
+        "    if _cells_of(home, study_hash, table) == source.cells:\n",
+        "    if True:\n",
+        ("tests/hospital/test_sources.py",),
     ),
     Mutation(
         "retry: a restart forgets the failures of a round",
@@ -1583,7 +1619,7 @@ MUTATIONS = (
     Mutation(
         "table: identifiers are compared as they stand",
         "datasites/hospital/plausible.py",
-        "        together = Counter(map(identity_key, names))",
+        "        together = Counter(map(spelling_key, names))",
         "        together = Counter(names)",
         (_PLAUSIBLE,),
     ),

@@ -28,11 +28,15 @@ budget = group("The privacy ledger.")
 @dataset.command("check")
 def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.Option("--study")]) -> None:
     """Readiness of a dataset for a study folder, for the hospital's eyes; exit code 0 only when it is ready."""
-    open_site(home)
+    site = open_site(home)
     from datasites.hospital.config import Home
     from datasites.hospital.readiness import check_dataset
+    from datasites.hospital.sources import in_words, log_written
+    from datasites.hospital.whereabouts import open_cases
     from datasites.study.package import StudyPackage
 
+    cases = [row for row in open_cases(site.home) if row.terms["dataset"] == dataset]
+    log_written(site, cases)
     readiness = check_dataset(Home.open(home), dataset, StudyPackage.read(study))
     columns = ("feature", "ready", "unit", "missing", "out of range", "reason")
     shown = new_table(f"{dataset}: {readiness.rows} rows", *columns)
@@ -48,6 +52,9 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     out.print(readiness.patients_in_words())
     if readiness.surplus:
         out.print(readiness.surplus)
+    for row in cases:
+        if said := in_words(site.home, row, rows=True):
+            out.print(said, markup=False)
     raise typer.Exit(0 if readiness.ready else 1)
 
 
@@ -79,17 +86,39 @@ def dataset_withdraw(
     patient: str,
     name: NameOption,
     reason: ReasonOption,
+    all_spellings: Annotated[
+        bool | None,
+        typer.Option(
+            "--all-spellings/--this-spelling",
+            help="Whether names that differ in capitals, spaces or the form of a number alone are this patient, too.",
+        ),
+    ] = None,
+    for_later: Annotated[
+        bool, typer.Option("--for-later", help="Enter it though nobody is found, for tables to come.")
+    ] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Enter that it is taken back; the other role confirms: `budget confirm`.")
+    ] = False,
     password_stdin: StdinOption = False,
 ) -> None:
-    """Leave a patient who withdrew consent out from the next round on; what was released before stays released."""
+    """Leave a patient who withdrew consent out from the next round on; what was released before stays released.
+
+    Looks in the table and in the frozen records of every open case, and says for each what it did; refused where nobody
+    is found. Two people undo it, until a round has been held without the patient.
+    """
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import review
+        from datasites.hospital import proposals, review
 
-        number = review.withdraw(site, person, dataset, patient, reason)
-        from datasites.hospital.withdrawal import in_words
-
-        out.print(in_words(site.home, dataset, patient))
-    out.print(f"dataset {dataset}: {number} patient(s) have withdrawn, from the next round on")
+        if undo:
+            asked = proposals.propose_undoing(site, person, dataset, patient, reason)
+            out.print(f"entry {asked.pk}: {proposals.in_words(asked)}; the other role confirms it: budget confirm")
+            return
+        entered = review.withdraw(
+            site, person, dataset, patient, reason, all_spellings=all_spellings, for_later=for_later
+        )
+        for line in entered.in_words():
+            out.print(line, markup=False)
+    out.print(f"dataset {dataset}: {entered.patients} patient(s) have withdrawn, from the next round on")
 
 
 @budget.command("show")

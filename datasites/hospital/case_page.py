@@ -7,6 +7,7 @@ from datasites.hospital.cases import OpenCase
 from datasites.hospital.population import caps_of, order_of
 from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
+from datasites.hospital.sources import in_words
 from datasites.study.visible import one_line, quoted, visible
 
 
@@ -27,6 +28,7 @@ def describe(site: Site, number: int) -> str:
         return "\n".join(map(one_line, [*head, *_readiness(view)]))
     lines = [
         *head,
+        *filter(None, [in_words(site.home, row, rows=True)]),
         *_terms(examined),
         *_budget(examined),
         *_decision(examined),

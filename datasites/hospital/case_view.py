@@ -21,6 +21,7 @@ from datasites.hospital.intake import FrozenCopyChanged, open_frozen
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people import REVIEWERS
 from datasites.hospital.population import Caps, caps_of
+from datasites.hospital.sources import in_words
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.identity import same_identity
@@ -127,12 +128,16 @@ class Examined:
 
 @dataclass(frozen=True)
 class CaseView:
-    """A case. `examined` is None where it could not be examined; `problem` then says why, or is empty."""
+    """A case. `examined` is None where it could not be examined; `problem` then says why, or is empty.
+
+    source: that table or mapping are not what the records were made from any more, in words, or "".
+    """
 
     row: Case
     reviews: tuple[ReviewLine, ...]
     examined: Examined | None
     problem: str
+    source: str = ""
 
     @property
     def late_features(self) -> list[dict[str, Any]]:
@@ -180,7 +185,9 @@ def missing_roles(row: Case, reviews: list[tuple[str, str, str]]) -> tuple[str, 
 
 def view_case(home: Home, row: Case) -> CaseView:
     """Everything about one case; raises `FrozenCopyChanged` or `InputError` when it is not what was examined."""
-    return CaseView(row=row, reviews=_reviews(row), examined=_examined(home, row) if row.terms else None, problem="")
+    examined = _examined(home, row) if row.terms else None
+    source = in_words(home, row, rows=False)
+    return CaseView(row=row, reviews=_reviews(row), examined=examined, problem="", source=source)
 
 
 def view_case_or_problem(home: Home, row: Case) -> CaseView:

@@ -32,6 +32,7 @@ from datasites.hospital.patients import Digests, contents, remembering, require_
 from datasites.hospital.plausible import findings
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.site import Site
+from datasites.hospital.sources import SOURCE_FILE, Source, written_at
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
@@ -235,7 +236,7 @@ class StagedRecords:
 
     **Claim.** Ended anywhere while these are kept, no approval counts for other records than those that are there. What
     says which records they are (`prepared.json`) is on the disk before they are, and they before the case's row: until
-    all three are, what would run is not what the case was examined as, and `code` denies it until it is examined again.
+    all of it is, what would run is not what the case was examined as, and `code` denies it until it is examined again.
     Assumes a file system and a database that keep what they have acknowledged.
     """
 
@@ -255,7 +256,7 @@ class StagedRecords:
             def keep() -> str:
                 token = remember()
                 target.mkdir(parents=True, exist_ok=True, mode=0o700)
-                for name in ("prepared.json", PREPARED_FILE):
+                for name in ("prepared.json", SOURCE_FILE, PREPARED_FILE):
                     move_durably(self.folder / name, target / name)
                 return token
 
@@ -281,6 +282,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
     when its patients have another budget already.
     """
+    written = written_at(home, dataset)
     mapping = read_mapping(home.root / dataset.mapping)
     table, model = table_of(home, dataset), package.data_model
     require_room(len(model.columns), len(table), f"rows of {dataset.table}")
@@ -298,7 +300,8 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
             # Else the disk may be told to write them only at the commit of the transaction that keeps them.
             file.flush()
             os.fsync(file.fileno())
-        write_durably(folder, {"prepared.json": prepared.canonical()})
+        source = Source.of(home, package.digest(), dataset, table, written)
+        write_durably(folder, {"prepared.json": prepared.canonical(), SOURCE_FILE: source.canonical()})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

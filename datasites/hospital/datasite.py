@@ -51,8 +51,10 @@ from datasites.hospital.rounds import StudyRun, foreseen
 from datasites.hospital.service import READY_FILE, outage_of
 from datasites.hospital.setup import open_control, require_own_user
 from datasites.hospital.site import Site
+from datasites.hospital.sources import log_written
 from datasites.hospital.space import full_in_words
 from datasites.hospital.submissions import Submissions
+from datasites.hospital.whereabouts import open_cases
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError
 from datasites.study.errors import InputError
@@ -92,6 +94,7 @@ class Datasite:
         open_populations(site)
         log_lists(site)
         withdrawal.log_the_list(site)
+        log_written(site, open_cases(self._home))
         ledger_log.write_anchor(site.home)  # the next process reads the log on from here
         self._control = open_control(site)
         self._store = self._control.store

@@ -1,7 +1,8 @@
 """Checks that a datasite can do its work here, and says what to mend; runs while the datasite runs or before.
 
 Tries things for real: writes to the store, opens keys, starts the sandbox and tries to get out of it. Changes nothing
-but a probe file in the store, which it removes, and ends a line of the ledger that a kill left half written.
+but a probe file in the store, which it removes, ends a line of the ledger that a kill left half written, and logs that
+a table or mapping was written since a study on it was examined.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from datasites.hospital.postgresql import PostgresAddress, options_in_words
 from datasites.hospital.reconcile import differences
 from datasites.hospital.setup import open_store, require_own_user
 from datasites.hospital.site import Site
+from datasites.hospital.sources import in_words, log_written
 from datasites.hospital.space import LITTLE, NONE, MiB, rooms
+from datasites.hospital.whereabouts import open_cases
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
 from datasites.study.errors import DatasitesError
@@ -76,6 +79,7 @@ def examine(site: Site) -> Iterator[Check]:
         ("agreements", _agreements),
         ("datasets", _datasets),
         ("cases", _cases),
+        ("sources", _sources),
         ("audit", _audit),
         ("accounts", _accounts),
         ("sign-in", _sign_in),
@@ -289,6 +293,16 @@ def _cases(site: Site) -> Iterator[Check]:
             )
     if not changed:
         yield Check("cases", "ok", f"{len(running)} approved, which would run as they were approved")
+
+
+def _sources(site: Site) -> Iterator[Check]:
+    cases = list(open_cases(site.home))
+    log_written(site, cases)
+    found = [words for row in cases if (words := in_words(site.home, row, rows=True))]
+    for words in found:
+        yield Check("sources", "warn", words)
+    if not found:
+        yield Check("sources", "ok", f"tables and mappings are those that {len(cases)} open case(s) were examined on")
 
 
 def _accounts(site: Site) -> Iterator[Check]:

@@ -34,6 +34,8 @@ IDENTITY_SET, IDENTITY_CHANGED = "identity_set", "identity_changed"
 DELTA_ACCEPTED, OTHER_PATIENTS = "delta_accepted", "other_patients"
 #: A patient withdrew consent: whose records are left out, as a keyed commitment to the pseudonym.
 WITHDRAWN = "withdrawn"
+#: Two people took a withdrawal back before a round was held without the patient.
+WITHDRAWAL_UNDONE = "withdrawal_undone"
 #: Patients were kept for a population: the token of the list that they are on since (`patients`).
 PATIENTS_KEPT = "patients_kept"
 #: Bytes of a token; and what stands for the one of the list before the first.
@@ -62,7 +64,7 @@ class Promise(Agreed):
 class Told:
     """What the log says up to some record. studies: by population, then by study.
 
-    withdrawn: by population, keyed commitments to those who have withdrawn (`withdrawal`).
+    withdrawn: by population, keyed commitments to those who have withdrawn (`withdrawal`), and not undone that.
     older: lines that an older version wrote, without population and amounts: study, and round (0: its reservation).
     lists: by population, the token of its list of patients. lists_begin: what stands for that of one without. Both are
     such as no list has once two people have settled a restore in which the log lost records.
@@ -108,6 +110,8 @@ class Told:
             if record.kind == WITHDRAWN:
                 # Records of older versions count patients, and say nothing of who they are.
                 return self._with_withdrawal(fields) if "commitment" in fields else self
+            if record.kind == WITHDRAWAL_UNDONE:
+                return self._without_withdrawal(fields)
             if record.kind == OTHER_PATIENTS:
                 one, other = sorted(fields["populations"])
                 return replace(self, others=self.others | {(one, other)})
@@ -135,6 +139,11 @@ class Told:
     def _with_withdrawal(self, fields: Mapping[str, Any]) -> Told:
         population = str(fields["population"])
         names = self.withdrawn.get(population, frozenset()) | {str(fields["commitment"])}
+        return replace(self, withdrawn={**self.withdrawn, population: names})
+
+    def _without_withdrawal(self, fields: Mapping[str, Any]) -> Told:
+        population = str(fields["population"])
+        names = self.withdrawn.get(population, frozenset()) - {str(fields["commitment"])}
         return replace(self, withdrawn={**self.withdrawn, population: names})
 
     def _with_line(self, kind: str, fields: Mapping[str, Any]) -> Told:

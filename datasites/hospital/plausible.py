@@ -124,7 +124,7 @@ def _of_the_file(table: Table) -> Iterator[Finding]:
         yield Finding(doubt.kind, "", share, text)
 
 
-def identity_key(identifier: str) -> str:
+def spelling_key(identifier: str) -> str:
     """What spellings of one identifier have in common.
 
     Compatibility forms, capitals, invisible characters and spaces are taken away (Unicode NFKC, case folding, general
@@ -146,7 +146,7 @@ def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> It
     else:
         names = {name for name in map(pseudonym, table.cells[mapping.patient]) if name is not None}
         patients = len(names)
-        together = Counter(map(identity_key, names))
+        together = Counter(map(spelling_key, names))
         if alike := sum(times for times in together.values() if times > 1):
             yield Finding(
                 "spellings",

@@ -1,9 +1,9 @@
 """What needs two people and is no case: one reviewer enters it, a reviewer of the other role confirms it.
 
-Entered here: a wider budget, a larger delta that a risk was taken for, and that two populations are different people.
-Nothing counts before it is confirmed. Each effect is logged last, when nothing can refuse it any more, and before it
-counts (`population`): killed in between, it is confirmed again. Who entered which figures is read in the audit log,
-which binds them (`entered_log`), and not in the database alone.
+Entered here: a wider budget, a larger delta that a risk was taken for, that two populations are different people, and
+that a withdrawal is undone. Nothing counts before it is confirmed. Each effect is logged last, when nothing can refuse
+it any more, and before it counts (`population`): killed in between, it is confirmed again. Who entered which figures is
+read in the audit log, which binds them (`entered_log`), and not in the database alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from datasites.hospital import population, reconcile
+from datasites.hospital import population, reconcile, withdrawal
 from datasites.hospital.bindings import bind, proposal_content
 from datasites.hospital.entered_log import require_asked
 from datasites.hospital.models import LedgerEntry, Population, Proposal
@@ -77,6 +77,16 @@ def propose_restored(site: Site, person: Acting, lost: tuple[LostStudy, ...], re
     return _propose(site, person, "restored", "this datasite", terms, reason)
 
 
+def propose_undoing(site: Site, person: Acting, dataset: str, patient: str, reason: str) -> Proposal:
+    """Enter that a withdrawal is taken back before a round was held without the patient; raises `NotToUndo`.
+
+    Database and log know the patient by the commitments that the withdrawal was logged with, and by no name.
+    """
+    _check_role(person)
+    terms = withdrawal.to_undo(site.home, dataset, patient)
+    return _propose(site, person, "undo_withdrawal", f"{dataset} {terms['commitments'][0]}", terms, reason)
+
+
 def confirm(site: Site, person: Acting, number: int) -> Proposal:
     """Confirm what somebody of the other role entered, and let it count.
 
@@ -119,6 +129,11 @@ def in_words(proposal: Proposal) -> str:
     if proposal.kind == "restored":
         lost = [study.words for study in Lost.model_validate({"study": terms["lost"]}).study]
         return "the larger loss counts; approved after the backup: " + ("; ".join(lost) or "nothing")
+    if proposal.kind == "undo_withdrawal":
+        return (
+            f"the withdrawal of record {terms['record']} of the log (dataset {proposal.subject.split()[0]}) is undone: "
+            "the patient is back from the next round on"
+        )
     if proposal.kind == "other_patients":
         return f"populations {' and '.join(terms['populations'])} are different people"
     if proposal.kind == "widen":
@@ -155,11 +170,16 @@ def _restored(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
     settle(site, lost, by, proposal.reason)
 
 
+def _undo_withdrawal(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
+    withdrawal.undo(site, proposal.terms["populations"], proposal.terms["commitments"], by, proposal.reason)
+
+
 EFFECTS: dict[str, Effect] = {
     "widen": _widen,
     "accept_delta": _accept_delta,
     "other_patients": _other_patients,
     "restored": _restored,
+    "undo_withdrawal": _undo_withdrawal,
 }
 
 
@@ -185,7 +205,7 @@ def _propose(site: Site, person: Acting, kind: str, subject: str, terms: dict[st
 
 
 def _check_role(person: Acting) -> None:
-    require_reviewer(person, f"budgets are kept by {' and '.join(REVIEWERS)}")
+    require_reviewer(person, f"this needs {' and '.join(REVIEWERS)}")
 
 
 def _open(number: int) -> Proposal:

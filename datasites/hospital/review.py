@@ -11,7 +11,9 @@ what narrows is done first: killed in between, the log knows of all that was ope
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from django.contrib.auth import get_user_model
 from django.db import transaction
@@ -31,9 +33,20 @@ from datasites.hospital.people import REVIEWERS, Acting
 from datasites.hospital.population import settle_identity
 from datasites.hospital.settle import charge_what_is_reached, require_rounds_left
 from datasites.hospital.site import Site
+from datasites.hospital.ticks import sleep_to_tick
+from datasites.hospital.whereabouts import Place, look_for, looking_ticks, names_patients
 from datasites.study import letters
 from datasites.study.audit_chain import RELEASED
-from datasites.study.errors import DatasitesError
+from datasites.study.errors import DatasitesError, InputError
+
+
+class NobodyToLeaveOut(InputError):
+    """No record is under that name, or no column says whose a record is; nothing was entered."""
+
+
+class OtherSpellings(InputError):
+    """Records are under names that may be the same patient's; nothing was entered before people say whether."""
+
 
 #: Characters of what a researcher is told of a rejection: as many as its record in syft takes.
 MOST_TOLD = 1900
@@ -242,18 +255,69 @@ def rejoin(site: Site, number: int, person: Acting, reason: str) -> Case:
     return _move(site, number, person, reason, "rejoined", (Case.State.STOPPED,), Case.State.RUNNING, start_over)
 
 
-def withdraw(site: Site, person: Acting, dataset: str, patient: str, reason: str) -> int:
-    """Enter a patient's withdrawal of consent (see `withdrawal`); returns how many patients have withdrawn.
+@dataclass(frozen=True)
+class Withdrawal:
+    """A withdrawal that was entered. patients: that have withdrawn by now; places: that were looked at before."""
 
-    Raises `ReviewError` for a person who may not, `InputError` for an unknown dataset.
+    patients: int
+    places: tuple[Place, ...]
+    all_spellings: bool
+
+    def in_words(self) -> list[str]:
+        """What it does in each place."""
+        return [place.in_words(all_spellings=self.all_spellings) for place in self.places]
+
+
+def withdraw(
+    site: Site,
+    person: Acting,
+    dataset: str,
+    patient: str,
+    reason: str,
+    *,
+    all_spellings: bool | None = None,
+    for_later: bool = False,
+) -> Withdrawal:
+    """Enter a patient's withdrawal of consent (see `withdrawal`).
+
+    all_spellings: whether names that differ in spelling alone are this patient's, too; people must say so where there
+    are any now, and in later tables they are unless people have said that they are not. for_later: enter it though
+    nobody is found, for tables to come. Raises `ReviewError` for a person who may not, `InputError` for an unknown
+    dataset, `OtherSpellings`, or `NobodyToLeaveOut`; nothing is entered then.
     """
     require_reviewer(person, f"withdrawals are entered by {' or '.join(REVIEWERS)}")
-    withdrawal.require_patient_column(site.home, dataset)
     by: dict[str, str] = {"person": person.name, "role": person.role, "reason": reason}
     site.audit.require_fit(WITHDRAWN, dataset=dataset, **by)
-    number = withdrawal.add(site.home, dataset, patient)
-    withdrawal.log(site, dataset, patient, **by, patients=number)
-    return number
+    alike, started = all_spellings is not False, time.monotonic()
+    entry, exact = (withdrawal.entry_of(patient, all_spellings=each) for each in (alike, False))
+    places = look_for(site.home, dataset, patient)
+    if not names_patients(places):
+        raise NobodyToLeaveOut(
+            f"dataset {dataset}: neither mapping.toml nor the records of an open case name patients, so no pseudonym "
+            "says whose a row is and nobody can be left out by name; pause the studies that run on it, name the column "
+            "(`patient = …`), or take the patient's rows out of the table, and ask for new submissions"
+        )
+    if all_spellings is None and (spellings := max(place.spellings for place in places)):
+        raise OtherSpellings(
+            f"nothing was entered: up to {spellings} other spelling(s) of that name stand in "
+            f"{', '.join(place.name for place in places if place.spellings)} (capitals, spaces or invisible "
+            "characters, composed letters, or another form of a number); --all-spellings leaves all of them out, "
+            "--this-spelling the one that you gave alone"
+        )
+    found = any(place.left_out(all_spellings=alike) for place in places)
+    again = withdrawal.is_withdrawn(site.home, dataset, exact)
+    if not (found or for_later or again or withdrawal.is_withdrawn(site.home, dataset, entry)):
+        said = "; ".join(place.in_words(all_spellings=alike) for place in places)
+        raise NobodyToLeaveOut(
+            f"nothing was entered, since nobody is found under that name ({said}). Compare it with the source, letter "
+            "by letter and zero by zero; for a patient who may come with a later table add --for-later"
+        )
+    # What is entered shows in the log and in when a worker starts; how long it took to look must not.
+    sleep_to_tick(started, looking_ticks(site.home), lambda: None)
+    # The name alone once more, too, where it was entered so: the list may have lost it.
+    entries = sorted({entry, exact}) if again else [entry]
+    number = max(withdrawal.enter(site, dataset, one, **by) for one in entries)
+    return Withdrawal(number, places, alike)
 
 
 def kill(site: Site, person: Acting, reason: str) -> None:

@@ -137,7 +137,10 @@ class RowWork:
         while (left := begins - time.monotonic()) > 0 and not self._closing.wait(min(left, 0.2)):
             pass
         try:
-            self._started_worker(case, withdrawn(self._home, case.dataset.name))
+            gone = withdrawn(self._home, case.dataset.name)
+            if self._worker is not None and not self._withdrawn <= gone:
+                self._worker.close()  # a withdrawal was undone
+            self._started_worker(case, gone)
         except Exception as error:
             log.warning("no worker yet: %s", type(error).__name__)
             raise

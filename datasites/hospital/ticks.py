@@ -18,16 +18,17 @@ holds more than `_ROOM` times its share of them, and the machine is not so much 
 patient with a large part of all records can break the second, a table that has grown the first: people are told of
 that by `datasites dataset check` and `datasites doctor`.
 
-A worker starts with the rows when a study's epoch is set up and after a withdrawal, moments that are public. Workers of
-a datasite are started one after the other, each in a span of `loading_ticks` (`Machine.load`): what a start took on
-mock rows, with room, and what reading what is declared takes. Whoever withdraws before a span begins is left out by it;
-later, another span follows. No letter of a round is read before its worker's span is over, and the round is worked on
-without those who had withdrawn then. A letter that the service has seen before waits; until then its round is not
-charged, and no other study waits for it (`machine`). It begins at that very moment, however long other things kept the
-service from it, or where they did for a tick or more, a number of whole ticks later (`begins_at`). Assumes that a start
-takes no longer than its span while a round of another study is at work. Not claimed: of a worker that is started anew
-after a crash, within a round or once after each round or span, that loading the rows doesn't show; while people
-withdraw again and again within one span, that a round begins: its letter waits for the last of them.
+A worker starts with the rows when a study's epoch is set up, and after a withdrawal and where one is undone, moments
+that are public. Workers of a datasite are started one after the other, each in a span of `loading_ticks`
+(`Machine.load`): what a start took on mock rows, with room, and what reading what is declared takes. Whoever withdraws
+before a span begins is left out by it; later, another span follows. No letter of a round is read before its worker's
+span is over, and the round is worked on without those who had withdrawn then. A letter that the service has seen before
+waits; until then its round is not charged, and no other study waits for it (`machine`). It begins at that very moment,
+however long other things kept the service from it, or where they did for a tick or more, a number of whole ticks later
+(`begins_at`). Assumes that a start takes no longer than its span while a round of another study is at work. Not
+claimed: of a worker that is started anew after a crash, within a round or once after each round or span, that loading
+the rows doesn't show; while people withdraw again and again within one span, that a round begins: its letter waits for
+the last of them.
 
 The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows from
 declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the next

@@ -1,10 +1,33 @@
 """Withdrawal of a patient's consent: from the next round on, no study here trains or evaluates on that patient.
 
+**Theorem.** Let a name be entered as withdrawn from a population (`enter` has returned), and not be undone. Then no
+worker is given, for any round whose letter this hospital reads after that, a row that bears this name in the frozen
+records of its study; and unless people said that other spellings are other patients, none that bears a name of the
+same `spelling_key`. This holds whatever table and mapping say by then, and for records that are prepared later.
+
+Proof. A worker gets rows from `cases.partitions` alone, which keeps of the frozen records those that `stays` keeps, and
+`stays` compares names as they stand in these records with the list, whatever the table says. A round takes the list
+when its letter is read (`rounds`), and its work begins with a worker whose rows were chosen by a list that held all of
+that (`row_work`): one that has more rows is ended first. The list is on the disk when `enter` returns, and is made
+shorter by `undo` alone.
+
+Assumptions: the patient's rows bear the name that was entered, or a spelling of it: under a name that has nothing in
+common with it nobody is found, so people are told what was found where (`whereabouts`), and a name that is found
+nowhere is refused. The records name patients (`patient` of mapping.toml). The file system keeps what it has
+acknowledged, and neither list nor log are changed by hand; where the list is older than the log, see below.
+
 What it does not undo: models and sums that were released before, of which the patient was a part. Those are bounded
 by the privacy loss that was charged, and no software can call them back. The patient's share of the budget stays spent.
 
-Pseudonyms of withdrawn patients lie in one file of the private folder (mode 0600) and nowhere else; the audit log
-holds a keyed commitment to each (`commitments`), so that it counts them and names nobody (I12).
+A withdrawal is taken back by two people (`proposals`), until a round of its population has been charged since: then it
+has been acted on, and a patient who consents again comes with a later table, under a new pseudonym. What is logged, and
+when a worker starts for it, follows from what people enter, so that whether anybody was found moves nothing that leaves
+(I16); what people enter once they have looked is theirs to choose. The time that looking takes is hidden in a number of
+ticks that follows from declared figures.
+
+Entries lie in one file of the private folder (mode 0600) and nowhere else: a pseudonym, or for all its spellings a
+space, by which no pseudonym begins, and its `spelling_key`. The audit log holds a keyed commitment to each
+(`commitments`), so that it counts them and names nobody (I12).
 
 **A list that came back from a backup puts nobody back.** Whoever stands on the list *or* in the log is left out of
 every round; and where the list lacks somebody whom the log knows, nothing runs (`reconcile`) until that patient is
@@ -16,29 +39,32 @@ a log that is lost, anchors included, are entered again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from datasites.hospital import ledger_log
-from datasites.hospital.cells import pseudonym, table_of
+from datasites.hospital.cells import pseudonym
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.ledger_log import Told
+from datasites.hospital.plausible import spelling_key
 from datasites.hospital.site import Site
+from datasites.study.audit_chain import records
 from datasites.study.durable import held, replace_durably
 from datasites.study.errors import InputError
 
 
-class NobodyToLeaveOut(InputError):
-    """No column says whose a row is, so a pseudonym names nobody."""
+class NotToUndo(InputError):
+    """A withdrawal can't be taken back: there is none, or a round was held without the patient."""
 
 
 def withdrawn(home: Home, dataset: str) -> frozenset[str]:
-    """Pseudonyms of the patients who have withdrawn from a dataset, or from another one of its population."""
+    """Entries of the patients who have withdrawn from a dataset, or from another one of its population."""
     return frozenset().union(*(_read(home.withdrawals / f"{name}.json") for name in _names(home, dataset)))
 
 
@@ -51,80 +77,131 @@ def _read(path: Path) -> frozenset[str]:
     return frozenset(json.loads(path.read_text())) if path.exists() else frozenset()
 
 
-def require_patient_column(home: Home, dataset: str) -> None:
-    """Raise `NobodyToLeaveOut` where rows are named by their content alone: whose they are, only people know."""
-    if read_mapping(home.root / home.dataset(dataset).mapping).patient is None:
-        raise NobodyToLeaveOut(
-            f"dataset {dataset}: mapping.toml names no patient column, so no pseudonym says whose a row is and nobody "
-            "can be left out by name; pause the studies that run on it, name the column (`patient = …`), or take the "
-            "patient's rows out of the table, and ask for new submissions"
-        )
-
-
-def add(home: Home, dataset: str, patient: str) -> int:
-    """Leave `patient` (as in the dataset's patient column) out from the next round on; returns how many have withdrawn.
-
-    The pseudonym need not be in the table today (see `rows_of`): a withdrawal also holds for rows that come later.
-    People do this through `review.withdraw`. Raises `InputError` for no pseudonym at all.
-    """
+def entry_of(patient: str, *, all_spellings: bool = False) -> str:
+    """What the list holds of a patient, named as in the patient column; raises `InputError` for no name at all."""
     name = pseudonym(patient)
     if name is None:
-        raise InputError(f"dataset {dataset}: no pseudonym was given; name the patient as the table does")
+        raise InputError("no pseudonym was given; name the patient as the table does")
+    return f" {spelling_key(name)}" if all_spellings else name
+
+
+def enter(site: Site, dataset: str, entry: str, **by: str) -> int:
+    """Leave a patient out from the next round on and log that; returns how many have withdrawn.
+
+    entry: of `entry_of`; it need not be in any table, and holds for rows that come later. People do this through
+    `review.withdraw`.
+    """
+    with _alone(site.home):
+        number = add(site.home, dataset, entry)
+        _log(site, dataset, entry, **by, patients=number)
+    return number
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """While nobody else enters or undoes: log and list say the same once this is over."""
+    with held(home.withdrawals / "entering.lock"):
+        yield
+
+
+def add(home: Home, dataset: str, entry: str) -> int:
+    """Put an entry on the list; returns how many there are."""
     home.withdrawals.mkdir(mode=0o700, exist_ok=True)
     path = home.withdrawals / f"{home.dataset(dataset).population}.json"
     # Read, added to and written while nobody else does, so that no withdrawal can undo another.
     with held(path.with_suffix(".lock")):
-        everybody = sorted(withdrawn(home, dataset) | {name})
+        everybody = sorted(withdrawn(home, dataset) | {entry})
         replace_durably(path, json.dumps(everybody).encode())
     return len(everybody)
 
 
-def rows_of(home: Home, dataset: str, patient: str) -> int | None:
-    """Rows of the dataset's table that bear this pseudonym now; None when no column says whose a row is."""
-    settings = home.dataset(dataset)
-    column = read_mapping(home.root / settings.mapping).patient
-    table = table_of(home, settings).cells
-    if column is None or column not in table.columns:
-        return None
-    wanted = pseudonym(patient)
-    return sum(wanted is not None and pseudonym(cell) == wanted for cell in table[column])
-
-
-def in_words(home: Home, dataset: str, patient: str) -> str:
-    """What a withdrawal means for the table as it is now, for the person who has entered it."""
-    try:
-        rows = rows_of(home, dataset, patient)
-    except InputError as error:
-        return f"The table could not be read to look for the patient: {error}"
-    if rows is None:
-        return (
-            f"No row is left out: mapping.toml of {dataset} names no patient column of the table, so nothing says "
-            "whose a row is. Name it there, and ask for new submissions."
-        )
-    if rows == 0:
-        return (
-            "No row of the table bears that pseudonym now, so nothing is left out yet. Compare it with the table, "
-            "letter by letter and zero by zero; it stays on the list for rows that come later."
-        )
-    return f"{rows} row(s) of the table bear that pseudonym; they are left out."
-
-
 def stays(home: Home, dataset: str, patients: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
     """For each row, whether its patient has not withdrawn, by the list and by the log; shape (rows,)."""
-    told, gone = ledger_log.tell(home).withdrawn, withdrawn(home, dataset)
-    logged = frozenset[str]().union(*(told.get(name, frozenset()) for name in _names(home, dataset)))
-    if logged:
-        commitments = _commitments(home, {str(patient) for patient in patients} - gone)
-        gone |= {patient for patient, commitment in commitments.items() if commitment in logged}
-    return ~np.isin(patients, sorted(gone))
+    gone = withdrawn(home, dataset)
+    lacking = _logged(home, _names(home, dataset)) - frozenset(_commitments(home, gone).values())
+    if not gone and not lacking:
+        return np.ones(len(patients), dtype=np.bool_)
+    entries = {name: {name, entry_of(name, all_spellings=True)} for name in map(str, np.unique(patients))}
+    if lacking:
+        commitments = _commitments(home, frozenset[str]().union(*entries.values()) - gone)
+        gone |= {entry for entry, commitment in commitments.items() if commitment in lacking}
+    return ~np.isin(patients, sorted(name for name, forms in entries.items() if forms & gone))
 
 
-def log(site: Site, dataset: str, patient: str, **fields: str | int) -> None:
+def is_withdrawn(home: Home, dataset: str, entry: str) -> bool:
+    """Whether an entry stands on the list or in the log."""
+    (commitment,) = _commitments(home, [entry]).values()
+    return entry in withdrawn(home, dataset) or commitment in _logged(home, _names(home, dataset))
+
+
+def _logged(home: Home, names: Iterable[str]) -> frozenset[str]:
+    told = ledger_log.tell(home).withdrawn
+    return frozenset[str]().union(*(told.get(name, frozenset()) for name in names))
+
+
+def to_undo(home: Home, dataset: str, patient: str) -> dict[str, Any]:
+    """What a withdrawal is known by where people take it back, under the very name and under all its spellings.
+
+    {"populations": names, "commitments": of 64 hex digits, "record": of the log by which it was entered, 0 for none}.
+    Raises `NotToUndo`.
+    """
+    entries = {entry_of(patient, all_spellings=alike) for alike in (False, True)}
+    known = {entry: it for entry, it in _commitments(home, entries).items() if is_withdrawn(home, dataset, entry)}
+    if not known:
+        raise NotToUndo(f"dataset {dataset}: nobody has withdrawn under that name; give it as it was entered")
+    names, commitments = sorted(_names(home, dataset)), sorted(known.values())
+    record = require_not_acted_on(home, names, commitments)
+    return {"populations": names, "commitments": commitments, "record": record}
+
+
+def require_not_acted_on(home: Home, populations: Iterable[str], commitments: Iterable[str]) -> int:
+    """Raise `NotToUndo` where a round was charged since; the number of the record that entered it, or 0."""
+    names, wanted, since = frozenset(populations), frozenset(commitments), dict[object, int]()
+    for record in records(home.audit):
+        if record.fields.get("population") not in names:
+            continue
+        if record.kind == ledger_log.CHARGED and since:
+            raise NotToUndo(
+                f"withdrawal of record {min(since.values())} of the log: record {record.seq} charges a round that was "
+                "held without the patient, so it can't be undone any more; a patient who consents again comes with a "
+                "later table, under a new pseudonym"
+            )
+        commitment = record.fields.get("commitment")
+        if commitment in wanted and record.kind == ledger_log.WITHDRAWN:
+            since.setdefault(commitment, record.seq)
+        elif record.kind == ledger_log.WITHDRAWAL_UNDONE:
+            since.pop(commitment, None)
+    return min(since.values(), default=0)
+
+
+def undo(site: Site, populations: Iterable[str], commitments: Iterable[str], by: tuple[str, str], reason: str) -> None:
+    """Take a withdrawal back, on the word of two people (`proposals`); raises `NotToUndo`.
+
+    It widens, so it is logged first. Killed in between, the patient is still left out, and it may be confirmed again.
+    """
+    home, names, gone = site.home, sorted(populations), frozenset(commitments)
+    entered = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
+    with _alone(home):
+        require_not_acted_on(home, names, gone)
+        known = {name: sorted(gone & (_listed(home, name) | _logged(home, [name]))) for name in names}
+        for name, theirs in known.items():
+            for commitment in theirs:
+                site.audit.append(ledger_log.WITHDRAWAL_UNDONE, population=name, commitment=commitment, **entered)
+        ledger_log.write_anchor(home)
+        for name in names:
+            path, settled = home.withdrawals / f"{name}.json", _settled(home, name)
+            with held(path.with_suffix(".lock")):
+                left = [entry for entry, it in _commitments(home, _read(path)).items() if it not in gone]
+                if len(left) < len(_read(path)):
+                    replace_durably(path, json.dumps(left).encode())
+            if gone & _read(settled):
+                replace_durably(settled, json.dumps(sorted(_read(settled) - gone)).encode())
+
+
+def _log(site: Site, dataset: str, entry: str, **fields: str | int) -> None:
     """Let log and anchor know that a patient is on the list."""
-    name = pseudonym(patient)
-    assert name is not None
     population = site.home.dataset(dataset).population
-    (commitment,) = _commitments(site.home, [name]).values()
+    (commitment,) = _commitments(site.home, [entry]).values()
     site.audit.append(ledger_log.WITHDRAWN, dataset=dataset, population=population, commitment=commitment, **fields)
     ledger_log.write_anchor(site.home)
 

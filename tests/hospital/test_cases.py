@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from datasites.hospital import review
-from datasites.hospital.admission import recheck
 from datasites.hospital.cases import limits_of, open_case, partitions, site_plan
 from datasites.hospital.compliance import Denied
 from datasites.hospital.config import Home
@@ -14,7 +13,7 @@ from datasites.hospital.intake import FrozenCopyChanged
 from datasites.hospital.population import split_of
 from datasites.hospital.readiness import check_dataset
 from datasites.hospital.review import ReviewError
-from datasites.hospital.withdrawal import add, in_words, rows_of, withdrawn
+from datasites.hospital.withdrawal import add, withdrawn
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
@@ -84,38 +83,13 @@ def test_a_patient_who_withdraws_is_left_out_and_not_named_in_the_log(desk: Desk
     with pytest.raises(ReviewError, match="auditor"):
         review.withdraw(desk.site, desk.login("dee"), "heart", "CLEVELAND-0007", "asked")
     try:
-        assert review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0007", "letter of the patient") == 1
+        entered = review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0007", "letter of the patient")
+        assert entered.patients == 1
         assert sum(len(part.y) for part in partitions(home, case).values()) == before - 1
         assert (home.withdrawals / "heart.json").stat().st_mode & 0o777 == 0o600
         assert b"CLEVELAND-0007" not in home.audit.read_bytes()
     finally:
         (home.withdrawals / "heart.json").unlink()
-
-
-def test_a_withdrawal_says_whether_the_table_has_the_patient(desk: Desk) -> None:  # noqa: F811
-    import pandas as pd
-
-    home = desk.site.home
-    table = home.root / "data" / "table.csv"
-    original = table.read_bytes()
-    try:
-        rows = pd.read_csv(table)
-        rows["id"] = [f"{number:06d}" for number in range(len(rows))]
-        rows.to_csv(table, index=False)
-        row = recheck(desk.site, desk.row.pk)
-        before = sum(len(part.y) for part in partitions(home, open_case(home, row)).values())
-        assert "0 row" not in in_words(home, "heart", "000002")
-        assert rows_of(home, "heart", "000002") == 1
-        assert rows_of(home, "heart", "2") == 0
-        assert "nothing is left out yet" in in_words(home, "heart", "2")
-        assert review.withdraw(desk.site, desk.login("bob"), "heart", " 000002", "letter of the patient") == 1
-        assert sum(len(part.y) for part in partitions(home, open_case(home, row)).values()) == before - 1
-        with pytest.raises(InputError, match="no pseudonym"):
-            review.withdraw(desk.site, desk.login("bob"), "heart", " ", "letter of the patient")
-    finally:
-        table.write_bytes(original)
-        (home.withdrawals / "heart.json").unlink(missing_ok=True)
-        recheck(desk.site, desk.row.pk)
 
 
 @pytest.mark.waits

@@ -28,9 +28,8 @@ from datasites.hospital.doctor import examine
 from datasites.hospital.harmonise import read_mapping
 from datasites.hospital.models import Case, LedgerEntry, Population
 from datasites.hospital.patients import SamePatients, row_identities
-from datasites.hospital.review import ReviewError
+from datasites.hospital.review import NobodyToLeaveOut, ReviewError
 from datasites.hospital.site import Site
-from datasites.hospital.withdrawal import NobodyToLeaveOut
 from datasites.privacy.accountant import compose, epsilon_pld
 from datasites.privacy.sampling import held_out
 from datasites.study.errors import InputError
@@ -171,8 +170,11 @@ def test_a_withdrawal_drops_exactly_the_named_patient_and_needs_a_patient_column
         assert len(left) == 302
         assert sorted(left.tolist()) == expected
         without_patient_column(files)
+        review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0008", "the frozen records name patients")
+        assert sum(len(part.x) for part in partitions(home, case).values()) == 301
+        recheck(desk.site, desk.row.pk)
         with pytest.raises(NobodyToLeaveOut, match="name the column"):
-            review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0008", "letter of the patient")
+            review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0009", "letter of the patient")
     finally:
         (home.withdrawals / "heart.json").unlink()
 

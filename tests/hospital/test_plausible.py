@@ -10,7 +10,7 @@ import pytest
 from datasites.hospital.cells import read_table
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.harmonise import Mapping, harmonise
-from datasites.hospital.plausible import Finding, findings, identity_key
+from datasites.hospital.plausible import Finding, findings, spelling_key
 from datasites.study.schema import DataModel
 
 MODEL = DataModel.model_validate(
@@ -177,4 +177,4 @@ def test_without_a_patient_column_equal_rows_are_patients_unless_the_whole_stand
 
 @pytest.mark.parametrize("names", [("P1", "P2"), ("P1", "P10"), ("1", "-1"), ("a1", "1a"), ("1.5", "15"), ("Ö", "O")])
 def test_other_identifiers_stay_others(names: tuple[str, str]) -> None:
-    assert identity_key(names[0]) != identity_key(names[1])
+    assert spelling_key(names[0]) != spelling_key(names[1])

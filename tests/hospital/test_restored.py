@@ -460,7 +460,7 @@ def rows(study: Running) -> int:
 
 
 def withdraw(study: Running, patient: str) -> int:
-    return review.withdraw(study.site, study.desk.login("ann"), "heart", patient, "letter of the patient")
+    return review.withdraw(study.site, study.desk.login("ann"), "heart", patient, "letter of the patient").patients
 
 
 def older(home: Home) -> None:

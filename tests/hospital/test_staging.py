@@ -95,7 +95,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("done", range(4))  # 3: after the files, and before the case's row
+@pytest.mark.parametrize("done", range(5))  # 4: after the files, and before the case's row
 def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
     desk: Desk,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

@@ -207,7 +207,8 @@ class _Conduct:
                 run.set_up(again=True)
         for when, patient in self._scenario.withdrawals:
             if when == number:
-                review.withdraw(self._site, parties.person("ann"), parties.DATASET, patient, "asked to")
+                # Entered whether or not the table has the patient: whoever sees that chooses what to enter.
+                review.withdraw(self._site, parties.person("ann"), parties.DATASET, patient, "asked to", for_later=True)
         if self._scenario.agreement_ends == number:
             terminate_agreement(self._site, parties.person("ann"), "baa-storage")
 

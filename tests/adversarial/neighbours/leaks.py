@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from datasites.hospital import evidence, ledger, withdrawal
+from datasites.hospital import evidence, ledger, review
 from datasites.hospital.cases import open_case, partitions
 from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.datasite import Datasite
@@ -206,14 +206,14 @@ def retry_for_a_patient(planting: Planting) -> None:
 
 
 def withdrawal_of_nobody(planting: Planting) -> None:
-    add = withdrawal.add
+    look_for = review.look_for
 
     def noted(home: Any, dataset: str, patient: str) -> Any:
         if planting.has(patient):
             Site.open(home.root).audit.append("rows_left_out", dataset=dataset)
-        return add(home, dataset, patient)
+        return look_for(home, dataset, patient)
 
-    withdrawal.add = noted
+    review.look_for = noted
 
 
 def abstains_where_nobody_is(planting: Planting) -> None:

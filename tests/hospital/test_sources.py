@@ -1,0 +1,142 @@
+"""A table or mapping that is not what a study was examined on: people are told so, and the log counts nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from datasites.hospital import doctor, sources
+from datasites.hospital.admission import recheck
+from datasites.hospital.case_page import describe
+from datasites.hospital.case_view import view_case
+from datasites.hospital.models import Case
+from datasites.hospital.sources import SOURCE_FILE, WRITTEN, in_words, log_written
+from datasites.hospital.whereabouts import open_cases
+from datasites.study.audit_chain import records
+from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+Write = Callable[[str, bytes], None]
+
+
+@pytest.fixture
+def write(desk: Desk) -> Iterator[Write]:  # noqa: F811
+    """Write a file of the home at a later time than any before; all are put back."""
+    root, before, at = desk.site.home.root, dict[Path, tuple[bytes, int]](), [0]
+
+    def written(name: str, content: bytes) -> None:
+        path = root / name
+        kept = path.read_bytes() if path.exists() else b""
+        before.setdefault(path, (kept, path.stat().st_mtime_ns))
+        path.write_bytes(content)
+        at[0] += 10**9
+        later = before[path][1] + at[0]
+        os.utime(path, ns=(later, later))
+
+    _examined_as_it_is(desk)
+    yield written
+    for path, (content, when) in before.items():
+        path.write_bytes(content)
+        os.utime(path, ns=(when, when))
+
+
+def _examined_as_it_is(desk: Desk) -> None:  # noqa: F811
+    """Other tests have put the same bytes into the home at other times."""
+    home = desk.site.home
+    path = home.prepared / desk.row.study_hash / SOURCE_FILE
+    source = sources.source_of(home, desk.row)
+    assert source is not None
+    now = source.model_copy(update={"written": sources.written_at(home, home.dataset("heart"))})
+    path.write_bytes(now.canonical())
+
+
+def lines(desk: Desk) -> list[bytes]:  # noqa: F811
+    return (desk.site.home.root / "data/table.csv").read_bytes().splitlines(keepends=True)
+
+
+def cut_to_a_third(desk: Desk) -> bytes:  # noqa: F811
+    return b"".join(lines(desk)[:102])
+
+
+def said_by_the_doctor(desk: Desk) -> list[tuple[str, str]]:  # noqa: F811
+    return [(check.state, check.words) for check in doctor._sources(desk.site)]
+
+
+def logged(desk: Desk) -> list[dict[str, object]]:  # noqa: F811
+    return [dict(record.fields) for record in records(desk.site.home.audit) if record.kind == WRITTEN]
+
+
+def approved(desk: Desk) -> Case:  # noqa: F811
+    desk.agree()
+    desk.approve("ann")
+    desk.row = desk.approve("bob")
+    return desk.row
+
+
+def test_a_table_that_changed_after_approval_is_named_by_doctor_case_page_and_log(desk: Desk, write: Write) -> None:  # noqa: F811
+    row, home = approved(desk), desk.site.home
+    assert [state for state, _ in said_by_the_doctor(desk)] == ["ok"]
+    write("data/table.csv", cut_to_a_third(desk))
+    words = f"source of case {row.pk}: data/table.csv is not the table that was read: 101 rows now, 202 fewer"
+    assert [(state, said.startswith(words)) for state, said in said_by_the_doctor(desk)] == [("warn", True)]
+    assert words in describe(desk.site, row.pk)
+    assert "is not the file that was read" in view_case(home, row).source
+    for _ in range(2):
+        log_written(desk.site, open_cases(home))
+    what = {"case": row.pk, "study": row.study_hash, "hash": row.approval_hash, "dataset": "heart"}
+    assert logged(desk) == [what], "once, and without a count"
+
+
+def test_labels_that_changed_in_place_are_seen_though_the_file_has_its_old_time(desk: Desk, write: Write) -> None:  # noqa: F811
+    row, home = approved(desk), desk.site.home
+    path = home.root / "data/table.csv"
+    when = path.stat().st_mtime_ns
+    write("data/table.csv", lines(desk)[0] + b"".join(line[:-2] + b"0\n" for line in lines(desk)[1:]))
+    os.utime(path, ns=(when, when))
+    assert "303 rows now, as many, and not the same" in in_words(home, row, rows=True)
+    (word,) = said_by_the_doctor(desk)
+    assert word[0] == "warn"
+
+
+@pytest.mark.parametrize("how", ["the same bytes", "another order", "other line ends"])
+def test_a_table_that_was_written_anew_and_says_the_same_is_no_other_one(desk: Desk, write: Write, how: str) -> None:  # noqa: F811
+    """The log follows from when files were written alone, so that it tells nothing of what stands in them."""
+    row, (head, *others) = approved(desk), lines(desk)
+    content = {
+        "the same bytes": [head, *others],
+        "another order": [head, *reversed(others)],
+        "other line ends": [line.replace(b"\n", b"\r\n") for line in (head, *others)],
+    }[how]
+    write("data/table.csv", b"".join(content))
+    assert in_words(desk.site.home, row, rows=True) == ""
+    assert [state for state, _ in said_by_the_doctor(desk)] == ["ok"]
+    assert len(logged(desk)) == 1
+
+
+def test_a_mapping_that_changed_and_a_table_that_is_gone_are_named(desk: Desk, write: Write) -> None:  # noqa: F811
+    row, home = desk.row, desk.site.home
+    mapping = (home.root / "mapping.toml").read_bytes()
+    write("mapping.toml", mapping + b"\n# another hand\n")
+    assert "mapping.toml is not the one by which the table was read" in in_words(home, row, rows=False)
+    assert f"`datasites review recheck {row.pk}`" in in_words(home, row, rows=True)
+    assert not logged(desk), "nobody has approved it yet: whether it could be depends on rows"
+    write("data/table.csv", b"")
+    (home.root / "data/table.csv").unlink()
+    assert "can't be compared" in in_words(home, row, rows=True)
+
+
+def test_what_is_examined_again_is_what_the_records_are_made_from(desk: Desk, write: Write) -> None:  # noqa: F811
+    home, folder = desk.site.home, desk.site.home.prepared / desk.row.study_hash
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    write("data/table.csv", b"".join(lines(desk)[:290]))
+    assert in_words(home, desk.row, rows=True)
+    try:
+        row = recheck(desk.site, desk.row.pk)
+        assert row.state == Case.State.REVIEW, row.note
+        assert in_words(home, row, rows=True) == ""
+        assert (folder / SOURCE_FILE).stat().st_mode & 0o777 == 0o600
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)

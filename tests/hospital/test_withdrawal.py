@@ -1,0 +1,257 @@
+"""Who withdraws is left out of the records that are trained on, whatever the table says by then, or nobody says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from datasites.cli import app
+from datasites.enclave.worker import Worker
+from datasites.hospital import admission, ledger_log, proposals, review, row_work
+from datasites.hospital.admission import recheck
+from datasites.hospital.cases import open_case, partitions
+from datasites.hospital.entered_log import EntryRefused
+from datasites.hospital.models import Proposal
+from datasites.hospital.reconcile import differences
+from datasites.hospital.review import NobodyToLeaveOut, OtherSpellings, ReviewError, Withdrawal
+from datasites.hospital.withdrawal import NotToUndo, log_the_list, withdrawn
+from datasites.study import letters
+from datasites.study.audit_chain import records
+from tests.hospital.running import Running
+from tests.hospital.test_retry import Killed, kill_before
+from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
+
+SOMEBODY, ANOTHER = "CLEVELAND-0007", "CLEVELAND-0300"
+Change = Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None]
+
+
+@pytest.fixture
+def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:  # noqa: F811
+    """Change the hospital's table; table, records and list of withdrawals are as before after the test."""
+    home = desk.site.home
+    passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
+    monkeypatch.setattr(admission, "_rehearse", lambda *_: dict(passed))
+    path = home.root / "data" / "table.csv"
+    folder = home.prepared / desk.row.study_hash
+    before = {kept: kept.read_bytes() for kept in (path, *folder.iterdir())}
+
+    def change(how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        how(pd.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
+
+    yield change
+    for kept, content in before.items():
+        kept.write_bytes(content)
+    shutil.rmtree(home.withdrawals, ignore_errors=True)
+
+
+def cut_to_a_third(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.iloc[: len(rows) // 3].assign(num="0")
+
+
+def renamed(how: Callable[[str], str]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda rows: rows.assign(id=rows["id"].map(how))
+
+
+def withdraw(desk: Desk, patient: str, **options: Any) -> Withdrawal:  # noqa: F811
+    return review.withdraw(desk.site, desk.login("bob"), "heart", patient, "letter of the patient", **options)
+
+
+def rows(desk: Desk) -> int:  # noqa: F811
+    case = open_case(desk.site.home, desk.row)
+    return sum(len(part.y) for part in partitions(desk.site.home, case).values())
+
+
+def undo(desk: Desk, patient: str) -> Proposal:  # noqa: F811
+    return proposals.propose_undoing(desk.site, desk.login("ann"), "heart", patient, "a typo")
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[set[tuple[float, ...]]]:
+    """The rows that each worker is given, in order."""
+    seen: list[set[tuple[float, ...]]] = []
+    start = row_work.start_worker
+
+    def started(home: Any, case: Any, parts: Any) -> Worker:
+        seen.append({tuple(row) for part in parts.values() for row in part.x.tolist()})
+        return start(home, case, parts)
+
+    monkeypatch.setattr(row_work, "start_worker", started)
+    return seen
+
+
+def frozen_row(running: Running, patient: str) -> tuple[float, ...]:
+    with np.load(running.site.home.prepared / running.study / "records.npz") as stored:
+        (row,) = stored["x"][stored["patient"] == patient].tolist()
+    return tuple(row)
+
+
+def test_who_withdraws_after_the_table_changed_is_not_among_what_the_worker_is_given(
+    running: Running, table: Change, given: list[set[tuple[float, ...]]]
+) -> None:
+    """The patient isn't in the table any more, and the frozen records are what is trained on."""
+    theirs = frozen_row(running, ANOTHER)
+    running.set_up()
+    running.open(1)
+    running.steps()
+    table(cut_to_a_third)
+    entered = withdraw(running.desk, ANOTHER)
+    running.open(2)
+    running.steps()
+    assert running.heard(2, letters.MASKED)
+    assert [theirs in rows for rows in given] == [True, False]
+    assert given[0] - given[1] == {theirs}
+    assert [(place.frozen, place.rows) for place in entered.places] == [(False, 0), (True, 1)]
+    assert f"frozen records of case {running.row.pk} (running): 1 row(s) are left out" in entered.in_words()[1]
+
+
+def test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one(
+    desk: Desk,  # noqa: F811
+    table: Change,
+) -> None:
+    """The export writes capitals since: neither name is taken for granted before people say that both are one."""
+    before = rows(desk)
+    table(renamed(str.lower))
+    with pytest.raises(OtherSpellings, match="1 other spelling.* table of heart.*--all-spellings"):
+        withdraw(desk, SOMEBODY)
+    with pytest.raises(OtherSpellings, match="frozen records of case"):
+        withdraw(desk, SOMEBODY.lower())
+    assert (rows(desk), withdrawn(desk.site.home, "heart")) == (before, frozenset())
+    said = withdraw(desk, SOMEBODY.lower(), all_spellings=False).in_words()
+    assert "none is left out; 1 under another spelling stay" in said[1]
+    assert rows(desk) == before
+    said = withdraw(desk, SOMEBODY.lower(), all_spellings=True).in_words()
+    assert all("1 row(s)" in line for line in said)
+    assert rows(desk) == before - 1
+    recheck(desk.site, desk.row.pk)
+    desk.row.refresh_from_db()
+    assert rows(desk) == before - 1, "nor with the new table's spelling"
+    (desk.site.home.withdrawals / "heart.json").unlink()
+    assert rows(desk) == before - 1, "known by the log alone"
+    assert SOMEBODY.lower() not in desk.site.home.audit.read_text().lower()
+
+
+def test_a_withdrawal_that_finds_nobody_is_refused_unless_it_is_for_later_tables(
+    desk: Desk,  # noqa: F811
+    table: Change,
+) -> None:
+    home, before = desk.site.home, rows(desk)
+    with pytest.raises(NobodyToLeaveOut, match="nobody is found.*--for-later") as caught:
+        withdraw(desk, "CLEVELAND-O007")
+    assert "O007" not in str(caught.value)
+    assert (withdrawn(home, "heart"), logged(desk, ledger_log.WITHDRAWN)) == (frozenset(), 0)
+    entered = withdraw(desk, "NEW-1", for_later=True)
+    assert all("none is left out" in line for line in entered.in_words())
+    for later in ("NEW-1", "new-1"):
+        table(renamed(lambda name, later=later: later if name in (SOMEBODY, "NEW-1") else name))  # type: ignore[misc]
+        recheck(desk.site, desk.row.pk)
+        desk.row.refresh_from_db()
+        assert rows(desk) == before - 1
+    (home.root / "data" / "table.csv").unlink()
+    assert "not read" in withdraw(desk, ANOTHER).in_words()[0]
+    assert withdraw(desk, ANOTHER).patients == 2, "entered again, which a restore may ask for"
+
+
+def logged(desk: Desk, kind: str) -> int:  # noqa: F811
+    return sum(record.kind == kind for record in records(desk.site.home.audit))
+
+
+def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it(
+    running: Running, table: Change, given: list[set[tuple[float, ...]]]
+) -> None:
+    theirs, others = frozen_row(running, SOMEBODY), frozen_row(running, ANOTHER)
+    site, desk = running.site, running.desk  # noqa: F811
+    running.set_up()
+    withdraw(desk, SOMEBODY)
+    running.steps()
+    starting = running.run._rows._starting
+    assert starting is not None
+    wait([starting])
+    assert theirs not in given[-1]
+    with pytest.raises(NotToUndo, match="nobody has withdrawn"):
+        undo(desk, ANOTHER)
+    entered = undo(desk, SOMEBODY)
+    for name in ("ann", "cyd"):
+        with pytest.raises(ReviewError, match="a different person of the other role"):
+            proposals.confirm(site, desk.login(name), entered.pk)
+    assert len(withdrawn(site.home, "heart")) == 1, "until the second person"
+    assert "withdrawal of record" in proposals.in_words(entered)
+    proposals.confirm(site, desk.login("bob"), entered.pk)
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert theirs in given[-1]
+    assert not list(differences(site.home))
+    withdraw(desk, ANOTHER)
+    late = undo(desk, ANOTHER)
+    running.open(2)
+    running.steps()
+    assert (theirs in given[-1], others in given[-1]) == (True, False)
+    with pytest.raises(NotToUndo, match="charges a round that was held without the patient"):
+        proposals.confirm(site, desk.login("bob"), late.pk)
+    with pytest.raises(NotToUndo, match="charges a round"):
+        undo(desk, ANOTHER)
+    assert SOMEBODY not in site.home.audit.read_text() + json.dumps(list(Proposal.objects.values_list("terms")))
+
+
+def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_confirmed_again(
+    desk: Desk,  # noqa: F811
+    table: Change,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, before = desk.site.home, rows(desk)
+    withdraw(desk, SOMEBODY, all_spellings=False)
+    withdraw(desk, SOMEBODY.lower(), all_spellings=True)
+    entered = undo(desk, SOMEBODY)
+    with monkeypatch.context() as patch:
+        kill_before(ledger_log, "write_anchor")(patch)
+        with pytest.raises(Killed):
+            proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    assert rows(desk) == before - 1
+    log_the_list(desk.site)  # as the next start does
+    assert rows(desk) == before - 1
+    assert not list(differences(home))
+    proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    assert (rows(desk), withdrawn(home, "heart")) == (before, frozenset())
+    log_the_list(desk.site)
+    assert (rows(desk), list(differences(home))) == (before, [])
+
+
+def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
+    desk: Desk,  # noqa: F811
+    table: Change,
+) -> None:
+    withdraw(desk, SOMEBODY)
+    withdraw(desk, ANOTHER)
+    entered = undo(desk, SOMEBODY)
+    other = undo(desk, ANOTHER)
+    entered.terms = other.terms
+    entered.save()
+    with pytest.raises(EntryRefused, match="is not what was entered"):
+        proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    assert len(withdrawn(desk.site.home, "heart")) == 2
+
+
+def test_the_command_line_says_what_was_done_where(desk: Desk, table: Change) -> None:  # noqa: F811
+    command = ["--home", str(desk.site.home.root), "--as", "ann", "--reason", "a letter", "--password-stdin"]
+
+    def asked(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["dataset", "withdraw", "heart", *words, *command], input=PASSWORD + "\n")
+        return done.exit_code, " ".join((done.output or str(done.exception)).split())
+
+    refused = asked("CLEVELAND-O007")
+    assert refused[0] != 0
+    code, said = asked(SOMEBODY)
+    assert code == 0
+    assert "table of heart, as it is now: 1 row(s) are under that name" in said
+    assert f"frozen records of case {desk.row.pk} (review): 1 row(s) are left out from its next round on" in said
+    code, said = asked("--undo", SOMEBODY)
+    assert "is undone: the patient is back from the next round on; the other role confirms it" in said
+    assert code == 0
