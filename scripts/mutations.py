@@ -913,8 +913,8 @@ MUTATIONS = (
     Mutation(
         "store: a mailbox that the store refuses keeps a letter from all after it",
         "datasites/transport/mailroom.py",
-        "                failures[recipient] = away = error\n                if time.monotonic() > until:\n",
-        "                failures[recipient] = away = error\n                if True:\n",
+        "            self.failures[recipient] = self.away = error\n            if time.monotonic() > self._until:\n",
+        "            self.failures[recipient] = self.away = error\n            if True:\n",
         ("tests/transport/test_mailroom.py::test_what_the_store_says_of_one_mailbox_keeps_a_letter_from_nobody_else",),
     ),
     Mutation(
