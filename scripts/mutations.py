@@ -429,6 +429,20 @@ MUTATIONS = (
         (f"{_SETTLE}::test_rejoining_charges_rounds_that_the_journal_reached_and_nobody_charged",),
     ),
     Mutation(
+        "one at a time: two processes hold one folder",
+        "datasites/study/holding.py",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        ("tests/study/test_holding.py::test_who_comes_second_is_told_who_has_it",),
+    ),
+    Mutation(
+        "one at a time: a run goes on from a state that another has left behind",
+        "datasites/researcher/run.py",
+        "self._files.load(self.study.hash) != self.state:",
+        "self._files.load(self.study.hash) == ():",
+        (f"{_STATES}::test_a_run_that_goes_on_elsewhere_is_left_alone",),
+    ),
+    Mutation(
         "restore: a kill in the round of a fork leaves the hospital out for good",
         "datasites/researcher/run.py",
         "declared.round if declared is not None else 0",

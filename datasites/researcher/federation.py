@@ -20,6 +20,7 @@ from datasites.researcher.run import ROUND_TIMEOUT, SETUP_PATIENCE, Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError, explain
+from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email, Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.repeats import Repeats
@@ -65,6 +66,14 @@ def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> N
         raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {words}")
 
 
+def _held(home: Path) -> Hold:
+    return hold(
+        home / "lock",
+        f"{home}: this researcher's home is open already",
+        "go on there, or close it there (`Federation.close`, or end that notebook's kernel) and try again",
+    )
+
+
 @dataclass(frozen=True)
 class HospitalState:
     """Where a submission stands at one hospital, as it last said. `reason` holds the approved hash, or a refusal."""
@@ -76,10 +85,13 @@ class HospitalState:
 
 
 class Federation:
-    """One researcher and the hospitals that they have pinned. Use as a context manager, or `close` it."""
+    """One researcher and the hospitals that they have pinned. Use as a context manager, or `close` it.
 
-    def __init__(self, home: Path, settings: Settings, identity: Identity) -> None:
-        self.home, self.settings, self.identity = home, settings, identity
+    One at a time has a home (`holding`): another, in whatever process, is told who has it.
+    """
+
+    def __init__(self, home: Path, settings: Settings, identity: Identity, held: Hold) -> None:
+        self.home, self.settings, self.identity, self._held = home, settings, identity, held
         self.roster = Roster.load(home / "roster.json")
         self.store = Store(settings.store)
         self._control = ResearcherControl.open(
@@ -98,19 +110,23 @@ class Federation:
         When it fails (the store can't be used, say), it may be called again for the same home and e-mail.
         """
         home = Path(home).resolve()
-        if (home / CONFIG_FILE).exists():
-            raise InputError(f"{home}: a researcher's home is here already; use Federation.open")
         try:
             settings = Settings(organisation=organisation, email=email, store=store)
         except ValidationError as error:
             raise InputError(f"researcher's home: {explain(error)}") from error
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not (home / KEY_FILE).exists():
-            Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
-        federation = cls(home, settings, cls._identity(home, email))
-        federation.pin(federation.entry)
-        (home / "roster-entry.json").write_bytes(federation.entry.canonical())
-        (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
+        held = _held(home)
+        try:
+            if (home / CONFIG_FILE).exists():
+                raise InputError(f"{home}: a researcher's home is here already; use Federation.open")
+            if not (home / KEY_FILE).exists():
+                Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
+            federation = cls(home, settings, cls._identity(home, email), held)
+            federation.pin(federation.entry)
+            (home / "roster-entry.json").write_bytes(federation.entry.canonical())
+            (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
+        except BaseException:
+            held.release()
+            raise
         return federation
 
     @staticmethod
@@ -119,7 +135,7 @@ class Federation:
 
     @classmethod
     def open(cls, home: str | Path) -> Federation:
-        """Open a home made with `create`; raises `InputError` or `IdentityError`."""
+        """Open a home made with `create`; raises `Held` where it is open, `InputError` or `IdentityError`."""
         home = Path(home).resolve()
         try:
             settings = Settings.model_validate_json((home / CONFIG_FILE).read_bytes())  # people edit it
@@ -127,7 +143,12 @@ class Federation:
             raise InputError(f"{home}: no researcher's home; make one with Federation.create") from error
         except ValidationError as error:
             raise InputError(f"{home / CONFIG_FILE}: {explain(error)}") from error
-        return cls(home, settings, cls._identity(home, settings.email))
+        held = _held(home)
+        try:
+            return cls(home, settings, cls._identity(home, settings.email), held)
+        except BaseException:
+            held.release()
+            raise
 
     def __enter__(self) -> Federation:
         return self
@@ -136,9 +157,12 @@ class Federation:
         self.close()
 
     def close(self) -> None:
-        """Release the store and the journals."""
-        self.mailroom.close()
-        self._control.close()
+        """Release the store, the journals and the home."""
+        try:
+            self.mailroom.close()
+            self._control.close()
+        finally:
+            self._held.release()
 
     @property
     def entry(self) -> RosterEntry:

@@ -19,9 +19,12 @@ from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
 from datasites.study.errors import explain
+from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email
 from datasites.study.letters import Account
 from datasites.study.manifest import RoundManifest, Sha256
+
+RUN_FILE = "run.json"
 
 
 class RoundRecord(Agreed):
@@ -112,9 +115,13 @@ class RunFolder:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    def hold(self) -> Hold:
+        """Take the folder, for whatever writes into it; raises `Held` where somebody does already."""
+        return hold(self.folder / "lock", f"{self.folder}: this run goes on already", "wait for it, or stop it there")
+
     def load(self, study_hash: str) -> RunState:
         """The state as last saved, or a new one; raises `RunError` for a damaged file."""
-        path = self.folder / "run.json"
+        path = self.folder / RUN_FILE
         try:
             return RunState.parse(path.read_bytes())
         except FileNotFoundError:
@@ -128,7 +135,7 @@ class RunFolder:
 
     def save(self, state: RunState) -> None:
         """Replace `run.json`."""
-        self.write("run.json", state.canonical())
+        self.write(RUN_FILE, state.canonical())
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Replace a file atomically; it is on the disk when this returns."""

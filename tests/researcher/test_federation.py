@@ -15,6 +15,7 @@ from datasites.researcher.federation import Incomplete, NotApproved
 from datasites.researcher.run import Run
 from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.holding import Held
 from datasites.transport import mocks
 from datasites.transport.store import StoreError
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
@@ -39,6 +40,21 @@ def test_a_home_that_failed_can_be_made_again(tmp_path: Path) -> None:
         assert federation.entry == entry
     with pytest.raises(InputError, match="here already"):
         create(tmp_path / "home", tmp_path / "store")
+
+
+def test_a_home_is_open_once(tmp_path: Path) -> None:
+    """Whoever comes second is told, and changes nothing; what failed or was closed holds nothing."""
+    with create(tmp_path / "home", tmp_path / "store"):
+        for again in (
+            lambda: create(tmp_path / "home", tmp_path / "store"),
+            lambda: Federation.open(tmp_path / "home"),
+        ):
+            with pytest.raises(Held, match=r"home is open already \(this very process, since .*Federation\.close"):
+                again()
+    (tmp_path / "home" / "roster.json").write_text("[")
+    for _ in range(2):
+        with pytest.raises(DatasitesError, match="roster"):
+            Federation.open(tmp_path / "home")
 
 
 @pytest.mark.parametrize("email", ["nobody", "a@b c.example", ""])
