@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,10 @@ from datasites.transport.syft import JobDecision, ResearcherControl
 
 CONFIG_FILE = "researcher.json"
 KEY_FILE = "keys/institution.pem"
+#: States of a submission on which nobody has decided, and those of a hospital that will take no part any more.
+UNDECIDED, OUT = ("not submitted", "submitted", "received", "pending"), ("rejected", "revoked")
+#: States of one that takes part.
+APPROVED = ("approved", "done")
 #: Seconds after which a study is sent again to a hospital that has not decided: at first, and at most.
 REMINDERS = 60.0, 3600.0
 
@@ -66,6 +70,18 @@ def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> N
         raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {words}")
 
 
+def _too_few(study: Study, states: Mapping[str, str]) -> str:
+    """In words, that a study has lost too many hospitals to be run; "" where it hasn't. states: by e-mail."""
+    out = [f"{email} ({state})" for email, state in states.items() if state in OUT]
+    left, needed = len(states) - len(out), study.terms.cohort.survivors_needed
+    if left >= needed:
+        return ""
+    return (
+        f"study {study.terms.name}: {', '.join(out)}: {left} hospital(s) can still take part and the threshold is "
+        f"{needed}, so it can't be run any more; close it with Federation.end, and submit one with another cohort"
+    )
+
+
 def _held(home: Path) -> Hold:
     return hold(
         home / "lock",
@@ -76,7 +92,10 @@ def _held(home: Path) -> Hold:
 
 @dataclass(frozen=True)
 class HospitalState:
-    """Where a submission stands at one hospital, as it last said. `reason` holds the approved hash, or a refusal."""
+    """Where a submission stands at one hospital, as it last said (`JobDecision`).
+
+    `reason` holds the approved hash, or why not.
+    """
 
     email: str
     organisation: str
@@ -211,8 +230,8 @@ class Federation:
     def submit(self, study: Study) -> str:
         """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat.
 
-        Raises `InputError` or `PlanError` for a study that any hospital would refuse, and `SandboxUnavailable` where
-        this machine can't build the study's model, before anything is sent.
+        Raises `InputError` or `PlanError` for a study that any hospital would refuse, or that names one which isn't
+        pinned here, and `SandboxUnavailable` where this machine can't build the study's model, before anything is sent.
 
         One that it can't be sent to (its keys aren't in the store yet, say) is named by `Incomplete` after it was sent
         to all others.
@@ -228,6 +247,12 @@ class Federation:
             raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
         # A study that fits no plan would only wait at every hospital; the error names the figure that fits.
         study.plan()
+        unknown = sorted(set(study.terms.cohort.hospitals) - {entry.email for entry in self._hospitals()})
+        if unknown:
+            raise InputError(
+                f"study.toml: the cohort names {', '.join(unknown)}, which is pinned here as no hospital; pin its "
+                "roster entry, or mend the name; nothing was sent"
+            )
         Sandbox().require()  # the run builds its first model in one
         hospitals, files = study.terms.cohort.hospitals, study.package.files
         _for_each("sent the study", hospitals, lambda email: self._control.submit(email, study.job_name, files))
@@ -235,14 +260,18 @@ class Federation:
         return study.hash
 
     def states(self, study: Study) -> list[HospitalState]:
-        """Where the study stands at each hospital of the cohort, after a sync."""
+        """Where the study stands at each hospital of the cohort, after a sync; also one that is pinned no more."""
+        names = {entry.email: entry.organisation for entry in self.roster.entries}
         return [
-            HospitalState(email, self.roster.get(email).organisation, decision.state, decision.reason)
+            HospitalState(email, names.get(email, email), decision.state, decision.reason)
             for email, decision in self._decisions(study).items()
         ]
 
     def wait(self, study: Study, timeout: float = 24 * 3600, *, progress: bool = True) -> list[HospitalState]:
         """Sleep until every hospital has decided, or `timeout` seconds are over; returns where each stands.
+
+        Ends at once, with a warning, where fewer than the threshold can still take part, and raises `InputError` for a
+        study that was submitted to nobody.
 
         To those that have not, the study is sent again now and then, as it was: the store may have lost it, or what the
         hospital said; each that has it already says again where it stands.
@@ -255,10 +284,15 @@ class Federation:
         with tqdm(total=len(cohort), desc="approvals", disable=not progress) as bar:
             while True:
                 states = self.states(study)
-                decided = [state for state in states if state.state not in ("submitted", "pending")]
+                if all(state.state == "not submitted" for state in states):
+                    raise InputError(f"study {study.terms.name}: was submitted to no hospital; use Federation.submit")
+                decided = [state for state in states if state.state not in UNDECIDED]
                 bar.n = len(decided)
                 bar.set_postfix_str(", ".join(f"{s.organisation}: {s.state}" for s in states))
                 bar.refresh()
+                if lost := _too_few(study, {state.email: state.state for state in states}):
+                    log.warning("%s", lost)
+                    return states
                 left = deadline - time.monotonic()
                 if len(decided) == len(cohort) or left <= 0:
                     return states
@@ -303,11 +337,13 @@ class Federation:
         for name, seconds in (("round_timeout", round_timeout), ("setup_patience", setup_patience)):
             if not 0 < seconds < float("inf"):
                 raise InputError(f"{name}: {seconds} seconds; give a number of seconds above 0")
-        approved = self._approved(study)
+        states = {email: decision.state for email, decision in self._decisions(study).items()}
+        approved = [email for email, state in states.items() if state in APPROVED]
         needed = study.terms.cohort.survivors_needed
         if len(approved) < needed:
             raise NotApproved(
-                f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
+                _too_few(study, states)
+                or f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
                 "wait for more with Federation.wait, or give it up with Federation.end"
             )
         return self._run(study, approved, round_timeout=round_timeout, setup_patience=setup_patience)
@@ -332,7 +368,7 @@ class Federation:
         )  # fmt: skip
 
     def _approved(self, study: Study) -> list[str]:
-        return [email for email, decision in self._decisions(study).items() if decision.state in ("approved", "done")]
+        return [email for email, decision in self._decisions(study).items() if decision.state in APPROVED]
 
     def _decisions(self, study: Study) -> dict[str, JobDecision]:
         """What each hospital of the cohort has said, after a sync, also one that is pinned no more."""

@@ -98,12 +98,12 @@ class Run:
     ) -> None:
         self._roster, self._mailroom, self.study = roster, mailroom, study
         self._approved, self._look, self._looked = tuple(approved), look, time.monotonic()
-        self._stale, self._publish = False, publish
+        self._stale, self._put_keys = False, publish
         self._setup_patience, self._round_timeout, self._least_patience = setup_patience, round_timeout, least_patience
         self._files = RunFolder(folder)
         self.state: RunState = self._files.load(study.hash)
         self._strategy = strategy_of(study.terms.strategy)
-        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, publish)
+        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, self._publish)
 
     # -- what a researcher calls -----------------------------------------------------------------------------------
 
@@ -336,14 +336,31 @@ class Run:
             threshold=self._sum.context.threshold,
         )
 
+    def _publish(self) -> None:
+        """While answers are waited for: put our keys again, and see whether those who are to give them still will."""
+        self._put_keys()
+        self._look_again()
+
     def _look_again(self) -> None:
         if self._look is None or time.monotonic() - self._looked < LOOK_SECONDS:
             return
+        before = set(self._approved)
         try:
             self._approved = tuple(self._look())
         except DatasitesError as error:
             log.warning("who has approved meanwhile is not known: %s", error)
         self._looked = time.monotonic()
+        gone, needed = before - set(self._approved), self.study.terms.cohort.survivors_needed
+        if gone:
+            few = (
+                f", and the threshold is {needed}: no round can be opened while that is so; `close` ends the study"
+                if len(self._approved) < needed
+                else ""
+            )
+            log.warning(
+                "study %s: %s approve it no longer; %d hospital(s) do%s",
+                self.study.terms.name, ", ".join(sorted(gone)), len(self._approved), few,
+            )  # fmt: skip
 
     def _blamed(self) -> set[str]:
         return {email for record in self.state.rounds for email in record.blamed}
