@@ -429,6 +429,20 @@ MUTATIONS = (
         (f"{_SETTLE}::test_rejoining_charges_rounds_that_the_journal_reached_and_nobody_charged",),
     ),
     Mutation(
+        "rounds: one that is over is charged",
+        "datasites/hospital/rounds.py",
+        "if not charged and (number, letters.OVER, self._researcher) in lie and self._is_over(number):",
+        "if False:",
+        (f"{_ABSTAINING}::test_a_hospital_that_returns_charges_only_what_can_still_count",),
+    ),
+    Mutation(
+        "rounds: one that is charged is sat out since a letter came during its work",
+        "datasites/hospital/rounds.py",
+        "charged = done is not None and done.state == Round.State.CHARGED",
+        "charged = False",
+        (f"{_ABSTAINING}::test_a_round_that_is_charged_goes_on_after_a_restart_although_it_is_over",),
+    ),
+    Mutation(
         "one at a time: two processes hold one folder",
         "datasites/study/holding.py",
         "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",

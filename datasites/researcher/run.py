@@ -183,6 +183,7 @@ class Run:
             record = self._broadcast(number, model)
             clock.lap("broadcast")
             record, survivors = self._collect(record)
+            self._say_round_over(record)
             clock.lap("wave_1")
             if survivors is not None:
                 record, model = self._open(record, survivors, model, clock)
@@ -494,6 +495,16 @@ class Run:
         self._save(present=tuple(sorted({*heads, *abstained})))
         changes |= {"abstained": abstained, "heads": heads, "sent": sent}
         return record.model_copy(update=changes), survivors
+
+    def _say_round_over(self, record: RoundRecord) -> None:
+        """Tell those whose answer nobody waits for any more: who has not begun the round by then need not."""
+        for email in sorted({*record.participants} - {*record.heads, *record.abstained}):
+            try:
+                self._mailroom.send(email, self.study.hash, record.round, letters.OVER, {})
+            except WHOLE_STORE:
+                raise
+            except (IdentityError, StoreError) as error:
+                log.info("%s is not told that round %d is over: %s", email, record.round, error)
 
     def _counts_sigma(self, record: RoundRecord, said: dict[str, float]) -> float:
         """Sd of the noise on each summed count: of what each survivor said in local mode, else by the study's terms."""
