@@ -260,6 +260,9 @@ def summarise(result: dict, out: Path) -> None:
     print(f"\n{result['training_rounds']} rounds with {len(result['hospitals'])} hospitals")
     for name in ("auc", "accuracy"):
         figure = final[name]
+        if figure["value"] is None:
+            print(f"{name}: {figure['reason']}")
+            continue
         interval = f"95 % {figure['low']:.3f} to {figure['high']:.3f}, noise sd {figure['noise_sd']:.3f}"
         print(f"{name}: {figure['value']:.3f} ({interval})")
     for email, loss in result["privacy"].items():

@@ -39,7 +39,7 @@ def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json"
             "hash": row.approval_hash,
             "study_hash": row.study_hash,
             "from": row.submitted_by,
-            "note": row.note,
+            "note": row.remark,
         }
         for row in Case.objects.all()
     ]
@@ -104,7 +104,7 @@ def review_recheck(home: HomeOption, case: int) -> None:
     from datasites.hospital.admission import recheck
 
     row = recheck(site, case)
-    out.print(f"case {case}: {row.state} {row.note}")
+    out.print(f"case {case}: {row.state} {row.remark}")
 
 
 def _lifecycle(action: str, words: str) -> None:

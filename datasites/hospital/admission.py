@@ -240,7 +240,7 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     if examined.case is not None:
         try:
             decision = compliance.decide(site, examined.case, "intake")
-            denied = "" if decision.allowed else f"denied by {', '.join(decision.controls)}"
+            denied = "" if decision.allowed else f"denied when it was examined, by {', '.join(decision.controls)}"
         except _NOT_ITS_OWN:
             raise
         except Exception as error:

@@ -19,7 +19,7 @@ def describe(site: Site, number: int) -> str:
     view = view_case(site.home, find_case(number))
     row, examined = view.row, view.examined
     head = [
-        f"case {row.pk}: {row.study_name}, {row.state}{': ' + row.note if row.note else ''}",
+        f"case {row.pk}: {row.study_name}, {row.state}{': ' + row.remark if row.remark else ''}",
         f"submitted by {row.submitted_by} on {row.received_at:%Y-%m-%d %H:%M} UTC as {row.job_name}",
         f"study hash     {row.study_hash}",
         f"approval hash  {row.approval_hash or '(not examined yet)'}",

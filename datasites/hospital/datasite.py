@@ -71,6 +71,9 @@ STEPS_PER_TURN = 4
 #: Seconds for which the account of a study that was closed is put again where the store loses it.
 FAREWELL = 600.0
 
+#: What a researcher is told of a revocation.
+REVOKED = "this hospital has revoked its approval"
+
 #: What is waited out: a service that is away.
 OUTAGES = (StoreError, *DATABASE_AWAY)
 
@@ -305,10 +308,12 @@ class Datasite:
                     self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)
                 elif row.state in (Case.State.REJECTED, Case.State.REFUSED):
                     self._control.record_rejection(row.job_name, row.note[:MOST_TOLD] or "rejected", row.submitted_by)
+                elif row.state == Case.State.REVOKED:
+                    self._control.record_revocation(row.job_name, REVOKED, row.submitted_by)
                 else:
                     continue
-                row.recorded_in_syft = True
-                row.save(update_fields=["recorded_in_syft"])
+                # Unless people have decided again meanwhile, which is told next.
+                Case.objects.filter(pk=row.pk, state=row.state).update(recorded_in_syft=True)
                 recorded = True
         if recorded:
             with self._contained("syft"):

@@ -59,6 +59,11 @@ class Case(models.Model):
     def __str__(self) -> str:
         return f"{self.study_name} ({self.study_hash[:12]})"
 
+    @property
+    def remark(self) -> str:
+        """What is noted of the state that the case is in; what was noted before it was approved is over then."""
+        return "" if self.state in (self.State.APPROVED, self.State.RUNNING, self.State.CLOSED) else self.note
+
 
 class Review(models.Model):
     """One person's verdict on one approval hash."""

@@ -232,9 +232,17 @@ def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
 
 
 def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
-    """End the study here for good; what it did not use of its budget is free again, what it used is not."""
+    """End the study here for good; what it did not use of its budget is free again, what it used is not.
+
+    The researcher is told that this hospital has revoked its approval, and no reason.
+    """
     open_states = (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED, Case.State.STOPPED)
-    row = _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED)
+
+    def tell(row: Case) -> None:
+        row.recorded_in_syft = False
+        row.save(update_fields=["recorded_in_syft"])
+
+    row = _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED, tell)
     release_what_is_left(site, row)
     return row
 

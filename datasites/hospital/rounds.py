@@ -21,6 +21,11 @@ before the tick, so every other letter leaves when it would have left. What it g
 noised gradient and the noised counts. `_end_of_work` begins at the tick and does work of public size on that. Where it
 has failed, nothing leaves and nothing is logged; the case is stopped for people, who answer in their own words.
 
+Of all rounds whose letters lie in the mailbox the newest that may be believed is begun, unless the researcher has said
+that it is over (`letters.OVER`); it is sat out then. So whoever returns charges only what can still count, as far as
+the researcher has said. Which round that is follows from letters and from which rounds are charged already, before rows
+are looked at; a round that is charged by then goes on as it would have.
+
 A letter that the store has lost while it waits for its answer is put again, the same bytes: after pauses that are
 counted from when this process first put it (`transport.repeats`), and at once after a restart, which is a fault and so
 public. So its moments are as public as that one. Which letters are looked at, how many in a step, and how many records
@@ -304,11 +309,17 @@ class StudyRun:
         last = last if member is None else min(member.context.last_round, last)
         sure = [(number, letters.ROUND, self._researcher) for number in range(first, last + 1)]
         open_rounds = set(sure)
-        called = [item for item in self._post.mailbox(sure) if item in open_rounds]
+        lie = self._post.mailbox([*sure, *((number, letters.OVER, self._researcher) for number, _, _ in sure)])
+        called = [item for item in lie if item in open_rounds]
         for number, _, _ in called[: -LETTERS_PER_STEP - 1 : -1]:
             done = Round.objects.filter(case=row, round=number).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
+            charged = done is not None and done.state == Round.State.CHARGED
+            if not charged and (number, letters.OVER, self._researcher) in lie and self._is_over(number):
+                reason = f"round {number}: was over before this hospital began it; nothing is charged for it"
+                self._abstain(row, number, "denied", (letters.ROUND_OVER,), reason)
+                return True
             if member is not None and time.monotonic() < self._loaded_at:
                 # Nothing is charged or said, and the machine is free for others, until a worker is taken to be there.
                 self._waiting = frozenset(number for number, _, _ in called)
@@ -319,6 +330,10 @@ class StudyRun:
                 return True
         self._unread = len(called) > LETTERS_PER_STEP
         return False
+
+    def _is_over(self, number: int) -> bool:
+        """Whether the researcher has said that nobody waits for this round's answers any more."""
+        return self._post.receive(self._researcher, number, letters.OVER, 0) is not None
 
     def _load(self) -> None:
         """Let a worker start with the rows of today, in a span that is public (`ticks`)."""

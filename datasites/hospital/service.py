@@ -7,8 +7,6 @@ the start with a sentence.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from datasites.hospital.outages import Outages, waited_for
 from datasites.hospital.site import Site
 from datasites.hospital.staging import sweep_staging
 from datasites.study.addresses import shown
-from datasites.study.errors import InputError
+from datasites.study.holding import hold
 from datasites.transport.store import StoreError, StoreUnreachable
 
 READY_FILE = "ready.json"
@@ -29,19 +27,13 @@ READY_FILE = "ready.json"
 
 @contextmanager
 def only_process(home: Home) -> Iterator[None]:
-    """Hold the home's lock; raises `InputError` when another process serves it."""
-    home.run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(home.run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise InputError(f"{home.root}: a datasite already runs here; stop it or choose another folder") from error
-    try:
-        yield
-    finally:
-        (home.run / READY_FILE).unlink(missing_ok=True)
-        os.close(descriptor)
+    """Hold the home's lock; raises `Held` when another process serves it."""
+    words = f"{home.root}: a datasite already runs here"
+    with hold(home.run / "lock", words, "stop it or choose another folder"):
+        try:
+            yield
+        finally:
+            (home.run / READY_FILE).unlink(missing_ok=True)
 
 
 def outage_of(home: Home, error: Exception) -> tuple[str, str] | None:

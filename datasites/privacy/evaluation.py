@@ -4,7 +4,8 @@ Hospital side: `noised_counts` bins the scores of held-out patients between publ
 every cell; a patient weighs 1 in total, so the L2 sensitivity is 1. Price: `EvaluationPlan.event`.
 
 Researcher side: `DPEvaluation.from_counts` works on the sum of such counts and the public sd of its noise alone, so
-every figure is post-processing. Its intervals cover both the DP noise and the sampling of patients; they take
+every figure is post-processing. A figure that these counts can't give raises `EvaluationError` by itself, and hides no
+other. Intervals cover both the DP noise and the sampling of patients; they take
 cells as independent and figures as nearly normal, which is rough below about 50 patients of a class.
 
 AUC from few bins: ties inside a bin would count one half and pull the AUC of a good model down (by 0.005 to 0.02 with
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from scipy.interpolate import PchipInterpolator
 from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan
 from datasites.privacy.sampling import PatientIndex
+from datasites.study.errors import DatasitesError
 from datasites.study.rounds import LEAST_OWN_STEPS, RingTerms
 
 Floats = npt.NDArray[np.float64]
@@ -33,7 +36,7 @@ _Figure = Callable[[Floats], float]
 _SHARES = 2.0**28
 
 
-class EvaluationError(ValueError):
+class EvaluationError(DatasitesError, ValueError):
     """Scores, labels or counts are not what the evaluation needs; the message names the remedy."""
 
 
@@ -82,6 +85,11 @@ def noised_counts(
     return steps.reshape(plan.bins, 2)
 
 
+Unit = Literal["share", "patients"]
+#: The least and most that a figure of this unit can be.
+BOUNDS: dict[Unit, tuple[float, float]] = {"share": (0.0, 1.0), "patients": (0.0, math.inf)}
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure with its standard error: DP noise and sampling of patients together, and of the noise alone."""
@@ -89,10 +97,12 @@ class Estimate:
     value: float
     sd: float
     noise_sd: float
+    unit: Unit = "share"
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """value +- z sd, cut to [0, 1]; 95 % by default."""
-        return max(0.0, self.value - z * self.sd), min(1.0, self.value + z * self.sd)
+        """value +- z sd, cut to what its unit can be; 95 % by default."""
+        low, high = np.clip((self.value - z * self.sd, self.value + z * self.sd), *BOUNDS[self.unit])
+        return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -117,17 +127,12 @@ class DPEvaluation:
     def from_counts(cls, counts: npt.ArrayLike, edges: npt.ArrayLike, total_sigma: float) -> DPEvaluation:
         """From the sum of hospitals' counts; total_sigma is sqrt(sum of their sd squared), public.
 
-        Raises `EvaluationError` when the shapes differ or the noise leaves no patients of one class.
+        Raises `EvaluationError` when the shapes differ.
         """
         table, bounds = np.asarray(counts, dtype=np.float64), np.asarray(edges, dtype=np.float64)
         if table.ndim != 2 or table.shape != (len(bounds) - 1, 2) or not np.isfinite(table).all():
             raise EvaluationError(f"counts: shape {table.shape} does not fit {len(bounds)} edges, or not finite")
-        made = cls(table, bounds, float(total_sigma))
-        if (made._cells.sum(0) <= 0).any():
-            raise EvaluationError(
-                "counts: no patients of one class are left under the noise; use more budget or fewer bins"
-            )
-        return made
+        return cls(table, bounds, float(total_sigma))
 
     @property
     def _cells(self) -> Floats:
@@ -138,31 +143,40 @@ class DPEvaluation:
     def patients(self) -> Estimate:
         """Estimated number of held-out patients; its sd is noise only."""
         sd = self.sigma * math.sqrt(self.counts.size)
-        return Estimate(float(self.counts.sum()), sd, sd)
+        return Estimate(max(0.0, float(self.counts.sum())), sd, sd, "patients")
 
     def roc(self) -> Floats:
-        """Points (false positive rate, true positive rate) at each edge from high to low, shape (bins + 1, 2)."""
+        """Points (false positive rate, true positive rate) at each edge from high to low, shape (bins + 1, 2).
+
+        Raises `EvaluationError` where the noise leaves no patients of a class.
+        """
+        self._require(0, 1)
         rates = np.cumsum(self._cells[::-1], axis=0) / self._cells.sum(0)
         return np.vstack([[0.0, 0.0], rates])
 
     @property
     def auc(self) -> Estimate:
         """Area under the ROC curve: the chance that a patient with label 1 scores above one with label 0."""
+        self._require(0, 1)
         return self._estimate(_auc)
 
     def accuracy(self, threshold: float = 0.5) -> Estimate:
         """Share of patients on the right side of `threshold`, which must be an edge."""
         cut = self._cut(threshold)
+        if not self._cells.any():
+            raise EvaluationError("not known: the noise leaves no patients at all; more budget or fewer bins may help")
         return self._estimate(lambda cells: (cells[:cut, 0].sum() + cells[cut:, 1].sum()) / cells.sum())
 
     def sensitivity(self, threshold: float = 0.5) -> Estimate:
         """Share of patients with label 1 at or above `threshold`, which must be an edge."""
         cut = self._cut(threshold)
+        self._require(1)
         return self._estimate(lambda cells: cells[cut:, 1].sum() / cells[:, 1].sum())
 
     def specificity(self, threshold: float = 0.5) -> Estimate:
         """Share of patients with label 0 below `threshold`, which must be an edge."""
         cut = self._cut(threshold)
+        self._require(0)
         return self._estimate(lambda cells: cells[:cut, 0].sum() / cells[:, 0].sum())
 
     def calibration(self) -> Calibration:
@@ -173,6 +187,15 @@ class DPEvaluation:
         observed = np.where(seen, self._cells[:, 1] / safe, np.nan)
         variance = observed * (1 - observed) / safe + self.sigma**2 * (observed**2 + (1 - observed) ** 2) / safe**2
         return Calibration((self.edges[1:] + self.edges[:-1]) / 2, observed, np.sqrt(variance), patients)
+
+    def _require(self, *labels: int) -> None:
+        """Raise `EvaluationError` for the first of these labels of which the noise leaves no patients."""
+        for label in labels:
+            if not self._cells[:, label].any():
+                raise EvaluationError(
+                    f"not known: under the noise no patients with label {label} are left; "
+                    "more budget or fewer bins may help, if there are any"
+                )
 
     def _cut(self, threshold: float) -> int:
         inner = self.edges[1:-1]

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ from datasites.researcher.run import ROUND_TIMEOUT, SETUP_PATIENCE, Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError, explain
+from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email, Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.repeats import Repeats
@@ -28,6 +29,10 @@ from datasites.transport.syft import JobDecision, ResearcherControl
 
 CONFIG_FILE = "researcher.json"
 KEY_FILE = "keys/institution.pem"
+#: States of a submission on which nobody has decided, and those of a hospital that will take no part any more.
+UNDECIDED, OUT = ("not submitted", "submitted", "received", "pending"), ("rejected", "revoked")
+#: States of one that takes part.
+APPROVED = ("approved", "done")
 #: Seconds after which a study is sent again to a hospital that has not decided: at first, and at most.
 REMINDERS = 60.0, 3600.0
 
@@ -65,9 +70,32 @@ def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> N
         raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {words}")
 
 
+def _too_few(study: Study, states: Mapping[str, str]) -> str:
+    """In words, that a study has lost too many hospitals to be run; "" where it hasn't. states: by e-mail."""
+    out = [f"{email} ({state})" for email, state in states.items() if state in OUT]
+    left, needed = len(states) - len(out), study.terms.cohort.survivors_needed
+    if left >= needed:
+        return ""
+    return (
+        f"study {study.terms.name}: {', '.join(out)}: {left} hospital(s) can still take part and the threshold is "
+        f"{needed}, so it can't be run any more; close it with Federation.end, and submit one with another cohort"
+    )
+
+
+def _held(home: Path) -> Hold:
+    return hold(
+        home / "lock",
+        f"{home}: this researcher's home is open already",
+        "go on there, or close it there (`Federation.close`, or end that notebook's kernel) and try again",
+    )
+
+
 @dataclass(frozen=True)
 class HospitalState:
-    """Where a submission stands at one hospital, as it last said. `reason` holds the approved hash, or a refusal."""
+    """Where a submission stands at one hospital, as it last said (`JobDecision`).
+
+    `reason` holds the approved hash, or why not.
+    """
 
     email: str
     organisation: str
@@ -76,10 +104,13 @@ class HospitalState:
 
 
 class Federation:
-    """One researcher and the hospitals that they have pinned. Use as a context manager, or `close` it."""
+    """One researcher and the hospitals that they have pinned. Use as a context manager, or `close` it.
 
-    def __init__(self, home: Path, settings: Settings, identity: Identity) -> None:
-        self.home, self.settings, self.identity = home, settings, identity
+    One at a time has a home (`holding`): another, in whatever process, is told who has it.
+    """
+
+    def __init__(self, home: Path, settings: Settings, identity: Identity, held: Hold) -> None:
+        self.home, self.settings, self.identity, self._held = home, settings, identity, held
         self.roster = Roster.load(home / "roster.json")
         self.store = Store(settings.store)
         self._control = ResearcherControl.open(
@@ -98,19 +129,23 @@ class Federation:
         When it fails (the store can't be used, say), it may be called again for the same home and e-mail.
         """
         home = Path(home).resolve()
-        if (home / CONFIG_FILE).exists():
-            raise InputError(f"{home}: a researcher's home is here already; use Federation.open")
         try:
             settings = Settings(organisation=organisation, email=email, store=store)
         except ValidationError as error:
             raise InputError(f"researcher's home: {explain(error)}") from error
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not (home / KEY_FILE).exists():
-            Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
-        federation = cls(home, settings, cls._identity(home, email))
-        federation.pin(federation.entry)
-        (home / "roster-entry.json").write_bytes(federation.entry.canonical())
-        (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
+        held = _held(home)
+        try:
+            if (home / CONFIG_FILE).exists():
+                raise InputError(f"{home}: a researcher's home is here already; use Federation.open")
+            if not (home / KEY_FILE).exists():
+                Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
+            federation = cls(home, settings, cls._identity(home, email), held)
+            federation.pin(federation.entry)
+            (home / "roster-entry.json").write_bytes(federation.entry.canonical())
+            (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
+        except BaseException:
+            held.release()
+            raise
         return federation
 
     @staticmethod
@@ -119,7 +154,7 @@ class Federation:
 
     @classmethod
     def open(cls, home: str | Path) -> Federation:
-        """Open a home made with `create`; raises `InputError` or `IdentityError`."""
+        """Open a home made with `create`; raises `Held` where it is open, `InputError` or `IdentityError`."""
         home = Path(home).resolve()
         try:
             settings = Settings.model_validate_json((home / CONFIG_FILE).read_bytes())  # people edit it
@@ -127,7 +162,12 @@ class Federation:
             raise InputError(f"{home}: no researcher's home; make one with Federation.create") from error
         except ValidationError as error:
             raise InputError(f"{home / CONFIG_FILE}: {explain(error)}") from error
-        return cls(home, settings, cls._identity(home, settings.email))
+        held = _held(home)
+        try:
+            return cls(home, settings, cls._identity(home, settings.email), held)
+        except BaseException:
+            held.release()
+            raise
 
     def __enter__(self) -> Federation:
         return self
@@ -136,9 +176,12 @@ class Federation:
         self.close()
 
     def close(self) -> None:
-        """Release the store and the journals."""
-        self.mailroom.close()
-        self._control.close()
+        """Release the store, the journals and the home."""
+        try:
+            self.mailroom.close()
+            self._control.close()
+        finally:
+            self._held.release()
 
     @property
     def entry(self) -> RosterEntry:
@@ -187,8 +230,8 @@ class Federation:
     def submit(self, study: Study) -> str:
         """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat.
 
-        Raises `InputError` or `PlanError` for a study that any hospital would refuse, and `SandboxUnavailable` where
-        this machine can't build the study's model, before anything is sent.
+        Raises `InputError` or `PlanError` for a study that any hospital would refuse, or that names one which isn't
+        pinned here, and `SandboxUnavailable` where this machine can't build the study's model, before anything is sent.
 
         One that it can't be sent to (its keys aren't in the store yet, say) is named by `Incomplete` after it was sent
         to all others.
@@ -204,6 +247,12 @@ class Federation:
             raise InputError(f"study.toml: researcher is {study.terms.researcher}, you are {self.settings.email}")
         # A study that fits no plan would only wait at every hospital; the error names the figure that fits.
         study.plan()
+        unknown = sorted(set(study.terms.cohort.hospitals) - {entry.email for entry in self._hospitals()})
+        if unknown:
+            raise InputError(
+                f"study.toml: the cohort names {', '.join(unknown)}, which is pinned here as no hospital; pin its "
+                "roster entry, or mend the name; nothing was sent"
+            )
         Sandbox().require()  # the run builds its first model in one
         hospitals, files = study.terms.cohort.hospitals, study.package.files
         _for_each("sent the study", hospitals, lambda email: self._control.submit(email, study.job_name, files))
@@ -211,14 +260,18 @@ class Federation:
         return study.hash
 
     def states(self, study: Study) -> list[HospitalState]:
-        """Where the study stands at each hospital of the cohort, after a sync."""
+        """Where the study stands at each hospital of the cohort, after a sync; also one that is pinned no more."""
+        names = {entry.email: entry.organisation for entry in self.roster.entries}
         return [
-            HospitalState(email, self.roster.get(email).organisation, decision.state, decision.reason)
+            HospitalState(email, names.get(email, email), decision.state, decision.reason)
             for email, decision in self._decisions(study).items()
         ]
 
     def wait(self, study: Study, timeout: float = 24 * 3600, *, progress: bool = True) -> list[HospitalState]:
         """Sleep until every hospital has decided, or `timeout` seconds are over; returns where each stands.
+
+        Ends at once, with a warning, where fewer than the threshold can still take part, and raises `InputError` for a
+        study that was submitted to nobody.
 
         To those that have not, the study is sent again now and then, as it was: the store may have lost it, or what the
         hospital said; each that has it already says again where it stands.
@@ -231,10 +284,15 @@ class Federation:
         with tqdm(total=len(cohort), desc="approvals", disable=not progress) as bar:
             while True:
                 states = self.states(study)
-                decided = [state for state in states if state.state not in ("submitted", "pending")]
+                if all(state.state == "not submitted" for state in states):
+                    raise InputError(f"study {study.terms.name}: was submitted to no hospital; use Federation.submit")
+                decided = [state for state in states if state.state not in UNDECIDED]
                 bar.n = len(decided)
                 bar.set_postfix_str(", ".join(f"{s.organisation}: {s.state}" for s in states))
                 bar.refresh()
+                if lost := _too_few(study, {state.email: state.state for state in states}):
+                    log.warning("%s", lost)
+                    return states
                 left = deadline - time.monotonic()
                 if len(decided) == len(cohort) or left <= 0:
                     return states
@@ -279,11 +337,13 @@ class Federation:
         for name, seconds in (("round_timeout", round_timeout), ("setup_patience", setup_patience)):
             if not 0 < seconds < float("inf"):
                 raise InputError(f"{name}: {seconds} seconds; give a number of seconds above 0")
-        approved = self._approved(study)
+        states = {email: decision.state for email, decision in self._decisions(study).items()}
+        approved = [email for email, state in states.items() if state in APPROVED]
         needed = study.terms.cohort.survivors_needed
         if len(approved) < needed:
             raise NotApproved(
-                f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
+                _too_few(study, states)
+                or f"study {study.terms.name}: {len(approved)} hospital(s) approved, the threshold is {needed}; "
                 "wait for more with Federation.wait, or give it up with Federation.end"
             )
         return self._run(study, approved, round_timeout=round_timeout, setup_patience=setup_patience)
@@ -308,7 +368,7 @@ class Federation:
         )  # fmt: skip
 
     def _approved(self, study: Study) -> list[str]:
-        return [email for email, decision in self._decisions(study).items() if decision.state in ("approved", "done")]
+        return [email for email, decision in self._decisions(study).items() if decision.state in APPROVED]
 
     def _decisions(self, study: Study) -> dict[str, JobDecision]:
         """What each hospital of the cohort has said, after a sync, also one that is pinned no more."""

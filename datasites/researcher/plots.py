@@ -5,19 +5,23 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from datasites.privacy.evaluation import DPEvaluation
+from datasites.privacy.evaluation import DPEvaluation, EvaluationError
 from datasites.researcher.run import Run
 
 
 def roc(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
-    """ROC points between the bins, and the AUC with its 95 % interval."""
+    """ROC points between the bins, and the AUC with its 95 % interval, or why they are not known."""
     axes = axes or plt.subplots(figsize=(4, 4))[1]
-    points, auc = evaluation.roc(), evaluation.auc
-    low, high = auc.interval()
-    axes.plot(points[:, 0], points[:, 1], marker="o", label=f"AUC {auc.value:.3f} ({low:.3f} to {high:.3f})")
+    try:
+        points, auc = evaluation.roc(), evaluation.auc
+    except EvaluationError as error:
+        axes.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True)
+    else:
+        low, high = auc.interval()
+        axes.plot(points[:, 0], points[:, 1], marker="o", label=f"AUC {auc.value:.3f} ({low:.3f} to {high:.3f})")
+        axes.legend(loc="lower right")
     axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC, differentially private counts")
-    axes.legend(loc="lower right")
     return axes
 
 

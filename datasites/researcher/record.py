@@ -25,10 +25,12 @@ from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.durable import replace_durably
 from datasites.study.errors import explain
+from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email
 from datasites.study.letters import Account
 from datasites.study.manifest import RoundManifest, Sha256
 
+RUN_FILE = "run.json"
 _PARAMETERS = TypeAdapter(tuple[Parameter, ...])
 #: What to do about a file of a run that can still tell hospitals of the end.
 _BACKUP = "put it back from a backup, or end the study with `close`, for no round goes on without it"
@@ -122,13 +124,17 @@ class RunFolder:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    def hold(self) -> Hold:
+        """Take the folder, for whatever writes into it; raises `Held` where somebody does already."""
+        return hold(self.folder / "lock", f"{self.folder}: this run goes on already", "wait for it, or stop it there")
+
     def load(self, study_hash: str) -> RunState:
         """The state as last saved, or a new one."""
-        stored = self.read("run.json")
+        stored = self.read(RUN_FILE)
         if stored is None:
             return RunState(study=study_hash)
         remedy = "put it back from a backup, or move it away and end the study with `Federation.end`"
-        with self._as_saved("run.json", f"{remedy}, for no round goes on without it"):
+        with self._as_saved(RUN_FILE, f"{remedy}, for no round goes on without it"):
             state = RunState.parse(stored)
             if state.study != study_hash:
                 raise ValueError(f"it is of study {state.study[:16]}, and this one is {study_hash[:16]}")
@@ -144,7 +150,7 @@ class RunFolder:
 
     def save(self, state: RunState) -> None:
         """Replace `run.json`."""
-        self.write("run.json", state.canonical())
+        self.write(RUN_FILE, state.canonical())
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Replace a file atomically; it is on the disk when this returns."""

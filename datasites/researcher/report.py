@@ -1,22 +1,34 @@
 """What a finished run has to show: figures of the DP evaluation, privacy loss per hospital, who took part, audit heads.
 
-Everything here is post-processing of what was released; nothing is computed from a single hospital's vector.
+Everything here is post-processing of what was released; nothing is computed from a single hospital's vector. A figure
+has its value, unit and bounds, or the reason why it is not known; one that is not known takes no other along.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from safetensors.numpy import save_file
 
-from datasites.privacy.evaluation import DPEvaluation, Estimate
+from datasites.privacy.evaluation import BOUNDS, DPEvaluation, Estimate, EvaluationError, Unit
 from datasites.privacy.plan import evaluation_edges
 from datasites.researcher.gather import RunError
 from datasites.researcher.record import RoundRecord
 from datasites.researcher.run import Run
 from datasites.study.identity import Roster
+
+#: The figures of an evaluation, each with its unit and how it is read.
+_FIGURES: dict[str, tuple[Unit, Callable[[DPEvaluation], Estimate]]] = {
+    "auc": ("share", lambda evaluation: evaluation.auc),
+    "accuracy": ("share", DPEvaluation.accuracy),
+    "sensitivity": ("share", DPEvaluation.sensitivity),
+    "specificity": ("share", DPEvaluation.specificity),
+    "patients": ("patients", lambda evaluation: evaluation.patients),
+}
 
 
 def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
@@ -28,11 +40,16 @@ def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
 
 
 def final_evaluation(run: Run) -> DPEvaluation:
-    """The evaluation of the final model; raises `RunError` before it was held."""
-    for record in reversed(run.state.rounds):
-        if record.evaluate == "final" and record.outcome == "done":
-            return evaluation_of(run, record)
-    raise RunError("the final evaluation was not held yet; complete the run")
+    """The evaluation of the final model; raises `RunError` before it was held, and where it failed."""
+    return evaluation_of(run, _final_record(run))
+
+
+def figures_table(run: Run) -> pd.DataFrame:
+    """One row per figure of the final evaluation: value, 95 % interval and unit, or why it is not known."""
+    figures = _figures(lambda: final_evaluation(run))
+    columns = ["value", "low", "high", "noise_sd", "unit", "reason"]
+    table = pd.DataFrame.from_dict(figures, orient="index").reindex(columns=columns)
+    return table.fillna({"reason": ""}).rename_axis("figure").reset_index()
 
 
 def rounds_table(run: Run) -> pd.DataFrame:
@@ -74,7 +91,6 @@ def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
 
 def result(run: Run) -> dict[str, Any]:
     """The whole report as plain data (see README for the fields)."""
-    evaluation = final_evaluation(run)
     heads = {email: head for record in run.state.rounds for email, head in record.heads.items()}
     heads |= {email: account.head for email, account in run.state.accounts.items()}
     finished = [record for record in run.state.rounds if record.train]
@@ -86,16 +102,7 @@ def result(run: Run) -> dict[str, Any]:
         "services": [service.model_dump() for service in run.study.terms.services],
         "rounds": [_round(run, record) for record in run.state.rounds if record.train],
         "training_rounds": len(finished),
-        "final": {
-            "auc": _estimate(evaluation.auc),
-            "accuracy": _estimate(evaluation.accuracy()),
-            "sensitivity": _estimate(evaluation.sensitivity()),
-            "specificity": _estimate(evaluation.specificity()),
-            "patients": _estimate(evaluation.patients),
-            "survivors": list(run.state.rounds[-1].survivors),
-            "counts": [list(row) for row in run.state.rounds[-1].counts or ()],
-            "counts_noise_sd": run.state.rounds[-1].counts_sigma,
-        },
+        "final": _final(run),
         "privacy": {
             email: {
                 "delta": account.delta,
@@ -143,14 +150,53 @@ def _round(run: Run, record: RoundRecord) -> dict[str, Any]:
         "seconds": record.seconds,
     }
     if record.counts is not None and record.outcome == "done":
-        evaluation = evaluation_of(run, record)
-        described["metrics"] |= {
-            "auc": _estimate(evaluation.auc),
-            "accuracy": _estimate(evaluation.accuracy()),
-        }
+        described["metrics"] |= _figures(lambda: evaluation_of(run, record), "auc", "accuracy")
     return described
 
 
-def _estimate(estimate: Estimate) -> dict[str, float]:
+def _final_record(run: Run) -> RoundRecord:
+    held = [record for record in run.state.rounds if record.evaluate == "final"]
+    for record in reversed(held):
+        if record.outcome == "done":
+            return record
+    if held:
+        raise RunError(f"the final evaluation failed: {held[-1].reason}")
+    raise RunError("the final evaluation was not held" + ("" if run.state.closed else " yet; complete the run"))
+
+
+def _final(run: Run) -> dict[str, Any]:
+    described = _figures(lambda: final_evaluation(run))
+    try:
+        record = _final_record(run)
+    except RunError:
+        return described | {"survivors": [], "counts": [], "counts_noise_sd": None}
+    return described | {
+        "survivors": list(record.survivors),
+        "counts": [list(row) for row in record.counts or ()],
+        "counts_noise_sd": record.counts_sigma,
+    }
+
+
+def _figures(evaluate: Callable[[], DPEvaluation], *names: str) -> dict[str, dict[str, Any]]:
+    """These figures of an evaluation, or all, each by itself: what it is, or why it is not known."""
+    return {name: _figure(evaluate, *_FIGURES[name]) for name in names or _FIGURES}
+
+
+def _figure(
+    evaluate: Callable[[], DPEvaluation], unit: Unit, figure: Callable[[DPEvaluation], Estimate]
+) -> dict[str, Any]:
+    bounds = [bound if math.isfinite(bound) else None for bound in BOUNDS[unit]]
+    try:
+        estimate = figure(evaluate())
+    except (EvaluationError, RunError) as error:
+        return {"value": None, "reason": str(error), "unit": unit, "bounds": bounds}
     low, high = estimate.interval()
-    return {"value": estimate.value, "sd": estimate.sd, "noise_sd": estimate.noise_sd, "low": low, "high": high}
+    return {
+        "value": estimate.value,
+        "sd": estimate.sd,
+        "noise_sd": estimate.noise_sd,
+        "low": low,
+        "high": high,
+        "unit": unit,
+        "bounds": bounds,
+    }

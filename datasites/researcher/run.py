@@ -8,8 +8,11 @@ it lacks the keys of the present epoch (`asking`).
 Claim (nothing is passed before it is known to go on): another epoch, the count of a round that is given up for it, and
 of whom it lets in, are saved in one step, once the epoch's terms were found good and its files are on the disk. Refused
 (`EpochRefused`), failed or killed up to there, the run stands where it stood, and may be tried again as often as one
-likes. Assumes one process for each run, and files that are replaced in one step. Not claimed: a state that is lost
-again and again costs a round each time.
+likes. Assumes files that are replaced in one step. Not claimed: a state that is lost again and again costs a round each
+time.
+
+Claim (one at a time goes on with a run): whatever changes it holds its folder (`holding`) and starts from what was
+saved last, or is refused. Assumes what `holding` does.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +33,7 @@ from tqdm.auto import tqdm
 from datasites.enclave.protocol import Parameter
 from datasites.researcher.asking import who_lacks_keys
 from datasites.researcher.gather import Question, RunError, gather, who_abstained
-from datasites.researcher.record import Clock, DeclaredFork, RoundRecord, RunFolder, RunState
+from datasites.researcher.record import RUN_FILE, Clock, DeclaredFork, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
 from datasites.researcher.strategies import strategy_of
 from datasites.researcher.study import Study
@@ -53,6 +57,8 @@ EPOCHS_PER_HOSPITAL = 3
 LOOK_SECONDS = 5.0
 #: Seconds: for everybody at each of the two steps of a setup; for enough hospitals in a round.
 SETUP_PATIENCE, ROUND_TIMEOUT = 120.0, 3600.0
+#: Seconds for which accounts are waited for at the end.
+CLOSE_PATIENCE = 60.0
 #: Rounds whose late answers are looked for by name, so that whatever else lies in the mailbox hides none.
 SURE_ROUNDS = 10
 #: Late answers, the newest ones, that are opened to see whether their senders wrote them.
@@ -91,12 +97,12 @@ class Run:
     ) -> None:
         self._roster, self._mailroom, self.study = roster, mailroom, study
         self._approved, self._look, self._looked = tuple(approved), look, time.monotonic()
-        self._stale, self._publish = False, publish
+        self._stale, self._put_keys = False, publish
         self._setup_patience, self._round_timeout, self._least_patience = setup_patience, round_timeout, least_patience
         self._files = RunFolder(folder)
         self.state: RunState = self._files.load(study.hash)
         self._strategy = strategy_of(study.terms.strategy)
-        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, publish)
+        self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, self._publish)
 
     # -- what a researcher calls -----------------------------------------------------------------------------------
 
@@ -109,13 +115,18 @@ class Run:
         """Run up to training round `rounds` (all when None); after the last, evaluate and close the study.
 
         Raises `RunError` when rounds fail one after another, and when the final evaluation fails: it can't be held
-        again, since hospitals release once per round. The study is then left open; `close` closes it.
+        again, since hospitals release once per round. The study is then left open; `close` closes it. Raises `Held`
+        where another process goes on with it.
         """
+        with self._alone():
+            self._complete(rounds, progress)
+
+    def _complete(self, rounds: int | None, progress: bool) -> None:
         last = self.study.terms.rounds + 1
         target = last if rounds is None else min(rounds, last)
         with tqdm(total=last, initial=self.state.next_round - 1, desc="rounds", disable=not progress) as bar:
             while self.state.next_round <= target:
-                record = self.next_round()
+                record = self._next_round()
                 bar.update(1)
                 bar.set_postfix_str(
                     f"{len(record.survivors)} of {len(record.participants)} hospitals, {record.outcome}"
@@ -131,20 +142,35 @@ class Run:
                 f"the final evaluation failed: {held.reason}. It can't be held again; the model is whole "
                 "(`report.save_model`), and `close` closes the study"
             )
-        self.close()
+        self._close(CLOSE_PATIENCE)
 
     def next_round(self) -> RoundRecord:
-        """Run one round and return its record; sets the secure sum up first where that is due."""
+        """Run one round and return its record; sets the secure sum up first where that is due. Raises `Held`."""
+        with self._alone():
+            return self._next_round()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run's folder; raises `RunError` where another has gone on with this run since it was read."""
+        with self._files.hold():
+            if self._files.read(RUN_FILE) is not None and self._files.load(self.study.hash) != self.state:
+                raise RunError(
+                    f"study {self.study.terms.name}: another `Run` has gone on with it since this one was made; take "
+                    "it up from there with `Federation.start`"
+                )
+            yield
+
+    def _next_round(self) -> RoundRecord:
         self._require_rounds_left()
         if not self._sum.is_set_up:
-            self.set_up()
+            self._set_up(False, ())
         elif self._sum.is_over(self.state.next_round):
             log.info("a new epoch of the secure sum: the rounds or days of the last one are used up")
             self._look_again()
-            self.set_up(again=True)
+            self._set_up(True, ())
         elif self._too_few_are_left():
             log.info("a new epoch of the secure sum: too few hospitals are left in the last one")
-            self.set_up(again=True)
+            self._set_up(True, ())
         elif not self._sum.has_begun(self.state.next_round):
             self._let_in()
         number, clock = self.state.next_round, Clock()
@@ -153,6 +179,7 @@ class Run:
             record = self._broadcast(number, model)
             clock.lap("broadcast")
             record, survivors = self._collect(record)
+            self._say_round_over(record)
             clock.lap("wave_1")
             if survivors is not None:
                 record, model = self._open(record, survivors, model, clock)
@@ -173,9 +200,10 @@ class Run:
 
         A new epoch lets a hospital in that missed the first setup, or whose journal was lost. A round that was begun
         in the old epoch is given up: hospitals that opened it take no second manifest for it. Raises `EpochRefused`
-        where there can be no such epoch now; then the run is where it was.
+        where there can be no such epoch now; then the run is where it was. Raises `Held`.
         """
-        self._set_up(again, ())
+        with self._alone():
+            self._set_up(again, ())
 
     def _set_up(self, again: bool, let_in: Collection[str]) -> None:
         self._require_rounds_left()
@@ -302,26 +330,47 @@ class Run:
             threshold=self._sum.context.threshold,
         )
 
+    def _publish(self) -> None:
+        """While answers are waited for: put our keys again, and see whether those who are to give them still will."""
+        self._put_keys()
+        self._look_again()
+
     def _look_again(self) -> None:
         if self._look is None or time.monotonic() - self._looked < LOOK_SECONDS:
             return
+        before = set(self._approved)
         try:
             self._approved = tuple(self._look())
         except DatasitesError as error:
             log.warning("who has approved meanwhile is not known: %s", error)
         self._looked = time.monotonic()
+        gone, needed = before - set(self._approved), self.study.terms.cohort.survivors_needed
+        if gone:
+            few = (
+                f", and the threshold is {needed}: no round can be opened while that is so; `close` ends the study"
+                if len(self._approved) < needed
+                else ""
+            )
+            log.warning(
+                "study %s: %s approve it no longer; %d hospital(s) do%s",
+                self.study.terms.name, ", ".join(sorted(gone)), len(self._approved), few,
+            )  # fmt: skip
 
     def _blamed(self) -> set[str]:
         return {email for record in self.state.rounds for email in record.blamed}
 
-    def close(self, patience: float = 60.0) -> None:
+    def close(self, patience: float = CLOSE_PATIENCE) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat, and at any moment.
 
         From its begin on, no round can be run: what hospitals were told of the end can't be told otherwise. All of the
         cohort are told, so that whoever left the epoch, or approves only now, ends it too: also before
         anything was set up, and where the secure sum's state is lost or of another key. Those that answered last are
-        waited for, or all that approved where none did.
+        waited for, or all that approved where none did. Raises `Held`.
         """
+        with self._alone():
+            self._close(patience)
+
+    def _close(self, patience: float) -> None:
         everybody, study = self.study.terms.cohort.hospitals, self.study.hash
         self._save(closed=True)
         self._say_over(everybody)
@@ -443,6 +492,16 @@ class Run:
         self._save(present=tuple(sorted({*heads, *abstained})))
         changes |= {"abstained": abstained, "heads": heads, "sent": sent}
         return record.model_copy(update=changes), survivors
+
+    def _say_round_over(self, record: RoundRecord) -> None:
+        """Tell those whose answer nobody waits for any more: who has not begun the round by then need not."""
+        for email in sorted({*record.participants} - {*record.heads, *record.abstained}):
+            try:
+                self._mailroom.send(email, self.study.hash, record.round, letters.OVER, {})
+            except WHOLE_STORE:
+                raise
+            except (IdentityError, StoreError) as error:
+                log.info("%s is not told that round %d is over: %s", email, record.round, error)
 
     def _counts_sigma(self, record: RoundRecord, said: dict[str, float]) -> float:
         """Sd of the noise on each summed count: of what each survivor said in local mode, else by the study's terms."""

@@ -20,13 +20,14 @@ from datasites.study.manifest import MOST_EPOCHS, MOST_HOSPITALS, MOST_ROUNDS
 
 SETUP_ROUND = 0
 
-# Per round, researcher -> hospital: manifest and model; survivors. Hospital -> researcher: the rest.
-ROUND, SURVIVORS = "round", "survivors"
+# Per round, researcher -> hospital: manifest and model; survivors; to those that had not answered by then, that the
+# round is over without them, so that whoever returns pays nothing for it. Hospital -> researcher: the rest.
+ROUND, SURVIVORS, OVER = "round", "survivors", "over"
 MASKED, UNMASK, ABSTAINED = "masked", "unmask", "abstained"
 # With the consistency wave: hospital -> researcher, and all of them back.
 ACKNOWLEDGE, ACKNOWLEDGED = "acknowledge", "acknowledged"
 #: Controls by which a hospital abstains that are none of the policies'; see `Abstention`.
-EPOCH_KEYS, EPOCH_LOST = "epoch-keys", "epoch-lost"
+EPOCH_KEYS, EPOCH_LOST, ROUND_OVER = "epoch-keys", "epoch-lost", "round-over"
 # Once per study.
 CLOSE, ACCOUNT = "close", "account"
 
@@ -99,9 +100,10 @@ class Masked(Agreed):
 class Abstention(Agreed):
     """A hospital sits a round out. `controls` names the policies that deny; of a failure no more is said (I7).
 
-    Two controls are none of the policies': "epoch-keys", where a key of the present epoch is not (any more) the one
+    Three controls are none of the policies': "epoch-keys", where a key of the present epoch is not (any more) the one
     that the hospital has pinned; a new epoch heals it, once researcher and hospital have pinned the same. And
     "epoch-lost", where the hospital holds no keys of any epoch, since its journal was given up; a new epoch heals that.
+    And "round-over", where the researcher had said `OVER` before the hospital began the round.
     """
 
     outcome: Literal["denied", "failed"]

@@ -50,6 +50,8 @@ from datasites.transport.writing import clear_incoming, staged, write_file
 logger = logging.getLogger(__name__)
 
 MAX_REASON = 2000
+#: Submissions that are not sent yet, in the SyftBox of their researcher, by hospital and name.
+OUTGOING = Path(".cache", "outgoing")
 
 
 class ControlError(DatasitesError, ValueError):
@@ -293,7 +295,18 @@ class HospitalControl(_Control):
         """Record in syft that the submission was rejected; as `record_approval`."""
         self._decide(job_name, JobStatus.REJECTED, reason, submitted_by)
 
-    def _decide(self, job_name: str, status: JobStatus, reason: str, submitted_by: str | None) -> None:
+    def record_revocation(self, job_name: str, reason: str, submitted_by: str | None = None) -> None:
+        """Record in syft that the approval is revoked. As `record_approval`, but after it; without one, it rejects."""
+        self._decide(job_name, JobStatus.REJECTED, reason, submitted_by, open_states=(JobStatus.APPROVED,))
+
+    def _decide(
+        self,
+        job_name: str,
+        status: JobStatus,
+        reason: str,
+        submitted_by: str | None,
+        open_states: tuple[JobStatus, ...] = (),
+    ) -> None:
         if not reason or len(reason) > MAX_REASON:
             raise ControlError(f"submission {job_name}: a decision needs a reason of 1 to {MAX_REASON} characters")
         self._client.job_client.scan_inbox()
@@ -301,7 +314,7 @@ class HospitalControl(_Control):
         state = self._state(ref)
         if state is not None and (state.status, state.review_reason) == (status, reason):
             return
-        if state is None or state.status != JobStatus.PENDING:
+        if state is None or state.status not in (JobStatus.PENDING, *open_states):
             now = "unknown" if state is None else state.status.value
             raise ControlError(f"submission {job_name} is {now}, not pending; a decision is made once")
         at, approved = datetime.now(UTC), status == JobStatus.APPROVED
@@ -331,9 +344,10 @@ class HospitalControl(_Control):
 
 @dataclass(frozen=True)
 class JobDecision:
-    """State of a submission as its hospital last said it: submitted, pending, approved, rejected, done, failed.
+    """State of a submission as its hospital last said it: pending, approved, revoked, rejected, done, failed.
 
-    "unreadable" when what the hospital sent is not a state.
+    Until it says anything "submitted", or "not submitted" where nothing was sent; "unreadable" when what it sent is not
+    a state.
     """
 
     state: str
@@ -401,10 +415,12 @@ class ResearcherControl(_Control):
         code = {f"code/{path}": data for path, data in files.items()}
         if not code or sum(map(len, code.values())) > MAX_CODE_BYTES:
             raise ControlError(f"{job_name}: a study holds 1 to {MAX_CODE_BYTES} bytes of text")
-        place = submission_folder(self.email, job_name)
-        job = self._manager.syftbox_folder / email / place
-        if job.is_dir():
-            sent = _read_tree(job)
+        place, job = submission_folder(self.email, job_name), self._submitted(email, job_name)
+        # Put in its place once it was sent, so that nothing which was not looks as if it were.
+        outgoing = self._manager.syftbox_folder / OUTGOING / email / job_name
+        kept = next((folder for folder in (job, outgoing) if folder.is_dir()), None)
+        if kept is not None:
+            sent = _read_tree(kept)
             if {path: data for path, data in sent.items() if path.startswith("code/")} != code:
                 raise ControlError(f"{job_name} was submitted to {email} with other content; choose another name")
         else:
@@ -412,10 +428,17 @@ class ResearcherControl(_Control):
             with staged(self._manager.syftbox_folder) as staging:
                 for path, data in sent.items():
                     write_file(staging / path, data)
-                job.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(staging, job)
+                outgoing.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(staging, outgoing)
         message = proposal(self.email, email, {f"{place}/{path}": data for path, data in sent.items()})
         self._manager.peer_manager.connection_router.watcher_send_proposed_file_changes_message(email, message)
+        if kept != job:
+            job.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(outgoing, job)
+
+    def _submitted(self, email: str, job_name: str) -> Path:
+        """Where a submission lies once it was sent."""
+        return self._manager.syftbox_folder / email / submission_folder(self.email, job_name)
 
     def _config(self, email: str, job_name: str, code: Mapping[str, bytes]) -> bytes:
         ref = JobRef(email, self.email, job_name, JOB_PROTOCOL_VERSION)
@@ -434,7 +457,7 @@ class ResearcherControl(_Control):
         return scratch.read_bytes()
 
     def job_state(self, email: str, job_name: str) -> JobDecision:
-        """What the hospital last said about a submission. "submitted" until it says anything.
+        """What the hospital last said about a submission; until it says anything, whether it was sent.
 
         Raises nothing for what the hospital wrote: one that sends nonsense must not hide what the others say.
         """
@@ -445,9 +468,11 @@ class ResearcherControl(_Control):
             with path.open("rb") as file:
                 read_table(file.read(MAX_CONFIG_BYTES + 1), "state.yaml")
             state = manager.read_state(ref)
-            return JobDecision(state.status.value, str(state.review_reason or "")[:MAX_REASON])
+            revoked = state.status == JobStatus.REJECTED and state.approved_at is not None
+            said = "revoked" if revoked else state.status.value
+            return JobDecision(said, str(state.review_reason or "")[:MAX_REASON])
         except FileNotFoundError:
-            return JobDecision("submitted", "")
+            return JobDecision("submitted" if self._submitted(email, job_name).is_dir() else "not submitted", "")
         except Exception as error:  # syft raises various types on what doesn't fit its models
             return JobDecision("unreadable", f"{email} sent a state that can't be read: {error}"[:MAX_REASON])
 

@@ -15,7 +15,7 @@ from datasites.hospital.leaving import Leaving
 from datasites.hospital.models import Case, Round
 from datasites.study import letters
 from datasites.study.audit_chain import records
-from tests.hospital.running import Running
+from tests.hospital.running import OWN, RESEARCHER, Running
 from tests.hospital.test_retry import Killed, kill_before
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
@@ -34,6 +34,44 @@ def test_a_round_that_was_sat_out_leaves_nothing_although_its_vector_was_made(
     assert running.heard(1, letters.MASKED) is None
     assert Round.objects.get().state == Round.State.FAILED
     assert not running.logged("released")
+
+
+def test_a_hospital_that_returns_charges_only_what_can_still_count(running: Running) -> None:
+    """It sits out a round that the researcher has said is over, takes the next, and believes nobody else."""
+    other = next(email for email in running.rooms if email not in (OWN, RESEARCHER))
+    running.set_up()
+    running.open(1)
+    running.tell(1, letters.OVER, {})
+    running.restart()
+    running.steps()
+    letter = running.heard(1, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "denied", "controls": ["round-over"]}
+    assert [record.fields["controls"] for record in running.logged("abstained")] == [["round-over"]]
+    assert not running.logged("charged")
+    running.open(2)
+    running.tell(2, letters.OVER, {}, sender=other)
+    running.steps()
+    assert running.heard(2, letters.MASKED)
+    running.open(3)
+    running.until_at_work()
+    running.tell(3, letters.OVER, {})
+    running.steps()
+    assert running.heard(3, letters.MASKED), "it was charged, so it goes on"
+    assert [record.fields["round"] for record in running.logged("charged")] == [2, 3]
+
+
+def test_a_round_that_is_charged_goes_on_after_a_restart_although_it_is_over(running: Running) -> None:
+    """What becomes of a charged round must not hang on how far the work on its rows had come."""
+    running.set_up()
+    running.open(1)
+    running.until_at_work()
+    running.tell(1, letters.OVER, {})
+    running.restart()
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    assert not running.heard(1, letters.ABSTAINED)
+    assert len(running.logged("charged")) == 1
 
 
 def test_people_who_answer_between_the_journal_and_the_record_are_heard(

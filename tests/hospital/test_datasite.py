@@ -15,7 +15,7 @@ import pytest
 from datasites.hospital import admission, review
 from datasites.hospital.cases import records_folder
 from datasites.hospital.closing import destroy_secrets, give_up_keys, journal_of
-from datasites.hospital.datasite import Datasite
+from datasites.hospital.datasite import REVOKED, Datasite
 from datasites.hospital.export import export_evidence
 from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import StudyRun
@@ -97,6 +97,49 @@ def test_a_mock_that_can_not_be_put_keeps_no_hospital_from_starting(
     service._control.put_again()
     assert (mock / "mock.csv").read_bytes() == b"age\n50\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_researcher_is_told_that_an_approval_was_revoked_and_not_why(
+    desk: Desk,  # noqa: F811
+    service: Datasite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    told: list[tuple[str, str]] = []
+    for kind in ("approval", "revocation"):
+        monkeypatch.setattr(
+            service._control, f"record_{kind}", lambda job, reason, by, kind=kind: told.append((kind, reason))
+        )
+    service._record_decisions()
+    review.pause(desk.site, desk.row.pk, desk.login("ann"), "a question")
+    service._record_decisions()
+    review.revoke(desk.site, desk.row.pk, desk.login("ann"), "for our own eyes")
+    for _ in range(2):
+        service._record_decisions()
+    assert told == [("approval", f"approved {desk.row.approval_hash}"), ("revocation", REVOKED)]
+
+
+def test_what_is_decided_while_a_researcher_is_told_is_told_next(
+    desk: Desk,  # noqa: F811
+    service: Datasite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    told: list[str] = []
+
+    def approved(*_: str) -> None:
+        told.append("approval")
+        review.revoke(desk.site, desk.row.pk, desk.login("ann"), "over")
+
+    monkeypatch.setattr(service._control, "record_approval", approved)
+    monkeypatch.setattr(service._control, "record_revocation", lambda *_: told.append("revocation"))
+    for _ in range(2):
+        service._record_decisions()
+    assert told == ["approval", "revocation"]
 
 
 def test_an_entry_without_syft_fingerprint_costs_that_party_only(service: Datasite) -> None:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from datasites.privacy.evaluation import DPEvaluation, EvaluationError, noised_counts
+from datasites.privacy.evaluation import DPEvaluation, Estimate, EvaluationError, noised_counts
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import EvaluationPlan, PlanError
+from datasites.study.errors import DatasitesError
 from datasites.study.rounds import ring_terms
 
 EDGES = tuple(i / 6 for i in range(7))
@@ -223,5 +224,32 @@ def test_a_bin_lost_in_noise_has_no_observed_risk():
 def test_counts_that_can_not_be_read_are_refused():
     with pytest.raises(EvaluationError, match="shape"):
         DPEvaluation.from_counts(np.ones((5, 2)), EDGES, 1.0)
-    with pytest.raises(EvaluationError, match="one class"):
-        DPEvaluation.from_counts(np.stack([np.ones(6), -np.ones(6)], 1), EDGES, 1.0)
+
+
+def without_outcome():
+    counts = [(60.0, -1.2), (63.0, -1.1), (66.0, -0.4), (69.0, -0.9)]
+    return DPEvaluation.from_counts(counts, [0, 0.25, 0.5, 0.75, 1], 2.3)
+
+
+def test_a_figure_that_is_not_known_hides_no_other():
+    evaluation = without_outcome()
+    for figure in (lambda: evaluation.auc, evaluation.sensitivity, evaluation.roc):
+        with pytest.raises(EvaluationError, match="no patients with label 1") as raised:
+            figure()
+        assert isinstance(raised.value, DatasitesError)
+    assert evaluation.specificity().value == pytest.approx(123 / 258)
+    assert evaluation.accuracy().value == pytest.approx(123 / 258)
+    assert evaluation.patients.value == pytest.approx(254.4)
+    nobody = DPEvaluation.from_counts(-np.ones((4, 2)), [0, 0.25, 0.5, 0.75, 1], 2.3)
+    with pytest.raises(EvaluationError, match="no patients at all"):
+        nobody.accuracy()
+    assert nobody.patients.value == 0.0
+
+
+def test_each_interval_has_the_bounds_of_its_own_unit():
+    low, high = without_outcome().patients.interval()
+    assert (low, high) == pytest.approx((254.4 - 1.96 * 2.3 * np.sqrt(8), 254.4 + 1.96 * 2.3 * np.sqrt(8)))
+    nobody = DPEvaluation.from_counts(np.full((4, 2), -3.0), [0, 0.25, 0.5, 0.75, 1], 2.3).patients
+    assert nobody.interval()[0] == 0.0 < nobody.interval()[1]
+    assert Estimate(0.99, 0.02, 0.02).interval()[1] == 1.0
+    assert Estimate(-0.2, 0.01, 0.01).interval() == (0.0, 0.0)

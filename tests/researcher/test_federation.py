@@ -15,6 +15,7 @@ from datasites.researcher.federation import Incomplete, NotApproved
 from datasites.researcher.run import Run
 from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.holding import Held
 from datasites.transport import mocks
 from datasites.transport.store import StoreError
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
@@ -39,6 +40,21 @@ def test_a_home_that_failed_can_be_made_again(tmp_path: Path) -> None:
         assert federation.entry == entry
     with pytest.raises(InputError, match="here already"):
         create(tmp_path / "home", tmp_path / "store")
+
+
+def test_a_home_is_open_once(tmp_path: Path) -> None:
+    """Whoever comes second is told, and changes nothing; what failed or was closed holds nothing."""
+    with create(tmp_path / "home", tmp_path / "store"):
+        for again in (
+            lambda: create(tmp_path / "home", tmp_path / "store"),
+            lambda: Federation.open(tmp_path / "home"),
+        ):
+            with pytest.raises(Held, match=r"home is open already \(this very process, since .*Federation\.close"):
+                again()
+    (tmp_path / "home" / "roster.json").write_text("[")
+    for _ in range(2):
+        with pytest.raises(DatasitesError, match="roster"):
+            Federation.open(tmp_path / "home")
 
 
 @pytest.mark.parametrize("email", ["nobody", "a@b c.example", ""])
@@ -115,6 +131,57 @@ def test_all_that_hospitals_offer_is_shown(
                 party.control.publish_dataset(f"d{number}", tmp_path / "mock.csv")
         shown = federation.datasets()
         assert sorted(zip(shown["email"], shown["dataset"], strict=True)) == sorted(offered)
+        for party in hospitals:
+            party.stop()
+
+
+def test_a_study_with_a_hospital_that_nobody_pinned_is_sent_to_none(tmp_path: Path, hospitals: list[Party]) -> None:
+    stranger, *others = hospitals
+    with create(tmp_path / "home", tmp_path / "store") as federation:
+        federation.pin(*(party.entry() for party in others))
+        for party in others:
+            party.roster = federation.roster
+            party.start()
+            party.control.accept_peers([EMAIL])
+        federation.connect()
+        study = Study.load(HEART)
+        with pytest.raises(InputError, match=rf"cohort names {stranger.email}.*nothing was sent"):
+            federation.submit(study)
+        for party in others:
+            party.control.sync()
+            assert party.control.jobs() == []
+            party.stop()
+        assert {state.state for state in federation.states(study)} == {"not submitted"}
+        with pytest.raises(InputError, match="submitted to no hospital"):
+            federation.wait(study, progress=False)
+
+
+def test_whoever_waits_for_a_study_that_can_not_run_any_more_is_told(
+    tmp_path: Path, hospitals: list[Party], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One hospital rejects, and another takes its approval back: two of four are left, and the threshold is three."""
+    one, two, three, _ = hospitals
+    with befriended(tmp_path, hospitals) as federation:
+        study = Study.load(HEART)
+        federation.submit(study)
+        for party in (one, two, three):
+            party.control.sync()
+            party.control.jobs()
+            party.control.record_approval(study.job_name, "approved")
+            party.control.sync()
+        assert federation.start(study)._approved
+        two.control.record_revocation(study.job_name, "revoked")
+        three.control.record_revocation(study.job_name, "revoked")
+        for party in (two, three):
+            party.control.sync()
+        states = federation.wait(study, timeout=600, progress=False)
+        assert {state.email: state.state for state in states} == dict(
+            zip([party.email for party in hospitals], ["approved", "revoked", "revoked", "submitted"], strict=True)
+        )
+        told = r"2 hospital\(s\) can still take part and the threshold is 3.*Federation\.end"
+        assert re.search(told, caplog.text)
+        with pytest.raises(NotApproved, match=told):
+            federation.start(study)
         for party in hospitals:
             party.stop()
 
@@ -200,6 +267,7 @@ def test_a_study_is_ended_also_where_a_hospital_is_pinned_no_more(
         federation.submit(study)
         federation.roster = federation.roster.without(gone.email)
         federation._control.pin(federation.roster)
+        assert gone.email in [state.email for state in federation.states(study)]
         assert federation.end(study).state.closed
         for party in others:
             assert party.mailroom.receive(EMAIL, study.hash, letters.SETUP_ROUND, letters.CLOSE) is not None

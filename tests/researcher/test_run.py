@@ -81,6 +81,41 @@ def test_who_approves_meanwhile_is_asked_between_rounds(federation: Federation, 
     assert late in run.next_round().survivors
 
 
+def test_whoever_waits_in_a_round_is_told_that_too_few_approve_any_more(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("datasites.researcher.run.LOOK_SECONDS", 0.0)
+    approved = list(federation.hospitals)
+    run = federation.run(look=lambda: approved, round_timeout=3.0)
+    run.next_round()
+    for hospital in [federation.hospitals[email] for email in approved[1:]]:
+        hospital.there = False
+    del approved[1:]
+    assert run.next_round().outcome == "failed"
+    (told,) = [record.getMessage() for record in caplog.records if "approve it no longer" in record.getMessage()]
+    assert "1 hospital(s) do, and the threshold is 3" in told
+
+
+def test_who_did_not_answer_is_told_that_the_round_is_over(federation: Federation) -> None:
+    """Also of a round that failed; and nobody who had answered is."""
+    run = federation.run(round_timeout=2.0, setup_patience=2.0)
+    run.next_round()
+    first, second, *_ = federation.hospitals.values()
+
+    def told(number: int) -> set[str]:
+        return {
+            hospital.email
+            for hospital in federation.hospitals.values()
+            if hospital.party.mailroom.receive(RESEARCHER, federation.study.hash, number, letters.OVER) is not None
+        }
+
+    first.there = False
+    assert run.next_round().outcome == "done"
+    second.there = False
+    assert run.next_round().outcome == "failed"
+    assert [told(number) for number in (1, 2, 3)] == [set(), {first.email}, {first.email, second.email}]
+
+
 def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation: Federation) -> None:
     late = federation.hospitals["datasite@va.example.org"]
     late.there = False

@@ -13,6 +13,7 @@ from datasites.researcher import run as run_module
 from datasites.researcher.gather import RunError
 from datasites.researcher.run import EpochRefused, Run
 from datasites.study import letters
+from datasites.study.holding import Held
 from datasites.study.identity import Identity, Roster
 from datasites.transport.mailroom import letter_key
 from datasites.transport.store import Store, StoreMissing, StoreUnreachable
@@ -57,6 +58,26 @@ def fail_once(
         write(path, data)
 
     monkeypatch.setattr(run._files, "write", failing)
+
+
+# -- one at a time -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(federation: Federation) -> None:
+    """Whoever holds its folder, and whoever has gone on from a state that was read before."""
+    run, other = federation.run(), federation.run()
+    acts: tuple[Callable[[], object], ...] = (run.complete, run.next_round, run.set_up, run.close)
+    with other._files.hold():
+        for act in acts:
+            with pytest.raises(Held, match="this run goes on already"):
+                act()
+    assert other.next_round().outcome == "done"
+    saved = (federation.folder / "run.json").read_bytes()
+    for act in acts:
+        with pytest.raises(RunError, match=r"has gone on with it.*Federation\.start"):
+            act()
+    assert (federation.folder / "run.json").read_bytes() == saved
+    assert other.next_round().round == 2
 
 
 # -- epochs ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datasites.study.identity import IdentityError, Roster
+from datasites.transport.store import StoreUnreachable
 from datasites.transport.submissions import submission_folder
 from datasites.transport.syft import ControlError, HospitalControl
 from tests.transport.parties import RESEARCHER, Party, study_files
@@ -44,6 +45,56 @@ def test_study_from_submission_to_result(friends, tmp_path):
     assert researcher.control.results(hospitals[0].email, JOB) == {"evidence.bin": bytes(range(256))}
     with pytest.raises(ControlError, match="only an approved one"):
         hospitals[1].control.publish_result(JOB, {"x": b""})
+
+
+def test_a_state_is_what_was_sent_and_what_was_said_last(friends, monkeypatch):
+    """Nothing that wasn't sent is submitted, and no approval that was revoked is one."""
+    researcher, hospital, silent, _ = friends
+
+    def state(of=hospital):
+        return researcher.control.job_state(of.email, JOB).state
+
+    def away(*_):
+        raise StoreUnreachable("the store is away")
+
+    assert state() == "not submitted"
+    with monkeypatch.context() as patch:
+        router = type(researcher.control._manager.peer_manager.connection_router)
+        patch.setattr(router, "watcher_send_proposed_file_changes_message", away)
+        with pytest.raises(StoreUnreachable):
+            researcher.control.submit(hospital.email, JOB, study_files())
+    assert state() == "not submitted"
+    researcher.restart()
+    for party in (hospital, silent):
+        researcher.control.submit(party.email, JOB, study_files())
+        researcher.control.submit(party.email, JOB, study_files())
+    assert state() == "submitted"
+    with pytest.raises(ControlError, match="other content"):
+        researcher.control.submit(hospital.email, JOB, study_files("other"))
+    hospital.control.sync()
+    assert len(hospital.control.jobs()) == 1
+    for _ in range(2):
+        hospital.control.record_approval(JOB, "sha256:1")
+    hospital.control.sync()
+    researcher.control.sync()
+    assert state() == "approved"
+    for _ in range(2):
+        hospital.control.record_revocation(JOB, "revoked")
+    with pytest.raises(ControlError, match="decision is made once"):
+        hospital.control.record_approval(JOB, "sha256:1")
+    hospital.control.sync()
+    researcher.control.sync()
+    assert (state(), state(silent)) == ("revoked", "submitted")
+
+
+def test_a_revocation_of_an_approval_that_nobody_was_told_of_is_a_rejection(friends):
+    researcher, hospital, *_ = friends
+    researcher.control.submit(hospital.email, JOB, study_files())
+    hospital.control.sync()
+    hospital.control.record_revocation(JOB, "revoked")
+    hospital.control.sync()
+    researcher.control.sync()
+    assert researcher.control.job_state(hospital.email, JOB).state == "rejected"
 
 
 def test_restarts_keep_submissions_and_decisions(friends, tmp_path):

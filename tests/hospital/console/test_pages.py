@@ -14,7 +14,7 @@ from datasites.hospital.case_view import Examined, approved_before, view_case
 from datasites.hospital.cases import open_case
 from datasites.hospital.console import code, forms
 from datasites.hospital.intake import freeze
-from datasites.hospital.models import BudgetFact, Case, Population
+from datasites.hospital.models import BudgetFact, Case, Population, Round
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.audit_chain import records
 from datasites.study.manifest import PrivacyTerms
@@ -211,3 +211,24 @@ def test_what_if_says_whether_a_study_would_fit(console: Console) -> None:
     page = client.get("/budget/heart/", {"epsilon": 1, "rounds": 5, "steps": 2, "rate": 0.1}).content
     assert b"It would fit" in page
     assert client.get("/budget/heart/", {"epsilon": "nan", "rounds": 5, "steps": 2, "rate": 0.1}).status_code == 400
+
+
+def test_a_running_study_is_shown_as_it_stands(console: Console) -> None:
+    """Not with what was said before it was approved, and with no more rounds than it has."""
+    from datasites.hospital.case_page import describe
+
+    desk = console.desk
+    stale = "denied when it was examined, by baa"
+    planned = desk.row.terms["plan"]["rounds"]
+    for state in (Case.State.APPROVED, Case.State.RUNNING, Case.State.CLOSED):
+        Case.objects.filter(pk=console.number).update(state=state, note=stale)
+        assert stale not in describe(desk.site, console.number)
+        for page in (f"/studies/{console.number}/", "/cases/", f"/cases/{console.number}/"):
+            assert stale not in console.client("dee").get(page).content.decode()
+    Case.objects.filter(pk=console.number).update(state=Case.State.STOPPED, note="no space")
+    assert "no space" in describe(desk.site, console.number)
+    for number in range(1, planned + 2):
+        Round.objects.create(case_id=console.number, round=number, epoch=0, state=Round.State.UNMASKED)
+        html = console.client("dee").get(f"/studies/{console.number}/").content.decode()
+        done = f"Rounds released here: {min(number, planned)} of {planned} that train"
+        assert done + (", and the final evaluation" if number > planned else "<") in html

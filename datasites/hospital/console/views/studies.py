@@ -101,10 +101,12 @@ def _study(number: int) -> Case:
 def _rounds(row: Case) -> dict[str, Any]:
     recent = list(Round.objects.filter(case=row).order_by("-round")[:200])
     planned = row.terms.get("plan", {}).get("rounds", 0)
-    done = sum(r.state in DONE for r in recent)
+    done = Round.objects.filter(case=row, state__in=DONE)
     return {
         "rounds": recent,
         "planned": planned,
-        "done": done,
+        # After the rounds that train comes one for the final evaluation.
+        "done": done.filter(round__lte=planned).count(),
+        "evaluated": done.filter(round__gt=planned).exists(),
         "live": row.state in (Case.State.APPROVED, Case.State.RUNNING, Case.State.PAUSED),
     }
