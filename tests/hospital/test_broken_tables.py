@@ -144,11 +144,20 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "a separator at the end of the header": (at(1, lambda line: f"{line}|"), r"7 columns, and there are 40 row"),
     "a lost field": (at(9, lambda line: line.split("|", 1)[1]), r"1 row\(s\) \(line 9\) with 5 field.*a lost field"),
     "a lost separator": (at(9, lambda line: line.replace("|", "", 1)), r"1 row\(s\) \(line 9\) with 5 field"),
-    "a name twice": (at(1, lambda line: line.replace("note", "id")), r"line 1: 'id' stands more than once.*give"),
-    "a name twice but for spaces": (at(1, lambda line: line.replace("note", "id ")), r"'id' stands more than once"),
+    "a name twice": (at(1, lambda line: line.replace("note", "id")), r"line 1: columns 1 and 5 of the header .*give"),
+    "a name twice but for spaces": (
+        at(1, lambda line: line.replace("note", "id ")),
+        "columns 1 and 5 of the header have one",
+    ),
     "two stray quotes": (
         lambda all_lines: at(31, lambda line: f'{line}"')(at(12, lambda line: f'"{line}')(all_lines)),
         r"\(line 12\)",
+    ),
+    "two stray quotes in neighbouring rows": (
+        lambda all_lines: at(13, lambda line: line.replace("|", '"|', 2).replace('"|', "|", 1))(
+            at(12, lambda line: line.replace("|", '|"', 1))(all_lines)
+        ),
+        r"\[open_quote\] 1 record\(s\) \(line 12\).*compare these lines with the source",
     ),
     "a quote in the middle of a field": (
         at(12, lambda line: line.replace("fine", 'f"i"ne').replace('"f"', 'f"')),
@@ -174,7 +183,10 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
         lambda all_lines: [*all_lines[:27], all_lines[27][: all_lines[27].rindex("|")]],
         r"1 row\(s\) \(line 28\) with 5 field.*a line that was cut off",
     ),
-    "a title above the header": (lambda all_lines: ["Report|of|today", *all_lines], r"3 columns, and there are 41 row"),
+    "a title above the header": (
+        lambda all_lines: ["Report|of|today", *all_lines],
+        r"3 columns, and there are 41 row.* whether line 1 is the header",
+    ),
     "a title of one cell above the header": (
         lambda all_lines: ["Report of today", *all_lines],
         "header has one column",
