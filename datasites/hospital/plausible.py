@@ -22,6 +22,7 @@ from datasites.hospital.cells import Table, number, pseudonym, word
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.harmonise import Mapping, codes_that_match_nothing
 from datasites.study.schema import DataModel, Feature
+from datasites.study.visible import shows
 
 Kind = Literal[
     "no_rows",
@@ -127,17 +128,22 @@ def _of_the_file(table: Table) -> Iterator[Finding]:
 def spelling_key(identifier: str) -> str:
     """What spellings of one identifier have in common.
 
-    Compatibility forms, capitals, invisible characters and spaces are taken away (Unicode NFKC, case folding, general
-    categories Cc, Cf, Zs and Mn beyond composed letters), and what is then a number is read as one.
+    Compatibility forms, capitals, spaces and what people don't see are taken away (Unicode NFKC, case folding,
+    `visible.shows`), and what is then a number is read as one, exactly.
     """
     text = unicodedata.normalize("NFKC", identifier).casefold()
-    text = unicodedata.normalize("NFKC", "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Zs")))
+    text = unicodedata.normalize("NFKC", "".join(c for c in text if shows(c)))
     value = number(text)
-    return text if value is None or not value.is_finite() else f"{_plain(value)}"
+    return text if value is None or not value.is_finite() else _plain(value)
 
 
-def _plain(value: Decimal) -> Decimal:
-    return value.normalize() + 0
+def _plain(value: Decimal) -> str:
+    """A number, written in one way only; by its digits, since arithmetic would round them."""
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)
+    all_digits = "".join(map(str, digits)).lstrip("0")
+    shown = all_digits.rstrip("0")
+    return f"{'-' * sign}{shown}e{exponent + len(all_digits) - len(shown)}" if shown else "0"
 
 
 def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> Iterator[Finding]:

@@ -128,6 +128,12 @@ SPELT = {
     "an invisible character": ("P03", "P03\u200b"),
     "a no-break space": ("P 99", "P\u00a099"),
     "a soft hyphen": ("P03", "P\u00ad03"),
+    "a selector of a variant": ("P03", "P03\ufe0f"),
+    "a joiner": ("P03", "P\u034f03"),
+    "a filler": ("P03", "P03\u3164"),
+    "an empty sign of Braille": ("P03", "P\u280003"),
+    "a separator of lines": ("P03", "P0\u20283"),
+    "a large exponent": ("1e99999999", "10e99999998"),
     "a fraction of a number": ("12", "12.0"),
     "zeros before": ("007", "7"),
     "an exponent": ("1E5", "100000"),
@@ -175,6 +181,9 @@ def test_without_a_patient_column_equal_rows_are_patients_unless_the_whole_stand
     assert "repeated" in found(tmp_path, [*ROWS, *ROWS], mapping=mapping)
 
 
-@pytest.mark.parametrize("names", [("P1", "P2"), ("P1", "P10"), ("1", "-1"), ("a1", "1a"), ("1.5", "15"), ("Ö", "O")])
+@pytest.mark.parametrize(
+    "names",
+    [("P1", "P2"), ("P1", "P10"), ("1", "-1"), ("a1", "1a"), ("1.5", "15"), ("Ö", "O"), (f"{10**29}", f"{10**29 + 1}")],
+)
 def test_other_identifiers_stay_others(names: tuple[str, str]) -> None:
     assert spelling_key(names[0]) != spelling_key(names[1])
