@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -157,6 +157,8 @@ def cell_text(value: object) -> str:
     """One cell as text; "" for no value (None, NaN and their like). Text is left as it is."""
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes):
+        return _bytes_text(value)
     if value is None or value is pd.NA or value is pd.NaT:
         return ""
     if isinstance(value, bool | np.bool_):
@@ -168,6 +170,15 @@ def cell_text(value: object) -> str:
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return str(int(value))
     return str(value)
+
+
+def _bytes_text(value: bytes) -> str:
+    """The text that a writer left without its type, as several do to Parquet; of other bytes their digits."""
+    with suppress(UnicodeDecodeError):
+        text = value.decode("utf-8")
+        if CONTROL.search(text) is None:
+            return text
+    return f"0x{value.hex()}"
 
 
 def _fraction_text(value: float) -> str:

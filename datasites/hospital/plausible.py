@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from datasites.hospital.cells import Table, number, pseudonym, word
+from datasites.hospital.cells import Table, code, number, pseudonym, word
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.harmonise import Mapping, codes_that_match_nothing
 from datasites.study.schema import DataModel, Feature
@@ -37,9 +37,10 @@ Kind = Literal[
     "infinite",
     "out_of_range",
     "unused_code",
+    "one_number",
 ]
 #: Findings that are shown and block nothing.
-NOTES: frozenset[Kind] = frozenset(["unused_code"])
+NOTES: frozenset[Kind] = frozenset(["unused_code", "one_number"])
 #: Findings that no answer lifts.
 FINAL: frozenset[Kind] = frozenset(["no_rows"])
 #: From this share of measured values outside the study's range on, a unit is more likely wrong than the patients.
@@ -174,10 +175,11 @@ def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> It
 
 def _of_rows(table: Table, mapping: Mapping) -> Iterator[Finding]:
     rows = list(table.cells.itertuples(index=False, name=None))
-    half = len(rows) // 2
-    again = len(rows) - len(set(rows)) if mapping.patient is not None else 0
-    if again / len(rows) >= MOST_REPEATED or (half > 1 and len(rows) % 2 == 0 and rows[:half] == rows[half:]):
-        again = again or half
+    written = Counter(rows)
+    again = len(rows) - len(written)
+    # Without a patient column patients may be alike, but hardly each one to just one other.
+    of_patients = mapping.patient is not None and again / len(rows) >= MOST_REPEATED
+    if of_patients or (len(rows) > 2 and all(times % 2 == 0 for times in written.values())):
         yield Finding(
             "repeated",
             "",
@@ -274,6 +276,18 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
             feature.name,
             0.0,
             f"{feature.name}: no row has {', '.join(map(repr, unused[:5]))}, which mapping.toml names",
+        )
+    if feature.type != "category":
+        return
+    cells = Counter(map(word, table.cells[column.source]))
+    numbers = Counter(map(code, cells))
+    if alike := sum(times for cell, times in cells.items() if numbers[code(cell)] > 1):
+        yield Finding(
+            "one_number",
+            feature.name,
+            alike / len(table),
+            f"{feature.name}: {alike} of {len(table)} rows of {column.source!r} have a code that another row writes "
+            "otherwise, as 1 and 1.0; they are two codes here: compare with `values` that each is meant",
         )
 
 

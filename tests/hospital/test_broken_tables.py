@@ -430,6 +430,18 @@ def test_a_mapping_that_says_two_things_is_refused(change: str, words: str, tmp_
     assert re.search(words, verdict(tmp_path, text_of(ROWS).encode(), mapping=mapping), re.DOTALL)
 
 
+def test_one_number_written_in_two_ways_is_two_codes_and_is_said(tmp_path: Path) -> None:
+    named = 'from = "ward", values = { 1 = "1", "1.0" = "2", 2 = "2", NA = "na" }'
+    mapping = MAPPING.replace('from = "ward"', named)
+    rows = each(lambda i, row: cell(row, "ward", "1.0" if i < 6 else row[3]))
+    found = seen(tmp_path, text_of(rows).encode(), mapping=mapping)
+    (note,) = found.findings
+    assert (note.name, note.blocks) == ("one_number:ward", False)
+    assert re.search(r"18 of 40 rows of 'ward' have a code that another row writes otherwise", note.text)
+    assert found.frame["ward"][:6].tolist() == ["2"] * 6
+    assert seen(tmp_path, text_of(ROWS).encode()).findings == ()
+
+
 @pytest.mark.parametrize("kind", ["cut off", "a name twice", "NUL", "no rows", "infinite"])
 def test_what_is_wrong_in_parquet_alone(kind: str, tmp_path: Path) -> None:
     content = as_parquet(ROWS, tmp_path)
@@ -507,7 +519,9 @@ def test_what_spreadsheets_add_changes_nothing(what: str, tmp_path: Path) -> Non
     assert found.frame["died"].sum() == 20
 
 
-@pytest.mark.parametrize("kind", ["text", "numbers", "categories", "decimals", "nullable", "yes/no", "an index"])
+@pytest.mark.parametrize(
+    "kind", ["text", "numbers", "categories", "decimals", "nullable", "yes/no", "bytes", "an index"]
+)
 def test_an_honest_parquet_file_is_read_right(kind: str, tmp_path: Path) -> None:
     frame = pd.DataFrame(ROWS, columns=HEAD)
     if kind == "numbers":
@@ -518,6 +532,8 @@ def test_an_honest_parquet_file_is_read_right(kind: str, tmp_path: Path) -> None
         frame["age"] = frame["age"].map(Decimal)
     elif kind == "nullable":
         frame["crea"] = frame["crea"].replace("-9", None).astype("Float64")
+    elif kind == "bytes":
+        frame = frame.map(str.encode).assign(picture=[b"\0\xff"] * 40)
     elif kind == "yes/no":
         frame["died"] = frame["died"] == "1"
     frame.to_parquet(tmp_path / "written", index=kind == "an index")
@@ -526,4 +542,5 @@ def test_an_honest_parquet_file_is_read_right(kind: str, tmp_path: Path) -> None
     assert not [one for one in found.findings if one.blocks]
     assert found.frame["died"].sum() == 20
     assert found.frame["crea"].isna().sum() == 1
+    assert found.table.cells["id"].tolist() == [row[0] for row in ROWS]
     assert found.frame["age"].tolist() == [float(row[1]) for row in ROWS]
