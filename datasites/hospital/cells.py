@@ -82,7 +82,7 @@ class Table:
     @property
     def place(self) -> str:
         """What `places` counts."""
-        return "row" if self.path.suffix == ".parquet" else "line"
+        return "row" if self.path.suffix.lower() == ".parquet" else "line"
 
 
 def table_of(home: Home, dataset: DatasetSettings) -> Table:
@@ -93,7 +93,7 @@ def table_of(home: Home, dataset: DatasetSettings) -> Table:
 def read_table(path: Path, separator: Separator = ",", encoding: Encoding = "utf-8") -> Table:
     """Read delimited text or Parquet; raises `InputError` that names lines and never shows a patient's value."""
     with _reading(path, "table"):
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return _parquet(path)
         read = read_delimited(path, separator, encoding)
         cells = pd.DataFrame(list(read.rows), columns=list(read.names), dtype=object)
@@ -106,7 +106,7 @@ def read_mock(path: Path) -> pd.DataFrame:
     Its rows are invented and published, so that types may be guessed from all of them.
     """
     with _reading(path, "mock"):
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        return pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
 
 
 @contextmanager
@@ -130,7 +130,8 @@ def _reading(path: Path, setting: str) -> Iterator[None]:
 def _parquet(path: Path) -> Table:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    # A file tells what was damaged only where its writer wrote checksums of its pages; see TABLES.md.
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
     kept = [place for place, name in enumerate(table.column_names) if not _ROW_NUMBERS.fullmatch(name)]
     names = [table.column_names[place].strip() for place in kept]

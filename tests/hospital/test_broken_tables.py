@@ -243,7 +243,7 @@ CELLS: dict[str, tuple[list[Row], str]] = {
     ),
     "an identifier that is missing": (
         each(lambda i, row: cell(row, "id", "" if i == 2 else row[0])),
-        r"1 row\(s\) have no 'id'; every record needs its patient",
+        r"1 row\(s\) of the table have no 'id', its patient column; .*fill it in, or leave these rows out",
     ),
     "ages in months": (
         each(lambda i, row: cell(row, "age", f"{12 * (40 + i)}.5")),
@@ -289,7 +289,7 @@ CELLS: dict[str, tuple[list[Row], str]] = {
     ),
     "means in a word of another language": (
         [*ROWS, ("", "59.5", "1.1", "1", "Mittelwert", "1")],
-        r"1 row\(s\) have no 'id'",
+        r"1 row\(s\) of the table have no 'id'",
     ),
     "a line of counts that looks like no patient": (
         [*ROWS, ("40", "59.5", "1.1", "1", "", "1")],
