@@ -105,7 +105,11 @@ def findings(
     if not len(table):
         text = f"the table has no rows, and {dataset.declared_patients} patients are declared; is it the right file?"
         return (Finding("no_rows", "", 1.0, text),)
-    found = [*_of_the_file(table), *_of_patients(table, mapping, dataset), *_of_rows(table, mapping)]
+    found: list[Finding] = []
+    if not len(frame):
+        text = f"none of the table's {len(table)} rows has the label, so none is left; is `from` the right column?"
+        found.append(Finding("no_rows", "", 1.0, text))
+    found += [*_of_the_file(table), *_of_patients(table, mapping, dataset), *_of_rows(table, mapping)]
     for feature in (*model.features, model.label):
         if feature.name in frame.columns and (len(frame) or feature is model.label):
             found += _of_a_feature(feature, frame[feature.name], len(table), is_label=feature is model.label)

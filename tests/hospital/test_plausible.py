@@ -104,7 +104,10 @@ BROKEN: dict[str, tuple[list[Row], dict[str, str]]] = {
         each(lambda i, row: (*row[:2], "-9", row[3])),
         {"missing:creatinine": "missing in all 40 rows"},
     ),
-    "no label": (each(lambda i, row: (*row[:3], "")), {"missing:died": "missing in all 40 rows"}),
+    "no label": (
+        each(lambda i, row: (*row[:3], "")),
+        {"missing:died": "missing in all 40 rows", "no_rows": "none of the table's 40 rows has the label"},
+    ),
     "totals": ([*ROWS, ("Total", "59", "1.2", "1")], {"last_row": "the row at line 42"}),
     "totals without a word": ([*ROWS, ("-", "59", "1.2", "1")], {"last_row": "unlike the others"}),
     "totals under a word in another column": (
