@@ -77,6 +77,15 @@ CONVERSIONS: tuple[tuple[str, float, float, str, str], ...] = (
     *(("", 10.0**power, 0.0, f"the unit's 10^{-power}", "the unit") for power in (-6, -3, -2, -1, 1, 2, 3, 6)),
 )
 
+#: How studies write the units above, where these aren't of one substance alone.
+_WRITTEN = {
+    "years": {"a", "y", "yr", "year", "years"},
+    "kg": {"kg"},
+    "cm": {"cm"},
+    "°C": {"Cel", "°C"},
+    "mm[Hg]": {"mm[Hg]", "mmHg"},
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -264,6 +273,8 @@ def _conversions(feature: Feature, numbers: npt.NDArray[np.float64]) -> str:
     named = f"{feature.name} {feature.description}".casefold()
     fitting = []
     for what, factor, offset, times, there, here in both_ways:
+        if not what and feature.unit and feature.unit not in _WRITTEN.get(here, {feature.unit}):
+            continue
         if _outside(feature, numbers * factor + offset) <= _STRAYS * len(numbers) and (not what or what in named):
             distance = abs(float(np.median(numbers)) * factor + offset - feature.centre)
             setting = f"factor = {factor:.4g}" + (f", offset = {offset:.4g}" if offset else "")

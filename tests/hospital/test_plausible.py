@@ -165,6 +165,13 @@ def test_what_is_implausible_is_a_finding(what: str, tmp_path: Path) -> None:
     assert all("P03" not in finding.text and "Total" not in finding.text for finding in got.values())
 
 
+def test_no_unit_is_named_that_measures_something_else(tmp_path: Path) -> None:
+    """Ages that would fit if they were pounds, inches or degrees."""
+    said = found(tmp_path, each(lambda i, row: (row[0], str(120 + i), *row[2:])))["out_of_range:age"].text
+    assert "40 of 40 values lie outside" in said
+    assert not any(unit in said for unit in ("pounds", "inches", "°F", "kPa"))
+
+
 def test_few_values_that_are_alike_are_no_finding_but_few_labels_are(tmp_path: Path) -> None:
     few = each(lambda i, row: (*row[:2], "1.1" if i < 20 else "-9", row[3]))
     assert found(tmp_path, few) == {}
