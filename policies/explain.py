@@ -21,7 +21,7 @@ from policies.facts import (
     counted_delta,
     most_delta,
 )
-from policies.registry import Agreement
+from policies.registry import Agreement, is_party
 
 
 class Words(NamedTuple):
@@ -60,7 +60,7 @@ def _baa(facts: Facts) -> Words:
 def _lacking(facts: Facts, party: str, kinds: list[str]) -> str:
     quoted = ", ".join(f"'{kind}'" for kind in kinds)
     head = f"No agreement in force on {facts.today} with {party} covers {quoted}"
-    baas = [a for a in facts.registry.agreements if a.terms.kind == "baa" and party in a.terms.parties]
+    baas = [a for a in facts.registry.agreements if a.terms.kind == "baa" and is_party(party, a)]
     if not baas:
         return f"{head} (the registry holds none with that party)."
     naming = [a for a in baas if set(kinds) & set(a.terms.services)]
@@ -72,7 +72,7 @@ def _lacking(facts: Facts, party: str, kinds: list[str]) -> str:
 
 def _standing(agreement: Agreement, facts: Facts) -> str:
     name = f"{agreement.terms.id} version {agreement.version}"
-    if facts.hospital not in agreement.terms.parties:
+    if not is_party(facts.hospital, agreement):
         return f"{name} does not name {facts.hospital} as a party"
     if agreement.confirmed_on is not None and agreement.confirmed_on > facts.today:
         return (
@@ -93,8 +93,8 @@ def _standing(agreement: Agreement, facts: Facts) -> str:
 
 
 def _baa_remedy(facts: Facts, parties: list[str]) -> str:
-    baas = [a.terms for a in facts.registry.unconfirmed() if a.terms.kind == "baa"]
-    waiting = [terms.id for terms in baas if set(parties) & set(terms.parties)]
+    baas = [a for a in facts.registry.unconfirmed() if a.terms.kind == "baa"]
+    waiting = [a.terms.id for a in baas if any(is_party(party, a) for party in parties)]
     if waiting:
         return f"Let a second person confirm {', '.join(waiting)} in the registry if it covers what is lacking."
     return (

@@ -153,13 +153,13 @@ class Registry(Agreed):
         return tuple(
             agreement
             for agreement in newest.values()
-            if _is_party(self.organisation, agreement) and (kind is None or agreement.terms.kind == kind)
+            if is_party(self.organisation, agreement) and (kind is None or agreement.terms.kind == kind)
         )
 
     def covers(self, service: str, organisation: str, on: datetime.date) -> Agreement | None:
         """The BAA in force under which `organisation` may run `service` for this hospital, or None."""
         for agreement in self.in_force(on, "baa"):
-            if _is_party(organisation, agreement) and service in agreement.terms.services:
+            if is_party(organisation, agreement) and service in agreement.terms.services:
                 return agreement
         return None
 
@@ -286,7 +286,8 @@ class Registry(Agreed):
         )
 
 
-def _is_party(organisation: str, agreement: Agreement) -> bool:
+def is_party(organisation: str, agreement: Agreement) -> bool:
+    """Whether an agreement names this organisation, however either is written."""
     return any(same_identity(organisation, party) for party in agreement.terms.parties)
 
 

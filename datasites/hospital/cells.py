@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -82,7 +82,7 @@ class Table:
     @property
     def place(self) -> str:
         """What `places` counts."""
-        return "row" if self.path.suffix == ".parquet" else "line"
+        return "row" if self.path.suffix.lower() == ".parquet" else "line"
 
 
 def table_of(home: Home, dataset: DatasetSettings) -> Table:
@@ -93,7 +93,7 @@ def table_of(home: Home, dataset: DatasetSettings) -> Table:
 def read_table(path: Path, separator: Separator = ",", encoding: Encoding = "utf-8") -> Table:
     """Read delimited text or Parquet; raises `InputError` that names lines and never shows a patient's value."""
     with _reading(path, "table"):
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return _parquet(path)
         read = read_delimited(path, separator, encoding)
         cells = pd.DataFrame(list(read.rows), columns=list(read.names), dtype=object)
@@ -106,7 +106,7 @@ def read_mock(path: Path) -> pd.DataFrame:
     Its rows are invented and published, so that types may be guessed from all of them.
     """
     with _reading(path, "mock"):
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        return pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
 
 
 @contextmanager
@@ -130,7 +130,8 @@ def _reading(path: Path, setting: str) -> Iterator[None]:
 def _parquet(path: Path) -> Table:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    # A file tells what was damaged only where its writer wrote checksums of its pages; see TABLES.md.
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read()
     kept = [place for place, name in enumerate(table.column_names) if not _ROW_NUMBERS.fullmatch(name)]
     names = [table.column_names[place].strip() for place in kept]
@@ -157,6 +158,8 @@ def cell_text(value: object) -> str:
     """One cell as text; "" for no value (None, NaN and their like). Text is left as it is."""
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes):
+        return _bytes_text(value)
     if value is None or value is pd.NA or value is pd.NaT:
         return ""
     if isinstance(value, bool | np.bool_):
@@ -168,6 +171,15 @@ def cell_text(value: object) -> str:
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return str(int(value))
     return str(value)
+
+
+def _bytes_text(value: bytes) -> str:
+    """The text that a writer left without its type, as several do to Parquet; of other bytes their digits."""
+    with suppress(UnicodeDecodeError):
+        text = value.decode("utf-8")
+        if CONTROL.search(text) is None:
+            return text
+    return f"0x{value.hex()}"
 
 
 def _fraction_text(value: float) -> str:

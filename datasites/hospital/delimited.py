@@ -21,6 +21,7 @@ doubt.)
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,9 @@ _NAMED = 5
 class Doubt:
     """Something that the grammar allows and that a broken export makes as well; people say whether it is right.
 
-    open_quote: a quoted field one of whose lines holds as many separators as a whole record: an open quote and one
-    that happens to close it look the same. not_ended: the last line has no line end, as in a file that was cut off.
+    open_quote: a quoted field that holds as many separators as whole records would, on one of its lines or where its
+    lines meet: an open quote and one that happens to close it look the same. not_ended: the last line has no line end,
+    as in a file that was cut off.
     lines: where, counted from 1.
     """
 
@@ -97,7 +99,7 @@ def parse(text: str, separator: Separator, name: str) -> Delimited:
                 "carriage return inside; mend the export"
             )
         if any(field.strip() for field in fields):
-            names = _header(fields, separator, name, line)
+            names, begin = _header(fields, separator, name, line), line
             break
         empty.append(line)
     else:
@@ -117,12 +119,7 @@ def parse(text: str, separator: Separator, name: str) -> Delimited:
         else:
             rows.append(tuple(fields))
             lines.append(line)
-            if "\n" in record and any(
-                part.count(separator) >= len(names) - 1
-                for field in fields
-                if "\n" in field
-                for part in field.split("\n")
-            ):
+            if "\n" in record and any(_holds_records(field, separator, len(names)) for field in fields):
                 doubtful.append(line)
     if quotes:
         raise InputError(
@@ -131,7 +128,7 @@ def parse(text: str, separator: Separator, name: str) -> Delimited:
             "twice; mend the export"
         )
     if wide:
-        _refuse_widths(wide, len(names), name, ends_empty)
+        _refuse_widths(wide, len(names), name, ends_empty, begin if not rows and len(wide) == 1 else 0)
     doubts = [Doubt("open_quote", tuple(doubtful))] if doubtful else []
     if not text.endswith("\n"):
         doubts.append(Doubt("not_ended", (text.count("\n") + 1,)))
@@ -194,6 +191,18 @@ def _fields(record: str, separator: Separator) -> list[str] | None:
 _FIELD = {separator: re.compile(f'"((?:[^"]|"")*)"|[^"\r\n{re.escape(separator)}]*') for separator in SEPARATORS}
 
 
+def _holds_records(field: str, separator: Separator, columns: int) -> bool:
+    """Whether a field may be several records, of which an open quote made one.
+
+    Such a field begins and ends in one column, so each line end in it but those of empty lines stands among as many
+    separators as a record has; a line that holds as many is enough.
+    """
+    parts = [part.count(separator) for part in field.split("\n") if part.strip()]
+    return "\n" in field and (
+        max(parts, default=0) >= columns - 1 or sum(parts) >= (columns - 1) * (len(parts) - 1) > 0
+    )
+
+
 def _header(fields: list[str], separator: Separator, name: str, line: int) -> tuple[str, ...]:
     names = tuple(field.strip() for field in fields)
     if len(names) == 1:
@@ -202,11 +211,13 @@ def _header(fields: list[str], separator: Separator, name: str, line: int) -> tu
             f"{name}, line {line}: the header has one column; fields are parted by {_word(separator)}"
             + (f", and it holds {_word(others[0])}: set `separator` of this dataset in datasite.toml" if others else "")
         )
-    twice = sorted({repr(one) for one in names if names.count(one) > 1})
+    twice = [one for one, times in Counter(names).items() if times > 1]
     if twice:
+        # Where a file has no header, names are a patient's values: places are shown.
+        places = " and ".join(str(place) for place, one in enumerate(names, 1) if one == twice[0])
         raise InputError(
-            f"{name}, line {line}: {', '.join(twice)} stands more than once in the header (spaces around a name don't "
-            "count); give each column a name of its own"
+            f"{name}, line {line}: columns {places} of the header have one name (spaces around it don't count); give "
+            "each column a name of its own, and a file without a header one"
         )
     return names
 
@@ -215,12 +226,14 @@ def _word(separator: Separator) -> str:
     return {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar (|)"}[separator]
 
 
-def _refuse_widths(wide: dict[int, list[int]], columns: int, name: str, ends_empty: bool) -> None:
+def _refuse_widths(wide: dict[int, list[int]], columns: int, name: str, ends_empty: bool, begin: int) -> None:
+    """Raise `InputError`. begin: the line of the header where no row is as wide, and all are of one width; else 0."""
     counts = "; ".join(f"{_on(lines, 'row')} with {width} field(s)" for width, lines in sorted(wide.items()))
     hint = (
         "; each of them ends with one separator more than the header"
         if ends_empty
         else "; look there for a separator outside quotes (a decimal comma?), a lost field or a line that was cut off"
+        + (f", and whether line {begin} is the header" if begin else "")
     )
     raise InputError(f"{name}: the header has {columns} columns, and there are {counts}{hint}; mend the export")
 

@@ -301,8 +301,8 @@ def harmonise(
         frame[WHOSE] = [pseudonym(cell) for cell in table[mapping.patient]]
         if frame[WHOSE].isna().any():
             raise InputError(
-                f"mapping.toml: {int(frame[WHOSE].isna().sum())} row(s) have no {mapping.patient!r}; "
-                "every record needs its patient"
+                f"{int(frame[WHOSE].isna().sum())} row(s) of the table have no {mapping.patient!r}, its patient "
+                "column; every record needs its patient: fill it in, or leave these rows out of the export"
             )
     if model.label.name in frame:
         frame = frame[frame[model.label.name].notna()]

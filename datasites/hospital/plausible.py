@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from datasites.hospital.cells import Table, number, pseudonym, word
+from datasites.hospital.cells import Table, code, number, pseudonym, word
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.harmonise import Mapping, codes_that_match_nothing
 from datasites.study.schema import DataModel, Feature
+from datasites.study.visible import shows
 
 Kind = Literal[
     "no_rows",
@@ -36,9 +37,10 @@ Kind = Literal[
     "infinite",
     "out_of_range",
     "unused_code",
+    "one_number",
 ]
 #: Findings that are shown and block nothing.
-NOTES: frozenset[Kind] = frozenset(["unused_code"])
+NOTES: frozenset[Kind] = frozenset(["unused_code", "one_number"])
 #: Findings that no answer lifts.
 FINAL: frozenset[Kind] = frozenset(["no_rows"])
 #: From this share of measured values outside the study's range on, a unit is more likely wrong than the patients.
@@ -75,6 +77,15 @@ CONVERSIONS: tuple[tuple[str, float, float, str, str], ...] = (
     *(("", 10.0**power, 0.0, f"the unit's 10^{-power}", "the unit") for power in (-6, -3, -2, -1, 1, 2, 3, 6)),
 )
 
+#: How studies write the units above, where these aren't of one substance alone.
+_WRITTEN = {
+    "years": {"a", "y", "yr", "year", "years"},
+    "kg": {"kg"},
+    "cm": {"cm"},
+    "°C": {"Cel", "°C"},
+    "mm[Hg]": {"mm[Hg]", "mmHg"},
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -103,7 +114,11 @@ def findings(
     if not len(table):
         text = f"the table has no rows, and {dataset.declared_patients} patients are declared; is it the right file?"
         return (Finding("no_rows", "", 1.0, text),)
-    found = [*_of_the_file(table), *_of_patients(table, mapping, dataset), *_of_rows(table, mapping)]
+    found: list[Finding] = []
+    if not len(frame):
+        text = f"none of the table's {len(table)} rows has the label, so none is left; is `from` the right column?"
+        found.append(Finding("no_rows", "", 1.0, text))
+    found += [*_of_the_file(table), *_of_patients(table, mapping, dataset), *_of_rows(table, mapping)]
     for feature in (*model.features, model.label):
         if feature.name in frame.columns and (len(frame) or feature is model.label):
             found += _of_a_feature(feature, frame[feature.name], len(table), is_label=feature is model.label)
@@ -127,17 +142,22 @@ def _of_the_file(table: Table) -> Iterator[Finding]:
 def spelling_key(identifier: str) -> str:
     """What spellings of one identifier have in common.
 
-    Compatibility forms, capitals, invisible characters and spaces are taken away (Unicode NFKC, case folding, general
-    categories Cc, Cf, Zs and Mn beyond composed letters), and what is then a number is read as one.
+    Compatibility forms, capitals, spaces and what people don't see are taken away (Unicode NFKC, case folding,
+    `visible.shows`), and what is then a number is read as one, exactly.
     """
     text = unicodedata.normalize("NFKC", identifier).casefold()
-    text = unicodedata.normalize("NFKC", "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Zs")))
+    text = unicodedata.normalize("NFKC", "".join(c for c in text if shows(c)))
     value = number(text)
-    return text if value is None or not value.is_finite() else f"{_plain(value)}"
+    return text if value is None or not value.is_finite() else _plain(value)
 
 
-def _plain(value: Decimal) -> Decimal:
-    return value.normalize() + 0
+def _plain(value: Decimal) -> str:
+    """A number, written in one way only; by its digits, since arithmetic would round them."""
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)
+    all_digits = "".join(map(str, digits)).lstrip("0")
+    shown = all_digits.rstrip("0")
+    return f"{'-' * sign}{shown}e{exponent + len(all_digits) - len(shown)}" if shown else "0"
 
 
 def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> Iterator[Finding]:
@@ -168,10 +188,11 @@ def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> It
 
 def _of_rows(table: Table, mapping: Mapping) -> Iterator[Finding]:
     rows = list(table.cells.itertuples(index=False, name=None))
-    half = len(rows) // 2
-    again = len(rows) - len(set(rows)) if mapping.patient is not None else 0
-    if again / len(rows) >= MOST_REPEATED or (half > 1 and len(rows) % 2 == 0 and rows[:half] == rows[half:]):
-        again = again or half
+    written = Counter(rows)
+    again = len(rows) - len(written)
+    # Without a patient column patients may be alike, but hardly each one to just one other.
+    of_patients = mapping.patient is not None and again / len(rows) >= MOST_REPEATED
+    if of_patients or (len(rows) > 2 and all(times % 2 == 0 for times in written.values())):
         yield Finding(
             "repeated",
             "",
@@ -252,6 +273,8 @@ def _conversions(feature: Feature, numbers: npt.NDArray[np.float64]) -> str:
     named = f"{feature.name} {feature.description}".casefold()
     fitting = []
     for what, factor, offset, times, there, here in both_ways:
+        if not what and feature.unit and feature.unit not in _WRITTEN.get(here, {feature.unit}):
+            continue
         if _outside(feature, numbers * factor + offset) <= _STRAYS * len(numbers) and (not what or what in named):
             distance = abs(float(np.median(numbers)) * factor + offset - feature.centre)
             setting = f"factor = {factor:.4g}" + (f", offset = {offset:.4g}" if offset else "")
@@ -268,6 +291,18 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
             feature.name,
             0.0,
             f"{feature.name}: no row has {', '.join(map(repr, unused[:5]))}, which mapping.toml names",
+        )
+    if feature.type != "category":
+        return
+    cells = Counter(map(word, table.cells[column.source]))
+    numbers = Counter(map(code, cells))
+    if alike := sum(times for cell, times in cells.items() if numbers[code(cell)] > 1):
+        yield Finding(
+            "one_number",
+            feature.name,
+            alike / len(table),
+            f"{feature.name}: {alike} of {len(table)} rows of {column.source!r} have a code that another row writes "
+            "otherwise, as 1 and 1.0; they are two codes here: compare with `values` that each is meant",
         )
 
 

@@ -89,6 +89,11 @@ def _name(character: str) -> str:
     return unicodedata.name(character, "a control character").lower()
 
 
+def shows(character: str) -> bool:
+    """Whether it leaves ink, so that people can tell a word with it from one without."""
+    return character not in _BLANK and unicodedata.category(character) not in {*_ACTING, "Zs"}
+
+
 def _acts_or_hides(character: str) -> bool:
     if character in "\n\t":
         return False

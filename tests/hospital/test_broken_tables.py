@@ -144,11 +144,20 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "a separator at the end of the header": (at(1, lambda line: f"{line}|"), r"7 columns, and there are 40 row"),
     "a lost field": (at(9, lambda line: line.split("|", 1)[1]), r"1 row\(s\) \(line 9\) with 5 field.*a lost field"),
     "a lost separator": (at(9, lambda line: line.replace("|", "", 1)), r"1 row\(s\) \(line 9\) with 5 field"),
-    "a name twice": (at(1, lambda line: line.replace("note", "id")), r"line 1: 'id' stands more than once.*give"),
-    "a name twice but for spaces": (at(1, lambda line: line.replace("note", "id ")), r"'id' stands more than once"),
+    "a name twice": (at(1, lambda line: line.replace("note", "id")), r"line 1: columns 1 and 5 of the header .*give"),
+    "a name twice but for spaces": (
+        at(1, lambda line: line.replace("note", "id ")),
+        "columns 1 and 5 of the header have one",
+    ),
     "two stray quotes": (
         lambda all_lines: at(31, lambda line: f'{line}"')(at(12, lambda line: f'"{line}')(all_lines)),
         r"\(line 12\)",
+    ),
+    "two stray quotes in neighbouring rows": (
+        lambda all_lines: at(13, lambda line: line.replace("|", '"|', 2).replace('"|', "|", 1))(
+            at(12, lambda line: line.replace("|", '|"', 1))(all_lines)
+        ),
+        r"\[open_quote\] 1 record\(s\) \(line 12\).*compare these lines with the source",
     ),
     "a quote in the middle of a field": (
         at(12, lambda line: line.replace("fine", 'f"i"ne').replace('"f"', 'f"')),
@@ -174,7 +183,10 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
         lambda all_lines: [*all_lines[:27], all_lines[27][: all_lines[27].rindex("|")]],
         r"1 row\(s\) \(line 28\) with 5 field.*a line that was cut off",
     ),
-    "a title above the header": (lambda all_lines: ["Report|of|today", *all_lines], r"3 columns, and there are 41 row"),
+    "a title above the header": (
+        lambda all_lines: ["Report|of|today", *all_lines],
+        r"3 columns, and there are 41 row.* whether line 1 is the header",
+    ),
     "a title of one cell above the header": (
         lambda all_lines: ["Report of today", *all_lines],
         "header has one column",
@@ -231,7 +243,7 @@ CELLS: dict[str, tuple[list[Row], str]] = {
     ),
     "an identifier that is missing": (
         each(lambda i, row: cell(row, "id", "" if i == 2 else row[0])),
-        r"1 row\(s\) have no 'id'; every record needs its patient",
+        r"1 row\(s\) of the table have no 'id', its patient column; .*fill it in, or leave these rows out",
     ),
     "ages in months": (
         each(lambda i, row: cell(row, "age", f"{12 * (40 + i)}.5")),
@@ -277,7 +289,7 @@ CELLS: dict[str, tuple[list[Row], str]] = {
     ),
     "means in a word of another language": (
         [*ROWS, ("", "59.5", "1.1", "1", "Mittelwert", "1")],
-        r"1 row\(s\) have no 'id'",
+        r"1 row\(s\) of the table have no 'id'",
     ),
     "a line of counts that looks like no patient": (
         [*ROWS, ("40", "59.5", "1.1", "1", "", "1")],
@@ -418,6 +430,18 @@ def test_a_mapping_that_says_two_things_is_refused(change: str, words: str, tmp_
     assert re.search(words, verdict(tmp_path, text_of(ROWS).encode(), mapping=mapping), re.DOTALL)
 
 
+def test_one_number_written_in_two_ways_is_two_codes_and_is_said(tmp_path: Path) -> None:
+    named = 'from = "ward", values = { 1 = "1", "1.0" = "2", 2 = "2", NA = "na" }'
+    mapping = MAPPING.replace('from = "ward"', named)
+    rows = each(lambda i, row: cell(row, "ward", "1.0" if i < 6 else row[3]))
+    found = seen(tmp_path, text_of(rows).encode(), mapping=mapping)
+    (note,) = found.findings
+    assert (note.name, note.blocks) == ("one_number:ward", False)
+    assert re.search(r"18 of 40 rows of 'ward' have a code that another row writes otherwise", note.text)
+    assert found.frame["ward"][:6].tolist() == ["2"] * 6
+    assert seen(tmp_path, text_of(ROWS).encode()).findings == ()
+
+
 @pytest.mark.parametrize("kind", ["cut off", "a name twice", "NUL", "no rows", "infinite"])
 def test_what_is_wrong_in_parquet_alone(kind: str, tmp_path: Path) -> None:
     content = as_parquet(ROWS, tmp_path)
@@ -495,7 +519,9 @@ def test_what_spreadsheets_add_changes_nothing(what: str, tmp_path: Path) -> Non
     assert found.frame["died"].sum() == 20
 
 
-@pytest.mark.parametrize("kind", ["text", "numbers", "categories", "decimals", "nullable", "yes/no", "an index"])
+@pytest.mark.parametrize(
+    "kind", ["text", "numbers", "categories", "decimals", "nullable", "yes/no", "bytes", "an index"]
+)
 def test_an_honest_parquet_file_is_read_right(kind: str, tmp_path: Path) -> None:
     frame = pd.DataFrame(ROWS, columns=HEAD)
     if kind == "numbers":
@@ -506,6 +532,8 @@ def test_an_honest_parquet_file_is_read_right(kind: str, tmp_path: Path) -> None
         frame["age"] = frame["age"].map(Decimal)
     elif kind == "nullable":
         frame["crea"] = frame["crea"].replace("-9", None).astype("Float64")
+    elif kind == "bytes":
+        frame = frame.map(str.encode).assign(picture=[b"\0\xff"] * 40)
     elif kind == "yes/no":
         frame["died"] = frame["died"] == "1"
     frame.to_parquet(tmp_path / "written", index=kind == "an index")
@@ -514,4 +542,5 @@ def test_an_honest_parquet_file_is_read_right(kind: str, tmp_path: Path) -> None
     assert not [one for one in found.findings if one.blocks]
     assert found.frame["died"].sum() == 20
     assert found.frame["crea"].isna().sum() == 1
+    assert found.table.cells["id"].tolist() == [row[0] for row in ROWS]
     assert found.frame["age"].tolist() == [float(row[1]) for row in ROWS]

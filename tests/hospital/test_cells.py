@@ -326,6 +326,23 @@ def test_parquet_is_read_by_the_same_rules(tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_damage_to_parquet_with_checksums_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.PARQUET"
+    frame = pd.DataFrame({"id": [f"P{row}" for row in range(40)], "a": np.arange(40) % 3 + 0.5})
+    frame.to_parquet(path, index=False, write_page_checksum=True)
+    content, before = path.read_bytes(), read_table(path).cells
+    refused = 0
+    for place in range(0, len(content), 11):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 37]) + content[place + 1 :])
+        try:
+            after = read_table(path).cells
+        except InputError:
+            refused += 1
+            continue
+        assert after.to_numpy().tolist() == before.to_numpy().tolist()
+    assert refused > 20
+
+
 def test_no_row_is_known_by_its_place() -> None:
     table = plain([("P1", *["1"] * 8)])
     with pytest.raises(ValueError, match="names"):

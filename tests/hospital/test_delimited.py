@@ -120,9 +120,11 @@ BROKEN = {
     "one comma too many in the first row": (HEAD + "secret1,48,0,\nsecret2,50,1\n", "1 row(s) (line 2) with 4 field"),
     "a lost field": (HEAD + "secret1,48,0\nsecret2,1\n", "1 row(s) (line 3) with 2 field"),
     "a decimal comma": (HEAD + "secret1,48,5,0\nsecret2,51,1\n", "1 row(s) (line 2) with 4 field"),
-    "a name twice": ("id,id,died\nsecret1,48,0\n", "'id' stands more than once"),
-    "a name twice but for spaces": ("id, id,died\nsecret1,48,0\n", "'id' stands more than once"),
-    "two names that are empty": ("id,, ,died\nsecret1,48,0,1\n", "'' stands more than once"),
+    "a name twice": ("id,id,died\nsecret1,48,0\n", "columns 1 and 2 of the header have one name"),
+    "a name twice but for spaces": ("id, id,died\nsecret1,48,0\n", "columns 1 and 2 of the header"),
+    "two names that are empty": ("id,, ,died\nsecret1,48,0,1\n", "columns 2 and 3 of the header"),
+    "no header, and a value that stands twice": ("7,secret,secret\n8,48,0\n", "a file without a header one"),
+    "a line above the header": ("sep=,\n" + HEAD + "secret1,48,0\n", "whether line 1 is the header"),
     "two stray quotes": (HEAD + 'secret1,"48,0\nsecret2,50,1\nsecret3,5"1,1\n', "1 record(s) (line 2)"),
     "a quote in the middle": (HEAD + 'secret1,4"8,0\n', "1 is opened"),
     "a quote after a space": (HEAD + 'secret1, "48",0\n', "1 record(s) (line 2)"),
@@ -158,6 +160,8 @@ def test_a_broken_table_is_refused_with_its_lines_and_no_field(what: str, tmp_pa
 DOUBTFUL = {
     "a line end is missing": (HEAD + "P1,48,0\nP2,50,1", "not_ended", (3,)),
     "a quoted text that looks like records": (HEAD + 'P1,"48,0\nP2,50,1\nP3,51",1\n', "open_quote", (2,)),
+    "a quoted text that looks like one more record": (HEAD + 'P1,"48,0\nP2,50",1\n', "open_quote", (2,)),
+    "the same around an empty line": (HEAD + 'P1,"48,0\n\nP2,50",1\n', "open_quote", (2,)),
 }
 
 
@@ -183,6 +187,11 @@ HONEST = {
         HEAD + 'P1,"two\nlines",0\nP2,"two\r\nlines",1\n',
         ",",
         [["P1", "two\nlines", "0"], ["P2", "two\r\nlines", "1"]],
+    ),
+    "quoted line ends and a separator": (
+        HEAD + 'P1,"two\nlines, or\nthree",0\n',
+        ",",
+        [["P1", "two\nlines, or\nthree", "0"]],
     ),
     "spaces": (HEAD + " P1 , 48 ,0\n", ",", [[" P1 ", " 48 ", "0"]]),
     "blank lines": (HEAD + "\nP1,48,0\n   \n\n", ",", [["P1", "48", "0"]]),

@@ -10,7 +10,7 @@ import pytest
 from datasites.hospital.cells import read_table
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.harmonise import Mapping, harmonise
-from datasites.hospital.plausible import Finding, findings, spelling_key
+from datasites.hospital.plausible import NOTES, Finding, findings, spelling_key
 from datasites.study.schema import DataModel
 
 MODEL = DataModel.model_validate(
@@ -104,7 +104,10 @@ BROKEN: dict[str, tuple[list[Row], dict[str, str]]] = {
         each(lambda i, row: (*row[:2], "-9", row[3])),
         {"missing:creatinine": "missing in all 40 rows"},
     ),
-    "no label": (each(lambda i, row: (*row[:3], "")), {"missing:died": "missing in all 40 rows"}),
+    "no label": (
+        each(lambda i, row: (*row[:3], "")),
+        {"missing:died": "missing in all 40 rows", "no_rows": "none of the table's 40 rows has the label"},
+    ),
     "totals": ([*ROWS, ("Total", "59", "1.2", "1")], {"last_row": "the row at line 42"}),
     "totals without a word": ([*ROWS, ("-", "59", "1.2", "1")], {"last_row": "unlike the others"}),
     "totals under a word in another column": (
@@ -128,6 +131,12 @@ SPELT = {
     "an invisible character": ("P03", "P03\u200b"),
     "a no-break space": ("P 99", "P\u00a099"),
     "a soft hyphen": ("P03", "P\u00ad03"),
+    "a selector of a variant": ("P03", "P03\ufe0f"),
+    "a joiner": ("P03", "P\u034f03"),
+    "a filler": ("P03", "P03\u3164"),
+    "an empty sign of Braille": ("P03", "P\u280003"),
+    "a separator of lines": ("P03", "P0\u20283"),
+    "a large exponent": ("1e99999999", "10e99999998"),
     "a fraction of a number": ("12", "12.0"),
     "zeros before": ("007", "7"),
     "an exponent": ("1E5", "100000"),
@@ -152,8 +161,15 @@ def test_what_is_implausible_is_a_finding(what: str, tmp_path: Path) -> None:
     assert set(wanted) <= set(got)
     for name, words in wanted.items():
         assert words in got[name].text
-        assert got[name].blocks == (got[name].kind != "unused_code")
+        assert got[name].blocks == (got[name].kind not in NOTES)
     assert all("P03" not in finding.text and "Total" not in finding.text for finding in got.values())
+
+
+def test_no_unit_is_named_that_measures_something_else(tmp_path: Path) -> None:
+    """Ages that would fit if they were pounds, inches or degrees."""
+    said = found(tmp_path, each(lambda i, row: (row[0], str(120 + i), *row[2:])))["out_of_range:age"].text
+    assert "40 of 40 values lie outside" in said
+    assert not any(unit in said for unit in ("pounds", "inches", "°F", "kPa"))
 
 
 def test_few_values_that_are_alike_are_no_finding_but_few_labels_are(tmp_path: Path) -> None:
@@ -173,8 +189,12 @@ def test_without_a_patient_column_equal_rows_are_patients_unless_the_whole_stand
     mapping = MAPPING.model_copy(update={"patient": None})
     assert found(tmp_path, [*ROWS, *ROWS[:4]], mapping=mapping) == {}
     assert "repeated" in found(tmp_path, [*ROWS, *ROWS], mapping=mapping)
+    assert "repeated" in found(tmp_path, sorted([*ROWS, *ROWS]), mapping=mapping)
 
 
-@pytest.mark.parametrize("names", [("P1", "P2"), ("P1", "P10"), ("1", "-1"), ("a1", "1a"), ("1.5", "15"), ("Ö", "O")])
+@pytest.mark.parametrize(
+    "names",
+    [("P1", "P2"), ("P1", "P10"), ("1", "-1"), ("a1", "1a"), ("1.5", "15"), ("Ö", "O"), (f"{10**29}", f"{10**29 + 1}")],
+)
 def test_other_identifiers_stay_others(names: tuple[str, str]) -> None:
     assert spelling_key(names[0]) != spelling_key(names[1])

@@ -257,6 +257,14 @@ def test_an_agreement_that_expires_between_rounds_stops_the_next_and_renewal_let
     assert "second person" not in said.split("baa-centre version 2")[1].split(")")[0]
 
 
+def test_a_denial_says_of_an_agreement_what_it_is_however_the_party_is_written() -> None:
+    waiting = registry(irb(), dua()).enter(baa(parties=("GENERAL  hospital", "CENTRE")), "clerk@general.example", TODAY)
+    said = engine().decide(facts_of("run_round", agreements=waiting.agreements)).summary
+    assert "baa-centre version 1 waits for a second person" in said
+    assert "holds none" not in said
+    assert "Let a second person confirm baa-centre" in said
+
+
 def test_a_service_run_by_the_hospital_itself_needs_no_agreement_with_itself() -> None:
     own = tuple(s.model_copy(update={"organisation": HOSPITAL}) for s in facts_of("intake").terms.services)  # type: ignore[union-attr]
     changes = {"terms__services": own, "agreements": registry(irb()).agreements}
