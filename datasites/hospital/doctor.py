@@ -26,7 +26,7 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
 from datasites.hospital.cases import open_case
 from datasites.hospital.cells import read_mock, table_of
-from datasites.hospital.config import Home
+from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand
 from datasites.hospital.harmonise import read_mapping
@@ -256,27 +256,34 @@ def _datasets(site: Site) -> Iterator[Check]:
     if not home.settings.datasets:
         yield Check("datasets", "warn", "none is registered; add [[datasets]] to datasite.toml")
     for dataset in home.settings.datasets:
-        read_mapping(home.root / dataset.mapping)
-        rows = len(table_of(home, dataset))
-        mock = len(read_mock(home.root / dataset.mock))
-        caps = require_agreed(dataset)
-        used = max(state.percent_used for state in ledger.state(dataset))
-        state: Literal["ok", "warn"] = "ok" if used < 100 else "warn"
+        try:
+            yield from _dataset(home, dataset)
+        except DatasitesError as error:  # the others are looked at all the same
+            yield Check(f"dataset {dataset.name}", "bad", str(error))
+
+
+def _dataset(home: Home, dataset: DatasetSettings) -> Iterator[Check]:
+    read_mapping(home.root / dataset.mapping)
+    rows = len(table_of(home, dataset))
+    mock = len(read_mock(home.root / dataset.mock))
+    caps = require_agreed(dataset)
+    used = max(state.percent_used for state in ledger.state(dataset))
+    state: Literal["ok", "warn"] = "ok" if used < 100 else "warn"
+    yield Check(
+        f"dataset {dataset.name}",
+        state,
+        f"{rows} rows, mock of {mock} rows, {used:.0f} % of the privacy budget spent or reserved",
+    )
+    if surplus := dataset.surplus_in_words(rows):
+        yield Check(f"dataset {dataset.name}: records", "warn", surplus)
+    most = most_delta(dataset.declared_patients)
+    if caps.delta > max(most, accepted_delta(dataset.population)):
         yield Check(
-            f"dataset {dataset.name}",
-            state,
-            f"{rows} rows, mock of {mock} rows, {used:.0f} % of the privacy budget spent or reserved",
+            f"dataset {dataset.name}: delta",
+            "warn",
+            f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
+            "smaller delta, or let two people take the risk: `datasites budget accept-delta`",
         )
-        if surplus := dataset.surplus_in_words(rows):
-            yield Check(f"dataset {dataset.name}: records", "warn", surplus)
-        most = most_delta(dataset.declared_patients)
-        if caps.delta > max(most, accepted_delta(dataset.population)):
-            yield Check(
-                f"dataset {dataset.name}: delta",
-                "warn",
-                f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
-                "smaller delta, or let two people take the risk: `datasites budget accept-delta`",
-            )
 
 
 def _cases(site: Site) -> Iterator[Check]:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from datasites.hospital.cells import Table, code, number, pseudonym, word
+from datasites.hospital.cells import Table, cell_text, code, number, pseudonym, word
 from datasites.hospital.config import DatasetSettings
-from datasites.hospital.harmonise import Mapping, codes_that_match_nothing
+from datasites.hospital.harmonise import Column, Mapping, codes_that_match_nothing
 from datasites.study.schema import DataModel, Feature
 from datasites.study.visible import shows
 
@@ -36,6 +36,7 @@ Kind = Literal[
     "constant",
     "infinite",
     "out_of_range",
+    "coded",
     "unused_code",
     "one_number",
 ]
@@ -53,6 +54,8 @@ MOST_REPEATED = 0.05
 _STRAYS = 0.05
 #: So few measured values may be alike by chance; classes are counted whatever there is.
 _FEW = 20
+#: Numbers by which tables often say that there is no value.
+_CODES = frozenset(Decimal(sign * int("9" * digits)) for sign in (-1, 1) for digits in range(1, 7))
 #: Rows at the end of a table that are compared with all others.
 _LAST = 3
 #: What tables call a row that is no patient.
@@ -292,6 +295,7 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
             0.0,
             f"{feature.name}: no row has {', '.join(map(repr, unused[:5]))}, which mapping.toml names",
         )
+    yield from _of_codes_for_nothing(feature, column, table.cells[column.source])
     if feature.type != "category":
         return
     cells = Counter(map(word, table.cells[column.source]))
@@ -303,6 +307,31 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
             alike / len(table),
             f"{feature.name}: {alike} of {len(table)} rows of {column.source!r} have a code that another row writes "
             "otherwise, as 1 and 1.0; they are two codes here: compare with `values` that each is meant",
+        )
+
+
+def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) -> Iterator[Finding]:
+    """Codes such as -9 that would be taken for a measured value: cut to the range, or as a no under `above`."""
+    named = {code(cell_text(entry)) for entry in (*column.missing, *column.values)}
+    read = Counter(code(cell) for cell in cells)
+    numbers = {value: times for value, times in read.items() if isinstance(value, Decimal) and value not in named}
+    if column.above is not None:
+        has_negatives = any(value < 0 and value not in _CODES for value in numbers)
+        meant = [value for value in numbers if value in _CODES and value < 0 and not has_negatives]
+        becomes = "a no under `above`"
+    elif feature.type == "number":
+        made = {value: float(value) * column.factor + column.offset for value in numbers if value in _CODES}
+        meant = [value for value, number in made.items() if _outside(feature, np.array([number]))]
+        becomes = "an end of the study's range"
+    else:
+        return
+    if rows := sum(numbers[value] for value in meant):
+        yield Finding(
+            "coded",
+            feature.name,
+            rows / len(cells),
+            f"{feature.name}: {rows} of {len(cells)} rows of {column.source!r} say "
+            f"{', '.join(map(str, sorted(meant)))}, by which tables often say that there is no value, and would become {becomes}; name it in `missing`",
         )
 
 

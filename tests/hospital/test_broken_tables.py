@@ -262,8 +262,12 @@ CELLS: dict[str, tuple[list[Row], str]] = {
         r"\[out_of_range:crea\] crea: 40 of 40 values .*mg/dL",
     ),
     "a code for missing that nobody named": (
-        each(lambda i, row: cell(row, "age", "-99999" if i % 3 == 0 else row[1])),
+        each(lambda i, row: cell(row, "age", "-12345" if i % 3 == 0 else row[1])),
         r"\[out_of_range:age\] age: 14 of 40 values",
+    ),
+    "a few codes for missing that nobody named": (
+        each(lambda i, row: cell(row, "age", "-99" if i < 3 else row[1])),
+        r"\[coded:age\] age: 3 of 40 rows of 'age' say -99, by which.*name it in `missing`",
     ),
     "an infinite value": (
         each(lambda i, row: cell(row, "age", "inf" if i == 9 else row[1])),
@@ -440,6 +444,17 @@ def test_one_number_written_in_two_ways_is_two_codes_and_is_said(tmp_path: Path)
     assert re.search(r"18 of 40 rows of 'ward' have a code that another row writes otherwise", note.text)
     assert found.frame["ward"][:6].tolist() == ["2"] * 6
     assert seen(tmp_path, text_of(ROWS).encode()).findings == ()
+
+
+def test_a_missing_outcome_is_no_survivor_under_above(tmp_path: Path) -> None:
+    rows = each(lambda i, row: cell(row, "died", "-9.0" if i < 5 else row[5]))
+    mapping = MAPPING.replace('"died" }', '"died", above = 0 }')
+    said = verdict(tmp_path, text_of(rows).encode(), mapping=mapping)
+    assert "[coded:died] died: 5 of 40 rows of 'died' say -9.0, by which" in said
+    named = mapping.replace("above = 0", "above = 0, missing = [-9]")
+    assert verdict(tmp_path, text_of(rows).encode(), mapping=named) == ""
+    excess = each(lambda i, row: cell(row, "died", str((-9, -4, 3)[i % 3])))  # numbers below zero that are measured
+    assert verdict(tmp_path, text_of(excess).encode(), mapping=mapping) == ""
 
 
 @pytest.mark.parametrize("kind", ["cut off", "a name twice", "NUL", "no rows", "infinite"])
