@@ -1117,6 +1117,13 @@ MUTATIONS = (
         (f"{_WITHDRAWAL}::test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one",),
     ),
     Mutation(
+        "withdrawal: long identifiers are one spelling",
+        "datasites/hospital/plausible.py",
+        "Context(prec=MAX_PREC, ",
+        "Context(prec=28, ",
+        ("tests/hospital/test_plausible.py::test_other_identifiers_stay_others",),
+    ),
+    Mutation(
         "withdrawal: one that was acted on is undone",
         "datasites/hospital/withdrawal.py",
         "        if record.kind == ledger_log.CHARGED and since:\n",

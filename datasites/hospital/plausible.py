@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from datasites.hospital.cells import Table, number, pseudonym, word
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.harmonise import Mapping, codes_that_match_nothing
 from datasites.study.schema import DataModel, Feature
+from datasites.study.visible import BLANK
 
 Kind = Literal[
     "no_rows",
@@ -49,6 +50,7 @@ FAR = 2.0
 MOST_REPEATED = 0.05
 #: Share of values that may lie outside the range under a conversion that explains them.
 _STRAYS = 0.05
+_EXACTLY = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 #: So few measured values may be alike by chance; classes are counted whatever there is.
 _FEW = 20
 #: Rows at the end of a table that are compared with all others.
@@ -128,16 +130,18 @@ def spelling_key(identifier: str) -> str:
     """What spellings of one identifier have in common.
 
     Compatibility forms, capitals, invisible characters and spaces are taken away (Unicode NFKC, case folding, general
-    categories Cc, Cf, Zs and Mn beyond composed letters), and what is then a number is read as one.
+    categories Cc, Cf, Zl, Zp and Zs, and `BLANK`), and what is then a number is read as one, to its last digit.
     """
     text = unicodedata.normalize("NFKC", identifier).casefold()
-    text = unicodedata.normalize("NFKC", "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Zs")))
+    kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Zl", "Zp", "Zs") and c not in BLANK)
+    text = unicodedata.normalize("NFKC", "".join(kept))
     value = number(text)
     return text if value is None or not value.is_finite() else f"{_plain(value)}"
 
 
 def _plain(value: Decimal) -> Decimal:
-    return value.normalize() + 0
+    # Python's usual context would round long identifiers to 28 digits, and raise for what looks like a large exponent.
+    return _EXACTLY.normalize(value) if value else Decimal(0)
 
 
 def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> Iterator[Finding]:

@@ -175,6 +175,34 @@ def test_without_a_patient_column_equal_rows_are_patients_unless_the_whole_stand
     assert "repeated" in found(tmp_path, [*ROWS, *ROWS], mapping=mapping)
 
 
-@pytest.mark.parametrize("names", [("P1", "P2"), ("P1", "P10"), ("1", "-1"), ("a1", "1a"), ("1.5", "15"), ("Ö", "O")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("P1", "P2"),
+        ("P1", "P10"),
+        ("1", "-1"),
+        ("a1", "1a"),
+        ("1.5", "15"),
+        ("Ö", "O"),
+        ("9" * 32, "9" * 31 + "8"),
+        ("1e-9999999", "0"),
+    ],
+)
 def test_other_identifiers_stay_others(names: tuple[str, str]) -> None:
     assert spelling_key(names[0]) != spelling_key(names[1])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1e2345678", "01E2345678"),
+        ("P\ufe0f1", "P1"),
+        ("P\u20281", "P1"),
+        ("P\u034f1", "P1"),
+        ("000", "-0.0"),
+        ("8.0", "8"),
+    ],
+)
+def test_spellings_that_look_alike_or_are_one_number_are_one(names: tuple[str, str]) -> None:
+    """Of a name in hexadecimal digits, too, which happens to be a number that is too large to count to."""
+    assert spelling_key(names[0]) == spelling_key(names[1])
