@@ -1126,9 +1126,23 @@ MUTATIONS = (
     Mutation(
         "withdrawal: one that was acted on is undone",
         "datasites/hospital/withdrawal.py",
-        "        if record.kind == ledger_log.CHARGED and since:\n",
-        "        if False:\n",
+        "    if since and held:\n",
+        "    if False:\n",
         (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
+        "withdrawal: one that was killed before its record is undone after a round",
+        "datasites/hospital/withdrawal.py",
+        "    since: dict[object, int] = dict.fromkeys(wanted, 0)\n",
+        "    since: dict[object, int] = {}\n",
+        (f"{_WITHDRAWAL}::test_a_withdrawal_that_was_killed_before_its_record_is_not_undone_after_a_round",),
+    ),
+    Mutation(
+        "withdrawal: an older entry undoes a later one",
+        "datasites/hospital/withdrawal.py",
+        "        if last != record:\n",
+        "        if False:\n",
+        (f"{_WITHDRAWAL}::test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older",),
     ),
     Mutation(
         "withdrawal: a worker at work lacks the rows of one that was undone",

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from datasites.cli import app
 from datasites.enclave.worker import Worker
-from datasites.hospital import admission, ledger_log, proposals, review, row_work
+from datasites.hospital import admission, ledger_log, proposals, review, row_work, withdrawal
 from datasites.hospital.admission import recheck
 from datasites.hospital.cases import open_case, partitions
 from datasites.hospital.entered_log import EntryRefused
@@ -23,6 +23,7 @@ from datasites.hospital.models import Proposal
 from datasites.hospital.reconcile import differences
 from datasites.hospital.review import NobodyToLeaveOut, OtherSpellings, ReviewError, Withdrawal
 from datasites.hospital.withdrawal import NotToUndo, log_the_list, withdrawn
+from datasites.hospital.withdrawal import undo as undone
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from tests.hospital.running import Running
@@ -222,6 +223,46 @@ def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_conf
     assert (rows(desk), withdrawn(home, "heart")) == (before, frozenset())
     log_the_list(desk.site)
     assert (rows(desk), list(differences(home))) == (before, [])
+
+
+def test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older(
+    desk: Desk,  # noqa: F811
+    table: Change,
+) -> None:
+    """Two entries waited for one withdrawal; it was undone by the one, and the patient withdrew again."""
+    before = rows(desk)
+    withdraw(desk, SOMEBODY, all_spellings=False)
+    older = undo(desk, SOMEBODY)
+    withdraw(desk, SOMEBODY)
+    with pytest.raises(NotToUndo, match="once more"):
+        proposals.confirm(desk.site, desk.login("bob"), older.pk)
+    proposals.withdraw(desk.site, desk.login("bob"), older.pk)
+    both = undo(desk, SOMEBODY)
+    proposals.confirm(desk.site, desk.login("bob"), both.pk)
+    assert rows(desk) == before
+    withdraw(desk, SOMEBODY)
+    terms = both.terms
+    with pytest.raises(NotToUndo, match="once more"):
+        undone(desk.site, terms["populations"], terms["commitments"], terms["record"], ("ann", "bob"), "the old one")
+    assert rows(desk) == before - 1
+
+
+def test_a_withdrawal_that_was_killed_before_its_record_is_not_undone_after_a_round(
+    running: Running, table: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = running.desk  # noqa: F811
+    with monkeypatch.context() as patch:
+        kill_before(withdrawal, "_log")(patch)
+        with pytest.raises(Killed):
+            withdraw(desk, SOMEBODY)
+    running.set_up()
+    entered = undo(desk, SOMEBODY)
+    running.open(1)
+    running.steps()
+    for _ in range(2):
+        with pytest.raises(NotToUndo, match="charges a round that was held without the patient"):
+            proposals.confirm(running.site, desk.login("bob"), entered.pk)
+        log_the_list(running.site)  # as the next start does
 
 
 def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
