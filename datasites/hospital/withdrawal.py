@@ -1,13 +1,14 @@
 """Withdrawal of a patient's consent: from the next round on, no study here trains or evaluates on that patient.
 
 **Theorem.** Let a name be entered as withdrawn from a population (`enter` has returned), and not be undone. Then no
-worker is given, for any round whose letter this hospital reads after that, a row that bears this name in the frozen
-records of its study; and unless people said that other spellings are other patients, none that bears a name of the
-same `spelling_key`. This holds whatever table and mapping say by then, and for records that are prepared later.
+worker is given, for any round whose letter this hospital has not read to its end by then, a row that bears this name
+in the frozen records of its study; and unless people said that other spellings are other patients, none that bears a
+name of the same `spelling_key`. This holds whatever table and mapping say by then, and for records that are prepared
+later.
 
 Proof. A worker gets rows from `cases.partitions` alone, which keeps of the frozen records those that `stays` keeps, and
 `stays` compares names as they stand in these records with the list, whatever the table says. A round takes the list
-when its letter is read (`rounds`), and its work begins with a worker whose rows were chosen by a list that held all of
+once its letter is read (`rounds`), and its work begins with a worker whose rows were chosen by a list that held all of
 that (`row_work`): one that has more rows is ended first. The list is on the disk when `enter` returns, and is made
 shorter by `undo` alone.
 

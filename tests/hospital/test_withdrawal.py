@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from datasites.hospital import admission, ledger_log, proposals, review, row_wor
 from datasites.hospital.admission import recheck
 from datasites.hospital.cases import open_case, partitions
 from datasites.hospital.entered_log import EntryRefused
+from datasites.hospital.machine import Machine
 from datasites.hospital.models import Proposal
 from datasites.hospital.reconcile import differences
 from datasites.hospital.review import NobodyToLeaveOut, OtherSpellings, ReviewError, Withdrawal
@@ -26,6 +28,7 @@ from datasites.hospital.withdrawal import NotToUndo, log_the_list, withdrawn
 from datasites.hospital.withdrawal import undo as undone
 from datasites.study import letters
 from datasites.study.audit_chain import records
+from datasites.transport.mailroom import Letter, Mailroom
 from tests.hospital.running import Running
 from tests.hospital.test_retry import Killed, kill_before
 from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
@@ -111,6 +114,59 @@ def test_who_withdraws_after_the_table_changed_is_not_among_what_the_worker_is_g
     assert given[0] - given[1] == {theirs}
     assert [(place.frozen, place.rows) for place in entered.places] == [(False, 0), (True, 1)]
     assert f"frozen records of case {running.row.pk} (running): 1 row(s) are left out" in entered.in_words()[1]
+
+
+def test_who_withdraws_while_a_letter_is_read_is_left_out_of_its_round(
+    running: Running, table: Change, given: list[set[tuple[float, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model takes minutes to come from a store far away; the log then says withdrawn before it says charged."""
+    theirs = frozen_row(running, ANOTHER)
+    running.set_up()
+    running.steps()
+    receive, during = Mailroom.receive, list[int]()
+
+    def read(room: Mailroom, sender: str, study: str, number: int, kind: str, **most: Any) -> Letter | None:
+        letter = receive(room, sender, study, number, kind, **most)
+        if kind == letters.ROUND and not during:
+            during.append(withdraw(running.desk, ANOTHER).patients)
+        return letter
+
+    monkeypatch.setattr(Mailroom, "receive", read)
+    running.open(1)
+    running.steps()
+    assert during == [1]
+    assert running.heard(1, letters.MASKED)
+    assert theirs not in given[-1]
+
+
+def test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_next(
+    desk: Desk,  # noqa: F811
+    table: Change,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, case, held, seen = desk.site.home, open_case(desk.site.home, desk.row), list[int](), row_work.partitions
+    withdraw(desk, SOMEBODY)
+
+    def put_back_meanwhile(*of: Any) -> Any:
+        if not held:
+            proposals.confirm(desk.site, desk.login("bob"), undo(desk, SOMEBODY).pk)
+        parts = seen(*of)
+        held.append(sum(len(part.y) for part in parts.values()))
+        return parts
+
+    monkeypatch.setattr(row_work, "partitions", put_back_meanwhile)
+    worker = SimpleNamespace(alive=False, close=lambda: setattr(worker, "alive", False))
+
+    def started(*_: Any) -> Any:
+        worker.alive = True
+        return worker
+
+    monkeypatch.setattr(row_work, "start_worker", started)
+    work = row_work.RowWork(home, Machine())
+    work._started_worker(case, withdrawn(home, "heart"))
+    withdraw(desk, SOMEBODY)
+    work._started_worker(case, withdrawn(home, "heart"))
+    assert held == [held[0], held[0] - 1]
 
 
 def test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one(
