@@ -160,11 +160,12 @@ def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> It
                 "invisible characters, in composed letters or in how a number is written: if they are one patient, "
                 "that patient counts twice and a withdrawal finds half of the records; make them one in the export",
             )
-    if not dataset.declared_patients / FAR <= patients <= dataset.declared_patients * FAR:
+    fewer, more = sorted((patients, dataset.declared_patients))
+    if fewer * FAR < more:
         yield Finding(
             "patients",
             "",
-            1.0,
+            1 - fewer / more,
             f"{patients} patients, and {dataset.declared_patients} are declared; is the export whole, and are its "
             "patients those of this dataset?",
         )
