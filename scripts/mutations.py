@@ -1103,6 +1103,20 @@ MUTATIONS = (
         (f"{_RETRY}::test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal",),
     ),
     Mutation(
+        "withdrawal: a round takes the list of before its letter was read",
+        "datasites/hospital/rounds.py",
+        "if member is None or withdrawn(self._site.home, self._case.dataset.name) == self._loads:",
+        "if True:",
+        (f"{_WITHDRAWAL}::test_who_withdraws_while_a_letter_is_read_is_left_out_of_its_round",),
+    ),
+    Mutation(
+        "withdrawal: a worker is taken to lack who was put back while it started",
+        "datasites/hospital/row_work.py",
+        "            gone &= withdrawn(self._home, case.dataset.name)\n",
+        "",
+        (f"{_WITHDRAWAL}::test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_next",),
+    ),
+    Mutation(
         "withdrawal: it is confirmed where nobody is found",
         "datasites/hospital/review.py",
         "    if not (found or for_later or ",
@@ -1150,6 +1164,30 @@ MUTATIONS = (
         "if self._worker is not None and not self._withdrawn <= gone:",
         "if self._worker is not None and False:",
         (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
+        "source: a table that was written while it was read is the one that was read",
+        "datasites/hospital/cases.py",
+        "Source.of(home, package.digest(), files, table)",
+        "Source.of(home, package.digest(), Files.now(home, package.digest(), dataset), table)",
+        ("tests/hospital/test_sources.py::test_a_table_that_was_written_while_it_was_examined_is_named",),
+    ),
+    Mutation(
+        "provider: an address in other letters opens an account",
+        "datasites/hospital/console/provider.py",
+        'identity_key(written) if written.isascii() else ""',
+        "identity_key(written)",
+        (
+            "tests/hospital/console/test_provider.py"
+            "::test_userinfo_of_another_subject_or_without_a_verified_address_signs_nobody_in",
+        ),
+    ),
+    Mutation(
+        "answers: what was said of half of the patients holds for a tenth of them",
+        "datasites/hospital/plausible.py",
+        "            1 - fewer / more,\n",
+        "            1.0,\n",
+        ("tests/hospital/test_plausible.py::test_an_answer_to_few_patients_is_none_to_far_fewer",),
     ),
     Mutation(
         "source: a table that was changed since is the one that was read",
