@@ -1173,6 +1173,13 @@ MUTATIONS = (
         ("tests/hospital/test_sources.py::test_a_table_that_was_written_while_it_was_examined_is_named",),
     ),
     Mutation(
+        "sign-in: a password that was typed for a name is kept",
+        "datasites/hospital/console/access.py",
+        "    if name is None or get_user_model().objects.filter(username=name).exists():\n",
+        "    if True:\n",
+        (f"{_ATTACKS}::test_a_password_that_was_typed_for_a_name_is_kept_nowhere",),
+    ),
+    Mutation(
         "provider: an address in other letters opens an account",
         "datasites/hospital/console/provider.py",
         'identity_key(written) if written.isascii() else ""',
