@@ -1810,9 +1810,16 @@ MUTATIONS = (
     Mutation(
         "identity: capitals make two of one",
         "datasites/study/identity.py",
-        'unicodedata.normalize("NFKC", name).casefold()',
-        'unicodedata.normalize("NFKC", name)',
+        'unicodedata.normalize("NFKD", unicodedata.normalize("NFD", name).casefold()).casefold()',
+        'unicodedata.normalize("NFKD", unicodedata.normalize("NFD", name))',
         ("tests/study/test_identity.py::test_one_mailbox_is_one_party_however_it_is_written",),
+    ),
+    Mutation(
+        "identity: a joiner that nobody sees makes two parties of one",
+        "datasites/study/identity.py",
+        'if unicodedata.category(c) != "Cf" and c not in BLANK)',
+        "if True)",
+        ("tests/study/test_identity.py::test_capitals_widths_compositions_and_spaces_tell_nobody_apart",),
     ),
     Mutation(
         "identity: a cohort counts one mailbox as several hospitals",
