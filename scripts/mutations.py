@@ -1103,6 +1103,20 @@ MUTATIONS = (
         (f"{_RETRY}::test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal",),
     ),
     Mutation(
+        "withdrawal: a round takes the list of before its letter was read",
+        "datasites/hospital/rounds.py",
+        "if member is None or withdrawn(self._site.home, self._case.dataset.name) == self._loads:",
+        "if True:",
+        (f"{_WITHDRAWAL}::test_who_withdraws_while_a_letter_is_read_is_left_out_of_its_round",),
+    ),
+    Mutation(
+        "withdrawal: a worker is taken to lack who was put back while it started",
+        "datasites/hospital/row_work.py",
+        "            gone &= withdrawn(self._home, case.dataset.name)\n",
+        "",
+        (f"{_WITHDRAWAL}::test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_next",),
+    ),
+    Mutation(
         "withdrawal: it is confirmed where nobody is found",
         "datasites/hospital/review.py",
         "    if not (found or for_later or ",
@@ -1117,11 +1131,32 @@ MUTATIONS = (
         (f"{_WITHDRAWAL}::test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one",),
     ),
     Mutation(
+        "withdrawal: long identifiers are one spelling",
+        "datasites/hospital/plausible.py",
+        "Context(prec=MAX_PREC, ",
+        "Context(prec=28, ",
+        ("tests/hospital/test_plausible.py::test_other_identifiers_stay_others",),
+    ),
+    Mutation(
         "withdrawal: one that was acted on is undone",
         "datasites/hospital/withdrawal.py",
-        "        if record.kind == ledger_log.CHARGED and since:\n",
-        "        if False:\n",
+        "    if since and held:\n",
+        "    if False:\n",
         (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
+        "withdrawal: one that was killed before its record is undone after a round",
+        "datasites/hospital/withdrawal.py",
+        "    since: dict[object, int] = dict.fromkeys(wanted, 0)\n",
+        "    since: dict[object, int] = {}\n",
+        (f"{_WITHDRAWAL}::test_a_withdrawal_that_was_killed_before_its_record_is_not_undone_after_a_round",),
+    ),
+    Mutation(
+        "withdrawal: an older entry undoes a later one",
+        "datasites/hospital/withdrawal.py",
+        "        if last != record:\n",
+        "        if False:\n",
+        (f"{_WITHDRAWAL}::test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older",),
     ),
     Mutation(
         "withdrawal: a worker at work lacks the rows of one that was undone",
@@ -1129,6 +1164,37 @@ MUTATIONS = (
         "if self._worker is not None and not self._withdrawn <= gone:",
         "if self._worker is not None and False:",
         (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
+    ),
+    Mutation(
+        "source: a table that was written while it was read is the one that was read",
+        "datasites/hospital/cases.py",
+        "Source.of(home, package.digest(), files, table)",
+        "Source.of(home, package.digest(), Files.now(home, package.digest(), dataset), table)",
+        ("tests/hospital/test_sources.py::test_a_table_that_was_written_while_it_was_examined_is_named",),
+    ),
+    Mutation(
+        "sign-in: a password that was typed for a name is kept",
+        "datasites/hospital/console/access.py",
+        "    if name is None or get_user_model().objects.filter(username=name).exists():\n",
+        "    if True:\n",
+        (f"{_ATTACKS}::test_a_password_that_was_typed_for_a_name_is_kept_nowhere",),
+    ),
+    Mutation(
+        "provider: an address in other letters opens an account",
+        "datasites/hospital/console/provider.py",
+        'identity_key(written) if written.isascii() else ""',
+        "identity_key(written)",
+        (
+            "tests/hospital/console/test_provider.py"
+            "::test_userinfo_of_another_subject_or_without_a_verified_address_signs_nobody_in",
+        ),
+    ),
+    Mutation(
+        "answers: what was said of half of the patients holds for a tenth of them",
+        "datasites/hospital/plausible.py",
+        "            1 - fewer / more,\n",
+        "            1.0,\n",
+        ("tests/hospital/test_plausible.py::test_an_answer_to_few_patients_is_none_to_far_fewer",),
     ),
     Mutation(
         "source: a table that was changed since is the one that was read",
@@ -1744,9 +1810,16 @@ MUTATIONS = (
     Mutation(
         "identity: capitals make two of one",
         "datasites/study/identity.py",
-        'unicodedata.normalize("NFKC", name).casefold()',
-        'unicodedata.normalize("NFKC", name)',
+        'unicodedata.normalize("NFKD", unicodedata.normalize("NFD", name).casefold()).casefold()',
+        'unicodedata.normalize("NFKD", unicodedata.normalize("NFD", name))',
         ("tests/study/test_identity.py::test_one_mailbox_is_one_party_however_it_is_written",),
+    ),
+    Mutation(
+        "identity: a joiner that nobody sees makes two parties of one",
+        "datasites/study/identity.py",
+        'if unicodedata.category(c) != "Cf" and c not in BLANK)',
+        "if True)",
+        ("tests/study/test_identity.py::test_capitals_widths_compositions_and_spaces_tell_nobody_apart",),
     ),
     Mutation(
         "identity: a cohort counts one mailbox as several hospitals",

@@ -32,7 +32,7 @@ from datasites.hospital.patients import Digests, contents, remembering, require_
 from datasites.hospital.plausible import findings
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.site import Site
-from datasites.hospital.sources import SOURCE_FILE, Source, written_at
+from datasites.hospital.sources import SOURCE_FILE, Files, Source
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
@@ -282,7 +282,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
     when its patients have another budget already.
     """
-    written = written_at(home, dataset)
+    files = Files.now(home, package.digest(), dataset)
     mapping = read_mapping(home.root / dataset.mapping)
     table, model = table_of(home, dataset), package.data_model
     require_room(len(model.columns), len(table), f"rows of {dataset.table}")
@@ -300,7 +300,7 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
             # Else the disk may be told to write them only at the commit of the transaction that keeps them.
             file.flush()
             os.fsync(file.fileno())
-        source = Source.of(home, package.digest(), dataset, table, written)
+        source = Source.of(home, package.digest(), files, table)
         write_durably(folder, {"prepared.json": prepared.canonical(), SOURCE_FILE: source.canonical()})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

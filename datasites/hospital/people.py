@@ -127,7 +127,10 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
     if len(name.split()) != 1:
         raise PersonError(f"person {name!r}: a name is one word, as agreements are signed with it; try ann.lee")
     users = get_user_model()
-    email = identity_key(email or (name if "@" in name else ""))
+    written = email or (name if "@" in name else "")
+    if not written.isascii():
+        raise PersonError(f"person {name}: {written} has other letters than ASCII, which may be another's; write xn--…")
+    email = identity_key(written)
     if not email and (role in REVIEWERS or password is None):
         raise PersonError(f"person {name}: a {role} needs an e-mail address, which says who they are (--email)")
     try:

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Literal
 
 import numpy as np
@@ -52,6 +52,7 @@ FAR = 2.0
 MOST_REPEATED = 0.05
 #: Share of values that may lie outside the range under a conversion that explains them.
 _STRAYS = 0.05
+_EXACTLY = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 #: So few measured values may be alike by chance; classes are counted whatever there is.
 _FEW = 20
 #: Numbers by which tables often say that there is no value.
@@ -151,16 +152,12 @@ def spelling_key(identifier: str) -> str:
     text = unicodedata.normalize("NFKC", identifier).casefold()
     text = unicodedata.normalize("NFKC", "".join(c for c in text if shows(c)))
     value = number(text)
-    return text if value is None or not value.is_finite() else _plain(value)
+    return text if value is None or not value.is_finite() else f"{_plain(value)}"
 
 
-def _plain(value: Decimal) -> str:
-    """A number, written in one way only; by its digits, since arithmetic would round them."""
-    sign, digits, exponent = value.as_tuple()
-    assert isinstance(exponent, int)
-    all_digits = "".join(map(str, digits)).lstrip("0")
-    shown = all_digits.rstrip("0")
-    return f"{'-' * sign}{shown}e{exponent + len(all_digits) - len(shown)}" if shown else "0"
+def _plain(value: Decimal) -> Decimal:
+    # Python's usual context would round long identifiers to 28 digits, and raise for what looks like a large exponent.
+    return _EXACTLY.normalize(value) if value else Decimal(0)
 
 
 def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> Iterator[Finding]:
@@ -179,11 +176,12 @@ def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> It
                 "invisible characters, in composed letters or in how a number is written: if they are one patient, "
                 "that patient counts twice and a withdrawal finds half of the records; make them one in the export",
             )
-    if not dataset.declared_patients / FAR <= patients <= dataset.declared_patients * FAR:
+    fewer, more = sorted((patients, dataset.declared_patients))
+    if fewer * FAR < more:
         yield Finding(
             "patients",
             "",
-            1.0,
+            1 - fewer / more,
             f"{patients} patients, and {dataset.declared_patients} are declared; is the export whole, and are its "
             "patients those of this dataset?",
         )
@@ -331,7 +329,8 @@ def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) ->
             feature.name,
             rows / len(cells),
             f"{feature.name}: {rows} of {len(cells)} rows of {column.source!r} say "
-            f"{', '.join(map(str, sorted(meant)))}, by which tables often say that there is no value, and would become {becomes}; name it in `missing`",
+            f"{', '.join(map(str, sorted(meant)))}, by which tables often say that there is no value, and would become "
+            f"{becomes}; name it in `missing`",
         )
 
 

@@ -171,7 +171,8 @@ def _restored(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
 
 
 def _undo_withdrawal(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    withdrawal.undo(site, proposal.terms["populations"], proposal.terms["commitments"], by, proposal.reason)
+    terms = proposal.terms
+    withdrawal.undo(site, terms["populations"], terms["commitments"], terms["record"], by, proposal.reason)
 
 
 EFFECTS: dict[str, Effect] = {

@@ -326,7 +326,9 @@ class StudyRun:
                 return False
             letter = self._post.receive(self._researcher, number, letters.ROUND, self._largest_model)
             if letter is not None:
-                self._attend(row, number, letter, waited=number in waited)
+                # Reading it may take minutes. Who has withdrawn since is left out, by a worker that starts before.
+                if member is None or withdrawn(self._site.home, self._case.dataset.name) == self._loads:
+                    self._attend(row, number, letter, waited=number in waited)
                 return True
         self._unread = len(called) > LETTERS_PER_STEP
         return False

@@ -153,6 +153,8 @@ class RowWork:
             self._require_open()
             gone = withdrawn(self._home, case.dataset.name)
             rows = self._rows_of(case)
+            # Who was put back and left out again meanwhile may be among them: known to be left out is who stayed so.
+            gone &= withdrawn(self._home, case.dataset.name)
             self._records = records_commitment(self._home, case, rows)
             self._worker = start_worker(self._home, case, rows)
             self._withdrawn = gone

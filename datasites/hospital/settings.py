@@ -125,7 +125,8 @@ AXES_COOLOFF_TIME = datetime.timedelta(minutes=15)
 AXES_RESET_ON_SUCCESS = True
 AXES_LOCKOUT_CALLABLE = "datasites.hospital.console.access.locked_out"
 AXES_VERBOSE = False
-AXES_SENSITIVE_PARAMETERS = ["new_password", "again", "csrfmiddlewaretoken"]
+AXES_SENSITIVE_PARAMETERS = ["username", "new_password", "again", "csrfmiddlewaretoken"]
+AXES_USERNAME_CALLABLE = "datasites.hospital.console.access.client_name"
 AXES_ENABLE_ADMIN = False
 # Addresses come from the socket, or from the one trusted proxy (uvicorn reads its headers); never from any header.
 AXES_CLIENT_IP_CALLABLE = "datasites.hospital.console.access.client_address"

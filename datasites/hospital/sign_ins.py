@@ -4,9 +4,9 @@ Claim: whatever strangers send, the log gets of each person, and of all names to
 an hour of each kind of failure at most, and one more when somebody signs in. Each failure is counted in one of them:
 that of the first is written at once, those that follow are counted in the database, and are written with the next one
 after an hour or when anybody signs in, so that whoever signs in to read the log finds all of them there. Names that
-nobody has are not kept, since people type passwords there. Assumes the newest database; a kill between a record and its
-commit counts the same failures once more. Not claimed: on the command line nothing is counted, since whoever has the
-shell has the database.
+nobody has are not kept, since people type passwords there; for a lock-out a keyed digest stands for them. Assumes the
+newest database; a kill between a record and its commit counts the same failures once more. Not claimed: on the command
+line nothing is counted, since whoever has the shell has the database.
 """
 
 from __future__ import annotations

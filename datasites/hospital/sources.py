@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,7 @@ _APPROVED = (*Case.ACTIVE, Case.State.STOPPED)
 class Source(Agreed):
     """What a case's records were made from. file, mapping: their bytes; cells: the rows, in whatever order.
 
-    written: when table and mapping were, in nanoseconds; 0 for a file that isn't there.
+    written: when table and mapping were, in nanoseconds; 0 for a file that isn't there, or on a disk that is away.
     """
 
     format: Literal[1] = 1
@@ -50,17 +51,28 @@ class Source(Agreed):
     written: tuple[int, int]
 
     @classmethod
-    def of(
-        cls, home: Home, study_hash: str, dataset: DatasetSettings, table: Table, written: tuple[int, int]
-    ) -> Source:
-        """Of a table as it was just read. written: `written_at` before that, so that what comes after it shows."""
-        return cls(
-            file=_bytes_of(home, study_hash, home.root / dataset.table),
-            cells=_cells_of(home, study_hash, table),
-            mapping=_bytes_of(home, study_hash, home.root / dataset.mapping),
-            rows=len(table),
-            written=written,
-        )
+    def of(cls, home: Home, study_hash: str, files: Files, table: Table) -> Source:
+        """Of a table as it was read after `files`."""
+        cells = _cells_of(home, study_hash, table)
+        return cls(file=files.table, cells=cells, mapping=files.mapping, rows=len(table), written=files.written)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Table and mapping as they are before they are read, so that whatever is written from then on shows."""
+
+    table: str
+    mapping: str
+    written: tuple[int, int]
+
+    @classmethod
+    def now(cls, home: Home, study_hash: str, dataset: DatasetSettings) -> Files:
+        """Of a file that can't be read nothing is known; who reads it next says why."""
+        written, digests = written_at(home, dataset), dict.fromkeys(("table", "mapping"), "0" * 64)
+        for name in digests:
+            with suppress(OSError):
+                digests[name] = _bytes_of(home, study_hash, home.root / getattr(dataset, name))
+        return cls(**digests, written=written)
 
 
 def written_at(home: Home, dataset: DatasetSettings) -> tuple[int, int]:
@@ -131,7 +143,7 @@ def _differences(home: Home, study_hash: str, dataset: DatasetSettings, source: 
 def _written(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

@@ -1,13 +1,14 @@
 """Withdrawal of a patient's consent: from the next round on, no study here trains or evaluates on that patient.
 
 **Theorem.** Let a name be entered as withdrawn from a population (`enter` has returned), and not be undone. Then no
-worker is given, for any round whose letter this hospital reads after that, a row that bears this name in the frozen
-records of its study; and unless people said that other spellings are other patients, none that bears a name of the
-same `spelling_key`. This holds whatever table and mapping say by then, and for records that are prepared later.
+worker is given, for any round whose letter this hospital has not read to its end by then, a row that bears this name
+in the frozen records of its study; and unless people said that other spellings are other patients, none that bears a
+name of the same `spelling_key`. This holds whatever table and mapping say by then, and for records that are prepared
+later.
 
 Proof. A worker gets rows from `cases.partitions` alone, which keeps of the frozen records those that `stays` keeps, and
 `stays` compares names as they stand in these records with the list, whatever the table says. A round takes the list
-when its letter is read (`rounds`), and its work begins with a worker whose rows were chosen by a list that held all of
+once its letter is read (`rounds`), and its work begins with a worker whose rows were chosen by a list that held all of
 that (`row_work`): one that has more rows is ended first. The list is on the disk when `enter` returns, and is made
 shorter by `undo` alone.
 
@@ -142,7 +143,8 @@ def _logged(home: Home, names: Iterable[str]) -> frozenset[str]:
 def to_undo(home: Home, dataset: str, patient: str) -> dict[str, Any]:
     """What a withdrawal is known by where people take it back, under the very name and under all its spellings.
 
-    {"populations": names, "commitments": of 64 hex digits, "record": of the log by which it was entered, 0 for none}.
+    {"populations": names, "commitments": of 64 hex digits, "record": of the log, by which a person entered it last, 0
+    for none}.
     Raises `NotToUndo`.
     """
     entries = {entry_of(patient, all_spellings=alike) for alike in (False, True)}
@@ -155,34 +157,63 @@ def to_undo(home: Home, dataset: str, patient: str) -> dict[str, Any]:
 
 
 def require_not_acted_on(home: Home, populations: Iterable[str], commitments: Iterable[str]) -> int:
-    """Raise `NotToUndo` where a round was charged since; the number of the record that entered it, or 0."""
-    names, wanted, since = frozenset(populations), frozenset(commitments), dict[object, int]()
+    """Raise `NotToUndo` where a round was charged since; the last record by which a person entered it, or 0.
+
+    Who is on the list and was logged by no person may have been left out of any round: `enter` was killed, or the log
+    is younger than the list.
+    """
+    names, wanted = frozenset(populations), frozenset(commitments)
+    since: dict[object, int] = dict.fromkeys(wanted, 0)
+    entered, charged, last = set[object](), list[int](), 0
     for record in records(home.audit):
         if record.fields.get("population") not in names:
             continue
-        if record.kind == ledger_log.CHARGED and since:
-            raise NotToUndo(
-                f"withdrawal of record {min(since.values())} of the log: record {record.seq} charges a round that was "
-                "held without the patient, so it can't be undone any more; a patient who consents again comes with a "
-                "later table, under a new pseudonym"
-            )
         commitment = record.fields.get("commitment")
-        if commitment in wanted and record.kind == ledger_log.WITHDRAWN:
-            since.setdefault(commitment, record.seq)
+        if record.kind == ledger_log.CHARGED:
+            charged.append(record.seq)
+        elif commitment not in wanted:
+            continue
+        elif record.kind == ledger_log.WITHDRAWN and "person" in record.fields:
+            last = record.seq
+            if commitment not in entered:
+                since[commitment] = last
+            entered.add(commitment)
         elif record.kind == ledger_log.WITHDRAWAL_UNDONE:
-            since.pop(commitment, None)
-    return min(since.values(), default=0)
+            since[commitment] = record.seq
+            entered.discard(commitment)
+    first = min(since.values(), default=0)
+    held = next((seq for seq in charged if seq > first), 0)
+    if since and held:
+        raise NotToUndo(
+            f"withdrawal of record {last} of the log: record {held} charges a round that was held without the patient, "
+            "so it can't be undone any more; a patient who consents again comes with a later table, under a new "
+            "pseudonym"
+        )
+    return last
 
 
-def undo(site: Site, populations: Iterable[str], commitments: Iterable[str], by: tuple[str, str], reason: str) -> None:
+def undo(
+    site: Site,
+    populations: Iterable[str],
+    commitments: Iterable[str],
+    record: int,
+    by: tuple[str, str],
+    reason: str,
+) -> None:
     """Take a withdrawal back, on the word of two people (`proposals`); raises `NotToUndo`.
 
+    record: as in `to_undo`. One that was entered since is another withdrawal, of which the first person said nothing.
     It widens, so it is logged first. Killed in between, the patient is still left out, and it may be confirmed again.
     """
     home, names, gone = site.home, sorted(populations), frozenset(commitments)
     entered = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
     with _alone(home):
-        require_not_acted_on(home, names, gone)
+        last = require_not_acted_on(home, names, gone)
+        if last != record:
+            raise NotToUndo(
+                f"the patient has withdrawn once more since this was entered, by record {last} of the log; withdraw "
+                "this entry, and enter anew that both are undone"
+            )
         known = {name: sorted(gone & (_listed(home, name) | _logged(home, [name]))) for name in names}
         for name, theirs in known.items():
             for commitment in theirs:

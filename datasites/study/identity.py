@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
 from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
-from datasites.study.visible import require_plain
+from datasites.study.visible import BLANK, require_plain
 
 EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
 Email = Annotated[str, Field(pattern=EMAIL.pattern, max_length=190)]
@@ -43,11 +43,14 @@ class BadSignature(IdentityError):
 def identity_key(name: str) -> str:
     """What tells one person, party, organisation or address from another: names of one key are one.
 
-    Capitals, widths and compositions of letters, and spaces, tell nobody apart. Names are compared by it and kept as
-    they were written, so that what is signed stays as it is.
+    Capitals, widths and compositions of letters, spaces, and what is not seen, tell nobody apart; letters that only
+    look alike do (those of other scripts, i without its dot). Names are compared by it and kept as they were written,
+    so that what is signed stays as it is.
     """
-    folded = unicodedata.normalize("NFKC", name).casefold()
-    return " ".join(unicodedata.normalize("NFKC", folded).split())
+    # Caseless matching of compatibility forms (The Unicode Standard, 3.13, D146), composed again.
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", name).casefold()).casefold()
+    seen = "".join(c for c in folded if unicodedata.category(c) != "Cf" and c not in BLANK)
+    return " ".join(unicodedata.normalize("NFKC", seen).split())
 
 
 def same_identity(one: str, other: str) -> bool:

@@ -16,7 +16,7 @@ from datasites.study.errors import InputError
 #: Control, format, surrogate, private and unassigned characters, and separators of lines and paragraphs.
 _NOT_SHOWN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 #: Letters, marks and a symbol that show nothing: fillers, joiners, selectors of a variant, the empty one of Braille.
-_BLANK = frozenset(
+BLANK = frozenset(
     map(
         chr,
         (
@@ -91,10 +91,10 @@ def _name(character: str) -> str:
 
 def shows(character: str) -> bool:
     """Whether it leaves ink, so that people can tell a word with it from one without."""
-    return character not in _BLANK and unicodedata.category(character) not in {*_ACTING, "Zs"}
+    return character not in BLANK and unicodedata.category(character) not in {*_ACTING, "Zs"}
 
 
 def _acts_or_hides(character: str) -> bool:
     if character in "\n\t":
         return False
-    return character in _BLANK or unicodedata.category(character) in _NOT_SHOWN
+    return character in BLANK or unicodedata.category(character) in _NOT_SHOWN

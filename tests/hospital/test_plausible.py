@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datasites.hospital.answers import GROWTH
 from datasites.hospital.cells import read_table
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.harmonise import Mapping, harmonise
@@ -194,7 +195,41 @@ def test_without_a_patient_column_equal_rows_are_patients_unless_the_whole_stand
 
 @pytest.mark.parametrize(
     "names",
-    [("P1", "P2"), ("P1", "P10"), ("1", "-1"), ("a1", "1a"), ("1.5", "15"), ("Ö", "O"), (f"{10**29}", f"{10**29 + 1}")],
+    [
+        ("P1", "P2"),
+        ("P1", "P10"),
+        ("1", "-1"),
+        ("a1", "1a"),
+        ("1.5", "15"),
+        ("Ö", "O"),
+        ("9" * 32, "9" * 31 + "8"),
+        ("1e-9999999", "0"),
+        (f"{10**29}", f"{10**29 + 1}"),
+    ],
 )
 def test_other_identifiers_stay_others(names: tuple[str, str]) -> None:
     assert spelling_key(names[0]) != spelling_key(names[1])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1e2345678", "01E2345678"),
+        ("P\ufe0f1", "P1"),
+        ("P\u20281", "P1"),
+        ("P\u034f1", "P1"),
+        ("000", "-0.0"),
+        ("8.0", "8"),
+    ],
+)
+def test_spellings_that_look_alike_or_are_one_number_are_one(names: tuple[str, str]) -> None:
+    """Of a name in hexadecimal digits, too, which happens to be a number that is too large to count to."""
+    assert spelling_key(names[0]) == spelling_key(names[1])
+
+
+def test_an_answer_to_few_patients_is_none_to_far_fewer(tmp_path: Path) -> None:
+    """An export that lacks half of the hospital may be right; one that lacks nearly all of it is another question."""
+    half, few = (found(tmp_path, ROWS[:patients])["patients"].share for patients in (19, 3))
+    many = found(tmp_path, ROWS, declared=10)["patients"].share
+    assert (half, few, many) == (1 - 19 / 40, 1 - 3 / 40, 0.75)
+    assert few > half + GROWTH

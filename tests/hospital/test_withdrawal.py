@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,19 @@ from typer.testing import CliRunner
 
 from datasites.cli import app
 from datasites.enclave.worker import Worker
-from datasites.hospital import admission, ledger_log, proposals, review, row_work
+from datasites.hospital import admission, ledger_log, proposals, review, row_work, withdrawal
 from datasites.hospital.admission import recheck
 from datasites.hospital.cases import open_case, partitions
 from datasites.hospital.entered_log import EntryRefused
+from datasites.hospital.machine import Machine
 from datasites.hospital.models import Proposal
 from datasites.hospital.reconcile import differences
 from datasites.hospital.review import NobodyToLeaveOut, OtherSpellings, ReviewError, Withdrawal
 from datasites.hospital.withdrawal import NotToUndo, log_the_list, withdrawn
+from datasites.hospital.withdrawal import undo as undone
 from datasites.study import letters
 from datasites.study.audit_chain import records
+from datasites.transport.mailroom import Letter, Mailroom
 from tests.hospital.running import Running
 from tests.hospital.test_retry import Killed, kill_before
 from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
@@ -110,6 +114,59 @@ def test_who_withdraws_after_the_table_changed_is_not_among_what_the_worker_is_g
     assert given[0] - given[1] == {theirs}
     assert [(place.frozen, place.rows) for place in entered.places] == [(False, 0), (True, 1)]
     assert f"frozen records of case {running.row.pk} (running): 1 row(s) are left out" in entered.in_words()[1]
+
+
+def test_who_withdraws_while_a_letter_is_read_is_left_out_of_its_round(
+    running: Running, table: Change, given: list[set[tuple[float, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model takes minutes to come from a store far away; the log then says withdrawn before it says charged."""
+    theirs = frozen_row(running, ANOTHER)
+    running.set_up()
+    running.steps()
+    receive, during = Mailroom.receive, list[int]()
+
+    def read(room: Mailroom, sender: str, study: str, number: int, kind: str, **most: Any) -> Letter | None:
+        letter = receive(room, sender, study, number, kind, **most)
+        if kind == letters.ROUND and not during:
+            during.append(withdraw(running.desk, ANOTHER).patients)
+        return letter
+
+    monkeypatch.setattr(Mailroom, "receive", read)
+    running.open(1)
+    running.steps()
+    assert during == [1]
+    assert running.heard(1, letters.MASKED)
+    assert theirs not in given[-1]
+
+
+def test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_next(
+    desk: Desk,  # noqa: F811
+    table: Change,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, case, held, seen = desk.site.home, open_case(desk.site.home, desk.row), list[int](), row_work.partitions
+    withdraw(desk, SOMEBODY)
+
+    def put_back_meanwhile(*of: Any) -> Any:
+        if not held:
+            proposals.confirm(desk.site, desk.login("bob"), undo(desk, SOMEBODY).pk)
+        parts = seen(*of)
+        held.append(sum(len(part.y) for part in parts.values()))
+        return parts
+
+    monkeypatch.setattr(row_work, "partitions", put_back_meanwhile)
+    worker = SimpleNamespace(alive=False, close=lambda: setattr(worker, "alive", False))
+
+    def started(*_: Any) -> Any:
+        worker.alive = True
+        return worker
+
+    monkeypatch.setattr(row_work, "start_worker", started)
+    work = row_work.RowWork(home, Machine())
+    work._started_worker(case, withdrawn(home, "heart"))
+    withdraw(desk, SOMEBODY)
+    work._started_worker(case, withdrawn(home, "heart"))
+    assert held == [held[0], held[0] - 1]
 
 
 def test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one(
@@ -222,6 +279,46 @@ def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_conf
     assert (rows(desk), withdrawn(home, "heart")) == (before, frozenset())
     log_the_list(desk.site)
     assert (rows(desk), list(differences(home))) == (before, [])
+
+
+def test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older(
+    desk: Desk,  # noqa: F811
+    table: Change,
+) -> None:
+    """Two entries waited for one withdrawal; it was undone by the one, and the patient withdrew again."""
+    before = rows(desk)
+    withdraw(desk, SOMEBODY, all_spellings=False)
+    older = undo(desk, SOMEBODY)
+    withdraw(desk, SOMEBODY)
+    with pytest.raises(NotToUndo, match="once more"):
+        proposals.confirm(desk.site, desk.login("bob"), older.pk)
+    proposals.withdraw(desk.site, desk.login("bob"), older.pk)
+    both = undo(desk, SOMEBODY)
+    proposals.confirm(desk.site, desk.login("bob"), both.pk)
+    assert rows(desk) == before
+    withdraw(desk, SOMEBODY)
+    terms = both.terms
+    with pytest.raises(NotToUndo, match="once more"):
+        undone(desk.site, terms["populations"], terms["commitments"], terms["record"], ("ann", "bob"), "the old one")
+    assert rows(desk) == before - 1
+
+
+def test_a_withdrawal_that_was_killed_before_its_record_is_not_undone_after_a_round(
+    running: Running, table: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = running.desk  # noqa: F811
+    with monkeypatch.context() as patch:
+        kill_before(withdrawal, "_log")(patch)
+        with pytest.raises(Killed):
+            withdraw(desk, SOMEBODY)
+    running.set_up()
+    entered = undo(desk, SOMEBODY)
+    running.open(1)
+    running.steps()
+    for _ in range(2):
+        with pytest.raises(NotToUndo, match="charges a round that was held without the patient"):
+            proposals.confirm(running.site, desk.login("bob"), entered.pk)
+        log_the_list(running.site)  # as the next start does
 
 
 def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(

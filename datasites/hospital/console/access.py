@@ -13,10 +13,11 @@ from functools import wraps
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import BACKEND_SESSION_KEY
+from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils.crypto import salted_hmac
 from django.views.decorators.http import require_http_methods
 
 from datasites.hospital.people import Acting, PersonError, WrongPassword, acting, identify, must_change
@@ -110,6 +111,17 @@ def forged(request: HttpRequest, reason: str = "") -> HttpResponse:
 def locked_out(request: HttpRequest, *_: object) -> HttpResponse:
     """Answer while too many wrong passwords lie behind (django-axes)."""
     return refuse(request, 429, "Too many wrong passwords. Wait 15 minutes, then try again.")
+
+
+def client_name(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str | None:
+    """Whose wrong passwords are counted: the name that was given, or what stands for it where nobody has it.
+
+    People type passwords there, and this is kept in the database and written into the service's log.
+    """
+    name = (credentials or request.POST).get("username")
+    if name is None or get_user_model().objects.filter(username=name).exists():
+        return name
+    return f"nobody-{salted_hmac('name that nobody has', name, algorithm='sha256').hexdigest()[:32]}"
 
 
 def client_address(request: HttpRequest) -> str | None:

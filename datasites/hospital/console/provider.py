@@ -72,7 +72,9 @@ class Provider(OIDCAuthenticationBackend):
     def filter_users_by_claims(self, claims: dict[str, Any]) -> list[AbstractUser]:
         """The person with this e-mail address, if the provider has verified it and it is the same subject as ever."""
         oidc = settings.DATASITE.settings.console.oidc
-        email = identity_key(str(claims.get("email", "")))
+        # As a key, other letters may be another person's address: what tells nobody apart may not let anybody in.
+        written = str(claims.get("email", ""))
+        email = identity_key(written) if written.isascii() else ""
         if not email or not (oidc.emails_are_verified or claims.get("email_verified") is True):
             log.warning("sign-in of %s refused: the provider has not verified the address", email or "nobody")
             return []

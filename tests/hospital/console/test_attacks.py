@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from axes.models import AccessAttempt
 from django.conf import settings
 from django.utils import timezone
 
@@ -147,6 +148,19 @@ def test_failures_to_sign_in_and_lock_outs_are_counted_in_the_log_and_a_flood_do
     assert sorted(rest[:-2]) == sorted(
         [("sign_in_failed", "ann", 7), ("locked_out", "ann", 3), ("sign_in_failed", "", 15), ("locked_out", "", 7)]
     )
+
+
+def test_a_password_that_was_typed_for_a_name_is_kept_nowhere(
+    console: Console, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in the database nor in a log, and guessing at it is locked out like any other."""
+    typed, guesser = "a passphrase in haste", console.client()
+    with caplog.at_level("DEBUG"):
+        answers = [guesser.post("/login/", {"username": typed, "password": "x"}).status_code for _ in range(6)]
+    assert answers[-1] == 429
+    assert AccessAttempt.objects.filter(username__startswith="nobody-").exists()
+    kept = [str(row) for row in AccessAttempt.objects.values()]
+    assert not [words for words in (*kept, caplog.text, console.desk.site.home.audit.read_text()) if typed in words]
 
 
 def test_failing_to_confirm_a_decision_is_in_the_log(console: Console) -> None:

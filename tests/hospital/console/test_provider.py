@@ -140,6 +140,8 @@ def test_a_token_signed_by_somebody_else_or_with_the_clients_secret_signs_nobody
         {"sub": "42", "email": ANN, "email_verified": "true"},
         {"sub": "42", "email": "nobody@cleveland.example.org", "email_verified": True},
         {"sub": "42", "email_verified": True},
+        {"sub": "42", "email": ANN.replace("c", "\uff43"), "email_verified": True},
+        {"sub": "42", "email": ANN.replace("c", "\u217d"), "email_verified": True},
     ],
 )
 def test_userinfo_of_another_subject_or_without_a_verified_address_signs_nobody_in(
@@ -255,4 +257,6 @@ def test_each_person_is_entered_once_and_reviewers_say_who_they_are(console: Con
         add_person("ANN", "auditor", PASSWORD)
     with pytest.raises(PersonError, match="valid email"):
         add_person("fay", "steward", PASSWORD, "not an address")
+    with pytest.raises(PersonError, match="other letters than ASCII"):
+        add_person("fay", "steward", PASSWORD, "fay@stra\u00dfe.example.org")  # strasse.example.org is somebody else's
     add_person("fay@cleveland.example.org", "steward", PASSWORD)
