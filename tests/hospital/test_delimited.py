@@ -90,6 +90,8 @@ def test_one_damaged_byte_is_refused_or_changes_one_cell_and_no_more(
         after = read(decoded(bytes(content), "utf-8", "t"))
     except InputError:
         return
+    if not after.rows:  # the header took the one record in: no table of no rows is ever ready
+        return
     assert len(after.names) == len(before.names)
     others = {doubt.kind for doubt in after.doubts} - {doubt.kind for doubt in before.doubts}
     if others or after.empty:
