@@ -158,6 +158,9 @@ class LocalConsortium:
             raise InputError(
                 f"{self.state}: is in use and not a finished consortium; remove it or name another --state"
             )
+        # Asked here, too, so that what is wrong with them is said once and before there is a home.
+        StudyPackage.read(self.study_folder)
+        heart_disease.load()
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not store_url:
             self.store.mkdir()
