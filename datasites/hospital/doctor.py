@@ -290,7 +290,11 @@ def _cases(site: Site) -> Iterator[Check]:
     running = Case.objects.filter(state__in=Case.ACTIVE)
     changed = False
     for row in running:
-        if differs := open_case(site.home, row).differs:
+        try:
+            differs = open_case(site.home, row).differs
+        except DatasitesError as error:  # the others are looked at all the same
+            differs = (str(error),)
+        if differs:
             changed = True
             yield Check(
                 f"case {row.pk}",

@@ -17,7 +17,7 @@ from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.doctor import examine
 from datasites.hospital.export import export_evidence
-from datasites.hospital.models import PolicyDecision
+from datasites.hospital.models import Case, PolicyDecision
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.audit_chain import records
@@ -79,6 +79,10 @@ def test_what_differs_from_what_was_approved_is_named_with_both_values_and_accus
     ] == [said]
     monkeypatch.undo()
     assert [check.state for check in examine(desk.site) if check.name == "cases"] == ["ok"]
+    Case.objects.filter(pk=row.pk).update(terms={})
+    (unreadable,) = [check for check in examine(desk.site) if check.name in ("cases", f"case {row.pk}")]
+    assert unreadable.name == f"case {row.pk}"
+    assert "has not been examined" in unreadable.words
     row.terms["data_version"] = "0" * 64
     assert "somebody changed the datasite's private folder" in "".join(open_case(desk.site.home, row).differs)
 
