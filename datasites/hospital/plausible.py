@@ -201,10 +201,12 @@ def _of_rows(table: Table, mapping: Mapping) -> Iterator[Finding]:
             f"{again} of {len(rows)} rows say the same as another one in all columns; was an export appended twice?",
         )
     if len(rows) > 2 * _LAST:
-        usual = {_shape(cells, table, mapping) for cells in rows[:-_LAST]}
-        for place, cells in zip(table.places[-_LAST:], rows[-_LAST:], strict=True):
+        names = table.cells.get(mapping.patient) if mapping.patient is not None else None
+        shapes = [""] * len(rows) if names is None else [_shape(name) for name in names]
+        usual = set(shapes[:-_LAST])
+        for place, cells, shape in zip(table.places[-_LAST:], rows[-_LAST:], shapes[-_LAST:], strict=True):
             named = any(word(cell).casefold().rstrip(":") in _TOTALS for cell in cells)
-            if named or (len(usual) == 1 and _shape(cells, table, mapping) not in usual):
+            if named or (len(usual) == 1 and shape not in usual):
                 yield Finding(
                     "last_row",
                     "",
@@ -215,12 +217,9 @@ def _of_rows(table: Table, mapping: Mapping) -> Iterator[Finding]:
                 break
 
 
-def _shape(cells: Sequence[str], table: Table, mapping: Mapping) -> str:
-    """Of what kind of letters the identifier is made: digits, letters, others as they are; runs count as one."""
-    if mapping.patient is None or mapping.patient not in table.cells.columns:
-        return ""
-    name = cells[list(table.cells.columns).index(mapping.patient)].strip()
-    kinds = ["9" if letter.isdigit() else "a" if letter.isalpha() else letter for letter in name]
+def _shape(identifier: str) -> str:
+    """Of what kind of letters an identifier is made: digits, letters, others as they are; runs count as one."""
+    kinds = ["9" if letter.isdigit() else "a" if letter.isalpha() else letter for letter in identifier.strip()]
     return "".join(kind for before, kind in zip(["", *kinds], kinds, strict=False) if kind != before)
 
 
