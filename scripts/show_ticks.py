@@ -20,10 +20,9 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -31,8 +30,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from datasites.enclave.protocol import PartitionName
-from datasites.enclave.sandbox import Sandbox
-from datasites.enclave.worker import Partition, Worker, file_hashes
+from datasites.enclave.template import Template
+from datasites.enclave.worker import Partition, Worker
 from datasites.hospital.ticks import TICK, invented_rows, leaves_at, ticks_for
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.manifest import LocalTraining
@@ -103,15 +102,8 @@ def tables() -> tuple[Partition, Partition, Partition]:
 @contextmanager
 def workers(source: str, tables: list[dict[PartitionName, Partition]]) -> Iterator[list[Worker]]:
     """Workers on one model, each with its rows."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        code = Path(folder)
-        (code / "model.py").write_text(source)
-        code.chmod(0o755)
-        (code / "model.py").chmod(0o644)
-        yield [
-            stack.enter_context(Worker.start(Sandbox(), code, file_hashes(code), n_features=FEATURES, data=data))
-            for data in tables
-        ]
+    with closing(Template()) as template, ExitStack() as stack:
+        yield [stack.enter_context(Worker.start(template, source, n_features=FEATURES, data=data)) for data in tables]
 
 
 def rings(plan: PrivacyPlan, evaluation: EvaluationPlan, length: int) -> tuple[RingTerms | None, RingTerms | None]:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 
+from tests.templates import share
 from tests.waiting import mark_waiting
 
 #: A busy machine is no fault of what is tested.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        share(monkeypatch)
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

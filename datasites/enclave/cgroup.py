@@ -7,6 +7,7 @@ Elsewhere there is none, `around` adds nothing, and `datasites doctor` says so.
 
 **Guarantee.** Where `delegated` is not None, a worker with all that it starts takes `memory.max` bytes, page cache and
 the kernel's memory included, and nothing of the swap, and has `pids.max` threads; it begins within, or does not begin.
+One that was forked (`template`) is put there before it is sent anything; what it had by then counts with its template.
 Assumption: whoever gave the subtree lets nobody else change it.
 """
 
@@ -90,22 +91,32 @@ def allowed(limits: Limits) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def around(subtree: Path | None, values: Mapping[str, str]) -> Iterator[list[str]]:
-    """Words to put before a command that is to run in a group of its own, which ends with the context; or none.
+def around(subtree: Path | None, values: Mapping[str, str]) -> Iterator[Path | None]:
+    """A group for one worker, which ends with the context; None without a subtree.
 
     Raises `OSError` where the group can't be made.
     """
     if subtree is None:
-        yield []
+        yield None
         return
     folder = subtree / f"worker-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
         for file, value in values.items():
             (folder / file).write_text(value)
-        yield ["/bin/sh", "-c", _ENTER, str(folder)]
+        yield folder
     finally:
         _remove(folder)
+
+
+def entering(group: Path | None) -> list[str]:
+    """Words to put before a command that is to run in this group."""
+    return [] if group is None else ["/bin/sh", "-c", _ENTER, str(group)]
+
+
+def enter(group: Path, pid: int) -> None:
+    """Put a process that runs already into this group; what it takes from then on counts there. Raises `OSError`."""
+    (group / "cgroup.procs").write_text(str(pid))
 
 
 def _remove(folder: Path) -> None:

@@ -226,13 +226,14 @@ _MACHINES = {
 }
 
 
-def confine(limits: Limits) -> tuple[str, ...]:
+def confine(limits: Limits, size: int | None = None) -> tuple[str, ...]:
     """Apply resource limits and the system call filter to this process; returns what could not be applied, in words.
 
+    size: bytes of addresses that this process has taken, where it can't ask any more; see `mapped`.
     Irrevocable. Call after imports and before any model code. Raises `OSError` when the kernel has seccomp and
     refuses the filter: a filter that was meant to be there and isn't is not a warning.
     """
-    for kind, value in _resources(limits):
+    for kind, value in _resources(limits, mapped() if size is None else size):
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
@@ -248,6 +249,11 @@ def confine(limits: Limits) -> tuple[str, ...]:
     return ()
 
 
+def has_filter() -> bool:
+    """Whether a system call filter is known for this processor."""
+    return platform.machine() in _MACHINES
+
+
 def end_with_parent() -> None:
     """Let the kernel kill this process when the thread that started it ends. Call before `confine`, which seals it."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -255,7 +261,7 @@ def end_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PDEATHSIG) was refused")
 
 
-def _resources(limits: Limits) -> list[tuple[int, int]]:
+def _resources(limits: Limits, size: int) -> list[tuple[int, int]]:
     chosen = [
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, limits.file_size),
@@ -269,12 +275,12 @@ def _resources(limits: Limits) -> list[tuple[int, int]]:
     if not limits.devices:
         # DATA counts private writable memory, which is what tensors are; AS also what is made read-only once written.
         # GPU drivers reserve address space by the terabyte, so neither limit is set where devices are given.
-        addresses = _mapped() + limits.memory + _ADDRESS_SLACK
+        addresses = size + limits.memory + _ADDRESS_SLACK
         chosen += [(resource.RLIMIT_DATA, limits.memory), (resource.RLIMIT_AS, addresses)]
     return chosen
 
 
-def _mapped() -> int:
+def mapped() -> int:
     """Bytes of address space that this process has taken."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()

@@ -19,6 +19,7 @@ import mmap
 import os
 import resource
 import secrets
+import select
 import signal
 import socket
 import stat
@@ -26,19 +27,26 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from datasites.enclave.confine import Limits, confine
+from datasites.enclave.processes import Process
 from datasites.enclave.sandbox import Sandbox
+from datasites.enclave.template import Template
 
 _SECONDS = 120
 _CLONE_NEWUSER = 0x10000000
 _PTRACE_TRACEME, _PTRACE_ATTACH = 0, 16
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP = 1, 22
+_CAPABILITY_VERSION = 0x20080522
 _GROWING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100
+
+
+Targets = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -55,33 +63,35 @@ class Attempt:
         return self.outcome == "held"
 
 
-def escape_check(sandbox: Sandbox) -> list[Attempt]:
-    """Try every escape in `sandbox`, about a second; the sandbox is sound when every attempt was held."""
+def escape_check(source: Sandbox | Template) -> list[Attempt]:
+    """Try every escape where `source` puts a worker, about a second; it is sound when every attempt was held.
+
+    Where that is beside other workers, another one has laid out bait there, too. Raises as `Template.start` does.
+    """
     token = secrets.token_hex(16)
+    if isinstance(source, Template):
+        source.start()
+    apart = isinstance(source, Template) and not source.alone
+    sandbox = source.sandbox if isinstance(source, Template) else source
     with tempfile.TemporaryDirectory(prefix="datasites-escape-") as folder, _ports() as (port, name, reached):
         bait = Path(folder) / "bait.txt"
         bait.write_text(token)
         study = Path(folder) / "study"
         study.mkdir()
         (study / "model.py").write_text("# bait\n")
-        targets = {
+        targets: Targets = {
             "token": token, "bait": str(bait), "home": str(Path.home()), "folder": folder, "port": port,
             "socket": name, "pid": os.getpid(), "study": str(sandbox.inside(study)),
         }  # fmt: skip
-        limits = json.dumps(sandbox.limits.model_copy(update={"memory": 1 << 30}).model_dump(mode="json"))
-        command = sandbox.command(["-m", "datasites.enclave.escape", limits, json.dumps(targets)], study)
         try:
-            done = subprocess.run(
-                command, env={"DATASITES_BAIT": token}, capture_output=True, timeout=_SECONDS, check=False
-            )
-            results = [Attempt(**json.loads(line)) for line in done.stdout.splitlines()]
-            ended = "" if done.returncode == 0 else done.stderr.decode(errors="replace")[-2000:]
+            lines, ended = _beside(source, targets) if apart else _in_a_sandbox(sandbox, study, targets, token)
+            results = [Attempt(**json.loads(line)) for line in lines]
         except (OSError, subprocess.TimeoutExpired, ValueError, TypeError) as error:
             results, ended = [], str(error)
         left = sorted(path.name for path in Path(folder).iterdir())
         new_file, met = left != ["bait.txt", "study"], reached()
     known = {attempt.name for attempt in results}
-    missing = [name for name in (*_BEFORE, *_AFTER) if name not in known]
+    missing = [name for name in (*_BEFORE, *(_BESIDE if apart else ()), *_AFTER) if name not in known]
     results += [Attempt(name, "not tried", ended or "no answer") for name in missing]
     for name, seen, detail in (
         ("the host saw no new file", new_file, f"{len(left)} file(s)"),
@@ -89,6 +99,50 @@ def escape_check(sandbox: Sandbox) -> list[Attempt]:
     ):
         results.append(Attempt(name, "got out" if seen else "not tried" if not known else "held", detail))
     return results
+
+
+def _limits_for(sandbox: Sandbox) -> Limits:
+    return sandbox.limits.model_copy(update={"memory": 1 << 30})
+
+
+def _in_a_sandbox(sandbox: Sandbox, study: Path, targets: Targets, token: str) -> tuple[list[bytes], str]:
+    """What attempts in a sandbox that is made for them say, a line each; and why it ended, or ""."""
+    limits = json.dumps(_limits_for(sandbox).model_dump(mode="json"))
+    command = sandbox.command(["-m", "datasites.enclave.escape", limits, json.dumps(targets)], study)
+    done = subprocess.run(
+        command, env={"DATASITES_BAIT": token}, capture_output=True, timeout=_SECONDS, check=False
+    )  # fmt: skip
+    return done.stdout.splitlines(), "" if done.returncode == 0 else done.stderr.decode(errors="replace")[-2000:]
+
+
+def _beside(template: Template, targets: Targets) -> tuple[list[bytes], str]:
+    """The same from a worker, beside another one that has laid out bait."""
+    with contextlib.ExitStack() as ending:
+        sibling, attacker = template.process("bait"), template.process("escape")
+        for process in (sibling, attacker):
+            ending.callback(process.wait)
+            ending.callback(process.end)
+        baits = targets | {"beside": secrets.token_hex(8)}
+        os.write(sibling.requests, json.dumps(baits).encode() + b"\n")
+        laid = _line(sibling, time.monotonic() + _SECONDS)
+        os.write(attacker.requests, json.dumps({**baits, "laid": json.loads(laid)}).encode() + b"\n")
+        lines, deadline = [], time.monotonic() + _SECONDS
+        while line := _line(attacker, deadline):
+            lines.append(line)
+        attacker.wait(_SECONDS)
+        return lines, "" if attacker.code == 0 else str(attacker.log)[-2000:]
+
+
+def _line(process: Process, deadline: float) -> bytes:
+    """One line that it says, or what it said of one before it ended."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not select.select([process.replies], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError(f"no answer within {_SECONDS} s")
+        if not (read := os.read(process.replies, 1)):
+            break
+        line += read
+    return line
 
 
 @contextlib.contextmanager
@@ -110,9 +164,6 @@ def _ports() -> Iterator[tuple[int, str, Callable[[], bool]]]:
             return False
 
         yield tcp.getsockname()[1], name, reached
-
-
-Targets = dict[str, object]
 
 
 def _opened(path: str, mode: str = "rb") -> str | None:
@@ -261,9 +312,12 @@ def _privileges(_: Targets) -> str | None:
     with contextlib.suppress(OSError):
         os.setuid(0)
         return "became root"
-    status = Path("/proc/self/status").read_text()
-    held = [line for line in status.splitlines() if line.startswith("CapEff") and int(line.split()[1], 16)]
-    return f"holds {held[0]}" if held else None
+    held = ctypes.create_string_buffer(24)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(struct.pack("=Ii", _CAPABILITY_VERSION, 0), held) != 0:
+        raise OSError(ctypes.get_errno(), "can't ask which capabilities are held")
+    first, second = (struct.unpack_from("=I", held.raw, at)[0] for at in (0, 12))
+    return f"holds capabilities {second << 32 | first:x}" if first or second else None
 
 
 def _program(_: Targets) -> str | None:
@@ -367,6 +421,83 @@ def _socket(_: Targets) -> str | None:
     return None
 
 
+#: Process ids that are tried one after the other, where they are few.
+_PIDS = range(1, 4097)
+
+
+def _signal_others(_: Targets) -> str | None:
+    for pid in (*_PIDS, -1):
+        if pid != os.getpid():
+            with contextlib.suppress(OSError):
+                os.kill(pid, 0)
+                return f"could signal process {pid}"
+    return None
+
+
+def _memory_of_others(_: Targets) -> str | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = ctypes.create_string_buffer(8)
+    for pid in _PIDS:
+        if pid == os.getpid():
+            continue
+        here = struct.pack("@PN", ctypes.addressof(page), 8)
+        there = struct.pack("@PN", id(None), 8)
+        if libc.process_vm_readv(pid, here, 1, there, 1, 0) > 0 or _opened(f"/proc/{pid}/mem"):
+            return f"could read the memory of process {pid}"
+        if libc.process_vm_writev(pid, here, 1, there, 1, 0) > 0:
+            return f"could write the memory of process {pid}"
+    return None
+
+
+def _trace_others(_: Targets) -> str | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    traced = [pid for pid in _PIDS if pid != os.getpid() and libc.ptrace(_PTRACE_ATTACH, pid, None, None) == 0]
+    return f"could trace process {traced[0]}" if traced else None
+
+
+def _shared_names(targets: Targets) -> Iterator[tuple[str, Callable[[bool], object]]]:
+    """Ways to meet another by a name that both know, to be made (True) or found; one that fails raises or gives -1."""
+    name, libc = str(targets["beside"]), ctypes.CDLL(None, use_errno=True)
+    key = int(name[:7], 16) + 1
+
+    def in_a_folder(folder: str) -> Callable[[bool], object]:
+        return lambda make: os.open(f"{folder}/{name}", os.O_RDWR | (os.O_CREAT if make else 0), 0o666)
+
+    def abstract_socket(make: bool) -> object:
+        met = socket.socket(socket.AF_UNIX)
+        (met.bind if make else met.connect)("\0" + name)
+        if make:
+            met.listen()
+        return met.detach()
+
+    yield "System V shared memory", lambda make: libc.shmget(key, 4096, 0o1666 if make else 0)
+    yield "a System V queue", lambda make: libc.msgget(key, 0o1666 if make else 0)
+    yield "a System V semaphore", lambda make: libc.semget(key, 1, 0o1666 if make else 0)
+    yield "a POSIX queue", lambda make: _mq_open()(f"/{name}".encode(), os.O_RDWR | (0o100 if make else 0), 0o666, None)
+    yield "an abstract socket", abstract_socket
+    yield "a terminal", lambda make: os.open("/dev/ptmx" if make else "/dev/pts/0", os.O_RDWR)
+    for folder in ("/tmp", "/dev/shm", "/dev", "/"):
+        yield f"a file in {folder}", in_a_folder(folder)
+
+
+def _names_of_others(targets: Targets) -> str | None:
+    for what, meet in _shared_names(targets):
+        with contextlib.suppress(OSError):
+            if meet(False) != -1:
+                return f"found {what} of another worker"
+    return None
+
+
+def _descriptors(targets: Targets) -> str | None:
+    held = []
+    for descriptor in range(4096):
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            held.append(descriptor)
+    others = set(held) - {0, 1, 2, *map(int, targets["pipe"])}  # type: ignore[call-overload]
+    return f"holds descriptors {sorted(others)[:5]} beside its own pipe" if others else None
+
+
 #: Tried with the namespaces alone.
 _BEFORE: dict[str, Callable[[Targets], str | None]] = {
     "read a file of the host": _host_file,
@@ -386,6 +517,14 @@ _BEFORE: dict[str, Callable[[Targets], str | None]] = {
     "make a namespace": _namespace,
     "mount a file system": _mount,
 }
+#: Tried then, too, by a worker beside which there is another.
+_BESIDE: dict[str, Callable[[Targets], str | None]] = {
+    "signal another worker": _signal_others,
+    "read another's memory": _memory_of_others,
+    "trace another worker": _trace_others,
+    "meet another by a name": _names_of_others,
+    "hold what others had open": _descriptors,
+}
 #: Tried with the worker's own confinement on top.
 _AFTER: dict[str, Callable[[Targets], str | None]] = {
     "open a socket": _socket,
@@ -400,25 +539,60 @@ _AFTER: dict[str, Callable[[Targets], str | None]] = {
 }
 
 
-def _try(name: str, attempt: Callable[[Targets], str | None], targets: Targets) -> None:
+Say = Callable[[str], object]
+
+
+def _try(name: str, attempt: Callable[[Targets], str | None], targets: Targets, say: Say) -> None:
     try:
         seen = attempt(targets)
         result = Attempt(name, "held" if seen is None else "got out", seen or "refused")
     except Exception as error:
         result = Attempt(name, "not tried", f"the check itself failed: {error!r}")
-    sys.stdout.write(json.dumps(asdict(result)) + "\n")
-    sys.stdout.flush()
+    say(json.dumps(asdict(result)) + "\n")
+
+
+def _said_over(descriptor: int) -> Say:
+    return lambda line: os.write(descriptor, line.encode())
+
+
+def bait(requests: int, replies: int, _: int) -> None:
+    """In a worker: make what another could find, say what could be made, and stay until nobody listens."""
+    with open(requests, "rb") as pipe:
+        targets: Targets = json.loads(pipe.readline())
+        laid = []
+        for what, meet in _shared_names(targets):
+            with contextlib.suppress(OSError):
+                if meet(True) != -1:
+                    laid.append(what)
+        _said_over(replies)(json.dumps(laid) + "\n")
+        pipe.read()
+
+
+def attempt_apart(limits: Limits, requests: int, replies: int, size: int) -> None:
+    """In a worker: try everything, one JSON line for each attempt."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(requests, 1 << 16) or b"\n"
+    targets = {**json.loads(line), "pipe": [requests, replies]}
+    say = _said_over(replies)
+    for name, attempt in (_BEFORE | _BESIDE).items():
+        _try(name, attempt, targets, say)
+    confine(limits.model_copy(update={"memory": 1 << 30}), size)
+    for name, attempt in _AFTER.items():
+        _try(name, attempt, targets, say)
 
 
 def main() -> None:
-    """Inside the sandbox: try everything, one JSON line for each attempt."""
+    """Inside a sandbox: try everything, one JSON line for each attempt."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits, targets = Limits.model_validate_json(sys.argv[1]), json.loads(sys.argv[2])
+    say = _said_over(1)
     for name, attempt in _BEFORE.items():
-        _try(name, attempt, targets)
+        _try(name, attempt, targets, say)
     confine(limits)
     for name, attempt in _AFTER.items():
-        _try(name, attempt, targets)
+        _try(name, attempt, targets, say)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The sandbox's end of the pipe: loads one study's model, holds its rows, trains and evaluates. Runs as a process.
 
-The only file of this room that is a program (`python -m datasites.enclave.inside LIMITS`, started by `worker`). Order
-matters: the pipe is put out of reach of standard output, libraries are imported, the process gives up what it does not
-need (`confine`), and only then is model code read.
+The only file of this room that is a program (`python -m datasites.enclave.inside LIMITS`, started by `processes`; with
+`template` after that, by `template`). Order matters: libraries are imported, the pipe is put out of reach of standard
+output, the process gives up what it does not need (`confine`), and only then is model code read.
 
 What leaves: a noised update, noised counts, the built model's shape, and reasons of failure. The last are for the
 hospital's eyes and hold nothing of a row: checks that may fail, and quote what the model said, run on invented rows.
@@ -12,22 +12,26 @@ model as it was built, so nothing that a round leaves on it reaches the next one
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import datasites.enclave.opacus_alone  # noqa: F401  (before anything of opacus)
+
+# isort: split
 import copy
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
-import torch._dynamo  # torch loads it at the first layer that runs, and it makes a folder, which `confine` refuses
 
-from datasites.enclave import loader, protocol
+from datasites.enclave import escape, forking, loader, protocol
 from datasites.enclave.confine import Limits, confine, end_with_parent
 from datasites.enclave.shapes import check_shapes
 from datasites.privacy import alone, evaluation, parameters, probe, trainer
@@ -95,7 +99,7 @@ class Enclave:
     def _load_code(self, request: protocol.LoadCode) -> protocol.Description:
         if self._model is not None:
             raise _Refusal("protocol", "this worker has a model; a worker serves one study")
-        built = loader.load(Path(request.folder), request.files, request.n_features, request.config, self._genuine)
+        built = loader.load(request.source, request.n_features, request.config, self._genuine)
         self._model, self._data_model = built, request.data_model
         self._findings = built.findings
         named = tuple(
@@ -333,17 +337,14 @@ def _out_of_time(_: int, __: object) -> None:
     raise _CpuTimeUsed
 
 
-def main() -> None:
-    """Serve requests until `close` or the end of the pipe."""
-    limits = Limits.model_validate_json(sys.argv[1])
-    requests, replies = _take_pipe()
-    end_with_parent()
+def work(limits: Limits, requests: int, replies: int, size: int | None = None) -> None:
+    """Give up what isn't needed, then serve requests until `close` or the end of the pipe; size as in `confine`."""
     if _left_alone(requests):
         return  # the datasite ended before the kernel would have told; what it had sent is not for anyone
     # The first process of a sandbox gets only signals that it handles; without this the limit would be silent.
     signal.signal(signal.SIGXCPU, _out_of_time)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    enclave = Enclave(limits, confine(limits))
+    enclave = Enclave(limits, confine(limits, size))
     read = _reader(requests)
     while True:
         try:
@@ -358,6 +359,20 @@ def main() -> None:
         except BaseException as error:  # model code may raise SystemExit; the datasite still gets an answer
             reply, results = enclave.failed(error), {}
         _write(replies, protocol.encode(reply, results))
+
+
+def main() -> None:
+    """Be a worker, or the template of workers."""
+    limits = Limits.model_validate_json(sys.argv[1])
+    if sys.argv[2:] == ["template"]:
+        loader.Genuine()  # what it loads on first use is there for each fork
+        works = {"worker": partial(work, limits), "escape": partial(escape.attempt_apart, limits), "bait": escape.bait}
+        with socket.socket(fileno=os.dup(0)) as control:
+            forking.serve(control, works)
+        return
+    requests, replies = _take_pipe()
+    end_with_parent()
+    work(limits, requests, replies)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turns one frozen `model.py` into a model: checks its hash, verifies it, executes it, looks for damage.
+"""Turns one approved `model.py` into a model: verifies it, executes it, looks for damage.
 
 Runs inside the sandbox. The verifier is what keeps model code from reaching the trainer that shares its process; two
 cheap lines stand behind it. Builtins and imports are cut down to what verified code may use, and after loading (and
@@ -14,7 +14,6 @@ import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import opacus.grad_sample
@@ -26,7 +25,6 @@ from datasites.enclave import verifier, vocabulary
 from datasites.enclave.protocol import ModelFinding
 from datasites.enclave.shapes import check_shapes
 from datasites.privacy import checks, layers, trainer
-from datasites.study.canonical import sha256_hex
 
 MODEL = "model.py"
 #: Name of the module that model code runs as.
@@ -34,7 +32,7 @@ MODULE_NAME = "submitted_model"
 
 
 class CodeRefused(ValueError):
-    """The frozen code is not what was approved, or may not run; `rule` names why."""
+    """The code may not run; `rule` names why."""
 
     def __init__(self, rule: str, reason: str) -> None:
         super().__init__(reason)
@@ -53,14 +51,8 @@ class LoadedModel:
     findings: tuple[ModelFinding, ...]
 
 
-def load(
-    folder: Path, files: Mapping[str, str], n_features: int, config: Mapping[str, JsonValue], genuine: Genuine
-) -> LoadedModel:
-    """Build the model of a frozen copy; raises `CodeRefused`, or whatever the model code raises.
-
-    files: name -> SHA-256 hex, as approved (I1); every one is checked, only `model.py` is executed.
-    """
-    source = _approved(folder, files)
+def load(source: str, n_features: int, config: Mapping[str, JsonValue], genuine: Genuine) -> LoadedModel:
+    """Build the model of the approved text of a `model.py`; raises `CodeRefused`, or whatever the model code raises."""
     findings = verifier.verify(source, MODEL)
     if findings:
         first = findings[0]
@@ -82,25 +74,6 @@ def load(
     blocked = any(finding.blocking for finding in findings_)
     loss = namespace.get("loss")
     return LoadedModel(built if blocked else layers.private_form(built), loss if callable(loss) else None, findings_)
-
-
-def _approved(folder: Path, files: Mapping[str, str]) -> str:
-    if MODEL not in files:
-        raise CodeRefused("frozen-hash", f"{MODEL} is not among the approved files; nothing else is executed")
-    contents = {}
-    for name, expected in files.items():
-        if Path(name).name != name:
-            raise CodeRefused("frozen-hash", f"{name!r} is not a plain file name")
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise CodeRefused("frozen-hash", f"{name}: can't be read from the frozen copy: {error.strerror}") from error
-        if sha256_hex(contents[name]) != expected:
-            raise CodeRefused("frozen-hash", f"{name}: differs from what was approved; it does not run")
-    try:
-        return contents[MODEL].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CodeRefused("frozen-hash", f"{MODEL}: not UTF-8 text") from error
 
 
 def execute(source: str) -> dict[str, object]:

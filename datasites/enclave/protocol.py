@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
 from datasites.study.errors import explain
-from datasites.study.manifest import LocalTraining, Sha256
+from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
 
@@ -81,14 +81,13 @@ class ArrayLayout(Agreed):
 
 
 class LoadCode(Agreed):
-    """Read, check and execute the frozen `model.py`; build the model. Reply: `Description`.
+    """Check and execute the text of the approved `model.py`; build the model. Reply: `Description`.
 
     data_model: what ordinary rows hold, for rows that are invented.
     """
 
     kind: Literal["load_code"] = "load_code"
-    folder: str
-    files: dict[str, Sha256]
+    source: str
     n_features: Annotated[int, Field(ge=1)]
     config: dict[str, JsonValue] = {}
     data_model: DataModel | None = None

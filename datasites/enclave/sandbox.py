@@ -37,6 +37,8 @@ from datasites.study.errors import DatasitesError
 #: Where things lie inside the sandbox.
 STUDY = Path("/study")
 _PACKAGE = Path("/enclave")
+#: In a template's: what its workers see in place of /proc, and of other folders (`forking`).
+SHOWN_PROC, EMPTY = Path("/shown/proc"), Path("/shown/empty")
 
 #: Rooms of this package that exist inside; keys, ledger, mailroom and console do not.
 _ROOMS = ("study", "privacy", "enclave")
@@ -128,16 +130,18 @@ class Sandbox:
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
+            # It starts its threads as numpy is imported, and a process with threads can't be forked; torch has its own.
+            "OPENBLAS_NUM_THREADS": "1",
             # Of the C library, whose 64 MiB of addresses for each thread would use up what a worker may have.
             "MALLOC_ARENA_MAX": "2",
         }
 
-    def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
+    def command(self, arguments: Sequence[str], frozen: Path | None = None, *, template: bool = False) -> list[str]:
         """The full command line that runs this Python with `arguments`; it empties its environment itself.
 
         frozen: folder with a study's frozen copy, seen read-only as `/study`. Raises `FileNotFoundError`
-        when it is not there.
+        when it is not there. template: for our own code alone, which may make namespaces there; its forks may not, and
+        see less of /proc (`forking`).
         """
         if frozen is not None and not frozen.exists():
             raise FileNotFoundError(f"sandbox: {frozen} is not there, so it can't be shown to the worker")
@@ -154,7 +158,7 @@ class Sandbox:
             str(self._bwrap),
             "--unshare-all",
             "--unshare-user",
-            "--disable-userns",
+            *(() if template else ("--disable-userns",)),
             "--new-session",
             "--die-with-parent",
             # Without a reaper of bubblewrap's beside it: that one has no system call filter, and its memory could be
@@ -165,12 +169,12 @@ class Sandbox:
             *("--uid", _NOBODY, "--gid", _NOBODY),
             *("--hostname", "enclave"),
         ]
-        arguments_ += self._mounts(frozen)
+        arguments_ += self._mounts(frozen, template)
         for variable in variables:
             arguments_ += ["--setenv", *variable.split("=", 1)]
         return [*arguments_, "--", _interpreter(), *python]
 
-    def _mounts(self, frozen: Path | None) -> list[str]:
+    def _mounts(self, frozen: Path | None, template: bool) -> list[str]:
         # First of all: this Python may itself lie below /tmp, and a later mount there would hide it.
         mounts = ["--size", str(self.config.limits.scratch), "--tmpfs", "/tmp"]
         for source in _system_folders():
@@ -185,13 +189,18 @@ class Sandbox:
             mounts += ["--ro-bind", str(package / room), str(_PACKAGE / "datasites" / room)]
         if frozen is not None:
             mounts += ["--ro-bind", str(frozen.resolve()), str(STUDY)]
-        mounts += self._proc()
+        mounts += self._proc_of_a_template() if template else self._proc()
         mounts += ["--dev", "/dev"]
         for device in self.config.devices:
             mounts += ["--dev-bind", device, device]
         # bubblewrap's /dev and / are writable memory without a size: close both, and give bounded scratch instead.
         mounts += ["--remount-ro", "/dev", "--size", str(1024 * 1024), "--tmpfs", "/dev/shm"]
         return [*mounts, "--remount-ro", "/", "--chdir", "/tmp"]
+
+    def _proc_of_a_template(self) -> list[str]:
+        # Whole, so that it can limit what its forks may do; they see the other folders in its place.
+        shown = [("--ro-bind", f"/proc/{name}", str(SHOWN_PROC / name)) for name in sorted(_SHOWN)]
+        return ["--proc", "/proc", "--dir", str(EMPTY), *(word for words in shown for word in words)]
 
     def _proc(self) -> list[str]:
         # Read-only, since root may write much of it; and an empty file or folder over each part that is not wanted,

@@ -110,6 +110,11 @@ class _Recorder(TorchDispatchMode):
         """Whether that layer is made of others (a recurrent one, a transformer's), which may turn their axes."""
         return any(made_of_others for _, made_of_others in self._within)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here. Else torch imports its compiler, a thousand modules, when this is first entered.
+        return False
+
     def _entering(self, library: bool, part: nn.Module) -> Any:
         entry = (library, library and type(part) is not nn.Sequential and any(True for _ in part.children()))
         return lambda *_: self._within.append(entry)

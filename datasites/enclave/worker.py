@@ -25,37 +25,33 @@ user, as root's can, or where there is no `setpriv`, a worker that is stopped be
 
 from __future__ import annotations
 
-import collections
-import json
 import os
 import selectors
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from pydantic import JsonValue
 
-from datasites.enclave import cgroup, processes, protocol
+from datasites.enclave import protocol
+from datasites.enclave.processes import Process, Sandboxed
 from datasites.enclave.sandbox import Sandbox
+from datasites.enclave.template import Template
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
-from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
 
-_LOG_BYTES = 64 * 1024
+if TYPE_CHECKING:
+    import pandas as pd
+
 _CHUNK = 1024 * 1024
-#: Seconds between two looks whether a process has ended that others may have left their standard error to.
-_LOOKS = 0.2
 #: Seconds between two looks at the clock of a worker that is paused right before a deadline.
 _PAUSE_STEP = 0.02
 
@@ -150,36 +146,31 @@ class TrainResult:
 class Worker:
     """A running worker. Use `Worker.start`; every method raises a `WorkerError` and is safe to call from any thread."""
 
-    def __init__(self, sandbox: Sandbox, frozen: Path, timeouts: Timeouts) -> None:
-        self._sandbox = sandbox
-        self._frozen = frozen
+    def __init__(self, source: Sandbox | Template, timeouts: Timeouts) -> None:
+        template = isinstance(source, Template)
+        self._sandbox = source.sandbox if template else source
         self._timeouts = timeouts
         self._lock = threading.Lock()
-        self._log: collections.deque[bytes] = collections.deque()
-        self._log_size = 0
         self._killed = False
-        self._began = time.monotonic()
         self._pausing = threading.Lock()
         self._paused_at: float | None = None
         self._stopped = False
         #: Seconds that it was paused before.
         self._paused = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._start_error: OSError | None = None
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._own, args=(started,), name="datasites-worker", daemon=True)
-        self._thread.start()
-        started.wait()
-        if self._start_error is not None:
-            raise WorkerCrashed(f"the sandbox did not start: {self._start_error}") from self._start_error
+        try:
+            if template:
+                source.start()
+            self._began = time.monotonic()
+            self._process: Process = source.process() if template else Sandboxed(source)
+        except OSError as error:
+            raise WorkerCrashed(f"the sandbox did not start: {error}") from error
         self.description: protocol.Description
 
     @classmethod
     def start(
         cls,
-        sandbox: Sandbox,
-        frozen: Path,
-        files: Mapping[str, str],
+        source: Sandbox | Template,
+        code: str,
         *,
         n_features: int,
         config: Mapping[str, JsonValue] | None = None,
@@ -189,27 +180,24 @@ class Worker:
         parameters: int | None = None,
         began: Callable[[Self], None] | None = None,
     ) -> Self:
-        """Start a worker on a frozen study copy, load its model, hand it rows.
+        """Start a worker, load a study's model in it, hand it rows.
 
-        files: name -> SHA-256 (hex) for every file that the worker may read; must contain `model.py` (I1).
+        source: where it comes from, a template, or a sandbox that is made for it. code: the text of `model.py`, which
+        the caller has found to be what was approved (I1).
         data_model: what ordinary rows hold; checks of the model run on rows that are drawn from it.
         parameters: how many the model has, once that is approved.
         began: told of the worker as soon as it runs, by whom it may be killed while its model is loaded.
-        Raises `WorkerRefused` when a hash differs or the code is refused, `SandboxUnavailable` where this machine can
-        make no sandbox, else as the class says.
+        Raises `WorkerRefused` when the code is refused, `SandboxUnavailable` where this machine can make no sandbox,
+        else as the class says.
         """
-        worker = cls(sandbox, frozen, timeouts or Timeouts())
+        worker = cls(source, timeouts or Timeouts())
         try:
             if began is not None:
                 began(worker)
             request = protocol.LoadCode(
-                folder=str(sandbox.inside(frozen)),
-                files=dict(files),
-                n_features=n_features,
-                config=dict(config or {}),
-                data_model=data_model,
+                source=code, n_features=n_features, config=dict(config or {}), data_model=data_model
             )
-            # The first answer also waits for torch to be imported.
+            # The first answer may also wait for torch to be imported.
             seconds = worker._timeouts.start + worker._timeouts.load
             try:
                 worker.description, _ = worker._ask(request, protocol.Description, seconds)
@@ -217,7 +205,7 @@ class Worker:
                 # No fault of the study where no sandbox can be made at all. Tried, not read from what the worker has
                 # printed, where model code may write what it likes. One that was killed from here had been made.
                 if not worker._killed:
-                    sandbox.require()
+                    worker._sandbox.require()
                 raise
             worker._require_size(parameters)
             for name, partition in (data or {}).items():
@@ -230,23 +218,22 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether the process runs and was not killed. A worker that isn't alive never comes back; start another."""
-        return not self._killed and self._process is not None and not processes.is_over(self._process)
+        return not self._killed and not self._process.is_over
 
     @property
     def age(self) -> float:
-        """Seconds since it was begun, less those in which it was paused."""
+        """Seconds since it was begun, from a template that was there, less those in which it was paused."""
         return self._now() - self._began
 
     @property
     def pid(self) -> int:
-        """Process id of the sandbox on this machine."""
-        assert self._process is not None
+        """Process id on this machine, of the worker or of its sandbox."""
         return self._process.pid
 
     @property
     def log(self) -> str:
         """The last 64 KiB that the worker wrote to its standard output and error; for the hospital's eyes only."""
-        return b"".join(self._log).decode(errors="replace")
+        return str(self._process.log)
 
     def give(self, name: protocol.PartitionName, partition: Partition) -> None:
         """Hand over rows; they stay in the worker's memory and replace those given under this name before."""
@@ -386,13 +373,10 @@ class Worker:
 
     def close(self) -> None:
         """Ask the worker to leave, and kill it when it does not within five seconds."""
-        process = self._process
-        if process is None:
-            return
-        if not processes.is_over(process) and self._lock.acquire(timeout=0.1):
+        if not self._process.is_over and self._lock.acquire(timeout=0.1):
             try:
                 self._write(protocol.encode(protocol.Close()), self._now() + 1)
-                self._thread.join(5)
+                self._process.wait(5)
             except (OSError, WorkerError):
                 pass
             finally:
@@ -408,15 +392,14 @@ class Worker:
         with self._pausing:
             if self._paused_at is None:
                 self._paused_at = time.monotonic()
-            if not self._stopped and self.alive and processes.bound(self.pid):
-                processes.signal_all(self.pid, signal.SIGSTOP)
-                self._stopped = True
+            if not self._stopped and self.alive:
+                self._stopped = self._process.stop()
 
     def resume(self) -> None:
         """Let it go on."""
         with self._pausing:
             if self._stopped and self.alive:
-                processes.signal_all(self.pid, signal.SIGCONT)
+                self._process.resume()
             self._stopped = False
             if self._paused_at is not None:
                 self._paused += time.monotonic() - self._paused_at
@@ -427,16 +410,11 @@ class Worker:
 
         wait: until they have, and the log is complete. Else nobody waits, since how long that takes may depend on rows.
         """
-        process = self._process
-        if process is None:
-            return
         with self._pausing:
             self._killed = True
-            if process.returncode is None:
-                processes.end(process.pid)
+            self._process.end()
         if wait:
-            processes.wait_for(process)
-            self._thread.join(10)
+            self._process.wait()
 
     def __enter__(self) -> Self:
         """Use as a context manager closes the worker."""
@@ -445,61 +423,6 @@ class Worker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """See `close`."""
         self.close()
-
-    def _own(self, started: threading.Event) -> None:
-        # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.
-        limits = self._sandbox.limits
-        arguments = ["-m", "datasites.enclave.inside", json.dumps(limits.model_dump(mode="json"))]
-        try:
-            with cgroup.around(cgroup.delegated(), cgroup.allowed(limits)) as entering:
-                self._process = subprocess.Popen(
-                    [*entering, *self._sandbox.command(arguments, self._frozen)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env={},
-                    bufsize=0,
-                    start_new_session=True,
-                )
-                started.set()
-                try:
-                    self._follow(self._process)
-                except BaseException:
-                    self.kill()
-                    raise
-                finally:
-                    self._reap(self._process)
-        except OSError as error:
-            self._start_error = error
-        finally:
-            started.set()
-
-    def _follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Keep the last of what the process writes to its log, until it ends, whoever else could write there still."""
-        assert process.stderr is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stderr, selectors.EVENT_READ)
-            ended = False
-            while not ended:
-                ended = processes.is_over(process)
-                if selector.select(0 if ended else _LOOKS):
-                    # In one piece what a pipe holds, once it has ended.
-                    chunk = os.read(process.stderr.fileno(), _LOG_BYTES if ended else 4096)
-                    if not chunk:
-                        break
-                    self._keep(chunk)
-
-    def _reap(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the process. Nobody else does, and its number is given up only while no signal is sent to it."""
-        processes.wait_for(process)
-        with self._pausing:
-            process.wait()
-
-    def _keep(self, chunk: bytes) -> None:
-        self._log.append(chunk)
-        self._log_size += len(chunk)
-        while self._log_size - len(self._log[0]) > _LOG_BYTES:
-            self._log_size -= len(self._log.popleft())
 
     def _ask(
         self,
@@ -568,15 +491,13 @@ class Worker:
         return WorkerCrashed(reply.reason, rule=reply.failure, log=self.log)
 
     def _ended(self, when: str) -> WorkerError:
-        assert self._process is not None
         ours = self._killed
-        self._thread.join(10)
-        code = self._process.returncode
+        self._process.wait(10)
+        code = self._process.code
         if code is None:
             self.kill(wait=True)
             return WorkerCrashed(f"the worker closed its pipe {when} and was killed", rule="protocol", log=self.log)
-        # bubblewrap passes a signal on as exit code 128 + signal; without bubblewrap it is a negative number.
-        number = -code if code < 0 else code - 128 if code > 128 else 0
+        number = max(0, -code)
         if number == signal.SIGKILL and not ours:
             return WorkerOutOfMemory(
                 f"the worker was killed {when}, not by the datasite: as a rule the kernel was out of memory",
@@ -609,9 +530,7 @@ class Worker:
         return found
 
     def _write(self, buffers: list[memoryview], deadline: float) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        descriptor = self._process.stdin.fileno()
+        descriptor = self._process.requests
         os.set_blocking(descriptor, False)
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_WRITE)
@@ -622,9 +541,7 @@ class Worker:
                     position += os.write(descriptor, buffer[position : position + _CHUNK])
 
     def _read(self, count: int, deadline: float) -> bytearray:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
+        descriptor = self._process.replies
         received = bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -639,8 +556,3 @@ class Worker:
 
 def _layout(name: str, number: type[np.generic], shape: tuple[int, ...]) -> protocol.ArrayLayout:
     return protocol.ArrayLayout.model_validate({"name": name, "type": np.dtype(number).name, "shape": shape})
-
-
-def file_hashes(folder: Path, names: tuple[str, ...] = ("model.py",)) -> dict[str, str]:
-    """SHA-256 of files in a folder, as `Worker.start` wants them; for rehearsal, where nobody has frozen anything."""
-    return {name: sha256_hex((folder / name).read_bytes()) for name in names}

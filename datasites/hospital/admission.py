@@ -13,14 +13,14 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 from django.db import transaction
 from django.db.models import Q
 
 from datasites.enclave.protocol import PartitionName
-from datasites.enclave.sandbox import Sandbox
+from datasites.enclave.template import Template
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital import compliance
@@ -47,7 +47,6 @@ from datasites.hospital.site import Site
 from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
 from datasites.privacy.plan import PlanError
 from datasites.study.audit_chain import AuditError, records
-from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.manifest import MOST_STEPS
 from datasites.study.package import StudyPackage
@@ -88,22 +87,19 @@ class _Examined:
 
 
 def start_worker(
-    home: Home,
+    template: Template,
     case: OpenCase,
     data: dict[PartitionName, Partition],
-    seconds: float | None = None,
+    seconds: float,
     began: Callable[[Worker], None] | None = None,
 ) -> Worker:
-    """A sandboxed worker on the case's frozen copy; raises `WorkerError` or `SandboxUnavailable`.
+    """A sandboxed worker on what `open_case` found to be approved; raises `WorkerError` or `SandboxUnavailable`.
 
-    seconds: wall time for one request to train or evaluate; `round_seconds` of the settings unless given. began: as in
-    `Worker.start`.
+    seconds: wall time for one request to train or evaluate. began: as in `Worker.start`.
     """
-    seconds = seconds or home.settings.round_seconds
     return Worker.start(
-        Sandbox(home.settings.sandbox),
-        home.frozen / case.row.study_hash,
-        {name: sha256_hex(content) for name, content in case.package.files.items()},
+        template,
+        case.package.source,
         n_features=len(case.package.data_model.columns),
         config=case.study.model,
         data_model=case.package.data_model,
@@ -154,7 +150,7 @@ def admit_again(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case
         if not logged & {"received", "refused"}:
             _log_taken_in(site, row)
         over = row.state not in OPEN or bool(logged & {"examined", "examination_dropped"})
-        return row if over else _examined_case(site, row, halt)
+        return row if over else _examined_case(site, row, halt, site.template)
 
 
 def admit(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
@@ -197,7 +193,7 @@ def _admit(site: Site, job: SubmittedJob, halt: Halt) -> Case:
         state=Case.State.INTAKE,
     )
     _log_taken_in(site, row)
-    return _examined_case(site, row, halt)
+    return _examined_case(site, row, halt, site.template)
 
 
 def _log_taken_in(site: Site, row: Case) -> None:
@@ -208,7 +204,7 @@ def _log_taken_in(site: Site, row: Case) -> None:
         site.audit.append("received", **what, study=row.study_hash)
 
 
-def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
+def _examined_case(site: Site, row: Case, halt: Halt, template: Template) -> Case:
     """Check an admitted case against code, data and policies as they are now; may be repeated until it is reviewed.
 
     Changes nothing when somebody has decided on the case in the meantime. Returns the case as it is then.
@@ -219,7 +215,7 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     home, examined = site.home, _Examined()
     try:
         try:
-            _examine(home, row, examined, halt)
+            _examine(home, row, examined, halt, template)
         except _NOT_ITS_OWN:
             raise
         except Exception as error:
@@ -299,7 +295,8 @@ def recheck(site: Site, number: int) -> Case:
         row = find_case(number)
         if row.state not in OPEN or row.reviews.exists():
             raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
-        return _examined_case(site, row, Halt())
+        with closing(Template(site.home.settings.sandbox)) as template:
+            return _examined_case(site, row, Halt(), template)
 
 
 def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) -> None:
@@ -325,7 +322,7 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
         raise InputError(f"study {package.digest()[:12]}: submitted before; see its case")
 
 
-def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
+def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: Template) -> None:
     """Examine into `row`, unsaved, and stage the encoded records beside those of an earlier examination.
 
     Where the records don't fit, the case can't be reviewed, and all else is examined nevertheless.
@@ -355,7 +352,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
     if examined.staged is not None and examined.staged.identity != terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
-    row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared), halt)
+    row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared), halt, template)
     terms = terms.model_copy(
         update={name: row.rehearsal.pop(name) for name in ("ticks", "parameters") if name in row.rehearsal}
     )
@@ -365,7 +362,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
         row.terms, row.approval_hash = {}, ""
 
 
-def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
+def _rehearse(home: Home, case: OpenCase, halt: Halt, template: Template) -> dict[str, Any]:
     """What training on mock rows has shown; `ticks`, by the time on invented rows; `parameters` of the model; and
     `start_ticks` that a worker took to start, less the time in which it stood still, and at most for `_LONGEST_START`.
 
@@ -377,10 +374,10 @@ def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
             halt.watch(worker)
             stand_back(worker)
 
-        return _rehearsed(home, case, began)
+        return _rehearsed(home, case, began, template)
 
 
-def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> dict[str, Any]:
+def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None], template: Template) -> dict[str, Any]:
     path = home.root / case.dataset.mock
     try:
         mock = Partition.of_mock(case.package.data_model, read_mock(path))
@@ -388,7 +385,7 @@ def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> d
         remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} anew"
         return {"outcome": "failed", "reason": f"mock {path}: {error}; {remedy}, and examine the case again"}
     try:
-        worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
+        worker = start_worker(template, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
         start_ticks = ticks_for(min(worker.age, _LONGEST_START))
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}

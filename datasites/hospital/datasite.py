@@ -34,7 +34,6 @@ from functools import partial
 
 from django.db import close_old_connections
 
-from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger_log, pending, withdrawal
 from datasites.hospital.closing import ENDED, destroy_secrets, give_up_keys, release_what_is_left, send_account
 from datasites.hospital.correspondence import Correspondence
@@ -88,8 +87,9 @@ class Datasite:
         self._console = console
         self._home = site.home
         require_own_user(self._home)
-        sandbox = Sandbox(self._home.settings.sandbox)
+        sandbox = site.template.sandbox
         sandbox.require()
+        site.template.warm()
         # A rule file that is missing or that permits must keep the datasite from starting, not only from deciding.
         Engine(local_dir=site.home.local_rules)
         pending.finish_all(site)
@@ -146,6 +146,7 @@ class Datasite:
             self._submissions.close()
             for run in self._runs.values():
                 run.close(wait=True)
+            self._site.template.close()
             self._mailroom.close()
             self._control.close()
 

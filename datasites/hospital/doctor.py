@@ -14,6 +14,7 @@ import secrets
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +23,6 @@ from django.db import connection
 
 from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
-from datasites.enclave.sandbox import Sandbox
 from datasites.hospital import ledger, pending
 from datasites.hospital.cases import open_case
 from datasites.hospital.cells import read_mock, table_of
@@ -362,11 +362,16 @@ def _sign_in(site: Site) -> Iterator[Check]:
 
 
 def _sandbox(site: Site) -> Iterator[Check]:
-    sandbox = Sandbox(site.home.settings.sandbox)
+    sandbox = site.template.sandbox
     for warning in sandbox.warnings:
         yield Check("sandbox", "warn", warning)
     sandbox.require()
-    attempts = escape_check(sandbox)
+    with closing(site.template):
+        attempts = escape_check(site.template)
+    if alone := site.template.alone:
+        yield Check("workers", "ok", f"each starts anew in a sandbox of its own, for none can be forked: {alone}")
+    else:
+        yield Check("workers", "ok", "they are forked from one template, and kept apart")
     for attempt in attempts:
         if attempt.outcome == "got out":
             yield Check("sandbox", "bad", f"code got out: {attempt.name} ({attempt.detail})")

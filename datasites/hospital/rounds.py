@@ -53,6 +53,7 @@ import numpy as np
 import numpy.typing as npt
 from django.db import transaction
 
+from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.hospital import compliance, ledger
 from datasites.hospital.abstaining import log_abstention, said_of
 from datasites.hospital.cases import OpenCase, open_case
@@ -199,7 +200,7 @@ class StudyRun:
             raise
         self._leaving = Leaving(site, self._case, self._post, self._journal)
         self._machine = machine or Machine()
-        self._rows = RowWork(site.home, self._machine)
+        self._rows = RowWork(site.home, self._machine, site.template)
         self._announced = AtWork(site.home)
         self._at_work: _AtWork | None = None
         self._halted = self._unread = False
@@ -343,9 +344,17 @@ class StudyRun:
         if gone != self._loads:
             self._loads = gone
             if now >= self._load_begins:  # else the start that is due will leave them out
+                self._warm()
                 self._load_begins, self._loaded_at = self._machine.load(now, self._case.loading_ticks * TICK)
                 self._rows.start(self._case, self._load_begins - now)
         self._rows.revive(self._case)
+
+    def _warm(self) -> None:
+        """See to it that a start in a span takes what it took on mock rows: from a template that is there."""
+        try:
+            self._site.template.start()
+        except (OSError, SandboxUnavailable) as error:
+            log.warning("no template yet: %s", error)  # the round that needs a worker says why it has none
 
     def _attend(self, row: Case, number: int, letter: Letter, *, waited: bool) -> None:
         """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered.

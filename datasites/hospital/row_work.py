@@ -21,6 +21,7 @@ import numpy.typing as npt
 from django.db import connections
 
 from datasites.enclave.protocol import PartitionName
+from datasites.enclave.template import Template
 from datasites.enclave.worker import Partition, TrainResult, Worker, WorkerCrashed, WorkerError
 from datasites.hospital.admission import start_worker
 from datasites.hospital.cases import OpenCase, partitions
@@ -57,8 +58,8 @@ class Computed:
 class RowWork:
     """Work on the rows of one study, one round at a time."""
 
-    def __init__(self, home: Home, machine: Machine) -> None:
-        self._home, self._machine = home, machine
+    def __init__(self, home: Home, machine: Machine, template: Template) -> None:
+        self._home, self._machine, self._template = home, machine, template
         self._thread = ThreadPoolExecutor(1, "datasites-rows")
         self._worker: Worker | None = None
         self._withdrawn: frozenset[str] = frozenset()
@@ -156,7 +157,7 @@ class RowWork:
             # Who was put back and left out again meanwhile may be among them: known to be left out is who stayed so.
             gone &= withdrawn(self._home, case.dataset.name)
             self._records = records_commitment(self._home, case, rows)
-            self._worker = start_worker(self._home, case, rows)
+            self._worker = start_worker(self._template, case, rows, self._home.settings.round_seconds)
             self._withdrawn = gone
         self._require_open()
         return self._worker

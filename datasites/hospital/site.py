@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.config import Home
 from datasites.hospital.database import connect
 from datasites.study.identity import Identity
+
+if TYPE_CHECKING:
+    from datasites.enclave.template import Template
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,14 @@ class Site:
     home: Home
     identity: Identity
     audit: AuditLog
+
+    @cached_property
+    def template(self) -> Template:
+        """Where workers come from; it starts nothing before one is needed. Whoever uses it closes it."""
+        # Most commands start no worker.
+        from datasites.enclave.template import Template
+
+        return Template(self.home.settings.sandbox)
 
     @classmethod
     def open(cls, root: Path) -> Site:

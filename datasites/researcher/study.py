@@ -15,7 +15,6 @@ from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Worker
 from datasites.privacy.study_plan import StudyPlan, plan_of
 from datasites.researcher.strategies import strategy_of
-from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import Study as Terms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import gradient_ring
@@ -62,8 +61,7 @@ class Study:
         """
         return Worker.start(
             sandbox or Sandbox(),
-            self.folder,
-            {name: sha256_hex(content) for name, content in self.package.files.items()},
+            self.package.source,
             n_features=len(self.package.data_model.columns),
             config=self.terms.model,
             data_model=self.package.data_model,

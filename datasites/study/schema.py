@@ -6,21 +6,26 @@ costs no budget. `encode` is the one function that turns a harmonised table into
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from pydantic import Field, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import LARGEST_NUMBER, Name
 
+if TYPE_CHECKING:
+    import pandas as pd  # a worker encodes rows that it invents, and has no tables
+
 #: Encoded columns of a study. Preparing a row takes time and memory for each, in the datasite's own process.
 MOST_COLUMNS = 4096
 #: Largest absolute value that an encoded number may take, far above any that trains.
 LARGEST_ENCODED = 2.0**20
+#: Values of a feature, and which of them are missing, whatever stands there; (rows,) both.
+Values = tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]
 _Figure = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
@@ -82,18 +87,22 @@ class Feature(Agreed):
     def encode(self, values: pd.Series) -> np.ndarray:
         """Encode to float32 of shape (rows, len(columns)); raises `SchemaError` on a value of another type."""
         encoded = np.zeros((len(values), len(self.columns)), dtype=np.float32)
-        self.encode_into(encoded, values)
+        self.encode_into(encoded, values.to_numpy(), values.isna().to_numpy())
         return encoded
 
-    def encode_into(self, encoded: npt.NDArray[np.float32], values: pd.Series) -> None:
-        """`encode` into an array of that shape; beside it, this takes memory for a column or two, however many."""
-        missing = values.isna().to_numpy()
+    def encode_into(
+        self, encoded: npt.NDArray[np.float32], values: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_]
+    ) -> None:
+        """`encode` into an array of that shape; beside it, this takes memory for a column or two, however many.
+
+        values: numbers or objects; where `missing`, whatever stands there.
+        """
         if self.type == "category":
             codes = self._codes(values, missing)
             for column, centre in enumerate(self.centres or (0.0,) * (len(self.levels) - 1)):
                 encoded[:, column] = (codes == column + 1) - centre
         else:
-            number = _numbers(values)
+            number = _numbers(values, missing)
             if (np.isnan(number) & ~missing).any():
                 raise SchemaError(f"feature {self.name}: not all values are numbers")
             if self.type == "boolean":
@@ -108,43 +117,41 @@ class Feature(Agreed):
         # A clip may give either of 0 and -0, by IEEE, and so by an element's place: adding 0 makes them one.
         encoded += np.float32(0)
 
-    def _codes(self, values: pd.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    def _codes(self, values: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
         """The place of each value's level, -1 for a missing one."""
         places = {level: place for place, level in enumerate(self.levels)}
-        codes = np.fromiter((places.get(value, -1) for value in values), dtype=np.int32, count=len(values))
+        known = (-1 if absent else places.get(value, -1) for value, absent in zip(values, missing, strict=True))
+        codes = np.fromiter(known, dtype=np.int32, count=len(values))
         if (codes[~missing] < 0).any():
-            unknown = len(set(values[~missing].unique()) - places.keys())
+            unknown = len(set(values[~missing]) - places.keys())
             raise SchemaError(f"feature {self.name}: {unknown} value(s) outside its levels {list(self.levels)}")
         return codes
 
-    def invent(self, rows: int, source: np.random.Generator) -> pd.Series:
-        """Ordinary values as a harmonised table holds them: evenly over the range or the levels, some missing."""
-        values: list[object]
+    def invent(self, rows: int, source: np.random.Generator) -> Values:
+        """Ordinary values, evenly over the range or the levels, and which of them are missing."""
+        values: npt.NDArray[np.generic]
         if self.type == "category":
-            values = [self.levels[code] for code in source.integers(len(self.levels), size=rows)]
+            values = np.array(self.levels, dtype=object)[source.integers(len(self.levels), size=rows)]
         elif self.type == "boolean":
-            values = list(source.integers(2, size=rows).astype(float))
+            values = source.integers(2, size=rows).astype(np.float64)
         else:
             assert self.low is not None
             assert self.high is not None
-            values = list(source.uniform(self.low, self.high, size=rows))
-        if self.indicator:
-            values = [
-                None if missing else value for value, missing in zip(values, source.random(rows) < 0.1, strict=True)
-            ]
-        return pd.Series(values, dtype=object)
+            values = source.uniform(self.low, self.high, size=rows)
+        return values, source.random(rows) < 0.1 if self.indicator else np.zeros(rows, dtype=np.bool_)
 
 
-def _numbers(values: pd.Series) -> npt.NDArray[np.float64]:
+def _numbers(values: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Each value as a number by itself, NaN for a missing one and for a word."""
     if values.dtype == np.float64:
-        return values.to_numpy()
-    return np.array([_number(value) for value in values], dtype=np.float64)
+        return np.where(missing, np.nan, values)
+    pairs = zip(values, missing, strict=True)
+    return np.array([np.nan if absent else _number(value) for value, absent in pairs], dtype=np.float64)
 
 
 def _number(value: object) -> float:
     try:
-        return np.nan if value is None or value is pd.NA else float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return np.nan
 
@@ -182,9 +189,8 @@ class DataModel(Agreed):
 
         Each column is drawn by itself, from what the data model says and nothing else.
         """
-        return self.encode(
-            pd.DataFrame({feature.name: feature.invent(rows, source) for feature in (*self.features, self.label)})
-        )
+        drawn = [feature.invent(rows, source) for feature in (*self.features, self.label)]
+        return self._encoded(drawn, rows)
 
     def encode(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Encode a harmonised table to (x float32 (rows, columns), y float32 (rows,)).
@@ -199,10 +205,14 @@ class DataModel(Agreed):
             )
         if table[self.label.name].isna().any():
             raise SchemaError(f"label {self.label.name}: missing in some rows; leave those rows out")
-        x, first = np.zeros((len(table), len(self.columns)), dtype=np.float32), 0
-        for feature in self.features:
+        return self._encoded(((table[name].to_numpy(), table[name].isna().to_numpy()) for name in wanted), len(table))
+
+    def _encoded(self, values: Iterable[Values], rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Encode values of the features and the label, in this order, each taken when the one before is done."""
+        x, y, first = np.zeros((rows, len(self.columns)), dtype=np.float32), np.zeros((rows, 1), dtype=np.float32), 0
+        label = self.label.model_copy(update={"centre": 0.0, "indicator": False})
+        for feature, given in zip((*self.features, label), values, strict=True):
             last = first + len(feature.columns)
-            feature.encode_into(x[:, first:last], table[feature.name])
+            feature.encode_into(y if feature is label else x[:, first:last], *given)
             first = last
-        y = self.label.model_copy(update={"centre": 0.0, "indicator": False}).encode(table[self.label.name])[:, 0]
-        return x, y
+        return x, y[:, 0]

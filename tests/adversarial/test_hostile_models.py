@@ -31,7 +31,6 @@ from datasites.privacy.parameters import flatten
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.probe import DependentRows, check_independence
 from datasites.privacy.records import UnsupportedModel
-from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import NORM_SLACK
 
@@ -142,9 +141,9 @@ def test_even_unprobed_one_patient_moves_a_sum_by_one_clip(model, scale):
 
 
 @pytest.mark.parametrize("model", CANCEL, ids=lambda m: m.name)
-def test_what_cancels_where_it_is_measured_is_not_refused_and_moves_a_release_by_one_clip(model, tmp_path):
+def test_what_cancels_where_it_is_measured_is_not_refused_and_moves_a_release_by_one_clip(model):
     assert verify(model.source) == ()
-    running, (x, y) = _enclave(model, tmp_path), _patients()
+    running, (x, y) = _enclave(model), _patients()
     start = {"parameters": flatten(running._loaded().module)}
     updates = []
     for rows in (slice(0, 1500), slice(0, 1499)):
@@ -154,11 +153,9 @@ def test_what_cancels_where_it_is_measured_is_not_refused_and_moves_a_release_by
     assert np.linalg.norm(updates[0] - updates[1]) <= 1 + 1e-2
 
 
-def _enclave(model, folder):
-    (folder / "model.py").write_text(model.source)
+def _enclave(model):
     running = inside.Enclave(LIMITS, ())
-    hashes = {"model.py": sha256_hex(model.source.encode())}
-    running.answer(protocol.LoadCode(folder=str(folder), files=hashes, n_features=4), {})
+    running.answer(protocol.LoadCode(source=model.source, n_features=4), {})
     return running
 
 
@@ -168,8 +165,8 @@ def _give(running, x, y):
 
 
 @pytest.mark.parametrize("model", ALONE, ids=lambda m: m.name)
-def test_a_round_releases_whoever_is_in_it(model, tmp_path):
-    running, (x, y) = _enclave(model, tmp_path), _patients()
+def test_a_round_releases_whoever_is_in_it(model):
+    running, (x, y) = _enclave(model), _patients()
     start = {"parameters": _adversarial(running._loaded().module)}
     train = protocol.Train(round=1, plan=BARE, training=STEP, divisor=1.0, key=KEY)
     evaluate = protocol.Evaluate(plan=COUNTED, evaluation="final", key=KEY)
@@ -191,8 +188,8 @@ def test_a_round_releases_whoever_is_in_it(model, tmp_path):
 
 
 @pytest.mark.parametrize("model", ALONE, ids=lambda m: m.name)
-def test_rehearsal_says_on_which_mock_rows_a_model_fails(model, tmp_path):
-    running, (x, y) = _enclave(model, tmp_path), _patients()
+def test_rehearsal_says_on_which_mock_rows_a_model_fails(model):
+    running, (x, y) = _enclave(model), _patients()
     rehearse = protocol.Rehearse(plan=BARE, training=STEP, divisor=1500.0)
     running.answer(protocol.LoadData(partition="mock"), {"x": x[:50], "y": y[:50]})
     assert running.answer(rehearse, {})[0].findings == ()
@@ -203,9 +200,9 @@ def test_rehearsal_says_on_which_mock_rows_a_model_fails(model, tmp_path):
 
 
 @pytest.mark.parametrize("model", UNSEEN, ids=lambda m: m.name)
-def test_no_round_and_no_evaluation_runs_what_the_probe_refuses(model, tmp_path):
+def test_no_round_and_no_evaluation_runs_what_the_probe_refuses(model):
     try:
-        running = _enclave(model, tmp_path)
+        running = _enclave(model)
     except loader.CodeRefused:
         return
     x, y = _patients()

@@ -9,8 +9,8 @@ import pytest
 from datasites.enclave import escape
 from datasites.enclave.allowing import what_to_allow
 from datasites.enclave.sandbox import Sandbox, SandboxConfig, SandboxUnavailable
-from datasites.enclave.worker import Worker, WorkerCrashed, file_hashes
-from tests.enclave.test_worker import CRASHING, LIMITS, Unverified
+from datasites.enclave.worker import WorkerCrashed
+from tests.enclave.test_worker import CRASHING, LIMITS, Unverified, start
 from tests.enclave.test_worker import study as write_study
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
 
@@ -62,7 +62,7 @@ def test_a_worker_is_not_blamed_for_it(tmp_path: Path, monkeypatch: pytest.Monke
     without_namespaces(tmp_path, monkeypatch)
     folder = write_study(tmp_path / "study")
     with pytest.raises(SandboxUnavailable, match=NO_NAMESPACE):
-        Worker.start(Sandbox(), folder, file_hashes(folder), n_features=5)
+        start(folder, Sandbox())
 
 
 def test_model_code_cannot_make_it_look_so(tmp_path: Path) -> None:
@@ -70,8 +70,7 @@ def test_model_code_cannot_make_it_look_so(tmp_path: Path) -> None:
     forged = CRASHING.replace('print("row: 63")', 'print("bwrap: No permissions to create new namespace")')
     folder = write_study(tmp_path / "study", forged)
     with pytest.raises(WorkerCrashed, match="SIGSEGV"):
-        Worker.start(Unverified(SandboxConfig(limits=LIMITS)), folder, file_hashes(folder), n_features=5,
-                     config={"crash": True})  # fmt: skip
+        start(folder, Unverified(SandboxConfig(limits=LIMITS)), config={"crash": True})
 
 
 def test_an_attempt_that_could_not_be_made_got_neither_out_nor_was_held(

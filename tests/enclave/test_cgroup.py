@@ -49,7 +49,8 @@ TAKING_OVER = """
     subtree = cgroup.take_over(())
     assert subtree == began == cgroup.take_over(()) == cgroup.delegated(os.getpid(), ()), subtree
     assert cgroup.own_group() == began / "datasite"
-    with cgroup.around(subtree, {"cgroup.max.depth": "0"}) as entering:
+    with cgroup.around(subtree, {"cgroup.max.depth": "0"}) as group:
+        entering = cgroup.entering(group)
         shown = subprocess.run([*entering, "cat", "/proc/self/cgroup"], capture_output=True, text=True, check=True)
         (worker,) = [folder for folder in subtree.iterdir() if folder.name.startswith("worker-")]
         assert (worker / "cgroup.max.depth").read_text() == "0\\n"
@@ -92,34 +93,46 @@ WORKING = """
     from pathlib import Path
     from datasites.enclave import cgroup
     from datasites.enclave.sandbox import Sandbox
-    from datasites.enclave.worker import Worker, WorkerError, file_hashes
+    from datasites.enclave.template import Template
+    from datasites.enclave.worker import Worker, WorkerError
     subtree = cgroup.take_over(())
     cgroup.delegated, given = (lambda: subtree), {}
     cgroup.allowed = lambda limits: given
-    folder = Path(sys.argv[1])
-    groups = lambda: [path for path in subtree.iterdir() if path.name.startswith("worker-")]
-    with Worker.start(Sandbox(), folder, file_hashes(folder), n_features=5) as worker:
-        (group,) = groups()
+    code = Path(sys.argv[1], "model.py").read_text()
+    groups = lambda: {path for path in subtree.iterdir() if path.name.startswith("worker-")}
+    source = Template() if sys.argv[2:] else Sandbox()
+    if sys.argv[2:]:
+        source.start()
+    before = groups()
+    with Worker.start(source, code, n_features=5) as worker:
+        (group,) = groups() - before
         assert f"/{group.name}\\n" in Path(f"/proc/{worker.pid}/cgroup").read_text()
-    assert groups() == []
+    assert groups() == before
     given["no.such.file"] = "1"
     try:
-        Worker.start(Sandbox(), folder, file_hashes(folder), n_features=5)
+        Worker.start(source, code, n_features=5)
     except WorkerError as error:
         print(error)
-    assert groups() == []
+    assert groups() == before
+    given.clear()
+    with Worker.start(source, code, n_features=5):
+        pass
+    if sys.argv[2:]:
+        source.close()
+    assert groups() == set()
 """
 
 
-def test_a_worker_runs_in_its_group_or_not_at_all(subtree: Path, tmp_path: Path) -> None:
-    done = in_group(subtree, WORKING, str(study(tmp_path / "study", SOURCE)))
+@pytest.mark.parametrize("template", [(), ("template",)], ids=["sandbox", "template"])
+def test_a_worker_runs_in_its_group_or_not_at_all(subtree: Path, tmp_path: Path, template: tuple[str, ...]) -> None:
+    done = in_group(subtree, WORKING, str(study(tmp_path / "study", SOURCE)), *template)
     assert "the sandbox did not start" in done.stdout, done.stderr
     assert "no.such.file" in done.stdout
 
 
 def test_without_a_subtree_nothing_is_put_before_a_command() -> None:
-    with cgroup.around(None, {"memory.max": "1"}) as entering:
-        assert entering == []
+    with cgroup.around(None, {"memory.max": "1"}) as group:
+        assert cgroup.entering(group) == []
 
 
 def test_a_group_allows_what_the_worker_may_take_and_no_swap() -> None:
@@ -130,7 +143,7 @@ def test_a_group_allows_what_the_worker_may_take_and_no_swap() -> None:
 
 @pytest.mark.skipif(cgroup.delegated() is None, reason="no cgroup with memory and pids was delegated to this process")
 def test_memory_beyond_the_group_ends_what_is_in_it() -> None:
-    with cgroup.around(cgroup.delegated(), cgroup.allowed(Limits()) | {"memory.max": str(64 << 20)}) as entering:
-        command = [*entering, sys.executable, "-c", "held = b'x' * (256 << 20); print(len(held))"]
+    with cgroup.around(cgroup.delegated(), cgroup.allowed(Limits()) | {"memory.max": str(64 << 20)}) as group:
+        command = [*cgroup.entering(group), sys.executable, "-c", "held = b'x' * (256 << 20); print(len(held))"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (-9, "")

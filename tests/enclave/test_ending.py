@@ -17,7 +17,7 @@ import pytest
 
 from datasites.enclave import processes, protocol
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
-from datasites.enclave.worker import Timeouts, Worker, WorkerCrashed, file_hashes
+from datasites.enclave.worker import Timeouts, Worker, WorkerCrashed
 from tests.enclave.test_worker import start, study
 
 Mode = Literal["required", "off"]
@@ -42,15 +42,14 @@ while True: pass
 #: The worker runs the code that is given, if any.
 DATASITE = """
 import sys, time
-from pathlib import Path
 from datasites.enclave.processes import family
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker import Timeouts, Worker
-folder, mode, seconds, code = sys.argv[1:]
+mode, seconds, code = sys.argv[1:]
 class Given(Sandbox):
     def command(self, arguments, frozen=None):
         return super().command(["-c", code] if code else arguments, frozen)
-worker = Worker(Given(SandboxConfig(mode=mode)), Path(folder), Timeouts())
+worker = Worker(Given(SandboxConfig(mode=mode)), Timeouts())
 while code and "cleared" not in worker.log: time.sleep(0.01)
 until = time.monotonic() + float(seconds)
 while time.monotonic() < until:
@@ -74,7 +73,7 @@ class Hostile(Sandbox):
 
 def begun(folder: Path, mode: Mode, *arguments: str) -> Worker:
     """A hostile worker that was started a moment ago."""
-    return Worker(Hostile(mode, *arguments), folder, Timeouts())
+    return Worker(Hostile(mode, *arguments), Timeouts())
 
 
 def gone(pids: list[int], *, seconds: int = 2) -> bool:
@@ -121,7 +120,7 @@ def test_a_worker_that_lets_go_of_its_parent_is_killed_with_all_its_processes(
     worker.kill()
     assert not worker.alive
     assert gone(pids)
-    until(lambda: not worker._thread.is_alive())
+    until(lambda: not worker._process._thread.is_alive())
     assert f"cleared: -1, {0 if cleared == 'before' else None}\n" in worker.log
 
 
@@ -141,7 +140,7 @@ def test_a_worker_that_was_paused_as_it_started_ends_with_the_datasite(folder: P
 
 def left_by_a_datasite(folder: Path, mode: Mode, paused: float, code: str = "") -> list[int]:
     """Processes of a worker that was paused for some seconds and then lost its datasite, by kill -9."""
-    command = [sys.executable, "-c", DATASITE, str(folder), mode, str(paused), code]
+    command = [sys.executable, "-c", DATASITE, mode, str(paused), code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as datasite:
         assert datasite.stdout is not None
         pids = [int(pid) for pid in datasite.stdout.readline().split()]
@@ -162,7 +161,7 @@ def test_a_worker_that_is_killed_while_it_starts_leaves_nothing(folder: Path, mo
         pids = list(processes.family(session))
         worker.kill()
         assert gone(pids)
-        until(lambda worker=worker: not worker._thread.is_alive())
+        until(lambda worker=worker: not worker._process._thread.is_alive())
         assert gone([pid for one in Path("/proc").glob("[0-9]*") if session_of(pid := int(one.name)) == session])
 
 
@@ -193,8 +192,8 @@ def test_whoever_kills_a_worker_waits_for_nobody_unless_asked(folder: Path, monk
     worker.kill()
     assert waited == []
     worker.kill(wait=True)
-    assert waited == ["process", "thread"]
-    assert not worker._thread.is_alive()
+    assert waited == ["thread"]
+    assert not worker._process._thread.is_alive()
 
 
 def test_the_log_of_a_worker_ends_with_it_though_others_hold_it(folder: Path) -> None:
@@ -204,12 +203,12 @@ def test_the_log_of_a_worker_ends_with_it_though_others_hold_it(folder: Path) ->
         def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
             return ["/bin/sh", "-c", "sleep 600 & echo $! >&2; setsid sleep 600 & echo $! >&2; wait"]
 
-    worker = Worker(Held(SandboxConfig(mode="off")), folder, Timeouts())
+    worker = Worker(Held(SandboxConfig(mode="off")), Timeouts())
     until(lambda: worker.log.count("\n") == 2)
     left = [int(line) for line in worker.log.split()]
     os.kill(worker.pid, signal.SIGKILL)
     try:
-        until(lambda: not worker._thread.is_alive())
+        until(lambda: not worker._process._thread.is_alive())
         assert {state(pid) for pid in left} == {"S"}
     finally:
         for pid in left:
@@ -218,12 +217,10 @@ def test_the_log_of_a_worker_ends_with_it_though_others_hold_it(folder: Path) ->
 
 @pytest.mark.waits
 def test_what_a_datasite_sent_that_has_ended_is_not_begun(folder: Path) -> None:
-    request = protocol.LoadCode(
-        folder=str(Sandbox().inside(folder)), files=file_hashes(folder), n_features=5, config={}, data_model=None
-    )
+    request = protocol.LoadCode(source=(folder / "model.py").read_text(), n_features=5)
     sent = b"".join(protocol.encode(request))
     limits = Sandbox().limits.model_dump_json()
-    command = Sandbox().command(["-m", "datasites.enclave.inside", limits], folder)
+    command = Sandbox().command(["-m", "datasites.enclave.inside", limits])
     done = subprocess.run(command, input=sent, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
 
@@ -231,7 +228,7 @@ def test_what_a_datasite_sent_that_has_ended_is_not_begun(folder: Path) -> None:
 @pytest.mark.waits
 def test_a_worker_that_stands_still_is_not_looked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which costs a file for each of its threads."""
-    with start(folder) as worker:
+    with start(folder, Sandbox()) as worker:
         worker.pause()
         looked: list[Any] = []
         monkeypatch.setattr(processes, "family", lambda pid: looked.append(pid) or iter([pid]))
@@ -251,12 +248,12 @@ def test_a_worker_that_ends_while_it_is_being_killed_keeps_its_number(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system could give the number to another process, which would be killed in its place."""
-    worker, end, found = start(folder), processes.end, []
+    worker, end, found = start(folder, Sandbox()), processes.end, []
 
     def ended_before(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         assert not worker.alive
-        worker._thread.join(1)  # that follows it, and could reap it by then
+        worker._process._thread.join(1)  # that follows it, and could reap it by then
         found.append(state(pid))
         end(pid)
 

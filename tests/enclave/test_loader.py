@@ -9,7 +9,6 @@ from datasites.enclave import loader
 from datasites.enclave.shapes import check_shapes
 from datasites.privacy import noise, trainer
 from datasites.privacy.probe import DependentRows
-from datasites.study.canonical import sha256_hex
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +16,8 @@ def genuine():
     return loader.Genuine()
 
 
-def load(tmp_path, source, genuine):
-    (tmp_path / "model.py").write_text(source)
-    return loader.load(tmp_path, {"model.py": sha256_hex(source.encode())}, 3, {}, genuine)
+def load(source, genuine):
+    return loader.load(source, 3, {}, genuine)
 
 
 @pytest.mark.parametrize(
@@ -100,21 +98,21 @@ def build_model(n_features, **config):
 
 
 @pytest.mark.parametrize("kept", ["helper", "Other", "nn.ReLU", "[nn.ReLU]", "{'a': helper}"])
-def test_what_can_be_called_is_not_kept(tmp_path, genuine, kept):
+def test_what_can_be_called_is_not_kept(genuine, kept):
     with pytest.raises(loader.CodeRefused, match="kept keeps a") as caught:
-        load(tmp_path, KEEPING.replace("KEPT", kept), genuine)
+        load(KEEPING.replace("KEPT", kept), genuine)
     assert caught.value.rule == "kept-value"
 
 
 @pytest.mark.parametrize("kept", ["3", "(1, 'a', None)", "[0.5]", "{'a': 1}", "nn.ReLU()"])
-def test_plain_values_and_layers_are_kept(tmp_path, genuine, kept):
-    assert load(tmp_path, KEEPING.replace("KEPT", kept), genuine).findings == ()
+def test_plain_values_and_layers_are_kept(genuine, kept):
+    assert load(KEEPING.replace("KEPT", kept), genuine).findings == ()
 
 
-def test_batch_norm_is_a_blocking_finding_even_if_the_verifier_missed_it(tmp_path, monkeypatch):
+def test_batch_norm_is_a_blocking_finding_even_if_the_verifier_missed_it(monkeypatch):
     monkeypatch.setattr(loader.verifier, "verify", lambda source, name: ())
     source = KEEPING.replace("self.kept = KEPT", "self.norm = nn.BatchNorm1d(3)")
-    found = load(tmp_path, source, loader.Genuine()).findings
+    found = load(source, loader.Genuine()).findings
     assert [finding.where for finding in found if finding.blocking]
 
 

@@ -17,9 +17,7 @@ from datasites.study.manifest import LocalTraining
 COUNTED = EvaluationPlan(edges=(0.0, 0.5, 1.0), final_multiplier=2.0)
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=1.1, sampling_rate=0.3, rounds=3, steps_per_round=2)
 MESSAGES = [
-    protocol.LoadCode(
-        folder="/study", files={"model.py": "0" * 64}, n_features=3, config={"hidden": 4, "names": ["a"]}
-    ),
+    protocol.LoadCode(source="x = 1\n", n_features=3, config={"hidden": 4, "names": ["a"]}),
     protocol.LoadData(partition="training"),
     protocol.Train(round=2, plan=PLAN, training=LocalTraining(steps=2, learning_rate=0.5), divisor=30.0, key="0f" * 32),
     protocol.Evaluate(plan=COUNTED, evaluation="final", key="0f" * 32),

@@ -276,8 +276,8 @@ def test_no_memory_is_kept_in_attributes_of_files():
 
 READ_ONLY = """
 import ctypes
-from datasites.enclave.confine import MIB, Limits, _ADDRESS_SLACK, _mapped, confine
-before = _mapped()
+from datasites.enclave.confine import MIB, Limits, _ADDRESS_SLACK, mapped, confine
+before = mapped()
 confine(Limits(memory=512 << 20))
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -304,13 +304,13 @@ def test_memory_that_was_made_read_only_is_bounded_too():
 #: 48 threads that each hold a little memory, with stacks of 8 MiB.
 MANY_THREADS = """
 import threading
-from datasites.enclave.confine import MIB, Limits, _mapped, confine
+from datasites.enclave.confine import MIB, Limits, mapped, confine
 confine(Limits(memory=1 << 30))
-before, there = _mapped(), threading.Barrier(49)
+before, there = mapped(), threading.Barrier(49)
 for _ in range(48):
     threading.Thread(target=lambda: (bytearray(100_000), there.wait(), there.wait()), daemon=True).start()
 there.wait()
-print((_mapped() - before) // MIB - 48 * 8)
+print((mapped() - before) // MIB - 48 * 8)
 """
 
 

@@ -39,7 +39,8 @@ def test_invented_rows_are_ordinary_encoded_ones():
 def test_invented_values_are_those_that_a_table_may_hold():
     source = np.random.default_rng(1)
     columns = (*MODEL.features, MODEL.label)
-    table = pd.DataFrame({feature.name: feature.invent(50, source) for feature in columns})
+    drawn = {feature.name: feature.invent(50, source) for feature in columns}
+    table = pd.DataFrame({name: pd.Series(values).mask(missing) for name, (values, missing) in drawn.items()})
     x, y = MODEL.encode(table)
     again, labels = MODEL.invent(50, np.random.default_rng(1))
     assert (x == again).all()

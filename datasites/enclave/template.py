@@ -1,0 +1,334 @@
+"""The datasite's end of its template: one process in a sandbox, from which all its workers are forked.
+
+A template has imported what a worker needs and has seen nothing. What a worker is, it becomes after it was forked
+(`forking`): in user, process, IPC, network and mount namespaces of its own within the template's sandbox, with limits
+and a filter of its own, before it is sent a byte of a case. So a worker starts in the time of a fork, and all of them
+share the memory of the libraries. One template serves one datasite, and never another.
+
+**Guarantee (apart).** Nothing that a worker holds, makes or leaves can be read, changed, signalled or traced by another
+worker of the same template, nor can the template be. Why: a worker sees no process but itself, by number or in /proc;
+what its template had open or had mapped to be shared, it has not; what it could make a name for (files, queues, shared
+memory, sockets, terminals) is in namespaces of its own, which end with it, or can't be made. Assumptions: the kernel
+keeps its namespaces apart; the template, which reads nothing but one word and descriptors of this process, runs its own
+code. `escape.escape_check` tries all of it from a worker, beside another. Not claimed: what shows in how long things
+take on one machine; that workers don't know where libraries lie in each other's memory, which forks have in common.
+
+**Guarantee (nothing inherited).** What a worker begins with does not follow from any case: a template is sent none, and
+forks before it would be. It forks only while it has one thread and no memory that is shared and writable.
+
+Where the kernel lets nobody make namespaces within a sandbox, where no filter is known for this processor, and where
+workers are given devices (whose drivers can't be forked), each worker gets a sandbox of its own, which starts Python
+anew; so too without a sandbox (`off`).
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import select
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+from datasites.enclave import cgroup
+from datasites.enclave.confine import has_filter
+from datasites.enclave.processes import Log, Process, Sandboxed, is_over, wait_for
+from datasites.enclave.sandbox import Sandbox, SandboxConfig
+
+#: Seconds in which a template must have imported and tried a fork; and in which a fork must be there.
+_SECONDS_TO_START, _SECONDS_TO_FORK = 120.0, 30.0
+_LARGEST_WORD = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class TemplateEnded(OSError):
+    """The template is not there any more, or gave no worker; the next worker is given by another one."""
+
+
+class Template:
+    """Where a datasite's workers come from. Safe to use from any thread; starts itself when it is first needed."""
+
+    def __init__(self, config: SandboxConfig | None = None) -> None:
+        self._config = config or SandboxConfig()
+        self._starting = threading.Lock()
+        self._sandbox: Sandbox | None = None
+        self._running: _Running | None = None
+        #: Why each worker gets a sandbox of its own, in words, once that is known.
+        self.alone = _why_alone(self._config)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """What confines its workers; raises `SandboxUnavailable` without bubblewrap."""
+        if self._sandbox is None:
+            self._sandbox = Sandbox(self._config)
+        return self._sandbox
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker would start in the time of a fork, or none ever would."""
+        running = self._running
+        return bool(self.alone) or (running is not None and running.usable)
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready; does nothing where it is.
+
+        Raises `SandboxUnavailable` where this machine can make no sandbox, and `TemplateEnded`.
+        """
+        with self._starting:
+            if self.ready:
+                return
+            self._let_go()
+            try:
+                self._running = _Running(self.sandbox)
+            except OSError:
+                self.sandbox.require()
+                raise
+            if refused := self._running.refused:
+                self.alone = refused
+                log.warning("workers start anew each time, for none can be forked here: %s", refused)
+                self._let_go()
+
+    def warm(self) -> None:
+        """Begin to start it, and wait for nothing; what fails is left to the worker that needs it."""
+
+        def start() -> None:
+            try:
+                self.start()
+            except Exception as error:
+                log.warning("no template yet: %s", error)
+
+        if not self.ready:
+            threading.Thread(target=start, name="datasites-warming", daemon=True).start()
+
+    def process(self, run: str = "worker") -> Process:
+        """The process of a new worker, which has been sent nothing; raises as `start` does, and `OSError`.
+
+        run: what it does; `forking` names the others.
+        """
+        if not self.alone:
+            self.start()
+        if self.alone:
+            return Sandboxed(self.sandbox)
+        running = self._running
+        if running is None:
+            raise TemplateEnded("the template was closed")
+        return running.fork(run)
+
+    def close(self) -> None:
+        """End it with all its workers; a later worker starts another."""
+        with self._starting:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def _why_alone(config: SandboxConfig) -> str:
+    if config.mode == "off":
+        return "the sandbox is off"
+    if config.devices:
+        return "workers are given devices"
+    if not has_filter():
+        return f"no system call filter is known for {platform.machine()}"
+    return ""
+
+
+class _Running:
+    """The process of a template. Raises `OSError` where it doesn't come to serve."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self.log = Log()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error: OSError | None = None
+        self._asking = threading.Lock()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._own, args=(theirs, started), name="datasites-template", daemon=True
+        )
+        self._thread.start()
+        started.wait()
+        #: Why it can fork no workers here, in words, or "".
+        self.refused = ""
+        try:
+            if self._error is not None:
+                raise self._error
+            self._control.settimeout(_SECONDS_TO_START)
+            said = self._control.recv(_LARGEST_WORD)
+            if not said:
+                self._thread.join(_SECONDS_TO_FORK)
+                raise TemplateEnded(f"the template ended as it started: {str(self.log).strip()[-2000:]}")
+            self.refused = str(json.loads(said)["refused"])
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def usable(self) -> bool:
+        process = self._process
+        return not self.refused and process is not None and not is_over(process)
+
+    def fork(self, run: str) -> Process:
+        limits = self._sandbox.limits
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            requests, to_requests = _pipe(theirs, ours)
+            from_replies, replies = _pipe(ours, theirs)
+            from_log, written = _pipe(ours, theirs)
+            life, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.callback(life.close)
+            theirs.callback(keeper.close)
+            life.settimeout(_SECONDS_TO_FORK)
+            try:
+                with self._asking:
+                    handed = [requests, replies, written, keeper.fileno()]
+                    socket.send_fds(self._control, [run.encode()], handed)
+                theirs.close()
+                said, descriptors, _, _ = socket.recv_fds(life, _LARGEST_WORD, 1)
+            except OSError as error:
+                raise TemplateEnded(f"the template gave no worker: {error}") from error
+            if len(descriptors) != 1:
+                raise TemplateEnded(f"the template gave no worker: {said.decode(errors='replace') or 'it has ended'}")
+            ours.callback(os.close, descriptors[0])
+            group = ours.enter_context(cgroup.around(cgroup.delegated(), cgroup.allowed(limits)))
+            forked = Forked(to_requests, from_replies, from_log, life, descriptors[0])
+            try:
+                if group is not None:
+                    cgroup.enter(group, forked.pid)
+                forked.begin(ours.pop_all())
+            except BaseException:
+                forked.end()
+                raise
+            return forked
+
+    def close(self) -> None:
+        self._control.close()
+        process = self._process
+        if process is not None and not is_over(process):
+            # All that it has forked ends with it: it is the first process of a process namespace.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        self._thread.join()
+
+    def _own(self, theirs: socket.socket, started: threading.Event) -> None:
+        # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.
+        limits = json.dumps(self._sandbox.limits.model_dump(mode="json"))
+        command = self._sandbox.command(["-m", "datasites.enclave.inside", limits, "template"], template=True)
+        try:
+            with cgroup.around(cgroup.delegated(), cgroup.allowed(self._sandbox.limits)) as group:
+                self._process = begun = subprocess.Popen(
+                    [*cgroup.entering(group), *command],
+                    stdin=theirs,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={},
+                    bufsize=0,
+                    start_new_session=True,
+                )
+                theirs.close()
+                started.set()
+                assert begun.stderr is not None
+                try:
+                    while chunk := os.read(begun.stderr.fileno(), 4096):
+                        self.log.keep(chunk)
+                finally:
+                    wait_for(begun)
+                    begun.wait()
+                    begun.stderr.close()
+        except OSError as error:
+            self._error = error
+        finally:
+            theirs.close()
+            started.set()
+
+
+def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed with these stacks."""
+    read, write = os.pipe()
+    reading.callback(os.close, read)
+    writing.callback(os.close, write)
+    return read, write
+
+
+class Forked(Process):
+    """A worker that a template has forked; held by a descriptor of the process, which no other can ever take over."""
+
+    def __init__(self, requests: int, replies: int, written: int, life: socket.socket, process: int) -> None:
+        super().__init__()
+        self.requests, self.replies = requests, replies
+        self._written, self._life, self._held = written, life, process
+        self._open = contextlib.ExitStack()
+        self._pid = _pid_of(process)
+
+    def begin(self, holding: contextlib.ExitStack) -> None:
+        """Follow it until it ends, and then close what is held."""
+        self._open = holding
+        self._thread = threading.Thread(target=self._own, name="datasites-worker", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """See `Process`."""
+        return self._pid
+
+    @property
+    def is_over(self) -> bool:
+        """See `Process`."""
+        with self.signalling:
+            return self.code is not None or bool(select.select([self._held], [], [], 0)[0])
+
+    def stop(self) -> bool:
+        """See `Process`; the kernel ends a fork with its template, stopped or not."""
+        self._signal(signal.SIGSTOP)
+        return True
+
+    def resume(self) -> None:
+        """See `Process`."""
+        self._signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """See `Process`: the first of a process namespace, with which the kernel ends all others."""
+        self._signal(signal.SIGKILL)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """See `Process`."""
+        self._thread.join(seconds)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self.signalling, contextlib.suppress(ProcessLookupError):
+            if self.code is None:
+                signal.pidfd_send_signal(self._held, number)
+
+    def _own(self) -> None:
+        try:
+            self.log.follow(self._written, self)
+            select.select([self._held], [], [])
+        finally:
+            with self.signalling:
+                self.code = self._said()
+                self._open.close()
+
+    def _said(self) -> int:
+        """The exit code as its keeper says it; killed, where that one was."""
+        self._life.settimeout(_SECONDS_TO_FORK)
+        with contextlib.suppress(OSError, ValueError):
+            return int(self._life.recv(_LARGEST_WORD))
+        return -signal.SIGKILL
+
+
+def _pid_of(descriptor: int) -> int:
+    """Number, in this namespace, of the process that a descriptor stands for."""
+    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+        if line.startswith("Pid:") and (pid := int(line.split()[1])) > 0:
+            return pid
+    raise TemplateEnded("the worker ended as it was forked")

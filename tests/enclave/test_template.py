@@ -1,0 +1,348 @@
+"""Workers that are forked from one template: apart from each other and from it, begun with nothing, ended with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from datasites.enclave import escape, template
+from datasites.enclave.processes import Process, Sandboxed
+from datasites.enclave.sandbox import Sandbox, SandboxConfig
+from datasites.enclave.template import Forked, Template
+from datasites.enclave.worker import WorkerOutOfMemory
+from tests.enclave.test_ending import CLEARING, gone, until
+from tests.enclave.test_sandbox import failed
+from tests.enclave.test_worker import LIMITS, SOURCE, rows, start, study, train
+from tests.other_user import run_as_other_user
+from tests.templates import shared
+
+pytestmark = pytest.mark.waits
+
+CONFIG = SandboxConfig(limits=LIMITS)
+
+
+class Changed(Template):
+    """A template whose program is run by other code, which gets the same arguments."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(CONFIG)
+        outer = self
+
+        class Coded(Sandbox):
+            def command(
+                self, arguments: Sequence[str], frozen: Path | None = None, *, template: bool = False
+            ) -> list[str]:
+                if template:
+                    arguments = ["-c", code, *arguments[2:]]
+                return super().command(arguments, frozen, template=template)
+
+        outer._sandbox = Coded(CONFIG)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return study(tmp_path / "study")
+
+
+def test_nothing_gets_out_of_a_worker_to_the_host_or_to_another() -> None:
+    attempts = escape.escape_check(shared(CONFIG))
+    assert failed(attempts) == set()
+    names = {attempt.name for attempt in attempts}
+    assert names >= {*escape._BEFORE, *escape._BESIDE, *escape._AFTER, "the host saw no connection"}
+
+
+EVERYTHING = """
+import os
+from datasites.enclave import escape
+from datasites.enclave.template import Template
+source = Template()
+attempts = escape.escape_check(source)
+assert os.geteuid() != 0 and not source.alone and len(attempts) >= 32
+print([attempt for attempt in attempts if not attempt.held])
+source.close()
+"""
+
+
+def test_nothing_gets_out_of_a_worker_of_another_user() -> None:
+    done = run_as_other_user([sys.executable, "-c", EVERYTHING])
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+#: One wall taken down each, in the keeper or in the worker, before it is put up. Not here: walls behind which another
+#: one stands that holds all attempts (covers of /dev/pts and /tmp, the limit of namespaces: ids that are not mapped).
+WEAKER = {
+    "ipc": ("forking._NEWIPC = 0", {"meet another by a name"}),
+    "network": ("forking._NEWNET = 0", {"meet another by a name"}),
+    "processes": ("forking._NEWPID = 0", {"signal another worker"}),
+    "proc": ("forking._COVERED = [one for one in forking._COVERED if one[0] != '/proc']", {"see other processes"}),
+    "descriptors": ("import os; os.dup2(0, 99)", {"hold what others had open"}),
+    "capabilities": ("forking._drop_capabilities = lambda: None", {"hold privileges", "mount a file system"}),
+}  # fmt: skip
+WEAKENING = f"""
+import sys
+from functools import partial
+from datasites.enclave import escape, forking, inside
+keep, changes = forking._keep, { ({name: code for name, (code, _) in WEAKER.items()})!r}
+def weakened(work, *others):
+    exec(changes.get(getattr(work, "keywords", {{}}).get("weaker", ""), ""))
+    keep(work, *others)
+def weaker_escape(limits, *others, weaker): escape.attempt_apart(limits, *others)
+def weaker_bait(*others, weaker): escape.bait(*others)
+class Works(dict):
+    def __missing__(self, word):
+        name, weaker = word.split(":")
+        kinds = {{"escape": partial(weaker_escape, self.limits), "bait": weaker_bait}}
+        return partial(kinds[name], weaker=weaker)
+def serve(control, works):
+    more = Works(works)
+    more.limits = inside.Limits.model_validate_json(sys.argv[1])
+    forking_serve(control, more)
+forking._keep, forking_serve, forking.serve = weakened, forking.serve, serve
+inside.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def weakening() -> Iterator[Template]:
+    """A template whose forks lack the wall that the word names."""
+    source = Changed(WEAKENING)
+    yield source
+    source.close()
+
+
+@pytest.mark.parametrize("wall", WEAKER)
+def test_a_wall_between_workers_taken_down_is_noticed(
+    weakening: Template, wall: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = weakening.process
+    monkeypatch.setattr(weakening, "process", lambda run: process(f"{run}:{wall}"))
+    got_out = {one.name for one in escape.escape_check(weakening) if one.outcome == "got out"}
+    assert got_out >= WEAKER[wall][1]
+
+
+def descriptors(pid: int) -> list[str]:
+    return sorted(os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def test_a_worker_begins_with_its_own_pipe_and_nothing_else_open() -> None:
+    with contextlib.ExitStack() as ending:
+        for _ in range(3):
+            process = shared(CONFIG).process()
+            ending.callback(process.end)
+            until(lambda process=process: len(descriptors(process.pid)) == 5)
+            assert [name.partition(":")[0] for name in descriptors(process.pid)] == ["/dev/null", *["pipe"] * 4]
+            ours = {os.readlink(f"/proc/self/fd/{end}") for end in (process.requests, process.replies)}
+            assert ours < set(descriptors(process.pid))
+
+
+def holds(pid: int, words: bytes) -> bool:
+    """Whether a process has these words in memory that it may write."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            where, how, *_ = line.split()
+            if how.startswith("rw"):
+                first, last = (int(end, 16) for end in where.split("-"))
+                with contextlib.suppress(OSError, ValueError, OverflowError):
+                    memory.seek(first)
+                    if words in memory.read(last - first):
+                        return True
+    return False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the memory of a sandboxed worker")
+def test_nothing_of_one_case_is_in_the_memory_of_the_next_one_or_of_the_template(folder: Path) -> None:
+    token = os.urandom(8).hex()
+    study(folder, f"{SOURCE}\n# {token}\n")
+    source = shared(CONFIG)
+    with start(folder, data={"training": rows()}) as first:
+        train(first)
+        second = source.process()
+        try:
+            until(lambda: len(descriptors(second.pid)) == 5)
+            assert holds(first.pid, token.encode())
+            assert not holds(second.pid, token.encode())
+            running = source._running
+            assert running is not None
+            assert running._process is not None
+            (python,) = Path(f"/proc/{running._process.pid}/task/{running._process.pid}/children").read_text().split()
+            assert not holds(int(python), token.encode())
+        finally:
+            second.end()
+
+
+def said(code: str) -> str:
+    """What a template that is changed so says of why it forks nothing, or how it ends."""
+    source = Changed(code)
+    try:
+        source.start()
+        return source.alone
+    except OSError as error:
+        return str(error)
+    finally:
+        source.close()
+
+
+CHANGED_IN_SERVE = """
+from datasites.enclave import forking, inside
+serve = forking.serve
+def changed(*arguments):
+    {}
+    serve(*arguments)
+forking.serve = changed
+inside.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()", "2 threads"),
+        ("import mmap; globals()['kept'] = mmap.mmap(-1, 4096)", "memory that its workers would share"),
+    ],
+    ids=["thread", "memory"],
+)
+def test_what_could_not_be_forked_safely_is_not_forked(change: str, words: str) -> None:
+    assert words in said(CHANGED_IN_SERVE.format(change))
+
+
+def test_where_none_can_be_forked_each_gets_a_sandbox_of_its_own(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the kernel lets nobody make namespaces within a sandbox."""
+
+    class Strict(Sandbox):
+        def command(self, arguments: Sequence[str], frozen: Path | None = None, *, template: bool = False) -> list[str]:
+            command = super().command(arguments, frozen, template=template)
+            place = command.index("--unshare-user") + 1
+            return [*command[:place], "--disable-userns", *command[place:]] if template else command
+
+    source = Template(CONFIG)
+    source._sandbox = Strict(CONFIG)
+    with caplog.at_level(logging.WARNING):
+        source.start()
+    assert "unshare was refused" in source.alone
+    assert source.alone in caplog.text
+    assert source._running is None
+    with start(folder, source, data={"training": rows()}) as worker:
+        assert isinstance(worker._process, Sandboxed)
+        assert train(worker).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [(SandboxConfig(mode="off"), "off"), (SandboxConfig(devices=("/dev/null",)), "devices")],
+    ids=["off", "devices"],
+)
+def test_why_workers_start_alone_is_said(config: SandboxConfig, words: str) -> None:
+    assert words in Template(config).alone
+
+
+def test_without_a_filter_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "has_filter", lambda: False)
+    assert "filter" in Template().alone
+
+
+def test_workers_end_with_their_template_and_another_follows(folder: Path) -> None:
+    source = Template(CONFIG)
+    try:
+        with start(folder, source, data={"training": rows()}) as worker:
+            assert isinstance(worker._process, Forked)
+            parameters = worker.initial_parameters()
+            assert source._running is not None
+            assert source._running._process is not None
+            os.killpg(source._running._process.pid, signal.SIGKILL)
+            with pytest.raises(WorkerOutOfMemory, match="not by the datasite"):
+                train(worker, parameters)
+            assert gone([worker.pid])
+        with start(folder, source, data={"training": rows()}) as worker:
+            assert train(worker, parameters).steps == 2
+            source.close()
+            assert gone([worker.pid])
+        assert not source.ready
+    finally:
+        source.close()
+
+
+HOSTILE = f"""
+import sys
+from datasites.enclave import inside
+CLEARING = {CLEARING!r}
+def hostile(limits, requests, replies, size):
+    exec(CLEARING.replace("confine(Limits())", "confine(Limits(), 1 << 30)"), {{}})
+inside.work = hostile
+inside.main()
+"""
+
+
+@pytest.fixture
+def hostile() -> Iterator[Process]:
+    source = Changed(HOSTILE)
+    process = source.process()
+    until(lambda: "cleared" in str(process.log))
+    yield process
+    source.close()
+
+
+def test_a_hostile_fork_is_stopped_and_ended(hostile: Process) -> None:
+    """It ignores all signals, may not clear the one by which it ends with its keeper, and never ends by itself."""
+    assert "cleared: -1" in str(hostile.log)
+    assert hostile.stop()
+    until(lambda: Path(f"/proc/{hostile.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    hostile.resume()
+    until(lambda: Path(f"/proc/{hostile.pid}/stat").read_text().rpartition(")")[2].split()[0] == "R")
+    hostile.end()
+    hostile.wait()
+    assert hostile.code == -signal.SIGKILL
+    assert hostile.is_over
+    hostile.end()
+    hostile.resume()
+
+
+def test_a_worker_ends_with_its_keeper(hostile: Process) -> None:
+    keeper = int(
+        next(
+            line.split()[1]
+            for line in Path(f"/proc/{hostile.pid}/status").read_text().splitlines()
+            if line.startswith("PPid")
+        )
+    )
+    os.kill(keeper, signal.SIGKILL)
+    assert gone([hostile.pid])
+    hostile.wait()
+    assert hostile.code == -signal.SIGKILL
+
+
+def test_what_a_worker_leaves_open_is_closed_with_it(folder: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        start(folder).close()
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+#: Of others' packages; with their parts.
+UNUSED = {
+    "IPython", "django", "dp_accounting", "matplotlib", "opacus.accountants", "pandas", "pyarrow", "scipy", "syft",
+    "torch._dynamo", "torch._inductor",
+}  # fmt: skip
+LOADED = """
+import json, runpy, sys
+runpy.run_module("datasites.enclave.inside", run_name="__main__", alter_sys=True)
+sys.stderr.write(json.dumps([name for name in sys.modules]))
+"""
+
+
+def test_a_worker_has_not_loaded_what_it_has_no_use_for() -> None:
+    command = Sandbox(CONFIG).command(["-c", LOADED, CONFIG.limits.model_dump_json()])
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(json.loads(done.stderr))
+    assert "torch" in loaded
+    assert [name for name in sorted(loaded) if any(name == one or name.startswith(f"{one}.") for one in UNUSED)] == []
