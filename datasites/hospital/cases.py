@@ -24,6 +24,7 @@ from datasites.hospital.answers import require_answered
 from datasites.hospital.cells import table_of
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.figures import kept_prices
 from datasites.hospital.harmonise import FeatureReadiness, Prepared, encode, harmonise, read_mapping, records_digest
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
@@ -37,7 +38,7 @@ from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
 from datasites.privacy import sampling
-from datasites.privacy.accountant import compose
+from datasites.privacy.events import compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
 from datasites.study.durable import move_durably, write_durably
@@ -96,7 +97,7 @@ class OpenCase:
     @property
     def study_plan(self) -> StudyPlan:
         """The plans with what they rest on, for people and for prices at the study's own delta."""
-        return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation)
+        return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation, kept_prices())
 
     def gradient_ring(self, dimension: int) -> RingTerms | None:
         """How this hospital's noised sums lie in the secure sum; None in local mode, where its noise needs no grid."""

@@ -15,7 +15,7 @@ from datasites.hospital.people import Acting
 from datasites.hospital.plausible import Finding, findings
 from datasites.hospital.population import charges_both_sides
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import epsilon_pld
+from datasites.privacy.pricing import Prices
 from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
 
@@ -114,8 +114,8 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
         has_patient_column=mapping.patient is not None,
         patients=len(records),
         most_records=most,
-        epsilon=epsilon_pld([plan.event()], delta),
-        epsilon_by_record=epsilon_pld([plan.event_if_records_were_patients(most)], delta),
+        epsilon=Prices().pld([plan.event()], delta),
+        epsilon_by_record=Prices().pld([plan.event_if_records_were_patients(most)], delta),
         delta=delta,
         surplus=dataset.surplus_in_words(len(frame)),
         declared=dataset.declared_patients,

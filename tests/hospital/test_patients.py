@@ -30,7 +30,8 @@ from datasites.hospital.models import Case, LedgerEntry, Population
 from datasites.hospital.patients import SamePatients, row_identities
 from datasites.hospital.review import NobodyToLeaveOut, ReviewError
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import compose, epsilon_pld
+from datasites.privacy.accountant import epsilon_pld
+from datasites.privacy.events import compose
 from datasites.privacy.sampling import held_out
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
