@@ -35,6 +35,7 @@ import signal
 import socket
 import subprocess
 import threading
+import weakref
 from pathlib import Path
 
 from datasites.enclave import cgroup
@@ -181,9 +182,9 @@ class _Running:
 
     def fork(self, run: str) -> Process:
         limits = self._sandbox.limits
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            requests, to_requests = _pipe(theirs, ours)
-            from_replies, replies = _pipe(ours, theirs)
+        with contextlib.ExitStack() as pipe, contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            requests, to_requests = _pipe(theirs, pipe)
+            from_replies, replies = _pipe(pipe, theirs)
             from_log, written = _pipe(ours, theirs)
             life, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.callback(life.close)
@@ -206,6 +207,9 @@ class _Running:
                 if group is not None:
                     cgroup.enter(group, forked.pid)
                 forked.begin(ours.pop_all())
+                # Not with the process, since whoever reads or writes may do so just then: it would be another file's
+                # number, or nobody would hear that it has ended.
+                weakref.finalize(forked, pipe.pop_all().close)
             except BaseException:
                 forked.end()
                 raise

@@ -84,7 +84,8 @@ WEAKER = {
     "network": ("forking._NEWNET = 0", {"meet another by a name"}),
     "processes": ("forking._NEWPID = 0", {"signal another worker"}),
     "proc": ("forking._COVERED = [one for one in forking._COVERED if one[0] != '/proc']", {"see other processes"}),
-    "descriptors": ("import os; os.dup2(0, 99)", {"hold what others had open"}),
+    "descriptors": ("forking._cover = lambda cover=forking._cover: (forking.os.dup(1), cover())",
+                    {"hold what others had open"}),
     "capabilities": ("forking._drop_capabilities = lambda: None", {"hold privileges", "mount a file system"}),
 }  # fmt: skip
 WEAKENING = f"""
