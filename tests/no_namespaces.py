@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from datasites.enclave.template import Template
+from datasites.hospital.site import Site
+
 NO_NAMESPACE = "No permissions to create new namespace"
 _BWRAP = f"""#!/bin/sh
 echo "bwrap: {NO_NAMESPACE}, likely because the kernel does not allow non-privileged user namespaces." >&2
@@ -21,3 +24,5 @@ def without_namespaces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (programs / "bwrap").write_text(_BWRAP)
     (programs / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    # None that began before.
+    monkeypatch.setattr(Site, "template", property(lambda site: Template(site.home.settings.sandbox)))

@@ -25,6 +25,6 @@ def shared(config: SandboxConfig) -> Template:
 
 def share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each datasite of this process use the one of its configuration."""
-    from datasites.hospital.site import Site
+    from datasites.hospital import site
 
-    monkeypatch.setattr(Site, "template", property(lambda site: shared(site.home.settings.sandbox)))
+    monkeypatch.setattr(site.Site, "template", property(lambda site: shared(site.home.settings.sandbox)))

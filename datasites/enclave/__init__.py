@@ -14,7 +14,11 @@ cgroup      the kernel's own count of what a worker takes, where this service wa
 escape      really tries to get out of the sandbox, for `datasites doctor`
 protocol    typed, length-limited frames over a pipe
 worker      the datasite's end of the pipe
-inside      the sandbox's end of the pipe, with `loader` (from a frozen file to a model) and `shapes` (a probe)
+processes   a worker's process as the datasite holds it: begun, stopped, ended
+template    the datasite's end of the one process from which its workers are forked
+forking     the sandbox's end of that: forks, and keeps forks apart
+inside      the sandbox's end of the pipe, with `loader` (from text to a model) and `shapes` (a probe); `opacus_alone`
+            keeps out what it doesn't use
 
 What it can't do: model code runs in one process with the trainer. The sandbox keeps it from the machine and the
 network; that it can't tamper with the trainer's arithmetic rests on the verifier alone.

@@ -71,8 +71,7 @@ def escape_check(source: Sandbox | Template) -> list[Attempt]:
     token = secrets.token_hex(16)
     if isinstance(source, Template):
         source.start()
-    apart = isinstance(source, Template) and not source.alone
-    sandbox = source.sandbox if isinstance(source, Template) else source
+    sandbox, wanted = source.sandbox if isinstance(source, Template) else source, _BEFORE | _AFTER
     with tempfile.TemporaryDirectory(prefix="datasites-escape-") as folder, _ports() as (port, name, reached):
         bait = Path(folder) / "bait.txt"
         bait.write_text(token)
@@ -84,14 +83,18 @@ def escape_check(source: Sandbox | Template) -> list[Attempt]:
             "socket": name, "pid": os.getpid(), "study": str(sandbox.inside(study)),
         }  # fmt: skip
         try:
-            lines, ended = _beside(source, targets) if apart else _in_a_sandbox(sandbox, study, targets, token)
+            if isinstance(source, Template) and not source.alone:
+                wanted |= _BESIDE
+                lines, ended = _beside(source, targets)
+            else:
+                lines, ended = _in_a_sandbox(sandbox, study, targets, token)
             results = [Attempt(**json.loads(line)) for line in lines]
         except (OSError, subprocess.TimeoutExpired, ValueError, TypeError) as error:
             results, ended = [], str(error)
         left = sorted(path.name for path in Path(folder).iterdir())
         new_file, met = left != ["bait.txt", "study"], reached()
     known = {attempt.name for attempt in results}
-    missing = [name for name in (*_BEFORE, *(_BESIDE if apart else ()), *_AFTER) if name not in known]
+    missing = [name for name in wanted if name not in known]
     results += [Attempt(name, "not tried", ended or "no answer") for name in missing]
     for name, seen, detail in (
         ("the host saw no new file", new_file, f"{len(left)} file(s)"),

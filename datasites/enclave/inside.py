@@ -366,7 +366,11 @@ def main() -> None:
     limits = Limits.model_validate_json(sys.argv[1])
     if sys.argv[2:] == ["template"]:
         loader.Genuine()  # what it loads on first use is there for each fork
-        works = {"worker": partial(work, limits), "escape": partial(escape.attempt_apart, limits), "bait": escape.bait}
+        works: dict[str, forking.Work] = {
+            "worker": partial(work, limits),
+            "escape": partial(escape.attempt_apart, limits),
+            "bait": escape.bait,
+        }
         with socket.socket(fileno=os.dup(0)) as control:
             forking.serve(control, works)
         return

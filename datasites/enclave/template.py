@@ -232,7 +232,7 @@ class _Running:
             with cgroup.around(cgroup.delegated(), cgroup.allowed(self._sandbox.limits)) as group:
                 self._process = begun = subprocess.Popen(
                     [*cgroup.entering(group), *command],
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     env={},

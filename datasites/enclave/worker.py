@@ -1,8 +1,8 @@
 """The datasite's end of the pipe: starts a worker in the sandbox, speaks the protocol with it, and ends it.
 
-One warm worker serves one running study. It dies with the datasite: the pipe closes, and the kernel kills the sandbox
-when the thread that started it ends, which is why each worker has a thread of its own, and what is in the sandbox with
-that. A worker that crashed, hung or spoke out of protocol is dead for good; the caller starts another, and nothing was
+One warm worker serves one running study. It comes from the datasite's template, or is a sandbox of its own
+(`processes`), and dies with the datasite: the kernel kills a sandbox with all that is in it when the thread that
+started it ends, which is why it has a thread of its own. A worker that crashed, hung or spoke out of protocol is dead for good; the caller starts another, and nothing was
 released in between, because what leaves a hospital leaves from the datasite, never from here.
 
 Imports no torch.
@@ -17,8 +17,8 @@ Assumption: the request was made of approved terms, as `hospital.row_work` does.
 **Guarantee (a worker's end).** Whatever the process in the sandbox does, it ends with all that it started when `kill`
 is called, when a deadline has come, and when the datasite ends, by kill -9 too, paused or not; and `kill` waits for
 none of that. What a datasite sent that ended before the sandbox stood is not begun. Assumptions: the filter (`confine`)
-is known for this processor; bubblewrap sets the signals by which its two processes end before it starts Python. Not
-claimed: (1) A kill -9 of the datasite, or of bubblewrap, in the milliseconds in which a sandbox is made may leave
+is known for this processor; bubblewrap sets the signals by which its two processes end before it starts Python; the
+kernel ends a process namespace with its first process. Not claimed: (1) A kill -9 of the datasite, or of bubblewrap, in the milliseconds in which a sandbox is made may leave
 bubblewrap's own process asleep, without model code and rows. (2) Where `sandbox.mode` is off: code that changes its
 user, as root's can, or where there is no `setpriv`, a worker that is stopped before its libraries are imported.
 """
@@ -147,8 +147,7 @@ class Worker:
     """A running worker. Use `Worker.start`; every method raises a `WorkerError` and is safe to call from any thread."""
 
     def __init__(self, source: Sandbox | Template, timeouts: Timeouts) -> None:
-        template = isinstance(source, Template)
-        self._sandbox = source.sandbox if template else source
+        self._sandbox = source.sandbox if isinstance(source, Template) else source
         self._timeouts = timeouts
         self._lock = threading.Lock()
         self._killed = False
@@ -158,10 +157,10 @@ class Worker:
         #: Seconds that it was paused before.
         self._paused = 0.0
         try:
-            if template:
+            if isinstance(source, Template):
                 source.start()
             self._began = time.monotonic()
-            self._process: Process = source.process() if template else Sandboxed(source)
+            self._process: Process = source.process() if isinstance(source, Template) else Sandboxed(source)
         except OSError as error:
             raise WorkerCrashed(f"the sandbox did not start: {error}") from error
         self.description: protocol.Description

@@ -295,7 +295,7 @@ def recheck(site: Site, number: int) -> Case:
         row = find_case(number)
         if row.state not in OPEN or row.reviews.exists():
             raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
-        with closing(Template(site.home.settings.sandbox)) as template:
+        with closing(site.template) as template:
             return _examined_case(site, row, Halt(), template)
 
 

@@ -22,7 +22,6 @@ import pytest
 from django.db import connections
 
 from datasites.enclave.processes import family
-from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.worker import Timeouts, Worker
 from datasites.hospital import admission
 from datasites.hospital.datasite import Datasite
@@ -121,7 +120,7 @@ def test_a_look_that_fails_lets_a_rehearsal_stand_still_until_the_next_one(
     def watched() -> bool:
         return any(thread.name == "datasites-standing-back" for thread in threading.enumerate())
 
-    worker = Worker(Sandbox(home.settings.sandbox), home.frozen / desk.row.study_hash, Timeouts())
+    worker = Worker(desk.site.template, Timeouts())
     try:
         with standing_back(home) as stand_back:
             stand_back(worker)
@@ -271,7 +270,7 @@ def test_rows_are_worked_on_in_the_order_in_which_rounds_leave(
     machine, order, keys = Machine(), list[int](), SimpleNamespace(key=lambda _: b"")
     monkeypatch.setattr(RowWork, "_started_worker", lambda *_: None)
     monkeypatch.setattr(RowWork, "_vectors", lambda _, __, case, *___: (order.append(case.number), ({}, 0))[1])
-    studies = [RowWork(desk.site.home, machine) for _ in range(4)]
+    studies = [RowWork(desk.site.home, machine, desk.site.template) for _ in range(4)]
     loaded = threading.Event()
     studies[0]._thread.submit(loaded.wait)
 

@@ -228,9 +228,9 @@ def test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal(
     bound: list[str] = []
     start = row_work.start_worker
 
-    def started(home: Any, case: Any, rows: Any) -> Worker:
+    def started(template: Any, case: Any, rows: Any, seconds: float) -> Worker:
         given.append(sum(len(part.y) for part in rows.values()))
-        return start(home, case, rows)
+        return start(template, case, rows, seconds)
 
     begin = RowWork.begin
 
@@ -265,7 +265,7 @@ def test_a_worker_that_dies_idle_is_followed_by_one_and_no_more_before_the_next_
     started: list[object] = []
     monkeypatch.setattr(RowWork, "_started_worker", lambda *_: started.append(None))
     monkeypatch.setattr(RowWork, "_vectors", lambda *_: ({}, 0))
-    work, case = RowWork(desk.site.home, Machine()), open_case(desk.site.home, desk.row)
+    work, case = RowWork(desk.site.home, Machine(), desk.site.template), open_case(desk.site.home, desk.row)
     keys: Any = SimpleNamespace(key=lambda _: b"")
     try:
         work.start(case, 0.0)
@@ -395,7 +395,7 @@ def test_training_and_evaluation_of_a_round_have_keys_of_their_own(running: Runn
 
     running.set_up()
     manifest = running.open(1).model_copy(update={"evaluate": "interim"})
-    rows, keys = RowWork(running.site.home, Machine()), RoundKeys(bytes(32), **INPUTS)
+    rows, keys = RowWork(running.site.home, Machine(), running.site.template), RoundKeys(bytes(32), **INPUTS)
     rows._vectors(Watched(), running.case, manifest, np.zeros(3, np.float32), keys)  # type: ignore[arg-type]
     assert seen == {"train": keys.key("training"), "evaluate": keys.key("evaluation")}
     assert len({*seen.values(), keys.key("rounding")}) == 3

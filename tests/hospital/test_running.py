@@ -348,13 +348,12 @@ def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_on
 
 def test_a_worker_whose_model_has_another_size_than_approved_is_refused(running: Running) -> None:
     """A build_model that builds something larger once it is approved decides no size here."""
-    home = running.site.home
-    case = open_case(home, running.row)
+    case, template = open_case(running.site.home, running.row), running.site.template
     terms = case.terms.model_copy(update={"parameters": case.terms.parameters + 1})
-    with admission.start_worker(home, case, {}) as worker:
+    with admission.start_worker(template, case, {}, 60.0) as worker:
         assert worker.description.count == case.terms.parameters
     with pytest.raises(WorkerRefused, match=f"approved with {terms.parameters}"):
-        admission.start_worker(home, dataclasses.replace(case, terms=terms), {})
+        admission.start_worker(template, dataclasses.replace(case, terms=terms), {}, 60.0)
 
 
 def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from django.template.loader import render_to_string
 
+from datasites.enclave.template import Template
 from datasites.enclave.worker import TrainResult
 from datasites.hospital import admission, case_page
 from datasites.hospital.cases import OpenCase, build_terms, site_plan
@@ -177,7 +178,8 @@ def test_whole_steps_leave_the_worker_as_they_are_in_the_ring_of_their_kind(
     case = case_of(furnished, StudyPackage({**files, "study.toml": text}), heart)
     assert case.counts_ring("interim") != case.counts_ring("final")
     manifest, model, worker = manifest_of(case, number), np.zeros(DIMENSION, np.float32), WholeSteps()
-    vectors, _ = RowWork(furnished, Machine())._vectors(worker, case, manifest, model, RoundKeys(bytes(32), "", "", ""))  # type: ignore[arg-type]
+    work, keys = RowWork(furnished, Machine(), Template()), RoundKeys(bytes(32), "", "", "")
+    vectors, _ = work._vectors(worker, case, manifest, model, keys)  # type: ignore[arg-type]
     made, trains = WholeSteps(), number == 4
     expected = {"counts": made.evaluate(model, plan=case.evaluation, ring=None).reshape(-1)}
     if trains:

@@ -83,9 +83,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[set[tuple[float, ...]]]:
     seen: list[set[tuple[float, ...]]] = []
     start = row_work.start_worker
 
-    def started(home: Any, case: Any, parts: Any) -> Worker:
+    def started(template: Any, case: Any, parts: Any, seconds: float) -> Worker:
         seen.append({tuple(row) for part in parts.values() for row in part.x.tolist()})
-        return start(home, case, parts)
+        return start(template, case, parts, seconds)
 
     monkeypatch.setattr(row_work, "start_worker", started)
     return seen
@@ -162,7 +162,7 @@ def test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_n
         return worker
 
     monkeypatch.setattr(row_work, "start_worker", started)
-    work = row_work.RowWork(home, Machine())
+    work = row_work.RowWork(home, Machine(), desk.site.template)
     work._started_worker(case, withdrawn(home, "heart"))
     withdraw(desk, SOMEBODY)
     work._started_worker(case, withdrawn(home, "heart"))
