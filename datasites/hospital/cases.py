@@ -13,13 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from datasites.enclave.protocol import PartitionName
 from datasites.enclave.verifier import RULESET
-from datasites.enclave.worker import Partition
 from datasites.hospital.answers import require_answered
 from datasites.hospital.cells import table_of
 from datasites.hospital.commitments import Commitments
@@ -37,7 +33,6 @@ from datasites.hospital.sources import SOURCE_FILE, Files, Source
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
-from datasites.privacy import sampling
 from datasites.privacy.events import compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
@@ -54,6 +49,12 @@ from datasites.study.rounds import (
     work_of,
 )
 from policies.facts import counted_delta
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datasites.enclave.protocol import PartitionName
+    from datasites.enclave.worker import Partition
 
 PREPARED_FILE = "records.npz"
 #: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
@@ -283,6 +284,8 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
     when its patients have another budget already.
     """
+    import numpy as np
+
     files = Files.now(home, package.digest(), dataset)
     mapping = read_mapping(home.root / dataset.mapping)
     table, model = table_of(home, dataset), package.data_model
@@ -314,6 +317,11 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
 
     Raises `FrozenCopyChanged` when the records are not those approved.
     """
+    import numpy as np  # with the trainer's part, for whoever hands rows to a worker; most only open the case
+
+    from datasites.enclave.worker import Partition
+    from datasites.privacy import sampling
+
     folder = records_folder(home, case.row.study_hash)
     with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in ("x", "y", "patient")}
