@@ -13,13 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from datasites.enclave.protocol import PartitionName
 from datasites.enclave.verifier import RULESET
-from datasites.enclave.worker import Partition
 from datasites.hospital.answers import require_answered
 from datasites.hospital.cells import table_of
 from datasites.hospital.commitments import Commitments
@@ -27,7 +23,7 @@ from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.figures import kept_prices
 from datasites.hospital.harmonise import FeatureReadiness, Prepared, encode, harmonise, read_mapping, records_digest
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
-from datasites.hospital.ledger import PARTITIONS, Asked
+from datasites.hospital.ledger import PARTITIONS, Asked, Measure
 from datasites.hospital.models import Case
 from datasites.hospital.patients import Digests, contents, remembering, require_others, row_identities
 from datasites.hospital.plausible import findings
@@ -37,8 +33,7 @@ from datasites.hospital.sources import SOURCE_FILE, Files, Source
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
-from datasites.privacy import sampling
-from datasites.privacy.events import compose
+from datasites.privacy.events import Event, compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
 from datasites.study.durable import move_durably, write_durably
@@ -55,7 +50,15 @@ from datasites.study.rounds import (
 )
 from policies.facts import counted_delta
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datasites.enclave.protocol import PartitionName
+    from datasites.enclave.worker import Partition
+
 PREPARED_FILE = "records.npz"
+#: Rounds that are priced when a study is examined, each a fraction of a second.
+MOST_AHEAD = 32
 #: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
 MOST_CELLS = 2**28
 #: In place of the records that an examination could not prepare; nobody can approve it.
@@ -173,6 +176,24 @@ class OpenCase:
             }
         )
 
+    def price_ahead(self) -> None:
+        """Work out what reviewers will be shown, and what rounds will be gated on, so that it is kept (`figures`).
+
+        Rounds in the order that the study plans, `MOST_AHEAD` at most; whatever is charged otherwise is priced then.
+        """
+        made, budget = self.study_plan, Measure.of(self.dataset)
+        made.epsilon, made.evaluation_epsilon, made.sharing()
+        for price in self.asked().values():
+            for event in (price.event, price.local_event):
+                budget.epsilon([event])
+            if price.local_event != price.event:
+                budget.prices.rdp([price.local_event], self.priced_delta)
+        charged: dict[str, list[Event]] = {partition: [] for partition in PARTITIONS}
+        for number in range(1, min(self.study.rounds, MOST_AHEAD) + 2):
+            for partition, price in self.planned(number).items():
+                charged[partition].append(price.event)
+                budget.prices.pld(charged[partition], self.priced_delta)
+
     def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
         """Price of one round per partition that it touches."""
         return self._round_price(manifest.train, manifest.evaluate)
@@ -283,6 +304,8 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
     when its patients have another budget already.
     """
+    import numpy as np
+
     files = Files.now(home, package.digest(), dataset)
     mapping = read_mapping(home.root / dataset.mapping)
     table, model = table_of(home, dataset), package.data_model
@@ -314,6 +337,11 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
 
     Raises `FrozenCopyChanged` when the records are not those approved.
     """
+    import numpy as np  # with the trainer's part, for whoever hands rows to a worker; most only open the case
+
+    from datasites.enclave.worker import Partition
+    from datasites.privacy import sampling
+
     folder = records_folder(home, case.row.study_hash)
     with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in ("x", "y", "patient")}

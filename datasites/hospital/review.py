@@ -21,8 +21,9 @@ from django.db import transaction
 from datasites.hospital import compliance, ledger, withdrawal
 from datasites.hospital.abstaining import log_abstention, log_newest
 from datasites.hospital.audit import Value
-from datasites.hospital.cases import open_case
+from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import release_what_is_left
+from datasites.hospital.docket import ReviewError, find_case, require_reviewer
 from datasites.hospital.failures import Failures
 from datasites.hospital.ledger_log import WITHDRAWN
 from datasites.hospital.models import Case, Review, Round
@@ -37,7 +38,7 @@ from datasites.hospital.ticks import sleep_to_tick
 from datasites.hospital.whereabouts import Place, look_for, looking_ticks, names_patients
 from datasites.study import letters
 from datasites.study.audit_chain import RELEASED
-from datasites.study.errors import DatasitesError, InputError
+from datasites.study.errors import InputError
 
 
 class NobodyToLeaveOut(InputError):
@@ -52,26 +53,10 @@ class OtherSpellings(InputError):
 MOST_TOLD = 1900
 
 
-class ReviewError(DatasitesError):
-    """An action on a case is not possible as asked; the message says what to do instead."""
-
-
-def require_reviewer(person: Acting, rule: str) -> None:
-    """Raise `ReviewError` with the rule unless the person is a steward or a privacy officer."""
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; {rule}")
-
-
-def find_case(number: int) -> Case:
-    """The case with this number; raises `ReviewError`."""
-    try:
-        return Case.objects.get(pk=number)
-    except Case.DoesNotExist as error:
-        raise ReviewError(f"case {number}: not here; see `datasites review list`") from error
-
-
-def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str) -> Case:
+def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str, case: OpenCase | None = None) -> Case:
     """Approve the hash that the person has seen; the second approval reserves the budget and makes the study active.
+
+    case: as it was opened in the same act, for its page; opened here unless given.
 
     Raises `compliance.Denied` with the controls that deny, `BudgetExceeded`, `FrozenCopyChanged`, `InputError` where
     the list of its patients was lost, or `ReviewError` when the case is not in review or its approval hash is not
@@ -81,7 +66,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     require_reviewer(person, f"a case is approved by {' and '.join(REVIEWERS)}")
     if row.state != Case.State.REVIEW:
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
-    case = open_case(site.home, row)
+    case = case or open_case(site.home, row)
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
     told: dict[str, Value] = {"case": number, "study": row.study_hash, "person": person.name, "role": person.role}

@@ -31,7 +31,6 @@ from datasites.hospital.population import adopt, alone, opened_order, stored_pro
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.site import Site
 from datasites.privacy.events import compose, release
-from datasites.secagg.journal import Anchor
 from datasites.study.audit_chain import Fork, Head, PublicHead, records
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
@@ -339,6 +338,8 @@ def _with_all_that_may_have_left(
 
 def reached_round(home: Home, study: str) -> int | None:
     """The last round that the anchor of a study's journal knows; None where it is gone or damaged."""
+    from datasites.secagg.journal import Anchor  # the secure sum, for whoever reads a journal's anchor
+
     try:
         return Anchor.parse((home.anchors / study).read_bytes()).last_round
     except (FileNotFoundError, ValidationError, ValueError):

@@ -6,11 +6,10 @@ costs no budget. `encode` is the one function that turns a harmonised table into
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from datasites.study.canonical import Agreed
@@ -18,14 +17,18 @@ from datasites.study.errors import DatasitesError
 from datasites.study.manifest import LARGEST_NUMBER, Name
 
 if TYPE_CHECKING:
-    import pandas as pd  # a worker encodes rows that it invents, and has no tables
+    # Commands read a data model and encode nothing; a worker encodes rows that it invents, and has no tables.
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    #: Values of a feature, and which of them are missing, whatever stands there; (rows,) both.
+    Values = tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]
 
 #: Encoded columns of a study. Preparing a row takes time and memory for each, in the datasite's own process.
 MOST_COLUMNS = 4096
 #: Largest absolute value that an encoded number may take, far above any that trains.
 LARGEST_ENCODED = 2.0**20
-#: Values of a feature, and which of them are missing, whatever stands there; (rows,) both.
-Values = tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]
 _Figure = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
@@ -86,6 +89,8 @@ class Feature(Agreed):
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Encode to float32 of shape (rows, len(columns)); raises `SchemaError` on a value of another type."""
+        import numpy as np
+
         encoded = np.zeros((len(values), len(self.columns)), dtype=np.float32)
         self.encode_into(encoded, values.to_numpy(), values.isna().to_numpy())
         return encoded
@@ -97,6 +102,8 @@ class Feature(Agreed):
 
         values: numbers or objects; where `missing`, whatever stands there.
         """
+        import numpy as np
+
         if self.type == "category":
             codes = self._codes(values, missing)
             for column, centre in enumerate(self.centres or (0.0,) * (len(self.levels) - 1)):
@@ -119,6 +126,8 @@ class Feature(Agreed):
 
     def _codes(self, values: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
         """The place of each value's level, -1 for a missing one."""
+        import numpy as np
+
         places = {level: place for place, level in enumerate(self.levels)}
         known = (-1 if absent else places.get(value, -1) for value, absent in zip(values, missing, strict=True))
         codes = np.fromiter(known, dtype=np.int32, count=len(values))
@@ -129,6 +138,8 @@ class Feature(Agreed):
 
     def invent(self, rows: int, source: np.random.Generator) -> Values:
         """Ordinary values, evenly over the range or the levels, and which of them are missing."""
+        import numpy as np
+
         values: npt.NDArray[np.generic]
         if self.type == "category":
             values = np.array(self.levels, dtype=object)[source.integers(len(self.levels), size=rows)]
@@ -143,6 +154,8 @@ class Feature(Agreed):
 
 def _numbers(values: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Each value as a number by itself, NaN for a missing one and for a word."""
+    import numpy as np
+
     if values.dtype == np.float64:
         return np.where(missing, np.nan, values)
     pairs = zip(values, missing, strict=True)
@@ -153,7 +166,7 @@ def _number(value: object) -> float:
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        return np.nan
+        return math.nan
 
 
 class DataModel(Agreed):
@@ -209,6 +222,8 @@ class DataModel(Agreed):
 
     def _encoded(self, values: Iterable[Values], rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Encode values of the features and the label, in this order, each taken when the one before is done."""
+        import numpy as np
+
         x, y, first = np.zeros((rows, len(self.columns)), dtype=np.float32), np.zeros((rows, 1), dtype=np.float32), 0
         label = self.label.model_copy(update={"centre": 0.0, "indicator": False})
         for feature, given in zip((*self.features, label), values, strict=True):
