@@ -30,11 +30,9 @@ from datasites.hospital.cases import (
     StagedRecords,
     build_terms,
     open_case,
-    require_room,
     stage_records,
 )
-from datasites.hospital.cells import read_mock
-from datasites.hospital.config import Home
+from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.examining import one_at_a_time
 from datasites.hospital.halt import Halt
@@ -42,6 +40,8 @@ from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.machine import standing_back
 from datasites.hospital.models import Case
 from datasites.hospital.patients import in_portions, remembering
+from datasites.hospital.reading import TableReader
+from datasites.hospital.records import require_room
 from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
@@ -52,7 +52,7 @@ from datasites.study.errors import DatasitesError, InputError
 from datasites.study.manifest import MOST_STEPS
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import RingRefused
-from datasites.study.schema import SchemaError
+from datasites.study.schema import DataModel, SchemaError
 from datasites.transport.store import StoreError
 from datasites.transport.syft import SubmittedJob
 
@@ -336,18 +336,22 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
     examined.keeping, examined.population = reading_ticks(dataset.declared_records, 0, listed), dataset.population
     row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
     row.state, row.note, row.readiness = Case.State.REVIEW, "", []
-    started = time.monotonic()
     prepared = NOT_READY
-    try:
-        examined.staged = stage_records(home, package, dataset)
-    except DATABASE_AWAY:
-        raise
-    except Exception as error:
-        row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
-    else:
-        prepared = examined.staged.prepared
-        row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
-        row.note = dataset.surplus_in_words(prepared.rows)
+    with TableReader(home) as reader:
+        halt.watch(reader)
+        # The mock before the table, so that nothing which that does to its reader shows in a rehearsal.
+        mock = _mock_of(reader, dataset, package.data_model)
+        started = time.monotonic()
+        try:
+            examined.staged = stage_records(home, reader, package, dataset)
+        except DATABASE_AWAY:
+            raise
+        except Exception as error:
+            row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
+        else:
+            prepared = examined.staged.prepared
+            row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
+            row.note = dataset.surplus_in_words(prepared.rows)
     # All that follows is logged with its time, which must not tell how long the records took.
     columns = len(package.data_model.columns)
     sleep_to_tick(started, reading_ticks(dataset.declared_records, columns, listed), halt.check)
@@ -355,7 +359,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
     if examined.staged is not None and examined.staged.identity != terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
-    row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared), halt)
+    row.rehearsal = {} if row.findings else _rehearse(home, open_case(home, row, prepared), mock, halt)
     terms = terms.model_copy(
         update={name: row.rehearsal.pop(name) for name in ("ticks", "parameters") if name in row.rehearsal}
     )
@@ -365,7 +369,15 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt) -> None:
         row.terms, row.approval_hash = {}, ""
 
 
-def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
+def _mock_of(reader: TableReader, dataset: DatasetSettings, model: DataModel) -> Partition | DatasitesError:
+    """Mock rows to rehearse on, or why there are none."""
+    try:
+        return Partition(**reader.mock(dataset, model))
+    except DatasitesError as error:
+        return error
+
+
+def _rehearse(home: Home, case: OpenCase, mock: Partition | DatasitesError, halt: Halt) -> dict[str, Any]:
     """What training on mock rows has shown; `ticks`, by the time on invented rows; `parameters` of the model; and
     `start_ticks` that a worker took to start, less the time in which it stood still, and at most for `_LONGEST_START`.
 
@@ -377,16 +389,18 @@ def _rehearse(home: Home, case: OpenCase, halt: Halt) -> dict[str, Any]:
             halt.watch(worker)
             stand_back(worker)
 
-        return _rehearsed(home, case, began)
+        return _rehearsed(home, case, mock, began)
 
 
-def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None]) -> dict[str, Any]:
-    path = home.root / case.dataset.mock
-    try:
-        mock = Partition.of_mock(case.package.data_model, read_mock(path))
-    except SchemaError as error:
+def _rehearsed(
+    home: Home, case: OpenCase, mock: Partition | DatasitesError, began: Callable[[Worker], None]
+) -> dict[str, Any]:
+    if isinstance(mock, SchemaError):
+        path = home.root / case.dataset.mock
         remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} anew"
-        return {"outcome": "failed", "reason": f"mock {path}: {error}; {remedy}, and examine the case again"}
+        return {"outcome": "failed", "reason": f"mock {path}: {mock}; {remedy}, and examine the case again"}
+    if isinstance(mock, DatasitesError):
+        raise mock
     try:
         worker = start_worker(home, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
         start_ticks = ticks_for(min(worker.age, _LONGEST_START))

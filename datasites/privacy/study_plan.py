@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
 from datasites.privacy.calibration import ceil
@@ -19,6 +18,9 @@ from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evalu
 from datasites.study.manifest import DELTA_OVER_ALL, LEAST_DELTA, Study
 from datasites.study.rounds import LATTICE, counts_noise, counts_ring, evaluation_kinds, interim_evaluations, tail_delta
 from datasites.study.survivors import honest_contributors, noise_factor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Parts of epsilon that each mechanism may cost where one patient may lose by both; the largest that fits is taken.
 PARTS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -173,6 +175,8 @@ class StudyPlan:
 
     def table(self) -> pd.DataFrame:
         """`choices` as a table; `chosen` marks the study's threshold."""
+        import pandas as pd  # for notebooks; a datasite shows no such table
+
         return pd.DataFrame(
             {
                 "threshold": choice.threshold,

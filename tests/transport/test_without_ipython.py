@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from datasites.transport.without_ipython import TAKEN
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOM = ROOT / "datasites" / "transport"
