@@ -226,8 +226,8 @@ MUTATIONS = (
     Mutation(
         "evaluation: more noise is priced than is added",
         "datasites/privacy/plan.py",
-        "return GaussianDpEvent(self.multiplier(kind) *",
-        "return GaussianDpEvent(1.2 * self.multiplier(kind) *",
+        "return release(self.multiplier(kind) *",
+        "return release(1.2 * self.multiplier(kind) *",
         (_PRICES,),
     ),
     Mutation(
@@ -1635,8 +1635,8 @@ MUTATIONS = (
     Mutation(
         "filter: the order is chosen anew at each look",
         "datasites/hospital/ledger.py",
-        "return epsilon_at_order(events, self.order, self.caps.delta)",
-        "return epsilon_rdp(events, self.caps.delta)",
+        "return self.prices.at_order(events, self.order, self.caps.delta)",
+        "return self.prices.rdp(events, self.caps.delta)",
         (f"{_LEDGER}::test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at",),
     ),
     Mutation(

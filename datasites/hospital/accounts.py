@@ -7,15 +7,13 @@ compared line by line. Where they differ the larger loss counts (`larger`), and 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from dp_accounting import ComposedDpEvent, DpEvent
-
+from datasites.hospital.figures import kept_prices
 from datasites.hospital.models import LedgerEntry
-from datasites.privacy.accountant import Charge, compose, epsilon_at_order, is_part_of, read_charge
+from datasites.privacy.events import Event, charge_of, compose, counts, is_part_of
 from datasites.study.canonical import canonical_json
 
 PARTITIONS = ("training", "held_out")
@@ -27,8 +25,8 @@ _DELTA = 1e-6
 class Asked:
     """What a study or a round costs one partition: the gated price, and the price against one who sees the vectors."""
 
-    event: DpEvent
-    local_event: DpEvent
+    event: Event
+    local_event: Event
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Price:
 
     @classmethod
     def of(cls, asked: Asked) -> Price:
-        """The stored form; raises `UnknownEvent` for an event that has none."""
+        """The stored form."""
         return cls(_stored(asked.event), _stored(asked.local_event))
 
     @classmethod
@@ -49,14 +47,14 @@ class Price:
         return cls(canonical_json(charges).decode(), canonical_json(local).decode())
 
     @property
-    def events(self) -> tuple[DpEvent, ...]:
+    def event(self) -> Event:
         """What is gated on."""
-        return _events(self.charges)
+        return _event(self.charges)
 
     @property
-    def local_events(self) -> tuple[DpEvent, ...]:
+    def local_event(self) -> Event:
         """The same against one who sees this hospital's own vectors."""
-        return _events(self.local)
+        return _event(self.local)
 
 
 #: By partition.
@@ -68,15 +66,13 @@ def prices_of(asked: Mapping[str, Asked]) -> dict[str, Price]:
     return {partition: Price.of(price) for partition, price in asked.items()}
 
 
-def _stored(event: DpEvent) -> str:
-    merged = compose([event])
-    parts = merged.events if isinstance(merged, ComposedDpEvent) else [merged]
-    return canonical_json([Charge.of(part).model_dump(mode="json") for part in parts]).decode()
+def _stored(event: Event) -> str:
+    return canonical_json([charge.model_dump(mode="json") for charge in compose([event])]).decode()
 
 
 @lru_cache(maxsize=8192)
-def _events(stored: str) -> tuple[DpEvent, ...]:
-    return tuple(read_charge(json.dumps(charge)).event() for charge in json.loads(stored))
+def _event(stored: str) -> Event:
+    return tuple(charge_of(fields) for fields in json.loads(stored))
 
 
 #: Of a study whose whole reservation was charged after a restore, in words.
@@ -102,16 +98,16 @@ class StudyAccount:
         """Whether all that was reserved was charged after a restore (round 0)."""
         return 0 in self.charged
 
-    def charged_events(self, partition: str, *, local: bool = False) -> list[DpEvent]:
+    def charged_events(self, partition: str, *, local: bool = False) -> list[Event]:
         """Events of all rounds that were charged."""
         prices = [prices[partition] for prices in self.charged.values() if partition in prices]
-        return [event for price in prices for event in (price.local_events if local else price.events)]
+        return [price.local_event if local else price.event for price in prices]
 
-    def reserved_events(self, partition: str) -> list[DpEvent]:
+    def reserved_events(self, partition: str) -> list[Event]:
         """Events of the reservation."""
-        return list(self.reserved[partition].events) if partition in self.reserved else []
+        return [self.reserved[partition].event] if partition in self.reserved else []
 
-    def committed(self, partition: str) -> list[DpEvent]:
+    def committed(self, partition: str) -> list[Event]:
         """What counts against the cap: the whole reservation until it is released, and never less than was charged."""
         charged, reserved = self.charged_events(partition), self.reserved_events(partition)
         if self.released:
@@ -160,10 +156,10 @@ def merged(one: Accounts, other: Accounts, order: int) -> dict[str, StudyAccount
 
 
 def _larger(one: Prices, other: Prices, order: int) -> Prices:
-    prices = {}
+    prices, kept = {}, kept_prices()
     for partition in sorted(one.keys() | other.keys()):
         candidates = [prices_[partition] for prices_ in (one, other) if partition in prices_]
-        prices[partition] = max(candidates, key=lambda price: epsilon_at_order(price.events, order, _DELTA))
+        prices[partition] = max(candidates, key=lambda price: kept.at_order([price.event], order, _DELTA))
     return prices
 
 
@@ -179,19 +175,8 @@ def in_full(account: StudyAccount) -> StudyAccount:
 
 
 def _minus(whole: str, parts: Iterable[str]) -> str:
-    left = _counts(whole)
-    for part in parts:
-        left -= _counts(part)
-    charges = [charge.model_copy(update={"count": count}).model_dump(mode="json") for charge, count in left.items()]
-    return canonical_json(charges).decode()
-
-
-def _counts(stored: str) -> Counter[Charge]:
-    counts: Counter[Charge] = Counter()
-    for fields in json.loads(stored):
-        charge = read_charge(json.dumps(fields))
-        counts[charge.model_copy(update={"count": 1})] += charge.count
-    return counts
+    left = counts([_event(whole)]) - counts(map(_event, parts))
+    return _stored(tuple(mechanism.times(count) for mechanism, count in left.items()))
 
 
 def differing(one: StudyAccount | None, other: StudyAccount | None) -> list[str]:
@@ -209,6 +194,6 @@ def differing(one: StudyAccount | None, other: StudyAccount | None) -> list[str]
     return lines
 
 
-def committed(accounts: Iterable[StudyAccount], partition: str) -> list[DpEvent]:
+def committed(accounts: Iterable[StudyAccount], partition: str) -> list[Event]:
     """What all these studies commit."""
     return [event for account in accounts for event in account.committed(partition)]

@@ -34,6 +34,7 @@ from datasites.hospital.cases import (
 )
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import DATABASE_AWAY
+from datasites.hospital.docket import ReviewError, find_case
 from datasites.hospital.examining import one_at_a_time
 from datasites.hospital.halt import Halt
 from datasites.hospital.intake import freeze, open_frozen
@@ -42,7 +43,6 @@ from datasites.hospital.models import Case
 from datasites.hospital.patients import in_portions, remembering
 from datasites.hospital.reading import TableReader
 from datasites.hospital.records import require_room
-from datasites.hospital.review import ReviewError, find_case
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
 from datasites.privacy.plan import PlanError

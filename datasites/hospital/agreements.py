@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasites.hospital.bindings import agreement_content, bind
+from datasites.hospital.docket import ReviewError, require_reviewer
 from datasites.hospital.entered_log import require_entered
 from datasites.hospital.people import REVIEWERS, Acting
-from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from policies.registry import Registry, RegistryFile

@@ -7,20 +7,17 @@ here. Histories are thinned to a few dozen points: composing a thousand of them 
 from __future__ import annotations
 
 import datetime
-import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-
-from dp_accounting import DpEvent
 
 from datasites.hospital import ledger
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.models import Case, LedgerEntry
 from datasites.hospital.population import caps_of
-from datasites.privacy.accountant import Charge, read_charge
+from datasites.privacy.events import Charge, Event, charge_of, counts
 from datasites.privacy.plan import PrivacyPlan
+from datasites.privacy.pricing import Prices
 
 POINTS = 60
 
@@ -98,8 +95,8 @@ class Book:
                     name=case.study_name if case else study[:12],
                     case=case.pk if case else None,
                     partition=partition,
-                    reserved=100 * self._measure.share(_events(reserve)),
-                    charged=100 * self._measure.share(_events(charge)),
+                    reserved=100 * self._measure.share([_event(reserve)]),
+                    charged=100 * self._measure.share([_event(charge)]),
                     rounds=sum(e.kind == "charge" for e in mine),
                     closed=any(e.kind == "release" for e in mine),
                 )
@@ -123,12 +120,13 @@ class Book:
             mode="local",
             honest=None,
         )
+        # Nobody has asked for such a study, so its price is not kept.
         asked = {"training": ledger.Asked(plan.event(), plan.local_event())}
-        after = ledger.epsilon_after(dataset, asked)["training"]
+        after = ledger.epsilon_after(dataset, asked, prices=Prices())["training"]
         return WhatIf(noise_multiplier=plan.noise_multiplier, after=after, cap=caps.epsilon, fits=after <= caps.epsilon)
 
-    def _epsilon(self, counts: Counter[Charge]) -> float:
-        return self._measure.epsilon(_events(counts))
+    def _epsilon(self, mechanisms: Counter[Charge]) -> float:
+        return self._measure.epsilon([_event(mechanisms)])
 
     @cached_property
     def _measure(self) -> ledger.Measure:
@@ -145,13 +143,9 @@ class WhatIf:
     fits: bool
 
 
-def _events(counts: Counter[Charge]) -> list[DpEvent]:
-    return [charge.model_copy(update={"count": charge.count * times}).event() for charge, times in counts.items()]
+def _event(mechanisms: Counter[Charge]) -> Event:
+    return tuple(mechanism.times(count) for mechanism, count in mechanisms.items())
 
 
 def _counts(entry: LedgerEntry) -> Counter[Charge]:
-    return Counter(_charges(entry.charges))
-
-
-def _charges(stored: Iterable[object]) -> list[Charge]:
-    return [read_charge(json.dumps(charge)) for charge in stored]
+    return counts([tuple(map(charge_of, entry.charges))])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datasites.hospital.case_view import CaseView, Examined, view_case
 from datasites.hospital.cases import OpenCase
+from datasites.hospital.docket import find_case
 from datasites.hospital.population import caps_of, order_of
-from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
 from datasites.hospital.sources import in_words
 from datasites.study.visible import one_line, quoted, visible

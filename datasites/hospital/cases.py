@@ -15,14 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from datasites.enclave.protocol import PartitionName
 from datasites.enclave.verifier import RULESET
-from datasites.enclave.worker import Partition
 from datasites.hospital.answers import require_answered
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.figures import kept_prices
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked
 from datasites.hospital.mapping import FeatureReadiness, read_mapping
@@ -35,8 +32,7 @@ from datasites.hospital.sources import SOURCE_FILE, Files, Source
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
-from datasites.privacy import sampling
-from datasites.privacy.accountant import compose
+from datasites.privacy.events import compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
 from datasites.study.durable import move_durably, write_durably
@@ -54,6 +50,10 @@ from datasites.study.rounds import (
 from policies.facts import counted_delta
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from datasites.enclave.protocol import PartitionName
+    from datasites.enclave.worker import Partition
     from datasites.hospital.reading import TableReader
 
 PREPARED_FILE = "records.npz"
@@ -96,7 +96,7 @@ class OpenCase:
     @property
     def study_plan(self) -> StudyPlan:
         """The plans with what they rest on, for people and for prices at the study's own delta."""
-        return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation)
+        return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation, kept_prices())
 
     def gradient_ring(self, dimension: int) -> RingTerms | None:
         """How this hospital's noised sums lie in the secure sum; None in local mode, where its noise needs no grid."""
@@ -273,6 +273,8 @@ def stage_records(home: Home, reader: TableReader, package: StudyPackage, datase
     Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
     when its patients have another budget already.
     """
+    import numpy as np
+
     files = Files.now(home, package.digest(), dataset)
     mapping, model = read_mapping(home.root / dataset.mapping), package.data_model
     read = reader.records(dataset, mapping, model)
@@ -306,6 +308,11 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
 
     Raises `FrozenCopyChanged` when the records are not those approved.
     """
+    import numpy as np  # with the trainer's part, for whoever hands rows to a worker; most only open the case
+
+    from datasites.enclave.worker import Partition
+    from datasites.privacy import sampling
+
     folder = records_folder(home, case.row.study_hash)
     with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in ("x", "y", "patient")}

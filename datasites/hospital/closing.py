@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from django.db.models import Q
 from pydantic import ValidationError
@@ -16,17 +17,19 @@ from pydantic import ValidationError
 from datasites.hospital import ledger, ledger_log
 from datasites.hospital.cases import PREPARED_FILE, OpenCase, records_folder
 from datasites.hospital.config import Home
-from datasites.hospital.correspondence import Correspondence
 from datasites.hospital.models import Case, Round
 from datasites.hospital.reconcile import AccountsDiffer
 from datasites.hospital.site import Site
 from datasites.secagg.errors import REJOIN, JournalRolledBack
-from datasites.secagg.journal import NOTHING_REACHED, Anchor, Journal
 from datasites.study import letters
 from datasites.study.audit_chain import Fork
 from datasites.study.durable import replace_durably
 from datasites.study.identity import BadSignature
 from datasites.study.manifest import MOST_EPOCHS
+
+if TYPE_CHECKING:
+    from datasites.hospital.correspondence import Correspondence
+    from datasites.secagg.journal import Journal
 
 #: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
 COUNTERPARTY_HEADS = "counterparty-heads.json"
@@ -134,6 +137,8 @@ def give_up_keys(home: Home, study_hash: str) -> None:
     Its journal must not be open. Where its anchor is gone, what was reached is taken from ledger and database, which
     are the newest: else nothing would run (`reconcile`).
     """
+    from datasites.secagg.journal import Anchor, Journal  # the secure sum, for whoever has keys to give up
+
     journal, anchor = journal_of(home, study_hash)
     try:
         Anchor.parse(anchor.read_bytes())
@@ -154,6 +159,8 @@ def open_journal(home: Home, study_hash: str) -> Journal:
     Raises `JournalRolledBack` where a round was charged or opened and neither journal nor anchor is there any more: a
     new journal would release that round once more.
     """
+    from datasites.secagg.journal import NOTHING_REACHED, Journal
+
     folder, anchor = journal_of(home, study_hash)
     journal = Journal(folder, anchor)
     if journal.state is None and journal.floor == NOTHING_REACHED and _known_rounds(home, study_hash):

@@ -258,6 +258,11 @@ class Home:
         return self.root / "keys" / "commitment.key"
 
     @property
+    def figures(self) -> Path:
+        """Prices that were worked out (private; see `hospital.figures`)."""
+        return self.root / "figures"
+
+    @property
     def roster(self) -> Path:
         """Pinned roster."""
         return self.root / "roster.json"

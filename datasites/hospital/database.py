@@ -9,11 +9,11 @@ so what is done in one is written to be done again (see `pending`, `compliance`)
 from __future__ import annotations
 
 import os
+import pkgutil
 from pathlib import Path
 
 import django
-from django.core.management import call_command
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, connections
 
 from datasites.hospital.config import Home
 from datasites.hospital.outages import away
@@ -61,7 +61,10 @@ def connect(root: Path) -> Home:
         os.environ["DJANGO_SETTINGS_MODULE"] = "datasites.hospital.settings"
         django.setup()
     try:
-        call_command("migrate", verbosity=0, interactive=False)
+        if not _migrated():
+            from django.core.management import call_command
+
+            call_command("migrate", verbosity=0, interactive=False)
     except DATABASE_AWAY as error:
         let_go()
         raise DatabaseAway(name_of(home), reason_of(home, error)) from error
@@ -70,6 +73,20 @@ def connect(root: Path) -> Home:
             f"{name_of(home)}: {reason_of(home, error)}; let its user make tables in a schema of its own"
         ) from error
     return home
+
+
+def _migrated() -> bool:
+    """Whether the database has every migration of this version: told by their names, since most commands find it so."""
+    from django.apps import apps
+    from django.db.migrations.recorder import MigrationRecorder
+
+    wanted = {
+        (app.label, module.name)
+        for app in apps.get_app_configs()
+        for module in pkgutil.iter_modules([f"{app.path}/migrations"])
+        if module.name[0] not in "_~"
+    }
+    return wanted <= MigrationRecorder(connection).applied_migrations().keys()
 
 
 def name_of(home: Home) -> str:

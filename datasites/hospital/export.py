@@ -14,10 +14,10 @@ from datasites.hospital.abstaining import log_newest
 from datasites.hospital.bindings import FIELD, openings
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import COUNTERPARTY_HEADS
+from datasites.hospital.docket import find_case
 from datasites.hospital.evidence import EvidenceContents, build_bundle
 from datasites.hospital.intake import ApprovalTerms
 from datasites.hospital.models import PolicyDecision
-from datasites.hospital.review import find_case
 from datasites.hospital.site import Site
 from datasites.hospital.verify_bundle import Check
 from datasites.study.audit_chain import records

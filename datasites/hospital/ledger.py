@@ -5,7 +5,7 @@ over all studies on all datasets of the population, and a patient's loss is that
 (parallel composition over a split that depends on the patient's identity alone).
 
 Gate: before a reservation or a charge is written, the composition of everything committed plus the new event must stay
-within the population's (epsilon, delta) by the Renyi filter at one order (theorem in `privacy.accountant`). A charge
+within the population's (epsilon, delta) by the Renyi filter at one order (theorem in `privacy.renyi`). A charge
 is part of what its study reserved: its events are among those reserved. Check and write happen in one transaction that
 no other on the population runs beside. No decision reads a clock. The cap is the guarantee. What is "spent" or
 "committed" at some moment is a reading of the same arithmetic.
@@ -56,18 +56,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dp_accounting import DpEvent
-
 from datasites.hospital import accounts, ledger_log, pending
 from datasites.hospital.accounts import PARTITIONS, Asked, Price, StudyAccount
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.database import this_home
+from datasites.hospital.figures import kept_prices
 from datasites.hospital.models import LedgerEntry
 from datasites.hospital.pending import StudyCap
 from datasites.hospital.population import Caps, alone, caps_of, opened_order, order_of, require_agreed
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import compose, epsilon_at_order, epsilon_pld, epsilon_rdp, is_part_of, share_of_cap
+from datasites.privacy.events import Event, in_order, is_part_of
+from datasites.privacy.pricing import Prices
 from datasites.study.errors import DatasitesError
 
 __all__ = ["PARTITIONS", "Asked", "BudgetExceeded", "PartitionState"]
@@ -118,21 +118,22 @@ class Measure:
 
     caps: Caps
     order: int
+    prices: Prices
 
     @classmethod
-    def of(cls, dataset: DatasetSettings) -> Measure:
-        """The measure of a dataset's population now."""
-        return cls(caps_of(dataset), order_of(dataset))
+    def of(cls, dataset: DatasetSettings, prices: Prices | None = None) -> Measure:
+        """The measure of a dataset's population now; prices: those that are kept, unless given."""
+        return cls(caps_of(dataset), order_of(dataset), prices or kept_prices())
 
-    def epsilon(self, events: Sequence[DpEvent]) -> float:
+    def epsilon(self, events: Sequence[Event]) -> float:
         """What these events read, at the population's delta."""
-        return epsilon_at_order(events, self.order, self.caps.delta)
+        return self.prices.at_order(events, self.order, self.caps.delta)
 
-    def share(self, events: Sequence[DpEvent]) -> float:
+    def share(self, events: Sequence[Event]) -> float:
         """Which part of the population's cap they take."""
-        return share_of_cap(events, self.caps.epsilon, self.caps.delta, self.order)
+        return self.prices.share(events, self.caps.epsilon, self.caps.delta, self.order)
 
-    def require_room(self, partition: str, events: Sequence[DpEvent], what: str) -> None:
+    def require_room(self, partition: str, events: Sequence[Event], what: str) -> None:
         """Raise `BudgetExceeded` unless all these events fit."""
         after, caps = self.epsilon(events), self.caps
         if not after <= caps.epsilon + TOLERANCE:
@@ -148,14 +149,19 @@ def _others(known: accounts.Accounts, study: str) -> list[StudyAccount]:
     return [account for name, account in known.items() if name != study]
 
 
-def share(dataset: DatasetSettings, events: Sequence[DpEvent]) -> float:
+def share(dataset: DatasetSettings, events: Sequence[Event]) -> float:
     """Which part of the population's cap these events take."""
     return Measure.of(dataset).share(events)
 
 
-def epsilon_after(dataset: DatasetSettings, asked: Mapping[str, Asked], study: str = "") -> dict[str, float]:
-    """Epsilon of each partition if `study` reserved `asked` on top of everything committed; writes nothing."""
-    others, budget = _others(accounts_of(dataset.population), study), Measure.of(dataset)
+def epsilon_after(
+    dataset: DatasetSettings, asked: Mapping[str, Asked], study: str = "", prices: Prices | None = None
+) -> dict[str, float]:
+    """Epsilon of each partition if `study` reserved `asked` on top of everything committed; writes nothing.
+
+    prices: those that are kept, unless given.
+    """
+    others, budget = _others(accounts_of(dataset.population), study), Measure.of(dataset, prices)
     return {
         partition: budget.epsilon([*accounts.committed(others, partition), price.event])
         for partition, price in asked.items()
@@ -172,7 +178,7 @@ def _study(dataset: DatasetSettings, study: str) -> StudyAccount:
     return accounts_of(dataset.population).get(study) or StudyAccount()
 
 
-def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[DpEvent]]:
+def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[Event]]:
     """Events that this study has charged, per partition."""
     account = _study(dataset, study)
     return {partition: account.charged_events(partition) for partition in PARTITIONS}
@@ -298,10 +304,10 @@ def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[st
     They differ in distributed mode only, where the latter rests on the hospital's own noise and is priced by the best
     Renyi order: that noise is discrete and coarse, which PLD of continuous noise doesn't bound.
     """
-    figures, account = {}, _study(dataset, study)
+    figures, account, prices = {}, _study(dataset, study), kept_prices()
     for partition in PARTITIONS:
         events, local = account.charged_events(partition), account.charged_events(partition, local=True)
-        pld = epsilon_pld(events, delta)
-        alone = pld if compose(local) == compose(events) else epsilon_rdp(local, delta)
+        pld = prices.pld(events, delta)
+        alone = pld if in_order(local) == in_order(events) else prices.rdp(local, delta)
         figures[partition] = {"pld": pld, "local": alone}
     return figures

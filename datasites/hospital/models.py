@@ -162,7 +162,7 @@ class Proposal(models.Model):
 class LedgerEntry(models.Model):
     """One line of the privacy ledger: a reservation, a charge, or the release of what a study reserved.
 
-    `charges` are stored charges of `datasites.privacy.accountant`, which is what budgets are gated on;
+    `charges` are stored charges of `datasites.privacy.events`, which is what budgets are gated on;
     `local_charges` price the same against one who sees this hospital's own vectors (they differ in distributed mode).
     """
 

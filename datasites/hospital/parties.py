@@ -23,10 +23,10 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from datasites.hospital.bindings import bind, party_content
+from datasites.hospital.docket import ReviewError, require_reviewer
 from datasites.hospital.entered_log import pinned_by_hand, require_proposed, tell
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people import REVIEWERS, Acting
-from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.site import Site
 from datasites.study.durable import held
 from datasites.study.errors import InputError

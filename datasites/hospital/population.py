@@ -25,7 +25,7 @@ from datasites.hospital.database import this_home
 from datasites.hospital.ledger_log import Promise
 from datasites.hospital.models import BudgetFact, Population, Proposal
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import filter_order
+from datasites.privacy.renyi import filter_order
 from datasites.study.errors import InputError
 
 #: What a fact in the history says of the cap; `delta_accepted` says nothing of it.

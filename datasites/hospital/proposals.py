@@ -17,11 +17,11 @@ from django.utils import timezone
 
 from datasites.hospital import population, reconcile, withdrawal
 from datasites.hospital.bindings import bind, proposal_content
+from datasites.hospital.docket import ReviewError, require_reviewer
 from datasites.hospital.entered_log import require_asked
 from datasites.hospital.models import LedgerEntry, Population, Proposal
 from datasites.hospital.patients import listed
 from datasites.hospital.people import REVIEWERS, Acting
-from datasites.hospital.review import ReviewError, require_reviewer
 from datasites.hospital.settle import Lost, LostStudy, require_enough, settle
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError

@@ -14,7 +14,7 @@ from datasites.hospital.population import charges_both_sides
 from datasites.hospital.reading import TableReader
 from datasites.hospital.reading_messages import Seen
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import epsilon_pld
+from datasites.privacy.pricing import Prices
 from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
 
@@ -99,8 +99,8 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
         has_patient_column=mapping.patient is not None,
         patients=seen.patients,
         most_records=seen.most_records,
-        epsilon=epsilon_pld([plan.event()], delta),
-        epsilon_by_record=epsilon_pld([plan.event_if_records_were_patients(seen.most_records)], delta),
+        epsilon=Prices().pld([plan.event()], delta),
+        epsilon_by_record=Prices().pld([plan.event_if_records_were_patients(seen.most_records)], delta),
         delta=delta,
         surplus=dataset.surplus_in_words(seen.kept),
         declared=dataset.declared_patients,

@@ -23,6 +23,7 @@ from datasites.hospital.abstaining import log_abstention, log_newest
 from datasites.hospital.audit import Value
 from datasites.hospital.cases import open_case
 from datasites.hospital.closing import release_what_is_left
+from datasites.hospital.docket import ReviewError, find_case, require_reviewer
 from datasites.hospital.failures import Failures
 from datasites.hospital.ledger_log import WITHDRAWN
 from datasites.hospital.models import Case, Review, Round
@@ -37,7 +38,7 @@ from datasites.hospital.ticks import sleep_to_tick
 from datasites.hospital.whereabouts import Place, look_for, looking_ticks, names_patients
 from datasites.study import letters
 from datasites.study.audit_chain import RELEASED
-from datasites.study.errors import DatasitesError, InputError
+from datasites.study.errors import InputError
 
 
 class NobodyToLeaveOut(InputError):
@@ -50,24 +51,6 @@ class OtherSpellings(InputError):
 
 #: Characters of what a researcher is told of a rejection: as many as its record in syft takes.
 MOST_TOLD = 1900
-
-
-class ReviewError(DatasitesError):
-    """An action on a case is not possible as asked; the message says what to do instead."""
-
-
-def require_reviewer(person: Acting, rule: str) -> None:
-    """Raise `ReviewError` with the rule unless the person is a steward or a privacy officer."""
-    if person.role not in REVIEWERS:
-        raise ReviewError(f"{person.name} is {person.role}; {rule}")
-
-
-def find_case(number: int) -> Case:
-    """The case with this number; raises `ReviewError`."""
-    try:
-        return Case.objects.get(pk=number)
-    except Case.DoesNotExist as error:
-        raise ReviewError(f"case {number}: not here; see `datasites review list`") from error
 
 
 def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str) -> Case:

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Annotated, Self
 
-from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from pydantic import Field, ValidationError, model_validator
 
 from datasites.hospital import accounts, ledger_log, pending, withdrawal
@@ -31,8 +30,7 @@ from datasites.hospital.models import Case, LedgerEntry, Population, Round
 from datasites.hospital.population import adopt, alone, opened_order, stored_promise
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import compose
-from datasites.secagg.journal import Anchor
+from datasites.privacy.events import compose, release
 from datasites.study.audit_chain import Fork, Head, PublicHead, records
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
@@ -85,12 +83,9 @@ class LostStudy(Agreed):
 
     def account(self, *, both_sides: bool) -> StudyAccount:
         """Reserved and charged in full, and ended; for both sides where it is not known who was on which."""
-        step: DpEvent = GaussianDpEvent(self.noise_multiplier)
-        if self.sampling_rate < 1:
-            step = PoissonSampledDpEvent(self.sampling_rate, step)
-        counts: list[DpEvent] = [GaussianDpEvent(self.evaluation_multiplier)]
-        counts += [GaussianDpEvent(self.interim_multiplier or self.evaluation_multiplier)] * self.interim
-        events = {"training": SelfComposedDpEvent(step, self.steps), "held_out": compose(counts)}
+        steps = release(self.noise_multiplier, self.sampling_rate, self.steps)
+        interim = [release(self.interim_multiplier or self.evaluation_multiplier)] * self.interim
+        events = {"training": steps, "held_out": compose([release(self.evaluation_multiplier), *interim])}
         if both_sides:
             events = dict.fromkeys(events, compose(list(events.values())))
         prices = accounts.prices_of({partition: Asked(event, event) for partition, event in events.items()})
@@ -343,6 +338,8 @@ def _with_all_that_may_have_left(
 
 def reached_round(home: Home, study: str) -> int | None:
     """The last round that the anchor of a study's journal knows; None where it is gone or damaged."""
+    from datasites.secagg.journal import Anchor  # the secure sum, for whoever reads a journal's anchor
+
     try:
         return Anchor.parse((home.anchors / study).read_bytes()).last_round
     except (FileNotFoundError, ValidationError, ValueError):

@@ -43,10 +43,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from datasites.hospital import ledger_log
 from datasites.hospital.cells import pseudonym, spelling_key
@@ -57,6 +54,10 @@ from datasites.hospital.site import Site
 from datasites.study.audit_chain import records
 from datasites.study.durable import held, replace_durably
 from datasites.study.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class NotToUndo(InputError):
@@ -117,6 +118,8 @@ def add(home: Home, dataset: str, entry: str) -> int:
 
 def stays(home: Home, dataset: str, patients: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
     """For each row, whether its patient has not withdrawn, by the list and by the log; shape (rows,)."""
+    import numpy as np  # for whoever holds rows; all who gate on a budget import this room
+
     gone = withdrawn(home, dataset)
     lacking = _logged(home, _names(home, dataset)) - frozenset(_commitments(home, gone).values())
     if not gone and not lacking:

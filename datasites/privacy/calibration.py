@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 
-from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
-from scipy.optimize import brentq
-
-from datasites.privacy.accountant import epsilon_pld
+from datasites.privacy.events import release
 
 #: Noise multipliers are looked for up to this one, and down to the least that makes sense.
 MOST_NOISE, LEAST_NOISE = 10_000.0, 0.05
@@ -20,14 +17,6 @@ PRECISION = 1e-4
 MARGIN = 1e-4
 
 
-def release(noise_multiplier: float, sampling_rate: float, count: int) -> DpEvent:
-    """`count` Gaussian releases, each on a Poisson sample where the rate is below 1."""
-    inner: DpEvent = GaussianDpEvent(noise_multiplier)
-    if sampling_rate < 1:
-        inner = PoissonSampledDpEvent(sampling_rate, inner)
-    return inner if count == 1 else SelfComposedDpEvent(inner, count)
-
-
 @lru_cache(maxsize=256)
 def least_noise(sampling_rate: float, count: int, epsilon: float, delta: float) -> float | None:
     """The least noise multiplier, rounded upwards, at which `count` releases cost at most (epsilon, delta).
@@ -35,6 +24,8 @@ def least_noise(sampling_rate: float, count: int, epsilon: float, delta: float) 
     None where no multiplier up to `MOST_NOISE` is enough. What is returned was priced as returned, with the function
     that gates it.
     """
+    from datasites.privacy.accountant import epsilon_pld  # see `pricing`
+
     target = epsilon * (1 - MARGIN)
 
     def above(multiplier: float, coarse: bool = False) -> float:
@@ -66,6 +57,8 @@ def _root(above: Callable[[float], float], high: float, factor: float) -> float:
         low, high = low / factor, low
     if low <= LEAST_NOISE:
         return high
+    from scipy.optimize import brentq  # with the accountant, for whoever calibrates
+
     root = brentq(lambda x: above(math.exp(x)), math.log(low), math.log(high), xtol=PRECISION)
     return max(low, min(high, math.exp(root)))
 

@@ -22,7 +22,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import PchipInterpolator
 
 from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan
@@ -223,6 +222,8 @@ class DPEvaluation:
 
 def _auc(cells: Floats) -> float:
     """Area under the monotone cubic through the ROC points; both rates are functions of the path length."""
+    from scipy.interpolate import PchipInterpolator  # for whoever reads a sum; the worker that counts doesn't
+
     rates = np.cumsum(cells[::-1], axis=0) / cells.sum(0)
     rates = np.vstack([[0.0, 0.0], rates])
     path = rates.sum(1)

@@ -21,11 +21,10 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from dp_accounting import DpEvent, GaussianDpEvent
 from pydantic import Field, model_validator
 
-from datasites.privacy.accountant import compose
-from datasites.privacy.calibration import ceil, least_noise, release
+from datasites.privacy.calibration import ceil, least_noise
+from datasites.privacy.events import Event, compose, release
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import MOST_STEPS, Evaluation, EvaluationKind
@@ -83,26 +82,26 @@ class PrivacyPlan(Agreed):
         # Discrete noise is priced as continuous noise of a little less (`study.rounds`).
         return self.noise_multiplier * (LATTICE if self.mode == "distributed" else 1.0)
 
-    def event(self) -> DpEvent:
+    def event(self) -> Event:
         """Price of the whole study: of this hospital's releases (local), or of the sums (distributed)."""
         return self._steps(self._priced_multiplier, self.steps)
 
-    def round_event(self) -> DpEvent:
+    def round_event(self) -> Event:
         """Price of one round; `rounds` of them compose to `event()`."""
         return self._steps(self._priced_multiplier, self.steps_per_round)
 
-    def local_event(self) -> DpEvent:
+    def local_event(self) -> Event:
         """Price of the study against one who sees this hospital's own vectors: `event()` in local mode, else dearer.
 
         In distributed mode it is a lattice too, of 4 steps or more: exact by Renyi DP, and by nothing else.
         """
         return self._steps(self.local_noise_multiplier, self.steps)
 
-    def local_round_event(self) -> DpEvent:
+    def local_round_event(self) -> Event:
         """Price of one round against one who sees this hospital's own vector."""
         return self._steps(self.local_noise_multiplier, self.steps_per_round)
 
-    def event_if_records_were_patients(self, records: int) -> DpEvent:
+    def event_if_records_were_patients(self, records: int) -> Event:
         """What a patient with `records` records would really pay if each record were sampled and clipped as a patient.
 
         An upper bound: such a patient enters a step with chance 1 - (1 - rate)^records and then moves the sum by
@@ -114,7 +113,7 @@ class PrivacyPlan(Agreed):
         changes = {"sampling_rate": enters, "noise_multiplier": self.noise_multiplier / records}
         return self.model_copy(update=changes).event()
 
-    def _steps(self, multiplier: float, count: int) -> DpEvent:
+    def _steps(self, multiplier: float, count: int) -> Event:
         return release(multiplier, self.sampling_rate, count)
 
     @staticmethod
@@ -200,23 +199,23 @@ class EvaluationPlan(Agreed):
         """Noise that this hospital adds: all of it, or its share 1 / sqrt(honest)."""
         return self.multiplier(kind) / math.sqrt(self.honest or 1)
 
-    def event(self, kind: EvaluationKind) -> DpEvent:
+    def event(self, kind: EvaluationKind) -> Event:
         """Price of one evaluation of this kind, for a held-out patient: of this hospital's counts, or of the sum."""
-        return GaussianDpEvent(self.multiplier(kind) * (1.0 if self.honest is None else LATTICE))
+        return release(self.multiplier(kind) * (1.0 if self.honest is None else LATTICE))
 
-    def local_event(self, kind: EvaluationKind) -> DpEvent:
+    def local_event(self, kind: EvaluationKind) -> Event:
         """Price against one who sees this hospital's own counts; exact by Renyi DP."""
-        return GaussianDpEvent(self.local_multiplier(kind)) if self.honest else self.event(kind)
+        return release(self.local_multiplier(kind)) if self.honest else self.event(kind)
 
-    def total_event(self) -> DpEvent:
+    def total_event(self) -> Event:
         """Price of all interim evaluations and the final one."""
         return self._total(self.event)
 
-    def total_local_event(self) -> DpEvent:
+    def total_local_event(self) -> Event:
         """`total_event` against one who sees this hospital's own counts."""
         return self._total(self.local_event)
 
-    def _total(self, event: Callable[[EvaluationKind], DpEvent]) -> DpEvent:
+    def _total(self, event: Callable[[EvaluationKind], Event]) -> Event:
         return compose([*(event("interim") for _ in range(self.interim)), event("final")])
 
     @classmethod

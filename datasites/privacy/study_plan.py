@@ -8,13 +8,13 @@ A hospital that calibrated by itself would charge its patients for noise that th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
 from datasites.privacy.calibration import ceil
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evaluation_edges
+from datasites.privacy.pricing import Prices
 from datasites.study.manifest import DELTA_OVER_ALL, LEAST_DELTA, Study
 from datasites.study.rounds import LATTICE, counts_noise, counts_ring, evaluation_kinds, interim_evaluations, tail_delta
 from datasites.study.survivors import honest_contributors, noise_factor
@@ -63,7 +63,7 @@ class Limits:
                 events = [_calibrated(study, each).event(), _counts(study, each).total_event()]
             except PlanError:
                 break
-            if epsilon_pld(events, delta) <= self.epsilon:
+            if Prices().pld(events, delta) <= self.epsilon:
                 return each
         raise PlanError(
             f"epsilon {self.epsilon:g} at delta {self.delta:g}: no noise is enough for training and evaluation of the "
@@ -92,6 +92,7 @@ class StudyPlan:
     """Both mechanisms of a study and who must be honest for them. delta: at which the epsilons here are stated.
 
     patients: of the release, as declared, where hospitals share the noise; in local mode each hospital has its own.
+    prices: the accountant's, or what it said before.
     """
 
     training: PrivacyPlan
@@ -104,9 +105,17 @@ class StudyPlan:
     delta: float
     priced_delta: float
     patients: int | None
+    prices: Prices = field(default=Prices(), repr=False, compare=False)
 
     @classmethod
-    def of(cls, study: Study, limits: Limits, training: PrivacyPlan, evaluation: EvaluationPlan) -> StudyPlan:
+    def of(
+        cls,
+        study: Study,
+        limits: Limits,
+        training: PrivacyPlan,
+        evaluation: EvaluationPlan,
+        prices: Prices | None = None,
+    ) -> StudyPlan:
         """The plans of a study as they were made within `limits` (`plan_of` makes them)."""
         cohort, own = study.cohort, limits.within(study)
         return cls(
@@ -120,6 +129,7 @@ class StudyPlan:
             delta=own.delta,
             priced_delta=priced_delta(study, own),
             patients=cohort.patients if study.is_distributed else None,
+            prices=prices or Prices(),
         )
 
     @property
@@ -134,22 +144,22 @@ class StudyPlan:
     @cached_property
     def epsilon(self) -> float:
         """What training costs a patient at `delta`, by PLD: of the sums in distributed mode."""
-        return epsilon_pld([self.training.event()], self.priced_delta)
+        return self.prices.pld([self.training.event()], self.priced_delta)
 
     @cached_property
     def evaluation_epsilon(self) -> float:
         """What all evaluations cost a held-out patient at `delta`, by PLD."""
-        return epsilon_pld([self.evaluation.total_event()], self.priced_delta)
+        return self.prices.pld([self.evaluation.total_event()], self.priced_delta)
 
     @property
     def local_epsilon(self) -> float:
         """What training costs against one who sees this hospital's own vectors, by RDP (exact on a lattice)."""
-        return epsilon_rdp([self.training.local_event()], self.delta)
+        return self.prices.rdp([self.training.local_event()], self.delta)
 
     @property
     def local_evaluation_epsilon(self) -> float:
         """What all evaluations cost against one who sees this hospital's own counts, by RDP."""
-        return epsilon_rdp([self.evaluation.total_local_event()], self.delta)
+        return self.prices.rdp([self.evaluation.total_local_event()], self.delta)
 
     def choices(self) -> tuple[ThresholdChoice, ...]:
         """Every threshold that protects, lowest first: fewer dropouts tolerated, less noise beyond what is priced."""
@@ -170,12 +180,12 @@ class StudyPlan:
             noise_if_all=noise_factor(self.hospitals, honest) if shared else None,
             noise_at_least=noise_factor(threshold, honest) if shared else None,
             epsilon=self.epsilon,
-            local_epsilon=epsilon_rdp([plan.local_event()], self.delta) if shared else self.epsilon,
+            local_epsilon=self.prices.rdp([plan.local_event()], self.delta) if shared else self.epsilon,
         )
 
     def table(self) -> pd.DataFrame:
         """`choices` as a table; `chosen` marks the study's threshold."""
-        import pandas as pd  # for notebooks; a datasite shows no such table
+        import pandas as pd  # for whoever asks for a table
 
         return pd.DataFrame(
             {

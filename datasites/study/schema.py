@@ -6,16 +6,19 @@ costs no budget. `encode` is the one function that turns a harmonised table into
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 from pydantic import Field, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import LARGEST_NUMBER, Name
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
 
 #: Encoded columns of a study. Preparing a row takes time and memory for each, in the datasite's own process.
 MOST_COLUMNS = 4096
@@ -81,12 +84,16 @@ class Feature(Agreed):
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Encode to float32 of shape (rows, len(columns)); raises `SchemaError` on a value of another type."""
+        import numpy as np
+
         encoded = np.zeros((len(values), len(self.columns)), dtype=np.float32)
         self.encode_into(encoded, values)
         return encoded
 
     def encode_into(self, encoded: npt.NDArray[np.float32], values: pd.Series) -> None:
         """`encode` into an array of that shape; beside it, this takes memory for a column or two, however many."""
+        import numpy as np
+
         missing = values.isna().to_numpy()
         if self.type == "category":
             codes = self._codes(values, missing)
@@ -110,6 +117,8 @@ class Feature(Agreed):
 
     def _codes(self, values: pd.Series, missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
         """The place of each value's level, -1 for a missing one."""
+        import numpy as np
+
         places = {level: place for place, level in enumerate(self.levels)}
         codes = np.fromiter((places.get(value, -1) for value in values), dtype=np.int32, count=len(values))
         if (codes[~missing] < 0).any():
@@ -119,6 +128,8 @@ class Feature(Agreed):
 
     def invent(self, rows: int, source: np.random.Generator) -> pd.Series:
         """Ordinary values as a harmonised table holds them: evenly over the range or the levels, some missing."""
+        import pandas as pd
+
         values: list[object]
         if self.type == "category":
             values = [self.levels[code] for code in source.integers(len(self.levels), size=rows)]
@@ -137,6 +148,8 @@ class Feature(Agreed):
 
 def _numbers(values: pd.Series) -> npt.NDArray[np.float64]:
     """Each value as a number by itself, NaN for a missing one and for a word."""
+    import numpy as np
+
     if values.dtype == np.float64:
         return values.to_numpy()
     return np.array([_number(value) for value in values], dtype=np.float64)
@@ -144,9 +157,9 @@ def _numbers(values: pd.Series) -> npt.NDArray[np.float64]:
 
 def _number(value: object) -> float:
     try:
-        return np.nan if value is None or value is pd.NA else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return np.nan
+        return math.nan if value is None else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):  # as of pandas' NA, which is missing, too
+        return math.nan
 
 
 class DataModel(Agreed):
@@ -182,6 +195,8 @@ class DataModel(Agreed):
 
         Each column is drawn by itself, from what the data model says and nothing else.
         """
+        import pandas as pd
+
         return self.encode(
             pd.DataFrame({feature.name: feature.invent(rows, source) for feature in (*self.features, self.label)})
         )
@@ -191,6 +206,8 @@ class DataModel(Agreed):
 
         Raises `SchemaError` when a column is missing, a value does not fit, or a label is missing.
         """
+        import numpy as np
+
         wanted = [feature.name for feature in (*self.features, self.label)]
         absent = [name for name in wanted if name not in table.columns]
         if absent:

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dp_accounting import DpEvent
-
 from datasites.hospital import verify_bundle
 from datasites.hospital.audit import AuditLog, Head, PublicHead
 from datasites.hospital.bindings import agreement_content, commit, party_content, person_content
 from datasites.hospital.evidence import DOMAIN, EvidenceContents, entry_digest
-from datasites.privacy.accountant import Charge, filter_order
+from datasites.privacy.events import Event
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.privacy.renyi import filter_order
 from datasites.study.audit_chain import genesis
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity, RosterEntry
@@ -65,9 +64,9 @@ APPROVAL = sha256_hex(TERMS)
 AGREEMENTS = registry(baa_terms(), irb(), dua())
 
 
-def priced(**events: DpEvent) -> dict[str, list[dict[str, Any]]]:
+def priced(**events: Event) -> dict[str, list[dict[str, Any]]]:
     """Charges by partition, as the ledger stores them."""
-    return {side: [Charge.of(event).model_dump(mode="json")] for side, event in events.items()}
+    return {side: [charge.model_dump(mode="json") for charge in event] for side, event in events.items()}
 
 
 ROUND = priced(training=PLAN.round_event())

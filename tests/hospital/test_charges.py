@@ -12,7 +12,7 @@ from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Round
 from datasites.hospital.row_work import RowWork
-from datasites.privacy.accountant import is_part_of
+from datasites.privacy.events import is_part_of
 from datasites.study import letters
 from datasites.study.manifest import RoundManifest
 from datasites.study.package import StudyPackage

@@ -27,7 +27,8 @@ from datasites.hospital.ledger_log import in_log
 from datasites.hospital.parties import revoke_party
 from datasites.hospital.people import PersonError, deactivate, enter_person, written_down
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import Charge, epsilon_at_order, read_charge
+from datasites.privacy.accountant import epsilon_at_order
+from datasites.privacy.events import Charge
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
@@ -90,8 +91,7 @@ def test_the_verifier_prices_as_the_accountant_does(order: int, noise: float, ra
     gate.promise(opened(order))
     charges = canonical_json({"training": [charge.model_dump(mode="json")]}).decode()
     gate.line({"kind": "reserved", "fields": {"study": "a" * 64, "charges": charges}})
-    event = read_charge(charge.canonical()).event()
-    assert gate.reads("training") == pytest.approx(epsilon_at_order([event], order, 1e-5), rel=1e-9, abs=1e-12)
+    assert gate.reads("training") == pytest.approx(epsilon_at_order([(charge,)], order, 1e-5), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
 from datasites.hospital import ledger, pending
 from datasites.hospital.accounts import Price
@@ -24,8 +23,10 @@ from datasites.hospital.ledger import Asked, BudgetExceeded
 from datasites.hospital.population import Caps, open_populations, widen
 from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.site import Site
-from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, epsilon_rdp, filter_order
+from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, epsilon_rdp
+from datasites.privacy.events import Event, release
 from datasites.privacy.plan import PrivacyPlan
+from datasites.privacy.renyi import filter_order
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 
@@ -38,7 +39,7 @@ def one_round(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
     return {"training": Asked(plan.round_event(), plan.round_event())}
 
 
-def at_order(events: list[DpEvent]) -> float:
+def at_order(events: list[Event]) -> float:
     return epsilon_at_order(events, 6, 1e-5)
 
 
@@ -70,7 +71,7 @@ def test_a_round_is_charged_once_and_with_one_event(site: Site, heart: DatasetSe
 def test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is(site: Site, heart: DatasetSettings) -> None:
     """Events are compared and not their price: a cheaper mechanism than the approved one is still another one."""
     ledger.reserve(site, heart, "a" * 64, whole())
-    for other in (GaussianDpEvent(1e6), PLAN.model_copy(update={"noise_multiplier": 4.1}).round_event()):
+    for other in (release(1e6), PLAN.model_copy(update={"noise_multiplier": 4.1}).round_event()):
         with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
             ledger.charge(site, heart, "a" * 64, 1, {"training": Asked(other, other)})
     with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
@@ -83,12 +84,12 @@ def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(site: Si
     assert ledger.order_of(heart) == 6
     most = math.sqrt(3 / 2.238088)
     for noise, fits in ((most * 1.0001, True), (most * 0.9999, False)):
-        event = GaussianDpEvent(noise)
+        event = release(noise)
         assert (ledger.epsilon_after(heart, {"training": Asked(event, event)})["training"] <= 4) is fits
     with pytest.raises(BudgetExceeded, match="above the cap of 4"):
         ledger.reserve(site, heart, "a" * 64, {"training": Asked(event, event)})
     # By the best of all orders this one costs less than 4, and much more at the order of this budget.
-    dear = SelfComposedDpEvent(PoissonSampledDpEvent(0.001, GaussianDpEvent(0.6)), 50)
+    dear = release(0.6, 0.001, 50)
     assert epsilon_pld([dear], 1e-5) < epsilon_rdp([dear], 1e-5) < 3 < 9 < at_order([dear])
     with pytest.raises(BudgetExceeded, match="Renyi order 6"):
         ledger.reserve(site, heart, "a" * 64, {"training": Asked(dear, dear)})
@@ -329,7 +330,7 @@ def test_an_older_database_reads_the_same(heart: DatasetSettings) -> None:
 
 
 def test_a_charge_of_a_newer_format_stops_everything(site: Site, heart: DatasetSettings) -> None:
-    from datasites.privacy.accountant import UnknownEvent
+    from datasites.privacy.events import UnknownEvent
 
     line = pending.Line(kind="charge", population="heart", study="f" * 64, round=1)
     pending.write(site, line, {"training": Price('[{"format":2}]', "[]")})

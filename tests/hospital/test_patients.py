@@ -40,7 +40,8 @@ from datasites.hospital.reading_messages import Cells
 from datasites.hospital.review import NobodyToLeaveOut, ReviewError
 from datasites.hospital.site import Site
 from datasites.hospital.tables import read_table
-from datasites.privacy.accountant import compose, epsilon_pld
+from datasites.privacy.accountant import epsilon_pld
+from datasites.privacy.events import compose
 from datasites.privacy.sampling import held_out
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage

@@ -13,8 +13,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from datasites.hospital.config import DatasetSettings, Settings
-from datasites.privacy.accountant import filter_order
 from datasites.privacy.plan import PlanError
+from datasites.privacy.renyi import filter_order
 from datasites.privacy.study_plan import Limits, plan_of
 from datasites.study.errors import DatasitesError, InputError, parse_toml
 from datasites.study.manifest import LEAST_DELTA, Evaluation, LocalTraining, PrivacyTerms, Study

@@ -17,6 +17,7 @@ from scipy.special import comb
 from scipy.stats import norm
 
 from datasites.privacy.accountant import RELATION
+from datasites.privacy.events import release
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.rounds import LATTICE, LEAST_TOGETHER_STEPS
 
@@ -141,11 +142,11 @@ def test_renyi_divergence_is_never_above_the_continuous_one(sd: float, shift: in
 def test_shared_noise_is_charged_as_a_lattice_of_the_fewest_steps_and_full_noise_is_not() -> None:
     assert pytest.approx(math.sqrt(LEAST_TOGETHER_STEPS**2 - 4) / LEAST_TOGETHER_STEPS) == LATTICE
     terms = {"clip": 1.0, "noise_multiplier": 2.0, "sampling_rate": 1.0, "rounds": 1, "steps_per_round": 1}
-    assert PrivacyPlan(**terms).event() == GaussianDpEvent(2.0)
-    assert PrivacyPlan(**terms, mode="distributed", honest=3).event() == GaussianDpEvent(2.0 * LATTICE)
-    assert PrivacyPlan(**terms, mode="distributed", honest=3).round_event() == GaussianDpEvent(2.0 * LATTICE)
+    assert PrivacyPlan(**terms).event() == release(2.0)
+    assert PrivacyPlan(**terms, mode="distributed", honest=3).event() == release(2.0 * LATTICE)
+    assert PrivacyPlan(**terms, mode="distributed", honest=3).round_event() == release(2.0 * LATTICE)
     counts = EvaluationPlan(edges=(0.0, 0.5, 1.0), final_multiplier=1.5)
-    assert counts.total_event() == counts.total_local_event() == GaussianDpEvent(1.5)
+    assert counts.total_event() == counts.total_local_event() == release(1.5)
     shared = counts.model_copy(update={"honest": 4})
-    assert shared.event("final") == GaussianDpEvent(1.5 * LATTICE)
-    assert shared.total_local_event() == GaussianDpEvent(0.75)
+    assert shared.event("final") == release(1.5 * LATTICE)
+    assert shared.total_local_event() == release(0.75)

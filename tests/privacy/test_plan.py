@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
 from pydantic import ValidationError
 
 from datasites.privacy.accountant import epsilon_pld
+from datasites.privacy.events import release
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.study.manifest import Evaluation
 
@@ -24,7 +24,7 @@ def test_all_rounds_together_cost_the_whole_plan():
     plan = PrivacyPlan(noise_multiplier=2.0, **TERMS)
     rounds = epsilon_pld([plan.round_event()] * plan.rounds, 1e-3)
     assert rounds == pytest.approx(epsilon_pld([plan.event()], 1e-3))
-    assert plan.event().count == plan.steps == 75
+    assert plan.event()[0].count == plan.steps == 75
 
 
 def test_one_round_more_costs_more_than_the_plan():
@@ -35,7 +35,7 @@ def test_one_round_more_costs_more_than_the_plan():
 def test_a_sampled_step_is_cheaper_than_an_unsampled_one():
     sampled = PrivacyPlan(noise_multiplier=2.0, **TERMS)
     whole = sampled.model_copy(update={"sampling_rate": 1.0})
-    assert whole.event() == SelfComposedDpEvent(GaussianDpEvent(2.0), 75)
+    assert whole.event() == release(2.0, count=75)
     assert epsilon_pld([sampled.event()], 1e-3) < epsilon_pld([whole.event()], 1e-3)
 
 

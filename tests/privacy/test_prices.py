@@ -10,11 +10,12 @@ import math
 from typing import Any
 
 import pytest
-from dp_accounting import DpEvent
 
-from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, epsilon_rdp, filter_order, share_of_cap
+from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, epsilon_rdp, share_of_cap
 from datasites.privacy.calibration import MARGIN
+from datasites.privacy.events import Event
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.privacy.renyi import filter_order
 from datasites.privacy.study_plan import plan_of
 from datasites.study.manifest import Evaluation
 from tests.privacy import by_hand
@@ -32,7 +33,7 @@ def training(z: float, q: float, rounds: int, steps: int, honest: int | None = N
     return PrivacyPlan(clip=1.5, noise_multiplier=z, sampling_rate=q, rounds=rounds, steps_per_round=steps, **shared)
 
 
-def evaluation(final: float, interim: int = 0, multiplier: float | None = None, honest: int | None = None) -> DpEvent:
+def evaluation(final: float, interim: int = 0, multiplier: float | None = None, honest: int | None = None) -> Event:
     plan = EvaluationPlan(
         edges=EDGES, final_multiplier=final, interim=interim, interim_multiplier=multiplier, honest=honest
     )
@@ -40,7 +41,7 @@ def evaluation(final: float, interim: int = 0, multiplier: float | None = None, 
 
 
 #: What is charged, what that is in plain figures (noise multiplier, rate, count), and its epsilon at delta 1e-5.
-PRICES: dict[str, tuple[DpEvent, list[Releases], float]] = {
+PRICES: dict[str, tuple[Event, list[Releases], float]] = {
     "one sampled step": (training(1.5, 0.3, 1, 1).event(), [(1.5, 0.3, 1)], 1.51924),
     "one step of few patients": (training(0.8, 0.01, 1, 1).event(), [(0.8, 0.01, 1)], 0.48333),
     "the heart study": (training(2.5545, 0.3, 15, 2).event(), [(2.5545, 0.3, 30)], 2.99960),

@@ -95,7 +95,7 @@ def test_the_plan_prices_the_study_itself(mode: str) -> None:
     assert made.epsilon == epsilon_pld([made.training.event()], made.priced_delta) <= study.privacy.epsilon
     assert made.priced_delta <= study.privacy.delta
     if mode == "distributed":
-        assert made.training.round_event().event.noise_multiplier == pytest.approx(2.0 * LATTICE)
+        assert made.training.round_event()[0].noise_multiplier == pytest.approx(2.0 * LATTICE)
         assert made.local_epsilon == epsilon_rdp([made.training.local_event()], made.delta) > made.epsilon
         assert made.local_evaluation_epsilon > made.evaluation_epsilon
 

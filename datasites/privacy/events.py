@@ -1,0 +1,106 @@
+"""What mechanisms do to a patient, as data: events that plans make, ledgers store and the accountant prices.
+
+Nothing is priced here, so that whoever stores, shows or compares events loads no accountant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from datasites.study.canonical import Agreed
+
+
+class UnknownEvent(ValueError):
+    """A stored format that this version can't price; nothing may be charged on its behalf (I3)."""
+
+
+class Charge(Agreed):
+    """`count` runs of a Gaussian mechanism, each on a Poisson sample where rate < 1, as the ledger stores them.
+
+    Format 1. What a stored field means may never change; a new meaning gets a new format number and a branch in
+    `read_charge`.
+    """
+
+    format: Literal[1] = 1
+    mechanism: Literal["gaussian", "poisson_sampled_gaussian"]
+    noise_multiplier: Annotated[float, Field(gt=0)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    count: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _rate_fits(self) -> Self:
+        if self.mechanism == "gaussian" and self.sampling_rate != 1:
+            raise ValueError("charge: a plain Gaussian has sampling_rate 1")
+        return self
+
+    def times(self, count: int) -> Charge:
+        """The same mechanism, run so often."""
+        return self.model_copy(update={"count": count})
+
+
+#: All that is released at once, or over a study: mechanisms that compose.
+Event = tuple[Charge, ...]
+
+
+def release(noise_multiplier: float, sampling_rate: float = 1.0, count: int = 1) -> Event:
+    """`count` Gaussian releases, each on a Poisson sample where the rate is below 1."""
+    return (
+        Charge(
+            mechanism="gaussian" if sampling_rate == 1 else "poisson_sampled_gaussian",
+            noise_multiplier=noise_multiplier,
+            sampling_rate=sampling_rate,
+            count=count,
+        ),
+    )
+
+
+def read_charge(stored: bytes | str) -> Charge:
+    """Read a stored charge of any format that was ever written; raises `UnknownEvent` for one from a newer version."""
+    try:
+        fields: Any = json.loads(stored)
+    except ValueError as error:
+        raise UnknownEvent("stored charge: not a JSON object with a format number; restore the ledger") from error
+    return charge_of(fields)
+
+
+def charge_of(fields: Any) -> Charge:
+    """`read_charge` of what JSON was read to already."""
+    try:
+        version = fields["format"]
+    except (TypeError, KeyError) as error:
+        raise UnknownEvent("stored charge: not a JSON object with a format number; restore the ledger") from error
+    if version == 1:
+        try:
+            return Charge.model_validate(fields)
+        except ValueError as error:
+            raise UnknownEvent(f"stored charge of format 1: {error}") from error
+    raise UnknownEvent(f"stored charge: format {version!r} is unknown here; upgrade this datasite before it runs on")
+
+
+def compose(events: Iterable[Event]) -> Event:
+    """All events as one, equal ones merged (composition does not depend on order), which keeps long histories fast."""
+    return tuple(mechanism.times(count) for mechanism, count in counts(events).items())
+
+
+def in_order(events: Iterable[Event]) -> Event:
+    """`compose` in one order, so that equal events are equal values, and have one price to the last bit."""
+    return tuple(sorted(compose(events), key=lambda charge: (charge.noise_multiplier, charge.sampling_rate)))
+
+
+def is_part_of(events: Iterable[Event], whole: Iterable[Event]) -> bool:
+    """Whether `events` are among those of `whole`, each at most as often as there: no arithmetic, so no tolerance."""
+    return counts(events) <= counts(whole)
+
+
+def counts(events: Iterable[Event]) -> Counter[Charge]:
+    """How often each mechanism runs, by its single run."""
+    found: Counter[Charge] = Counter()
+    for event in events:
+        for charge in event:
+            found[charge.times(1)] += charge.count
+    return found

@@ -1,0 +1,41 @@
+"""The door to the accountant, for whoever prices: it is imported when the first price is asked for, and not before.
+
+Its library takes a second to import; a command that shows what was priced before, or prices nothing, needs none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from datasites.privacy import renyi
+from datasites.privacy.events import Charge, Event
+
+
+class Prices:
+    """What events cost a patient, worked out anew."""
+
+    def pld(self, events: Iterable[Event], delta: float) -> float:
+        """`accountant.epsilon_pld`."""
+        from datasites.privacy import accountant
+
+        return accountant.epsilon_pld(events, delta)
+
+    def rdp(self, events: Iterable[Event], delta: float) -> float:
+        """`accountant.epsilon_rdp`."""
+        from datasites.privacy import accountant
+
+        return accountant.epsilon_rdp(events, delta)
+
+    def divergence(self, mechanism: Charge, order: int) -> float:
+        """`accountant.divergence`."""
+        from datasites.privacy import accountant
+
+        return accountant.divergence(mechanism, order)
+
+    def at_order(self, events: Iterable[Event], order: int, delta: float) -> float:
+        """`renyi.epsilon_at_order`."""
+        return renyi.epsilon_at_order(events, order, delta, self.divergence)
+
+    def share(self, events: Iterable[Event], epsilon: float, delta: float, order: int) -> float:
+        """`renyi.share_of_cap`."""
+        return renyi.share_of_cap(events, epsilon, delta, order, self.divergence)
