@@ -1091,7 +1091,7 @@ MUTATIONS = (
     Mutation(
         "population: one table is other people under another column",
         "datasites/hospital/cases.py",
-        "accepted, contents(table.cells))",
+        "accepted, contents(read.cells))",
         "accepted, ())",
         ("tests/hospital/test_patients.py::test_the_same_table_is_known_whatever_column_names_patients",),
     ),
@@ -1132,7 +1132,7 @@ MUTATIONS = (
     ),
     Mutation(
         "withdrawal: long identifiers are one spelling",
-        "datasites/hospital/plausible.py",
+        "datasites/hospital/cells.py",
         "Context(prec=MAX_PREC, ",
         "Context(prec=28, ",
         ("tests/hospital/test_plausible.py::test_other_identifiers_stay_others",),
@@ -1168,8 +1168,8 @@ MUTATIONS = (
     Mutation(
         "source: a table that was written while it was read is the one that was read",
         "datasites/hospital/cases.py",
-        "Source.of(home, package.digest(), files, table)",
-        "Source.of(home, package.digest(), Files.now(home, package.digest(), dataset), table)",
+        "Source.of(home, package.digest(), files, read.cells)",
+        "Source.of(home, package.digest(), Files.now(home, package.digest(), dataset), read.cells)",
         ("tests/hospital/test_sources.py::test_a_table_that_was_written_while_it_was_examined_is_named",),
     ),
     Mutation(

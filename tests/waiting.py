@@ -20,7 +20,7 @@ MODULES = frozenset({"concurrent", "multiprocessing", "select", "signal", "subpr
 #: How tests name what does so in the product: sandboxed workers, work on rows, studies, services, runs, waiting.
 PRODUCT = frozenset(
     {"Worker", "start_worker", "admit", "admit_again", "Sandbox", "RowWork", "StudyRun", "Datasite", "serve_until"}
-    | {"Run", "Running", "wait"}
+    | {"Run", "Running", "wait", "Apart", "TableReader"}
 )
 #: A fixture that starts a process once in a whole run, long before most of those that look at what came of it.
 ONCE = frozenset({"examined"})

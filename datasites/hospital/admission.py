@@ -32,11 +32,9 @@ from datasites.hospital.cases import (
     StagedRecords,
     build_terms,
     open_case,
-    require_room,
     stage_records,
 )
-from datasites.hospital.cells import read_mock
-from datasites.hospital.config import Home
+from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.docket import ReviewError, find_case
 from datasites.hospital.examining import one_at_a_time
@@ -45,6 +43,8 @@ from datasites.hospital.intake import freeze, open_frozen
 from datasites.hospital.machine import standing_back
 from datasites.hospital.models import Case
 from datasites.hospital.patients import in_portions, remembering
+from datasites.hospital.reading import TableReader
+from datasites.hospital.records import require_room
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
 from datasites.privacy.plan import PlanError
@@ -54,7 +54,7 @@ from datasites.study.errors import DatasitesError, InputError
 from datasites.study.manifest import MOST_STEPS
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import RingRefused
-from datasites.study.schema import SchemaError
+from datasites.study.schema import DataModel, SchemaError
 from datasites.transport.store import StoreError
 from datasites.transport.syft import SubmittedJob
 
@@ -336,18 +336,22 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: T
     examined.keeping, examined.population = reading_ticks(dataset.declared_records, 0, listed), dataset.population
     row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
     row.state, row.note, row.readiness = Case.State.REVIEW, "", []
-    started = time.monotonic()
     prepared = NOT_READY
-    try:
-        examined.staged = stage_records(home, package, dataset)
-    except DATABASE_AWAY:
-        raise
-    except Exception as error:
-        row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
-    else:
-        prepared = examined.staged.prepared
-        row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
-        row.note = dataset.surplus_in_words(prepared.rows)
+    with TableReader(home) as reader:
+        halt.watch(reader)
+        # The mock before the table, so that nothing which that does to its reader shows in a rehearsal.
+        mock = _mock_of(reader, dataset, package.data_model)
+        started = time.monotonic()
+        try:
+            examined.staged = stage_records(home, reader, package, dataset)
+        except DATABASE_AWAY:
+            raise
+        except Exception as error:
+            row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
+        else:
+            prepared = examined.staged.prepared
+            row.readiness = [report.model_dump(mode="json") for report in examined.staged.reports]
+            row.note = dataset.surplus_in_words(prepared.rows)
     # All that follows is logged with its time, which must not tell how long the records took.
     columns = len(package.data_model.columns)
     sleep_to_tick(started, reading_ticks(dataset.declared_records, columns, listed), halt.check)
@@ -356,7 +360,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: T
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
     case = open_case(home, row, prepared)
-    row.rehearsal = {} if row.findings else _rehearse_once(home, case, row.rehearsal, halt, template)
+    row.rehearsal = {} if row.findings else _rehearse_once(home, case, mock, row.rehearsal, halt, template)
     measured = {name: row.rehearsal[name] for name in ("ticks", "parameters") if name in row.rehearsal}
     terms = terms.model_copy(update=measured)
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
@@ -366,8 +370,20 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: T
         row.terms, row.approval_hash = {}, ""
 
 
+#: Mock rows, or why there are none.
+Mock = Partition | DatasitesError
+
+
+def _mock_of(reader: TableReader, dataset: DatasetSettings, model: DataModel) -> Mock:
+    """Mock rows to rehearse on, or why there are none."""
+    try:
+        return Partition(**reader.mock(dataset, model))
+    except DatasitesError as error:
+        return error
+
+
 def _rehearse_once(
-    home: Home, case: OpenCase, before: dict[str, Any], halt: Halt, template: Template
+    home: Home, case: OpenCase, mock: Mock, before: dict[str, Any], halt: Halt, template: Template
 ) -> dict[str, Any]:
     """What training on mock rows has shown; as it was shown before where it passed and rests on the same (`rests_on`).
 
@@ -379,7 +395,7 @@ def _rehearse_once(
     rests_on = _rests_on(home, case)
     if (before.get("outcome"), before.get("rests_on")) == ("passed", rests_on):
         return before
-    return {**_rehearse(home, case, halt, template), "rests_on": rests_on}
+    return {**_rehearse(home, case, mock, halt, template), "rests_on": rests_on}
 
 
 def _rests_on(home: Home, case: OpenCase) -> str:
@@ -403,7 +419,7 @@ def _rests_on(home: Home, case: OpenCase) -> str:
     )
 
 
-def _rehearse(home: Home, case: OpenCase, halt: Halt, template: Template) -> dict[str, Any]:
+def _rehearse(home: Home, case: OpenCase, mock: Mock, halt: Halt, template: Template) -> dict[str, Any]:
     """What training on mock rows has shown; `ticks`, by the time on invented rows; `parameters` of the model; and
     `start_ticks` that a worker took to start, less the time in which it stood still, and at most for `_LONGEST_START`.
 
@@ -415,16 +431,18 @@ def _rehearse(home: Home, case: OpenCase, halt: Halt, template: Template) -> dic
             halt.watch(worker)
             stand_back(worker)
 
-        return _rehearsed(home, case, began, template)
+        return _rehearsed(home, case, mock, began, template)
 
 
-def _rehearsed(home: Home, case: OpenCase, began: Callable[[Worker], None], template: Template) -> dict[str, Any]:
-    path = home.root / case.dataset.mock
-    try:
-        mock = Partition.of_mock(case.package.data_model, read_mock(path))
-    except SchemaError as error:
+def _rehearsed(
+    home: Home, case: OpenCase, mock: Mock, began: Callable[[Worker], None], template: Template
+) -> dict[str, Any]:
+    if isinstance(mock, SchemaError):
+        path = home.root / case.dataset.mock
         remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} anew"
-        return {"outcome": "failed", "reason": f"mock {path}: {error}; {remedy}, and examine the case again"}
+        return {"outcome": "failed", "reason": f"mock {path}: {mock}; {remedy}, and examine the case again"}
+    if isinstance(mock, DatasitesError):
+        raise mock
     try:
         worker = start_worker(template, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
         start_ticks = ticks_for(min(worker.age, _LONGEST_START))

@@ -15,8 +15,8 @@ from typing import Any
 from datasites.hospital.bindings import FIELD, bind, finding_content, is_bound, openings
 from datasites.hospital.config import Home
 from datasites.hospital.entered_log import tell
+from datasites.hospital.findings import FINAL, Finding
 from datasites.hospital.people import REVIEWERS, Acting
-from datasites.hospital.plausible import FINAL, Finding
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json
 from datasites.study.errors import DatasitesError, InputError

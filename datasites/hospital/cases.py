@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from datasites.enclave.verifier import RULESET
 from datasites.hospital.answers import require_answered
-from datasites.hospital.cells import table_of
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.figures import kept_prices
-from datasites.hospital.harmonise import FeatureReadiness, Prepared, encode, harmonise, read_mapping, records_digest
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked, Measure
+from datasites.hospital.mapping import FeatureReadiness, read_mapping
 from datasites.hospital.models import Case
 from datasites.hospital.patients import Digests, contents, remembering, require_others, row_identities
-from datasites.hospital.plausible import findings
 from datasites.hospital.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
+from datasites.hospital.records import Prepared, records_digest
 from datasites.hospital.site import Site
 from datasites.hospital.sources import SOURCE_FILE, Files, Source
 from datasites.hospital.staging import new_staging
@@ -55,12 +54,11 @@ if TYPE_CHECKING:
 
     from datasites.enclave.protocol import PartitionName
     from datasites.enclave.worker import Partition
+    from datasites.hospital.reading import TableReader
 
 PREPARED_FILE = "records.npz"
 #: Rounds that are priced when a study is examined, each a fraction of a second.
 MOST_AHEAD = 32
-#: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
-MOST_CELLS = 2**28
 #: In place of the records that an examination could not prepare; nobody can approve it.
 NOT_READY = Prepared(content_hash="0" * 64, patient_unit="row", rows=0, patients=0)
 
@@ -289,16 +287,7 @@ class StagedRecords:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def require_room(columns: int, rows: int, what: str) -> None:
-    """Raise `InputError` where so many rows of so many encoded columns are more than this datasite prepares."""
-    if rows * columns > MOST_CELLS:
-        raise InputError(
-            f"features.toml: {columns} encoded columns for {rows} {what} are more than {MOST_CELLS} numbers, the most "
-            "that this datasite prepares; leave out features, or levels that few patients have"
-        )
-
-
-def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
+def stage_records(home: Home, reader: TableReader, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
     """Encode the hospital's table for this study into a folder of its own in the private folder, mode 0700.
 
     Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
@@ -307,15 +296,17 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
     import numpy as np
 
     files = Files.now(home, package.digest(), dataset)
-    mapping = read_mapping(home.root / dataset.mapping)
-    table, model = table_of(home, dataset), package.data_model
-    require_room(len(model.columns), len(table), f"rows of {dataset.table}")
-    names = row_identities(home, table.cells) if mapping.patient is None else None
-    frame, reports = harmonise(table.cells, mapping, model, names)
-    arrays, prepared = encode(frame, reports, mapping, model)
-    require_answered(home, dataset.name, findings(table, frame, mapping, model, dataset), model)
+    mapping, model = read_mapping(home.root / dataset.mapping), package.data_model
+    read = reader.records(dataset, mapping, model)
+    whose = read.whose
+    if mapping.patient is None:
+        names = row_identities(home, read.cells)
+        whose = [names[int(row)] for row in whose]
+    arrays = {"x": read.x, "y": read.y, "patient": np.array(whose, dtype=np.str_)}
+    prepared = Prepared.of(model, arrays, "row" if mapping.patient is None else "patient")
+    require_answered(home, dataset.name, read.seen.findings, model)
     accepted = other_patients(dataset.population)
-    patients = require_others(home, dataset.population, map(str, arrays["patient"]), accepted, contents(table.cells))
+    patients = require_others(home, dataset.population, whose, accepted, contents(read.cells))
     folder = new_staging(home)
     try:
         (folder / PREPARED_FILE).touch(mode=0o600)
@@ -324,12 +315,12 @@ def stage_records(home: Home, package: StudyPackage, dataset: DatasetSettings) -
             # Else the disk may be told to write them only at the commit of the transaction that keeps them.
             file.flush()
             os.fsync(file.fileno())
-        source = Source.of(home, package.digest(), files, table)
+        source = Source.of(home, package.digest(), files, read.cells)
         write_durably(folder, {"prepared.json": prepared.canonical(), SOURCE_FILE: source.canonical()})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return StagedRecords(prepared, reports, folder, dataset.population, mapping.patient or "", patients)
+    return StagedRecords(prepared, read.seen.features, folder, dataset.population, mapping.patient or "", patients)
 
 
 def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:

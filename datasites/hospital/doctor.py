@@ -25,17 +25,17 @@ from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
 from datasites.hospital import ledger, pending
 from datasites.hospital.cases import open_case
-from datasites.hospital.cells import read_mock, table_of
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand
-from datasites.hospital.harmonise import read_mapping
+from datasites.hospital.mapping import read_mapping
 from datasites.hospital.models import Case
 from datasites.hospital.outages import away
 from datasites.hospital.patients import in_part
 from datasites.hospital.people import REVIEWERS, list_people
 from datasites.hospital.population import accepted_delta, require_agreed
 from datasites.hospital.postgresql import PostgresAddress, options_in_words
+from datasites.hospital.reading import TableReader
 from datasites.hospital.reconcile import differences
 from datasites.hospital.setup import open_store, require_own_user
 from datasites.hospital.site import Site
@@ -264,8 +264,8 @@ def _datasets(site: Site) -> Iterator[Check]:
 
 def _dataset(home: Home, dataset: DatasetSettings) -> Iterator[Check]:
     read_mapping(home.root / dataset.mapping)
-    rows = len(table_of(home, dataset))
-    mock = len(read_mock(home.root / dataset.mock))
+    with TableReader(home) as reader:
+        rows, mock = reader.rows(dataset), reader.mock_rows(dataset)
     caps = require_agreed(dataset)
     used = max(state.percent_used for state in ledger.state(dataset))
     state: Literal["ok", "warn"] = "ok" if used < 100 else "warn"

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any, Protocol
 
-from datasites.enclave.worker import Worker
+
+class Process(Protocol):
+    """A worker, or a process apart."""
+
+    def kill(self) -> Any:
+        """End it, from another thread."""
 
 
 class Halted(BaseException):
@@ -15,28 +21,28 @@ class Halted(BaseException):
 
 
 class Halt:
-    """Given to what may be ended, which calls `check` before it writes anything, and shows `watch` its workers."""
+    """Given to what may be ended, which calls `check` before it writes anything, and shows `watch` its processes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._halted = False
-        self._worker: Worker | None = None
+        self._process: Process | None = None
 
     def now(self) -> None:
         """End it."""
         with self._lock:
-            self._halted, worker = True, self._worker
-        if worker is not None:
-            worker.kill()
+            self._halted, process = True, self._process
+        if process is not None:
+            process.kill()
 
     def check(self) -> None:
         """Raise `Halted` once it is to end."""
         if self._halted:
             raise Halted
 
-    def watch(self, worker: Worker) -> None:
-        """Take this worker for the one at work, which ends with the rest, also while it starts."""
+    def watch(self, process: Process) -> None:
+        """Take this one for the one at work, which ends with the rest, also while it starts."""
         with self._lock:
-            self._worker, halted = worker, self._halted
+            self._process, halted = process, self._halted
         if halted:
-            worker.kill()
+            process.kill()

@@ -30,102 +30,21 @@ So neighbouring tables are neighbours after encoding, on which the bound on a pa
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
 
 from datasites.hospital.cells import USUAL_FOR_MISSING, cell_text, code, number, pseudonym, word
-from datasites.study.canonical import Agreed, canonical_json
-from datasites.study.errors import InputError, read_toml
-from datasites.study.manifest import Name
+from datasites.hospital.mapping import Column, FeatureReadiness, Mapping, one_meaning
+from datasites.hospital.records import Prepared
+from datasites.study.errors import InputError
 from datasites.study.schema import DataModel, Feature, SchemaError
-
-_Key = TypeVar("_Key", bound=Decimal | str)
-_Meaning = TypeVar("_Meaning")
-
-
-class Column(Agreed):
-    """How one feature is made from one local column.
-
-    `missing` lists local codes for "not measured"; `values` maps local words or codes to the study's; `above` makes a
-    yes/no of a number (value > above); `factor` and `offset` convert units (study = local * factor + offset).
-
-    What equals what (`cells`): entries of `missing` are codes, and so are keys of `values` of a number or a yes/no: 1,
-    01 and 1.0 are one. Keys of a category are words: 250.0 and 250.00 are two diagnoses. A level of the study is met by
-    its own word in small or capital letters. Only an empty cell and what `missing` names is missing. Where `values`
-    names codes of a yes/no or a category, or a number among those of a number, every other value is a finding; where
-    it names words alone for a number ("> 89"), other values are read as the numbers that they are.
-    """
-
-    source: str = Field(alias="from", min_length=1)
-    unit: str = ""
-    factor: float = 1.0
-    offset: float = 0.0
-    missing: tuple[str | int | float, ...] = ()
-    values: dict[str, str | int | float] = {}
-    above: float | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Column:
-        if self.values and self.above is not None:
-            raise ValueError("set either values or above, not both")
-        _one_meaning(((word(key), cell_text(meaning)) for key, meaning in self.values.items()), "values")
-        return self
-
-
-class Mapping(Agreed):
-    """The whole of `mapping.toml`: patient column (optional: without it each row is one patient) and features."""
-
-    patient: str | None = None
-    columns: dict[Name, Column]
-
-
-class FeatureReadiness(Agreed):
-    """What the hospital sees of one feature; `ready` and `name` alone are what a researcher may see."""
-
-    name: str
-    ready: bool
-    reason: str = ""
-    unit: str = ""
-    rows: int = 0
-    missing: int = 0
-    out_of_range: int = 0
-    unmapped: int = 0
-
-
-class Prepared(Agreed):
-    """A prepared dataset's description; the arrays lie beside it in the hospital's private folder.
-
-    content_hash: of the records (`records_digest`). It confirms guesses at them, so it never leaves this folder.
-    """
-
-    content_hash: str
-    patient_unit: Literal["patient", "row"]
-    rows: int
-    patients: int
-
-
-def read_mapping(path: Path) -> Mapping:
-    """Read `mapping.toml`; raises `InputError`."""
-    return read_toml(path, Mapping)
-
-
-def _one_meaning(pairs: Iterable[tuple[_Key, _Meaning]], where: str) -> dict[_Key, _Meaning]:
-    known: dict[_Key, _Meaning] = {}
-    for key, meaning in pairs:
-        if known.setdefault(key, meaning) != meaning:
-            raise ValueError(f"{where}: {str(key)!r} and another entry are one code with two meanings; keep one")
-    return known
-
 
 #: Column of a harmonised table that says whose a row is; no feature can be called so (`Name`).
 WHOSE = "<patient>"
@@ -150,7 +69,7 @@ class _Reader:
     @cached_property
     def _values(self) -> dict[Decimal | str, str]:
         pairs = ((self.key(key), cell_text(value)) for key, value in self.column.values.items())
-        return _one_meaning(pairs, "values")
+        return one_meaning(pairs, "values")
 
     @cached_property
     def _levels(self) -> dict[str, str]:
@@ -319,17 +238,14 @@ def prepare(
     if mapping.patient is None and names is None:
         raise ValueError("names: without a patient column, rows need names that no other row changes")
     frame, reports = harmonise(table, mapping, model, names)
-    arrays, prepared = encode(frame, reports, mapping, model)
-    return arrays, reports, prepared
+    arrays = encode(frame, reports, model)
+    return arrays, reports, Prepared.of(model, arrays, "row" if mapping.patient is None else "patient")
 
 
-def encode(
-    frame: pd.DataFrame, reports: Sequence[FeatureReadiness], mapping: Mapping, model: DataModel
-) -> tuple[dict[str, np.ndarray], Prepared]:
+def encode(frame: pd.DataFrame, reports: Sequence[FeatureReadiness], model: DataModel) -> dict[str, np.ndarray]:
     """Encode for training: {"x": float32 (rows, columns), "y": float32 (rows,), "patient": str (rows,)}.
 
-    Raises `SchemaError` when any feature is not ready. The digest is over the encoded arrays, so an approval, which
-    binds a commitment to it, binds the very numbers that are trained on.
+    Raises `SchemaError` when any feature is not ready.
     """
     late = [report for report in reports if not report.ready]
     if late:
@@ -338,20 +254,4 @@ def encode(
         )
     x, y = model.encode(frame)
     patient = frame[WHOSE].astype(str).to_numpy(dtype=np.str_)
-    arrays = {"x": x, "y": y, "patient": patient}
-    prepared = Prepared(
-        content_hash=records_digest(model, arrays),
-        patient_unit="row" if mapping.patient is None else "patient",
-        rows=len(x),
-        patients=len(np.unique(patient)),
-    )
-    return arrays, prepared
-
-
-def records_digest(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over the encoded arrays and the names of their columns; for this hospital's private folder only."""
-    digest = hashlib.sha256(canonical_json([list(arrays["x"].shape), list(model.columns)]))
-    for name in ("x", "y"):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    digest.update("\0".join(arrays["patient"]).encode())
-    return digest.hexdigest()
+    return {"x": x, "y": y, "patient": patient}

@@ -41,8 +41,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from datasites.hospital import ledger_log
 from datasites.hospital.commitments import Commitments
@@ -52,6 +51,9 @@ from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json
 from datasites.study.durable import held, put_in_place, write_beside
 from datasites.study.errors import InputError
+
+if TYPE_CHECKING:
+    from datasites.hospital.reading_messages import Cells
 
 #: Bytes of a digest that are kept: a chance meeting among a billion patients is below 2^-60.
 KEPT = 16
@@ -67,16 +69,16 @@ class SamePatients(InputError):
     """Patients of one population stand in another one too."""
 
 
-def row_identities(home: Home, table: pd.DataFrame) -> list[str]:
-    """A name for each row of a table as `cells.read_table` gives it, in its order.
+def row_identities(home: Home, table: Cells) -> list[str]:
+    """A name for each row of a table, in its order.
 
     Cells are taken as they stand in the file, and not as a reader would guess from the rows around them: a column of
     whole numbers becomes one of fractions when a value is missing somewhere, and would rename everybody.
     """
     key, seen = Commitments(home), Counter[bytes]()
     names = []
-    columns = sorted(table.columns)
-    for cells in table[columns].itertuples(index=False, name=None):
+    columns, in_order = _by_name(table)
+    for cells in in_order:
         content = canonical_json([[name, cell] for name, cell in zip(columns, cells, strict=True)])
         names.append(
             key.commit("row of a table", len(content).to_bytes(8, "big") + content + str(seen[content]).encode())
@@ -85,15 +87,21 @@ def row_identities(home: Home, table: pd.DataFrame) -> list[str]:
     return names
 
 
-def contents(table: pd.DataFrame) -> Iterator[str]:
-    """What stands in each row of a table as `cells.read_table` gives it, with the names of its columns in their order.
+def contents(table: Cells) -> Iterator[str]:
+    """What stands in each row of a table, with the names of its columns in their order.
 
     Cheap, since a table may have hundreds of columns and its reading is allowed a time by what is declared (`ticks`).
     """
-    columns = sorted(table.columns)
+    columns, in_order = _by_name(table)
     names = "".join(f"{len(name)}:{name}" for name in columns)
-    for cells in table[columns].itertuples(index=False, name=None):
+    for cells in in_order:
         yield f"{names}{','.join(map(str, map(len, cells)))}:{''.join(cells)}"
+
+
+def _by_name(table: Cells) -> tuple[list[str], Iterator[list[str]]]:
+    """Names of a table's columns, sorted, and each row's cells in that order."""
+    places = sorted(range(len(table.names)), key=table.names.__getitem__)
+    return [table.names[place] for place in places], ([row[place] for place in places] for row in table)
 
 
 def require_others(

@@ -7,43 +7,21 @@ for the hospital's eyes alone: a researcher sees ready or not, as people decided
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
-from typing import Literal
+from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from datasites.hospital.cells import Table, cell_text, code, number, pseudonym, word
-from datasites.hospital.config import DatasetSettings
-from datasites.hospital.harmonise import Column, Mapping, codes_that_match_nothing
+from datasites.hospital.cells import cell_text, code, pseudonym, spelling_key, word
+from datasites.hospital.findings import Finding
+from datasites.hospital.harmonise import codes_that_match_nothing
+from datasites.hospital.mapping import Column, Mapping
+from datasites.hospital.tables import Table
 from datasites.study.schema import DataModel, Feature
-from datasites.study.visible import shows
 
-Kind = Literal[
-    "no_rows",
-    "open_quote",
-    "not_ended",
-    "spellings",
-    "patients",
-    "repeated",
-    "last_row",
-    "missing",
-    "constant",
-    "infinite",
-    "out_of_range",
-    "coded",
-    "unused_code",
-    "one_number",
-]
-#: Findings that are shown and block nothing.
-NOTES: frozenset[Kind] = frozenset(["unused_code", "one_number"])
-#: Findings that no answer lifts.
-FINAL: frozenset[Kind] = frozenset(["no_rows"])
 #: From this share of measured values outside the study's range on, a unit is more likely wrong than the patients.
 MOST_OUT_OF_RANGE = 0.2
 #: So many times fewer or more patients than declared are a finding.
@@ -52,7 +30,6 @@ FAR = 2.0
 MOST_REPEATED = 0.05
 #: Share of values that may lie outside the range under a conversion that explains them.
 _STRAYS = 0.05
-_EXACTLY = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 #: So few measured values may be alike by chance; classes are counted whatever there is.
 _FEW = 20
 #: Numbers by which tables often say that there is no value.
@@ -91,38 +68,18 @@ _WRITTEN = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing to look at. column: the study's name of a feature, or "". share: how much of the table, 0 to 1."""
-
-    kind: Kind
-    column: str
-    share: float
-    text: str
-
-    @property
-    def name(self) -> str:
-        """By what people answer it."""
-        return f"{self.kind}:{self.column}" if self.column else self.kind
-
-    @property
-    def blocks(self) -> bool:
-        """Whether the dataset isn't ready until somebody has answered it."""
-        return self.kind not in NOTES
-
-
 def findings(
-    table: Table, frame: pd.DataFrame, mapping: Mapping, model: DataModel, dataset: DatasetSettings
+    table: Table, frame: pd.DataFrame, mapping: Mapping, model: DataModel, declared_patients: int
 ) -> tuple[Finding, ...]:
     """All findings on a table. frame: what `harmonise` made of it, with the columns of the features that are ready."""
     if not len(table):
-        text = f"the table has no rows, and {dataset.declared_patients} patients are declared; is it the right file?"
+        text = f"the table has no rows, and {declared_patients} patients are declared; is it the right file?"
         return (Finding("no_rows", "", 1.0, text),)
     found: list[Finding] = []
     if not len(frame):
         text = f"none of the table's {len(table)} rows has the label, so none is left; is `from` the right column?"
         found.append(Finding("no_rows", "", 1.0, text))
-    found += [*_of_the_file(table), *_of_patients(table, mapping, dataset), *_of_rows(table, mapping)]
+    found += [*_of_the_file(table), *_of_patients(table, mapping, declared_patients), *_of_rows(table, mapping)]
     for feature in (*model.features, model.label):
         if feature.name in frame.columns and (len(frame) or feature is model.label):
             found += _of_a_feature(feature, frame[feature.name], len(table), is_label=feature is model.label)
@@ -143,24 +100,7 @@ def _of_the_file(table: Table) -> Iterator[Finding]:
         yield Finding(doubt.kind, "", share, text)
 
 
-def spelling_key(identifier: str) -> str:
-    """What spellings of one identifier have in common.
-
-    Compatibility forms, capitals, spaces and what people don't see are taken away (Unicode NFKC, case folding,
-    `visible.shows`), and what is then a number is read as one, exactly.
-    """
-    text = unicodedata.normalize("NFKC", identifier).casefold()
-    text = unicodedata.normalize("NFKC", "".join(c for c in text if shows(c)))
-    value = number(text)
-    return text if value is None or not value.is_finite() else f"{_plain(value)}"
-
-
-def _plain(value: Decimal) -> Decimal:
-    # Python's usual context would round long identifiers to 28 digits, and raise for what looks like a large exponent.
-    return _EXACTLY.normalize(value) if value else Decimal(0)
-
-
-def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> Iterator[Finding]:
+def _of_patients(table: Table, mapping: Mapping, declared_patients: int) -> Iterator[Finding]:
     if mapping.patient is None or mapping.patient not in table.cells.columns:
         patients = len(table)
     else:
@@ -176,13 +116,13 @@ def _of_patients(table: Table, mapping: Mapping, dataset: DatasetSettings) -> It
                 "invisible characters, in composed letters or in how a number is written: if they are one patient, "
                 "that patient counts twice and a withdrawal finds half of the records; make them one in the export",
             )
-    fewer, more = sorted((patients, dataset.declared_patients))
+    fewer, more = sorted((patients, declared_patients))
     if fewer * FAR < more:
         yield Finding(
             "patients",
             "",
             1 - fewer / more,
-            f"{patients} patients, and {dataset.declared_patients} are declared; is the export whole, and are its "
+            f"{patients} patients, and {declared_patients} are declared; is the export whole, and are its "
             "patients those of this dataset?",
         )
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from datasites.hospital.answers import answer, named, unanswered
 from datasites.hospital.cases import site_plan
-from datasites.hospital.cells import Table, table_of
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import WHOSE, FeatureReadiness, Mapping, harmonise, read_mapping
+from datasites.hospital.findings import Finding
+from datasites.hospital.mapping import FeatureReadiness, Mapping, read_mapping
 from datasites.hospital.people import Acting
-from datasites.hospital.plausible import Finding, findings
 from datasites.hospital.population import charges_both_sides
+from datasites.hospital.reading import TableReader
+from datasites.hospital.reading_messages import Seen
 from datasites.hospital.site import Site
 from datasites.privacy.pricing import Prices
 from datasites.study.package import StudyPackage
@@ -77,58 +76,44 @@ class Readiness:
         )
 
 
-@dataclass(frozen=True)
-class Look:
-    """A dataset's table as a study reads it: `harmonise` made frame and features of it, `plausible` the findings."""
-
-    table: Table
-    mapping: Mapping
-    frame: pd.DataFrame
-    features: tuple[FeatureReadiness, ...]
-    findings: tuple[Finding, ...]
-
-
-def look(home: Home, name: str, model: DataModel) -> Look:
+def _look(home: Home, name: str, model: DataModel) -> tuple[Mapping, Seen]:
     """Read dataset `name` for a study's data model; raises `InputError` for a table or mapping that can't be read."""
     dataset = home.dataset(name)
-    mapping, table = read_mapping(home.root / dataset.mapping), table_of(home, dataset)
-    frame, features = harmonise(table.cells, mapping, model)
-    return Look(table, mapping, frame, features, findings(table, frame, mapping, model, dataset))
+    mapping = read_mapping(home.root / dataset.mapping)
+    with TableReader(home) as reader:
+        return mapping, reader.look(dataset, mapping, model)
 
 
 def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     """Check dataset `name` against a study; raises `InputError` for a table, mapping or study that can't be read."""
     dataset, model = home.dataset(name), package.data_model
-    seen = look(home, name, model)
-    table, mapping, frame, features, found = seen.table, seen.mapping, seen.frame, seen.features, seen.findings
-    records = frame[WHOSE].value_counts()
-    most = int(records.max()) if len(records) else 1
+    mapping, seen = _look(home, name, model)
     both_sides = charges_both_sides(dataset.population, mapping.patient or "")
     plan = site_plan(package.study, dataset, both_sides=both_sides).training
     delta = package.study.privacy.delta
     return Readiness(
-        read=len(table),
-        empty=len(table.empty),
-        rows=len(frame),
-        features=features,
+        read=seen.rows,
+        empty=seen.empty,
+        rows=seen.kept,
+        features=seen.features,
         has_patient_column=mapping.patient is not None,
-        patients=len(records),
-        most_records=most,
+        patients=seen.patients,
+        most_records=seen.most_records,
         epsilon=Prices().pld([plan.event()], delta),
-        epsilon_by_record=Prices().pld([plan.event_if_records_were_patients(most)], delta),
+        epsilon_by_record=Prices().pld([plan.event_if_records_were_patients(seen.most_records)], delta),
         delta=delta,
-        surplus=dataset.surplus_in_words(len(frame)),
+        surplus=dataset.surplus_in_words(seen.kept),
         declared=dataset.declared_patients,
-        findings=found,
-        unanswered=frozenset(finding.name for finding in unanswered(home, name, found, model)),
+        findings=seen.findings,
+        unanswered=frozenset(finding.name for finding in unanswered(home, name, seen.findings, model)),
     )
 
 
 def accept(
     site: Site, person: Acting, name: str, package: StudyPackage, finding: str, reason: str, *, holds: bool = True
 ) -> Finding:
-    """Answer a finding that the table has now for this study; raises as `look` and `answer` do."""
+    """Answer a finding that the table has now for this study; raises as a reader and `answer` do."""
     model = package.data_model
-    found = named(look(site.home, name, model).findings, finding)
+    found = named(_look(site.home, name, model)[1].findings, finding)
     answer(site, person, name, found, model, reason, holds=holds)
     return found

@@ -281,9 +281,13 @@ def withdraw(
     require_reviewer(person, f"withdrawals are entered by {' or '.join(REVIEWERS)}")
     by: dict[str, str] = {"person": person.name, "role": person.role, "reason": reason}
     site.audit.require_fit(WITHDRAWN, dataset=dataset, **by)
-    alike, started = all_spellings is not False, time.monotonic()
+    from datasites.hospital.reading import TableReader
+
+    alike = all_spellings is not False
     entry, exact = (withdrawal.entry_of(patient, all_spellings=each) for each in (alike, False))
-    places = look_for(site.home, dataset, patient)
+    with TableReader(site.home) as reader:
+        started = time.monotonic()  # of what depends on rows, as the reader's start doesn't
+        places = look_for(site.home, reader, dataset, patient)
     if not names_patients(places):
         raise NobodyToLeaveOut(
             f"dataset {dataset}: neither mapping.toml nor the records of an open case name patients, so no pseudonym "

@@ -19,17 +19,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from datasites.hospital.cells import Table, table_of
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Case
 from datasites.hospital.patients import contents
 from datasites.hospital.site import Site
 from datasites.study.canonical import Agreed
-from datasites.study.errors import InputError
+from datasites.study.errors import DatasitesError, InputError
 from datasites.study.manifest import Sha256
+
+if TYPE_CHECKING:
+    from datasites.hospital.reading_messages import Cells
 
 SOURCE_FILE = "source.json"
 #: Table or mapping of an approved case were written after its records were made from them.
@@ -51,7 +53,7 @@ class Source(Agreed):
     written: tuple[int, int]
 
     @classmethod
-    def of(cls, home: Home, study_hash: str, files: Files, table: Table) -> Source:
+    def of(cls, home: Home, study_hash: str, files: Files, table: Cells) -> Source:
         """Of a table as it was read after `files`."""
         cells = _cells_of(home, study_hash, table)
         return cls(file=files.table, cells=cells, mapping=files.mapping, rows=len(table), written=files.written)
@@ -113,7 +115,7 @@ def in_words(home: Home, row: Case, *, rows: bool) -> str:
         if not rows and written_at(home, dataset) == source.written:
             return ""
         found = list(_differences(home, row.study_hash, dataset, source, rows=rows))
-    except (InputError, OSError) as error:
+    except (DatasitesError, OSError) as error:
         found = [f"it can't be compared ({error})"]
     if not found:
         return ""
@@ -132,7 +134,10 @@ def _differences(home: Home, study_hash: str, dataset: DatasetSettings, source: 
     if not rows:
         yield f"{dataset.table} is not the file that was read; `datasites doctor` says what differs"
         return
-    table = table_of(home, dataset)
+    from datasites.hospital.reading import TableReader  # for whoever reads rows; most look at the file alone
+
+    with TableReader(home) as reader:
+        table = reader.cells(dataset)
     if _cells_of(home, study_hash, table) == source.cells:
         return  # written anew, or in another order
     fewer = source.rows - len(table)
@@ -153,8 +158,8 @@ def _bytes_of(home: Home, study_hash: str, path: Path) -> str:
     return Commitments(home).commit(f"source file of study {study_hash}", digest)
 
 
-def _cells_of(home: Home, study_hash: str, table: Table) -> str:
+def _cells_of(home: Home, study_hash: str, table: Cells) -> str:
     digest = hashlib.sha256()
-    for row in sorted(hashlib.sha256(content.encode()).digest() for content in contents(table.cells)):
+    for row in sorted(hashlib.sha256(content.encode()).digest() for content in contents(table)):
         digest.update(row)
     return Commitments(home).commit(f"source rows of study {study_hash}", digest.digest())

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from django.db.models import QuerySet
 
 from datasites.hospital.cases import PREPARED_FILE, records_folder
-from datasites.hospital.cells import pseudonym, table_of
+from datasites.hospital.cells import pseudonym, spelling_key
 from datasites.hospital.closing import ENDED
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.harmonise import read_mapping
+from datasites.hospital.mapping import read_mapping
 from datasites.hospital.models import Case
-from datasites.hospital.plausible import spelling_key
 from datasites.hospital.ticks import reading_ticks
-from datasites.study.errors import InputError
+from datasites.study.errors import DatasitesError
+
+if TYPE_CHECKING:
+    from datasites.hospital.reading import TableReader
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,13 @@ class Place:
 _UNNAMED = "no column names patients, so nobody can be left out by name; "
 
 
-def look_for(home: Home, dataset: str, patient: str) -> tuple[Place, ...]:
+def look_for(home: Home, reader: TableReader, dataset: str, patient: str) -> tuple[Place, ...]:
     """All places in which a withdrawal from a dataset counts; raises `InputError` for an unknown dataset."""
     population = home.dataset(dataset).population
     related = [one for one in home.settings.datasets if population in (one.name, one.population)]
     names = {one.name for one in related}
     return tuple(
-        [_in_table(home, one, patient) for one in related]
+        [_in_table(home, reader, one, patient) for one in related]
         + [_in_case(home, row, patient) for row in open_cases(home) if row.terms["dataset"] in names]
     )
 
@@ -100,18 +103,18 @@ def frozen_patients(home: Home, row: Case) -> list[str]:
         return [str(name) for name in stored["patient"]]
 
 
-def _in_table(home: Home, dataset: DatasetSettings, patient: str) -> Place:
+def _in_table(home: Home, reader: TableReader, dataset: DatasetSettings, patient: str) -> Place:
     name = f"table of {dataset.name}, as it is now"
     try:
         column = read_mapping(home.root / dataset.mapping).patient
         if column is None:
             return Place(name, False, problem=f"{_UNNAMED}take the patient's rows out of the table")
-        cells = table_of(home, dataset).cells
-    except InputError as error:
+        cells = reader.cells(dataset)
+    except DatasitesError as error:
         return Place(name, False, problem=f"not read, so nobody was looked for there: {error}")
-    if column not in cells.columns:
+    if column not in cells.names:
         return Place(name, False, problem="the patient column of mapping.toml is not in it, so nobody was looked for")
-    return _found(name, False, map(pseudonym, cells[column]), patient)
+    return _found(name, False, map(pseudonym, cells.column(column)), patient)
 
 
 def _in_case(home: Home, row: Case, patient: str) -> Place:

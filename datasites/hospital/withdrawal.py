@@ -46,11 +46,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasites.hospital import ledger_log
-from datasites.hospital.cells import pseudonym
+from datasites.hospital.cells import pseudonym, spelling_key
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.ledger_log import Told
-from datasites.hospital.plausible import spelling_key
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import records
 from datasites.study.durable import held, replace_durably

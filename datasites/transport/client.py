@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import datasites.transport.without_ipython  # noqa: F401
+
 from syft.sync.file_writer import FileWriter
 from syft.sync.job_file_change_handler import JobFileChangeHandler
 from syft.sync.sync.caches.datasite_owner_cache import DataSiteOwnerEventCache

@@ -22,6 +22,8 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any, ClassVar, TypeAlias
 
+import datasites.transport.without_ipython  # noqa: F401
+
 from pydantic import ConfigDict, PrivateAttr
 from syft.sync.connections.base_connection import ConnectionConfig, FileCollection, SyftboxPlatformConnection
 from syft.sync.connections.drive.gdrive_transport import CollectionFolder

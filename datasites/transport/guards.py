@@ -38,6 +38,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import datasites.transport.without_ipython  # noqa: F401
+
 from pydantic import ConfigDict, PrivateAttr, ValidationError
 from syft.sync.connections.connection_router import ConnectionRouter
 from syft.sync.events.file_change_event import (

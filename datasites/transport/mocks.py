@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import datasites.transport.without_ipython  # noqa: F401
+
 from pydantic import Field, ValidationError
 from syft.sync.connections.drive.gdrive_transport import CollectionFolder
 from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX

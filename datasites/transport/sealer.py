@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasites.transport.without_ipython  # noqa: F401
+
 import syft_crypto_python as syc
 from syft.sync.peers.peer import Peer
 from syft.sync.peers.peer_store import PeerStore

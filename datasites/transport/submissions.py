@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import datasites.transport.without_ipython  # noqa: F401
+
 import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 from syft.sync.messages.proposed_filechange import ProposedFileChangesMessage

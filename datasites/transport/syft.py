@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import datasites.transport.without_ipython  # noqa: F401
+
 from syft_datasets.dataset_manager import SHARE_WITH_ANY
 from syft_job.job_ref import JobRef
 from syft_job.migrations.registry import JOB_PROTOCOL_VERSION

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from datasites.hospital import reading
 from datasites.hospital.audit import AuditLog, head_file
 from datasites.hospital.bindings import bind, party_content
 from datasites.hospital.config import DatasetSettings, Home
@@ -51,6 +52,16 @@ def one_hash_per_password() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (base_user, models):
             patch.setattr(module, "make_password", functools.cache(hashers.make_password))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_process_to_read_in() -> Iterator[None]:
+    """Each act has one that then ends (`test_apart`); tests of what is read share theirs, which answers the same."""
+    from tests.hospital.kept_apart import KeptApart
+
+    with pytest.MonkeyPatch.context() as patch, KeptApart() as kept:
+        patch.setattr(reading, "Apart", kept.start)
         yield
 
 

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from datasites.cli import app
 from datasites.hospital import admission, cases, compliance, ledger, review
-from datasites.hospital.cases import OpenCase, open_case
+from datasites.hospital import records as encoded
+from datasites.hospital.cases import OpenCase, open_case, stage_records
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Review
+from datasites.hospital.reading import TableReader
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.privacy import accountant
@@ -192,12 +194,10 @@ def test_more_rows_than_the_columns_leave_room_for_are_not_prepared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever was declared: the table may hold more."""
-    monkeypatch.setattr(cases, "MOST_CELLS", 303 * 8)
-    monkeypatch.setattr(cases, "harmonise", lambda *_: pytest.fail("rows were encoded"))
-    with pytest.raises(InputError, match="rows of .* are more than 2424 numbers"):
-        cases.stage_records(
-            desk.site.home, open_case(desk.site.home, desk.row).package, desk.site.home.dataset("heart")
-        )
+    monkeypatch.setattr(encoded, "MOST_CELLS", 303 * 8)
+    home = desk.site.home
+    with TableReader(home) as reader, pytest.raises(InputError, match="rows of .* are more than 2424 numbers"):
+        stage_records(home, reader, open_case(home, desk.row).package, home.dataset("heart"))
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from datasites.cli import app
 from datasites.hospital import admission
 from datasites.hospital.answers import AnswerRefused, answer, unanswered
+from datasites.hospital.findings import Finding
 from datasites.hospital.models import Case
-from datasites.hospital.plausible import Finding
 from datasites.hospital.readiness import accept, check_dataset
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage

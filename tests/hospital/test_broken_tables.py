@@ -21,7 +21,9 @@ import pandas as pd
 import pytest
 
 from datasites.hospital.config import Home
-from datasites.hospital.readiness import Look, look
+from datasites.hospital.mapping import read_mapping
+from datasites.hospital.reading_inside import Look
+from datasites.hospital.tables import read_table
 from datasites.study.errors import InputError
 from datasites.study.schema import DataModel
 
@@ -103,7 +105,9 @@ def seen(folder: Path, content: bytes, dialect: Dialect = COMMA, mapping: str = 
     (folder / "datasite.toml").write_text(settings)
     (folder / "mapping.toml").write_text(mapping)
     (folder / f"table{suffix}").write_bytes(content)
-    return look(Home.open(folder), "heart", MODEL)
+    dataset = Home.open(folder).dataset("heart")
+    table = read_table(folder / dataset.table, dataset.separator, dataset.encoding)
+    return Look.at(table, read_mapping(folder / dataset.mapping), MODEL, dataset.declared_patients)
 
 
 def verdict(folder: Path, *asked: Any, **more: Any) -> str:

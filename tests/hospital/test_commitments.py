@@ -16,9 +16,9 @@ from datasites.hospital import admission
 from datasites.hospital.cases import PREPARED_FILE, open_case, records_folder
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
-from datasites.hospital.harmonise import records_digest
 from datasites.hospital.intake import ApprovalTerms
 from datasites.hospital.models import Case
+from datasites.hospital.records import records_digest
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
 from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)

@@ -77,8 +77,8 @@ def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_wor
 
     submission: Future[Case] = in_a_thread(admit)
     try:
-        until(lambda: halt._worker is not None and hasattr(halt._worker, "description"))
-        worker = halt._worker
+        until(lambda: hasattr(halt._process, "description"))
+        worker = halt._process
         assert worker is not None
         for _ in range(2):
             round_of_another.begin()

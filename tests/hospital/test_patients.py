@@ -20,16 +20,26 @@ from hypothesis import strategies as st
 from datasites.hospital import admission, compliance, ledger_log, patients, population, proposals, review
 from datasites.hospital.admission import recheck
 from datasites.hospital.case_page import describe
-from datasites.hospital.cases import PREPARED_FILE, OpenCase, open_case, partitions, records_folder, stage_records
-from datasites.hospital.cells import read_table
+from datasites.hospital.cases import (
+    PREPARED_FILE,
+    OpenCase,
+    StagedRecords,
+    open_case,
+    partitions,
+    records_folder,
+    stage_records,
+)
 from datasites.hospital.compliance import Denied
-from datasites.hospital.config import Home
+from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.doctor import examine
-from datasites.hospital.harmonise import read_mapping
+from datasites.hospital.mapping import read_mapping
 from datasites.hospital.models import Case, LedgerEntry, Population
 from datasites.hospital.patients import SamePatients, row_identities
+from datasites.hospital.reading import TableReader
+from datasites.hospital.reading_messages import Cells
 from datasites.hospital.review import NobodyToLeaveOut, ReviewError
 from datasites.hospital.site import Site
+from datasites.hospital.tables import read_table
 from datasites.privacy.accountant import epsilon_pld
 from datasites.privacy.events import compose
 from datasites.privacy.sampling import held_out
@@ -91,11 +101,11 @@ def test_a_row_that_is_gone_renames_nobody_else(rows: list[tuple[object, ...]], 
     """Also where the reader would guess another type for a column, and whatever order the rows stand in."""
     home = home_for_properties()
     path = home.root / "rows.csv"
-    before = Counter(row_identities(home, read_table(table(rows, path)).cells))
+    before = Counter(row_identities(home, read_table(table(rows, path)).text))
     assert max(before.values()) == 1
     shuffled = data.draw(st.permutations(rows))
     gone = data.draw(st.integers(0, len(rows) - 1))
-    after = Counter(row_identities(home, read_table(table(shuffled[:gone] + shuffled[gone + 1 :], path)).cells))
+    after = Counter(row_identities(home, read_table(table(shuffled[:gone] + shuffled[gone + 1 :], path)).text))
     assert len(before - after) == 1
     assert not after - before
 
@@ -110,9 +120,14 @@ def without_patient_column(files: Callable[[str, str, str], None]) -> None:
     files("mapping.toml", 'patient = "id"', "")
 
 
+def staged_of(home: Home, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
+    with TableReader(home) as reader:
+        return stage_records(home, reader, package, dataset)
+
+
 def sides(home: Home) -> dict[str, bool]:
     package = StudyPackage.read(HEART / "study")
-    staged = stage_records(home, package, home.dataset("heart"))
+    staged = staged_of(home, package, home.dataset("heart"))
     try:
         with np.load(staged.folder / PREPARED_FILE) as stored:
             names = stored["patient"]
@@ -215,17 +230,17 @@ def test_the_same_table_under_another_name_is_not_ready(
     row = recheck(desk.site, desk.row.pk)
     assert row.state == Case.State.REVIEW
     package, renamed = StudyPackage.read(HEART / "study"), home.dataset("heart").model_copy(update={"name": "heart-2"})
-    stage_records(home, package, renamed).drop()
+    staged_of(home, package, renamed).drop()
     other = renamed.model_copy(update={"population": "heart-2"})
     with pytest.raises(SamePatients, match="303 of its patients stand in population heart too"):
-        stage_records(home, package, other)
+        staged_of(home, package, other)
     assert recheck(desk.site, row.pk).state == Case.State.REVIEW, "who was there first is not blocked"
     Population.objects.create(name="heart-2", split_key=b"k" * 32, fraction=0.5)
     entered = proposals.propose_other_patients(desk.site, desk.login("ann"), "heart-2", "heart", "numbers by chance")
     with pytest.raises(SamePatients):
-        stage_records(home, package, other)
+        staged_of(home, package, other)
     proposals.confirm(desk.site, desk.login("bob"), entered.pk)
-    stage_records(home, package, other).drop()
+    staged_of(home, package, other).drop()
     lines = home.audit.read_text().splitlines()
     assert any('"kind":"other_patients"' in line for line in lines)
 
@@ -242,10 +257,10 @@ def test_two_people_answer_for_a_population_of_which_only_this_is_left(desk: Des
         LedgerEntry.objects.create(population=gone, partition="training", study_hash="0" * 64, kind="charge", round=1)
     try:
         with pytest.raises(SamePatients, match=f"`datasites budget other-patients heart {gone}`"):
-            stage_records(home, package, home.dataset("heart"))
+            staged_of(home, package, home.dataset("heart"))
         entered = proposals.propose_other_patients(desk.site, desk.login("ann"), "heart", gone, "a ward of its own")
         proposals.confirm(desk.site, desk.login("bob"), entered.pk)
-        stage_records(home, package, home.dataset("heart")).drop()
+        staged_of(home, package, home.dataset("heart")).drop()
     finally:
         left.unlink(missing_ok=True)
 
@@ -270,7 +285,7 @@ def test_the_same_table_is_known_whatever_column_names_patients(
         assert recheck(desk.site, desk.row.pk).state == Case.State.REVIEW
         named_by(columns[1])
         with pytest.raises(SamePatients, match="303 rows of its table stand in population heart too|of its patients"):
-            stage_records(home, package, other)
+            staged_of(home, package, other)
     finally:
         (home.root / "mapping.toml").write_text(mapping)
         recheck(desk.site, desk.row.pk)  # the records that other tests approve
@@ -447,7 +462,7 @@ def test_nobody_approves_what_is_examined_again_meanwhile(
 
 def test_rows_of_other_contents_are_told_apart() -> None:
     tables = [
-        pd.DataFrame(rows, columns=columns, dtype=object)
+        Cells.of(columns, rows)
         for columns, rows in [
             (["a", "b"], [["1", "23"], ["12", "3"], ["", "123"], ["1,2", "3"]]),
             (["ab", ""], [["1", "23"]]),
@@ -456,7 +471,7 @@ def test_rows_of_other_contents_are_told_apart() -> None:
     ]
     every = [text for table in tables for text in patients.contents(table)]
     assert len(set(every)) == len(every) == 6
-    turned = tables[0][["b", "a"]]
+    turned = Cells.of(["b", "a"], [row[::-1] for row in tables[0]])
     assert list(patients.contents(turned)) == list(patients.contents(tables[0]))
 
 

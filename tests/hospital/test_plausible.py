@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital.answers import GROWTH
-from datasites.hospital.cells import read_table
+from datasites.hospital.cells import spelling_key
 from datasites.hospital.config import DatasetSettings
-from datasites.hospital.harmonise import Mapping, harmonise
-from datasites.hospital.plausible import NOTES, Finding, findings, spelling_key
+from datasites.hospital.findings import NOTES, Finding
+from datasites.hospital.harmonise import harmonise
+from datasites.hospital.mapping import Mapping
+from datasites.hospital.plausible import findings
+from datasites.hospital.tables import read_table
 from datasites.study.schema import DataModel
 
 MODEL = DataModel.model_validate(
@@ -67,7 +70,7 @@ def found(
         study_epsilon=3,
     )
     frame, _ = harmonise(table.cells, mapping, MODEL)
-    return {finding.name: finding for finding in findings(table, frame, mapping, MODEL, said)}
+    return {finding.name: finding for finding in findings(table, frame, mapping, MODEL, said.declared_patients)}
 
 
 ROWS = [honest(place) for place in range(40)]

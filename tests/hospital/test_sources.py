@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import admission, cases, doctor, sources
+from datasites.hospital import admission, doctor, sources
 from datasites.hospital.admission import recheck
 from datasites.hospital.case_page import describe
 from datasites.hospital.case_view import view_case
-from datasites.hospital.cells import Table
 from datasites.hospital.models import Case
+from datasites.hospital.reading import Records, TableReader
 from datasites.hospital.sources import SOURCE_FILE, WRITTEN, in_words, log_written
 from datasites.hospital.whereabouts import open_cases
 from datasites.study.audit_chain import records
@@ -150,17 +150,17 @@ def test_a_table_that_was_written_while_it_was_examined_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An export ends between the reading of the table and the end of the examination, which reads it no more."""
-    home, read = desk.site.home, cases.table_of
+    home, read = desk.site.home, TableReader.records
     monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 20, "parameters": 1})
 
-    def written_then(*of: Any) -> Table:
-        table = read(*of)
+    def written_then(*of: Any) -> Records:
+        records = read(*of)
         write("data/table.csv", cut_to_a_third(desk))
-        return table
+        return records
 
     folder = home.prepared / desk.row.study_hash
     before = {kept: kept.read_bytes() for kept in folder.iterdir()}
-    monkeypatch.setattr(cases, "table_of", written_then)
+    monkeypatch.setattr(TableReader, "records", written_then)
     row = recheck(desk.site, desk.row.pk)
     words = in_words(home, row, rows=True)
     for kept, content in before.items():

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from datasites.enclave.worker import Worker
 from datasites.hospital import admission, submissions
 from datasites.hospital.datasite import Datasite
 from datasites.hospital.halt import Halted
@@ -103,7 +104,7 @@ def test_a_round_is_answered_while_a_submission_is_rehearsed(
     service._runs[running.row.pk] = running.run
     send(monkeypatch, another("long", long=True))
     turn(service)
-    until(lambda: service._submissions._halt._worker is not None)
+    until(lambda: isinstance(service._submissions._halt._process, Worker))
     running.open(1)
     while running.heard(1, letters.MASKED) is None:
         turn(service)
@@ -127,10 +128,10 @@ def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
     first = Datasite(desk.site)
     turn(first)
     halt = first._submissions._halt
-    until(lambda: halt._worker is not None and (not loaded or hasattr(halt._worker, "description")))
-    work, worker = first._submissions._work, halt._worker
+    until(lambda: isinstance(halt._process, Worker) and (not loaded or hasattr(halt._process, "description")))
+    work, worker = first._submissions._work, halt._process
     assert work is not None
-    assert worker is not None
+    assert isinstance(worker, Worker)
     stop(first)
     assert not worker.alive
     assert isinstance(work.case.exception(PATIENCE), Halted)

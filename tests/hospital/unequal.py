@@ -18,8 +18,8 @@ import torch
 
 from datasites.hospital.cases import OpenCase, build_terms, site_plan
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.harmonise import Prepared
 from datasites.hospital.models import Case
+from datasites.hospital.records import Prepared
 from datasites.hospital.rounds import check_manifest
 from datasites.privacy.evaluation import noised_counts
 from datasites.privacy.noise import SecureRandom

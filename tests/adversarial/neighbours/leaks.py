@@ -208,10 +208,10 @@ def retry_for_a_patient(planting: Planting) -> None:
 def withdrawal_of_nobody(planting: Planting) -> None:
     look_for = review.look_for
 
-    def noted(home: Any, dataset: str, patient: str) -> Any:
+    def noted(home: Any, reader: Any, dataset: str, patient: str) -> Any:
         if planting.has(patient):
             Site.open(home.root).audit.append("rows_left_out", dataset=dataset)
-        return look_for(home, dataset, patient)
+        return look_for(home, reader, dataset, patient)
 
     review.look_for = noted
 

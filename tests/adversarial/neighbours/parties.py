@@ -14,9 +14,9 @@ import numpy as np
 
 from datasites.hospital.agreements import confirm_agreement, enter_agreements
 from datasites.hospital.answers import answer
+from datasites.hospital.findings import Finding
 from datasites.hospital.parties import pin_compared
 from datasites.hospital.people import Acting, acting, enter_person
-from datasites.hospital.plausible import Finding
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
 from datasites.researcher.federation import Federation

@@ -1,0 +1,61 @@
+"""A study's encoded records, and what says that they are these; the hospital's, in its private folder."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+from datasites.study.canonical import Agreed, canonical_json
+from datasites.study.errors import InputError
+from datasites.study.schema import DataModel
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Numbers of a study's encoded records, at most: a gigabyte in the datasite's own process, before a person has looked.
+MOST_CELLS = 2**28
+
+
+class Prepared(Agreed):
+    """A prepared dataset's description; the arrays lie beside it in the hospital's private folder.
+
+    content_hash: of the records (`records_digest`), so an approval, which binds a commitment to it, binds the very
+    numbers that are trained on. It confirms guesses at them, so it never leaves this folder.
+    """
+
+    content_hash: str
+    patient_unit: Literal["patient", "row"]
+    rows: int
+    patients: int
+
+    @classmethod
+    def of(cls, model: DataModel, arrays: dict[str, np.ndarray], unit: Literal["patient", "row"]) -> Prepared:
+        """Of encoded arrays x, y and patient."""
+        import numpy as np
+
+        return cls(
+            content_hash=records_digest(model, arrays),
+            patient_unit=unit,
+            rows=len(arrays["x"]),
+            patients=len(np.unique(arrays["patient"])),
+        )
+
+
+def records_digest(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the encoded arrays and the names of their columns; for this hospital's private folder only."""
+    import numpy as np
+
+    digest = hashlib.sha256(canonical_json([list(arrays["x"].shape), list(model.columns)]))
+    for name in ("x", "y"):
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    digest.update("\0".join(arrays["patient"]).encode())
+    return digest.hexdigest()
+
+
+def require_room(columns: int, rows: int, what: str) -> None:
+    """Raise `InputError` where so many rows of so many encoded columns are more than this datasite prepares."""
+    if rows * columns > MOST_CELLS:
+        raise InputError(
+            f"features.toml: {columns} encoded columns for {rows} {what} are more than {MOST_CELLS} numbers, the most "
+            "that this datasite prepares; leave out features, or levels that few patients have"
+        )
