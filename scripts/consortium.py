@@ -8,14 +8,19 @@ the operator of one machine vouches for all keys is what makes this a demo and n
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import secrets
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from threading import BrokenBarrierError
+from typing import TYPE_CHECKING, Annotated
 
 from heart_disease import prepare as heart_disease
 from pydantic import Field
@@ -26,8 +31,17 @@ from datasites.study.identity import Email, RosterEntry
 from datasites.study.manifest import Name
 from datasites.study.package import StudyPackage
 
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
+
+    import pandas as pd
+
+    from datasites.hospital.site import Site
+
 SCRIPTS = Path(__file__).resolve().parent
 STEWARD, OFFICER = "demo-steward", "demo-privacy-officer"
+#: Seconds for which one hospital that is being made waits for the others.
+MAKING_SECONDS = 300.0
 
 
 class LocalAnswer(Agreed):
@@ -140,6 +154,14 @@ class LocalConsortium:
         """A hospital's home folder."""
         return self.state / "hospitals" / key
 
+    def entry(self, key: str) -> RosterEntry:
+        """A hospital's roster entry."""
+        return RosterEntry.parse((self.home(key) / "roster-entry.json").read_bytes())
+
+    def researcher_entry(self) -> RosterEntry:
+        """The researcher's roster entry."""
+        return RosterEntry.parse((self.researcher_home / "roster-entry.json").read_bytes())
+
     def passwords(self) -> dict[str, str]:
         """Passwords of the demo people, made at set-up; mode 0600, for this machine only."""
         return json.loads((self.state / "demo-passwords.json").read_text())
@@ -154,6 +176,11 @@ class LocalConsortium:
 
     def set_up(self, store_url: str | None = None) -> None:
         """Make all parties in the state folder; raises `InputError`. A half-made folder is never used."""
+        for _ in self.setting_up(store_url):
+            pass
+
+    def setting_up(self, store_url: str | None = None) -> Iterator[str]:
+        """`set_up`, naming each hospital as soon as its home is whole: it may be served from then on."""
         if self.state.exists() and any(self.state.iterdir()):
             raise InputError(
                 f"{self.state}: is in use and not a finished consortium; remove it or name another --state"
@@ -167,47 +194,32 @@ class LocalConsortium:
         passwords = self.state / "demo-passwords.json"
         passwords.touch(mode=0o600)
         passwords.write_text(json.dumps({name: secrets.token_urlsafe(18) for name in (STEWARD, OFFICER)}))
-        running = [
-            subprocess.Popen([sys.executable, __file__, str(self.file), str(self.state), hospital.key, store_url or ""])
-            for hospital in self.terms.hospitals
-        ]
-        for index, hospital in enumerate(self.terms.hospitals):
-            if running[index].wait() != 0:
-                raise InputError(f"{hospital.key}: could not be set up; see above")
-        self._pin_everybody(store_url)
+        making = subprocess.Popen(
+            [sys.executable, __file__, str(self.file), str(self.state), store_url or str(self.store)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # an interrupted terminal reaches us, who end it
+        )
+        try:
+            assert making.stdout is not None
+            for line in making.stdout:
+                yield line.strip()
+        except BaseException:
+            making.terminate()
+            raise
+        finally:
+            code = making.wait()
+        if code != 0:
+            raise InputError(f"{self.terms.name}: could not be set up; see above")
         (self.state / "set-up").touch()
 
-    def _pin_everybody(self, store_url: str | None) -> None:
-        from datasites.researcher import Federation
-
-        researcher = self.terms.researcher
-        with Federation.create(
-            self.researcher_home,
-            organisation=researcher.organisation,
-            email=researcher.email,
-            store=store_url or str(self.store),
-        ) as federation:
-            files = {hospital.key: self.home(hospital.key) / "roster-entry.json" for hospital in self.terms.hospitals}
-            federation.pin(*(RosterEntry.parse(file.read_bytes()) for file in files.values()))
-        own = self.researcher_home / "roster-entry.json"
-        command = [sys.executable, "-m", "datasites.cli", "roster", "pin", "--yes", "--home"]
-        running = {
-            key: subprocess.Popen(
-                [*command, self.home(key), own, *(file for other, file in files.items() if other != key)],
-                stdout=subprocess.DEVNULL,
-            )
-            for key in files
-        }
-        for key, pinning in running.items():
-            if pinning.wait() != 0:
-                raise InputError(f"{key}: the other parties could not be pinned; see above")
-
-    def settings_toml(self, hospital: LocalHospital, store_url: str | None) -> str:
+    def settings_toml(self, hospital: LocalHospital, store_url: str) -> str:
         """The `datasite.toml` of one hospital."""
         dataset = self.terms.dataset
         return f"""organisation = {json.dumps(hospital.organisation)}
 email = {json.dumps(hospital.email)}
-store = {json.dumps(store_url or str(self.store))}
+store = {json.dumps(store_url)}
 database = {json.dumps(hospital.database)}
 control_seconds = 1.0
 run_as_root = {json.dumps(os.geteuid() == 0)}
@@ -244,39 +256,98 @@ split_salt = {json.dumps(dataset.split_salt)}
         return "\n\n".join(blocks)
 
 
-def set_up_hospital(consortium: LocalConsortium, key: str, store_url: str | None) -> None:
-    """Make one hospital's home, table, people and agreements, in a process of its own (one datasite per process)."""
+def make_parties(consortium: LocalConsortium, store_url: str) -> int:
+    """Make the homes of all parties and print each hospital's key when its own is whole; returns the exit code.
+
+    A process can be of one datasite only, so each hospital is made by a child of this one, which starts with all that
+    they need imported.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the children, too
+    # What imports most comes first: the children have it, too.
+    from datasites.hospital import setup  # noqa: F401
+    from datasites.researcher import Federation
+
+    researcher, tables = consortium.terms.researcher, heart_disease.load()
+    Federation.create(
+        consortium.researcher_home, organisation=researcher.organisation, email=researcher.email, store=store_url
+    ).close()
+    forked = multiprocessing.get_context("fork")
+    everybody = forked.Barrier(len(tables))
+    children = {}
+    for index, hospital in enumerate(consortium.terms.hospitals):
+        arguments = (consortium, index, tables[hospital.key], store_url, everybody)
+        child = forked.Process(target=_make_hospital, args=arguments, name=hospital.key, daemon=True)
+        child.start()
+        children[child.sentinel] = child
+    failed = False
+    while children:
+        for ended in multiprocessing.connection.wait(list(children)):
+            child = children.pop(ended)  # type: ignore[arg-type]
+            child.join()
+            failed = failed or child.exitcode != 0
+            if not failed:
+                print(child.name, flush=True)
+    if failed:
+        return 1
+    with Federation.open(consortium.researcher_home) as federation:
+        federation.pin(*(consortium.entry(hospital.key) for hospital in consortium.terms.hospitals))
+    return 0
+
+
+def _make_hospital(
+    consortium: LocalConsortium, index: int, rows: pd.DataFrame, store_url: str, everybody: Barrier
+) -> None:
+    """Make one hospital, and pin the other parties once `everybody` has an entry to be pinned by."""
+    hospital = consortium.terms.hospitals[index]
+    try:
+        site = _enter_all(consortium, index, rows, store_url)
+        everybody.wait(MAKING_SECONDS)
+        from datasites.hospital.parties import pin_compared
+
+        others = [other.key for other in consortium.terms.hospitals if other.key != hospital.key]
+        for entry in (consortium.researcher_entry(), *(consortium.entry(other) for other in others)):
+            pin_compared(site, entry)
+    except BrokenBarrierError:
+        sys.exit(1)  # of another hospital, which says why
+    except Exception as error:
+        everybody.abort()
+        print(f"{hospital.key}: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _enter_all(consortium: LocalConsortium, index: int, rows: pd.DataFrame, store_url: str) -> Site:
+    """One hospital's home, table, people and agreements, and its people's answers on its table."""
     from datasites.hospital.setup import initialise
 
-    index = [hospital.key for hospital in consortium.terms.hospitals].index(key)
     hospital, package = consortium.terms.hospitals[index], StudyPackage.read(consortium.study_folder)
-    home = consortium.home(key)
+    home = consortium.home(hospital.key)
     initialise(home, consortium.settings_toml(hospital, store_url))
     data = home / "data"
     data.mkdir()
-    heart_disease.local_table(key, heart_disease.load()[key]).to_csv(data / "table.csv", index=False)
+    heart_disease.local_table(hospital.key, rows).to_csv(data / "table.csv", index=False)
     heart_disease.mock_table(package.data_model, 200, seed=index).to_csv(data / "mock.csv", index=False)
     (home / "mapping.toml").write_bytes((consortium.file.parent / hospital.mapping).read_bytes())
+    from django.contrib.auth import get_user_model
+
     from datasites.hospital.agreements import confirm_agreement, enter_agreements
-    from datasites.hospital.people import enter_person, identify
+    from datasites.hospital.people import acting, enter_person
     from datasites.hospital.readiness import accept
     from datasites.hospital.site import Site
 
     site, passwords = Site.open(home), consortium.passwords()
     for name, role in ((STEWARD, "steward"), (OFFICER, "privacy_officer")):
         enter_person(site, name, role, passwords[name], f"{name}@{hospital.email.partition('@')[2]}")
-    steward, officer = (identify(name, passwords[name]) for name in (STEWARD, OFFICER))
+    # Who has just set their passwords need not show them.
+    steward, officer = (acting(get_user_model().objects.get(username=name)) for name in (STEWARD, OFFICER))
     agreements = home / "agreements.toml"
     agreements.write_text(consortium.agreements_toml(hospital))
     for id, version in enter_agreements(site, steward, agreements):
         confirm_agreement(site, officer, id, version)
     for said in hospital.accepted:
         accept(site, steward, consortium.terms.dataset.name, package, said.finding, said.reason)
+    return site
 
 
 if __name__ == "__main__":
-    _file, _state, _key, _url = sys.argv[1:]
-    try:
-        set_up_hospital(LocalConsortium.open(Path(_file), Path(_state)), _key, _url or None)
-    except Exception as error:
-        sys.exit(f"{_key}: {type(error).__name__}: {error}")
+    _file, _state, _url = sys.argv[1:]
+    sys.exit(make_parties(LocalConsortium.open(Path(_file), Path(_state)), _url))

@@ -20,15 +20,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 SCRIPTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(SCRIPTS))
 
 from consortium import OFFICER, STEWARD, LocalConsortium, LocalHospital  # noqa: E402
 
-from datasites.researcher import Federation, Study, report  # noqa: E402
-from datasites.researcher.run import Run  # noqa: E402
 from datasites.study.errors import DatasitesError, InputError  # noqa: E402
+from datasites.study.package import StudyPackage  # noqa: E402
+
+if TYPE_CHECKING:
+    from datasites.researcher import Study
+    from datasites.researcher.run import Run
 
 LAUNCH_SECONDS = 180.0
 
@@ -91,39 +95,29 @@ def commands(consortium: LocalConsortium, hospital: LocalHospital, *arguments: s
     return done.stdout
 
 
-def case_of(
-    consortium: LocalConsortium, hospital: LocalHospital, study: Study, timeout: float = 180
-) -> dict[str, object]:
-    """Wait until the hospital has taken the study in; returns its line in `review list`."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        for row in json.loads(commands(consortium, hospital, "review", "list", "--json")):
-            if row["study_hash"] == study.hash and row["state"] != "intake":
-                return row
-            if row["state"] in ("refused", "intake") and row["note"]:
-                raise InputError(f"{hospital.key}: the study was not taken in: {row['note']}")
-        time.sleep(1.0)
-    raise InputError(f"{hospital.key}: has not taken the study in after {timeout:.0f} s")
+def case_of(consortium: LocalConsortium, hospital: LocalHospital, study: Study, timeout: float = 180) -> int:
+    """Wait until the study can be reviewed at the hospital; returns the number of its case."""
+    return int(commands(consortium, hospital, "review", "wait", study.hash, "--seconds", str(timeout)))
 
 
 def approve(consortium: LocalConsortium, hospital: LocalHospital, study: Study) -> None:
-    """Both demo people of one hospital read and approve, each with their own password."""
-    case = case_of(consortium, hospital, study)
+    """Both demo people of one hospital approve what was read, each with their own password."""
+    case = str(case_of(consortium, hospital, study))
+    shown = commands(consortium, hospital, "review", "show", case)
+    found = re.search(r"^approval hash +([0-9a-f]{64})$", shown, flags=re.MULTILINE)
+    if found is None:
+        raise InputError(f"{hospital.key}: the case shows no approval hash")
     for name in (STEWARD, OFFICER):
-        shown = commands(consortium, hospital, "review", "show", str(case["case"]))
-        found = re.search(r"^approval hash +([0-9a-f]{64})$", shown, flags=re.MULTILINE)
-        if found is None:
-            raise InputError(f"{hospital.key}: the case shows no approval hash")
         commands(
-            consortium, hospital, "review", "approve", str(case["case"]), "--as", name, "--reason", "demo",
+            consortium, hospital, "review", "approve", case, "--as", name, "--reason", "demo",
             "--hash", found[1], "--password-stdin", password=consortium.passwords()[name],
         )  # fmt: skip
-    print(f"{hospital.organisation}: approved by two people")
+    print(f"{hospital.organisation}: approved by two people", flush=True)
 
 
 def approve_everywhere(consortium: LocalConsortium, study: Study) -> None:
-    """Two hospitals at a time: each approval hashes a password and starts a process."""
-    with ThreadPoolExecutor(2) as pool:
+    """At each hospital as soon as it has examined the study."""
+    with ThreadPoolExecutor(len(consortium.terms.hospitals)) as pool:
         for done in [pool.submit(approve, consortium, hospital, study) for hospital in consortium.terms.hospitals]:
             done.result()
 
@@ -165,17 +159,17 @@ def parse_drop(text: str) -> tuple[str, int]:
     return key, int(number)
 
 
-def study_with_rounds(consortium: LocalConsortium, folder: Path, rounds: int | None) -> Study:
+def study_folder(consortium: LocalConsortium, folder: Path, rounds: int | None) -> Path:
     """The consortium's study, or a copy of it with another number of rounds (another study, with its own hash)."""
     if rounds is None:
-        return Study.load(consortium.study_folder)
+        return consortium.study_folder
     shutil.copytree(consortium.study_folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
     terms = folder / "study.toml"
     text, count = re.subn(r"(?m)^rounds = \d+$", f"rounds = {rounds}", terms.read_text())
     if count != 1:
         raise InputError(f"{terms}: has no line `rounds = N`; add it")
     terms.write_text(text)
-    return Study.load(folder)
+    return folder
 
 
 def main() -> int:
@@ -212,21 +206,19 @@ def demo(arguments: argparse.Namespace) -> int:
     consortium = LocalConsortium.open(arguments.consortium, state)
     if arguments.drop and arguments.drop[0] not in [hospital.key for hospital in consortium.terms.hospitals]:
         raise InputError(f"--drop {arguments.drop[0]}: no such hospital in {arguments.consortium}")
-    study = study_with_rounds(consortium, out / "study", arguments.rounds)
-    if arguments.drop and arguments.drop[1] > (last := study.terms.rounds + 1):
+    folder = study_folder(consortium, out / "study", arguments.rounds)
+    terms = StudyPackage.read(folder).study
+    if arguments.drop and arguments.drop[1] > (last := terms.rounds + 1):
         raise InputError(f"--drop {arguments.drop[0]}@{arguments.drop[1]}: the last round is {last}, the evaluation")
-    seconds: dict[str, float] = {}
-    began = last = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal last
-        seconds[name] = round(time.monotonic() - last, 2)
-        last = time.monotonic()
-
+    phases = Phases()
     datasites = LocalDatasites(arguments.consortium, state, arguments.store, keep_going=arguments.drop is not None)
     try:
+        # Imported while the datasites start.
+        from datasites.researcher import Federation, Study, report
+
+        study = Study.load(folder)
         datasites.wait_until_ready()
-        lap("launch")
+        phases.begin("submission and approval")
         with Federation.open(consortium.researcher_home) as federation:
             federation.connect()
             federation.submit(study)
@@ -235,23 +227,48 @@ def demo(arguments: argparse.Namespace) -> int:
             else:
                 approve_everywhere(consortium, study)
             federation.wait(study)
-            lap("submission and approval")
+            phases.begin("training and protocol")
             run = federation.start(study)
             try:
                 train(run, consortium, arguments.drop)
             finally:
                 if run.state.rounds:  # trained rounds are paid for: their model is kept whatever comes after them
                     report.save_model(run, out / "model.safetensors")
-            lap("training and protocol")
             result = report.result(run)
+        phases.begin("stop")
     finally:
         datasites.stop()
-    lap("stop")
-    seconds["total"] = round(time.monotonic() - began, 2)
-    result["seconds"] |= seconds
+    phases.end()
+    result["seconds"] |= phases.seconds()
+    result["phases"] = phases.begun
     (out / "result.json").write_text(json.dumps(result, indent=1))
     summarise(result, out)
     return 0
+
+
+class Phases:
+    """When each part of the demo began, by the clock on the wall; the first is the launch, and began with this."""
+
+    def __init__(self) -> None:
+        self.begun: list[dict[str, str | float]] = []
+        self.begin("launch")
+
+    def begin(self, name: str) -> None:
+        """Name the phase that begins now, with which the last one ends."""
+        self.begun.append({"phase": name, "began": round(time.time(), 3)})
+
+    def end(self) -> None:
+        """End the last one."""
+        self.begin("end")
+
+    def seconds(self) -> dict[str, float]:
+        """How long each phase took, and all of them."""
+        moments = [float(one["began"]) for one in self.begun]
+        took = {
+            str(one["phase"]): round(after - float(one["began"]), 2)
+            for one, after in zip(self.begun, moments[1:], strict=False)
+        }
+        return took | {"total": round(moments[-1] - moments[0], 2)}
 
 
 def summarise(result: dict, out: Path) -> None:

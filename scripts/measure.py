@@ -1,4 +1,4 @@
-"""What this process holds in memory, and folders on the disk, for benches and tests."""
+"""What processes hold in memory, and folders on the disk, for benches and tests."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ def resident() -> int:
 def peak() -> int:
     """The most bytes that it has held, since it began or `begin_peak`."""
     return _status("VmHWM")
+
+
+def proportional(pid: int) -> int:
+    """Bytes of memory of a process, what it shares with others in equal parts; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def files_below(folder: Path) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,10 @@ from datasites.cli.terminal import (
     open_site,
     out,
 )
+from datasites.study.errors import DatasitesError
+
+#: Seconds between two looks into the database of one who waits for a case.
+_LOOKS = 0.1
 
 review = group("Cases: read, approve, reject.")
 study = group("Studies: check a folder; pause, resume, sit out, rejoin or revoke one that runs.")
@@ -50,6 +55,31 @@ def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json"
     for row in rows:
         table.add_row(str(row["case"]), row["study"], row["state"], row["hash"][:12], row["from"], row["note"])
     out.print(table)
+
+
+@review.command("wait")
+def review_wait(
+    home: HomeOption,
+    study_hash: Annotated[str, typer.Argument(help="The study's hash, as its researcher names it.")],
+    seconds: Annotated[float, typer.Option(min=0, help="For so long at most.")] = 600.0,
+) -> None:
+    """Sleep until a study that was submitted can be reviewed; prints its case."""
+    open_site(home)
+    from datasites.hospital.models import Case
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        row = Case.objects.filter(study_hash=study_hash).exclude(state=Case.State.REFUSED).first()
+        if row is not None and row.state != Case.State.INTAKE:
+            print(row.pk)
+            return
+        # What can't be read as a study has no hash but that of its name.
+        refused = Case.objects.filter(state=Case.State.REFUSED, job_name__endswith=f"-{study_hash[:12]}").first()
+        stuck = refused if row is None else row
+        if stuck is not None and stuck.note:
+            raise DatasitesError(f"case {stuck.pk}: was not taken in: {stuck.note}")
+        time.sleep(_LOOKS)
+    raise DatasitesError(f"study {study_hash[:12]}: was not taken in within {seconds:.0f} s")
 
 
 @review.command("show")

@@ -91,9 +91,10 @@ def enter_person(
         person = _unknown_to_the_log(site, name, role, email)
         if person is not None and by:
             raise PersonError(f"person {name}: already entered, and not in the audit log; {_again(person)}")
-        person = person or add_person(name, role, password, email)
-        if password is not None:
-            change_password(name, password, first=first or bool(by))
+        if person is None:
+            person = add_person(name, role, password, email, first=first or bool(by))
+        elif password is not None:
+            change_password(name, password, first=first)
     # The database first: a record that somebody was entered may never stand without them.
     commitment = bind(site.home, person_content(person.name, person.role, person.email))
     told = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
@@ -115,12 +116,12 @@ def _again(person: Person) -> str:
     return f"if they are who they should be, enter them again on the datasite's machine: `{command} --home …`"
 
 
-def add_person(name: str, role: str, password: str | None, email: str = "") -> Person:
+def add_person(name: str, role: str, password: str | None, email: str = "", *, first: bool = False) -> Person:
     """Enter a person with one role into the database; `enter_person` logs it, too.
 
     Without a password they can only sign in with the organisation's own sign-in. A name that is an e-mail address is
-    the person's e-mail too, unless another is given. Raises `PersonError` for a taken name or address, an unknown
-    role, a reviewer without an address, or a weak password.
+    the person's e-mail too, unless another is given. first: see `enter_person`. Raises `PersonError` for a taken name
+    or address, an unknown role, a reviewer without an address, or a weak password.
     """
     if role not in get_args(PersonRole):
         raise PersonError(f"person {name}: role {role!r} is not one of {', '.join(get_args(PersonRole))}")
@@ -137,7 +138,7 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
         if email:
             validate_email(email)
         if password is not None:
-            validate_password(password)
+            validate_password(password, users(username=name, email=email))
     except ValidationError as error:
         raise PersonError(f"person {name}: {' '.join(error.messages)}") from error
     with transaction.atomic():
@@ -149,6 +150,8 @@ def add_person(name: str, role: str, password: str | None, email: str = "") -> P
         user.email = email  # `create_user` keeps the case of the part before the @
         user.save(update_fields=["email"])
         user.groups.add(Group.objects.get_or_create(name=role)[0])
+        if first and password is not None:
+            FirstPassword.objects.create(person=user)
     return Person(name, email, role, active=True)
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from tqdm.auto import tqdm
 
 from datasites.enclave.sandbox import Sandbox
+from datasites.researcher.beforehand import FirstModel, Model
 from datasites.researcher.run import ROUND_TIMEOUT, SETUP_PATIENCE, Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
@@ -121,6 +122,8 @@ class Federation:
         )
         #: By study, over all calls of `wait`: what each message costs is kept for good at both sides (`synclog`).
         self._reminders: dict[str, Repeats] = {}
+        #: By study, of those that were submitted here and have not been run yet.
+        self._first_models: dict[str, FirstModel] = {}
 
     @classmethod
     def create(cls, home: str | Path, *, organisation: str, email: str, store: str) -> Federation:
@@ -177,6 +180,8 @@ class Federation:
 
     def close(self) -> None:
         """Release the store, the journals and the home."""
+        for made in self._first_models.values():
+            made.close()
         try:
             self.mailroom.close()
             self._control.close()
@@ -230,6 +235,8 @@ class Federation:
     def submit(self, study: Study) -> str:
         """Submit the study to every hospital of its cohort; returns the study hash. Safe to repeat.
 
+        The model that it starts from is made meanwhile, and while people review.
+
         Raises `InputError` or `PlanError` for a study that any hospital would refuse, or that names one which isn't
         pinned here, and `SandboxUnavailable` where this machine can't build the study's model, before anything is sent.
 
@@ -254,6 +261,8 @@ class Federation:
                 "roster entry, or mend the name; nothing was sent"
             )
         Sandbox().require()  # the run builds its first model in one
+        if study.hash not in self._first_models and not self._folder(study).exists():
+            self._first_models[study.hash] = FirstModel(study)
         hospitals, files = study.terms.cohort.hospitals, study.package.files
         _for_each("sent the study", hospitals, lambda email: self._control.submit(email, study.job_name, files))
         self._control.sync()
@@ -363,9 +372,17 @@ class Federation:
 
     def _run(self, study: Study, approved: list[str], **patience: float) -> Run:
         return Run(
-            self.identity, self.roster, self.mailroom, self.home / "runs" / study.hash, study, approved,
-            look=lambda: self._approved(study), publish=self._control.put_again, **patience,
+            self.identity, self.roster, self.mailroom, self._folder(study), study, approved,
+            look=lambda: self._approved(study), publish=self._control.put_again,
+            first_model=lambda: self._first_model(study), **patience,
         )  # fmt: skip
+
+    def _folder(self, study: Study) -> Path:
+        return self.home / "runs" / study.hash
+
+    def _first_model(self, study: Study) -> Model:
+        made = self._first_models.pop(study.hash, None)
+        return study.initial_model() if made is None else made.result()
 
     def _approved(self, study: Study) -> list[str]:
         return [email for email, decision in self._decisions(study).items() if decision.state in APPROVED]

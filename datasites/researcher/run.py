@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from datasites.enclave.protocol import Parameter
 from datasites.researcher.asking import who_lacks_keys
+from datasites.researcher.beforehand import Model
 from datasites.researcher.gather import Question, RunError, gather, who_abstained
 from datasites.researcher.record import RUN_FILE, Clock, DeclaredFork, RoundRecord, RunFolder, RunState
 from datasites.researcher.secure_sum import SecureSum, Survivors, Wait
@@ -77,7 +78,7 @@ class Run:
     """One study's run at the researcher. `complete` does it all; `next_round` goes by one round.
 
     approved: hospitals that have approved the study; `look` says it anew while a run goes on. publish: puts our keys
-    where the store has lost them.
+    where the store has lost them. first_model: gives the one to start from, which is made when it is due if left out.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class Run:
         least_patience: float = 5.0,
         look: Callable[[], Iterable[str]] | None = None,
         publish: Callable[[], None] = lambda: None,
+        first_model: Callable[[], Model] | None = None,
     ) -> None:
+        self._first_model = first_model or study.initial_model
         self._roster, self._mailroom, self.study = roster, mailroom, study
         self._approved, self._look, self._looked = tuple(approved), look, time.monotonic()
         self._stale, self._put_keys = False, publish
@@ -209,7 +212,7 @@ class Run:
         self._require_rounds_left()
         started = time.monotonic()
         if self.state.next_round == 1 and not self._files.has_model(1):
-            model, description = self.study.initial_model()
+            model, description = self._first_model()
             self.parameters = description.parameters
             self._files.save_parameters(description.parameters)
             self._files.save_model(1, model, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,13 @@ class Study:
         """What a hospital's static verifier finds in `model.py`; empty when clean. Executes nothing."""
         return verify(self.package.source)
 
-    def worker(self, sandbox: Sandbox | None = None, mock: pd.DataFrame | None = None) -> Worker:
-        """A sandboxed worker on this study, with `mock` rows where given; close it after use.
+    def worker(
+        self,
+        sandbox: Sandbox | None = None,
+        mock: pd.DataFrame | None = None,
+        began: Callable[[Worker], None] | None = None,
+    ) -> Worker:
+        """A sandboxed worker on this study, with `mock` rows where given; close it after use. began: `Worker.start`.
 
         Raises `WorkerError` or `SandboxUnavailable`.
         """
@@ -66,6 +72,7 @@ class Study:
             config=self.terms.model,
             data_model=self.package.data_model,
             data={} if mock is None else {"mock": Partition.of_mock(self.package.data_model, mock)},
+            began=began,
         )
 
     def plan(self) -> StudyPlan:
@@ -87,7 +94,9 @@ class Study:
                 ring=gradient_ring(self.terms, worker.description.count),
             )
 
-    def initial_model(self, sandbox: Sandbox | None = None) -> tuple[npt.NDArray[np.float32], Description]:
+    def initial_model(
+        self, sandbox: Sandbox | None = None, began: Callable[[Worker], None] | None = None
+    ) -> tuple[npt.NDArray[np.float32], Description]:
         """What `build_model` starts from, float32 (d,), and its tensors in flattening order."""
-        with self.worker(sandbox) as worker:
+        with self.worker(sandbox, began=began) as worker:
             return worker.initial_parameters(), worker.description

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.contrib.auth import get_user_model
+from django.contrib.auth import base_user, get_user_model, models
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Group
 
 from datasites.hospital import agreements as entering
@@ -20,7 +21,15 @@ from datasites.hospital.doctor import examine
 from datasites.hospital.entered_log import EntryRefused, pinned_by_hand, tell
 from datasites.hospital.models import Case, PartyProposal, Proposal
 from datasites.hospital.parties import pin_party, propose_party, revoke_party, withdraw_party
-from datasites.hospital.people import FIRST_ADMIN, PersonError, add_person, enter_first_admin, enter_person, identify
+from datasites.hospital.people import (
+    FIRST_ADMIN,
+    PersonError,
+    add_person,
+    enter_first_admin,
+    enter_person,
+    identify,
+    must_change,
+)
 from datasites.hospital.population import accepted_delta
 from datasites.hospital.proposals import confirm, propose_delta, withdraw
 from datasites.hospital.review import ReviewError
@@ -400,6 +409,20 @@ def test_an_admin_of_a_version_that_did_not_log_them_is_entered_again_by_the_com
         enter_person(desk.site, FIRST_ADMIN, "admin", "another quite long phrase", by="eve")
     enter_person(desk.site, FIRST_ADMIN, "admin", "another quite long phrase")
     assert identify(FIRST_ADMIN, "another quite long phrase").role == "admin"
+
+
+def test_a_new_persons_password_is_hashed_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    hashed: list[str] = []
+
+    def counted(password: str) -> str:
+        hashed.append(password)
+        return make_password(password)
+
+    for module in (base_user, models):
+        monkeypatch.setattr(module, "make_password", counted)
+    enter_person(desk.site, "gil", "auditor", PASSWORD, by="eve")
+    assert hashed == [PASSWORD]
+    assert must_change(get_user_model().objects.get(username="gil"))
 
 
 @pytest.mark.parametrize("by", ["eve", ""], ids=["an admin", "the command line"])

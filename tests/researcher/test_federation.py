@@ -11,6 +11,7 @@ import pytest
 from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.privacy.plan import PlanError
 from datasites.researcher import Federation, Study
+from datasites.researcher.beforehand import FirstModel
 from datasites.researcher.federation import Incomplete, NotApproved
 from datasites.researcher.run import Run
 from datasites.study import letters
@@ -81,6 +82,12 @@ def test_a_folder_that_is_made_is_spoken_of(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         create(tmp_path / "home", tmp_path / "store").close()
     assert "is the share mounted?" in caplog.text
+
+
+@pytest.fixture(autouse=True)
+def no_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No submission starts a worker here; `test_beforehand` is about what one makes."""
+    monkeypatch.setattr(FirstModel, "_make", lambda self: None)
 
 
 @pytest.fixture
