@@ -46,7 +46,8 @@ STAYS = {"serve"}
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[str]:
     """Names of all commands, as a person types them."""
-    for name, one in (group or get_command(app)).commands.items():
+    within: Any = group or get_command(app)
+    for name, one in within.commands.items():
         yield from commands(one, (*path, name)) if hasattr(one, "commands") else [" ".join((*path, name))]
 
 
