@@ -11,11 +11,27 @@ from typing import Any
 import pytest
 
 from datasites.hospital import admission, cases, compliance, ledger, review
-from datasites.hospital.cases import OpenCase
+from datasites.hospital.case_view import view_case
+from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from datasites.privacy import accountant
+from tests.hospital.test_compliance import manifest_of
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+
+#: What the accountant is asked for.
+PRICING = ("epsilon_pld", "epsilon_rdp", "divergence")
+
+
+def count(monkeypatch: pytest.MonkeyPatch, done: Counter[str], room: Any, name: str) -> None:
+    """Count calls of a function."""
+    real = getattr(room, name)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        done[name] += 1
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(room, name, counted)
 
 
 @pytest.fixture
@@ -88,20 +104,34 @@ def test_a_case_is_opened_priced_and_decided_once_for_an_approval(
 ) -> None:
     desk.agree()
     person, done = desk.login("ann"), Counter[str]()
-
-    def count(room: Any, name: str) -> None:
-        real = getattr(room, name)
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            done[name] += 1
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(room, name, counted)
-
-    count(review, "open_case")
-    count(compliance, "_ask")
-    count(ledger, "accounts_of")
-    for name in ("epsilon_pld", "epsilon_rdp", "divergence"):
-        count(accountant, name)
+    count(monkeypatch, done, review, "open_case")
+    count(monkeypatch, done, compliance, "_ask")
+    count(monkeypatch, done, ledger, "accounts_of")
+    for name in PRICING:
+        count(monkeypatch, done, accountant, name)
     review.approve(desk.site, desk.row.pk, person, "read it", desk.row.approval_hash)
     assert done == {"open_case": 1, "_ask": 1, "accounts_of": 1}, "what it costs was priced when it was examined"
+
+
+def test_rounds_are_gated_and_shown_by_what_was_priced_when_the_study_was_examined(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that no round waits for the accountant's library."""
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    site, done = desk.site, Counter[str]()
+    for name in PRICING:
+        count(monkeypatch, done, accountant, name)
+    case = open_case(site.home, Case.objects.get(pk=desk.row.pk))
+    for number in range(1, case.study.rounds + 2):
+        manifest = manifest_of(case, number)
+        compliance._budget(case, manifest)
+        ledger.charge(site, case.dataset, case.row.study_hash, number, case.round_asked(manifest))
+        ledger.state(case.dataset)
+    view = view_case(site.home, case.row)
+    assert view.examined is not None
+    assert view.examined.privacy
+    ledger.study_charged(case.dataset, case.row.study_hash, case.priced_delta)
+    assert not done
