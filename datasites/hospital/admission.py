@@ -16,7 +16,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
 from django.db.models import Q
@@ -55,8 +55,10 @@ from datasites.study.manifest import MOST_STEPS
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import RingRefused
 from datasites.study.schema import DataModel, SchemaError
-from datasites.transport.store import StoreError
-from datasites.transport.syft import SubmittedJob
+from datasites.transport.store_errors import StoreError
+
+if TYPE_CHECKING:
+    from datasites.transport.syft import SubmittedJob
 
 log = logging.getLogger(__name__)
 

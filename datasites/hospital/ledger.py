@@ -31,10 +31,11 @@ unseen: an open study whose rounds no anchor knows any more, and studies that th
 over a difference, and a home counts as new only while database, log and journals know of no budget but those that are
 being opened (`openings`), so that starting the service, however often, makes nothing good. Rounds that had not left are
 closed by the settlement, no round of a study that was charged in full runs again, charged before or not, and a study
-with a round that anybody knows gets no new journal: so nothing leaves twice under one charge. (5) Lines name the
-population and no dataset; caps, order, split key and patient column are lines of the same log, so the database can't
-widen them, and `datasite.toml` can only narrow. (6) Lines of an older version have no amounts in the log; while a study
-has such lines and no others, nothing is reserved or charged, so that no spending begins at zero.
+with a round that anybody knows gets no new journal: so nothing leaves twice under one charge. What a mechanism diverges
+by is a kept figure of the accountant (`figures`), bound as strongly as the lines are. (5) Lines name the population and
+no dataset; caps, order, split key and patient column are lines of the same log, so the database can't widen them, and
+`datasite.toml` can only narrow. (6) Lines of an older version have no amounts in the log; while a study has such lines
+and no others, nothing is reserved or charged, so that no spending begins at zero.
 
 Assumptions: the anchors survive a restore or are missing after it (they are kept out of backups, as the guide says),
 and nobody forges one; the audit log is not rewritten with the hospital's key; the disk keeps what it acknowledged;

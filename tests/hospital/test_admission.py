@@ -5,24 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from datasites.cli import app
-from datasites.hospital import admission, cases, compliance, ledger, review
+from datasites.hospital import admission, compliance, ledger, review
 from datasites.hospital import records as encoded
-from datasites.hospital.cases import OpenCase, open_case, stage_records
+from datasites.hospital.cases import open_case, stage_records
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Review
 from datasites.hospital.reading import TableReader
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
-from datasites.privacy import accountant
 from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
@@ -198,92 +194,3 @@ def test_more_rows_than_the_columns_leave_room_for_are_not_prepared(
     home = desk.site.home
     with TableReader(home) as reader, pytest.raises(InputError, match="rows of .* are more than 2424 numbers"):
         stage_records(home, reader, open_case(home, desk.row).package, home.dataset("heart"))
-
-
-@pytest.fixture
-def rehearsals(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:  # noqa: F811
-    """Of which cases a rehearsal was held; each passes. Table and mock are as before after the test."""
-    held: list[int] = []
-
-    def passed(home: Home, case: OpenCase, *_: Any) -> dict[str, object]:
-        held.append(case.row.pk)
-        return {"outcome": "passed", "ticks": 20, "parameters": 9}
-
-    monkeypatch.setattr(admission, "_rehearse", passed)
-    files = [desk.site.home.root / "data" / name for name in ("table.csv", "mock.csv")]
-    before = {path: path.read_bytes() for path in files}
-    yield held
-    for path, content in before.items():
-        path.write_bytes(content)
-
-
-def _without_last_line(path: Path) -> None:
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-
-
-def test_a_rehearsal_that_passed_is_not_held_again_and_shows_nothing_of_the_table(
-    desk: Desk,  # noqa: F811
-    rehearsals: list[int],
-) -> None:
-    """Else how long an examination takes would tell whether a patient has left the table (I16)."""
-    shown, approved_as = desk.row.rehearsal, desk.row.approval_hash
-    row = admission.recheck(desk.site, desk.row.pk)
-    assert (row.state, row.rehearsal, row.approval_hash) == (Case.State.REVIEW, shown, approved_as)
-    _without_last_line(desk.site.home.root / "data/table.csv")
-    row = admission.recheck(desk.site, desk.row.pk)
-    assert (row.state, row.rehearsal) == (Case.State.REVIEW, shown)
-    assert row.approval_hash != approved_as, "it is of other records"
-    assert rehearsals == []
-
-
-@pytest.mark.parametrize("other", ["mock", "limits", "declared", "seconds", "dependencies", "machine", "failed"])
-def test_a_rehearsal_of_anything_else_is_held_again(
-    desk: Desk,  # noqa: F811
-    rehearsals: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    other: str,
-) -> None:
-    site, home = desk.site, desk.site.home
-    settings = home.settings
-    if other == "mock":
-        _without_last_line(home.root / "data/mock.csv")
-    elif other == "limits":
-        settings = settings.model_copy(update={"sandbox": settings.sandbox.model_copy(update={"threads": 2})})
-    elif other == "declared":
-        datasets = tuple(one.model_copy(update={"declared_records": 400}) for one in settings.datasets)
-        settings = settings.model_copy(update={"datasets": datasets})
-    elif other == "seconds":
-        settings = settings.model_copy(update={"round_seconds": 1.0})
-    elif other == "dependencies":
-        monkeypatch.setattr(cases, "dependencies", lambda: {"torch": "another"})
-    elif other == "machine":
-        monkeypatch.setattr(admission.os, "cpu_count", lambda: 999)
-    else:
-        Case.objects.filter(pk=desk.row.pk).update(rehearsal={**desk.row.rehearsal, "outcome": "failed"})
-    admission.recheck(dataclasses.replace(site, home=dataclasses.replace(home, settings=settings)), desk.row.pk)
-    assert rehearsals == [desk.row.pk]
-
-
-def test_a_case_is_opened_priced_and_decided_once_for_an_approval(
-    desk: Desk,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    desk.agree()
-    person, done = desk.login("ann"), Counter[str]()
-
-    def count(room: Any, name: str) -> None:
-        real = getattr(room, name)
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            done[name] += 1
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(room, name, counted)
-
-    count(review, "open_case")
-    count(compliance, "_ask")
-    count(ledger, "accounts_of")
-    for name in ("epsilon_pld", "epsilon_rdp", "divergence"):
-        count(accountant, name)
-    review.approve(desk.site, desk.row.pk, person, "read it", desk.row.approval_hash)
-    assert done == {"open_case": 1, "_ask": 1, "accounts_of": 1}, "what it costs was priced when it was examined"
