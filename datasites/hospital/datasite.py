@@ -143,6 +143,8 @@ class Datasite:
             finally:
                 self._site.audit.append("ended")
         finally:
+            for run in self._runs.values():
+                run.close()  # all of them end at once
             self._submissions.close()
             for run in self._runs.values():
                 run.close(wait=True)
