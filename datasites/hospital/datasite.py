@@ -1,8 +1,8 @@
 """The datasite's service: one process that takes submissions in, records decisions in syft, and runs approved studies.
 
 One per home folder, held by a lock. The loop syncs syft at its own slow pace, sooner where something came for it, lets
-each running study do what it can, and then sleeps until a letter comes. People act through the database (`review`), which the loop reads again each turn;
-it imports no torch and runs no submitted code.
+each running study do what it can, and then sleeps until a letter comes. People act through the database (`review`),
+which the loop reads again each turn; it imports no torch and runs no submitted code.
 
 What goes wrong with one study, one party or one submission is written down and stays there; the others go on. A
 database or a store that is away is waited out, whenever that happens (`outages`): nothing is lost, and nothing is
