@@ -9,6 +9,7 @@ DIR/result.json and DIR/model.safetensors.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -292,4 +293,6 @@ def summarise(result: dict, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # else the interpreter's end looks through all that was imported
+    sys.exit(code)

@@ -9,6 +9,7 @@ after that.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -170,4 +171,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # else the interpreter's end looks through all that was imported
+    sys.exit(code)

@@ -1,8 +1,8 @@
 """The datasite's service: one process that takes submissions in, records decisions in syft, and runs approved studies.
 
-One per home folder, held by a lock. The loop syncs syft at its own slow pace, lets each running study do what it can,
-and then sleeps until a letter comes. People act through the database (`review`), which the loop reads again each turn;
-it imports no torch and runs no submitted code.
+One per home folder, held by a lock. The loop syncs syft at its own slow pace, sooner where something came for it, lets
+each running study do what it can, and then sleeps until a letter comes. People act through the database (`review`),
+which the loop reads again each turn; it imports no torch and runs no submitted code.
 
 What goes wrong with one study, one party or one submission is written down and stays there; the others go on. A
 database or a store that is away is waited out, whenever that happens (`outages`): nothing is lost, and nothing is
@@ -60,11 +60,13 @@ from datasites.study.errors import InputError
 from datasites.study.identity import Roster
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.repeats import Posted
-from datasites.transport.store import WHOLE_STORE, StoreError
+from datasites.transport.store import WHOLE_STORE, Snapshot, StoreError
 from policies.engine import Engine
 
 #: Seconds for which a study rests after an error that nobody foresaw, doubled each time up to the second figure.
 REST, LONGEST_REST = 2.0, 120.0
+#: The part of the pace of syncs after which one may follow early.
+SOONEST = 0.25
 #: Steps of one study before the next has its turn.
 STEPS_PER_TURN = 4
 #: Seconds for which the account of a study that was closed is put again where the store loses it.
@@ -110,7 +112,7 @@ class Datasite:
         self._farewells: dict[int, tuple[Correspondence, float]] = {}
         self._noted: set[tuple[str, str]] = set()
         self._roster_read = 0.0
-        self._next_sync = 0.0
+        self._synced = self._next_sync = 0.0
         self._inbox_read = False
         self._submissions = Submissions(site)
         self._outages = Outages()
@@ -143,6 +145,8 @@ class Datasite:
             finally:
                 self._site.audit.append("ended")
         finally:
+            for run in self._runs.values():
+                run.close()  # all of them end at once
             self._submissions.close()
             for run in self._runs.values():
                 run.close(wait=True)
@@ -161,7 +165,8 @@ class Datasite:
                 self._record_decisions()
                 self._destroy_what_ended()
                 self._inbox_read = False
-                self._next_sync = time.monotonic() + self._home.settings.control_seconds
+                self._synced = time.monotonic()
+                self._next_sync = self._synced + self._home.settings.control_seconds
             self._follow_cases()
             self._outages.over(name_of(self._home))
             # Taken before looking, so that what comes in between ends the sleep at once.
@@ -179,8 +184,8 @@ class Datasite:
                 awake = [run.wakes_at for run in runs] + [run.looks_at for run in runs]
                 wakes = [moment for moment in (*awake, self._mailroom.looks_again_at) if moment is not None]
                 left = min([max(self._next_sync, time.monotonic() + 0.05), *wakes]) - time.monotonic()
-                if left > 0:
-                    self._store.wait(folders, left, stop, since=before)
+                if left > 0 and self._store.wait(folders, left, stop, since=before):
+                    self._sync_soon(before)
         except OUTAGES as error:
             service = outage_of(self._home, error)
             assert service is not None
@@ -189,6 +194,16 @@ class Datasite:
             self._outages.wait(*service, stop)
         else:
             self._outages.over()
+
+    def _sync_soon(self, before: Snapshot) -> None:
+        """Sync early where something for syft came into the store meanwhile, so that nobody waits for the slow pace.
+
+        Not sooner than `SOONEST` of it after the last one, whatever others lay there.
+        """
+        folders = self._control.folders()
+        if self._store.snapshot(folders) != {folder: before.get(folder, ()) for folder in folders}:
+            soonest = self._synced + SOONEST * self._home.settings.control_seconds
+            self._next_sync = min(self._next_sync, soonest)
 
     def _run_studies(self, stop: threading.Event) -> tuple[bool, Exception | None]:
         """Let each study do what it can; whether one did anything, and the store's failure, if it failed for one.

@@ -29,6 +29,7 @@ from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
 from datasites.hospital.failures import MOST, Failures
+from datasites.hospital.halt import Halt
 from datasites.hospital.machine import Machine
 from datasites.hospital.outages import RETRY, away
 from datasites.hospital.round_keys import RoundKeys
@@ -66,7 +67,7 @@ class RowWork:
         self._records = ""
         self._starting: Future[None] | None = None
         self._revived = False
-        self._closing = threading.Event()
+        self._closing, self._halt = threading.Event(), Halt()
 
     def begin(
         self,
@@ -116,11 +117,12 @@ class RowWork:
             self._revived = True
 
     def close(self, *, wait: bool = False) -> None:
-        """End the worker, in whatever it does; the thread ends by itself, with a worker that it was just starting.
+        """End the worker, in whatever it does, also while it starts; the thread ends by itself.
 
         wait: until it has. Else nobody waits, since how long that takes may depend on rows.
         """
         self._closing.set()
+        self._halt.now()
         if self._worker is not None:
             self._worker.kill(wait=wait)
         self._thread.shutdown(wait=wait, cancel_futures=True)
@@ -157,7 +159,8 @@ class RowWork:
             # Who was put back and left out again meanwhile may be among them: known to be left out is who stayed so.
             gone &= withdrawn(self._home, case.dataset.name)
             self._records = records_commitment(self._home, case, rows)
-            self._worker = start_worker(self._template, case, rows, self._home.settings.round_seconds)
+            seconds = self._home.settings.round_seconds
+            self._worker = start_worker(self._template, case, rows, seconds, self._halt.watch)
             self._withdrawn = gone
         self._require_open()
         return self._worker
@@ -171,7 +174,7 @@ class RowWork:
             except DATABASE_AWAY as error:
                 log.warning("%s; waiting", away(name_of(self._home), reason_of(self._home, error)))
                 let_go()
-                time.sleep(RETRY)
+                self._closing.wait(RETRY)
 
     def _compute(
         self,

@@ -165,7 +165,7 @@ class RealHospital:
         from datasites.hospital import epochs, row_work
 
         connections.close_all()
-        row_work.start_worker = lambda _, __, rows, ___: PlainWorker(rows)  # type: ignore[assignment,misc]
+        row_work.start_worker = lambda _, __, rows, *___: PlainWorker(rows)  # type: ignore[assignment,misc]
         epochs.PEER_PATIENCE = PEER_PATIENCE
 
     def _approve(self, features: list[str]) -> None:

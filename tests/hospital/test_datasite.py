@@ -51,6 +51,24 @@ def turn(service: Datasite) -> None:
     service._turn(stop)
 
 
+@pytest.mark.parametrize(("folder", "early"), [("p2p", True), ("mail", False)])
+def test_what_comes_for_syft_is_not_kept_waiting_for_the_next_sync(
+    service: Datasite, monkeypatch: pytest.MonkeyPatch, folder: str, early: bool
+) -> None:
+    """But a flood of it makes no more than four syncs of one."""
+    (control,) = [name for name in service._control.folders() if name.startswith("p2p/")]
+    monkeypatch.setattr(service, "_folders", lambda: [control, "mail"])
+
+    def wait(folders: list[str], *_: object, **__: object) -> bool:
+        service._store.put(f"{control if folder == 'p2p' else folder}/something", b"new")
+        return True
+
+    monkeypatch.setattr(service._store, "wait", wait)
+    turn(service)
+    pace = service._home.settings.control_seconds
+    assert service._next_sync == service._synced + (pace / 4 if early else pace)
+
+
 def contained(service: Datasite, what: str) -> list[str]:
     found = [r.fields for r in records(service._home.audit) if r.kind == "contained"]
     return [str(fields["reason"]) for fields in found if str(fields["what"]).startswith(what)]

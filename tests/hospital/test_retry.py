@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasites.enclave.worker import TrainResult, Worker
+from datasites.enclave.worker import TrainResult, Worker, WorkerCrashed
 from datasites.hospital import compliance, ledger, review, rounds, row_work
 from datasites.hospital.cases import open_case
 from datasites.hospital.machine import Machine
@@ -228,9 +228,9 @@ def test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal(
     bound: list[str] = []
     start = row_work.start_worker
 
-    def started(template: Any, case: Any, rows: Any, seconds: float) -> Worker:
+    def started(home: Any, case: Any, rows: Any, *others: Any) -> Worker:
         given.append(sum(len(part.y) for part in rows.values()))
-        return start(template, case, rows, seconds)
+        return start(home, case, rows, *others)
 
     begin = RowWork.begin
 
@@ -279,6 +279,32 @@ def test_a_worker_that_dies_idle_is_followed_by_one_and_no_more_before_the_next_
             work.begin(case, SimpleNamespace(round=round), None, lambda _: keys, frozenset()).result(30)  # type: ignore[arg-type]
     finally:
         work.close(wait=True)
+
+
+@pytest.mark.waits
+def test_the_end_of_a_datasite_waits_for_no_worker_that_is_being_started(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, killed = threading.Event(), threading.Event()
+
+    def start(*given: Any) -> Worker:
+        *_, began = given
+        began(SimpleNamespace(kill=killed.set))
+        begun.set()
+        if not killed.wait(30):
+            pytest.fail("it was waited for")
+        raise WorkerCrashed("it was killed")
+
+    monkeypatch.setattr(row_work, "start_worker", start)
+    monkeypatch.setattr(row_work, "partitions", lambda *_: {})
+    work = RowWork(desk.site.home, Machine())
+    work.start(open_case(desk.site.home, desk.row), 0.0)
+    assert begun.wait(30)
+    work.close(wait=True)
+    assert killed.is_set()
+    assert work._starting is not None
+    assert isinstance(work._starting.exception(0), WorkerCrashed)
 
 
 INPUTS = {"manifest": "a" * 64, "approval": "b" * 64, "records": "c" * 64}

@@ -83,9 +83,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[set[tuple[float, ...]]]:
     seen: list[set[tuple[float, ...]]] = []
     start = row_work.start_worker
 
-    def started(template: Any, case: Any, parts: Any, seconds: float) -> Worker:
+    def started(home: Any, case: Any, parts: Any, *others: Any) -> Worker:
         seen.append({tuple(row) for part in parts.values() for row in part.x.tolist()})
-        return start(template, case, parts, seconds)
+        return start(home, case, parts, *others)
 
     monkeypatch.setattr(row_work, "start_worker", started)
     return seen
