@@ -48,6 +48,7 @@ _WITHDRAWAL = "tests/hospital/test_withdrawal.py"
 _FIGURES, _ONCE = "tests/hospital/test_figures.py", "tests/hospital/test_once.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
+_APART, _LOADS = "tests/hospital/test_apart.py", "tests/hospital/test_what_a_service_loads.py"
 _REVIEW, _ATTACKS = "tests/hospital/test_review.py", "tests/hospital/console/test_attacks.py"
 
 MUTATIONS = (
@@ -1217,6 +1218,34 @@ MUTATIONS = (
         "            1 - fewer / more,\n",
         "            1.0,\n",
         ("tests/hospital/test_plausible.py::test_an_answer_to_few_patients_is_none_to_far_fewer",),
+    ),
+    Mutation(
+        "reading: an answer of any length is taken",
+        "datasites/hospital/apart.py",
+        "            if size > self._memory:\n",
+        "            if False:\n",
+        (f"{_APART}::test_an_answer_that_is_none_is_refused",),
+    ),
+    Mutation(
+        "reading: the process that parses a file is not confined",
+        "datasites/hospital/apart_inside.py",
+        "    confine(Limits.model_validate_json(limits))\n",
+        "    Limits.model_validate_json(limits), confine\n",
+        (f"{_APART}::test_it_sees_no_home_no_network_and_no_descriptor",),
+    ),
+    Mutation(
+        "reading: words that a library raised are told",
+        "datasites/hospital/apart_inside.py",
+        "    except DatasitesError as error:\n",
+        "    except (DatasitesError, LookupError) as error:\n",
+        (f"{_APART}::test_a_table_that_breaks_its_reader_is_named_with_a_remedy",),
+    ),
+    Mutation(
+        "reading: the service reads a table itself",
+        "datasites/hospital/readiness.py",
+        "from datasites.hospital.reading import TableReader\n",
+        "from datasites.hospital.reading import TableReader\nfrom datasites.hospital.tables import read_table\n",
+        (f"{_LOADS}::test_only_readers_import_what_reads_tables",),
     ),
     Mutation(
         "source: a table that was changed since is the one that was read",

@@ -30,8 +30,10 @@ from pydantic import ValidationError
 import datasites.hospital
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.hospital.frames import CHUNK, END, READY, BadFrame, Failed, Numbers, framed, unpacked
+from datasites.privacy.plan import PlanError
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError
+from datasites.study.rounds import RingRefused
 from datasites.study.schema import SchemaError
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ _BEGIN = (
 
 
 #: Errors of ours that mean something else than that a file is not what it must be.
-_KINDS = {"SchemaError": SchemaError}
+_KINDS = {kind.__name__: kind for kind in (SchemaError, PlanError, RingRefused)}
 Reply = TypeVar("Reply", bound=Agreed)
 
 
@@ -60,8 +62,12 @@ class ApartFailed(InputError):
 class Apart:
     """One such process, for the thread that starts it; raises `ApartFailed`, or `SandboxUnavailable` at the start."""
 
-    def __init__(self, config: SandboxConfig, room: str, *options: str) -> None:
-        """Start it with one module of this room, which answers; options are its own."""
+    def __init__(self, config: SandboxConfig, room: str, *options: str, remedy: str) -> None:
+        """Start it with one module of this room, which answers; options are its own.
+
+        remedy: what to do about what it can't work on, in words that errors say.
+        """
+        self._remedy = remedy
         self._sandbox = Sandbox(config.model_copy(update={"devices": ()}))
         self._memory = config.limits.memory
         limits = self._sandbox.limits.model_copy(
@@ -127,8 +133,8 @@ class Apart:
         except TimeoutError:
             self.close()
             raise ApartFailed(
-                f"{what}: the process that works on it gave no answer in {_TO_ANSWER:.0f} s, and was ended; make the "
-                "file smaller, or try again when this machine has less to do"
+                f"{what}: the process that works on it gave no answer in {_TO_ANSWER:.0f} s, and was ended; "
+                f"{self._remedy}, or try again when this machine has less to do"
             ) from None
         except (EOFError, ConnectionResetError):
             raise self._ended(what) from None
@@ -137,8 +143,8 @@ class Apart:
         """What is raised where its answer is none; it is ended."""
         self.close()
         return ApartFailed(
-            f"{what}: the process that works on it answered what nobody can use ({how}), and was ended; try again, "
-            "and look whether somebody has changed the file or this installation"
+            f"{what}: the process that works on it answered what nobody can use ({how}), and was ended; "
+            f"{self._remedy}, or look whether this installation was changed"
         )
 
     def kill(self) -> None:
@@ -173,13 +179,13 @@ class Apart:
         if failed.failure == "memory":
             self.close()
             return ApartFailed(
-                f"{what}: needs more than the {self._memory} bytes of memory that a process may have here; make the "
-                "file smaller, or raise `memory` under [sandbox.limits] in datasite.toml"
+                f"{what}: needs more than the {self._memory} bytes of memory that a process may have here; "
+                f"{self._remedy}, or raise `memory` under [sandbox.limits] in datasite.toml"
             )
         log.error("%s, in a process apart\n%s", failed.error, failed.where)
         return ApartFailed(
-            f"{what}: an unexpected {failed.error} where it is worked on; mend the file and try again; the service's "
-            "log says where it arose"
+            f"{what}: an unexpected {failed.error} where it is worked on; {self._remedy}; the service's log says "
+            "where it arose"
         )
 
     def _ended(self, what: str) -> ApartFailed:
@@ -187,11 +193,10 @@ class Apart:
         code = self._process.wait()
         number = -code if code < 0 else code - 128 if code > 128 else 0
         if number == signal.SIGKILL:
-            how = "was killed"
-            remedy = "as by a machine without memory left: free some, or make the file smaller, and try again"
+            how, remedy = "was killed", f"as by a machine without memory left: free some, or {self._remedy}"
         else:
             how = f"ended with {signal.Signals(number).name if number in set(signal.Signals) else f'exit code {code}'}"
-            remedy = "the file is none that can be read here: export it anew, as CSV, and try again"
+            remedy = self._remedy
         return ApartFailed(f"{what}: the process that works on it {how} before it had answered; {remedy}")
 
     def _write(self, data: bytes | memoryview, deadline: float) -> None:
@@ -224,8 +229,6 @@ def _wait(selector: selectors.BaseSelector, deadline: float) -> None:
 
 
 def _chunks(content: BinaryIO | None) -> Iterator[bytes]:
-    if content is None:
-        return
-    while chunk := content.read(CHUNK):
+    while content is not None and (chunk := content.read(CHUNK)):
         yield framed(chunk)
     yield framed(END)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from datasites.hospital import ledger
+from datasites.hospital.accounting import PricesApart, calibrated
 from datasites.hospital.config import DatasetSettings
+from datasites.hospital.database import this_home
 from datasites.hospital.models import Case, LedgerEntry
 from datasites.hospital.population import caps_of
 from datasites.privacy.events import Charge, Event, charge_of, counts
-from datasites.privacy.plan import PrivacyPlan
-from datasites.privacy.pricing import Prices
 
 POINTS = 60
 
@@ -110,19 +110,17 @@ class Book:
         (a `ValueError`) for terms that no noise can meet.
         """
         dataset, caps = self.dataset, caps_of(self.dataset)
-        plan = PrivacyPlan.calibrate(
+        plan = calibrated(
+            this_home(),
             min(epsilon, dataset.study_epsilon),
             caps.delta,
-            clip=1.0,
             sampling_rate=min(rate, dataset.max_sampling_rate),
             rounds=rounds,
-            steps_per_round=steps,
-            mode="local",
-            honest=None,
+            steps=steps,
         )
         # Nobody has asked for such a study, so its price is not kept.
         asked = {"training": ledger.Asked(plan.event(), plan.local_event())}
-        after = ledger.Reading.of(dataset, Prices()).after(asked)["training"]
+        after = ledger.Reading.of(dataset, PricesApart(this_home())).after(asked)["training"]
         return WhatIf(noise_multiplier=plan.noise_multiplier, after=after, cap=caps.epsilon, fits=after <= caps.epsilon)
 
     def _epsilon(self, mechanisms: Counter[Charge]) -> float:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datasites.enclave.verifier import RULESET
+from datasites.hospital.accounting import plans_of
 from datasites.hospital.answers import require_answered
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.database import this_home
 from datasites.hospital.figures import kept_prices
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
 from datasites.hospital.ledger import PARTITIONS, Asked, Measure
@@ -34,7 +36,7 @@ from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
 from datasites.privacy.events import Event, compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
-from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, plan_of, priced_delta
+from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, priced_delta
 from datasites.study.durable import move_durably, write_durably
 from datasites.study.errors import InputError
 from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, Study
@@ -233,7 +235,8 @@ def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = Fals
     allowed one; noise is calibrated here and never read from the study. In distributed mode (I17) the study's terms
     must lie within these limits as they are.
     """
-    made = plan_of(study, limits_of(dataset, both_sides=both_sides))
+    limits = limits_of(dataset, both_sides=both_sides)
+    made = StudyPlan.of(study, limits, *plans_of(this_home(), study, limits), kept_prices())
     patients = dataset.declared_patients * dataset.held_out
     for kind in evaluation_kinds(study):
         ring = counts_ring(study, kind)

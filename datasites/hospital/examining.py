@@ -1,10 +1,11 @@
 """One examination at a time in a home, in whatever thread or process.
 
-An examination holds the hospital's table in this process's memory, up to `cases.MOST_CELLS` encoded numbers beside it,
-and a worker. **Claim.** However many submissions come in and however often people examine cases again, that is held
-once. A submission waits for its turn; a person is told at once what is at work, and by how many submissions one can be
-kept waiting is bounded (`undecided_per_researcher`). Two populations are compared one after the other, too
-(`patients`). Assumes `flock` on the home's disk; a process that ends lets go.
+An examination holds the text of the hospital's table in this process's memory, up to `records.MOST_CELLS` encoded
+numbers beside it, a process that reads the table (`reading`), and then a worker. **Claim.** However many submissions
+come in and however often people examine cases again, that is held once. A submission waits for its turn; a person is
+told at once what is at work, and by how many submissions one can be kept waiting is bounded
+(`undecided_per_researcher`). Two populations are compared one after the other, too (`patients`). Assumes `flock` on
+the home's disk; a process that ends lets go.
 """
 
 from __future__ import annotations

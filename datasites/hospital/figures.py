@@ -28,20 +28,20 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from datasites.hospital.accounting import PricesApart
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.database import this_home
 from datasites.privacy import pricing
 from datasites.privacy.events import Charge, Event, in_order
-from datasites.privacy.pricing import Prices
 from datasites.study.canonical import canonical_json, sha256_hex
 
 
-class KeptPrices(Prices):
+class KeptPrices(PricesApart):
     """The accountant's prices, each worked out once in this home."""
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        super().__init__(home)
         self._seen: dict[bytes, float] = {}
 
     def pld(self, events: Iterable[Event], delta: float) -> float:

@@ -1,6 +1,6 @@
 """What goes over the pipe of a process apart (`apart`), at both ends: a message in JSON, and arrays of numbers.
 
-A request is a length and JSON, after which a file's content may follow in pieces, each with its length, up to an empty
+A request is a length and JSON, after which a file's content follows in pieces, each with its length, up to an empty
 one. A reply is a length and one `safetensors` file, whose tensor `message` is JSON: no object of it runs code on
 reading, and none is larger than the bytes that came.
 """

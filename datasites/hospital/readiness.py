@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasites.hospital.accounting import PricesApart
 from datasites.hospital.answers import answer, named, unanswered
 from datasites.hospital.cases import site_plan
 from datasites.hospital.config import Home
@@ -14,7 +15,6 @@ from datasites.hospital.population import charges_both_sides
 from datasites.hospital.reading import TableReader
 from datasites.hospital.reading_messages import Seen
 from datasites.hospital.site import Site
-from datasites.privacy.pricing import Prices
 from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
 
@@ -90,7 +90,7 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
     mapping, seen = _look(home, name, model)
     both_sides = charges_both_sides(dataset.population, mapping.patient or "")
     plan = site_plan(package.study, dataset, both_sides=both_sides).training
-    delta = package.study.privacy.delta
+    delta, prices = package.study.privacy.delta, PricesApart(home)
     return Readiness(
         read=seen.rows,
         empty=seen.empty,
@@ -99,8 +99,8 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
         has_patient_column=mapping.patient is not None,
         patients=seen.patients,
         most_records=seen.most_records,
-        epsilon=Prices().pld([plan.event()], delta),
-        epsilon_by_record=Prices().pld([plan.event_if_records_were_patients(seen.most_records)], delta),
+        epsilon=prices.pld([plan.event()], delta),
+        epsilon_by_record=prices.pld([plan.event_if_records_were_patients(seen.most_records)], delta),
         delta=delta,
         surplus=dataset.surplus_in_words(seen.kept),
         declared=dataset.declared_patients,

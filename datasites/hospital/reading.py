@@ -19,8 +19,8 @@ from typing import Self
 
 import numpy as np
 
-from datasites.hospital import records
-from datasites.hospital.apart import Apart, ApartFailed, Reply
+from datasites.hospital import apart, records
+from datasites.hospital.apart import ApartFailed, Reply
 from datasites.hospital.cells import readable
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.frames import BadFrame, Numbers, texts_unpacked
@@ -29,6 +29,8 @@ from datasites.hospital.reading_messages import Cells, MockSeen, ReadMock, ReadT
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 from datasites.study.schema import DataModel
+
+_REMEDY = "make the file smaller, or export it anew as CSV"
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class TableReader:
         self._killed = False
         self._apart = self._begun()
 
-    def _begun(self) -> Apart | DatasitesError:
+    def _begun(self) -> apart.Apart | DatasitesError:
         try:
-            return Apart(self._home.settings.sandbox, "reading_inside", *self._formats)
+            return apart.Apart(self._home.settings.sandbox, "reading_inside", *self._formats, remedy=_REMEDY)
         except DatasitesError as error:
             return error
 
@@ -138,7 +140,7 @@ class TableReader:
             return self._started.ask(str(path), request, reply, content)
 
     @property
-    def _started(self) -> Apart:
+    def _started(self) -> apart.Apart:
         if not isinstance(self._apart, DatasitesError) and not self._apart.alive:
             # What ended the one before was another table, or the end of the service.
             self._apart = ApartFailed("the datasite ends, and reads no table") if self._killed else self._begun()

@@ -30,14 +30,15 @@ claimed: of a worker that is started anew after a crash, within a round or once 
 the rows doesn't show; while people withdraw again and again within one span, that a round begins: its letter waits for
 the last of them.
 
-The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows from
-declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the next
-whole tick. The lists of patients that are read beside it (`patients`) are allowed for by what all datasets of the
-hospital declare. Not claimed: of lists that hold more, that their reading doesn't show. Everybody who was ever kept
-stays on them, so they grow with each export in which rows were written anew, beyond it after some ten of the whole
-table; and a population that no dataset is of any more declares nothing. What keeps the database from others while
-records are kept doesn't grow with them (`patients`). Not claimed: what others on the same machine see of its load; that
-other threads of this process never wait for one call on the table, while it is read or its rows are handed to a worker
+The log, and evidence with it, holds times. So reading the records for a study takes a number of ticks that follows
+from declared figures (`reading_ticks`), before anything is logged or leaves; a table that takes longer shows at the
+next whole tick. The process that reads is started, and has read the mock, before that time begins (`reading`). The
+lists of patients that are read beside it (`patients`) are allowed for by what all datasets of the hospital declare.
+Not claimed: of lists that hold more, that their reading doesn't show. Everybody who was ever kept stays on them, so
+they grow with each export in which rows were written anew, beyond it after some ten of the whole table; and a
+population that no dataset is of any more declares nothing. What keeps the database from others while records are kept
+doesn't grow with them (`patients`). Not claimed: what others on the same machine see of its load; that other threads
+of this process never wait for one call on the table, while it is read or its rows are handed to a worker
 (`submissions`).
 """
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import reading
+from datasites.hospital import apart
 from datasites.hospital.audit import AuditLog, head_file
 from datasites.hospital.bindings import bind, party_content
 from datasites.hospital.config import DatasetSettings, Home
@@ -56,12 +56,12 @@ def one_hash_per_password() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_process_to_read_in() -> Iterator[None]:
-    """Each act has one that then ends (`test_apart`); tests of what is read share theirs, which answers the same."""
+def one_process_to_read_and_one_to_price() -> Iterator[None]:
+    """Each act has its own (`test_apart`); tests of what comes of it share theirs, which answers the same."""
     from tests.hospital.kept_apart import KeptApart
 
     with pytest.MonkeyPatch.context() as patch, KeptApart() as kept:
-        patch.setattr(reading, "Apart", kept.start)
+        patch.setattr(apart, "Apart", kept.start)
         yield
 
 

@@ -23,10 +23,10 @@ class KeptApart:
     def __init__(self) -> None:
         self._kept: dict[tuple[object, ...], Kept] = {}
 
-    def start(self, config: SandboxConfig, room: str, *options: str) -> Apart:
+    def start(self, config: SandboxConfig, room: str, *options: str, remedy: str) -> Apart:
         key = (threading.get_ident(), config, room, options)
         if key not in self._kept or not self._kept[key].alive:
-            self._kept[key] = Kept(config, room, *options)
+            self._kept[key] = Kept(config, room, *options, remedy=remedy)
         return self._kept[key]
 
     def __enter__(self) -> Self:

@@ -14,15 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from datasites.enclave import processes
-from datasites.enclave.confine import MIB, Limits
+from datasites.enclave import confine, processes
 from datasites.enclave.sandbox import SandboxConfig
-from datasites.hospital import apart, reading
+from datasites.hospital import accounting, apart, reading
+from datasites.hospital.accounting_messages import Price, Priced
 from datasites.hospital.apart import Apart, ApartFailed
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.mapping import read_mapping
 from datasites.hospital.reading import Records, TableReader
+from datasites.privacy.events import release
+from datasites.privacy.plan import PlanError
+from datasites.privacy.pricing import Prices
+from datasites.privacy.study_plan import Limits, plan_of
 from datasites.study.errors import DatasitesError, InputError, read_toml
+from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
 from tests.hospital.conftest import HEART
 
@@ -35,7 +40,7 @@ Hostile = Callable[[str], None]
 
 @pytest.fixture(autouse=True)
 def one_process_for_one_act(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "Apart", Apart)
+    monkeypatch.setattr(apart, "Apart", Apart)
 
 
 @pytest.fixture
@@ -157,11 +162,11 @@ def test_it_sees_no_home_no_network_and_no_descriptor(
     [
         (
             "import os; os.abort()",
-            "ended with SIG(ABRT|SEGV) before it had answered; the file is none that can be read",
+            "ended with SIG(ABRT|SEGV) before it had answered; make the file smaller, or export it anew as CSV",
         ),
         ("import os; os._exit(3)", "ended with exit code 3 before it had answered"),
         ("return bytearray(1 << 40)", "needs more than .* bytes of memory .* raise `memory` under .sandbox.limits."),
-        ("raise KeyError('Mrs Smith')", "an unexpected KeyError where it is worked on; mend the file"),
+        ("raise KeyError('Mrs Smith')", "an unexpected KeyError where it is worked on; make the file smaller"),
     ],
 )
 def test_a_table_that_breaks_its_reader_is_named_with_a_remedy(
@@ -225,11 +230,11 @@ def test_an_answer_that_is_none_is_refused(furnished: Home, hostile: Hostile, an
 
 
 def test_memory_is_limited(furnished: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    limited = SandboxConfig(limits=Limits(memory=512 * MIB))
+    limited = SandboxConfig(limits=confine.Limits(memory=512 * confine.MIB))
     large = tmp_path / "table.csv"
     with large.open("wb") as file:
-        file.truncate(768 * MIB)
-    with Apart(limited, "reading_inside") as process, large.open("rb") as content:
+        file.truncate(768 * confine.MIB)
+    with Apart(limited, "reading_inside", remedy="make it smaller") as process, large.open("rb") as content:
         with pytest.raises(ApartFailed, match="needs more than the 536870912 bytes"):
             process.ask("table", reading.ReadMock(file="table.csv"), reading.MockSeen, content)
 
@@ -253,9 +258,37 @@ time.sleep(600)
 
 
 def test_where_none_can_be_started_whoever_asks_is_told(furnished: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object) -> None:
+    def none(*_: object, remedy: str) -> None:
         raise ApartFailed("no process was started to work in: none left; free some")
 
-    monkeypatch.setattr(reading, "Apart", none)
+    monkeypatch.setattr(apart, "Apart", none)
     with TableReader(furnished) as reader, pytest.raises(DatasitesError, match="none left; free some"):
         reader.rows(furnished.dataset("heart"))
+
+
+def test_what_is_priced_apart_is_what_is_priced_here(furnished: Home) -> None:
+    study = StudyPackage.read(HEART / "study").study
+    limits = Limits(2.0, 1e-5, 0.25)
+    here = plan_of(study, limits)
+    assert accounting.plans_of(furnished, study, limits) == (here.training, here.evaluation)
+    apart_, event = accounting.PricesApart(furnished), here.training.event()
+    for prices in (Prices(), apart_):
+        assert prices.pld([event], 1e-5) == here.prices.pld([event], 1e-5)
+        assert prices.rdp([event], 1e-5) == here.prices.rdp([event], 1e-5)
+        assert prices.at_order([event], 16, 1e-5) == here.prices.at_order([event], 16, 1e-5)
+
+
+def test_a_plan_that_nothing_fits_is_refused_as_it_is_here(furnished: Home) -> None:
+    study = StudyPackage.read(HEART / "study").study
+    with pytest.raises(PlanError, match="no noise"):
+        accounting.plans_of(furnished, study, Limits(1e-9, 1e-12, 0.25))
+
+
+def test_an_accountant_that_nobody_asks_again_ends(furnished: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "_LINGERS", 0.1)
+    accountant = accounting._Accountant(furnished.settings.sandbox)
+    what = Price(method="rdp", of=release(1.0), at=1e-5)
+    first = accountant.ask("price", what, Priced)
+    until(lambda: accountant._apart is None)
+    assert accountant.ask("price", what, Priced) == first, "and another is started"
+    until(lambda: accountant._apart is None)

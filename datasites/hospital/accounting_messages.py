@@ -1,0 +1,54 @@
+"""What a datasite and the process that prices for it say to one another (`accounting`); imports little, for both."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from datasites.privacy.events import Charge
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.study.canonical import Agreed
+from datasites.study.manifest import Study
+
+
+class Plan(Agreed):
+    """Make the plans of a study within limits (`study_plan.plan_of`)."""
+
+    kind: Literal["plan"] = "plan"
+    study: Study
+    epsilon: float
+    delta: float
+    sampling_rate: float
+    both_sides: bool
+
+
+class Calibrate(Agreed):
+    """Make a plan of training alone, with noise of its own (`PrivacyPlan.calibrate`)."""
+
+    kind: Literal["calibrate"] = "calibrate"
+    epsilon: float
+    delta: float
+    sampling_rate: float
+    rounds: int
+    steps: int
+
+
+class Price(Agreed):
+    """Say what mechanisms cost, at a delta or an order."""
+
+    kind: Literal["price"] = "price"
+    method: Literal["pld", "rdp", "divergence"]
+    of: tuple[Charge, ...]
+    at: float
+
+
+class Planned(Agreed):
+    """Plans."""
+
+    training: PrivacyPlan
+    evaluation: EvaluationPlan | None = None
+
+
+class Priced(Agreed):
+    """What it costs; None where that is more than any number."""
+
+    figure: float | None
