@@ -62,6 +62,7 @@ class Template:
         self._starting = threading.Lock()
         self._sandbox: Sandbox | None = None
         self._running: _Running | None = None
+        self._closed = False
         #: Why each worker gets a sandbox of its own, in words, once that is known.
         self.alone = _why_alone(self._config)
 
@@ -86,16 +87,19 @@ class Template:
         with self._starting:
             if self.ready:
                 return
-            self._let_go()
+            self.close()
+            self._closed = False
+            self._running = running = _Running(self.sandbox)
             try:
-                self._running = _Running(self.sandbox)
+                running.wait()
             except OSError:
-                self.sandbox.require()
+                if not self._closed:
+                    self.sandbox.require()
                 raise
-            if refused := self._running.refused:
-                self.alone = refused
-                log.warning("workers start anew each time, for none can be forked here: %s", refused)
-                self._let_go()
+            if running.refused:
+                self.alone = running.refused
+                log.warning("workers start anew each time, for none can be forked here: %s", self.alone)
+                self.close()
 
     def warm(self) -> None:
         """Begin to start it, and wait for nothing; what fails is left to the worker that needs it."""
@@ -104,7 +108,8 @@ class Template:
             try:
                 self.start()
             except Exception as error:
-                log.warning("no template yet: %s", error)
+                if not self._closed:
+                    log.warning("no template yet: %s", error)
 
         if not self.ready:
             threading.Thread(target=start, name="datasites-warming", daemon=True).start()
@@ -124,11 +129,8 @@ class Template:
         return running.fork(run)
 
     def close(self) -> None:
-        """End it with all its workers; a later worker starts another."""
-        with self._starting:
-            self._let_go()
-
-    def _let_go(self) -> None:
+        """End it with all its workers, as it starts, too; a later worker starts another."""
+        self._closed = True
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -145,7 +147,7 @@ def _why_alone(config: SandboxConfig) -> str:
 
 
 class _Running:
-    """The process of a template. Raises `OSError` where it doesn't come to serve."""
+    """The process of a template."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -160,8 +162,11 @@ class _Running:
         )
         self._thread.start()
         started.wait()
-        #: Why it can fork no workers here, in words, or "".
-        self.refused = ""
+        #: Why it can fork no workers here, in words, or "" where it can; None before that is known.
+        self.refused: str | None = None
+
+    def wait(self) -> None:
+        """Until it serves, or has said that it can't; raises `OSError` where it doesn't come to either."""
         try:
             if self._error is not None:
                 raise self._error
@@ -178,7 +183,7 @@ class _Running:
     @property
     def usable(self) -> bool:
         process = self._process
-        return not self.refused and process is not None and not is_over(process)
+        return self.refused == "" and process is not None and not is_over(process)
 
     def fork(self, run: str) -> Process:
         limits = self._sandbox.limits
@@ -216,13 +221,13 @@ class _Running:
             return forked
 
     def close(self) -> None:
-        self._control.close()
         process = self._process
         if process is not None and not is_over(process):
             # All that it has forked ends with it: it is the first process of a process namespace.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         self._thread.join()
+        self._control.close()
 
     def _own(self, theirs: socket.socket, started: threading.Event) -> None:
         # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.

@@ -61,7 +61,7 @@ RETRY_DELAYS = (0.05, 0.2, 0.8, 2.0, 5.0)
 
 # A waiting party looks often while a round is likely to be in full swing and rarely after that.
 # (until seconds, milliseconds between looks at the event queue, seconds between looks without any event)
-LOCAL_PACE = ((3.0, 1, 0.5), (30.0, 20, 2.0), (float("inf"), 50, 5.0))
+LOCAL_PACE = ((0.5, 1, 0.5), (3.0, 5, 0.5), (30.0, 20, 2.0), (float("inf"), 50, 5.0))
 REMOTE_PACE = (0.1, 1.5, 5.0)
 
 #: Seconds after which a file that was being written is whole, and one that is still no message will never be one.
