@@ -32,7 +32,7 @@ _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.p
 _SHARES = "tests/hospital/test_shared_noise.py"
 _ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
 _RESTORED = "tests/hospital/test_restored.py"
-_ENDING = "tests/enclave/test_ending.py"
+_ENDING, _TEMPLATE = "tests/enclave/test_ending.py", "tests/enclave/test_template.py"
 _KEYS_LOST = "test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run"
 _STATES = "tests/researcher/test_run_states.py"
 _DELIMITED = "tests/hospital/test_delimited.py"
@@ -1529,8 +1529,8 @@ MUTATIONS = (
     Mutation(
         "sandbox: a study is blamed for a machine that makes none",
         "datasites/enclave/worker.py",
-        "                sandbox.require()\n                raise\n",
-        "                raise\n",
+        "                    worker._sandbox.require()\n",
+        "                    pass\n",
         (f"{_ALLOWING}::test_a_worker_is_not_blamed_for_it",),
     ),
     Mutation(
@@ -1656,17 +1656,87 @@ MUTATIONS = (
     ),
     Mutation(
         "worker: its number is given up while it is being killed",
-        "datasites/enclave/worker.py",
-        "        with self._pausing:\n            process.wait()\n",
-        "        process.wait()\n",
+        "datasites/enclave/processes.py",
+        "        with self.signalling:\n            code = process.wait()\n",
+        "        if True:\n            code = process.wait()\n",
         (f"{_ENDING}::test_a_worker_that_ends_while_it_is_being_killed_keeps_its_number",),
     ),
     Mutation(
         "worker: stopped before the kernel knows with whom it ends",
-        "datasites/enclave/worker.py",
-        " and processes.bound(self.pid)",
+        "datasites/enclave/processes.py",
+        " or not bound(self.pid)",
         "",
         (f"{_ENDING}::test_a_worker_that_was_paused_as_it_started_ends_with_the_datasite",),
+    ),
+    Mutation(
+        "template: workers share queues and pieces of memory with a name",
+        "datasites/enclave/forking.py",
+        " | _NEWIPC | _NEWNET | _NEWUTS)",
+        " | _NEWNET | _NEWUTS)",
+        (f"{_TEMPLATE}::test_nothing_gets_out_of_a_worker_to_the_host_or_to_another",),
+    ),
+    Mutation(
+        "template: workers share a network",
+        "datasites/enclave/forking.py",
+        " | _NEWIPC | _NEWNET | _NEWUTS)",
+        " | _NEWIPC | _NEWUTS)",
+        (f"{_TEMPLATE}::test_nothing_gets_out_of_a_worker_to_the_host_or_to_another",),
+    ),
+    Mutation(
+        "template: a worker has what the template had open",
+        "datasites/enclave/forking.py",
+        "    _close_all_but(0, 1, 2, *kept)\n",
+        "",
+        (f"{_TEMPLATE}::test_a_worker_begins_with_its_own_pipe_and_nothing_else_open",),
+    ),
+    Mutation(
+        "template: a worker sees the template's /proc",
+        "datasites/enclave/forking.py",
+        '(("/proc", SHOWN_PROC), ',
+        "(",
+        (f"{_TEMPLATE}::test_nothing_gets_out_of_a_worker_to_the_host_or_to_another",),
+    ),
+    Mutation(
+        "template: a worker keeps the capabilities of its namespaces",
+        "datasites/enclave/forking.py",
+        "        _drop_capabilities()\n",
+        "",
+        (f"{_TEMPLATE}::test_nothing_gets_out_of_a_worker_to_the_host_or_to_another",),
+    ),
+    Mutation(
+        "template: a worker outlives its keeper",
+        "datasites/enclave/forking.py",
+        "        end_with_parent()\n",
+        "",
+        (f"{_TEMPLATE}::test_a_worker_ends_with_its_keeper",),
+    ),
+    Mutation(
+        "template: forked with threads",
+        "datasites/enclave/forking.py",
+        "    if threads != 1:\n",
+        "    if False:\n",
+        (f"{_TEMPLATE}::test_what_could_not_be_forked_safely_is_not_forked",),
+    ),
+    Mutation(
+        "template: forked with memory that is shared",
+        "datasites/enclave/forking.py",
+        "    if shared:\n",
+        "    if False:\n",
+        (f"{_TEMPLATE}::test_what_could_not_be_forked_safely_is_not_forked",),
+    ),
+    Mutation(
+        "template: a worker's pipe is closed under who reads it",
+        "datasites/enclave/template.py",
+        "                weakref.finalize(forked, pipe.pop_all().close)\n",
+        "                forked._open.push(pipe.pop_all())\n",
+        (f"{_TEMPLATE}::test_the_pipe_of_a_worker_that_has_ended_stays_its_own",),
+    ),
+    Mutation(
+        "template: a worker is sent its case outside of its group",
+        "datasites/enclave/template.py",
+        "                if group is not None:\n",
+        "                if False:\n",
+        ("tests/enclave/test_cgroup.py::test_a_worker_runs_in_its_group_or_not_at_all",),
     ),
     Mutation(
         "worker: what was sent by a datasite that has ended is begun",

@@ -322,6 +322,16 @@ def test_a_worker_ends_with_its_keeper(hostile: Process) -> None:
     assert hostile.code == -signal.SIGKILL
 
 
+def test_the_pipe_of_a_worker_that_has_ended_stays_its_own() -> None:
+    """While it is held: whoever reads from it just then hears of the end, and reads nobody else's file."""
+    process = shared(CONFIG).process()
+    process.end()
+    process.wait()
+    assert os.read(process.replies, 1) == b""
+    with pytest.raises(BrokenPipeError):
+        os.write(process.requests, b"x")
+
+
 def test_what_a_worker_leaves_open_is_closed_with_it(folder: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
