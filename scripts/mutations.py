@@ -45,6 +45,7 @@ _LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_pop
 _CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
 _MACHINE, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
 _WITHDRAWAL = "tests/hospital/test_withdrawal.py"
+_FIGURES, _ONCE = "tests/hospital/test_figures.py", "tests/hospital/test_once.py"
 _TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
 _ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
 _APART, _LOADS = "tests/hospital/test_apart.py", "tests/hospital/test_what_a_service_loads.py"
@@ -290,6 +291,27 @@ MUTATIONS = (
         "if not after <= caps.epsilon + TOLERANCE:",
         "if not after <= 2 * caps.epsilon + TOLERANCE:",
         (f"{_LEDGER}::test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at",),
+    ),
+    Mutation(
+        "figures: one that was not worked out here counts",
+        "datasites/hospital/figures.py",
+        'return value if hmac.compare_digest(found["bound"], _bound(home, asked, value)) else None',
+        "return value",
+        (f"{_FIGURES}::test_a_figure_that_was_not_worked_out_here_counts_as_none",),
+    ),
+    Mutation(
+        "figures: one of another delta counts",
+        "datasites/hospital/figures.py",
+        '"at": at,',
+        '"at": 0,',
+        (f"{_FIGURES}::test_a_figure_counts_for_nothing_else",),
+    ),
+    Mutation(
+        "examination: whether it rehearses tells whether the table has changed",
+        "datasites/hospital/admission.py",
+        'exclude={"data_version", "ticks", "parameters"}',
+        'exclude={"ticks", "parameters"}',
+        (f"{_ONCE}::test_a_rehearsal_that_passed_is_not_held_again_and_shows_nothing_of_the_table",),
     ),
     Mutation(
         "hospital's limit on one study ignored",

@@ -124,8 +124,6 @@ def doctor(home: HomeOption) -> None:
 @identity.command("show")
 def identity_show(home: HomeOption) -> None:
     """This hospital's fingerprint and roster entry."""
-    from datasites.hospital.setup import ENTRY_FILE
-
-    entry = RosterEntry.parse((open_site(home).home.root / ENTRY_FILE).read_bytes())
+    entry = RosterEntry.parse(open_site(home).home.roster_entry.read_bytes())
     out.print(f"{entry.organisation} <{entry.email}>\nfingerprint  {entry.fingerprint}")
     out.print(entry.model_dump_json(indent=2))

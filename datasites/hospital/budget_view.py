@@ -120,7 +120,7 @@ class Book:
         )
         # Nobody has asked for such a study, so its price is not kept.
         asked = {"training": ledger.Asked(plan.event(), plan.local_event())}
-        after = ledger.epsilon_after(dataset, asked, prices=PricesApart(this_home()))["training"]
+        after = ledger.Reading.of(dataset, PricesApart(this_home())).after(asked)["training"]
         return WhatIf(noise_multiplier=plan.noise_multiplier, after=after, cap=caps.epsilon, fits=after <= caps.epsilon)
 
     def _epsilon(self, mechanisms: Counter[Charge]) -> float:

@@ -20,7 +20,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.intake import FrozenCopyChanged, open_frozen
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people import REVIEWERS
-from datasites.hospital.population import Caps, caps_of
+from datasites.hospital.population import Caps
 from datasites.hospital.sources import in_words
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError, InputError
@@ -242,17 +242,18 @@ def _reviews(row: Case) -> tuple[ReviewLine, ...]:
 
 def _examined(home: Home, row: Case) -> Examined:
     case = open_case(home, row)
+    reading = ledger.Reading.of(case.dataset)
     waits = row.state in (Case.State.INTAKE, Case.State.REVIEW)
     stored = None if waits else PolicyDecision.objects.filter(case=row).last()
     return Examined(
         case=case,
         decision=_read(stored) if stored is not None else compliance.preview(home, case),
         asked_now=stored is None,
-        budget=_budget(case),
+        budget=_budget(case, reading),
         services=_services(home, case),
         files=case.package.texts,
-        caps=caps_of(case.dataset),
-        charged=_charged(case) if row.state in APPROVED_ONCE else None,
+        caps=reading.budget.caps,
+        charged=_charged(case, reading) if row.state in APPROVED_ONCE else None,
     )
 
 
@@ -265,20 +266,20 @@ def _read(stored: PolicyDecision) -> Decision:
         ) from error
 
 
-def _budget(case: OpenCase) -> tuple[BudgetLine, ...]:
-    now = ledger.state(case.dataset)
+def _budget(case: OpenCase, reading: ledger.Reading) -> tuple[BudgetLine, ...]:
+    now = reading.state()
     if case.row.state in OVER:
         after = {s.partition: s.committed for s in now}
     else:
-        after = ledger.epsilon_after(case.dataset, case.asked(), case.row.study_hash)
+        after = reading.after(case.asked(), case.row.study_hash)
     return tuple(BudgetLine(s.partition, s.spent, s.committed, after[s.partition], s.cap) for s in now)
 
 
-def _charged(case: OpenCase) -> Charged:
+def _charged(case: OpenCase, reading: ledger.Reading) -> Charged:
     study = case.row.study_hash
-    figures = ledger.study_charged(case.dataset, study, case.study_plan.priced_delta)
+    figures = reading.charged(study, case.study_plan.priced_delta)
     epsilon = {partition: figure["pld"] for partition, figure in figures.items()}
-    return Charged(epsilon, len(ledger.charged_rounds(case.dataset, study)))
+    return Charged(epsilon, len(reading.account(study).charged))
 
 
 def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:

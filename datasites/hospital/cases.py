@@ -23,7 +23,7 @@ from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import this_home
 from datasites.hospital.figures import kept_prices
 from datasites.hospital.intake import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
-from datasites.hospital.ledger import PARTITIONS, Asked
+from datasites.hospital.ledger import PARTITIONS, Asked, Measure
 from datasites.hospital.mapping import FeatureReadiness, read_mapping
 from datasites.hospital.models import Case
 from datasites.hospital.patients import Digests, contents, remembering, require_others, row_identities
@@ -34,7 +34,7 @@ from datasites.hospital.sources import SOURCE_FILE, Files, Source
 from datasites.hospital.staging import new_staging
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.hospital.withdrawal import stays
-from datasites.privacy.events import compose
+from datasites.privacy.events import Event, compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
 from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, priced_delta
 from datasites.study.durable import move_durably, write_durably
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from datasites.hospital.reading import TableReader
 
 PREPARED_FILE = "records.npz"
+#: Rounds that are priced when a study is examined, each a fraction of a second.
+MOST_AHEAD = 32
 #: In place of the records that an examination could not prepare; nobody can approve it.
 NOT_READY = Prepared(content_hash="0" * 64, patient_unit="row", rows=0, patients=0)
 
@@ -173,6 +175,24 @@ class OpenCase:
                 "held_out": Asked(counts.total_event(), counts.total_local_event()),
             }
         )
+
+    def price_ahead(self) -> None:
+        """Work out what reviewers will be shown, and what rounds will be gated on, so that it is kept (`figures`).
+
+        Rounds in the order that the study plans, `MOST_AHEAD` at most; whatever is charged otherwise is priced then.
+        """
+        made, budget = self.study_plan, Measure.of(self.dataset)
+        made.epsilon, made.evaluation_epsilon, made.sharing()
+        for price in self.asked().values():
+            for event in (price.event, price.local_event):
+                budget.epsilon([event])
+            if price.local_event != price.event:
+                budget.prices.rdp([price.local_event], self.priced_delta)
+        charged: dict[str, list[Event]] = {partition: [] for partition in PARTITIONS}
+        for number in range(1, min(self.study.rounds, MOST_AHEAD) + 2):
+            for partition, price in self.planned(number).items():
+                charged[partition].append(price.event)
+                budget.prices.pld(charged[partition], self.priced_delta)
 
     def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
         """Price of one round per partition that it touches."""

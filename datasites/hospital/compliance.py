@@ -17,10 +17,9 @@ from datasites.hospital.cases import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand, tell
-from datasites.hospital.figures import kept_prices
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people import PersonError
-from datasites.hospital.population import accepted_delta, caps_of
+from datasites.hospital.population import accepted_delta
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.durable import held, replace_durably
@@ -263,26 +262,25 @@ def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
     The study's own figure is by PLD at the study's delta, the dataset's by the Renyi filter at the dataset's.
     """
     dataset, study = case.dataset, case.package.digest()
-    order, prices = ledger.order_of(dataset), kept_prices()
+    now = ledger.Reading.of(dataset)
+    budget, account = now.budget, now.account(study)
     asked = case.round_asked(manifest) if manifest else case.asked()
-    states, caps = ledger.state(dataset), caps_of(dataset)
-    charged = ledger.study_charges(dataset, study) if manifest else {}
+    states, caps = now.state(), budget.caps
     # A round that is done again after a crash is charged already.
-    again = manifest is not None and ledger.is_charged(dataset, study, manifest.round, asked)
+    again = manifest is not None and ledger.is_charged(account, manifest.round, asked)
     own = {
-        partition: prices.pld([*charged.get(partition, []), *([] if again else [price.event])], case.priced_delta)
+        partition: budget.prices.pld(
+            [*(account.charged_events(partition) if manifest else []), *([] if again else [price.event])],
+            case.priced_delta,
+        )
         for partition, price in asked.items()
     }
     # A round is part of the reservation, which is part of what is committed; a new study comes on top.
-    after = (
-        {state.partition: state.committed for state in states}
-        if manifest
-        else ledger.epsilon_after(dataset, asked, study)
-    )
+    after = {state.partition: state.committed for state in states} if manifest else now.after(asked, study)
     return BudgetFacts(
         epsilon_spent=max(state.spent for state in states),
-        epsilon_reserved=max(ledger.committed_elsewhere(dataset, study).values()),
-        epsilon_asked=max(prices.at_order([price.event], order, caps.delta) for price in asked.values()),
+        epsilon_reserved=max(now.elsewhere(study).values()),
+        epsilon_asked=max(budget.epsilon([price.event]) for price in asked.values()),
         epsilon_after=max(after.values()),
         epsilon_cap=caps.epsilon,
         study_epsilon_after=max(own.values()),

@@ -268,6 +268,11 @@ class Home:
         return self.root / "roster.json"
 
     @property
+    def roster_entry(self) -> Path:
+        """This hospital's own entry, for the other parties."""
+        return self.root / "roster-entry.json"
+
+    @property
     def registry(self) -> Path:
         """Agreements in force."""
         return self.root / "registry.json"

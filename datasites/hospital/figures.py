@@ -35,6 +35,7 @@ from datasites.hospital.database import this_home
 from datasites.privacy import pricing
 from datasites.privacy.events import Charge, Event, in_order
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.errors import InputError
 
 
 class KeptPrices(PricesApart):
@@ -103,7 +104,7 @@ def _keep(home: Home, asked: bytes, value: float) -> None:
         return
     path = _path(home, asked)
     beside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with suppress(OSError):  # a full disk must keep nobody from a price
+    with suppress(OSError, InputError):  # a full disk or a damaged key must keep nobody from a price
         path.parent.mkdir(mode=0o700, exist_ok=True)
         beside.write_bytes(canonical_json({"value": value, "bound": _bound(home, asked, value)}))
         os.replace(beside, path)

@@ -31,10 +31,11 @@ unseen: an open study whose rounds no anchor knows any more, and studies that th
 over a difference, and a home counts as new only while database, log and journals know of no budget but those that are
 being opened (`openings`), so that starting the service, however often, makes nothing good. Rounds that had not left are
 closed by the settlement, no round of a study that was charged in full runs again, charged before or not, and a study
-with a round that anybody knows gets no new journal: so nothing leaves twice under one charge. (5) Lines name the
-population and no dataset; caps, order, split key and patient column are lines of the same log, so the database can't
-widen them, and `datasite.toml` can only narrow. (6) Lines of an older version have no amounts in the log; while a study
-has such lines and no others, nothing is reserved or charged, so that no spending begins at zero.
+with a round that anybody knows gets no new journal: so nothing leaves twice under one charge. What a mechanism diverges
+by is a kept figure of the accountant (`figures`), bound as strongly as the lines are. (5) Lines name the population and
+no dataset; caps, order, split key and patient column are lines of the same log, so the database can't widen them, and
+`datasite.toml` can only narrow. (6) Lines of an older version have no amounts in the log; while a study has such lines
+and no others, nothing is reserved or charged, so that no spending begins at zero.
 
 Assumptions: the anchors survive a restore or are missing after it (they are kept out of backups, as the guide says),
 and nobody forges one; the audit log is not rewritten with the hospital's key; the disk keeps what it acknowledged;
@@ -149,39 +150,83 @@ def _others(known: accounts.Accounts, study: str) -> list[StudyAccount]:
     return [account for name, account in known.items() if name != study]
 
 
-def share(dataset: DatasetSettings, events: Sequence[Event]) -> float:
-    """Which part of the population's cap these events take."""
-    return Measure.of(dataset).share(events)
+@dataclass(frozen=True)
+class Reading:
+    """A population's ledger at one moment: what its studies committed, and how that is measured. Decides nothing."""
+
+    known: Mapping[str, StudyAccount]
+    budget: Measure
+
+    @classmethod
+    def of(cls, dataset: DatasetSettings, prices: Prices | None = None) -> Reading:
+        """Of a dataset's population now; prices: those that are kept, unless given."""
+        return cls(accounts_of(dataset.population), Measure.of(dataset, prices))
+
+    def account(self, study: str) -> StudyAccount:
+        """What one study has reserved and charged."""
+        return self.known.get(study) or StudyAccount()
+
+    def elsewhere(self, study: str) -> dict[str, float]:
+        """Epsilon that all studies but this one have reserved or charged, per partition."""
+        others = _others(self.known, study)
+        return {partition: self.budget.epsilon(accounts.committed(others, partition)) for partition in PARTITIONS}
+
+    def after(self, asked: Mapping[str, Asked], study: str = "") -> dict[str, float]:
+        """Epsilon of each partition if `study` reserved `asked` on top of everything committed."""
+        others = _others(self.known, study)
+        return {
+            partition: self.budget.epsilon([*accounts.committed(others, partition), price.event])
+            for partition, price in asked.items()
+        }
+
+    def state(self) -> tuple[PartitionState, ...]:
+        """Spent and committed per partition, as they read."""
+        budget, known = self.budget, self.known.values()
+        return tuple(
+            PartitionState(
+                partition=partition,
+                cap=budget.caps.epsilon,
+                delta=budget.caps.delta,
+                order=budget.order,
+                spent=budget.epsilon([event for one in known for event in one.charged_events(partition)]),
+                spent_local=budget.epsilon(
+                    [event for one in known for event in one.charged_events(partition, local=True)]
+                ),
+                committed=budget.epsilon(accounts.committed(known, partition)),
+                used=budget.share(accounts.committed(known, partition)),
+            )
+            for partition in PARTITIONS
+        )
+
+    def charged(self, study: str, delta: float) -> dict[str, dict[str, float]]:
+        """What one study has charged, at the study's delta: {partition: {"pld": epsilon, "local": epsilon}}.
+
+        "pld" is the figure that the study's own cap bounds; "local" is against one who sees this hospital's own
+        vectors. They differ in distributed mode only, where the latter rests on the hospital's own noise and is priced
+        by the best Renyi order: that noise is discrete and coarse, which PLD of continuous noise doesn't bound.
+        """
+        figures, account, prices = {}, self.account(study), self.budget.prices
+        for partition in PARTITIONS:
+            events, local = account.charged_events(partition), account.charged_events(partition, local=True)
+            pld = prices.pld(events, delta)
+            alone = pld if in_order(local) == in_order(events) else prices.rdp(local, delta)
+            figures[partition] = {"pld": pld, "local": alone}
+        return figures
 
 
-def epsilon_after(
-    dataset: DatasetSettings, asked: Mapping[str, Asked], study: str = "", prices: Prices | None = None
-) -> dict[str, float]:
-    """Epsilon of each partition if `study` reserved `asked` on top of everything committed; writes nothing.
-
-    prices: those that are kept, unless given.
-    """
-    others, budget = _others(accounts_of(dataset.population), study), Measure.of(dataset, prices)
-    return {
-        partition: budget.epsilon([*accounts.committed(others, partition), price.event])
-        for partition, price in asked.items()
-    }
+def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
+    """Spent and committed per partition, as they read now."""
+    return Reading.of(dataset).state()
 
 
-def committed_elsewhere(dataset: DatasetSettings, study: str) -> dict[str, float]:
-    """Epsilon that all studies but this one have reserved or charged, per partition."""
-    others, budget = _others(accounts_of(dataset.population), study), Measure.of(dataset)
-    return {partition: budget.epsilon(accounts.committed(others, partition)) for partition in PARTITIONS}
+def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
+    """`Reading.charged`, now."""
+    return Reading.of(dataset).charged(study, delta)
 
 
-def _study(dataset: DatasetSettings, study: str) -> StudyAccount:
+def study_account(dataset: DatasetSettings, study: str) -> StudyAccount:
+    """What one study has reserved and charged, now."""
     return accounts_of(dataset.population).get(study) or StudyAccount()
-
-
-def study_charges(dataset: DatasetSettings, study: str) -> dict[str, list[Event]]:
-    """Events that this study has charged, per partition."""
-    account = _study(dataset, study)
-    return {partition: account.charged_events(partition) for partition in PARTITIONS}
 
 
 def reserve(
@@ -249,17 +294,17 @@ def charge(
 
 def round_entry(dataset: DatasetSettings, study: str, number: int) -> dict[str, object]:
     """What the ledger holds of one charged round, as plain data, and as the audit log has it."""
-    return pending.round_entry(dataset.population, number, _study(dataset, study).charged.get(number, {}))
+    return pending.round_entry(dataset.population, number, study_account(dataset, study).charged.get(number, {}))
 
 
 def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
     """Rounds that a study has charged."""
-    return set(_study(dataset, study).charged)
+    return set(study_account(dataset, study).charged)
 
 
-def is_charged(dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, Asked]) -> bool:
-    """Whether round `number` has been charged with exactly `asked`."""
-    charged = _study(dataset, study).charged.get(number, {})
+def is_charged(account: StudyAccount, number: int, asked: Mapping[str, Asked]) -> bool:
+    """Whether a study has charged round `number` with exactly `asked`."""
+    charged = account.charged.get(number, {})
     # What is gated on: of the price against one who sees the vectors, nothing depends on it.
     return {partition: price.charges for partition, price in charged.items()} == {
         partition: Price.of(price).charges for partition, price in asked.items()
@@ -277,37 +322,3 @@ def close(site: Site, study: str) -> None:
             if account is not None and account.reserved and not account.released:
                 require_one_story(site.home, population)
                 pending.write(site, pending.Line(kind="release", population=population, study=study), account.reserved)
-
-
-def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
-    """Spent and committed per partition, as they read now."""
-    budget, known = Measure.of(dataset), accounts_of(dataset.population).values()
-    return tuple(
-        PartitionState(
-            partition=partition,
-            cap=budget.caps.epsilon,
-            delta=budget.caps.delta,
-            order=budget.order,
-            spent=budget.epsilon([e for account in known for e in account.charged_events(partition)]),
-            spent_local=budget.epsilon([e for account in known for e in account.charged_events(partition, local=True)]),
-            committed=budget.epsilon(accounts.committed(known, partition)),
-            used=budget.share(accounts.committed(known, partition)),
-        )
-        for partition in PARTITIONS
-    )
-
-
-def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
-    """What one study has charged, at the study's delta: {partition: {"pld": epsilon, "local": epsilon}}.
-
-    "pld" is the figure that the study's own cap bounds; "local" is against one who sees this hospital's own vectors.
-    They differ in distributed mode only, where the latter rests on the hospital's own noise and is priced by the best
-    Renyi order: that noise is discrete and coarse, which PLD of continuous noise doesn't bound.
-    """
-    figures, account, prices = {}, _study(dataset, study), kept_prices()
-    for partition in PARTITIONS:
-        events, local = account.charged_events(partition), account.charged_events(partition, local=True)
-        pld = prices.pld(events, delta)
-        alone = pld if in_order(local) == in_order(events) else prices.rdp(local, delta)
-        figures[partition] = {"pld": pld, "local": alone}
-    return figures

@@ -21,7 +21,7 @@ from django.db import transaction
 from datasites.hospital import compliance, ledger, withdrawal
 from datasites.hospital.abstaining import log_abstention, log_newest
 from datasites.hospital.audit import Value
-from datasites.hospital.cases import open_case
+from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.closing import release_what_is_left
 from datasites.hospital.docket import ReviewError, find_case, require_reviewer
 from datasites.hospital.failures import Failures
@@ -53,8 +53,10 @@ class OtherSpellings(InputError):
 MOST_TOLD = 1900
 
 
-def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str) -> Case:
+def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str, case: OpenCase | None = None) -> Case:
     """Approve the hash that the person has seen; the second approval reserves the budget and makes the study active.
+
+    case: as it was opened in the same act, for its page; opened here unless given.
 
     Raises `compliance.Denied` with the controls that deny, `BudgetExceeded`, `FrozenCopyChanged`, `InputError` where
     the list of its patients was lost, or `ReviewError` when the case is not in review or its approval hash is not
@@ -64,7 +66,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     require_reviewer(person, f"a case is approved by {' and '.join(REVIEWERS)}")
     if row.state != Case.State.REVIEW:
         raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
-    case = open_case(site.home, row)
+    case = case or open_case(site.home, row)
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
     told: dict[str, Value] = {"case": number, "study": row.study_hash, "person": person.name, "role": person.role}

@@ -480,7 +480,9 @@ class StudyRun:
             round=manifest.round,
             masked=after.open is not None and after.open.header == masked.header,
             noised=computed.steps == (case.plan.steps_per_round if manifest.train else 0),
-            charged=ledger.is_charged(case.dataset, self.study_hash, manifest.round, case.round_asked(manifest)),
+            charged=ledger.is_charged(
+                ledger.study_account(case.dataset, self.study_hash), manifest.round, case.round_asked(manifest)
+            ),
             dimension=masked.header.dimension,
             expected_dimension=expected,
         )

@@ -15,8 +15,6 @@ from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.transport.store import Store
 from datasites.transport.syft import HospitalControl
 
-ENTRY_FILE = "roster-entry.json"
-
 
 def initialise(root: Path, settings_toml: str) -> RosterEntry:
     """Make a datasite in `root`, an empty or new folder, from the text of its `datasite.toml`.
@@ -57,7 +55,7 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
         )
     finally:
         control.close()
-    (root / ENTRY_FILE).write_bytes(entry.canonical())
+    home.roster_entry.write_bytes(entry.canonical())
     # Itself included: the terms of a secure sum are built from the pinned roster alone.
     Roster(entries=(entry,)).save(home.roster)
     commitment = bind(home, party_content(entry))

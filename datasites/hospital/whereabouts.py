@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from django.db.models import QuerySet
 
 from datasites.hospital.cases import PREPARED_FILE, records_folder
@@ -99,6 +98,8 @@ def _may_run() -> QuerySet[Case]:
 
 def frozen_patients(home: Home, row: Case) -> list[str]:
     """The patient of each frozen record of a case, whoever has withdrawn."""
+    import numpy as np  # for whoever looks for a patient; most who act on a case import this room
+
     with np.load(records_folder(home, row.study_hash) / PREPARED_FILE, allow_pickle=False) as stored:
         return [str(name) for name in stored["patient"]]
 

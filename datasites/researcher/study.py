@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from datasites.enclave.findings import Finding
 from datasites.enclave.protocol import Description, Rehearsed
@@ -19,6 +16,11 @@ from datasites.study.canonical import sha256_hex
 from datasites.study.manifest import Study as Terms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import gradient_ring
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
 
 
 class Study:

@@ -147,7 +147,7 @@ def test_what_people_decide_while_a_case_is_examined_stands(
             Case.objects.filter(pk=desk.row.pk).update(recorded_in_syft=True)
         return {"outcome": "failed", "reason": "the mock has changed"}
 
-    monkeypatch.setattr(admission, "_rehearse", meanwhile)
+    monkeypatch.setattr(admission, "_rehearse_once", meanwhile)
     row = admission.recheck(desk.site, desk.row.pk)
     assert row.state == (Case.State.REJECTED if act == "reject" else Case.State.APPROVED)
     assert row.rehearsal["outcome"] == "passed"

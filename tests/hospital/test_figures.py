@@ -11,6 +11,7 @@ import pytest
 
 from datasites.hospital import figures
 from datasites.hospital.accounting import PricesApart
+from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.figures import KeptPrices
 from datasites.privacy import accountant
@@ -98,4 +99,16 @@ def test_what_can_t_be_kept_is_worked_out_each_time(home: Home, worked_out: list
         assert KeptPrices(home).pld([STUDY], 1e-5) == KeptPrices(home).pld([STUDY], 1e-5)
     finally:
         home.figures.unlink()
+    assert worked_out == [STUDY, STUDY]
+
+
+def test_a_damaged_key_keeps_nobody_from_a_price(home: Home, worked_out: list[Event]) -> None:
+    Commitments(home)
+    key = home.commitment_key.read_bytes()
+    first = KeptPrices(home).pld([STUDY], 1e-5)
+    home.commitment_key.write_bytes(key[:-1])
+    try:
+        assert KeptPrices(home).pld([STUDY], 1e-5) == first
+    finally:
+        home.commitment_key.write_bytes(key)
     assert worked_out == [STUDY, STUDY]

@@ -85,7 +85,7 @@ def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(site: Si
     most = math.sqrt(3 / 2.238088)
     for noise, fits in ((most * 1.0001, True), (most * 0.9999, False)):
         event = release(noise)
-        assert (ledger.epsilon_after(heart, {"training": Asked(event, event)})["training"] <= 4) is fits
+        assert (ledger.Reading.of(heart).after({"training": Asked(event, event)})["training"] <= 4) is fits
     with pytest.raises(BudgetExceeded, match="above the cap of 4"):
         ledger.reserve(site, heart, "a" * 64, {"training": Asked(event, event)})
     # By the best of all orders this one costs less than 4, and much more at the order of this budget.
@@ -151,7 +151,7 @@ def test_a_budget_can_be_read_while_a_study_has_reserved(site: Site, heart: Data
     state = ledger.state(heart)[0]
     assert state.spent == 0
     assert state.committed == pytest.approx(at_order([PLAN.event()]))
-    after = ledger.epsilon_after(heart, whole())["training"]
+    after = ledger.Reading.of(heart).after(whole())["training"]
     assert after == pytest.approx(at_order([PLAN.event(), PLAN.event()]))
 
 

@@ -104,7 +104,9 @@ def test_a_round_is_charged_before_it_trains(running: Running, monkeypatch: pyte
     def train(
         work: RowWork, worker: Worker, case: OpenCase, manifest: RoundManifest, parameters: Any, key: bytes
     ) -> Any:
-        paid = ledger.is_charged(case.dataset, running.study, manifest.round, case.round_asked(manifest))
+        paid = ledger.is_charged(
+            ledger.study_account(case.dataset, running.study), manifest.round, case.round_asked(manifest)
+        )
         charged_by_then.append((paid, len(running.logged("charged"))))
         return trained(work, worker, case, manifest, parameters, key)
 
@@ -202,7 +204,7 @@ def test_an_abstention_is_sent_again(running: Running, monkeypatch: pytest.Monke
     assert letter is not None
     assert letter.body == {"outcome": "failed", "controls": []}
     assert "manifest of round 2" in Round.objects.get().reason
-    assert not ledger.study_charges(running.case.dataset, running.study)["training"]
+    assert not ledger.study_account(running.case.dataset, running.study).charged_events("training")
 
 
 @pytest.mark.parametrize("rule", ["dependent-rows", "monkey-patch", "model-error"])

@@ -82,7 +82,7 @@ def test_a_start_leaves_a_running_examination_its_rows(
         seen.append(len(left(home)))
         return {"outcome": "passed", "ticks": 1, "parameters": 9}
 
-    monkeypatch.setattr(admission, "_rehearse", meanwhile)
+    monkeypatch.setattr(admission, "_rehearse_once", meanwhile)
     row = admission.recheck(desk.site, desk.row.pk)
     assert row.state == Case.State.REVIEW
     assert kept.exists()

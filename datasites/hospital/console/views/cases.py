@@ -87,7 +87,8 @@ def decide(request: Any, number: int) -> HttpResponse:
     try:
         person = confirmed(request)
         if wanted["verdict"] == "approve":
-            row = review.approve(request.site, number, person, wanted["reason"], wanted["hash"])
+            case = view.examined.case if view.examined else None
+            row = review.approve(request.site, number, person, wanted["reason"], wanted["hash"], case)
         else:
             row = review.reject(request.site, number, person, wanted["reason"], told=wanted["told"])
     except PersonError as error:

@@ -1,0 +1,121 @@
+"""What each command loads. Never how long it takes: what is not loaded takes no time on any machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from every_command import Desk as EveryDesk
+from every_command import Run, every_command
+from typer.main import get_command
+
+from datasites.cli import app
+from datasites.hospital.models import Case
+from datasites.study.identity import RosterEntry
+from tests.hospital.conftest import DATABASE, HEART, SCRIPTS
+from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
+
+ROOT = SCRIPTS.parent
+
+#: No command has a use for these: models are trained in the sandbox, and nobody plots.
+NEVER = {"torch", "opacus", "matplotlib"}
+#: What costs a command more than all of its own work: only those of `MAY` load any of it.
+DEAR = {"scipy", "dp_accounting", "IPython", "syft", "syft_rds", "watchfiles", "fsspec"}
+PRICES, STORE = {"scipy", "dp_accounting"}, {"syft", "syft_rds", "IPython", "watchfiles", "fsspec"}
+#: By command, of the dear ones those that it may load: who prices or speaks to the store does what it was asked for.
+MAY: dict[str, set[str]] = {
+    "budget what-if": PRICES,
+    "dataset accept": set(),
+    "dataset check": PRICES,
+    "dataset withdraw": set(),
+    "doctor": STORE,
+    "evidence": set(),
+    "init": STORE,
+    "review recheck": PRICES,
+    "study check": set(),
+    "study plan": PRICES,
+}
+#: Runs until it is stopped; what its process holds is looked at elsewhere.
+STAYS = {"serve"}
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Names of all commands, as a person types them."""
+    within: Any = group or get_command(app)
+    for name, one in within.commands.items():
+        yield from commands(one, (*path, name)) if hasattr(one, "commands") else [" ".join((*path, name))]
+
+
+@pytest.fixture
+def runs(desk: Desk, tmp_path: Path) -> list[Run]:  # noqa: F811
+    """Every command on the hospital's home."""
+    desk.agree()
+    home, row = desk.site.home, desk.row
+    entry = RosterEntry(
+        organisation=home.settings.organisation,
+        email=home.settings.email,
+        role="hospital",
+        public_key=desk.site.identity.public_key,
+    )
+    home.roster_entry.write_bytes(entry.canonical())
+    values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
+    second = Case.objects.create(**{**values, "job_name": "heart-2"})
+    about = EveryDesk(
+        home=home.root,
+        study=HEART / "study",
+        steward="ann",
+        officer="bob",
+        passwords=(PASSWORD, PASSWORD),
+        case=row.pk,
+        hash=row.approval_hash,
+        second=second.pk,
+        dataset="heart",
+        population="heart",
+        organisation=home.settings.organisation,
+    )
+    return list(every_command(about, tmp_path))
+
+
+def loaded(groups: list[list[Run]]) -> list[dict[str, Any]]:
+    """Run each group in a process of its own; what is said of each command, in order."""
+    asked = [[[run.line, run.password] for run in group] for group in groups]
+    script = Path(__file__).with_name("run_commands.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_command_is_run(runs: list[Run]) -> None:
+    """A new one can't be forgotten here."""
+    assert {run.words for run in runs} == set(commands()) - STAYS
+    assert set(MAY) == {run.words for run in runs if run.apart}
+    assert not any(modules & NEVER for modules in MAY.values())
+
+
+@pytest.mark.skipif(DATABASE != "sqlite", reason="the commands' own imports, whatever the database")
+def test_a_command_that_prices_nothing_loads_nothing_to_price_with(runs: list[Run]) -> None:
+    """Nor PySyft or what reads a store; all such commands together, and so each."""
+    chosen = [run for run in runs if not run.apart]
+    found = loaded([chosen])
+    assert len(found) == len(chosen)
+    before: set[str] = set()
+    for run, told in zip(chosen, found, strict=True):
+        assert told["code"] == run.code, (run.words, told["said"])
+        modules = set(told["modules"])
+        assert not (modules - before) & (DEAR | NEVER), run.words
+        before = modules
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATABASE != "sqlite", reason="the commands' own imports, whatever the database")
+def test_a_command_loads_no_more_than_its_work_needs(runs: list[Run]) -> None:
+    chosen = [run for run in runs if run.apart]
+    for run, told in zip(chosen, loaded([[run] for run in chosen]), strict=True):
+        assert told["code"] in ((0, 1) if run.code is None else (run.code,)), (run.words, told["said"])
+        assert not set(told["modules"]) & ((DEAR | NEVER) - MAY[run.words]), run.words
