@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from datasites.cli import app
 from datasites.hospital import admission, compliance, ledger, review
 from datasites.hospital import records as encoded
+from datasites.hospital.apart import ApartFailed
 from datasites.hospital.cases import open_case, stage_records
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Review
@@ -20,6 +21,7 @@ from datasites.hospital.reading import TableReader
 from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError, PrivacyPlan
+from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
@@ -88,6 +90,44 @@ def test_an_error_that_nobody_foresaw_is_a_reason_without_its_words(
     assert row.state == Case.State.INTAKE
     assert "TypeError" in row.note
     assert "Smith" not in row.note
+
+
+def test_a_table_that_breaks_its_reader_shows_in_no_rehearsal_and_no_record(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the log, whose heads leave, would tell of the table (I16): the mock is read before it."""
+    acts: list[str] = []
+    read_mock, whole = TableReader.mock, TableReader.records
+
+    def mock(*of: Any) -> Any:
+        acts.append("mock")
+        return read_mock(*of)
+
+    def records_of(*of: Any) -> Any:
+        acts.append("table")
+        if "breaks" in acts:
+            raise ApartFailed("table.csv: the process that works on it ended with SIGSEGV; export it anew")
+        return whole(*of)
+
+    def rehearse(home: Any, case: Any, mock: Any, halt: Any) -> dict[str, object]:
+        acts.append(type(mock).__name__)
+        return {"outcome": "passed", "ticks": 1, "parameters": 9}
+
+    monkeypatch.setattr(TableReader, "mock", mock)
+    monkeypatch.setattr(TableReader, "records", records_of)
+    monkeypatch.setattr(admission, "_rehearse", rehearse)
+    logged = []
+    for states in (Case.State.REVIEW, Case.State.INTAKE):
+        begins = desk.site.audit.head().seq
+        row = admission.recheck(desk.site, desk.row.pk)
+        assert row.state == states
+        assert acts[-3:] == ["mock", "table", "Partition"]
+        found = [r for r in records(desk.site.audit.path) if r.seq > begins]
+        logged.append([(r.kind, r.fields.get("rehearsal"), r.fields.get("allowed")) for r in found])
+        acts.append("breaks")
+    assert "SIGSEGV; export it anew" in row.note
+    assert logged[0] == logged[1]
 
 
 @pytest.mark.parametrize("act", ["reject", "approve"])

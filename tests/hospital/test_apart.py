@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -110,6 +111,14 @@ def test_what_is_read_apart_is_what_is_read_here(furnished: Home, heart: Dataset
     assert found.seen.features == features
     assert list(found.cells) == list(table.cells.itertuples(index=False, name=None))
     assert (found.seen.rows, found.seen.kept, found.seen.patients) == (303, prepared.rows, prepared.patients)
+
+
+def test_without_a_sandbox_it_is_a_process_of_its_own_all_the_same(furnished: Home, heart: DatasetSettings) -> None:
+    settings = furnished.settings.model_copy(update={"sandbox": SandboxConfig(mode="off")})
+    with TableReader(dataclasses.replace(furnished, settings=settings)) as reader:
+        assert reader.rows(heart) == 303
+        both = all_of(reader)
+    until(lambda: not any(map(alive, both)))
 
 
 def test_it_ends_with_the_act_that_it_was_started_for(furnished: Home, heart: DatasetSettings) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital import figures
+from datasites.hospital.accounting import PricesApart
 from datasites.hospital.commitments import Commitments
 from datasites.hospital.config import Home
 from datasites.hospital.figures import KeptPrices
-from datasites.privacy import accountant, pricing
+from datasites.privacy import accountant
 from datasites.privacy.events import Event, release
 
 STUDY = release(2.5545, 0.3, 30)
@@ -30,7 +31,7 @@ def worked_out(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Eve
             asked.extend(events)
             return float(figure(events, delta))
 
-        monkeypatch.setattr(pricing.Prices, name, noted)
+        monkeypatch.setattr(PricesApart, name, noted)
     yield asked
     shutil.rmtree(home.figures, ignore_errors=True)
 
