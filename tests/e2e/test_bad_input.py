@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def left_behind() -> list[str]:
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
-            if "datasites.cli serve" in command and "refused-state" in command:
+            if ("datasites.cli serve" in command or "consortium.py" in command) and "refused-state" in command:
                 found.append(command)
     return found
 
@@ -116,6 +117,24 @@ def test_a_state_folder_in_use(consortium: Path) -> None:
     state.mkdir()
     (state / "something").touch()
     refused(launch(consortium), "refused-state", "in use")
+
+
+def test_a_launcher_that_is_stopped_while_it_makes_homes(consortium: Path) -> None:
+    hospitals = consortium.parent / "refused-state" / "hospitals"
+    with subprocess.Popen(launch(consortium), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
+        try:
+            while not hospitals.exists():
+                assert launcher.poll() is None
+                time.sleep(0.05)
+            launcher.terminate()
+            _, said = launcher.communicate(timeout=60)
+        finally:
+            launcher.kill()
+    assert (launcher.returncode, said.strip().splitlines()[-1:]) == (
+        2,
+        ["launch_local_datasites: stopped before all datasites were ready"],
+    )
+    assert not left_behind(), "a datasite or what makes its home was left running"
 
 
 def test_the_package_with_the_data_is_missing(consortium: Path, tmp_path: Path) -> None:

@@ -46,12 +46,19 @@ def home() -> Home:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_hash_per_password() -> Iterator[None]:
-    """Argon2 is slow on purpose, and every test enters five people; what a sign-in checks stays Argon2."""
+    """Argon2 is slow on purpose, and every test enters five people, who sign in again and again; it is what each
+    password is hashed by, and held against each hash by, once.
+    """
     from django.contrib.auth import base_user, hashers, models
+
+    @functools.cache
+    def holds(password: str, encoded: str) -> bool:
+        return hashers.check_password(password, encoded)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (base_user, models):
             patch.setattr(module, "make_password", functools.cache(hashers.make_password))
+        patch.setattr(base_user, "check_password", lambda password, encoded, _: holds(password, encoded))
         yield
 
 
