@@ -1245,7 +1245,7 @@ MUTATIONS = (
         "datasites/hospital/readiness.py",
         "from datasites.hospital.reading import TableReader\n",
         "from datasites.hospital.reading import TableReader\nfrom datasites.hospital.tables import read_table\n",
-        (f"{_LOADS}::test_only_readers_import_what_reads_tables",),
+        (f"{_LOADS}::test_what_reads_tables_or_prices_is_imported_by_its_own_kind_alone",),
     ),
     Mutation(
         "source: a table that was changed since is the one that was read",

@@ -16,9 +16,10 @@ from tests.hospital.cleveland import SETTINGS
 ROOT = Path(__file__).resolve().parents[2]
 #: Loaded by no service: notebooks' and tables' libraries, and those of the accountant, of training and of file formats.
 NOT_LOADED = {"IPython", "matplotlib", "pandas", "pyarrow", "scipy", "dp_accounting", "torch", "opacus"}
-#: Modules that read and look at tables: for the process that does that (`reading`), and for no other.
-READERS = {
-    f"datasites.hospital.{name}" for name in ("apart_inside", "harmonise", "plausible", "reading_inside", "tables")
+#: Modules of a process apart, which read tables and price: none of a datasite's own process imports one.
+APART = {
+    f"datasites.hospital.{name}"
+    for name in ("accounting_inside", "apart_inside", "harmonise", "plausible", "reading_inside", "tables")
 }
 
 #: Makes a home, serves it until it is ready, and prints what is loaded then.
@@ -64,17 +65,17 @@ def test_a_service_idles_without(library: str, loaded: set[str]) -> None:
     assert sorted(name for name in loaded if name.partition(".")[0] == library) == []
 
 
-def test_a_service_loads_nothing_that_reads_tables(loaded: set[str]) -> None:
-    assert loaded & READERS == set()
+def test_a_service_loads_nothing_that_reads_tables_or_prices(loaded: set[str]) -> None:
+    assert loaded & APART == set()
 
 
-def test_only_readers_import_what_reads_tables() -> None:
+def test_what_reads_tables_or_prices_is_imported_by_its_own_kind_alone() -> None:
     """In whatever function: what is loaded late stays as well."""
     for path in sorted((ROOT / "datasites").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if module in READERS:
+        if module in APART:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 names = {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-                assert not names & READERS, f"{path} imports {names & READERS}"
+                assert not names & APART, f"{path} imports {names & APART}"
