@@ -120,7 +120,9 @@ def looking(process: subprocess.Popen[bytes]) -> Iterator[Looked]:
         for turn in itertools.count():
             with contextlib.suppress(OSError):
                 found = list(family(process.pid))
-                looked.processor.append((time.time(), processor.look(found)))
+                before = looked.processor[-1][1] if looked.processor else 0.0
+                # What ended between two readings is counted a moment later.
+                looked.processor.append((time.time(), max(before, processor.look(found))))
                 looked.processes = processor.processes
                 if turn % round(MEMORY_LOOKS / LOOKS) == 0:
                     _look_at_memory(found, looked)
