@@ -27,11 +27,17 @@ from every_command import Desk, Run, every_command  # noqa: E402
 
 #: Processor seconds of a command that prices nothing, reads no table and speaks to no store; and of an approval.
 LIGHT, APPROVAL = 0.6, 1.8
-#: Runs a command and leaves the number of modules in a file.
+#: Runs a command and leaves in a file how many modules it has loaded and the most memory it has held: what the system
+#: counts for a child begins with what its parent held.
 COUNTED = """
 import atexit, sys
 from pathlib import Path
-atexit.register(lambda: Path(sys.argv.pop()).write_text(str(len(sys.modules))))
+def count(file=Path(sys.argv.pop())):
+    loaded = len(sys.modules)
+    sys.path.insert(0, sys.argv.pop())
+    from measure import peak
+    file.write_text(f"{loaded} {peak()}")
+atexit.register(count)
 from datasites.cli import app
 app(sys.argv[1:-1], standalone_mode=False)
 """
@@ -85,7 +91,7 @@ def measure(run: Run, folder: Path) -> Cost:
     counted.unlink(missing_ok=True)
     before = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", COUNTED, *run.line, str(counted)],
+        [sys.executable, "-c", COUNTED, *run.line, str(SCRIPTS), str(counted)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -96,7 +102,8 @@ def measure(run: Run, folder: Path) -> Cost:
     _, _, used = os.wait4(process.pid, 0)
     wall = time.perf_counter() - before
     process.returncode = 0
-    return Cost(used.ru_utime + used.ru_stime, wall, int(counted.read_text()), used.ru_maxrss * 1024)
+    loaded, peak = counted.read_text().split()
+    return Cost(used.ru_utime + used.ru_stime, wall, int(loaded), int(peak))
 
 
 def target_of(run: Run) -> float | None:

@@ -284,6 +284,7 @@ class StudyRun:
             if self._at_work is not None:
                 self._announced.begin()  # again, where it stood aside
                 return self._end_of_work(row, self._at_work)
+            self._load()
             return self._setup.step() or self._leaving.step(self._setup.member) or self._round(row)
         except (JournalRolledBack, JournalDamaged) as error:
             self._site.audit.append("stopped", study=self.study_hash, reason=str(error)[:500])
@@ -301,8 +302,6 @@ class StudyRun:
             return False
         if state is not None and (member is None or state.enrolment is None):
             return False
-        if member is not None:
-            self._load()
         # A file of any other round is nobody's letter. Nor is one of a round that was reached before this epoch: the
         # journal knows of those, also where a rejoin has begun a new one (`abstaining`).
         first = self._journal.floor[1] + 1 if state is None or state.open is None else state.last_round

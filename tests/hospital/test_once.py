@@ -98,6 +98,31 @@ def test_a_rehearsal_of_anything_else_is_held_again(
     assert rehearsals == [desk.row.pk]
 
 
+def test_a_rehearsal_while_whose_mock_was_written_is_held_again(
+    desk: Desk,  # noqa: F811
+    rehearsals: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody knows on which of the two it was held."""
+    desk.forget_rehearsal()
+    rehearse, mock = admission._rehearse, desk.site.home.root / "data/mock.csv"
+    whole = mock.read_bytes()
+
+    def written_meanwhile(*arguments: Any) -> dict[str, Any]:
+        _without_last_line(mock)
+        return rehearse(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(admission, "_rehearse", written_meanwhile)
+        admission.recheck(desk.site, desk.row.pk)
+    assert len(rehearsals) == 1
+    admission.recheck(desk.site, desk.row.pk)
+    assert len(rehearsals) == 2, "it was held on the mock as it was read"
+    mock.write_bytes(whole)
+    admission.recheck(desk.site, desk.row.pk)
+    assert len(rehearsals) == 3
+
+
 def test_a_case_is_opened_priced_and_decided_once_for_an_approval(
     desk: Desk,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
