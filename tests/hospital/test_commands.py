@@ -25,18 +25,19 @@ ROOT = SCRIPTS.parent
 #: No command has a use for these: models are trained in the sandbox, and nobody plots.
 NEVER = {"torch", "opacus", "matplotlib"}
 #: What costs a command more than all of its own work: only those of `MAY` load any of it.
-DEAR = {"scipy", "dp_accounting", "IPython", "syft", "syft_rds", "watchfiles", "fsspec"}
+DEAR = {"scipy", "dp_accounting", "pandas", "pyarrow", "IPython", "syft", "syft_rds", "watchfiles", "fsspec"}
 PRICES, STORE = {"scipy", "dp_accounting"}, {"syft", "syft_rds", "IPython", "watchfiles", "fsspec"}
-#: By command, of the dear ones those that it may load: who prices or speaks to the store does what it was asked for.
+#: By command, of the dear ones those that it may load: who speaks to the store does what it was asked for, and a
+#: researcher prices here. A hospital reads tables and prices in processes of their own.
 MAY: dict[str, set[str]] = {
-    "budget what-if": PRICES,
+    "budget what-if": set(),
     "dataset accept": set(),
-    "dataset check": PRICES,
+    "dataset check": set(),
     "dataset withdraw": set(),
     "doctor": STORE,
     "evidence": set(),
     "init": STORE,
-    "review recheck": PRICES,
+    "review recheck": set(),
     "study check": set(),
     "study plan": PRICES,
 }
