@@ -98,12 +98,12 @@ def test_a_rehearsal_of_anything_else_is_held_again(
     assert rehearsals == [desk.row.pk]
 
 
-def test_a_rehearsal_while_whose_mock_was_written_is_held_again(
+def test_a_rehearsal_rests_on_the_mock_rows_that_were_read_for_it(
     desk: Desk,  # noqa: F811
     rehearsals: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody knows on which of the two it was held."""
+    """Whatever is written into their file meanwhile."""
     desk.forget_rehearsal()
     rehearse, mock = admission._rehearse, desk.site.home.root / "data/mock.csv"
     whole = mock.read_bytes()
