@@ -156,7 +156,7 @@ def admit_again(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case
         if not logged & {"received", "refused"}:
             _log_taken_in(site, row)
         over = row.state not in OPEN or bool(logged & {"examined", "examination_dropped"})
-        return row if over else _examined_case(site, row, halt, site.template)
+        return row if over else _examined_case(site, row, halt)
 
 
 def admit(site: Site, job: SubmittedJob, halt: Halt | None = None) -> Case:
@@ -199,7 +199,7 @@ def _admit(site: Site, job: SubmittedJob, halt: Halt) -> Case:
         state=Case.State.INTAKE,
     )
     _log_taken_in(site, row)
-    return _examined_case(site, row, halt, site.template)
+    return _examined_case(site, row, halt)
 
 
 def _log_taken_in(site: Site, row: Case) -> None:
@@ -210,7 +210,7 @@ def _log_taken_in(site: Site, row: Case) -> None:
         site.audit.append("received", **what, study=row.study_hash)
 
 
-def _examined_case(site: Site, row: Case, halt: Halt, template: Template) -> Case:
+def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     """Check an admitted case against code, data and policies as they are now; may be repeated until it is reviewed.
 
     Changes nothing when somebody has decided on the case in the meantime. Returns the case as it is then.
@@ -221,7 +221,7 @@ def _examined_case(site: Site, row: Case, halt: Halt, template: Template) -> Cas
     home, examined = site.home, _Examined()
     try:
         try:
-            _examine(home, row, examined, halt, template)
+            _examine(home, row, examined, halt, site.template)
         except _NOT_ITS_OWN:
             raise
         except Exception as error:
@@ -301,8 +301,8 @@ def recheck(site: Site, number: int) -> Case:
         row = find_case(number)
         if row.state not in OPEN or row.reviews.exists():
             raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
-        with closing(site.template) as template:
-            return _examined_case(site, row, Halt(), template)
+        with closing(site.template):
+            return _examined_case(site, row, Halt())
 
 
 def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) -> None:

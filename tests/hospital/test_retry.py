@@ -298,7 +298,7 @@ def test_the_end_of_a_datasite_waits_for_no_worker_that_is_being_started(
 
     monkeypatch.setattr(row_work, "start_worker", start)
     monkeypatch.setattr(row_work, "partitions", lambda *_: {})
-    work = RowWork(desk.site.home, Machine())
+    work = RowWork(desk.site.home, Machine(), desk.site.template)
     work.start(open_case(desk.site.home, desk.row), 0.0)
     assert begun.wait(30)
     work.close(wait=True)
