@@ -18,8 +18,9 @@ holds more than `_ROOM` times its share of them, and the machine is not so much 
 patient with a large part of all records can break the second, a table that has grown the first: people are told of
 that by `datasites dataset check` and `datasites doctor`.
 
-A worker starts with the rows when a study's epoch is set up, and after a withdrawal and where one is undone, moments
-that are public. Workers of a datasite are started one after the other, each in a span of `loading_ticks`
+A worker starts with the rows when a study is approved, when the service starts, and after a withdrawal and where one is
+undone, moments that are public; not before the template is there from which it is forked, so that it takes what it took
+when that was measured. Workers of a datasite are started one after the other, each in a span of `loading_ticks`
 (`Machine.load`): what a start took on mock rows, with room, and what reading what is declared takes. Whoever withdraws
 before a span begins is left out by it; later, another span follows. No letter of a round is read before its worker's
 span is over, and the round is worked on without those who had withdrawn then. A letter that the service has seen before
