@@ -5,8 +5,8 @@ descriptor of it to the datasite, waits, and says with which code it ended. It i
 worker, which is in a process namespace below it, has no number for it.
 
 A worker shuts itself off in this order: it ends with its keeper; what was open is closed but for its own pipes; /proc,
-/dev/pts, /dev/shm and /tmp are covered by what is empty or read-only; it drops all capabilities; its random generators
-are seeded anew. Then it does its work, which begins with `confine`.
+/dev/pts and /dev/shm are covered by what is empty or read-only, and /tmp is only read; it drops all capabilities; its
+random generators are seeded anew. Then it does its work, which begins with `confine`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ Work = Callable[[int, int, int], None]
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
     0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 1, 2, 4, 32
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _PR_CAPBSET_DROP, _LAST_CAPABILITY, _CAPABILITY_VERSION = 24, 63, 0x20080522
-#: What is covered in a worker, by what.
-_COVERED = (("/proc", SHOWN_PROC), ("/dev/pts", EMPTY), ("/dev/shm", EMPTY), ("/tmp", EMPTY))
+#: What is covered in a worker, by what; and what is only read from then on, since this Python may lie below it.
+_COVERED, _READ = (("/proc", SHOWN_PROC), ("/dev/pts", EMPTY), ("/dev/shm", EMPTY)), "/tmp"
 
 _NOT_APART = 70
 
@@ -188,6 +189,7 @@ def _cover() -> None:
     for over, source in _COVERED:
         if os.path.lexists(over):
             _call("mount", str(source).encode(), over.encode(), None, _MS_BIND | _MS_REC, None)
+    _call("mount", None, _READ.encode(), None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV, None)
 
 
 def _drop_capabilities() -> None:

@@ -27,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -38,7 +39,10 @@ from datasites.privacy import alone, evaluation, parameters, probe, trainer
 from datasites.privacy.batches import Tensors, tensors
 from datasites.privacy.clipping import MOST_ROWS
 from datasites.privacy.noise import SecureRandom
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.records import UnsupportedModel
+from datasites.study.manifest import LocalTraining
+from datasites.study.rounds import ring_terms
 from datasites.study.schema import DataModel
 
 _PROBE_ROWS = 16
@@ -361,11 +365,50 @@ def work(limits: Limits, requests: int, replies: int, size: int | None = None) -
         _write(replies, protocol.encode(reply, results))
 
 
+#: A model of one weight, for `warm_up`.
+_SMALL = """
+from torch import nn
+
+def build_model(n_features, **config):
+    return nn.Linear(n_features, 1)
+"""
+
+
+def warm_up(limits: Limits) -> None:
+    """Do on a few rows of zeros what a study does, in both modes, so that libraries load all that they load late.
+
+    Else they would while rows are at work, and when, and whether, could follow from a row.
+    """
+    arrays = {"x": np.zeros((4, 1), np.float32), "y": np.zeros(4, np.float32)}
+    local = PrivacyPlan(clip=1.0, noise_multiplier=1.0, sampling_rate=0.5, rounds=1, steps_per_round=1)
+    distributed = {"mode": "distributed", "honest": 1}
+    summed = partial(ring_terms, clip=1.0, noise_multiplier=1.0, honest=1, hospitals=2)
+    rings = summed(length=2), summed(length=4, slack=0.0, room=4.0)
+    training = LocalTraining(steps=1, learning_rate=0.1)
+    counts = EvaluationPlan(edges=(0.0, 0.5, 1.0), final_multiplier=1.0)
+    # What is drawn here moves no model that is built later.
+    with torch.random.fork_rng(devices=[]):
+        enclave = Enclave(limits, ())
+        enclave.answer(protocol.LoadCode(source=_SMALL, n_features=1), {})
+        for partition in get_args(protocol.PartitionName):
+            enclave.answer(protocol.LoadData(partition=partition), arrays)
+        _, start = enclave.answer(protocol.Initialise(), {})
+        for mode, (update, counted) in (({}, (None, None)), (distributed, rings)):
+            plan, key = local.model_copy(update=mode), os.urandom(32).hex()
+            evaluated = counts.model_copy(update={"honest": plan.honest})
+            for request in (
+                protocol.Rehearse(plan=plan, training=training, divisor=2.0, ring=update),
+                protocol.Train(round=1, plan=plan, training=training, divisor=2.0, key=key, ring=update),
+                protocol.Evaluate(plan=evaluated, evaluation="final", key=key, ring=counted),
+            ):
+                enclave.answer(request, start)
+
+
 def main() -> None:
     """Be a worker, or the template of workers."""
     limits = Limits.model_validate_json(sys.argv[1])
+    warm_up(limits)
     if sys.argv[2:] == ["template"]:
-        loader.Genuine()  # what it loads on first use is there for each fork
         works: dict[str, forking.Work] = {
             "worker": partial(work, limits),
             "escape": partial(escape.attempt_apart, limits),

@@ -55,7 +55,7 @@ TICK = 0.05
 GRACE = TICK / 5
 #: Room in the number of ticks above what was measured: an unlucky sample and other work on the machine; and ticks for
 #: what no measurement on rows holds, the policies, the ledger and the log.
-_ROOM, _SPARE = 1.5, 10
+_ROOM, _SPARE = 1.5, 6
 #: Seconds to allow for reading a record, and each value that it is encoded to: some three times what they take on a
 #: processor of 2020. And ticks beside, for files and keys.
 _RECORD, _VALUE, _READING_SPARE = 50e-6, 3e-6, 4
@@ -73,7 +73,7 @@ def invented_rows(records: int, held_out: float) -> tuple[int, int]:
 
 
 def ticks_for(seconds: float) -> int:
-    """Ticks to allow a round whose work took `seconds` on invented rows; at least eleven."""
+    """Ticks to allow a round whose work took `seconds` on invented rows; at least seven."""
     return max(1, math.ceil(_ROOM * seconds / TICK)) + _SPARE
 
 

@@ -20,7 +20,7 @@ from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.template import Forked, Template
 from datasites.enclave.worker import WorkerOutOfMemory
 from tests.enclave.test_ending import CLEARING, gone, until
-from tests.enclave.test_sandbox import failed
+from tests.enclave.test_sandbox import failed, showing
 from tests.enclave.test_worker import LIMITS, SOURCE, rows, start, study, train
 from tests.other_user import run_as_other_user
 from tests.templates import shared
@@ -271,6 +271,66 @@ def test_workers_end_with_their_template_and_another_follows(folder: Path) -> No
         assert not source.ready
     finally:
         source.close()
+
+
+LATE = """
+import sys
+from datasites.enclave import inside
+def late(limits, requests, replies, size):
+    sys.path.append(FOLDER)
+    import found_late
+inside.work = late
+inside.main()
+"""
+
+
+def test_what_a_worker_loads_late_is_found_where_python_lies_below_tmp(tmp_path: Path) -> None:
+    (tmp_path / "found_late.py").touch()
+    assert tmp_path.is_relative_to("/tmp"), "else this shows nothing"
+    source = Changed(LATE.replace("FOLDER", repr(str(tmp_path))))
+    command = source.sandbox.command
+    source.sandbox.command = lambda *a, **o: showing(str(tmp_path))(command(*a, **o))  # type: ignore[method-assign]
+    try:
+        process = source.process()
+        process.wait(30)
+        assert process.code == 0, str(process.log)
+    finally:
+        source.close()
+
+
+WORKING = """
+import sys
+import datasites.enclave.opacus_alone
+import numpy as np
+from datasites.enclave import inside, protocol
+from datasites.enclave.confine import Limits
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
+from datasites.study.manifest import LocalTraining
+plan = PrivacyPlan(clip=1.0, noise_multiplier=1.5, sampling_rate=0.3, rounds=5, steps_per_round=2)
+training, source = LocalTraining(steps=2, learning_rate=0.5), np.random.default_rng(1)
+if "cold" not in sys.argv: inside.warm_up(Limits())
+before = set(sys.modules)
+enclave = inside.Enclave(Limits(), ())
+enclave.answer(protocol.LoadCode(source=sys.argv[1], n_features=5), {})
+for name in ("mock", "training", "held_out"):
+    rows = {"x": source.normal(size=(200, 5)).astype(np.float32), "y": np.ones(200, np.float32)}
+    enclave.answer(protocol.LoadData(partition=name), rows)
+_, start = enclave.answer(protocol.Initialise(), {})
+enclave.answer(protocol.Rehearse(plan=plan, training=training, divisor=60.0), {})
+enclave.answer(protocol.Train(round=1, plan=plan, training=training, divisor=60.0, key="0f" * 32), start)
+counts = EvaluationPlan(edges=(0.0, 0.25, 0.5, 0.75, 1.0), final_multiplier=2.0)
+enclave.answer(protocol.Evaluate(plan=counts, evaluation="final", key="0f" * 32), start)
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_nothing_is_loaded_while_rows_are_at_work() -> None:
+    """When it is, and whether, could follow from a row."""
+    command = [sys.executable, "-c", WORKING, SOURCE]
+    for how, loaded in (((), False), (("cold",), True)):
+        done = subprocess.run([*command, *how], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (done.stdout != "[]\n") == loaded, done.stdout
 
 
 HOSTILE = f"""
