@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from itertools import product
 
 import numpy as np
 import torch
@@ -375,11 +375,11 @@ def build_model(n_features, **config):
 
 
 def warm_up(limits: Limits) -> None:
-    """Do on a few rows of zeros what a study does, in both modes, so that libraries load all that they load late.
+    """Do on a few rows of zeros, and on none, what a study does, so that libraries load all that they load late.
 
     Else they would while rows are at work, and when, and whether, could follow from a row.
     """
-    arrays = {"x": np.zeros((4, 1), np.float32), "y": np.zeros(4, np.float32)}
+    rows, none = ({"x": np.zeros((count, 1), np.float32), "y": np.zeros(count, np.float32)} for count in (4, 0))
     local = PrivacyPlan(clip=1.0, noise_multiplier=1.0, sampling_rate=0.5, rounds=1, steps_per_round=1)
     distributed = {"mode": "distributed", "honest": 1}
     summed = partial(ring_terms, clip=1.0, noise_multiplier=1.0, honest=1, hospitals=2)
@@ -390,10 +390,11 @@ def warm_up(limits: Limits) -> None:
     with torch.random.fork_rng(devices=[]):
         enclave = Enclave(limits, ())
         enclave.answer(protocol.LoadCode(source=_SMALL, n_features=1), {})
-        for partition in get_args(protocol.PartitionName):
-            enclave.answer(protocol.LoadData(partition=partition), arrays)
+        enclave.answer(protocol.LoadData(partition="mock"), rows)
         _, start = enclave.answer(protocol.Initialise(), {})
-        for mode, (update, counted) in (({}, (None, None)), (distributed, rings)):
+        for given, (mode, (update, counted)) in product((none, rows), (({}, (None, None)), (distributed, rings))):
+            for side in ("training", "held_out"):
+                enclave.answer(protocol.LoadData(partition=side), given)
             plan, key = local.model_copy(update=mode), os.urandom(32).hex()
             evaluated = counts.model_copy(update={"honest": plan.honest})
             for request in (
