@@ -13,6 +13,7 @@ from pathlib import Path
 from datasites.study.audit_chain import PublicHead, records
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity, RosterEntry
+from datasites.study.package import StudyPackage
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
     yield Run("study plan", (str(desk.study),), apart=True)
     yield Run("study check", (str(desk.study),), apart=True)
     yield Run("review list", home)
+    yield Run("review wait", (StudyPackage.read(desk.study).digest(), *home))
     yield Run("review show", (case, *home))
     yield Run("review recheck", (second, *home), apart=True)
     yield by_steward("review reject", second, "--tell", "not now", *why)

@@ -110,7 +110,7 @@ def test_a_table_that_breaks_its_reader_shows_in_no_rehearsal_and_no_record(
             raise ApartFailed("table.csv: the process that works on it ended with SIGSEGV; export it anew")
         return whole(*of)
 
-    def rehearse(home: Any, case: Any, before: Any, mock: Any, halt: Any) -> dict[str, object]:
+    def rehearse(home: Any, case: Any, mock: Any, *_: Any) -> dict[str, object]:
         acts.append(type(mock).__name__)
         return {"outcome": "passed", "ticks": 1, "parameters": 9}
 

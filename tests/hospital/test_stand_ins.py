@@ -17,7 +17,7 @@ from tests.hospital.hostile_home import PlainWorker
 def used(*rooms: object) -> set[str]:
     """Names of a worker that these rooms use."""
     code = "".join(Path(str(inspect.getsourcefile(room))).read_text() for room in rooms)  # type: ignore[arg-type]
-    return set(re.findall(r"\bworker\.([a-z]\w*)", code))
+    return set(re.findall(r"\b[wW]orker\.([a-z]\w*)", code))
 
 
 USED = {PlainWorker: used(row_work), StandIn: used(row_work, admission) - {"initial_parameters"}}
@@ -26,7 +26,7 @@ USED = {PlainWorker: used(row_work), StandIn: used(row_work, admission) - {"init
 @pytest.mark.parametrize(("stand_in", "name"), [(kind, name) for kind, names in USED.items() for name in sorted(names)])
 def test_a_stand_in_has_and_takes_what_is_asked_of_a_worker(stand_in: type, name: str) -> None:
     given = getattr(Worker, name, None)
-    if not inspect.isfunction(given):  # an attribute, maybe of the instance alone
+    if not inspect.isroutine(given):  # an attribute, maybe of the instance alone
         assert hasattr(stand_in, name) or f"self.{name} = " in inspect.getsource(stand_in)
         return
     given = inspect.signature(given).parameters.values()

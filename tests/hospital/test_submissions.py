@@ -214,7 +214,9 @@ def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows
     work = first._submissions._work
     assert work is not None
     stop(first)
-    assert waited == [True, True]
+    assert waited == [True, True, True], (
+        "of the submission, and of the study, which is told to end before it is waited for"
+    )
     assert isinstance(work.case.exception(PATIENCE), Halted)
     assert logged("ended", *ADMITTED) == ["received", "ended"], "and it writes nothing after"
 

@@ -21,7 +21,6 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,7 +155,7 @@ class StandIn:
         self.pid = 0
 
     @classmethod
-    def start(cls, sandbox: object, frozen: Path, files: object, *, n_features: int, **_: object) -> StandIn:
+    def start(cls, source: object, code: str, *, n_features: int, **_: object) -> StandIn:
         return cls(n_features)
 
     def die(self) -> None:
