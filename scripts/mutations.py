@@ -1648,6 +1648,20 @@ MUTATIONS = (
         (f"{_ENDING}::test_a_worker_that_lets_go_of_its_parent_ends_with_the_datasite",),
     ),
     Mutation(
+        "worker: it locks a file that others see, too",
+        "datasites/enclave/confine.py",
+        '    "flock": (73, 32),\n',
+        "",
+        (f"{_TEMPLATE}::test_nothing_gets_out_of_a_worker_to_the_host_or_to_another",),
+    ),
+    Mutation(
+        "worker: it changes the times of a device of the host",
+        "datasites/enclave/confine.py",
+        '    "utimensat": (280, 88),\n',
+        "",
+        (f"{_TEMPLATE}::test_nothing_gets_out_of_a_worker_to_the_host_or_to_another",),
+    ),
+    Mutation(
         "worker: a kill ends its first process alone",
         "datasites/enclave/processes.py",
         "            found.extend(family(pid))\n",

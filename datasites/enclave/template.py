@@ -8,10 +8,12 @@ share the memory of the libraries. One template serves one datasite, and never a
 **Guarantee (apart).** Nothing that a worker holds, makes or leaves can be read, changed, signalled or traced by another
 worker of the same template, nor can the template be. Why: a worker sees no process but itself, by number or in /proc;
 what its template had open or had mapped to be shared, it has not; what it could make a name for (files, queues, shared
-memory, sockets, terminals) is in namespaces of its own, which end with it, or can't be made. Assumptions: the kernel
-keeps its namespaces apart; the template, which reads nothing but one word and descriptors of this process, runs its own
+memory, sockets, terminals) is in namespaces of its own, which end with it, or can't be made; and at files that all of
+them see it can leave nothing: neither a lock nor a hint, a mode or a time. Assumptions: the kernel keeps its namespaces
+apart; the template, which reads nothing but one word and descriptors of this process, runs its own
 code. `escape.escape_check` tries all of it from a worker, beside another. Not claimed: what shows in how long things
-take on one machine; that workers don't know where libraries lie in each other's memory, which forks have in common.
+take on one machine, or in what the kernel counts and keeps for all of it (load, free memory, pages of files that were
+read); that workers don't know where libraries lie in each other's memory, which forks have in common.
 
 **Guarantee (nothing inherited).** What a worker begins with does not follow from any case: a template is sent none, and
 forks before it would be. It forks only while it has one thread and no memory that is shared and writable.
