@@ -1648,6 +1648,20 @@ MUTATIONS = (
         (f"{_ENDING}::test_a_worker_that_lets_go_of_its_parent_ends_with_the_datasite",),
     ),
     Mutation(
+        "worker: one that nobody can follow is let go of alive",
+        "datasites/enclave/template.py",
+        "            self.end()  # nobody could, once it is let go of\n",
+        "",
+        (f"{_TEMPLATE}::test_a_worker_that_nobody_can_follow_is_ended",),
+    ),
+    Mutation(
+        "template: a fork that fails ends all workers",
+        "datasites/enclave/forking.py",
+        "                continue  # none was free here; who asked hears that the socket is closed\n",
+        "                raise OSError\n",
+        (f"{_TEMPLATE}::test_a_fork_that_fails_costs_no_other_worker_its_life",),
+    ),
+    Mutation(
         "worker: it locks a file that others see, too",
         "datasites/enclave/confine.py",
         '    "flock": (73, 32),\n',

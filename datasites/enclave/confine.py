@@ -310,7 +310,6 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
     """
     machine = _MACHINES[machine_name]
     column = machine.column
-    refused = sorted(refused_calls(machine_name, devices=devices).values())
     program: list[tuple[int, int, int, int]] = [
         (_LD_ABS, 0, 0, _OFFSET_ARCH),
         (_JEQ, 1, 0, machine.audit),
@@ -322,8 +321,8 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
         program += [(_JGE, 0, 1, _X32_BIT), (_RET, 0, 0, _ERRNO | errno.EPERM)]
     for pair in _UNREADABLE.values():
         program += [(_JEQ, 0, 1, pair[column]), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
-    for number in refused:
-        program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
+    for refused in sorted(refused_calls(machine_name, devices=devices).values()):
+        program += [(_JEQ, 0, 1, refused), (_RET, 0, 0, _ERRNO | errno.EPERM)]
     # A new thread is allowed, a new process is not.
     program += _judged(machine.clone, 0, [(_JSET, 1, 0, _CLONE_THREAD)])
     allowed = [(_JEQ, len(_F_ALLOWED) - place, 0, one) for place, one in enumerate(_F_ALLOWED)]

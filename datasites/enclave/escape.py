@@ -21,7 +21,6 @@ import os
 import platform
 import resource
 import secrets
-import select
 import signal
 import socket
 import stat
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Literal
 
 from datasites.enclave.confine import Limits, confine, refused_calls
-from datasites.enclave.processes import Process
+from datasites.enclave.processes import Process, readable
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.template import Template
 
@@ -143,7 +142,7 @@ def _line(process: Process, deadline: float) -> bytes:
     """One line that it says, or what it said of one before it ended."""
     line = b""
     while not line.endswith(b"\n"):
-        if not select.select([process.replies], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not readable(process.replies, max(0.0, deadline - time.monotonic())):
             raise TimeoutError(f"no answer within {_SECONDS} s")
         if not (read := os.read(process.replies, 1)):
             break
