@@ -700,6 +700,20 @@ MUTATIONS = (
         (f"{_TICKS}::test_a_withdrawal_moves_the_moment_for_which_a_letter_waits",),
     ),
     Mutation(
+        "tick: a template that has to start takes of the span of its worker",
+        "datasites/hospital/rounds.py",
+        "                self._warm()\n                now = time.monotonic()",
+        "                now = time.monotonic()\n                self._warm()",
+        ("tests/hospital/test_ticks.py::test_a_template_that_has_to_start_takes_nothing_of_a_span",),
+    ),
+    Mutation(
+        "tick: a reader that its mock has ended starts again in the time of the table",
+        "datasites/hospital/admission.py",
+        "        reader.ready()\n",
+        "",
+        ("tests/hospital/test_ticks.py::test_the_time_of_a_table_holds_no_start_of_its_reader",),
+    ),
+    Mutation(
         "tick: the first round leaves once its worker has the rows",
         "datasites/hospital/rounds.py",
         "            if member is not None and time.monotonic() < self._loaded_at:\n",
