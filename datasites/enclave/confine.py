@@ -112,6 +112,20 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "fanotify_init": (300, 262),
+    # modes, owners and times of files: bubblewrap can't show the host's devices read-only
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "file_setattr": (469, 469),
     # memory that is the kernel's, and outlives or exceeds what a process is limited to
     "shmget": (29, 194),
     "shmat": (30, 196),
@@ -198,6 +212,8 @@ _REFUSED_WITHOUT_DEVICES: dict[str, tuple[int | None, int | None]] = {
     "linkat": (265, 37),
     "symlink": (88, None),
     "symlinkat": (266, 36),
+    # a lock on a file that others have, too, by which they could be told something
+    "flock": (73, 32),
 }
 _MAP_SHARED, _MAP_GROWSDOWN, _O_CREAT, _O_TMPFILE = 0x1, 0x100, 0o100, 0o20000000
 #: Calls with flags that are refused there: name, numbers as above, which argument, flags.
@@ -209,8 +225,9 @@ _REFUSED_FLAGS: tuple[tuple[str, tuple[int | None, int | None], int, int], ...] 
 #: Calls whose flags lie behind a pointer; ENOSYS makes the C library fall back to one that can be judged.
 _UNREADABLE: dict[str, tuple[int, int]] = {"clone3": (435, 435), "openat2": (437, 437)}
 _FCNTL, _F_SETPIPE_SZ, _PRCTL = (72, 25), 1031, (157, 167)
-#: Locks on parts of files, leases and notices of folders: the kernel keeps as many as are asked for.
-_F_LOCKS = (6, 7, 37, 38, 1024, 1026)
+#: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Others leave something at a file that is
+#: everybody's (locks, leases, notices, hints): the kernel keeps as many as are asked for, and shows them to others.
+_F_ALLOWED = (0, 1, 2, 3, 4, 1030, 1032)
 
 
 class _Machine:
@@ -293,8 +310,6 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
     """
     machine = _MACHINES[machine_name]
     column = machine.column
-    calls = _REFUSED if devices else {**_REFUSED, **_REFUSED_WITHOUT_DEVICES}
-    refused = sorted(number for pair in calls.values() if (number := pair[column]) is not None)
     program: list[tuple[int, int, int, int]] = [
         (_LD_ABS, 0, 0, _OFFSET_ARCH),
         (_JEQ, 1, 0, machine.audit),
@@ -306,15 +321,12 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
         program += [(_JGE, 0, 1, _X32_BIT), (_RET, 0, 0, _ERRNO | errno.EPERM)]
     for pair in _UNREADABLE.values():
         program += [(_JEQ, 0, 1, pair[column]), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
-    for number in refused:
-        program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
+    for refused in sorted(refused_calls(machine_name, devices=devices).values()):
+        program += [(_JEQ, 0, 1, refused), (_RET, 0, 0, _ERRNO | errno.EPERM)]
     # A new thread is allowed, a new process is not.
     program += _judged(machine.clone, 0, [(_JSET, 1, 0, _CLONE_THREAD)])
-    commands = (_F_SETPIPE_SZ,) if devices else (_F_SETPIPE_SZ, *_F_LOCKS)
-    last = len(commands) - 1
-    program += _judged(
-        _FCNTL[column], 1, [(_JEQ, last - place, int(place == last), one) for place, one in enumerate(commands)]
-    )
+    allowed = [(_JEQ, len(_F_ALLOWED) - place, 0, one) for place, one in enumerate(_F_ALLOWED)]
+    program += _judged(_FCNTL[column], 1, [(_JEQ, 0, 1, _F_SETPIPE_SZ)] if devices else allowed)
     program += _judged(_PRCTL[column], 0, [(_JEQ, 1, 0, _PR_SET_PDEATHSIG), (_JEQ, 0, 1, _PR_SET_SECCOMP)])
     if not devices:
         for _, numbers, argument, flags in _REFUSED_FLAGS:
@@ -322,6 +334,13 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
                 program += _judged(number, argument, [(_JSET, 0, 1, flags)])
     program.append((_RET, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", code, yes, no, value) for code, yes, no, value in program)
+
+
+def refused_calls(machine_name: str, *, devices: bool) -> dict[str, int]:
+    """Numbers of the calls that are refused whatever their arguments, by name."""
+    calls = _REFUSED if devices else {**_REFUSED, **_REFUSED_WITHOUT_DEVICES}
+    column = _MACHINES[machine_name].column
+    return {name: number for name, pair in calls.items() if (number := pair[column]) is not None}
 
 
 def _judged(number: int, argument: int, rules: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:

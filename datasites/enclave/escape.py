@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import mmap
 import os
+import platform
 import resource
 import secrets
-import select
 import signal
 import socket
 import stat
@@ -33,8 +34,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasites.enclave.confine import Limits, confine
-from datasites.enclave.processes import Process
+from datasites.enclave.confine import Limits, confine, refused_calls
+from datasites.enclave.processes import Process, readable
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.template import Template
 
@@ -43,6 +44,7 @@ _CLONE_NEWUSER = 0x10000000
 _PTRACE_TRACEME, _PTRACE_ATTACH = 0, 16
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP = 1, 22
 _CAPABILITY_VERSION = 0x20080522
+_F_SET_RW_HINT = 1036
 _GROWING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100
 
 
@@ -140,7 +142,7 @@ def _line(process: Process, deadline: float) -> bytes:
     """One line that it says, or what it said of one before it ended."""
     line = b""
     while not line.endswith(b"\n"):
-        if not select.select([process.replies], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not readable(process.replies, max(0.0, deadline - time.monotonic())):
             raise TimeoutError(f"no answer within {_SECONDS} s")
         if not (read := os.read(process.replies, 1)):
             break
@@ -204,8 +206,10 @@ def _environment(targets: Targets) -> str | None:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                if token in Path(f"/proc/{entry}/environ").read_bytes():
-                    return f"found the host's variable in process {entry}"
+                found = Path(f"/proc/{entry}/environ").read_bytes()
+                # Of another process, any: where a template stands between, none has the host's variable.
+                if token in found or (found and int(entry) != os.getpid()):
+                    return f"found the variables of process {entry}"
     return None
 
 
@@ -301,6 +305,17 @@ def _kernel_secrets(_: Targets) -> str | None:
     return f"may read {len(found)} files that are root's alone, such as {', '.join(found[:3])}" if found else None
 
 
+def _entries_of_devices(_: Targets) -> str | None:
+    for name in sorted(os.listdir("/dev")):
+        path = f"/dev/{name}"
+        with contextlib.suppress(OSError):
+            found = os.lstat(path)
+            if stat.S_ISCHR(found.st_mode):
+                os.utime(path)
+                return f"changed the times of {path}"
+    return None
+
+
 def _namespace(_: Targets) -> str | None:
     libc = ctypes.CDLL(None, use_errno=True)
     return "made a user namespace" if libc.unshare(_CLONE_NEWUSER) == 0 else None
@@ -327,6 +342,19 @@ def _program(_: Targets) -> str | None:
     with contextlib.suppress(OSError):
         os.posix_spawn(sys.executable, [sys.executable, "-c", "pass"], {})
         return "started a program"
+    return None
+
+
+def _any_refused(_: Targets) -> str | None:
+    """Each call that the filter names, with arguments of which the kernel itself says something else."""
+    libc, nonsense = ctypes.CDLL(None, use_errno=True), [ctypes.c_long(-1)] * 6
+    for name, number in refused_calls(platform.machine(), devices=True).items():
+        # Theirs are right with any; `_fork` tries them.
+        if name not in ("fork", "vfork") and (
+            libc.syscall(ctypes.c_long(number), *nonsense) != -1
+            or ctypes.get_errno() not in (errno.EPERM, errno.ENOSYS)
+        ):
+            return f"may call {name}"
     return None
 
 
@@ -395,6 +423,19 @@ def _one_filter() -> ctypes.Array[ctypes.c_char]:
     """A filter that allows every call, as prctl takes it."""
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000), 8)
     return ctypes.create_string_buffer(struct.pack("@HP", 1, ctypes.addressof(program)))
+
+
+def _marks(_: Targets) -> str | None:
+    """What shows at a file to others who can read it, too."""
+    for name, mark in (
+        ("a lock", lambda file: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)),
+        ("a hint", lambda file: fcntl.fcntl(file, _F_SET_RW_HINT, struct.pack("=Q", 0))),
+    ):
+        for path in (os.devnull, __file__):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                mark(file)
+                return f"left {name} at {path}"
+    return None
 
 
 def _limits(_: Targets) -> str | None:
@@ -533,10 +574,13 @@ _AFTER: dict[str, Callable[[Targets], str | None]] = {
     "open a socket": _socket,
     "start a program": _program,
     "start a process": _fork,
+    "make a call that is refused": _any_refused,
     "trace another process": _trace,
     "take more memory than allowed": _memory,
     "fill the disk": _scratch,
     "keep memory outside of the limits": _memory_of_the_kernel,
+    "change the entry of a device": _entries_of_devices,
+    "leave a mark at a file": _marks,
     "raise a limit": _limits,
     "outlive the datasite": _end,
 }

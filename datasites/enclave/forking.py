@@ -59,8 +59,13 @@ def serve(control: socket.socket, works: Mapping[str, Work]) -> None:
         with contextlib.ExitStack() as received:
             for descriptor in descriptors:
                 received.callback(os.close, descriptor)
+            if len(descriptors) != 4:
+                continue  # none was free here; who asked hears that the socket is closed
             requests, replies, log, life = descriptors
-            _fork(works[word.decode()], requests, replies, log, life)
+            try:
+                _fork(works[word.decode()], requests, replies, log, life)
+            except OSError as error:
+                _say(life, error)  # to who asked, and the workers of others go on
 
 
 def _tried() -> str:
@@ -90,10 +95,14 @@ def _fork(work: Work, requests: int, replies: int, log: int, life: int) -> None:
     try:
         _keep(work, requests, replies, log, life)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.write(life, f"{type(error).__name__}: {error}".encode()[:1000])
+        _say(life, error)
     finally:
         os._exit(_NOT_APART)
+
+
+def _say(life: int, error: BaseException) -> None:
+    with contextlib.suppress(OSError):
+        os.write(life, f"{type(error).__name__}: {error}".encode()[:1000])
 
 
 def require_forkable() -> None:

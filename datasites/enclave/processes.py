@@ -15,6 +15,7 @@ import collections
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -198,6 +199,13 @@ class Sandboxed(Process):
             code = process.wait()
             # bubblewrap passes a signal on as exit code 128 + signal; without bubblewrap it is a negative number.
             self.code = 128 - code if code > 128 else code
+
+
+def readable(descriptor: int, seconds: float | None) -> bool:
+    """Whether it can be read, after so many seconds at most; of any number, while `select.select` takes small ones."""
+    looked = select.poll()
+    looked.register(descriptor, select.POLLIN)
+    return bool(looked.poll(None if seconds is None else seconds * 1000))
 
 
 def family(pid: int) -> Iterator[int]:

@@ -13,8 +13,9 @@ code make namespaces for workers within it, and shows that code the whole of /pr
 of them can be read that only root may read outside: /sys is not there; /dev is the ten harmless devices, in a read-only
 folder; of /proc only the sandbox's own processes (in a fork, none) and `_SHOWN` are there, all of it read-only. This
 holds for a datasite that runs as root, too, whose worker has user id 0 outside and so passes the kernel's checks of
-file modes. Assumptions: the kernel keeps read-only mounts and the capabilities that bubblewrap takes away; devices that
-`devices` names are what their drivers make them.
+file modes. Assumptions: the kernel keeps read-only mounts and the capabilities that bubblewrap takes away; the filter
+(`confine`) is known for this processor, since devices are the host's own, whose mode their owner could change, as root
+is, and their times anybody; devices that `devices` names are what their drivers make them.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ share the memory of the libraries. One template serves one datasite, and never a
 **Guarantee (apart).** Nothing that a worker holds, makes or leaves can be read, changed, signalled or traced by another
 worker of the same template, nor can the template be. Why: a worker sees no process but itself, by number or in /proc;
 what its template had open or had mapped to be shared, it has not; what it could make a name for (files, queues, shared
-memory, sockets, terminals) is in namespaces of its own, which end with it, or can't be made. Assumptions: the kernel
-keeps its namespaces apart; the template, which reads nothing but one word and descriptors of this process, runs its own
+memory, sockets, terminals) is in namespaces of its own, which end with it, or can't be made; and at files that all of
+them see it can leave nothing: neither a lock nor a hint, a mode or a time. Assumptions: the kernel keeps its namespaces
+apart; the template, which reads nothing but one word and descriptors of this process, runs its own
 code. `escape.escape_check` tries all of it from a worker, beside another. Not claimed: what shows in how long things
-take on one machine; that workers don't know where libraries lie in each other's memory, which forks have in common.
+take on one machine, or in what the kernel counts and keeps for all of it (load, free memory, pages of files that were
+read); that workers don't know where libraries lie in each other's memory, which forks have in common.
 
 **Guarantee (nothing inherited).** What a worker begins with does not follow from any case: a template is sent none, and
 forks before it would be. It forks only while it has one thread and no memory that is shared and writable.
@@ -30,7 +32,6 @@ import json
 import logging
 import os
 import platform
-import select
 import signal
 import socket
 import subprocess
@@ -40,7 +41,7 @@ from pathlib import Path
 
 from datasites.enclave import cgroup
 from datasites.enclave.confine import has_filter
-from datasites.enclave.processes import Log, Process, Sandboxed, is_over, wait_for
+from datasites.enclave.processes import Log, Process, Sandboxed, is_over, readable, wait_for
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 
 #: Seconds in which a template must have imported and tried a fork; and in which a fork must be there.
@@ -51,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class TemplateEnded(OSError):
-    """The template is not there any more, or gave no worker; the next worker is given by another one."""
+    """The template gave no worker. Where it is not there any more, another one gives the next."""
 
 
 class Template:
@@ -155,6 +156,8 @@ class _Running:
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
         self._asking = threading.Lock()
+        #: Signals are sent while it is held, so that nobody reaps the process meanwhile.
+        self._signalling = threading.Lock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         started = threading.Event()
         self._thread = threading.Thread(
@@ -204,8 +207,11 @@ class _Running:
             except OSError as error:
                 raise TemplateEnded(f"the template gave no worker: {error}") from error
             if len(descriptors) != 1:
-                raise TemplateEnded(f"the template gave no worker: {said.decode(errors='replace') or 'it has ended'}")
+                raise TemplateEnded(
+                    f"the template gave no worker: {said.decode(errors='replace') or 'it said nothing'}"
+                )
             ours.callback(os.close, descriptors[0])
+            os.set_inheritable(descriptors[0], False)
             group = ours.enter_context(cgroup.around(cgroup.delegated(), cgroup.allowed(limits)))
             forked = Forked(to_requests, from_replies, from_log, life, descriptors[0])
             try:
@@ -222,12 +228,13 @@ class _Running:
 
     def close(self) -> None:
         process = self._process
-        if process is not None and not is_over(process):
-            # All that it has forked ends with it: it is the first process of a process namespace.
-            with contextlib.suppress(ProcessLookupError):
+        with self._signalling, contextlib.suppress(ProcessLookupError):
+            if process is not None and not is_over(process):
+                # All that it has forked ends with it: it is the first process of a process namespace.
                 os.killpg(process.pid, signal.SIGKILL)
         self._thread.join()
-        self._control.close()
+        with self._asking:
+            self._control.close()
 
     def _own(self, theirs: socket.socket, started: threading.Event) -> None:
         # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.
@@ -252,7 +259,8 @@ class _Running:
                         self.log.keep(chunk)
                 finally:
                     wait_for(begun)
-                    begun.wait()
+                    with self._signalling:
+                        begun.wait()
                     begun.stderr.close()
         except OSError as error:
             self._error = error
@@ -283,7 +291,12 @@ class Forked(Process):
         """Follow it until it ends, and then close what is held."""
         self._open = holding
         self._thread = threading.Thread(target=self._own, name="datasites-worker", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self.end()
+            self._let_go(-signal.SIGKILL)
+            raise
 
     @property
     def pid(self) -> int:
@@ -294,7 +307,7 @@ class Forked(Process):
     def is_over(self) -> bool:
         """See `Process`."""
         with self.signalling:
-            return self.code is not None or bool(select.select([self._held], [], [], 0)[0])
+            return self.code is not None or readable(self._held, 0)
 
     def stop(self) -> bool:
         """See `Process`; the kernel ends a fork with its template, stopped or not."""
@@ -321,11 +334,17 @@ class Forked(Process):
     def _own(self) -> None:
         try:
             self.log.follow(self._written, self)
-            select.select([self._held], [], [])
+            readable(self._held, None)
+        except BaseException:
+            self.end()  # nobody could, once it is let go of
+            raise
         finally:
-            with self.signalling:
-                self.code = self._said()
-                self._open.close()
+            self._let_go(self._said())
+
+    def _let_go(self, code: int) -> None:
+        with self.signalling:
+            self.code = code
+            self._open.close()
 
     def _said(self) -> int:
         """The exit code as its keeper says it; killed, where that one was."""

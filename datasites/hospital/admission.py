@@ -344,6 +344,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: T
         halt.watch(reader)
         # The mock before the table, so that nothing which that does to its reader shows in a rehearsal.
         mock = _mock_of(reader, dataset, package.data_model)
+        reader.ready()
         started = time.monotonic()
         try:
             examined.staged = stage_records(home, reader, package, dataset)

@@ -6,8 +6,9 @@ What it works on comes through its pipe. `apart_inside` is its other end.
 
 **Guarantee.** Whatever such a process does, it costs the caller an `ApartFailed` that says what happened and what to
 do. It ends when its `with` block does, when its time is over, and when the datasite ends, by kill -9, too; a reply is
-at most as long as the memory that it may have, is read as JSON and arrays of numbers and runs no code. Assumes what
-`enclave.worker` does of the sandbox; where that is off, the process runs as this user.
+at most as long as the memory that it may have, of which a message is 16 MiB at most, is read as JSON and arrays of
+numbers and runs no code. Assumes what `enclave.worker` does of the sandbox; where that is off, the process runs as this
+user.
 
 Starting takes a time that follows from nothing that is read: what depends on rows is what is asked afterwards.
 """

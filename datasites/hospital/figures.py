@@ -95,7 +95,7 @@ def _kept(home: Home, asked: bytes) -> float | None:
         found: Any = json.loads(_path(home, asked).read_bytes())
         value = float(found["value"])
         return value if hmac.compare_digest(found["bound"], _bound(home, asked, value)) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None  # none, or not of ours
 
 

@@ -24,6 +24,8 @@ Numbers = dict[str, np.ndarray]
 READY = b"ready\n"
 #: Bytes of a piece of a file; and the piece after the last one.
 CHUNK, END = 1024 * 1024, b""
+#: Bytes of a message: what reads it takes many times as much, and a table's names and findings fit.
+MOST_MESSAGE = 16 * 1024 * 1024
 #: Letters of what is said of a failure.
 MOST_WORDS = 8000
 #: Names of the tensor that is JSON: what was asked for, or `Failed`.
@@ -70,9 +72,11 @@ def unpacked(data: bytes) -> tuple[bytes | Failed, Numbers]:
     """Message and arrays of a reply; raises `BadFrame`."""
     try:
         arrays = load(data)
-        if FAILED in arrays:
-            return Failed.model_validate_json(arrays[FAILED].tobytes()), {}
-        return arrays.pop(MESSAGE).tobytes(), arrays
+        failed = FAILED in arrays
+        words = arrays.pop(FAILED if failed else MESSAGE)
+        if words.nbytes > MOST_MESSAGE:
+            raise BadFrame("a message of that length")
+        return (Failed.model_validate_json(words.tobytes()), {}) if failed else (words.tobytes(), arrays)
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFrame(type(error).__name__) from None
 
@@ -95,6 +99,8 @@ def texts_unpacked(name: str, arrays: Numbers) -> tuple[str, npt.NDArray[np.int6
         text, lengths = arrays[f"{name}_text"].tobytes().decode(), arrays[f"{name}_lengths"]
     except (KeyError, UnicodeDecodeError) as error:
         raise BadFrame(type(error).__name__) from None
-    if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(text):
+    if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or (lengths > len(text)).any():
+        raise BadFrame("lengths")
+    if lengths.sum() != len(text):
         raise BadFrame("lengths")
     return text, lengths

@@ -11,7 +11,7 @@ follows from no row (`ticks`). It sees the files' bytes, mapping and data model,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +75,11 @@ class TableReader:
         self._killed = True
         if not isinstance(self._apart, DatasitesError):
             self._apart.kill()
+
+    def ready(self) -> None:
+        """See to it that one is there; whatever the last table did to it, the time of the next holds no start."""
+        with suppress(DatasitesError):  # whoever asks is told
+            _ = self._started
 
     def rows(self, dataset: DatasetSettings) -> int:
         """How many rows its table has; raises `InputError`."""

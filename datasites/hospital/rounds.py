@@ -339,11 +339,12 @@ class StudyRun:
 
     def _load(self) -> None:
         """Let a worker start with the rows of today, in a span that is public (`ticks`)."""
-        gone, now = withdrawn(self._site.home, self._case.dataset.name), time.monotonic()
+        gone = withdrawn(self._site.home, self._case.dataset.name)
         if gone != self._loads:
             self._loads = gone
-            if now >= self._load_begins:  # else the start that is due will leave them out
+            if time.monotonic() >= self._load_begins:  # else the start that is due will leave them out
                 self._warm()
+                now = time.monotonic()  # a template that had to start takes nothing of the span
                 self._load_begins, self._loaded_at = self._machine.load(now, self._case.loading_ticks * TICK)
                 self._rows.start(self._case, self._load_begins - now)
         self._rows.revive(self._case)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from datasites.enclave import escape, template
-from datasites.enclave.processes import Process, Sandboxed
+from datasites.enclave import escape, processes, template
+from datasites.enclave.processes import Process, Sandboxed, readable
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
-from datasites.enclave.template import Forked, Template
+from datasites.enclave.template import Forked, Template, TemplateEnded
 from datasites.enclave.worker import WorkerOutOfMemory
 from tests.enclave.test_ending import CLEARING, gone, until
 from tests.enclave.test_sandbox import failed, showing
@@ -131,7 +136,11 @@ def test_a_wall_between_workers_taken_down_is_noticed(
 
 
 def descriptors(pid: int) -> list[str]:
-    return sorted(os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed as it was looked at
+            found.append(os.readlink(path))
+    return sorted(found)
 
 
 def test_a_worker_begins_with_its_own_pipe_and_nothing_else_open() -> None:
@@ -171,11 +180,7 @@ def test_nothing_of_one_case_is_in_the_memory_of_the_next_one_or_of_the_template
             until(lambda: len(descriptors(second.pid)) == 5)
             assert holds(first.pid, token.encode())
             assert not holds(second.pid, token.encode())
-            running = source._running
-            assert running is not None
-            assert running._process is not None
-            (python,) = Path(f"/proc/{running._process.pid}/task/{running._process.pid}/children").read_text().split()
-            assert not holds(int(python), token.encode())
+            assert not holds(python_of(source), token.encode())
         finally:
             second.end()
 
@@ -397,6 +402,94 @@ def test_what_a_worker_leaves_open_is_closed_with_it(folder: Path) -> None:
     for _ in range(3):
         start(folder).close()
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_nobody_can_follow_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the datasite has no descriptor left: once it is let go of, nobody could end it."""
+    monkeypatch.setattr(processes.Log, "follow", full)
+    monkeypatch.setattr(template, "_SECONDS_TO_FORK", 1)
+    process = shared(CONFIG).process()
+    process.wait()
+    assert process.is_over
+    assert gone([process.pid])
+
+
+def test_a_worker_is_ended_whatever_number_its_descriptor_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 1100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2 * most:
+        pytest.skip("fewer descriptors are allowed here")
+    monkeypatch.setattr(template, "_SECONDS_TO_FORK", 1)
+    with contextlib.ExitStack() as closing:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * most), hard))
+        closing.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(most):
+            closing.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        process = shared(CONFIG).process()
+        assert not process.is_over
+        process.end()
+        process.wait()
+        assert gone([process.pid])
+
+
+def test_a_worker_without_a_thread_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = shared(CONFIG)
+    source.start()
+    before = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: thread.missing)
+        with pytest.raises(AttributeError):
+            source.process()
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_no_program_that_the_datasite_starts_holds_a_worker() -> None:
+    process = shared(CONFIG).process()
+    assert isinstance(process, Forked)
+    assert not os.get_inheritable(process._held)
+    process.end()
+
+
+def python_of(source: Template) -> int:
+    """The template's own process, in its sandbox."""
+    assert source._running is not None
+    assert source._running._process is not None
+    sandbox = source._running._process.pid
+    return int(Path(f"/proc/{sandbox}/task/{sandbox}/children").read_text())
+
+
+def test_a_fork_that_fails_costs_no_other_worker_its_life() -> None:
+    source = Template(CONFIG)
+    try:
+        other, pid = source.process(), python_of(source)
+        allowed = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (6, allowed[1]))
+        with pytest.raises(TemplateEnded, match="gave no worker"):
+            source.process()
+        assert not other.is_over
+        assert source.ready
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, allowed)
+        assert not source.process().is_over
+    finally:
+        source.close()
+
+
+def test_nobody_waits_for_the_keeper_of_a_worker_that_has_ended(hostile: Process) -> None:
+    status = Path(f"/proc/{hostile.pid}/status").read_text().splitlines()
+    (keeper,) = [int(line.split()[1]) for line in status if line.startswith("PPid")]
+    os.kill(keeper, signal.SIGSTOP)
+    hostile.end()
+    until(lambda: readable(hostile._held, 0))  # type: ignore[attr-defined]
+    began = time.monotonic()
+    assert hostile.is_over
+    assert time.monotonic() - began < 5
+    os.kill(keeper, signal.SIGCONT)
 
 
 #: Of others' packages; with their parts.

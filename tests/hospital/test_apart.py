@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from datasites.enclave import confine, processes
 from datasites.enclave.sandbox import SandboxConfig
-from datasites.hospital import accounting, apart, reading
+from datasites.hospital import accounting, apart, frames, reading
 from datasites.hospital.accounting_messages import Price, Priced
 from datasites.hospital.apart import Apart, ApartFailed
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.frames import BadFrame
 from datasites.hospital.mapping import read_mapping
 from datasites.hospital.reading import Records, TableReader
 from datasites.privacy.events import release
@@ -236,6 +238,17 @@ def test_an_answer_that_is_none_is_refused(furnished: Home, hostile: Hostile, an
     words = refusal(furnished)
     assert "answered what nobody can use" in words
     assert "Smith" not in words
+
+
+def test_a_message_that_would_take_many_times_its_memory_is_not_read() -> None:
+    with pytest.raises(BadFrame, match="length"):
+        frames.unpacked(frames.packed(b" " * (frames.MOST_MESSAGE + 1), {}))
+
+
+def test_lengths_that_add_up_only_by_overflow_are_none() -> None:
+    lengths = np.array([1 << 62] * 4 + [3], np.int64)
+    with pytest.raises(BadFrame, match="lengths"):
+        frames.texts_unpacked("cells", {"cells_text": np.frombuffer(b"abc", np.uint8), "cells_lengths": lengths})
 
 
 def test_memory_is_limited(furnished: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

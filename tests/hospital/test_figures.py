@@ -79,7 +79,15 @@ def _of_another(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "tamper",
-    [_lower, _of_another, lambda path: path.write_bytes(b"{}"), lambda path: path.write_bytes(b""), Path.unlink],
+    [
+        _lower,
+        _of_another,
+        lambda path: path.write_bytes(b"{}"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_bytes(b'{"bound": "", "value": 1' + b"0" * 400 + b"}"),
+        Path.unlink,
+    ],
 )
 def test_a_figure_that_was_not_worked_out_here_counts_as_none(
     home: Home, worked_out: list[Event], tamper: Callable[[Path], None]

@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from datasites.enclave.template import Template
 from datasites.enclave.worker import Timeouts, Worker
-from datasites.hospital import admission, cases, review, rounds, row_work
+from datasites.hospital import admission, apart, cases, review, rounds, row_work
 from datasites.hospital import ticks as moments_of
+from datasites.hospital.apart import Apart, ApartFailed
 from datasites.hospital.audit import AuditLog
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.doctor import examine as doctor
@@ -25,7 +27,9 @@ from datasites.hospital.halt import Halt
 from datasites.hospital.machine import rounds_at_work
 from datasites.hospital.models import Case, Round
 from datasites.hospital.readiness import check_dataset
+from datasites.hospital.reading import TableReader
 from datasites.hospital.rounds import StudyRun
+from datasites.hospital.row_work import RowWork
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import TICK, invented_rows, leaves_at, reading_ticks, sleep_to_tick, ticks_for
 from datasites.study import letters
@@ -227,6 +231,27 @@ def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_
         withdrawals.unlink(missing_ok=True)
 
 
+def test_a_template_that_has_to_start_takes_nothing_of_a_span(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a round would begin before its worker may be taken to have the rows."""
+    clock, start = Clock(), Template.start
+
+    def slow_start(source: Template) -> None:
+        clock.now += 5.0
+        start(source)
+
+    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(Template, "start", slow_start)
+    monkeypatch.setattr(RowWork, "start", lambda *_: None)
+    running.restart()
+    begun = clock.now
+    running.run._load()
+    assert clock.now == begun + 5.0
+    assert running.run._load_begins == clock.now
+    assert running.run._loaded_at == pytest.approx(clock.now + running.run._case.loading_ticks * TICK)
+
+
 @pytest.fixture
 def slow(running: Running, monkeypatch: pytest.MonkeyPatch) -> tuple[Running, Clock, float]:
     """A study whose workers take long to start: the letter of round 1 waits until this moment of the clock."""
@@ -422,6 +447,27 @@ def test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed(
     assert examination(desk, monkeypatch, 1.5 * TICK, 3.5 * TICK) == quick
     late = examination(desk, monkeypatch, 20.5 * TICK, 0.0)
     assert {after - before for (_, before), (_, after) in zip(quick, late, strict=True)} == {16}, "by whole ticks"
+
+
+def test_the_time_of_a_table_holds_no_start_of_its_reader(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Nor where its mock has ended the one that was there: with a start in it, it would overrun by some ticks."""
+    there = []
+
+    def breaking(reader: TableReader, *_: object) -> None:
+        assert isinstance(reader._apart, Apart)
+        reader._apart.close()
+        raise ApartFailed("mock: a file that broke its reader")
+
+    def staged(_: object, reader: TableReader, *__: object) -> None:
+        assert isinstance(reader._apart, Apart)
+        there.append(reader._apart.alive)
+        raise ApartFailed("not read")
+
+    monkeypatch.setattr(apart, "Apart", Apart)
+    monkeypatch.setattr(TableReader, "mock", breaking)
+    monkeypatch.setattr(admission, "stage_records", staged)
+    admission.recheck(desk.site, desk.row.pk)
+    assert there == [True]
 
 
 def declaring(desk: Desk, **declared: Any) -> Site:  # noqa: F811
