@@ -1774,6 +1774,22 @@ MUTATIONS = (
         (f"{_TEMPLATE}::test_the_pipe_of_a_worker_that_has_ended_stays_its_own",),
     ),
     Mutation(
+        "template: forks draw alike",
+        "datasites/enclave/forking.py",
+        "        np.random.seed(list(os.urandom(16)))\n",
+        "",
+        (f"{_TEMPLATE}::test_no_two_workers_begin_with_one_state_of_a_generator",),
+    ),
+    Mutation(
+        "figures: nothing is priced ahead",
+        "datasites/hospital/admission.py",
+        "    examined.case.price_ahead()\n",
+        "",
+        (
+            "tests/hospital/test_once.py::test_rounds_are_gated_and_shown_by_what_was_priced_when_the_study_was_examined",
+        ),
+    ),
+    Mutation(
         "template: a worker is sent its case outside of its group",
         "datasites/enclave/template.py",
         "                if group is not None:\n",

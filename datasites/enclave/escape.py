@@ -77,24 +77,24 @@ def escape_check(source: Sandbox | Template) -> list[Attempt]:
     with tempfile.TemporaryDirectory(prefix="datasites-escape-") as folder, _ports() as (port, name, reached):
         bait = Path(folder) / "bait.txt"
         bait.write_text(token)
-        study = Path(folder) / "study"
-        study.mkdir()
-        (study / "model.py").write_text("# bait\n")
+        shown = Path(folder) / "shown"
+        shown.mkdir()
+        (shown / "bait.txt").write_text(token)
         targets: Targets = {
             "token": token, "bait": str(bait), "home": str(Path.home()), "folder": folder, "port": port,
-            "socket": name, "pid": os.getpid(), "study": str(sandbox.inside(study)),
+            "socket": name, "pid": os.getpid(), "shown": str(sandbox.inside(shown)),
         }  # fmt: skip
         try:
             if isinstance(source, Template) and not source.alone:
-                wanted |= _BESIDE
+                wanted = {name: one for name, one in (wanted | _BESIDE).items() if name != _OF_A_FOLDER}
                 lines, ended = _beside(source, targets)
             else:
-                lines, ended = _in_a_sandbox(sandbox, study, targets, token)
+                lines, ended = _in_a_sandbox(sandbox, shown, targets, token)
             results = [Attempt(**json.loads(line)) for line in lines]
         except (OSError, subprocess.TimeoutExpired, ValueError, TypeError) as error:
             results, ended = [], str(error)
         left = sorted(path.name for path in Path(folder).iterdir())
-        new_file, met = left != ["bait.txt", "study"], reached()
+        new_file, met = left != ["bait.txt", "shown"], reached()
     known = {attempt.name for attempt in results}
     missing = [name for name in wanted if name not in known]
     results += [Attempt(name, "not tried", ended or "no answer") for name in missing]
@@ -110,10 +110,10 @@ def _limits_for(sandbox: Sandbox) -> Limits:
     return sandbox.limits.model_copy(update={"memory": 1 << 30})
 
 
-def _in_a_sandbox(sandbox: Sandbox, study: Path, targets: Targets, token: str) -> tuple[list[bytes], str]:
+def _in_a_sandbox(sandbox: Sandbox, shown: Path, targets: Targets, token: str) -> tuple[list[bytes], str]:
     """What attempts in a sandbox that is made for them say, a line each; and why it ended, or ""."""
     limits = json.dumps(_limits_for(sandbox).model_dump(mode="json"))
-    command = sandbox.command(["-m", "datasites.enclave.escape", limits, json.dumps(targets)], study)
+    command = sandbox.command(["-m", "datasites.enclave.escape", limits, json.dumps(targets)], shown)
     done = subprocess.run(
         command, env={"DATASITES_BAIT": token}, capture_output=True, timeout=_SECONDS, check=False
     )  # fmt: skip
@@ -220,8 +220,8 @@ def _write(targets: Targets) -> str | None:
     return None
 
 
-def _frozen_copy(targets: Targets) -> str | None:
-    return _opened(f"{targets['study']}/model.py", "ab")
+def _shown(targets: Targets) -> str | None:
+    return _opened(f"{targets['shown']}/bait.txt", "ab")
 
 
 def _network(targets: Targets) -> str | None:
@@ -542,6 +542,8 @@ def _descriptors(targets: Targets) -> str | None:
     return f"holds descriptors {sorted(others)[:5]} beside its own pipe" if others else None
 
 
+#: Where a folder of the host is shown, as to no fork.
+_OF_A_FOLDER = "change what is shown"
 #: Tried with the namespaces alone.
 _BEFORE: dict[str, Callable[[Targets], str | None]] = {
     "read a file of the host": _host_file,
@@ -549,7 +551,7 @@ _BEFORE: dict[str, Callable[[Targets], str | None]] = {
     "read the host's accounts": _accounts,
     "read the datasite's environment": _environment,
     "write outside the sandbox": _write,
-    "change the frozen copy": _frozen_copy,
+    _OF_A_FOLDER: _shown,
     "reach the network": _network,
     "see network interfaces": _interfaces,
     "see other processes": _processes,
@@ -624,7 +626,8 @@ def attempt_apart(limits: Limits, requests: int, replies: int, size: int) -> Non
     targets = {**json.loads(line), "pipe": [requests, replies]}
     say = _said_over(replies)
     for name, attempt in (_BEFORE | _BESIDE).items():
-        _try(name, attempt, targets, say)
+        if name != _OF_A_FOLDER:
+            _try(name, attempt, targets, say)
     confine(limits.model_copy(update={"memory": 1 << 30}), size)
     for name, attempt in _AFTER.items():
         _try(name, attempt, targets, say)

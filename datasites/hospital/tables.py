@@ -73,17 +73,11 @@ def parse_table(content: bytes, path: Path, separator: Separator = ",", encoding
         return Table(path, cells, read.lines, read.empty, read.doubts)
 
 
-def read_mock(path: Path) -> pd.DataFrame:
+def parse_mock(content: bytes, path: Path) -> pd.DataFrame:
     """Read a mock table, CSV or Parquet, as researchers do, with pandas' types; raises `InputError`.
 
     Its rows are invented and published, so that types may be guessed from all of them.
     """
-    with readable(path, "mock"):
-        return parse_mock(path.read_bytes(), path)
-
-
-def parse_mock(content: bytes, path: Path) -> pd.DataFrame:
-    """The same of a file's content."""
     with readable(path, "mock"):
         file = io.BytesIO(content)
         return pd.read_parquet(file) if path.suffix.lower() == ".parquet" else pd.read_csv(file)

@@ -85,12 +85,12 @@ def test_an_attempt_that_could_not_be_made_got_neither_out_nor_was_held(
 
 def test_a_check_that_ends_in_the_middle_leaves_the_rest_untried() -> None:
     class Cut(Sandbox):
-        def command(self, arguments: list[str], frozen: Path | None = None) -> list[str]:  # type: ignore[override]
+        def command(self, arguments: list[str], shown: Path | None = None) -> list[str]:  # type: ignore[override]
             code = (
                 "import os; import datasites.enclave.escape as e;"
                 "e._BEFORE['reach the network'] = lambda targets: os._exit(3); e.main()"
             )
-            return super().command(["-c", code, *arguments[2:]], frozen)
+            return super().command(["-c", code, *arguments[2:]], shown)
 
     outcomes = {attempt.name: attempt.outcome for attempt in escape.escape_check(Cut())}
     assert outcomes["read a file of the host"] == "held"

@@ -47,8 +47,8 @@ from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker import Timeouts, Worker
 mode, seconds, code = sys.argv[1:]
 class Given(Sandbox):
-    def command(self, arguments, frozen=None):
-        return super().command(["-c", code] if code else arguments, frozen)
+    def command(self, arguments, shown=None):
+        return super().command(["-c", code] if code else arguments, shown)
 worker = Worker(Given(SandboxConfig(mode=mode)), Timeouts())
 while code and "cleared" not in worker.log: time.sleep(0.01)
 until = time.monotonic() + float(seconds)
@@ -67,8 +67,8 @@ class Hostile(Sandbox):
         super().__init__(SandboxConfig(mode=mode))
         self._arguments = arguments
 
-    def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
-        return super().command(["-c", CLEARING, *self._arguments], frozen)
+    def command(self, arguments: Sequence[str], shown: Path | None = None) -> list[str]:
+        return super().command(["-c", CLEARING, *self._arguments], shown)
 
 
 def begun(folder: Path, mode: Mode, *arguments: str) -> Worker:
@@ -200,7 +200,7 @@ def test_the_log_of_a_worker_ends_with_it_though_others_hold_it(folder: Path) ->
     """So its group (`cgroup`) is killed then, whoever is left in it."""
 
     class Held(Sandbox):
-        def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
+        def command(self, arguments: Sequence[str], shown: Path | None = None) -> list[str]:
             return ["/bin/sh", "-c", "sleep 600 & echo $! >&2; setsid sleep 600 & echo $! >&2; wait"]
 
     worker = Worker(Held(SandboxConfig(mode="off")), Timeouts())

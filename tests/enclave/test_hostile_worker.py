@@ -78,10 +78,10 @@ class Lying(Sandbox):
         super().__init__(SandboxConfig(limits=Limits(memory=1 << 30)))
         self._answers = answers
 
-    def command(self, arguments: Sequence[str], frozen: Path | None = None) -> list[str]:
+    def command(self, arguments: Sequence[str], shown: Path | None = None) -> list[str]:
         if "datasites.enclave.inside" in arguments:
             arguments = ["-c", LIAR, json.dumps(self._answers)]
-        return super().command(arguments, frozen)
+        return super().command(arguments, shown)
 
 
 def grown_by(act: Callable[[], object]) -> tuple[int, Exception | None]:

@@ -60,7 +60,7 @@ def test_of_proc_only_what_was_named_holds_anything():
 def test_without_a_sandbox_the_same_attempts_get_out():
     attempts = escape.escape_check(Sandbox(SandboxConfig(mode="off")))
     assert failed(attempts) >= {
-        "read a file of the host", "read the host's accounts", "write outside the sandbox", "change the frozen copy",
+        "read a file of the host", "read the host's accounts", "write outside the sandbox", "change what is shown",
         "reach the network", "see other processes", "signal the datasite", "the host saw no connection",
     } | AS_ROOT  # fmt: skip
 
@@ -72,8 +72,8 @@ class Weakened(Sandbox):
         super().__init__()
         self._change = change
 
-    def command(self, arguments, frozen=None):
-        return self._change(super().command(arguments, frozen))
+    def command(self, arguments, shown=None):
+        return self._change(super().command(arguments, shown))
 
 
 def without(*flags):
@@ -109,9 +109,9 @@ def processes_shared(command):
     return without("--as-pid-1")(unshared(command))
 
 
-def frozen_copy_writable(command):
+def shown_writable(command):
     return [
-        "--bind" if part == "--ro-bind" and command[place + 2] == "/study" else part
+        "--bind" if part == "--ro-bind" and command[place + 2] == str(sandbox.SHOWN) else part
         for place, part in enumerate(command)
     ]
 
@@ -137,7 +137,7 @@ def confinement_left_out(command):
         (showing("/etc"), {"read the host's accounts"}),
         (showing("/tmp"), {"read a file of the host"}),
         (showing("/dev"), {"reach other devices"}),
-        (frozen_copy_writable, {"change the frozen copy"}),
+        (shown_writable, {"change what is shown"}),
         (proc_as_the_kernel_shows_it, {"change the kernel's settings", "read what is root's alone"} & AS_ROOT),
         (proc_writable, {"change the kernel's settings"} & AS_ROOT),
         (own_environment_kept, {"read the datasite's environment"}),
@@ -149,7 +149,7 @@ def confinement_left_out(command):
              "raise a limit"} - ({"raise a limit"} if os.getuid() else set()),
         ),
     ],
-    ids=["net", "pid", "userns", "reaper", "etc", "tmp", "dev", "frozen", "proc", "proc-sys", "environment", "confine"],
+    ids=["net", "pid", "userns", "reaper", "etc", "tmp", "dev", "shown", "proc", "proc-sys", "environment", "confine"],
 )  # fmt: skip
 def test_a_wall_taken_down_is_noticed(change, noticed):
     assert noticed <= failed(escape.escape_check(Weakened(change)))
@@ -351,7 +351,7 @@ def test_only_what_was_named_is_seen(tmp_path):
     (study / "model.py").write_text("x = 1\n")
     (tmp_path / "other.csv").write_text("secret")
     code = (
-        "import os; print(sorted(os.listdir('/')), os.listdir('/study'),"
+        "import os; print(sorted(os.listdir('/')), os.listdir('/shown/folder'),"
         " sorted(os.listdir('/enclave/datasites')), dict(os.environ).keys() - {'LC_CTYPE'},"
         f" os.path.exists({str(tmp_path)!r}))"
     )
@@ -364,7 +364,7 @@ def test_only_what_was_named_is_seen(tmp_path):
         assert name not in done.stdout
 
 
-def test_a_missing_frozen_copy_is_an_error(tmp_path):
+def test_a_missing_folder_to_show_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="not there"):
         Sandbox().command(["-c", "pass"], tmp_path / "gone")
 

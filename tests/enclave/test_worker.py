@@ -472,9 +472,9 @@ inside.main()
 class Unverified(Sandbox):
     """A sandbox whose worker runs any code: no verifier, all builtins."""
 
-    def command(self, arguments, frozen=None):
+    def command(self, arguments, shown=None):
         asked = ["-c", UNVERIFIED, *arguments[2:]] if "datasites.enclave.inside" in arguments else arguments
-        return super().command(asked, frozen)
+        return super().command(asked, shown)
 
 
 CRASHING = """

@@ -10,17 +10,13 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import admission, cases, compliance, ledger, review
+from datasites.hospital import accounting, admission, cases, compliance, ledger, review
 from datasites.hospital.case_view import view_case
 from datasites.hospital.cases import OpenCase, open_case
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
-from datasites.privacy import accountant
 from tests.hospital.test_compliance import manifest_of
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
-
-#: What the accountant is asked for.
-PRICING = ("epsilon_pld", "epsilon_rdp", "divergence")
 
 
 def count(monkeypatch: pytest.MonkeyPatch, done: Counter[str], room: Any, name: str) -> None:
@@ -132,8 +128,7 @@ def test_a_case_is_opened_priced_and_decided_once_for_an_approval(
     count(monkeypatch, done, review, "open_case")
     count(monkeypatch, done, compliance, "_ask")
     count(monkeypatch, done, ledger, "accounts_of")
-    for name in PRICING:
-        count(monkeypatch, done, accountant, name)
+    count(monkeypatch, done, accounting._Accountant, "ask")
     review.approve(desk.site, desk.row.pk, person, "read it", desk.row.approval_hash)
     assert done == {"open_case": 1, "_ask": 1, "accounts_of": 1}, "what it costs was priced when it was examined"
 
@@ -147,8 +142,7 @@ def test_rounds_are_gated_and_shown_by_what_was_priced_when_the_study_was_examin
     desk.approve("ann")
     desk.approve("bob")
     site, done = desk.site, Counter[str]()
-    for name in PRICING:
-        count(monkeypatch, done, accountant, name)
+    count(monkeypatch, done, accounting._Accountant, "ask")
     case = open_case(site.home, Case.objects.get(pk=desk.row.pk))
     for number in range(1, case.study.rounds + 2):
         manifest = manifest_of(case, number)
