@@ -343,8 +343,8 @@ class Forked(Process):
 
     def _let_go(self, code: int) -> None:
         with self.signalling:
-            self.code = code
-            self._open.close()
+            self.code = code  # from now on no signal is sent
+        self._open.close()  # which may wait for the end of its group
 
     def _said(self) -> int:
         """The exit code as its keeper says it; killed, where that one was."""

@@ -344,6 +344,29 @@ def test_what_a_worker_leaves_open_is_closed_with_it(folder: Path) -> None:
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
+DRAWING = """
+import random, ssl
+import numpy, torch
+from datasites.enclave import inside
+def drawn(*_):
+    print(random.random(), numpy.random.random(), torch.rand(1).item(), ssl.RAND_bytes(8).hex(), flush=True)
+    raise SystemExit
+inside.Enclave = drawn
+inside.main()
+"""
+
+
+def test_no_two_workers_draw_the_same() -> None:
+    source, drawn = Changed(DRAWING), []
+    for _ in range(2):
+        process = source.process()
+        process.wait()
+        drawn.append(str(process.log).split()[:4])
+    source.close()
+    assert [len(one) for one in drawn] == [4, 4]
+    assert [first for first, second in zip(*drawn, strict=True) if first == second] == []
+
+
 def full(*_: object) -> None:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
