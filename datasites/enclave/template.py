@@ -185,8 +185,10 @@ class _Running:
 
     @property
     def usable(self) -> bool:
-        process = self._process
-        return self.refused == "" and process is not None and not is_over(process)
+        process, control = self._process, self._control.fileno()
+        if self.refused != "" or process is None or is_over(process) or control < 0:
+            return False
+        return not readable(control, 0)  # it says nothing more; its end shows here first
 
     def fork(self, run: str) -> Process:
         limits = self._sandbox.limits

@@ -443,6 +443,20 @@ def test_a_fork_that_fails_costs_no_other_worker_its_life() -> None:
         source.close()
 
 
+def test_a_template_is_gone_as_soon_as_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its process is seen to have ended: whoever tries again at once would be refused by it once more."""
+    source = Template(CONFIG)
+    source.start()
+    running = source._running
+    assert running is not None
+    os.kill(python_of(source), signal.SIGKILL)
+    until(lambda: readable(running._control.fileno(), 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "is_over", lambda _: False)
+        assert not source.ready
+    source.close()
+
+
 def test_nobody_waits_for_the_keeper_of_a_worker_that_has_ended(hostile: Process) -> None:
     status = Path(f"/proc/{hostile.pid}/status").read_text().splitlines()
     (keeper,) = [int(line.split()[1]) for line in status if line.startswith("PPid")]
