@@ -1669,6 +1669,20 @@ MUTATIONS = (
         (f"{_TEMPLATE}::test_a_worker_that_nobody_can_follow_is_ended",),
     ),
     Mutation(
+        "template: workers draw the same",
+        "datasites/enclave/forking.py",
+        "        np.random.seed(list(os.urandom(16)))\n",
+        "",
+        (f"{_TEMPLATE}::test_no_two_workers_draw_the_same",),
+    ),
+    Mutation(
+        "figures: one of another order's arithmetic counts",
+        "datasites/hospital/figures.py",
+        'SOURCES = ("accountant.py", "events.py", "renyi.py")',
+        'SOURCES = ("accountant.py", "events.py")',
+        ("tests/hospital/test_figures.py::test_all_that_the_accountant_works_with_says_which_one_it_is",),
+    ),
+    Mutation(
         "template: a fork that fails ends all workers",
         "datasites/enclave/forking.py",
         "                continue  # none was free here; who asked hears that the socket is closed\n",

@@ -155,7 +155,9 @@ def _become(work: Work, requests: int, replies: int, log: int, alive: int) -> No
         _drop_capabilities()
         end_with_parent()
         _require_keeper(alive)
-        # numpy seeds its own as it is imported; Python seeds `random` anew in a fork. Nothing here draws from either.
+        # numpy seeds its own as it is imported; Python seeds `random` anew in a fork. Nothing here draws from either,
+        # nor from OpenSSL's: seeded in a template, that would give the same in each worker, since it knows a fork by
+        # another process id, and all of them are 1.
         np.random.seed(list(os.urandom(16)))
         random.seed()
         code = 1

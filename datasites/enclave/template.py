@@ -185,8 +185,10 @@ class _Running:
 
     @property
     def usable(self) -> bool:
-        process = self._process
-        return self.refused == "" and process is not None and not is_over(process)
+        process, control = self._process, self._control.fileno()
+        if self.refused != "" or process is None or is_over(process) or control < 0:
+            return False
+        return not readable(control, 0)  # it says nothing more; its end shows here first
 
     def fork(self, run: str) -> Process:
         limits = self._sandbox.limits
@@ -343,8 +345,8 @@ class Forked(Process):
 
     def _let_go(self, code: int) -> None:
         with self.signalling:
-            self.code = code
-            self._open.close()
+            self.code = code  # from now on no signal is sent
+        self._open.close()  # which may wait for the end of its group
 
     def _said(self) -> int:
         """The exit code as its keeper says it; killed, where that one was."""

@@ -1,10 +1,11 @@
 """Prices that this hospital has worked out, kept: whoever shows or gates on one later loads no accountant.
 
 A figure is kept with all that it follows from: what was worked out, of exactly which mechanisms, at which delta or
-order, by which accountant (its source and its library's version). Asked for anything else, the accountant works it out,
-and that is kept too. So a figure is a fact of arithmetic and not of history: no figure is ever out of date, neither
-after a restore nor with other caps, and one that is lost is worked out again. Each is a file of its own; studies'
-public terms are all that stands in it. Prices that follow from rows are never asked for here (`readiness`).
+order, by which accountant (the sources of its arithmetic and its library's version). Asked for anything else, the
+accountant works it out, and that is kept too. So a figure is a fact of arithmetic and not of history: no figure is ever
+out of date, neither after a restore nor with other caps, and one that is lost is worked out again. Each is a file of
+its own; studies' public terms are all that stands in it. Prices that follow from rows are never asked for here
+(`readiness`).
 
 **Claim.** Decisions that rest on kept figures are those that the accountant would have made, unless somebody can write
 in the home's private folder and read its key. Proof: a figure counts only under an HMAC-SHA256 by the home's key over
@@ -36,6 +37,9 @@ from datasites.privacy import pricing
 from datasites.privacy.events import Charge, Event, in_order
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import InputError
+
+#: What the accountant's arithmetic stands in, of `privacy`.
+SOURCES = ("accountant.py", "events.py", "renyi.py")
 
 
 class KeptPrices(PricesApart):
@@ -86,8 +90,9 @@ def kept_prices() -> KeptPrices:
 @lru_cache(maxsize=1)
 def _accountant() -> str:
     """Which accountant this version has; another one's figures are not taken for its own."""
-    source = Path(pricing.__file__).with_name("accountant.py").read_bytes()
-    return f"dp-accounting {version('dp-accounting')}, {sha256_hex(source)}"
+    folder = Path(pricing.__file__).parent
+    sources = b"".join((folder / name).read_bytes() for name in SOURCES)
+    return f"dp-accounting {version('dp-accounting')}, {sha256_hex(sources)}"
 
 
 def _kept(home: Home, asked: bytes) -> float | None:

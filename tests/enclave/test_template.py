@@ -438,6 +438,29 @@ def test_what_a_worker_leaves_open_is_closed_with_it(folder: Path) -> None:
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
+DRAWING = """
+import random, ssl
+import numpy, torch
+from datasites.enclave import inside
+def drawn(*_):
+    print(random.random(), numpy.random.random(), torch.rand(1).item(), ssl.RAND_bytes(8).hex(), flush=True)
+    raise SystemExit
+inside.Enclave = drawn
+inside.main()
+"""
+
+
+def test_no_two_workers_draw_the_same() -> None:
+    source, drawn = Changed(DRAWING), []
+    for _ in range(2):
+        process = source.process()
+        process.wait()
+        drawn.append(str(process.log).split()[:4])
+    source.close()
+    assert [len(one) for one in drawn] == [4, 4]
+    assert [first for first, second in zip(*drawn, strict=True) if first == second] == []
+
+
 def full(*_: object) -> None:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -512,6 +535,20 @@ def test_a_fork_that_fails_costs_no_other_worker_its_life() -> None:
         assert not source.process().is_over
     finally:
         source.close()
+
+
+def test_a_template_is_gone_as_soon_as_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its process is seen to have ended: whoever tries again at once would be refused by it once more."""
+    source = Template(CONFIG)
+    source.start()
+    running = source._running
+    assert running is not None
+    os.kill(python_of(source), signal.SIGKILL)
+    until(lambda: readable(running._control.fileno(), 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(template, "is_over", lambda _: False)
+        assert not source.ready
+    source.close()
 
 
 def test_nobody_waits_for_the_keeper_of_a_worker_that_has_ended(hostile: Process) -> None:

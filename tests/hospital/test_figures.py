@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,6 +65,25 @@ def test_another_accountant_works_it_out_anew(
     monkeypatch.setattr(figures, "_accountant", lambda: "another one")
     KeptPrices(home).pld([STUDY], 1e-5)
     assert worked_out == [STUDY, STUDY]
+
+
+_LOADS = (
+    "import sys, datasites.privacy.accountant; print(*(n for n in sys.modules if n.startswith('datasites.privacy.')))"
+)
+
+
+def test_all_that_the_accountant_works_with_says_which_one_it_is(
+    home: Home, worked_out: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True, check=True)
+    assert {f"{name.rpartition('.')[2]}.py" for name in done.stdout.split()} == set(figures.SOURCES)
+    before, read = figures._accountant(), Path.read_bytes
+    for changed in figures.SOURCES:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path, name=changed: read(path) + b"#" * (path.name == name))
+            figures._accountant.cache_clear()
+            assert figures._accountant() != before
+    figures._accountant.cache_clear()
 
 
 def _lower(path: Path) -> None:
