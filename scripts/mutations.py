@@ -1673,7 +1673,7 @@ MUTATIONS = (
         "datasites/enclave/forking.py",
         "        np.random.seed(list(os.urandom(16)))\n",
         "",
-        (f"{_TEMPLATE}::test_no_two_workers_draw_the_same",),
+        (f"{_TEMPLATE}::test_no_two_workers_draw_the_same_but_for_what_models_are_built_with",),
     ),
     Mutation(
         "figures: one of another order's arithmetic counts",
@@ -1786,13 +1786,6 @@ MUTATIONS = (
         "                weakref.finalize(forked, pipe.pop_all().close)\n",
         "                forked._open.push(pipe.pop_all())\n",
         (f"{_TEMPLATE}::test_the_pipe_of_a_worker_that_has_ended_stays_its_own",),
-    ),
-    Mutation(
-        "template: forks draw alike",
-        "datasites/enclave/forking.py",
-        "        np.random.seed(list(os.urandom(16)))\n",
-        "",
-        (f"{_TEMPLATE}::test_no_two_workers_begin_with_one_state_of_a_generator",),
     ),
     Mutation(
         "figures: nothing is priced ahead",

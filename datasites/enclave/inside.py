@@ -347,7 +347,6 @@ def work(limits: Limits, requests: int, replies: int, size: int | None = None) -
         return  # the datasite ended before the kernel would have told; what it had sent is not for anyone
     # The first process of a sandbox gets only signals that it handles; without this the limit would be silent.
     signal.signal(signal.SIGXCPU, _out_of_time)
-    torch.default_generator.seed()  # else forks of one template would draw the same
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     enclave = Enclave(limits, confine(limits, size))
     read = _reader(requests)

@@ -142,7 +142,7 @@ class Sandbox:
         """The full command line that runs this Python with `arguments`; it empties its environment itself.
 
         shown: a folder that is seen read-only at `SHOWN`. template: for our own code alone, which may make namespaces
-        there; its forks may not, and see less of /proc (`forking`). Raises `FileNotFoundError` when `shown` is not there.
+        there; its forks may not, and see less of /proc (`forking`). Raises `FileNotFoundError`.
         """
         if shown is not None and not shown.exists():
             raise FileNotFoundError(f"sandbox: {shown} is not there, so it can't be shown inside")
