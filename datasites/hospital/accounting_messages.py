@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from datasites.privacy.events import Charge
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
@@ -22,14 +24,14 @@ class Plan(Agreed):
 
 
 class Calibrate(Agreed):
-    """Make a plan of training alone, with noise of its own (`PrivacyPlan.calibrate`)."""
+    """Make a plan of training alone, with noise of its own (`PrivacyPlan.calibrate`). Bounds are the plan's."""
 
     kind: Literal["calibrate"] = "calibrate"
     epsilon: float
     delta: float
-    sampling_rate: float
-    rounds: int
-    steps: int
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    rounds: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1)]
 
 
 class Price(Agreed):

@@ -421,8 +421,7 @@ import numpy, torch
 from datasites.enclave import inside
 def drawn(*_):
     print(random.random(), numpy.random.random(), torch.rand(1).item(), ssl.RAND_bytes(8).hex(), flush=True)
-    raise SystemExit
-inside.Enclave = drawn
+inside.work = drawn
 inside.main()
 """
 
