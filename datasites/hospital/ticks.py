@@ -17,6 +17,8 @@ worked on. It fits where the table holds no more records than are declared, neit
 holds more than `_ROOM` times its share of them, and the machine is not so much slower than when it was measured. A
 patient with a large part of all records can break the second, a table that has grown the first: people are told of
 that by `datasites dataset check` and `datasites doctor`.
+A round after those whose prices are kept (`OpenCase.price_ahead`), or one charged out of order, has its own worked out
+within its ticks, and may overrun them by the seconds that this takes.
 
 A worker starts with the rows when a study is approved, when the service starts, and after a withdrawal and where one is
 undone, moments that are public; not before the template is there from which it is forked, so that it takes what it took
