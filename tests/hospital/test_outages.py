@@ -99,13 +99,13 @@ class Outage:
 
 
 def places(kind: str, seed: int) -> list[int]:
-    """Places all over a study. It commits three transactions, and asks at least some 250 queries: the more, the longer
-    it waits for its work on rows.
+    """Places all over a study. It commits three transactions, and asks some hundred queries: the more, the longer it
+    waits for its work on rows.
     """
     if kind == "commit":
         return list(range(1, 1000, 2))
     draw = random.Random(seed)
-    return list(itertools.accumulate(draw.randint(6, 30) for _ in range(500)))
+    return list(itertools.accumulate(draw.randint(2, 10) for _ in range(500)))
 
 
 def study_under(running: Running, outage: Outage, *, rounds: int = 1) -> None:
