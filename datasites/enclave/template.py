@@ -196,13 +196,13 @@ class _Running:
             requests, to_requests = _pipe(theirs, pipe)
             from_replies, replies = _pipe(pipe, theirs)
             from_log, written = _pipe(ours, theirs)
-            life, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            life, lent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.callback(life.close)
-            theirs.callback(keeper.close)
+            theirs.callback(lent.close)
             life.settimeout(_SECONDS_TO_FORK)
             try:
                 with self._asking:
-                    handed = [requests, replies, written, keeper.fileno()]
+                    handed = [requests, replies, written, lent.fileno()]
                     socket.send_fds(self._control, [run.encode()], handed)
                 theirs.close()
                 said, descriptors, _, _ = socket.recv_fds(life, _LARGEST_WORD, 1)

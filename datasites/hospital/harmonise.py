@@ -25,7 +25,10 @@ and applies elementwise IEEE operations (clip, subtract, divide, round to float3
 don't depend on an element's place but for the sign of a zero, which it takes away. Columns are laid side by side; a row
 is dropped by its own label; none is moved. (4) Whose a row is: `pseudonym` of its own cell, or its given name. QED.
 
-So neighbouring tables are neighbours after encoding, on which the bound on a patient's influence rests.
+So neighbouring tables are neighbours after encoding, on which the bound on a patient's influence rests. A datasite
+has `harmonise` and `encode` done apart (`reading`), where rows without a patient column have numbers; it gives each
+its name of (c) by its number (`cases.stage_records`), so that both ways make the same arrays
+(`tests/hospital/test_apart.py` for tables with a patient column).
 """
 
 from __future__ import annotations
