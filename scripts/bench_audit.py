@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datasites.hospital.audit import AuditLog, verify
+from datasites.hospital.audit.log import AuditLog, verify
 from datasites.study.identity import Identity
 
 

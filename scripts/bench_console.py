@@ -25,23 +25,23 @@ CASES, STUDIES, ROUNDS, RECORDS, TARGET_MS = 500, 50, 15, 100_000, 300.0
 
 def fill(consortium: LocalConsortium) -> int:
     """Make the tables and the log large; returns the number of a case in review."""
-    from datasites.hospital import admission
-    from datasites.hospital.accounts import Asked, Price
-    from datasites.hospital.audit import _Position
-    from datasites.hospital.cases import open_case
+    from datasites.control.syft import SubmittedJob
+    from datasites.hospital.audit.log import _Position
+    from datasites.hospital.budget.balances import Asked, Price
+    from datasites.hospital.cases import examination
+    from datasites.hospital.cases.case import open_case
     from datasites.hospital.models import Case, FirstPassword, LedgerEntry, Round
-    from datasites.hospital.people import enter_first_admin
+    from datasites.hospital.people.accounts import enter_first_admin
     from datasites.hospital.site import Site
     from datasites.study.audit_chain import Head
     from datasites.study.canonical import canonical_json, sha256_hex
-    from datasites.transport.syft import SubmittedJob
 
     site = Site.open(consortium.home("cleveland"))
     enter_first_admin(site)
     FirstPassword.objects.all().delete()  # as if the admin had changed it
     files = {path.name: path.read_bytes() for path in consortium.study_folder.iterdir() if path.is_file()}
     job = SubmittedJob("bench", consortium.terms.researcher.email, files, "", "pending", "")
-    row = admission.admit(site, job)
+    row = examination.admit(site, job)
     values = {f.attname: getattr(row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
     Case.objects.bulk_create(
         Case(
@@ -96,7 +96,7 @@ def measure(number: int) -> list[dict[str, object]]:
     from django.test import Client
 
     from datasites.hospital.models import Case
-    from datasites.hospital.people import FIRST_ADMIN
+    from datasites.hospital.people.accounts import FIRST_ADMIN
 
     clients = {"": Client(SERVER_NAME="localhost")}
     for name in (STEWARD, FIRST_ADMIN):

@@ -1,12 +1,12 @@
 """What the setup of an epoch costs one hospital and the aggregator: bytes on their disks, and seconds of processor.
 
-The measured hospital goes through a datasite's own setup of an epoch (`hospital.epochs`), with its database, audit log,
-journal, mailroom and files, except that the study is only said to be approved and its service does nothing else; the
-aggregator is the researcher's, with mailroom and files. The other hospitals are played in the same process, with real
-keys and shares. The store is in memory, so that what is written is what they keep. Seconds are the least of three
-setups at every size, since what else the machine does only adds to them. Prints a table, whose targets are the stated
-bounds, and cost that grows with hospitals by no more than a fifth above linearly; `--json FILE` writes
-[{name, value, unit, target, met}].
+The measured hospital goes through a datasite's own setup of an epoch (`hospital.rounds.setup`), with its database,
+audit log, journal, mailroom and files, except that the study is only said to be approved and its service does nothing
+else; the aggregator is the researcher's, with mailroom and files. The other hospitals are played in the same process,
+with real keys and shares. The store is in memory, so that what is written is what they keep. Seconds are the least of
+three setups at every size, since what else the machine does only adds to them. Prints a table, whose targets are the
+stated bounds, and cost that grows with hospitals by no more than a fifth above linearly; `--json FILE` writes [{name,
+value, unit, target, met}].
 
     python scripts/bench_setup.py [--hospitals 10 30 100] [--rounds 100]
 """
@@ -31,11 +31,12 @@ from bench_secagg import Table
 from bench_transport import MB, RESEARCHER, mailroom
 from measure import files_below
 
+from datasites.aggregator.gather import LARGEST_SETUP_LETTER, RunError, blob
+from datasites.aggregator.run_files import RunFolder
+from datasites.aggregator.secure_sum import SecureSum
+from datasites.control.sealer import open_keys, syft_fingerprint
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
-from datasites.researcher.gather import LARGEST_SETUP_LETTER, RunError, blob
-from datasites.researcher.record import RunFolder
-from datasites.researcher.secure_sum import SecureSum
 from datasites.secagg.context import EPOCH_ROUNDS, Context
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
@@ -46,7 +47,6 @@ from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.manifest import Study
 from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import Mailroom
-from datasites.transport.sealer import open_keys, syft_fingerprint
 
 HEART = Path(__file__).resolve().parent / "heart_disease" / "study"
 STUDY = "5" * 64
@@ -90,8 +90,8 @@ class Measured:
     """The hospital whose cost is measured; its home is `site`, and `home` has what belongs to this study."""
 
     def __init__(self, site: Site, room: Mailroom, terms: Study, home: Path) -> None:
-        from datasites.hospital.correspondence import Correspondence
-        from datasites.hospital.epochs import EpochSetup
+        from datasites.hospital.rounds.mail import Correspondence
+        from datasites.hospital.rounds.setup import EpochSetup
 
         self._home, self._site = home, site
         self._before, self.cost = files_below(site.home.root)[1], Cost()
@@ -121,7 +121,7 @@ class Measured:
 
 @dataclass
 class Played:
-    """One of the others, in the order of `hospital.epochs`."""
+    """One of the others, in the order of `hospital.rounds.setup`."""
 
     identity: Identity
     mailroom: Mailroom

@@ -21,13 +21,13 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from datasites.control.connection import StoreConnection
+from datasites.control.sealer import SyftSealer, open_keys, syft_fingerprint
+from datasites.control.synclog import SyncLog
 from datasites.study.identity import Identity, Roster, RosterEntry
-from datasites.transport.connection import StoreConnection
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.quarantine import Quarantine
-from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.transport.store import Store
-from datasites.transport.synclog import SyncLog
 
 RESEARCHER = "researcher@bench.example"
 TARGETS_MS = {1_000: 60.0, 1_000_000: 150.0, 10_000_000: 1000.0}

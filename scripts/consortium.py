@@ -302,7 +302,7 @@ def _make_hospital(
     try:
         site = _enter_all(consortium, index, rows, store_url)
         everybody.wait(MAKING_SECONDS)
-        from datasites.hospital.parties import pin_compared
+        from datasites.hospital.people.roster import pin_compared
 
         others = [other.key for other in consortium.terms.hospitals if other.key != hospital.key]
         for entry in (consortium.researcher_entry(), *(consortium.entry(other) for other in others)):
@@ -329,9 +329,9 @@ def _enter_all(consortium: LocalConsortium, index: int, rows: pd.DataFrame, stor
     (home / "mapping.toml").write_bytes((consortium.file.parent / hospital.mapping).read_bytes())
     from django.contrib.auth import get_user_model
 
-    from datasites.hospital.agreements import confirm_agreement, enter_agreements
-    from datasites.hospital.people import acting, enter_person
-    from datasites.hospital.readiness import accept
+    from datasites.hospital.cases.readiness import accept
+    from datasites.hospital.people.accounts import acting, enter_person
+    from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
     from datasites.hospital.site import Site
 
     site, passwords = Site.open(home), consortium.passwords()

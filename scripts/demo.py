@@ -32,8 +32,8 @@ from datasites.study.errors import DatasitesError, InputError  # noqa: E402
 from datasites.study.package import StudyPackage  # noqa: E402
 
 if TYPE_CHECKING:
+    from datasites.aggregator.run import Run
     from datasites.researcher import Study
-    from datasites.researcher.run import Run
 
 LAUNCH_SECONDS = 180.0
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datasites.study.audit_chain import Record
 
 #: Kinds of record that tell people of what should not be. Of letters of others, or under their names
-#: (`hospital.correspondence`).
+#: (`hospital.rounds.mail`).
 OF_OTHERS = frozenset({"letter_rejected", "letter_not_sent", "setup_refused", "survivors_refused", "events_left_out"})
 #: Of an error in the hospital's own work on a study.
 OF_ITSELF = frozenset({"contained", "stopped"})

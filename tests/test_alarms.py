@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital.audit import AuditLog
+from datasites.hospital.audit.log import AuditLog
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity
 from tests.alarms import ALL, OF_ITSELF, OF_OTHERS, Written, faults
@@ -18,7 +18,7 @@ HOSPITAL = Identity.generate("datasite@general.example")
 STUDY, OTHER_STUDY = "ab" * 32, "cd" * 32
 ROUNDS = (1, 2, 3)
 SERVICE = (
-    "2026-11-29 12:00:01,234 INFO datasites.hospital.datasite: ready: /home\n"
+    "2026-11-29 12:00:01,234 INFO datasites.hospital.service: ready: /home\n"
     "2026-11-29 12:00:02,234 WARNING datasites.hospital.outages: database postgresql://datasite:***@localhost is away: "
     "terminating connection due to administrator command; waiting, tried again every 2 s\n"
 )
@@ -82,9 +82,9 @@ def test_each_fault_of_an_audit_log_is_found(tmp_path: Path, write: Writing, sai
         "Traceback (most recent call last):",
         "Fatal Python error: Segmentation fault",
         "datasites: audit.jsonl: record 7 was changed",
-        "2026-11-29 12:00:03,234 ERROR datasites.hospital.datasite: case 1: KeyError",
-        "2026-11-29 12:00:03,234 ERROR datasites.hospital.rounds: study stopped: round 2: memory",
-        "2026-11-29 12:00:03,234 WARNING datasites.hospital.correspondence: study ab: letter_rejected: replay",
+        "2026-11-29 12:00:03,234 ERROR datasites.hospital.service: case 1: KeyError",
+        "2026-11-29 12:00:03,234 ERROR datasites.hospital.rounds.run: study stopped: round 2: memory",
+        "2026-11-29 12:00:03,234 WARNING datasites.hospital.rounds.mail: study ab: letter_rejected: replay",
     ],
 )
 def test_each_fault_of_a_services_log_is_found(tmp_path: Path, line: str) -> None:

@@ -35,7 +35,7 @@ def agreements_list(home: HomeOption) -> None:
 def agreements_import(home: HomeOption, file: Path, name: NameOption, password_stdin: StdinOption = False) -> None:
     """Enter the agreements of a TOML file; each counts once a second person has confirmed it."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.agreements import enter_agreements
+        from datasites.hospital.people.agreements import enter_agreements
 
         for id, version in enter_agreements(site, person, file):
             out.print(f"{id} version {version}: entered; a second person confirms it")
@@ -47,7 +47,7 @@ def agreements_confirm(
 ) -> None:
     """Confirm that an entry says what the document says."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.agreements import confirm_agreement
+        from datasites.hospital.people.agreements import confirm_agreement
 
         confirm_agreement(site, person, id, version)
     out.print(f"{id} version {version}: confirmed")
@@ -71,7 +71,7 @@ def agreements_draft(home: HomeOption, document: str, study: Annotated[Path, typ
 def agreements_terminate(home: HomeOption, id: str, name: NameOption, password_stdin: StdinOption = False) -> None:
     """End an agreement today."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.agreements import terminate_agreement
+        from datasites.hospital.people.agreements import terminate_agreement
 
         terminate_agreement(site, person, id)
     out.print(f"{id}: terminated")

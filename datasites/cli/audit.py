@@ -46,7 +46,7 @@ def audit_tail(
     words: Annotated[str, typer.Option("--contains", help="Only records with these words in them.")] = "",
 ) -> None:
     """The last records, oldest first."""
-    from datasites.hospital.audit_view import Filter, audit_page
+    from datasites.hospital.audit.pages import Filter, audit_page
     from datasites.hospital.config import Home
 
     log = Home.open(home).audit
@@ -75,7 +75,7 @@ def audit_export(home: HomeOption, target: Path) -> None:
 def audit_held(home: HomeOption, heads: list[Path]) -> None:
     """Compare heads that other parties hold with the log; exit code 1 where it lacks one, and then nothing runs."""
     site = open_site(home)
-    from datasites.hospital.settle import hold_against
+    from datasites.hospital.proposals.restored import hold_against
     from datasites.study.audit_chain import read_any_head
 
     try:

@@ -86,7 +86,7 @@ def review_wait(
 def review_show(home: HomeOption, case: int) -> None:
     """Everything that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
     site = open_site(home)
-    from datasites.hospital.case_page import describe
+    from datasites.hospital.cases.as_text import describe
 
     out.print(describe(site, case))
 
@@ -102,7 +102,7 @@ def review_approve(
 ) -> None:
     """Approve exactly what was shown; a study runs after a steward and a privacy officer did."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import review
+        from datasites.hospital.cases import review
 
         row = review.approve(site, case, person, reason, hash)
     out.print(f"case {case}: approved by {name}; it is {row.state}")
@@ -121,7 +121,7 @@ def review_reject(
 ) -> None:
     """Reject a case; the researcher reads what `--tell` says, and not the reason."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import review
+        from datasites.hospital.cases import review
 
         review.reject(site, case, person, reason, told=told)
     out.print(f"case {case}: rejected")
@@ -131,7 +131,7 @@ def review_reject(
 def review_recheck(home: HomeOption, case: int) -> None:
     """Examine an unapproved case again, after data, mapping or agreements have changed."""
     site = open_site(home)
-    from datasites.hospital.admission import recheck
+    from datasites.hospital.cases.examination import recheck
 
     row = recheck(site, case)
     out.print(f"case {case}: {row.state} {row.remark}")
@@ -142,7 +142,7 @@ def _lifecycle(action: str, words: str) -> None:
         home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
     ) -> None:
         with acting(home, name, password_stdin) as (site, person):
-            from datasites.hospital import review
+            from datasites.hospital.cases import review
 
             row = getattr(review, action.replace("-", "_"))(site, case, person, reason)
         out.print(f"case {case}: {row.state}")

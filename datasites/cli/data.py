@@ -29,10 +29,10 @@ budget = group("The privacy ledger.")
 def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.Option("--study")]) -> None:
     """Readiness of a dataset for a study folder, for the hospital's eyes; exit code 0 only when it is ready."""
     site = open_site(home)
+    from datasites.hospital.cases.readiness import check_dataset
+    from datasites.hospital.cases.whereabouts import open_cases
     from datasites.hospital.config import Home
-    from datasites.hospital.readiness import check_dataset
-    from datasites.hospital.sources import in_words, log_written
-    from datasites.hospital.whereabouts import open_cases
+    from datasites.hospital.data.sources import in_words, log_written
     from datasites.study.package import StudyPackage
 
     cases = [row for row in open_cases(site.home) if row.terms["dataset"] == dataset]
@@ -71,7 +71,7 @@ def dataset_accept(
 ) -> None:
     """Say of a finding of `dataset check` that the table is right as it is, and why."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.readiness import accept
+        from datasites.hospital.cases.readiness import accept
         from datasites.study.package import StudyPackage
 
         found = accept(site, person, dataset, StudyPackage.read(study), finding, reason, holds=not undo)
@@ -107,13 +107,14 @@ def dataset_withdraw(
     is found. Two people undo it, until a round has been held without the patient.
     """
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import proposals, review
+        from datasites.hospital.cases import consent
+        from datasites.hospital.proposals import two_people
 
         if undo:
-            asked = proposals.propose_undoing(site, person, dataset, patient, reason)
-            out.print(f"entry {asked.pk}: {proposals.in_words(asked)}; the other role confirms it: budget confirm")
+            asked = two_people.propose_undoing(site, person, dataset, patient, reason)
+            out.print(f"entry {asked.pk}: {two_people.in_words(asked)}; the other role confirms it: budget confirm")
             return
-        entered = review.withdraw(
+        entered = consent.withdraw(
             site, person, dataset, patient, reason, all_spellings=all_spellings, for_later=for_later
         )
         for line in entered.in_words():
@@ -125,7 +126,7 @@ def dataset_withdraw(
 def budget_show(home: HomeOption) -> None:
     """Privacy budget of each population, by side of its patients; the cap is what is guaranteed, the rest is read."""
     site = open_site(home)
-    from datasites.hospital import ledger
+    from datasites.hospital.budget import ledger
 
     table = new_table(
         "", "population", "patients", "spent so far", "spent or reserved", "part", "cap", "delta", "order"
@@ -141,8 +142,8 @@ def budget_show(home: HomeOption) -> None:
 def budget_history(home: HomeOption, dataset: str) -> None:
     """Every line of the ledger of a dataset's population, and the history of its caps."""
     site = open_site(home)
+    from datasites.hospital.budget.population import guarantee, history
     from datasites.hospital.models import LedgerEntry
-    from datasites.hospital.population import guarantee, history
 
     name = site.home.dataset(dataset).population
     for fact in history(name):
@@ -167,7 +168,7 @@ def budget_history(home: HomeOption, dataset: str) -> None:
 def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, steps: int, rate: float) -> None:
     """Whether one more study that asks this much would fit today."""
     site = open_site(home)
-    from datasites.hospital.budget_view import Book
+    from datasites.hospital.budget.history import Book
 
     try:
         answer = Book.read(site.home.dataset(dataset)).what_if(epsilon, rounds, steps, rate)
@@ -186,10 +187,10 @@ def budget_widen(
 ) -> None:
     """Enter that a population's budget becomes the wider one that datasite.toml says now; a second person confirms."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import proposals
+        from datasites.hospital.proposals import two_people
 
-        entered = proposals.propose_widening(site, person, population, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
+        entered = two_people.propose_widening(site, person, population, reason)
+    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("accept-delta")
@@ -203,10 +204,10 @@ def budget_accept_delta(
 ) -> None:
     """Enter that releases may have a larger delta than the rule for their number of patients; a second one confirms."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import proposals
+        from datasites.hospital.proposals import two_people
 
-        entered = proposals.propose_delta(site, person, population, delta, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
+        entered = two_people.propose_delta(site, person, population, delta, reason)
+    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("other-patients")
@@ -215,10 +216,10 @@ def budget_other_patients(
 ) -> None:
     """Enter that two populations are different people, though the same pseudonyms stand in both."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import proposals
+        from datasites.hospital.proposals import two_people
 
-        entered = proposals.propose_other_patients(site, person, one, other, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
+        entered = two_people.propose_other_patients(site, person, one, other, reason)
+    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("restored")
@@ -241,24 +242,24 @@ def budget_restored(
     if (lost is None) != nothing_lost:
         raise InputError("say which studies nothing here knows any more: --lost FILE, or --nothing-lost")
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import proposals
-        from datasites.hospital.settle import Lost
+        from datasites.hospital.proposals import two_people
+        from datasites.hospital.proposals.restored import Lost
 
         studies = read_toml(lost, Lost).study if lost is not None else ()
-        entered = proposals.propose_restored(site, person, studies, reason)
-    out.print(f"entry {entered.pk}: {proposals.in_words(entered)}; the other role confirms it")
+        entered = two_people.propose_restored(site, person, studies, reason)
+    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
 
 
 @budget.command("waiting")
 def budget_waiting(home: HomeOption) -> None:
     """Entries that wait for a second person."""
     open_site(home)
-    from datasites.hospital import proposals
+    from datasites.hospital.proposals import two_people
 
     table = new_table("", "entry", "what", "by", "reason")
-    for entry in proposals.waiting():
+    for entry in two_people.waiting():
         by = f"{entry.proposed_by} ({entry.proposed_role})"
-        table.add_row(str(entry.pk), proposals.in_words(entry), by, entry.reason)
+        table.add_row(str(entry.pk), two_people.in_words(entry), by, entry.reason)
     out.print(table)
 
 
@@ -266,17 +267,17 @@ def budget_waiting(home: HomeOption) -> None:
 def budget_confirm(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
     """Confirm what a person of the other role has entered; it counts from now on."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import proposals
+        from datasites.hospital.proposals import two_people
 
-        done = proposals.confirm(site, person, entry)
-    out.print(f"entry {entry} counts: {proposals.in_words(done)}")
+        done = two_people.confirm(site, person, entry)
+    out.print(f"entry {entry} counts: {two_people.in_words(done)}")
 
 
 @budget.command("withdraw")
 def budget_withdraw(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
     """Drop an entry that waits."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import proposals
+        from datasites.hospital.proposals import two_people
 
-        proposals.withdraw(site, person, entry)
+        two_people.withdraw(site, person, entry)
     out.print(f"entry {entry}: withdrawn")

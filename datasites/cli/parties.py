@@ -41,7 +41,7 @@ def roster_pin(
 ) -> None:
     """Trust parties, after comparing their fingerprints by telephone."""
     site = open_site(home)
-    from datasites.hospital.parties import pin_compared
+    from datasites.hospital.people.roster import pin_compared
 
     for file in files:
         try:
@@ -60,7 +60,7 @@ def roster_revoke(
 ) -> None:
     """Stop trusting a party and its key for good; its studies are denied from the next round on."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.parties import revoke_party
+        from datasites.hospital.people.roster import revoke_party
 
         revoke_party(site, person, email, reason)
     out.print(f"{email} is no longer trusted")
@@ -70,7 +70,7 @@ def roster_revoke(
 def roster_propose(home: HomeOption, file: Path, name: NameOption, password_stdin: StdinOption = False) -> None:
     """Enter a party's roster entry; it is trusted once a second person has pinned it with `roster confirm`."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.parties import propose_party
+        from datasites.hospital.people.roster import propose_party
 
         try:
             text = file.read_text()
@@ -90,7 +90,7 @@ def roster_confirm(
 ) -> None:
     """Pin what somebody else entered."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.parties import pin_party
+        from datasites.hospital.people.roster import pin_party
 
         out.print(f"{pin_party(site, person, entry, fingerprint).email} is pinned")
 
@@ -99,7 +99,7 @@ def roster_confirm(
 def roster_withdraw(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
     """Drop an entry that waits for a second person."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital.parties import withdraw_party
+        from datasites.hospital.people.roster import withdraw_party
 
         withdraw_party(site, person, entry)
     out.print(f"entry {entry}: withdrawn")

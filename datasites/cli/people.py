@@ -25,7 +25,7 @@ def person_add(
 ) -> None:
     """Enter a person; asks for their first password, which the console has them change when they sign in."""
     site = open_site(home)
-    from datasites.hospital.people import enter_person
+    from datasites.hospital.people.accounts import enter_person
 
     password = None if no_password else ask_password(password_stdin, f"New password of {name}: ")
     enter_person(site, name, role, password, email, first=not own)
@@ -36,7 +36,7 @@ def person_add(
 def person_password(home: HomeOption, name: str, password_stdin: StdinOption = False, own: OwnOption = False) -> None:
     """Set a person's new password, for one who has forgotten it; the console has them change it when they sign in."""
     site = open_site(home)
-    from datasites.hospital.people import change_password, written_down
+    from datasites.hospital.people.accounts import change_password, written_down
 
     password = ask_password(password_stdin, f"New password of {name}: ")
     with written_down(site, "password_changed", person=name):
@@ -48,7 +48,7 @@ def person_password(home: HomeOption, name: str, password_stdin: StdinOption = F
 def person_deactivate(home: HomeOption, name: str) -> None:
     """Keep a person out from now on; their past decisions stand."""
     site = open_site(home)
-    from datasites.hospital.people import deactivate, written_down
+    from datasites.hospital.people.accounts import deactivate, written_down
 
     with written_down(site, "person_deactivated", person=name, by="command line"):
         deactivate(name, by="")
@@ -59,7 +59,7 @@ def person_deactivate(home: HomeOption, name: str) -> None:
 def person_list(home: HomeOption) -> None:
     """Who is entered, and in which role."""
     open_site(home)
-    from datasites.hospital.people import list_people
+    from datasites.hospital.people.accounts import list_people
 
     table = new_table("", "name", "e-mail", "role", "may sign in")
     for somebody in list_people():

@@ -44,7 +44,7 @@ def init(
     except (OSError, UnicodeDecodeError) as error:
         raise DatasitesError(f"{settings}: cannot be read as UTF-8 text; save it as UTF-8 and try again") from error
     entry = initialise(home, text)
-    from datasites.hospital.people import FIRST_ADMIN, enter_first_admin
+    from datasites.hospital.people.accounts import FIRST_ADMIN, enter_first_admin
 
     password = enter_first_admin(open_site(home))
     out.print(f"datasite of {entry.organisation} in {home}\nfingerprint  {entry.fingerprint}")
@@ -67,7 +67,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     from datasites.hospital.config import Home
-    from datasites.hospital.service import only_process, serve_until
+    from datasites.hospital.serving import only_process, serve_until
 
     cgroup.take_over()
 
@@ -79,9 +79,9 @@ def serve(
 def kill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
     """Stop all studies of this datasite before their next round."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import review
+        from datasites.hospital.rounds import lifecycle
 
-        review.kill(site, person, reason)
+        lifecycle.kill(site, person, reason)
     out.print("the kill switch is on; `datasites unkill` takes it off")
 
 
@@ -89,9 +89,9 @@ def kill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdi
 def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
     """Take the kill switch off."""
     with acting(home, name, password_stdin) as (site, person):
-        from datasites.hospital import review
+        from datasites.hospital.rounds import lifecycle
 
-        review.unkill(site, person, reason)
+        lifecycle.unkill(site, person, reason)
     out.print("the kill switch is off")
 
 
@@ -99,7 +99,7 @@ def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_st
 def evidence(home: HomeOption, case: int, out_file: Annotated[Path, typer.Option("--out")]) -> None:
     """Write the evidence bundle of a case, with a stand-alone verifier inside; exit code 0 only when it verifies."""
     site = open_site(home)
-    from datasites.hospital.export import export_evidence
+    from datasites.hospital.evidence.export import export_evidence
 
     checks = export_evidence(site, case, out_file)
     for check in checks:

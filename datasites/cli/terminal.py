@@ -19,7 +19,7 @@ from rich.text import Text
 from datasites.study.visible import one_line, visible
 
 if TYPE_CHECKING:
-    from datasites.hospital.people import Acting
+    from datasites.hospital.people.accounts import Acting
     from datasites.hospital.site import Site
 
 
@@ -88,7 +88,7 @@ def open_site(home: Path) -> Site:
 def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Acting]]:
     """The datasite, and the person who has just given their password; raises `PersonError`."""
     site = open_site(home)
-    from datasites.hospital.people import identify
+    from datasites.hospital.people.accounts import identify
 
     yield site, identify(name, ask_password(from_stdin, f"Password of {name}: "))
 

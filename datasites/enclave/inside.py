@@ -44,6 +44,7 @@ from datasites.privacy.records import UnsupportedModel
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import ring_terms
 from datasites.study.schema import DataModel
+from datasites.study.tensors import Parameter
 
 _PROBE_ROWS = 16
 #: Said of any error while real rows are at work: its text may hold values of a row.
@@ -107,8 +108,7 @@ class Enclave:
         self._model, self._data_model = built, request.data_model
         self._findings = built.findings
         named = tuple(
-            protocol.Parameter(name=name, shape=tuple(parameter.shape))
-            for name, parameter in built.module.named_parameters()
+            Parameter(name=name, shape=tuple(parameter.shape)) for name, parameter in built.module.named_parameters()
         )
         return protocol.Description(parameters=named, findings=self._findings, warnings=self._warnings)
 

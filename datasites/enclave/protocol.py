@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
@@ -26,6 +26,7 @@ from datasites.study.errors import explain
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
+from datasites.study.tensors import Parameter, Shape
 
 MAGIC = b"DSW1"
 _PREFIX = struct.Struct("<4sIQ")
@@ -36,7 +37,7 @@ LISTING_HEADER, SHORT_HEADER = 1024 * 1024, 64 * 1024
 #: Values in the header of a reply: each takes some 40 bytes to read, however short it is written.
 _MOST_VALUES = 150_000
 #: Numbers of one array at most, and bytes that a worker may say it took.
-_MOST_NUMBERS, _MOST_BYTES = 2**40, 2**50
+_MOST_BYTES = 2**50
 
 #: Rows that are invented at most for one partition.
 MOST_INVENTED = 1_000_000
@@ -52,19 +53,6 @@ Count = Annotated[int, Field(ge=0, le=2**31)]
 
 class ProtocolError(RuntimeError):
     """The other end sent what the protocol does not allow; the pipe can't be trusted any more."""
-
-
-def _countable(shape: tuple[int, ...]) -> tuple[int, ...]:
-    # A dimension of 0 must not hide others of any size, of which numpy can make no array.
-    if math.prod(max(1, dimension) for dimension in shape) > _MOST_NUMBERS:
-        raise ValueError(f"more than {_MOST_NUMBERS} numbers")
-    return shape
-
-
-#: Dimensions of an array or tensor.
-Shape = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=_MOST_NUMBERS)], ...], Field(max_length=8), AfterValidator(_countable)
-]
 
 
 class ArrayLayout(Agreed):
@@ -161,13 +149,6 @@ class Close(Agreed):
     """Leave. No reply."""
 
     kind: Literal["close"] = "close"
-
-
-class Parameter(Agreed):
-    """One trainable tensor, in the order in which updates are flattened."""
-
-    name: Annotated[str, Field(max_length=300)]
-    shape: Shape
 
 
 class ModelFinding(Agreed):

@@ -13,7 +13,7 @@ what was approved before anything is allotted or computed by it: arrays with the
 calls for, parameters with the approved number (before there is one, with `Limits.parameters`), steps and rounds with
 the plan, seconds with the wall time allowed. A reply costs this process the bytes of the arrays asked for, and under
 24 MiB to read a header of at most 1 MiB and 150,000 values; anything else ends the worker with a `WorkerError`.
-Assumption: the request was made of approved terms, as `hospital.row_work` does.
+Assumption: the request was made of approved terms, as `hospital.rounds.row_work` does.
 
 **Guarantee (a worker's end).** Whatever the process in the sandbox does, it ends with all that it started when `kill`
 is called, when a deadline has come, and when the datasite ends, by kill -9 too, paused or not; and `kill` waits for

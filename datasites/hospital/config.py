@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from datasites.enclave.sandbox import SandboxConfig
-from datasites.hospital.delimited import Encoding, Separator
+from datasites.hospital.dialect import Encoding, Separator
 from datasites.hospital.postgresql import SCHEMES, PostgresAddress
 from datasites.study.addresses import fault_of, hidden, shown
 from datasites.study.canonical import Agreed
@@ -254,12 +254,12 @@ class Home:
 
     @property
     def commitment_key(self) -> Path:
-        """Key of the commitments to records (see `hospital.commitments`)."""
+        """Key of the commitments to records (see `hospital.audit.commitments`)."""
         return self.root / "keys" / "commitment.key"
 
     @property
     def figures(self) -> Path:
-        """Prices that were worked out (private; see `hospital.figures`)."""
+        """Prices that were worked out (private; see `hospital.budget.price_cache`)."""
         return self.root / "figures"
 
     @property
@@ -279,7 +279,7 @@ class Home:
 
     @property
     def bindings(self) -> Path:
-        """What opens the commitments of the audit log to what people entered (private; see `hospital.bindings`)."""
+        """What opens the audit log's commitments to what people entered (private; see `hospital.audit.bindings`)."""
         return self.root / "bindings"
 
     @property
@@ -329,7 +329,7 @@ class Home:
 
     @property
     def ledger_anchor(self) -> Path:
-        """What the audit log said of budgets last, and where (see `hospital.ledger_log`); beside the other anchors."""
+        """What the audit log said of budgets last (see `hospital.budget.ledger_log`); beside the other anchors."""
         return self.anchors / "ledger"
 
     @property

@@ -23,25 +23,25 @@ from django.db import connection
 
 from datasites.enclave import cgroup
 from datasites.enclave.escape import escape_check
-from datasites.hospital import ledger, pending
-from datasites.hospital.cases import open_case
+from datasites.hospital.audit.entered import agreements_by_hand, people_by_hand, pinned_by_hand
+from datasites.hospital.budget import ledger, pending
+from datasites.hospital.budget.population import accepted_delta, require_agreed
+from datasites.hospital.budget.reconcile import differences
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.whereabouts import open_cases
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.data.mapping import read_mapping
+from datasites.hospital.data.patients import in_part
+from datasites.hospital.data.reading import TableReader
+from datasites.hospital.data.sources import in_words, log_written
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of
-from datasites.hospital.entered_log import agreements_by_hand, people_by_hand, pinned_by_hand
-from datasites.hospital.mapping import read_mapping
 from datasites.hospital.models import Case
 from datasites.hospital.outages import away
-from datasites.hospital.patients import in_part
-from datasites.hospital.people import REVIEWERS, list_people
-from datasites.hospital.population import accepted_delta, require_agreed
+from datasites.hospital.people.accounts import REVIEWERS, list_people
 from datasites.hospital.postgresql import PostgresAddress, options_in_words
-from datasites.hospital.reading import TableReader
-from datasites.hospital.reconcile import differences
 from datasites.hospital.setup import open_store, require_own_user
 from datasites.hospital.site import Site
-from datasites.hospital.sources import in_words, log_written
 from datasites.hospital.space import LITTLE, NONE, MiB, rooms
-from datasites.hospital.whereabouts import open_cases
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
 from datasites.study.errors import DatasitesError

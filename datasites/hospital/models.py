@@ -30,6 +30,8 @@ class Case(models.Model):
         CLOSED = "closed"
 
     ACTIVE = (State.APPROVED, State.RUNNING, State.PAUSED)
+    #: States in which a study never runs again.
+    ENDED = (State.CLOSED, State.REVOKED, State.REJECTED)
 
     study_hash = models.CharField(max_length=64)
     study_name = models.CharField(max_length=64)

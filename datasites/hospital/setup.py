@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datasites.control.syft import HospitalControl
 from datasites.enclave.sandbox import Sandbox
-from datasites.hospital.bindings import bind, party_content
-from datasites.hospital.commitments import Commitments
+from datasites.hospital.audit.bindings import bind, party_content
+from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.transport.store import Store
-from datasites.transport.syft import HospitalControl
 
 
 def initialise(root: Path, settings_toml: str) -> RosterEntry:
@@ -42,7 +42,9 @@ def initialise(root: Path, settings_toml: str) -> RosterEntry:
     Identity.generate(home.settings.email).save(home.key, os.environ.get("DATASITES_PASSPHRASE"))
     Commitments(home)
     site = Site.open(root)
-    from datasites.hospital.population import open_populations  # a room of the database, which is open from here on
+    from datasites.hospital.budget.population import (
+        open_populations,  # a room of the database, which is open from here on
+    )
 
     control = open_control(site)
     try:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasites.hospital.audit import AuditLog
+from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.config import Home
 from datasites.hospital.database import connect
 from datasites.study.identity import Identity

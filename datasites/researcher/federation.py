@@ -15,9 +15,10 @@ import pandas as pd
 from pydantic import Field, ValidationError
 from tqdm.auto import tqdm
 
+from datasites.aggregator.run import ROUND_TIMEOUT, SETUP_PATIENCE, Run
+from datasites.control.syft import JobDecision, ResearcherControl
 from datasites.enclave.sandbox import Sandbox
 from datasites.researcher.beforehand import FirstModel, Model
-from datasites.researcher.run import ROUND_TIMEOUT, SETUP_PATIENCE, Run
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError, explain
@@ -26,7 +27,6 @@ from datasites.study.identity import Email, Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.repeats import Repeats
 from datasites.transport.store import WHOLE_STORE, Store
-from datasites.transport.syft import JobDecision, ResearcherControl
 
 CONFIG_FILE = "researcher.json"
 KEY_FILE = "keys/institution.pem"

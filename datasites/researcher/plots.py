@@ -5,8 +5,8 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from datasites.aggregator.run import Run
 from datasites.privacy.evaluation import DPEvaluation, EvaluationError
-from datasites.researcher.run import Run
 
 
 def roc(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:

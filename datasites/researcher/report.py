@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 from safetensors.numpy import save_file
 
+from datasites.aggregator.gather import RunError
+from datasites.aggregator.run import Run
+from datasites.aggregator.run_files import RoundRecord
 from datasites.privacy.evaluation import BOUNDS, DPEvaluation, Estimate, EvaluationError, Unit
 from datasites.privacy.plan import evaluation_edges
-from datasites.researcher.gather import RunError
-from datasites.researcher.record import RoundRecord
-from datasites.researcher.run import Run
 from datasites.study.identity import Roster
 
 #: The figures of an evaluation, each with its unit and how it is read.

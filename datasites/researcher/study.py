@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datasites.aggregator.strategies import strategy_of
 from datasites.enclave.findings import Finding
 from datasites.enclave.protocol import Description, Rehearsed
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Worker
 from datasites.privacy.study_plan import StudyPlan, plan_of
-from datasites.researcher.strategies import strategy_of
 from datasites.study.manifest import Study as Terms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import gradient_ring

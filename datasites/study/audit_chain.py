@@ -1,7 +1,7 @@
 """Reading and verifying an audit log: its record format, its signed heads, and what proves that it was changed.
 
 Every party needs this half: an auditor with a copy of the file, and whoever keeps the signed heads that a hospital
-sends along with its releases. Writing a log is the hospital's (`datasites.hospital.audit`, which also says what is
+sends along with its releases. Writing a log is the hospital's (`datasites.hospital.audit.log`, which also says what is
 detected and what is not). Nothing here holds a private key or changes a file.
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasites.hospital.evidence import build_bundle
+from datasites.hospital.evidence.bundle import build_bundle
 from datasites.study.identity import Identity
 from tests.adversarial.tampered_archives import Files, Tampered, of_the_archive
 from tests.adversarial.tampered_contents import with_the_key

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasites.hospital.bindings import commit
-from datasites.hospital.evidence import entry_digest
+from datasites.hospital.audit.bindings import commit
+from datasites.hospital.evidence.bundle import entry_digest
 from datasites.study.canonical import canonical_json
 from datasites.study.identity import Identity
 from tests.adversarial.tampered_archives import Files, Tampered

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from datasites.hospital.audit import PublicHead
+from datasites.hospital.audit.log import PublicHead
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity
 from tests.adversarial.tampered_archives import Files, Tampered

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from syft.sync.messages.proposed_filechange import MessageFileName
 
+from datasites.control.connection import inbox_folder, outbox_folder
+from datasites.control.submissions import MAX_CONFIG_BYTES, MESSAGE_FILE, outgoing_folder
 from datasites.study.identity import IdentityError
-from datasites.transport.connection import inbox_folder, outbox_folder
 from datasites.transport.mailroom import MAX_ROUND, Rejected, Undelivered, letter_folder, letter_key
 from datasites.transport.store import Store, StoreError
-from datasites.transport.submissions import MAX_CONFIG_BYTES, MESSAGE_FILE, outgoing_folder
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, befriend, make_parties, study_files
 
 A, B, C = HOSPITALS

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from datasites.control.sealer import WrongBundle, open_keys, syft_fingerprint
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import IdentityError, Roster
 from datasites.transport import blobs
 from datasites.transport.letter import pack
 from datasites.transport.mailroom import Contents, Equivocation, Limits, Rejected, letter_key
-from datasites.transport.sealer import WrongBundle, open_keys, syft_fingerprint
 from datasites.transport.store import Store, StoreDenied, StoreError
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties
 

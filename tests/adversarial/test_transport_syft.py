@@ -25,12 +25,13 @@ from syft.sync.events.file_change_event import (
 from syft.sync.messages.proposed_filechange import MessageFileName, ProposedFileChange, ProposedFileChangesMessage
 from syft.sync.utils.syftbox_utils import compress_data
 
+from datasites.control import guards
+from datasites.control.connection import inbox_folder, outbox_folder
+from datasites.control.mocks import SIGNED, MockManifest, sign_mock
+from datasites.control.submissions import RUN_SCRIPT, submission_folder
+from datasites.control.syft import ControlError
 from datasites.study.identity import Identity, IdentityError, Roster
-from datasites.transport import filesystems, guards
-from datasites.transport.connection import inbox_folder, outbox_folder
-from datasites.transport.mocks import SIGNED, MockManifest, sign_mock
-from datasites.transport.submissions import RUN_SCRIPT, submission_folder
-from datasites.transport.syft import ControlError
+from datasites.transport import filesystems
 from tests.transport.parties import HOSPITALS, RESEARCHER, Party, befriend, make_parties, study_files
 
 A, B, C = HOSPITALS
@@ -444,7 +445,7 @@ def test_numbers_rise_when_the_clock_steps_back(researcher, hospital, monkeypatc
     hospital.control.sync()
     hospital.control.jobs()
     hospital.control.sync()
-    monkeypatch.setattr("datasites.transport.synclog.time.time", lambda: 1.0)
+    monkeypatch.setattr("datasites.control.synclog.time.time", lambda: 1.0)
     hospital.control.record_approval("heart-1", "sha256:1")
     hospital.control.sync()
     researcher.control.sync()

@@ -18,7 +18,7 @@ def main() -> None:
     from datasites.hospital.database import connect
 
     connect(Path(sys.argv[sys.argv.index("--home") + 1]))
-    from datasites.hospital import row_work
+    from datasites.hospital.rounds import row_work
 
     train = row_work.RowWork._train
     killed = set()

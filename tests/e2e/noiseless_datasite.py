@@ -33,8 +33,8 @@ def main() -> None:
 
     connect(Path(sys.argv[sys.argv.index("--home") + 1]))
     from datasites.enclave.worker import TrainResult
-    from datasites.hospital import row_work
-    from datasites.hospital.cases import partitions
+    from datasites.hospital.cases.case import partitions
+    from datasites.hospital.rounds import row_work
 
     def train(work, worker, case, manifest, parameters, key):  # type: ignore[no-untyped-def]
         rows = partitions(work._home, case)["training"]

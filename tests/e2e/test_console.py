@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital.verify_bundle import verify as verify_bundle
+from datasites.hospital.evidence.verify_bundle import verify as verify_bundle
 from datasites.study.audit_chain import verify
 from tests.browser import WIDTHS, Browser, chromium, inspect, sync_api
 from tests.e2e.support import KEYS, LocalDatasites

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from datasites.aggregator.run_files import RunState
 from datasites.researcher import Study
-from datasites.researcher.record import RunState
 from datasites.transport.quarantine import Quarantine
 from tests.alarms import alarming
 from tests.e2e.support import KEYS, ROOT, LocalDatasites, Place

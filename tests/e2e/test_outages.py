@@ -22,8 +22,8 @@ import pytest
 from local_postgresql import Certificates, postgresql
 from loopback_servers import Absent, free_port, wait_for_port, webdav_command
 
+from datasites.aggregator.run import Run
 from datasites.hospital.outages import RETRY
-from datasites.researcher.run import Run
 from datasites.transport.store import StoreUnreachable
 from tests.e2e.noiseless_datasite import plain_update
 from tests.e2e.support import KEYS, LocalDatasites, Place

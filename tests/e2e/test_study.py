@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from datasites.aggregator.run import Run
 from datasites.researcher import report
-from datasites.researcher.run import Run
 from datasites.study.audit_chain import verify
 from tests.e2e.support import KEYS, ROOT, LocalDatasites
 

@@ -18,9 +18,9 @@ def main() -> None:
     from datasites.hospital.site import Site
 
     site = Site.open(home)
-    from datasites.hospital import review
+    from datasites.hospital.cases import review
     from datasites.hospital.models import Case
-    from datasites.hospital.people import identify
+    from datasites.hospital.people.accounts import identify
 
     deadline = time.monotonic() + 180
     while (row := Case.objects.filter(study_hash=study_hash, state=Case.State.REVIEW).first()) is None:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import apart
-from datasites.hospital.audit import AuditLog, head_file
-from datasites.hospital.bindings import bind, party_content
+from datasites.hospital.audit.bindings import bind, party_content
+from datasites.hospital.audit.log import AuditLog, head_file
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import connect
+from datasites.hospital.isolated import process
 from datasites.hospital.site import Site
 from datasites.study.identity import Identity, Roster, RosterEntry
 from tests.hospital.cleveland import SETTINGS
@@ -68,7 +68,7 @@ def one_process_to_read_and_one_to_price() -> Iterator[None]:
     from tests.hospital.kept_apart import KeptApart
 
     with pytest.MonkeyPatch.context() as patch, KeptApart() as kept:
-        patch.setattr(apart, "Apart", kept.start)
+        patch.setattr(process, "Apart", kept.start)
         yield
 
 
@@ -89,8 +89,8 @@ def own(home: Home) -> Identity:
 
 def begun_anew(home: Home, own: Identity) -> Site:
     """The hospital as its service opens it, with nothing in log and anchors but the budget and who is pinned."""
-    from datasites.hospital import ledger_log
-    from datasites.hospital.population import open_populations
+    from datasites.hospital.budget import ledger_log
+    from datasites.hospital.budget.population import open_populations
 
     # Log and anchors with the tables: they tell one story, or nothing runs.
     home.audit.unlink(missing_ok=True)

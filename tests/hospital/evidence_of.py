@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasites.hospital import verify_bundle
-from datasites.hospital.audit import AuditLog, Head, PublicHead
-from datasites.hospital.bindings import agreement_content, commit, party_content, person_content
-from datasites.hospital.evidence import DOMAIN, EvidenceContents, entry_digest
+from datasites.hospital.audit.bindings import agreement_content, commit, party_content, person_content
+from datasites.hospital.audit.log import AuditLog, Head, PublicHead
+from datasites.hospital.evidence import verify_bundle
+from datasites.hospital.evidence.bundle import DOMAIN, EvidenceContents, entry_digest
 from datasites.privacy.events import Event
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.renyi import filter_order

@@ -29,8 +29,9 @@ import measure
 import numpy as np
 import numpy.typing as npt
 
+from datasites.control.syft import SubmittedJob
 from datasites.enclave.worker import TrainResult
-from datasites.hospital.correspondence import RECORDS_PER_HOUR
+from datasites.hospital.rounds.mail import RECORDS_PER_HOUR
 from datasites.hospital.setup import initialise
 from datasites.researcher.study import Study
 from datasites.study.audit_chain import Record, records, verify
@@ -39,7 +40,6 @@ from datasites.study.identity import Roster
 from datasites.study.schema import DataModel
 from datasites.transport.quarantine import KEEP_BYTES, KEEP_PER_HOUR
 from datasites.transport.store import Store
-from datasites.transport.syft import SubmittedJob
 from tests.agreements import agreements
 from tests.alarms import OF_ITSELF, OF_OTHERS, Written, faults
 from tests.e2e.noiseless_datasite import plain_update
@@ -108,7 +108,7 @@ def bounds(rounds: int = ROUNDS) -> dict[str, int | float]:
     """The most that a study of so many training rounds and an evaluation may cost, whatever its store does, by field.
 
     records: this hospital's own, two decisions, charge, release and answer a round and five of start and close, and
-    those of each other party (`correspondence`: so many an hour, and their count). quarantine, files: what it takes in
+    those of each other party (`rounds.mail`: so many an hour, and their count). quarantine, files: what it takes in
     an hour (`quarantine`), beside the files of an honest study. home: three times what an honest study leaves there,
     its journals, tables and log. memory: a few copies of a letter of the largest size (1.1 MiB) for each of the five
     parties, who are all in this process. stall: for so long a run waits for stragglers; a hospital that does not look
@@ -162,20 +162,20 @@ class RealHospital:
 
         from django.db import connections
 
-        from datasites.hospital import epochs, row_work
+        from datasites.hospital.rounds import row_work, setup
 
         connections.close_all()
         row_work.start_worker = lambda _, __, rows, *___: PlainWorker(rows)  # type: ignore[assignment,misc]
-        epochs.PEER_PATIENCE = PEER_PATIENCE
+        setup.PEER_PATIENCE = PEER_PATIENCE
 
     def _approve(self, features: list[str]) -> None:
         """Pin everybody, enter agreements, take the study in, and let two people approve it."""
-        from datasites.hospital import admission, review
-        from datasites.hospital.agreements import confirm_agreement, enter_agreements
-        from datasites.hospital.cases import open_case, partitions
+        from datasites.hospital.cases import examination, review
+        from datasites.hospital.cases.case import open_case, partitions
         from datasites.hospital.models import Case
-        from datasites.hospital.parties import pin_compared
-        from datasites.hospital.people import enter_person, identify
+        from datasites.hospital.people.accounts import enter_person, identify
+        from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
+        from datasites.hospital.people.roster import pin_compared
         from datasites.hospital.site import Site
 
         site = self._site = Site.open(self.root / "home")
@@ -189,7 +189,7 @@ class RealHospital:
         for id, version in enter_agreements(site, identify("ann", PASSWORD), file):
             confirm_agreement(site, identify("bob", PASSWORD), id, version)
         job = SubmittedJob("heart-1", RESEARCHER, dict(self.study.package.files), "", "pending", "")
-        row = admission.admit(site, job)
+        row = examination.admit(site, job)
         assert row.state == Case.State.REVIEW, row.note
         for name in people:
             row = review.approve(site, row.pk, identify(name, PASSWORD), "read it", row.approval_hash)
@@ -205,8 +205,8 @@ class RealHospital:
         """Put everything back, and serve: letters go through `store`. Returns the others, not started."""
         from django.db import connections
 
-        from datasites.hospital import ledger_log
-        from datasites.hospital.audit import AuditLog
+        from datasites.hospital.audit.log import AuditLog
+        from datasites.hospital.budget import ledger_log
         from datasites.hospital.site import Site
 
         connections.close_all()  # this thread's, opened by a look at the study before this one
@@ -235,7 +235,7 @@ class RealHospital:
     def _serve(self, store: Store) -> None:
         from django.db import connections
 
-        from datasites.hospital.datasite import Datasite
+        from datasites.hospital.service import Datasite
 
         hospital = self
         said = logging.StreamHandler(self._said)
@@ -312,7 +312,7 @@ class RealHospital:
 
         sure: rounds that others know it has released. Raises where log, ledger and journal tell different stories.
         """
-        from datasites.hospital.reconcile import require_one_story
+        from datasites.hospital.budget.reconcile import require_one_story
 
         require_one_story(self._site.home)
         report = verify(self._site.home.audit, self._site.identity.public_key)

@@ -1,4 +1,4 @@
-"""Keeps processes apart (`hospital.apart`) from one act to the next, so that tests don't wait for their starts."""
+"""Keeps processes apart (`hospital.isolated.process`) from one act to the next: tests don't wait for their starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from datasites.enclave.sandbox import SandboxConfig
-from datasites.hospital.apart import Apart
+from datasites.hospital.isolated.process import Apart
 
 
 class Kept(Apart):

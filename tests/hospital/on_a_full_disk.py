@@ -38,10 +38,10 @@ def main() -> None:
 
     (DISK / "store").mkdir()
     initialise(HOME, SETTINGS.format(store=DISK / "store"))
-    from datasites.hospital.audit import verify
+    from datasites.hospital.audit.log import verify
     from datasites.hospital.database import DATABASE_AWAY, let_go, reason_of
     from datasites.hospital.doctor import _space
-    from datasites.hospital.people import deactivate, enter_person, list_people, written_down
+    from datasites.hospital.people.accounts import deactivate, enter_person, list_people, written_down
     from datasites.hospital.site import Site
     from datasites.study.audit_chain import records
     from datasites.study.errors import DatasitesError

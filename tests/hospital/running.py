@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasites.hospital import rounds
-from datasites.hospital.cases import open_case
+from datasites.control.sealer import SyftSealer, open_keys, syft_fingerprint
+from datasites.hospital.cases.case import open_case
 from datasites.hospital.models import Case
-from datasites.hospital.rounds import StudyRun
+from datasites.hospital.rounds import run
+from datasites.hospital.rounds.run import StudyRun
 from datasites.secagg.aggregator import Aggregator
 from datasites.secagg.context import Context
 from datasites.secagg.member import Member
@@ -29,7 +30,6 @@ from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.manifest import UPDATE_BOUND, RoundManifest, VectorTerm
 from datasites.study.rounds import safe_scale
 from datasites.transport.mailroom import Letter, Mailroom
-from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.transport.store import Store
 from tests.hospital.conftest import log_pins
 from tests.hospital.test_review import Desk
@@ -104,7 +104,7 @@ class Running:
         while self.run._at_work is None:
             if not self.run.step():
                 assert self.run.wakes_at is not None
-                rounds.time.sleep(max(0.0, self.run.wakes_at - rounds.time.monotonic()))
+                run.time.sleep(max(0.0, self.run.wakes_at - run.time.monotonic()))
 
     def end(self) -> None:
         self.run.close(wait=True)

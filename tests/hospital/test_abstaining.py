@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import review
-from datasites.hospital.abstaining import log_abstention, said_of
-from datasites.hospital.audit import AuditLog
-from datasites.hospital.closing import give_up_keys
-from datasites.hospital.leaving import Leaving
+from datasites.hospital.audit.log import AuditLog
+from datasites.hospital.cases import review
 from datasites.hospital.models import Case, Round
+from datasites.hospital.rounds import lifecycle
+from datasites.hospital.rounds.abstaining import log_abstention, said_of
+from datasites.hospital.rounds.journals import give_up_keys
+from datasites.hospital.rounds.release import Leaving
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from tests.hospital.running import OWN, RESEARCHER, Running
@@ -27,7 +28,7 @@ def test_a_round_that_was_sat_out_leaves_nothing_although_its_vector_was_made(
 ) -> None:
     """Killed between the journal's commit and the record; the next start can't open the study, and people answer."""
     killed_at_release(running, monkeypatch, kill_before(Leaving, "_send"))
-    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "it is not to leave")
+    lifecycle.sit_out(running.site, running.row.pk, running.desk.login("bob"), "it is not to leave")
     running.restart()
     running.steps()
     assert running.heard(1, letters.ABSTAINED)
@@ -81,7 +82,7 @@ def test_people_who_answer_between_the_journal_and_the_record_are_heard(
 
     def answered_by_then(*arguments: Any, **options: Any) -> bool:
         Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
-        review.sit_out(running.site, running.row.pk, bob, "it is not to leave")
+        lifecycle.sit_out(running.site, running.row.pk, bob, "it is not to leave")
         return send(*arguments, **options)
 
     running.set_up()
@@ -100,8 +101,8 @@ def test_a_round_whose_release_is_logged_is_not_sat_out(running: Running, monkey
     assert Round.objects.get().state == Round.State.CHARGED
     assert running.logged("released")
     with pytest.raises(review.ReviewError, match="round 1 is released"):
-        review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "it is not to leave")
-    review.resume(running.site, running.row.pk, running.desk.login("bob"), "mended")
+        lifecycle.sit_out(running.site, running.row.pk, running.desk.login("bob"), "it is not to leave")
+    lifecycle.resume(running.site, running.row.pk, running.desk.login("bob"), "mended")
     running.restart()
     running.steps()
     assert running.heard(1, letters.MASKED)
@@ -115,7 +116,7 @@ def test_a_round_that_was_left_with_its_keys_is_not_answered_in_the_next_epoch(
     """Killed between the record of its release and the database; then people give the keys up."""
     killed_at_release(running, monkeypatch, kill_before(Round, "save"))
     assert running.logged("released")
-    review.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
+    lifecycle.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
     give_up_keys(running.site.home, running.study)  # as the service does, before it follows the study again
     Case.objects.filter(pk=running.row.pk).update(rejoins=False)
     running.restart()
@@ -137,7 +138,7 @@ def test_a_hospital_that_gave_its_keys_up_says_so_of_each_new_round_until_the_ne
     running.steps()
     assert running.heard(1, letters.MASKED)
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
-    review.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
+    lifecycle.rejoin(running.site, running.row.pk, running.desk.login("ann"), "the disk failed")
     running.run.close()
     give_up_keys(running.site.home, running.study)
     Case.objects.filter(pk=running.row.pk).update(rejoins=False)
@@ -169,7 +170,7 @@ def test_a_hospital_that_never_had_keys_answers_no_round_and_takes_the_first_epo
     running.steps()
     if rejoins:
         Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
-        review.rejoin(running.site, running.row.pk, running.desk.login("ann"), "to be sure")
+        lifecycle.rejoin(running.site, running.row.pk, running.desk.login("ann"), "to be sure")
         running.run.close()
         give_up_keys(running.site.home, running.study)
         Case.objects.filter(pk=running.row.pk).update(rejoins=False)
@@ -212,7 +213,7 @@ def test_a_round_whose_release_is_logged_is_no_abstention_either(running: Runnin
 def test_what_people_answered_stands_against_what_the_service_would(running: Running) -> None:
     Round.objects.create(case=running.row, round=1, epoch=0, manifest_hash="", state=Round.State.CHARGED)
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
-    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "we sit it out")
+    lifecycle.sit_out(running.site, running.row.pk, running.desk.login("bob"), "we sit it out")
     running.run._abstain(running.row, 1, "denied", ("irb",), "denied by irb")
     assert len(running.logged("sat_out")) == 1
     assert not running.logged("abstained")
@@ -258,9 +259,9 @@ def test_that_people_sit_a_round_out_is_logged_once_it_is_decided_and_once(
         with monkeypatch.context() as patch:
             kill_before(AuditLog, "append_once")(patch)
             with pytest.raises(Killed):
-                review.sit_out(desk.site, row.pk, bob, "out of memory")
+                lifecycle.sit_out(desk.site, row.pk, bob, "out of memory")
     else:
-        review.sit_out(desk.site, row.pk, bob, "out of memory")
+        lifecycle.sit_out(desk.site, row.pk, bob, "out of memory")
     round = Round.objects.get()
     assert round.state == Round.State.FAILED
     for _ in range(2):  # as the service does when it goes on
@@ -276,5 +277,5 @@ def test_that_people_sit_a_round_out_is_logged_once_it_is_decided_and_once(
 def test_people_sit_the_newest_round_out_and_none_that_was_left_before_it(desk: Desk) -> None:  # noqa: F811
     row = stopped_at_round(desk, r1=Round.State.CHARGED, r2=Round.State.UNMASKED)
     with pytest.raises(review.ReviewError, match="no round of it waits"):
-        review.sit_out(desk.site, row.pk, desk.login("bob"), "we sit it out")
+        lifecycle.sit_out(desk.site, row.pk, desk.login("bob"), "we sit it out")
     assert Round.objects.get(round=1).state == Round.State.CHARGED

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import ledger, ledger_log, pending, population, proposals
-from datasites.hospital.audit import AuditLog, head_file
+from datasites.hospital.audit.log import AuditLog, head_file
+from datasites.hospital.budget import ledger, ledger_log, pending, population
+from datasites.hospital.budget.ledger import Asked
+from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.doctor import examine as doctor
-from datasites.hospital.ledger import Asked
 from datasites.hospital.models import BudgetFact, LedgerEntry, Population, Proposal
-from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
+from datasites.hospital.proposals import two_people
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PrivacyPlan
 from datasites.study import audit_chain
@@ -275,14 +276,14 @@ def test_nothing_but_two_people_makes_a_missing_anchor_good(
     ledger.reserve(site, site.home.dataset("heart"), STUDY, WHOLE)
     shutil.rmtree(site.home.anchors)
     site = restarted(site)
-    entered = proposals.propose_delta(site, desk.login("ann"), "heart", 0.01, "a small hospital")
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+    entered = two_people.propose_delta(site, desk.login("ann"), "heart", 0.01, "a small hospital")
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     pending.finish_all(site)
     noticed(restarted(site), "is missing")
 
 
 def test_a_service_on_a_home_that_was_put_back_does_not_start(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
-    from datasites.hospital.datasite import Datasite
+    from datasites.hospital.service import Datasite
 
     backup = Backup(desk.site.home, tmp_path / "backup")
     ledger.reserve(desk.site, desk.site.home.dataset("heart"), STUDY, WHOLE)
@@ -330,7 +331,7 @@ def test_killed_at_any_step_a_line_counts_or_was_never_acted_on(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"datasites.hospital.pending.{step}", killed)
+        patch.setattr(f"datasites.hospital.budget.pending.{step}", killed)
         with pytest.raises(Killed):
             acts[line](site)
     site = restarted(site)
@@ -429,9 +430,9 @@ def test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_
     wider = replace(before, epsilon=before.epsilon + 1)
     if kind == "budget_widened":
         monkeypatch.setattr(population, "asked_caps", lambda _: wider)
-        entered = proposals.propose_widening(desk.site, desk.login("ann"), "heart", "more to learn")
+        entered = two_people.propose_widening(desk.site, desk.login("ann"), "heart", "more to learn")
     else:
-        entered = proposals.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
+        entered = two_people.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
 
     def killed(*_: object) -> None:
         raise Killed
@@ -444,12 +445,12 @@ def test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_
     with monkeypatch.context() as patch:
         patch.setattr(*((population, "_record", killed) if at == "the database" else (AuditLog, "append", killed_at)))
         with pytest.raises(Killed):
-            proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+            two_people.confirm(desk.site, desk.login("bob"), entered.pk)
     assert desk.site.audit.holds(kind) == (at == "the end")
     site = restarted(desk.site)
     require_one_story(site.home)
     assert (population.agreed_caps("heart"), population.accepted_delta("heart")) == (before, 0.0)
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     if kind == "budget_widened":
         assert population.agreed_caps("heart") == wider
     else:
@@ -458,9 +459,9 @@ def test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_
 
 
 def test_a_larger_delta_for_a_budget_that_is_not_open_is_refused_and_not_logged(desk: Desk) -> None:  # noqa: F811
-    entered = proposals.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
+    entered = two_people.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
     Population.objects.filter(name="heart").update(name="another")
     with pytest.raises(InputError, match="its budget is not open yet"):
-        proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+        two_people.confirm(desk.site, desk.login("bob"), entered.pk)
     assert not desk.site.audit.holds("delta_accepted")
     assert Proposal.objects.get(pk=entered.pk).outcome == ""

@@ -11,14 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from datasites.cli import app
-from datasites.hospital import admission, compliance, ledger, review
-from datasites.hospital import records as encoded
-from datasites.hospital.apart import ApartFailed
-from datasites.hospital.cases import open_case, stage_records
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases import compliance, examination, review
+from datasites.hospital.cases.case import open_case, stage_records
+from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
+from datasites.hospital.data import records as encoded
+from datasites.hospital.data.reading import TableReader
+from datasites.hospital.isolated.process import ApartFailed
 from datasites.hospital.models import Case, Review
-from datasites.hospital.reading import TableReader
-from datasites.hospital.review import ReviewError
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.audit_chain import records
@@ -32,7 +33,7 @@ from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (
     "terms", [b"x = " + b"[" * 5000 + b"]" * 5000, b"rounds = " + b"9" * 5000, b"x = 1" + b"e9" * 9, b"\xff\xfe"]
 )
 def test_terms_that_break_a_parser_are_refused_with_a_reason(database: Home, furnished: Home, terms: bytes) -> None:
-    row = admission.admit(Site.open(furnished.root), job(**{"study.toml": terms}))
+    row = examination.admit(Site.open(furnished.root), job(**{"study.toml": terms}))
     assert row.state == Case.State.REFUSED
     assert row.note
 
@@ -42,7 +43,7 @@ def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk:
     terms = (HEART / "study" / "study.toml").read_text()
     old = next(line for line in terms.splitlines() if line.startswith("min_patients"))
     sent = job(**{"study.toml": terms.replace(old, "min_patients = 2000000000000").encode()})
-    row = admission.admit(desk.site, dataclasses.replace(sent, name="heart-2"))
+    row = examination.admit(desk.site, dataclasses.replace(sent, name="heart-2"))
     assert row.state in (Case.State.REFUSED, Case.State.REVIEW)
     assert row.note
     if row.state == Case.State.REVIEW:
@@ -69,7 +70,7 @@ def test_what_a_stranger_wrote_does_nothing_to_a_terminal(
     for name in ("title", "irb"):
         study = study.replace(f'\n{name} = "', f'\n{name} = "{evil}')
     sent = {"study.toml": study, "features.toml": features.replace('description = "', f'description = "{evil}')}
-    row = admission.admit(Site.open(furnished.root), job(**{name: text.encode() for name, text in sent.items()}))
+    row = examination.admit(Site.open(furnished.root), job(**{name: text.encode() for name, text in sent.items()}))
     for command in (["review", "show", str(row.pk)], ["review", "list"]):
         done = CliRunner().invoke(app, [*command, "--home", str(furnished.root)])
         assert done.exit_code == 0
@@ -85,8 +86,8 @@ def test_an_error_that_nobody_foresaw_is_a_reason_without_its_words(
     def quotes(*_: object) -> None:
         raise TypeError("could not convert 'Mrs Smith' to a number")
 
-    monkeypatch.setattr(admission, "stage_records", quotes)
-    row = admission.recheck(desk.site, desk.row.pk)
+    monkeypatch.setattr(examination, "stage_records", quotes)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert row.state == Case.State.INTAKE
     assert "TypeError" in row.note
     assert "Smith" not in row.note
@@ -116,11 +117,11 @@ def test_a_table_that_breaks_its_reader_shows_in_no_rehearsal_and_no_record(
 
     monkeypatch.setattr(TableReader, "mock", mock)
     monkeypatch.setattr(TableReader, "records", records_of)
-    monkeypatch.setattr(admission, "_rehearse_once", rehearse)
+    monkeypatch.setattr(examination, "_rehearse_once", rehearse)
     logged = []
     for states in (Case.State.REVIEW, Case.State.INTAKE):
         begins = desk.site.audit.head().seq
-        row = admission.recheck(desk.site, desk.row.pk)
+        row = examination.recheck(desk.site, desk.row.pk)
         assert row.state == states
         assert acts[-3:] == ["mock", "table", "Partition"]
         found = [r for r in records(desk.site.audit.path) if r.seq > begins]
@@ -147,8 +148,8 @@ def test_what_people_decide_while_a_case_is_examined_stands(
             Case.objects.filter(pk=desk.row.pk).update(recorded_in_syft=True)
         return {"outcome": "failed", "reason": "the mock has changed"}
 
-    monkeypatch.setattr(admission, "_rehearse_once", meanwhile)
-    row = admission.recheck(desk.site, desk.row.pk)
+    monkeypatch.setattr(examination, "_rehearse_once", meanwhile)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert row.state == (Case.State.REJECTED if act == "reject" else Case.State.APPROVED)
     assert row.rehearsal["outcome"] == "passed"
     if act == "approve":
@@ -180,7 +181,7 @@ def test_a_study_of_more_steps_than_can_be_priced_is_refused(desk: Desk) -> None
     terms = (HEART / "study" / "study.toml").read_text()
     many, changed = re.subn(r"(?m)^steps = .*$", "steps = 10000", terms)
     assert changed == 1
-    row = admission.admit(desk.site, dataclasses.replace(job(**{"study.toml": many.encode()}), name="heart-2"))
+    row = examination.admit(desk.site, dataclasses.replace(job(**{"study.toml": many.encode()}), name="heart-2"))
     assert row.state == Case.State.REFUSED
     assert "150000, and 100000 noised steps are the most" in row.note
     with pytest.raises(PlanError, match="110000 is more than 100000"):
@@ -190,19 +191,19 @@ def test_a_study_of_more_steps_than_can_be_priced_is_refused(desk: Desk) -> None
 def test_undecided_submissions_of_one_researcher_are_limited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     settings = desk.site.home.settings.model_copy(update={"undecided_per_researcher": 1})
     site = dataclasses.replace(desk.site, home=dataclasses.replace(desk.site.home, settings=settings))
-    row = admission.admit(site, dataclasses.replace(job(), name="heart-2"))
+    row = examination.admit(site, dataclasses.replace(job(), name="heart-2"))
     assert row.state == Case.State.REFUSED
     assert "1 submissions wait" in row.note
 
 
 def test_a_case_that_was_refused_says_so_and_blames_nobody(database: Home, furnished: Home) -> None:
-    row = admission.admit(Site.open(furnished.root), job(**{"run.sh": b"curl"}))
+    row = examination.admit(Site.open(furnished.root), job(**{"run.sh": b"curl"}))
     with pytest.raises(InputError, match=r"was refused when it came.*run\.sh"):
         open_case(furnished, row)
 
 
 def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk, tmp_path) -> None:  # type: ignore[no-untyped-def] # noqa: F811
-    from datasites.hospital.export import export_evidence
+    from datasites.hospital.evidence.export import export_evidence
 
     Case.objects.filter(pk=desk.row.pk).update(state=Case.State.INTAKE, terms={}, note="the table is not ready")
     with pytest.raises(ReviewError, match="only review is open"):
@@ -219,8 +220,8 @@ def test_more_columns_than_the_declared_records_bear_are_refused_before_a_row_is
     large = home.dataset("heart").model_copy(update={"declared_records": 2**25})
     settings = home.settings.model_copy(update={"datasets": (large,)})
     site = dataclasses.replace(desk.site, home=dataclasses.replace(home, settings=settings))
-    monkeypatch.setattr(admission, "stage_records", lambda *_: pytest.fail("rows were read"))
-    row = admission.admit(site, dataclasses.replace(job(), name="heart-2"))
+    monkeypatch.setattr(examination, "stage_records", lambda *_: pytest.fail("rows were read"))
+    row = examination.admit(site, dataclasses.replace(job(), name="heart-2"))
     assert row.state == Case.State.REFUSED
     assert "encoded columns for 33554432 declared records are more than 268435456 numbers" in row.note
 

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from datasites.cli import app
-from datasites.hospital import admission
-from datasites.hospital.answers import AnswerRefused, answer, unanswered
-from datasites.hospital.findings import Finding
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.readiness import accept, check_dataset
+from datasites.hospital.data.answers import AnswerRefused, answer, unanswered
+from datasites.hospital.data.findings import Finding
 from datasites.hospital.models import Case
-from datasites.hospital.readiness import accept, check_dataset
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
@@ -46,15 +46,15 @@ def left(desk: Desk, *found: Finding, package: StudyPackage = PACKAGE) -> list[s
 
 def test_a_case_waits_until_a_person_says_why_the_table_is_right(desk: Desk, change: Change) -> None:  # noqa: F811
     change("age", lambda ages: ages * 12)
-    row = admission.recheck(desk.site, desk.row.pk)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert row.state == Case.State.INTAKE
     assert "303 of 303 values lie outside the study's range" in row.note
     assert "months" in row.note
     assert "datasites dataset accept heart out_of_range:age" in row.note
     accept(desk.site, desk.login("ann"), "heart", PACKAGE, "out_of_range:age", "a study of the old")
-    assert admission.recheck(desk.site, desk.row.pk).state == Case.State.REVIEW
+    assert examination.recheck(desk.site, desk.row.pk).state == Case.State.REVIEW
     accept(desk.site, desk.login("bob"), "heart", PACKAGE, "out_of_range:age", "a slip", holds=False)
-    assert admission.recheck(desk.site, desk.row.pk).state == Case.State.INTAKE
+    assert examination.recheck(desk.site, desk.row.pk).state == Case.State.INTAKE
 
 
 def test_the_log_shows_that_somebody_answered_and_not_what(desk: Desk) -> None:  # noqa: F811

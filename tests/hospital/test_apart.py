@@ -18,13 +18,15 @@ import pytest
 
 from datasites.enclave import confine, processes
 from datasites.enclave.sandbox import SandboxConfig
-from datasites.hospital import accounting, apart, frames, reading
-from datasites.hospital.accounting_messages import Price, Priced
-from datasites.hospital.apart import Apart, ApartFailed
+from datasites.hospital.budget import accounting
+from datasites.hospital.budget.accounting_messages import Price, Priced
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.frames import BadFrame
-from datasites.hospital.mapping import read_mapping
-from datasites.hospital.reading import Records, TableReader
+from datasites.hospital.data import reading
+from datasites.hospital.data.mapping import read_mapping
+from datasites.hospital.data.reading import Records, TableReader
+from datasites.hospital.isolated import frames, process
+from datasites.hospital.isolated.frames import BadFrame
+from datasites.hospital.isolated.process import Apart, ApartFailed
 from datasites.privacy.events import release
 from datasites.privacy.plan import PlanError
 from datasites.privacy.pricing import Prices
@@ -36,14 +38,14 @@ from tests.hospital.conftest import HEART
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = read_toml(HEART / "study" / "features.toml", DataModel)
-_IMPORTS = "from datasites.hospital.tables import parse_table; from datasites.study.errors import InputError"
+_IMPORTS = "from datasites.hospital.data.tables import parse_table; from datasites.study.errors import InputError"
 #: Code for the other end, run when all is imported and before anything is asked.
 Hostile = Callable[[str], None]
 
 
 @pytest.fixture(autouse=True)
 def one_process_for_one_act(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "Apart", Apart)
+    monkeypatch.setattr(process, "Apart", Apart)
 
 
 @pytest.fixture
@@ -53,8 +55,8 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Hostile:
     def taken_over(code: str) -> None:
         body = textwrap.indent(textwrap.dedent(code), "    ")
         parser = f"{_IMPORTS}\ndef parser(*_):\n{body}\n"
-        taking = f"import datasites.hospital.reading_inside as r; exec({parser!r}); r.parse_table = parser; "
-        monkeypatch.setattr(apart, "_BEGIN", apart._BEGIN.replace("inside.main()", f"{taking}inside.main()"))
+        taking = f"import datasites.hospital.data.reading_inside as r; exec({parser!r}); r.parse_table = parser; "
+        monkeypatch.setattr(process, "_BEGIN", process._BEGIN.replace("inside.main()", f"{taking}inside.main()"))
 
     return taken_over
 
@@ -101,8 +103,8 @@ def until(holds: Callable[[], object]) -> None:
 
 
 def test_what_is_read_apart_is_what_is_read_here(furnished: Home, heart: DatasetSettings) -> None:
-    from datasites.hospital.harmonise import prepare
-    from datasites.hospital.tables import read_table
+    from datasites.hospital.data.harmonise import prepare
+    from datasites.hospital.data.tables import read_table
 
     table = read_table(furnished.root / heart.table)
     arrays, features, prepared = prepare(table.cells, read_mapping(furnished.root / heart.mapping), MODEL)
@@ -156,7 +158,7 @@ def test_it_sees_no_home_no_network_and_no_descriptor(
             descriptors=len(os.listdir("/proc/self/fd")) > 6,  # standard ones, the pipe, and the one that lists
             child=not fails(os.fork),
             django="django" in sys.modules,
-            keys="datasites.study.identity" in sys.modules and "datasites.hospital.commitments" in sys.modules,
+            keys="datasites.study.identity" in sys.modules and "datasites.hospital.audit.commitments" in sys.modules,
         )
         raise InputError(" ".join(name for name, there in seen.items() if there) or "nothing")
         """
@@ -209,7 +211,7 @@ def test_a_reader_that_hangs_is_ended(
     hostile: Hostile,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(apart, "_TO_ANSWER", 1.0)
+    monkeypatch.setattr(process, "_TO_ANSWER", 1.0)
     hostile("import time; time.sleep(600)")
     assert "gave no answer in 1 s, and was ended" in refusal(furnished)
 
@@ -256,7 +258,7 @@ def test_memory_is_limited(furnished: Home, monkeypatch: pytest.MonkeyPatch, tmp
     large = tmp_path / "table.csv"
     with large.open("wb") as file:
         file.truncate(768 * confine.MIB)
-    with Apart(limited, "reading_inside", remedy="make it smaller") as process, large.open("rb") as content:
+    with Apart(limited, "data.reading_inside", remedy="make it smaller") as process, large.open("rb") as content:
         with pytest.raises(ApartFailed, match="needs more than the 536870912 bytes"):
             process.ask("table", reading.ReadMock(file="table.csv"), reading.MockSeen, content)
 
@@ -266,7 +268,7 @@ def test_it_ends_when_the_datasite_is_killed(furnished: Home) -> None:
 import time
 from pathlib import Path
 from datasites.hospital.config import Home
-from datasites.hospital.reading import TableReader
+from datasites.hospital.data.reading import TableReader
 reader = TableReader(Home.open(Path({str(furnished.root)!r})))
 print(reader._apart._process.pid, flush=True)
 time.sleep(600)
@@ -283,7 +285,7 @@ def test_where_none_can_be_started_whoever_asks_is_told(furnished: Home, monkeyp
     def none(*_: object, remedy: str) -> None:
         raise ApartFailed("no process was started to work in: none left; free some")
 
-    monkeypatch.setattr(apart, "Apart", none)
+    monkeypatch.setattr(process, "Apart", none)
     with TableReader(furnished) as reader, pytest.raises(DatasitesError, match="none left; free some"):
         reader.rows(furnished.dataset("heart"))
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasites.hospital import audit
-from datasites.hospital.audit import AuditError, AuditLog, Head, PublicHead, Report, head_file, records, verify
+from datasites.hospital.audit import log
+from datasites.hospital.audit.log import AuditError, AuditLog, Head, PublicHead, Report, head_file, records, verify
 from datasites.study.audit_chain import LARGEST_RECORD, genesis
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import BadSignature, Identity
@@ -87,7 +87,7 @@ def test_reopening_goes_on_where_the_log_ended(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_written_regularly_and_on_request_and_sign_everything_before(tmp_path: Path) -> None:
-    path, _ = filled(tmp_path, audit.CHECKPOINT_EVERY + 10)
+    path, _ = filled(tmp_path, log.CHECKPOINT_EVERY + 10)
     AuditLog(path, HOSPITAL).checkpoint()
     report = check(path)
     assert report.checkpoints == 2
@@ -273,7 +273,7 @@ def test_a_change_without_the_key_is_detected_from_the_file_alone(
 
 
 def test_rechaining_everything_without_the_key_breaks_at_the_first_checkpoint(tmp_path: Path) -> None:
-    path, _ = filled(tmp_path, audit.CHECKPOINT_EVERY + 5)
+    path, _ = filled(tmp_path, log.CHECKPOINT_EVERY + 5)
     forger = Identity.generate("forger@x.example")
     previous, out = genesis(HOSPITAL.public_key), []
     for line in lines(path):
@@ -281,7 +281,7 @@ def test_rechaining_everything_without_the_key_breaks_at_the_first_checkpoint(tm
         if body["seq"] == 10:
             body["fields"]["epsilon"] = 0.0
         if body["kind"] == "checkpoint":
-            signature = forger.sign(audit.Head.__module__, b"").hex()
+            signature = forger.sign(log.Head.__module__, b"").hex()
             body["fields"] = {"covers": body["seq"] - 1, "hash": previous, "signature": signature}
         del body["hash"]
         previous = sha256_hex(canonical_json(body))
@@ -289,7 +289,7 @@ def test_rechaining_everything_without_the_key_breaks_at_the_first_checkpoint(tm
     path.write_bytes(b"".join(out))
     head_file(path).unlink()
     report = check(path)
-    assert (report.ok, report.first_bad) == (False, audit.CHECKPOINT_EVERY)
+    assert (report.ok, report.first_bad) == (False, log.CHECKPOINT_EVERY)
     assert "is a checkpoint that the hospital's key did not sign" in report.reason
 
 
@@ -349,7 +349,7 @@ def hides_round_2(bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("head", ["removed", "garbled", "emptied", "old"])
 def test_a_log_made_anew_without_the_key_is_not_sound(tmp_path: Path, head: str) -> None:
-    path, _ = filled(tmp_path, audit.CHECKPOINT_EVERY + 5)
+    path, _ = filled(tmp_path, log.CHECKPOINT_EVERY + 5)
     AuditLog(path, HOSPITAL).checkpoint()
     before = head_file(path).read_bytes()
     rechained(path, hides_round_2)
@@ -732,7 +732,7 @@ def test_a_full_disk_refuses_and_the_log_goes_on_later(tmp_path: Path, monkeypat
 WRITER = """
     import sys
     from pathlib import Path
-    from datasites.hospital.audit import AuditLog
+    from datasites.hospital.audit.log import AuditLog
     from datasites.study.identity import Identity
 
     log = AuditLog(Path(sys.argv[1]), Identity.load(Path(sys.argv[2]), "datasite@general.example"))

@@ -21,9 +21,9 @@ import pandas as pd
 import pytest
 
 from datasites.hospital.config import Home
-from datasites.hospital.mapping import read_mapping
-from datasites.hospital.reading_inside import Look
-from datasites.hospital.tables import read_table
+from datasites.hospital.data.mapping import read_mapping
+from datasites.hospital.data.reading_inside import Look
+from datasites.hospital.data.tables import read_table
 from datasites.study.errors import InputError
 from datasites.study.schema import DataModel
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasites.hospital import review
-from datasites.hospital.cases import limits_of, open_case, partitions, site_plan
-from datasites.hospital.compliance import Denied
+from datasites.hospital.budget.population import split_of
+from datasites.hospital.cases import consent
+from datasites.hospital.cases.case import limits_of, open_case, partitions, site_plan
+from datasites.hospital.cases.compliance import Denied
+from datasites.hospital.cases.freeze import FrozenCopyChanged
+from datasites.hospital.cases.readiness import check_dataset
+from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
-from datasites.hospital.intake import FrozenCopyChanged
-from datasites.hospital.population import split_of
-from datasites.hospital.readiness import check_dataset
-from datasites.hospital.review import ReviewError
-from datasites.hospital.withdrawal import add, withdrawn
+from datasites.hospital.data.withdrawal import add, withdrawn
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
@@ -81,9 +81,9 @@ def test_a_patient_who_withdraws_is_left_out_and_not_named_in_the_log(desk: Desk
     case = open_case(home, desk.row)
     before = sum(len(part.y) for part in partitions(home, case).values())
     with pytest.raises(ReviewError, match="auditor"):
-        review.withdraw(desk.site, desk.login("dee"), "heart", "CLEVELAND-0007", "asked")
+        consent.withdraw(desk.site, desk.login("dee"), "heart", "CLEVELAND-0007", "asked")
     try:
-        entered = review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0007", "letter of the patient")
+        entered = consent.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0007", "letter of the patient")
         assert entered.patients == 1
         assert sum(len(part.y) for part in partitions(home, case).values()) == before - 1
         assert (home.withdrawals / "heart.json").stat().st_mode & 0o777 == 0o600

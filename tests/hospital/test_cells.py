@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from datasites.hospital.cells import cell_text, code, number, pseudonym, word
-from datasites.hospital.harmonise import harmonise, harmonise_column, prepare
-from datasites.hospital.mapping import Column, Mapping
-from datasites.hospital.tables import read_table
+from datasites.hospital.data.cells import cell_text, code, number, pseudonym, word
+from datasites.hospital.data.harmonise import harmonise, harmonise_column, prepare
+from datasites.hospital.data.mapping import Column, Mapping
+from datasites.hospital.data.tables import read_table
 from datasites.privacy.batches import binary_loss, tensors
 from datasites.privacy.trainer import _Batch
 from datasites.study.errors import InputError

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from datasites.enclave.worker import TrainResult
-from datasites.hospital.cases import OpenCase
+from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Round
-from datasites.hospital.row_work import RowWork
+from datasites.hospital.rounds.row_work import RowWork
 from datasites.privacy.events import is_part_of
 from datasites.study import letters
 from datasites.study.manifest import RoundManifest

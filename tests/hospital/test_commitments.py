@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasites.hospital import admission
-from datasites.hospital.cases import PREPARED_FILE, open_case, records_folder
-from datasites.hospital.commitments import Commitments
+from datasites.hospital.audit.commitments import Commitments
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.case import PREPARED_FILE, open_case, records_folder
+from datasites.hospital.cases.freeze import ApprovalTerms
 from datasites.hospital.config import Home
-from datasites.hospital.intake import ApprovalTerms
+from datasites.hospital.data.records import records_digest
 from datasites.hospital.models import Case
-from datasites.hospital.records import records_digest
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
 from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
@@ -100,13 +100,13 @@ def test_the_log_is_the_same_whether_the_records_fit_or_not(
     logged = []
     mapping = desk.site.home.root / "mapping.toml"
     kept = mapping.read_text()
-    monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed"})
+    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed"})
     Case.objects.all().delete()
     try:
         for text, state in ((kept, Case.State.REVIEW), (kept.replace("Male = 1, ", ""), Case.State.INTAKE)):
             mapping.write_text(text)
             begins = desk.site.audit.head().seq
-            row = admission.admit(desk.site, job())
+            row = examination.admit(desk.site, job())
             assert row.state == state, row.note
             assert (state == Case.State.REVIEW) == bool(row.terms)
             written = [r for r in records(desk.site.home.audit) if r.seq > begins]

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import compliance, ledger, proposals, review
-from datasites.hospital.audit import AuditLog, Head
-from datasites.hospital.cases import OpenCase, open_case
+from datasites.hospital.audit.log import AuditLog, Head
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases import compliance
+from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.doctor import examine
-from datasites.hospital.export import export_evidence
+from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case, PolicyDecision
+from datasites.hospital.proposals import two_people
+from datasites.hospital.rounds import lifecycle
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.audit_chain import records
@@ -46,7 +49,7 @@ def test_a_pause_by_another_process_counts_from_the_next_decision(desk: Desk, ca
     desk.approve("bob")
     opened = open_case(desk.site.home, type(desk.row).objects.get(pk=desk.row.pk))  # a round begins …
     assert "state" not in compliance.decide(desk.site, opened, "release").controls
-    review.pause(desk.site, desk.row.pk, desk.login("bob"), "question")  # … is paused while it trains …
+    lifecycle.pause(desk.site, desk.row.pk, desk.login("bob"), "question")  # … is paused while it trains …
     decision = compliance.decide(desk.site, opened, "release")  # … and may not release
     assert "state" in decision.controls
     assert decision.facts is not None
@@ -135,9 +138,9 @@ def test_delta_is_small_against_the_patients_of_the_release_unless_two_people_to
             assert (rule not in denied(desk.site, sized, action, manifest)) is fits, (patients, action)
     reason = denied(desk.site, sized, "intake")[rule]
     assert "study's delta is 1e-05; for 1001 patients it may be 9.990009e-06 at most" in reason
-    entered = proposals.propose_delta(desk.site, desk.login("bob"), "heart", 1e-5, "a rare disease")
+    entered = two_people.propose_delta(desk.site, desk.login("bob"), "heart", 1e-5, "a rare disease")
     assert rule in denied(desk.site, sized, "intake"), "one person is not enough"
-    proposals.confirm(desk.site, desk.login("cyd"), entered.pk)
+    two_people.confirm(desk.site, desk.login("cyd"), entered.pk)
     assert rule not in denied(desk.site, sized, "intake")
     assert "taken for these patients up to 1e-05" in sized.delta_in_words
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital import admission, review
-from datasites.hospital.cases import records_folder
-from datasites.hospital.closing import destroy_secrets, give_up_keys, journal_of
-from datasites.hospital.datasite import REVOKED, Datasite
-from datasites.hospital.export import export_evidence
+from datasites.control.syft import HospitalControl
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.case import records_folder
+from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case, Round
-from datasites.hospital.rounds import StudyRun
+from datasites.hospital.rounds import lifecycle
+from datasites.hospital.rounds.journals import destroy_secrets, give_up_keys, journal_of
+from datasites.hospital.rounds.run import StudyRun
+from datasites.hospital.service import REVOKED, Datasite
 from datasites.hospital.site import Site
 from datasites.privacy import plan
 from datasites.secagg.errors import JournalRolledBack
@@ -26,7 +28,6 @@ from datasites.secagg.journal import Journal
 from datasites.study import manifest
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.errors import InputError
-from datasites.transport.syft import HospitalControl
 from policies.ruleset import RuleError
 from tests.hospital.running import Running
 from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
@@ -131,9 +132,9 @@ def test_a_researcher_is_told_that_an_approval_was_revoked_and_not_why(
             service._control, f"record_{kind}", lambda job, reason, by, kind=kind: told.append((kind, reason))
         )
     service._record_decisions()
-    review.pause(desk.site, desk.row.pk, desk.login("ann"), "a question")
+    lifecycle.pause(desk.site, desk.row.pk, desk.login("ann"), "a question")
     service._record_decisions()
-    review.revoke(desk.site, desk.row.pk, desk.login("ann"), "for our own eyes")
+    lifecycle.revoke(desk.site, desk.row.pk, desk.login("ann"), "for our own eyes")
     for _ in range(2):
         service._record_decisions()
     assert told == [("approval", f"approved {desk.row.approval_hash}"), ("revocation", REVOKED)]
@@ -151,7 +152,7 @@ def test_what_is_decided_while_a_researcher_is_told_is_told_next(
 
     def approved(*_: str) -> None:
         told.append("approval")
-        review.revoke(desk.site, desk.row.pk, desk.login("ann"), "over")
+        lifecycle.revoke(desk.site, desk.row.pk, desk.login("ann"), "over")
 
     monkeypatch.setattr(service._control, "record_approval", approved)
     monkeypatch.setattr(service._control, "record_revocation", lambda *_: told.append("revocation"))
@@ -234,7 +235,7 @@ def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
             raise RecursionError
         return Case.objects.create(study_hash="0" * 64, job_name=name, submitted_by=jobs[0].submitted_by)
 
-    monkeypatch.setattr(admission, "admit", admit)
+    monkeypatch.setattr(examination, "admit", admit)
     for _ in range(5):
         turn(service)
         if service._submissions._work is not None:
@@ -272,7 +273,7 @@ def test_a_study_that_was_approved_before_a_bound_was_set_goes_on(
     desk.agree()
     desk.approve("ann")
     desk.approve("bob")
-    for module in (manifest, admission, plan):
+    for module in (manifest, examination, plan):
         monkeypatch.setattr(module, "MOST_STEPS", 10)
     turn(service)
     assert Case.objects.get(pk=desk.row.pk).state in Case.ACTIVE
@@ -288,7 +289,7 @@ def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, 
         running.set_up()
         running.run.close()
         assert any((journal / "parts").iterdir())
-        assert review.revoke(desk.site, desk.row.pk, desk.login("ann"), "over").state == Case.State.REVOKED
+        assert lifecycle.revoke(desk.site, desk.row.pk, desk.login("ann"), "over").state == Case.State.REVOKED
         assert destroy_secrets(desk.site, desk.row)
         assert not rows.exists()
         assert [path.name for path in journal.rglob("*") if path.is_file()] == ["lock"]
@@ -316,10 +317,10 @@ def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: D
             running.restart()
         turn(service)
         assert Case.objects.get(pk=desk.row.pk).state == Case.State.STOPPED
-        review.resume(desk.site, desk.row.pk, desk.login("ann"), "once more")
+        lifecycle.resume(desk.site, desk.row.pk, desk.login("ann"), "once more")
         turn(service)
         assert Case.objects.get(pk=desk.row.pk).state == Case.State.STOPPED
-        review.rejoin(desk.site, desk.row.pk, desk.login("ann"), "restored from the backup")
+        lifecycle.rejoin(desk.site, desk.row.pk, desk.login("ann"), "restored from the backup")
         turn(service)
         row = Case.objects.get(pk=desk.row.pk)
         assert (row.state, row.rejoins) == (Case.State.RUNNING, False)

@@ -10,16 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from datasites.hospital.delimited import (
-    CONTROL,
-    ENCODINGS,
-    SEPARATORS,
-    Delimited,
-    Separator,
-    decoded,
-    parse,
-    read_delimited,
-)
+from datasites.hospital.data.delimited import CONTROL, Delimited, decoded, parse, read_delimited
+from datasites.hospital.dialect import ENCODINGS, SEPARATORS, Separator
 from datasites.study.errors import InputError
 
 LETTERS = st.characters(codec="utf-8", exclude_characters="\r\n", exclude_categories=["Cc", "Cs"])

@@ -11,17 +11,17 @@ from django.contrib.auth import base_user, get_user_model, models
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Group
 
-from datasites.hospital import agreements as entering
-from datasites.hospital.agreements import confirm_agreement, enter_agreements, terminate_agreement
-from datasites.hospital.audit import head_file
-from datasites.hospital.bindings import agreement_content, is_bound
-from datasites.hospital.cases import open_case
-from datasites.hospital.compliance import decide
+from datasites.hospital.audit.bindings import agreement_content, is_bound
+from datasites.hospital.audit.entered import EntryRefused, pinned_by_hand, tell
+from datasites.hospital.audit.log import head_file
+from datasites.hospital.budget.population import accepted_delta
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.compliance import decide
+from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.doctor import examine
-from datasites.hospital.entered_log import EntryRefused, pinned_by_hand, tell
 from datasites.hospital.models import Case, PartyProposal, Proposal
-from datasites.hospital.parties import pin_party, propose_party, revoke_party, withdraw_party
-from datasites.hospital.people import (
+from datasites.hospital.people import agreements as entering
+from datasites.hospital.people.accounts import (
     FIRST_ADMIN,
     PersonError,
     add_person,
@@ -30,9 +30,9 @@ from datasites.hospital.people import (
     identify,
     must_change,
 )
-from datasites.hospital.population import accepted_delta
-from datasites.hospital.proposals import confirm, propose_delta, withdraw
-from datasites.hospital.review import ReviewError
+from datasites.hospital.people.agreements import confirm_agreement, enter_agreements, terminate_agreement
+from datasites.hospital.people.roster import pin_party, propose_party, revoke_party, withdraw_party
+from datasites.hospital.proposals.two_people import confirm, propose_delta, withdraw
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.package import StudyPackage

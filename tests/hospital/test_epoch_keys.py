@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from datasites.hospital.entered_log import pinned_by_hand
-from datasites.hospital.epochs import OtherKeys
+from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.models import Round
+from datasites.hospital.rounds.setup import OtherKeys
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster
 from tests.hospital.conftest import log_pins
@@ -109,7 +109,7 @@ def test_keys_that_were_in_the_roster_during_a_setup_alone_protect_nothing(
     true = running.site.home.roster.read_bytes()
     with_other_keys(running, *(email for email in running.case.study.cohort.hospitals if email != OWN))
     with monkeypatch.context() as patch:
-        patch.setattr("datasites.hospital.epochs.pinned_by_hand", lambda *_: [])
+        patch.setattr("datasites.hospital.rounds.setup.pinned_by_hand", lambda *_: [])
         running.set_up()
     running.site.home.roster.write_bytes(true)
     running.open(1)

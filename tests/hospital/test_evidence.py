@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import verify_bundle
-from datasites.hospital.audit import AuditLog, Head, PublicHead, head_file
-from datasites.hospital.evidence import EvidenceError, build_bundle, entry_digest
+from datasites.hospital.audit.log import AuditLog, Head, PublicHead, head_file
+from datasites.hospital.evidence import verify_bundle
+from datasites.hospital.evidence.bundle import EvidenceError, build_bundle, entry_digest
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity
 from policies.engine import Engine

@@ -12,20 +12,21 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 
-from datasites.hospital import compliance, verify_bundle
-from datasites.hospital.accounts import prices_of
-from datasites.hospital.agreements import terminate_agreement
-from datasites.hospital.bindings import bind, commit, openings
-from datasites.hospital.cases import OpenCase, open_case
-from datasites.hospital.compliance import decide
+from datasites.hospital.audit.bindings import bind, commit, openings
+from datasites.hospital.audit.entered import agreements_by_hand, pinned_by_hand
+from datasites.hospital.budget.balances import prices_of
+from datasites.hospital.budget.ledger_log import in_log
+from datasites.hospital.cases import compliance
+from datasites.hospital.cases.case import OpenCase, open_case
+from datasites.hospital.cases.compliance import decide
 from datasites.hospital.config import Home
 from datasites.hospital.doctor import examine
-from datasites.hospital.entered_log import agreements_by_hand, pinned_by_hand
-from datasites.hospital.evidence import build_bundle
-from datasites.hospital.export import export_evidence
-from datasites.hospital.ledger_log import in_log
-from datasites.hospital.parties import revoke_party
-from datasites.hospital.people import PersonError, deactivate, enter_person, written_down
+from datasites.hospital.evidence import verify_bundle
+from datasites.hospital.evidence.bundle import build_bundle
+from datasites.hospital.evidence.export import export_evidence
+from datasites.hospital.people.accounts import PersonError, deactivate, enter_person, written_down
+from datasites.hospital.people.agreements import terminate_agreement
+from datasites.hospital.people.roster import revoke_party
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order
 from datasites.privacy.events import Charge

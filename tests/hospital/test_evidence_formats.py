@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital import verify_bundle
-from datasites.hospital.evidence import EvidenceError, build_bundle
+from datasites.hospital.evidence import verify_bundle
+from datasites.hospital.evidence.bundle import EvidenceError, build_bundle
 from tests.adversarial.tampered_archives import Part, assemble
 from tests.hospital.evidence_of import Hospital, failed, pack, pack_like_an_older_version, resign, unpack
 

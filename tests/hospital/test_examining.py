@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from datasites.hospital import admission
-from datasites.hospital.examining import AnotherAtWork, one_at_a_time
-from datasites.hospital.halt import Halt, Halted
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.examination_lock import AnotherAtWork, one_at_a_time
+from datasites.hospital.cases.halt import Halt, Halted
+from datasites.hospital.cases.submissions import in_a_thread
 from datasites.hospital.models import Case
-from datasites.hospital.submissions import in_a_thread
 from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
 
 RECHECK = (
@@ -35,7 +35,7 @@ class Staging:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.go_on, self.count = threading.Event(), threading.Event(), 0
-        stage = admission.stage_records
+        stage = examination.stage_records
 
         def staged(*arguments: Any) -> Any:
             self.count += 1
@@ -43,8 +43,8 @@ class Staging:
             assert self.go_on.wait(120)
             return stage(*arguments)
 
-        monkeypatch.setattr(admission, "stage_records", staged)
-        monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+        monkeypatch.setattr(examination, "stage_records", staged)
+        monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
 
 
 @pytest.fixture
@@ -66,29 +66,29 @@ def beside(act: Any) -> Future[Case]:
 
 def test_a_second_recheck_is_refused_at_once_and_prepares_nothing(desk: Desk, staging: Staging) -> None:  # noqa: F811
     """In this process and in another one; of another case, and of the same."""
-    first = beside(lambda: admission.recheck(desk.site, desk.row.pk))
+    first = beside(lambda: examination.recheck(desk.site, desk.row.pk))
     assert staging.begun.wait(120)
     other = Case.objects.create(study_hash="0" * 64, job_name="other", submitted_by="r@university.example.org")
     words = f"case {desk.row.pk} is being examined, and one is at a time; try again when that is over"
     for number in (desk.row.pk, other.pk):
         with pytest.raises(AnotherAtWork, match=words):
-            admission.recheck(desk.site, number)
+            examination.recheck(desk.site, number)
     command = [sys.executable, "-c", RECHECK, str(desk.site.home.root), str(desk.row.pk)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.startswith(words)
     assert staging.count == 1
     staging.go_on.set()
     assert first.result(120).state == Case.State.REVIEW
-    assert admission.recheck(desk.site, desk.row.pk).state == Case.State.REVIEW, "and is there again afterwards"
+    assert examination.recheck(desk.site, desk.row.pk).state == Case.State.REVIEW, "and is there again afterwards"
 
 
 def test_a_case_that_is_being_taken_in_is_not_examined_beside_that(desk: Desk, staging: Staging) -> None:  # noqa: F811
     sent = job(**{"study.toml": job().files["study.toml"].replace(b"IRB-2026-017", b"IRB-another")})
-    first = beside(lambda: admission.admit(desk.site, replace(sent, name="another")))
+    first = beside(lambda: examination.admit(desk.site, replace(sent, name="another")))
     assert staging.begun.wait(120)
     row = Case.objects.get(job_name="another")
     with pytest.raises(AnotherAtWork, match=f"submission another of {row.submitted_by} is being examined"):
-        admission.recheck(desk.site, row.pk)
+        examination.recheck(desk.site, row.pk)
     staging.go_on.set()
     assert first.result(120).state == Case.State.REVIEW
     assert staging.count == 1
@@ -100,8 +100,8 @@ def test_a_submission_waits_for_its_turn_and_the_end_of_the_service_ends_the_wai
 ) -> None:
     sent, ended = replace(job(), name="later"), Halt()
     with one_at_a_time(desk.site.home, "case 1"):
-        waiting = beside(lambda: admission.admit(desk.site, sent))
-        halted = beside(lambda: admission.admit(desk.site, replace(job(), name="never"), ended))
+        waiting = beside(lambda: examination.admit(desk.site, sent))
+        halted = beside(lambda: examination.admit(desk.site, replace(job(), name="never"), ended))
         ended.now()
         assert isinstance(halted.exception(120), Halted)
         assert not waiting.done()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital import figures
-from datasites.hospital.accounting import PricesApart
-from datasites.hospital.commitments import Commitments
+from datasites.hospital.audit.commitments import Commitments
+from datasites.hospital.budget import price_cache
+from datasites.hospital.budget.accounting import PricesApart
+from datasites.hospital.budget.price_cache import KeptPrices
 from datasites.hospital.config import Home
-from datasites.hospital.figures import KeptPrices
 from datasites.privacy import accountant
 from datasites.privacy.events import Event, release
 
@@ -62,7 +62,7 @@ def test_another_accountant_works_it_out_anew(
     home: Home, worked_out: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     KeptPrices(home).pld([STUDY], 1e-5)
-    monkeypatch.setattr(figures, "_accountant", lambda: "another one")
+    monkeypatch.setattr(price_cache, "_accountant", lambda: "another one")
     KeptPrices(home).pld([STUDY], 1e-5)
     assert worked_out == [STUDY, STUDY]
 
@@ -76,14 +76,14 @@ def test_all_that_the_accountant_works_with_says_which_one_it_is(
     home: Home, worked_out: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = subprocess.run([sys.executable, "-c", _LOADS], capture_output=True, text=True, check=True)
-    assert {f"{name.rpartition('.')[2]}.py" for name in done.stdout.split()} == set(figures.SOURCES)
-    before, read = figures._accountant(), Path.read_bytes
-    for changed in figures.SOURCES:
+    assert {f"{name.rpartition('.')[2]}.py" for name in done.stdout.split()} == set(price_cache.SOURCES)
+    before, read = price_cache._accountant(), Path.read_bytes
+    for changed in price_cache.SOURCES:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_bytes", lambda path, name=changed: read(path) + b"#" * (path.name == name))
-            figures._accountant.cache_clear()
-            assert figures._accountant() != before
-    figures._accountant.cache_clear()
+            price_cache._accountant.cache_clear()
+            assert price_cache._accountant() != before
+    price_cache._accountant.cache_clear()
 
 
 def _lower(path: Path) -> None:
@@ -92,7 +92,7 @@ def _lower(path: Path) -> None:
 
 def _of_another(path: Path) -> None:
     """A true figure, of another study, in this one's place."""
-    home = figures.this_home()
+    home = price_cache.this_home()
     KeptPrices(home).pld([release(40.0)], 1e-5)
     (other,) = set(home.figures.iterdir()) - {path}
     other.replace(path)

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from datasites.enclave.worker import Partition
-from datasites.hospital.cells import pseudonym
-from datasites.hospital.harmonise import harmonise, prepare
-from datasites.hospital.mapping import Column, Mapping, read_mapping
-from datasites.hospital.tables import read_table
+from datasites.hospital.data.cells import pseudonym
+from datasites.hospital.data.harmonise import harmonise, prepare
+from datasites.hospital.data.mapping import Column, Mapping, read_mapping
+from datasites.hospital.data.tables import read_table
 from datasites.study.errors import InputError, read_toml
 from datasites.study.schema import DataModel, Feature, SchemaError
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital import correspondence
-from datasites.hospital.correspondence import HOUR, RECORDS_PER_HOUR
-from datasites.hospital.datasite import STEPS_PER_TURN, Datasite
-from datasites.hospital.epochs import OFFERS_PER_STEP
 from datasites.hospital.models import Case
-from datasites.hospital.rounds import LETTERS_PER_STEP, StudyRun
+from datasites.hospital.rounds import mail
+from datasites.hospital.rounds.mail import HOUR, RECORDS_PER_HOUR
+from datasites.hospital.rounds.run import LETTERS_PER_STEP, StudyRun
+from datasites.hospital.rounds.setup import OFFERS_PER_STEP
+from datasites.hospital.service import STEPS_PER_TURN, Datasite
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
 from datasites.transport.mailroom import Mailroom, letter_folder, letter_key
@@ -80,9 +80,9 @@ def test_what_was_left_out_of_the_log_is_counted_after_an_hour(
         running.run.step()
     assert len(running.logged("letter_rejected")) == RECORDS_PER_HOUR
     assert running.logged("events_left_out") == []
-    later = correspondence.time.monotonic() + HOUR
+    later = mail.time.monotonic() + HOUR
     with monkeypatch.context() as patched:
-        patched.setattr(correspondence.time, "monotonic", lambda: later)
+        patched.setattr(mail.time, "monotonic", lambda: later)
         running.run.step()
         running.run.step()
     (counted,) = running.logged("events_left_out")
@@ -100,8 +100,8 @@ def test_what_could_not_be_written_into_the_log_is_counted_once_it_can_be(
     post, log = running.run.post, type(running.site.audit)
     for number in range(RECORDS_PER_HOUR + 5):
         post.note("setup_refused", (number,), reason="no offer")
-    later = correspondence.time.monotonic() + HOUR
-    monkeypatch.setattr(correspondence.time, "monotonic", lambda: later)
+    later = mail.time.monotonic() + HOUR
+    monkeypatch.setattr(mail.time, "monotonic", lambda: later)
     with monkeypatch.context() as full:
         full.setattr(log, "append", no_room)
         for _ in range(2):

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital import ledger, pending
-from datasites.hospital.accounts import Price
+from datasites.hospital.budget import ledger, pending
+from datasites.hospital.budget.balances import Price
+from datasites.hospital.budget.ledger import Asked, BudgetExceeded
+from datasites.hospital.budget.population import Caps, open_populations, widen
+from datasites.hospital.budget.reconcile import require_one_story
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.ledger import Asked, BudgetExceeded
-from datasites.hospital.population import Caps, open_populations, widen
-from datasites.hospital.reconcile import require_one_story
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld, epsilon_rdp
 from datasites.privacy.events import Event, release

@@ -15,8 +15,8 @@ import pytest
 from datasites.enclave import cgroup
 from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.hospital.config import CONFIG_FILE, Home
-from datasites.hospital.datasite import READY_FILE, Datasite
 from datasites.hospital.doctor import examine as doctor
+from datasites.hospital.service import READY_FILE, Datasite
 from datasites.hospital.setup import initialise, require_own_user
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError

@@ -23,13 +23,13 @@ from django.db import connections
 
 from datasites.enclave.processes import family
 from datasites.enclave.worker import Timeouts, Worker
-from datasites.hospital import admission
-from datasites.hospital.datasite import Datasite
-from datasites.hospital.halt import Halt, Halted
-from datasites.hospital.machine import AtWork, Machine, rounds_at_work, standing_back
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.halt import Halt, Halted
+from datasites.hospital.cases.machine import AtWork, Machine, rounds_at_work, standing_back
+from datasites.hospital.cases.submissions import in_a_thread
 from datasites.hospital.models import Case
-from datasites.hospital.row_work import RowWork
-from datasites.hospital.submissions import in_a_thread
+from datasites.hospital.rounds.row_work import RowWork
+from datasites.hospital.service import Datasite
 from datasites.hospital.ticks import TICK
 from datasites.study import letters
 from datasites.transport.store import NotAFile
@@ -41,14 +41,14 @@ from tests.hospital.test_submissions import another, until
 ASK = (
     "import sys; from pathlib import Path\n"
     "from datasites.hospital.config import Home\n"
-    "from datasites.hospital.machine import rounds_at_work\n"
+    "from datasites.hospital.cases.machine import rounds_at_work\n"
     "print(rounds_at_work(Home.open(Path(sys.argv[1]))))\n"
 )
 #: Ends with a round at work.
 BEGIN = (
     "import sys; from pathlib import Path\n"
     "from datasites.hospital.config import Home\n"
-    "from datasites.hospital.machine import AtWork, rounds_at_work\n"
+    "from datasites.hospital.cases.machine import AtWork, rounds_at_work\n"
     "home = Home.open(Path(sys.argv[1])); shown = AtWork(home)\n"
     "shown.begin(); assert rounds_at_work(home)\n"
 )
@@ -71,7 +71,7 @@ def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_wor
 
     def admit() -> Case:
         try:
-            return admission.admit(desk.site, another("long", long=True), halt)
+            return examination.admit(desk.site, another("long", long=True), halt)
         finally:
             connections.close_all()
 

@@ -8,16 +8,17 @@ from collections.abc import Callable
 
 import pytest
 
-from datasites.hospital import ledger, ledger_log, pending, proposals
-from datasites.hospital.audit import head_file
-from datasites.hospital.datasite import Datasite
+from datasites.hospital.audit.log import head_file
+from datasites.hospital.budget import ledger, ledger_log, pending
+from datasites.hospital.budget.ledger import BudgetExceeded
+from datasites.hospital.budget.ledger_log import Told
+from datasites.hospital.budget.population import open_populations
+from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.doctor import examine as doctor
-from datasites.hospital.ledger import BudgetExceeded
-from datasites.hospital.ledger_log import Told
 from datasites.hospital.models import BudgetFact, LedgerEntry, Population
-from datasites.hospital.population import open_populations
-from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
-from datasites.hospital.settle import LostStudy
+from datasites.hospital.proposals import two_people
+from datasites.hospital.proposals.restored import LostStudy
+from datasites.hospital.service import Datasite
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, restarted
@@ -167,8 +168,8 @@ def test_many_studies_are_named_in_one_sentence(older: Site) -> None:
 
 
 def taken_over(desk: Desk, site: Site, *lost: LostStudy) -> Site:  # noqa: F811
-    entered = proposals.propose_restored(site, desk.login("ann"), lost, "from the minutes of the reviews")
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+    entered = two_people.propose_restored(site, desk.login("ann"), lost, "from the minutes of the reviews")
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     after = restarted(site)
     pending.finish_all(after)
     require_one_story(after.home)
@@ -186,7 +187,7 @@ def test_two_people_enter_what_a_study_cost_that_the_database_has_lost(
 ) -> None:
     log(older)
     with pytest.raises(InputError, match=f"study {STUDY}: an older version charged it"):
-        proposals.propose_restored(older, desk.login("ann"), (), "nothing is known of it")
+        two_people.propose_restored(older, desk.login("ann"), (), "nothing is known of it")
     after = taken_over(desk, older, COST)
     heart = after.home.dataset("heart")
     # On which side its patients were is not known any more.
@@ -212,5 +213,5 @@ def test_rounds_that_the_database_lacks_are_asked_for(desk: Desk, older: Site) -
     charged_alone(older)
     rows(("reserve",))
     with pytest.raises(InputError, match=f"study {STUDY}: an older version charged it"):
-        proposals.propose_restored(older, desk.login("ann"), (), "nothing is known of it")
+        two_people.propose_restored(older, desk.login("ann"), (), "nothing is known of it")
     assert ledger.state(taken_over(desk, older, COST).home.dataset("heart"))[0].spent > 2

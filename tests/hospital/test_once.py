@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import accounting, admission, cases, compliance, ledger, review
-from datasites.hospital.case_view import view_case
-from datasites.hospital.cases import OpenCase, open_case
+from datasites.hospital.budget import accounting, ledger
+from datasites.hospital.cases import case, compliance, examination, review
+from datasites.hospital.cases.case import OpenCase, open_case
+from datasites.hospital.cases.views import view_case
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from tests.hospital.test_compliance import manifest_of
@@ -39,7 +40,7 @@ def rehearsals(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int
         held.append(case.row.pk)
         return {"outcome": "passed", "ticks": 20, "parameters": 9}
 
-    monkeypatch.setattr(admission, "_rehearse", passed)
+    monkeypatch.setattr(examination, "_rehearse", passed)
     files = [desk.site.home.root / "data" / name for name in ("table.csv", "mock.csv")]
     before = {path: path.read_bytes() for path in files}
     yield held
@@ -57,10 +58,10 @@ def test_a_rehearsal_that_passed_is_not_held_again_and_shows_nothing_of_the_tabl
 ) -> None:
     """Else how long an examination takes would tell whether a patient has left the table (I16)."""
     shown, approved_as = desk.row.rehearsal, desk.row.approval_hash
-    row = admission.recheck(desk.site, desk.row.pk)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert (row.state, row.rehearsal, row.approval_hash) == (Case.State.REVIEW, shown, approved_as)
     _without_last_line(desk.site.home.root / "data/table.csv")
-    row = admission.recheck(desk.site, desk.row.pk)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert (row.state, row.rehearsal) == (Case.State.REVIEW, shown)
     assert row.approval_hash != approved_as, "it is of other records"
     assert rehearsals == []
@@ -85,12 +86,12 @@ def test_a_rehearsal_of_anything_else_is_held_again(
     elif other == "seconds":
         settings = settings.model_copy(update={"round_seconds": 1.0})
     elif other == "dependencies":
-        monkeypatch.setattr(cases, "dependencies", lambda: {"torch": "another"})
+        monkeypatch.setattr(case, "dependencies", lambda: {"torch": "another"})
     elif other == "machine":
-        monkeypatch.setattr(admission.os, "cpu_count", lambda: 999)
+        monkeypatch.setattr(examination.os, "cpu_count", lambda: 999)
     else:
         Case.objects.filter(pk=desk.row.pk).update(rehearsal={**desk.row.rehearsal, "outcome": "failed"})
-    admission.recheck(dataclasses.replace(site, home=dataclasses.replace(home, settings=settings)), desk.row.pk)
+    examination.recheck(dataclasses.replace(site, home=dataclasses.replace(home, settings=settings)), desk.row.pk)
     assert rehearsals == [desk.row.pk]
 
 
@@ -101,7 +102,7 @@ def test_a_rehearsal_rests_on_the_mock_rows_that_were_read_for_it(
 ) -> None:
     """Whatever is written into their file meanwhile."""
     desk.forget_rehearsal()
-    rehearse, mock = admission._rehearse, desk.site.home.root / "data/mock.csv"
+    rehearse, mock = examination._rehearse, desk.site.home.root / "data/mock.csv"
     whole = mock.read_bytes()
 
     def written_meanwhile(*arguments: Any) -> dict[str, Any]:
@@ -109,13 +110,13 @@ def test_a_rehearsal_rests_on_the_mock_rows_that_were_read_for_it(
         return rehearse(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(admission, "_rehearse", written_meanwhile)
-        admission.recheck(desk.site, desk.row.pk)
+        patch.setattr(examination, "_rehearse", written_meanwhile)
+        examination.recheck(desk.site, desk.row.pk)
     assert len(rehearsals) == 1
-    admission.recheck(desk.site, desk.row.pk)
+    examination.recheck(desk.site, desk.row.pk)
     assert len(rehearsals) == 2, "it was held on the mock as it was read"
     mock.write_bytes(whole)
-    admission.recheck(desk.site, desk.row.pk)
+    examination.recheck(desk.site, desk.row.pk)
     assert len(rehearsals) == 3
 
 

@@ -9,34 +9,37 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import datasite, ledger, review
-from datasites.hospital.audit import AuditLog
-from datasites.hospital.closing import closing_step
-from datasites.hospital.compliance import is_killed
-from datasites.hospital.datasite import Datasite
-from datasites.hospital.export import export_evidence
-from datasites.hospital.failures import MOST, Failures
-from datasites.hospital.ledger import BudgetExceeded
+from datasites.control.syft import HospitalControl
+from datasites.hospital import service as service_module
+from datasites.hospital.audit.log import AuditLog
+from datasites.hospital.budget import ledger
+from datasites.hospital.budget.ledger import BudgetExceeded
+from datasites.hospital.cases import consent, review
+from datasites.hospital.cases.compliance import is_killed
+from datasites.hospital.cases.owed import settle_all
+from datasites.hospital.data.withdrawal import withdrawn
+from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case, Round
-from datasites.hospital.owed import settle_all
-from datasites.hospital.rounds import StudyRun
-from datasites.hospital.withdrawal import withdrawn
+from datasites.hospital.rounds import lifecycle
+from datasites.hospital.rounds.closing import closing_step
+from datasites.hospital.rounds.failures import MOST, Failures
+from datasites.hospital.rounds.run import StudyRun
+from datasites.hospital.service import Datasite
 from datasites.secagg.journal import Anchor
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
-from datasites.transport.syft import HospitalControl
 from tests.hospital.running import Running
-from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
+from tests.hospital.test_datasite import turn
 from tests.hospital.test_retry import Killed, kill_before
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 KINDS = ("paused", "resumed", "rejoined", "revoked", "rejected")
 #: What is done, in which state of the case, what the log says, and what becomes of the case.
 ACTS: dict[str, tuple[Callable[..., Case], str, str]] = {
-    "paused": (review.pause, "running", "paused"),
-    "resumed": (review.resume, "stopped", "running"),
-    "rejoined": (review.rejoin, "stopped", "running"),
-    "revoked": (review.revoke, "running", "revoked"),
+    "paused": (lifecycle.pause, "running", "paused"),
+    "resumed": (lifecycle.resume, "stopped", "running"),
+    "rejoined": (lifecycle.rejoin, "stopped", "running"),
+    "revoked": (lifecycle.revoke, "running", "revoked"),
     "rejected": (partial(review.reject, told="not here"), "review", "rejected"),
 }
 
@@ -87,7 +90,7 @@ def test_what_the_log_says_was_decided_is_so_where_the_process_is_killed_right_t
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_decided_is_logged_by_the_service_where_that_was_interrupted(
     at: Desk,
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,8 +116,8 @@ def test_the_next_decision_is_logged_after_the_one_before_it_also_in_the_same_wo
 ) -> None:
     stands(at, "running")
     for _ in range(2):
-        interrupted(at, review.pause, monkeypatch)
-        review.resume(at.site, at.row.pk, at.login("ann"), "we said so")
+        interrupted(at, lifecycle.pause, monkeypatch)
+        lifecycle.resume(at.site, at.row.pk, at.login("ann"), "we said so")
     assert said(at) == ["paused", "resumed"] * 2
 
 
@@ -122,7 +125,7 @@ def test_an_evidence_bundle_holds_what_was_decided_before_it(
     at: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stands(at, "running")
-    interrupted(at, review.pause, monkeypatch)
+    interrupted(at, lifecycle.pause, monkeypatch)
     export_evidence(at.site, at.row.pk, tmp_path / "bundle.zip")
     assert said(at) == ["paused"]
 
@@ -133,14 +136,14 @@ def test_a_study_takes_no_step_before_the_log_holds_what_people_decided(
     at = running.desk
     at.begins = at.site.audit.head().seq  # type: ignore[attr-defined]
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
-    interrupted(at, review.resume, monkeypatch)
+    interrupted(at, lifecycle.resume, monkeypatch)
     logged: list[list[str]] = []
 
     def first(*arguments: Any) -> bool:
         logged.append(said(at))
         return closing_step(*arguments)
 
-    monkeypatch.setattr("datasites.hospital.rounds.closing_step", first)
+    monkeypatch.setattr("datasites.hospital.rounds.run.closing_step", first)
     running.run.step()
     assert logged == [["resumed"]]
 
@@ -211,9 +214,9 @@ def test_a_withdrawal_and_the_kill_switch_leave_nothing_in_words_that_the_log_wo
     try:
         for reason in UNLOGGABLE:
             with pytest.raises(AuditError, match="withdrawn"):
-                review.withdraw(at.site, at.login("ann"), "heart", "CLEVELAND-0007", reason)
+                consent.withdraw(at.site, at.login("ann"), "heart", "CLEVELAND-0007", reason)
             with pytest.raises(AuditError, match="killed"):
-                review.kill(at.site, at.login("ann"), reason)
+                lifecycle.kill(at.site, at.login("ann"), reason)
         assert (withdrawn(home, "heart"), is_killed(home)) == (frozenset(), False)
     finally:
         (home.root / "KILLED").unlink(missing_ok=True)
@@ -223,7 +226,7 @@ def test_a_withdrawal_and_the_kill_switch_leave_nothing_in_words_that_the_log_wo
 @pytest.mark.parametrize("where", ["owe", "settle", "release_what_is_left"])
 def test_a_study_that_people_have_not_ended_keeps_its_reservation_wherever_a_revocation_is_killed(
     at: Desk,
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     where: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -231,7 +234,7 @@ def test_a_study_that_people_have_not_ended_keeps_its_reservation_wherever_a_rev
     with monkeypatch.context() as patch:
         kill_before(review, where)(patch)
         with pytest.raises(Killed):
-            review.revoke(at.site, at.row.pk, at.login("ann"), "enough")
+            lifecycle.revoke(at.site, at.row.pk, at.login("ann"), "enough")
     assert "reservation_released" not in lines(at)
     assert Case.objects.get(pk=at.row.pk).state == ("running" if where == "owe" else "revoked")
     turn(service)
@@ -244,7 +247,7 @@ def sits_out(at: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Round 1, which people sit out; killed before the record."""
     Case.objects.filter(pk=at.row.pk).update(state="stopped")
     Round.objects.create(case=at.row, round=1, epoch=0, manifest_hash="", state=Round.State.CHARGED)
-    interrupted(at, review.sit_out, monkeypatch)
+    interrupted(at, lifecycle.sit_out, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["paused", "revoked"])
@@ -311,7 +314,7 @@ FORGED: dict[str, Any] = {
 @pytest.mark.parametrize("forged", FORGED)
 def test_what_was_written_into_what_a_case_owes_is_not_signed_and_ends_no_service(
     at: Desk,
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     forged: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -336,7 +339,7 @@ def test_what_was_written_into_what_a_case_owes_is_not_signed_and_ends_no_servic
     Case.objects.filter(pk=at.row.pk).update(owed=owed)
     turn(service)
     assert (said(at), Case.objects.get(pk=at.row.pk).owed) == ([], {})
-    review.resume(at.site, at.row.pk, at.login("ann"), "we said so")
+    lifecycle.resume(at.site, at.row.pk, at.login("ann"), "we said so")
     assert said(at) == ["resumed"]
 
 
@@ -345,7 +348,7 @@ def test_a_decision_is_logged_also_where_the_study_was_stopped_before_that(
 ) -> None:
     """By a step that had begun."""
     stands(at, "paused")
-    interrupted(at, review.resume, monkeypatch)
+    interrupted(at, lifecycle.resume, monkeypatch)
     Case.objects.filter(pk=at.row.pk).update(state="stopped")
     settle_all(at.site)
     assert said(at) == ["resumed"]
@@ -354,15 +357,15 @@ def test_a_decision_is_logged_also_where_the_study_was_stopped_before_that(
 #: Where the service first acts on what was decided while it synced.
 FIRST = {
     "rejected": (HospitalControl, "record_rejection"),
-    "revoked": (datasite, "destroy_secrets"),
-    "rejoined": (datasite, "give_up_keys"),
+    "revoked": (service_module, "destroy_secrets"),
+    "rejoined": (service_module, "give_up_keys"),
 }
 
 
 @pytest.mark.parametrize("kind", ["revoked", "rejoined"])
 def test_a_study_is_let_go_of_once_the_log_holds_what_people_decided_during_a_sync(
     at: Desk,
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -392,7 +395,7 @@ def test_a_study_is_let_go_of_once_the_log_holds_what_people_decided_during_a_sy
 @pytest.mark.parametrize("kind", FIRST)
 def test_nobody_is_told_of_what_was_decided_during_a_sync_before_the_log_holds_it(
     at: Desk,
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

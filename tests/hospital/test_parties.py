@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital.entered_log import pinned_by_hand
-from datasites.hospital.parties import pin_compared, pin_party, propose_party, revoke_party, withdraw_party
+from datasites.hospital.audit.entered import pinned_by_hand
+from datasites.hospital.people.roster import pin_compared, pin_party, propose_party, revoke_party, withdraw_party
 from datasites.study.identity import IdentityError, Roster
 from tests.hospital.test_entered_log import party
 from tests.hospital.test_retry import Killed, kill_after, kill_before

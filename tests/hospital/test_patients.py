@@ -17,10 +17,10 @@ from django.db import connection, connections
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasites.hospital import admission, compliance, ledger_log, patients, population, proposals, review
-from datasites.hospital.admission import recheck
-from datasites.hospital.case_page import describe
-from datasites.hospital.cases import (
+from datasites.hospital.budget import ledger_log, population
+from datasites.hospital.cases import compliance, consent, examination
+from datasites.hospital.cases.as_text import describe
+from datasites.hospital.cases.case import (
     PREPARED_FILE,
     OpenCase,
     StagedRecords,
@@ -29,17 +29,21 @@ from datasites.hospital.cases import (
     records_folder,
     stage_records,
 )
-from datasites.hospital.compliance import Denied
+from datasites.hospital.cases.compliance import Denied
+from datasites.hospital.cases.consent import NobodyToLeaveOut
+from datasites.hospital.cases.examination import recheck
+from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.data import patients
+from datasites.hospital.data.mapping import read_mapping
+from datasites.hospital.data.patients import SamePatients, row_identities
+from datasites.hospital.data.reading import TableReader
+from datasites.hospital.data.reading_messages import Cells
+from datasites.hospital.data.tables import read_table
 from datasites.hospital.doctor import examine
-from datasites.hospital.mapping import read_mapping
 from datasites.hospital.models import Case, LedgerEntry, Population
-from datasites.hospital.patients import SamePatients, row_identities
-from datasites.hospital.reading import TableReader
-from datasites.hospital.reading_messages import Cells
-from datasites.hospital.review import NobodyToLeaveOut, ReviewError
+from datasites.hospital.proposals import two_people
 from datasites.hospital.site import Site
-from datasites.hospital.tables import read_table
 from datasites.privacy.accountant import epsilon_pld
 from datasites.privacy.events import compose
 from datasites.privacy.sampling import held_out
@@ -181,16 +185,16 @@ def test_a_withdrawal_drops_exactly_the_named_patient_and_needs_a_patient_column
         others = stored["patient"] != "CLEVELAND-0007"
         expected = sorted(stored["x"][others].tolist())
     try:
-        review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0007", "letter of the patient")
+        consent.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0007", "letter of the patient")
         left = np.concatenate([part.x for part in partitions(home, case).values()])
         assert len(left) == 302
         assert sorted(left.tolist()) == expected
         without_patient_column(files)
-        review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0008", "the frozen records name patients")
+        consent.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0008", "the frozen records name patients")
         assert sum(len(part.x) for part in partitions(home, case).values()) == 301
         recheck(desk.site, desk.row.pk)
         with pytest.raises(NobodyToLeaveOut, match="name the column"):
-            review.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0009", "letter of the patient")
+            consent.withdraw(desk.site, desk.login("bob"), "heart", "CLEVELAND-0009", "letter of the patient")
     finally:
         (home.withdrawals / "heart.json").unlink()
 
@@ -236,10 +240,10 @@ def test_the_same_table_under_another_name_is_not_ready(
         staged_of(home, package, other)
     assert recheck(desk.site, row.pk).state == Case.State.REVIEW, "who was there first is not blocked"
     Population.objects.create(name="heart-2", split_key=b"k" * 32, fraction=0.5)
-    entered = proposals.propose_other_patients(desk.site, desk.login("ann"), "heart-2", "heart", "numbers by chance")
+    entered = two_people.propose_other_patients(desk.site, desk.login("ann"), "heart-2", "heart", "numbers by chance")
     with pytest.raises(SamePatients):
         staged_of(home, package, other)
-    proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    two_people.confirm(desk.site, desk.login("bob"), entered.pk)
     staged_of(home, package, other).drop()
     lines = home.audit.read_text().splitlines()
     assert any('"kind":"other_patients"' in line for line in lines)
@@ -258,8 +262,8 @@ def test_two_people_answer_for_a_population_of_which_only_this_is_left(desk: Des
     try:
         with pytest.raises(SamePatients, match=f"`datasites budget other-patients heart {gone}`"):
             staged_of(home, package, home.dataset("heart"))
-        entered = proposals.propose_other_patients(desk.site, desk.login("ann"), "heart", gone, "a ward of its own")
-        proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+        entered = two_people.propose_other_patients(desk.site, desk.login("ann"), "heart", gone, "a ward of its own")
+        two_people.confirm(desk.site, desk.login("bob"), entered.pk)
         staged_of(home, package, home.dataset("heart")).drop()
     finally:
         left.unlink(missing_ok=True)
@@ -398,7 +402,7 @@ def test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen
 
 
 def examined_and_killed_before_the_log(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    slept, sleep = list[int](), admission.sleep_to_tick
+    slept, sleep = list[int](), examination.sleep_to_tick
 
     def killed_while_keeping(started: float, ticks: int, check: Callable[[], None]) -> None:
         slept.append(ticks)
@@ -407,7 +411,7 @@ def examined_and_killed_before_the_log(desk: Desk, monkeypatch: pytest.MonkeyPat
         sleep(started, ticks, check)
 
     with monkeypatch.context() as patch:
-        patch.setattr(admission, "sleep_to_tick", killed_while_keeping)
+        patch.setattr(examination, "sleep_to_tick", killed_while_keeping)
         with pytest.raises(Killed):
             recheck(desk.site, desk.row.pk)
     desk.row = Case.objects.get(pk=desk.row.pk)
@@ -497,8 +501,8 @@ def test_after_a_restore_of_the_log_no_list_of_patients_is_taken_for_all_of_them
     file.write_bytes(whole)
     backup.restore_log()
     site = restarted(site)
-    entered = proposals.propose_restored(site, desk.login("ann"), (), "restored")
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+    entered = two_people.propose_restored(site, desk.login("ann"), (), "restored")
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     for _ in range(2):
         assert "is not known here, or not of all" in stand_in_two(site, "2")
         site = restarted(site)

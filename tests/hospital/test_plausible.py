@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital.answers import GROWTH
-from datasites.hospital.cells import spelling_key
 from datasites.hospital.config import DatasetSettings
-from datasites.hospital.findings import NOTES, Finding
-from datasites.hospital.harmonise import harmonise
-from datasites.hospital.mapping import Mapping
-from datasites.hospital.plausible import findings
-from datasites.hospital.tables import read_table
+from datasites.hospital.data.answers import GROWTH
+from datasites.hospital.data.cells import spelling_key
+from datasites.hospital.data.findings import NOTES, Finding
+from datasites.hospital.data.harmonise import harmonise
+from datasites.hospital.data.mapping import Mapping
+from datasites.hospital.data.plausible import findings
+from datasites.hospital.data.tables import read_table
 from datasites.study.schema import DataModel
 
 MODEL = DataModel.model_validate(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital import ledger, population, proposals
-from datasites.hospital.accounts import Price
+from datasites.hospital.budget import ledger, population
+from datasites.hospital.budget.balances import Price
+from datasites.hospital.budget.ledger import Asked, BudgetExceeded
+from datasites.hospital.budget.population import open_populations
+from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import CONFIG_FILE, DatasetSettings, Home
-from datasites.hospital.ledger import Asked, BudgetExceeded
-from datasites.hospital.population import open_populations
-from datasites.hospital.review import ReviewError
+from datasites.hospital.proposals import two_people
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PrivacyPlan
 from datasites.study.errors import InputError
@@ -82,15 +83,15 @@ def test_a_wider_budget_in_the_file_is_refused_until_two_people_widen_it(
         ledger.reserve(site, wider, "a" * 64, WHOLE)
     state = ledger.state(wider)[0]
     assert (state.cap, state.delta) == (before.cap, before.delta), "what is shown is what is in force"
-    entered = proposals.propose_widening(site, desk.login("ann"), "heart", "ethics board of May")
+    entered = two_people.propose_widening(site, desk.login("ann"), "heart", "ethics board of May")
     for name in ("ann", "cyd"):
         with pytest.raises(ReviewError, match="different person of the other role"):
-            proposals.confirm(site, desk.login(name), entered.pk)
+            two_people.confirm(site, desk.login(name), entered.pk)
     with pytest.raises(ReviewError, match="dee is auditor"):
-        proposals.confirm(site, desk.login("dee"), entered.pk)
+        two_people.confirm(site, desk.login("dee"), entered.pk)
     with pytest.raises(InputError):
         ledger.reserve(site, wider, "a" * 64, WHOLE)
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     open_populations(site)
     ledger.reserve(site, wider, "a" * 64, WHOLE)
     (widened,) = facts(site, "budget_widened")[-1:]
@@ -103,13 +104,13 @@ def test_a_wider_budget_in_the_file_is_refused_until_two_people_widen_it(
 
 def test_what_is_confirmed_is_what_the_file_still_says(desk: Desk, settings: Path) -> None:  # noqa: F811
     site = rewritten(desk.site, settings, "\nepsilon = 4.0", "\nepsilon = 5.0")
-    entered = proposals.propose_widening(site, desk.login("ann"), "heart", "ethics board")
+    entered = two_people.propose_widening(site, desk.login("ann"), "heart", "ethics board")
     site = rewritten(site, settings, "\nepsilon = 5.0", "\nepsilon = 50.0")
     with pytest.raises(ReviewError, match="epsilon 50"):
-        proposals.confirm(site, desk.login("bob"), entered.pk)
-    proposals.withdraw(site, desk.login("bob"), entered.pk)
+        two_people.confirm(site, desk.login("bob"), entered.pk)
+    two_people.withdraw(site, desk.login("bob"), entered.pk)
     with pytest.raises(ReviewError, match="does not wait"):
-        proposals.confirm(site, desk.login("bob"), entered.pk)
+        two_people.confirm(site, desk.login("bob"), entered.pk)
 
 
 def test_a_narrower_budget_holds_at_once_and_is_recorded_and_narrow_is_what_stays(site: Site, settings: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_narrower_budget_holds_at_once_and_is_recorded_and_narrow_is_what_stay
 
 
 def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) -> None:  # noqa: F811
-    from datasites.hospital.datasite import Datasite
+    from datasites.hospital.service import Datasite
 
     site = rewritten(desk.site, settings, "delta = 1e-5", "delta = 0.05")
     with pytest.raises(InputError, match="budget widen"):
@@ -138,11 +139,11 @@ def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) 
 
 def test_a_larger_delta_is_accepted_by_two_people(desk: Desk) -> None:  # noqa: F811
     assert population.accepted_delta("heart") == 0.0
-    entered = proposals.propose_delta(desk.site, desk.login("bob"), "heart", 1e-4, "a small hospital")
+    entered = two_people.propose_delta(desk.site, desk.login("bob"), "heart", 1e-4, "a small hospital")
     assert population.accepted_delta("heart") == 0.0
     with pytest.raises(ReviewError, match="other role"):
-        proposals.confirm(desk.site, desk.login("bob"), entered.pk)
-    proposals.confirm(desk.site, desk.login("cyd"), entered.pk)
+        two_people.confirm(desk.site, desk.login("bob"), entered.pk)
+    two_people.confirm(desk.site, desk.login("cyd"), entered.pk)
     assert population.accepted_delta("heart") == 1e-4
     assert facts(desk.site, "delta_accepted")[-1]["confirmed_by"] == "cyd"
     assert population.agreed_caps("heart") == population.Caps("heart", 4.0, 1e-5), "it is no cap"

@@ -14,23 +14,26 @@ import pytest
 from django.db import connection  # noqa: F401 (the condition of on_sqlite)
 from pydantic import ValidationError
 
-from datasites.hospital import ledger, ledger_log, openings, pending, population, proposals, review
-from datasites.hospital.audit import head_file
-from datasites.hospital.cases import open_case, partitions, records_folder
-from datasites.hospital.closing import give_up_keys
+from datasites.hospital.audit.log import head_file
+from datasites.hospital.budget import ledger, ledger_log, openings, pending, population
+from datasites.hospital.budget.ledger import BudgetExceeded
+from datasites.hospital.budget.population import open_populations
+from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
+from datasites.hospital.cases import consent
+from datasites.hospital.cases.case import open_case, partitions, records_folder
+from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
-from datasites.hospital.datasite import Datasite
+from datasites.hospital.data.withdrawal import log_the_list
 from datasites.hospital.doctor import examine as doctor
-from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Round
-from datasites.hospital.people import PersonError, enter_person
-from datasites.hospital.population import open_populations
-from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
-from datasites.hospital.review import ReviewError
-from datasites.hospital.rounds import StudyRun
-from datasites.hospital.settle import LostStudy, hold_against
+from datasites.hospital.people.accounts import PersonError, enter_person
+from datasites.hospital.proposals import two_people
+from datasites.hospital.proposals.restored import LostStudy, hold_against
+from datasites.hospital.rounds import lifecycle
+from datasites.hospital.rounds.journals import give_up_keys
+from datasites.hospital.rounds.run import StudyRun
+from datasites.hospital.service import Datasite
 from datasites.hospital.site import Site
-from datasites.hospital.withdrawal import log_the_list
 from datasites.secagg.errors import JournalRolledBack
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead, records
@@ -140,7 +143,7 @@ def test_a_study_of_a_home_without_log_and_anchors_releases_no_round_again(runni
     site = settled(running.desk, does_not_start(restarted(running.site), "is missing"))
     assert committed(site) == spent(site) == pytest.approx(whole)
     ann = running.desk.login("ann")
-    for act in (review.rejoin, review.resume):
+    for act in (lifecycle.rejoin, lifecycle.resume):
         with pytest.raises(DatasitesError, match=IN_FULL):
             act(site, running.row.pk, ann, "as the guide says")
     assert Case.objects.get(pk=running.row.pk).state == Case.State.STOPPED
@@ -172,7 +175,7 @@ def test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_h
     assert ledger_log.standing(home) == "current", "nothing in here can know"
     assert hold_against(site, [head]) == [head]
     if killed != "no":
-        entered = proposals.propose_restored(site, running.desk.login("ann"), (), "a snapshot was put back")
+        entered = two_people.propose_restored(site, running.desk.login("ann"), (), "a snapshot was put back")
         unlink = Path.unlink
 
         def kill(path: Path, missing_ok: bool = False) -> None:
@@ -185,13 +188,13 @@ def test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_h
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", kill)
             with pytest.raises(Killed):
-                proposals.confirm(site, running.desk.login("bob"), entered.pk)
-        proposals.withdraw(site, running.desk.login("ann"), entered.pk)
+                two_people.confirm(site, running.desk.login("bob"), entered.pk)
+        two_people.withdraw(site, running.desk.login("ann"), entered.pk)
         site = restarted(site)
     site = settled(running.desk, site)
     assert spent(site) == committed(site) == pytest.approx(whole)
     row, ann = Case.objects.get(pk=running.row.pk), running.desk.login("ann")
-    for act in (review.rejoin, review.resume):
+    for act in (lifecycle.rejoin, lifecycle.resume):
         with pytest.raises(DatasitesError, match=IN_FULL):
             act(site, row.pk, ann, "as the note says")
     assert row.state == Case.State.STOPPED
@@ -216,7 +219,7 @@ def test_a_case_that_was_only_proposed_before_the_backup_explains_no_journal(
     assert Case.objects.get(study_hash=study.study).state == Case.State.REVIEW
     ann = desk.login("ann")
     with pytest.raises(InputError, match="shows that it ran here, and no account knows it"):
-        proposals.propose_restored(site, ann, (), "restored")
+        two_people.propose_restored(site, ann, (), "restored")
     settled(desk, site, LOST.model_copy(update={"study": study.study}))
 
 
@@ -302,7 +305,7 @@ def test_an_opening_that_a_kill_interrupts_goes_on(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"datasites.hospital.population.{step}", killed)
+        patch.setattr(f"datasites.hospital.budget.population.{step}", killed)
         with pytest.raises(Killed):
             open_populations(site)
     site = restarted(site)
@@ -352,7 +355,7 @@ def test_a_charged_round_is_not_released_again_under_the_same_charge(at_work: Ru
     site = study.site = settled(study.desk, restarted(study.site))
     row, ann = Case.objects.get(pk=study.row.pk), study.desk.login("ann")
     assert list(Round.objects.filter(case=row).values_list("round", "state")) == [(1, Round.State.FAILED)]
-    for act in (review.resume, review.sit_out, review.rejoin):
+    for act in (lifecycle.resume, lifecycle.sit_out, lifecycle.rejoin):
         with pytest.raises(DatasitesError, match=IN_FULL):
             act(site, row.pk, ann, "goes on")
     assert Case.objects.get(pk=row.pk).state == Case.State.STOPPED
@@ -379,7 +382,7 @@ def test_a_journal_that_is_gone_is_no_new_one(at_work: Running, knows: str) -> N
     with pytest.raises(JournalRolledBack, match="study rejoin"):
         StudyRun(study.site, study.rooms[OWN], Case.objects.get(pk=study.row.pk))
     Case.objects.filter(pk=study.row.pk).update(state=Case.State.STOPPED)
-    review.rejoin(study.site, study.row.pk, study.desk.login("ann"), "the disk failed")
+    lifecycle.rejoin(study.site, study.row.pk, study.desk.login("ann"), "the disk failed")
     give_up_keys(home, study.study)
     study.restart()
     assert study.run._journal.floor[1] == 1, "round 1 stays closed"
@@ -389,13 +392,13 @@ def test_work_at_hand_is_of_no_round_that_may_be_sat_out_once_a_restore_is_settl
     study = at_work
     no_charges()
     ann, bob = study.desk.login("ann"), study.desk.login("bob")
-    proposals.confirm(study.site, bob, proposals.propose_restored(study.site, ann, (), "restored").pk)
+    two_people.confirm(study.site, bob, two_people.propose_restored(study.site, ann, (), "restored").pk)
     row = Case.objects.get(pk=study.row.pk)
     assert row.state == Case.State.STOPPED
     assert list(Round.objects.filter(case=row).values_list("state", flat=True)) == [Round.State.FAILED]
     with pytest.raises(ReviewError, match="no round of it waits"):
-        review.sit_out(study.site, row.pk, ann, "we sit this one out")
-    review.resume(study.site, row.pk, ann, "goes on with the next round")
+        lifecycle.sit_out(study.site, row.pk, ann, "we sit this one out")
+    lifecycle.resume(study.site, row.pk, ann, "goes on with the next round")
     study.steps()
     assert nothing_left(study, 1), "what was at work is dropped"
 
@@ -427,10 +430,10 @@ def test_a_lost_study_explains_its_own_releases_and_no_more(
         settled(desk, site, entered)
         return
     with pytest.raises(InputError, match=f"counts {releases} releases; this log holds 0.*with their `rounds`"):
-        proposals.propose_restored(site, desk.login("ann"), (entered,), "restored")
+        two_people.propose_restored(site, desk.login("ann"), (entered,), "restored")
     # Twice the same one, for two populations or by mistake, was released once.
     with pytest.raises(InputError, match=f"counts {releases} releases"):
-        proposals.propose_restored(site, desk.login("ann"), (entered, entered), "restored")
+        two_people.propose_restored(site, desk.login("ann"), (entered, entered), "restored")
 
 
 def test_two_lost_studies_explain_the_releases_of_both(desk: Desk) -> None:  # noqa: F811
@@ -460,7 +463,7 @@ def rows(study: Running) -> int:
 
 
 def withdraw(study: Running, patient: str) -> int:
-    return review.withdraw(study.site, study.desk.login("ann"), "heart", patient, "letter of the patient").patients
+    return consent.withdraw(study.site, study.desk.login("ann"), "heart", patient, "letter of the patient").patients
 
 
 def older(home: Home) -> None:

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 
 from datasites.enclave.worker import TrainResult, Worker, WorkerCrashed
-from datasites.hospital import compliance, ledger, review, rounds, row_work
-from datasites.hospital.cases import open_case
-from datasites.hospital.machine import Machine
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases import compliance, review
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.machine import Machine
 from datasites.hospital.models import Case, Round
-from datasites.hospital.round_keys import RoundKeys
-from datasites.hospital.row_work import RowWork
+from datasites.hospital.rounds import lifecycle, row_work, run
+from datasites.hospital.rounds.round_keys import RoundKeys
+from datasites.hospital.rounds.row_work import RowWork
 from datasites.privacy.noise import SecureRandom, noised
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
@@ -79,7 +81,7 @@ def makes_the_release(_: Journal, __: Any, *messages: Any) -> bool:
 
 #: Every place between the manifest's commit and the release's, in order.
 PLACES = {
-    "manifest opened": kill_after(rounds.StudyRun, "_open"),
+    "manifest opened": kill_after(run.StudyRun, "_open"),
     "charge begun": kill_before(ledger, "charge"),
     "charged": kill_after(ledger, "charge"),
     "worker asked": kill_before(RowWork, "_train"),
@@ -359,7 +361,7 @@ def test_a_second_crash_stops_the_study_and_nothing_leaves_until_people_answer(
     assert kinds == {"decision", "charged"}
     # A person looks, and answers.
     officer = running.desk.login("bob")
-    review.sit_out(running.site, running.row.pk, officer, "the machine was out of memory")
+    lifecycle.sit_out(running.site, running.row.pk, officer, "the machine was out of memory")
     running.steps()
     letter = running.heard(1, letters.ABSTAINED)
     assert letter is not None
@@ -367,7 +369,7 @@ def test_a_second_crash_stops_the_study_and_nothing_leaves_until_people_answer(
     assert running.site.audit.head().seq == before.seq + 3, "that people sat it out"
     assert Case.objects.get(pk=running.row.pk).state == Case.State.RUNNING
     with pytest.raises(review.ReviewError, match="needs one that is stopped"):
-        review.sit_out(running.site, running.row.pk, officer, "again")
+        lifecycle.sit_out(running.site, running.row.pk, officer, "again")
 
 
 def test_a_restart_between_two_crashes_gives_no_further_try(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +392,7 @@ def test_a_restart_between_two_crashes_gives_no_further_try(running: Running, mo
     running.restart()
     # Killed again between the second failure and the stop, then started once more.
     with monkeypatch.context() as patch:
-        kill_before(rounds.StudyRun, "_stop")(patch)
+        kill_before(run.StudyRun, "_stop")(patch)
         with pytest.raises(Killed):
             running.steps()
     assert Case.objects.get(pk=running.row.pk).state == Case.State.RUNNING
@@ -401,7 +403,7 @@ def test_a_restart_between_two_crashes_gives_no_further_try(running: Running, mo
     assert "has failed 2 times" in Case.objects.get(pk=running.row.pk).note
     assert running.heard(1, letters.MASKED) is None
     monkeypatch.setattr(Worker, "train", train)
-    review.resume(running.site, running.row.pk, running.desk.login("ann"), "more memory")
+    lifecycle.resume(running.site, running.row.pk, running.desk.login("ann"), "more memory")
     running.steps()
     assert running.heard(1, letters.MASKED)
 
@@ -447,7 +449,7 @@ def test_a_round_that_is_resumed_after_a_failure_is_tried_again_with_the_same_ke
     assert row.state == Case.State.STOPPED
     assert "TypeError" in row.note
     assert "Smith" not in row.note
-    review.resume(running.site, row.pk, running.desk.login("ann"), "mended")
+    lifecycle.resume(running.site, row.pk, running.desk.login("ann"), "mended")
     running.steps()
     assert running.heard(1, letters.MASKED)
     assert keys[0] == keys[1]
@@ -515,7 +517,7 @@ def test_a_round_that_was_sat_out_is_not_released_after_all(running: Running, mo
     """People stopped the study while its rows were at work, and answered for the round."""
     go_on = held_at_work(running, monkeypatch)
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
-    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "looked at")
+    lifecycle.sit_out(running.site, running.row.pk, running.desk.login("bob"), "looked at")
     go_on.set()
     running.steps()
     assert running.heard(1, letters.ABSTAINED)
@@ -531,6 +533,6 @@ def test_a_round_begins_when_the_round_before_it_leaves_whenever_its_work_was_do
     running.until_at_work()
     ticks = running.run._at_work.case.terms.ticks
     assert running.run._at_work.started == free_at
-    assert running.run._at_work.due == pytest.approx(free_at + ticks * rounds.TICK)
+    assert running.run._at_work.due == pytest.approx(free_at + ticks * run.TICK)
     running.steps()
     assert running.heard(1, letters.MASKED)

@@ -11,21 +11,23 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from datasites.cli import app
-from datasites.hospital import admission, compliance, ledger, review
-from datasites.hospital.agreements import confirm_agreement, enter_agreements, terminate_agreement
-from datasites.hospital.cases import open_case
-from datasites.hospital.compliance import Denied
+from datasites.control.syft import SubmittedJob
+from datasites.hospital.budget import ledger
+from datasites.hospital.budget.ledger import BudgetExceeded
+from datasites.hospital.cases import compliance, examination, review
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.compliance import Denied
+from datasites.hospital.cases.freeze import FrozenCopyChanged
+from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
-from datasites.hospital.intake import FrozenCopyChanged
-from datasites.hospital.ledger import BudgetExceeded
 from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review, Round
-from datasites.hospital.people import Acting, PersonError, enter_person, identify
-from datasites.hospital.review import ReviewError
+from datasites.hospital.people.accounts import Acting, PersonError, enter_person, identify
+from datasites.hospital.people.agreements import confirm_agreement, enter_agreements, terminate_agreement
+from datasites.hospital.rounds import lifecycle
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.identity import Identity
 from datasites.study.package import StudyPackage
-from datasites.transport.syft import SubmittedJob
 from policies.registry import RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART, begun_anew
@@ -38,7 +40,7 @@ def examined(furnished: Home, own: Identity) -> dict[str, Any]:
     """A submitted study, taken in and rehearsed once for all tests."""
     from django.core.management import call_command
 
-    row = admission.admit(begun_anew(furnished, own), job())
+    row = examination.admit(begun_anew(furnished, own), job())
     assert row.state == Case.State.REVIEW, row.note
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
@@ -261,20 +263,20 @@ def test_pause_resume_revoke_and_kill(desk: Desk) -> None:
     desk.agree()
     desk.approve("ann")
     desk.approve("bob")
-    assert review.pause(desk.site, desk.row.pk, desk.login("bob"), "question").state == Case.State.PAUSED
-    assert review.resume(desk.site, desk.row.pk, desk.login("ann"), "answered").state == Case.State.RUNNING
-    review.kill(desk.site, desk.login("ann"), "incident")
+    assert lifecycle.pause(desk.site, desk.row.pk, desk.login("bob"), "question").state == Case.State.PAUSED
+    assert lifecycle.resume(desk.site, desk.row.pk, desk.login("ann"), "answered").state == Case.State.RUNNING
+    lifecycle.kill(desk.site, desk.login("ann"), "incident")
     assert compliance.is_killed(desk.site.home)
     row = Case.objects.get(pk=desk.row.pk)
     decision = compliance.decide(desk.site, open_case(desk.site.home, row), "run_round")
     assert "state" in decision.controls
     with pytest.raises(ReviewError):
-        review.unkill(desk.site, desk.login("dee"), "over")
-    review.unkill(desk.site, desk.login("bob"), "over")
-    assert review.revoke(desk.site, desk.row.pk, desk.login("bob"), "withdrawn").state == Case.State.REVOKED
+        lifecycle.unkill(desk.site, desk.login("dee"), "over")
+    lifecycle.unkill(desk.site, desk.login("bob"), "over")
+    assert lifecycle.revoke(desk.site, desk.row.pk, desk.login("bob"), "withdrawn").state == Case.State.REVOKED
     assert ledger.state(desk.site.home.dataset("heart"))[0].committed == 0
     with pytest.raises(ReviewError):
-        review.resume(desk.site, desk.row.pk, desk.login("ann"), "no")
+        lifecycle.resume(desk.site, desk.row.pk, desk.login("ann"), "no")
 
 
 def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
@@ -303,7 +305,7 @@ def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
 def test_what_is_not_a_study_of_this_hospital_is_refused_with_its_reason(
     furnished: Home, database: Home, submitted: Any, words: str
 ) -> None:
-    row = admission.admit(Site.open(furnished.root), submitted())
+    row = examination.admit(Site.open(furnished.root), submitted())
     assert row.state == Case.State.REFUSED
     assert words in row.note
 
@@ -311,7 +313,7 @@ def test_what_is_not_a_study_of_this_hospital_is_refused_with_its_reason(
 def test_code_with_a_finding_is_shown_but_can_not_be_approved(database: Home, furnished: Home) -> None:
     source = b"import os\n" + (HEART / "study" / "model.py").read_bytes()
     site = Site.open(furnished.root)
-    row = admission.admit(site, job(**{"model.py": source}))
+    row = examination.admit(site, job(**{"model.py": source}))
     assert row.state == Case.State.REVIEW
     assert row.findings
     assert row.rehearsal == {}

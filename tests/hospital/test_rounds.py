@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from datasites.hospital.cases import OpenCase, open_case
-from datasites.hospital.rounds import RoundRefused, check_manifest
+from datasites.hospital.cases.case import OpenCase, open_case
+from datasites.hospital.rounds.run import RoundRefused, check_manifest
 from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest, VectorTerm
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from datasites.enclave.worker import Worker, WorkerRefused
-from datasites.hospital import admission, ledger, ledger_log, pending
-from datasites.hospital.audit import AuditLog
-from datasites.hospital.cases import OpenCase, open_case
-from datasites.hospital.closing import destroy_secrets
+from datasites.hospital.audit.log import AuditLog
+from datasites.hospital.budget import ledger, ledger_log, pending
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.models import Case, Round
-from datasites.hospital.row_work import RowWork
+from datasites.hospital.rounds.journals import destroy_secrets
+from datasites.hospital.rounds.row_work import RowWork
 from datasites.secagg.journal import Journal
 from datasites.study import letters
 from datasites.study.canonical import canonical_json, sha256_hex
@@ -66,16 +67,16 @@ def test_what_is_logged_before_it_is_done_is_logged_once_however_that_is_killed(
     manifest = running.open(1)
     running.steps()
     running.survive(manifest)
-    killed_in(running, monkeypatch, "datasites.hospital.leaving.Journal.commit")
+    killed_in(running, monkeypatch, "datasites.hospital.rounds.release.Journal.commit")
     assert running.heard(1, letters.UNMASK)
     running.tell(0, letters.CLOSE, {"rounds": 1})
-    killed_in(running, monkeypatch, "datasites.hospital.closing.letters.Account")
+    killed_in(running, monkeypatch, "datasites.hospital.rounds.closing.letters.Account")
     assert running.heard(0, letters.ACCOUNT)
     running.run.close(wait=True)
     row = Case.objects.get(pk=running.row.pk)
-    monkeypatch.setattr("datasites.hospital.closing.PREPARED_FILE", "of this test alone")  # others need the rows
+    monkeypatch.setattr("datasites.hospital.rounds.closing.PREPARED_FILE", "of this test alone")  # others need the rows
     with monkeypatch.context() as patch:
-        patch.setattr("datasites.hospital.closing.give_up_keys", killed)
+        patch.setattr("datasites.hospital.rounds.journals.give_up_keys", killed)
         with pytest.raises(KeyboardInterrupt):
             destroy_secrets(running.site, row)
     assert destroy_secrets(running.site, row)
@@ -352,10 +353,10 @@ def test_a_worker_whose_model_has_another_size_than_approved_is_refused(running:
     """A build_model that builds something larger once it is approved decides no size here."""
     case, template = open_case(running.site.home, running.row), running.site.template
     terms = case.terms.model_copy(update={"parameters": case.terms.parameters + 1})
-    with admission.start_worker(template, case, {}, 60.0) as worker:
+    with examination.start_worker(template, case, {}, 60.0) as worker:
         assert worker.description.count == case.terms.parameters
     with pytest.raises(WorkerRefused, match=f"approved with {terms.parameters}"):
-        admission.start_worker(template, dataclasses.replace(case, terms=terms), {}, 60.0)
+        examination.start_worker(template, dataclasses.replace(case, terms=terms), {}, 60.0)
 
 
 def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +390,7 @@ def test_a_round_that_was_killed_right_after_its_charge_goes_on_under_it(
     running.set_up()
     running.open(1)
     with monkeypatch.context() as patch:
-        patch.setattr("datasites.hospital.pending._store", kill)
+        patch.setattr("datasites.hospital.budget.pending._store", kill)
         with pytest.raises(Killed):
             running.steps()
     assert running.heard(1, letters.MASKED) is None

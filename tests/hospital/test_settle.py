@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from datasites.hospital import ledger, ledger_log, patients, population, proposals, review, settle, verify_bundle
-from datasites.hospital.admission import recheck
-from datasites.hospital.audit import AuditLog, head_file
-from datasites.hospital.closing import give_up_keys, journal_of
-from datasites.hospital.datasite import Datasite
+from datasites.hospital.audit.log import AuditLog, head_file
+from datasites.hospital.budget import ledger, ledger_log, population
+from datasites.hospital.budget.ledger import Asked, BudgetExceeded
+from datasites.hospital.budget.population import open_populations
+from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
+from datasites.hospital.cases.examination import recheck
+from datasites.hospital.cases.review import ReviewError
+from datasites.hospital.data import patients
 from datasites.hospital.doctor import examine as doctor
-from datasites.hospital.export import export_evidence
-from datasites.hospital.ledger import Asked, BudgetExceeded
+from datasites.hospital.evidence import verify_bundle
+from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Proposal, Round
-from datasites.hospital.population import open_populations
-from datasites.hospital.reconcile import AccountsDiffer, differences, require_one_story
-from datasites.hospital.review import ReviewError
-from datasites.hospital.settle import Lost, LostStudy, hold_against
+from datasites.hospital.proposals import restored, two_people
+from datasites.hospital.proposals.restored import Lost, LostStudy, hold_against
+from datasites.hospital.rounds import lifecycle
+from datasites.hospital.rounds.journals import give_up_keys, journal_of
+from datasites.hospital.service import Datasite
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PrivacyPlan
 from datasites.secagg.journal import Anchor
@@ -48,10 +52,10 @@ LOST = LostStudy(
 
 def settled(desk: Desk, site: Site, *lost: LostStudy) -> Site:  # noqa: F811
     """What two people do after a restore; the site as the next process opens it."""
-    entered = proposals.propose_restored(site, desk.login("ann"), lost, "restored from the backup of the night")
+    entered = two_people.propose_restored(site, desk.login("ann"), lost, "restored from the backup of the night")
     with pytest.raises(ReviewError, match="a different person"):
-        proposals.confirm(site, desk.login("cyd"), entered.pk)
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+        two_people.confirm(site, desk.login("cyd"), entered.pk)
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     after = restarted(site)
     require_one_story(after.home)
     assert [c.state for c in doctor(after) if c.name == "accounts"] == ["ok"]
@@ -127,7 +131,7 @@ def test_a_split_that_was_lost_charges_both_sides_and_ends_what_is_open(desk: De
 
 def test_nothing_is_settled_where_nothing_differs(desk: Desk, charged: Site) -> None:  # noqa: F811
     with pytest.raises(ReviewError, match="nothing to settle"):
-        proposals.propose_restored(charged, desk.login("ann"), (), "why not")
+        two_people.propose_restored(charged, desk.login("ann"), (), "why not")
 
 
 # -- the whole home ----------------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ def test_what_was_approved_after_the_backup_counts_in_full(desk: Desk, put_back:
     (said,) = [r.fields for r in records(site.home.audit) if r.kind == "restored"]
     assert (said["entered_by"], said["confirmed_by"], said["lost"]) == ("ann", "bob", [LOST.study])
     entered = Proposal.objects.get(kind="restored")
-    assert "75 steps at noise 4 and rate 0.3, final evaluation at noise 100" in proposals.in_words(entered)
+    assert "75 steps at noise 4 and rate 0.3, final evaluation at noise 100" in two_people.in_words(entered)
 
 
 def test_where_the_ledgers_anchor_is_there_it_says_what_was_charged(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
@@ -238,7 +242,7 @@ def test_a_head_that_others_hold_stops_everything_until_what_was_lost_is_entered
     with pytest.raises(AccountsDiffer, match="other parties hold heads"):
         ledger.reserve(site, site.home.dataset("heart"), "b" * 64, ROUND)
     with pytest.raises(InputError, match="counts 16 releases; this log holds 0"):
-        proposals.propose_restored(site, desk.login("ann"), (), "restored")
+        two_people.propose_restored(site, desk.login("ann"), (), "restored")
     after = settled(desk, site, LOST)
     assert hold_against(after, [head]) == [], "its part of the log was settled"
     require_one_story(after.home)
@@ -258,13 +262,13 @@ def test_the_anchor_of_a_journal_shows_a_study_that_nothing_else_knows(desk: Des
     put_back.home.anchors.mkdir(exist_ok=True)
     (put_back.home.anchors / LOST.study).write_bytes(b"{}")
     with pytest.raises(InputError, match="enter it"):
-        proposals.propose_restored(put_back, desk.login("ann"), (), "restored")
+        two_people.propose_restored(put_back, desk.login("ann"), (), "restored")
     settled(desk, put_back, LOST)
 
 
 def test_a_lost_study_of_an_unknown_population_is_refused(desk: Desk, put_back: Site) -> None:  # noqa: F811
     with pytest.raises(InputError, match=r"'hart': not here \(known: heart\)"):
-        proposals.propose_restored(
+        two_people.propose_restored(
             put_back, desk.login("ann"), (LOST.model_copy(update={"population": "hart"}),), "restored"
         )
 
@@ -292,8 +296,8 @@ def test_killed_anywhere_it_is_confirmed_again(
     step: str,
     after: bool,
 ) -> None:
-    entered = proposals.propose_restored(put_back, desk.login("ann"), (LOST,), "restored")
-    acted: object = settle
+    entered = two_people.propose_restored(put_back, desk.login("ann"), (LOST,), "restored")
+    acted: object = restored
     for name in step.split("."):
         acted = getattr(acted, name)
 
@@ -303,12 +307,12 @@ def test_killed_anywhere_it_is_confirmed_again(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"datasites.hospital.settle.{step}", killed)
+        patch.setattr(f"datasites.hospital.proposals.restored.{step}", killed)
         with pytest.raises(Killed):
-            proposals.confirm(put_back, desk.login("bob"), entered.pk)
+            two_people.confirm(put_back, desk.login("bob"), entered.pk)
     site = restarted(put_back)
     assert any(differences(site.home)), "nothing runs in between"
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     site = restarted(site)
     require_one_story(site.home)
     heart = site.home.dataset("heart")
@@ -441,7 +445,7 @@ def test_the_guides_own_restore_refunds_nothing_and_the_study_does_not_go_on(run
     with pytest.raises(AccountsDiffer):
         ledger.reserve(site, home.dataset("heart"), "b" * 64, ROUND)
     with pytest.raises(ReviewError):
-        review.rejoin(
+        lifecycle.rejoin(
             site, running.row.pk, running.desk.login("ann"), "as the guide says"
         )  # it runs, as the tables say
     site = settled(running.desk, site)
@@ -450,8 +454,8 @@ def test_the_guides_own_restore_refunds_nothing_and_the_study_does_not_go_on(run
     row = Case.objects.get(pk=running.row.pk)
     assert (row.state, "charged in full" in row.note) == (Case.State.STOPPED, True)
     with pytest.raises(DatasitesError, match="charged in full after a restore"):
-        review.rejoin(site, row.pk, running.desk.login("ann"), "as the guide says")
-    review.revoke(site, row.pk, running.desk.login("ann"), "lost")
+        lifecycle.rejoin(site, row.pk, running.desk.login("ann"), "as the guide says")
+    lifecycle.revoke(site, row.pk, running.desk.login("ann"), "lost")
     assert committed(site) == pytest.approx(whole), "nothing is refunded"
     with pytest.raises(BudgetExceeded):
         ledger.reserve(site, home.dataset("heart"), "b" * 64, {"training": Asked(PLAN.event(), PLAN.event())})
@@ -477,7 +481,7 @@ def test_rejoining_charges_what_the_anchors_know_and_goes_on_in_a_new_epoch(
         Datasite(site)
     site = settled(running.desk, site)
     assert spent(site) == pytest.approx(before)
-    row = review.rejoin(site, running.row.pk, running.desk.login("ann"), "restored")
+    row = lifecycle.rejoin(site, running.row.pk, running.desk.login("ann"), "restored")
     assert spent(site) == pytest.approx(before)
     give_up_keys(home, running.study)
     Case.objects.filter(pk=row.pk).update(rejoins=False)
@@ -515,7 +519,7 @@ def test_rejoining_charges_rounds_that_the_journal_reached_and_nobody_charged(ru
     _, path = journal_of(site.home, study)
     anchor = Anchor.parse(path.read_bytes())
     path.write_bytes(anchor.model_copy(update={"last_round": 3}).canonical())
-    review.rejoin(site, running.row.pk, running.desk.login("ann"), "restored")
+    lifecycle.rejoin(site, running.row.pk, running.desk.login("ann"), "restored")
     assert set(ledger_log.tell(site.home).of("heart")[study].charged) == {1, 2, 3}
     assert spent(site) > one
     require_one_story(restarted(site).home)

@@ -14,14 +14,14 @@ from django.template.loader import render_to_string
 
 from datasites.enclave.template import Template
 from datasites.enclave.worker import TrainResult
-from datasites.hospital import admission, case_page
-from datasites.hospital.cases import OpenCase, build_terms, site_plan
+from datasites.hospital.cases import as_text, examination
+from datasites.hospital.cases.case import OpenCase, build_terms, site_plan
+from datasites.hospital.cases.machine import Machine
 from datasites.hospital.config import DatasetSettings, Home
-from datasites.hospital.machine import Machine
 from datasites.hospital.models import Case
-from datasites.hospital.round_keys import RoundKeys
-from datasites.hospital.rounds import RoundRefused, check_manifest
-from datasites.hospital.row_work import RowWork
+from datasites.hospital.rounds.round_keys import RoundKeys
+from datasites.hospital.rounds.row_work import RowWork
+from datasites.hospital.rounds.run import RoundRefused, check_manifest
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
 from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, SharedNoise, VectorTerm
@@ -234,14 +234,14 @@ def test_counts_of_more_patients_than_the_ring_holds_are_refused_by_that_figure(
     furnished: Home, database: Home
 ) -> None:
     files = Terms().package(patients=900_000_000).files
-    row = admission.admit(Site.open(furnished.root), dataclasses.replace(job(**files), name="heart-many"))
+    row = examination.admit(Site.open(furnished.root), dataclasses.replace(job(**files), name="heart-many"))
     assert row.state in (Case.State.INTAKE, Case.State.REFUSED)
     assert "cohort.patients = 900000000 are more than" in row.note
 
 
 def test_the_case_says_why_it_can_not_be_examined(furnished: Home, database: Home) -> None:
     sent = dataclasses.replace(job(**Terms(noise=0.9).package().files), name="heart-together")
-    row = admission.admit(Site.open(furnished.root), sent)
+    row = examination.admit(Site.open(furnished.root), sent)
     assert row.state == Case.State.INTAKE
     assert re.search(r"privacy.noise_multiplier is 0.9: [0-9.]+ is the least that fits", row.note)
 
@@ -252,7 +252,7 @@ def test_reviewers_read_what_is_shared_and_what_their_own_noise_is_worth(case: O
     examined = SimpleNamespace(case=case, decision=nothing, budget=(), services=())
     view = SimpleNamespace(late_features=(), rehearsal="passed")
     page = render_to_string("console/case_summary.html", {"examined": examined, "row": case.row, "view": view})
-    text = "\n".join(case_page._terms(examined))  # type: ignore[arg-type]
+    text = "\n".join(as_text._terms(examined))  # type: ignore[arg-type]
     plan = case.study_plan
     for shown in (unescape(page), text):
         assert "4 of 4 hospitals must survive, 1 may collude, every sum holds 3 honest ones" in shown

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import admission, doctor, sources
-from datasites.hospital.admission import recheck
-from datasites.hospital.case_page import describe
-from datasites.hospital.case_view import view_case
+from datasites.hospital import doctor
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.as_text import describe
+from datasites.hospital.cases.examination import recheck
+from datasites.hospital.cases.views import view_case
+from datasites.hospital.cases.whereabouts import open_cases
+from datasites.hospital.data import sources
+from datasites.hospital.data.reading import Records, TableReader
+from datasites.hospital.data.sources import SOURCE_FILE, WRITTEN, in_words, log_written
 from datasites.hospital.models import Case
-from datasites.hospital.reading import Records, TableReader
-from datasites.hospital.sources import SOURCE_FILE, WRITTEN, in_words, log_written
-from datasites.hospital.whereabouts import open_cases
 from datasites.study.audit_chain import records
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
@@ -151,7 +153,7 @@ def test_a_table_that_was_written_while_it_was_examined_is_named(
 ) -> None:
     """An export ends between the reading of the table and the end of the examination, which reads it no more."""
     home, read = desk.site.home, TableReader.records
-    monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 20, "parameters": 1})
+    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 20, "parameters": 1})
 
     def written_then(*of: Any) -> Records:
         records = read(*of)

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import admission
-from datasites.hospital.cases import PREPARED_FILE, open_case, partitions, records_folder
-from datasites.hospital.compliance import Denied
+from datasites.hospital.cases import examination
+from datasites.hospital.cases.case import PREPARED_FILE, open_case, partitions, records_folder
+from datasites.hospital.cases.compliance import Denied
 from datasites.hospital.config import Home
-from datasites.hospital.datasite import Datasite
 from datasites.hospital.models import Case
-from datasites.hospital.service import only_process, serve_until
+from datasites.hospital.service import Datasite
+from datasites.hospital.serving import only_process, serve_until
 from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from datasites.hospital.config import Home
-from datasites.hospital.examining import one_at_a_time
-from datasites.hospital.staging import new_staging
+from datasites.hospital.cases.examination_lock import one_at_a_time
+from datasites.hospital.cases.staging import new_staging
 home = Home.open(Path(sys.argv[1]))
 with one_at_a_time(home, "a submission"):
     (new_staging(home) / "prepared.npz").write_bytes(b"rows")
@@ -82,8 +82,8 @@ def test_a_start_leaves_a_running_examination_its_rows(
         seen.append(len(left(home)))
         return {"outcome": "passed", "ticks": 1, "parameters": 9}
 
-    monkeypatch.setattr(admission, "_rehearse_once", meanwhile)
-    row = admission.recheck(desk.site, desk.row.pk)
+    monkeypatch.setattr(examination, "_rehearse_once", meanwhile)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert row.state == Case.State.REVIEW
     assert kept.exists()
     assert seen == [2], "whose rows are whose is not known as long as one examination runs"
@@ -104,8 +104,8 @@ def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
     """Killed after so many of the files that an examination puts in place: what is approved is there to be run."""
     home, replace, steps = desk.site.home, os.replace, list[str]()
     passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
-    monkeypatch.setattr(admission, "_rehearse", lambda *_: dict(passed))
-    desk.row = admission.recheck(desk.site, desk.row.pk)
+    monkeypatch.setattr(examination, "_rehearse", lambda *_: dict(passed))
+    desk.row = examination.recheck(desk.site, desk.row.pk)
     table, folder = home.root / "data/table.csv", records_folder(home, desk.row.study_hash)
     before = {path: path.read_bytes() for path in (table, *folder.iterdir())}
 
@@ -125,7 +125,7 @@ def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
             patch.setattr(os, "replace", killed_before)
             patch.setattr(Case, "save", killed_before_the_row)
             with pytest.raises(Killed):
-                admission.recheck(desk.site, desk.row.pk)
+                examination.recheck(desk.site, desk.row.pk)
         table.write_bytes(before[table])
         desk.row.refresh_from_db()
         desk.agree()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from datasites.enclave.worker import Worker
-from datasites.hospital import admission, row_work
+from datasites.hospital.cases import examination
+from datasites.hospital.rounds import row_work
 from tests.adversarial.neighbours.doors import StandIn
 from tests.hospital.hostile_home import PlainWorker
 
@@ -20,7 +21,7 @@ def used(*rooms: object) -> set[str]:
     return set(re.findall(r"\b[wW]orker\.([a-z]\w*)", code))
 
 
-USED = {PlainWorker: used(row_work), StandIn: used(row_work, admission) - {"initial_parameters"}}
+USED = {PlainWorker: used(row_work), StandIn: used(row_work, examination) - {"initial_parameters"}}
 
 
 @pytest.mark.parametrize(("stand_in", "name"), [(kind, name) for kind, names in USED.items() for name in sorted(names)])

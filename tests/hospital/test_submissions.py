@@ -18,18 +18,18 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from datasites.control.syft import HospitalControl, SubmittedJob
 from datasites.enclave.worker import Worker
-from datasites.hospital import admission, submissions
-from datasites.hospital.datasite import Datasite
-from datasites.hospital.halt import Halted
+from datasites.hospital.cases import examination, submissions
+from datasites.hospital.cases.halt import Halted
+from datasites.hospital.cases.submissions import HOUR, MOST_REFUSED
 from datasites.hospital.models import Case
-from datasites.hospital.rounds import StudyRun
-from datasites.hospital.service import only_process
+from datasites.hospital.rounds.run import StudyRun
+from datasites.hospital.service import Datasite
+from datasites.hospital.serving import only_process
 from datasites.hospital.site import Site
-from datasites.hospital.submissions import HOUR, MOST_REFUSED
 from datasites.study import letters
 from datasites.study.audit_chain import records
-from datasites.transport.syft import HospitalControl, SubmittedJob
 from tests.hospital.conftest import HEART
 from tests.hospital.running import Running
 from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
@@ -164,7 +164,7 @@ def test_a_kill_while_a_submission_is_rehearsed_leaves_it_to_the_next_start(
 
 def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> None:  # noqa: F811
     """A start of the service takes the interrupted submission again, once; and a further start does not."""
-    monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
     whole = [("received", "heart-again"), ("taken_again", "heart-again"), ("examined", "heart-again")]
     for _ in range(2):
         again = Datasite(desk.site)
@@ -184,7 +184,7 @@ def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows
     """Else its time would tell how many there are: of a table that is being read, and of a study's worker."""
     site, begins, waited = running.site, running.site.audit.head().seq, list[bool]()
     reading, may_end = threading.Event(), threading.Event()
-    inner, wait_for, close = admission.stage_records, submissions.wait, StudyRun.close
+    inner, wait_for, close = examination.stage_records, submissions.wait, StudyRun.close
 
     def logged(*kinds: str) -> list[str]:
         return [r.kind for r in records(site.home.audit) if r.seq > begins and r.kind in kinds]
@@ -203,7 +203,7 @@ def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows
         waited.append("ended" in logged("ended"))
         close(run, wait=wait)
 
-    monkeypatch.setattr(admission, "stage_records", long_table)
+    monkeypatch.setattr(examination, "stage_records", long_table)
     monkeypatch.setattr(submissions, "wait", waiting)
     monkeypatch.setattr(StudyRun, "close", closing)
     send(monkeypatch, another("heart-again", long=True))
@@ -280,7 +280,7 @@ def test_a_submission_under_which_the_process_ends_again_and_again_is_left_to_pe
     """Else a submission that ends it would keep it down."""
     row = Case.objects.create(study_hash="0" * 64, job_name="deadly", submitted_by="researcher@university.example.org")
     desk.site.audit.append("received", case=row.pk)
-    starts = [admission.unfinished(desk.site) for _ in range(admission.MOST_AGAIN + 2)]
-    assert starts == [{("deadly", row.submitted_by)}] * admission.MOST_AGAIN + [set(), set()]
+    starts = [examination.unfinished(desk.site) for _ in range(examination.MOST_AGAIN + 2)]
+    assert starts == [{("deadly", row.submitted_by)}] * examination.MOST_AGAIN + [set(), set()]
     row.refresh_from_db()
     assert "ended 4 times while it examined this; mend it and run `datasites review recheck`" in row.note

@@ -17,19 +17,21 @@ from hypothesis import strategies as some
 
 from datasites.enclave.template import Template
 from datasites.enclave.worker import Timeouts, Worker
-from datasites.hospital import admission, apart, cases, review, rounds, row_work
 from datasites.hospital import ticks as moments_of
-from datasites.hospital.apart import Apart, ApartFailed
-from datasites.hospital.audit import AuditLog
+from datasites.hospital.audit.log import AuditLog
+from datasites.hospital.cases import case, examination
+from datasites.hospital.cases.halt import Halt
+from datasites.hospital.cases.machine import rounds_at_work
+from datasites.hospital.cases.readiness import check_dataset
 from datasites.hospital.config import DatasetSettings
+from datasites.hospital.data.reading import TableReader
 from datasites.hospital.doctor import examine as doctor
-from datasites.hospital.halt import Halt
-from datasites.hospital.machine import rounds_at_work
+from datasites.hospital.isolated import process
+from datasites.hospital.isolated.process import Apart, ApartFailed
 from datasites.hospital.models import Case, Round
-from datasites.hospital.readiness import check_dataset
-from datasites.hospital.reading import TableReader
-from datasites.hospital.rounds import StudyRun
-from datasites.hospital.row_work import RowWork
+from datasites.hospital.rounds import lifecycle, row_work, run
+from datasites.hospital.rounds.row_work import RowWork
+from datasites.hospital.rounds.run import StudyRun
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import TICK, invented_rows, leaves_at, reading_ticks, sleep_to_tick, ticks_for
 from datasites.study import letters
@@ -92,11 +94,11 @@ def test_time_is_allowed_for_the_lists_of_all_whom_the_hospital_declares(
     home, allowed = desk.site.home, list[int]()
     known = home.settings.datasets
     other = home.dataset("heart").model_copy(update={"name": "all", "population": "all", "declared_records": 400_000})
-    columns = len(cases.open_case(home, desk.row).package.data_model.columns)
-    monkeypatch.setattr(admission, "sleep_to_tick", lambda _, ticks, __: allowed.append(ticks))
-    monkeypatch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed"})
+    columns = len(case.open_case(home, desk.row).package.data_model.columns)
+    monkeypatch.setattr(examination, "sleep_to_tick", lambda _, ticks, __: allowed.append(ticks))
+    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed"})
     declared = replace(home, settings=home.settings.model_copy(update={"datasets": (*known, other)}))
-    admission._examined_case(replace(desk.site, home=declared), Case.objects.get(pk=desk.row.pk), Halt())
+    examination._examined_case(replace(desk.site, home=declared), Case.objects.get(pk=desk.row.pk), Halt())
     listed = sum(one.declared_records for one in known) + 400_000
     assert allowed == [reading_ticks(303, columns, listed), reading_ticks(303, 0, listed)]
     assert min(allowed) > 400, "and a processor of today takes some 40"
@@ -145,7 +147,7 @@ def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
         left.append(clock.now)
         return masked(*arguments)
 
-    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(run, "time", clock)
     monkeypatch.setattr(StudyRun, "_masked", timed)
     monkeypatch.setattr(Worker, "train", train_when_told)
     running.set_up()
@@ -177,7 +179,7 @@ def test_a_service_that_was_kept_away_releases_at_a_whole_tick(
         left.append(clock.now)
         return masked(*arguments)
 
-    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(run, "time", clock)
     monkeypatch.setattr(StudyRun, "_masked", timed)
     running.set_up()
     running.open(1)
@@ -202,7 +204,7 @@ def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_
         clock.now += seconds
         return load(*arguments)
 
-    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(run, "time", clock)
     monkeypatch.setattr(row_work, "partitions", slow)
     Case.objects.filter(pk=running.row.pk).update(rehearsal={**running.row.rehearsal, "start_ticks": 100})
     running.restart()
@@ -241,7 +243,7 @@ def test_a_template_that_has_to_start_takes_nothing_of_a_span(
         clock.now += 5.0
         start(source)
 
-    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(run, "time", clock)
     monkeypatch.setattr(Template, "start", slow_start)
     monkeypatch.setattr(RowWork, "start", lambda *_: None)
     running.restart()
@@ -256,7 +258,7 @@ def test_a_template_that_has_to_start_takes_nothing_of_a_span(
 def slow(running: Running, monkeypatch: pytest.MonkeyPatch) -> tuple[Running, Clock, float]:
     """A study whose workers take long to start: the letter of round 1 waits until this moment of the clock."""
     clock = Clock()
-    monkeypatch.setattr(rounds, "time", clock)
+    monkeypatch.setattr(run, "time", clock)
     Case.objects.filter(pk=running.row.pk).update(rehearsal={**running.row.rehearsal, "start_ticks": 1000})
     running.restart()
     running.set_up()
@@ -379,7 +381,7 @@ def test_what_people_and_others_do_while_a_letter_waits(slow: tuple[Running, Clo
     assert running.run.wakes_at == pytest.approx(moment)
     Round.objects.create(case=running.row, round=2, epoch=0, manifest_hash="", state=Round.State.CHARGED)
     row.update(state=Case.State.STOPPED)
-    review.sit_out(running.site, running.row.pk, running.desk.login("bob"), "looked at")
+    lifecycle.sit_out(running.site, running.row.pk, running.desk.login("bob"), "looked at")
     assert running.run.step()
     assert running.heard(2, letters.ABSTAINED)
     assert not running.run.step()
@@ -412,7 +414,7 @@ def test_a_round_whose_work_could_not_be_begun_is_not_at_work(
 def examination(desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, keeping: float) -> list[tuple[str, int]]:  # noqa: F811
     """What is logged of an examination whose rows take so many seconds to read and to keep, and at which tick."""
     clock, logged = Clock(), []
-    begun, stage, keep, append = clock.now, admission.stage_records, admission._keep, AuditLog.append
+    begun, stage, keep, append = clock.now, examination.stage_records, examination._keep, AuditLog.append
 
     def slow_stage(*arguments: Any) -> Any:
         clock.now += reading
@@ -427,13 +429,13 @@ def examination(desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, kee
         return append(log, kind, **fields)
 
     with monkeypatch.context() as patch:
-        patch.setattr(admission, "time", clock)
+        patch.setattr(examination, "time", clock)
         patch.setattr(moments_of, "time", clock)
-        patch.setattr(admission, "stage_records", slow_stage)
-        patch.setattr(admission, "_keep", slow_keep)
-        patch.setattr(admission, "_rehearse", lambda *_: {"outcome": "passed"})
+        patch.setattr(examination, "stage_records", slow_stage)
+        patch.setattr(examination, "_keep", slow_keep)
+        patch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed"})
         patch.setattr(AuditLog, "append", timed)
-        admission.recheck(desk.site, desk.row.pk)
+        examination.recheck(desk.site, desk.row.pk)
     return logged
 
 
@@ -463,10 +465,10 @@ def test_the_time_of_a_table_holds_no_start_of_its_reader(desk: Desk, monkeypatc
         there.append(reader._apart.alive)
         raise ApartFailed("not read")
 
-    monkeypatch.setattr(apart, "Apart", Apart)
+    monkeypatch.setattr(process, "Apart", Apart)
     monkeypatch.setattr(TableReader, "mock", breaking)
-    monkeypatch.setattr(admission, "stage_records", staged)
-    admission.recheck(desk.site, desk.row.pk)
+    monkeypatch.setattr(examination, "stage_records", staged)
+    examination.recheck(desk.site, desk.row.pk)
     assert there == [True]
 
 
@@ -493,15 +495,15 @@ def test_ticks_are_measured_on_as_many_rows_as_records_are_declared(
     monkeypatch.setattr(Worker, "measure", noted)
     before = desk.row.approval_hash
     site = declaring(desk, declared_records=6 * 303)
-    row = admission.recheck(site, desk.row.pk)
+    row = examination.recheck(site, desk.row.pk)
     assert row.rehearsal["outcome"] == "passed", row.rehearsal
     assert (asked[0]["training_rows"], asked[0]["held_out_rows"]) == (909, 909)
     assert not asked[0]["together"], "no round of this study does both"
     assert row.terms["declared_records"] == 6 * 303
     assert row.approval_hash != before
-    declared = cases.open_case(site.home, row)
+    declared = case.open_case(site.home, row)
     assert declared.approval_hash == row.approval_hash
-    assert cases.open_case(desk.site.home, row).approval_hash != row.approval_hash, "approved for other records"
+    assert case.open_case(desk.site.home, row).approval_hash != row.approval_hash, "approved for other records"
 
 
 def test_time_is_allowed_for_training_and_evaluation_where_a_round_holds_both(
@@ -517,7 +519,7 @@ def test_time_is_allowed_for_training_and_evaluation_where_a_round_holds_both(
     monkeypatch.setattr(Worker, "measure", noted)
     terms = (HEART / "study" / "study.toml").read_text()
     terms = terms.replace("[evaluation]", "[evaluation]\nevery = 2\ninterim_share = 0.3")
-    row = admission.admit(desk.site, replace(job(**{"study.toml": terms.encode()}), name="heart-2"))
+    row = examination.admit(desk.site, replace(job(**{"study.toml": terms.encode()}), name="heart-2"))
     assert row.rehearsal["outcome"] == "passed", (row.note, row.rehearsal)
     assert asked == [True]
     assert row.terms["ticks"] == ticks_for(1.0)
@@ -555,12 +557,12 @@ def test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start(
         return start(*arguments, began=slowly, **options)
 
     monkeypatch.setattr("datasites.enclave.worker.time", clock)
-    monkeypatch.setattr(admission, "time", clock)
+    monkeypatch.setattr(examination, "time", clock)
     monkeypatch.setattr(moments_of, "time", clock)
     monkeypatch.setattr(Worker, "start", begun_slowly)
     monkeypatch.setattr(Worker, "measure", lambda *_, **__: 1.0)
     desk.forget_rehearsal()
-    row = admission.recheck(desk.site, desk.row.pk)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert row.rehearsal["outcome"] == "passed", row.rehearsal
     found = row.rehearsal["start_ticks"]
     assert found < ticks_for(seconds / 2) if stands_still else found == ticks_for(seconds)
@@ -572,7 +574,7 @@ def test_a_round_that_would_take_longer_than_a_round_may_is_refused_with_the_fig
 ) -> None:
     monkeypatch.setattr(Worker, "measure", lambda *_, **__: 3600.5)
     desk.forget_rehearsal()
-    row = admission.recheck(desk.site, desk.row.pk)
+    row = examination.recheck(desk.site, desk.row.pk)
     assert row.rehearsal["outcome"] == "failed"
     assert (
         "303 declared records takes about 3.6e+03 s here, longer than round_seconds = 3600" in row.rehearsal["reason"]
@@ -583,7 +585,7 @@ def test_more_records_than_declared_are_told_to_people_here_and_to_nobody_else(d
     words = "the table holds 303 records, more than declared_records = 302"
     site = declaring(desk, declared_patients=302, declared_records=302)
     logged = len(list(records(site.home.audit)))
-    row = admission.recheck(site, desk.row.pk)
+    row = examination.recheck(site, desk.row.pk)
     assert row.state == Case.State.REVIEW
     assert row.note.startswith(words)
     told = str([record.fields for record in list(records(site.home.audit))[logged:]])

@@ -19,7 +19,14 @@ NOT_LOADED = {"IPython", "matplotlib", "pandas", "pyarrow", "scipy", "dp_account
 #: Modules of a process apart, which read tables and price: none of a datasite's own process imports one.
 APART = {
     f"datasites.hospital.{name}"
-    for name in ("accounting_inside", "apart_inside", "harmonise", "plausible", "reading_inside", "tables")
+    for name in (
+        "budget.accounting_inside",
+        "data.harmonise",
+        "data.plausible",
+        "data.reading_inside",
+        "data.tables",
+        "isolated.inside",
+    )
 }
 
 #: Makes a home, serves it until it is ready, and prints what is loaded then.
@@ -61,7 +68,7 @@ def loaded(furnished: Home, tmp_path_factory: pytest.TempPathFactory) -> set[str
 
 @pytest.mark.parametrize("library", sorted(NOT_LOADED))
 def test_a_service_idles_without(library: str, loaded: set[str]) -> None:
-    assert "datasites.hospital.datasite" in loaded
+    assert "datasites.hospital.service" in loaded
     assert sorted(name for name in loaded if name.partition(".")[0] == library) == []
 
 

@@ -16,16 +16,21 @@ from typer.testing import CliRunner
 
 from datasites.cli import app
 from datasites.enclave.worker import Worker
-from datasites.hospital import admission, ledger_log, proposals, review, row_work, withdrawal
-from datasites.hospital.admission import recheck
-from datasites.hospital.cases import open_case, partitions
-from datasites.hospital.entered_log import EntryRefused
-from datasites.hospital.machine import Machine
+from datasites.hospital.audit.entered import EntryRefused
+from datasites.hospital.budget import ledger_log
+from datasites.hospital.budget.reconcile import differences
+from datasites.hospital.cases import consent, examination
+from datasites.hospital.cases.case import open_case, partitions
+from datasites.hospital.cases.consent import NobodyToLeaveOut, OtherSpellings, Withdrawal
+from datasites.hospital.cases.examination import recheck
+from datasites.hospital.cases.machine import Machine
+from datasites.hospital.cases.review import ReviewError
+from datasites.hospital.data import withdrawal
+from datasites.hospital.data.withdrawal import NotToUndo, log_the_list, withdrawn
+from datasites.hospital.data.withdrawal import undo as undone
 from datasites.hospital.models import Proposal
-from datasites.hospital.reconcile import differences
-from datasites.hospital.review import NobodyToLeaveOut, OtherSpellings, ReviewError, Withdrawal
-from datasites.hospital.withdrawal import NotToUndo, log_the_list, withdrawn
-from datasites.hospital.withdrawal import undo as undone
+from datasites.hospital.proposals import two_people
+from datasites.hospital.rounds import row_work
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.transport.mailroom import Letter, Mailroom
@@ -42,7 +47,7 @@ def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:  # n
     """Change the hospital's table; table, records and list of withdrawals are as before after the test."""
     home = desk.site.home
     passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
-    monkeypatch.setattr(admission, "_rehearse", lambda *_: dict(passed))
+    monkeypatch.setattr(examination, "_rehearse", lambda *_: dict(passed))
     path = home.root / "data" / "table.csv"
     folder = home.prepared / desk.row.study_hash
     before = {kept: kept.read_bytes() for kept in (path, *folder.iterdir())}
@@ -65,7 +70,7 @@ def renamed(how: Callable[[str], str]) -> Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def withdraw(desk: Desk, patient: str, **options: Any) -> Withdrawal:  # noqa: F811
-    return review.withdraw(desk.site, desk.login("bob"), "heart", patient, "letter of the patient", **options)
+    return consent.withdraw(desk.site, desk.login("bob"), "heart", patient, "letter of the patient", **options)
 
 
 def rows(desk: Desk) -> int:  # noqa: F811
@@ -74,7 +79,7 @@ def rows(desk: Desk) -> int:  # noqa: F811
 
 
 def undo(desk: Desk, patient: str) -> Proposal:  # noqa: F811
-    return proposals.propose_undoing(desk.site, desk.login("ann"), "heart", patient, "a typo")
+    return two_people.propose_undoing(desk.site, desk.login("ann"), "heart", patient, "a typo")
 
 
 @pytest.fixture
@@ -149,7 +154,7 @@ def test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_n
 
     def put_back_meanwhile(*of: Any) -> Any:
         if not held:
-            proposals.confirm(desk.site, desk.login("bob"), undo(desk, SOMEBODY).pk)
+            two_people.confirm(desk.site, desk.login("bob"), undo(desk, SOMEBODY).pk)
         parts = seen(*of)
         held.append(sum(len(part.y) for part in parts.values()))
         return parts
@@ -237,10 +242,10 @@ def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_afte
     entered = undo(desk, SOMEBODY)
     for name in ("ann", "cyd"):
         with pytest.raises(ReviewError, match="a different person of the other role"):
-            proposals.confirm(site, desk.login(name), entered.pk)
+            two_people.confirm(site, desk.login(name), entered.pk)
     assert len(withdrawn(site.home, "heart")) == 1, "until the second person"
-    assert "withdrawal of record" in proposals.in_words(entered)
-    proposals.confirm(site, desk.login("bob"), entered.pk)
+    assert "withdrawal of record" in two_people.in_words(entered)
+    two_people.confirm(site, desk.login("bob"), entered.pk)
     running.open(1)
     running.steps()
     assert running.heard(1, letters.MASKED)
@@ -252,7 +257,7 @@ def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_afte
     running.steps()
     assert (theirs in given[-1], others in given[-1]) == (True, False)
     with pytest.raises(NotToUndo, match="charges a round that was held without the patient"):
-        proposals.confirm(site, desk.login("bob"), late.pk)
+        two_people.confirm(site, desk.login("bob"), late.pk)
     with pytest.raises(NotToUndo, match="charges a round"):
         undo(desk, ANOTHER)
     assert SOMEBODY not in site.home.audit.read_text() + json.dumps(list(Proposal.objects.values_list("terms")))
@@ -270,12 +275,12 @@ def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_conf
     with monkeypatch.context() as patch:
         kill_before(ledger_log, "write_anchor")(patch)
         with pytest.raises(Killed):
-            proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+            two_people.confirm(desk.site, desk.login("bob"), entered.pk)
     assert rows(desk) == before - 1
     log_the_list(desk.site)  # as the next start does
     assert rows(desk) == before - 1
     assert not list(differences(home))
-    proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+    two_people.confirm(desk.site, desk.login("bob"), entered.pk)
     assert (rows(desk), withdrawn(home, "heart")) == (before, frozenset())
     log_the_list(desk.site)
     assert (rows(desk), list(differences(home))) == (before, [])
@@ -291,10 +296,10 @@ def test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older(
     older = undo(desk, SOMEBODY)
     withdraw(desk, SOMEBODY)
     with pytest.raises(NotToUndo, match="once more"):
-        proposals.confirm(desk.site, desk.login("bob"), older.pk)
-    proposals.withdraw(desk.site, desk.login("bob"), older.pk)
+        two_people.confirm(desk.site, desk.login("bob"), older.pk)
+    two_people.withdraw(desk.site, desk.login("bob"), older.pk)
     both = undo(desk, SOMEBODY)
-    proposals.confirm(desk.site, desk.login("bob"), both.pk)
+    two_people.confirm(desk.site, desk.login("bob"), both.pk)
     assert rows(desk) == before
     withdraw(desk, SOMEBODY)
     terms = both.terms
@@ -317,7 +322,7 @@ def test_a_withdrawal_that_was_killed_before_its_record_is_not_undone_after_a_ro
     running.steps()
     for _ in range(2):
         with pytest.raises(NotToUndo, match="charges a round that was held without the patient"):
-            proposals.confirm(running.site, desk.login("bob"), entered.pk)
+            two_people.confirm(running.site, desk.login("bob"), entered.pk)
         log_the_list(running.site)  # as the next start does
 
 
@@ -332,7 +337,7 @@ def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
     entered.terms = other.terms
     entered.save()
     with pytest.raises(EntryRefused, match="is not what was entered"):
-        proposals.confirm(desk.site, desk.login("bob"), entered.pk)
+        two_people.confirm(desk.site, desk.login("bob"), entered.pk)
     assert len(withdrawn(desk.site.home, "heart")) == 2
 
 

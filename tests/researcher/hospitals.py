@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from datasites.researcher.run import Run
+from datasites.aggregator.run import Run
 from datasites.researcher.study import Study
 from datasites.secagg.context import Context
 from datasites.secagg.errors import SecaggError

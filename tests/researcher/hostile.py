@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from measure import files_below
 
-from datasites.researcher.gather import RunError
-from datasites.researcher.run import Run
+from datasites.aggregator.gather import RunError
+from datasites.aggregator.run import Run
 from datasites.researcher.study import Study
 from datasites.study.package import StudyPackage
 from tests.researcher import hospitals

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from datasites.aggregator.manifests import manifest_of
 from datasites.cli import app
 from datasites.privacy.plan import PlanError
 from datasites.researcher import report
 from datasites.researcher.study import Study
-from datasites.researcher.terms import manifest_of
 from datasites.secagg.context import Context
 from datasites.secagg.errors import BadTerms
 from datasites.study.package import StudyPackage

@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
-from datasites.researcher.record import RunFolder
-from datasites.researcher.secure_sum import SecureSum
+from datasites.aggregator.run_files import RunFolder
+from datasites.aggregator.secure_sum import SecureSum
 from datasites.secagg.context import EPOCH_ROUNDS, Context, epoch_rounds
 from datasites.secagg.errors import BadTerms
 from datasites.study import letters

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from datasites.aggregator.run import Run
+from datasites.control import mocks
 from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.privacy.plan import PlanError
 from datasites.researcher import Federation, Study
 from datasites.researcher.beforehand import FirstModel
 from datasites.researcher.federation import Incomplete, NotApproved
-from datasites.researcher.run import Run
 from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.holding import Held
-from datasites.transport import mocks
 from datasites.transport.store import StoreError
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
 from tests.researcher.conftest import HEART

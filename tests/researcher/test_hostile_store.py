@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datasites.hospital.correspondence import RECORDS_PER_HOUR
+from datasites.hospital.rounds.mail import RECORDS_PER_HOUR
 from tests.hospital.hostile_home import played
 from tests.researcher.hostile import Ended, run_study
 from tests.transport.hostile_store import POINTS, TRICKS

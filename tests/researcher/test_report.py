@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
+from datasites.aggregator.run_files import RoundRecord, RunState
 from datasites.researcher import plots, report
-from datasites.researcher.record import RoundRecord, RunState
 from datasites.researcher.study import Study
 
 SHARES = ("auc", "accuracy", "sensitivity", "specificity")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datasites.aggregator.gather import RunError
+from datasites.aggregator.run import Run
 from datasites.researcher import report
-from datasites.researcher.gather import RunError
-from datasites.researcher.run import Run
 from datasites.researcher.study import Study
 from datasites.secagg import masks
 from datasites.secagg.context import EPOCH_ROUNDS
@@ -72,7 +72,7 @@ def test_a_hospital_that_approves_late_is_let_in(federation: Federation) -> None
 
 
 def test_who_approves_meanwhile_is_asked_between_rounds(federation: Federation, monkeypatch) -> None:
-    monkeypatch.setattr("datasites.researcher.run.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("datasites.aggregator.run.LOOK_SECONDS", 0.0)
     *early, late = federation.hospitals
     approved = list(early)
     run = federation.run(*early, look=lambda: approved)
@@ -84,7 +84,7 @@ def test_who_approves_meanwhile_is_asked_between_rounds(federation: Federation, 
 def test_whoever_waits_in_a_round_is_told_that_too_few_approve_any_more(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("datasites.researcher.run.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("datasites.aggregator.run.LOOK_SECONDS", 0.0)
     approved = list(federation.hospitals)
     run = federation.run(look=lambda: approved, round_timeout=3.0)
     run.next_round()
@@ -202,7 +202,7 @@ def test_a_file_in_the_name_of_a_hospital_that_is_gone_is_not_taken_for_its_answ
 
 
 def test_a_hospital_that_is_late_each_time_is_let_in_a_few_times_only(federation: Federation, monkeypatch) -> None:
-    monkeypatch.setattr("datasites.researcher.run.EPOCHS_PER_HOSPITAL", 1)
+    monkeypatch.setattr("datasites.aggregator.run.EPOCHS_PER_HOSPITAL", 1)
     late = federation.hospitals["datasite@va.example.org"]
     late.silent_at.add("ready")
     run = federation.run(setup_patience=0.8)
@@ -659,7 +659,7 @@ def test_a_round_that_can_not_open_is_not_waited_for_to_the_end(federation: Fede
 def test_a_hospital_that_says_each_time_that_it_lacks_keys_begins_a_few_epochs_only(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datasites.researcher.run.EPOCHS_PER_HOSPITAL", 1)
+    monkeypatch.setattr("datasites.aggregator.run.EPOCHS_PER_HOSPITAL", 1)
     run = federation.run()
     hospital = next(iter(federation.hospitals.values()))
     for number, epoch in ((1, 0), (2, 1), (3, 1)):
@@ -700,7 +700,7 @@ def test_an_epoch_whose_days_are_over_is_followed_by_another(federation: Federat
     run = federation.run()
     run.next_round()
     later = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
-    monkeypatch.setattr("datasites.researcher.secure_sum._today", lambda: later)
+    monkeypatch.setattr("datasites.aggregator.secure_sum._today", lambda: later)
     monkeypatch.setattr("tests.researcher.hospitals.today", lambda: later)
     run = federation.run()
     record = run.next_round()
@@ -716,7 +716,7 @@ def test_a_round_that_was_begun_ends_in_its_own_epoch_though_its_days_are_over(
     with pytest.raises(KeyboardInterrupt):
         run.next_round()
     later = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
-    monkeypatch.setattr("datasites.researcher.secure_sum._today", lambda: later)
+    monkeypatch.setattr("datasites.aggregator.secure_sum._today", lambda: later)
     run = federation.run()
     record = run.next_round()
     assert (record.round, record.outcome, record.epoch) == (2, "done", 0)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from datasites.researcher import run as run_module
-from datasites.researcher.gather import RunError
-from datasites.researcher.run import EpochRefused, Run
+from datasites.aggregator import run as run_module
+from datasites.aggregator.gather import RunError
+from datasites.aggregator.run import EpochRefused, Run
 from datasites.study import letters
 from datasites.study.holding import Held
 from datasites.study.identity import Identity, Roster
@@ -277,7 +277,7 @@ def test_a_close_that_was_interrupted_ends_the_study_the_next_time(
     run = federation.run()
     run.complete(rounds=1, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr("datasites.researcher.run.gather", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("datasites.aggregator.run.gather", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run.close()
     again = federation.run()

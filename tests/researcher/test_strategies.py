@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasites.researcher.strategies import strategy_of
+from datasites.aggregator.strategies import strategy_of
 from datasites.study.errors import InputError
 from datasites.study.manifest import Strategy
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasites.control.sealer import open_keys, syft_fingerprint
+from datasites.control.syft import HospitalControl, ResearcherControl
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.transport.mailroom import Limits, Mailroom
-from datasites.transport.sealer import open_keys, syft_fingerprint
 from datasites.transport.store import Store
-from datasites.transport.syft import HospitalControl, ResearcherControl
 
 RESEARCHER = "rita@uni.example"
 HOSPITALS = ("hannover@clinic.example", "harlem@clinic.example", "huelva@clinic.example")

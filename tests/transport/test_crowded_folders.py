@@ -11,10 +11,11 @@ import pytest
 from syft.sync.messages.proposed_filechange import MessageFileName
 from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX
 
-from datasites.transport import filesystems, mocks, store, sweep
-from datasites.transport.connection import inbox_folder, outbox_folder
+from datasites.control import mocks
+from datasites.control.connection import inbox_folder, outbox_folder
+from datasites.control.guards import FEW_MESSAGES
+from datasites.transport import filesystems, store, sweep
 from datasites.transport.filesystems import FolderFiles
-from datasites.transport.guards import FEW_MESSAGES
 from datasites.transport.store import Store, StoreError
 from datasites.transport.sweep import Sweep
 from tests.transport.parties import HOSPITALS, RESEARCHER, Party, study_files

@@ -17,16 +17,17 @@ from syft.sync.connections.drive.gdrive_transport import CollectionFolder
 from syft.sync.messages.proposed_filechange import MessageFileName
 from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX as PREFIX
 
-from datasites.transport import filesystems, guards, mocks, passed_over, quarantine, second_look
-from datasites.transport.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
-from datasites.transport.guards import BYTES_PER_PEER
+from datasites.control import guards, mocks
+from datasites.control.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
+from datasites.control.guards import BYTES_PER_PEER
+from datasites.control.mocks import SIGNED, MockManifest, SignedMock
+from datasites.control.synclog import SyncLog
+from datasites.transport import filesystems, passed_over, quarantine, second_look
 from datasites.transport.mailroom import Rejected, letter_folder, letter_key
-from datasites.transport.mocks import SIGNED, MockManifest, SignedMock
 from datasites.transport.quarantine import KEEP_BYTES, Quarantine
 from datasites.transport.repeats import Repeats
 from datasites.transport.second_look import MOST_LOOKS, SecondLook
 from datasites.transport.store import Store, StoreUnreachable
-from datasites.transport.synclog import SyncLog
 from datasites.transport.writing import INCOMING
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, study_files
 

@@ -15,14 +15,15 @@ import pytest
 from syft.sync.events.file_change_event import FileChangeEventsMessageFileName
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import blobs, guards, mailroom, mocks, passed_over, quarantine, synclog
-from datasites.transport.connection import StoreConnection, outbox_folder
+from datasites.control import guards, mocks, synclog
+from datasites.control.connection import StoreConnection, outbox_folder
+from datasites.control.mocks import SIGNED, SignedMock, sign_mock
+from datasites.control.sealer import StrictPeerStore, open_keys
+from datasites.control.submissions import outgoing_folder, submission_folder
+from datasites.transport import blobs, mailroom, passed_over, quarantine
 from datasites.transport.mailroom import Rejected, letter_key
-from datasites.transport.mocks import SIGNED, SignedMock, sign_mock
 from datasites.transport.quarantine import Quarantine
-from datasites.transport.sealer import StrictPeerStore, open_keys
 from datasites.transport.store import Store, StoreDenied, StoreUnreachable
-from datasites.transport.submissions import outgoing_folder, submission_folder
 from datasites.transport.sweep import Seen
 from datasites.transport.writing import INCOMING
 from tests.adversarial.test_transport_syft import STATE, announce, event, refused, state_of

@@ -326,7 +326,7 @@ import sys
 from pathlib import Path
 from datasites.study.identity import Roster
 from datasites.transport.mailroom import Mailroom
-from datasites.transport.sealer import SyftSealer, open_keys
+from datasites.control.sealer import SyftSealer, open_keys
 from datasites.transport.store import Store, StoreDenied
 email, to, url, state, roster = sys.argv[1:6]
 store = Store(url)

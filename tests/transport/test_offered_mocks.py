@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.transport import connection, mocks, second_look
+from datasites.control import connection, mocks
+from datasites.transport import second_look
 from datasites.transport.store import Store, StoreDenied
 from tests.transport.parties import HOSPITALS, Party
 from tests.transport.test_hostile_folder import Hands, settle
@@ -130,7 +131,7 @@ def test_all_that_a_hospital_offers_is_fetched_at_once(
     names = [f"d{number}" for number in range(6)]
     for name in names:
         publish(hospital, name, 6_000)
-    with caplog.at_level(logging.WARNING, "datasites.transport.syft"):
+    with caplog.at_level(logging.WARNING, "datasites.control.syft"):
         researcher.control.sync_all()
         assert names_at(researcher) == names
         assert caplog.records == []
@@ -158,7 +159,7 @@ def test_names_that_nobody_offers_hide_no_mock_without_a_word(
     names = [f"d{number}" for number in range(6)]
     for name in names[1:]:
         publish(hospital, name)
-    with caplog.at_level(logging.WARNING, "datasites.transport.syft"):
+    with caplog.at_level(logging.WARNING, "datasites.control.syft"):
         researcher.control.sync_all()
     assert (names_at(researcher) == names) or flood == 600
     assert ("more mock data" in caplog.text) == (flood == 600)

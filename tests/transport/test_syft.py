@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from datasites.control.submissions import submission_folder
+from datasites.control.syft import ControlError, HospitalControl
 from datasites.study.identity import IdentityError, Roster
 from datasites.transport.store import StoreUnreachable
-from datasites.transport.submissions import submission_folder
-from datasites.transport.syft import ControlError, HospitalControl
 from tests.transport.parties import RESEARCHER, Party, study_files
 
 JOB = "heart-1"
@@ -161,9 +161,9 @@ def test_a_crash_between_any_two_steps_costs_a_repetition(friends, tmp_path, mon
         hospital.control.sync()
 
     target = {
-        "the rename": ("datasites.transport.guards.os.rename", None),
+        "the rename": ("datasites.control.guards.os.rename", None),
         "the note": (None, "mark_handled"),
-        "the removal": ("datasites.transport.connection.StoreConnection.remove", None),
+        "the removal": ("datasites.control.connection.StoreConnection.remove", None),
         "the delivery note": (None, "mark_delivered"),
     }[lost]
     with monkeypatch.context() as patched:
@@ -275,7 +275,7 @@ import sys, time
 from pathlib import Path
 from datasites.study.identity import Identity, Roster
 from datasites.transport.store import Store
-from datasites.transport.syft import HospitalControl
+from datasites.control.syft import HospitalControl
 email, home, url, roster, researcher = sys.argv[1:6]
 home = Path(home)
 identity = Identity.load(home / "key.pem", email)

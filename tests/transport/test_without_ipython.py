@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from datasites.transport.without_ipython import TAKEN
+from datasites.control.without_ipython import TAKEN
 
 import pytest
 
@@ -24,7 +24,7 @@ def said(code: str) -> str:
 def test_pysyft_is_imported_without_ipython_and_what_comes_later_is_the_real_one() -> None:
     assert (
         said(
-            "import sys, datasites.transport.syft;"
+            "import sys, datasites.control.syft;"
             "from syft_notebook_ui.tabulator import HTML;"
             "before = [name for name in sys.modules if name.partition('.')[0] == 'IPython'];"
             "shown = HTML('<b>x</b>');"
@@ -38,7 +38,7 @@ def test_pysyft_is_imported_without_ipython_and_what_comes_later_is_the_real_one
 def test_where_ipython_is_there_pysyft_takes_from_it() -> None:
     assert (
         said(
-            "import IPython.display, sys, datasites.transport.syft;"
+            "import IPython.display, sys, datasites.control.syft;"
             "from syft_notebook_ui import tabulator;"
             "print(tabulator.HTML is IPython.display.HTML, tabulator.display is IPython.display.display,"
             " sys.modules['IPython'] is IPython)"
@@ -73,4 +73,4 @@ def test_whoever_imports_pysyft_has_stood_in_before(path: Path) -> None:
     modules = [module for module, _ in imports_of(path)]
     first = next((place for place, name in enumerate(modules) if name.partition(".")[0] in PYSYFT), None)
     if first is not None:
-        assert "datasites.transport.without_ipython" in modules[:first]
+        assert "datasites.control.without_ipython" in modules[:first]

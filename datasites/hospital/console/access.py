@@ -20,7 +20,7 @@ from django.shortcuts import redirect, render
 from django.utils.crypto import salted_hmac
 from django.views.decorators.http import require_http_methods
 
-from datasites.hospital.people import Acting, PersonError, WrongPassword, acting, identify, must_change
+from datasites.hospital.people.accounts import Acting, PersonError, WrongPassword, acting, identify, must_change
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
 REVIEWERS = frozenset({STEWARD, OFFICER})

@@ -10,10 +10,10 @@ from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect
 
-from datasites.hospital.audit import AuditError
+from datasites.hospital.audit.log import AuditError
 from datasites.hospital.console.access import refuse
 from datasites.hospital.console.forms import problems
-from datasites.hospital.people import PersonError
+from datasites.hospital.people.accounts import PersonError
 from datasites.study.errors import DatasitesError
 
 

@@ -23,7 +23,7 @@ class ConsoleConfig(AppConfig):
 
 
 def _failed(credentials: dict[str, Any], request: Any = None, **_: object) -> None:
-    from datasites.hospital.sign_ins import failed
+    from datasites.hospital.people.sign_ins import failed
 
     if hasattr(request, "site"):  # without a request nobody asks over the network
         confirms = request.user.is_authenticated
@@ -32,7 +32,7 @@ def _failed(credentials: dict[str, Any], request: Any = None, **_: object) -> No
 
 
 def _locked_out(request: Any, username: str | None = None, **_: object) -> None:
-    from datasites.hospital.sign_ins import failed
+    from datasites.hospital.people.sign_ins import failed
 
     if hasattr(request, "site"):
         failed(request.site, "locked_out", username or "")

@@ -10,8 +10,8 @@ from django.conf import settings
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.validators import ProhibitNullCharactersValidator
 
+from datasites.hospital.cases.review import MOST_TOLD
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
-from datasites.hospital.review import MOST_TOLD
 
 
 class Words(forms.CharField):

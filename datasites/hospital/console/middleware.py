@@ -15,10 +15,10 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
-from datasites.hospital import compliance
-from datasites.hospital.audit import AuditLog
+from datasites.hospital.audit.log import AuditLog
+from datasites.hospital.cases import compliance
 from datasites.hospital.console.access import by_provider, confirmed_since
-from datasites.hospital.people import role_of
+from datasites.hospital.people.accounts import role_of
 from datasites.hospital.site import Site
 from datasites.study.identity import Identity
 from datasites.study.visible import visible

@@ -31,8 +31,8 @@ from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthen
 from datasites.hospital.console.access import CONFIRMED, refuse
 from datasites.hospital.models import ProviderSubject
 from datasites.hospital.outages import away
-from datasites.hospital.people import role_of
-from datasites.hospital.sign_ins import failed, signed_in
+from datasites.hospital.people.accounts import role_of
+from datasites.hospital.people.sign_ins import failed, signed_in
 from datasites.study.identity import identity_key
 
 #: In the session: when this person set out to sign in again, and who they were.

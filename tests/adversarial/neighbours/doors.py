@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from datasites.enclave.protocol import Description, Parameter, Rehearsed
+from datasites.enclave.protocol import Description, Rehearsed
 from datasites.enclave.worker import TrainResult, Worker, WorkerCrashed
-from datasites.hospital.commitments import Commitments
-from datasites.hospital.round_keys import RoundKeys
+from datasites.hospital.audit.commitments import Commitments
+from datasites.hospital.rounds.round_keys import RoundKeys
+from datasites.study.tensors import Parameter
 
 #: Seconds that a round takes on invented rows, by the fixed clock.
 MEASURED = 0.2

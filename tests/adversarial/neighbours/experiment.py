@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 from django.db import connections
 
+from datasites.aggregator.gather import RunError
+from datasites.aggregator.run import Run
 from datasites.enclave.worker import Partition
-from datasites.hospital import admission, proposals, review, row_work, submissions
-from datasites.hospital.agreements import terminate_agreement
-from datasites.hospital.cases import open_case, partitions
-from datasites.hospital.export import export_evidence
+from datasites.hospital.budget.reconcile import differences
+from datasites.hospital.cases import consent, examination, review, submissions
+from datasites.hospital.cases.case import open_case, partitions
+from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case
-from datasites.hospital.reconcile import differences
+from datasites.hospital.people.agreements import terminate_agreement
+from datasites.hospital.proposals import two_people
+from datasites.hospital.rounds import lifecycle, row_work
 from datasites.hospital.site import Site
 from datasites.privacy import accountant
 from datasites.researcher.federation import Federation
-from datasites.researcher.gather import RunError
-from datasites.researcher.run import Run
 from datasites.researcher.study import Study
 from tests.adversarial.neighbours import leaks, parties, tables
 from tests.adversarial.neighbours.doors import Doors, Passed, StandIn, description
@@ -84,11 +86,11 @@ def run(root: Path, scenario: Scenario, file: str) -> tuple[Outcome, Passed]:
     os.getpid = lambda: 4242
     stage.crash = scenario.dies_before
     if not scenario.real_worker:
-        stage.worker = admission.Worker = StandIn
+        stage.worker = examination.Worker = StandIn
     doors.install(stage.worker)
     row_work.ThreadPoolExecutor = lambda *_: RowsThread(stage)
     submissions.in_a_thread = lambda act: RowsThread(stage).submit(act)
-    for room, name in ((admission, "stage_records"), (row_work, "partitions")):
+    for room, name in ((examination, "stage_records"), (row_work, "partitions")):
         setattr(room, name, _timed(stage, getattr(room, name)))
     planting = leaks.Planting(stage)
     if scenario.leak:
@@ -200,7 +202,7 @@ class _Conduct:
             self._stage.restore(self._settle)
             self._wait(5.0)
         if self.row.state == Case.State.STOPPED and self._scenario.after_stop:
-            act = {"resume": review.resume, "sit_out": review.sit_out, "rejoin": review.rejoin}
+            act = {"resume": lifecycle.resume, "sit_out": lifecycle.sit_out, "rejoin": lifecycle.rejoin}
             act[self._scenario.after_stop](self._site, self.row.pk, parties.person("ann"), "looked at it")
             self._wait(5.0)
             if self._scenario.after_stop == "rejoin":
@@ -208,7 +210,9 @@ class _Conduct:
         for when, patient in self._scenario.withdrawals:
             if when == number:
                 # Entered whether or not the table has the patient: whoever sees that chooses what to enter.
-                review.withdraw(self._site, parties.person("ann"), parties.DATASET, patient, "asked to", for_later=True)
+                consent.withdraw(
+                    self._site, parties.person("ann"), parties.DATASET, patient, "asked to", for_later=True
+                )
         if self._scenario.agreement_ends == number:
             terminate_agreement(self._site, parties.person("ann"), "baa-storage")
 
@@ -216,8 +220,8 @@ class _Conduct:
         """What two people enter after a restore, where it lost something."""
         site = Site.open(self._stage.home)
         if any(differences(site.home)):
-            entered = proposals.propose_restored(site, parties.person("ann"), (), "restored")
-            proposals.confirm(site, parties.person("bob"), entered.pk)
+            entered = two_people.propose_restored(site, parties.person("ann"), (), "restored")
+            two_people.confirm(site, parties.person("bob"), entered.pk)
 
     def _wait(self, seconds: float) -> None:
         """Let the others act for that long. Nobody waits for what happens inside: people come when they come."""

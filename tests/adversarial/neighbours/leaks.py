@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from datasites.hospital import evidence, ledger, review
-from datasites.hospital.cases import open_case, partitions
-from datasites.hospital.correspondence import Correspondence
-from datasites.hospital.datasite import Datasite
-from datasites.hospital.epochs import EpochSetup
+from datasites.control.syft import HospitalControl
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases import review
+from datasites.hospital.cases.case import open_case, partitions
+from datasites.hospital.evidence import bundle
 from datasites.hospital.models import Case
-from datasites.hospital.rounds import StudyRun
+from datasites.hospital.rounds.mail import Correspondence
+from datasites.hospital.rounds.run import StudyRun
+from datasites.hospital.rounds.setup import EpochSetup
+from datasites.hospital.service import Datasite
 from datasites.hospital.site import Site
 from datasites.secagg import setup
 from datasites.secagg.member import Member
 from datasites.study import letters
-from datasites.transport.syft import HospitalControl
 from tests.adversarial.neighbours import tables
 
 Body = dict[str, Any]
@@ -332,12 +334,12 @@ def keys_drawn_from_rows(planting: Planting) -> None:
 
 
 def evidence_with_counts(planting: Planting) -> None:
-    files = evidence._files
+    files = bundle._files
 
     def more(contents: Any) -> dict[str, bytes]:
         return {**files(contents), "readiness.json": repr([one["rows"] for one in planting.readiness()]).encode()}
 
-    evidence._files = more
+    bundle._files = more
 
 
 def study_that_stops_for_a_patient(planting: Planting) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasites.hospital.agreements import confirm_agreement, enter_agreements
-from datasites.hospital.answers import answer
-from datasites.hospital.findings import Finding
-from datasites.hospital.parties import pin_compared
-from datasites.hospital.people import Acting, acting, enter_person
+from datasites.control.sealer import SyftSealer, open_keys, syft_fingerprint
+from datasites.hospital.data.answers import answer
+from datasites.hospital.data.findings import Finding
+from datasites.hospital.people.accounts import Acting, acting, enter_person
+from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
+from datasites.hospital.people.roster import pin_compared
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
 from datasites.researcher.federation import Federation
@@ -30,7 +31,6 @@ from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.manifest import RoundManifest
 from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import Letter, Mailroom
-from datasites.transport.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.transport.store import Store
 from tests.agreements import agreements
 

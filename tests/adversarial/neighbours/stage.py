@@ -20,13 +20,13 @@ from typing import Any
 
 from django.db import connections
 
+from datasites.control.sealer import StrictPeerStore
 from datasites.enclave.worker import Worker
-from datasites.hospital import ledger_log
+from datasites.hospital.budget import ledger_log
 from datasites.hospital.database import this_home
-from datasites.hospital.datasite import Datasite
+from datasites.hospital.service import Datasite
 from datasites.hospital.site import Site
 from datasites.secagg.member import Member
-from datasites.transport.sealer import StrictPeerStore
 from datasites.transport.store import Store
 from tests.adversarial.neighbours.sources import Clock
 from tests.adversarial.neighbours.watch import Left, Watch

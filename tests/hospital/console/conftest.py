@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 
 from datasites.hospital.config import Home
-from datasites.hospital.people import enter_person
+from datasites.hospital.people.accounts import enter_person
 from tests.hospital.console.providers import Liar, Real, configured, oidc
 from tests.hospital.test_review import PASSWORD, Desk, examined
 

@@ -86,7 +86,7 @@ def test_each_role_opens_what_it_may_and_nothing_else(console: Console, role: st
 
 
 def test_no_post_is_taken_without_this_sessions_token(console: Console) -> None:
-    from datasites.hospital import compliance
+    from datasites.hospital.cases import compliance
 
     for name, (path, methods, roles) in TABLE.items():
         if "POST" not in methods:

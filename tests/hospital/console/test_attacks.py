@@ -12,8 +12,10 @@ from axes.models import AccessAttempt
 from django.conf import settings
 from django.utils import timezone
 
-from datasites.hospital import compliance, ledger, review, sign_ins
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases import compliance, review
 from datasites.hospital.models import Case, PartyProposal, Review
+from datasites.hospital.people import sign_ins
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from tests.hospital.console.conftest import Console
@@ -359,7 +361,7 @@ def test_agreements_need_two_people_here_too(console: Console) -> None:
 
 
 def test_pause_resume_revoke_and_kill_from_the_console(console: Console) -> None:
-    from datasites.hospital import compliance
+    from datasites.hospital.cases import compliance
 
     desk = console.desk
     desk.agree()
@@ -426,14 +428,14 @@ def test_somebody_without_a_password_here_can_not_give_themselves_one(console: C
 
 def test_one_bad_case_takes_neither_its_page_nor_the_inbox(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever breaks while a case is shown: people can read that, and reject it."""
-    from datasites.hospital import case_view
+    from datasites.hospital.cases import views
     from datasites.hospital.console.views import cases
 
     def breaks(*_: object, **__: object) -> None:
         raise RecursionError("quotes 'Mrs Smith'")
 
     ann = console.client("ann")
-    for room, name in ((cases, "code_lines"), (case_view, "open_case")):
+    for room, name in ((cases, "code_lines"), (views, "open_case")):
         monkeypatch.setattr(room, name, breaks)
         page = ann.get(f"/cases/{console.number}/")
         assert page.status_code == 200

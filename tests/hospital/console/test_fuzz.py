@@ -107,8 +107,8 @@ def test_each_page_asks_a_bounded_number_of_questions(crowded: Console) -> None:
 
 
 def test_the_audit_log_is_paged_from_its_end_without_gaps(tmp_path: Any) -> None:
-    from datasites.hospital import audit_view
-    from datasites.hospital.audit import AuditLog
+    from datasites.hospital.audit import pages
+    from datasites.hospital.audit.log import AuditLog
     from datasites.study.identity import Identity
 
     log = AuditLog(tmp_path / "audit.jsonl", Identity.generate("a@a.example.org"))
@@ -116,13 +116,13 @@ def test_the_audit_log_is_paged_from_its_end_without_gaps(tmp_path: Any) -> None
         log.append("even" if number % 2 == 0 else "odd", number=number, text="x" * (number * 17 % 900))
     whole, before = [], 0
     while True:
-        page = audit_view.audit_page(log.path, audit_view.Filter(), before, size=7)
+        page = pages.audit_page(log.path, pages.Filter(), before, size=7)
         whole += [record.seq for record in page.records]
         before = page.older
         if not before:
             break
     assert whole == list(range(121, 0, -1))
-    even = audit_view.audit_page(log.path, audit_view.Filter(kind="even"), size=1000).records
+    even = pages.audit_page(log.path, pages.Filter(kind="even"), size=1000).records
     assert [record.fields["number"] for record in even] == list(range(118, -1, -2))
-    words = audit_view.audit_page(log.path, audit_view.Filter(words='NUMBER":117'), size=9).records
+    words = pages.audit_page(log.path, pages.Filter(words='NUMBER":117'), size=9).records
     assert [record.fields["number"] for record in words] == [117]

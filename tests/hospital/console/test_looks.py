@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital import ledger
-from datasites.hospital.cases import open_case
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.freeze import freeze
 from datasites.hospital.config import ConsoleSettings
 from datasites.hospital.console.server import serving
-from datasites.hospital.intake import freeze
 from datasites.hospital.models import Case, Round
-from datasites.hospital.parties import propose_party
+from datasites.hospital.people.roster import propose_party
 from datasites.study.identity import Identity, RosterEntry
 from tests.browser import WIDTHS, Browser, chromium, inspect, sync_api
 from tests.hospital.console.conftest import Console

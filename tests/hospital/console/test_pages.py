@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from django.forms import Form, Textarea
 
-from datasites.hospital import ledger
-from datasites.hospital.case_view import Examined, approved_before, view_case
-from datasites.hospital.cases import open_case
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.freeze import freeze
+from datasites.hospital.cases.views import Examined, approved_before, view_case
 from datasites.hospital.console import code, forms
-from datasites.hospital.intake import freeze
 from datasites.hospital.models import BudgetFact, Case, Population, Round
 from datasites.privacy.accountant import epsilon_pld
 from datasites.study.audit_chain import records
@@ -82,7 +82,7 @@ def test_a_rejection_has_words_for_the_researcher_and_a_reason_that_stays_here(c
 
 
 def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_intake(console: Console) -> None:
-    from datasites.hospital.case_page import describe
+    from datasites.hospital.cases.as_text import describe
 
     desk = console.desk
     desk.agree()
@@ -96,7 +96,7 @@ def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_i
 
 
 def test_a_case_shows_what_holds_here_what_the_study_costs_and_what_it_cost(console: Console) -> None:
-    from datasites.hospital.case_page import describe
+    from datasites.hospital.cases.as_text import describe
 
     desk = console.desk
     shown = describe(desk.site, console.number)
@@ -215,7 +215,7 @@ def test_what_if_says_whether_a_study_would_fit(console: Console) -> None:
 
 def test_a_running_study_is_shown_as_it_stands(console: Console) -> None:
     """Not with what was said before it was approved, and with no more rounds than it has."""
-    from datasites.hospital.case_page import describe
+    from datasites.hospital.cases.as_text import describe
 
     desk = console.desk
     stale = "denied when it was examined, by baa"

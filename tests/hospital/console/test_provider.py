@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from django.conf import settings
 from django.test import Client
 
-from datasites.hospital import compliance
+from datasites.hospital.cases import compliance
 from datasites.hospital.config import OidcSettings, Settings
 from datasites.hospital.models import ProviderSubject
-from datasites.hospital.people import PersonError, add_person, deactivate
+from datasites.hospital.people.accounts import PersonError, add_person, deactivate
 from datasites.study.audit_chain import records
 from tests.hospital.console.conftest import Console
 from tests.hospital.console.providers import ANN, CLIENT, PASSWORD, SECRET, Liar, Person, Real, configured, fresh, oidc

@@ -10,10 +10,10 @@ from typing import Any
 from django.http import HttpResponse
 from django.shortcuts import render
 
-from datasites.hospital.agreements import confirm_agreement, enter_agreements, terminate_agreement
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AgreementText, ConfirmAgreement, TerminateAgreement
+from datasites.hospital.people.agreements import confirm_agreement, enter_agreements, terminate_agreement
 from datasites.study.identity import same_identity
 from policies.registry import KIND_NAMES, RegistryError, RegistryFile
 

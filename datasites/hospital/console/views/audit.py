@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 from django.http import HttpResponse
 from django.shortcuts import render
 
-from datasites.hospital.audit import AuditError
-from datasites.hospital.audit_view import Filter, audit_page
+from datasites.hospital.audit.log import AuditError
+from datasites.hospital.audit.pages import Filter, audit_page
 from datasites.hospital.console.access import READERS, page, refuse
 from datasites.hospital.console.forms import AuditSearch
 from datasites.study import audit_chain

@@ -7,13 +7,14 @@ from typing import Any
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 
-from datasites.hospital import ledger, population, proposals
-from datasites.hospital.budget_view import Book
+from datasites.hospital.budget import ledger, population
+from datasites.hospital.budget.history import Book
 from datasites.hospital.config import Home
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AcceptDelta, DecideEntry, WhatIfForm, Widen
 from datasites.hospital.console.plot import budget_plot
+from datasites.hospital.proposals import two_people
 from datasites.study.errors import InputError
 
 
@@ -27,12 +28,12 @@ def overview(request: Any) -> HttpResponse:
     waiting = [
         (
             entry,
-            proposals.in_words(entry),
+            two_people.in_words(entry),
             DecideEntry(initial={"action": "confirm"}, auto_id=f"e{entry.pk}-%s")
             if may_act and entry.proposed_role != request.role
             else None,
         )
-        for entry in proposals.waiting()
+        for entry in two_people.waiting()
     ]
     context = {
         "datasets": datasets,
@@ -69,8 +70,8 @@ def widen(request: Any) -> HttpResponse:
     """Enter a wider budget; it counts once the other role has confirmed it."""
 
     def do(values: dict[str, Any]) -> str:
-        entry = proposals.propose_widening(request.site, present(request), values["population"], values["reason"])
-        return f"Entered: {proposals.in_words(entry)}. A person of the other role confirms it."
+        entry = two_people.propose_widening(request.site, present(request), values["population"], values["reason"])
+        return f"Entered: {two_people.in_words(entry)}. A person of the other role confirms it."
 
     return act(request, Widen(request.POST), do, "budget")
 
@@ -81,8 +82,8 @@ def accept_delta(request: Any) -> HttpResponse:
 
     def do(values: dict[str, Any]) -> str:
         person = present(request)
-        entry = proposals.propose_delta(request.site, person, values["population"], values["delta"], values["reason"])
-        return f"Entered: {proposals.in_words(entry)}. A person of the other role confirms it."
+        entry = two_people.propose_delta(request.site, person, values["population"], values["delta"], values["reason"])
+        return f"Entered: {two_people.in_words(entry)}. A person of the other role confirms it."
 
     return act(request, AcceptDelta(request.POST), do, "budget")
 
@@ -93,10 +94,10 @@ def decide(request: Any, number: int) -> HttpResponse:
 
     def do(values: dict[str, Any]) -> str:
         if values["action"] == "withdraw":
-            proposals.withdraw(request.site, present(request), number)
+            two_people.withdraw(request.site, present(request), number)
             return f"Entry {number} is withdrawn."
-        entry = proposals.confirm(request.site, confirmed(request), number)
-        return f"It counts: {proposals.in_words(entry)}. Start the datasite anew if datasite.toml has changed."
+        entry = two_people.confirm(request.site, confirmed(request), number)
+        return f"It counts: {two_people.in_words(entry)}. Start the datasite anew if datasite.toml has changed."
 
     return act(request, DecideEntry(request.POST), do, "budget")
 

@@ -14,9 +14,10 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 
-from datasites.hospital import admission, review
-from datasites.hospital.audit import AuditError
-from datasites.hospital.case_view import (
+from datasites.hospital.audit.log import AuditError
+from datasites.hospital.cases import examination, review
+from datasites.hospital.cases.compliance import Denied
+from datasites.hospital.cases.views import (
     CaseView,
     approved_before,
     decisions_of,
@@ -24,14 +25,13 @@ from datasites.hospital.case_view import (
     problem_view,
     view_case_or_problem,
 )
-from datasites.hospital.compliance import Denied
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, refuse
 from datasites.hospital.console.code import code_lines, diff_lines
 from datasites.hospital.console.forms import Decide
-from datasites.hospital.evidence import EvidenceError
-from datasites.hospital.export import export_evidence
+from datasites.hospital.evidence.bundle import EvidenceError
+from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case, Review
-from datasites.hospital.people import PersonError
+from datasites.hospital.people.accounts import PersonError
 from datasites.study.errors import DatasitesError
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def recheck(request: Any, number: int) -> HttpResponse:
     """Examine a case again that nobody has approved yet."""
     _case(number)
     try:
-        row = admission.recheck(request.site, number)
+        row = examination.recheck(request.site, number)
     except DatasitesError as error:
         return refuse(request, 409, str(error))
     messages.success(request, f"Case {number} was examined again; it is {row.state} now.")

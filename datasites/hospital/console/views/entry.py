@@ -15,8 +15,8 @@ from datasites.hospital.console.access import EVERYBODY, confirmed, page, refuse
 from datasites.hospital.console.forms import ChangePassword, SignIn
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of, this_home
 from datasites.hospital.outages import away
-from datasites.hospital.people import PersonError, change_password, must_change, written_down
-from datasites.hospital.sign_ins import signed_in, signed_out
+from datasites.hospital.people.accounts import PersonError, change_password, must_change, written_down
+from datasites.hospital.people.sign_ins import signed_in, signed_out
 
 AWAY = (
     "The datasite's database is away. Open this page again in a moment; if you were about to change something, look "

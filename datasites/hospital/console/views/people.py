@@ -10,8 +10,8 @@ from django.shortcuts import render
 from datasites.hospital.console.access import ADMIN, AUDITOR, confirmed, page
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AddPerson, DeactivatePerson
-from datasites.hospital.people import deactivate as shut_out
-from datasites.hospital.people import enter_person, list_people, written_down
+from datasites.hospital.people.accounts import deactivate as shut_out
+from datasites.hospital.people.accounts import enter_person, list_people, written_down
 
 
 @page(frozenset({ADMIN, AUDITOR}))

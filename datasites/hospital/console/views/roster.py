@@ -10,7 +10,7 @@ from django.shortcuts import render
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import DecideParty, ProposeParty, RevokeParty
-from datasites.hospital.parties import open_proposals, pin_party, propose_party, revoke_party, withdraw_party
+from datasites.hospital.people.roster import open_proposals, pin_party, propose_party, revoke_party, withdraw_party
 from datasites.study.identity import Roster, same_identity
 
 

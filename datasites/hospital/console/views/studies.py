@@ -9,12 +9,13 @@ from django.db.models import Count, Max, Q
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 
-from datasites.hospital import review
-from datasites.hospital.case_view import APPROVED_ONCE
+from datasites.hospital.cases import review
+from datasites.hospital.cases.views import APPROVED_ONCE
 from datasites.hospital.console.access import ADMIN, EVERYBODY, READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import Kill, Move
 from datasites.hospital.models import Case, Round
+from datasites.hospital.rounds import lifecycle
 
 #: What can be done in which state. Resuming widens and revoking is final, so both ask for the password.
 ACTIONS = {
@@ -81,9 +82,9 @@ def kill(request: Any) -> HttpResponse:
 
     def do(values: dict[str, Any]) -> str:
         if values["action"] == "kill":
-            review.kill(request.site, present(request), values["reason"])
+            lifecycle.kill(request.site, present(request), values["reason"])
             return "The kill switch is on: no study starts another round."
-        review.unkill(request.site, confirmed(request), values["reason"])
+        lifecycle.unkill(request.site, confirmed(request), values["reason"])
         return "The kill switch is off."
 
     return act(request, Kill(request.POST), do, "studies")

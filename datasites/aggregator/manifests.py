@@ -1,0 +1,38 @@
+"""The manifest of a round, by the rule by which every hospital checks it (`study.rounds`). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from datasites.secagg.context import Context
+from datasites.study.manifest import RoundManifest, Study
+from datasites.study.rounds import round_terms
+from datasites.study.tensors import Parameter
+
+
+def manifest_of(
+    terms: Study,
+    parameters: Iterable[Parameter],
+    context: Context,
+    number: int,
+    participants: tuple[str, ...],
+    model_hash: str,
+) -> RoundManifest:
+    """The manifest of round `number` of the study and epoch of `context`, for a model with these tensors."""
+    dimension = sum(int(np.prod(one.shape)) for one in parameters)
+    holds = round_terms(terms, number, dimension=dimension, participants=len(participants))
+    return RoundManifest(
+        study=context.study,
+        epoch=context.epoch,
+        round=number,
+        participants=participants,
+        threshold=holds.threshold,
+        train=holds.train,
+        evaluate=holds.evaluate,
+        weight_max=holds.weight_max,
+        model_hash=model_hash,
+        vectors=holds.vectors,
+        shared=holds.shared,
+    )

@@ -1,0 +1,1 @@
+"""What a population's patients have lost and may still lose: priced, charged, gated. Nothing here is refunded."""

@@ -1,0 +1,61 @@
+"""The other end of `accounting`: plans and prices, in a process of their own (`isolated.inside`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from datasites.hospital.budget.accounting_messages import Calibrate, Plan, Planned, Price, Priced
+from datasites.hospital.isolated.frames import Numbers
+from datasites.hospital.isolated.inside import Answer
+from datasites.privacy import accountant
+from datasites.privacy.plan import PrivacyPlan
+from datasites.privacy.study_plan import Limits, plan_of
+from datasites.study.canonical import Agreed
+
+_REQUEST: TypeAdapter[Plan | Calibrate | Price] = TypeAdapter(
+    Annotated[Plan | Calibrate | Price, Field(discriminator="kind")]
+)
+
+
+def answering() -> Answer:
+    """What answers requests."""
+    return _answer
+
+
+def _answer(request: bytes, content: Callable[[], bytes]) -> tuple[Agreed, Numbers]:
+    content()  # none comes with any
+    wanted = _REQUEST.validate_json(request)
+    if isinstance(wanted, Price):
+        figure = _price(wanted)
+        return Priced(figure=figure if math.isfinite(figure) else None), {}
+    return _plan(wanted), {}
+
+
+def _plan(wanted: Plan | Calibrate) -> Planned:
+    if isinstance(wanted, Plan):
+        limits = Limits(wanted.epsilon, wanted.delta, wanted.sampling_rate, wanted.both_sides)
+        made = plan_of(wanted.study, limits)
+        return Planned(training=made.training, evaluation=made.evaluation)
+    training = PrivacyPlan.calibrate(
+        wanted.epsilon,
+        wanted.delta,
+        clip=1.0,
+        sampling_rate=wanted.sampling_rate,
+        rounds=wanted.rounds,
+        steps_per_round=wanted.steps,
+        mode="local",
+        honest=None,
+    )
+    return Planned(training=training)
+
+
+def _price(wanted: Price) -> float:
+    if wanted.method == "divergence":
+        (mechanism,) = wanted.of
+        return accountant.divergence(mechanism, int(wanted.at))
+    method = {"pld": accountant.epsilon_pld, "rdp": accountant.epsilon_rdp}[wanted.method]
+    return method([wanted.of], wanted.at)

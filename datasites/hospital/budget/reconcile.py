@@ -1,0 +1,156 @@
+"""Whether database, audit log and anchor tell one story of the budgets; where they don't, nothing runs (I14, I17).
+
+Both ways: what the log has and the database lacks (a row that was deleted, a database that was put back), what the
+database has and the log lacks (a row that was added, a log that was put back), and what both say differently. And
+whether the log is the one that the ledger's anchor knows (a home that came back from a backup), and whether all who
+have withdrawn as the log says are on the list. And whether the log has the amounts at all: a home of an older version
+has them in its database alone, or no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from datasites.hospital.budget import balances, ledger_log, withdrawn
+from datasites.hospital.budget.ledger_log import Promise, Told
+from datasites.hospital.budget.openings import under_way
+from datasites.hospital.budget.population import alone, stored_promise
+from datasites.hospital.config import Home
+from datasites.hospital.models import LedgerEntry, Population
+from datasites.study.audit_chain import AuditError
+
+_REMEDY = (
+    "find out what was changed or restored; then two people settle it, by the larger loss: `datasites budget "
+    "restored`, then `datasites budget confirm`"
+)
+#: Studies that a sentence names; evidence of the others is in the log.
+_MOST_NAMED = 20
+
+
+class AccountsDiffer(AuditError):
+    """Database, audit log and anchor don't tell one story of a budget; nothing may run until two people settle it."""
+
+
+def require_one_story(home: Home, population: str | None = None) -> None:
+    """Raise `AccountsDiffer` with the first difference, in one population or in any."""
+    for words in differences(home, population):
+        raise AccountsDiffer(words)
+
+
+def differences(home: Home, population: str | None = None) -> Iterator[str]:
+    """All differences in words, naming population, study and round, and what to do."""
+    older = _of_older_version(home)
+    if not ledger_log.tell(home).unpriced():  # an older version had no anchor of the ledger, and is refused as it is
+        for words in _of_the_anchor(home):
+            yield f"{words}; {_REMEDY}"
+    if older:
+        yield (
+            f"{home.audit}: this home is of an older version: {_named(older)} reserved or charged before amounts stood "
+            "in the log, so that what their patients have lost can't be told from it; keep this home with the version "
+            "that wrote it, or have two people enter what those studies cost, as far as the database does not say it: "
+            "`datasites budget restored --lost FILE`, then `datasites budget confirm`"
+        )
+    for words in _differences(home, population, frozenset(older)):
+        yield f"{words}; {_REMEDY}"
+
+
+def _differences(home: Home, population: str | None, older: frozenset[str]) -> Iterator[str]:
+    yield from _of_foreign_heads(home)
+    yield from _of_withdrawals(home)
+    for name in [population] if population is not None else _names(ledger_log.tell(home)):
+        with alone(name):  # else a line that is being written would be one that one of the two lacks
+            found = list(_of_population(home, name, older))
+        yield from found
+
+
+def _of_older_version(home: Home) -> list[str]:
+    """Studies that an older version has charged or reserved, and of which the log doesn't say the amounts.
+
+    Older versions logged no amounts, and no budget that was opened as it is now; here nothing is reserved before that.
+    """
+    # Before the log: a line that is being written is there first.
+    stored = set(LedgerEntry.objects.values_list("population", "study_hash").distinct())
+    told = ledger_log.tell(home)
+    logged = {study for studies in told.studies.values() for study in studies}
+    before = {study for name, study in stored if name not in told.populations and study not in logged}
+    return sorted({*told.unpriced(), *before})
+
+
+def _named(studies: Sequence[str]) -> str:
+    names = ", ".join(study[:12] for study in studies[:_MOST_NAMED])
+    more = f" and {len(studies) - _MOST_NAMED} more" if len(studies) > _MOST_NAMED else ""
+    return f"study {names} was" if len(studies) == 1 else f"studies {names}{more} were"
+
+
+def _of_population(home: Home, name: str, older: frozenset[str]) -> Iterator[str]:
+    told = ledger_log.tell(home)
+    yield from _of_promises(home, told, name)
+    database, log = balances.of_database(name), told.of(name)
+    for study in sorted((database.keys() | log.keys()) - older):
+        for line in balances.differing(database.get(study), log.get(study)):
+            yield f"budget of population {name}: study {study[:12]}, {line}: database and audit log differ"
+
+
+def _of_foreign_heads(home: Home) -> Iterator[str]:
+    if home.foreign_heads.exists():
+        yield (
+            f"{home.audit}: other parties hold heads of it that are not in it ({home.foreign_heads.name}): it came "
+            "back from a backup, and what was charged since is not in it"
+        )
+
+
+def _of_withdrawals(home: Home) -> Iterator[str]:
+    for name, number in withdrawn.missing(home).items():
+        yield (
+            f"withdrawals of population {name}: the list lacks {number} of the patients who have withdrawn as the "
+            "audit log says: it was changed, or came back from a backup; they stay left out; whoever is known is "
+            "entered again: `datasites dataset withdraw`"
+        )
+
+
+def _names(told: Told) -> list[str]:
+    stored = set(LedgerEntry.objects.values_list("population", flat=True).distinct())
+    return sorted({*stored, *Population.objects.values_list("name", flat=True), *told.studies, *told.populations})
+
+
+def _of_the_anchor(home: Home) -> Iterator[str]:
+    standing = ledger_log.standing(home)
+    if standing == "missing":
+        yield (
+            f"{home.ledger_anchor}: is missing, so that this home can't be told from one that came back from a backup: "
+            "what was charged since is not known here"
+        )
+    elif standing == "behind":
+        yield (
+            f"{home.audit}: does not hold what {home.ledger_anchor} knows: it came back from a backup, and what was "
+            "charged since is not in it"
+        )
+
+
+def _of_promises(home: Home, told: Told, name: str) -> Iterator[str]:
+    logged, stored = told.populations.get(name), stored_promise(home, name)
+    what = f"budget of population {name}"
+    if stored is None:
+        if logged is not None:
+            yield f"{what}: the audit log knows its cap, and the database does not"
+        return
+    if logged is None:
+        # Without a cap it was never opened. One that is being opened is named (`open_populations` ends that).
+        if stored.epsilon > 0 and name not in under_way(home):
+            yield f"{what}: the database knows its cap, and the audit log does not"
+        return
+    yield from (f"{what}: {words}" for words in _wider(stored, logged))
+
+
+def _wider(stored: Promise, logged: Promise) -> Iterator[str]:
+    if stored.epsilon > logged.epsilon or stored.delta > logged.delta:
+        yield (
+            f"the database says epsilon {stored.epsilon:g} at delta {stored.delta:g}, the audit log epsilon "
+            f"{logged.epsilon:g} at delta {logged.delta:g}"
+        )
+    if stored.accepted_delta > logged.accepted_delta:
+        yield f"the database accepts a delta of {stored.accepted_delta:g}, the audit log {logged.accepted_delta:g}"
+    if (stored.order, stored.fraction, stored.split) != (logged.order, logged.fraction, logged.split):
+        yield "order of the filter or split into two sides is not the one that the audit log knows"
+    if stored.identity not in ("", logged.identity):
+        yield "the column that tells patients apart is not the one that the audit log knows"

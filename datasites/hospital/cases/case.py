@@ -1,0 +1,460 @@
+"""A case as one value: the database row, the frozen study, and what the hospital made of its privacy terms.
+
+`open_case` re-reads the frozen copy and works the approval hash out again from what would run right now; whoever
+acts on a case compares it with the hash that was approved (I1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from datasites.enclave.verifier import RULESET
+from datasites.hospital.audit.commitments import Commitments
+from datasites.hospital.budget.accounting import plans_of
+from datasites.hospital.budget.ledger import PARTITIONS, Asked, Measure
+from datasites.hospital.budget.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
+from datasites.hospital.budget.price_cache import kept_prices
+from datasites.hospital.cases.freeze import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
+from datasites.hospital.cases.staging import new_staging
+from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.data.answers import require_answered
+from datasites.hospital.data.mapping import FeatureReadiness, read_mapping
+from datasites.hospital.data.patients import Digests, contents, remembering, require_others, row_identities
+from datasites.hospital.data.records import Prepared, records_digest
+from datasites.hospital.data.sources import SOURCE_FILE, Files, Source
+from datasites.hospital.data.withdrawal import stays
+from datasites.hospital.database import this_home
+from datasites.hospital.models import Case
+from datasites.hospital.site import Site
+from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
+from datasites.privacy.events import Event, compose
+from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
+from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, priced_delta
+from datasites.study.durable import move_durably, write_durably
+from datasites.study.errors import InputError
+from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, Study
+from datasites.study.package import StudyPackage
+from datasites.study.rounds import (
+    RingTerms,
+    counts_ring,
+    evaluation_kinds,
+    gradient_ring,
+    interim_evaluations,
+    work_of,
+)
+from policies.facts import counted_delta
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from datasites.enclave.protocol import PartitionName
+    from datasites.enclave.worker import Partition
+    from datasites.hospital.data.reading import TableReader
+
+PREPARED_FILE = "records.npz"
+#: Rounds that are priced when a study is examined, each a fraction of a second. The price of a later one is worked out
+#: when it is begun, which it may overrun by, in whole ticks (`ticks`).
+MOST_AHEAD = 128
+#: In place of the records that an examination could not prepare; nobody can approve it.
+NOT_READY = Prepared(content_hash="0" * 64, patient_unit="row", rows=0, patients=0)
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """All that is known of one case now. `approval_hash` is what the present state of things would be approved as."""
+
+    row: Case
+    package: StudyPackage
+    dataset: DatasetSettings
+    terms: ApprovalTerms
+    plan: PrivacyPlan
+    evaluation: EvaluationPlan
+
+    @property
+    def study(self) -> Study:
+        """The frozen terms."""
+        return self.package.study
+
+    @property
+    def approval_hash(self) -> str:
+        """Digest of `terms`."""
+        return self.terms.digest()
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """What would run now otherwise than it was examined, in words, with the value of each time."""
+        now = self.terms.model_dump(mode="json")
+        return tuple(words for name, value in now.items() for words in _differs(name, self.row.terms.get(name), value))
+
+    @property
+    def honest(self) -> int:
+        """Honest hospitals that every sum is sure to hold, given the declared colluders."""
+        return self.study.honest
+
+    @property
+    def study_plan(self) -> StudyPlan:
+        """The plans with what they rest on, for people and for prices at the study's own delta."""
+        return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation, kept_prices())
+
+    def gradient_ring(self, dimension: int) -> RingTerms | None:
+        """How this hospital's noised sums lie in the secure sum; None in local mode, where its noise needs no grid."""
+        return gradient_ring(self.study, dimension)
+
+    def counts_ring(self, kind: EvaluationKind) -> RingTerms | None:
+        """How its noised counts do; None in local mode."""
+        return counts_ring(self.study, kind)
+
+    @property
+    def invented_rows(self) -> tuple[int, int]:
+        """Training and held-out rows that a measurement invents: as many as records are declared, never a count."""
+        return invented_rows(self.dataset.declared_records, self.dataset.held_out)
+
+    @property
+    def loading_ticks(self) -> int:
+        """Ticks after which a worker that is started has the rows, by figures that are public (`ticks`)."""
+        start = int(self.row.rehearsal.get("start_ticks", USUAL_START))
+        return loading_ticks(start, self.dataset.declared_records, len(self.package.data_model.columns))
+
+    @property
+    def evaluates_in_training(self) -> bool:
+        """Whether some round of the study both trains and evaluates."""
+        return interim_evaluations(self.study) > 0
+
+    @property
+    def divisor(self) -> float:
+        """Public divisor of a step's noised sum, never a count of rows: the study's in distributed mode.
+
+        In local mode sampling rate times declared training patients.
+        """
+        if self.study.is_distributed:
+            return self.study.divisor
+        return self.plan.sampling_rate * self.dataset.declared_patients * (1 - self.dataset.held_out)
+
+    @property
+    def release_patients(self) -> int:
+        """Patients whose sum is released, as declared: this hospital's, or the cohort's where hospitals share noise.
+
+        The cohort's figure is the researcher's word. Too large a one asks for a smaller delta; too small a one would
+        allow a larger delta here than this hospital's own patients, with the fewest of each other one, call for.
+        """
+        own, cohort = self.dataset.declared_patients, self.study.cohort
+        if not self.study.is_distributed:
+            return own
+        return max(cohort.patients or 0, own + (len(cohort.hospitals) - 1) * cohort.min_patients)
+
+    @property
+    def study_cap(self) -> float:
+        """Epsilon that the study may cost a patient here, at its own delta: its cap, or this hospital's if less."""
+        return min(self.dataset.study_epsilon, self.study.privacy.epsilon)
+
+    @property
+    def delta_in_words(self) -> str:
+        """How the study's delta stands to the number of patients."""
+        accepted = accepted_delta(self.dataset.population)
+        return delta_in_words(self.study.privacy.delta, self.release_patients, accepted)
+
+    @property
+    def priced_delta(self) -> float:
+        """The delta at which the study's own cap is kept: the study's, less what distributed noise takes of it."""
+        return priced_delta(
+            self.study, replace(limits_of(self.dataset).within(self.study), delta=self.study.privacy.delta)
+        )
+
+    def asked(self) -> dict[str, Asked]:
+        """Price of the whole study per partition."""
+        counts = self.evaluation
+        return self._charged_to(
+            {
+                "training": Asked(self.plan.event(), self.plan.local_event()),
+                "held_out": Asked(counts.total_event(), counts.total_local_event()),
+            }
+        )
+
+    def price_ahead(self) -> None:
+        """Work out what reviewers will be shown, and what rounds will be gated on, so that it is kept (`price_cache`).
+
+        Rounds in the order that the study plans, `MOST_AHEAD` at most; whatever is charged otherwise is priced then.
+        """
+        made, budget = self.study_plan, Measure.of(self.dataset)
+        made.epsilon, made.evaluation_epsilon, made.sharing()
+        for price in self.asked().values():
+            for event in (price.event, price.local_event):
+                budget.epsilon([event])
+            if price.local_event != price.event:
+                budget.prices.rdp([price.local_event], self.priced_delta)
+        charged: dict[str, list[Event]] = {partition: [] for partition in PARTITIONS}
+        for number in range(1, min(self.study.rounds, MOST_AHEAD) + 2):
+            for partition, price in self.planned(number).items():
+                charged[partition].append(price.event)
+                budget.prices.pld(charged[partition], self.priced_delta)
+
+    def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
+        """Price of one round per partition that it touches."""
+        return self._round_price(manifest.train, manifest.evaluate)
+
+    def planned(self, number: int) -> dict[str, Asked]:
+        """Price of round `number` as the study calls for it."""
+        return self._round_price(*work_of(self.study, number))
+
+    def _round_price(self, train: bool, evaluate: Literal["no", "interim", "final"]) -> dict[str, Asked]:
+        asked = {}
+        if train:
+            asked["training"] = Asked(self.plan.round_event(), self.plan.local_round_event())
+        if evaluate != "no":
+            counts = self.evaluation
+            asked["held_out"] = Asked(counts.event(evaluate), counts.local_event(evaluate))
+        return self._charged_to(asked)
+
+    def _charged_to(self, asked: dict[str, Asked]) -> dict[str, Asked]:
+        """The same, or all of it on both partitions where nobody's side is sure."""
+        if not self.terms.both_sides:
+            return asked
+        together = Asked(
+            compose([price.event for price in asked.values()]), compose([price.local_event for price in asked.values()])
+        )
+        return dict.fromkeys(PARTITIONS, together)
+
+
+def limits_of(dataset: DatasetSettings, *, both_sides: bool = False) -> Limits:
+    """What the hospital allows one study on a dataset; delta as the rules count it, so that what fits is allowed."""
+    return Limits(dataset.study_epsilon, counted_delta(caps_of(dataset).delta), dataset.max_sampling_rate, both_sides)
+
+
+def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = False) -> StudyPlan:
+    """The hospital's plan of a study within its own limits (I4); raises `PlanError`.
+
+    both_sides: a patient may lose on both, so that training and evaluation together keep within epsilon.
+
+    In local mode epsilon is cut to the dataset's limit per study, delta to the population's, the sampling rate to the
+    allowed one; noise is calibrated here and never read from the study. In distributed mode (I17) the study's terms
+    must lie within these limits as they are.
+    """
+    limits = limits_of(dataset, both_sides=both_sides)
+    made = StudyPlan.of(study, limits, *plans_of(this_home(), study, limits), kept_prices())
+    patients = dataset.declared_patients * dataset.held_out
+    for kind in evaluation_kinds(study):
+        ring = counts_ring(study, kind)
+        cut = COUNTS_BOUND if ring is None else ring.cut
+        if cut < patients:
+            fits = (
+                "a study with fewer bins or hospitals would fit" if ring else "declare a smaller dataset, a part of it"
+            )
+            raise PlanError(
+                f"evaluation.bins: {kind} counts of {study.evaluation.bins} bins over {len(study.cohort.hospitals)} "
+                f"hospitals are cut at {cut:.0f} patients of one hospital, and this one evaluates on about "
+                f"{patients:.0f}; {fits}"
+            )
+    return made
+
+
+@dataclass(frozen=True)
+class StagedRecords:
+    """A study's encoded records, not yet in the place from which they are trained on.
+
+    **Claim.** Ended anywhere while these are kept, no approval counts for other records than those that are there. What
+    says which records they are (`prepared.json`) is on the disk before they are, and they before the case's row: until
+    all of it is, what would run is not what the case was examined as, and `code` denies it until it is examined again.
+    Assumes a file system and a database that keep what they have acknowledged.
+    """
+
+    prepared: Prepared
+    reports: tuple[FeatureReadiness, ...]
+    folder: Path
+    population: str
+    identity: str
+    patients: Digests
+
+    @contextmanager
+    def keeping(self, site: Site, study_hash: str) -> Iterator[Callable[[], str]]:
+        """Give what puts them into their place, and their patients among those of the population (`remembering`)."""
+        target = records_folder(site.home, study_hash)
+        with remembering(site, self.population, self.patients) as remember:
+
+            def keep() -> str:
+                token = remember()
+                target.mkdir(parents=True, exist_ok=True, mode=0o700)
+                for name in ("prepared.json", SOURCE_FILE, PREPARED_FILE):
+                    move_durably(self.folder / name, target / name)
+                return token
+
+            yield keep
+
+    def drop(self) -> None:
+        """Remove what was not kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stage_records(home: Home, reader: TableReader, package: StudyPackage, dataset: DatasetSettings) -> StagedRecords:
+    """Encode the hospital's table for this study into a folder of its own in the private folder, mode 0700.
+
+    Raises `SchemaError` or `InputError` when the table does not fit, when it has findings that nobody has answered, or
+    when its patients have another budget already.
+    """
+    import numpy as np
+
+    files = Files.now(home, package.digest(), dataset)
+    mapping, model = read_mapping(home.root / dataset.mapping), package.data_model
+    read = reader.records(dataset, mapping, model)
+    whose = read.whose
+    if mapping.patient is None:
+        names = row_identities(home, read.cells)
+        whose = [names[int(row)] for row in whose]
+    arrays = {"x": read.x, "y": read.y, "patient": np.array(whose, dtype=np.str_)}
+    prepared = Prepared.of(model, arrays, "row" if mapping.patient is None else "patient")
+    require_answered(home, dataset.name, read.seen.findings, model)
+    accepted = other_patients(dataset.population)
+    patients = require_others(home, dataset.population, whose, accepted, contents(read.cells))
+    folder = new_staging(home)
+    try:
+        (folder / PREPARED_FILE).touch(mode=0o600)
+        with (folder / PREPARED_FILE).open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            # Else the disk may be told to write them only at the commit of the transaction that keeps them.
+            file.flush()
+            os.fsync(file.fileno())
+        source = Source.of(home, package.digest(), files, read.cells)
+        write_durably(folder, {"prepared.json": prepared.canonical(), SOURCE_FILE: source.canonical()})
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return StagedRecords(prepared, read.seen.features, folder, dataset.population, mapping.patient or "", patients)
+
+
+def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
+    """The case's records as training and held-out rows, less patients who have withdrawn.
+
+    Raises `FrozenCopyChanged` when the records are not those approved.
+    """
+    import numpy as np  # with the trainer's part, for whoever hands rows to a worker; most only open the case
+
+    from datasites.enclave.worker import Partition
+    from datasites.privacy import sampling
+
+    folder = records_folder(home, case.row.study_hash)
+    with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in ("x", "y", "patient")}
+    if data_version(home, case.row.study_hash, records_digest(case.package.data_model, arrays)) != (
+        case.terms.data_version
+    ):
+        raise FrozenCopyChanged(
+            f"case {case.row.pk}: the prepared records are not the version that was approved; withdraw the study or "
+            "prepare and review it again"
+        )
+    split = split_of(case.dataset)
+    here = stays(home, case.dataset.name, arrays["patient"])
+    arrays = {name: array[here] for name, array in arrays.items()}
+    held_out = sampling.held_out(arrays["patient"], bytes(split.split_key), split.fraction)
+    numbers = np.unique(arrays["patient"], return_inverse=True)[1].astype(np.int64)
+
+    def rows(chosen: np.ndarray) -> Partition:
+        return Partition(x=arrays["x"][chosen], y=arrays["y"][chosen], patients=numbers[chosen])
+
+    return {"training": rows(~held_out), "held_out": rows(held_out)}
+
+
+def patient_column(home: Home, dataset: DatasetSettings) -> str:
+    """The column that tells patients apart, by mapping.toml as it is now; "" where each row is a patient."""
+    return read_mapping(home.root / dataset.mapping).patient or ""
+
+
+def data_version(home: Home, study_hash: str, digest: str) -> str:
+    """Commitment to a study's records, given as their digest: binds them, and tells nothing of them."""
+    return Commitments(home).commit(f"data version of study {study_hash}", bytes.fromhex(digest))
+
+
+def records_folder(home: Home, study_hash: str) -> Path:
+    """Where this study's encoded records lie."""
+    return home.prepared / study_hash
+
+
+def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared) -> ApprovalTerms:
+    """What an approval of `package` on the prepared records would bind now, its model not yet built nor timed."""
+    identity = patient_column(home, dataset)
+    both_sides = charges_both_sides(dataset.population, identity)
+    made = site_plan(package.study, dataset, both_sides=both_sides)
+    return ApprovalTerms(
+        study_hash=package.digest(),
+        dataset=dataset.name,
+        population=dataset.population,
+        identity=identity,
+        both_sides=both_sides,
+        data_version=data_version(home, package.digest(), prepared.content_hash),
+        plan=made.training.model_dump(mode="json"),
+        evaluation_plan=made.evaluation.model_dump(mode="json"),
+        declared_patients=dataset.declared_patients,
+        declared_records=dataset.declared_records,
+        verifier_ruleset=RULESET,
+        dependencies=dependencies(),
+        ticks=1,
+        parameters=0,
+    )
+
+
+def _differs(name: str, was: Any, now: Any) -> Iterator[str]:
+    if was == now:
+        return
+    if name == "data_version":
+        yield (
+            "the records are not those that were examined: somebody changed the datasite's private folder, or its "
+            "commitment key"
+        )
+    elif isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted({*was, *now}):
+            yield from _differs(key if name == "dependencies" else f"{name}.{key}", was.get(key), now.get(key))
+    else:
+        yield f"{name} was {was} when this was examined and is {now} now"
+
+
+def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCase:
+    """Read everything that would run now; raises `FrozenCopyChanged` or `InputError`.
+
+    The plans are those stored with the case, parsed from what was shown to reviewers; dependencies, declared size,
+    data version, population and the column that tells patients apart are taken afresh, so a change in any of them
+    changes the approval hash. prepared: of records that are being examined and not yet in their place.
+    """
+    if row.state == Case.State.REFUSED:
+        raise InputError(f"case {row.pk}: was refused when it came, so there is nothing to open: {row.note}")
+    package = open_frozen(home.frozen, row.study_hash)
+    dataset = home.dataset(package.study.cohort.dataset)
+    if not row.terms:
+        raise InputError(
+            f"case {row.pk}: has not been examined{': ' + row.note if row.note else ''}; mend that and run "
+            f"`datasites review recheck {row.pk}`"
+        )
+    stored = ApprovalTerms.model_validate(row.terms)
+    try:
+        prepared = prepared or Prepared.model_validate_json(
+            (records_folder(home, row.study_hash) / "prepared.json").read_bytes()
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"case {row.pk}: its prepared records are gone; run `datasites review recheck {row.pk}`"
+        ) from error
+    identity = patient_column(home, dataset)
+    terms = stored.model_copy(
+        update={
+            "population": dataset.population,
+            "identity": identity,
+            "both_sides": charges_both_sides(dataset.population, identity),
+            "data_version": data_version(home, row.study_hash, prepared.content_hash),
+            "declared_patients": dataset.declared_patients,
+            "declared_records": dataset.declared_records,
+            "verifier_ruleset": RULESET,
+            "dependencies": dependencies(),
+        }
+    )
+    return OpenCase(
+        row=row,
+        package=package,
+        dataset=dataset,
+        terms=terms,
+        plan=PrivacyPlan.model_validate_json(json.dumps(stored.plan)),
+        evaluation=EvaluationPlan.model_validate_json(json.dumps(stored.evaluation_plan)),
+    )

@@ -1,0 +1,293 @@
+"""Gathers the facts of a decision in one place, asks the policy engine, and stores facts and decision (I3).
+
+Every gate of a case goes through `decide`: intake, approval, each round, each release.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TypeVar, get_args
+
+from datasites.hospital.audit.entered import agreements_by_hand, people_by_hand, pinned_by_hand, tell
+from datasites.hospital.budget import ledger
+from datasites.hospital.budget.population import accepted_delta
+from datasites.hospital.cases.case import OpenCase
+from datasites.hospital.config import Home
+from datasites.hospital.database import DATABASE_AWAY
+from datasites.hospital.models import Case, PolicyDecision, Review
+from datasites.hospital.people.accounts import PersonError
+from datasites.hospital.site import Site
+from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.durable import held, replace_durably
+from datasites.study.errors import DatasitesError
+from datasites.study.identity import IdentityError, Roster
+from datasites.study.manifest import RoundManifest
+from policies.engine import Decision, Engine
+from policies.facts import (
+    Action,
+    Approval,
+    BudgetFacts,
+    CodeFacts,
+    CohortFacts,
+    Facts,
+    ReleaseFacts,
+    Reviewer,
+    ReviewerRole,
+    RosterFacts,
+    State,
+    StudyTerms,
+)
+from policies.registry import Agreement, RegistryError, RegistryFile
+
+log = logging.getLogger(__name__)
+
+Fact = TypeVar("Fact")
+
+#: In the datasite's home: the decision that is being put into audit log and database.
+PENDING = "decision.pending"
+
+_STATES: dict[str, State] = {
+    Case.State.INTAKE: "submitted",
+    Case.State.REVIEW: "submitted",
+    Case.State.APPROVED: "active",
+    Case.State.RUNNING: "active",
+    Case.State.PAUSED: "paused",
+    Case.State.STOPPED: "paused",
+    Case.State.REVOKED: "revoked",
+    Case.State.REJECTED: "revoked",
+    Case.State.REFUSED: "revoked",
+    Case.State.CLOSED: "closed",
+}
+
+
+class Denied(DatasitesError):
+    """A policy denies; the message names every control that does. `controls` is all that others may be told."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(f"denied: {decision.summary}")
+        self.decision = decision
+        self.controls = decision.controls
+
+
+def is_killed(home: Home) -> bool:
+    """Whether the kill switch of the datasite is on."""
+    return (home.root / "KILLED").exists()
+
+
+def decide(
+    site: Site,
+    case: OpenCase,
+    action: Action,
+    *,
+    approver: tuple[str, ReviewerRole] | None = None,
+    manifest: RoundManifest | None = None,
+    release: ReleaseFacts | None = None,
+) -> Decision:
+    """Gather facts, decide, store. Returns the decision, allowed or not; never allows on an error."""
+    decision = _ask(site.home, case, action, approver, manifest, release)
+    _store(site, case.row, action, manifest.round if manifest else None, decision)
+    return decision
+
+
+def finish_interrupted(site: Site) -> None:
+    """Store the decision that was in the audit log, but not in the database, when a process was killed."""
+    with _one_at_a_time(site.home):
+        _finish(site)
+
+
+def _store(site: Site, row: Case, action: Action, number: int | None, decision: Decision) -> None:
+    # Log and database can't be written at once, and an evidence bundle holds one against the other. So the whole
+    # decision lies in a file until it is in both: killed in between, the next one to decide or to export ends it.
+    path = site.home.root / PENDING
+    record = decision.model_dump(mode="json")
+    fields = {"case_id": row.pk, "action": action, "round": number, "allowed": decision.allowed, "record": record}
+    with _one_at_a_time(site.home):
+        _finish(site)
+        replace_durably(path, canonical_json(fields))
+        site.audit.append(
+            "decision",
+            study=row.study_hash,
+            action=action,
+            allowed=decision.allowed,
+            controls=list(decision.controls),
+            digest=decision.digest(),
+        )
+        PolicyDecision.objects.create(**fields)
+        path.unlink()
+
+
+def _finish(site: Site) -> None:
+    path = site.home.root / PENDING
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return
+    digest = sha256_hex(canonical_json(fields["record"]))
+    same = PolicyDecision.objects.filter(case_id=fields["case_id"], action=fields["action"], round=fields["round"])
+    stored = any(decision.record == fields["record"] for decision in same)
+    logged = site.audit.holds("decision", digest=digest)
+    # One that was not even logged was never acted on; a case that is gone went with its database.
+    if logged and not stored and Case.objects.filter(pk=fields["case_id"]).exists():
+        PolicyDecision.objects.create(**fields)
+    path.unlink()
+
+
+def _one_at_a_time(home: Home) -> AbstractContextManager[None]:
+    # Service, console and commands decide in processes of their own.
+    return held(home.root / f"{PENDING}.lock")
+
+
+def preview(home: Home, case: OpenCase) -> Decision:
+    """What the policies say of the case as it stands, for its page; nothing is stored and nothing may rest on it."""
+    return _ask(home, case, "intake", None, None, None)
+
+
+def _ask(
+    home: Home,
+    case: OpenCase,
+    action: Action,
+    approver: tuple[str, ReviewerRole] | None,
+    manifest: RoundManifest | None,
+    release: ReleaseFacts | None,
+) -> Decision:
+    # Another process may have paused or revoked the case since this one opened it; that counts from now on (I2).
+    row = Case.objects.get(pk=case.row.pk)
+    package, sandbox = case.package, home.settings.sandbox
+    today = datetime.datetime.now(datetime.UTC).date()
+    facts = Facts(
+        action=action,
+        study=row.approval_hash or case.approval_hash,
+        hospital=home.settings.organisation,
+        today=today,
+        terms=_known("terms", lambda: StudyTerms.of(case.study)),
+        features=_known(
+            "features", lambda: tuple(f.name for f in (*package.data_model.features, package.data_model.label))
+        ),
+        agreements=_known("agreements", lambda: _agreements(home, case, today)),
+        budget=_known("budget", lambda: _budget(case, manifest)),
+        cohort=_known("cohort", lambda: _cohort(case, manifest)),
+        code=_known("code", lambda: _code(row, case)),
+        approvals=_known("approvals", lambda: _approvals(home, row)),
+        approver=Reviewer(person=approver[0], role=approver[1]) if approver else None,
+        state="killed" if is_killed(home) else _STATES[row.state],
+        sandbox="on" if sandbox.mode == "required" else "off",
+        roster=_known("roster", lambda: _roster(home, case)),
+        release=release,
+    )
+    # The folder is made with the datasite, so one that is gone is a rule set that shrank: the engine refuses it.
+    return Engine(local_dir=home.local_rules).decide(facts)
+
+
+def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
+    """A group of facts, or None where it can't be gathered for whatever reason: a missing fact denies by name.
+
+    A database that is away is no reason: nothing is decided while it is, and who asked asks again.
+    """
+    try:
+        return gather()
+    except DATABASE_AWAY:
+        raise
+    except Exception:
+        log.exception("the facts %r can't be gathered; what needs them is denied", group)
+        return None
+
+
+def require(decision: Decision, action: Action, study: str) -> None:
+    """Raise `Denied` unless the decision allows, now, this action on what people approve under this hash."""
+    try:
+        decision.require(action, study, datetime.datetime.now(datetime.UTC))
+    except PermissionError as error:
+        raise Denied(decision) from error
+
+
+def _approvals(home: Home, row: Case) -> tuple[Approval, ...]:
+    given = [
+        review
+        for review in Review.objects.filter(case=row, verdict="approve").select_related("person")
+        if review.role in get_args(ReviewerRole)
+    ]
+    people = {(review.person.username, review.role, review.person.email) for review in given}
+    by_hand = people_by_hand(home, sorted(people), past=True)
+    if by_hand and tell(home).added:
+        raise PersonError(f"approvals: {'; '.join(by_hand)}; `datasites doctor` says what to do")
+    return tuple(Approval(person=one.person.email, role=one.role, study=one.approval_hash) for one in given)
+
+
+def _code(row: Case, case: OpenCase) -> CodeFacts:
+    rehearsal = row.rehearsal.get("outcome", "not_run")
+    return CodeFacts(findings=len(row.findings), rehearsal=rehearsal, frozen=case.approval_hash, differs=case.differs)
+
+
+def _agreements(home: Home, case: OpenCase, today: datetime.date) -> tuple[Agreement, ...]:
+    file = RegistryFile(home.registry, home.settings.organisation)
+    by_hand: list[str] = []
+    # The log knows of a change a moment before the file does: looked at again once nobody is at it.
+    for read in (file.load, file.settled):
+        registry = read()
+        by_hand = agreements_by_hand(home, registry.agreements, today)
+        if not by_hand:
+            return registry.relevant(case.study.services, case.study.irb, case.study.purpose)
+    raise RegistryError(f"{file.path}: {'; '.join(by_hand)}; `datasites doctor` says what to do")
+
+
+def _roster(home: Home, case: OpenCase) -> RosterFacts:
+    roster = Roster.load(home.roster)
+    parties = (case.study.researcher, *case.study.cohort.hospitals)
+    entries = {entry.email: entry for entry in roster.entries if entry.email in parties}
+    by_hand = pinned_by_hand(home, entries.values())
+    if by_hand:
+        raise IdentityError(f"{home.roster}: {'; '.join(by_hand)}; `datasites doctor` says what to do")
+    pinned = {email: entries[email].organisation for email in parties if email in entries}
+    return RosterFacts(parties=parties, pinned=tuple(pinned), aggregator=pinned.get(case.study.researcher))
+
+
+def _cohort(case: OpenCase, manifest: RoundManifest | None) -> CohortFacts:
+    cohort = case.study.cohort
+    return CohortFacts(
+        hospitals=len(manifest.participants) if manifest else len(cohort.hospitals),
+        threshold=manifest.threshold if manifest else cohort.survivors_needed,
+        colluders=cohort.colluders,
+        patients=case.dataset.declared_patients,
+        min_patients=max(cohort.min_patients, case.dataset.min_patients),
+    )
+
+
+def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
+    """Figures of the partition that stands worst, field by field; both partitions have the same cap.
+
+    The study's own figure is by PLD at the study's delta, the dataset's by the Renyi filter at the dataset's.
+    """
+    dataset, study = case.dataset, case.package.digest()
+    now = ledger.Reading.of(dataset)
+    budget, account = now.budget, now.account(study)
+    asked = case.round_asked(manifest) if manifest else case.asked()
+    states, caps = now.state(), budget.caps
+    # A round that is done again after a crash is charged already.
+    again = manifest is not None and ledger.is_charged(account, manifest.round, asked)
+    own = {
+        partition: budget.prices.pld(
+            [*(account.charged_events(partition) if manifest else []), *([] if again else [price.event])],
+            case.priced_delta,
+        )
+        for partition, price in asked.items()
+    }
+    # A round is part of the reservation, which is part of what is committed; a new study comes on top.
+    after = {state.partition: state.committed for state in states} if manifest else now.after(asked, study)
+    return BudgetFacts(
+        epsilon_spent=max(state.spent for state in states),
+        epsilon_reserved=max(now.elsewhere(study).values()),
+        epsilon_asked=max(budget.epsilon([price.event]) for price in asked.values()),
+        epsilon_after=max(after.values()),
+        epsilon_cap=caps.epsilon,
+        study_epsilon_after=max(own.values()),
+        study_epsilon_cap=case.study_cap,
+        delta=case.study.privacy.delta,
+        delta_cap=caps.delta,
+        release_patients=case.release_patients,
+        declared_patients=dataset.declared_patients,
+        delta_accepted=accepted_delta(dataset.population),
+    )

@@ -1,0 +1,61 @@
+"""One examination at a time in a home, in whatever thread or process.
+
+An examination holds the text of the hospital's table in this process's memory, up to `records.MOST_CELLS` encoded
+numbers beside it, a process that reads the table (`reading`), and then a worker. **Claim.** However many submissions
+come in and however often people examine cases again, that is held once. A submission waits for its turn; a person is
+told at once what is at work, and by how many submissions one can be kept waiting is bounded
+(`undecided_per_researcher`). Two populations are compared one after the other, too (`patients`). Assumes `flock` on
+the home's disk; a process that ends lets go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datasites.hospital.cases.halt import Halt
+from datasites.hospital.config import Home
+from datasites.study.errors import DatasitesError
+
+#: Seconds after which one who waits looks again.
+_LOOKS = 0.2
+
+
+class AnotherAtWork(DatasitesError):
+    """Another case is being examined; the message names it."""
+
+
+@contextmanager
+def one_at_a_time(home: Home, what: str, halt: Halt | None = None) -> Iterator[None]:
+    """Examine `what`, in words for people, while nothing else is examined.
+
+    halt: waits for what is at work now, unless this ends the wait; without it, raises `AnotherAtWork` at once.
+    """
+    home.run.mkdir(parents=True, exist_ok=True)
+    lock = os.open(home.run / "examining", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not _taken(lock):
+            if halt is None:
+                other = os.pread(lock, 1000, 0).decode(errors="replace") or "another case"
+                raise AnotherAtWork(
+                    f"{other} is being examined, and one is at a time; try again when that is over, which the log "
+                    "tells by `examined`"
+                )
+            halt.check()
+            time.sleep(_LOOKS)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, what.encode()[:1000], 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,106 @@
+"""What goes over the pipe of a process apart (`isolated.process`), at both ends: a message in JSON, and arrays.
+
+A request is a length and JSON, after which a file's content follows in pieces, each with its length, up to an empty
+one. A reply is a length and one `safetensors` file, whose tensor `message` is JSON: no object of it runs code on
+reading, and none is larger than the bytes that came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from datasites.study.canonical import Agreed
+
+Numbers = dict[str, np.ndarray]
+
+#: Said once, when all is imported and nothing has been read.
+READY = b"ready\n"
+#: Bytes of a piece of a file; and the piece after the last one.
+CHUNK, END = 1024 * 1024, b""
+#: Bytes of a message: what reads it takes many times as much, and a table's names and findings fit.
+MOST_MESSAGE = 16 * 1024 * 1024
+#: Letters of what is said of a failure.
+MOST_WORDS = 8000
+#: Names of the tensor that is JSON: what was asked for, or `Failed`.
+MESSAGE, FAILED = "message", "failed"
+
+
+class BadFrame(Exception):
+    """The other end sent what isn't of this form."""
+
+
+class Failed(Agreed):
+    """It did not work. error: the kind of what was raised; words: ours alone; where: lines of code."""
+
+    failure: Literal["refused", "memory", "unexpected"]
+    error: Annotated[str, Field(max_length=100)]
+    words: Annotated[str, Field(max_length=MOST_WORDS)] = ""
+    where: Annotated[str, Field(max_length=MOST_WORDS)] = ""
+
+
+def framed(data: bytes) -> bytes:
+    """The bytes with their length before them."""
+    return len(data).to_bytes(8, "little") + data
+
+
+def pieces(read: Callable[[int], bytes]) -> bytes:
+    """A file's content, as it comes in pieces."""
+    content = bytearray()
+    while piece := whole(read):
+        content += piece
+    return bytes(content)
+
+
+def whole(read: Callable[[int], bytes]) -> bytes:
+    """What `framed` made; `read` returns as many bytes as it is asked for, or raises `EOFError`."""
+    return read(int.from_bytes(read(8), "little"))
+
+
+def packed(message: bytes, arrays: Mapping[str, np.ndarray], name: str = MESSAGE) -> bytes:
+    """A reply."""
+    return save({name: np.frombuffer(message, np.uint8), **arrays})
+
+
+def unpacked(data: bytes) -> tuple[bytes | Failed, Numbers]:
+    """Message and arrays of a reply; raises `BadFrame`."""
+    try:
+        arrays = load(data)
+        failed = FAILED in arrays
+        words = arrays.pop(FAILED if failed else MESSAGE)
+        if words.nbytes > MOST_MESSAGE:
+            raise BadFrame("a message of that length")
+        return (Failed.model_validate_json(words.tobytes()), {}) if failed else (words.tobytes(), arrays)
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BadFrame(type(error).__name__) from None
+
+
+def texts_packed(name: str, texts: Iterable[str]) -> Numbers:
+    """Two arrays for a list of texts: their letters, one after another, and how many each has."""
+    found = list(texts)
+    letters = "".join(found).encode()
+    return {f"{name}_text": np.frombuffer(letters, np.uint8), f"{name}_lengths": lengths_of(found)}
+
+
+def lengths_of(texts: list[str]) -> npt.NDArray[np.int64]:
+    """How many letters each text has."""
+    return np.fromiter(map(len, texts), np.int64, len(texts))
+
+
+def texts_unpacked(name: str, arrays: Numbers) -> tuple[str, npt.NDArray[np.int64]]:
+    """Letters and lengths of a list of texts; raises `BadFrame` where the two don't fit."""
+    try:
+        text, lengths = arrays[f"{name}_text"].tobytes().decode(), arrays[f"{name}_lengths"]
+    except (KeyError, UnicodeDecodeError) as error:
+        raise BadFrame(type(error).__name__) from None
+    if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or (lengths > len(text)).any():
+        raise BadFrame("lengths")
+    if lengths.sum() != len(text):
+        raise BadFrame("lengths")
+    return text, lengths

@@ -1,0 +1,1 @@
+"""What two people decide that is no case: wider budgets, undone withdrawals, what a restore has lost."""

@@ -1,0 +1,1 @@
+"""What an approved study does here: epochs, rounds, releases, letters, its end. Decides no policy."""

@@ -1,0 +1,91 @@
+"""How a study ends at this hospital: its account goes to the researcher once, and its secrets are destroyed.
+
+The account holds the head of the audit log as it stood then. It is stored before it is sent, and sent as stored, so a
+crash or an outage in between can't make a second, different one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from datasites.hospital.budget import ledger
+from datasites.hospital.cases.case import OpenCase
+from datasites.hospital.config import Home
+from datasites.hospital.models import Case, Round
+from datasites.hospital.site import Site
+from datasites.study import letters
+from datasites.study.audit_chain import Fork
+from datasites.study.durable import replace_durably
+from datasites.study.identity import BadSignature
+from datasites.study.manifest import MOST_EPOCHS
+
+if TYPE_CHECKING:
+    from datasites.hospital.rounds.mail import Correspondence
+
+#: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
+COUNTERPARTY_HEADS = "counterparty-heads.json"
+ACCOUNT_FILE = "account.json"
+
+
+def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) -> bool:
+    """Close the study when the researcher has said that it is over; True when it is closed now."""
+    letter = post.receive(post.researcher, letters.SETUP_ROUND, letters.CLOSE, 0)
+    if letter is None:
+        return False
+    folder = site.home.secagg / row.study_hash
+    stored = folder / ACCOUNT_FILE
+    if not stored.exists():
+        try:
+            held = letters.Close.model_validate(letter.body).heads
+            for head in held:
+                head.check()
+                if head.public_key != site.identity.public_key:
+                    raise BadSignature("a head that was sent back is of another hospital's log")
+        except (ValidationError, BadSignature) as error:
+            post.note("letter_rejected", (letter.digest,), round=0, reason=error)
+            held = ()
+        told = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
+        replace_durably(folder / COUNTERPARTY_HEADS, json.dumps(told).encode())
+        ledger.close(site, row.study_hash)
+        replace_durably(stored, _account(site, case, row).canonical())
+    post.collect_setup(MOST_EPOCHS, over=True)
+    if not send_account(site.home, post):
+        return False
+    Case.objects.filter(pk=row.pk, state__in=(*Case.ACTIVE, Case.State.STOPPED)).update(state=Case.State.CLOSED)
+    return True
+
+
+def send_account(home: Home, post: Correspondence) -> bool:
+    """Send the account of a study that was closed, as it was stored; False when it can't be sent now."""
+    account = letters.Account.parse((home.secagg / post.study / ACCOUNT_FILE).read_bytes())
+    return post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json"))
+
+
+def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
+    dataset = case.dataset
+    records = list(Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED)))
+    charged = ledger.study_charged(dataset, row.study_hash, case.priced_delta)
+    # Logged once the database has said all that it is asked, and once where the account is not stored after all.
+    site.audit.append_once("closed", study=row.study_hash, rounds=len(records))
+    return letters.Account(
+        rounds=len(records),
+        steps=sum(record.steps for record in records),
+        delta=case.study.privacy.delta,
+        noise_multiplier=case.plan.noise_multiplier,
+        sampling_rate=case.plan.sampling_rate,
+        cap=case.study_cap,
+        charged=charged,
+        head=site.audit.public_head(),
+        fork=told_fork(site.home),
+    )
+
+
+def told_fork(home: Home) -> Fork | None:
+    """What others are told of the last restore of this hospital's log; None where there was none."""
+    try:
+        return Fork.parse(home.fork.read_bytes())
+    except FileNotFoundError:
+        return None
