@@ -2,12 +2,12 @@
 
 The order of a round is fixed, and each line is durable before the next begins: a worker may be taken to have the rows,
 before which the letter is not read (`ticks`); policies allow, and the epoch's keys are those that people have pinned
-(`rounds.setup`); the journal opens the manifest and keeps the round's secret (one per round, I6); the ledger is charged (I5);
-a worker trains in its sandbox, with keys of that secret (`round_keys`); the round's tick comes (`ticks`); the release
-policy allows, and the epoch's keys are still those that are pinned; the journal keeps the masked vector; the audit log
-records the release (I11); the letter goes out. Killed anywhere, the next `step` goes on from what is durable: it trains
-again under the same charge and keys if nothing was masked, and sends the journal's copy if something was, unless the
-round was sat out meanwhile (`abstaining`).
+(`rounds.setup`); the journal opens the manifest and keeps the round's secret (one per round, I6); the ledger is charged
+(I5); a worker trains in its sandbox, with keys of that secret (`round_keys`); the round's tick comes (`ticks`); the
+release policy allows, and the epoch's keys are still those that are pinned; the journal keeps the masked vector; the
+audit log records the release (I11); the letter goes out. Killed anywhere, the next `step` goes on from what is durable:
+it trains again under the same charge and keys if nothing was masked, and sends the journal's copy if something was,
+unless the round was sat out meanwhile (`abstaining`).
 
 **Theorem (what leaves in a round, and when; I16).** The *public record* is what people declare and enter, what others
 send, faults, and the clock. Everything that a round lets out (letters, records of the audit log, whose heads go out,
