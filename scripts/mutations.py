@@ -376,7 +376,7 @@ MUTATIONS = (
     Mutation(
         "restore: open studies are not charged in full",
         "datasites/hospital/proposals/restored.py",
-        "return account if sure else accounts.in_full(account)",
+        "return account if sure else balances.in_full(account)",
         "return account",
         (f"{_SETTLE}::test_an_open_study_counts_as_charged_in_full_where_the_anchor_is_gone",),
     ),
@@ -403,7 +403,7 @@ MUTATIONS = (
     ),
     Mutation(
         "restore: a journal that is gone is a new one",
-        "datasites/hospital/rounds/closing.py",
+        "datasites/hospital/rounds/journals.py",
         "journal.floor == NOTHING_REACHED and _known_rounds(home, study_hash)",
         "journal.floor == NOTHING_REACHED and False",
         (f"{_RESTORED}::test_a_journal_that_is_gone_is_no_new_one",),
@@ -466,7 +466,7 @@ MUTATIONS = (
     ),
     Mutation(
         "restore: rejoining charges nothing",
-        "datasites/hospital/cases/review.py",
+        "datasites/hospital/rounds/lifecycle.py",
         "        charge_what_is_reached(site, row.study_hash)\n",
         "",
         (f"{_SETTLE}::test_rejoining_charges_rounds_that_the_journal_reached_and_nobody_charged",),
@@ -538,7 +538,7 @@ MUTATIONS = (
     ),
     Mutation(
         "answer: a round that is released is sat out after all",
-        "datasites/hospital/cases/review.py",
+        "datasites/hospital/rounds/lifecycle.py",
         "if site.audit.holds(RELEASED, study=row.study_hash, round=newest.round):",
         "if False:",
         (f"{_ABSTAINING}::test_a_round_whose_release_is_logged_is_not_sat_out",),
@@ -638,7 +638,7 @@ MUTATIONS = (
     ),
     Mutation(
         "review: what a decision does is done before the log was asked for its words",
-        "datasites/hospital/cases/review.py",
+        "datasites/hospital/rounds/lifecycle.py",
         "        row, before = _moved(site, number, person, reason, kind, states, to)\n",
         "        row, before = _moved(site, number, person, reason, kind, states, to)\n        also(row)\n",
         (f"{_OWED}::test_a_decision_whose_record_the_log_would_not_take_is_none",),
@@ -646,7 +646,7 @@ MUTATIONS = (
     Mutation(
         "review: a killed revocation keeps its reservation for good",
         "datasites/hospital/service.py",
-        "                release_what_is_left(self._site, row)\n",
+        "                release_what_is_left(self._site, row.study_hash)\n",
         "",
         (f"{_OWED}::test_a_study_that_people_have_not_ended_keeps_its_reservation_wherever_a_revocation_is_killed",),
     ),
@@ -659,7 +659,7 @@ MUTATIONS = (
     ),
     Mutation(
         "answer: people decide before the log says that a round was sat out",
-        "datasites/hospital/cases/review.py",
+        "datasites/hospital/rounds/lifecycle.py",
         "    log_newest(site, row)\n",
         "",
         (f"{_OWED}::test_that_a_round_is_sat_out_is_logged_before_the_next_decision",),
@@ -1155,7 +1155,7 @@ MUTATIONS = (
     ),
     Mutation(
         "withdrawal: it is confirmed where nobody is found",
-        "datasites/hospital/cases/review.py",
+        "datasites/hospital/cases/consent.py",
         "    if not (found or for_later or ",
         "    if not (True or ",
         (f"{_WITHDRAWAL}::test_a_withdrawal_that_finds_nobody_is_refused_unless_it_is_for_later_tables",),
@@ -1358,7 +1358,7 @@ MUTATIONS = (
     ),
     Mutation(
         "epoch: a round that was only sat out is one that a journal has lost",
-        "datasites/hospital/rounds/closing.py",
+        "datasites/hospital/rounds/journals.py",
         'sat_out = Q(state=Round.State.FAILED, manifest_hash="", abstention__has_key="outcome")',
         "sat_out = Q(pk=None)",
         (f"{_ABSTAINING}::test_a_round_that_was_only_sat_out_is_none_that_a_journal_has_lost",),

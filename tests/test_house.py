@@ -1,6 +1,7 @@
 """The rules between rooms (README, "The house"). Were one broken, a room could quietly know more than it may."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 import threading
@@ -23,12 +24,33 @@ MAY_IMPORT = {
     "privacy": {"study"},
     "secagg": {"study"},
     "transport": {"study"},
+    "control": {"study", "transport"},
     "enclave": {"study", "privacy"},
     "policies": {"study"},
-    "hospital": {"study", "privacy", "secagg", "transport", "enclave", "policies"},
-    "researcher": {"study", "privacy", "secagg", "transport", "enclave"},
-    "cli": {"study", "privacy", "secagg", "transport", "enclave", "policies", "hospital", "researcher"},
+    "aggregator": {"study", "secagg", "transport"},
+    "hospital": {"study", "privacy", "secagg", "transport", "control", "enclave", "policies"},
+    "researcher": {"study", "privacy", "transport", "control", "enclave", "aggregator"},
+    "cli": {"study", "privacy", "transport", "enclave", "policies", "hospital", "researcher"},
 }
+#: Rooms inside `hospital`, each of which may import those above it and what lies at its own top, but for these modules,
+#: which put the datasite together of all rooms.
+HOSPITAL_ROOMS = (
+    "isolated",
+    "audit",
+    "people",
+    "budget",
+    "data",
+    "cases",
+    "proposals",
+    "rounds",
+    "evidence",
+    "console",
+)
+ASSEMBLES = {"setup", "doctor", "service", "serving"}
+#: Modules at the top of `hospital` that rooms stand on, and what they may import of the rooms themselves.
+STANDS_ON = {"site": {"datasites.hospital.audit.log"}}
+#: Files at the top of `hospital`.
+MOST_AT_THE_TOP = 16
 TORCH_ROOMS = {"privacy", "enclave"}
 
 
@@ -70,6 +92,53 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
             assert room == "hospital", f"{path}: Django belongs to the hospital room"
         if parts[0] in ("torch", "opacus"):
             assert room in TORCH_ROOMS, f"{path}: torch belongs to training"
+
+
+HOSPITAL = ROOT / "datasites" / "hospital"
+
+
+def hospital_modules() -> dict[str, Path]:
+    """Modules of `hospital` but for migrations, by their names."""
+    paths = (path for path in HOSPITAL.rglob("*.py") if "migrations" not in path.parts)
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    del names["datasites.hospital"]
+    return names
+
+
+def test_hospital_has_few_files_at_its_top_and_each_other_in_a_room() -> None:
+    assert len(list(HOSPITAL.glob("*.py"))) <= MOST_AT_THE_TOP
+    folders = {path.name for path in HOSPITAL.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {*HOSPITAL_ROOMS, "migrations"}
+
+
+@pytest.mark.parametrize("module", sorted(hospital_modules()))
+def test_a_room_of_the_hospital_imports_only_rooms_that_it_stands_on(module: str) -> None:
+    known = hospital_modules()
+    _, _, place, *_ = module.split(".")
+    for other in imported_modules(known[module]) & set(known):
+        _, _, theirs, *_ = other.split(".")
+        if place in HOSPITAL_ROOMS and theirs in HOSPITAL_ROOMS:
+            assert HOSPITAL_ROOMS.index(theirs) <= HOSPITAL_ROOMS.index(place), f"{module} imports {other}"
+        elif place in HOSPITAL_ROOMS:
+            assert theirs not in ASSEMBLES, f"{module} imports {other}, which puts rooms together"
+        elif place not in ASSEMBLES:
+            below = theirs not in (*HOSPITAL_ROOMS, *ASSEMBLES)
+            assert below or other in STANDS_ON.get(place, set()), f"{module} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Circles, of whatever length; imports within functions count as well."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sources()
+    }
+    imports = {
+        name: {other for other in imported_modules(path) & set(modules) if not name.startswith(f"{other}.")} - {name}
+        for name, path in modules.items()
+    }
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as circle:
+        pytest.fail(" imports ".join(circle.args[1]))
 
 
 @pytest.mark.parametrize(

@@ -361,3 +361,8 @@ class Home:
     def run(self) -> Path:
         """Lock and readiness of the running service."""
         return self.root / "run"
+
+    @property
+    def ready(self) -> Path:
+        """Who serves, and where its console is; there as long as it does."""
+        return self.run / "ready.json"

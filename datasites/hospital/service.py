@@ -53,9 +53,8 @@ from datasites.hospital.rounds.closing import send_account
 from datasites.hospital.rounds.journals import destroy_secrets, give_up_keys
 from datasites.hospital.rounds.mail import Correspondence
 from datasites.hospital.rounds.run import StudyRun, foreseen
-from datasites.hospital.serving import READY_FILE, outage_of
 from datasites.hospital.setup import open_control, require_own_user
-from datasites.hospital.site import Site
+from datasites.hospital.site import Site, outage_of
 from datasites.hospital.space import full_in_words
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError
@@ -128,9 +127,9 @@ class Datasite:
         waited_for(self._publish, partial(outage_of, self._home), self._outages, stop)
         self._site.audit.append("started", pid=os.getpid())
         ready = {"pid": os.getpid(), "email": self._control.email, "console": self._console}
-        written = self._home.run / f".{READY_FILE}"
+        written = self._home.ready.with_name(f".{self._home.ready.name}")
         written.write_text(json.dumps(ready))
-        written.replace(self._home.run / READY_FILE)
+        written.replace(self._home.ready)
         log.info("ready: %s", self._home.root)
         try:
             while not stop.is_set():

@@ -15,14 +15,10 @@ from pathlib import Path
 
 from datasites.hospital.cases.staging import sweep_staging
 from datasites.hospital.config import Home
-from datasites.hospital.database import DATABASE_AWAY, DatabaseAway, let_go, name_of, reason_of
 from datasites.hospital.outages import Outages, waited_for
-from datasites.hospital.site import Site
-from datasites.study.addresses import shown
+from datasites.hospital.site import Site, outage_of
 from datasites.study.holding import hold
 from datasites.transport.store import StoreError, StoreUnreachable
-
-READY_FILE = "ready.json"
 
 
 @contextmanager
@@ -33,19 +29,7 @@ def only_process(home: Home) -> Iterator[None]:
         try:
             yield
         finally:
-            (home.run / READY_FILE).unlink(missing_ok=True)
-
-
-def outage_of(home: Home, error: Exception) -> tuple[str, str] | None:
-    """The service that is away where this was raised, and why; None where none is. Lets go of a dead database."""
-    if isinstance(error, DatabaseAway):
-        return error.outage
-    if isinstance(error, DATABASE_AWAY):
-        let_go()
-        return name_of(home), reason_of(home, error)
-    if isinstance(error, StoreError):
-        return error.outage(f"store {shown(home.settings.store)}", waited=True)
-    return None
+            home.ready.unlink(missing_ok=True)
 
 
 def serve_until(stop: threading.Event, root: Path, console: bool = True) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.config import Home
-from datasites.hospital.database import connect
+from datasites.hospital.database import DATABASE_AWAY, DatabaseAway, connect, let_go, name_of, reason_of
+from datasites.study.addresses import shown
 from datasites.study.identity import Identity
+from datasites.transport.store import StoreError
 
 if TYPE_CHECKING:
     from datasites.enclave.template import Template
@@ -42,3 +44,15 @@ class Site:
         home = connect(root)
         identity = Identity.load(home.key, home.settings.email, os.environ.get("DATASITES_PASSPHRASE"))
         return cls(home, identity, AuditLog(home.audit, identity))
+
+
+def outage_of(home: Home, error: Exception) -> tuple[str, str] | None:
+    """The service that is away where this was raised, and why; None where none is. Lets go of a dead database."""
+    if isinstance(error, DatabaseAway):
+        return error.outage
+    if isinstance(error, DATABASE_AWAY):
+        let_go()
+        return name_of(home), reason_of(home, error)
+    if isinstance(error, StoreError):
+        return error.outage(f"store {shown(home.settings.store)}", waited=True)
+    return None

@@ -16,7 +16,7 @@ from datasites.enclave import cgroup
 from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.doctor import examine as doctor
-from datasites.hospital.service import READY_FILE, Datasite
+from datasites.hospital.service import Datasite
 from datasites.hospital.setup import initialise, require_own_user
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
@@ -69,7 +69,7 @@ def test_the_doctor_looks_at_the_group_of_the_running_service(site: Site) -> Non
 
     assert "not known" in found()
     site.home.run.mkdir(exist_ok=True)
-    ready = site.home.run / READY_FILE
+    ready = site.home.ready
     ready.write_text(json.dumps({"pid": os.getpid()}))
     try:
         assert ("groups of their own" if cgroup.delegated() else "Delegate=memory pids") in found()

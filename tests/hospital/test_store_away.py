@@ -10,8 +10,7 @@ import pytest
 import datasites.cli
 from datasites.hospital import doctor
 from datasites.hospital.outages import away
-from datasites.hospital.serving import outage_of
-from datasites.hospital.site import Site
+from datasites.hospital.site import Site, outage_of
 from datasites.transport import store as store_module
 from datasites.transport.store import Store, StoreUnreachable
 

@@ -61,8 +61,9 @@ from dataclasses import dataclass
 from datasites.hospital.budget import balances, ledger_log, pending
 from datasites.hospital.budget.balances import PARTITIONS, Asked, Price, StudyAccount
 from datasites.hospital.budget.pending import StudyCap
-from datasites.hospital.budget.population import Caps, alone, caps_of, opened_order, order_of, require_agreed
+from datasites.hospital.budget.population import Caps, caps_of, opened_order, order_of, require_agreed
 from datasites.hospital.budget.price_cache import kept_prices
+from datasites.hospital.budget.promises import alone
 from datasites.hospital.budget.reconcile import AccountsDiffer, require_one_story
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.database import this_home

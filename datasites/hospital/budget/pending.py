@@ -134,7 +134,7 @@ def finish(site: Site, population: str) -> None:
 
 def finish_all(site: Site) -> None:
     """`finish` for every population, before a service compares database, log and anchor at its start."""
-    from datasites.hospital.budget.population import alone
+    from datasites.hospital.budget.promises import alone
 
     for population in sorted({line.population for line in _waiting(site)}):
         with alone(population):

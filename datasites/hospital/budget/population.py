@@ -12,24 +12,18 @@ The side of a patient is a keyed hash of the identity (`sampling.held_out`) unde
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from django.db import connection, transaction
-
-from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.budget import ledger_log, openings
 from datasites.hospital.budget.ledger_log import Promise
+from datasites.hospital.budget.promises import CAPS, alone, stored_promise
+from datasites.hospital.budget.reconcile import require_one_story
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import this_home
 from datasites.hospital.models import BudgetFact, Population, Proposal
 from datasites.hospital.site import Site
 from datasites.privacy.renyi import filter_order
 from datasites.study.errors import InputError
-
-#: What a fact in the history says of the cap; `delta_accepted` says nothing of it.
-CAPS = ("opened", "narrowed", "widened")
 
 
 @dataclass(frozen=True)
@@ -48,16 +42,6 @@ class Caps:
     def is_wider_than(self, other: Caps) -> bool:
         """Whether either figure allows more."""
         return self.epsilon > other.epsilon or self.delta > other.delta
-
-
-@contextmanager
-def alone(population: str) -> Iterator[None]:
-    """A transaction on a population's budget, one at a time: immediate on SQLite, waiting on PostgreSQL."""
-    with transaction.atomic():
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"ledger of {population}"])
-        yield
 
 
 def asked_caps(dataset: DatasetSettings) -> Caps:
@@ -166,8 +150,6 @@ def open_populations(site: Site) -> None:
 
 
 def _begin(site: Site, name: str) -> None:
-    from datasites.hospital.budget.reconcile import require_one_story  # a room above: it reads promises from here
-
     if name in ledger_log.tell(site.home).populations:
         return
     stored = stored_promise(site.home, name)
@@ -193,25 +175,6 @@ def _open(dataset: DatasetSettings) -> Population:
         population.order = order
         population.save(update_fields=["order"])
     return population
-
-
-def stored_promise(home: Home, name: str) -> Promise | None:
-    """What the database says that these patients were promised; None where it does not know them."""
-    population = Population.objects.filter(name=name).first()
-    if population is None:
-        return None
-    facts = list(population.facts.all())
-    caps = [fact for fact in facts if fact.what in CAPS]
-    return Promise(
-        epsilon=caps[-1].epsilon if caps else 0.0,
-        delta=caps[-1].delta if caps else 0.0,
-        order=population.order or 0,
-        fraction=population.fraction,
-        split=Commitments(home).commit(f"split key of population {name}", bytes(population.split_key)),
-        identity=population.identity,
-        both_sides=population.both_sides,
-        accepted_delta=max((fact.delta for fact in facts if fact.what == "delta_accepted"), default=0.0),
-    )
 
 
 def adopt(site: Site, name: str, promise: Promise) -> None:

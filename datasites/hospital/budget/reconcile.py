@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from datasites.hospital.budget import balances, ledger_log, withdrawn
 from datasites.hospital.budget.ledger_log import Promise, Told
 from datasites.hospital.budget.openings import under_way
-from datasites.hospital.budget.population import alone, stored_promise
+from datasites.hospital.budget.promises import alone, stored_promise
 from datasites.hospital.config import Home
 from datasites.hospital.models import LedgerEntry, Population
 from datasites.study.audit_chain import AuditError

@@ -24,7 +24,8 @@ from datasites.hospital.budget import balances, ledger_log, pending, withdrawn
 from datasites.hospital.budget.balances import Asked, StudyAccount
 from datasites.hospital.budget.ledger import ANY_ORDER
 from datasites.hospital.budget.ledger_log import Promise
-from datasites.hospital.budget.population import adopt, alone, opened_order, stored_promise
+from datasites.hospital.budget.population import adopt, opened_order
+from datasites.hospital.budget.promises import alone, stored_promise
 from datasites.hospital.budget.reconcile import require_one_story
 from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.config import Home

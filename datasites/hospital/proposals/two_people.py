@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from datasites.hospital.audit.bindings import bind, proposal_content
 from datasites.hospital.audit.entered import require_asked
-from datasites.hospital.budget import population, reconcile
+from datasites.hospital.budget import population, promises, reconcile
 from datasites.hospital.data import withdrawal
 from datasites.hospital.data.patients import listed
 from datasites.hospital.models import LedgerEntry, Population, Proposal
@@ -150,12 +150,12 @@ def _widen(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
             f"entry {proposal.pk}: datasite.toml says {asked.words} now, the entry {caps.words}; withdraw it and enter "
             "it again"
         )
-    with population.alone(name):
+    with promises.alone(name):
         population.widen(site, name, caps, by, proposal.reason)
 
 
 def _accept_delta(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    with population.alone(proposal.subject):
+    with promises.alone(proposal.subject):
         population.accept_delta(site, proposal.subject, proposal.terms["delta"], by, proposal.reason)
 
 
