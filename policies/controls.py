@@ -52,6 +52,7 @@ CONTROLS: dict[str, Control] = {
     "cohort-patients": Control(("cohort",), ACTIONS),
     "code-verifier": Control(("code",), ACTIONS),
     "code-frozen": Control(("code",), ACTIONS),
+    "code-current": Control(("code",), ACTIONS),
     "code-rehearsal": Control(("code",), _REHEARSED),
     "people-approver": Control(("terms", "approvals", "approver"), ("approve",)),
     "people": Control(("terms", "approvals"), _REVIEWED),

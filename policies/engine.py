@@ -3,12 +3,14 @@
 Cedar ignores a `forbid` whose evaluation fails, which would let an error allow. So this engine denies whenever Cedar
 reports any error, and every other way of not deciding (a fact missing, unknown, malformed or stale, an exception)
 ends in a denial too, with a control named. It decides from `Facts` alone and reads nothing but its rule files, once,
-when it is made; it does no other I/O. A decision is good for one action, on one study, for a short while.
+when it is made; it does no other I/O. A decision is good for one action, on one approval hash, for a short
+while.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -63,12 +65,13 @@ class Decision(Agreed):
 
     facts: what was decided on; None when the facts themselves were refused (then `facts_digest` is the digest of what
     was passed, or empty when that had no canonical form). ruleset: digest over schema and every rule, local ones too.
+    approval: the approval hash that it is about. (Format 1 called that `study`, and said "frozen" of two things.)
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     allowed: bool
     action: str
-    study: str
+    approval: str
     time: AwareDatetime
     denied_by: tuple[Denial, ...]
     results: tuple[RuleResult, ...]
@@ -86,12 +89,12 @@ class Decision(Agreed):
         """Names of the controls that denied, sorted: all that another party may be told."""
         return tuple(sorted({denial.control for denial in self.denied_by}))
 
-    def require(self, action: str, study: str, now: datetime.datetime) -> None:
-        """Raise `PolicyDenied` unless this decision allows `action` on `study` (hash) at `now` (aware datetime)."""
-        if (self.action, self.study) != (action, study):
+    def require(self, action: str, approval: str, now: datetime.datetime) -> None:
+        """Raise `PolicyDenied` unless it allows `action` on what has this approval hash at `now` (aware datetime)."""
+        if (self.action, self.approval) != (action, approval):
             raise PolicyDenied(
-                f"policy: this decision is about {self.action} of {self.study[:12]}…, not {action} of {study[:12]}…; "
-                "decide again"
+                f"policy: this decision is about {self.action} of {self.approval[:12]}…, not {action} of "
+                f"{approval[:12]}…; decide again"
             )
         if not self.allowed or self.denied_by:
             raise PolicyDenied(f"policy: {action} is denied.\n{self.summary}")
@@ -141,7 +144,10 @@ class Engine:
         return self._decide(known, now)
 
     def reproduces(self, decision: Decision) -> bool:
-        """Whether these rules, given the stored facts at the stored time, decide as `decision` states."""
+        """Whether these rules, given the stored facts at the stored time, decide as `decision` states.
+
+        Ask it of decisions by this rule set (`ruleset`) and of format 2 only; others rest on other rules or names.
+        """
         if decision.facts is None:
             return not decision.allowed
         again = self._decide(decision.facts, decision.time)
@@ -150,7 +156,7 @@ class Engine:
     def _decide(self, facts: Facts, now: datetime.datetime) -> Decision:
         outcomes: dict[str, Outcome] = {}
         try:
-            outcomes, errors = self._evaluate(facts.action, facts.study, facts.hospital, context(facts))
+            outcomes, errors = self._evaluate(facts.action, facts.approval, facts.hospital, context(facts))
         except Exception as error:  # whatever goes wrong here must deny
             errors = [f"{type(error).__name__}: {error}"]
         if not errors and not {"pass", "deny"} & set(outcomes.values()):
@@ -181,7 +187,7 @@ class Engine:
         return Decision(
             allowed=not denials,
             action=facts.action,
-            study=facts.study,
+            approval=facts.approval,
             time=now,
             denied_by=tuple(denials),
             results=results,
@@ -191,11 +197,11 @@ class Engine:
         )
 
     def _evaluate(
-        self, action: str, study: str, hospital: str, record: dict[str, Any]
+        self, action: str, approval: str, hospital: str, record: dict[str, Any]
     ) -> tuple[dict[str, Outcome], list[str]]:
         """Outcome by rule id, and Cedar's errors. Which rules apply is Cedar's answer too, not this code's."""
         request = {
-            "principal": {"type": "Study", "id": study},
+            "principal": {"type": "Study", "id": approval},
             "action": {"type": "Action", "id": action},
             "resource": {"type": "Hospital", "id": hospital},
             "context": record,
@@ -234,7 +240,7 @@ class Engine:
         return Decision(
             allowed=False,
             action=known.action if known else str(raw.get("action", ""))[:40],
-            study=known.study if known else str(raw.get("study", ""))[:64],
+            approval=known.approval if known else str(raw.get("approval", ""))[:64],
             time=now,
             denied_by=(Denial(control="facts", rule="facts", reason=words.reason, remedy=words.remedy),),
             results=(),
@@ -246,7 +252,7 @@ class Engine:
     def _refuse_gaps(self) -> None:
         # Asked with no facts at all, every shipped rule must deny exactly where it is meant to apply: a rule that
         # passes would let a missing fact allow, and one that doesn't apply would not be asked.
-        record = {"study": "0" * 64, "today": {"__extn": {"fn": "datetime", "arg": "2000-01-01"}}}
+        record = {"approval": "0" * 64, "today": {"__extn": {"fn": "datetime", "arg": "2000-01-01"}}}
         outcomes = {action: self._evaluate(action, "0" * 64, "?", record)[0] for action in ACTIONS}
         for rule in self.rules:
             if rule.origin == "local":
@@ -267,10 +273,21 @@ class Engine:
 
 
 def read_decision(data: bytes) -> Decision:
-    """Read a stored decision (its `canonical()` bytes); raises `ValueError` when it contradicts itself."""
-    decision = Decision.parse(data)
-    if decision.allowed and (decision.denied_by or not decision.results or decision.facts is None):
-        raise ValueError("decision: it allows, yet names a denial or lacks its facts; it was changed")
+    """Read a stored decision (its JSON); raises `ValueError` when it contradicts itself.
+
+    One of format 1 comes without its facts, whose names meant other things: it can be shown, and not evaluated again.
+    """
+    record = json.loads(data)
+    if record.get("format") == 1:
+        record = {name: value for name, value in record.items() if name != "study"} | {
+            "approval": record.get("study"),
+            "facts": None,
+        }
+    decision = Decision.model_validate_json(json.dumps(record))
+    if decision.allowed and (decision.denied_by or not decision.results):
+        raise ValueError("decision: it allows, yet names a denial or no rule; it was changed")
+    if decision.allowed and decision.facts is None and decision.format != 1:
+        raise ValueError("decision: it allows, yet lacks its facts; it was changed")
     if decision.facts is not None and decision.facts.digest() != decision.facts_digest:
         raise ValueError("decision: its facts do not have the digest that it states; it was changed")
     return decision

@@ -261,10 +261,20 @@ def _code_verifier(facts: Facts) -> Words:
 
 def _code_frozen(facts: Facts) -> Words:
     code = _code(facts)
-    what = "; ".join(code.differs) or f"its hash is {code.frozen[:12]}…, and {facts.study[:12]}… was approved"
     return Words(
-        f"What would run now is not what people approved: {what}.",
-        "Put that back as it was, or let the researcher submit again and have it reviewed.",
+        f"The frozen copy has hash {code.frozen[:12]}…, and {code.study[:12]}… was submitted: it was changed since.",
+        "Nothing of this study may run. Find out who changed the datasite's private folder, then ask for a new "
+        "submission.",
+    )
+
+
+def _code_current(facts: Facts) -> Words:
+    code = _code(facts)
+    what = "; ".join(code.differs) or f"its hash is {code.approval[:12]}…, and {facts.approval[:12]}… was approved"
+    return Words(
+        f"Something that an approval binds is not as it was approved: {what}.",
+        "The submitted files are whole. Put that back as it was, or let the researcher submit again and review what "
+        "is true now.",
     )
 
 
@@ -295,7 +305,7 @@ def _people_approver(facts: Facts) -> Words:
 
 def _people(facts: Facts) -> Words:
     stewards, officers = facts.people("steward"), facts.people("privacy_officer")
-    stale = sum(a.study != facts.study for a in facts.approvals or ())
+    stale = sum(a.approval != facts.approval for a in facts.approvals or ())
     note = f" ({stale} approval(s) of another version of the study count for nothing.)" if stale else ""
     lacking = [_role(r) for r, who in (("steward", stewards), ("privacy_officer", officers)) if not who]
     if lacking:
@@ -426,6 +436,7 @@ _EXPLAIN: dict[str, Callable[[Facts], Words]] = {
     "cohort-patients": _cohort_patients,
     "code-verifier": _code_verifier,
     "code-frozen": _code_frozen,
+    "code-current": _code_current,
     "code-rehearsal": _code_rehearsal,
     "people-approver": _people_approver,
     "people": _people,

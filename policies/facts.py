@@ -2,7 +2,7 @@
 
 `Facts` is what is stored with a decision; `context` turns it into the record that the Cedar rules read. Each group
 of facts may be absent; a rule that needs an absent group denies. Whatever can be worked out from other facts (which
-agreements are in force today, which approvals are of this study hash) is worked out here and not by the caller, so
+agreements are in force today, which approvals are of this very hash) is worked out here and not by the caller, so
 that a stored decision can be evaluated again from its facts alone.
 """
 
@@ -12,7 +12,7 @@ import datetime
 import decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, StrictBool, model_serializer, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email, identity_key, same_identity
@@ -92,28 +92,27 @@ class CohortFacts(Agreed):
 
 
 class CodeFacts(Agreed):
-    """What is known of the submitted code. frozen: the approval hash of what would run, computed again just now.
+    """What is known of what would run, computed again just now.
 
-    differs: what of it is not as it was examined, in words; for people, and no rule sees it.
+    study: the study hash under which the submission was frozen; frozen: that of the frozen copy as it lies there.
+    approval: the approval hash of all that would run. differs: what of that is not as it was examined, in words; for
+    people, and no rule sees it.
     """
 
     findings: Count
     rehearsal: Literal["passed", "failed", "not_run"]
+    study: Sha256
     frozen: Sha256
+    approval: Sha256
     differs: Annotated[tuple[str, ...], Field(max_length=64)] = ()
-
-    @model_serializer(mode="wrap")
-    def _as_before_where_nothing_differs(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        # Decisions that were stored before there was this field keep their digest.
-        return {name: value for name, value in dump(self).items() if name != "differs" or value}
 
 
 class Approval(Agreed):
-    """One person's approval, in a role, of one study hash."""
+    """One person's approval, in a role, of what has this approval hash."""
 
     person: Person
     role: ReviewerRole
-    study: Sha256
+    approval: Sha256
 
 
 class Reviewer(Agreed):
@@ -147,14 +146,14 @@ class ReleaseFacts(Agreed):
 
 
 class Facts(Agreed):
-    """All facts of one decision. `study` is the hash that reviewers approve; `hospital` this hospital's name.
+    """All facts of one decision. `approval` is the hash that reviewers approve; `hospital` this hospital's name.
 
     `features` lists every column that the study reads, the label included. Groups left out are missing facts: the
     rules that need them deny.
     """
 
     action: Action
-    study: Sha256
+    approval: Sha256
     hospital: Organisation
     today: datetime.date
     terms: StudyTerms | None = None
@@ -184,13 +183,13 @@ class Facts(Agreed):
         return Registry(organisation=self.hospital, agreements=self.agreements or ())
 
     def people(self, role: ReviewerRole) -> tuple[str, ...]:
-        """Who approved this study hash in that role; approvals of other hashes are left out."""
-        return tuple(sorted({a.person for a in self.approvals or () if a.role == role and a.study == self.study}))
+        """Who approved this very hash in that role; approvals of other hashes are left out."""
+        return tuple(sorted({a.person for a in self.approvals or () if a.role == role and a.approval == self.approval}))
 
 
 def context(facts: Facts) -> dict[str, Any]:
     """The Cedar context of `facts`: plain JSON, of the type `Facts` in schema.cedarschema."""
-    record: dict[str, Any] = {"study": facts.study, "today": _day(facts.today)}
+    record: dict[str, Any] = {"approval": facts.approval, "today": _day(facts.today)}
     if facts.terms is not None:
         record["terms"] = {
             "purpose": facts.terms.purpose,

@@ -32,7 +32,7 @@ from datasites.study.rounds import safe_scale
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import Store
 from tests.hospital.conftest import log_pins
-from tests.hospital.test_review import Desk
+from tests.hospital.desk import Desk
 
 RESEARCHER = "researcher@university.example.org"
 OWN = "datasite@cleveland.example.org"

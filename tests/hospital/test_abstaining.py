@@ -16,9 +16,9 @@ from datasites.hospital.rounds.journals import give_up_keys
 from datasites.hospital.rounds.release import Leaving
 from datasites.study import letters
 from datasites.study.audit_chain import records
+from tests.hospital.desk import Desk
 from tests.hospital.running import OWN, RESEARCHER, Running
 from tests.hospital.test_retry import Killed, kill_before
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.waits
 
@@ -237,7 +237,7 @@ def killed_at_release(running: Running, monkeypatch: pytest.MonkeyPatch, kill: C
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED, note="can't be opened")
 
 
-def stopped_at_round(desk: Desk, **states: Round.State) -> Case:  # noqa: F811
+def stopped_at_round(desk: Desk, **states: Round.State) -> Case:
     """An approved case, stopped, with these rounds: r1, r2, ..."""
     desk.agree()
     desk.approve("ann")
@@ -250,7 +250,7 @@ def stopped_at_round(desk: Desk, **states: Round.State) -> Case:  # noqa: F811
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_that_people_sit_a_round_out_is_logged_once_it_is_decided_and_once(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     killed: bool,
 ) -> None:
@@ -274,7 +274,7 @@ def test_that_people_sit_a_round_out_is_logged_once_it_is_decided_and_once(
     assert said_of(round) == letters.Abstention(outcome="failed"), "no reason and nobody's name"
 
 
-def test_people_sit_the_newest_round_out_and_none_that_was_left_before_it(desk: Desk) -> None:  # noqa: F811
+def test_people_sit_the_newest_round_out_and_none_that_was_left_before_it(desk: Desk) -> None:
     row = stopped_at_round(desk, r1=Round.State.CHARGED, r2=Round.State.UNMASKED)
     with pytest.raises(review.ReviewError, match="no round of it waits"):
         lifecycle.sit_out(desk.site, row.pk, desk.login("bob"), "we sit it out")

@@ -24,7 +24,7 @@ from datasites.privacy.plan import PrivacyPlan
 from datasites.study import audit_chain
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.errors import InputError
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 WHOLE = {"training": Asked(PLAN.event(), PLAN.local_event())}
@@ -270,7 +270,7 @@ def test_a_home_that_was_put_back(backups: tuple[Site, list[Backup]], point: int
 
 
 def test_nothing_but_two_people_makes_a_missing_anchor_good(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
 ) -> None:
     site = desk.site
     ledger.reserve(site, site.home.dataset("heart"), STUDY, WHOLE)
@@ -282,7 +282,7 @@ def test_nothing_but_two_people_makes_a_missing_anchor_good(
     noticed(restarted(site), "is missing")
 
 
-def test_a_service_on_a_home_that_was_put_back_does_not_start(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
+def test_a_service_on_a_home_that_was_put_back_does_not_start(desk: Desk, tmp_path: Path) -> None:
     from datasites.hospital.service import Datasite
 
     backup = Backup(desk.site.home, tmp_path / "backup")
@@ -348,7 +348,7 @@ def test_killed_at_any_step_a_line_counts_or_was_never_acted_on(
 
 
 def test_killed_before_the_commit_of_an_approval_the_reservation_counts_and_the_second_approval_is_the_same(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     desk.agree()
@@ -419,7 +419,7 @@ def test_charges_of_an_older_version_are_not_in_the_log_in_full_and_that_is_said
 @pytest.mark.parametrize("at", ["the database", "the log", "the end"])
 @pytest.mark.parametrize("kind", ["budget_widened", "delta_accepted"])
 def test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_it(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     at: str,
@@ -458,7 +458,7 @@ def test_what_widens_is_logged_when_nothing_refuses_it_and_counts_when_all_know_
     require_one_story(site.home)
 
 
-def test_a_larger_delta_for_a_budget_that_is_not_open_is_refused_and_not_logged(desk: Desk) -> None:  # noqa: F811
+def test_a_larger_delta_for_a_budget_that_is_not_open_is_refused_and_not_logged(desk: Desk) -> None:
     entered = two_people.propose_delta(desk.site, desk.login("ann"), "heart", 0.01, "a small hospital")
     Population.objects.filter(name="heart").update(name="another")
     with pytest.raises(InputError, match="its budget is not open yet"):

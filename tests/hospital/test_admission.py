@@ -26,7 +26,7 @@ from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
-from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk, job
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_terms_that_break_a_parser_are_refused_with_a_reason(database: Home, fur
     assert row.note
 
 
-def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk: Desk) -> None:  # noqa: F811
+def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk: Desk) -> None:
     """A cohort of 2e12 patients breaks the facts of every decision; the case stays one that people can reject."""
     terms = (HEART / "study" / "study.toml").read_text()
     old = next(line for line in terms.splitlines() if line.startswith("min_patients"))
@@ -80,7 +80,7 @@ def test_what_a_stranger_wrote_does_nothing_to_a_terminal(
 
 
 def test_an_error_that_nobody_foresaw_is_a_reason_without_its_words(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def quotes(*_: object) -> None:
@@ -94,7 +94,7 @@ def test_an_error_that_nobody_foresaw_is_a_reason_without_its_words(
 
 
 def test_a_table_that_breaks_its_reader_shows_in_no_rehearsal_and_no_record(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else the log, whose heads leave, would tell of the table (I16): the mock is read before it."""
@@ -133,7 +133,7 @@ def test_a_table_that_breaks_its_reader_shows_in_no_rehearsal_and_no_record(
 
 @pytest.mark.parametrize("act", ["reject", "approve"])
 def test_what_people_decide_while_a_case_is_examined_stands(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     act: str,
 ) -> None:
@@ -160,7 +160,7 @@ def test_what_people_decide_while_a_case_is_examined_stands(
 
 
 def test_an_approval_is_of_the_hash_that_was_read_even_if_the_case_is_examined_meanwhile(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     desk.agree()
@@ -177,7 +177,7 @@ def test_an_approval_is_of_the_hash_that_was_read_even_if_the_case_is_examined_m
     assert not Review.objects.exists()
 
 
-def test_a_study_of_more_steps_than_can_be_priced_is_refused(desk: Desk) -> None:  # noqa: F811
+def test_a_study_of_more_steps_than_can_be_priced_is_refused(desk: Desk) -> None:
     terms = (HEART / "study" / "study.toml").read_text()
     many, changed = re.subn(r"(?m)^steps = .*$", "steps = 10000", terms)
     assert changed == 1
@@ -188,7 +188,7 @@ def test_a_study_of_more_steps_than_can_be_priced_is_refused(desk: Desk) -> None
         PrivacyPlan.calibrate(3.0, 1e-5, clip=1.0, sampling_rate=0.01, rounds=10_000, steps_per_round=11)
 
 
-def test_undecided_submissions_of_one_researcher_are_limited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_undecided_submissions_of_one_researcher_are_limited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = desk.site.home.settings.model_copy(update={"undecided_per_researcher": 1})
     site = dataclasses.replace(desk.site, home=dataclasses.replace(desk.site.home, settings=settings))
     row = examination.admit(site, dataclasses.replace(job(), name="heart-2"))
@@ -202,7 +202,7 @@ def test_a_case_that_was_refused_says_so_and_blames_nobody(database: Home, furni
         open_case(furnished, row)
 
 
-def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk, tmp_path) -> None:  # type: ignore[no-untyped-def] # noqa: F811
+def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk, tmp_path) -> None:  # type: ignore[no-untyped-def]
     from datasites.hospital.evidence.export import export_evidence
 
     Case.objects.filter(pk=desk.row.pk).update(state=Case.State.INTAKE, terms={}, note="the table is not ready")
@@ -213,7 +213,7 @@ def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk
 
 
 def test_more_columns_than_the_declared_records_bear_are_refused_before_a_row_is_read(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home = desk.site.home
@@ -227,7 +227,7 @@ def test_more_columns_than_the_declared_records_bear_are_refused_before_a_row_is
 
 
 def test_more_rows_than_the_columns_leave_room_for_are_not_prepared(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever was declared: the table may hold more."""

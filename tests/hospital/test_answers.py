@@ -18,7 +18,7 @@ from datasites.hospital.models import Case
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
-from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import PASSWORD, Desk
 
 PACKAGE = StudyPackage.read(HEART / "study")
 Change = Callable[[str, Callable[[pd.Series], pd.Series]], None]
@@ -26,7 +26,7 @@ MONTHS = Finding("out_of_range", "age", 0.5, "half of it")
 
 
 @pytest.fixture
-def change(desk: Desk) -> Iterator[Change]:  # noqa: F811
+def change(desk: Desk) -> Iterator[Change]:
     """What makes one column of the hospital's table another one, until the test is over."""
     path = desk.site.home.root / "data" / "table.csv"
     before = path.read_bytes()
@@ -40,11 +40,11 @@ def change(desk: Desk) -> Iterator[Change]:  # noqa: F811
     path.write_bytes(before)
 
 
-def left(desk: Desk, *found: Finding, package: StudyPackage = PACKAGE) -> list[str]:  # noqa: F811
+def left(desk: Desk, *found: Finding, package: StudyPackage = PACKAGE) -> list[str]:
     return [finding.name for finding in unanswered(desk.site.home, "heart", found, package.data_model)]
 
 
-def test_a_case_waits_until_a_person_says_why_the_table_is_right(desk: Desk, change: Change) -> None:  # noqa: F811
+def test_a_case_waits_until_a_person_says_why_the_table_is_right(desk: Desk, change: Change) -> None:
     change("age", lambda ages: ages * 12)
     row = examination.recheck(desk.site, desk.row.pk)
     assert row.state == Case.State.INTAKE
@@ -57,7 +57,7 @@ def test_a_case_waits_until_a_person_says_why_the_table_is_right(desk: Desk, cha
     assert examination.recheck(desk.site, desk.row.pk).state == Case.State.INTAKE
 
 
-def test_the_log_shows_that_somebody_answered_and_not_what(desk: Desk) -> None:  # noqa: F811
+def test_the_log_shows_that_somebody_answered_and_not_what(desk: Desk) -> None:
     answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
     record = json.loads(desk.site.home.audit.read_text().splitlines()[-1])
     assert record["kind"] == "finding_answered"
@@ -67,7 +67,7 @@ def test_the_log_shows_that_somebody_answered_and_not_what(desk: Desk) -> None: 
     }  # fmt: skip
 
 
-def test_an_answer_holds_for_what_was_answered(desk: Desk) -> None:  # noqa: F811
+def test_an_answer_holds_for_what_was_answered(desk: Desk) -> None:
     answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
     assert left(desk, MONTHS) == []
     assert left(desk, Finding("out_of_range", "age", 0.59, "")) == []
@@ -82,7 +82,7 @@ def test_an_answer_holds_for_what_was_answered(desk: Desk) -> None:  # noqa: F81
 
 
 @pytest.mark.parametrize("harm", ["edited", "gone", "another"])
-def test_an_opening_that_is_not_what_the_log_binds_answers_nothing(desk: Desk, harm: str) -> None:  # noqa: F811
+def test_an_opening_that_is_not_what_the_log_binds_answers_nothing(desk: Desk, harm: str) -> None:
     answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
     file = max(desk.site.home.bindings.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     assert left(desk, MONTHS) == []
@@ -96,7 +96,7 @@ def test_an_opening_that_is_not_what_the_log_binds_answers_nothing(desk: Desk, h
     assert left(desk, MONTHS) == ["out_of_range:age"]
 
 
-def test_who_may_not_answer_and_what_cannot_be_answered(desk: Desk) -> None:  # noqa: F811
+def test_who_may_not_answer_and_what_cannot_be_answered(desk: Desk) -> None:
     with pytest.raises(AnswerRefused, match="dee is auditor"):
         answer(desk.site, desk.login("dee"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
     with pytest.raises(AnswerRefused, match="say why"):
@@ -109,7 +109,7 @@ def test_who_may_not_answer_and_what_cannot_be_answered(desk: Desk) -> None:  # 
     assert left(desk, MONTHS) == ["out_of_range:age"]
 
 
-def test_the_command_line_shows_rows_and_findings_and_takes_answers(desk: Desk, change: Change) -> None:  # noqa: F811
+def test_the_command_line_shows_rows_and_findings_and_takes_answers(desk: Desk, change: Change) -> None:
     home, study = ["--home", str(desk.site.home.root)], ["--study", str(HEART / "study")]
     assert CliRunner().invoke(app, ["dataset", "check", "heart", *study, *home]).exit_code == 0
     change("age", lambda ages: ages * 12)
@@ -126,7 +126,7 @@ def test_the_command_line_shows_rows_and_findings_and_takes_answers(desk: Desk, 
     assert "accepted: [out_of_range:age]" in done.output
 
 
-def test_rows_that_are_left_out_are_counted(desk: Desk, change: Change) -> None:  # noqa: F811
+def test_rows_that_are_left_out_are_counted(desk: Desk, change: Change) -> None:
     change("num", lambda labels: labels.where(labels.index > 2))
     path = desk.site.home.root / "data" / "table.csv"
     path.write_text(path.read_text() + "\n\n")  # `change` takes this back, too

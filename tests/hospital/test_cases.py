@@ -18,7 +18,7 @@ from datasites.privacy.accountant import epsilon_pld
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk
 
 
 def test_a_hospital_is_never_laxer_than_its_own_limits(heart) -> None:  # type: ignore[no-untyped-def]
@@ -51,7 +51,7 @@ def test_the_split_never_moves(heart) -> None:  # type: ignore[no-untyped-def]
         split_of(heart.model_copy(update={"split_salt": "ab" * 16}))
 
 
-def test_training_and_held_out_patients_are_different_people(desk: Desk) -> None:  # noqa: F811
+def test_training_and_held_out_patients_are_different_people(desk: Desk) -> None:
     case = open_case(desk.site.home, desk.row)
     parts = partitions(desk.site.home, case)
     training, held_out = parts["training"].patients, parts["held_out"].patients
@@ -61,7 +61,7 @@ def test_training_and_held_out_patients_are_different_people(desk: Desk) -> None
     assert len(training) + len(held_out) == 303
 
 
-def test_records_that_are_not_those_approved_never_train(desk: Desk) -> None:  # noqa: F811
+def test_records_that_are_not_those_approved_never_train(desk: Desk) -> None:
     case = open_case(desk.site.home, desk.row)
     path = desk.site.home.prepared / desk.row.study_hash / "records.npz"
     original = path.read_bytes()
@@ -76,7 +76,7 @@ def test_records_that_are_not_those_approved_never_train(desk: Desk) -> None:  #
         path.write_bytes(original)
 
 
-def test_a_patient_who_withdraws_is_left_out_and_not_named_in_the_log(desk: Desk) -> None:  # noqa: F811
+def test_a_patient_who_withdraws_is_left_out_and_not_named_in_the_log(desk: Desk) -> None:
     home = desk.site.home
     case = open_case(home, desk.row)
     before = sum(len(part.y) for part in partitions(home, case).values())
@@ -129,7 +129,7 @@ def test_readiness_says_what_treating_records_as_patients_would_cost(furnished: 
         table.write_bytes(original)
 
 
-def test_a_registry_that_can_not_be_read_denies(desk: Desk) -> None:  # noqa: F811
+def test_a_registry_that_can_not_be_read_denies(desk: Desk) -> None:
     desk.agree()
     desk.site.home.registry.write_text("{")
     with pytest.raises(Denied) as caught:

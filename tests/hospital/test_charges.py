@@ -19,7 +19,6 @@ from datasites.study.package import StudyPackage
 from datasites.study.rounds import round_terms
 from tests.hospital.conftest import HEART
 from tests.hospital.running import Running
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.hospital.unequal import Terms, case_of
 
 

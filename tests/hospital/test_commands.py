@@ -18,7 +18,7 @@ from datasites.cli import app
 from datasites.hospital.models import Case
 from datasites.study.identity import RosterEntry
 from tests.hospital.conftest import DATABASE, HEART, SCRIPTS
-from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import PASSWORD, Desk
 
 ROOT = SCRIPTS.parent
 
@@ -53,7 +53,7 @@ def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 @pytest.fixture
-def runs(desk: Desk, tmp_path: Path) -> list[Run]:  # noqa: F811
+def runs(desk: Desk, tmp_path: Path) -> list[Run]:
     """Every command on the hospital's home."""
     desk.agree()
     home, row = desk.site.home, desk.row

@@ -21,7 +21,7 @@ from datasites.hospital.data.records import records_digest
 from datasites.hospital.models import Case
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
-from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk, job
 
 Version = Callable[[str, bytes], str]
 
@@ -59,7 +59,7 @@ def keyed(key: bytes, label: str) -> Version:
     return lambda _, data: hmac.digest(key, framed + data, "sha256").hex()
 
 
-def test_the_approval_hash_confirms_no_guess_at_a_patient(desk: Desk) -> None:  # noqa: F811
+def test_the_approval_hash_confirms_no_guess_at_a_patient(desk: Desk) -> None:
     """It was an unkeyed digest of the records once, and the first line found the patient."""
     home, row = desk.site.home, desk.row
     label = f"data version of study {row.study_hash}"
@@ -93,7 +93,7 @@ def test_a_damaged_key_is_named_and_not_replaced(furnished: Home, tmp_path: Path
 
 
 def test_the_log_is_the_same_whether_the_records_fit_or_not(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ready or not is for people here; heads of the log leave with the releases of other studies."""

@@ -27,7 +27,7 @@ from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
 from tests.hospital.conftest import log_pins
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk
 from tests.hospital.test_shared_noise import manifest_of
 from tests.hospital.unequal import Terms, case_of
 
@@ -37,14 +37,14 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def case(desk: Desk) -> Iterator[OpenCase]:  # noqa: F811
+def case(desk: Desk) -> Iterator[OpenCase]:
     desk.agree()
     roster = desk.site.home.roster.read_bytes()
     yield open_case(desk.site.home, desk.row)
     desk.site.home.roster.write_bytes(roster)
 
 
-def test_a_pause_by_another_process_counts_from_the_next_decision(desk: Desk, case: OpenCase) -> None:  # noqa: F811
+def test_a_pause_by_another_process_counts_from_the_next_decision(desk: Desk, case: OpenCase) -> None:
     desk.approve("ann")
     desk.approve("bob")
     opened = open_case(desk.site.home, type(desk.row).objects.get(pk=desk.row.pk))  # a round begins …
@@ -57,7 +57,7 @@ def test_a_pause_by_another_process_counts_from_the_next_decision(desk: Desk, ca
 
 
 def test_what_differs_from_what_was_approved_is_named_with_both_values_and_accuses_nobody(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     case: OpenCase,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -90,7 +90,7 @@ def test_what_differs_from_what_was_approved_is_named_with_both_values_and_accus
     assert "somebody changed the datasite's private folder" in "".join(open_case(desk.site.home, row).differs)
 
 
-def test_facts_that_can_not_be_gathered_deny_and_are_named(desk: Desk, case: OpenCase) -> None:  # noqa: F811
+def test_facts_that_can_not_be_gathered_deny_and_are_named(desk: Desk, case: OpenCase) -> None:
     assert compliance.decide(desk.site, case, "intake").allowed
     desk.site.home.roster.write_text("not a roster")
     decision = compliance.decide(desk.site, case, "intake")
@@ -100,7 +100,7 @@ def test_facts_that_can_not_be_gathered_deny_and_are_named(desk: Desk, case: Ope
     assert "cohort" in compliance.decide(desk.site, dataclasses.replace(case, dataset=patients), "intake").controls
 
 
-def test_the_aggregators_organisation_is_the_pinned_one(desk: Desk, case: OpenCase) -> None:  # noqa: F811
+def test_the_aggregators_organisation_is_the_pinned_one(desk: Desk, case: OpenCase) -> None:
     roster = Roster.load(desk.site.home.roster)
     entries = tuple(
         e.model_copy(update={"organisation": "Elsewhere"}) if e.email == case.study.researcher else e
@@ -114,7 +114,7 @@ def test_the_aggregators_organisation_is_the_pinned_one(desk: Desk, case: OpenCa
     assert "the roster says Elsewhere, the study says aggregation by University" in decision.summary
 
 
-def test_a_delta_above_the_datasets_is_denied(desk: Desk, case: OpenCase) -> None:  # noqa: F811
+def test_a_delta_above_the_datasets_is_denied(desk: Desk, case: OpenCase) -> None:
     strict = dataclasses.replace(case, dataset=case.dataset.model_copy(update={"delta": 1e-6}))
     decision = compliance.decide(desk.site, strict, "intake")
     assert "budget-delta" in {denial.rule for denial in decision.denied_by}
@@ -127,7 +127,7 @@ def denied(site: Site, case: OpenCase, action: Any, manifest: Any = None) -> dic
 
 
 def test_delta_is_small_against_the_patients_of_the_release_unless_two_people_took_the_risk(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     case: OpenCase,
 ) -> None:
     """Delta 1e-5 fits up to 1,000 patients; the hospital's own count in local mode, and it is asked at every gate."""
@@ -146,7 +146,7 @@ def test_delta_is_small_against_the_patients_of_the_release_unless_two_people_to
 
 
 def test_where_hospitals_share_the_noise_the_release_is_on_the_whole_cohort(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     heart: DatasetSettings,
 ) -> None:
     desk.agree()
@@ -160,7 +160,7 @@ def test_where_hospitals_share_the_noise_the_release_is_on_the_whole_cohort(
 
 
 def test_a_cohort_said_to_be_small_allows_no_larger_delta(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     heart: DatasetSettings,
 ) -> None:
     """The researcher names its patients; but this hospital has its own, and each other one the study's least."""
@@ -171,7 +171,7 @@ def test_a_cohort_said_to_be_small_allows_no_larger_delta(
 
 
 def test_the_studys_cap_is_of_pld_at_the_studys_delta_and_the_populations_of_its_filter(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     case: OpenCase,
 ) -> None:
     """A study calibrated to its cap passes it by the accountant that it was calibrated with, and only by that."""
@@ -187,7 +187,7 @@ def test_the_studys_cap_is_of_pld_at_the_studys_delta_and_the_populations_of_its
 
 
 def test_a_round_that_is_done_again_counts_once_against_the_studys_cap(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     case: OpenCase,
 ) -> None:
     desk.approve("ann")
@@ -220,7 +220,7 @@ def digests(site: Site) -> tuple[Counter[str], Counter[str]]:
 
 @pytest.mark.parametrize("moment", ["before the log", "after the log", "after the row"])
 def test_killed_while_a_decision_is_stored_log_and_database_agree_again(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     case: OpenCase,
     moment: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -243,7 +243,7 @@ def test_killed_while_a_decision_is_stored_log_and_database_agree_again(
     assert [check.found for check in export_evidence(again, case.row.pk, tmp_path / "b.zip") if not check.ok] == []
 
 
-def test_an_export_right_after_a_kill_verifies(desk: Desk, case: OpenCase, tmp_path: Path) -> None:  # noqa: F811
+def test_an_export_right_after_a_kill_verifies(desk: Desk, case: OpenCase, tmp_path: Path) -> None:
     site = dataclasses.replace(desk.site, audit=DiesAround(desk.site.home.audit, desk.site.identity))
     with pytest.raises(Killed):
         compliance.decide(site, case, "intake")

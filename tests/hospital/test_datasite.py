@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
@@ -29,27 +28,8 @@ from datasites.study import manifest
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.errors import InputError
 from policies.ruleset import RuleError
+from tests.hospital.desk import Desk, job, turn
 from tests.hospital.running import Running
-from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
-
-
-@pytest.fixture
-def service(desk: Desk) -> Iterator[Datasite]:  # noqa: F811
-    datasite = Datasite(desk.site)
-    yield datasite
-    datasite._submissions.close()
-    for run in datasite._runs.values():
-        run.close()
-    datasite._mailroom.close()
-    datasite._control.close()
-
-
-def turn(service: Datasite) -> None:
-    """One turn of the loop, with a sync and without its sleep."""
-    stop = threading.Event()
-    stop.set()
-    service._next_sync = 0.0
-    service._turn(stop)
 
 
 @pytest.mark.parametrize(("folder", "early"), [("p2p", True), ("mail", False)])
@@ -119,7 +99,7 @@ def test_a_mock_that_can_not_be_put_keeps_no_hospital_from_starting(
 
 
 def test_a_researcher_is_told_that_an_approval_was_revoked_and_not_why(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -141,7 +121,7 @@ def test_a_researcher_is_told_that_an_approval_was_revoked_and_not_why(
 
 
 def test_what_is_decided_while_a_researcher_is_told_is_told_next(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -167,7 +147,7 @@ def test_an_entry_without_syft_fingerprint_costs_that_party_only(service: Datasi
 
 
 def test_an_error_in_one_study_is_written_once_without_its_words_and_the_study_rests(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -199,7 +179,7 @@ def test_an_error_in_one_study_is_written_once_without_its_words_and_the_study_r
 
 
 def test_a_damaged_audit_log_still_ends_the_service(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -254,7 +234,7 @@ def test_a_mock_that_is_not_there_is_named(service: Datasite) -> None:
         aside.rename(mock)
 
 
-def test_a_rule_that_permits_keeps_the_datasite_from_starting(desk: Desk) -> None:  # noqa: F811
+def test_a_rule_that_permits_keeps_the_datasite_from_starting(desk: Desk) -> None:
     rule = desk.site.home.local_rules / "open.cedar"
     rule.write_text("permit (principal, action, resource);")
     try:
@@ -265,7 +245,7 @@ def test_a_rule_that_permits_keeps_the_datasite_from_starting(desk: Desk) -> Non
 
 
 def test_a_study_that_was_approved_before_a_bound_was_set_goes_on(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     service: Datasite,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -280,7 +260,7 @@ def test_a_study_that_was_approved_before_a_bound_was_set_goes_on(
     assert [check.found for check in export_evidence(desk.site, desk.row.pk, tmp_path / "b.zip") if not check.ok] == []
 
 
-def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def] # noqa: F811
+def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     running = Running(desk, tmp_path)
     rows = records_folder(desk.site.home, running.study) / "records.npz"
     kept = rows.read_bytes()
@@ -302,7 +282,7 @@ def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, 
         rows.write_bytes(kept)
 
 
-def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: Datasite) -> None:  # type: ignore[no-untyped-def] # noqa: F811
+def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: Datasite) -> None:  # type: ignore[no-untyped-def]
     """A backup without anchors: the study stops, resuming stops it again, and rejoining is the way back."""
     running = Running(desk, tmp_path)
     service._control.pin(running.roster)
@@ -336,7 +316,7 @@ def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: D
         running.end()
 
 
-def test_keys_that_an_unknown_anchor_guards_are_given_up_above_all_known_rounds(desk: Desk) -> None:  # noqa: F811
+def test_keys_that_an_unknown_anchor_guards_are_given_up_above_all_known_rounds(desk: Desk) -> None:
     Round.objects.create(case=desk.row, round=7, epoch=2, manifest_hash="")
     journal, anchor = journal_of(desk.site.home, desk.row.study_hash)
     try:

@@ -39,9 +39,9 @@ from datasites.study.package import StudyPackage
 from policies.registry import Agreement, RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART
+from tests.hospital.desk import PASSWORD, Desk
 from tests.hospital.test_evidence_entries import by_hand
 from tests.hospital.test_retry import Killed, kill_after, kill_before
-from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 
 DUA = """
 [[agreement]]
@@ -96,7 +96,7 @@ def last(at: Desk, kind: str) -> int:
 # -- agreements: ends --------------------------------------------------------------------------------------------------
 
 
-def test_an_end_that_was_typed_into_the_registry_takes_no_agreement_away(desk: Desk) -> None:  # noqa: F811
+def test_an_end_that_was_typed_into_the_registry_takes_no_agreement_away(desk: Desk) -> None:
     desk.agree()
     enter_dua(desk)
     assert not allowed(desk)
@@ -108,7 +108,7 @@ def test_an_end_that_was_typed_into_the_registry_takes_no_agreement_away(desk: D
     assert by_hand(desk.site) == []
 
 
-def test_a_version_that_was_typed_in_takes_the_place_of_none(desk: Desk) -> None:  # noqa: F811
+def test_a_version_that_was_typed_in_takes_the_place_of_none(desk: Desk) -> None:
     desk.agree()
     enter_dua(desk)
     ended = {"version": 2, "terminated_by": "ann", "terminated_on": "2026-01-02"}
@@ -128,7 +128,7 @@ def test_a_version_that_was_typed_in_takes_the_place_of_none(desk: Desk) -> None
 
 
 @pytest.mark.parametrize("how", ["taken out", "changed"])
-def test_what_ended_is_not_taken_out_or_changed_so_that_it_narrows_no_more(desk: Desk, how: str) -> None:  # noqa: F811
+def test_what_ended_is_not_taken_out_or_changed_so_that_it_narrows_no_more(desk: Desk, how: str) -> None:
     desk.agree()
     enter_dua(desk)
     terminate_agreement(desk.site, desk.login("ann"), "dua")
@@ -144,7 +144,7 @@ def test_what_ended_is_not_taken_out_or_changed_so_that_it_narrows_no_more(desk:
     assert not allowed(desk)
 
 
-def test_one_person_ends_an_agreement_and_permits_nothing_by_it(desk: Desk) -> None:  # noqa: F811
+def test_one_person_ends_an_agreement_and_permits_nothing_by_it(desk: Desk) -> None:
     desk.agree()
     assert allowed(desk)
     enter_dua(desk)
@@ -158,7 +158,7 @@ def test_one_person_ends_an_agreement_and_permits_nothing_by_it(desk: Desk) -> N
 
 
 def test_an_end_that_a_kill_left_in_the_log_alone_denies_until_it_is_entered_again(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     desk.agree()
@@ -181,7 +181,7 @@ def test_an_end_that_a_kill_left_in_the_log_alone_denies_until_it_is_entered_aga
 
 @pytest.mark.parametrize("looks", [True, False], ids=["refused", "confirmed by a datasite that does not look"])
 def test_one_person_alone_brings_no_agreement_into_force(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     looks: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -208,7 +208,7 @@ def test_one_person_alone_brings_no_agreement_into_force(
 
 
 @pytest.mark.parametrize("what", ["services", "who entered it"])
-def test_who_confirms_confirms_what_was_entered(desk: Desk, what: str) -> None:  # noqa: F811
+def test_who_confirms_confirms_what_was_entered(desk: Desk, what: str) -> None:
     """The file is edited between the entry and its confirmation by number; or who confirms made the entry."""
     desk.agree(transport="backup")
     by = "ann" if what == "services" else "bob"
@@ -226,7 +226,7 @@ def test_who_confirms_confirms_what_was_entered(desk: Desk, what: str) -> None: 
     assert not allowed(desk)
 
 
-def test_a_confirmation_that_was_killed_is_given_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_confirmation_that_was_killed_is_given_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     (first, *_) = enter(desk, agreements("Cleveland", [*FEATURES, "num"]))
 
     def killed(*_: object) -> None:
@@ -241,7 +241,7 @@ def test_a_confirmation_that_was_killed_is_given_again(desk: Desk, monkeypatch: 
     assert by_hand(desk.site) == []
 
 
-def test_an_opening_that_was_edited_opens_nothing(desk: Desk) -> None:  # noqa: F811
+def test_an_opening_that_was_edited_opens_nothing(desk: Desk) -> None:
     desk.agree(transport="backup")
     terms = {"services": ["transport"]}
     typed(desk, "baa-storage", 1, lambda one: one | {"terms": one["terms"] | terms})
@@ -273,7 +273,7 @@ def party(name: str = "north", organisation: str = "North") -> RosterEntry:
 
 
 @pytest.mark.parametrize("what", ["who proposed it", "what was proposed", "never proposed", "withdrawn", "revoked"])
-def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:  # noqa: F811
+def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:
     """Of the proposals, which lie in the database, any field is edited; what the log says of them counts."""
     site, entry = desk.site, party()
     if what == "never proposed":
@@ -303,7 +303,7 @@ def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:  # 
 
 
 def test_a_party_whose_pinning_was_interrupted_can_be_withdrawn_for_good(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed once the log says that it is pinned: by hand it comes into the roster, and counts for nothing."""
@@ -328,7 +328,7 @@ def test_a_party_whose_pinning_was_interrupted_can_be_withdrawn_for_good(
 
 
 def test_a_party_that_is_in_the_roster_is_not_withdrawn_but_pinned_again_or_revoked(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed between the roster and the database."""
@@ -346,7 +346,7 @@ def test_a_party_that_is_in_the_roster_is_not_withdrawn_but_pinned_again_or_revo
 
 
 @pytest.mark.parametrize("what", ["who entered it", "what was entered", "in which role"])
-def test_one_person_alone_takes_no_risk_of_a_larger_delta(desk: Desk, what: str) -> None:  # noqa: F811
+def test_one_person_alone_takes_no_risk_of_a_larger_delta(desk: Desk, what: str) -> None:
     name = "bob" if what == "who entered it" else "ann"
     row = propose_delta(desk.site, desk.login(name), "heart", 1e-4, "a small clinic")
     edited: dict[str, Any]
@@ -365,7 +365,7 @@ def test_one_person_alone_takes_no_risk_of_a_larger_delta(desk: Desk, what: str)
     assert accepted_delta("heart") == 1e-4
 
 
-def test_what_was_confirmed_is_not_confirmed_again_in_another_name(desk: Desk) -> None:  # noqa: F811
+def test_what_was_confirmed_is_not_confirmed_again_in_another_name(desk: Desk) -> None:
     row = propose_delta(desk.site, desk.login("ann"), "heart", 1e-4, "a small clinic")
     Proposal.objects.filter(pk=row.pk).update(proposed_by="cyd", reason="typed by hand")
     confirm(desk.site, desk.login("bob"), row.pk)
@@ -380,7 +380,7 @@ def test_what_was_confirmed_is_not_confirmed_again_in_another_name(desk: Desk) -
 
 
 @pytest.mark.parametrize("name", ["dee", "ann"])
-def test_a_role_that_was_edited_to_admin_counts_for_nothing(desk: Desk, name: str) -> None:  # noqa: F811
+def test_a_role_that_was_edited_to_admin_counts_for_nothing(desk: Desk, name: str) -> None:
     somebody = get_user_model().objects.get(username=name)
     somebody.groups.set([Group.objects.get_or_create(name="admin")[0]])
     words = f"{name} is not the person that record"
@@ -390,7 +390,7 @@ def test_a_role_that_was_edited_to_admin_counts_for_nothing(desk: Desk, name: st
     assert (check.state, words in check.words) == ("bad", True)
 
 
-def test_the_first_admin_is_logged_and_their_address_can_not_be_edited(desk: Desk) -> None:  # noqa: F811
+def test_the_first_admin_is_logged_and_their_address_can_not_be_edited(desk: Desk) -> None:
     password = enter_first_admin(desk.site)
     assert identify(FIRST_ADMIN, password).role == "admin"
     # Whoever signs in at the organisation's provider is found by their address.
@@ -399,7 +399,7 @@ def test_the_first_admin_is_logged_and_their_address_can_not_be_edited(desk: Des
         identify(FIRST_ADMIN, password)
 
 
-def test_an_admin_of_a_version_that_did_not_log_them_is_entered_again_by_the_command_line(desk: Desk) -> None:  # noqa: F811
+def test_an_admin_of_a_version_that_did_not_log_them_is_entered_again_by_the_command_line(desk: Desk) -> None:
     add_person(FIRST_ADMIN, "admin", PASSWORD)
     words = "admin was never entered, as far as the log knows; .* `datasites person add admin --role admin --home"
     with pytest.raises(PersonError, match=words):
@@ -411,7 +411,7 @@ def test_an_admin_of_a_version_that_did_not_log_them_is_entered_again_by_the_com
     assert identify(FIRST_ADMIN, "another quite long phrase").role == "admin"
 
 
-def test_a_new_persons_password_is_hashed_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_new_persons_password_is_hashed_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
 
     def counted(password: str) -> str:
@@ -426,7 +426,7 @@ def test_a_new_persons_password_is_hashed_once(desk: Desk, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("by", ["eve", ""], ids=["an admin", "the command line"])
-def test_who_is_entered_already_is_not_entered_again_with_another_password(desk: Desk, by: str) -> None:  # noqa: F811
+def test_who_is_entered_already_is_not_entered_again_with_another_password(desk: Desk, by: str) -> None:
     password = enter_first_admin(desk.site)
     for name, role, email in ((FIRST_ADMIN, "admin", ""), ("ann", "steward", "ann@cleveland.example.org")):
         with pytest.raises(PersonError, match="already entered; choose another name"):
@@ -435,7 +435,7 @@ def test_who_is_entered_already_is_not_entered_again_with_another_password(desk:
     assert desk.login("ann")
 
 
-def test_an_approval_counts_for_the_address_under_which_it_was_given(desk: Desk) -> None:  # noqa: F811
+def test_an_approval_counts_for_the_address_under_which_it_was_given(desk: Desk) -> None:
     desk.agree()
     desk.approve("ann")
     assert desk.approve("bob").state == Case.State.APPROVED
@@ -445,7 +445,7 @@ def test_an_approval_counts_for_the_address_under_which_it_was_given(desk: Desk)
     assert (decided.allowed, decided.facts.approvals) == (False, None)
 
 
-def test_a_log_that_was_lost_lets_those_of_the_database_settle_it(desk: Desk) -> None:  # noqa: F811
+def test_a_log_that_was_lost_lets_those_of_the_database_settle_it(desk: Desk) -> None:
     for path in (desk.site.home.audit, head_file(desk.site.home.audit)):
         path.unlink()
     assert tell(desk.site.home).added == {}

@@ -11,7 +11,6 @@ from datasites.study import letters
 from datasites.study.identity import Identity, Roster
 from tests.hospital.conftest import log_pins
 from tests.hospital.running import OWN, RESEARCHER, Running
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.waits
 PEER = "datasite@va.example.org"

@@ -44,9 +44,9 @@ from tests.adversarial.tampered_contents import (
 )
 from tests.hospital import test_review as review_desk
 from tests.hospital.conftest import log_pins
+from tests.hospital.desk import PASSWORD, Desk
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
 from tests.hospital.test_charges import case, manifests  # noqa: F401 (fixture)
-from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.policies.facts_of import OFFICER, STEWARD
 
 
@@ -241,7 +241,7 @@ def test_two_records_of_one_content_show_nothing_alike_and_open_to_it_alone(home
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in home.bindings.iterdir())
 
 
-def last_of(desk: Desk, agreement: str) -> int:  # noqa: F811
+def last_of(desk: Desk, agreement: str) -> int:
     """The last record that enters or confirms an agreement."""
     return max(r.seq for r in records(desk.site.home.audit) if r.fields.get("agreement") == agreement)
 
@@ -255,7 +255,7 @@ def by_hand(site: Site) -> list[str]:
 @pytest.mark.parametrize("ends", ["", "2099-12-31"])
 def test_an_agreement_typed_into_the_registry_passes_for_none(
     ends: str,
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -288,7 +288,7 @@ def test_an_agreement_typed_into_the_registry_passes_for_none(
 @pytest.mark.parametrize("waits", [False, True], ids=["before it was entered", "before it was confirmed"])
 def test_an_older_copy_of_the_registry_brings_no_agreement_back(
     waits: bool,
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -324,7 +324,7 @@ def test_an_older_copy_of_the_registry_brings_no_agreement_back(
     assert by_hand(site) == [f"baa-storage version 1 was ended by record {ended} of the log", words]
 
 
-def test_an_agreement_that_narrows_is_not_taken_away(desk: Desk) -> None:  # noqa: F811
+def test_an_agreement_that_narrows_is_not_taken_away(desk: Desk) -> None:
     desk.agree()
     site, known = desk.site, RegistryFile(desk.site.home.registry, "Cleveland").load()
     fewer = tuple(one for one in known.agreements if one.terms.id != "irb")
@@ -334,7 +334,7 @@ def test_an_agreement_that_narrows_is_not_taken_away(desk: Desk) -> None:  # noq
     assert words in next(said for name, state, said in examine(site) if (name, state) == ("agreements", "bad"))
 
 
-def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:  # noqa: F811
+def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:
     site, admin = desk.site, desk.login("ann")
     older, researcher = site.home.roster.read_bytes(), desk.row.submitted_by
     assert pinned_by_hand(site.home, Roster.parse(older).entries) == []
@@ -359,7 +359,7 @@ def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:  # noqa: 
     ]
 
 
-def test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database(desk: Desk) -> None:  # noqa: F811
+def test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database(desk: Desk) -> None:
     site, users = desk.site, get_user_model().objects
     for name, role in (("eve", "steward"), ("joe", "steward")):
         enter_person(site, name, role, PASSWORD, f"{name}@example.org")
@@ -380,7 +380,7 @@ def test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database(desk
 
 
 def test_evidence_of_a_real_hospital_opens_what_its_study_rests_on_and_nothing_else(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     tmp_path: Path,
 ) -> None:
     desk.agree()

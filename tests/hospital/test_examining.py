@@ -18,7 +18,7 @@ from datasites.hospital.cases.examination_lock import AnotherAtWork, one_at_a_ti
 from datasites.hospital.cases.halt import Halt, Halted
 from datasites.hospital.cases.submissions import in_a_thread
 from datasites.hospital.models import Case
-from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk, job
 
 RECHECK = (
     "import sys; from pathlib import Path\n"
@@ -64,7 +64,7 @@ def beside(act: Any) -> Future[Case]:
     return in_a_thread(run)
 
 
-def test_a_second_recheck_is_refused_at_once_and_prepares_nothing(desk: Desk, staging: Staging) -> None:  # noqa: F811
+def test_a_second_recheck_is_refused_at_once_and_prepares_nothing(desk: Desk, staging: Staging) -> None:
     """In this process and in another one; of another case, and of the same."""
     first = beside(lambda: examination.recheck(desk.site, desk.row.pk))
     assert staging.begun.wait(120)
@@ -82,7 +82,7 @@ def test_a_second_recheck_is_refused_at_once_and_prepares_nothing(desk: Desk, st
     assert examination.recheck(desk.site, desk.row.pk).state == Case.State.REVIEW, "and is there again afterwards"
 
 
-def test_a_case_that_is_being_taken_in_is_not_examined_beside_that(desk: Desk, staging: Staging) -> None:  # noqa: F811
+def test_a_case_that_is_being_taken_in_is_not_examined_beside_that(desk: Desk, staging: Staging) -> None:
     sent = job(**{"study.toml": job().files["study.toml"].replace(b"IRB-2026-017", b"IRB-another")})
     first = beside(lambda: examination.admit(desk.site, replace(sent, name="another")))
     assert staging.begun.wait(120)
@@ -95,7 +95,7 @@ def test_a_case_that_is_being_taken_in_is_not_examined_beside_that(desk: Desk, s
 
 
 def test_a_submission_waits_for_its_turn_and_the_end_of_the_service_ends_the_wait(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     staging: Staging,
 ) -> None:
     sent, ended = replace(job(), name="later"), Halt()

@@ -20,7 +20,6 @@ from datasites.transport.quarantine import KEEP_PER_HOUR
 from datasites.transport.repeats import Repeats
 from datasites.transport.store import StoreError
 from tests.hospital.running import OWN, RESEARCHER, Running
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 FLOOD = 1_000
 

@@ -33,9 +33,8 @@ from datasites.hospital.service import Datasite
 from datasites.hospital.ticks import TICK
 from datasites.study import letters
 from datasites.transport.store import NotAFile
+from tests.hospital.desk import Desk, turn
 from tests.hospital.running import Running
-from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.hospital.test_submissions import another, until
 
 ASK = (
@@ -66,7 +65,7 @@ def stopped(worker: Worker) -> bool:
 
 
 @pytest.mark.waits
-def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work(desk: Desk) -> None:  # noqa: F811
+def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work(desk: Desk) -> None:
     halt, round_of_another = Halt(), AtWork(desk.site.home)
 
     def admit() -> Case:
@@ -112,7 +111,7 @@ def no_descriptor_free() -> Iterator[None]:
 
 @pytest.mark.waits
 def test_a_look_that_fails_lets_a_rehearsal_stand_still_until_the_next_one(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     home, shown = desk.site.home, AtWork(desk.site.home)
@@ -183,7 +182,7 @@ def test_a_round_of_a_study_that_people_halt_or_let_go_of_is_not_at_work_for_eve
 @pytest.mark.parametrize("away", ["its place in the store", "the store"])
 def test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick(
     running: Running,
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
     away: str,
 ) -> None:
@@ -218,7 +217,7 @@ def test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick(
     assert not rounds_at_work(home)
 
 
-def test_who_is_at_work_waits_for_nobody_and_is_gone_with_its_process(desk: Desk) -> None:  # noqa: F811
+def test_who_is_at_work_waits_for_nobody_and_is_gone_with_its_process(desk: Desk) -> None:
     home, first, second = desk.site.home, AtWork(desk.site.home), AtWork(desk.site.home)
     first.begin()
     second.begin()
@@ -231,7 +230,7 @@ def test_who_is_at_work_waits_for_nobody_and_is_gone_with_its_process(desk: Desk
 
 
 def test_a_round_that_could_not_be_announced_is_so_the_next_time(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home, shown, inner = desk.site.home, AtWork(desk.site.home), fcntl.fcntl
@@ -263,7 +262,7 @@ def test_workers_are_started_one_after_the_other_in_spans_that_are_public() -> N
 
 @pytest.mark.waits
 def test_rows_are_worked_on_in_the_order_in_which_rounds_leave(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever study's thread is free first: which one is, how long its rows took to load had a part in."""

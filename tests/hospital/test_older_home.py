@@ -21,8 +21,8 @@ from datasites.hospital.proposals.restored import LostStudy
 from datasites.hospital.service import Datasite
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
+from tests.hospital.desk import Desk
 from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, restarted
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 OTHER = "c" * 64
 REFUSED = (
@@ -72,7 +72,7 @@ def rows(kinds: tuple[str, ...] = ("reserve", "charge")) -> None:
 
 
 @pytest.fixture
-def older(desk: Desk) -> Site:  # noqa: F811
+def older(desk: Desk) -> Site:
     """A home whose budget no log has opened yet, as before budgets stood in it; its log is empty still."""
     home = desk.site.home
     BudgetFact.objects.all().delete()
@@ -167,7 +167,7 @@ def test_many_studies_are_named_in_one_sentence(older: Site) -> None:
 # -- taking it over ----------------------------------------------------------------------------------------------------
 
 
-def taken_over(desk: Desk, site: Site, *lost: LostStudy) -> Site:  # noqa: F811
+def taken_over(desk: Desk, site: Site, *lost: LostStudy) -> Site:
     entered = two_people.propose_restored(site, desk.login("ann"), lost, "from the minutes of the reviews")
     two_people.confirm(site, desk.login("bob"), entered.pk)
     after = restarted(site)
@@ -181,7 +181,7 @@ def taken_over(desk: Desk, site: Site, *lost: LostStudy) -> Site:  # noqa: F811
 
 @pytest.mark.parametrize("log", LOGS)
 def test_two_people_enter_what_a_study_cost_that_the_database_has_lost(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     older: Site,
     log: Callable[[Site], None],
 ) -> None:
@@ -197,7 +197,7 @@ def test_two_people_enter_what_a_study_cost_that_the_database_has_lost(
         ledger.reserve(after, heart, OTHER, {"training": WHOLE["training"], "held_out": WHOLE["training"]})
 
 
-def test_what_the_database_still_says_need_not_be_entered(desk: Desk, older: Site) -> None:  # noqa: F811
+def test_what_the_database_still_says_need_not_be_entered(desk: Desk, older: Site) -> None:
     """The study was open: nothing shows how far it came, so it counts in full."""
     charged_alone(older)
     rows()
@@ -209,7 +209,7 @@ def test_what_the_database_still_says_need_not_be_entered(desk: Desk, older: Sit
         ledger.charge(after, heart, STUDY, 4, ROUND)
 
 
-def test_rounds_that_the_database_lacks_are_asked_for(desk: Desk, older: Site) -> None:  # noqa: F811
+def test_rounds_that_the_database_lacks_are_asked_for(desk: Desk, older: Site) -> None:
     charged_alone(older)
     rows(("reserve",))
     with pytest.raises(InputError, match=f"study {STUDY}: an older version charged it"):

@@ -16,8 +16,8 @@ from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.cases.views import view_case
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
+from tests.hospital.desk import Desk
 from tests.hospital.test_compliance import manifest_of
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 
 def count(monkeypatch: pytest.MonkeyPatch, done: Counter[str], room: Any, name: str) -> None:
@@ -32,7 +32,7 @@ def count(monkeypatch: pytest.MonkeyPatch, done: Counter[str], room: Any, name: 
 
 
 @pytest.fixture
-def rehearsals(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:  # noqa: F811
+def rehearsals(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Of which cases a rehearsal was held; each passes. Table and mock are as before after the test."""
     held: list[int] = []
 
@@ -53,7 +53,7 @@ def _without_last_line(path: Path) -> None:
 
 
 def test_a_rehearsal_that_passed_is_not_held_again_and_shows_nothing_of_the_table(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     rehearsals: list[int],
 ) -> None:
     """Else how long an examination takes would tell whether a patient has left the table (I16)."""
@@ -69,7 +69,7 @@ def test_a_rehearsal_that_passed_is_not_held_again_and_shows_nothing_of_the_tabl
 
 @pytest.mark.parametrize("other", ["mock", "limits", "declared", "seconds", "dependencies", "machine", "failed"])
 def test_a_rehearsal_of_anything_else_is_held_again(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     rehearsals: list[int],
     monkeypatch: pytest.MonkeyPatch,
     other: str,
@@ -96,7 +96,7 @@ def test_a_rehearsal_of_anything_else_is_held_again(
 
 
 def test_a_rehearsal_rests_on_the_mock_rows_that_were_read_for_it(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     rehearsals: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,7 +121,7 @@ def test_a_rehearsal_rests_on_the_mock_rows_that_were_read_for_it(
 
 
 def test_a_case_is_opened_priced_and_decided_once_for_an_approval(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     desk.agree()
@@ -135,7 +135,7 @@ def test_a_case_is_opened_priced_and_decided_once_for_an_approval(
 
 
 def test_rounds_are_gated_and_shown_by_what_was_priced_when_the_study_was_examined(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that no round waits for the accountant's library."""

@@ -33,9 +33,8 @@ from datasites.study import letters
 from datasites.study.audit_chain import records
 from policies.engine import Decision
 from tests.hospital.conftest import HEART
+from tests.hospital.desk import Desk, job, turn
 from tests.hospital.running import Running
-from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
-from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
 
 #: The same model as other bytes, so another study.
 MODEL = (HEART / "study" / "model.py").read_bytes() + b"\n\n"
@@ -221,7 +220,7 @@ def test_an_abstention_is_decided_logged_and_said_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, kind: str) -> None:  # noqa: F811
+def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, kind: str) -> None:
     """One reservation, whatever broke: the person reads the case again, and approves it again where it is not."""
     desk.agree()
     outage = Outage(kind, range(3, 400, 23) if kind != "commit" else range(1, 9))
@@ -242,7 +241,7 @@ def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:

@@ -28,10 +28,9 @@ from datasites.hospital.service import Datasite
 from datasites.secagg.journal import Anchor
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
+from tests.hospital.desk import Desk, turn
 from tests.hospital.running import Running
-from tests.hospital.test_datasite import turn
 from tests.hospital.test_retry import Killed, kill_before
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 KINDS = ("paused", "resumed", "rejoined", "revoked", "rejected")
 #: What is done, in which state of the case, what the log says, and what becomes of the case.
@@ -44,7 +43,7 @@ ACTS: dict[str, tuple[Callable[..., Case], str, str]] = {
 }
 
 
-def stands(desk: Desk, state: str) -> None:  # noqa: F811
+def stands(desk: Desk, state: str) -> None:
     if state != "review":
         desk.agree()
         desk.approve("ann")
@@ -52,14 +51,14 @@ def stands(desk: Desk, state: str) -> None:  # noqa: F811
     Case.objects.filter(pk=desk.row.pk).update(state=state, recorded_in_syft=True)
 
 
-def said(desk: Desk) -> list[str]:  # noqa: F811
+def said(desk: Desk) -> list[str]:
     """What the log says that people decided on the case; other tests wrote to the same log."""
     opened = [r for r in records(desk.site.home.audit) if r.seq > desk.begins]  # type: ignore[attr-defined]
     return [r.kind for r in opened if r.kind in KINDS and r.fields["case"] == desk.row.pk]
 
 
 @pytest.fixture
-def at(desk: Desk) -> Desk:  # noqa: F811
+def at(desk: Desk) -> Desk:
     desk.begins = desk.site.audit.head().seq  # type: ignore[attr-defined]
     return desk
 

@@ -10,13 +10,13 @@ import pytest
 from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.people.roster import pin_compared, pin_party, propose_party, revoke_party, withdraw_party
 from datasites.study.identity import IdentityError, Roster
+from tests.hospital.desk import Desk
 from tests.hospital.test_entered_log import party
 from tests.hospital.test_retry import Killed, kill_after, kill_before
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 
 def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever writes the file puts another entry under the address, and the withdrawn one afterwards."""
@@ -36,7 +36,7 @@ def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(
         site.home.roster.write_bytes(before)
 
 
-def test_a_withdrawal_leaves_another_key_alone_that_is_pinned_under_the_address(desk: Desk) -> None:  # noqa: F811
+def test_a_withdrawal_leaves_another_key_alone_that_is_pinned_under_the_address(desk: Desk) -> None:
     site, entry, other = desk.site, party("shell"), party("shell")
     row = propose_party(site, desk.login("ann"), entry.model_dump_json())
     before = site.home.roster.read_bytes()
@@ -50,7 +50,7 @@ def test_a_withdrawal_leaves_another_key_alone_that_is_pinned_under_the_address(
 
 @pytest.mark.parametrize("kill", [kill_before, kill_after])
 def test_a_revocation_that_was_interrupted_is_undone_by_no_older_roster(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     kill: Callable[[object, str], Callable[[Any], None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_revocation_that_was_interrupted_is_undone_by_no_older_roster(
         site.home.roster.write_bytes(before)
 
 
-def test_a_party_is_revoked_while_somebody_has_taken_it_out_of_the_roster(desk: Desk) -> None:  # noqa: F811
+def test_a_party_is_revoked_while_somebody_has_taken_it_out_of_the_roster(desk: Desk) -> None:
     """Else whoever writes the file could put it back once people have given up."""
     site, entry = desk.site, party("hidden")
     before = site.home.roster.read_bytes()

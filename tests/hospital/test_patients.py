@@ -50,15 +50,15 @@ from datasites.privacy.sampling import held_out
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
+from tests.hospital.desk import Desk
 from tests.hospital.test_accounts import Backup, restarted
 from tests.hospital.test_retry import Killed
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 SALT = b"0123456789abcdef"
 
 
 @pytest.fixture
-def files(desk: Desk) -> Iterator[Callable[[str, str, str], None]]:  # noqa: F811
+def files(desk: Desk) -> Iterator[Callable[[str, str, str], None]]:
     """Change words of a file of the home; all are put back, the records of the study too."""
     root = desk.site.home.root
     folder = records_folder(desk.site.home, desk.row.study_hash)
@@ -141,7 +141,7 @@ def sides(home: Home) -> dict[str, bool]:
 
 
 def test_without_a_patient_column_removing_one_row_moves_nobody_else(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     files: Callable[[str, str, str], None],
 ) -> None:
     home = desk.site.home
@@ -162,7 +162,7 @@ def both_sides(case: OpenCase) -> bool:
 
 
 def test_without_a_patient_column_both_sides_are_charged_the_sum_within_the_studys_epsilon(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     files: Callable[[str, str, str], None],
 ) -> None:
     assert not both_sides(open_case(desk.site.home, desk.row))
@@ -176,7 +176,7 @@ def test_without_a_patient_column_both_sides_are_charged_the_sum_within_the_stud
 
 
 def test_a_withdrawal_drops_exactly_the_named_patient_and_needs_a_patient_column(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     files: Callable[[str, str, str], None],
 ) -> None:
     home = desk.site.home
@@ -200,7 +200,7 @@ def test_a_withdrawal_drops_exactly_the_named_patient_and_needs_a_patient_column
 
 
 def test_another_patient_column_is_reviewed_anew_and_charges_both_sides_from_then_on(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     files: Callable[[str, str, str], None],
 ) -> None:
     home = desk.site.home
@@ -226,7 +226,7 @@ def test_another_patient_column_is_reviewed_anew_and_charges_both_sides_from_the
 
 
 def test_the_same_table_under_another_name_is_not_ready(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     files: Callable[[str, str, str], None],
 ) -> None:
     """Renaming a dataset starts no budget at zero: its patients stand in a population that has one."""
@@ -250,7 +250,7 @@ def test_the_same_table_under_another_name_is_not_ready(
 
 
 @pytest.mark.parametrize("known", ["its list", "its charges"])
-def test_two_people_answer_for_a_population_of_which_only_this_is_left(desk: Desk, known: str) -> None:  # noqa: F811
+def test_two_people_answer_for_a_population_of_which_only_this_is_left(desk: Desk, known: str) -> None:
     """Its dataset and its budget are gone; else no study of any other population could be examined again."""
     home, package, gone = desk.site.home, StudyPackage.read(HEART / "study"), "gone" + known[-4:]
     left = home.identities / f"{gone}.bin"
@@ -271,7 +271,7 @@ def test_two_people_answer_for_a_population_of_which_only_this_is_left(desk: Des
 
 @pytest.mark.parametrize("columns", [("id", None), (None, "id"), ("id", "chol"), ("chol", "id")])
 def test_the_same_table_is_known_whatever_column_names_patients(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     columns: tuple[str | None, str | None],
 ) -> None:
     """Else one person alone would have a fresh budget, by two lines in two files."""
@@ -295,7 +295,7 @@ def test_the_same_table_is_known_whatever_column_names_patients(
         recheck(desk.site, desk.row.pk)  # the records that other tests approve
 
 
-def test_a_population_whose_patients_are_not_known_counts_as_the_same(desk: Desk) -> None:  # noqa: F811
+def test_a_population_whose_patients_are_not_known_counts_as_the_same(desk: Desk) -> None:
     desk.agree()
     desk.approve("ann")
     desk.approve("bob")
@@ -304,7 +304,7 @@ def test_a_population_whose_patients_are_not_known_counts_as_the_same(desk: Desk
 
 
 def test_the_digests_of_patients_are_private_and_under_the_hospitals_key(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
 ) -> None:
     home = desk.site.home
     recheck(desk.site, desk.row.pk)
@@ -369,7 +369,7 @@ def killed_before_the_log(site: Site, *names: str) -> None:
         killed()
 
 
-def test_a_list_that_a_kill_left_unsaid_is_logged_before_a_budget_is_reserved(desk: Desk) -> None:  # noqa: F811
+def test_a_list_that_a_kill_left_unsaid_is_logged_before_a_budget_is_reserved(desk: Desk) -> None:
     file = keep(desk.site, "1", "2")
     backup = file.read_bytes()
     killed_before_the_log(desk.site, "7")
@@ -382,7 +382,7 @@ def test_a_list_that_a_kill_left_unsaid_is_logged_before_a_budget_is_reserved(de
 
 
 def test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The case is stored, and the list is killed before the log knows it; then an older list is put back alone."""
@@ -401,7 +401,7 @@ def test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen
     assert patients.in_part(desk.site.home) == ["heart"], "from the first approval on, the log knows what is missing"
 
 
-def examined_and_killed_before_the_log(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def examined_and_killed_before_the_log(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     slept, sleep = list[int](), examination.sleep_to_tick
 
     def killed_while_keeping(started: float, ticks: int, check: Callable[[], None]) -> None:
@@ -419,7 +419,7 @@ def examined_and_killed_before_the_log(desk: Desk, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("back", ["after the approvals", "during one"])
 def test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     back: str,
 ) -> None:
@@ -448,7 +448,7 @@ def test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_ba
 
 
 def test_nobody_approves_what_is_examined_again_meanwhile(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To the same hash, but with a list that the log need not know yet."""
@@ -491,7 +491,7 @@ def test_a_list_of_an_older_version_is_taken_as_it_is(site: Site) -> None:
 
 
 def test_after_a_restore_of_the_log_no_list_of_patients_is_taken_for_all_of_them(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     tmp_path: Path,
 ) -> None:
     site = desk.site
@@ -513,7 +513,7 @@ def test_after_a_restore_of_the_log_no_list_of_patients_is_taken_for_all_of_them
 
 
 def test_others_write_to_the_database_while_patients_are_kept(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What grows with their number is written before the transaction, and in it nothing but names are put on disk."""
@@ -536,7 +536,7 @@ def test_others_write_to_the_database_while_patients_are_kept(
 
 
 def test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home, fsync, second = desk.site.home, os.fsync, []

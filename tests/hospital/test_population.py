@@ -18,7 +18,7 @@ from datasites.hospital.proposals import two_people
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PrivacyPlan
 from datasites.study.errors import InputError
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 WHOLE = {"training": Asked(PLAN.event(), PLAN.local_event())}
@@ -68,7 +68,7 @@ def test_datasets_of_one_population_say_one_budget(home: Home, settings: Path) -
 
 @pytest.mark.parametrize(("old", "new"), [("delta = 1e-5", "delta = 0.05"), ("\nepsilon = 4.0", "\nepsilon = 40.0")])
 def test_a_wider_budget_in_the_file_is_refused_until_two_people_widen_it(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     settings: Path,
     old: str,
     new: str,
@@ -102,7 +102,7 @@ def test_a_wider_budget_in_the_file_is_refused_until_two_people_widen_it(
     assert (promised.epsilon, promised.delta) == (wider.epsilon, wider.delta)
 
 
-def test_what_is_confirmed_is_what_the_file_still_says(desk: Desk, settings: Path) -> None:  # noqa: F811
+def test_what_is_confirmed_is_what_the_file_still_says(desk: Desk, settings: Path) -> None:
     site = rewritten(desk.site, settings, "\nepsilon = 4.0", "\nepsilon = 5.0")
     entered = two_people.propose_widening(site, desk.login("ann"), "heart", "ethics board")
     site = rewritten(site, settings, "\nepsilon = 5.0", "\nepsilon = 50.0")
@@ -129,7 +129,7 @@ def test_a_narrower_budget_holds_at_once_and_is_recorded_and_narrow_is_what_stay
     assert promised.epsilon == 4.0, "what was ever in force is what these patients were guaranteed"
 
 
-def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) -> None:  # noqa: F811
+def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) -> None:
     from datasites.hospital.service import Datasite
 
     site = rewritten(desk.site, settings, "delta = 1e-5", "delta = 0.05")
@@ -137,7 +137,7 @@ def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) 
         Datasite(site)
 
 
-def test_a_larger_delta_is_accepted_by_two_people(desk: Desk) -> None:  # noqa: F811
+def test_a_larger_delta_is_accepted_by_two_people(desk: Desk) -> None:
     assert population.accepted_delta("heart") == 0.0
     entered = two_people.propose_delta(desk.site, desk.login("bob"), "heart", 1e-4, "a small hospital")
     assert population.accepted_delta("heart") == 0.0

@@ -19,11 +19,11 @@ from datasites.hospital.budget import ledger, ledger_log, openings, pending, pop
 from datasites.hospital.budget.ledger import BudgetExceeded
 from datasites.hospital.budget.population import open_populations
 from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
+from datasites.hospital.budget.withdrawn import log_the_list
 from datasites.hospital.cases import consent
 from datasites.hospital.cases.case import open_case, partitions, records_folder
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
-from datasites.hospital.data.withdrawal import log_the_list
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Round
 from datasites.hospital.people.accounts import PersonError, enter_person
@@ -38,9 +38,9 @@ from datasites.secagg.errors import JournalRolledBack
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead, records
 from datasites.study.errors import DatasitesError, InputError
+from tests.hospital.desk import PASSWORD, Desk
 from tests.hospital.running import OWN, Running
 from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, Backup, Killed, restarted, spent
-from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 from tests.hospital.test_settle import (
     LOST,
     WholeHome,
@@ -79,7 +79,7 @@ def does_not_start(site: Site, words: str) -> Site:
 
 
 @pytest.mark.parametrize("started", [True, False])
-def test_starting_once_makes_no_lost_log_a_new_one(desk: Desk, tmp_path: Path, started: bool) -> None:  # noqa: F811
+def test_starting_once_makes_no_lost_log_a_new_one(desk: Desk, tmp_path: Path, started: bool) -> None:
     """The database knows one round of fifteen that were released: an open study counts as charged in full."""
     site, heart = desk.site, desk.site.home.dataset("heart")
     ledger.reserve(site, heart, STUDY, WHOLE)
@@ -102,7 +102,7 @@ def test_starting_once_makes_no_lost_log_a_new_one(desk: Desk, tmp_path: Path, s
     assert committed(site) == pytest.approx(before)
 
 
-def test_people_whom_a_lost_log_does_not_know_are_entered_again(desk: Desk) -> None:  # noqa: F811
+def test_people_whom_a_lost_log_does_not_know_are_entered_again(desk: Desk) -> None:
     """Until the log knows somebody, those of the database are the ones who can settle what was lost."""
     lose_log_and_anchors(desk.site.home)
     site = restarted(desk.site)
@@ -202,7 +202,7 @@ def test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_h
 
 @on_sqlite
 def test_a_case_that_was_only_proposed_before_the_backup_explains_no_journal(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     tmp_path: Path,
 ) -> None:
     """Its journal's anchor survived, and shows that it ran since: two people must enter what it cost."""
@@ -250,7 +250,7 @@ def test_what_a_study_leaves_behind_shows_that_a_home_without_log_and_anchors_is
 
 
 def test_a_database_from_before_the_first_study_is_no_new_home_where_log_and_anchors_are_gone(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     tmp_path: Path,
 ) -> None:
     site, heart = desk.site, desk.site.home.dataset("heart")
@@ -418,7 +418,7 @@ def test_work_at_hand_is_of_no_round_that_may_be_sat_out_once_a_restore_is_settl
     ],
 )
 def test_a_lost_study_explains_its_own_releases_and_no_more(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     releases: int,
     lost: dict[str, object],
     enough: bool,
@@ -436,7 +436,7 @@ def test_a_lost_study_explains_its_own_releases_and_no_more(
         two_people.propose_restored(site, desk.login("ann"), (entered, entered), "restored")
 
 
-def test_two_lost_studies_explain_the_releases_of_both(desk: Desk) -> None:  # noqa: F811
+def test_two_lost_studies_explain_the_releases_of_both(desk: Desk) -> None:
     assert hold_against(desk.site, [PublicHead.sign(desk.site.identity, 32, "cd" * 32)])
     settled(desk, desk.site, LOST, LOST.model_copy(update={"study": "d" * 64}))
 

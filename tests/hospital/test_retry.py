@@ -30,8 +30,8 @@ from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import MaskedVector
 from datasites.study import letters
+from tests.hospital.desk import Desk
 from tests.hospital.running import Running
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.waits
 
@@ -261,7 +261,7 @@ def test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal(
 
 
 def test_a_worker_that_dies_idle_is_followed_by_one_and_no_more_before_the_next_round(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[object] = []
@@ -285,7 +285,7 @@ def test_a_worker_that_dies_idle_is_followed_by_one_and_no_more_before_the_next_
 
 @pytest.mark.waits
 def test_the_end_of_a_datasite_waits_for_no_worker_that_is_being_started(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun, killed = threading.Event(), threading.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,86 +19,15 @@ from datasites.hospital.cases.compliance import Denied
 from datasites.hospital.cases.freeze import FrozenCopyChanged
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
-from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review, Round
-from datasites.hospital.people.accounts import Acting, PersonError, enter_person, identify
-from datasites.hospital.people.agreements import confirm_agreement, enter_agreements, terminate_agreement
+from datasites.hospital.models import Case, LedgerEntry, PolicyDecision, Review
+from datasites.hospital.people.accounts import PersonError, enter_person, identify
+from datasites.hospital.people.agreements import terminate_agreement
 from datasites.hospital.rounds import lifecycle
 from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
-from datasites.study.identity import Identity
-from datasites.study.package import StudyPackage
 from policies.registry import RegistryFile
-from tests.agreements import agreements
-from tests.hospital.conftest import HEART, begun_anew
-
-PASSWORD = "a long enough passphrase"
-
-
-@pytest.fixture(scope="session")
-def examined(furnished: Home, own: Identity) -> dict[str, Any]:
-    """A submitted study, taken in and rehearsed once for all tests."""
-    from django.core.management import call_command
-
-    row = examination.admit(begun_anew(furnished, own), job())
-    assert row.state == Case.State.REVIEW, row.note
-    assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
-    values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
-    call_command("flush", verbosity=0, interactive=False)
-    values["rehearsal"] |= {"start_ticks": 0}  # few tests look at when the first round leaves; the others don't wait
-    values["listed_as"] = ""  # each test begins with a log of its own, which doesn't know the list of this one
-    return values
-
-
-def job(**files: bytes) -> SubmittedJob:
-    study = {path.name: path.read_bytes() for path in (HEART / "study").iterdir() if path.is_file()}
-    return SubmittedJob(
-        name="heart-1",
-        submitted_by="researcher@university.example.org",
-        files={**study, **files},
-        claimed_at="",
-        status="pending",
-        reason="",
-    )
-
-
-class Desk:
-    """A case in review, with the hospital's people in front of it."""
-
-    def __init__(self, home: Home, values: dict[str, Any]) -> None:
-        self.site = Site.open(home.root)
-        self.row = Case.objects.create(**values)
-        for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
-            enter_person(self.site, name, role, PASSWORD, f"{name}@cleveland.example.org")
-        home.registry.unlink(missing_ok=True)
-
-    def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: Sequence[str] = ()) -> None:
-        package = StudyPackage.read(HEART / "study")
-        names = [f.name for f in (*package.data_model.features, package.data_model.label)]
-        file = self.site.home.root / "agreements.toml"
-        file.write_text(agreements("Cleveland", features or names, expires=expires, transport=transport))
-        for id, version in enter_agreements(self.site, self.login("ann"), file):
-            confirm_agreement(self.site, self.login("bob"), id, version)
-
-    def login(self, name: str) -> Acting:
-        return identify(name, PASSWORD)
-
-    def approve(self, name: str) -> Case:
-        return review.approve(self.site, self.row.pk, self.login(name), "read it", self.row.approval_hash)
-
-    def forget_rehearsal(self) -> None:
-        """Let the next examination rehearse again."""
-        Case.objects.filter(pk=self.row.pk).update(rehearsal={})
-
-    def nothing_happened(self) -> None:
-        assert not LedgerEntry.objects.exists()
-        assert not Round.objects.exists()
-        self.row.refresh_from_db()
-        assert self.row.state == Case.State.REVIEW
-
-
-@pytest.fixture
-def desk(database: Home, examined: dict[str, Any]) -> Desk:
-    return Desk(database, examined)
+from tests.hospital.conftest import HEART
+from tests.hospital.desk import PASSWORD, Desk, job
 
 
 def test_two_people_of_two_roles_approve_and_the_budget_is_reserved(desk: Desk) -> None:

@@ -7,7 +7,7 @@ import pytest
 from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.rounds.run import RoundRefused, check_manifest
 from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest, VectorTerm
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk
 
 DIMENSION = 18
 
@@ -35,7 +35,7 @@ def counts(bins: int = 6) -> VectorTerm:
     return VectorTerm(name="counts", length=2 * bins, bound=COUNTS_BOUND, scale=2.0**8)
 
 
-def test_the_rounds_that_were_approved_are_accepted(desk: Desk) -> None:  # noqa: F811
+def test_the_rounds_that_were_approved_are_accepted(desk: Desk) -> None:
     case = open_case(desk.site.home, desk.row)
     check_manifest(case, manifest(case), DIMENSION)
     check_manifest(case, manifest(case, round=16, train=False, evaluate="final", vectors=(counts(),)), DIMENSION)
@@ -64,7 +64,7 @@ def test_the_rounds_that_were_approved_are_accepted(desk: Desk) -> None:  # noqa
         ({"weight_max": 1.0}, "weight_max"),
     ],
 )
-def test_any_other_round_is_refused_by_name(desk: Desk, changes: dict, word: str) -> None:  # noqa: F811
+def test_any_other_round_is_refused_by_name(desk: Desk, changes: dict, word: str) -> None:
     case = open_case(desk.site.home, desk.row)
     with pytest.raises(RoundRefused, match=word):
         check_manifest(case, manifest(case, **changes), DIMENSION)

@@ -25,7 +25,6 @@ from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.store import Store, StoreError
 from datasites.transport.store_errors import StoreUnreachable
 from tests.hospital.running import OWN, RESEARCHER, Running, today
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.waits
 

@@ -33,9 +33,9 @@ from datasites.study import letters
 from datasites.study.audit_chain import AuditError, Fork, PublicHead, records
 from datasites.study.errors import DatasitesError, InputError, read_toml
 from datasites.study.identity import BadSignature, Identity
+from tests.hospital.desk import Desk
 from tests.hospital.running import Running
 from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, Backup, restarted, spent
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 #: Another study of the same training, as people enter it from its approval.
@@ -50,7 +50,7 @@ LOST = LostStudy(
 )
 
 
-def settled(desk: Desk, site: Site, *lost: LostStudy) -> Site:  # noqa: F811
+def settled(desk: Desk, site: Site, *lost: LostStudy) -> Site:
     """What two people do after a restore; the site as the next process opens it."""
     entered = two_people.propose_restored(site, desk.login("ann"), lost, "restored from the backup of the night")
     with pytest.raises(ReviewError, match="a different person"):
@@ -67,7 +67,7 @@ def committed(site: Site) -> float:
 
 
 @pytest.fixture
-def charged(desk: Desk) -> Site:  # noqa: F811
+def charged(desk: Desk) -> Site:
     """A study that has charged three rounds of fifteen."""
     heart = desk.site.home.dataset("heart")
     ledger.reserve(desk.site, heart, STUDY, WHOLE)
@@ -99,7 +99,7 @@ def ended() -> None:
 
 @pytest.mark.parametrize("edit", [no_charges, nothing, cheaper, ended])
 def test_what_was_taken_from_the_database_is_put_back_and_the_study_goes_on(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     charged: Site,
     edit: Callable[[], None],
 ) -> None:
@@ -112,7 +112,7 @@ def test_what_was_taken_from_the_database_is_put_back_and_the_study_goes_on(
         ledger.reserve(site, heart, "b" * 64, WHOLE)
 
 
-def test_a_row_that_was_added_counts_once_two_people_have_looked(desk: Desk, charged: Site) -> None:  # noqa: F811
+def test_a_row_that_was_added_counts_once_two_people_have_looked(desk: Desk, charged: Site) -> None:
     entry = LedgerEntry.objects.get(kind="charge", round=3)
     entry.pk, entry.round = None, 9
     entry.save()
@@ -120,7 +120,7 @@ def test_a_row_that_was_added_counts_once_two_people_have_looked(desk: Desk, cha
     assert set(ledger_log.tell(site.home).of("heart")[STUDY].charged) == {1, 2, 3, 9}
 
 
-def test_a_split_that_was_lost_charges_both_sides_and_ends_what_is_open(desk: Desk, charged: Site) -> None:  # noqa: F811
+def test_a_split_that_was_lost_charges_both_sides_and_ends_what_is_open(desk: Desk, charged: Site) -> None:
     BudgetFact.objects.all().delete()
     Population.objects.all().delete()
     site, heart = settled(desk, charged), charged.home.dataset("heart")
@@ -129,7 +129,7 @@ def test_a_split_that_was_lost_charges_both_sides_and_ends_what_is_open(desk: De
         ledger.charge(site, heart, STUDY, 4, ROUND)
 
 
-def test_nothing_is_settled_where_nothing_differs(desk: Desk, charged: Site) -> None:  # noqa: F811
+def test_nothing_is_settled_where_nothing_differs(desk: Desk, charged: Site) -> None:
     with pytest.raises(ReviewError, match="nothing to settle"):
         two_people.propose_restored(charged, desk.login("ann"), (), "why not")
 
@@ -138,7 +138,7 @@ def test_nothing_is_settled_where_nothing_differs(desk: Desk, charged: Site) -> 
 
 
 @pytest.fixture
-def put_back(desk: Desk, tmp_path: Path) -> Site:  # noqa: F811
+def put_back(desk: Desk, tmp_path: Path) -> Site:
     """Database and log as after round 1 of a study that has charged eight rounds; the anchors are gone."""
     heart = desk.site.home.dataset("heart")
     ledger.reserve(desk.site, heart, STUDY, WHOLE)
@@ -152,7 +152,7 @@ def put_back(desk: Desk, tmp_path: Path) -> Site:  # noqa: F811
     return restarted(desk.site)
 
 
-def test_an_open_study_counts_as_charged_in_full_where_the_anchor_is_gone(desk: Desk, put_back: Site) -> None:  # noqa: F811
+def test_an_open_study_counts_as_charged_in_full_where_the_anchor_is_gone(desk: Desk, put_back: Site) -> None:
     heart = put_back.home.dataset("heart")
     assert spent(put_back) > 0
     for act in (
@@ -171,7 +171,7 @@ def test_an_open_study_counts_as_charged_in_full_where_the_anchor_is_gone(desk: 
     assert ledger.state(heart)[0].committed == pytest.approx(state.spent), "its end frees nothing"
 
 
-def test_what_was_approved_after_the_backup_counts_in_full(desk: Desk, put_back: Site) -> None:  # noqa: F811
+def test_what_was_approved_after_the_backup_counts_in_full(desk: Desk, put_back: Site) -> None:
     heart = put_back.home.dataset("heart")
     site = settled(desk, put_back, LOST)
     events = [PLAN.event(), PLAN.event()]
@@ -187,7 +187,7 @@ def test_what_was_approved_after_the_backup_counts_in_full(desk: Desk, put_back:
     assert "75 steps at noise 4 and rate 0.3, final evaluation at noise 100" in two_people.in_words(entered)
 
 
-def test_where_the_ledgers_anchor_is_there_it_says_what_was_charged(desk: Desk, tmp_path: Path) -> None:  # noqa: F811
+def test_where_the_ledgers_anchor_is_there_it_says_what_was_charged(desk: Desk, tmp_path: Path) -> None:
     heart = desk.site.home.dataset("heart")
     ledger.reserve(desk.site, heart, STUDY, WHOLE)
     backup = Backup(desk.site.home, tmp_path / "backup")
@@ -202,7 +202,7 @@ def test_where_the_ledgers_anchor_is_there_it_says_what_was_charged(desk: Desk, 
     ledger.charge(site, heart, STUDY, 6, ROUND)
 
 
-def test_a_damaged_anchor_is_said_and_is_as_good_as_gone_once_it_is_moved_away(desk: Desk, charged: Site) -> None:  # noqa: F811
+def test_a_damaged_anchor_is_said_and_is_as_good_as_gone_once_it_is_moved_away(desk: Desk, charged: Site) -> None:
     charged.home.ledger_anchor.write_bytes(b"{}")
     ledger_log.forget(charged.home)
     with pytest.raises(AuditError, match="move it away as evidence"):
@@ -222,7 +222,7 @@ def release(site: Site, times: int) -> PublicHead:
 
 
 def test_a_head_that_others_hold_stops_everything_until_what_was_lost_is_entered(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     charged: Site,
     tmp_path: Path,
 ) -> None:
@@ -258,7 +258,7 @@ def test_heads_of_others_and_forged_ones_hold_nobody_up(site: Site) -> None:
     assert not site.home.foreign_heads.exists()
 
 
-def test_the_anchor_of_a_journal_shows_a_study_that_nothing_else_knows(desk: Desk, put_back: Site) -> None:  # noqa: F811
+def test_the_anchor_of_a_journal_shows_a_study_that_nothing_else_knows(desk: Desk, put_back: Site) -> None:
     put_back.home.anchors.mkdir(exist_ok=True)
     (put_back.home.anchors / LOST.study).write_bytes(b"{}")
     with pytest.raises(InputError, match="enter it"):
@@ -266,7 +266,7 @@ def test_the_anchor_of_a_journal_shows_a_study_that_nothing_else_knows(desk: Des
     settled(desk, put_back, LOST)
 
 
-def test_a_lost_study_of_an_unknown_population_is_refused(desk: Desk, put_back: Site) -> None:  # noqa: F811
+def test_a_lost_study_of_an_unknown_population_is_refused(desk: Desk, put_back: Site) -> None:
     with pytest.raises(InputError, match=r"'hart': not here \(known: heart\)"):
         two_people.propose_restored(
             put_back, desk.login("ann"), (LOST.model_copy(update={"population": "hart"}),), "restored"
@@ -290,7 +290,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("step", ["_declare", "adopt", "pending.bring_up", "_stop_studies", "replace_durably"])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_anywhere_it_is_confirmed_again(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     put_back: Site,
     monkeypatch: pytest.MonkeyPatch,
     step: str,
@@ -563,7 +563,7 @@ def test_a_home_is_open_as_before_where_nothing_was_lost(site: Site) -> None:
 
 
 def test_a_case_whose_list_the_restored_log_does_not_know_is_approved_once_that_is_settled(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
 ) -> None:
     """The list that is there passes for all patients no more, so nobody on it, or missing, is a new person."""
     home = desk.site.home

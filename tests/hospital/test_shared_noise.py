@@ -28,7 +28,7 @@ from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import round_terms
 from tests.hospital.conftest import HEART
-from tests.hospital.test_review import job
+from tests.hospital.desk import job
 from tests.hospital.unequal import PREPARED, Terms, case_of
 
 DIMENSION = 14

@@ -20,13 +20,13 @@ from datasites.hospital.data.reading import Records, TableReader
 from datasites.hospital.data.sources import SOURCE_FILE, WRITTEN, in_words, log_written
 from datasites.hospital.models import Case
 from datasites.study.audit_chain import records
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk
 
 Write = Callable[[str, bytes], None]
 
 
 @pytest.fixture
-def write(desk: Desk) -> Iterator[Write]:  # noqa: F811
+def write(desk: Desk) -> Iterator[Write]:
     """Write a file of the home at a later time than any before; all are put back."""
     root, before, at = desk.site.home.root, dict[Path, tuple[bytes, int]](), [0]
 
@@ -46,7 +46,7 @@ def write(desk: Desk) -> Iterator[Write]:  # noqa: F811
         os.utime(path, ns=(when, when))
 
 
-def _examined_as_it_is(desk: Desk) -> None:  # noqa: F811
+def _examined_as_it_is(desk: Desk) -> None:
     """Other tests have put the same bytes into the home at other times."""
     home = desk.site.home
     path = home.prepared / desk.row.study_hash / SOURCE_FILE
@@ -56,30 +56,30 @@ def _examined_as_it_is(desk: Desk) -> None:  # noqa: F811
     path.write_bytes(now.canonical())
 
 
-def lines(desk: Desk) -> list[bytes]:  # noqa: F811
+def lines(desk: Desk) -> list[bytes]:
     return (desk.site.home.root / "data/table.csv").read_bytes().splitlines(keepends=True)
 
 
-def cut_to_a_third(desk: Desk) -> bytes:  # noqa: F811
+def cut_to_a_third(desk: Desk) -> bytes:
     return b"".join(lines(desk)[:102])
 
 
-def said_by_the_doctor(desk: Desk) -> list[tuple[str, str]]:  # noqa: F811
+def said_by_the_doctor(desk: Desk) -> list[tuple[str, str]]:
     return [(check.state, check.words) for check in doctor._sources(desk.site)]
 
 
-def logged(desk: Desk) -> list[dict[str, object]]:  # noqa: F811
+def logged(desk: Desk) -> list[dict[str, object]]:
     return [dict(record.fields) for record in records(desk.site.home.audit) if record.kind == WRITTEN]
 
 
-def approved(desk: Desk) -> Case:  # noqa: F811
+def approved(desk: Desk) -> Case:
     desk.agree()
     desk.approve("ann")
     desk.row = desk.approve("bob")
     return desk.row
 
 
-def test_a_table_that_changed_after_approval_is_named_by_doctor_case_page_and_log(desk: Desk, write: Write) -> None:  # noqa: F811
+def test_a_table_that_changed_after_approval_is_named_by_doctor_case_page_and_log(desk: Desk, write: Write) -> None:
     row, home = approved(desk), desk.site.home
     assert [state for state, _ in said_by_the_doctor(desk)] == ["ok"]
     write("data/table.csv", cut_to_a_third(desk))
@@ -93,7 +93,7 @@ def test_a_table_that_changed_after_approval_is_named_by_doctor_case_page_and_lo
     assert logged(desk) == [what], "once, and without a count"
 
 
-def test_labels_that_changed_in_place_are_seen_though_the_file_has_its_old_time(desk: Desk, write: Write) -> None:  # noqa: F811
+def test_labels_that_changed_in_place_are_seen_though_the_file_has_its_old_time(desk: Desk, write: Write) -> None:
     row, home = approved(desk), desk.site.home
     path = home.root / "data/table.csv"
     when = path.stat().st_mtime_ns
@@ -105,7 +105,7 @@ def test_labels_that_changed_in_place_are_seen_though_the_file_has_its_old_time(
 
 
 @pytest.mark.parametrize("how", ["the same bytes", "another order", "other line ends"])
-def test_a_table_that_was_written_anew_and_says_the_same_is_no_other_one(desk: Desk, write: Write, how: str) -> None:  # noqa: F811
+def test_a_table_that_was_written_anew_and_says_the_same_is_no_other_one(desk: Desk, write: Write, how: str) -> None:
     """The log follows from when files were written alone, so that it tells nothing of what stands in them."""
     row, (head, *others) = approved(desk), lines(desk)
     content = {
@@ -119,7 +119,7 @@ def test_a_table_that_was_written_anew_and_says_the_same_is_no_other_one(desk: D
     assert logged(desk)
 
 
-def test_a_mapping_that_changed_and_a_table_that_is_gone_are_named(desk: Desk, write: Write) -> None:  # noqa: F811
+def test_a_mapping_that_changed_and_a_table_that_is_gone_are_named(desk: Desk, write: Write) -> None:
     row, home = desk.row, desk.site.home
     mapping = (home.root / "mapping.toml").read_bytes()
     write("mapping.toml", mapping + b"\n# another hand\n")
@@ -131,7 +131,7 @@ def test_a_mapping_that_changed_and_a_table_that_is_gone_are_named(desk: Desk, w
     assert "can't be compared" in in_words(home, row, rows=True)
 
 
-def test_what_is_examined_again_is_what_the_records_are_made_from(desk: Desk, write: Write) -> None:  # noqa: F811
+def test_what_is_examined_again_is_what_the_records_are_made_from(desk: Desk, write: Write) -> None:
     home, folder = desk.site.home, desk.site.home.prepared / desk.row.study_hash
     before = {path: path.read_bytes() for path in folder.iterdir()}
     write("data/table.csv", b"".join(lines(desk)[:290]))
@@ -147,7 +147,7 @@ def test_what_is_examined_again_is_what_the_records_are_made_from(desk: Desk, wr
 
 
 def test_a_table_that_was_written_while_it_was_examined_is_named(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     write: Write,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,7 +170,7 @@ def test_a_table_that_was_written_while_it_was_examined_is_named(
     assert "data/table.csv is not the table that was read: 101 rows now, 202 fewer" in words
 
 
-def test_a_table_whose_disk_is_away_keeps_no_datasite_from_its_start(desk: Desk, write: Write) -> None:  # noqa: F811
+def test_a_table_whose_disk_is_away_keeps_no_datasite_from_its_start(desk: Desk, write: Write) -> None:
     """Its frozen records are here, and nothing else of it is needed."""
     approved(desk)
     home, path = desk.site.home, desk.site.home.root / "data/table.csv"

@@ -19,7 +19,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from datasites.hospital.service import Datasite
 from datasites.hospital.serving import only_process, serve_until
-from tests.hospital.test_review import Desk, desk, examined  # noqa: F401 (fixtures)
+from tests.hospital.desk import Desk
 
 KILLED = """
 import os, signal, sys
@@ -58,7 +58,7 @@ def killed(home: Home) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
-def test_a_start_removes_rows_of_a_killed_examination(desk: Desk, started: Any) -> None:  # noqa: F811
+def test_a_start_removes_rows_of_a_killed_examination(desk: Desk, started: Any) -> None:
     home = desk.site.home
     killed(home)
     assert [folder.stat().st_mode & 0o777 for folder in left(home)] == [0o700]
@@ -67,7 +67,7 @@ def test_a_start_removes_rows_of_a_killed_examination(desk: Desk, started: Any) 
 
 
 def test_a_start_leaves_a_running_examination_its_rows(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     started: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -97,7 +97,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("done", range(5))  # 4: after the files, and before the case's row
 def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     done: int,
 ) -> None:

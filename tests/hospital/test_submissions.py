@@ -31,9 +31,8 @@ from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from tests.hospital.conftest import HEART
+from tests.hospital.desk import Desk, job, turn
 from tests.hospital.running import Running
-from tests.hospital.test_datasite import service, turn  # noqa: F401 (fixture)
-from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
 
 #: Takes a submission in as the service does, in a process that can be killed.
 ADMIT = (
@@ -74,7 +73,7 @@ def until(happens: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def all_taken_in(service: Datasite) -> None:  # noqa: F811
+def all_taken_in(service: Datasite) -> None:
     """Turns until nothing is left in the inbox."""
     turn(service)
     while service._submissions._work is not None:
@@ -96,7 +95,7 @@ ADMITTED = ("received", "refused", "examined", "taken_again")
 @pytest.mark.waits
 def test_a_round_is_answered_while_a_submission_is_rehearsed(
     running: Running,
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The rehearsal takes minutes, and is ended with the service."""
@@ -118,7 +117,7 @@ def test_a_round_is_answered_while_a_submission_is_rehearsed(
 @pytest.mark.waits
 @pytest.mark.parametrize("loaded", [False, True])
 def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     loaded: bool,
 ) -> None:
@@ -144,7 +143,7 @@ def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
 @pytest.mark.slow
 @pytest.mark.waits
 def test_a_kill_while_a_submission_is_rehearsed_leaves_it_to_the_next_start(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begins = desk.site.audit.head().seq
@@ -162,7 +161,7 @@ def test_a_kill_while_a_submission_is_rehearsed_leaves_it_to_the_next_start(
     begun_again(desk, monkeypatch, begins)
 
 
-def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> None:  # noqa: F811
+def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> None:
     """A start of the service takes the interrupted submission again, once; and a further start does not."""
     monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
     whole = [("received", "heart-again"), ("taken_again", "heart-again"), ("examined", "heart-again")]
@@ -240,7 +239,7 @@ def sandboxes_of(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.waits
 def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two that are rehearsed, and one of somebody else that came in later by name and is refused."""
@@ -260,7 +259,7 @@ def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
 
 
 def test_who_is_refused_again_and_again_waits_for_the_hour_to_end(
-    service: Datasite,  # noqa: F811
+    service: Datasite,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What they send is bounded in log and database, and taken in later; others are not held up."""
@@ -276,7 +275,7 @@ def test_who_is_refused_again_and_again_waits_for_the_hour_to_end(
     assert len(told(service._site, begins, *ADMITTED)) == 2 * MOST_REFUSED + 1
 
 
-def test_a_submission_under_which_the_process_ends_again_and_again_is_left_to_people(desk: Desk) -> None:  # noqa: F811
+def test_a_submission_under_which_the_process_ends_again_and_again_is_left_to_people(desk: Desk) -> None:
     """Else a submission that ends it would keep it down."""
     row = Case.objects.create(study_hash="0" * 64, job_name="deadly", submitted_by="researcher@university.example.org")
     desk.site.audit.append("received", case=row.pk)

@@ -38,8 +38,8 @@ from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
+from tests.hospital.desk import Desk, job
 from tests.hospital.running import Running
-from tests.hospital.test_review import Desk, desk, examined, job  # noqa: F401 (fixtures)
 
 moments = some.floats(0.0, 1e6, allow_nan=False)
 
@@ -87,7 +87,7 @@ def test_time_is_allowed_for_all_that_is_declared(records: int, held_out: float)
 
 
 def test_time_is_allowed_for_the_lists_of_all_whom_the_hospital_declares(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else the log's next record would tell how many patients another dataset has."""
@@ -411,7 +411,9 @@ def test_a_round_whose_work_could_not_be_begun_is_not_at_work(
     assert running.heard(1, letters.MASKED), "tried again, under the same charge"
 
 
-def examination(desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, keeping: float) -> list[tuple[str, int]]:  # noqa: F811
+def examined_slowly(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, keeping: float
+) -> list[tuple[str, int]]:
     """What is logged of an examination whose rows take so many seconds to read and to keep, and at which tick."""
     clock, logged = Clock(), []
     begun, stage, keep, append = clock.now, examination.stage_records, examination._keep, AuditLog.append
@@ -440,18 +442,18 @@ def examination(desk: Desk, monkeypatch: pytest.MonkeyPatch, reading: float, kee
 
 
 def test_how_long_a_table_takes_to_read_shows_nowhere_within_what_was_allowed(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quick = examination(desk, monkeypatch, 0.0, 0.0)
+    quick = examined_slowly(desk, monkeypatch, 0.0, 0.0)
     assert [kind for kind, _ in quick] == ["patients_kept", "decision", "examined"]
-    assert examination(desk, monkeypatch, 3.5 * TICK, 0.0) == quick
-    assert examination(desk, monkeypatch, 1.5 * TICK, 3.5 * TICK) == quick
-    late = examination(desk, monkeypatch, 20.5 * TICK, 0.0)
+    assert examined_slowly(desk, monkeypatch, 3.5 * TICK, 0.0) == quick
+    assert examined_slowly(desk, monkeypatch, 1.5 * TICK, 3.5 * TICK) == quick
+    late = examined_slowly(desk, monkeypatch, 20.5 * TICK, 0.0)
     assert {after - before for (_, before), (_, after) in zip(quick, late, strict=True)} == {16}, "by whole ticks"
 
 
-def test_the_time_of_a_table_holds_no_start_of_its_reader(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_time_of_a_table_holds_no_start_of_its_reader(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor where its mock has ended the one that was there: with a start in it, it would overrun by some ticks."""
     there = []
 
@@ -472,7 +474,7 @@ def test_the_time_of_a_table_holds_no_start_of_its_reader(desk: Desk, monkeypatc
     assert there == [True]
 
 
-def declaring(desk: Desk, **declared: Any) -> Site:  # noqa: F811
+def declaring(desk: Desk, **declared: Any) -> Site:
     """The hospital with another declaration in its datasite.toml."""
     home = desk.site.home
     datasets = tuple(dataset.model_copy(update=declared) for dataset in home.settings.datasets)
@@ -481,7 +483,7 @@ def declaring(desk: Desk, **declared: Any) -> Site:  # noqa: F811
 
 
 def test_ticks_are_measured_on_as_many_rows_as_records_are_declared(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Six records of each patient take six times as long; a release would be late each time."""
@@ -507,7 +509,7 @@ def test_ticks_are_measured_on_as_many_rows_as_records_are_declared(
 
 
 def test_time_is_allowed_for_training_and_evaluation_where_a_round_holds_both(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[bool] = []
@@ -539,7 +541,7 @@ class Shifted:
 
 @pytest.mark.parametrize("stands_still", [True, False])
 def test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
     stands_still: bool,
 ) -> None:
@@ -569,7 +571,7 @@ def test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start(
 
 
 def test_a_round_that_would_take_longer_than_a_round_may_is_refused_with_the_figure(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Worker, "measure", lambda *_, **__: 3600.5)
@@ -581,7 +583,7 @@ def test_a_round_that_would_take_longer_than_a_round_may_is_refused_with_the_fig
     )
 
 
-def test_more_records_than_declared_are_told_to_people_here_and_to_nobody_else(desk: Desk) -> None:  # noqa: F811
+def test_more_records_than_declared_are_told_to_people_here_and_to_nobody_else(desk: Desk) -> None:
     words = "the table holds 303 records, more than declared_records = 302"
     site = declaring(desk, declared_patients=302, declared_records=302)
     logged = len(list(records(site.home.audit)))

@@ -19,6 +19,7 @@ from datasites.enclave.worker import Worker
 from datasites.hospital.audit.entered import EntryRefused
 from datasites.hospital.budget import ledger_log
 from datasites.hospital.budget.reconcile import differences
+from datasites.hospital.budget.withdrawn import log_the_list
 from datasites.hospital.cases import consent, examination
 from datasites.hospital.cases.case import open_case, partitions
 from datasites.hospital.cases.consent import NobodyToLeaveOut, OtherSpellings, Withdrawal
@@ -26,7 +27,7 @@ from datasites.hospital.cases.examination import recheck
 from datasites.hospital.cases.machine import Machine
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.data import withdrawal
-from datasites.hospital.data.withdrawal import NotToUndo, log_the_list, withdrawn
+from datasites.hospital.data.withdrawal import NotToUndo, withdrawn
 from datasites.hospital.data.withdrawal import undo as undone
 from datasites.hospital.models import Proposal
 from datasites.hospital.proposals import two_people
@@ -34,16 +35,16 @@ from datasites.hospital.rounds import row_work
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.transport.mailroom import Letter, Mailroom
+from tests.hospital.desk import PASSWORD, Desk
 from tests.hospital.running import Running
 from tests.hospital.test_retry import Killed, kill_before
-from tests.hospital.test_review import PASSWORD, Desk, desk, examined  # noqa: F401 (fixtures)
 
 SOMEBODY, ANOTHER = "CLEVELAND-0007", "CLEVELAND-0300"
 Change = Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None]
 
 
 @pytest.fixture
-def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:  # noqa: F811
+def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:
     """Change the hospital's table; table, records and list of withdrawals are as before after the test."""
     home = desk.site.home
     passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
@@ -69,16 +70,16 @@ def renamed(how: Callable[[str], str]) -> Callable[[pd.DataFrame], pd.DataFrame]
     return lambda rows: rows.assign(id=rows["id"].map(how))
 
 
-def withdraw(desk: Desk, patient: str, **options: Any) -> Withdrawal:  # noqa: F811
+def withdraw(desk: Desk, patient: str, **options: Any) -> Withdrawal:
     return consent.withdraw(desk.site, desk.login("bob"), "heart", patient, "letter of the patient", **options)
 
 
-def rows(desk: Desk) -> int:  # noqa: F811
+def rows(desk: Desk) -> int:
     case = open_case(desk.site.home, desk.row)
     return sum(len(part.y) for part in partitions(desk.site.home, case).values())
 
 
-def undo(desk: Desk, patient: str) -> Proposal:  # noqa: F811
+def undo(desk: Desk, patient: str) -> Proposal:
     return two_people.propose_undoing(desk.site, desk.login("ann"), "heart", patient, "a typo")
 
 
@@ -145,7 +146,7 @@ def test_who_withdraws_while_a_letter_is_read_is_left_out_of_its_round(
 
 
 def test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_next(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     table: Change,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -175,7 +176,7 @@ def test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_n
 
 
 def test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     table: Change,
 ) -> None:
     """The export writes capitals since: neither name is taken for granted before people say that both are one."""
@@ -201,7 +202,7 @@ def test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it
 
 
 def test_a_withdrawal_that_finds_nobody_is_refused_unless_it_is_for_later_tables(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     table: Change,
 ) -> None:
     home, before = desk.site.home, rows(desk)
@@ -221,7 +222,7 @@ def test_a_withdrawal_that_finds_nobody_is_refused_unless_it_is_for_later_tables
     assert withdraw(desk, ANOTHER).patients == 2, "entered again, which a restore may ask for"
 
 
-def logged(desk: Desk, kind: str) -> int:  # noqa: F811
+def logged(desk: Desk, kind: str) -> int:
     return sum(record.kind == kind for record in records(desk.site.home.audit))
 
 
@@ -229,7 +230,7 @@ def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_afte
     running: Running, table: Change, given: list[set[tuple[float, ...]]]
 ) -> None:
     theirs, others = frozen_row(running, SOMEBODY), frozen_row(running, ANOTHER)
-    site, desk = running.site, running.desk  # noqa: F811
+    site, desk = running.site, running.desk
     running.set_up()
     withdraw(desk, SOMEBODY)
     running.steps()
@@ -264,7 +265,7 @@ def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_afte
 
 
 def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_confirmed_again(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     table: Change,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -287,7 +288,7 @@ def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_conf
 
 
 def test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     table: Change,
 ) -> None:
     """Two entries waited for one withdrawal; it was undone by the one, and the patient withdrew again."""
@@ -311,7 +312,7 @@ def test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older(
 def test_a_withdrawal_that_was_killed_before_its_record_is_not_undone_after_a_round(
     running: Running, table: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = running.desk  # noqa: F811
+    desk = running.desk
     with monkeypatch.context() as patch:
         kill_before(withdrawal, "_log")(patch)
         with pytest.raises(Killed):
@@ -327,7 +328,7 @@ def test_a_withdrawal_that_was_killed_before_its_record_is_not_undone_after_a_ro
 
 
 def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
-    desk: Desk,  # noqa: F811
+    desk: Desk,
     table: Change,
 ) -> None:
     withdraw(desk, SOMEBODY)
@@ -341,7 +342,7 @@ def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
     assert len(withdrawn(desk.site.home, "heart")) == 2
 
 
-def test_the_command_line_says_what_was_done_where(desk: Desk, table: Change) -> None:  # noqa: F811
+def test_the_command_line_says_what_was_done_where(desk: Desk, table: Change) -> None:
     command = ["--home", str(desk.site.home.root), "--as", "ann", "--reason", "a letter", "--password-stdin"]
 
     def asked(*words: str) -> tuple[int, str]:

@@ -21,8 +21,8 @@ from policies.registry import Registry, Terms
 TODAY = datetime.date(2026, 11, 24)
 NOW = datetime.datetime(2026, 11, 24, 9, 30, tzinfo=datetime.UTC)
 HOSPITAL = "General Hospital"
-STUDY = "ab" * 32
-OTHER_STUDY = "cd" * 32
+APPROVAL, OTHER_APPROVAL = "ab" * 32, "cd" * 32
+STUDY, OTHER_STUDY = "12" * 32, "34" * 32
 RESEARCHER = "researcher@university.example"
 STEWARD, OFFICER = "steward@general.example", "officer@general.example"
 HOSPITALS = tuple(f"datasite@{name}.example" for name in ("general", "north", "south", "west"))
@@ -121,10 +121,10 @@ GROUPS: dict[str, Any] = {
         declared_patients=900,
     ),
     "cohort": CohortFacts(hospitals=4, threshold=3, colluders=1, patients=300, min_patients=300),
-    "code": CodeFacts(findings=0, rehearsal="passed", frozen=STUDY),
+    "code": CodeFacts(findings=0, rehearsal="passed", study=STUDY, frozen=STUDY, approval=APPROVAL),
     "approvals": (
-        Approval(person=STEWARD, role="steward", study=STUDY),
-        Approval(person=OFFICER, role="privacy_officer", study=STUDY),
+        Approval(person=STEWARD, role="steward", approval=APPROVAL),
+        Approval(person=OFFICER, role="privacy_officer", approval=APPROVAL),
     ),
     "state": "active",
     "sandbox": "on",
@@ -138,7 +138,7 @@ def facts_of(action: Action, **changes: Any) -> Facts:
     if action in ("intake", "approve"):
         groups["state"] = "submitted"
     if action == "intake":
-        groups |= {"approvals": (), "code": CodeFacts(findings=0, rehearsal="not_run", frozen=STUDY), "sandbox": None}
+        groups |= {"approvals": (), "code": GROUPS["code"].model_copy(update={"rehearsal": "not_run"}), "sandbox": None}
     if action == "approve":
         groups |= {
             "approvals": groups["approvals"][:1],
@@ -151,4 +151,4 @@ def facts_of(action: Action, **changes: Any) -> Facts:
     for name, value in changes.items():
         group, _, field = name.partition("__")
         groups[group] = groups[group].model_copy(update={field: value}) if field else value
-    return Facts(action=action, study=STUDY, hospital=HOSPITAL, today=groups.pop("today", TODAY), **groups)
+    return Facts(action=action, approval=APPROVAL, hospital=HOSPITAL, today=groups.pop("today", TODAY), **groups)

@@ -16,16 +16,17 @@ from policies.engine import Engine
 from policies.facts import ACTIONS, Action, Approval, Facts, Reviewer
 from policies.ruleset import PERMIT, SHIPPED
 from tests.policies.facts_of import (
+    APPROVAL,
     FEATURES,
     HOSPITAL,
     HOSPITALS,
     NOW,
     OFFICER,
+    OTHER_APPROVAL,
     OTHER_STUDY,
     RESEARCHER,
     SERVICES,
     STEWARD,
-    STUDY,
     baa,
     day,
     dua,
@@ -57,7 +58,7 @@ def agreements(*terms: Any) -> dict[str, Any]:
 
 
 def approvals(*triples: tuple[str, str, str]) -> dict[str, Any]:
-    return {"approvals": tuple(Approval.model_validate({"person": p, "role": r, "study": s}) for p, r, s in triples)}
+    return {"approvals": tuple(Approval.model_validate({"person": p, "role": r, "approval": s}) for p, r, s in triples)}
 
 
 BY_THE_HOSPITAL = (Service(kind="aggregation", organisation=HOSPITAL), *SERVICES[1:])
@@ -157,7 +158,8 @@ TABLE = [
     Row("cohort-patients", ALL, {"cohort__min_patients": 0}, "No smallest number"),
     # code
     Row("code-verifier", ALL, {"code__findings": 1}, "1 finding(s)"),
-    Row("code-frozen", ALL, {"code__frozen": OTHER_STUDY}, "is not what people approved"),
+    Row("code-frozen", ALL, {"code__frozen": OTHER_STUDY}, "was submitted: it was changed since"),
+    Row("code-current", ALL, {"code__approval": OTHER_APPROVAL}, "is not as it was approved"),
     Row("code-rehearsal", REHEARSED, {"code__rehearsal": "failed"}, "mock data failed"),
     Row("code-rehearsal", REHEARSED, {"code__rehearsal": "not_run"}, "has not run"),
     # two people
@@ -172,13 +174,13 @@ TABLE = [
     Row(
         "people-approver",
         APPROVE,
-        approvals((STEWARD, "privacy_officer", STUDY)) | {"approver": Reviewer(person=STEWARD, role="steward")},
+        approvals((STEWARD, "privacy_officer", APPROVAL)) | {"approver": Reviewer(person=STEWARD, role="steward")},
         "has already approved",
     ),
     Row(
         "people-approver",
         APPROVE,
-        approvals((STEWARD, "privacy_officer", STUDY)),
+        approvals((STEWARD, "privacy_officer", APPROVAL)),
         "as privacy officer",
     ),
     Row(
@@ -187,31 +189,31 @@ TABLE = [
         {"approver": Reviewer(person=RESEARCHER.upper(), role="privacy_officer")},
         "is the study's researcher",
     ),
-    Row("people", REVIEWED, approvals((STEWARD, "steward", STUDY)), "No privacy officer has approved"),
-    Row("people", REVIEWED, approvals((OFFICER, "privacy_officer", STUDY)), "No data steward has approved"),
+    Row("people", REVIEWED, approvals((STEWARD, "steward", APPROVAL)), "No privacy officer has approved"),
+    Row("people", REVIEWED, approvals((OFFICER, "privacy_officer", APPROVAL)), "No data steward has approved"),
     Row("people", REVIEWED, approvals(), "No data steward and no privacy officer"),
     Row(
         "people",
         REVIEWED,
-        approvals((STEWARD, "steward", STUDY), (STEWARD.upper(), "privacy_officer", STUDY)),
+        approvals((STEWARD, "steward", APPROVAL), (STEWARD.upper(), "privacy_officer", APPROVAL)),
         "both roles",
     ),
     Row(
         "people",
         REVIEWED,
-        approvals((STEWARD, "steward", STUDY), (OFFICER, "privacy_officer", OTHER_STUDY)),
+        approvals((STEWARD, "steward", APPROVAL), (OFFICER, "privacy_officer", OTHER_APPROVAL)),
         "another version of the study",
     ),
     Row(
         "people",
         REVIEWED,
-        approvals((STEWARD, "steward", STUDY), (RESEARCHER, "privacy_officer", STUDY)),
+        approvals((STEWARD, "steward", APPROVAL), (RESEARCHER, "privacy_officer", APPROVAL)),
         "researcher is among",
     ),
     Row(
         "people",
         REVIEWED,
-        approvals((RESEARCHER, "steward", STUDY), (OFFICER, "privacy_officer", STUDY)),
+        approvals((RESEARCHER, "steward", APPROVAL), (OFFICER, "privacy_officer", APPROVAL)),
         "researcher is among",
     ),
     # state
@@ -308,7 +310,7 @@ def test_the_table_has_every_rule_at_every_action_where_it_applies(engine: Engin
 @pytest.mark.parametrize("action", ACTIONS)
 def test_every_missing_fact_denies_by_the_rules_that_need_it(engine: Engine, action: Action) -> None:
     base = facts_of(action)
-    present = [name for name in Facts.model_fields if name not in ("action", "study", "hospital", "today")]
+    present = [name for name in Facts.model_fields if name not in ("action", "approval", "hospital", "today")]
     for name in present:
         if getattr(base, name) is None:
             continue

@@ -74,7 +74,7 @@ def test_every_row_is_marked_and_rows_outside_name_no_code() -> None:
 def test_every_file_that_the_readme_names_exists() -> None:
     root = POLICIES.parent
     for path in set(re.findall(r"`([\w/]+\.(?:py|cedar|md|toml))`", README)):
-        places = [root / path, POLICIES / path, SHIPPED / path, root / "datasites" / "hospital" / path]
+        places = [root / path, POLICIES / path, SHIPPED / path, root / "datasites" / "hospital" / "evidence" / path]
         assert any(place.is_file() for place in places), path
 
 

@@ -14,11 +14,11 @@ from policies.engine import VALIDITY, Decision, Engine, PolicyDenied, read_decis
 from policies.facts import ACTIONS, Action, context
 from policies.ruleset import SHIPPED, RuleError
 from tests.policies.facts_of import (
+    APPROVAL,
     HOSPITAL,
     NOW,
-    OTHER_STUDY,
+    OTHER_APPROVAL,
     SERVICES,
-    STUDY,
     TODAY,
     baa,
     day,
@@ -73,7 +73,7 @@ def test_a_plain_mapping_of_good_facts_is_decided_like_the_typed_ones(action: Ac
         (("release", "masked"), "yes", "release.masked"),
         (("release", "masked"), 1, "release.masked"),
         (("action",), "train", "action"),
-        (("study",), "short", "study"),
+        (("approval",), "short", "approval"),
     ],
 )
 def test_an_unknown_or_malformed_fact_denies_and_is_named(path: tuple[str, ...], value: Any, words: str) -> None:
@@ -89,7 +89,7 @@ def test_an_unknown_or_malformed_fact_denies_and_is_named(path: tuple[str, ...],
     assert read_decision(decision.canonical()) == decision
 
 
-@pytest.mark.parametrize("path", [("study",), ("today",), ("hospital",), ("action",), ("budget", "delta")])
+@pytest.mark.parametrize("path", [("approval",), ("today",), ("hospital",), ("action",), ("budget", "delta")])
 def test_a_fact_left_out_of_a_mapping_denies_and_is_named(path: tuple[str, ...]) -> None:
     raw = json.loads(facts_of("run_round").canonical())
     place = raw
@@ -142,7 +142,7 @@ def test_an_error_in_a_rule_denies_although_cedar_ignores_that_rule(tmp_path: Pa
         lambda record: record["budget"].update(cap="3"),
         lambda record: record["budget"].update(cap=2**63),
         lambda record: record["budget"].pop("cap"),
-        lambda record: record.pop("study"),
+        lambda record: record.pop("approval"),
         lambda record: record.update(state=None),
     ],
 )
@@ -179,18 +179,18 @@ def test_an_exception_while_deciding_denies(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_decision_counts_for_its_action_and_study_and_a_short_while() -> None:
     decision = engine().decide(facts_of("run_round"))
-    decision.require("run_round", STUDY, NOW + VALIDITY)
-    for action, study, when, words in [
-        ("release", STUDY, NOW, "is about run_round"),
-        ("run_round", OTHER_STUDY, NOW, "is about run_round"),
-        ("run_round", STUDY, NOW + VALIDITY + datetime.timedelta(seconds=1), "no longer valid"),
-        ("run_round", STUDY, NOW - datetime.timedelta(seconds=1), "no longer valid"),
+    decision.require("run_round", APPROVAL, NOW + VALIDITY)
+    for action, approval, when, words in [
+        ("release", APPROVAL, NOW, "is about run_round"),
+        ("run_round", OTHER_APPROVAL, NOW, "is about run_round"),
+        ("run_round", APPROVAL, NOW + VALIDITY + datetime.timedelta(seconds=1), "no longer valid"),
+        ("run_round", APPROVAL, NOW - datetime.timedelta(seconds=1), "no longer valid"),
     ]:
         with pytest.raises(PolicyDenied, match=words):
-            decision.require(action, study, when)
+            decision.require(action, approval, when)
     denied = engine().decide(facts_of("run_round", state="paused", code__findings=3))
     with pytest.raises(PolicyDenied, match=r"(?s)CODE: .*STATE: "):
-        denied.require("run_round", STUDY, NOW)
+        denied.require("run_round", APPROVAL, NOW)
 
 
 def test_a_stored_decision_reads_back_and_can_be_evaluated_again() -> None:
@@ -430,7 +430,7 @@ def test_the_example_of_a_local_rule_narrows() -> None:
     [
         ('@id("a") @title("t") @remedy("r") permit (principal, action, resource);', "may only forbid"),
         (
-            '@id("a") @title("t") @remedy("r") forbid (principal, action, resource) when { context.study == "" };\n'
+            '@id("a") @title("t") @remedy("r") forbid (principal, action, resource) when { context.approval == "" };\n'
             '@id("b") @title("t") @remedy("r") permit (principal, action, resource);',
             "may only forbid",
         ),
@@ -474,11 +474,11 @@ def test_a_local_rule_may_be_about_one_study_only(tmp_path: Path) -> None:
     folder = local_rules(
         tmp_path,
         f'@id("not-this") @title("We declined this study.") @remedy("None.") '
-        f'forbid (principal == Study::"{STUDY}", action, resource);',
+        f'forbid (principal == Study::"{APPROVAL}", action, resource);',
     )
     decider = engine(folder)
     assert decider.decide(facts_of("run_round")).controls == ("local/own",)
-    other = json.loads(facts_of("run_round").canonical().replace(STUDY.encode(), OTHER_STUDY.encode()))
+    other = json.loads(facts_of("run_round").canonical().replace(APPROVAL.encode(), OTHER_APPROVAL.encode()))
     assert decider.decide(other).allowed
 
 

@@ -25,11 +25,13 @@ from policies.facts import (
     RosterFacts,
 )
 from tests.policies.facts_of import (
+    APPROVAL,
     FEATURES,
     HOSPITAL,
     HOSPITALS,
     NOW,
     OFFICER,
+    OTHER_APPROVAL,
     OTHER_STUDY,
     RESEARCHER,
     STEWARD,
@@ -102,10 +104,13 @@ GROUPS: dict[str, st.SearchStrategy[Any]] = {
         CodeFacts,
         findings=st.integers(0, 1),
         rehearsal=st.sampled_from(["passed", "failed", "not_run"]),
+        study=st.just(STUDY),
         frozen=st.sampled_from([STUDY, OTHER_STUDY]),
+        approval=st.sampled_from([APPROVAL, OTHER_APPROVAL]),
     ),
     "approvals": st.lists(
-        st.builds(Approval, person=PEOPLE, role=ROLES, study=st.sampled_from([STUDY, STUDY, OTHER_STUDY])), max_size=3
+        st.builds(Approval, person=PEOPLE, role=ROLES, approval=st.sampled_from([APPROVAL, APPROVAL, OTHER_APPROVAL])),
+        max_size=3,
     ).map(tuple),
     "state": st.sampled_from(["submitted", "active", "paused", "revoked", "closed", "killed"]),
     "sandbox": st.sampled_from(["on", "off"]),
@@ -209,10 +214,11 @@ def expected(f: Facts) -> set[str]:
     )
     must("cohort-patients", every, c is not None and c.patients >= c.min_patients > 0)
     must("code-verifier", every, k is not None and k.findings == 0)
-    must("code-frozen", every, k is not None and k.frozen == f.study)
+    must("code-frozen", every, k is not None and k.frozen == k.study)
+    must("code-current", every, k is not None and k.approval == f.approval)
     must("code-rehearsal", "approve run_round", k is not None and k.rehearsal == "passed")
     people = {
-        role: {a.person.lower() for a in f.approvals or () if a.role == role and a.study == f.study}
+        role: {a.person.lower() for a in f.approvals or () if a.role == role and a.approval == f.approval}
         for role in ("steward", "privacy_officer")
     }
     everyone = people["steward"] | people["privacy_officer"]

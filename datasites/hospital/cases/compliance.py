@@ -160,7 +160,7 @@ def _ask(
     today = datetime.datetime.now(datetime.UTC).date()
     facts = Facts(
         action=action,
-        study=row.approval_hash or case.approval_hash,
+        approval=row.approval_hash or case.approval_hash,
         hospital=home.settings.organisation,
         today=today,
         terms=_known("terms", lambda: StudyTerms.of(case.study)),
@@ -196,10 +196,10 @@ def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
         return None
 
 
-def require(decision: Decision, action: Action, study: str) -> None:
+def require(decision: Decision, action: Action, approval: str) -> None:
     """Raise `Denied` unless the decision allows, now, this action on what people approve under this hash."""
     try:
-        decision.require(action, study, datetime.datetime.now(datetime.UTC))
+        decision.require(action, approval, datetime.datetime.now(datetime.UTC))
     except PermissionError as error:
         raise Denied(decision) from error
 
@@ -214,12 +214,19 @@ def _approvals(home: Home, row: Case) -> tuple[Approval, ...]:
     by_hand = people_by_hand(home, sorted(people), past=True)
     if by_hand and tell(home).added:
         raise PersonError(f"approvals: {'; '.join(by_hand)}; `datasites doctor` says what to do")
-    return tuple(Approval(person=one.person.email, role=one.role, study=one.approval_hash) for one in given)
+    return tuple(Approval(person=one.person.email, role=one.role, approval=one.approval_hash) for one in given)
 
 
 def _code(row: Case, case: OpenCase) -> CodeFacts:
     rehearsal = row.rehearsal.get("outcome", "not_run")
-    return CodeFacts(findings=len(row.findings), rehearsal=rehearsal, frozen=case.approval_hash, differs=case.differs)
+    return CodeFacts(
+        findings=len(row.findings),
+        rehearsal=rehearsal,
+        study=row.study_hash,
+        frozen=case.package.digest(),
+        approval=case.approval_hash,
+        differs=case.differs,
+    )
 
 
 def _agreements(home: Home, case: OpenCase, today: datetime.date) -> tuple[Agreement, ...]:

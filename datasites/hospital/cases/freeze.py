@@ -26,7 +26,9 @@ DEPENDENCIES = ("datasites", "torch", "opacus", "dp-accounting", "numpy", "rando
 
 
 class FrozenCopyChanged(DatasitesError):
-    """The frozen copy is not what was approved; the study must not run."""
+    """The frozen copy is not what was approved; the study must not run. controls: what others may be told."""
+
+    controls = ("code-frozen",)
 
 
 class ApprovalTerms(Agreed):

@@ -27,7 +27,7 @@ from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.identity import same_identity
 from policies.agreements import Agreement
-from policies.engine import Decision
+from policies.engine import Decision, read_decision
 from policies.registry import RegistryError, RegistryFile
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ def _examined(home: Home, row: Case) -> Examined:
 
 def _read(stored: PolicyDecision) -> Decision:
     try:
-        return Decision.model_validate_json(json.dumps(stored.record))
+        return read_decision(json.dumps(stored.record).encode())
     except ValueError as error:
         raise InputError(
             f"policy decision {stored.pk}: does not read as one; restore the datasite's database from a backup"

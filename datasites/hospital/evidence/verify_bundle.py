@@ -1162,7 +1162,7 @@ def _caps_of_decisions(bundle: _Bundle, promised: Sequence[tuple[int, float]]) -
         known = bisect.bisect_left(seqs, at)
         if promised and (not known or budget["epsilon_cap"] > promised[known - 1][1] + _TOLERANCE):
             raise Fault(f"{where} goes by a cap of {budget['epsilon_cap']:g}, wider than the log promised then")
-        if decision["action"] not in _RUNNING or decision["study"] != bundle.approval:
+        if decision["action"] not in _RUNNING or _approval(decision) != bundle.approval:
             continue
         unheld += not reserved
         if reserved:
@@ -1188,7 +1188,7 @@ def _decisions(bundle: _Bundle) -> str:
     for position, _, decision in bundle.decisions():
         where = f"decisions.json: entry {position}"
         # Reviews of terms that changed before approval have another hash; nothing may run on them.
-        if decision["study"] != bundle.approval and decision["allowed"] and decision["action"] in _RUNNING:
+        if _approval(decision) != bundle.approval and decision["allowed"] and decision["action"] in _RUNNING:
             raise Fault(f"{where} lets something run that is not what people approved")
         facts, outcomes = decision["facts"], [result["outcome"] for result in decision["results"]]
         if facts is not None and _sha256(_canonical(facts)) != decision["facts_digest"]:
@@ -1243,7 +1243,7 @@ def _releases(bundle: _Bundle) -> str:
     runs: list[int] = []
     leaves: dict[Any, int] = {}
     for _, digest, decision in bundle.decisions():
-        if not decision["allowed"] or decision["study"] != bundle.approval or decision["action"] not in _RUNNING:
+        if not decision["allowed"] or _approval(decision) != bundle.approval or decision["action"] not in _RUNNING:
             continue
         seq = bundle.place("decision", digest)
         if decision["action"] == "run_round":
@@ -1269,6 +1269,11 @@ def _releases(bundle: _Bundle) -> str:
         before = at
         seen.add(number)
     return f"{len(released)} releases, each charged and allowed before"
+
+
+def _approval(decision: dict[str, Any]) -> Any:
+    """The approval hash that a decision is about, which decisions of format 1 call `study`."""
+    return decision["study" if decision["format"] == 1 else "approval"]
 
 
 def _round(decision: dict[str, Any]) -> int | None:

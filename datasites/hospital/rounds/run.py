@@ -57,6 +57,7 @@ from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import OpenCase, open_case
+from datasites.hospital.cases.freeze import FrozenCopyChanged
 from datasites.hospital.cases.machine import AtWork, Machine
 from datasites.hospital.cases.owed import settle
 from datasites.hospital.data.withdrawal import withdrawn
@@ -381,7 +382,7 @@ class StudyRun:
             asked = case.round_asked(manifest)
             ledger.charge(self._site, case.dataset, self.study_hash, number, asked, manifest.digest())
             Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
-        except (compliance.Denied, OtherKeys) as error:
+        except (compliance.Denied, OtherKeys, FrozenCopyChanged) as error:
             self._abstain(row, number, "denied", error.controls, str(error))
         except NOT_OF_THE_ROUND:
             raise

@@ -12,11 +12,9 @@ from django.test import Client
 from datasites.hospital.config import Home
 from datasites.hospital.people.accounts import enter_person
 from tests.hospital.console.providers import Liar, Real, configured, oidc
-from tests.hospital.test_review import PASSWORD, Desk, examined
+from tests.hospital.desk import PASSWORD, Desk
 
-__all__ = ["examined"]
-
-#: Name of one person per role; `tests.hospital.test_review.Desk` enters the first four.
+#: Name of one person per role; `tests.hospital.desk.Desk` enters the first four.
 PEOPLE = {"steward": "ann", "privacy_officer": "bob", "auditor": "dee", "admin": "eva"}
 
 

@@ -19,7 +19,7 @@ from datasites.hospital.people import sign_ins
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity, Roster, RosterEntry
 from tests.hospital.console.conftest import Console
-from tests.hospital.test_review import PASSWORD
+from tests.hospital.desk import PASSWORD
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'\u202e\u009b\u200b"
 LOGIN = {"username": "ann", "password": PASSWORD}

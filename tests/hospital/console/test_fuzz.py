@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from datasites.hospital.models import Case, PolicyDecision, Round
 from tests.hospital.console.conftest import PEOPLE, Console
 from tests.hospital.console.test_access import TABLE
-from tests.hospital.test_review import PASSWORD
+from tests.hospital.desk import PASSWORD
 
 FIELDS = [
     "action", "again", "before", "document", "email", "entry", "epsilon", "fingerprint", "hash", "id", "kind", "name",

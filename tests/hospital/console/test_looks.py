@@ -17,7 +17,7 @@ from datasites.hospital.people.roster import propose_party
 from datasites.study.identity import Identity, RosterEntry
 from tests.browser import WIDTHS, Browser, chromium, inspect, sync_api
 from tests.hospital.console.conftest import Console
-from tests.hospital.test_review import PASSWORD, job
+from tests.hospital.desk import PASSWORD, job
 
 
 def busy(console: Console) -> Case:

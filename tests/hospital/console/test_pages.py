@@ -19,7 +19,7 @@ from datasites.privacy.accountant import epsilon_pld
 from datasites.study.audit_chain import records
 from datasites.study.manifest import PrivacyTerms
 from tests.hospital.console.conftest import Console
-from tests.hospital.test_review import job
+from tests.hospital.desk import job
 
 READABLE = ["cases", "studies", "budget", "budget/heart", "agreements", "roster", "audit", "datasets", "datasets/heart"]
 

@@ -1,0 +1,76 @@
+"""A case in review with the hospital's people in front of it, and what they do with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from datasites.control.syft import SubmittedJob
+from datasites.hospital.cases import review
+from datasites.hospital.config import Home
+from datasites.hospital.models import Case, LedgerEntry, Round
+from datasites.hospital.people.accounts import Acting, enter_person, identify
+from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
+from datasites.hospital.service import Datasite
+from datasites.hospital.site import Site
+from datasites.study.package import StudyPackage
+from tests.agreements import agreements
+from tests.hospital.conftest import HEART
+
+PASSWORD = "a long enough passphrase"
+
+
+def job(**files: bytes) -> SubmittedJob:
+    study = {path.name: path.read_bytes() for path in (HEART / "study").iterdir() if path.is_file()}
+    return SubmittedJob(
+        name="heart-1",
+        submitted_by="researcher@university.example.org",
+        files={**study, **files},
+        claimed_at="",
+        status="pending",
+        reason="",
+    )
+
+
+class Desk:
+    """A case in review, with the hospital's people in front of it."""
+
+    def __init__(self, home: Home, values: dict[str, Any]) -> None:
+        self.site = Site.open(home.root)
+        self.row = Case.objects.create(**values)
+        for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
+            enter_person(self.site, name, role, PASSWORD, f"{name}@cleveland.example.org")
+        home.registry.unlink(missing_ok=True)
+
+    def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: Sequence[str] = ()) -> None:
+        package = StudyPackage.read(HEART / "study")
+        names = [f.name for f in (*package.data_model.features, package.data_model.label)]
+        file = self.site.home.root / "agreements.toml"
+        file.write_text(agreements("Cleveland", features or names, expires=expires, transport=transport))
+        for id, version in enter_agreements(self.site, self.login("ann"), file):
+            confirm_agreement(self.site, self.login("bob"), id, version)
+
+    def login(self, name: str) -> Acting:
+        return identify(name, PASSWORD)
+
+    def approve(self, name: str) -> Case:
+        return review.approve(self.site, self.row.pk, self.login(name), "read it", self.row.approval_hash)
+
+    def forget_rehearsal(self) -> None:
+        """Let the next examination rehearse again."""
+        Case.objects.filter(pk=self.row.pk).update(rehearsal={})
+
+    def nothing_happened(self) -> None:
+        assert not LedgerEntry.objects.exists()
+        assert not Round.objects.exists()
+        self.row.refresh_from_db()
+        assert self.row.state == Case.State.REVIEW
+
+
+def turn(service: Datasite) -> None:
+    """One turn of the loop, with a sync and without its sleep."""
+    stop = threading.Event()
+    stop.set()
+    service._next_sync = 0.0
+    service._turn(stop)
