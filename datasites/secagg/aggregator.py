@@ -110,7 +110,7 @@ class Aggregator:
         where = f"ready from {ready.sender}"
         if (ready.recipient, ready.enrolment) != (self.identity.email, epoch.binding.hex()):
             raise BadMessage(f"{where}: is for another enrolment or recipient")
-        holders = () if self.context.mode == "strict" else epoch.graph.holders(place)
+        holders = epoch.graph.holders(place)
         if len(ready.commitments) != len(holders) * len(self.context.rounds) * 2 * SECRET:
             raise BadMessage(f"{where}: not one commitment for each holder, round and secret")
         reports, columns = state.record.reports, columns_digest(epoch, ready)
@@ -129,7 +129,7 @@ class Aggregator:
         epoch = self._epoch(state)
         holds = state.record.reports.holds(epoch)
         able = set(holds) - set(state.record.left_out)
-        while self.context.mode == "two-wave":
+        while True:
             lacking = dict.fromkeys(able, 0)
             for one in able:
                 for other in able - holds[one] - {one}:
@@ -212,7 +212,7 @@ class Aggregator:
         manifest = open_round.signed.manifest
         if open_round.survivors is not None:
             return state, open_round.survivors
-        needed = len(manifest.participants) if self.context.mode == "strict" else self.context.threshold
+        needed = self.context.threshold
         if len(open_round.headers) < needed:
             raise TooFew(
                 f"round {manifest.round}: {len(open_round.headers)} masked vectors of {needed} needed; wait, or give "
@@ -280,8 +280,6 @@ class Aggregator:
     def can_open(self, state: AggregatorState) -> bool:
         """Whether enough has come to call `result` (wrong shares may still ask for more)."""
         open_round, _ = self._round(state)
-        if self.context.mode == "strict":
-            return len(open_round.headers) == len(open_round.signed.manifest.participants)
         epoch = self._epoch(state)
         gathered = gather(epoch, open_round.signed.manifest, open_round.answers)
         return all(len(pieces) >= epoch.graph.share_threshold for pieces in gathered.values())
@@ -304,25 +302,20 @@ class Aggregator:
         if open_round.survivors is None:
             raise OutOfOrder(f"round {manifest.round}: fix the survivors first")
         emails = tuple(header.sender for header in open_round.survivors.headers)
-        wrong: tuple[str, ...] = ()
-        if self.context.mode == "two-wave":
-            epoch = self._epoch(state)
+        epoch = self._epoch(state)
 
-            def commitments(owner: str) -> bytes | None:
-                return self._commitments(state, epoch, ready_again(owner), owner)
+        def commitments(owner: str) -> bytes | None:
+            return self._commitments(state, epoch, ready_again(owner), owner)
 
-            solved = solve(epoch, manifest, frozenset(emails), open_round.answers, commitments)
-            wrong = solved.wrong
-            if not total.opened:
-                # In a copy: half the masks taken off, and then all of them once more, would be a wrong sum.
-                plain = total.vector.copy()
-                masks.apply(plain, solved.masks, threads=threads)
-                total.open(plain)
-        else:
-            total.open(total.vector)
+        solved = solve(epoch, manifest, frozenset(emails), open_round.answers, commitments)
+        if not total.opened:
+            # In a copy: half the masks taken off, and then all of them once more, would be a wrong sum.
+            plain = total.vector.copy()
+            masks.apply(plain, solved.masks, threads=threads)
+            total.open(plain)
         signed = total.vector.view(np.int32)
         integers = {name: signed[place] for name, place in ring.offsets(manifest.vectors).items()}
-        return RoundResult(manifest, emails, integers, wrong)
+        return RoundResult(manifest, emails, integers, solved.wrong)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 

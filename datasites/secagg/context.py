@@ -59,12 +59,11 @@ class Party(Agreed):
 class Context(Agreed):
     """The agreed terms of one epoch.
 
-    mode: *two-wave* recovers from dropouts with shares; *strict* has one wave and no shares, all participants must
-    attend. consistency: survivors first sign one survivor list (a third wave). neighbours: *everyone*, or a *ring* that
+    consistency: survivors first sign one survivor list (a third wave). neighbours: *everyone*, or a *ring* that
     saves masks in a large cohort (needs the consistency wave). expires: the last day on which rounds may be opened.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     study: Sha256
     epoch: Annotated[int, Field(ge=0)]
     aggregator: Party
@@ -74,7 +73,6 @@ class Context(Agreed):
     first_round: Annotated[int, Field(ge=1)]
     last_round: int
     expires: datetime.date
-    mode: Literal["two-wave", "strict"] = "two-wave"
     consistency: bool = False
     neighbours: Literal["everyone", "ring"] = "everyone"
 
@@ -97,11 +95,9 @@ class Context(Agreed):
         for party in self.hospitals:
             if same_identity(self.aggregator.email, party.email) or self.aggregator.public_key == party.public_key:
                 raise BadTerms("epoch: the aggregator can't be one of the hospitals; it would be a colluder")
-        if self.mode == "strict" and (self.consistency or self.neighbours == "ring"):
-            raise BadTerms("epoch: strict mode has one wave; switch the consistency wave and the ring off")
         if self.neighbours == "ring" and not self.consistency:
             raise BadTerms("epoch: a ring of neighbours is safe only with the consistency wave; switch it on")
-        check_threshold(len(self.hospitals), self.threshold, self.colluders, one_list=self.one_list)
+        check_threshold(len(self.hospitals), self.threshold, self.colluders, one_list=self.consistency)
         return self
 
     @classmethod
@@ -117,7 +113,6 @@ class Context(Agreed):
         rounds: tuple[int, int],
         expires: datetime.date,
         threshold: int | None = None,
-        mode: Literal["two-wave", "strict"] = "two-wave",
         consistency: bool | None = None,
         neighbours: Literal["everyone", "ring"] | None = None,
     ) -> Context:
@@ -130,12 +125,12 @@ class Context(Agreed):
         """
         emails = sorted(hospitals)
         if neighbours is None:
-            large = len(emails) > RING_ABOVE and mode == "two-wave" and consistency is not False
+            large = len(emails) > RING_ABOVE and consistency is not False
             neighbours = "ring" if large else "everyone"
         if consistency is None:
             consistency = neighbours == "ring"
         if threshold is None:
-            threshold = choose_threshold(len(emails), colluders, one_list=consistency or mode == "strict")
+            threshold = choose_threshold(len(emails), colluders, one_list=consistency)
 
         def pinned(email: str) -> Party:
             return Party(email=email, public_key=roster.get(email).public_key)
@@ -151,7 +146,6 @@ class Context(Agreed):
                 first_round=rounds[0],
                 last_round=rounds[1],
                 expires=expires,
-                mode=mode,
                 consistency=consistency,
                 neighbours=neighbours,
             )
@@ -169,14 +163,9 @@ class Context(Agreed):
         return {party.email: party.public_key for party in self.hospitals}
 
     @property
-    def one_list(self) -> bool:
-        """Whether all hospitals answer for one and the same set of survivors."""
-        return self.consistency or self.mode == "strict"
-
-    @property
     def honest_contributors(self) -> int:
         """m: honest hospitals that any sum is sure to hold; *distributed* noise is sized by it."""
-        return honest_contributors(len(self.hospitals), self.threshold, self.colluders, one_list=self.one_list)
+        return honest_contributors(len(self.hospitals), self.threshold, self.colluders, one_list=self.consistency)
 
     @property
     def rounds(self) -> range:

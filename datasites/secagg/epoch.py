@@ -50,8 +50,7 @@ def check_certificate(context: Context, certificate: Certificate, today: datetim
     if certificate.expires != context.expires or today > certificate.expires:
         raise BadMessage(f"{where}: expired, or with another end ({certificate.expires}) than {context.expires}")
     keys = len(context.rounds) * SECRET
-    seeds = 0 if context.mode == "strict" else keys
-    if (len(certificate.hpke_key), len(certificate.round_keys), len(certificate.seed_commitments)) != (32, keys, seeds):
+    if (len(certificate.hpke_key), len(certificate.round_keys), len(certificate.seed_commitments)) != (32, keys, keys):
         raise BadMessage(f"{where}: does not hold one key and one commitment for each of {len(context.rounds)} rounds")
     # A key of low order would make every peer's exchange with it fail, in every round: found here, it costs only its
     # owner. The exchange is the library's own test for one.

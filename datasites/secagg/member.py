@@ -77,7 +77,7 @@ class Member:
     def share(
         self, state: MemberState, enrolment: Enrolment, *, today: datetime.date
     ) -> tuple[MemberState, dict[str, ShareBundle]]:
-        """S2: check all certificates and make the share bundles by recipient (none in strict mode).
+        """S2: check all certificates and make the share bundles by recipient.
 
         Raises `BadMessage`, `UnknownParty` or `TooFew` for the enrolment, `Equivocation` for a second one.
         """
@@ -215,8 +215,6 @@ class Member:
         The same list again gives the same bytes. Raises `AlreadyAnswered` for another list, `NotASurvivor`,
         `TooFew` below the threshold (of survivors, or of `acks` with the consistency wave), `BadMessage`.
         """
-        if self.context.mode == "strict":
-            raise OutOfOrder("unmask: strict mode has one wave; the sum of all participants needs no unmasking")
         opened = self._check_survivors(state, survivors)
         manifest, content = opened.manifest, survivors.content_digest()
         if opened.answer is not None:
@@ -270,12 +268,11 @@ class Member:
             epoch.place(email)
         if self.identity.email not in manifest.participants:
             raise BadTerms(f"{where}: this hospital is not among the participants; wait for the next round")
-        if context.mode == "two-wave":
-            me = epoch.place(self.identity.email)
-            for email in manifest.participants:
-                # Without its shares the peer could not be unmasked, and one lost vector would cost the round.
-                if email not in state.holds and epoch.graph.are_neighbours(epoch.place(email), me):
-                    raise BadTerms(f"{where}: no shares of {email} are held here; leave it out until a new epoch")
+        me = epoch.place(self.identity.email)
+        for email in manifest.participants:
+            # Without its shares the peer could not be unmasked, and one lost vector would cost the round.
+            if email not in state.holds and epoch.graph.are_neighbours(epoch.place(email), me):
+                raise BadTerms(f"{where}: no shares of {email} are held here; leave it out until a new epoch")
         ring.check_fits(manifest.vectors, len(manifest.participants))
 
     def _check_marks(self, state: MemberState, marks: tuple[JournalMark, ...]) -> None:
@@ -360,8 +357,7 @@ class Member:
             if epoch.graph.are_neighbours(me, peer):
                 public = epoch.round_key(peer, opened.manifest.round)
                 chosen.append(masks.pairwise(own, public, me=me, peer=peer, **bound))
-        if self.context.mode == "two-wave":
-            chosen.append(masks.self_mask(secrets.seed, me=me, **bound))
+        chosen.append(masks.self_mask(secrets.seed, me=me, **bound))
         return chosen
 
     def _mark(self, state: MemberState, sequence: int, head: str) -> JournalMark:

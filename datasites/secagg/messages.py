@@ -100,7 +100,7 @@ class Certificate(Message):
     """S1, hospital to aggregator: this hospital's keys for one epoch, signed by its institution key.
 
     hpke_key: X25519 public key (32 bytes) under which peers encrypt shares. round_keys: one X25519 public key per round
-    (32 bytes each, in order). seed_commitments: one SHA-256 per round of the self-mask seed (empty in strict mode).
+    (32 bytes each, in order). seed_commitments: one SHA-256 per round of the self-mask seed.
     """
 
     kind: ClassVar[str] = "certificate"

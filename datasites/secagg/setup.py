@@ -38,10 +38,9 @@ def certify(identity: Identity, context: Context, previous: MemberState | None) 
                 f"is of epoch {context.epoch} from round {context.first_round}. The next epoch must be "
                 f"{previous.epoch + 1} or later, from round {previous.last_round + 1} or later"
             )
-    strict = context.mode == "strict"
     hpke = X25519PrivateKey.generate()
     keys = [X25519PrivateKey.generate() for _ in context.rounds]
-    seeds = [b"" if strict else os.urandom(SECRET) for _ in context.rounds]
+    seeds = [os.urandom(SECRET) for _ in context.rounds]
     terms = bytes.fromhex(context.digest_once)
     certificate = Certificate.seal(
         identity,
@@ -54,7 +53,6 @@ def certify(identity: Identity, context: Context, previous: MemberState | None) 
         seed_commitments=b"".join(
             shares.commit_seed(terms, number, identity.email, seed)
             for number, seed in zip(context.rounds, seeds, strict=True)
-            if not strict
         ),
     )
     start = MemberState(
@@ -87,8 +85,6 @@ def share(
     if epoch.certificates[me] != state.certificate:
         raise Equivocation("share: the enrolment holds another certificate of this hospital than the one it made")
     changes: dict[str, object] = {"enrolment": enrolment, "binding": enrolment.binding()}
-    if context.mode == "strict":
-        return state.step("share", enrolment.binding(), **changes), {}
     holders = epoch.graph.holders(me)
     secret = b"".join(one.key + one.seed for one in state.secrets)
     pieces = shares.split(secret, epoch.graph.share_threshold, holders)
@@ -119,7 +115,7 @@ def accept(identity: Identity, context: Context, state: MemberState, bundle: Sha
     check_sender(context, bundle)
     owner, me = epoch.place(bundle.sender), epoch.place(identity.email)
     where = f"share-bundle from {bundle.sender}"
-    if bundle.recipient != identity.email or not epoch.graph.are_neighbours(owner, me) or context.mode == "strict":
+    if bundle.recipient != identity.email or not epoch.graph.are_neighbours(owner, me):
         raise BadMessage(f"{where}: is for {bundle.recipient}, not for this hospital")
     if bundle.enrolment != state.binding:
         raise Equivocation(
@@ -160,10 +156,8 @@ def accept(identity: Identity, context: Context, state: MemberState, bundle: Sha
 
 
 def awaited(identity: Identity, context: Context, state: MemberState) -> frozenset[str]:
-    """Peers whose shares are meant for this hospital and have not come: of its neighbours; in strict mode of nobody."""
+    """Peers whose shares are meant for this hospital and have not come: of its neighbours."""
     epoch = enrolled(context, state)
-    if context.mode == "strict":
-        return frozenset()
     neighbours = epoch.graph.neighbours(epoch.place(identity.email))
     return frozenset(epoch.members[place] for place in neighbours) - state.holds
 
@@ -225,8 +219,6 @@ def _associated(context: Context, epoch: Epoch, owner: str, holder: str) -> byte
 
 def _by_round(context: Context, epoch: Epoch, me: str, state: MemberState) -> tuple[RoundSecrets, ...]:
     """The rounds' secrets with all shares that are held, which came by peer."""
-    if context.mode == "strict":
-        return state.secrets
     columns = {epoch.place(one.owner): one.shares for one in state.accepted} | {epoch.place(me): state.own_shares}
     secrets = []
     for index, one in enumerate(state.secrets):

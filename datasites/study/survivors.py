@@ -28,7 +28,7 @@ import math
 def honest_contributors(hospitals: int, threshold: int, colluders: int, *, one_list: bool) -> int:
     """m: the least number of honest hospitals in any sum that a malicious aggregator can open.
 
-    `one_list` is true with the consistency wave and in the secure sum's strict mode. The bound holds for every round
+    `one_list` is true with the consistency wave. The bound holds for every round
     whose participants are a part of the n enrolled: it falls with n, so the enrolled number is the worst case.
     Returns 0 where nothing is guaranteed.
     """

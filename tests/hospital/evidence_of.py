@@ -25,6 +25,7 @@ from datasites.study.identity import Identity, RosterEntry
 from policies.engine import Engine
 from policies.facts import Facts
 from policies.registry import Registry
+from tests.policies.facts_of import APPROVAL as ITS_APPROVAL
 from tests.policies.facts_of import (
     HOSPITAL,
     HOSPITALS,
@@ -144,7 +145,8 @@ class Hospital:
             self.log.append(kind, **fields, **self.bound(agreement_content(state)))  # type: ignore[arg-type]
 
     def decide(self, action: Any, **changes: Any) -> None:
-        raw = facts_of(action, **changes).canonical().replace(STUDY.encode(), APPROVAL.encode())
+        raw = facts_of(action, **changes).canonical().replace(ITS_APPROVAL.encode(), APPROVAL.encode())
+        raw = raw.replace(STUDY.encode(), STUDY_HASH.encode())
         decision = self.engine.decide(Facts.parse(raw))
         self.decisions.append(decision.model_dump(mode="json"))
         self.log.append("decision", study=STUDY_HASH, action=action, digest=decision.digest(), allowed=decision.allowed)

@@ -42,7 +42,7 @@ from tests.adversarial.tampered_contents import (
     widened,
     with_the_key,
 )
-from tests.hospital import test_review as review_desk
+from tests.hospital import desk as review_desk
 from tests.hospital.conftest import log_pins
 from tests.hospital.desk import PASSWORD, Desk
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack

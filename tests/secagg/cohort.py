@@ -187,8 +187,6 @@ class Cohort:
         alive = [name for name in manifest.participants if name not in dropped]
         self.collect(inputs, alive)
         survivors = self.survivors()
-        if self.context.mode == "strict":
-            return self.result()
         speaking = [name for name in alive if name not in mute]
         acks = self.acks(survivors, speaking) if self.context.consistency else None
         return self.unmask(speaking, survivors, acks)

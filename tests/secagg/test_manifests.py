@@ -178,8 +178,8 @@ def test_a_state_that_has_seen_a_later_round_opens_no_earlier_one(four):
         opened_by(four, A, four.manifest(2), kept)
 
 
-def test_strict_mode_refuses_participants_outside_the_enrolment():
-    cohort = Cohort.of(4, mode="strict").setup()
+def test_participants_outside_the_enrolment_are_refused():
+    cohort = Cohort.of(4).setup()
     with pytest.raises(UnknownParty, match="not enrolled"):
         opened_by(cohort, A, cohort.manifest(participants=(A, B, C, "zoe@h.example.org")))
 

@@ -105,19 +105,6 @@ def test_below_the_threshold_nothing_opens(case, data):
         assert not cohort.state.total.opened
 
 
-@given(st.integers(3, 10), st.data())
-@settings(max_examples=15)
-def test_strict_mode_is_exact_or_refused(n, data):
-    cohort = Cohort.of(n, mode="strict", rounds=(1, 1), colluders=0).setup()
-    inputs = integers(cohort.manifest(), cohort.members)
-    dropped = set(data.draw(st.lists(st.sampled_from(sorted(cohort.members)), max_size=2)))
-    if dropped:
-        with pytest.raises(TooFew):
-            cohort.run_round(inputs, dropped=dropped)
-    else:
-        assert_exact(cohort.run_round(inputs), inputs)
-
-
 @given(st.data())
 @settings(max_examples=20)
 def test_sums_of_floats_are_within_one_step_per_hospital(data):

@@ -23,12 +23,6 @@ def test_with_the_consistency_wave(dropped):
     assert_exact(cohort.run_round(inputs, dropped=dropped), inputs)
 
 
-def test_strict_mode_is_one_wave_without_shares():
-    cohort = Cohort.of(4, mode="strict").setup()
-    inputs = integers(cohort.manifest(), cohort.members)
-    assert_exact(cohort.run_round(inputs), inputs)
-
-
 def test_ring_of_neighbours():
     cohort = Cohort.of(20, consistency=True, neighbours="ring", threshold=17, colluders=2, rounds=(1, 1)).setup()
     assert cohort.context.neighbourhood(20).degree == 8

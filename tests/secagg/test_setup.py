@@ -352,7 +352,6 @@ def test_an_unpinned_hospital_is_refused():
         {"colluders": 4},
         {"rounds": (3, 2)},
         {"rounds": (1, 3000)},
-        {"mode": "strict", "consistency": True},
         {"neighbours": "ring", "consistency": False},
         {"aggregator": email(0)},
     ],
@@ -408,7 +407,6 @@ def test_a_new_epoch_is_later_in_number_and_rounds(four):
     [
         (5, {}),
         (12, {"neighbours": "ring", "consistency": True, "threshold": 11, "colluders": 1}),
-        (5, {"mode": "strict", "threshold": 5}),
     ],
 )
 def test_a_hospital_awaits_the_shares_that_its_peers_make_for_it_and_no_others(n: int, terms: dict) -> None:

@@ -20,7 +20,7 @@ from datasites.secagg.messages import (
 )
 from datasites.study.identity import Identity
 from tests.secagg.attacker import A, B, C, D, begun, opened_by, reseal, survivor_list
-from tests.secagg.cohort import Cohort, assert_exact, email, integers
+from tests.secagg.cohort import assert_exact, email, integers
 
 
 def test_two_survivor_sets_get_one_answer(four):
@@ -120,17 +120,6 @@ def test_who_sent_no_vector_answers_nothing(four):
     _, vectors = begun(four, (B, C, D))
     with pytest.raises(OutOfOrder):
         four.members[A].unmask(four.states[A], survivor_list(four, [vectors[n].header for n in (B, C, D)]))
-
-
-def test_strict_mode_never_unmasks():
-    cohort = Cohort.of(4, mode="strict").setup()
-    _, vectors = begun(cohort)
-    with pytest.raises(OutOfOrder, match="strict"):
-        cohort.members[A].unmask(cohort.states[A], survivor_list(cohort, [v.header for v in vectors.values()]))
-    for name in (A, B, C):
-        cohort.state = cohort.aggregator.receive(cohort.state, vectors[name])
-    with pytest.raises(TooFew):
-        cohort.aggregator.survivors(cohort.state)
 
 
 def test_two_lists_can_not_both_gather_acknowledgements(seven):

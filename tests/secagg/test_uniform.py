@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
 
 from datasites.study.manifest import VectorTerm
 from tests.secagg.cohort import Cohort, email
@@ -41,11 +40,10 @@ def _today():
     return TODAY
 
 
-@pytest.mark.parametrize("mode", ["two-wave", "strict"])
-def test_uniform_alone_and_in_differences_over_rounds_studies_and_names(mode):
+def test_uniform_alone_and_in_differences_over_rounds_studies_and_names():
     seen: dict[tuple[int, int, str], np.ndarray] = {}
     for study in (0, 1):
-        cohort = Cohort.of(3, mode=mode, study=str(study) * 64).setup()
+        cohort = Cohort.of(3, study=str(study) * 64).setup()
         for number in (1, 2):
             both = vectors_of(cohort, number)
             seen[study, number, "control"] = both[:LENGTH]

@@ -40,7 +40,7 @@ from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
 from datasites.study.durable import replace_durably
-from datasites.study.errors import DatasitesError
+from datasites.study.errors import DatasitesError, InputError
 from datasites.study.identity import IdentityError, Roster
 from datasites.study.manifest import MOST_EPOCHS
 from datasites.transport.mailroom import Letter
@@ -86,7 +86,17 @@ class EpochSetup:
         self.member: Member | None = None
         state = journal.state
         if state is not None:
-            self.member = Member(site.identity, Context.parse(self._context_path(state.epoch).read_bytes()))
+            self.member = Member(site.identity, self._stored(state.epoch))
+
+    def _stored(self, epoch: int) -> Context:
+        path = self._context_path(epoch)
+        try:
+            return Context.parse(path.read_bytes())
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: the terms of epoch {epoch} were stored by another version; `datasites study rejoin` gives "
+                "its keys up and goes on in a new epoch"
+            ) from error
 
     def step(self) -> bool:
         """Do what can be done now; True when something was."""
