@@ -7,9 +7,8 @@ acceptance (a hospital's own decision to do without a safeguard). Versions are f
 from __future__ import annotations
 
 import datetime
-import json
 import tomllib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -136,16 +135,6 @@ def read_terms(text: str) -> tuple[Terms, ...]:
             name = entry.get("id", "without an id") if isinstance(entry, dict) else "not a table"
             raise RegistryError(f"agreements: entry {number} ({name}): {first_problem(error)}") from error
     return tuple(read)
-
-
-def toml_value(value: Any) -> str:
-    """A text, date, or tuple of texts as TOML."""
-    if isinstance(value, tuple):
-        return "[" + ", ".join(toml_value(v) for v in value) + "]"
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    # A JSON string is a TOML basic string, but for DEL, which JSON leaves as it is and TOML forbids.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def first_problem(error: ValidationError) -> str:

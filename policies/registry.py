@@ -34,7 +34,6 @@ from policies.agreements import (
     Terms,
     first_problem,
     read_terms,
-    toml_value,
 )
 
 __all__ = [
@@ -237,25 +236,6 @@ class Registry(Agreed):
         """Newest versions that wait for a second person."""
         ids = sorted({a.terms.id for a in self.agreements})
         return tuple(a for a in map(self.latest, ids) if a.confirmed_by is None and a.terminated_by is None)
-
-    def to_toml(self) -> str:
-        """All newest versions as TOML, for people. Who entered and confirmed stands in comments only: on import
-        every entry is a new one, which needs a second person again.
-        """
-        blocks = []
-        for id in sorted({a.terms.id for a in self.agreements}):
-            agreement = self.latest(id)
-            who = f"version {agreement.version}, entered by {agreement.entered_by} on {agreement.entered_on}"
-            if agreement.confirmed_by:
-                who += f", confirmed by {agreement.confirmed_by} on {agreement.confirmed_on}"
-            if agreement.terminated_by:
-                who += f", terminated by {agreement.terminated_by} on {agreement.terminated_on}"
-            lines = ["[[agreement]]", f"# {who}"]
-            for name, value in agreement.terms:
-                if value not in ((), ""):
-                    lines.append(f"{name} = {toml_value(value)}")
-            blocks.append("\n".join(lines))
-        return "\n\n".join(blocks) + "\n"
 
     def import_toml(self, text: str, by: str, on: datetime.date) -> Registry:
         """Enter every `[[agreement]]` of a TOML text, unconfirmed; entries that already stand like this are left.

@@ -96,11 +96,3 @@ def _priced_as(charge: Charge) -> DpEvent:
     if charge.mechanism == "poisson_sampled_gaussian":
         inner = PoissonSampledDpEvent(charge.sampling_rate, inner)
     return inner if charge.count == 1 else SelfComposedDpEvent(inner, charge.count)
-
-
-def would_exceed_filter(history: Iterable[Event], event: Event, epsilon: float, delta: float, order: int) -> bool:
-    """Whether `history` with `event` added passes the filter's cap of (epsilon, delta) at `order`. Changes nothing.
-
-    An error while pricing is raised, never answered with "no": a caller that denies on an error denies by default.
-    """
-    return not epsilon_at_order([*history, event], order, delta) <= epsilon

@@ -94,12 +94,6 @@ class ClippedSum:
         return {parameter: total.value() for parameter, total in self._sums.items()}
 
 
-def row_norms(records: Iterable[RowRecords]) -> Tensor:
-    """Measured L2 norm of each row's whole gradient, float64 (n,). Private: for checks inside the hospital."""
-    with torch.no_grad():
-        return _norms([share for record in records for share in _shares(record)])
-
-
 def _norms(shares: list[_Share]) -> Tensor:
     return torch.stack([share.squares for share in shares]).sum(0).sqrt()
 

@@ -6,8 +6,8 @@ What a mechanism diverges by is priced by `accountant` and given to the function
 ones, so their events are not fixed in advance and the bound of one study says nothing of them together. Fix alpha > 1,
 epsilon and delta, and let B = epsilon - log((alpha - 1) / alpha) + log(alpha x delta) / (alpha - 1). Claim: if a
 mechanism runs only while the Renyi divergences at alpha of all that ran, itself included, add up to at most B
-(`accountant.would_exceed_filter`), then all releases together are (epsilon, delta) differentially private, however
-mechanisms and the moment to stop are chosen from earlier releases. Proof: let P and Q be the laws of the whole
+(`epsilon_at_order` of them is at most epsilon), then all releases together are (epsilon, delta) differentially private,
+however mechanisms and the moment to stop are chosen from earlier releases. Proof: let P and Q be the laws of the whole
 transcript y on neighbouring tables, P_k and Q_k those of release k given y_<k, and r_k(y_<k) the divergence charged for
 it, in both directions. Then E_Q[(P_k / Q_k)^alpha | y_<k] <= exp((alpha - 1) r_k), so the product over k of (P_k /
 Q_k)^alpha exp(-(alpha - 1) r_k) is a supermartingale under Q that begins at 1, and has expectation at most 1 at any

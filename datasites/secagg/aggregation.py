@@ -29,7 +29,6 @@ from datasites.secagg.messages import (
 from datasites.secagg.reports import Reports
 from datasites.secagg.ring import Ring
 from datasites.study.canonical import Agreed, sha256_hex
-from datasites.study.identity import Email
 from datasites.study.manifest import RoundManifest, Sha256
 
 
@@ -50,8 +49,7 @@ class RoundRecord(Agreed):
 class Record(Agreed):
     """Everything of an epoch but its enrolment and the running sum.
 
-    certificates: until enrolment is closed. enrolment: SHA-256 of its bytes, which are stored once. left_out: hospitals
-    that are kept out of further rounds.
+    certificates: until enrolment is closed. enrolment: SHA-256 of its bytes, which are stored once.
     """
 
     format: Literal[2] = 2
@@ -62,7 +60,6 @@ class Record(Agreed):
     reports: Reports = Reports()
     marks: tuple[JournalMark, ...] = ()
     last_round: int = 0
-    left_out: tuple[Email, ...] = ()
     round: RoundRecord | None = None
 
 

@@ -12,7 +12,7 @@ added at once and not kept: memory is one vector whatever the number of hospital
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -124,11 +124,11 @@ class Aggregator:
         A share counts as held if its holder saw the commitments that the aggregator has from its owner; else one of
         the two lies or lost a letter, and a wrong share could be blamed on the other. The hospital with most such gaps
         is left out, until the rest agrees. Who lies can't be told from one gap alone: with as many gaps on both sides,
-        the first by e-mail address is left out, be it the honest one. Out is also who was named to `leave_out`.
+        the first by e-mail address is left out, be it the honest one.
         """
         epoch = self._epoch(state)
         holds = state.record.reports.holds(epoch)
-        able = set(holds) - set(state.record.left_out)
+        able = set(holds)
         while True:
             lacking = dict.fromkeys(able, 0)
             for one in able:
@@ -140,11 +140,6 @@ class Aggregator:
                 break
             able.remove(max(sorted(able), key=lambda email: lacking[email]))
         return tuple(sorted(able))
-
-    def leave_out(self, state: AggregatorState, members: Iterable[str]) -> AggregatorState:
-        """Keep hospitals out of this epoch's further rounds: those that `WrongShare.members` names, or
-        `RoundResult.wrong_shares_from`. A round in which one of them is cannot be relied on to open."""
-        return state.with_record(left_out=tuple(sorted({*state.record.left_out, *members})))
 
     # -- rounds --------------------------------------------------------------------------------------------------
 
@@ -167,9 +162,7 @@ class Aggregator:
             epoch.place(email)
         absent = set(manifest.participants) - set(self.available(state))
         if absent:
-            raise BadTerms(
-                f"{where}: {', '.join(sorted(absent))} did not complete the setup or sent wrong shares; go on without"
-            )
+            raise BadTerms(f"{where}: {', '.join(sorted(absent))} did not complete the setup; go on without")
         ring.check_fits(manifest.vectors, len(manifest.participants))
         signed = SignedManifest.seal(
             self.identity, context=self.context.digest_once, manifest=manifest, marks=state.record.marks

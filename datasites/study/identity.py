@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, field_validator, model_validator
 
-from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
 from datasites.study.visible import BLANK, require_plain
@@ -314,8 +314,3 @@ class Roster(Agreed):
             return cls()
         except ValueError as error:
             raise IdentityError(f"{path}: not a roster: {error}") from error
-
-
-def roster_hash(entries: tuple[RosterEntry, ...]) -> str:
-    """Hash of a set of parties, independent of order; goes into share encryption and study certificates."""
-    return sha256_hex(Roster(entries=entries).canonical())

@@ -103,8 +103,8 @@ def until(holds: Callable[[], object]) -> None:
 
 
 def test_what_is_read_apart_is_what_is_read_here(furnished: Home, heart: DatasetSettings) -> None:
-    from datasites.hospital.data.harmonise import prepare
     from datasites.hospital.data.tables import read_table
+    from tests.hospital.prepared import prepare
 
     table = read_table(furnished.root / heart.table)
     arrays, features, prepared = prepare(table.cells, read_mapping(furnished.root / heart.mapping), MODEL)

@@ -21,13 +21,14 @@ from pydantic import ValidationError
 from torch import nn
 
 from datasites.hospital.data.cells import cell_text, code, number, pseudonym, word
-from datasites.hospital.data.harmonise import harmonise, harmonise_column, prepare
+from datasites.hospital.data.harmonise import harmonise, harmonise_column
 from datasites.hospital.data.mapping import Column, Mapping
 from datasites.hospital.data.tables import read_table
 from datasites.privacy.batches import binary_loss, tensors
 from datasites.privacy.trainer import _Batch
 from datasites.study.errors import InputError
 from datasites.study.schema import DataModel, Feature, SchemaError
+from tests.hospital.prepared import prepare
 
 #: One feature of each type and of each way to make it.
 MODEL = DataModel.model_validate(

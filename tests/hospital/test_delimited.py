@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from datasites.hospital.data.delimited import CONTROL, Delimited, decoded, parse, read_delimited
-from datasites.hospital.dialect import ENCODINGS, SEPARATORS, Separator
+from datasites.hospital.data.delimited import CONTROL, Delimited, decoded, parse
+from datasites.hospital.dialect import ENCODINGS, SEPARATORS, Encoding, Separator
 from datasites.study.errors import InputError
 
 LETTERS = st.characters(codec="utf-8", exclude_characters="\r\n", exclude_categories=["Cc", "Cs"])
@@ -213,6 +213,10 @@ def test_an_honest_table_is_read_right(what: str) -> None:
 def test_lines_are_those_of_the_file() -> None:
     found = read(HEAD + 'P1,"a\nb",0\n\n,,\nP2,c,1\n')
     assert (found.lines, found.empty) == ((2, 6), (4, 5))
+
+
+def read_delimited(path: Path, encoding: Encoding = "utf-8") -> Delimited:
+    return parse(decoded(path.read_bytes(), encoding, str(path)), ",", str(path))
 
 
 def test_what_is_no_text_is_refused_with_its_line_and_a_remedy(tmp_path: Path) -> None:

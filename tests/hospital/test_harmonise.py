@@ -10,11 +10,12 @@ import pytest
 
 from datasites.enclave.worker import Partition
 from datasites.hospital.data.cells import pseudonym
-from datasites.hospital.data.harmonise import harmonise, prepare
+from datasites.hospital.data.harmonise import harmonise
 from datasites.hospital.data.mapping import Column, Mapping, read_mapping
 from datasites.hospital.data.tables import read_table
 from datasites.study.errors import InputError, read_toml
 from datasites.study.schema import DataModel, Feature, SchemaError
+from tests.hospital.prepared import prepare
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

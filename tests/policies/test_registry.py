@@ -15,6 +15,7 @@ from datasites.study.manifest import Service
 from policies.registry import Agreement, Registry, RegistryError, RegistryFile, Terms, read_terms
 from policies.ruleset import SHIPPED
 from tests.policies.facts_of import DOCUMENT, HOSPITAL, OFFICER, SERVICES, baa, day, dua, irb, registry
+from tests.policies.registry_toml import to_toml
 
 CLERK = "clerk@general.example"
 ON = day("2026-01-02")
@@ -220,7 +221,7 @@ def test_entering_the_same_terms_twice_or_another_kind_is_refused() -> None:
 
 
 def test_import_never_confirms_whatever_the_text_says() -> None:
-    text = registry(baa(), irb(), dua()).to_toml()
+    text = to_toml(registry(baa(), irb(), dua()))
     assert f"confirmed by {OFFICER}" in text
     book = EMPTY.import_toml(text, CLERK, ON)
     assert [a.terms.id for a in book.unconfirmed()] == ["baa-centre", "dua-heart", "irb-heart"]
@@ -232,8 +233,8 @@ def test_import_never_confirms_whatever_the_text_says() -> None:
 
 def test_importing_again_enters_only_what_changed() -> None:
     book = registry(baa(), irb())
-    assert book.import_toml(book.to_toml(), CLERK, ON) == book
-    changed = book.import_toml(book.to_toml().replace("2026-12-31", "2027-12-31"), CLERK, ON)
+    assert book.import_toml(to_toml(book), CLERK, ON) == book
+    changed = book.import_toml(to_toml(book).replace("2026-12-31", "2027-12-31"), CLERK, ON)
     assert [(a.terms.id, a.version) for a in changed.unconfirmed()] == [("baa-centre", 2)]
 
 
@@ -265,7 +266,7 @@ text_values = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_
 @settings(max_examples=150)
 def test_toml_keeps_any_text(parties: list[str], reference: str) -> None:
     terms = baa(parties=tuple(parties), reference=reference)
-    assert read_terms(EMPTY.enter(terms, CLERK, ON).to_toml()) == (terms,)
+    assert read_terms(to_toml(EMPTY.enter(terms, CLERK, ON))) == (terms,)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["enter", "confirm", "terminate"]), st.integers(0, 9)), max_size=12))
@@ -340,7 +341,7 @@ def test_writers_take_turns(tmp_path: Path) -> None:
 
 
 def test_a_document_hash_is_what_people_compare() -> None:
-    exported = tomllib.loads(registry(baa()).to_toml())["agreement"][0]
+    exported = tomllib.loads(to_toml(registry(baa())))["agreement"][0]
     assert exported["document"] == DOCUMENT
     assert Terms(**exported) == baa()
 

@@ -1,6 +1,7 @@
 """The gate on a budget: it must agree with other accountants, never forget a charge, and read all it ever stored."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
@@ -14,12 +15,19 @@ from datasites.privacy.accountant import (
     epsilon_at_order,
     epsilon_pld,
     epsilon_rdp,
-    would_exceed_filter,
 )
 from datasites.privacy.events import Charge, Event, UnknownEvent, compose, is_part_of, read_charge, release
 from datasites.privacy.renyi import ORDERS, filter_order
 
 STEP = release(1.5, 0.1)
+
+
+def would_exceed_filter(history: Iterable[Event], event: Event, epsilon: float, delta: float, order: int) -> bool:
+    """Whether `history` with `event` added passes the filter's cap of (epsilon, delta) at `order`. Changes nothing.
+
+    An error while pricing is raised, never answered with "no": a caller that denies on an error denies by default.
+    """
+    return not epsilon_at_order([*history, event], order, delta) <= epsilon
 
 
 def steps(count: int) -> Event:

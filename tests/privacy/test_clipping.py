@@ -5,10 +5,11 @@ import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import nn
 
-from datasites.privacy.clipping import ClippedSum, row_norms
+from datasites.privacy.clipping import ClippedSum
 from datasites.privacy.layers import private_form
 from datasites.privacy.records import UnsupportedModel, recording, row_records
 from tests.privacy.models import KINDS
+from tests.privacy.norms import row_norms
 
 ROWS, CLIP = 10, 0.5
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from opacus.layers.dp_rnn import RNNLinear
 from torch import nn
 
-from datasites.privacy.clipping import ClippedSum, row_norms
+from datasites.privacy.clipping import ClippedSum
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.records import SUPPORTED, RowRecords
@@ -24,6 +24,7 @@ from datasites.privacy.summing import Sum
 from datasites.privacy.trainer import train_round
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import NORM_SLACK
+from tests.privacy.norms import row_norms
 
 CLIP = 0.75
 #: Exact sums of products of float32 numbers, up to 2^-64 of the largest of them.

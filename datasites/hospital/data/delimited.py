@@ -24,7 +24,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from datasites.hospital.dialect import ENCODINGS, SEPARATORS, Encoding, Separator
@@ -62,11 +61,6 @@ class Delimited:
     lines: tuple[int, ...]
     empty: tuple[int, ...]
     doubts: tuple[Doubt, ...]
-
-
-def read_delimited(path: Path, separator: Separator = ",", encoding: Encoding = "utf-8") -> Delimited:
-    """Read the file; raises `InputError` that names file, lines, count and remedy, and shows no field of a record."""
-    return parse(decoded(path.read_bytes(), encoding, str(path)), separator, str(path))
 
 
 def decoded(content: bytes, encoding: Encoding, name: str) -> str:

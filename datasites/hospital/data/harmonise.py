@@ -3,9 +3,10 @@
 Reads private rows; what leaves this file is a table for the trainer, a readiness report for the hospital's own eyes,
 and a bare ready / not ready per feature. Error messages name columns and counts, never a patient's value.
 
-Theorem (each row by itself). What `prepare` gives for a row, the numbers in x and y, whether it is left out for want
-of a label, and whose it is, is a function of that row's cells, the mapping and the data model alone. So for a table T
-and a set P of its rows, `prepare(T without P)` is `prepare(T)` without the rows of P, bit for bit, in the same order.
+Theorem (each row by itself). What `encode` of `harmonise` gives for a row, the numbers in x and y, whether it is left
+out for want of a label, and whose it is, is a function of that row's cells, the mapping and the data model alone. So
+for a table T and a set P of its rows, that of T without P is that of T without the rows of P, bit for bit, in the same
+order.
 
 Assumes: (a) rows are the records of a delimited file, or the rows of a Parquet file whose columns have the same types
 with and without P (of decimals the scale is part of the type), except that whole numbers up to 2^53 may lie in columns
@@ -45,7 +46,6 @@ import pandas as pd
 
 from datasites.hospital.data.cells import USUAL_FOR_MISSING, cell_text, code, number, pseudonym, word
 from datasites.hospital.data.mapping import Column, FeatureReadiness, Mapping, one_meaning
-from datasites.hospital.data.records import Prepared
 from datasites.study.errors import InputError
 from datasites.study.schema import DataModel, Feature, SchemaError
 
@@ -199,7 +199,7 @@ def harmonise(
     """The harmonised table (features, label, `WHOSE`) and one readiness line per feature and for the label.
 
     names: of the rows, where no column says whose they are (`patients.row_identities`); numbers unless given. Rows
-    without a label are left out. When a feature is not ready the table lacks it; `prepare` then refuses.
+    without a label are left out. When a feature is not ready the table lacks it; `encode` then refuses.
     """
     harmonised: dict[str, pd.Series] = {}
     reports = []
@@ -229,20 +229,6 @@ def harmonise(
     if model.label.name in frame:
         frame = frame[frame[model.label.name].notna()]
     return frame, tuple(reports)
-
-
-def prepare(
-    table: pd.DataFrame, mapping: Mapping, model: DataModel, names: Sequence[str] | None = None
-) -> tuple[dict[str, np.ndarray], tuple[FeatureReadiness, ...], Prepared]:
-    """`harmonise` a table and `encode` it; raises as these do.
-
-    names: as for `harmonise`, and needed where no column says whose rows are: numbers would change when a row goes.
-    """
-    if mapping.patient is None and names is None:
-        raise ValueError("names: without a patient column, rows need names that no other row changes")
-    frame, reports = harmonise(table, mapping, model, names)
-    arrays = encode(frame, reports, model)
-    return arrays, reports, Prepared.of(model, arrays, "row" if mapping.patient is None else "patient")
 
 
 def encode(frame: pd.DataFrame, reports: Sequence[FeatureReadiness], model: DataModel) -> dict[str, np.ndarray]:
