@@ -19,6 +19,7 @@ import cedarpy
 from pydantic import AwareDatetime, ValidationError
 
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.errors import DatasitesError
 from policies import explain
 from policies.controls import CONTROLS
 from policies.facts import ACTIONS, Facts, context
@@ -30,7 +31,7 @@ Outcome = Literal["pass", "deny", "not_applicable", "error"]
 VALIDITY = datetime.timedelta(minutes=10)
 
 
-class PolicyDenied(PermissionError):
+class PolicyDenied(DatasitesError, PermissionError):
     """A decision denies, or is not about what is to be done; the message names every control that denied."""
 
 

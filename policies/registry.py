@@ -9,17 +9,15 @@ change takes effect at the next round. It holds no patient data and no signature
 from __future__ import annotations
 
 import datetime
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator
 
 from datasites.study.canonical import Agreed
-from datasites.study.durable import replace_durably
+from datasites.study.durable import held, replace_durably
 from datasites.study.identity import identity_key, same_identity, written_twice
 from datasites.study.manifest import Name, Service
 from datasites.study.visible import require_plain
@@ -312,12 +310,5 @@ class RegistryFile:
             replace_durably(self.path, registry.canonical())
             return registry
 
-    @contextmanager
-    def _one_writer(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _one_writer(self) -> AbstractContextManager[None]:
+        return held(self.path.with_name(self.path.name + ".lock"))

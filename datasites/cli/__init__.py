@@ -20,6 +20,7 @@ from datasites.cli.parties import roster
 from datasites.cli.people import person
 from datasites.cli.service import commands, identity
 from datasites.hospital.outages import away
+from datasites.study.errors import DatasitesError
 from datasites.study.visible import visible
 from datasites.transport.store_errors import StoreUnreachable
 
@@ -54,8 +55,8 @@ def main() -> None:
     except Exception as error:
         words = _store_away(error)
         error = _database_away(error) or error
-        # Errors that a room of ours defines are for people; anything else is a defect and keeps its traceback.
-        if not type(error).__module__.startswith(("datasites.", "policies.")):
+        # Ours are for people; anything else is a defect and keeps its traceback.
+        if not isinstance(error, DatasitesError):
             raise
         print(f"datasites: {visible(words or str(error))}", file=sys.stderr)
         sys.exit(2)

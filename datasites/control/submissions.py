@@ -24,6 +24,8 @@ from pydantic import ValidationError
 from syft.sync.messages.proposed_filechange import ProposedFileChangesMessage
 from syft_job.migrations.registry import JOB_PROTOCOL_VERSION
 
+from datasites.study.errors import DatasitesError
+
 NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 FILE_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 PROTOCOL = f"v{JOB_PROTOCOL_VERSION}"
@@ -45,7 +47,7 @@ exit 64
 """
 
 
-class Refused(Exception):
+class Refused(DatasitesError):
     """A control-plane message breaks a rule; the message says which."""
 
 

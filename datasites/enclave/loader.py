@@ -25,13 +25,14 @@ from datasites.enclave import verifier, vocabulary
 from datasites.enclave.protocol import ModelFinding
 from datasites.enclave.shapes import check_shapes
 from datasites.privacy import checks, layers, trainer
+from datasites.study.errors import DatasitesError
 
 MODEL = "model.py"
 #: Name of the module that model code runs as.
 MODULE_NAME = "submitted_model"
 
 
-class CodeRefused(ValueError):
+class CodeRefused(DatasitesError, ValueError):
     """The code may not run; `rule` names why."""
 
     def __init__(self, rule: str, reason: str) -> None:

@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
-from datasites.study.errors import explain
+from datasites.study.errors import DatasitesError, explain
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
@@ -51,7 +51,7 @@ Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
 Count = Annotated[int, Field(ge=0, le=2**31)]
 
 
-class ProtocolError(RuntimeError):
+class ProtocolError(DatasitesError, RuntimeError):
     """The other end sent what the protocol does not allow; the pipe can't be trusted any more."""
 
 

@@ -43,6 +43,7 @@ from datasites.enclave import cgroup
 from datasites.enclave.confine import has_filter
 from datasites.enclave.processes import Log, Process, Sandboxed, is_over, readable, wait_for
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
+from datasites.study.errors import DatasitesError
 
 #: Seconds in which a template must have imported and tried a fork; and in which a fork must be there.
 _SECONDS_TO_START, _SECONDS_TO_FORK = 120.0, 30.0
@@ -51,7 +52,7 @@ _LARGEST_WORD = 64 * 1024
 log = logging.getLogger(__name__)
 
 
-class TemplateEnded(OSError):
+class TemplateEnded(DatasitesError, OSError):
     """The template gave no worker. Where it is not there any more, another one gives the next."""
 
 

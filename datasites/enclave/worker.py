@@ -46,6 +46,7 @@ from datasites.enclave.processes import Process, Sandboxed
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.template import Template
 from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
+from datasites.study.errors import DatasitesError
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
@@ -63,7 +64,7 @@ ReplyType = TypeVar("ReplyType", protocol.Description, protocol.Done, protocol.T
                     protocol.Evaluated)  # fmt: skip
 
 
-class WorkerError(RuntimeError):
+class WorkerError(DatasitesError, RuntimeError):
     """The worker did not do what was asked. `str()` is for the hospital; `public` is all that may leave it."""
 
     public = "failed"

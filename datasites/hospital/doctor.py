@@ -46,7 +46,7 @@ from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Roster
-from datasites.transport.store import StoreError, StoreUnreachable
+from datasites.transport.store import StoreUnreachable
 from policies.engine import Engine
 from policies.facts import most_delta
 from policies.registry import RegistryFile
@@ -95,7 +95,7 @@ def examine(site: Site) -> Iterator[Check]:
             yield Check(name, "bad", away(name_of(site.home), reason_of(site.home, error)))
         except StoreUnreachable as error:
             yield Check(name, "bad", away(*error.outage(f"store {shown(site.home.settings.store)}")))
-        except (DatasitesError, StoreError, OSError, ValueError, RuntimeError) as error:
+        except (DatasitesError, OSError, ValueError, RuntimeError) as error:
             yield Check(name, "bad", str(error))
 
 

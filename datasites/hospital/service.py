@@ -133,7 +133,7 @@ class Datasite:
         log.info("ready: %s", self._home.root)
         try:
             while not stop.is_set():
-                self._turn(stop)
+                self.step(stop)
         finally:
             self._end()
 
@@ -156,11 +156,15 @@ class Datasite:
             self._mailroom.close()
             self._control.close()
 
-    def _turn(self, stop: threading.Event) -> None:
+    def step(self, stop: threading.Event, *, sync: bool = False) -> None:
+        """One turn of the loop: talk to syft where that is due, let studies and submissions go on, sleep until `stop`.
+
+        sync: talk to syft now, whether it is due or not.
+        """
         try:
             close_old_connections()  # a dead one is noticed, and costs this turn nothing
             settle_all(self._site)
-            if time.monotonic() >= self._next_sync:
+            if sync or time.monotonic() >= self._next_sync:
                 self._pin()
                 with self._contained("syft"):
                     self._control.sync()

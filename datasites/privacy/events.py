@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from datasites.study.canonical import Agreed
+from datasites.study.errors import DatasitesError
 
 
-class UnknownEvent(ValueError):
+class UnknownEvent(DatasitesError, ValueError):
     """A stored format that this version can't price; nothing may be charged on its behalf (I3)."""
 
 

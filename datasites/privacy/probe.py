@@ -24,6 +24,7 @@ from datasites.privacy.batches import Array, Inputs, Loss, Tensors, binary_loss,
 from datasites.privacy.clamping import Clamping
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.records import Recording, UnsupportedModel, recording, row_records
+from datasites.study.errors import DatasitesError
 from datasites.study.schema import DataModel
 
 #: Largest L2 norm of what a whole row's values may differ by, relative to their own. In float64 what remains is a cast
@@ -34,7 +35,7 @@ _REMEDY = "remove what mixes rows (BatchNorm, attention or sums over the batch, 
 _Traces = list[tuple[str, Tensor]]
 
 
-class DependentRows(ValueError):
+class DependentRows(DatasitesError, ValueError):
     """A row's output, loss or gradient is not what that row alone gives. The study must stop (I15)."""
 
 

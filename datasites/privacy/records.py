@@ -18,6 +18,8 @@ from opacus.layers.dp_rnn import RNNLinear
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from datasites.study.errors import DatasitesError
+
 #: Types that own parameters and whose per-row gradients are known. Exact types: a subclass may compute anything.
 SUPPORTED: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -35,7 +37,7 @@ SUPPORTED: tuple[type[nn.Module], ...] = (
 )
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(DatasitesError, ValueError):
     """The model can't be trained privately as it is; the message names the layer and the fix."""
 
 

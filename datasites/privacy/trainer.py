@@ -69,6 +69,7 @@ from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import check_independence, invented
 from datasites.privacy.records import recording, row_records
 from datasites.privacy.sampling import PatientIndex, poisson_rows
+from datasites.study.errors import DatasitesError
 from datasites.study.manifest import LocalTraining
 from datasites.study.rounds import LEAST_OWN_STEPS, NORM_SLACK, RingTerms
 from datasites.study.schema import DataModel
@@ -77,7 +78,7 @@ from datasites.study.schema import DataModel
 _PROBE_ROWS = 16
 
 
-class TrainingRefused(ValueError):
+class TrainingRefused(DatasitesError, ValueError):
     """Training would break the plan or the data does not fit the model; the message names the rule and the remedy."""
 
 

@@ -5,11 +5,13 @@ A caller quarantines the message that raised one and goes on; none of these text
 
 from __future__ import annotations
 
+from datasites.study.errors import DatasitesError
+
 #: The way back for a hospital whose journal can't be gone on with.
 REJOIN = "run `datasites study rejoin CASE` at this hospital; the researcher's run then begins a new epoch"
 
 
-class SecaggError(ValueError):
+class SecaggError(DatasitesError, ValueError):
     """Base of every refusal in this room."""
 
 

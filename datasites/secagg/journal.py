@@ -16,7 +16,6 @@ that from happening, so exclude the anchor from snapshots, or put it on another 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +26,7 @@ from datasites.secagg.layout import Layout, Sent, lay_out, read
 from datasites.secagg.messages import MaskedVector, Message, Ready
 from datasites.secagg.state import MemberState, Released
 from datasites.study.canonical import Agreed, sha256_hex
-from datasites.study.durable import append_durably, replace_durably, write_durably
+from datasites.study.durable import append_durably, replace_durably, taken, write_durably
 
 #: The floor of a journal that has never reached an epoch or a round.
 NOTHING_REACHED = (-1, 0)
@@ -290,9 +289,7 @@ class Journal:
 
 def _locked(folder: Path) -> int:
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not taken(descriptor):
         os.close(descriptor)
-        raise SpentState(f"{folder}: another process has this journal open; stop it first") from None
+        raise SpentState(f"{folder}: another process has this journal open; stop it first")
     return descriptor

@@ -18,6 +18,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Self
 from pydantic import Field, TypeAdapter
 
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
+from datasites.study.errors import DatasitesError
 from datasites.study.identity import BadSignature, Identity, PublicKeyHex
 from datasites.study.identity import verify as verify_signature
 from datasites.study.manifest import Sha256
@@ -33,7 +34,7 @@ SIGNED_COPY = "ask the hospital for an export, which ends in a signed checkpoint
 RESTORE = "keep both files as evidence, find out who changed them, and restore the log from a backup"
 
 
-class AuditError(RuntimeError):
+class AuditError(DatasitesError, RuntimeError):
     """The log, its head file or a record is not what it must be; names the file, the record and the remedy."""
 
 

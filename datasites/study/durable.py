@@ -24,6 +24,15 @@ def held(lock: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def taken(descriptor: int) -> bool:
+    """Take the lock of an open file, until it is closed, unless somebody else has it; whether it was taken."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def replace_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> None:
     """Replace `path` by `data` in one step; it is on the disk when this returns. For one writer at a time.
 

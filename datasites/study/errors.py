@@ -30,7 +30,18 @@ _TOKENS = re.compile(
 
 
 class DatasitesError(Exception):
-    """Root of all errors that commands print as one line, without a traceback."""
+    """Root of all errors of ours: commands print them as one line, without a traceback.
+
+    rule: what was broken, in words that stay the same whatever the message says; the class's name unless it gives one.
+    """
+
+    rule: str = "datasites-error"
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Name the rule by the class."""
+        super().__init_subclass__(**options)
+        if "rule" not in vars(cls):
+            cls.rule = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
 
 class InputError(DatasitesError, ValueError):

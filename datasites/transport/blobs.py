@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import Field
 
 from datasites.study.canonical import Agreed, canonical_json
+from datasites.study.errors import DatasitesError
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
 from datasites.transport.writing import write_file
 
@@ -40,7 +41,7 @@ TAG_BYTES = 16
 MOST_PARTIAL_BYTES = 4 * 1024**3
 
 
-class BadBlob(Exception):
+class BadBlob(DatasitesError):
     """The parts in the store are not the blob that the pointer means; the message says how."""
 
 

@@ -53,7 +53,7 @@ class Sealer(Protocol):
         """The contents of an envelope that `sender` signed for us; `BadEnvelope` for anything else."""
 
 
-class BadEnvelope(Exception):
+class BadEnvelope(DatasitesError):
     """Not an envelope that the stated sender signed and encrypted to us."""
 
 

@@ -72,5 +72,4 @@ def turn(service: Datasite) -> None:
     """One turn of the loop, with a sync and without its sleep."""
     stop = threading.Event()
     stop.set()
-    service._next_sync = 0.0
-    service._turn(stop)
+    service.step(stop, sync=True)

@@ -245,9 +245,9 @@ class RealHospital:
         class Timed(Datasite):
             """Says how long its turns take, but for what they sleep."""
 
-            def _turn(self, stop: threading.Event) -> None:
+            def step(self, stop: threading.Event, *, sync: bool = False) -> None:
                 began, sleeps.seconds = time.monotonic() - _queued(), 0.0
-                super()._turn(stop)
+                super().step(stop, sync=sync)
                 hospital._stall = max(hospital._stall, time.monotonic() - _queued() - began - sleeps.seconds)
 
         try:

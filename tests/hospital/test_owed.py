@@ -386,7 +386,6 @@ def test_a_study_is_let_go_of_once_the_log_holds_what_people_decided_during_a_sy
 
     monkeypatch.setattr(HospitalControl, "sync", synced)
     monkeypatch.setattr(StudyRun, "close", closing)
-    service._next_sync = 0.0
     turn(service)
     assert held == [[kind]]
 

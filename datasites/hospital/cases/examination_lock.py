@@ -10,7 +10,6 @@ the home's disk; a process that ends lets go.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.config import Home
+from datasites.study.durable import taken
 from datasites.study.errors import DatasitesError
 
 #: Seconds after which one who waits looks again.
@@ -37,7 +37,7 @@ def one_at_a_time(home: Home, what: str, halt: Halt | None = None) -> Iterator[N
     home.run.mkdir(parents=True, exist_ok=True)
     lock = os.open(home.run / "examining", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        while not _taken(lock):
+        while not taken(lock):
             if halt is None:
                 other = os.pread(lock, 1000, 0).decode(errors="replace") or "another case"
                 raise AnotherAtWork(
@@ -51,11 +51,3 @@ def one_at_a_time(home: Home, what: str, halt: Halt | None = None) -> Iterator[N
         yield
     finally:
         os.close(lock)
-
-
-def _taken(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

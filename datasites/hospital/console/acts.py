@@ -30,9 +30,9 @@ def act(
         said = do(form.cleaned_data)
     except PersonError as error:
         return refuse(request, 403, str(error))
-    except DatasitesError as error:
-        return refuse(request, 409, str(error))
     except AuditError as error:
         return refuse(request, 503, f"The audit log can't be written, so nothing was done (I14): {error}")
+    except DatasitesError as error:
+        return refuse(request, 409, str(error))
     messages.success(request, said)
     return redirect(then, *arguments)

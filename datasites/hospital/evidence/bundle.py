@@ -32,6 +32,7 @@ from typing import Any
 from datasites.hospital.evidence.verify_bundle import Check, Fault, verify, write_archive
 from datasites.study.audit_chain import Head, Record, read_record
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, fingerprint
 from datasites.study.visible import visible
 
@@ -40,7 +41,7 @@ _VERIFIER = Path(__file__).with_name("verify_bundle.py")
 FORMAT = 3
 
 
-class EvidenceError(ValueError):
+class EvidenceError(DatasitesError, ValueError):
     """The contents are not what a bundle needs; names the part and the remedy."""
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from datasites.study.canonical import Agreed
+from datasites.study.errors import DatasitesError
 
 Numbers = dict[str, np.ndarray]
 
@@ -32,7 +33,7 @@ MOST_WORDS = 8000
 MESSAGE, FAILED = "message", "failed"
 
 
-class BadFrame(Exception):
+class BadFrame(DatasitesError):
     """The other end sent what isn't of this form."""
 
 

@@ -32,7 +32,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry, Population, Round
 from datasites.hospital.site import Site
 from datasites.privacy.events import compose, release
-from datasites.study.audit_chain import Fork, Head, PublicHead, records
+from datasites.study.audit_chain import AuditError, Fork, Head, PublicHead, records
 from datasites.study.canonical import Agreed
 from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError, InputError
@@ -395,6 +395,8 @@ def _case(home: Home, study: str) -> OpenCase | None:
         return None
     try:
         return open_case(home, row)
+    except AuditError:
+        raise
     except (DatasitesError, ValidationError):
         return None
 

@@ -157,13 +157,12 @@ def _planned(case: OpenCase, shared: SharedNoise | None) -> Iterator[tuple[str, 
 
 def foreseen(error: Exception) -> bool:
     """Whether a room of ours raised it: its words are for people, and hold no value of a row. Others' words may."""
-    return type(error).__module__.startswith(("datasites.", "policies."))
+    return isinstance(error, DatasitesError)
 
 
 def in_words(error: Exception) -> str:
     """An error as people here read it; others' words may hold a value of a row."""
-    rule = getattr(error, "rule", "") or type(error).__name__
-    return f"{rule}: {error}" if foreseen(error) else rule
+    return f"{error.rule}: {error}" if isinstance(error, DatasitesError) else type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 
-from datasites.hospital.audit.log import AuditError
 from datasites.hospital.cases import examination, review
 from datasites.hospital.cases.compliance import Denied
 from datasites.hospital.cases.views import (
@@ -28,7 +27,6 @@ from datasites.hospital.cases.views import (
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, refuse
 from datasites.hospital.console.code import code_lines, diff_lines
 from datasites.hospital.console.forms import Decide
-from datasites.hospital.evidence.bundle import EvidenceError
 from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case, Review
 from datasites.hospital.people.accounts import PersonError
@@ -97,7 +95,7 @@ def decide(request: Any, number: int) -> HttpResponse:
     except Denied as error:
         form.add_error(None, str(error))
         return _case_page(request, view, form, 409)
-    except (DatasitesError, AuditError) as error:
+    except DatasitesError as error:
         form.add_error(None, str(error))
         fresh = view_case_or_problem(request.site.home, _case(number))
         return _case_page(request, fresh, form, 409)
@@ -126,7 +124,7 @@ def evidence(request: Any, number: int) -> HttpResponse:
         out = Path(folder) / "bundle.zip"
         try:
             checks = export_evidence(request.site, number, out)
-        except (DatasitesError, EvidenceError, ValueError) as error:
+        except (DatasitesError, ValueError) as error:
             return refuse(request, 409, f"Case {number} has no evidence to export: {error}")
         data = out.read_bytes()
     request.site.audit.append("exported", case=number, what="evidence", person=request.user.username)
