@@ -8,7 +8,7 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.contrib.auth.forms import AuthenticationForm
-from django.core.validators import ProhibitNullCharactersValidator
+from django.core.validators import MaxLengthValidator, ProhibitNullCharactersValidator
 
 from datasites.hospital.cases.review import MOST_TOLD
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
@@ -61,7 +61,7 @@ class SignIn(AuthenticationForm):
     def __init__(self, *arguments: Any, **values: Any) -> None:
         super().__init__(*arguments, **values)
         self.fields["username"].label = "Name"
-        self.fields["password"].max_length = 256
+        self.fields["password"].validators.append(MaxLengthValidator(256))
 
 
 class Decide(forms.Form):

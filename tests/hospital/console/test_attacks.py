@@ -114,6 +114,13 @@ def test_a_changed_password_ends_other_sessions(console: Console) -> None:
     assert there.get("/cases/").status_code == 302
 
 
+def test_a_password_longer_than_any_is_not_hashed(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("django.contrib.auth.forms.authenticate", lambda *_, **__: pytest.fail("it was looked at"))
+    answer = console.client().post("/login/", {"username": "ann", "password": "x" * 257})
+    assert answer.status_code == 200
+    assert "at most 256 characters" in answer.content.decode()
+
+
 def test_guessing_at_sign_in_is_locked_out_and_others_are_not(console: Console) -> None:
     guesser = console.client()
     answers = [guesser.post("/login/", {"username": "ann", "password": f"guess {i}"}).status_code for i in range(6)]
