@@ -40,7 +40,8 @@ class Sequence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (n, 48, 16)."""
-        return self.head(self.gru(x)[0][:, -1])
+        logits: Tensor = self.head(self.gru(x)[0][:, -1])
+        return logits
 
 
 def mlp() -> nn.Module:

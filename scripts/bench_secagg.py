@@ -41,6 +41,7 @@ from datasites.secagg.messages import ShareBundle
 from datasites.secagg.state import MemberState
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.manifest import RoundManifest, VectorTerm
+from datasites.study.rounds import safe_scale
 
 FLOWER = "flwr==1.41.0"
 TODAY = datetime.date(2026, 1, 5)
@@ -132,9 +133,7 @@ class Cohort:
             evaluate="no",
             weight_max=1.0,
             model_hash="0" * 64,
-            vectors=(
-                VectorTerm(name="update", length=d, bound=bound, scale=ring.safe_scale(bound, len(self.members))),
-            ),
+            vectors=(VectorTerm(name="update", length=d, bound=bound, scale=safe_scale(bound, len(self.members))),),
         )
         self.state, signed = self.aggregator.open_round(self.state, manifest)
         for name in manifest.participants:

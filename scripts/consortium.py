@@ -164,7 +164,8 @@ class LocalConsortium:
 
     def passwords(self) -> dict[str, str]:
         """Passwords of the demo people, made at set-up; mode 0600, for this machine only."""
-        return json.loads((self.state / "demo-passwords.json").read_text())
+        passwords: dict[str, str] = json.loads((self.state / "demo-passwords.json").read_text())
+        return passwords
 
     def is_set_up(self) -> bool:
         """Whether set-up has finished before."""

@@ -21,7 +21,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 SCRIPTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(SCRIPTS))
@@ -272,7 +272,7 @@ class Phases:
         return took | {"total": round(moments[-1] - moments[0], 2)}
 
 
-def summarise(result: dict, out: Path) -> None:
+def summarise(result: dict[str, Any], out: Path) -> None:
     """The few lines that a person wants at the end."""
     final = result["final"]
     print(f"\n{result['training_rounds']} rounds with {len(result['hospitals'])} hospitals")

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 from urllib.parse import quote
 
 from cryptography import x509
@@ -41,7 +42,13 @@ def _program(name: str) -> str:
     return os.path.realpath(found)
 
 
-def _owner() -> dict[str, object]:
+class _Owner(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def _owner() -> _Owner:
     """Under whom the server runs: this user, or for root another one."""
     if os.geteuid() != 0:
         return {}
@@ -112,7 +119,7 @@ class PostgreSQL:
         self._data, self._owner = folder / "data", _owner()
         self._process: subprocess.Popen[bytes] | None = None
         if self._owner:
-            os.chown(folder, int(str(self._owner["user"])), int(str(self._owner["group"])))
+            os.chown(folder, self._owner["user"], self._owner["group"])
         command = [_program("initdb"), "-D", str(self._data), "-U", USER, "-A", "scram-sha-256", "-E", "UTF8"]
         password = folder / "password"
         password.write_text(PASSWORD)
@@ -129,7 +136,7 @@ class PostgreSQL:
                 copy.write_bytes(path.read_bytes())
                 copy.chmod(0o600)
                 if self._owner:
-                    os.chown(copy, int(str(self._owner["user"])), int(str(self._owner["group"])))
+                    os.chown(copy, self._owner["user"], self._owner["group"])
             settings += ["ssl = on"]
             access = self._data / "pg_hba.conf"
             access.write_text(re.sub("(?m)^host ", "hostssl ", access.read_text()))
@@ -167,7 +174,7 @@ class PostgreSQL:
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / "log").open("ab"),
             cwd="/",
-            **self._owner,  # type: ignore[call-overload]
+            **self._owner,
         )
         deadline = time.monotonic() + START_SECONDS
         while True:

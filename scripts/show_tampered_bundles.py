@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,7 +32,7 @@ def main() -> int:
         for tampered, told in show(Path(folder)):
             failures = [line for line in told.output.splitlines() if line.startswith("FAILED")]
             sentence = next((line for line in failures if f" {tampered.check}: " in line), told.output[-200:])
-            line = {
+            line: dict[str, Any] = {
                 "kind": tampered.kind,
                 "what": tampered.what,
                 "found": told.finds(tampered),

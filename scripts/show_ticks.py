@@ -24,8 +24,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -110,11 +111,10 @@ def rings(plan: PrivacyPlan, evaluation: EvaluationPlan, length: int) -> tuple[R
     """How a gradient and counts lie in the secure sum; None in local mode, as for a hospital."""
     if plan.honest is None:
         return None, None
-    terms = {"clip": 1.0, "honest": plan.honest, "hospitals": HOSPITALS}
+    terms = partial(ring_terms, clip=1.0, honest=plan.honest, hospitals=HOSPITALS)
     return (
-        ring_terms(**terms, noise_multiplier=plan.noise_multiplier, length=length),  # type: ignore[arg-type]
-        ring_terms(
-            **terms,  # type: ignore[arg-type]
+        terms(noise_multiplier=plan.noise_multiplier, length=length),
+        terms(
             noise_multiplier=evaluation.final_multiplier,
             length=2 * evaluation.bins,
             slack=0.0,
@@ -179,10 +179,16 @@ def show(name: str, mode: PrivacyMode, rounds: int) -> Shown:
             # In another order each time, so that none of the three is always the first.
             for place in np.roll(np.arange(3), number):
                 started, worker = time.monotonic(), running[place]
-                asked = {"plan": plan, "training": training, "divisor": PATIENTS, "round": number + 1, "ring": ring}
-                worker.train(parameters, key=os.urandom(32), **asked)  # type: ignore[arg-type]
+                asked: dict[str, Any] = {
+                    "plan": plan,
+                    "training": training,
+                    "divisor": PATIENTS,
+                    "round": number + 1,
+                    "ring": ring,
+                }
+                worker.train(parameters, key=os.urandom(32), **asked)
                 asked = {"plan": evaluation, "kind": "final", "slots": training.slots, "ring": counts_ring}
-                worker.evaluate(parameters, key=os.urandom(32), **asked)  # type: ignore[arg-type]
+                worker.evaluate(parameters, key=os.urandom(32), **asked)
                 seconds[number, place] = time.monotonic() - started
     shown = Shown.of(ticks, seconds)
     longer = (seconds[:, :1] > seconds[:, 1:]).mean()

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +94,8 @@ class Hospitals:
 
 def _outputs(model: nn.Module, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     with torch.no_grad():
-        return model(torch.from_numpy(x))[:, 0].numpy()
+        outputs: torch.Tensor = model(torch.from_numpy(x))
+    return outputs[:, 0].numpy()
 
 
 def pooled_auc(model: nn.Module, data: Hospitals) -> float:
@@ -131,7 +133,7 @@ def load_heart(folder: Path, split: Path) -> Hospitals:
     return Hospitals(
         "heart, client-mean accuracy",
         np.stack(columns, 1).astype(np.float32),
-        (table.num > 0).to_numpy(np.float32),
+        (table.num > 0).to_numpy().astype(np.float32),
         table.site.to_numpy(),
         parts.train.to_numpy().astype(bool),
         0.5,
@@ -169,7 +171,7 @@ def load_ist(path: Path) -> Hospitals:
     )
 
 
-def new_model(data: Hospitals) -> nn.Module:
+def new_model(data: Hospitals) -> nn.Linear:
     """Logistic regression: zero weights, intercept at the public base rate."""
     model = nn.Linear(data.x.shape[1], 1)
     nn.init.zeros_(model.weight)
@@ -177,9 +179,9 @@ def new_model(data: Hospitals) -> nn.Module:
     return model
 
 
-def _plan(epsilon: float | None, delta: float, **terms: object) -> PrivacyPlan:
+def _plan(epsilon: float | None, delta: float, **terms: Any) -> PrivacyPlan:
     """Calibrated, or without noise that matters when epsilon is None."""
-    plan = PrivacyPlan.calibrate(epsilon or 1.0, delta, sampling_rate=RATE, **terms)  # type: ignore[arg-type]
+    plan = PrivacyPlan.calibrate(epsilon or 1.0, delta, sampling_rate=RATE, **terms)
     return plan if epsilon else plan.model_copy(update={"noise_multiplier": 1e-6})
 
 

@@ -47,7 +47,7 @@ class FedAvgM:
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
         """See the class."""
-        velocity = self.momentum * self.state.get("velocity", np.zeros_like(model)) + mean_update
+        velocity: np.ndarray = self.momentum * self.state.get("velocity", np.zeros_like(model)) + mean_update
         self.state["velocity"] = velocity
         return model + self.learning_rate * velocity
 

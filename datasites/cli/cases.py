@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,7 @@ def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json"
     open_site(home)
     from datasites.hospital.models import Case
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "case": row.pk,
             "study": row.study_name,

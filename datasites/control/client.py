@@ -22,7 +22,7 @@ from syft_job import SyftJobConfig
 from syft_job.client import JobClient
 from syft_job.job_ref import JobRef
 from syft_job.job_storage import JobStorage
-from syft_perms import SyftPermContext  # type: ignore[import-untyped]
+from syft_perms import SyftPermContext
 from syft_rds import SyftRDSClient
 from syft_rds.config import COLLECTION_SUBPATH, DATASET_COLLECTION_SPECS
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import datasites.control.without_ipython  # noqa: F401
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from pydantic import ValidationError
 from syft.sync.messages.proposed_filechange import ProposedFileChangesMessage
 from syft_job.migrations.registry import JOB_PROTOCOL_VERSION

@@ -47,7 +47,8 @@ class SyncLog:
         self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.executescript(SCHEMA)
-        self._handled = dict(self._database.execute("SELECT channel, COUNT(*) FROM handled GROUP BY channel"))
+        counts = self._database.execute("SELECT channel, COUNT(*) FROM handled GROUP BY channel")
+        self._handled: dict[str, int] = dict(counts)
 
     def close(self) -> None:
         """Close the file."""

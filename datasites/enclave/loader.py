@@ -24,7 +24,8 @@ from torch import nn
 from datasites.enclave import verifier, vocabulary
 from datasites.enclave.protocol import ModelFinding
 from datasites.enclave.shapes import check_shapes
-from datasites.privacy import checks, layers, trainer
+from datasites.privacy import checks, layers
+from datasites.privacy.batches import Loss
 from datasites.study.errors import DatasitesError
 
 MODEL = "model.py"
@@ -48,7 +49,7 @@ class LoadedModel:
     """
 
     module: nn.Module
-    loss: trainer.Loss | None
+    loss: Loss | None
     findings: tuple[ModelFinding, ...]
 
 

@@ -20,10 +20,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, JsonValue, ValidationError
 
-from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, explain
-from datasites.study.manifest import LocalTraining
+from datasites.study.manifest import EvaluationKind, LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
 from datasites.study.tensors import Parameter, Shape

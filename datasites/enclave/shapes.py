@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasites.enclave import vocabulary
+from datasites.privacy.batches import Loss, binary_loss
 from datasites.privacy.probe import DependentRows
-from datasites.privacy.trainer import Loss, binary_loss
 
 _SIZES = (6, 9)
 _LIBRARIES = ("torch.", "opacus.", "datasites.")
@@ -93,7 +93,8 @@ class _Recorder(TorchDispatchMode):
             library = type(part).__module__.startswith(_LIBRARIES)
             self._handles.append(part.register_forward_pre_hook(self._entering(library, part)))
             self._handles.append(part.register_forward_hook(self._leaving))
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
         for handle in self._handles:

@@ -45,9 +45,9 @@ from datasites.enclave import protocol
 from datasites.enclave.processes import Process, Sandboxed
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.template import Template
-from datasites.privacy.plan import EvaluationKind, EvaluationPlan, PrivacyPlan
+from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.errors import DatasitesError
-from datasites.study.manifest import LocalTraining
+from datasites.study.manifest import EvaluationKind, LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
 

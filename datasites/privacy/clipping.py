@@ -112,7 +112,8 @@ class _Share(Protocol):
 
 def _squares(part: Tensor) -> Tensor:
     """Sum of squares of each row, float64 (n,): in float32 the square of 1e-23 is zero."""
-    return torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
+    norms: Tensor = torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64)
+    return norms.square()
 
 
 def _zeroed(part: Tensor, dropped: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class _Sequences:
     def squares(self) -> Tensor:
         g, a = self.gradients.double(), self.inputs.double()
         gram = (torch.bmm(g, g.transpose(1, 2)) * torch.bmm(a, a.transpose(1, 2))).sum((1, 2))
-        together = (g.norm(dim=2) * a.norm(dim=2)).sum(1)
+        together: Tensor = (g.norm(dim=2) * a.norm(dim=2)).sum(1)
         return (gram.clamp(min=0).sqrt() + _SLACK * together).square()
 
     def add(self, total: Sum, weights: Tensor, dropped: Tensor) -> None:

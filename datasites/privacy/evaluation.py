@@ -24,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
-from datasites.privacy.plan import EvaluationKind, EvaluationPlan
+from datasites.privacy.plan import EvaluationPlan
 from datasites.privacy.sampling import PatientIndex
 from datasites.study.errors import DatasitesError
+from datasites.study.manifest import EvaluationKind
 from datasites.study.rounds import LEAST_OWN_STEPS, RingTerms
 
 Floats = npt.NDArray[np.float64]

@@ -51,7 +51,7 @@ def filter_order(epsilon: float, delta: float) -> int:
     noise than their study's own cap would ask for.
     """
     require_delta(delta)
-    order = max(ORDERS, key=lambda order: _room(epsilon, delta, order) / order)
+    order: int = max(ORDERS, key=lambda order: _room(epsilon, delta, order) / order)
     if not _room(epsilon, delta, order) > 0:
         raise BudgetTooSmall(
             f"budget: epsilon {epsilon:g} at delta {delta:g} admits no release at all; set epsilon or delta larger"

@@ -163,7 +163,7 @@ class Member:
         masks.apply(vector, self._masks(epoch, opened, secrets), threads=threads)
         vector.setflags(write=False)  # signed below; nobody may change it on its way out
         payload = vector.astype("<u4", copy=False).data.cast("B")
-        hashed = sha256_hex(payload)  # type: ignore[arg-type]
+        hashed = sha256_hex(payload)
         sequence, head = state.next_link("mask", hashed)
         header = MaskedHeader.seal(
             self.identity,

@@ -244,7 +244,7 @@ class MaskedVector:
     def check_payload(self) -> None:
         """Raise `BadMessage` unless the payload has the size and hash that the header states."""
         size = memoryview(self.payload).nbytes
-        if size != 4 * self.header.dimension or sha256_hex(self.payload) != self.header.payload:  # type: ignore[arg-type]
+        if size != 4 * self.header.dimension or sha256_hex(self.payload) != self.header.payload:
             raise BadMessage(
                 f"masked-vector from {self.header.sender}: the payload ({size} bytes) is not the one its header signs; "
                 "fetch it again"

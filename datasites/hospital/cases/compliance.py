@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TypeVar, get_args
+from typing import TypeVar, cast, get_args
 
 from datasites.hospital.audit.entered import agreements_by_hand, people_by_hand, pinned_by_hand, tell
 from datasites.hospital.budget import ledger
@@ -214,7 +214,10 @@ def _approvals(home: Home, row: Case) -> tuple[Approval, ...]:
     by_hand = people_by_hand(home, sorted(people), past=True)
     if by_hand and tell(home).added:
         raise PersonError(f"approvals: {'; '.join(by_hand)}; `datasites doctor` says what to do")
-    return tuple(Approval(person=one.person.email, role=one.role, approval=one.approval_hash) for one in given)
+    return tuple(
+        Approval(person=one.person.email, role=cast(ReviewerRole, one.role), approval=one.approval_hash)
+        for one in given
+    )
 
 
 def _code(row: Case, case: OpenCase) -> CodeFacts:

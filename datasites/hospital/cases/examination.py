@@ -26,6 +26,7 @@ from datasites.enclave.protocol import PartitionName
 from datasites.enclave.template import Template
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
+from datasites.hospital.audit.log import Value
 from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import (
     NOT_READY,
@@ -204,7 +205,7 @@ def _admit(site: Site, job: SubmittedJob, halt: Halt) -> Case:
 
 
 def _log_taken_in(site: Site, row: Case) -> None:
-    what = {"case": row.pk, "job": row.job_name, "submitted_by": row.submitted_by}
+    what: dict[str, Value] = {"case": row.pk, "job": row.job_name, "submitted_by": row.submitted_by}
     if row.state == Case.State.REFUSED:
         site.audit.append("refused", **what, reason=row.note[:500])
     else:

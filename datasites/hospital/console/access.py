@@ -20,6 +20,8 @@ from django.shortcuts import redirect, render
 from django.utils.crypto import salted_hmac
 from django.views.decorators.http import require_http_methods
 
+from datasites.hospital.config import OidcSettings
+from datasites.hospital.database import this_home
 from datasites.hospital.people.accounts import Acting, PersonError, WrongPassword, acting, identify, must_change
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
@@ -57,8 +59,7 @@ def page(
             return view(request, *arguments, **values)
 
         checked = require_http_methods([*methods, "HEAD"] if "GET" in methods else list(methods))(guarded)
-        checked.roles = roles
-        checked.methods = methods
+        vars(checked).update(roles=roles, methods=methods)
         return checked
 
     return decorate
@@ -75,8 +76,8 @@ def confirmed(request: Any) -> Acting:
         since = confirmed_since(request)
         request.session.pop(CONFIRMED, None)
         if since is None:
-            provider = settings.DATASITE.settings.console.oidc.name
-            raise PersonError(f"Sign in again with {provider} first; that counts for one decision within five minutes.")
+            name = provider().name
+            raise PersonError(f"Sign in again with {name} first; that counts for one decision within five minutes.")
         return acting(request.user)
     password = request.POST.get("password", "")
     if not password:
@@ -87,9 +88,16 @@ def confirmed(request: Any) -> Acting:
         raise PersonError("The password is wrong.") from error
 
 
+def provider() -> OidcSettings:
+    """The organisation's provider, on a console that has one."""
+    set_up = this_home().settings.console.oidc
+    assert set_up is not None
+    return set_up
+
+
 def by_provider(request: Any) -> bool:
     """Whether the person signed in at the organisation's provider, and not with a password."""
-    return request.session.get(BACKEND_SESSION_KEY) == settings.PROVIDER_BACKEND
+    return bool(request.session.get(BACKEND_SESSION_KEY) == settings.PROVIDER_BACKEND)
 
 
 def confirmed_since(request: Any) -> float | None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import jwt
 import requests
-from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.core.exceptions import SuspiciousOperation
 from django.db import IntegrityError, transaction
@@ -28,7 +27,7 @@ from django.http import HttpRequest, HttpResponse
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthenticationRequestView
 
-from datasites.hospital.console.access import CONFIRMED, refuse
+from datasites.hospital.console.access import CONFIRMED, provider, refuse
 from datasites.hospital.models import ProviderSubject
 from datasites.hospital.outages import away
 from datasites.hospital.people.accounts import role_of
@@ -51,7 +50,7 @@ class Provider(OIDCAuthenticationBackend):
         claims = super().verify_token(token, **values)
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
-        if claims.get("iss") != settings.DATASITE.settings.console.oidc.issuer:
+        if claims.get("iss") != provider().issuer:
             raise SuspiciousOperation("ID token: of another issuer than datasite.toml names")
         if self.OIDC_RP_CLIENT_ID not in audiences or claims.get("azp", self.OIDC_RP_CLIENT_ID) != (
             self.OIDC_RP_CLIENT_ID
@@ -71,7 +70,7 @@ class Provider(OIDCAuthenticationBackend):
 
     def filter_users_by_claims(self, claims: dict[str, Any]) -> list[AbstractUser]:
         """The person with this e-mail address, if the provider has verified it and it is the same subject as ever."""
-        oidc = settings.DATASITE.settings.console.oidc
+        oidc = provider()
         # As a key, other letters may be another person's address: what tells nobody apart may not let anybody in.
         written = str(claims.get("email", ""))
         email = identity_key(written) if written.isascii() else ""
@@ -134,7 +133,7 @@ class Finish(OIDCAuthenticationCallbackView):
             failed(self.request.site, "sign_in_failed", "")
             return refuse(request, 403, "The provider's answer is not one that this console takes. Sign in again.")
         except (requests.RequestException, ValueError) as error:
-            oidc = settings.DATASITE.settings.console.oidc
+            oidc = provider()
             log.warning("%s; tried again at the next sign-in", away(oidc.service, oidc.hidden(str(error))))
             now = away(f"The {oidc.service}", "it can't be asked now")
             return refuse(request, 503, f"{now}. Sign in again in a moment; the datasite's log says why.")

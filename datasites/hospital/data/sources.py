@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datasites.hospital.audit.commitments import Commitments
+from datasites.hospital.audit.log import Value
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.data.patients import contents
 from datasites.hospital.models import Case
@@ -98,7 +99,7 @@ def log_written(site: Site, cases: Iterable[Case]) -> None:
             continue
         with suppress(InputError):  # the dataset isn't in datasite.toml any more, which stops the study
             if written_at(site.home, site.home.dataset(row.terms["dataset"])) != source.written:
-                what = {"case": row.pk, "study": row.study_hash, "hash": row.approval_hash}
+                what: dict[str, Value] = {"case": row.pk, "study": row.study_hash, "hash": row.approval_hash}
                 site.audit.append_once(WRITTEN, **what, dataset=row.terms["dataset"])
 
 

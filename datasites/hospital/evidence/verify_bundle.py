@@ -627,7 +627,7 @@ def _record(line: bytes, number: int, previous: str) -> dict[str, Any]:
     if not line.endswith(b"\n") or len(line) > LARGEST_RECORD:
         raise Fault(f"record {number} of the audit log is torn or too long")
     try:
-        record = _DECODER.decode(line[:-1].decode("utf-8"))
+        record: dict[str, Any] = _DECODER.decode(line[:-1].decode("utf-8"))
         same = isinstance(record, dict) and _canonical(record) == line[:-1]
     except (ValueError, RecursionError):
         raise Fault(f"record {number} of the audit log is not JSON") from None
@@ -761,7 +761,7 @@ def _replaced(bundle: _Bundle) -> set[int]:
 # -- charges: what the approved plan says, and the caps
 
 #: A mechanism as a charge names it: kind, noise multiplier, sampling rate; and how often each of them ran.
-_Events = Counter  # of (str, float, float)
+_Events = Counter[tuple[str, float, float]]
 #: Discrete noise is priced as continuous noise of this part of its multiplier (datasites.study.rounds).
 _LATTICE = math.sqrt(1 - (2.0 / 64.0) ** 2)
 #: Mechanisms of one study, and of all studies of a population: no plan comes near, and more would take long to price.
@@ -1469,7 +1469,8 @@ class _Entered:
     ) -> dict[str, Any]:
         """The record by which somebody else entered, before, what this one confirms; raises `Fault`."""
         before = lines[: _place(lines, confirmed["seq"])]
-        entry = next((record for record in reversed(before) if record["kind"] == "agreement_entered"), None)
+        entered = (record for record in reversed(before) if record["kind"] == "agreement_entered")
+        entry: dict[str, Any] | None = next(entered, None)
         who = None if entry is None else entry["fields"]["person"]
         if entry is None or who != agreement["entered_by"] or _identity(who) == _identity(agreement["confirmed_by"]):
             raise Fault(

@@ -12,11 +12,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from django.contrib.auth import authenticate, get_user_model
 from django.contrib.auth.backends import ModelBackend
-from django.contrib.auth.models import AbstractUser, Group
+from django.contrib.auth.models import AbstractUser, Group, User
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
@@ -198,7 +198,7 @@ def acting(user: AbstractUser) -> Acting:
 def role_of(user: AbstractUser) -> PersonRole | Literal[""]:
     """The person's role, or "" for somebody without one."""
     role = user.groups.values_list("name", flat=True).first()
-    return role if role in get_args(PersonRole) else ""
+    return cast(PersonRole, role) if role in get_args(PersonRole) else ""
 
 
 def must_change(user: AbstractUser) -> bool:
@@ -236,8 +236,8 @@ def deactivate(name: str, by: str) -> None:
     user.save(update_fields=["is_active"])
 
 
-def _find(name: str) -> AbstractUser:
-    user = get_user_model().objects.filter(username=name).first()
+def _find(name: str) -> User:
+    user = User.objects.filter(username=name).first()
     if user is None:
         raise PersonError(f"person {name}: not entered; see `datasites person list`")
     return user

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from django.db import transaction
 
+from datasites.hospital.audit.log import Value
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.models import Round
 from datasites.hospital.rounds.closing import told_fork
@@ -125,7 +126,7 @@ class Leaving:
         assert state is not None
         assert state.open is not None
         manifest, sha256 = state.open.manifest, masked.header.payload
-        wanted = {"study": self._study, "round": manifest.round, "sha256": sha256}
+        wanted: dict[str, Value] = {"study": self._study, "round": manifest.round, "sha256": sha256}
         if not (restarted and self._site.audit.holds(RELEASED, **wanted)):
             self._site.audit.append(
                 RELEASED,

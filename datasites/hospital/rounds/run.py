@@ -48,6 +48,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -508,7 +509,9 @@ class StudyRun:
 
     # -- ends --------------------------------------------------------------------------------------------------
 
-    def _abstain(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> None:
+    def _abstain(
+        self, row: Case, number: int, outcome: Literal["denied", "failed"], controls: tuple[str, ...], reason: str
+    ) -> None:
         log.warning("round %d: %s: %s", number, outcome, reason)
         if not self._abstained(row, number, outcome, controls, reason):
             self._stop(row, f"round {number} is released, as the log says, and can't be sat out; resume or rejoin")
@@ -517,7 +520,9 @@ class StudyRun:
         if unsaid is not None:
             self._say_sat_out(unsaid)
 
-    def _abstained(self, row: Case, number: int, outcome: str, controls: tuple[str, ...], reason: str) -> bool:
+    def _abstained(
+        self, row: Case, number: int, outcome: Literal["denied", "failed"], controls: tuple[str, ...], reason: str
+    ) -> bool:
         """Decide that a round is sat out, unless people have; False for one whose release the log holds."""
         with transaction.atomic():
             Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
@@ -528,7 +533,7 @@ class StudyRun:
                 return False
             # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
             record.reason = reason
-            record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)  # type: ignore[arg-type]
+            record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)
         return True
 
     def _sat_out(self, row: Case) -> Round | None:

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from django.contrib import auth, messages
+from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -32,11 +33,12 @@ class _SignIn(LoginView):
     template_name = "console/login.html"
     authentication_form = SignIn
     redirect_authenticated_user = True
+    request: Any
 
     def get_default_redirect_url(self) -> str:
         return "/"
 
-    def form_valid(self, form: SignIn) -> HttpResponse:
+    def form_valid(self, form: AuthenticationForm) -> HttpResponse:
         response = super().form_valid(form)
         signed_in(self.request.site, form.get_user().username)
         return response
@@ -107,6 +109,6 @@ def failed(request: HttpRequest) -> HttpResponse:
         let_go()
         # Without a template: pages show who is signed in, which is asked of the database.
         response = HttpResponse(AWAY, status=503, content_type="text/plain", headers={"Retry-After": "5"})
-        response._has_been_logged = True  # for Django, which would add a traceback
+        vars(response).update(_has_been_logged=True)  # for Django, which would add a traceback
         return response
     return HttpResponse("Something went wrong; the datasite's log says what.", status=500, content_type="text/plain")

@@ -24,4 +24,5 @@ def _flow(step: str, request: HttpRequest) -> HttpResponse:
         raise Http404
     from datasites.hospital.console import provider
 
-    return getattr(provider, step).as_view()(request)
+    answer: HttpResponse = getattr(provider, step).as_view()(request)
+    return answer

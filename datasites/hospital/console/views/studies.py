@@ -18,7 +18,7 @@ from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import lifecycle
 
 #: What can be done in which state. Resuming widens and revoking is final, so both ask for the password.
-ACTIONS = {
+ACTIONS: dict[str, tuple[str, ...]] = {
     Case.State.APPROVED: ("pause", "revoke"),
     Case.State.RUNNING: ("pause", "revoke"),
     Case.State.PAUSED: ("resume", "revoke"),
