@@ -24,6 +24,7 @@ import string
 import unicodedata
 import warnings
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from datasites.enclave import statements, vocabulary
 from datasites.enclave.expressions import constant_fits
@@ -139,7 +140,7 @@ def _odd(source: str) -> Iterator[int]:
 def _names_and_texts_are_plain(tree: ast.Module, report: Report) -> None:
     """Letters of other scripts may stand in docstrings, and in no name or text that the code works with."""
     owners = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
-    docstrings = {id(node.body[0].value) for node in owners if node.body and _is_docstring(node.body[0])}  # type: ignore[attr-defined]
+    docstrings = {id(node.body[0].value) for node in owners if node.body and _is_docstring(node.body[0])}
     for node in ast.walk(tree):
         texts = [text for _, text in ast.iter_fields(node) if isinstance(text, str)]
         if not all(text.isascii() for text in texts) and id(node) not in docstrings:
@@ -296,5 +297,5 @@ def _entry_points(tree: ast.Module, report: Report) -> None:
             )
 
 
-def _is_docstring(node: ast.stmt) -> bool:
+def _is_docstring(node: ast.stmt) -> TypeGuard[ast.Expr]:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -19,6 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -243,7 +244,7 @@ class Store:
         paths = []
         for folder in folders:
             try:
-                paths.append(self._try("watch", folder, lambda f=folder: self.files.make_folder(f)))  # type: ignore[misc]
+                paths.append(self._try("watch", folder, partial(self.files.make_folder, folder)))
             except WHOLE_STORE:
                 raise
             except StoreError as error:
