@@ -1,5 +1,6 @@
 # Sourced by demo.sh and test.sh: makes the virtual environment (VENV, default .venv at the root) and installs into it
-# what EXTRAS names. Installs again only when pyproject.toml, EXTRAS or the Python version changed since the last time.
+# what EXTRAS names, in the versions of constraints.txt. Installs again only when pyproject.toml, those versions, EXTRAS
+# or the Python version changed since the last time.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
@@ -18,10 +19,10 @@ if [ ! -x "$VENV/bin/python" ]; then
 fi
 
 stamp="$VENV/.datasites-setup-$EXTRAS"
-wanted="$("$VENV/bin/python" --version) $(cksum < pyproject.toml) $root"
+wanted="$("$VENV/bin/python" --version) $(cat pyproject.toml scripts/constraints.txt | cksum) $root"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "setup: installing into $VENV (the first time downloads about 300 MB)"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$EXTRAS]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".[$EXTRAS]"
   echo "$wanted" > "$stamp"
 fi
 export PATH="$VENV/bin:$PATH"
