@@ -2,5 +2,6 @@
 
 Rooms: `study` (what all parties agree on), `privacy` (what a patient can lose), `secagg` (hides one hospital in
 the sum), `transport` (how bytes travel), `hospital` (the data owner's side), `researcher` (the data scientist's
-side) and `cli` (one command for people). README has the picture of the house.
+side) and `cli` (one command for people). README has the picture of the house. Numbers in brackets, such as (I6), are
+those of INVARIANTS.md.
 """

@@ -522,6 +522,13 @@ MUTATIONS = (
         (f"{_CHARGES}::test_a_vector_that_was_noised_fewer_times_than_its_plan_says_stays_here",),
     ),
     Mutation(
+        "frozen: a round runs on what was read when the study began",
+        "datasites/hospital/rounds/run.py",
+        "case = self._case = open_case(self._site.home, row)",
+        "case = self._case",
+        (f"{_RUNNING}::test_a_frozen_copy_that_was_changed_between_two_rounds_runs_no_more",),
+    ),
+    Mutation(
         "order: a round is charged after it has trained",
         "datasites/hospital/rounds/run.py",
         "            asked = case.round_asked(manifest)\n",

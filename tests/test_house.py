@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from datasites.enclave.worker import Worker
-from tests import waiting
+from tests import invariants, waiting
 from tests.other_user import run_as_other_user
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +176,134 @@ def test_the_top_level_holds_nothing_else() -> None:
     tops = {line.split("/")[0] for line in listed.stdout.splitlines()}
     allowed = {"datasites", "notebooks", "policies", "scripts", "tests", "pyproject.toml", "README.md", "LICENSE"}
     assert {top for top in tops if not top.startswith(".")} <= allowed
+
+
+INVARIANTS = ROOT / "datasites" / "INVARIANTS.md"
+#: Files with words for people, or with citations, beside those of Python.
+DOCUMENTS = {".md", ".html", ".cedar", ".cedarschema", ".toml", ".ipynb", ".sh"}
+
+
+def texts(*tops: str) -> dict[str, str]:
+    """Python files and documents below these folders, by their paths from here."""
+    paths = (path for top in tops for path in sorted((ROOT / top).rglob("*")))
+    return {str(path.relative_to(ROOT)): path.read_text() for path in paths if path.suffix in {".py", *DOCUMENTS}}
+
+
+def source(path: str) -> str | None:
+    file = ROOT / path
+    return file.read_text() if file.is_file() else None
+
+
+def test_each_invariant_names_what_enforces_it_and_tests_that_name_it() -> None:
+    assert list(invariants.faults(invariants.read(INVARIANTS.read_text()), source)) == []
+
+
+def test_only_invariants_that_are_written_down_are_cited() -> None:
+    written = {rule.number for rule in invariants.read(INVARIANTS.read_text())}
+    everywhere = texts("datasites", "policies", "scripts", "tests", "notebooks") | {"README.md": source("README.md")}
+    unknown = {path: invariants.cited(path, text) - written for path, text in everywhere.items()}
+    assert {path: numbers for path, numbers in unknown.items() if numbers} == {}
+
+
+def test_no_words_for_users_hold_the_number_of_an_invariant() -> None:
+    """Nor anything else that they can't look up. Help of commands is made of docstrings."""
+    shown = texts("datasites", "policies", "scripts", "notebooks", ".github") | {"README.md": source("README.md")}
+    del shown[str(INVARIANTS.relative_to(ROOT))]
+    unfit = {}
+    for path, text in shown.items():
+        help_too = path.startswith(("datasites/cli/", "scripts/")) or "__doc__" in text
+        for words in invariants.words_for_users(path, text, help_too=help_too):
+            if found := invariants.unfit_for_users(words):
+                unfit[path] = f"{found} in {words[:200]!r}"
+    assert unfit == {}
+
+
+def test_nothing_refers_to_a_document_that_is_not_here() -> None:
+    found = {
+        path: invariants.ELSEWHERE.search(text)
+        for path, text in texts("datasites", "policies", "scripts", "tests").items()
+    }
+    assert [path for path, match in found.items() if match] == []
+
+
+def _rules(**changes: str) -> list[invariants.Invariant]:
+    """All rules in small; what the last of them says may be given."""
+    lines = {"enforced": "- `a.py::f`", "attacked": "- `tests/test_a.py::test_f`: why", "today": ""} | changes
+    usual = {
+        "enforced": "- `a.py::A.g`: why\n- `a.cedar::r-1`",
+        "attacked": "- `tests/test_a.py::test_f`",
+        "today": "\nToday: no.",
+    }
+    return invariants.read(
+        "# Rules\n\n"
+        + "\n".join(
+            f"## I{n} Some rule\n\nIt holds.\n\nEnforced in:\n\n{has['enforced']}\n\n"
+            f"Attacked by:\n\n{has['attacked']}\n{has['today']}"
+            for n, has in [(n, lines if n == invariants.RULES else usual) for n in range(1, invariants.RULES + 1)]
+        )
+    )
+
+
+_FILES = {
+    "a.py": "class A:\n    def g(self): pass\ndef f(): pass\n",
+    "a.cedar": '@id("r-1")\nforbid (principal, action, resource);',
+    "tests/test_a.py": f'"""{", ".join(f"I{n}" for n in range(1, invariants.RULES))}"""\n'
+    f"def test_f():\n    # of I{invariants.RULES}\n    pass\ndef test_g(): pass\ndef help(): pass\n",
+}
+
+
+def test_rules_without_a_fault_have_none() -> None:
+    rules = _rules()
+    assert list(invariants.faults(rules, _FILES.get)) == []
+    assert rules[0].enforced[1] == invariants.Citation("a.cedar", "r-1")
+    assert [rules[0].rule, rules[0].today, rules[-1].today] == ["It holds.", "no.", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"enforced": "- `b.py::f`"}, "b.py::f is not there"),
+        ({"enforced": "- `a.py::A.f`"}, "a.py::A.f is not there"),
+        ({"enforced": "- `a.py::g`"}, "a.py::g is not there"),
+        ({"enforced": "- `a.cedar::r`"}, "a.cedar::r is not there"),
+        ({"enforced": ""}, "is enforced by nothing"),
+        ({"attacked": ""}, "is attacked by no test"),
+        ({"attacked": "- `tests/test_b.py::test_f`"}, "tests/test_b.py::test_f is not there"),
+        ({"attacked": "- `tests/test_a.py::test_h`"}, "tests/test_a.py::test_h is not there"),
+        ({"attacked": "- `tests/test_a.py::help`"}, "tests/test_a.py::help is no test"),
+        ({"attacked": "- `a.py::f`"}, "a.py::f is no test"),
+        ({"attacked": "- `tests/test_a.py::test_g`"}, "is named by none of its tests"),
+    ],
+)
+def test_a_broken_citation_is_found(changes: dict[str, str], words: str) -> None:
+    found = list(invariants.faults(_rules(**changes), _FILES.get))
+    assert found
+    assert all(one.startswith(f"I{invariants.RULES}") for one in found)
+    assert any(words in one for one in found)
+
+
+def test_a_rule_that_is_missing_or_has_no_parts_is_found() -> None:
+    assert list(invariants.faults(_rules()[1:], _FILES.get)) == ["the rules are not I1 to I17, each once and in order"]
+    for broken in ("- a.py::f", "`a.py::f`", "- `a.py`"):
+        with pytest.raises(ValueError, match="is no citation"):
+            _rules(enforced=broken)
+    with pytest.raises(ValueError, match="a rule has a paragraph"):
+        invariants.read("## I1 Some rule\n\nIt holds.\n\nAttacked by:\n\n- `tests/test_a.py::test_f`\n")
+
+
+def test_citations_and_words_for_users_are_told_apart() -> None:
+    number, other = f"I{7}", "design" + " section 9"
+    code = f'"""Of {number}."""\n# {number}\nI3 = f"refused ({{1}}; {number})"\n'
+    assert invariants.cited("a.py", code) == {7}
+    assert invariants.cited("a.md", f"I{18} of I{1}") == {1, 18}
+    assert invariants.words_for_users("a.py", code, help_too=False) == ["refused (", f"; {number})"]
+    assert len(invariants.words_for_users("a.py", code, help_too=True)) == 3
+    for code in ("I10", "I20.9"):
+        assert invariants.words_for_users("a.py", f"code = '{code}'", help_too=True) == []
+    assert invariants.unfit_for_users(f"refused ({number})") == number
+    assert invariants.unfit_for_users(f"as {other}") == other[:-2]
+    assert invariants.words_for_users("a.md", f"{number}\nINVARIANTS.md: I1", help_too=False) == [number]
+    assert invariants.unfit_for_users(f"I 7, i7, II, I{18}, I{70}, AI7 and DESIGN") == ""
 
 
 def _process() -> None:

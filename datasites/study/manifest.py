@@ -151,7 +151,7 @@ class Cohort(Agreed):
 
     @property
     def survivors_needed(self) -> int:
-        """Threshold t of the secure sum: as stated, else floor(2n/3)+1, never below 3 (design section 9)."""
+        """Threshold t of the secure sum: as stated, else floor(2n/3)+1, never below 3."""
         return self.threshold or max(3, 2 * len(self.hospitals) // 3 + 1)
 
 

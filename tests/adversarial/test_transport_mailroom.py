@@ -1,4 +1,4 @@
-"""What a hostile store, a hostile party, or both can do to letters; each test names the line that it defends.
+"""What a hostile store, a hostile party, or both can do to letters (I10); each test names the line that it defends.
 
 Every test here was seen to fail with that line taken out. If one fails, a datasite trains on what nobody sent.
 """

@@ -118,6 +118,30 @@ def test_a_round_is_charged_before_it_trains(running: Running, monkeypatch: pyte
     assert running.heard(1, letters.MASKED)
 
 
+def test_a_frozen_copy_that_was_changed_between_two_rounds_runs_no_more(running: Running) -> None:
+    """What was approved is looked at again before each round is charged (I1)."""
+    running.set_up()
+    running.open(1)
+    running.steps()
+    assert running.heard(1, letters.MASKED)
+    model = running.site.home.frozen / running.study / "model.py"
+    original = model.read_bytes()
+    try:
+        model.chmod(0o600)
+        model.write_bytes(original.replace(b"tanh", b"relu"))
+        running.open(2)
+        running.steps()
+    finally:
+        model.write_bytes(original)
+        model.chmod(0o400)
+    answer = running.heard(2, letters.ABSTAINED)
+    assert answer is not None
+    assert answer.body == {"outcome": "failed", "controls": []}, "who asks is told of no reason"
+    assert running.heard(2, letters.MASKED) is None
+    assert len(running.logged("charged")) == 1
+    assert "not what was approved" in Round.objects.get(round=2).reason
+
+
 @pytest.mark.parametrize("name", ["99999999.round", "00000017.round", "00000001.round", "00000000.offer-9", "x.round"])
 def test_a_file_that_is_no_letter_stops_nothing(running: Running, name: str) -> None:
     running.store.put(f"{letter_folder(running.study, OWN)}/{name}.{RESEARCHER}", b"no letter")

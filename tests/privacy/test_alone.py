@@ -1,4 +1,4 @@
-"""If these fail, one patient's row can change what another's gives."""
+"""If these fail, one patient's row can change what another's gives (I15)."""
 
 import pytest
 import torch

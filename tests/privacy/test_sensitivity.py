@@ -1,4 +1,4 @@
-"""One patient moves the released sum by a clip and a stated slack at most, whatever numbers the rows are made to have.
+"""One patient moves the released sum by a clip and a stated slack at most, whatever numbers rows are made of (I15).
 
 The theorem in `privacy.clipping`, attacked: huge numbers, numbers that cancel in the last place, positions that are
 equal codes, several uses, microbatches of any number of slots, and rows that move to other slots when one is added.

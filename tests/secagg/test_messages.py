@@ -1,4 +1,4 @@
-"""Messages: one byte string each, refused when a single field is changed, secrets never printed."""
+"""Messages (I10): one byte string each, refused when a single field is changed, secrets never printed."""
 
 from __future__ import annotations
 

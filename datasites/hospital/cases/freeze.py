@@ -109,5 +109,5 @@ def open_frozen(frozen: Path, study_hash: str) -> StudyPackage:
     except (InputError, OSError) as error:
         raise FrozenCopyChanged(f"frozen copy {study_hash[:12]}: {error}; {remedy}") from error
     if names != sorted(STUDY_FILES) or package.digest() != study_hash:
-        raise FrozenCopyChanged(f"frozen copy {study_hash[:12]}: its content is not what was approved (I1); {remedy}")
+        raise FrozenCopyChanged(f"frozen copy {study_hash[:12]}: its content is not what was approved; {remedy}")
     return package

@@ -31,7 +31,7 @@ def act(
     except PersonError as error:
         return refuse(request, 403, str(error))
     except AuditError as error:
-        return refuse(request, 503, f"The audit log can't be written, so nothing was done (I14): {error}")
+        return refuse(request, 503, f"The audit log can't be written, so nothing was done: {error}")
     except DatasitesError as error:
         return refuse(request, 409, str(error))
     messages.success(request, said)
