@@ -38,7 +38,9 @@ def init(
     from datasites.hospital.setup import initialise
 
     if not settings.is_file():
-        raise DatasitesError(f"{settings}: no such file; write the datasite's settings first (see README)")
+        raise DatasitesError(
+            f"{settings}: no such file; write the datasite's settings first (see datasites/hospital/README.md)"
+        )
     try:
         text = settings.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -17,7 +17,8 @@ _SETTINGS = (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
         "AppArmor (Ubuntu 24.04 and later) keeps programs without a profile from using user namespaces: give "
-        "bubblewrap one (README, The sandbox), or " + _SYSCTL.format("kernel.apparmor_restrict_unprivileged_userns", 0),
+        "bubblewrap one (datasites/enclave/README.md), or "
+        + _SYSCTL.format("kernel.apparmor_restrict_unprivileged_userns", 0),
     ),
     (
         "kernel/unprivileged_userns_clone",
@@ -41,7 +42,7 @@ _WSL1 = "WSL 1 has no namespaces: `wsl --set-version DISTRIBUTION 2`"
 _NO_NAMESPACES = "this kernel was built without user namespaces (CONFIG_USER_NS): start another kernel"
 _UNKNOWN = (
     "nothing here says which rule forbids it: ask whoever runs this machine to let this user make user namespaces "
-    "(README, The sandbox, lists the rules by distribution)"
+    "(datasites/enclave/README.md lists the rules by distribution)"
 )
 
 

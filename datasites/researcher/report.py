@@ -90,7 +90,7 @@ def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
 
 
 def result(run: Run) -> dict[str, Any]:
-    """The whole report as plain data (see README for the fields)."""
+    """The whole report as plain data; the guide of this room (README.md) says what each field is."""
     heads = {email: head for record in run.state.rounds for email, head in record.heads.items()}
     heads |= {email: account.head for email, account in run.state.accounts.items()}
     finished = [record for record in run.state.rounds if record.train]

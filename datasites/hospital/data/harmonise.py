@@ -12,7 +12,7 @@ Assumes: (a) rows are the records of a delimited file, or the rows of a Parquet 
 with and without P (of decimals the scale is part of the type), except that whole numbers up to 2^53 may lie in columns
 of whole numbers or of fractions, and any value as its text; how the hospital's export makes the file is not looked at;
 (b) both tables are ready, and what people should look at was answered by them: one that isn't is refused as a whole,
-which people see and nobody else (claim 9 of privacy/README.md);
+which people see and nobody else (claim 9 of datasites/privacy/README.md);
 (c) without a patient column, rows are named by `patients.row_identities`: of equal rows the last name goes, whichever
 of them is taken away, and where these rows stand is then theirs as a set: the others keep their places.
 
