@@ -137,7 +137,7 @@ class Engine:
         except (ValidationError, TypeError, ValueError) as error:
             return self._refused(facts, _facts_words(error), now)
         if abs((now.date() - known.today).days) > 1:
-            words = explain.Words(
+            words = explain.Explanation(
                 f"The facts are of {known.today}, the clock says {now.date()}.",
                 "Gather the facts again; if this repeats, set the datasite's clock.",
             )
@@ -226,12 +226,12 @@ class Engine:
 
     def _denial(self, rule: Rule, facts: Facts) -> Denial:
         if rule.origin == "local":
-            words = explain.Words(rule.title, rule.remedy)
+            words = explain.Explanation(rule.title, rule.remedy)
         else:
             words = explain.explain(rule.id, facts)
         return Denial(control=rule.control, rule=rule.id, reason=words.reason, remedy=words.remedy)
 
-    def _refused(self, facts: Any, words: explain.Words, now: datetime.datetime) -> Decision:
+    def _refused(self, facts: Any, words: explain.Explanation, now: datetime.datetime) -> Decision:
         known = facts if isinstance(facts, Facts) else None
         raw = facts if isinstance(facts, Mapping) else {}
         try:
@@ -294,7 +294,7 @@ def read_decision(data: bytes) -> Decision:
     return decision
 
 
-def _facts_words(error: Exception) -> explain.Words:
+def _facts_words(error: Exception) -> explain.Explanation:
     if isinstance(error, ValidationError):
         details = []
         for item in error.errors():
@@ -304,7 +304,7 @@ def _facts_words(error: Exception) -> explain.Words:
         text = "; ".join(details[:5])
     else:
         text = str(error)
-    return explain.Words(
+    return explain.Explanation(
         f"The facts are not as the rules need them: {text}.",
         "The datasite could not gather these facts; see its log, mend the cause and try again.",
     )

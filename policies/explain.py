@@ -17,41 +17,41 @@ from policies.facts import (
     CohortFacts,
     Facts,
     ReleaseFacts,
-    StudyTerms,
+    TermFacts,
     counted_delta,
     most_delta,
 )
 from policies.registry import Agreement, is_party
 
 
-class Words(NamedTuple):
+class Explanation(NamedTuple):
     """A reason and a remedy, each one sentence or a few."""
 
     reason: str
     remedy: str
 
 
-def explain(rule: str, facts: Facts) -> Words:
+def explain(rule: str, facts: Facts) -> Explanation:
     """Reason and remedy of a denial by the shipped rule `rule`; raises `KeyError` for a rule that is not shipped."""
     missing = [GROUPS[group] for group in CONTROLS[rule].needs if getattr(facts, group) is None]
     if missing:
-        return Words(
+        return Explanation(
             f"Not known: {', '.join(missing)}. What is not known can't allow.",
             "The datasite could not gather these facts; see its log, mend the cause and try again.",
         )
     return _EXPLAIN[rule](facts)
 
 
-def _baa(facts: Facts) -> Words:
+def _baa(facts: Facts) -> Explanation:
     terms = _terms(facts)
     if not terms.services:
-        return Words("The study names no services.", "Name in study.toml who runs each service.")
+        return Explanation("The study names no services.", "Name in study.toml who runs each service.")
     covered = facts.registry.covered(terms.services, facts.today)
     lacking: dict[str, list[str]] = {}
     for service in terms.services:
         if service not in covered:
             lacking.setdefault(service.organisation, []).append(service.kind)
-    return Words(
+    return Explanation(
         " ".join(_lacking(facts, party, kinds) for party, kinds in lacking.items()),
         _baa_remedy(facts, list(lacking)),
     )
@@ -103,11 +103,11 @@ def _baa_remedy(facts: Facts, parties: list[str]) -> str:
     )
 
 
-def _baa_aggregator(facts: Facts) -> Words:
+def _baa_aggregator(facts: Facts) -> Explanation:
     roster, terms = facts.roster, _terms(facts)
     assert roster is not None  # `explain` has dealt with missing facts
     if roster.aggregator is None:
-        return Words(
+        return Explanation(
             f"{terms.researcher} aggregates and hands out models, but is not pinned in the roster.",
             "Compare fingerprints by telephone and run `datasites roster pin`.",
         )
@@ -116,7 +116,7 @@ def _baa_aggregator(facts: Facts) -> Words:
         for kind in ("aggregation", "model_distribution")
         if not any(s.kind == kind and same_identity(s.organisation, roster.aggregator) for s in terms.services)
     ]
-    return Words(
+    return Explanation(
         f"{terms.researcher} aggregates and hands out models; the roster says {roster.aggregator}, the study says "
         f"{' and '.join(wrong)}.",
         f"Name {roster.aggregator} in study.toml for both services and submit again, or pin the researcher with the "
@@ -124,7 +124,7 @@ def _baa_aggregator(facts: Facts) -> Words:
     )
 
 
-def _irb(facts: Facts) -> Words:
+def _irb(facts: Facts) -> Explanation:
     terms = _terms(facts)
     known = [a for a in facts.registry.agreements if a.terms.kind == "irb" and a.terms.reference == terms.irb]
     if not known:
@@ -134,19 +134,19 @@ def _irb(facts: Facts) -> Words:
         why = f"it is for {', '.join(named)}"
     else:
         why = "; ".join(_standing(a, facts) for a in known)
-    return Words(
+    return Explanation(
         f"No IRB approval {terms.irb} in force on {facts.today} names the purpose '{terms.purpose}' ({why}).",
         "Enter the IRB's approval letter for this purpose in the registry, or its renewal, and have it confirmed.",
     )
 
 
-def _purpose(facts: Facts) -> Words:
+def _purpose(facts: Facts) -> Explanation:
     terms, requested = _terms(facts), facts.features or ()
     if not requested:
-        return Words("The study names no features.", "List them in features.toml.")
+        return Explanation("The study names no features.", "List them in features.toml.")
     named = facts.registry.use_agreements(terms.purpose, facts.today)
     if named and not any(agreement.in_force(facts.today) for agreement in named):
-        return Words(
+        return Explanation(
             f"No data use agreement for '{terms.purpose}' is in force on {facts.today} any more "
             f"({'; '.join(_standing(a, facts) for a in named)}). One that is over permits nothing.",
             "Enter its renewal in the registry, or a new version that does not name this purpose if none is needed, "
@@ -154,22 +154,22 @@ def _purpose(facts: Facts) -> Words:
         )
     permitted = facts.registry.permitted_features(terms.irb, terms.purpose, facts.today)
     beyond = sorted(set(requested) - set(permitted))
-    return Words(
+    return Explanation(
         f"The study asks for {', '.join(beyond)}, which the approval {terms.irb} (with any data use agreement) does "
         f"not permit for '{terms.purpose}' on {facts.today}.",
         "Ask the researcher to leave these features out, or have the approval amended and its new version confirmed.",
     )
 
 
-def _budget_dataset(facts: Facts) -> Words:
+def _budget_dataset(facts: Facts) -> Explanation:
     b = _budget(facts)
     if b.epsilon_after < max(b.epsilon_spent, b.epsilon_reserved, b.epsilon_asked):
-        return Words(
+        return Explanation(
             f"The ledger contradicts itself: epsilon after the action ({b.epsilon_after:.10g}) is below one of its "
             f"parts (spent {b.epsilon_spent:.10g}, reserved {b.epsilon_reserved:.10g}, asked {b.epsilon_asked:.10g}).",
             "Verify the ledger against the audit log before anything else runs on this dataset.",
         )
-    return Words(
+    return Explanation(
         f"Epsilon over all studies on these patients would be {b.epsilon_after:.10g} at delta {b.delta_cap:.10g} "
         f"(spent {b.epsilon_spent:.10g}, reserved {b.epsilon_reserved:.10g}, asked {b.epsilon_asked:.10g}); its cap is "
         f"{b.epsilon_cap:.10g}.",
@@ -180,25 +180,25 @@ def _budget_dataset(facts: Facts) -> Words:
     )
 
 
-def _budget_study(facts: Facts) -> Words:
+def _budget_study(facts: Facts) -> Explanation:
     b = _budget(facts)
-    return Words(
+    return Explanation(
         f"The study's epsilon would be {b.study_epsilon_after:.10g} at its delta {b.delta:.10g}; its cap at this "
         f"hospital is {b.study_epsilon_cap:.10g}.",
         "Ask the researcher for fewer rounds or a smaller epsilon; a larger one needs a new submission.",
     )
 
 
-def _budget_delta(facts: Facts) -> Words:
+def _budget_delta(facts: Facts) -> Explanation:
     b = _budget(facts)
-    return Words(
+    return Explanation(
         f"The study's delta is {b.delta:.10g}; it must be above 0 and at most {counted_delta(b.delta_cap):.12g}, the "
         "delta of all studies on these patients.",
         "Ask the researcher for a smaller delta.",
     )
 
 
-def _budget_delta_patients(facts: Facts) -> Words:
+def _budget_delta_patients(facts: Facts) -> Explanation:
     b = _budget(facts)
     found = [
         f"{what} {delta:.10g}; for {patients} patients it may be {counted_delta(most_delta(patients)):.12g} at most"
@@ -208,7 +208,7 @@ def _budget_delta_patients(facts: Facts) -> Words:
         )
         if delta > counted_delta(max(most_delta(patients), b.delta_accepted))
     ]
-    return Words(
+    return Explanation(
         ". ".join(found) + ".",
         "Delta is the chance that the promise fails a patient altogether, so it must be small against one in the "
         "number of patients: ask the researcher for a smaller one, and set a smaller one in datasite.toml. Or let two "
@@ -216,16 +216,16 @@ def _budget_delta_patients(facts: Facts) -> Words:
     )
 
 
-def _cohort_size(facts: Facts) -> Words:
+def _cohort_size(facts: Facts) -> Explanation:
     c = _cohort(facts)
-    return Words(
+    return Explanation(
         f"{c.hospitals} hospitals with up to {c.colluders} colluding: at least 3 hospitals are needed, and at least 2 "
         "that don't collude, or the sum shows a hospital's update.",
         "Add hospitals to the cohort, or wait until more of them take part in the round.",
     )
 
 
-def _cohort_threshold(facts: Facts) -> Words:
+def _cohort_threshold(facts: Facts) -> Explanation:
     c = _cohort(facts)
     least = max(3, (c.hospitals + c.colluders) // 2 + 1)
     default = max(3, 2 * c.hospitals // 3 + 1)
@@ -235,96 +235,102 @@ def _cohort_threshold(facts: Facts) -> Words:
         remedy = "Correct cohort.threshold in study.toml, or leave it out for the default."
     else:
         remedy = f"State a cohort.threshold of {least} or more in study.toml; the default ({default}) is not enough."
-    return Words(
+    return Explanation(
         f"The threshold is {c.threshold}; with {c.hospitals} hospitals and {c.colluders} colluding it must be at least "
         f"{least} and at most {c.hospitals}.",
         remedy,
     )
 
 
-def _cohort_patients(facts: Facts) -> Words:
+def _cohort_patients(facts: Facts) -> Explanation:
     c = _cohort(facts)
     if c.min_patients < 1:
-        return Words("No smallest number of patients is set.", "Set it in the datasite's configuration, at least 1.")
-    return Words(
+        return Explanation(
+            "No smallest number of patients is set.", "Set it in the datasite's configuration, at least 1."
+        )
+    return Explanation(
         f"The dataset is declared with {c.patients} patients; at least {c.min_patients} are required.",
         "This dataset is too small for the study; take part with a larger one.",
     )
 
 
-def _code_verifier(facts: Facts) -> Words:
-    return Words(
+def _code_verifier(facts: Facts) -> Explanation:
+    return Explanation(
         f"The verifier has {_code(facts).findings} finding(s) in the submitted code.",
         "Send the findings back; the researcher corrects the code and submits again.",
     )
 
 
-def _code_frozen(facts: Facts) -> Words:
+def _code_frozen(facts: Facts) -> Explanation:
     code = _code(facts)
-    return Words(
+    return Explanation(
         f"The frozen copy has hash {code.frozen[:12]}…, and {code.study[:12]}… was submitted: it was changed since.",
         "Nothing of this study may run. Find out who changed the datasite's private folder, then ask for a new "
         "submission.",
     )
 
 
-def _code_current(facts: Facts) -> Words:
+def _code_current(facts: Facts) -> Explanation:
     code = _code(facts)
     what = "; ".join(code.differs) or f"its hash is {code.approval[:12]}…, and {facts.approval[:12]}… was approved"
-    return Words(
+    return Explanation(
         f"Something that an approval binds is not as it was approved: {what}.",
         "The submitted files are whole. Put that back as it was, or let the researcher submit again and review what "
         "is true now.",
     )
 
 
-def _code_rehearsal(facts: Facts) -> Words:
+def _code_rehearsal(facts: Facts) -> Explanation:
     state = {"failed": "failed", "not_run": "has not run"}.get(_code(facts).rehearsal, "did not pass")
-    return Words(
+    return Explanation(
         f"The rehearsal on mock data {state}.", "See the rehearsal's result in the case; it must pass before approval."
     )
 
 
-def _people_approver(facts: Facts) -> Words:
+def _people_approver(facts: Facts) -> Explanation:
     approver, terms = facts.approver, _terms(facts)
     assert approver is not None  # `explain` has dealt with missing facts
     stewards, officers = facts.people("steward"), facts.people("privacy_officer")
     if same_identity(approver.person, terms.researcher):
-        return Words(f"{approver.person} is the study's researcher.", "Two of the hospital's own people approve.")
+        return Explanation(f"{approver.person} is the study's researcher.", "Two of the hospital's own people approve.")
     if any(same_identity(approver.person, person) for person in (*stewards, *officers)):
-        return Words(
+        return Explanation(
             f"{approver.person} has already approved this study.",
             "The second approval must come from a different person, in the other role.",
         )
     taken = stewards if approver.role == "steward" else officers
-    return Words(
+    return Explanation(
         f"{', '.join(taken)} has already approved this study as {_role(approver.role)}.",
         "The other approval must come from the other role.",
     )
 
 
-def _people(facts: Facts) -> Words:
+def _people(facts: Facts) -> Explanation:
     stewards, officers = facts.people("steward"), facts.people("privacy_officer")
     stale = sum(a.approval != facts.approval for a in facts.approvals or ())
     note = f" ({stale} approval(s) of another version of the study count for nothing.)" if stale else ""
     lacking = [_role(r) for r, who in (("steward", stewards), ("privacy_officer", officers)) if not who]
     if lacking:
-        return Words(f"No {' and no '.join(lacking)} has approved this study.{note}", "Have it reviewed and approved.")
+        return Explanation(
+            f"No {' and no '.join(lacking)} has approved this study.{note}", "Have it reviewed and approved."
+        )
     if any(same_identity(_terms(facts).researcher, person) for person in (*stewards, *officers)):
-        return Words("The study's researcher is among those who approved it.", "Two of the hospital's people approve.")
+        return Explanation(
+            "The study's researcher is among those who approved it.", "Two of the hospital's people approve."
+        )
     both = sorted(set(stewards) & set(officers)) or list(stewards)
-    return Words(
+    return Explanation(
         f"{', '.join(both)} approved in both roles; two different people are needed.{note}",
         "Reject the study and have it reviewed again by two people.",
     )
 
 
-def _state_open(facts: Facts) -> Words:
-    return Words(f"The study is {facts.state}.", _state_remedy(facts))
+def _state_open(facts: Facts) -> Explanation:
+    return Explanation(f"The study is {facts.state}.", _state_remedy(facts))
 
 
-def _state_active(facts: Facts) -> Words:
-    return Words(f"The study is {facts.state}, not active.", _state_remedy(facts))
+def _state_active(facts: Facts) -> Explanation:
+    return Explanation(f"The study is {facts.state}, not active.", _state_remedy(facts))
 
 
 def _state_remedy(facts: Facts) -> str:
@@ -337,56 +343,56 @@ def _state_remedy(facts: Facts) -> str:
     }.get(str(facts.state), "See the case.")
 
 
-def _state_ends(facts: Facts) -> Words:
-    return Words(
+def _state_ends(facts: Facts) -> Explanation:
+    return Explanation(
         f"The study ended on {_terms(facts).ends}; today is {facts.today}.",
         "A longer study needs a new submission with a later date, and an IRB approval that covers it.",
     )
 
 
-def _site_sandbox(facts: Facts) -> Words:
-    return Words(
+def _site_sandbox(facts: Facts) -> Explanation:
+    return Explanation(
         "The sandbox is off and no risk acceptance for 'no_sandbox' is in force.",
         "Install bubblewrap (`datasites doctor` says how), or let two people enter a risk acceptance in the registry.",
     )
 
 
-def _site_roster(facts: Facts) -> Words:
+def _site_roster(facts: Facts) -> Explanation:
     roster = facts.roster
     assert roster is not None  # `explain` has dealt with missing facts
     unpinned = sorted(set(roster.parties) - set(roster.pinned))
     if not unpinned:
-        return Words("No party of the study is known.", "See the datasite's log.")
-    return Words(
+        return Explanation("No party of the study is known.", "See the datasite's log.")
+    return Explanation(
         f"Not pinned in the roster: {', '.join(unpinned)}.",
         "Compare fingerprints by telephone and run `datasites roster pin`.",
     )
 
 
-def _release_masked(facts: Facts) -> Words:
-    return Words(
+def _release_masked(facts: Facts) -> Explanation:
+    return Explanation(
         f"The vector of round {_release(facts).round} is not masked.",
         "Nothing was released; this is a fault of the datasite, report it.",
     )
 
 
-def _release_noised(facts: Facts) -> Words:
-    return Words(
+def _release_noised(facts: Facts) -> Explanation:
+    return Explanation(
         f"The vector of round {_release(facts).round} carries no noise.",
         "Nothing was released; this is a fault of the datasite, report it.",
     )
 
 
-def _release_dimension(facts: Facts) -> Words:
+def _release_dimension(facts: Facts) -> Explanation:
     r = _release(facts)
-    return Words(
+    return Explanation(
         f"The vector of round {r.round} has {r.dimension} coordinates; the round manifest has {r.expected_dimension}.",
         "Nothing was released; compare the model with the round manifest.",
     )
 
 
-def _release_charged(facts: Facts) -> Words:
-    return Words(
+def _release_charged(facts: Facts) -> Explanation:
+    return Explanation(
         f"Round {_release(facts).round} was not charged to the ledger.",
         "Nothing was released; this is a fault of the datasite, report it.",
     )
@@ -397,7 +403,7 @@ def _role(role: str) -> str:
 
 
 # `explain` has dealt with missing groups before any of these is called.
-def _terms(facts: Facts) -> StudyTerms:
+def _terms(facts: Facts) -> TermFacts:
     assert facts.terms is not None
     return facts.terms
 
@@ -422,7 +428,7 @@ def _release(facts: Facts) -> ReleaseFacts:
     return facts.release
 
 
-_EXPLAIN: dict[str, Callable[[Facts], Words]] = {
+_EXPLAIN: dict[str, Callable[[Facts], Explanation]] = {
     "baa": _baa,
     "baa-aggregator": _baa_aggregator,
     "irb": _irb,

@@ -16,7 +16,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email, identity_key, same_identity
-from datasites.study.manifest import DELTA_OVER_ALL, Name, Service, Sha256, Study
+from datasites.study.manifest import DELTA_OVER_ALL, Name, Service, Sha256, StudyTerms
 from policies.registry import NO_SANDBOX, Agreement, Organisation, Person, Registry
 
 Action = Literal["intake", "approve", "run_round", "release"]
@@ -32,7 +32,7 @@ EPSILON_UNIT = decimal.Decimal("1e-6")
 DELTA_UNIT = decimal.Decimal("1e-12")
 
 
-class StudyTerms(Agreed):
+class TermFacts(Agreed):
     """The terms of the study that rules look at."""
 
     name: Name
@@ -44,7 +44,7 @@ class StudyTerms(Agreed):
     services: tuple[Service, ...]
 
     @classmethod
-    def of(cls, study: Study) -> Self:
+    def of(cls, study: StudyTerms) -> Self:
         """Take them from the frozen study."""
         return cls(**{name: getattr(study, name) for name in cls.model_fields})
 
@@ -156,7 +156,7 @@ class Facts(Agreed):
     approval: Sha256
     hospital: Organisation
     today: datetime.date
-    terms: StudyTerms | None = None
+    terms: TermFacts | None = None
     features: tuple[Name, ...] | None = None
     agreements: tuple[Agreement, ...] | None = None
     budget: BudgetFacts | None = None

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, field_validator
 
 from datasites.study.canonical import Agreed
-from datasites.study.durable import held, replace_durably
+from datasites.study.files import held, replace_durably
 from datasites.study.identity import identity_key, same_identity, written_twice
 from datasites.study.manifest import Name, Service
 from datasites.study.visible import require_plain

@@ -13,7 +13,7 @@ from string import Template
 
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import same_identity
-from datasites.study.manifest import Study
+from datasites.study.manifest import StudyTerms
 from policies.registry import Registry
 
 FOLDER = Path(__file__).parent / "templates"
@@ -32,7 +32,7 @@ class TemplateError(DatasitesError, ValueError):
 
 
 def render(
-    name: str, study: Study, study_hash: str, features: tuple[str, ...], registry: Registry, on: datetime.date
+    name: str, study: StudyTerms, study_hash: str, features: tuple[str, ...], registry: Registry, on: datetime.date
 ) -> str:
     """The document `name` (one of `NAMES`) for a study, as Markdown.
 

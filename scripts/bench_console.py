@@ -27,7 +27,7 @@ def fill(consortium: LocalConsortium) -> int:
     """Make the tables and the log large; returns the number of a case in review."""
     from datasites.control.syft import SubmittedJob
     from datasites.hospital.audit.log import _Position
-    from datasites.hospital.budget.balances import Asked, Price
+    from datasites.hospital.budget.balances import PrivacyCost, StoredPrice
     from datasites.hospital.cases import examination
     from datasites.hospital.cases.case import open_case
     from datasites.hospital.models import Case, FirstPassword, LedgerEntry, Round
@@ -55,8 +55,8 @@ def fill(consortium: LocalConsortium) -> int:
         for n in range(CASES - 1)
     )
     case = open_case(site.home, row)
-    charge = json.loads(Price.of(Asked(case.plan.round_event(), case.plan.local_round_event())).charges)
-    whole = {partition: json.loads(Price.of(price).charges) for partition, price in case.asked().items()}
+    charge = json.loads(StoredPrice.of(PrivacyCost(case.plan.round_event(), case.plan.local_round_event())).charges)
+    whole = {partition: json.loads(StoredPrice.of(price).charges) for partition, price in case.asked().items()}
     entries, rounds = [], []
     for study in Case.objects.filter(state="closed"):
         for partition in ("training", "held_out"):

@@ -33,9 +33,9 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from datasites.secagg import masks, ring
-from datasites.secagg.aggregation import AggregatorState
 from datasites.secagg.aggregator import Aggregator
-from datasites.secagg.context import Context
+from datasites.secagg.aggregator_state import AggregatorState
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.member import Member
 from datasites.secagg.messages import ShareBundle
 from datasites.secagg.state import MemberState
@@ -84,7 +84,7 @@ class Cohort:
                 for one in (aggregator, *identities)
             )
         )
-        self.context = Context.from_roster(
+        self.context = EpochTerms.from_roster(
             roster,
             study="0" * 64,
             epoch=0,

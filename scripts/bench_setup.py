@@ -37,14 +37,14 @@ from datasites.aggregator.secure_sum import SecureSum
 from datasites.control.sealer import open_keys, syft_fingerprint
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
-from datasites.secagg.context import EPOCH_ROUNDS, Context
+from datasites.secagg.epoch_terms import EPOCH_ROUNDS, EpochTerms
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Enrolment, Message, ShareBundle
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster, RosterEntry
-from datasites.study.manifest import Study
+from datasites.study.manifest import StudyTerms
 from datasites.study.package import StudyPackage
 from datasites.transport.mailroom import Mailroom
 
@@ -89,7 +89,7 @@ def _written() -> int:
 class Measured:
     """The hospital whose cost is measured; its home is `site`, and `home` has what belongs to this study."""
 
-    def __init__(self, site: Site, room: Mailroom, terms: Study, home: Path) -> None:
+    def __init__(self, site: Site, room: Mailroom, terms: StudyTerms, home: Path) -> None:
         from datasites.hospital.rounds.mail import Correspondence
         from datasites.hospital.rounds.setup import EpochSetup
 
@@ -139,7 +139,7 @@ class Played:
         assert letter is not None
         return blob(letter)
 
-    def certify(self, context: Context) -> None:
+    def certify(self, context: EpochTerms) -> None:
         """Answer the offer."""
         self.member = Member(self.identity, context)
         self.state, certificate = self.member.certify(None)

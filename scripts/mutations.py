@@ -235,7 +235,7 @@ MUTATIONS = (
     Mutation(
         "interim: the final evaluation is charged as an interim one",
         "datasites/hospital/cases/case.py",
-        "Asked(counts.event(evaluate), counts.local_event(evaluate))",
+        "PrivacyCost(counts.event(evaluate), counts.local_event(evaluate))",
         'Asked(counts.event("interim"), counts.local_event("interim"))',
         (_CHARGES,),
     ),
@@ -610,7 +610,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tick: measured for training or evaluation, where a round holds both",
-        "datasites/enclave/worker.py",
+        "datasites/enclave/worker_client.py",
         "sum(whole) if together else max(whole)",
         "max(whole)",
         ("tests/enclave/test_worker.py::test_a_measurement_is_of_all_that_the_longest_round_holds",),
@@ -771,7 +771,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tick: a measurement counts the time in which it was stopped",
-        "datasites/enclave/worker.py",
+        "datasites/enclave/worker_client.py",
         "self._paused += time.monotonic() - self._paused_at",
         "pass",
         (
@@ -781,7 +781,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tick: a worker's start holds the time in which it was stopped",
-        "datasites/enclave/worker.py",
+        "datasites/enclave/worker_client.py",
         "return self._now() - self._began",
         "return time.monotonic() - self._began",
         (f"{_TICKS}::test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start",),
@@ -991,7 +991,7 @@ MUTATIONS = (
     ),
     Mutation(
         "store: a log that finds no room ends the sync with all",
-        "datasites/control/synclog.py",
+        "datasites/control/sync_state.py",
         "            raise OSError(",
         "            raise RuntimeError(",
         ("tests/transport/test_kept.py::test_a_log_that_finds_no_room_holds_up_nobody",),
@@ -1250,7 +1250,7 @@ MUTATIONS = (
     Mutation(
         "reading: the process that parses a file is not confined",
         "datasites/hospital/isolated/inside.py",
-        "    confine(Limits.model_validate_json(limits))\n",
+        "    confine(WorkerLimits.model_validate_json(limits))\n",
         "    Limits.model_validate_json(limits), confine\n",
         (f"{_APART}::test_it_sees_no_home_no_network_and_no_descriptor",),
     ),
@@ -1550,7 +1550,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sandbox: a study is blamed for a machine that makes none",
-        "datasites/enclave/worker.py",
+        "datasites/enclave/worker_client.py",
         "                    worker._sandbox.require()\n",
         "                    pass\n",
         (f"{_ALLOWING}::test_a_worker_is_not_blamed_for_it",),
@@ -1643,7 +1643,7 @@ MUTATIONS = (
     ),
     Mutation(
         "worker: a model of another size than approved runs",
-        "datasites/enclave/worker.py",
+        "datasites/enclave/worker_client.py",
         "        if approved is not None and count != approved:\n",
         "        if False:\n",
         ("tests/hospital/test_running.py::test_a_worker_whose_model_has_another_size_than_approved_is_refused",),
@@ -1813,7 +1813,7 @@ MUTATIONS = (
     ),
     Mutation(
         "worker: what was sent by a datasite that has ended is begun",
-        "datasites/enclave/inside.py",
+        "datasites/enclave/worker_process.py",
         "    if _left_alone(requests):\n",
         "    if False:\n",
         (f"{_ENDING}::test_what_a_datasite_sent_that_has_ended_is_not_begun",),

@@ -32,7 +32,7 @@ import numpy as np
 
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.template import Template
-from datasites.enclave.worker import Partition, Worker
+from datasites.enclave.worker_client import Partition, Worker
 from datasites.hospital.ticks import TICK, invented_rows, leaves_at, ticks_for
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.manifest import LocalTraining

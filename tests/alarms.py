@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from datasites.study.audit_chain import Record
+from datasites.study.audit_chain import LogRecord
 
 #: Kinds of record that tell people of what should not be. Of letters of others, or under their names
 #: (`hospital.rounds.mail`).
@@ -30,7 +30,7 @@ FATAL = re.compile(r"Traceback \(most recent call last\)|Fatal Python error|^dat
 class Written:
     """What one hospital has written since a moment: records of its audit log, and lines of its service's log."""
 
-    records: Sequence[Record]
+    records: Sequence[LogRecord]
     service: str
 
 
@@ -60,7 +60,7 @@ def alarming(service: str, alarms: Collection[str] = ALL) -> list[str]:
 
 
 def _of_rounds(
-    records: Sequence[Record], study: str, possible: Collection[int], sure: Collection[int]
+    records: Sequence[LogRecord], study: str, possible: Collection[int], sure: Collection[int]
 ) -> Iterator[str]:
     seqs: dict[str, dict[int, int]] = {}
     for kind in ("charged", "released", "unmasked"):

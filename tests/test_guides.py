@@ -18,7 +18,7 @@ import pytest
 import typer
 
 from datasites.cli import app
-from datasites.hospital.config import Settings
+from datasites.hospital.config import DatasiteSettings
 from datasites.study.errors import read_toml
 from tests.test_house import HOSPITAL_ROOMS, MAY_IMPORT
 
@@ -212,7 +212,7 @@ def test_the_settings_of_the_hospitals_guide_can_be_read(tmp_path: Path) -> None
     settings = [text for language, text in BLOCK.findall(guide) if language == "toml"]
     assert len(settings) == 2
     (tmp_path / "datasite.toml").write_text("\n".join(settings))
-    read = read_toml(tmp_path / "datasite.toml", Settings)
+    read = read_toml(tmp_path / "datasite.toml", DatasiteSettings)
     assert read.datasets[0].declared_records == 303
     assert read.console.oidc is not None
 

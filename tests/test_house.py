@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 from tests import invariants, waiting
 from tests.other_user import run_as_other_user
 
@@ -151,7 +151,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         "datasites.secagg.aggregator",
         "datasites.transport.mailroom",
         "datasites.control.syft",
-        "datasites.enclave.worker",
+        "datasites.enclave.worker_client",
         "datasites.enclave.verifier",
         "datasites.hospital.service",
         "datasites.cli",
@@ -356,7 +356,7 @@ def test_code_that_does_not_wait_is_not(code: Callable[..., object]) -> None:
 
 def test_a_test_module_that_can_wait_has_tests_that_are_marked(request: pytest.FixtureRequest) -> None:
     """Of all that run with this one. By what the modules import, which `tests.waiting` does not look at."""
-    starters = waiting.MODULES | {"datasites.enclave.worker.Worker", "tests.hospital.running.Running"}
+    starters = waiting.MODULES | {"datasites.enclave.worker_client.Worker", "tests.hospital.running.Running"}
     modules: dict[Path, list[pytest.Item]] = {}
     for item in request.session.items:
         modules.setdefault(item.path, []).append(item)

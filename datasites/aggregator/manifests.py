@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from datasites.secagg.context import Context
-from datasites.study.manifest import RoundManifest, Study
+from datasites.secagg.epoch_terms import EpochTerms
+from datasites.study.manifest import RoundManifest, StudyTerms
 from datasites.study.rounds import round_terms
 from datasites.study.tensors import Parameter
 
 
 def manifest_of(
-    terms: Study,
+    terms: StudyTerms,
     parameters: Iterable[Parameter],
-    context: Context,
+    context: EpochTerms,
     number: int,
     participants: tuple[str, ...],
     model_hash: str,

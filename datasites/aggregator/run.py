@@ -37,7 +37,7 @@ from datasites.aggregator.manifests import manifest_of
 from datasites.aggregator.run_files import RUN_FILE, Clock, DeclaredFork, RoundRecord, RunFolder, RunState
 from datasites.aggregator.secure_sum import SecureSum, Survivors, Wait
 from datasites.aggregator.strategies import strategy_of
-from datasites.secagg.aggregation import RoundResult
+from datasites.secagg.aggregator_state import OpenedSum
 from datasites.secagg.errors import SecaggError
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
@@ -45,7 +45,7 @@ from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.study.manifest import PARAMETER_BOUND
-from datasites.study.manifest import Study as Terms
+from datasites.study.manifest import StudyTerms as Terms
 from datasites.study.rounds import counts_ring
 from datasites.study.tensors import Parameter
 from datasites.transport.mailroom import AWAY_SECONDS, Letter, Mailroom
@@ -83,7 +83,7 @@ class Described(Protocol):
 Model = tuple[npt.NDArray[np.float32], Described]
 
 
-class Study(Protocol):
+class RunnableStudy(Protocol):
     """What is run: `researcher.Study` is one."""
 
     @property
@@ -118,7 +118,7 @@ class Run:
         roster: Roster,
         mailroom: Mailroom,
         folder: Path,
-        study: Study,
+        study: RunnableStudy,
         approved: Iterable[str],
         *,
         setup_patience: float = SETUP_PATIENCE,
@@ -411,7 +411,7 @@ class Run:
         accounts = dict(self.state.accounts)
 
         def take(letter: Letter) -> None:
-            account = letters.Account.model_validate(letter.body)
+            account = letters.PrivacyStatement.model_validate(letter.body)
             self._check_head(letter.sender, account.head, account.fork, of_release=False)
             accounts[letter.sender] = account
 
@@ -567,7 +567,7 @@ class Run:
             return record.model_copy(update=changes), model
 
     def _apply(
-        self, record: RoundRecord, result: RoundResult, model: npt.NDArray[np.float32]
+        self, record: RoundRecord, result: OpenedSum, model: npt.NDArray[np.float32]
     ) -> tuple[RoundRecord, npt.NDArray[np.float32]]:
         sums = result.sums
         changes: dict[str, object] = {}

@@ -22,11 +22,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from datasites.aggregator.gather import RunError
 from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import Agreed, canonical_json
-from datasites.study.durable import replace_durably
 from datasites.study.errors import explain
+from datasites.study.files import replace_durably
 from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email
-from datasites.study.letters import Account
+from datasites.study.letters import PrivacyStatement
 from datasites.study.manifest import RoundManifest, Sha256
 from datasites.study.tensors import Parameter
 
@@ -113,7 +113,7 @@ class RunState(Agreed):
     setup_seconds: float = 0.0
     rounds: tuple[RoundRecord, ...] = ()
     forks: dict[Email, tuple[DeclaredFork, ...]] = {}
-    accounts: dict[str, Account] = {}
+    accounts: dict[str, PrivacyStatement] = {}
     closed: bool = False
 
 

@@ -20,14 +20,14 @@ from pydantic import JsonValue
 from datasites.aggregator.gather import LARGEST_ANSWER, LARGEST_SETUP_LETTER, Question, RunError, blob, gather
 from datasites.aggregator.run_files import RunFolder
 from datasites.secagg import ring
-from datasites.secagg.aggregation import AggregatorState, RoundResult
 from datasites.secagg.aggregator import Aggregator
-from datasites.secagg.context import EPOCH_DAYS, Context, epoch_rounds
+from datasites.secagg.aggregator_state import AggregatorState, OpenedSum
+from datasites.secagg.epoch_terms import EPOCH_DAYS, EpochTerms, epoch_rounds
 from datasites.secagg.errors import CommitmentsGone, OutOfOrder, SecaggError, TooFew, WrongShare
 from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready, SurvivorAck, UnmaskShares
 from datasites.study import letters
 from datasites.study.identity import Identity, IdentityError, Roster
-from datasites.study.manifest import RoundManifest, Study
+from datasites.study.manifest import RoundManifest, StudyTerms
 from datasites.transport.mailroom import Blob, Letter, Mailroom, Rejected, Undelivered
 from datasites.transport.store import WHOLE_STORE, StoreError
 
@@ -88,7 +88,7 @@ class SecureSum:
         context = files.read(f"context-{epoch}.json") if epoch >= 0 else None
         if context is not None:
             try:  # it may be damaged, or be of a key that this researcher had before
-                self._aggregator = Aggregator(identity, Context.parse(context))
+                self._aggregator = Aggregator(identity, EpochTerms.parse(context))
             except (SecaggError, ValueError) as error:
                 log.warning("%s", error)
         self.forget_unsaved()
@@ -148,7 +148,7 @@ class SecureSum:
             log.warning("%s", error)
 
     @property
-    def context(self) -> Context:
+    def context(self) -> EpochTerms:
         """Terms of the present epoch."""
         return self._parts()[0].context
 
@@ -175,7 +175,7 @@ class SecureSum:
 
     def new_epoch(
         self,
-        terms: Study,
+        terms: StudyTerms,
         hospitals: Iterable[str],
         first_round: int,
         save: Callable[[int], None] = lambda epoch: None,
@@ -186,7 +186,7 @@ class SecureSum:
         anything fails up to then, the last epoch is still the present one.
         """
         emails, epoch = tuple(sorted(hospitals)), self.epoch + 1
-        context = Context.from_roster(
+        context = EpochTerms.from_roster(
             self._roster,
             study=self._study,
             epoch=epoch,
@@ -396,14 +396,14 @@ class SecureSum:
         self._send(emails, number, letters.ACKNOWLEDGED, acks)
         return refused
 
-    def unmask(self, number: int, survivors: Survivors, wait: Wait) -> tuple[RoundResult, tuple[str, ...]]:
+    def unmask(self, number: int, survivors: Survivors, wait: Wait) -> tuple[OpenedSum, tuple[str, ...]]:
         """Wave 2: gather shares until the sum opens; returns it, and what was refused, in words.
 
         Raises `RunError` when too few survivors answer, or when shares are wrong: it blames whose they are. Then
         nothing was learnt.
         """
         aggregator = self._parts()[0]
-        opened: list[RoundResult] = []
+        opened: list[OpenedSum] = []
         wrong: list[WrongShare] = []
         shut = ["too few survivors answered"]
 

@@ -168,10 +168,10 @@ def budget_history(home: HomeOption, dataset: str) -> None:
 def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, steps: int, rate: float) -> None:
     """Whether one more study that asks this much would fit today."""
     site = open_site(home)
-    from datasites.hospital.budget.history import Book
+    from datasites.hospital.budget.history import BudgetHistory
 
     try:
-        answer = Book.read(site.home.dataset(dataset)).what_if(epsilon, rounds, steps, rate)
+        answer = BudgetHistory.read(site.home.dataset(dataset)).what_if(epsilon, rounds, steps, rate)
     except ValidationError as error:
         raise InputError(f"what-if: {explain(error)}") from error
     out.print(

@@ -19,7 +19,7 @@ from rich.text import Text
 from datasites.study.visible import one_line, visible
 
 if TYPE_CHECKING:
-    from datasites.hospital.people.accounts import Acting
+    from datasites.hospital.people.accounts import Actor
     from datasites.hospital.site import Site
 
 
@@ -85,7 +85,7 @@ def open_site(home: Path) -> Site:
 
 
 @contextmanager
-def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Acting]]:
+def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Actor]]:
     """The datasite, and the person who has just given their password; raises `PersonError`."""
     site = open_site(home)
     from datasites.hospital.people.accounts import identify

@@ -29,7 +29,7 @@ from syft_rds.config import COLLECTION_SUBPATH, DATASET_COLLECTION_SPECS
 from datasites.control.connection import StoreConnection
 from datasites.control.guards import Manager, OwnerSyncer, Peers, Router, WatcherSyncer
 from datasites.control.sealer import StrictPeerStore
-from datasites.control.synclog import SyncLog
+from datasites.control.sync_state import SyncLog
 from datasites.study.identity import Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import Store

@@ -32,14 +32,14 @@ from syft.sync.messages.proposed_filechange import FileNameParseError, MessageFi
 from syft.sync.version.version_info import VersionInfo
 
 from datasites.control.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
-from datasites.control.synclog import SyncLog
+from datasites.control.sync_state import SyncLog
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import EMAIL, IdentityError, Roster
 from datasites.transport.passed_over import PassedOver
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.second_look import SecondLook
 from datasites.transport.store import PART, WHOLE_STORE, Store, StoreError
-from datasites.transport.sweep import Seen, Sweep
+from datasites.transport.sweep import FolderLook, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -320,7 +320,7 @@ class StoreConnection(SyftboxPlatformConnection):
         self._report(folder, seen, "not the name of a syft message")
         return [f"{folder}/{name}" for name in sorted(seen.wanted, key=lambda name: (times[name], name))]
 
-    def _report(self, folder: str, seen: Seen, reason: str) -> None:
+    def _report(self, folder: str, seen: FolderLook, reason: str) -> None:
         """Keep a record of names that were removed: of some by name, of all others how many there were."""
         shown = sorted(seen.removed)[: BAD_NAMES_PER_SYNC - 1]
         for name in shown:

@@ -70,7 +70,7 @@ from datasites.control.submissions import (
     read_submission_message,
     submission_folder,
 )
-from datasites.control.synclog import LARGEST_NUMBER, MOST_HANDLED, SyncLog
+from datasites.control.sync_state import LARGEST_NUMBER, MOST_HANDLED, SyncLog
 from datasites.study.identity import IdentityError
 from datasites.transport.store import WHOLE_STORE, StoreError
 from datasites.transport.writing import staged, write_file

@@ -38,7 +38,7 @@ from syft_datasets.dataset_manager import DATASET_COLLECTION_PREFIX
 from syft_rds.config import COLLECTION_SUBPATH
 
 from datasites.control.connection import StoreConnection
-from datasites.control.synclog import LARGEST_NUMBER, SyncLog
+from datasites.control.sync_state import LARGEST_NUMBER, SyncLog
 from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Email, Identity, IdentityError, Roster, verify

@@ -20,13 +20,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from datasites.enclave.confine import MIB, Limits
+from datasites.enclave.confine import MIB, WorkerLimits
 
 #: Name of the group that the service itself moves to, so that its siblings may hold workers.
 SUBGROUP = "datasite"
 CONTROLLERS = ("memory", "pids")
 
-#: Beyond `Limits.memory` and the scratch folders: pages of programs and libraries, stacks, what the kernel keeps.
+#: Beyond `WorkerLimits.memory` and the scratch folders: pages of programs and libraries, stacks, what the kernel keeps.
 _SLACK = 512 * MIB
 #: Into the group first, then become the worker; where that fails, there is no worker.
 _ENTER = 'echo 0 > "$0/cgroup.procs" && exec "$@"'
@@ -79,7 +79,7 @@ def take_over(controllers: tuple[str, ...] = CONTROLLERS) -> Path | None:
     return delegated(None, controllers)
 
 
-def allowed(limits: Limits) -> dict[str, str]:
+def allowed(limits: WorkerLimits) -> dict[str, str]:
     """What a worker's group allows, by file; the whole group ends where memory does."""
     memory = limits.memory + limits.scratch + _SLACK
     return {

@@ -7,15 +7,15 @@ and that kernel exploits like; and any change of the signal by which the kernel 
 Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none, and bubblewrap's namespaces
 remain.
 
-**Guarantee (memory).** Where no devices are given, what the process can keep is `Limits.memory` of private memory that
-it may write, and of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V
+**Guarantee (memory).** Where no devices are given, what the process can keep is `WorkerLimits.memory` of private memory
+that it may write, and of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V
 shared memory, semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, files that are made new,
 attributes of files, watches of them, locks on parts of them, further filters, rules of Landlock and asynchronous I/O
 are refused, since none of them counts as the process's own memory. What it has written and then made read-only doesn't
-count either, and is bounded by addresses: with all else at most `Limits.memory`, `_ADDRESS_SLACK` and what was mapped
-when it was confined (some 0.7 GiB, most of it libraries). Assumptions: the filter is known for this processor; the
-kernel counts RLIMIT_DATA and RLIMIT_AS as it says. A cgroup (`cgroup`), where this service was given one, counts all of
-it once more, and the threads of a worker that is root.
+count either, and is bounded by addresses: with all else at most `WorkerLimits.memory`, `_ADDRESS_SLACK` and what was
+mapped when it was confined (some 0.7 GiB, most of it libraries). Assumptions: the filter is known for this processor;
+the kernel counts RLIMIT_DATA and RLIMIT_AS as it says. A cgroup (`cgroup`), where this service was given one, counts
+all of it once more, and the threads of a worker that is root.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GIB = 1024**3
 MIB = 1024**2
 
 
-class Limits(Agreed):
+class WorkerLimits(Agreed):
     """Hard limits of one worker. Bytes unless the name says otherwise; `parameters` are a model's, at most.
 
     Memory of the datasite's own process grows with `parameters`: a vector of 32 million is 128 MB.
@@ -243,7 +243,7 @@ _MACHINES = {
 }
 
 
-def confine(limits: Limits, size: int | None = None) -> tuple[str, ...]:
+def confine(limits: WorkerLimits, size: int | None = None) -> tuple[str, ...]:
     """Apply resource limits and the system call filter to this process; returns what could not be applied, in words.
 
     size: bytes of addresses that this process has taken, where it can't ask any more; see `mapped`.
@@ -278,7 +278,7 @@ def end_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PDEATHSIG) was refused")
 
 
-def _resources(limits: Limits, size: int) -> list[tuple[int, int]]:
+def _resources(limits: WorkerLimits, size: int) -> list[tuple[int, int]]:
     chosen = [
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, limits.file_size),

@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasites.enclave.confine import Limits, confine, refused_calls
+from datasites.enclave.confine import WorkerLimits, confine, refused_calls
 from datasites.enclave.processes import Process, readable
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.template import Template
@@ -106,7 +106,7 @@ def escape_check(source: Sandbox | Template) -> list[Attempt]:
     return results
 
 
-def _limits_for(sandbox: Sandbox) -> Limits:
+def _limits_for(sandbox: Sandbox) -> WorkerLimits:
     return sandbox.limits.model_copy(update={"memory": 1 << 30})
 
 
@@ -617,7 +617,7 @@ def bait(requests: int, replies: int, _: int) -> None:
         pipe.read()
 
 
-def attempt_apart(limits: Limits, requests: int, replies: int, size: int) -> None:
+def attempt_apart(limits: WorkerLimits, requests: int, replies: int, size: int) -> None:
     """In a worker: try everything, one JSON line for each attempt."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     line = b""
@@ -636,7 +636,7 @@ def attempt_apart(limits: Limits, requests: int, replies: int, size: int) -> Non
 def main() -> None:
     """Inside a sandbox: try everything, one JSON line for each attempt."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits, targets = Limits.model_validate_json(sys.argv[1]), json.loads(sys.argv[2])
+    limits, targets = WorkerLimits.model_validate_json(sys.argv[1]), json.loads(sys.argv[2])
     say = _said_over(1)
     for name, attempt in _BEFORE.items():
         _try(name, attempt, targets, say)

@@ -10,7 +10,7 @@ MOST_FINDINGS = 200
 
 
 @dataclass(frozen=True, order=True)
-class Finding:
+class CodeFinding:
     """One reason not to run a file: where (line from 1, column from 0), which rule, why, and what to write instead."""
 
     line: int
@@ -26,22 +26,22 @@ class Finding:
         return f"{self.filename}:{self.line}:{self.column + 1}: {self.rule}: {self.reason}{ending}"
 
 
-class Report:
+class FindingList:
     """Collects findings of one file; the same finding is kept once."""
 
     def __init__(self, filename: str) -> None:
         self._filename = filename
-        self._found: set[Finding] = set()
+        self._found: set[CodeFinding] = set()
 
     def at(self, line: int, column: int, rule: str, reason: str, remedy: str) -> None:
         """Add a finding at a place in the text."""
-        self._found.add(Finding(line, column, rule, reason, remedy, self._filename))
+        self._found.add(CodeFinding(line, column, rule, reason, remedy, self._filename))
 
     def node(self, node: ast.AST, rule: str, reason: str, remedy: str) -> None:
         """Add a finding at a node of the syntax tree."""
         self.at(getattr(node, "lineno", 1), getattr(node, "col_offset", 0), rule, reason, remedy)
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[CodeFinding, ...]:
         """Findings by line and column: the first `MOST_FINDINGS`, and how many more there are."""
         found = sorted(self._found)
         if len(found) <= MOST_FINDINGS:
@@ -50,5 +50,5 @@ class Report:
         more = f"{len(found) - MOST_FINDINGS} more findings from here on"
         return (
             *found[:MOST_FINDINGS],
-            Finding(first.line, first.column, "size", more, "mend those above", self._filename),
+            CodeFinding(first.line, first.column, "size", more, "mend those above", self._filename),
         )

@@ -21,11 +21,11 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from datasites.enclave import verifier, vocabulary
+from datasites.enclave import allowed_names, verifier
 from datasites.enclave.protocol import ModelFinding
 from datasites.enclave.shapes import check_shapes
-from datasites.privacy import checks, layers
-from datasites.privacy.batches import Loss
+from datasites.privacy import layers, model_checks
+from datasites.privacy.model_inputs import Loss
 from datasites.study.errors import DatasitesError
 
 MODEL = "model.py"
@@ -71,7 +71,7 @@ def load(source: str, n_features: int, config: Mapping[str, JsonValue], genuine:
     genuine.check()
     findings_ = tuple(
         ModelFinding(where=item.layer, reason=item.rule, remedy=item.remedy, blocking=item.blocking)
-        for item in checks.check_model(built)
+        for item in model_checks.check_model(built)
     )
     blocked = any(finding.blocking for finding in findings_)
     loss = namespace.get("loss")
@@ -82,7 +82,7 @@ def execute(source: str) -> dict[str, object]:
     """Run verified source as a module with few builtins; returns its names."""
     module = types.ModuleType(MODULE_NAME)
     namespace = module.__dict__
-    allowed = {name: getattr(builtins, name) for name in vocabulary.BUILTINS | vocabulary.EXCEPTIONS}
+    allowed = {name: getattr(builtins, name) for name in allowed_names.BUILTINS | allowed_names.EXCEPTIONS}
     allowed |= {"__build_class__": builtins.__build_class__, "__import__": _guarded_import, "__name__": MODULE_NAME}
     namespace["__builtins__"] = allowed
     exec(compile(source, MODEL, "exec", dont_inherit=True), namespace)
@@ -97,9 +97,9 @@ def _guarded_import(
     level: int = 0,
 ) -> types.ModuleType:
     # torch's own C++ code imports parts of torch when called by model code, and so comes through here too.
-    known = name in vocabulary.MODULES | {"__future__"} or (name.startswith("torch.") and name in sys.modules)
+    known = name in allowed_names.MODULES | {"__future__"} or (name.startswith("torch.") and name in sys.modules)
     if level != 0 or not known:
-        raise ImportError(f"import of {name}: only {', '.join(sorted(vocabulary.MODULES))} can be imported")
+        raise ImportError(f"import of {name}: only {', '.join(sorted(allowed_names.MODULES))} can be imported")
     return __import__(name, {}, {}, tuple(fromlist or ()), 0)
 
 

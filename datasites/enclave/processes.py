@@ -163,7 +163,7 @@ class Sandboxed(Process):
     def _own(self, started: threading.Event) -> None:
         # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.
         limits = self._sandbox.limits
-        arguments = ["-m", "datasites.enclave.inside", json.dumps(limits.model_dump(mode="json"))]
+        arguments = ["-m", "datasites.enclave.worker_process", json.dumps(limits.model_dump(mode="json"))]
         try:
             with cgroup.around(cgroup.delegated(), cgroup.allowed(limits)) as group:
                 self._process = begun = subprocess.Popen(

@@ -145,7 +145,7 @@ class Initialise(Agreed):
     kind: Literal["initialise"] = "initialise"
 
 
-class Close(Agreed):
+class Leave(Agreed):
     """Leave. No reply."""
 
     kind: Literal["close"] = "close"
@@ -216,7 +216,7 @@ class Failed(Agreed):
     reason: Annotated[str, Field(max_length=8000)] = ""
 
 
-Request = LoadCode | LoadData | Train | Rehearse | Invent | Evaluate | Initialise | Close
+Request = LoadCode | LoadData | Train | Rehearse | Invent | Evaluate | Initialise | Leave
 Reply = Description | Done | Trained | Rehearsed | Evaluated | Failed
 Message = Request | Reply
 

@@ -32,7 +32,7 @@ from typing import Literal
 
 import datasites
 from datasites.enclave.allowing import what_to_allow
-from datasites.enclave.confine import Limits
+from datasites.enclave.confine import WorkerLimits
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 
@@ -67,7 +67,7 @@ class SandboxConfig(Agreed):
 
     mode: Literal["required", "off"] = "required"
     bwrap: str = ""
-    limits: Limits = Limits()
+    limits: WorkerLimits = WorkerLimits()
     devices: tuple[str, ...] = ()
     threads: int = 1
 
@@ -90,7 +90,7 @@ class Sandbox:
         return ()
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> WorkerLimits:
         """The limits that the worker sets on itself."""
         return self.config.limits.model_copy(update={"devices": bool(self.config.devices)})
 

@@ -11,8 +11,8 @@ import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from datasites.enclave import foreign, vocabulary
-from datasites.enclave.findings import Report
+from datasites.enclave import allowed_names, reserved_names
+from datasites.enclave.findings import FindingList
 
 FunctionKey = tuple[str | None, str]
 
@@ -44,15 +44,15 @@ class FileNames:
             | self.functions
             | self.constants
             | set(self.classes)
-            | vocabulary.BUILTINS
-            | vocabulary.EXCEPTIONS
+            | allowed_names.BUILTINS
+            | allowed_names.EXCEPTIONS
         )
 
     @property
     def own_attributes(self) -> set[str]:
         """What may be read of another object: what classes of the file define and what means nothing to torch."""
         found = set().union(*(known.methods | known.attributes for known in self.classes.values()))
-        found -= vocabulary.RESERVED | foreign.FOREIGN
+        found -= allowed_names.RESERVED | reserved_names.FOREIGN
         return {name for name in found if not name.startswith("_") and not name.endswith("_")}
 
     def dotted(self, node: ast.expr) -> str | None:
@@ -67,7 +67,7 @@ class FileNames:
     def is_layer(self, node: ast.expr) -> bool:
         """Whether an expression names an allowed layer type of torch.nn."""
         dotted = self.dotted(node) or ""
-        return dotted.startswith("torch.nn.") and dotted.removeprefix("torch.nn.") in vocabulary.LAYERS
+        return dotted.startswith("torch.nn.") and dotted.removeprefix("torch.nn.") in allowed_names.LAYERS
 
     def on_self(self, owner: str | None, attribute: str) -> bool:
         """Whether `self.attribute` is known in class `owner` or the classes of the file that it derives from."""
@@ -76,12 +76,12 @@ class FileNames:
             seen.add(owner)
             known = self.classes[owner]
             if attribute in known.methods | known.attributes:
-                return attribute not in vocabulary.RESERVED
+                return attribute not in allowed_names.RESERVED
             owner = known.base
         return False
 
 
-def collect(tree: ast.Module, report: Report) -> FileNames:
+def collect(tree: ast.Module, report: FindingList) -> FileNames:
     """Read all definitions of a file; reports bad imports, names with two meanings, and recursion."""
     names = FileNames()
     for node in tree.body:
@@ -100,8 +100,8 @@ def collect(tree: ast.Module, report: Report) -> FileNames:
     return names
 
 
-def _imports(node: ast.Import | ast.ImportFrom, names: FileNames, report: Report) -> None:
-    modules = vocabulary.MODULES
+def _imports(node: ast.Import | ast.ImportFrom, names: FileNames, report: FindingList) -> None:
+    modules = allowed_names.MODULES
     remedy = f"import only {', '.join(sorted(modules))}"
     if isinstance(node, ast.Import):
         for alias in node.names:
@@ -127,7 +127,7 @@ def _imports(node: ast.Import | ast.ImportFrom, names: FileNames, report: Report
             _bind_import(node, alias.asname or alias.name, full, names, report)
 
 
-def _bind_import(node: ast.AST, name: str, dotted: str, names: FileNames, report: Report) -> None:
+def _bind_import(node: ast.AST, name: str, dotted: str, names: FileNames, report: FindingList) -> None:
     # `import torch` and `import torch.nn` both bind torch: saying it twice changes nothing.
     if names.aliases.get(name) != dotted:
         _define(node, name, lambda found: names.aliases.update({found: dotted}), names, report)
@@ -136,14 +136,14 @@ def _bind_import(node: ast.AST, name: str, dotted: str, names: FileNames, report
 def kind_of(dotted: str) -> str | None:
     """What a dotted name is: "layer", "function", "loss", "initialiser", "value", "module", or None if not allowed."""
     room, _, last = dotted.rpartition(".")
-    if dotted in vocabulary.MODULES or dotted == "torch.nn.init":
+    if dotted in allowed_names.MODULES or dotted == "torch.nn.init":
         return "module"
     kinds = {
-        "torch": {"function": vocabulary.TORCH, "value": vocabulary.TORCH_VALUES},
-        "torch.nn": {"layer": vocabulary.LAYERS, "value": frozenset({"Module"})},
-        "torch.nn.functional": {"function": vocabulary.FUNCTIONAL, "loss": vocabulary.LOSSES},
-        "torch.nn.init": {"initialiser": vocabulary.INITIALISERS},
-        "math": {"math": vocabulary.MATH},
+        "torch": {"function": allowed_names.TORCH, "value": allowed_names.TORCH_VALUES},
+        "torch.nn": {"layer": allowed_names.LAYERS, "value": frozenset({"Module"})},
+        "torch.nn.functional": {"function": allowed_names.FUNCTIONAL, "loss": allowed_names.LOSSES},
+        "torch.nn.init": {"initialiser": allowed_names.INITIALISERS},
+        "math": {"math": allowed_names.MATH},
     }
     for kind, members in kinds.get(room, {}).items():
         if last in members:
@@ -151,7 +151,7 @@ def kind_of(dotted: str) -> str | None:
     return None
 
 
-def _define(node: ast.AST, name: str, bind: Callable[[str], None], names: FileNames, report: Report) -> None:
+def _define(node: ast.AST, name: str, bind: Callable[[str], None], names: FileNames, report: FindingList) -> None:
     if name in names.fixed:
         report.node(node, "rebind", f"{name} already has a meaning in this file", "choose another name")
     elif name.startswith("__"):
@@ -196,7 +196,7 @@ def functions_of(tree: ast.Module) -> Iterator[tuple[FunctionKey, ast.FunctionDe
                     yield (node.name, item.name), item
 
 
-def _call_graph(tree: ast.Module, names: FileNames, report: Report) -> None:
+def _call_graph(tree: ast.Module, names: FileNames, report: FindingList) -> None:
     """Fill `data_scope`, and report recursion. An edge is any mention, so that an alias makes no difference."""
     functions = dict(functions_of(tree))
     by_name: dict[str, set[FunctionKey]] = {}

@@ -1,6 +1,6 @@
 """Finds model code that moves the rows of a batch out of axis 0, or works along that axis (part of I15).
 
-Privacy does not hang on it: what trains and evaluates runs the model on each row alone (`privacy.alone`). But a model
+Privacy does not hang on it: what trains and evaluates runs the model on each row alone (`privacy.per_row`). But a model
 that would mix rows if it saw them is refused, also where it does so for one size of batch only and no probe looks. So
 the model and its loss run on two batches of different size. Of every operation:
 - a result has the same shape in both, but for axis 0, which may grow with the batch (`h - h.squeeze(1)` is (n, n));
@@ -21,8 +21,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from datasites.enclave import vocabulary
-from datasites.privacy.batches import Loss, binary_loss
+from datasites.enclave import allowed_names
+from datasites.privacy.model_inputs import Loss, binary_loss
 from datasites.privacy.probe import DependentRows
 
 _SIZES = (6, 9)
@@ -151,13 +151,13 @@ class _Axes(TorchFunctionMode):
         if rows and not self._recorder.turning:
             if name == "scaled_dot_product_attention" and tensor.dim() < 3:
                 raise DependentRows(f"model: {name} of matrices looks from row to row; give it (rows, length, width)")
-            if name in vocabulary.ALONG_AXIS and 0 in self._axes(name, tensor.dim(), args, kwargs):
+            if name in allowed_names.ALONG_AXIS and 0 in self._axes(name, tensor.dim(), args, kwargs):
                 raise DependentRows(f"model: {name} works along the rows, axis 0; keep another axis to work along")
         return func(*args, **kwargs)
 
     @staticmethod
     def _axes(name: str, dimensions: int, args: Any, kwargs: Any) -> list[int]:
-        place = vocabulary.ALONG_AXIS[name] + 1
+        place = allowed_names.ALONG_AXIS[name] + 1
         given = next((kwargs[word] for word in ("dim", "axis", "dims", "start_dim") if word in kwargs), None)
         if given is None:
             given = args[place] if len(args) > place else (-1 if dimensions == 1 else None)

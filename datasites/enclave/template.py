@@ -242,7 +242,7 @@ class _Running:
     def _own(self, theirs: socket.socket, started: threading.Event) -> None:
         # bubblewrap's --die-with-parent watches the *thread* that started it; this one lives as long as the process.
         limits = json.dumps(self._sandbox.limits.model_dump(mode="json"))
-        command = self._sandbox.command(["-m", "datasites.enclave.inside", limits, "template"], template=True)
+        command = self._sandbox.command(["-m", "datasites.enclave.worker_process", limits, "template"], template=True)
         try:
             with cgroup.around(cgroup.delegated(), cgroup.allowed(self._sandbox.limits)) as group:
                 self._process = begun = subprocess.Popen(

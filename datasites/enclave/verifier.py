@@ -8,9 +8,9 @@ attribute, to keep anything from one call to the next, or to branch on what is i
 Each name has one meaning in the whole file (imports, definitions and allowed builtins can't be rebound or shadowed):
 that is what lets a static check know what a call reaches.
 
-What it can't see is how tensors are shaped at run time. It refuses mixing of rows that shows in the text (`rows`);
-the independence probe of the trainer is there for the rest. The verdict for a text is the same on Python 3.11 to 3.13,
-and `RULESET` changes whenever a verdict might. Standard library only; executes nothing.
+What it can't see is how tensors are shaped at run time. It refuses mixing of rows that shows in the text
+(`check_rows`); the independence probe of the trainer is there for the rest. The verdict for a text is the same on
+Python 3.11 to 3.13, and `RULESET` changes whenever a verdict might. Standard library only; executes nothing.
 
 Code is ASCII. Comments and docstrings, which nothing runs, may hold letters of any script; what is invisible, turns
 text around or is newer than Unicode 3.2 (which all Pythons know alike) is refused there too.
@@ -26,9 +26,9 @@ import warnings
 from collections.abc import Iterator
 from typing import TypeGuard
 
-from datasites.enclave import statements, vocabulary
-from datasites.enclave.expressions import constant_fits
-from datasites.enclave.findings import Finding, Report
+from datasites.enclave import allowed_names, check_statements
+from datasites.enclave.check_expressions import constant_fits
+from datasites.enclave.findings import CodeFinding, FindingList
 from datasites.enclave.scope import FileNames, collect
 
 RULESET = "5"
@@ -62,12 +62,12 @@ _UNSEEN = frozenset(
 )
 MAX_MARKS = 4
 
-__all__ = ["RULESET", "Finding", "verify"]
+__all__ = ["RULESET", "CodeFinding", "verify"]
 
 
-def verify(source: str, filename: str = "model.py") -> tuple[Finding, ...]:
+def verify(source: str, filename: str = "model.py") -> tuple[CodeFinding, ...]:
     """All findings in `source`, ordered by line; empty when the code may run. Never raises on any text."""
-    report = Report(filename)
+    report = FindingList(filename)
     if not _fits(source, report):
         return report.findings()
     tree = _parse(source)
@@ -82,7 +82,7 @@ def verify(source: str, filename: str = "model.py") -> tuple[Finding, ...]:
     return report.findings()
 
 
-def _fits(source: str, report: Report) -> bool:
+def _fits(source: str, report: FindingList) -> bool:
     lines = source.split("\n")
     if len(source) > MAX_BYTES or len(lines) > MAX_LINES:
         report.at(1, 0, "size", f"more than {MAX_BYTES} characters or {MAX_LINES} lines", "split off what isn't used")
@@ -137,7 +137,7 @@ def _odd(source: str) -> Iterator[int]:
             line = source.find("\n", place) + 1 or len(source)
 
 
-def _names_and_texts_are_plain(tree: ast.Module, report: Report) -> None:
+def _names_and_texts_are_plain(tree: ast.Module, report: FindingList) -> None:
     """Letters of other scripts may stand in docstrings, and in no name or text that the code works with."""
     owners = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
     docstrings = {id(node.body[0].value) for node in owners if node.body and _is_docstring(node.body[0])}
@@ -179,12 +179,12 @@ def _parse(source: str) -> ast.Module | None:
     return None
 
 
-def _module(tree: ast.Module, names: FileNames, report: Report) -> None:
+def _module(tree: ast.Module, names: FileNames, report: FindingList) -> None:
     for place, node in enumerate(tree.body):
         if isinstance(node, ast.Import | ast.ImportFrom):
             continue  # `collect` has judged them.
         if isinstance(node, ast.FunctionDef):
-            statements.check_function(node, names, report, owner=None)
+            check_statements.check_function(node, names, report, owner=None)
         elif isinstance(node, ast.ClassDef):
             _class(node, names, report)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -196,9 +196,9 @@ def _module(tree: ast.Module, names: FileNames, report: Report) -> None:
             )  # fmt: skip
 
 
-def _constant(node: ast.Assign | ast.AnnAssign, names: FileNames, report: Report) -> None:
+def _constant(node: ast.Assign | ast.AnnAssign, names: FileNames, report: FindingList) -> None:
     if isinstance(node, ast.AnnAssign):
-        statements.check_annotation(node.annotation, names, report)
+        check_statements.check_annotation(node.annotation, names, report)
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     for target in targets:
         if not isinstance(target, ast.Name):
@@ -239,13 +239,13 @@ def _is_number(node: ast.expr, names: FileNames) -> bool:
     return not isinstance(node, ast.Tuple) and is_immutable(node, names)
 
 
-def _class(node: ast.ClassDef, names: FileNames, report: Report) -> None:
+def _class(node: ast.ClassDef, names: FileNames, report: FindingList) -> None:
     for decorator in node.decorator_list:
         report.node(decorator, "decorator", "a decorator runs code on the class", "leave it out")
     for keyword in node.keywords:
         report.node(keyword.value, "metaclass", "a class takes no keywords: a metaclass is code", "leave it out")
     base_ok = len(node.bases) == 1 and (
-        names.dotted(node.bases[0]) in vocabulary.BASES
+        names.dotted(node.bases[0]) in allowed_names.BASES
         or (isinstance(node.bases[0], ast.Name) and node.bases[0].id in names.classes)
     )
     if not base_ok:
@@ -253,26 +253,26 @@ def _class(node: ast.ClassDef, names: FileNames, report: Report) -> None:
     for place, item in enumerate(node.body):
         if isinstance(item, ast.FunctionDef):
             _method_name(item, report)
-            statements.check_function(item, names, report, owner=node.name)
+            check_statements.check_function(item, names, report, owner=node.name)
         elif isinstance(item, ast.Assign | ast.AnnAssign):
             _constant(item, names, report)
             for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
-                if isinstance(target, ast.Name) and target.id in vocabulary.RESERVED:
+                if isinstance(target, ast.Name) and target.id in allowed_names.RESERVED:
                     report.node(target, "override", f"{target.id} belongs to nn.Module", "choose another name")
         elif not (isinstance(item, ast.Pass) or (place == 0 and _is_docstring(item))):
             report.node(item, "class-body", f"{type(item).__name__} in a class: only methods and constants", "move it")
 
 
-def _method_name(item: ast.FunctionDef, report: Report) -> None:
+def _method_name(item: ast.FunctionDef, report: FindingList) -> None:
     if item.name in ("__init__", "forward"):
         return
     if item.name.startswith("__"):
         report.node(item, "dunder", f"{item.name} is called by Python behind the code's back", "use a plain method")
-    elif item.name in vocabulary.RESERVED:
+    elif item.name in allowed_names.RESERVED:
         report.node(item, "override", f"{item.name} belongs to nn.Module and the trainer relies on it", "rename it")
 
 
-def _entry_points(tree: ast.Module, report: Report) -> None:
+def _entry_points(tree: ast.Module, report: FindingList) -> None:
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     build = functions.get(_ENTRY)
     if build is None:

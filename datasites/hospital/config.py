@@ -188,7 +188,7 @@ class ConsoleSettings(Agreed):
         return self
 
 
-class Settings(Agreed):
+class DatasiteSettings(Agreed):
     """The whole of `datasite.toml`. Addresses in it may hold secrets: `shown` says them to people.
 
     Submissions are rehearsed one after the other, between the rounds of running studies: each of a rehearsal's requests
@@ -211,7 +211,7 @@ class Settings(Agreed):
     datasets: tuple[DatasetSettings, ...] = ()
 
     @model_validator(mode="after")
-    def _one_budget_for_a_population(self) -> Settings:
+    def _one_budget_for_a_population(self) -> DatasiteSettings:
         known: dict[str, DatasetSettings] = {}
         for dataset in self.datasets:
             first = known.setdefault(dataset.population, dataset)
@@ -229,7 +229,7 @@ class Home:
     """Paths inside a datasite's home folder, and its settings."""
 
     root: Path
-    settings: Settings
+    settings: DatasiteSettings
 
     @classmethod
     def open(cls, root: Path) -> Home:
@@ -237,7 +237,7 @@ class Home:
         root = root.resolve()
         if not (root / CONFIG_FILE).is_file():
             raise InputError(f"{root}: holds no {CONFIG_FILE}; run `datasites init` there or name another --home")
-        return cls(root, read_toml(root / CONFIG_FILE, Settings))
+        return cls(root, read_toml(root / CONFIG_FILE, DatasiteSettings))
 
     def dataset(self, name: str) -> DatasetSettings:
         """Settings of dataset `name`; raises `InputError`."""

@@ -57,7 +57,7 @@ HERE = ("", "127.0.0.1", "::1", "localhost")
 MOST_SKEW = 120.0
 
 
-class Check(NamedTuple):
+class Diagnosis(NamedTuple):
     """One finding: ok, warn (works, but look at it) or bad (the datasite can't work like this)."""
 
     name: str
@@ -65,9 +65,9 @@ class Check(NamedTuple):
     words: str
 
 
-def examine(site: Site) -> Iterator[Check]:
+def examine(site: Site) -> Iterator[Diagnosis]:
     """Run all checks, one after the other; a check that raises is bad and stops no other."""
-    checks: tuple[tuple[str, Callable[[Site], Iterator[Check]]], ...] = (
+    checks: tuple[tuple[str, Callable[[Site], Iterator[Diagnosis]]], ...] = (
         ("permissions", _permissions),
         ("space", _space),
         ("user", _user),
@@ -92,24 +92,24 @@ def examine(site: Site) -> Iterator[Check]:
             yield from check(site)
         except DATABASE_AWAY as error:
             let_go()
-            yield Check(name, "bad", away(name_of(site.home), reason_of(site.home, error)))
+            yield Diagnosis(name, "bad", away(name_of(site.home), reason_of(site.home, error)))
         except StoreUnreachable as error:
-            yield Check(name, "bad", away(*error.outage(f"store {shown(site.home.settings.store)}")))
+            yield Diagnosis(name, "bad", away(*error.outage(f"store {shown(site.home.settings.store)}")))
         except (DatasitesError, OSError, ValueError, RuntimeError) as error:
-            yield Check(name, "bad", str(error))
+            yield Diagnosis(name, "bad", str(error))
 
 
-def _permissions(site: Site) -> Iterator[Check]:
+def _permissions(site: Site) -> Iterator[Diagnosis]:
     home = site.home
     open_paths = [path for path in _private(home) if path.exists() and path.stat().st_mode & 0o077]
     if open_paths:
         words = ", ".join(f"{path.name} ({path.stat().st_mode & 0o777:o})" for path in open_paths)
-        yield Check("permissions", "bad", f"others may read {words}; run `chmod -R go= {home.root}`")
+        yield Diagnosis("permissions", "bad", f"others may read {words}; run `chmod -R go= {home.root}`")
     else:
-        yield Check("permissions", "ok", "keys and private folders are this user's alone")
+        yield Diagnosis("permissions", "ok", "keys and private folders are this user's alone")
 
 
-def _space(site: Site) -> Iterator[Check]:
+def _space(site: Site) -> Iterator[Diagnosis]:
     for room in rooms(site.home):
         few = room.files is not None and room.files < 1000
         state: Literal["ok", "warn", "bad"] = "ok"
@@ -118,42 +118,42 @@ def _space(site: Site) -> Iterator[Check]:
         elif room.free < LITTLE or few:
             state = "warn"
         remedy = "" if state == "ok" else f"; make room, {LITTLE / MiB:,.0f} MiB at least, or move it to a larger disk"
-        yield Check("space", state, f"{room.words}{remedy}")
+        yield Diagnosis("space", state, f"{room.words}{remedy}")
 
 
-def _user(site: Site) -> Iterator[Check]:
+def _user(site: Site) -> Iterator[Diagnosis]:
     require_own_user(site.home)
     if os.geteuid() == 0:
-        yield Check(
+        yield Diagnosis(
             "user",
             "warn",
             "runs as root, by run_as_root in datasite.toml: the sandbox alone stands between a worker and this "
             "machine, and the number of its threads is not limited; run the datasite as a user of its own",
         )
     else:
-        yield Check("user", "ok", "runs as a user that is not root")
+        yield Diagnosis("user", "ok", "runs as a user that is not root")
 
 
 def _private(home: Home) -> tuple[Path, ...]:
     return (home.root, home.key, home.key.with_name("django.key"), home.prepared, home.frozen, home.registry)
 
 
-def _roster(site: Site) -> Iterator[Check]:
+def _roster(site: Site) -> Iterator[Diagnosis]:
     roster = Roster.load(site.home.roster)
     own = [entry for entry in roster.entries if entry.email == site.identity.email]
     if not own or own[0].public_key != site.identity.public_key:
-        yield Check("roster", "bad", "this hospital's own key is not pinned; pin its roster-entry.json")
+        yield Diagnosis("roster", "bad", "this hospital's own key is not pinned; pin its roster-entry.json")
     by_hand = pinned_by_hand(site.home, roster.entries)
     if by_hand:
         remedy = (
             "find out who edited the roster, or put an older copy back; revoke whom you don't trust (`datasites roster "
             "revoke`) and pin the others again, which the log then knows"
         )
-        yield Check("roster", "bad", f"{'; '.join(by_hand)}: {remedy}")
+        yield Diagnosis("roster", "bad", f"{'; '.join(by_hand)}: {remedy}")
     researchers = sum(entry.role == "researcher" for entry in roster.entries)
     hospitals = len(roster.entries) - researchers
     enough = researchers > 0 and hospitals >= 3
-    yield Check(
+    yield Diagnosis(
         "roster",
         "ok" if enough else "warn",
         f"{hospitals} hospitals and {researchers} researchers are pinned"
@@ -161,14 +161,14 @@ def _roster(site: Site) -> Iterator[Check]:
     )
 
 
-def _database(site: Site) -> Iterator[Check]:
+def _database(site: Site) -> Iterator[Diagnosis]:
     started = time.monotonic()
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
         took = 1000 * (time.monotonic() - started)
         name = name_of(site.home)
         if connection.vendor != "postgresql":
-            yield Check("database", "ok", f"{name}: answers in {took:.0f} ms")
+            yield Diagnosis("database", "ok", f"{name}: answers in {took:.0f} ms")
             return
         cursor.execute("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
         tls = (cursor.fetchone() or ("",))[0]
@@ -178,14 +178,16 @@ def _database(site: Site) -> Iterator[Check]:
     options = options_in_words(address.options)
     words = f"{name}: answers in {took:.0f} ms, {tls or 'without TLS'}, with {options}"
     if keeps == "off":
-        yield Check("database", "bad", f"{name}: acknowledges what it has not kept; set synchronous_commit = on")
+        yield Diagnosis("database", "bad", f"{name}: acknowledges what it has not kept; set synchronous_commit = on")
     elif not tls and not all(host in HERE or host.startswith("/") for host in address.host.split(",")):
-        yield Check("database", "warn", f"{words}; it is on another machine: add sslmode=verify-full and sslrootcert")
+        yield Diagnosis(
+            "database", "warn", f"{words}; it is on another machine: add sslmode=verify-full and sslrootcert"
+        )
     else:
-        yield Check("database", "ok", words)
+        yield Diagnosis("database", "ok", words)
 
 
-def _store(site: Site) -> Iterator[Check]:
+def _store(site: Site) -> Iterator[Diagnosis]:
     store, key = open_store(site.home), f"doctor/{site.identity.email}.{secrets.token_hex(4)}"
     probe = secrets.token_bytes(64)
     started = time.monotonic()
@@ -194,31 +196,35 @@ def _store(site: Site) -> Iterator[Check]:
     store.delete(key)
     took = 1000 * (time.monotonic() - started)
     if back != probe:
-        yield Check("store", "bad", f"{store.shown}: what was written was not read back; another program changes it")
+        yield Diagnosis(
+            "store", "bad", f"{store.shown}: what was written was not read back; another program changes it"
+        )
     else:
-        yield Check("store", "ok", f"{store.shown}: written, read and removed in {took:.0f} ms")
+        yield Diagnosis("store", "ok", f"{store.shown}: written, read and removed in {took:.0f} ms")
     yield from _clock(store.local)
 
 
-def _clock(folder: Path | None) -> Iterator[Check]:
+def _clock(folder: Path | None) -> Iterator[Diagnosis]:
     if folder is None:
-        yield Check("clock", "warn", "this store has no clock to compare with; check this machine's time service")
+        yield Diagnosis("clock", "warn", "this store has no clock to compare with; check this machine's time service")
         return
     probe = folder / f".doctor-{secrets.token_hex(4)}"
     probe.touch()
     skew = abs(probe.stat().st_mtime - time.time())
     probe.unlink()
     words = f"the store's clock and this machine's differ by {skew:.0f} s"
-    yield Check("clock", "ok" if skew < MOST_SKEW else "bad", words + ("" if skew < MOST_SKEW else "; set the clock"))
+    yield Diagnosis(
+        "clock", "ok" if skew < MOST_SKEW else "bad", words + ("" if skew < MOST_SKEW else "; set the clock")
+    )
 
 
-def _policies(site: Site) -> Iterator[Check]:
+def _policies(site: Site) -> Iterator[Diagnosis]:
     engine = Engine(local_dir=site.home.local_rules)
     own = sum(rule.origin == "local" for rule in engine.rules)
-    yield Check("policies", "ok", f"{len(engine.rules)} rules, {own} of them this hospital's own")
+    yield Diagnosis("policies", "ok", f"{len(engine.rules)} rules, {own} of them this hospital's own")
 
 
-def _people(site: Site) -> Iterator[Check]:
+def _people(site: Site) -> Iterator[Diagnosis]:
     people = [(one.name, one.role, one.email) for one in list_people() if one.active and one.role]
     by_hand = people_by_hand(site.home, people)
     if by_hand:
@@ -227,13 +233,13 @@ def _people(site: Site) -> Iterator[Check]:
             "the log does not know, since it was lost or an earlier version made this datasite, is entered again, once "
             "you know them, by `datasites person add` with the same name, role and address"
         )
-        yield Check("people", "bad", f"{'; '.join(by_hand)}: {remedy}")
+        yield Diagnosis("people", "bad", f"{'; '.join(by_hand)}: {remedy}")
     else:
         reviewers = sum(role in REVIEWERS for _, role, _ in people)
-        yield Check("people", "ok", f"{len(people)} may act, {reviewers} of them review, entered as the log says")
+        yield Diagnosis("people", "ok", f"{len(people)} may act, {reviewers} of them review, entered as the log says")
 
 
-def _agreements(site: Site) -> Iterator[Check]:
+def _agreements(site: Site) -> Iterator[Diagnosis]:
     today = datetime.datetime.now(datetime.UTC).date()
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
     by_hand = agreements_by_hand(site.home, registry.agreements, today)
@@ -243,42 +249,42 @@ def _agreements(site: Site) -> Iterator[Check]:
             "(`datasites agreements terminate`), enter them anew and have that confirmed; one that is not there is "
             "entered or confirmed again, one whose end the log alone knows, or the file alone, is ended again"
         )
-        yield Check("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
+        yield Diagnosis("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
     soon = registry.expiring(today)
     words = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
     if soon:
         words += "; end soon: " + ", ".join(f"{warning.id} in {warning.days_left} days" for warning in soon)
-    yield Check("agreements", "warn" if soon or not registry.in_force(today) else "ok", words)
+    yield Diagnosis("agreements", "warn" if soon or not registry.in_force(today) else "ok", words)
 
 
-def _datasets(site: Site) -> Iterator[Check]:
+def _datasets(site: Site) -> Iterator[Diagnosis]:
     home = site.home
     if not home.settings.datasets:
-        yield Check("datasets", "warn", "none is registered; add [[datasets]] to datasite.toml")
+        yield Diagnosis("datasets", "warn", "none is registered; add [[datasets]] to datasite.toml")
     for dataset in home.settings.datasets:
         try:
             yield from _dataset(home, dataset)
         except DatasitesError as error:  # the others are looked at all the same
-            yield Check(f"dataset {dataset.name}", "bad", str(error))
+            yield Diagnosis(f"dataset {dataset.name}", "bad", str(error))
 
 
-def _dataset(home: Home, dataset: DatasetSettings) -> Iterator[Check]:
+def _dataset(home: Home, dataset: DatasetSettings) -> Iterator[Diagnosis]:
     read_mapping(home.root / dataset.mapping)
     with TableReader(home) as reader:
         rows, mock = reader.rows(dataset), reader.mock_rows(dataset)
     caps = require_agreed(dataset)
     used = max(state.percent_used for state in ledger.state(dataset))
     state: Literal["ok", "warn"] = "ok" if used < 100 else "warn"
-    yield Check(
+    yield Diagnosis(
         f"dataset {dataset.name}",
         state,
         f"{rows} rows, mock of {mock} rows, {used:.0f} % of the privacy budget spent or reserved",
     )
     if surplus := dataset.surplus_in_words(rows):
-        yield Check(f"dataset {dataset.name}: records", "warn", surplus)
+        yield Diagnosis(f"dataset {dataset.name}: records", "warn", surplus)
     most = most_delta(dataset.declared_patients)
     if caps.delta > max(most, accepted_delta(dataset.population)):
-        yield Check(
+        yield Diagnosis(
             f"dataset {dataset.name}: delta",
             "warn",
             f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
@@ -286,7 +292,7 @@ def _dataset(home: Home, dataset: DatasetSettings) -> Iterator[Check]:
         )
 
 
-def _cases(site: Site) -> Iterator[Check]:
+def _cases(site: Site) -> Iterator[Diagnosis]:
     running = Case.objects.filter(state__in=Case.ACTIVE)
     changed = False
     for row in running:
@@ -296,36 +302,38 @@ def _cases(site: Site) -> Iterator[Check]:
             differs = (str(error),)
         if differs:
             changed = True
-            yield Check(
+            yield Diagnosis(
                 f"case {row.pk}",
                 "bad",
                 f"what would run now is not what people approved, and no round will: {'; '.join(differs)}; put that "
                 "back as it was, or let the researcher submit again",
             )
     if not changed:
-        yield Check("cases", "ok", f"{len(running)} approved, which would run as they were approved")
+        yield Diagnosis("cases", "ok", f"{len(running)} approved, which would run as they were approved")
 
 
-def _sources(site: Site) -> Iterator[Check]:
+def _sources(site: Site) -> Iterator[Diagnosis]:
     cases = list(open_cases(site.home))
     log_written(site, cases)
     found = [words for row in cases if (words := in_words(site.home, row, rows=True))]
     for words in found:
-        yield Check("sources", "warn", words)
+        yield Diagnosis("sources", "warn", words)
     if not found:
-        yield Check("sources", "ok", f"tables and mappings are those that {len(cases)} open case(s) were examined on")
+        yield Diagnosis(
+            "sources", "ok", f"tables and mappings are those that {len(cases)} open case(s) were examined on"
+        )
 
 
-def _accounts(site: Site) -> Iterator[Check]:
+def _accounts(site: Site) -> Iterator[Diagnosis]:
     # A line that a kill left half written is ended here, as the next start of the service would.
     pending.finish_all(site)
     found = list(differences(site.home))
     for words in found:
-        yield Check("accounts", "bad", words)
+        yield Diagnosis("accounts", "bad", words)
     if not found:
-        yield Check("accounts", "ok", "database, audit log and anchor tell one story")
+        yield Diagnosis("accounts", "ok", "database, audit log and anchor tell one story")
     for name in in_part(site.home):
-        yield Check(
+        yield Diagnosis(
             "patients",
             "warn",
             f"population {name}: who its patients are is not known, or not of all: their list is an older one, or was "
@@ -333,67 +341,69 @@ def _accounts(site: Site) -> Iterator[Check]:
         )
 
 
-def _audit(site: Site) -> Iterator[Check]:
+def _audit(site: Site) -> Iterator[Diagnosis]:
     report = verify(site.home.audit, site.identity.public_key)
     words = f"{report.checked} records verify" if report.ok else f"record {report.first_bad}: {report.reason}"
-    yield Check("audit", "ok" if report.ok else "bad", words)
+    yield Diagnosis("audit", "ok" if report.ok else "bad", words)
 
 
-def _sign_in(site: Site) -> Iterator[Check]:
+def _sign_in(site: Site) -> Iterator[Diagnosis]:
     oidc = site.home.settings.console.oidc
     if oidc is None:
-        yield Check("sign-in", "ok", "with passwords of the console; no [console.oidc]")
+        yield Diagnosis("sign-in", "ok", "with passwords of the console; no [console.oidc]")
         return
     # Certificates are checked; what is found is compared and not kept.
     try:
         with urllib.request.urlopen(f"{oidc.issuer}/.well-known/openid-configuration", timeout=10) as answer:
             says = dict(json.load(answer))
     except (OSError, HTTPException, ValueError, TypeError) as error:
-        yield Check("sign-in", "bad", away(oidc.service, oidc.hidden(str(error) or type(error).__name__)))
+        yield Diagnosis("sign-in", "bad", away(oidc.service, oidc.hidden(str(error) or type(error).__name__)))
         return
     names = ("issuer", "authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
     other = [name for name in names if says.get(name) != getattr(oidc, name)]
     if other:
-        yield Check("sign-in", "bad", f"{oidc.name} says otherwise than datasite.toml: {', '.join(other)}; correct it")
+        yield Diagnosis(
+            "sign-in", "bad", f"{oidc.name} says otherwise than datasite.toml: {', '.join(other)}; correct it"
+        )
     elif oidc.algorithm not in says.get("id_token_signing_alg_values_supported", ["RS256"]):
-        yield Check("sign-in", "bad", f"{oidc.name} does not sign with {oidc.algorithm}; set algorithm")
+        yield Diagnosis("sign-in", "bad", f"{oidc.name} does not sign with {oidc.algorithm}; set algorithm")
     else:
-        yield Check("sign-in", "ok", f"{shown(oidc.issuer)} says what datasite.toml says")
+        yield Diagnosis("sign-in", "ok", f"{shown(oidc.issuer)} says what datasite.toml says")
 
 
-def _sandbox(site: Site) -> Iterator[Check]:
+def _sandbox(site: Site) -> Iterator[Diagnosis]:
     sandbox = site.template.sandbox
     for warning in sandbox.warnings:
-        yield Check("sandbox", "warn", warning)
+        yield Diagnosis("sandbox", "warn", warning)
     sandbox.require()
     with closing(site.template):
         attempts = escape_check(site.template)
     if alone := site.template.alone:
-        yield Check("workers", "ok", f"each starts anew in a sandbox of its own, for none can be forked: {alone}")
+        yield Diagnosis("workers", "ok", f"each starts anew in a sandbox of its own, for none can be forked: {alone}")
     else:
-        yield Check("workers", "ok", "they are forked from one template, and kept apart")
+        yield Diagnosis("workers", "ok", "they are forked from one template, and kept apart")
     for attempt in attempts:
         if attempt.outcome == "got out":
-            yield Check("sandbox", "bad", f"code got out: {attempt.name} ({attempt.detail})")
+            yield Diagnosis("sandbox", "bad", f"code got out: {attempt.name} ({attempt.detail})")
     untried = [attempt for attempt in attempts if attempt.outcome == "not tried"]
     if untried:
         names = ", ".join(attempt.name for attempt in untried)
         words = f"{len(untried)} attempts to get out could not be made, so nothing is known of them: {names}"
-        yield Check("sandbox", "bad", f"{words} ({untried[0].detail})")
+        yield Diagnosis("sandbox", "bad", f"{words} ({untried[0].detail})")
     if all(attempt.held for attempt in attempts):
-        yield Check("sandbox", "ok", f"{len(attempts)} attempts to get out were held")
+        yield Diagnosis("sandbox", "ok", f"{len(attempts)} attempts to get out were held")
 
 
-def _cgroup(site: Site) -> Iterator[Check]:
+def _cgroup(site: Site) -> Iterator[Diagnosis]:
     try:
         service = int(json.loads((site.home.run / "ready.json").read_bytes())["pid"])
     except (OSError, ValueError, KeyError, TypeError):
-        yield Check("cgroup", "ok", "not known while the datasite doesn't serve: it looks for one at its start")
+        yield Diagnosis("cgroup", "ok", "not known while the datasite doesn't serve: it looks for one at its start")
         return
     if subtree := cgroup.delegated(service):
-        yield Check("cgroup", "ok", f"workers get groups of their own below {subtree}")
+        yield Diagnosis("cgroup", "ok", f"workers get groups of their own below {subtree}")
     else:
-        yield Check(
+        yield Diagnosis(
             "cgroup",
             "warn",
             "workers limit themselves, and what the kernel keeps for them is not counted; under systemd set "
@@ -401,12 +411,12 @@ def _cgroup(site: Site) -> Iterator[Check]:
         )
 
 
-def _gpu(site: Site) -> Iterator[Check]:
+def _gpu(site: Site) -> Iterator[Diagnosis]:
     devices = site.home.settings.sandbox.devices
     absent = [device for device in devices if not Path(device).exists()]
     if absent:
-        yield Check("gpu", "bad", f"{', '.join(absent)}: no such device; correct sandbox.devices")
+        yield Diagnosis("gpu", "bad", f"{', '.join(absent)}: no such device; correct sandbox.devices")
     elif devices:
-        yield Check("gpu", "ok", f"workers get {', '.join(devices)}")
+        yield Diagnosis("gpu", "ok", f"workers get {', '.join(devices)}")
     else:
-        yield Check("gpu", "ok", "none configured; workers train on the processor")
+        yield Diagnosis("gpu", "ok", "none configured; workers train on the processor")

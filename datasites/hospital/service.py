@@ -83,7 +83,7 @@ OUTAGES = (StoreError, *DATABASE_AWAY)
 log = logging.getLogger(__name__)
 
 
-class Datasite:
+class Service:
     """A running datasite. Build it, then `serve` until the stop event. `console`: where its pages are, if anywhere."""
 
     def __init__(self, site: Site, console: str = "") -> None:

@@ -41,12 +41,12 @@ def serve_until(stop: threading.Event, root: Path, console: bool = True) -> None
         return
     # Rooms of the database, which is open from here on.
     from datasites.hospital.console.server import serving
-    from datasites.hospital.service import Datasite
+    from datasites.hospital.service import Service
 
     sweep_staging(home)  # before anybody can begin an examination in the console
     settings = home.settings.console
     with serving(settings.model_copy(update={"enabled": settings.enabled and console})) as address:
-        datasite = waited_for(lambda: Datasite(site, address), away, outages, stop)
+        datasite = waited_for(lambda: Service(site, address), away, outages, stop)
         if datasite is not None:
             datasite.serve(stop)
 

@@ -145,7 +145,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "datasites.hospital.console.middleware.Desk",
+    "datasites.hospital.console.middleware.SiteMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
 TEMPLATES = [

@@ -15,7 +15,7 @@ Theorem. Let S be what `ClippedSum` gives for the rows of a step, and S' the sam
 microbatches. If the limits of a patient's rows add up to at most C (1 + 2^-50), then |S' - S|_2 <= C (1 + 2^-9).
 
 Assumed:
-(1) a row's records and whether it counts depend on that row alone (`alone`, I15);
+(1) a row's records and whether it counts depend on that row alone (`per_row`, I15);
 (2) float64 operations round to nearest, and the library's float64 products add the exact products of their numbers in
     some order: no lower precision, no Strassen. float32 operations may do what they like, before a share is stored;
 (3) at most 2^24 rows in a step, 2^27 parameters, 4,096 slots (`LARGEST_MODEL`, `MOST_ROWS`, `LocalTraining.slots`).

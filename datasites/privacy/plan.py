@@ -7,7 +7,7 @@ A plan is the hospital's (I4): `study_plan` makes it of the study's terms and th
 Training and held-out patients are disjoint (`sampling.held_out`), so the two plans are two partitions of a budget.
 
 The guarantee of a plan, with everything that it rests on: (epsilon, delta) differential privacy for adding or removing
-one *patient*, if identifiers tell patients apart, if a row's loss depends on that row alone (`alone`), and in
+one *patient*, if identifiers tell patients apart, if a row's loss depends on that row alone (`per_row`), and in
 distributed mode, where `event` is the price of the opened sums, under the theorem in `study.rounds`: if at least
 `honest` hospitals add their noise and keep their vectors to themselves, the noise multiplier, clip and sampling rate
 are those of all hospitals, and masks hold (they do against bounded adversaries only). `local_event` is the price

@@ -2,7 +2,7 @@
 
 Such a model (BatchNorm, attention over the batch, `x.mean(0)`, a loss divided by the batch size) would let one patient
 change the gradients of all others, if it were run on batches. It is not: training and evaluation run it on every row
-`alone`, and that is what holds. But it would train on something else than its author meant, and it may be a try; so
+`per_row`, and that is what holds. But it would train on something else than its author meant, and it may be a try; so
 rehearsal and every round compare what rows give together with what each gives alone, and the study stops where that
 differs. In a round the rows are invented: a check on patients' rows that can fail would tell of them when it does.
 
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasites.privacy import alone
-from datasites.privacy.batches import Array, Inputs, Loss, Tensors, binary_loss, forward, tensor, tensors
+from datasites.privacy import per_row
 from datasites.privacy.clamping import Clamping
+from datasites.privacy.model_inputs import Array, Inputs, Loss, Tensors, binary_loss, forward, tensor, tensors
 from datasites.privacy.noise import SecureRandom
-from datasites.privacy.records import Recording, UnsupportedModel, recording, row_records
+from datasites.privacy.records import LayerTrace, UnsupportedModel, recording, row_records
 from datasites.study.errors import DatasitesError
 from datasites.study.schema import DataModel
 
@@ -145,11 +145,11 @@ def _together(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, de
 def _alone(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
     with recording(module) as made:
         parts = {name: part.to(device) for name, part in inputs.items()}
-        found = alone.run(module, parts, made, loss, target.to(device))
+        found = per_row.run(module, parts, made, loss, target.to(device))
     return _traces(module, found.outputs, found.losses, made)
 
 
-def _traces(module: nn.Module, output: Tensor, losses: Tensor, made: Recording) -> _Traces:
+def _traces(module: nn.Module, output: Tensor, losses: Tensor, made: LayerTrace) -> _Traces:
     names = {layer: name for name, layer in module.named_modules()}
     found = [("output", output.detach()), ("loss", losses.detach())]
     for record in row_records(made, losses):

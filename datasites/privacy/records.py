@@ -2,7 +2,7 @@
 
 From these two come norms and sums of gradients (`clipping`), with no second pass through the model and no gradient of
 a parameter. A gradient that reaches a parameter by another way (a weight used outside its layer) is in no record, so it
-can't leave, whatever the model does. That a row's records depend on that row alone is `alone`'s: it runs the model on
+can't leave, whatever the model does. That a row's records depend on that row alone is `per_row`'s: it runs the model on
 each row by itself.
 """
 
@@ -42,11 +42,11 @@ class UnsupportedModel(DatasitesError, ValueError):
 
 
 @dataclass(frozen=True)
-class Record:
+class LayerUse:
     """One use of a layer in a forward pass: its input and where the gradient of its output comes from.
 
-    input_axis, output_axis: which axis the rows are in, when the model saw each row alone, as a batch of one (`alone`);
-    None when it saw all of them, as its own first axis.
+    input_axis, output_axis: which axis the rows are in, when the model saw each row alone, as a batch of one
+    (`per_row`); None when it saw all of them, as its own first axis.
     """
 
     input: Tensor
@@ -57,13 +57,13 @@ class Record:
 
 
 @dataclass
-class Recording:
+class LayerTrace:
     """All uses of all parameter-owning layers in one forward pass.
 
-    mark: in a run of each row alone, a zero that every row has of its own; see `alone`.
+    mark: in a run of each row alone, a zero that every row has of its own; see `per_row`.
     """
 
-    uses: dict[nn.Module, list[Record]] = field(default_factory=dict)
+    uses: dict[nn.Module, list[LayerUse]] = field(default_factory=dict)
     mark: Tensor | None = None
 
 
@@ -81,9 +81,9 @@ def owners(module: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def recording(module: nn.Module) -> Iterator[Recording]:
+def recording(module: nn.Module) -> Iterator[LayerTrace]:
     """Record layer inputs and outputs of the forward passes inside; raises `UnsupportedModel` for an unknown layer."""
-    made = Recording()
+    made = LayerTrace()
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
@@ -91,7 +91,7 @@ def recording(module: nn.Module) -> Iterator[Recording]:
         (given, input_axis), (gave, output_axis) = rows_of(inputs[0]), rows_of(output)
         if gave.requires_grad:
             # The edge is taken now: an in-place operation after the layer would move the output to another node.
-            use = Record(given.detach(), given._version, get_gradient_edge(gave), input_axis, output_axis)
+            use = LayerUse(given.detach(), given._version, get_gradient_edge(gave), input_axis, output_axis)
             made.uses.setdefault(layer, []).append(use)
 
     def own(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -138,7 +138,7 @@ class RowRecords:
     gradients: list[Tensor]
 
 
-def row_records(made: Recording, losses: Tensor) -> list[RowRecords]:
+def row_records(made: LayerTrace, losses: Tensor) -> list[RowRecords]:
     """Run the backward pass of `losses`, shape (n,), down to the recorded outputs only; raises `UnsupportedModel`.
 
     No gradient of a parameter is computed here, and none is written to `.grad`.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from datasites.privacy.calibration import ceil
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan, evaluation_edges
 from datasites.privacy.pricing import Prices
-from datasites.study.manifest import DELTA_OVER_ALL, LEAST_DELTA, Study
+from datasites.study.manifest import DELTA_OVER_ALL, LEAST_DELTA, StudyTerms
 from datasites.study.rounds import LATTICE, counts_noise, counts_ring, evaluation_kinds, interim_evaluations, tail_delta
 from datasites.study.survivors import honest_contributors, noise_factor
 
@@ -27,7 +27,7 @@ PARTS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 @dataclass(frozen=True)
-class Limits:
+class HospitalLimits:
     """What a hospital allows a study: epsilon and delta of a patient, and the sampling rate.
 
     both_sides: one patient may lose by training and by evaluation, which then keep within epsilon together.
@@ -39,22 +39,22 @@ class Limits:
     both_sides: bool = False
 
     @classmethod
-    def of(cls, study: Study) -> Limits:
+    def of(cls, study: StudyTerms) -> HospitalLimits:
         """What the study itself asks for."""
         privacy = study.privacy
         return cls(privacy.epsilon, privacy.delta, privacy.sampling_rate)
 
-    def within(self, study: Study) -> Limits:
+    def within(self, study: StudyTerms) -> HospitalLimits:
         """These limits, or what the study asks for where that is less."""
-        asked = Limits.of(study)
-        return Limits(
+        asked = HospitalLimits.of(study)
+        return HospitalLimits(
             min(self.epsilon, asked.epsilon),
             min(self.delta, asked.delta),
             min(self.sampling_rate, asked.sampling_rate),
             self.both_sides,
         )
 
-    def for_each_side(self, study: Study) -> Limits:
+    def for_each_side(self, study: StudyTerms) -> HospitalLimits:
         """These limits with the epsilon for either mechanism at which both together keep within the present one."""
         delta = priced_delta(study, self)
         for part in PARTS:
@@ -110,8 +110,8 @@ class StudyPlan:
     @classmethod
     def of(
         cls,
-        study: Study,
-        limits: Limits,
+        study: StudyTerms,
+        limits: HospitalLimits,
         training: PrivacyPlan,
         evaluation: EvaluationPlan,
         prices: Prices | None = None,
@@ -251,12 +251,12 @@ def delta_in_words(delta: float, patients: int | None, accepted: float = 0.0) ->
     return f"{words}; taken for these patients up to {accepted:g}" if accepted else f"{words}: NOT within the rule"
 
 
-def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:
+def plan_of(study: StudyTerms, limits: HospitalLimits | None = None) -> StudyPlan:
     """The plans of a study, within a hospital's `limits` if given; raises `PlanError` with the figure that would fit.
 
     Local mode: calibrated at the stricter of both. Distributed mode: the study's own terms, or refused.
     """
-    own = (limits or Limits.of(study)).within(study)
+    own = (limits or HospitalLimits.of(study)).within(study)
     if own.both_sides:
         own = own.for_each_side(study)
     if study.is_distributed:
@@ -264,7 +264,7 @@ def plan_of(study: Study, limits: Limits | None = None) -> StudyPlan:
     return StudyPlan.of(study, own, _calibrated(study, own), _counts(study, own))
 
 
-def priced_delta(study: Study, limits: Limits) -> float:
+def priced_delta(study: StudyTerms, limits: HospitalLimits) -> float:
     """What is left of delta for the mechanisms once the chance is paid that noise passes the secure sum's bound.
 
     Raises `PlanError` where less is left than anything is priced at. In local mode all of it is.
@@ -280,7 +280,7 @@ def priced_delta(study: Study, limits: Limits) -> float:
     return limits.delta - tail
 
 
-def _calibrated(study: Study, limits: Limits) -> PrivacyPlan:
+def _calibrated(study: StudyTerms, limits: HospitalLimits) -> PrivacyPlan:
     return PrivacyPlan.calibrate(
         limits.epsilon,
         priced_delta(study, limits),
@@ -293,11 +293,11 @@ def _calibrated(study: Study, limits: Limits) -> PrivacyPlan:
     )
 
 
-def _counts(study: Study, limits: Limits) -> EvaluationPlan:
+def _counts(study: StudyTerms, limits: HospitalLimits) -> EvaluationPlan:
     return EvaluationPlan.calibrate(limits.epsilon, priced_delta(study, limits), study.evaluation, study.rounds)
 
 
-def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
+def _shared(study: StudyTerms, limits: HospitalLimits) -> tuple[PrivacyPlan, EvaluationPlan]:
     """The study's own plans in distributed mode, if they lie within `limits`.
 
     Else raises `PlanError`, with figures in all their digits: a rounded one may not fit, and noise that is the least
@@ -315,7 +315,7 @@ def _shared(study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
             wrong.append(f"{name} is missing: {needed} is the least that fits")
         elif found < needed:
             wrong.append(f"{name} is {found}: {needed} is the least that fits")
-    asked = Limits.of(study)
+    asked = HospitalLimits.of(study)
     if asked.sampling_rate > limits.sampling_rate:
         wrong.append(f"privacy.sampling_rate is {asked.sampling_rate}: {limits.sampling_rate} is the most that fits")
     if asked.delta > limits.delta:

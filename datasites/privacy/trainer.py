@@ -2,8 +2,8 @@
 
 A step:
 1. samples patients by Poisson (`sampling`); all records of a sampled patient come, and the batch may be empty;
-2. computes each record's gradient by running the model on that record alone (`alone`; no record can reach another), and
-   cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
+2. computes each record's gradient by running the model on that record alone (`per_row`; no record can reach another),
+   and cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
 3. adds the gradients up (`clipping`), in microbatches of a fixed public number of slots;
 4. adds Gaussian noise from a secure generator (`Mechanism`, the only door out; it counts steps);
 5. in local mode divides by `divisor`, a public figure, and hands the result to the optimiser.
@@ -50,8 +50,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from datasites.privacy import alone, parameters
-from datasites.privacy.batches import (
+from datasites.privacy import parameters, per_row
+from datasites.privacy.clipping import LARGEST_MODEL, ClippedSum
+from datasites.privacy.model_inputs import (
     Array,
     Inputs,
     Loss,
@@ -63,7 +64,6 @@ from datasites.privacy.batches import (
     tensor,
     tensors,
 )
-from datasites.privacy.clipping import LARGEST_MODEL, ClippedSum
 from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import check_independence, invented
@@ -87,7 +87,7 @@ class StepsExhausted(TrainingRefused):
 
 
 @dataclass(frozen=True)
-class RoundResult:
+class TrainedRound:
     """What a round releases.
 
     update: shape (d,). Local mode: local minus global parameters, float32. Distributed mode: the noised sum of clipped
@@ -179,7 +179,7 @@ def train_round(
     data_model: DataModel | None = None,
     randomness: SecureRandom | None = None,
     observer: Callable[[StepNotice], None] | None = None,
-) -> RoundResult:
+) -> TrainedRound:
     """Train `module`, which holds the global model, for `local.steps` noised steps; see the top of this file.
 
     module: in its private form (`layers.private_form`); left holding the local model afterwards,
@@ -230,7 +230,7 @@ def train_round(
         released[~trainable] = 0  # what no row moves needs no noise
         if observer is not None:
             observer(StepNotice(mechanism.steps, np.multiply(released, ring.grid, dtype=np.float64)))
-        return RoundResult(released, mechanism.steps)
+        return TrainedRound(released, mechanism.steps)
     weights = start.copy()
     for step in range(local.steps):
         clipped = batch.clipped_sum(poisson_rows(index, plan.sampling_rate, randomness))[learnt]
@@ -242,7 +242,7 @@ def train_round(
             gradient += local.proximal * (weights - start)[learnt]
         weights[learnt] -= optimiser.direction(step, gradient)
         parameters.unflatten(module, weights)
-    return RoundResult((weights - start).astype(np.float32), mechanism.steps)
+    return TrainedRound((weights - start).astype(np.float32), mechanism.steps)
 
 
 def _check_terms(
@@ -295,7 +295,7 @@ class _Batch:
         inputs = {name: part.to(self.device) for name, part in slots_of(self.inputs, rows, self.slots).items()}
         target, limits = (slots_part(part, rows, self.slots).to(self.device) for part in (self.target, self.limits))
         with recording(self.module) as made:
-            found = alone.run(self.module, inputs, made, self.loss, target)
+            found = per_row.run(self.module, inputs, made, self.loss, target)
         if self.rehearsal and not found.fit[: len(rows)].all():
             raise TrainingRefused(
                 "model: a mock row has a code, class or share out of range, and such a row counts as nothing; size the "

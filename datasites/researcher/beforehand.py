@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datasites.enclave.protocol import Description
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 from datasites.researcher.study import Study
 
 Model = tuple[npt.NDArray[np.float32], Description]

@@ -40,7 +40,7 @@ REMINDERS = 60.0, 3600.0
 log = logging.getLogger(__name__)
 
 
-class Settings(Agreed):
+class ResearcherSettings(Agreed):
     """`researcher.json`."""
 
     organisation: Annotated[str, Field(min_length=1, max_length=120)]
@@ -110,7 +110,7 @@ class Federation:
     One at a time has a home (`holding`): another, in whatever process, is told who has it.
     """
 
-    def __init__(self, home: Path, settings: Settings, identity: Identity, held: Hold) -> None:
+    def __init__(self, home: Path, settings: ResearcherSettings, identity: Identity, held: Hold) -> None:
         self.home, self.settings, self.identity, self._held = home, settings, identity, held
         self.roster = Roster.load(home / "roster.json")
         self.store = Store(settings.store)
@@ -133,7 +133,7 @@ class Federation:
         """
         home = Path(home).resolve()
         try:
-            settings = Settings(organisation=organisation, email=email, store=store)
+            settings = ResearcherSettings(organisation=organisation, email=email, store=store)
         except ValidationError as error:
             raise InputError(f"researcher's home: {explain(error)}") from error
         held = _held(home)
@@ -160,7 +160,7 @@ class Federation:
         """Open a home made with `create`; raises `Held` where it is open, `InputError` or `IdentityError`."""
         home = Path(home).resolve()
         try:
-            settings = Settings.model_validate_json((home / CONFIG_FILE).read_bytes())  # people edit it
+            settings = ResearcherSettings.model_validate_json((home / CONFIG_FILE).read_bytes())  # people edit it
         except FileNotFoundError as error:
             raise InputError(f"{home}: no researcher's home; make one with Federation.create") from error
         except ValidationError as error:

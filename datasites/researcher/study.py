@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasites.aggregator.strategies import strategy_of
-from datasites.enclave.findings import Finding
+from datasites.enclave.findings import CodeFinding
 from datasites.enclave.protocol import Description, Rehearsed
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import verify
-from datasites.enclave.worker import Partition, Worker
+from datasites.enclave.worker_client import Partition, Worker
 from datasites.privacy.study_plan import StudyPlan, plan_of
-from datasites.study.manifest import Study as Terms
+from datasites.study.manifest import StudyTerms as Terms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import gradient_ring
 
@@ -53,7 +53,7 @@ class Study:
         """Name of the syft job that submits this very study."""
         return f"{self.terms.name}-{self.hash[:12]}"
 
-    def check(self) -> tuple[Finding, ...]:
+    def check(self) -> tuple[CodeFinding, ...]:
         """What a hospital's static verifier finds in `model.py`; empty when clean. Executes nothing."""
         return verify(self.package.source)
 

@@ -18,9 +18,9 @@ from dataclasses import replace
 import numpy as np
 
 from datasites.secagg import masks, ring
-from datasites.secagg.aggregation import AggregatorState, Record, RoundRecord, RoundResult, RunningSum
-from datasites.secagg.context import Context
+from datasites.secagg.aggregator_state import AggregatorState, EpochRecord, OpenedSum, ReceivedRound, RunningSum
 from datasites.secagg.epoch import Epoch, check_certificate, check_sender
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import (
     BadMessage,
     BadTerms,
@@ -56,7 +56,7 @@ from datasites.study.manifest import RoundManifest
 class Aggregator:
     """The party that adds. Holds its identity and the terms; all that changes is in `AggregatorState`."""
 
-    def __init__(self, identity: Identity, context: Context) -> None:
+    def __init__(self, identity: Identity, context: EpochTerms) -> None:
         if (identity.email, identity.public_key) != (context.aggregator.email, context.aggregator.public_key):
             raise UnknownParty(f"aggregator: {identity.email} with this key is not the aggregator of these terms")
         self.identity = identity
@@ -66,7 +66,7 @@ class Aggregator:
 
     def start(self) -> AggregatorState:
         """The state before anything has come."""
-        return AggregatorState(Record(context=self.context.digest_once))
+        return AggregatorState(EpochRecord(context=self.context.digest_once))
 
     def receive_certificate(
         self, state: AggregatorState, certificate: Certificate, *, today: datetime.date
@@ -167,7 +167,7 @@ class Aggregator:
         signed = SignedManifest.seal(
             self.identity, context=self.context.digest_once, manifest=manifest, marks=state.record.marks
         )
-        opened = state.with_record(round=RoundRecord(signed=signed), last_round=manifest.round)
+        opened = state.with_record(round=ReceivedRound(signed=signed), last_round=manifest.round)
         total = RunningSum(np.zeros(ring.dimension(manifest.vectors), np.uint32))
         return replace(opened, total=total), signed
 
@@ -283,7 +283,7 @@ class Aggregator:
         *,
         ready_again: Callable[[str], Ready | None] = lambda owner: None,
         threads: int | None = None,
-    ) -> RoundResult:
+    ) -> OpenedSum:
         """Open the sum. May be called again, also after an interrupt.
 
         ready_again: the "ready" letter of a hospital once more, asked for only where a share is wrong; it is compared
@@ -308,7 +308,7 @@ class Aggregator:
             total.open(plain)
         signed = total.vector.view(np.int32)
         integers = {name: signed[place] for name, place in ring.offsets(manifest.vectors).items()}
-        return RoundResult(manifest, emails, integers, solved.wrong)
+        return OpenedSum(manifest, emails, integers, solved.wrong)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ class Aggregator:
             return None
         return ready.commitments
 
-    def _round(self, state: AggregatorState) -> tuple[RoundRecord, RunningSum]:
+    def _round(self, state: AggregatorState) -> tuple[ReceivedRound, RunningSum]:
         open_round, total = state.record.round, state.total
         if open_round is None or total is None:
             raise OutOfOrder("aggregator: no round is open; call `open_round` first")
@@ -337,7 +337,7 @@ class Aggregator:
 
     def _answerable(
         self, state: AggregatorState, message: SurvivorAck | UnmaskShares
-    ) -> tuple[RoundRecord, SurvivorList]:
+    ) -> tuple[ReceivedRound, SurvivorList]:
         open_round, _ = self._round(state)
         check_sender(self.context, message)
         manifest = open_round.signed.manifest

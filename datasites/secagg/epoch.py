@@ -12,14 +12,14 @@ from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from datasites.secagg.context import Context
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import BadMessage, TooFew, UnknownParty
 from datasites.secagg.graph import Neighbourhood
 from datasites.secagg.messages import Certificate, Enrolment, Message
 from datasites.secagg.shares import SECRET
 
 
-def check_sender(context: Context, message: Message, *, by_aggregator: bool = False) -> None:
+def check_sender(context: EpochTerms, message: Message, *, by_aggregator: bool = False) -> None:
     """Raise unless `message` belongs to this epoch's terms and its sender, in the right role, signed it.
 
     `UnknownParty` for a sender that is not in the context, `BadMessage` for another context or a bad signature.
@@ -41,7 +41,7 @@ def check_sender(context: Context, message: Message, *, by_aggregator: bool = Fa
     message.check_signature(context.keys[message.sender])
 
 
-def check_certificate(context: Context, certificate: Certificate, today: datetime.date) -> None:
+def check_certificate(context: EpochTerms, certificate: Certificate, today: datetime.date) -> None:
     """Raise `BadMessage` or `UnknownParty` unless the certificate is by a pinned hospital, for this epoch, in date."""
     check_sender(context, certificate)
     where = f"certificate from {certificate.sender}"
@@ -67,12 +67,12 @@ def check_certificate(context: Context, certificate: Certificate, today: datetim
 class Epoch:
     """The enrolled in order, their certificates, and the digest (32 bytes) that binds all keys to them."""
 
-    context: Context
+    context: EpochTerms
     certificates: tuple[Certificate, ...]
     binding: bytes
 
     @classmethod
-    def enrol(cls, context: Context, enrolment: Enrolment, today: datetime.date) -> Epoch:
+    def enrol(cls, context: EpochTerms, enrolment: Enrolment, today: datetime.date) -> Epoch:
         """Check an enrolment whole; raises `BadMessage`, `UnknownParty`, or `TooFew` below the threshold."""
         check_sender(context, enrolment, by_aggregator=True)
         epoch = cls.of_checked(context, enrolment)
@@ -81,7 +81,7 @@ class Epoch:
         return epoch
 
     @classmethod
-    def of_checked(cls, context: Context, enrolment: Enrolment) -> Epoch:
+    def of_checked(cls, context: EpochTerms, enrolment: Enrolment) -> Epoch:
         """As `enrol`, of certificates that were each checked when they came (`check_certificate`)."""
         emails = [certificate.sender for certificate in enrolment.certificates]
         if emails != sorted(set(emails)):

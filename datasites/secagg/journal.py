@@ -22,11 +22,11 @@ from types import TracebackType
 from typing import Literal, Self
 
 from datasites.secagg.errors import REJOIN, JournalDamaged, JournalRolledBack, SpentState
-from datasites.secagg.layout import Layout, Sent, lay_out, read
+from datasites.secagg.layout import JournalledMessage, Layout, lay_out, read
 from datasites.secagg.messages import MaskedVector, Message, Ready
 from datasites.secagg.state import MemberState, Released
 from datasites.study.canonical import Agreed, sha256_hex
-from datasites.study.durable import append_durably, replace_durably, taken, write_durably
+from datasites.study.files import append_durably, replace_durably, taken, write_durably
 
 #: The floor of a journal that has never reached an epoch or a round.
 NOTHING_REACHED = (-1, 0)
@@ -96,12 +96,12 @@ class Journal:
         self._check_follows(state)
         if self._unclean:
             self._finish()
-        fresh: list[Sent] = []
+        fresh: list[JournalledMessage] = []
         data: dict[str, bytes | memoryview] = {}
 
         def keep(kind: str, recipient: str, content: bytes | memoryview, digest: str) -> None:
             data[digest] = content
-            fresh.append(Sent(kind=kind, recipient=recipient, sha256=digest))
+            fresh.append(JournalledMessage(kind=kind, recipient=recipient, sha256=digest))
 
         for message in messages:
             if isinstance(message, MaskedVector):
@@ -225,7 +225,7 @@ class Journal:
                 "from there; commit after every step, and start each from `journal.state`"
             )
 
-    def _still_wanted(self, state: MemberState, fresh: list[Sent]) -> list[Sent]:
+    def _still_wanted(self, state: MemberState, fresh: list[JournalledMessage]) -> list[JournalledMessage]:
         old = self._layout
         if old is None or old.state.epoch != state.epoch:
             return []

@@ -31,7 +31,7 @@ _SECRETS = struct.Struct(">IBB")  # round, bytes of its key and of its seed; the
 _ENTRY = struct.Struct(">I")
 
 
-class Sent(Agreed):
+class JournalledMessage(Agreed):
     """One message in the journal: kind and recipient ("" for all), and the SHA-256 that names its file."""
 
     kind: str
@@ -42,7 +42,7 @@ class Sent(Agreed):
 class Outbox(Agreed):
     """All messages that may have to be sent again."""
 
-    sent: tuple[Sent, ...]
+    sent: tuple[JournalledMessage, ...]
 
 
 class RoundFiles(Agreed):
@@ -107,7 +107,7 @@ class Layout:
 
     record: JournalRecord
     state: MemberState = field(repr=False)
-    sent: tuple[Sent, ...]
+    sent: tuple[JournalledMessage, ...]
     round_files: dict[int, str]
 
     @property
@@ -137,7 +137,7 @@ class Change:
     entries: dict[str, tuple[int, bytes]] = field(repr=False)
 
 
-def lay_out(state: MemberState, sent: tuple[Sent, ...], before: Layout | None) -> Change:
+def lay_out(state: MemberState, sent: tuple[JournalledMessage, ...], before: Layout | None) -> Change:
     """Where `state` lies, told by what is new since `before`. Messages themselves are written by the caller."""
     new: dict[str, bytes] = {}
 

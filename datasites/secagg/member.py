@@ -20,8 +20,8 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from datasites.secagg import masks, ring, setup
-from datasites.secagg.context import Context
 from datasites.secagg.epoch import Epoch, check_sender
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import (
     REJOIN,
     AlreadyAnswered,
@@ -59,7 +59,7 @@ from datasites.study.identity import Identity
 class Member:
     """A hospital in one epoch. Holds its identity and the terms; all that changes is in `MemberState`."""
 
-    def __init__(self, identity: Identity, context: Context) -> None:
+    def __init__(self, identity: Identity, context: EpochTerms) -> None:
         if context.keys.get(identity.email) != identity.public_key:
             raise UnknownParty(f"member: {identity.email} with this key is not a hospital of the epoch's terms")
         self.identity = identity

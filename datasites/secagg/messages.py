@@ -47,7 +47,7 @@ _SIZE = struct.Struct(">I")
 
 
 class Message(Agreed):
-    """What all messages share. `context` is the digest of the epoch's `Context`."""
+    """What all messages share. `epoch_terms` is the digest of the epoch's `Context`."""
 
     kind: ClassVar[str]
 
@@ -146,7 +146,7 @@ class ShareBundle(Message):
     sealed: Octets = Field(repr=False)
 
 
-class Seen(Agreed):
+class HeldCommitments(Agreed):
     """The commitments that a holder got from one owner, as one hash."""
 
     owner: Email
@@ -166,7 +166,7 @@ class Ready(Message):
     recipient: Email
     enrolment: Sha256
     commitments: bytes = Field(default=b"", exclude=True, repr=False)
-    seen: tuple[Seen, ...]
+    seen: tuple[HeldCommitments, ...]
 
     def signed_part(self) -> bytes:
         """Canonical bytes of everything but the signature, with the SHA-256 of the commitments in their place."""

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from datasites.secagg.epoch import Epoch
 from datasites.secagg.errors import Equivocation
-from datasites.secagg.messages import Octets, Ready, Seen
+from datasites.secagg.messages import HeldCommitments, Octets, Ready
 from datasites.secagg.shares import SECRET
 from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.identity import Email
@@ -25,7 +25,7 @@ from datasites.study.manifest import Sha256
 _MOST_DIGESTS = 255
 
 
-class Report(Agreed):
+class SetupReport(Agreed):
     """What one hospital said. own: which digest of its own columns; seen: which one of each place's, a byte each."""
 
     sender: Email
@@ -37,7 +37,7 @@ class Reports(Agreed):
     """All that was said. digests: by place, what was said of that hospital's columns, each once, as they came."""
 
     digests: tuple[tuple[Sha256, ...], ...] = ()
-    said: tuple[Report, ...] = ()
+    said: tuple[SetupReport, ...] = ()
 
     def own(self, epoch: Epoch, sender: str) -> str | None:
         """The digest of a hospital's columns by its own word; None before it was ready."""
@@ -46,7 +46,7 @@ class Reports(Agreed):
                 return self.digests[epoch.place(sender)][report.own - 1]
         return None
 
-    def with_report(self, epoch: Epoch, sender: str, columns: str, seen: Iterable[Seen]) -> Self:
+    def with_report(self, epoch: Epoch, sender: str, columns: str, seen: Iterable[HeldCommitments]) -> Self:
         """These reports with one hospital's in the place of its earlier one."""
         digests = [list(known) for known in self.digests] or [[] for _ in epoch.members]
 
@@ -62,7 +62,7 @@ class Reports(Agreed):
         for one in seen:
             if one.owner in epoch.places:
                 marks[epoch.place(one.owner)] = number(epoch.place(one.owner), one.columns)
-        report = Report(sender=sender, own=number(epoch.place(sender), columns), seen=bytes(marks))
+        report = SetupReport(sender=sender, own=number(epoch.place(sender), columns), seen=bytes(marks))
         others = (known for known in self.said if known.sender != sender)
         said = tuple(sorted((*others, report), key=lambda one: one.sender))
         return self.model_copy(update={"digests": tuple(map(tuple, digests)), "said": said})

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from datasites.secagg import shares
-from datasites.secagg.context import Context
 from datasites.secagg.epoch import Epoch, check_sender
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import BadMessage, BadTerms, Equivocation, OutOfOrder
-from datasites.secagg.messages import Certificate, Enrolment, Ready, Seen, ShareBundle
+from datasites.secagg.messages import Certificate, Enrolment, HeldCommitments, Ready, ShareBundle
 from datasites.secagg.shares import SECRET
 from datasites.secagg.state import PAIR, Accepted, MemberState, RoundSecrets
 from datasites.study.canonical import canonical_json, sha256_hex
@@ -27,7 +27,7 @@ from datasites.study.identity import Identity
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
-def certify(identity: Identity, context: Context, previous: MemberState | None) -> tuple[MemberState, Certificate]:
+def certify(identity: Identity, context: EpochTerms, previous: MemberState | None) -> tuple[MemberState, Certificate]:
     """Fresh keys for every round of the epoch, and the certificate of their public halves."""
     if previous is not None:
         if previous.study != context.study:
@@ -73,7 +73,7 @@ def certify(identity: Identity, context: Context, previous: MemberState | None) 
 
 
 def share(
-    identity: Identity, context: Context, state: MemberState, enrolment: Enrolment, today: datetime.date
+    identity: Identity, context: EpochTerms, state: MemberState, enrolment: Enrolment, today: datetime.date
 ) -> tuple[MemberState, dict[str, ShareBundle]]:
     """Shares of all own secrets for each neighbour, once the enrolment is checked against the pinned keys."""
     epoch = Epoch.enrol(context, enrolment, today)
@@ -109,7 +109,7 @@ def share(
     return state.step("share", enrolment.binding(), **changes), bundles
 
 
-def accept(identity: Identity, context: Context, state: MemberState, bundle: ShareBundle) -> MemberState:
+def accept(identity: Identity, context: EpochTerms, state: MemberState, bundle: ShareBundle) -> MemberState:
     """Take in one peer's shares after checking signature, address, encryption and commitments."""
     epoch = enrolled(context, state)
     check_sender(context, bundle)
@@ -155,14 +155,14 @@ def accept(identity: Identity, context: Context, state: MemberState, bundle: Sha
     )
 
 
-def awaited(identity: Identity, context: Context, state: MemberState) -> frozenset[str]:
+def awaited(identity: Identity, context: EpochTerms, state: MemberState) -> frozenset[str]:
     """Peers whose shares are meant for this hospital and have not come: of its neighbours."""
     epoch = enrolled(context, state)
     neighbours = epoch.graph.neighbours(epoch.place(identity.email))
     return frozenset(epoch.members[place] for place in neighbours) - state.holds
 
 
-def ready(identity: Identity, context: Context, state: MemberState) -> tuple[MemberState, Ready]:
+def ready(identity: Identity, context: EpochTerms, state: MemberState) -> tuple[MemberState, Ready]:
     """What this hospital tells the aggregator once it has shared: whose shares it holds, its own commitments.
 
     It takes in no share after that, so the key that opens bundles has done its work and is destroyed, whether all have
@@ -177,7 +177,7 @@ def ready(identity: Identity, context: Context, state: MemberState) -> tuple[Mem
         recipient=context.aggregator.email,
         enrolment=state.binding,
         commitments=state.commitments,
-        seen=tuple(Seen(owner=one.owner, columns=one.columns) for one in state.accepted),
+        seen=tuple(HeldCommitments(owner=one.owner, columns=one.columns) for one in state.accepted),
     )
     after = state.step(
         "ready",
@@ -192,7 +192,7 @@ def ready(identity: Identity, context: Context, state: MemberState) -> tuple[Mem
     return after, message
 
 
-def enrolled(context: Context, state: MemberState) -> Epoch:
+def enrolled(context: EpochTerms, state: MemberState) -> Epoch:
     """The epoch of a state that has shared; its certificates were checked then."""
     if state.context != context.digest_once:
         raise BadTerms("member: this state belongs to other terms; load the state of this epoch")
@@ -211,13 +211,13 @@ def column(epoch: Epoch, owner: int, holder: int, piece: bytes) -> bytes:
     return b"".join(leaves)
 
 
-def _associated(context: Context, epoch: Epoch, owner: str, holder: str) -> bytes:
+def _associated(context: EpochTerms, epoch: Epoch, owner: str, holder: str) -> bytes:
     return canonical_json(
         ["datasites/1 shares", context.study, context.digest_once, context.epoch, epoch.binding.hex(), owner, holder]
     )
 
 
-def _by_round(context: Context, epoch: Epoch, me: str, state: MemberState) -> tuple[RoundSecrets, ...]:
+def _by_round(context: EpochTerms, epoch: Epoch, me: str, state: MemberState) -> tuple[RoundSecrets, ...]:
     """The rounds' secrets with all shares that are held, which came by peer."""
     columns = {epoch.place(one.owner): one.shares for one in state.accepted} | {epoch.place(me): state.own_shares}
     secrets = []

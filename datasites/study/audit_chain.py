@@ -130,7 +130,7 @@ _ANY_HEAD: TypeAdapter[Head | PublicHead] = TypeAdapter(Annotated[Head | PublicH
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LogRecord:
     """One line of the log. `time` is UTC, ISO 8601; `hash` is over the canonical bytes of everything else."""
 
     seq: int
@@ -141,7 +141,7 @@ class Record:
     hash: str
 
 
-class Report(Agreed):
+class LogVerification(Agreed):
     """What verifying a log found. first_bad: number of the first record that is wrong, missing, or that nothing signed
     vouches for; None if sound.
 
@@ -170,7 +170,7 @@ def genesis(public_key: str) -> str:
     return sha256_hex(b"datasites audit 1\0" + bytes.fromhex(public_key))
 
 
-def read_record(line: bytes, seq: int, previous: str | None = None) -> Record:
+def read_record(line: bytes, seq: int, previous: str | None = None) -> LogRecord:
     """Read one line (with its newline), which must be record `seq`, canonical, and follow the hash `previous`.
 
     Raises `ValueError` naming the record and what is wrong with it.
@@ -194,10 +194,10 @@ def read_record(line: bytes, seq: int, previous: str | None = None) -> Record:
         raise ValueError(f"record {seq} does not follow record {seq - 1}: a record was inserted, replaced or edited")
     if sha256_hex(canonical_json(data)) != hash:
         raise ValueError(f"record {seq} was edited: its content does not have its hash")
-    return Record(hash=hash, **data)
+    return LogRecord(hash=hash, **data)
 
 
-def records(path: Path) -> Iterator[Record]:
+def records(path: Path) -> Iterator[LogRecord]:
     """All whole records in order; raises `AuditError` at the first that is malformed. Does not check signatures."""
     with path.open("rb") as file:
         previous = None
@@ -234,7 +234,7 @@ def holds(path: Path, at: Position) -> bool:
         return False
 
 
-def follow(path: Path, at: Position) -> Iterator[tuple[Position, Record]]:
+def follow(path: Path, at: Position) -> Iterator[tuple[Position, LogRecord]]:
     """Whole records that a log has after `at`, each with the position behind it.
 
     A last line that is being written, or was torn by a crash, is left to the next time. Raises `AuditError` where the
@@ -263,7 +263,7 @@ def follow(path: Path, at: Position) -> Iterator[tuple[Position, Record]]:
             yield at, record
 
 
-def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | PublicHead] = ()) -> Report:
+def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | PublicHead] = ()) -> LogVerification:
     """Check a whole log against the hospital's public key (hex), its head file if one lies beside it, and the heads
     that other parties were given. Needs no private key and changes nothing. Raises `OSError` if it can't be read.
 
@@ -364,7 +364,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | Publ
         notes.append(
             f"record {count} comes after the last signature; a crash right after writing it leaves one like it"
         )
-    return Report(
+    return LogVerification(
         ok=bad is None,
         checked=count,
         first_bad=bad[0] if bad else None,
@@ -393,7 +393,7 @@ def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int, 
         return os.fstat(file.fileno()).st_size, head, head_file(path).exists()
 
 
-def _check_checkpoint(record: Record, public_key: str) -> None:
+def _check_checkpoint(record: LogRecord, public_key: str) -> None:
     fields = record.fields
     try:
         head = Head(public_key=public_key, seq=fields["covers"], hash=fields["hash"], signature=fields["signature"])

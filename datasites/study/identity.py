@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import Field, field_validator, model_validator
 
 from datasites.study.canonical import Agreed, canonical_json
-from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError
+from datasites.study.files import replace_durably
 from datasites.study.visible import BLANK, require_plain
 
 EMAIL = re.compile(r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")

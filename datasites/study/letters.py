@@ -117,7 +117,7 @@ class Close(Agreed):
     heads: Annotated[tuple[PublicHead, ...], Field(max_length=500)] = ()
 
 
-class Account(Agreed):
+class PrivacyStatement(Agreed):
     """What a study cost a hospital's patients, by its own ledger; follows from public terms and the rounds it ran.
 
     cap: epsilon that patients are guaranteed at the study's `delta`, whenever it ended. charged: epsilon of the rounds

@@ -1,6 +1,6 @@
 """The terms of a study and of a round, as frozen values with one canonical form and hash.
 
-A `Study` is what reviewers approve; a `RoundManifest` is what the aggregator signs for each round.
+A `StudyTerms` is what reviewers approve; a `RoundManifest` is what the aggregator signs for each round.
 
 In local mode a hospital derives its privacy plan from `PrivacyTerms` and its own limits. In distributed mode the noise
 that protects its patients is mostly the others', so all that the price rests on are terms of the study, equal for all
@@ -120,7 +120,7 @@ class Cohort(Agreed):
 
     A hospital weighs as many patients as it declares, but at most `max_patients`. `patients` is what all hospitals
     declare together, a public figure that distributed mode divides by. `consistency` adds a wave in which survivors
-    agree on one survivor list (`Study.consistency_wave` says when it is on if left out).
+    agree on one survivor list (`StudyTerms.consistency_wave` says when it is on if left out).
     """
 
     dataset: Name
@@ -235,7 +235,7 @@ class Strategy(Agreed):
     options: Options = {}
 
 
-class Study(Agreed):
+class StudyTerms(Agreed):
     """All terms of one study. Its digest, with those of `features.toml` and `model.py`, is the study hash."""
 
     format: Literal[1] = 1

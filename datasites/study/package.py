@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import InputError, parse_toml
-from datasites.study.manifest import Study
+from datasites.study.manifest import StudyTerms
 from datasites.study.schema import DataModel
 from datasites.study.visible import require_plain
 
@@ -45,7 +45,7 @@ class StudyPackage:
         self.files = {name: bytes(files[name]) for name in STUDY_FILES}
         self.texts = {name: _text(name, data) for name, data in self.files.items()}
         self.source = self.texts["model.py"]
-        self.study = parse_toml(self.texts["study.toml"], Study, "study.toml")
+        self.study = parse_toml(self.texts["study.toml"], StudyTerms, "study.toml")
         self.data_model = parse_toml(self.texts["features.toml"], DataModel, "features.toml")
         if self.study.label != self.data_model.label.name:
             raise InputError(

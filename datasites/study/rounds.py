@@ -10,7 +10,7 @@ rate and T its rounds. Then the sums over survivors, given all that colluders kn
 or removing one patient of an honest hospital, if T Poisson-sampled Gaussian mechanisms of rate q and noise multiplier
 z x `LATTICE` together are (epsilon, delta - `tail_delta`)-DP.
 
-Assumed: at least m = `Study.honest` honest hospitals add their noise in each opened sum (`survivors`: at most c
+Assumed: at least m = `StudyTerms.honest` honest hospitals add their noise in each opened sum (`survivors`: at most c
 colluders, threshold t; masks hold, against bounded adversaries); a patient moves x_i by at most clip x (1 +
 `NORM_SLACK`) in L2 norm (`privacy.clipping`); the generator's bits are uniform, and the chances of noise are those of
 the discrete Gaussian, which doubles give to a factor within 1 +- 2^-43 each (`privacy.noise`) and no price counts.
@@ -54,7 +54,7 @@ from datasites.study.manifest import (
     UPDATE_BOUND,
     EvaluationKind,
     SharedNoise,
-    Study,
+    StudyTerms,
     VectorTerm,
 )
 
@@ -184,7 +184,7 @@ def _nearest(fits: Callable[[float], bool], start: float) -> float | None:
     return None
 
 
-def gradient_ring(study: Study, dimension: int) -> RingTerms | None:
+def gradient_ring(study: StudyTerms, dimension: int) -> RingTerms | None:
     """How the clipped sums of a model with `dimension` parameters lie in the ring; None in local mode."""
     shared = study.shared
     if shared is None:
@@ -198,7 +198,7 @@ def gradient_ring(study: Study, dimension: int) -> RingTerms | None:
     )
 
 
-def counts_ring(study: Study, kind: EvaluationKind) -> RingTerms | None:
+def counts_ring(study: StudyTerms, kind: EvaluationKind) -> RingTerms | None:
     """How the counts of an evaluation lie in the ring; None in local mode. A patient moves them by 1 at most."""
     shared = study.shared
     if shared is None:
@@ -218,7 +218,7 @@ def counts_ring(study: Study, kind: EvaluationKind) -> RingTerms | None:
     )
 
 
-def counts_noise(study: Study, kind: EvaluationKind) -> float:
+def counts_noise(study: StudyTerms, kind: EvaluationKind) -> float:
     """Noise multiplier of one evaluation of this kind in distributed mode, of `honest` hospitals together.
 
     Composed Gaussians are one with 1/z^2 = sum of 1/z_i^2; in that measure interim evaluations take `interim_share`
@@ -231,12 +231,12 @@ def counts_noise(study: Study, kind: EvaluationKind) -> float:
     return final if kind == "final" or not count else final * math.sqrt((1 - share) * count / share)
 
 
-def interim_evaluations(study: Study) -> int:
+def interim_evaluations(study: StudyTerms) -> int:
     """How many interim evaluations the study holds: after rounds every, 2 * every, ... before the last one."""
     return (study.rounds - 1) // study.evaluation.every if study.evaluation.every else 0
 
 
-def evaluation_kinds(study: Study) -> tuple[EvaluationKind, ...]:
+def evaluation_kinds(study: StudyTerms) -> tuple[EvaluationKind, ...]:
     """The kinds of evaluation that the study holds."""
     return ("interim", "final") if interim_evaluations(study) else ("final",)
 
@@ -270,14 +270,14 @@ class RoundTerms:
     shared: SharedNoise | None
 
 
-def work_of(study: Study, number: int) -> tuple[bool, Literal["no", "interim", "final"]]:
+def work_of(study: StudyTerms, number: int) -> tuple[bool, Literal["no", "interim", "final"]]:
     """Whether round `number` trains, and which evaluation it holds."""
     train, every = number <= study.rounds, study.evaluation.every
     interim = train and every > 0 and number % every == 0 and number < study.rounds
     return train, "interim" if interim else "no" if train else "final"
 
 
-def round_terms(study: Study, number: int, *, dimension: int, participants: int) -> RoundTerms:
+def round_terms(study: StudyTerms, number: int, *, dimension: int, participants: int) -> RoundTerms:
     """What round `number` holds, for a model with `dimension` parameters; raises `RingRefused`, or `InputError`.
 
     Rounds 1 .. study.rounds train, and hold an interim evaluation where the study says so; the one after is the final

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS secret (one INTEGER PRIMARY KEY CHECK (one = 1), valu
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentMessage:
     """One message that was committed to.
 
     `said`: SHA-256 over body and blob, as the caller gave them. `contents`: SHA-256 over the inner message.
@@ -45,7 +45,7 @@ class Sent:
     envelope: bytes | None
 
 
-class Journal:
+class MailJournal:
     """The journal of one party; may be used from several threads and processes."""
 
     def __init__(self, path: Path, *, durable: bool = False) -> None:
@@ -70,13 +70,13 @@ class Journal:
             (value,) = self._database.execute("SELECT value FROM secret").fetchone()
         return bytes(value)
 
-    def sent(self, path: str) -> Sent | None:
+    def sent(self, path: str) -> SentMessage | None:
         """What was committed under `path`."""
         with self._lock:
             row = self._database.execute("SELECT said, contents, envelope FROM sent WHERE path = ?", (path,)).fetchone()
-        return Sent(*row) if row else None
+        return SentMessage(*row) if row else None
 
-    def commit(self, study: str, round: int, entries: Mapping[str, Sent]) -> dict[str, Sent]:
+    def commit(self, study: str, round: int, entries: Mapping[str, SentMessage]) -> dict[str, SentMessage]:
         """Commit to `entries`, by path, all or none; returns what stands there: another entry where one came first."""
         if not entries:
             return {}
@@ -86,7 +86,7 @@ class Journal:
             self._database.execute("BEGIN")  # one for all: each alone would write whole pages
             self._database.executemany(insert, rows)
             found = {path: self._database.execute(f"{select} FROM sent WHERE path = ?", (path,)) for path in entries}
-            return {path: Sent(*cursor.fetchone()) for path, cursor in found.items()}
+            return {path: SentMessage(*cursor.fetchone()) for path, cursor in found.items()}
 
     def first_seen(self, path: str, contents: str) -> str:
         """The digest of the first authentic message seen under `path`: `contents` itself if this is the first."""

@@ -65,7 +65,7 @@ class Rejected(DatasitesError):
         self.sender, self.study, self.round, self.kind, self.reason = sender, study, round, kind, reason
 
 
-class Equivocation(DatasitesError):
+class AlreadySaid(DatasitesError):
     """We were asked to say, under a path, something else than what we have said there."""
 
 
@@ -92,7 +92,7 @@ class Letter:
 
 
 @dataclass(frozen=True)
-class Limits:
+class LetterLimits:
     """What a recipient accepts, in bytes; checked before anything is read or downloaded."""
 
     body: int = 1024 * 1024

@@ -8,7 +8,7 @@ can only withhold a letter:
 
 - a forged, changed, cut or swapped one is refused (I10): `Rejected`, with a copy of the evidence in quarantine;
 - a replay under another path (other study, round, kind, sender, recipient) is refused;
-- a second, different letter under one path is equivocation and refused, on the sender's side as well (`Equivocation`);
+- a second, different letter under one path is equivocation and refused, on the sender's side as well (`AlreadySaid`);
 - a letter that is sent again is byte-identical (I6).
 
 A letter that may be half written is looked at again before it is refused (`second_look`). A refused letter is removed
@@ -24,9 +24,9 @@ removed as often again as before. A bad letter of one sender never delays those 
 or sent. Nothing is ordered by clock.
 
 What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received,
-or looked at by `signed`, the bytes of one envelope (`Limits.body` and 80 KiB) before a signature is checked; a blob is
-fetched only for an envelope that its sender signed, and of a letter that was refused and can't be removed not again for
-`STUCK_RESTS` seconds. Letters that are expected are found by name even where more lies there than is listed.
+or looked at by `signed`, the bytes of one envelope (`LetterLimits.body` and 80 KiB) before a signature is checked; a
+blob is fetched only for an envelope that its sender signed, and of a letter that was refused and can't be removed not
+again for `STUCK_RESTS` seconds. Letters that are expected are found by name even where more lies there than is listed.
 What the store learns: who writes to whom, when, in which study and round, what kind of letter (so also who abstains),
 and sizes.
 """
@@ -49,19 +49,19 @@ from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import EMAIL, IdentityError
 from datasites.transport import blobs
 from datasites.transport.blobs import BadBlob, Pointer
-from datasites.transport.journal import Journal, Sent
+from datasites.transport.journal import MailJournal, SentMessage
 from datasites.transport.letter import (
     ENVELOPE_OVERHEAD,
     INLINE_BYTES,
     KIND,
     MAX_ROUND,
+    AlreadySaid,
     BadEnvelope,
     Blob,
     Contents,
-    Equivocation,
     Expected,
     Letter,
-    Limits,
+    LetterLimits,
     Rejected,
     Sealer,
     Undelivered,
@@ -82,10 +82,10 @@ __all__ = [
     "BadEnvelope",
     "Blob",
     "Contents",
-    "Equivocation",
+    "AlreadySaid",
     "Expected",
     "Letter",
-    "Limits",
+    "LetterLimits",
     "Mailroom",
     "Rejected",
     "Sealer",
@@ -149,17 +149,17 @@ class Mailroom:
         sealer: Sealer,
         folder: Path,
         *,
-        limits: Limits | None = None,
+        limits: LetterLimits | None = None,
         durable: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.email = email
         self.store = store
-        self.limits = limits or Limits()
+        self.limits = limits or LetterLimits()
         self.quarantine = Quarantine(folder / "quarantine")
         self._sealer = sealer
         self._partial = folder / "partial"
-        self._journal = Journal(folder / "mailroom.sqlite", durable=durable)
+        self._journal = MailJournal(folder / "mailroom.sqlite", durable=durable)
         self._secret = self._journal.secret
         self._stuck = PassedOver()
         #: How often a letter with a blob was sent again in this process, by (study, round, kind).
@@ -192,7 +192,7 @@ class Mailroom:
         """Put the same body and blob for each recipient, the blob encrypted once; returns digests by recipient.
 
         The same content again is byte-identical, and puts back what the store has lost or changed: the envelope at
-        once, parts of the blob as said above. Other content under a path already used raises `Equivocation` and puts
+        once, parts of the blob as said above. Other content under a path already used raises `AlreadySaid` and puts
         nothing. A recipient whose keys are not the pinned ones, or for whom the store fails, whatever it says,
         keeps it from nobody else: `Undelivered` is raised after the others were sent. Raises `StoreError` for the
         blob, and where the store as a whole fails: for each recipient, or for `AWAY_SECONDS` on end.
@@ -213,7 +213,7 @@ class Mailroom:
             pointer = blobs.upload(self.store, self.email, study, round, kind, payload, plain, self._secret, mend)
         inline = bytes(payload) if payload is not None and len(payload) <= INLINE_BYTES else None
         reach = _Reach()
-        sealed: dict[str, Sent] = {}
+        sealed: dict[str, SentMessage] = {}
         for recipient in [recipient for recipient, entry in before.items() if entry is None]:
             contents = Contents(
                 sender=self.email,
@@ -250,14 +250,14 @@ class Mailroom:
         times = self._sent_again[study, round, kind]
         return "bytes" if times & (times - 1) == 0 else "sizes"
 
-    def _sealed(self, said: str, contents: Contents, inline: bytes | None) -> Sent:
+    def _sealed(self, said: str, contents: Contents, inline: bytes | None) -> SentMessage:
         """One new letter, sealed."""
         inner = pack(contents, inline)
         if len(inner) > self.limits.body + INLINE_BYTES:
             raise ValueError(f"letter {contents.kind}: body of {len(inner)} bytes; put large things into the blob")
-        return Sent(said, sha256_hex(inner), self._sealer.seal(contents.recipient, inner))
+        return SentMessage(said, sha256_hex(inner), self._sealer.seal(contents.recipient, inner))
 
-    def _put(self, key: str, entry: Sent, check: bool) -> None:
+    def _put(self, key: str, entry: SentMessage, check: bool) -> None:
         if entry.envelope is not None and not (check and self.store.holds(key, entry.envelope)):
             self.store.put(key, entry.envelope)
 
@@ -282,9 +282,9 @@ class Mailroom:
             self._put(key, entry, check=True)
         return entry is not None
 
-    def _same_as_before(self, entry: Sent | None, said: str, to: str, study: str, round: int, kind: str) -> None:
+    def _same_as_before(self, entry: SentMessage | None, said: str, to: str, study: str, round: int, kind: str) -> None:
         if entry is not None and entry.said != said:
-            raise Equivocation(
+            raise AlreadySaid(
                 f"{self.email} has already sent another {kind} to {to} for round {round} of study {study[:16]}; "
                 "what was said stands, start a new round to say something else"
             )

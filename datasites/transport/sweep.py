@@ -32,7 +32,7 @@ MOST_PASSES = 128
 
 
 @dataclass(frozen=True)
-class Seen:
+class FolderLook:
     """One look. wanted: names, in no order. removed: names that could not be there. kept: how many more of those lie
     there still though the folder is crowded, files in flight left out. is_over: whether it came to the end, after which
     the next look begins anew."""
@@ -50,7 +50,7 @@ class Sweep:
         self._store = store
         self._passes: dict[str, Iterator[str]] = {}
 
-    def look(self, folder: str, wanted: Callable[[str], bool | None], most: int = MOST_NAMES) -> Seen:
+    def look(self, folder: str, wanted: Callable[[str], bool | None], most: int = MOST_NAMES) -> FolderLook:
         """The next names of `folder`, `most` of those wanted at a time.
 
         wanted: of a name whether it can be there; None for one that is passed over and stays.
@@ -74,7 +74,7 @@ class Sweep:
             self._passes[folder] = names
         is_crowded = not is_over or begun is not None
         clear = [name for name in odd if is_crowded or name[0] != "."]
-        return Seen(list(found), *self._clear(folder, clear, is_crowded), is_over)
+        return FolderLook(list(found), *self._clear(folder, clear, is_crowded), is_over)
 
     def _clear(self, folder: str, names: list[str], is_crowded: bool) -> tuple[list[str], int]:
         """Remove as many of `names` as there is time for: those removed, and how many others could not be."""

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from datasites.enclave.confine import Limits, confine
+from datasites.enclave.confine import WorkerLimits, confine
 
 
 def attack(source, name, bait):
@@ -56,7 +56,7 @@ def main():
     """One JSON line for each model."""
     folder, bait, limits, *names = sys.argv[1:]
     bait = json.loads(bait)
-    confined = None if limits == "none" else Limits.model_validate_json(limits)
+    confined = None if limits == "none" else WorkerLimits.model_validate_json(limits)
     sys.path.insert(0, folder)
     for name in names:
         with open(os.path.join(folder, name), encoding="utf-8") as file:

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from datasites.enclave import escape, inside, loader, protocol
-from datasites.enclave.confine import Limits
+from datasites.enclave import escape, loader, protocol, worker_process
+from datasites.enclave.confine import WorkerLimits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.shapes import check_shapes
 from datasites.enclave.verifier import verify
-from datasites.privacy import alone, trainer
-from datasites.privacy.batches import binary_loss
+from datasites.privacy import per_row, trainer
 from datasites.privacy.layers import private_form
+from datasites.privacy.model_inputs import binary_loss
 from datasites.privacy.parameters import flatten
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.probe import DependentRows, check_independence
@@ -36,7 +36,7 @@ from datasites.study.rounds import NORM_SLACK
 
 FOLDER = Path(__file__).parent / "hostile_models"
 HEADER = re.compile(r"^# tries: (?P<tries>.+?) \| rule: (?P<rule>[a-z-]+)(?: \| touches: (?P<flags>[a-z ]+))?$")
-LIMITS = Limits(memory=1 << 30)
+LIMITS = WorkerLimits(memory=1 << 30)
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def test_even_unprobed_one_patient_moves_a_sum_by_one_clip(model, scale):
     except (UnsupportedModel, ValueError, RuntimeError):
         pytest.skip("it does not run on a row alone, and nothing of it is ever summed")
     assert np.linalg.norm(total(1500) - total(1499)) <= 1 + NORM_SLACK
-    given = alone.scores(module, {0: x}, slots=64)
-    assert torch.allclose(given[:-1], alone.scores(module, {0: x[:-1]}, slots=64), rtol=1e-4, atol=1e-4)
+    given = per_row.scores(module, {0: x}, slots=64)
+    assert torch.allclose(given[:-1], per_row.scores(module, {0: x[:-1]}, slots=64), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", CANCEL, ids=lambda m: m.name)
@@ -154,7 +154,7 @@ def test_what_cancels_where_it_is_measured_is_not_refused_and_moves_a_release_by
 
 
 def _enclave(model):
-    running = inside.Enclave(LIMITS, ())
+    running = worker_process.Enclave(LIMITS, ())
     running.answer(protocol.LoadCode(source=model.source, n_features=4), {})
     return running
 
@@ -235,8 +235,14 @@ def _run(sandbox, tmp_path, models, limits, port, name):
         "file": str(bait_folder / "bait.txt"), "folder": str(bait_folder), "port": port, "socket": name,
         "pid": os.getpid(), "token_name": "DATASITES_TOKEN",
     }  # fmt: skip
-    inside = sandbox.inside(study)
-    arguments = [str(inside / "hostile_run.py"), str(inside), json.dumps(bait), limits, *(m.name for m in models)]
+    shown = sandbox.inside(study)
+    arguments = [
+        str(shown / "hostile_run.py"),
+        str(shown),
+        json.dumps(bait),
+        limits,
+        *(m.name for m in models),
+    ]
     command = sandbox.command(arguments, study)
     if sandbox.config.mode == "off":
         command.insert(

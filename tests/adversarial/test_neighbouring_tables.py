@@ -23,8 +23,8 @@ import pandas as pd
 import pytest
 import torch
 
-from datasites.privacy import alone
-from datasites.privacy.batches import binary_loss, tensor, tensors
+from datasites.privacy import per_row
+from datasites.privacy.model_inputs import binary_loss, tensor, tensors
 from datasites.study.errors import read_toml
 from datasites.study.schema import DataModel
 from tests.adversarial.neighbours import tables
@@ -250,7 +250,7 @@ def test_somebody_alone_has_a_code_out_of_range_and_a_row_that_is_not_finite() -
     namespace = runpy.run_path(str(study / "model.py"))
     table = pd.read_csv(io.StringIO(tables.table(tables.everybody())))
     x, y = read_toml(study / "features.toml", DataModel).encode(table)
-    made = alone.run(namespace["build_model"](x.shape[1]), tensors(x), None, binary_loss, tensor(y))
+    made = per_row.run(namespace["build_model"](x.shape[1]), tensors(x), None, binary_loss, tensor(y))
     finite = torch.isfinite(made.losses)
     odd = table[~(made.fit & finite).numpy()]
     assert list(odd["id"]) == [SOMEBODY, SOMEBODY]

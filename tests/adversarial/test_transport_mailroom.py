@@ -20,7 +20,7 @@ from datasites.study.canonical import sha256_hex
 from datasites.study.identity import IdentityError, Roster
 from datasites.transport import blobs
 from datasites.transport.letter import pack
-from datasites.transport.mailroom import Contents, Equivocation, Limits, Rejected, letter_key
+from datasites.transport.mailroom import AlreadySaid, Contents, LetterLimits, Rejected, letter_key
 from datasites.transport.store import Store, StoreDenied, StoreError
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties
 
@@ -139,7 +139,7 @@ def test_finished_round_cannot_be_said_anew(researcher, hospital):
         party.mailroom.collect(STUDY, before=2)
     assert researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 1})
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest") is None, "a collected letter isn't put again"
-    with pytest.raises(Equivocation):
+    with pytest.raises(AlreadySaid):
         researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 2})
     hospital.mailroom.store.put(manifest_key(hospital.email), forged(researcher, hospital.email, body={"n": 2}))
     refused(hospital, "equivocation")
@@ -152,7 +152,7 @@ def test_sender_refuses_to_say_two_things(researcher, hospital, blob):
     sent = hospital.mailroom.store.get(manifest_key(hospital.email))
     researcher.restart()
     for body, other in (({"n": 2}, blob), ({"n": 1}, b"other"), ({"n": 1}, os.urandom(100_000))):
-        with pytest.raises(Equivocation, match="already sent another manifest"):
+        with pytest.raises(AlreadySaid, match="already sent another manifest"):
             researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", body, other)
     assert hospital.mailroom.store.get(manifest_key(hospital.email)) == sent
 
@@ -417,7 +417,7 @@ def test_limits_are_the_receivers(tmp_path):
     """`Limits` of the mailroom, not of the sender."""
     researcher, hospital, *_ = make_parties(tmp_path, str(tmp_path / "store"))
     hospital.stop()
-    hospital.start(Limits(body=1000, blob=1_000_000))
+    hospital.start(LetterLimits(body=1000, blob=1_000_000))
     researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {}, os.urandom(1_000_001))
     refused(hospital, "1000001 bytes, the limit is 1000000")
     assert hospital.roster == Roster(entries=hospital.roster.entries)

@@ -445,7 +445,7 @@ def test_numbers_rise_when_the_clock_steps_back(researcher, hospital, monkeypatc
     hospital.control.sync()
     hospital.control.jobs()
     hospital.control.sync()
-    monkeypatch.setattr("datasites.control.synclog.time.time", lambda: 1.0)
+    monkeypatch.setattr("datasites.control.sync_state.time.time", lambda: 1.0)
     hospital.control.record_approval("heart-1", "sha256:1")
     hospital.control.sync()
     researcher.control.sync()

@@ -14,7 +14,7 @@ from pathlib import Path
 def main() -> None:
     """`python failing_datasite.py --home HOME`: serve, with a worker that meets misfortune."""
     from datasites import cli
-    from datasites.enclave.worker import Timeouts
+    from datasites.enclave.worker_client import Timeouts
     from datasites.hospital.database import connect
 
     connect(Path(sys.argv[sys.argv.index("--home") + 1]))

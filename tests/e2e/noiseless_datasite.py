@@ -32,7 +32,7 @@ def main() -> None:
     from datasites.hospital.database import connect
 
     connect(Path(sys.argv[sys.argv.index("--home") + 1]))
-    from datasites.enclave.worker import TrainResult
+    from datasites.enclave.worker_client import TrainResult
     from datasites.hospital.cases.case import partitions
     from datasites.hospital.rounds import row_work
 

@@ -9,7 +9,7 @@ import pytest
 from datasites.enclave import escape
 from datasites.enclave.allowing import what_to_allow
 from datasites.enclave.sandbox import Sandbox, SandboxConfig, SandboxUnavailable
-from datasites.enclave.worker import WorkerCrashed
+from datasites.enclave.worker_client import WorkerCrashed
 from tests.enclave.test_worker import CRASHING, LIMITS, Unverified, start
 from tests.enclave.test_worker import study as write_study
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces

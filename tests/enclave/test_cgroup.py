@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from datasites.enclave import cgroup
-from datasites.enclave.confine import GIB, Limits
+from datasites.enclave.confine import GIB, WorkerLimits
 from tests.enclave.test_worker import SOURCE, study
 
 pytestmark = pytest.mark.waits
@@ -94,7 +94,7 @@ WORKING = """
     from datasites.enclave import cgroup
     from datasites.enclave.sandbox import Sandbox
     from datasites.enclave.template import Template
-    from datasites.enclave.worker import Worker, WorkerError
+    from datasites.enclave.worker_client import Worker, WorkerError
     subtree = cgroup.take_over(())
     cgroup.delegated, given = (lambda: subtree), {}
     cgroup.allowed = lambda limits: given
@@ -136,14 +136,14 @@ def test_without_a_subtree_nothing_is_put_before_a_command() -> None:
 
 
 def test_a_group_allows_what_the_worker_may_take_and_no_swap() -> None:
-    allowed = cgroup.allowed(Limits(memory=GIB, processes=7))
+    allowed = cgroup.allowed(WorkerLimits(memory=GIB, processes=7))
     assert GIB < int(allowed["memory.max"]) <= 2 * GIB
     assert (allowed["memory.swap.max"], allowed["pids.max"]) == ("0", "7")
 
 
 @pytest.mark.skipif(cgroup.delegated() is None, reason="no cgroup with memory and pids was delegated to this process")
 def test_memory_beyond_the_group_ends_what_is_in_it() -> None:
-    with cgroup.around(cgroup.delegated(), cgroup.allowed(Limits()) | {"memory.max": str(64 << 20)}) as group:
+    with cgroup.around(cgroup.delegated(), cgroup.allowed(WorkerLimits()) | {"memory.max": str(64 << 20)}) as group:
         command = [*cgroup.entering(group), sys.executable, "-c", "held = b'x' * (256 << 20); print(len(held))"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (-9, "")

@@ -17,7 +17,7 @@ import pytest
 
 from datasites.enclave import processes, protocol
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
-from datasites.enclave.worker import Timeouts, Worker, WorkerCrashed
+from datasites.enclave.worker_client import Timeouts, Worker, WorkerCrashed
 from tests.enclave.test_worker import start, study
 
 Mode = Literal["required", "off"]
@@ -44,7 +44,7 @@ DATASITE = """
 import sys, time
 from datasites.enclave.processes import family
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
-from datasites.enclave.worker import Timeouts, Worker
+from datasites.enclave.worker_client import Timeouts, Worker
 mode, seconds, code = sys.argv[1:]
 class Given(Sandbox):
     def command(self, arguments, shown=None):
@@ -220,7 +220,7 @@ def test_what_a_datasite_sent_that_has_ended_is_not_begun(folder: Path) -> None:
     request = protocol.LoadCode(source=(folder / "model.py").read_text(), n_features=5)
     sent = b"".join(protocol.encode(request))
     limits = Sandbox().limits.model_dump_json()
-    command = Sandbox().command(["-m", "datasites.enclave.inside", limits])
+    command = Sandbox().command(["-m", "datasites.enclave.worker_process", limits])
     done = subprocess.run(command, input=sent, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from measure import begin_peak, peak
 
-from datasites.enclave.confine import Limits
+from datasites.enclave.confine import WorkerLimits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
-from datasites.enclave.worker import Worker, WorkerCrashed, WorkerError, WorkerRefused
+from datasites.enclave.worker_client import Worker, WorkerCrashed, WorkerError, WorkerRefused
 from tests.enclave.test_worker import EVALUATION, PLAN, TRAINING, study
 
 MIB = 1024**2
@@ -75,11 +75,11 @@ class Lying(Sandbox):
     """A sandbox whose worker answers as it was told to."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
-        super().__init__(SandboxConfig(limits=Limits(memory=1 << 30)))
+        super().__init__(SandboxConfig(limits=WorkerLimits(memory=1 << 30)))
         self._answers = answers
 
     def command(self, arguments: Sequence[str], shown: Path | None = None) -> list[str]:
-        if "datasites.enclave.inside" in arguments:
+        if "datasites.enclave.worker_process" in arguments:
             arguments = ["-c", LIAR, json.dumps(self._answers)]
         return super().command(arguments, shown)
 

@@ -22,7 +22,7 @@ MESSAGES = [
     protocol.Train(round=2, plan=PLAN, training=LocalTraining(steps=2, learning_rate=0.5), divisor=30.0, key="0f" * 32),
     protocol.Evaluate(plan=COUNTED, evaluation="final", key="0f" * 32),
     protocol.Initialise(),
-    protocol.Close(),
+    protocol.Leave(),
     protocol.Trained(steps=2),
     protocol.Failed(failure="refused", rule="dependent-rows", reason="a row"),
 ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from datasites.enclave import foreign, vocabulary
+from datasites.enclave import allowed_names, reserved_names
 from datasites.enclave.verifier import verify
 from tests.enclave.test_verifier import HANDLED
 
@@ -237,16 +237,21 @@ def test_no_method_that_a_model_may_call_changes_a_container():
         assert {name for name in dir(kind) if not name.startswith("_")} == changing[kind] | harmless[kind]
     for kind, names in changing.items():
         assert all(hasattr(kind, name) for name in names)
-        assert names & (vocabulary.METHODS | vocabulary.CONTAINER_METHODS) == set()
+        assert names & (allowed_names.METHODS | allowed_names.CONTAINER_METHODS) == set()
     # `float` alone is shared with layers; their numbers are float32 already, so that it leaves them as they are.
     layers = {name for kind in (nn.Module, nn.ModuleList, nn.ModuleDict, nn.Sequential) for name in dir(kind)}
-    assert layers & vocabulary.METHODS == {"float"}
+    assert layers & allowed_names.METHODS == {"float"}
 
 
 def test_a_name_of_its_own_opens_nothing_of_torch_or_python():
     kinds = [torch.Tensor, nn.Parameter, torch.Size, torch.dtype, list, dict, str, tuple, set, int, float, bool, range]
-    kinds += [ValueError, type(verify), nn.Module, *(getattr(nn, name) for name in vocabulary.LAYERS)]
-    named = vocabulary.METHODS | vocabulary.TENSOR_ATTRIBUTES | vocabulary.CONTAINER_METHODS | vocabulary.LIST_METHODS
-    named |= vocabulary.WALKS | vocabulary.LAYER_ATTRIBUTES | vocabulary.RESERVED | foreign.FOREIGN
+    kinds += [ValueError, type(verify), nn.Module, *(getattr(nn, name) for name in allowed_names.LAYERS)]
+    named = (
+        allowed_names.METHODS
+        | allowed_names.TENSOR_ATTRIBUTES
+        | allowed_names.CONTAINER_METHODS
+        | allowed_names.LIST_METHODS
+    )
+    named |= allowed_names.WALKS | allowed_names.LAYER_ATTRIBUTES | allowed_names.RESERVED | reserved_names.FOREIGN
     names = {name for kind in kinds for name in dir(kind) if not name.startswith("_") and not name.endswith("_")}
     assert names - named == set()

@@ -10,9 +10,9 @@ import warnings
 import pytest
 import torch
 
-from datasites.enclave import loader, vocabulary
+from datasites.enclave import allowed_names, loader
 from datasites.enclave.verifier import verify
-from datasites.privacy import alone
+from datasites.privacy import per_row
 from datasites.privacy.layers import private_form
 from tests.enclave.test_verifier import model
 
@@ -168,21 +168,21 @@ def _written(word):
         for given in arguments:
             for operand, other in (("x", "y"), ("c", "d"), ("b", "b")):
                 rest = given.replace("y", other)
-                if word in vocabulary.METHODS:
+                if word in allowed_names.METHODS:
                     found.append(f"{operand}.{word}({rest}){suffix}")
-                if word in vocabulary.TORCH:
+                if word in allowed_names.TORCH:
                     found.append(f"torch.{word}({', '.join(part for part in (operand, rest) if part)}){suffix}")
     return found
 
 
 CASES = {
     **{f"tensor {word}": [(text, "") for text in _written(word)]
-       for word in vocabulary.METHODS | vocabulary.TORCH | vocabulary.BUILTINS_ON_ROWS},
+       for word in allowed_names.METHODS | allowed_names.TORCH | allowed_names.BUILTINS_ON_ROWS},
     **{f"F.{word}": [(f"F.{word}({given})", "") for given in FUNCTIONS.get(word, [])]
-       for word in vocabulary.FUNCTIONAL},
+       for word in allowed_names.FUNCTIONAL},
     **{f"nn.{word}": [(f"self.part({LAYERS[word][1]})" + "[0]" * (word in OF_TWO),
                        f"self.part = nn.{word}({LAYERS[word][0]})")] if word in LAYERS else []
-       for word in vocabulary.LAYERS - CONTAINERS},
+       for word in allowed_names.LAYERS - CONTAINERS},
     "operators": [(text, "") for text in OPERATORS],
 }  # fmt: skip
 
@@ -205,12 +205,12 @@ def _run(module, loss, rows):
     target = rows.detach()[:, 1].contiguous()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = alone.run(module, {0: rows}, loss=loss, target=target)
+        found = per_row.run(module, {0: rows}, loss=loss, target=target)
         given = found.outputs if loss is None else found.losses
         if given.requires_grad:
             torch.autograd.grad(given.sum(), [rows, *module.parameters()], allow_unused=True)
         with torch.no_grad():
-            alone.run(module, {0: rows}, loss=loss, target=target)
+            per_row.run(module, {0: rows}, loss=loss, target=target)
 
 
 def _fits(text, init, loss=""):
@@ -240,7 +240,7 @@ def test_every_operator_was_tried():
         assert _fits(text, ""), text
 
 
-@pytest.mark.parametrize("word", sorted(vocabulary.LOSSES))
+@pytest.mark.parametrize("word", sorted(allowed_names.LOSSES))
 def test_no_allowed_loss_raises_by_what_is_in_a_row(word):
     for given in LOSSES[word]:
         loss = f'def loss(logits, target):\n    return F.{word}({given}, reduction="none")\n'

@@ -23,7 +23,7 @@ from datasites.enclave import escape, processes, template
 from datasites.enclave.processes import Process, Sandboxed, readable
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.template import Forked, Template, TemplateEnded
-from datasites.enclave.worker import WorkerOutOfMemory
+from datasites.enclave.worker_client import WorkerOutOfMemory
 from tests.enclave.test_ending import CLEARING, gone, until
 from tests.enclave.test_sandbox import failed, showing
 from tests.enclave.test_worker import LIMITS, SOURCE, rows, start, study, train
@@ -556,7 +556,7 @@ UNUSED = {
 }  # fmt: skip
 LOADED = """
 import json, runpy, sys
-runpy.run_module("datasites.enclave.inside", run_name="__main__", alter_sys=True)
+runpy.run_module("datasites.enclave.worker_process", run_name="__main__", alter_sys=True)
 sys.stderr.write(json.dumps([name for name in sys.modules]))
 """
 

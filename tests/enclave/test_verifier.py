@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from datasites.enclave import statements, vocabulary
-from datasites.enclave.findings import MOST_FINDINGS, Report
+from datasites.enclave import allowed_names, check_statements
+from datasites.enclave.findings import MOST_FINDINGS, FindingList
 from datasites.enclave.scope import collect, kind_of
 from datasites.enclave.verifier import RULESET, verify
 
@@ -356,8 +356,8 @@ def test_syntax_that_nobody_has_heard_of_is_refused():
         function = tree.body[0]
         function.body = [node]
         ast.fix_missing_locations(tree)
-        report = Report("model.py")
-        statements.check_function(function, collect(tree, report), report, owner=None)
+        report = FindingList("model.py")
+        check_statements.check_function(function, collect(tree, report), report, owner=None)
         assert report.findings()
 
 
@@ -365,22 +365,22 @@ def test_every_kind_of_syntax_is_handled_or_refused():
     """All of this Python's statement and expression types that have a handler are ones that we meant to allow."""
     kinds = [kind for kind in vars(ast).values() if isinstance(kind, type) and issubclass(kind, ast.expr | ast.stmt)]
     handled = {kind.__name__ for kind in kinds for name in ("_do_", "_see_")
-               if hasattr(statements._Statements, name + kind.__name__)}  # fmt: skip
+               if hasattr(check_statements._Statements, name + kind.__name__)}  # fmt: skip
     assert handled == HANDLED
 
 
 def test_reserved_names_cover_what_this_torch_gives_a_module():
     names = {name for name in dir(nn.Module) if not name.startswith("__")} | set(vars(nn.Module()))
-    assert names - vocabulary.RESERVED == set()
+    assert names - allowed_names.RESERVED == set()
 
 
 def test_the_vocabulary_exists_and_writes_nothing_in_place():
-    assert all(hasattr(nn, name) for name in vocabulary.LAYERS)
-    assert all(hasattr(torch.nn.functional, name) for name in vocabulary.FUNCTIONAL | vocabulary.LOSSES)
-    assert all(hasattr(torch, name) for name in vocabulary.TORCH | vocabulary.TORCH_VALUES)
-    assert all(hasattr(torch.Tensor, name) for name in vocabulary.METHODS | vocabulary.TENSOR_ATTRIBUTES)
-    assert all(hasattr(nn.init, name) for name in vocabulary.INITIALISERS)
-    words = vocabulary.METHODS | vocabulary.TORCH | vocabulary.FUNCTIONAL | vocabulary.KEYWORDS
+    assert all(hasattr(nn, name) for name in allowed_names.LAYERS)
+    assert all(hasattr(torch.nn.functional, name) for name in allowed_names.FUNCTIONAL | allowed_names.LOSSES)
+    assert all(hasattr(torch, name) for name in allowed_names.TORCH | allowed_names.TORCH_VALUES)
+    assert all(hasattr(torch.Tensor, name) for name in allowed_names.METHODS | allowed_names.TENSOR_ATTRIBUTES)
+    assert all(hasattr(nn.init, name) for name in allowed_names.INITIALISERS)
+    words = allowed_names.METHODS | allowed_names.TORCH | allowed_names.FUNCTIONAL | allowed_names.KEYWORDS
     assert [word for word in words if word.endswith("_") or word.startswith("_")] == []
     assert kind_of("torch.empty") is None
     assert kind_of("torch.manual_seed") is None

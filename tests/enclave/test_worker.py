@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasites.enclave import inside, protocol
-from datasites.enclave.confine import Limits
+from datasites.enclave import protocol, worker_process
+from datasites.enclave.confine import WorkerLimits
 from datasites.enclave.processes import family
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
-from datasites.enclave.worker import (
+from datasites.enclave.worker_client import (
     Partition,
     Timeouts,
     Worker,
@@ -67,7 +67,7 @@ def build_model(n_features, hidden=4, **config):
 PLAN = PrivacyPlan.calibrate(3.0, 1e-3, clip=1.0, sampling_rate=0.3, rounds=5, steps_per_round=2)
 TRAINING = LocalTraining(steps=2, learning_rate=0.5)
 EVALUATION = EvaluationPlan(edges=(0.0, 0.25, 0.5, 0.75, 1.0), final_multiplier=2.0)
-LIMITS = Limits(memory=1 << 30)
+LIMITS = WorkerLimits(memory=1 << 30)
 
 
 def study(folder, source=SOURCE):
@@ -186,7 +186,7 @@ def test_a_measurement_is_of_all_that_the_longest_round_holds(rehearsing, monkey
         sent.append(bytes(buffers[0]))
         return write(self, buffers, deadline)
 
-    monkeypatch.setattr("datasites.enclave.worker.time", clock)
+    monkeypatch.setattr("datasites.enclave.worker_client.time", clock)
     monkeypatch.setattr(protocol, "MOST_INVENTED", 1000)
     monkeypatch.setattr(Worker, "train", slow_train)
     monkeypatch.setattr(Worker, "evaluate", slow_evaluate)
@@ -229,7 +229,7 @@ def test_a_pause_takes_the_processor_and_counts_for_no_deadline_and_no_measureme
         write(self, buffers, deadline)
         pause(self)
 
-    monkeypatch.setattr("datasites.enclave.worker.time", clock)
+    monkeypatch.setattr("datasites.enclave.worker_client.time", clock)
     monkeypatch.setattr(Worker, "train", paused_before)
     monkeypatch.setattr(Worker, "_write", paused_after)
     seconds = rehearsing.measure(**ROUND, training_rows=300, held_out_rows=200, together=True)
@@ -449,8 +449,8 @@ def _inside(pid):
 
 
 def test_more_rows_than_the_rounding_is_proved_for_are_refused(monkeypatch):
-    monkeypatch.setattr(inside, "MOST_ROWS", 3)
-    enclave = inside.Enclave(Limits(), ())
+    monkeypatch.setattr(worker_process, "MOST_ROWS", 3)
+    enclave = worker_process.Enclave(WorkerLimits(), ())
     for rows in (3, 4):
         arrays = {"x": np.zeros((rows, 2), np.float32), "y": np.zeros(rows, np.float32)}
         if rows == 3:
@@ -473,7 +473,7 @@ class Unverified(Sandbox):
     """A sandbox whose worker runs any code: no verifier, all builtins."""
 
     def command(self, arguments, shown=None):
-        asked = ["-c", UNVERIFIED, *arguments[2:]] if "datasites.enclave.inside" in arguments else arguments
+        asked = ["-c", UNVERIFIED, *arguments[2:]] if "datasites.enclave.worker_process" in arguments else arguments
         return super().command(asked, shown)
 
 
@@ -518,7 +518,7 @@ PARENT = """
 import pathlib, sys, time
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.template import Template
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 source = Template() if "template" in sys.argv else Sandbox()
 worker = Worker.start(source, pathlib.Path(sys.argv[1], "model.py").read_text(), n_features=5)
 assert "torch" not in sys.modules, "the datasite imported torch"
@@ -536,13 +536,13 @@ def test_it_dies_with_the_datasite(tmp_path, source):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder), source], stdout=subprocess.PIPE, text=True)
     try:
         pid = int(parent.stdout.readline())
-        inside = _inside(pid)
-        assert (inside != pid) == (source == "sandbox")
+        child = _inside(pid)
+        assert (child != pid) == (source == "sandbox")
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     for _ in range(100):
-        if not os.path.exists(f"/proc/{inside}") or "Z" in Path(f"/proc/{inside}/stat").read_text().split()[2]:
+        if not os.path.exists(f"/proc/{child}") or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
             return
         time.sleep(0.05)
     pytest.fail("the worker outlived its datasite")

@@ -26,7 +26,7 @@ from datasites.study.identity import Identity, Roster, RosterEntry
 from tests.hospital.cleveland import SETTINGS
 
 if TYPE_CHECKING:
-    from datasites.hospital.service import Datasite
+    from datasites.hospital.service import Service
     from tests.hospital.desk import Desk
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -203,10 +203,10 @@ def desk(database: Home, examined: dict[str, Any]) -> Desk:
 
 
 @pytest.fixture
-def service(desk: Desk) -> Iterator[Datasite]:
-    from datasites.hospital.service import Datasite
+def service(desk: Desk) -> Iterator[Service]:
+    from datasites.hospital.service import Service
 
-    datasite = Datasite(desk.site)
+    datasite = Service(desk.site)
     yield datasite
     datasite._submissions.close()
     for run in datasite._runs.values():

@@ -10,9 +10,9 @@ from datasites.control.syft import SubmittedJob
 from datasites.hospital.cases import review
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry, Round
-from datasites.hospital.people.accounts import Acting, enter_person, identify
+from datasites.hospital.people.accounts import Actor, enter_person, identify
 from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.study.package import StudyPackage
 from tests.agreements import agreements
@@ -51,7 +51,7 @@ class Desk:
         for id, version in enter_agreements(self.site, self.login("ann"), file):
             confirm_agreement(self.site, self.login("bob"), id, version)
 
-    def login(self, name: str) -> Acting:
+    def login(self, name: str) -> Actor:
         return identify(name, PASSWORD)
 
     def approve(self, name: str) -> Case:
@@ -68,7 +68,7 @@ class Desk:
         assert self.row.state == Case.State.REVIEW
 
 
-def turn(service: Datasite) -> None:
+def turn(service: Service) -> None:
     """One turn of the loop, with a sync and without its sleep."""
     stop = threading.Event()
     stop.set()

@@ -30,11 +30,11 @@ import numpy as np
 import numpy.typing as npt
 
 from datasites.control.syft import SubmittedJob
-from datasites.enclave.worker import TrainResult
+from datasites.enclave.worker_client import TrainResult
 from datasites.hospital.rounds.mail import RECORDS_PER_HOUR
 from datasites.hospital.setup import initialise
 from datasites.researcher.study import Study
-from datasites.study.audit_chain import Record, records, verify
+from datasites.study.audit_chain import LogRecord, records, verify
 from datasites.study.errors import read_toml
 from datasites.study.identity import Roster
 from datasites.study.schema import DataModel
@@ -235,14 +235,14 @@ class RealHospital:
     def _serve(self, store: Store) -> None:
         from django.db import connections
 
-        from datasites.hospital.service import Datasite
+        from datasites.hospital.service import Service
 
         hospital = self
         said = logging.StreamHandler(self._said)
         said.setFormatter(logging.Formatter(LOG_FORMAT))
         logging.getLogger("datasites.hospital").addHandler(said)
 
-        class Timed(Datasite):
+        class Timed(Service):
             """Says how long its turns take, but for what they sleep."""
 
             def step(self, stop: threading.Event, *, sync: bool = False) -> None:
@@ -303,7 +303,7 @@ class RealHospital:
             letters=sum(1 for _ in mailbox.iterdir()) if mailbox.is_dir() else 0,
         )
 
-    def written(self) -> list[Record]:
+    def written(self) -> list[LogRecord]:
         """What the audit log says of this study's time."""
         return [record for record in records(self._site.home.audit) if record.seq > self._before.records]
 

@@ -19,12 +19,12 @@ from datasites.hospital.models import Case
 from datasites.hospital.rounds import run
 from datasites.hospital.rounds.run import StudyRun
 from datasites.secagg.aggregator import Aggregator
-from datasites.secagg.context import Context
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, MaskedVector, Ready, ShareBundle, SurvivorList
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.audit_chain import Record, records
+from datasites.study.audit_chain import LogRecord, records
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.manifest import UPDATE_BOUND, RoundManifest, VectorTerm
@@ -115,7 +115,7 @@ class Running:
         shutil.rmtree(home.secagg / self.study)
         (home.anchors / self.study).unlink(missing_ok=True)
 
-    def logged(self, kind: str) -> list[Record]:
+    def logged(self, kind: str) -> list[LogRecord]:
         """This test's records of this kind about the study; other tests wrote to the same log."""
         mine = [r for r in records(self.site.home.audit) if r.seq > self.begins]
         return [r for r in mine if r.kind == kind and r.fields.get("study") == self.study]
@@ -143,7 +143,7 @@ class Running:
     def set_up(self, epoch: int = 0, first_round: int = 1) -> None:
         """An epoch among all hospitals, up to every `Ready`."""
         study = self.case.study
-        context = Context.from_roster(
+        context = EpochTerms.from_roster(
             self.roster,
             study=self.study,
             epoch=epoch,

@@ -13,7 +13,7 @@ import pytest
 
 from datasites.hospital.audit.log import AuditLog, head_file
 from datasites.hospital.budget import ledger, ledger_log, pending, population
-from datasites.hospital.budget.ledger import Asked
+from datasites.hospital.budget.ledger import PrivacyCost
 from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.doctor import examine as doctor
@@ -27,8 +27,8 @@ from datasites.study.errors import InputError
 from tests.hospital.desk import Desk
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
-WHOLE = {"training": Asked(PLAN.event(), PLAN.local_event())}
-ROUND = {"training": Asked(PLAN.round_event(), PLAN.round_event())}
+WHOLE = {"training": PrivacyCost(PLAN.event(), PLAN.local_event())}
+ROUND = {"training": PrivacyCost(PLAN.round_event(), PLAN.round_event())}
 STUDY = "a" * 64
 
 
@@ -283,14 +283,14 @@ def test_nothing_but_two_people_makes_a_missing_anchor_good(
 
 
 def test_a_service_on_a_home_that_was_put_back_does_not_start(desk: Desk, tmp_path: Path) -> None:
-    from datasites.hospital.service import Datasite
+    from datasites.hospital.service import Service
 
     backup = Backup(desk.site.home, tmp_path / "backup")
     ledger.reserve(desk.site, desk.site.home.dataset("heart"), STUDY, WHOLE)
     backup.restore_database()
     backup.restore_log()
     with pytest.raises(AccountsDiffer, match="datasites budget restored"):
-        Datasite(restarted(desk.site))
+        Service(restarted(desk.site))
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------

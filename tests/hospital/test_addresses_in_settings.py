@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from datasites.hospital.config import Settings
+from datasites.hospital.config import DatasiteSettings
 from datasites.hospital.postgresql import PostgresAddress
 from datasites.study.errors import InputError, parse_toml
 from datasites.transport.store import Store, StoreError
@@ -29,9 +29,9 @@ def settings_toml(**addresses: str) -> str:
     return "\n".join([*lines, 'client_id = "a"'])
 
 
-def parsed(toml: str) -> tuple[Settings | None, str]:
+def parsed(toml: str) -> tuple[DatasiteSettings | None, str]:
     try:
-        return parse_toml(toml, Settings, "datasite.toml"), ""
+        return parse_toml(toml, DatasiteSettings, "datasite.toml"), ""
     except InputError as error:
         return None, str(error)
 
@@ -113,7 +113,7 @@ def test_what_an_address_says_reaches_the_connection(url: str, expected: dict[st
 )
 def test_what_is_not_understood_is_refused_by_name(url: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as refused:
-        parse_toml(settings_toml(database=url), Settings, "datasite.toml")
+        parse_toml(settings_toml(database=url), DatasiteSettings, "datasite.toml")
     assert MARK not in str(refused.value)
 
 
@@ -122,7 +122,7 @@ def test_what_is_not_understood_is_refused_by_name(url: str, words: str) -> None
 def test_an_option_of_a_providers_address_is_refused(name: str, option: str) -> None:
     """Taken, it would be torn: what asks the provider begins its own options with another question mark."""
     with pytest.raises(InputError, match=rf"{name}: https://login\.example\.org/x\?.*has an option") as refused:
-        parse_toml(settings_toml(**{name: f"https://login.example.org/x{option}"}), Settings, "datasite.toml")
+        parse_toml(settings_toml(**{name: f"https://login.example.org/x{option}"}), DatasiteSettings, "datasite.toml")
     assert MARK not in str(refused.value)
 
 

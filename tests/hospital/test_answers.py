@@ -13,7 +13,7 @@ from datasites.cli import app
 from datasites.hospital.cases import examination
 from datasites.hospital.cases.readiness import accept, check_dataset
 from datasites.hospital.data.answers import AnswerRefused, answer, unanswered
-from datasites.hospital.data.findings import Finding
+from datasites.hospital.data.findings import TableFinding
 from datasites.hospital.models import Case
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
@@ -22,7 +22,7 @@ from tests.hospital.desk import PASSWORD, Desk
 
 PACKAGE = StudyPackage.read(HEART / "study")
 Change = Callable[[str, Callable[[pd.Series], pd.Series]], None]
-MONTHS = Finding("out_of_range", "age", 0.5, "half of it")
+MONTHS = TableFinding("out_of_range", "age", 0.5, "half of it")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def change(desk: Desk) -> Iterator[Change]:
     path.write_bytes(before)
 
 
-def left(desk: Desk, *found: Finding, package: StudyPackage = PACKAGE) -> list[str]:
+def left(desk: Desk, *found: TableFinding, package: StudyPackage = PACKAGE) -> list[str]:
     return [finding.name for finding in unanswered(desk.site.home, "heart", found, package.data_model)]
 
 
@@ -70,15 +70,15 @@ def test_the_log_shows_that_somebody_answered_and_not_what(desk: Desk) -> None:
 def test_an_answer_holds_for_what_was_answered(desk: Desk) -> None:
     answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
     assert left(desk, MONTHS) == []
-    assert left(desk, Finding("out_of_range", "age", 0.59, "")) == []
-    assert left(desk, Finding("out_of_range", "age", 0.61, "")) == ["out_of_range:age"]
-    assert left(desk, Finding("infinite", "age", 0.1, "")) == ["infinite:age"]
-    assert left(desk, Finding("out_of_range", "cholesterol", 0.5, "")) == ["out_of_range:cholesterol"]
+    assert left(desk, TableFinding("out_of_range", "age", 0.59, "")) == []
+    assert left(desk, TableFinding("out_of_range", "age", 0.61, "")) == ["out_of_range:age"]
+    assert left(desk, TableFinding("infinite", "age", 0.1, "")) == ["infinite:age"]
+    assert left(desk, TableFinding("out_of_range", "cholesterol", 0.5, "")) == ["out_of_range:cholesterol"]
     age = PACKAGE.data_model.features[0].model_copy(update={"high": 100.0})
     other = PACKAGE.data_model.model_copy(update={"features": (age, *PACKAGE.data_model.features[1:])})
     assert unanswered(desk.site.home, "heart", [MONTHS], other) == [MONTHS]
     assert unanswered(desk.site.home, "lung", [MONTHS], PACKAGE.data_model) == [MONTHS]
-    assert left(desk, Finding("no_rows", "", 1.0, ""), Finding("unused_code", "age", 0.0, "")) == ["no_rows"]
+    assert left(desk, TableFinding("no_rows", "", 1.0, ""), TableFinding("unused_code", "age", 0.0, "")) == ["no_rows"]
 
 
 @pytest.mark.parametrize("harm", ["edited", "gone", "another"])
@@ -101,7 +101,7 @@ def test_who_may_not_answer_and_what_cannot_be_answered(desk: Desk) -> None:
         answer(desk.site, desk.login("dee"), "heart", MONTHS, PACKAGE.data_model, "a reason", holds=True)
     with pytest.raises(AnswerRefused, match="say why"):
         answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "  ", holds=True)
-    empty = Finding("no_rows", "", 1.0, "the table has no rows")
+    empty = TableFinding("no_rows", "", 1.0, "the table has no rows")
     with pytest.raises(AnswerRefused, match="nothing makes this right"):
         answer(desk.site, desk.login("ann"), "heart", empty, PACKAGE.data_model, "a reason", holds=True)
     with pytest.raises(InputError, match="not on this table now"):

@@ -19,7 +19,7 @@ import pytest
 from datasites.enclave import confine, processes
 from datasites.enclave.sandbox import SandboxConfig
 from datasites.hospital.budget import accounting
-from datasites.hospital.budget.accounting_messages import Price, Priced
+from datasites.hospital.budget.accounting_messages import Priced, PriceRequest
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.data import reading
 from datasites.hospital.data.mapping import read_mapping
@@ -30,7 +30,7 @@ from datasites.hospital.isolated.process import Apart, ApartFailed
 from datasites.privacy.events import release
 from datasites.privacy.plan import PlanError
 from datasites.privacy.pricing import Prices
-from datasites.privacy.study_plan import Limits, plan_of
+from datasites.privacy.study_plan import HospitalLimits, plan_of
 from datasites.study.errors import DatasitesError, InputError, read_toml
 from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
@@ -254,7 +254,7 @@ def test_lengths_that_add_up_only_by_overflow_are_none() -> None:
 
 
 def test_memory_is_limited(furnished: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    limited = SandboxConfig(limits=confine.Limits(memory=512 * confine.MIB))
+    limited = SandboxConfig(limits=confine.WorkerLimits(memory=512 * confine.MIB))
     large = tmp_path / "table.csv"
     with large.open("wb") as file:
         file.truncate(768 * confine.MIB)
@@ -292,7 +292,7 @@ def test_where_none_can_be_started_whoever_asks_is_told(furnished: Home, monkeyp
 
 def test_what_is_priced_apart_is_what_is_priced_here(furnished: Home) -> None:
     study = StudyPackage.read(HEART / "study").study
-    limits = Limits(2.0, 1e-5, 0.25)
+    limits = HospitalLimits(2.0, 1e-5, 0.25)
     here = plan_of(study, limits)
     assert accounting.plans_of(furnished, study, limits) == (here.training, here.evaluation)
     apart_, event = accounting.PricesApart(furnished), here.training.event()
@@ -305,13 +305,13 @@ def test_what_is_priced_apart_is_what_is_priced_here(furnished: Home) -> None:
 def test_a_plan_that_nothing_fits_is_refused_as_it_is_here(furnished: Home) -> None:
     study = StudyPackage.read(HEART / "study").study
     with pytest.raises(PlanError, match="no noise"):
-        accounting.plans_of(furnished, study, Limits(1e-9, 1e-12, 0.25))
+        accounting.plans_of(furnished, study, HospitalLimits(1e-9, 1e-12, 0.25))
 
 
 def test_an_accountant_that_nobody_asks_again_ends(furnished: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "_LINGERS", 0.1)
     accountant = accounting._Accountant(furnished.settings.sandbox)
-    what = Price(method="rdp", of=release(1.0), at=1e-5)
+    what = PriceRequest(method="rdp", of=release(1.0), at=1e-5)
     first = accountant.ask("price", what, Priced)
     until(lambda: accountant._apart is None)
     assert accountant.ask("price", what, Priced) == first, "and another is started"

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasites.hospital.audit import log
-from datasites.hospital.audit.log import AuditError, AuditLog, Head, PublicHead, Report, head_file, records, verify
-from datasites.study.audit_chain import LARGEST_RECORD, genesis
+from datasites.hospital.audit.log import AuditError, AuditLog, Head, PublicHead, head_file, records, verify
+from datasites.study.audit_chain import LARGEST_RECORD, LogVerification, genesis
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import BadSignature, Identity
 
@@ -36,7 +36,9 @@ def filled(folder: Path, count: int = 20) -> tuple[Path, list[Head]]:
     return path, [log.append("round_released", study=STUDY, round=n, epsilon=n / 7) for n in range(1, count + 1)]
 
 
-def check(path: Path, heads: Sequence[Head | PublicHead] | None = None, key: str = HOSPITAL.public_key) -> Report:
+def check(
+    path: Path, heads: Sequence[Head | PublicHead] | None = None, key: str = HOSPITAL.public_key
+) -> LogVerification:
     return verify(path, key, heads or [])
 
 
@@ -72,7 +74,7 @@ def test_what_is_appended_reads_back_and_verifies(tmp_path: Path) -> None:
     assert [r.fields["round"] for r in found[1:]] == list(range(1, 21))
     assert [(r.seq, r.hash) for r in found[1:]] == [(h.seq, h.hash) for h in heads]
     report = check(path, heads)
-    assert report == Report(
+    assert report == LogVerification(
         ok=True, checked=21, first_bad=None, reason="sound", checkpoints=0, heads=20, last_hash=heads[-1].hash, notes=()
     )
     assert path.stat().st_mode & 0o777 == head_file(path).stat().st_mode & 0o777 == 0o600

@@ -24,7 +24,7 @@ from datasites.hospital.data.cells import cell_text, code, number, pseudonym, wo
 from datasites.hospital.data.harmonise import harmonise, harmonise_column
 from datasites.hospital.data.mapping import Column, Mapping
 from datasites.hospital.data.tables import read_table
-from datasites.privacy.batches import binary_loss, tensors
+from datasites.privacy.model_inputs import binary_loss, tensors
 from datasites.privacy.trainer import _Batch
 from datasites.study.errors import InputError
 from datasites.study.schema import DataModel, Feature, SchemaError

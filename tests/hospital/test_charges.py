@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from datasites.enclave.worker import TrainResult
+from datasites.enclave.worker_client import TrainResult
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Round

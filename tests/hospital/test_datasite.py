@@ -19,7 +19,7 @@ from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import lifecycle
 from datasites.hospital.rounds.journals import destroy_secrets, give_up_keys, journal_of
 from datasites.hospital.rounds.run import StudyRun
-from datasites.hospital.service import REVOKED, Datasite
+from datasites.hospital.service import REVOKED, Service
 from datasites.hospital.site import Site
 from datasites.privacy import plan
 from datasites.secagg.errors import JournalRolledBack
@@ -34,7 +34,7 @@ from tests.hospital.running import Running
 
 @pytest.mark.parametrize(("folder", "early"), [("p2p", True), ("mail", False)])
 def test_what_comes_for_syft_is_not_kept_waiting_for_the_next_sync(
-    service: Datasite, monkeypatch: pytest.MonkeyPatch, folder: str, early: bool
+    service: Service, monkeypatch: pytest.MonkeyPatch, folder: str, early: bool
 ) -> None:
     """But a flood of it makes no more than four syncs of one."""
     (control,) = [name for name in service._control.folders() if name.startswith("p2p/")]
@@ -50,12 +50,12 @@ def test_what_comes_for_syft_is_not_kept_waiting_for_the_next_sync(
     assert service._next_sync == service._synced + (pace / 4 if early else pace)
 
 
-def contained(service: Datasite, what: str) -> list[str]:
+def contained(service: Service, what: str) -> list[str]:
     found = [r.fields for r in records(service._home.audit) if r.kind == "contained"]
     return [str(fields["reason"]) for fields in found if str(fields["what"]).startswith(what)]
 
 
-def with_a_mock_of_its_own(service: Datasite) -> Path:
+def with_a_mock_of_its_own(service: Service) -> Path:
     mock = service._home.root / "mock.csv"
     mock.write_bytes(b"age\n50\n")
     datasets = [one.model_copy(update={"mock": Path("mock.csv")}) for one in service._home.settings.datasets]
@@ -65,7 +65,7 @@ def with_a_mock_of_its_own(service: Datasite) -> Path:
     return mock
 
 
-def test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store(service: Datasite) -> None:
+def test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store(service: Service) -> None:
     service._control.publish_dataset("old", with_a_mock_of_its_own(service))
     service._publish()
     found = service._store.list(f"collections/{service._control.email}")
@@ -75,7 +75,7 @@ def test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_stor
 
 @pytest.mark.parametrize("obstructed", ["the mock's place", "another version"])
 def test_a_mock_that_can_not_be_put_keeps_no_hospital_from_starting(
-    service: Datasite, tmp_path: Path, obstructed: str
+    service: Service, tmp_path: Path, obstructed: str
 ) -> None:
     with_a_mock_of_its_own(service)
     service._publish()
@@ -100,7 +100,7 @@ def test_a_mock_that_can_not_be_put_keeps_no_hospital_from_starting(
 
 def test_a_researcher_is_told_that_an_approval_was_revoked_and_not_why(
     desk: Desk,
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     desk.agree()
@@ -122,7 +122,7 @@ def test_a_researcher_is_told_that_an_approval_was_revoked_and_not_why(
 
 def test_what_is_decided_while_a_researcher_is_told_is_told_next(
     desk: Desk,
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     desk.agree()
@@ -141,14 +141,14 @@ def test_what_is_decided_while_a_researcher_is_told_is_told_next(
     assert told == ["approval", "revocation"]
 
 
-def test_an_entry_without_syft_fingerprint_costs_that_party_only(service: Datasite) -> None:
+def test_an_entry_without_syft_fingerprint_costs_that_party_only(service: Service) -> None:
     turn(service)
     assert "no syft fingerprint" in contained(service, "party researcher@university.example.org")[-1]
 
 
 def test_an_error_in_one_study_is_written_once_without_its_words_and_the_study_rests(
     desk: Desk,
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -180,7 +180,7 @@ def test_an_error_in_one_study_is_written_once_without_its_words_and_the_study_r
 
 def test_a_damaged_audit_log_still_ends_the_service(
     desk: Desk,
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     desk.agree()
@@ -196,7 +196,7 @@ def test_a_damaged_audit_log_still_ends_the_service(
 
 
 def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
-    service: Datasite, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import dataclasses
 
@@ -224,7 +224,7 @@ def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
     assert contained(service, "submission job-0")
 
 
-def test_a_mock_that_is_not_there_is_named(service: Datasite) -> None:
+def test_a_mock_that_is_not_there_is_named(service: Service) -> None:
     mock = service._home.root / "data" / "mock.csv"
     aside = mock.rename(mock.with_suffix(".aside"))
     try:
@@ -239,14 +239,14 @@ def test_a_rule_that_permits_keeps_the_datasite_from_starting(desk: Desk) -> Non
     rule.write_text("permit (principal, action, resource);")
     try:
         with pytest.raises(RuleError):
-            Datasite(desk.site)
+            Service(desk.site)
     finally:
         rule.unlink()
 
 
 def test_a_study_that_was_approved_before_a_bound_was_set_goes_on(
     desk: Desk,
-    service: Datasite,
+    service: Service,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -282,7 +282,7 @@ def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, 
         rows.write_bytes(kept)
 
 
-def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: Datasite) -> None:  # type: ignore[no-untyped-def]
+def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: Service) -> None:  # type: ignore[no-untyped-def]
     """A backup without anchors: the study stops, resuming stops it again, and rejoining is the way back."""
     running = Running(desk, tmp_path)
     service._control.pin(running.roster)

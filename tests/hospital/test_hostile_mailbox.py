@@ -12,7 +12,7 @@ from datasites.hospital.rounds import mail
 from datasites.hospital.rounds.mail import HOUR, RECORDS_PER_HOUR
 from datasites.hospital.rounds.run import LETTERS_PER_STEP, StudyRun
 from datasites.hospital.rounds.setup import OFFERS_PER_STEP
-from datasites.hospital.service import STEPS_PER_TURN, Datasite
+from datasites.hospital.service import STEPS_PER_TURN, Service
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
 from datasites.transport.mailroom import Mailroom, letter_folder, letter_key
@@ -127,7 +127,7 @@ def test_what_was_left_out_of_the_log_is_counted_when_what_counts_ends(running: 
         lay(running, f"00000000.offer-{number}")
     for _ in range(40):
         running.run.step()
-    service = Datasite(running.site)
+    service = Service(running.site)
     try:
         service._runs = {running.row.pk: running.run}
         if what == "farewell":
@@ -208,7 +208,7 @@ def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(running: Ru
 
 def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that always has something to do, and one whose place in the store is out of order, hold up nobody."""
-    service = Datasite(running.site)
+    service = Service(running.site)
     try:
         done: list[int] = []
 
@@ -240,7 +240,7 @@ def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -
 def test_a_lost_account_is_put_again_after_the_study_was_closed(running: Running) -> None:
     running.set_up()
     running.run.close(wait=True)
-    service = Datasite(running.site)
+    service = Service(running.site)
     service._mailroom.close()
     service._mailroom = running.rooms[OWN]
     try:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital.budget import ledger, pending
-from datasites.hospital.budget.balances import Price
-from datasites.hospital.budget.ledger import Asked, BudgetExceeded
+from datasites.hospital.budget.balances import StoredPrice
+from datasites.hospital.budget.ledger import BudgetExceeded, PrivacyCost
 from datasites.hospital.budget.population import Caps, open_populations, widen
 from datasites.hospital.budget.reconcile import require_one_story
 from datasites.hospital.config import DatasetSettings, Home
@@ -31,12 +31,12 @@ from datasites.privacy.renyi import filter_order
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 
 
-def whole(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
-    return {"training": Asked(plan.event(), plan.local_event())}
+def whole(plan: PrivacyPlan = PLAN) -> dict[str, PrivacyCost]:
+    return {"training": PrivacyCost(plan.event(), plan.local_event())}
 
 
-def one_round(plan: PrivacyPlan = PLAN) -> dict[str, Asked]:
-    return {"training": Asked(plan.round_event(), plan.round_event())}
+def one_round(plan: PrivacyPlan = PLAN) -> dict[str, PrivacyCost]:
+    return {"training": PrivacyCost(plan.round_event(), plan.round_event())}
 
 
 def at_order(events: list[Event]) -> float:
@@ -73,9 +73,9 @@ def test_a_charge_is_part_of_what_was_reserved_however_cheap_it_is(site: Site, h
     ledger.reserve(site, heart, "a" * 64, whole())
     for other in (release(1e6), PLAN.model_copy(update={"noise_multiplier": 4.1}).round_event()):
         with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
-            ledger.charge(site, heart, "a" * 64, 1, {"training": Asked(other, other)})
+            ledger.charge(site, heart, "a" * 64, 1, {"training": PrivacyCost(other, other)})
     with pytest.raises(BudgetExceeded, match="beyond what was reserved"):
-        ledger.charge(site, heart, "a" * 64, 1, {"held_out": Asked(PLAN.round_event(), PLAN.round_event())})
+        ledger.charge(site, heart, "a" * 64, 1, {"held_out": PrivacyCost(PLAN.round_event(), PLAN.round_event())})
     assert spent(heart) == 0
 
 
@@ -85,14 +85,14 @@ def test_the_cap_is_kept_at_the_one_order_that_its_budget_was_opened_at(site: Si
     most = math.sqrt(3 / 2.238088)
     for noise, fits in ((most * 1.0001, True), (most * 0.9999, False)):
         event = release(noise)
-        assert (ledger.Reading.of(heart).after({"training": Asked(event, event)})["training"] <= 4) is fits
+        assert (ledger.Reading.of(heart).after({"training": PrivacyCost(event, event)})["training"] <= 4) is fits
     with pytest.raises(BudgetExceeded, match="above the cap of 4"):
-        ledger.reserve(site, heart, "a" * 64, {"training": Asked(event, event)})
+        ledger.reserve(site, heart, "a" * 64, {"training": PrivacyCost(event, event)})
     # By the best of all orders this one costs less than 4, and much more at the order of this budget.
     dear = release(0.6, 0.001, 50)
     assert epsilon_pld([dear], 1e-5) < epsilon_rdp([dear], 1e-5) < 3 < 9 < at_order([dear])
     with pytest.raises(BudgetExceeded, match="Renyi order 6"):
-        ledger.reserve(site, heart, "a" * 64, {"training": Asked(dear, dear)})
+        ledger.reserve(site, heart, "a" * 64, {"training": PrivacyCost(dear, dear)})
 
 
 def test_a_budget_keeps_the_order_that_it_was_opened_at(site: Site, heart: DatasetSettings) -> None:
@@ -141,7 +141,7 @@ def test_what_a_closed_study_charged_still_counts(site: Site, heart: DatasetSett
 
 
 def test_the_two_partitions_are_gated_apart(site: Site, heart: DatasetSettings) -> None:
-    ledger.reserve(site, heart, "a" * 64, {**whole(), "held_out": Asked(PLAN.event(), PLAN.event())})
+    ledger.reserve(site, heart, "a" * 64, {**whole(), "held_out": PrivacyCost(PLAN.event(), PLAN.event())})
     training, held_out = ledger.state(heart)
     assert training.committed == held_out.committed < 2 * training.committed
 
@@ -333,7 +333,7 @@ def test_a_charge_of_a_newer_format_stops_everything(site: Site, heart: DatasetS
     from datasites.privacy.events import UnknownEvent
 
     line = pending.Line(kind="charge", population="heart", study="f" * 64, round=1)
-    pending.write(site, line, {"training": Price('[{"format":2}]', "[]")})
+    pending.write(site, line, {"training": StoredPrice('[{"format":2}]', "[]")})
     with pytest.raises(UnknownEvent):
         ledger.reserve(site, heart, "a" * 64, whole())
 

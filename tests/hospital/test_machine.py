@@ -16,7 +16,7 @@ from datasites.enclave import cgroup
 from datasites.enclave.sandbox import SandboxUnavailable
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.doctor import examine as doctor
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.setup import initialise, require_own_user
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
@@ -34,7 +34,7 @@ def with_root_allowed(site: Site, allowed: bool) -> Site:
 @as_root
 def test_root_does_not_serve_unless_the_operator_wrote_so(site: Site) -> None:
     with pytest.raises(InputError, match="does not serve as root.*run_as_root = true"):
-        Datasite(with_root_allowed(site, False))
+        Service(with_root_allowed(site, False))
     (check,) = [check for check in doctor(with_root_allowed(site, False)) if check.name == "user"]
     assert (check.state, "run_as_root" in check.words) == ("bad", True)
 
@@ -91,7 +91,7 @@ def test_without_namespaces_the_doctor_says_so_in_one_line(
 def test_without_namespaces_nothing_is_served(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_namespaces(tmp_path, monkeypatch)
     with pytest.raises(SandboxUnavailable, match=NO_NAMESPACE):
-        Datasite(site)
+        Service(site)
 
 
 def test_without_namespaces_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,14 @@ import pytest
 from django.db import connections
 
 from datasites.enclave.processes import family
-from datasites.enclave.worker import Timeouts, Worker
+from datasites.enclave.worker_client import Timeouts, Worker
 from datasites.hospital.cases import examination
 from datasites.hospital.cases.halt import Halt, Halted
 from datasites.hospital.cases.machine import AtWork, Machine, rounds_at_work, standing_back
 from datasites.hospital.cases.submissions import in_a_thread
 from datasites.hospital.models import Case
 from datasites.hospital.rounds.row_work import RowWork
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.ticks import TICK
 from datasites.study import letters
 from datasites.transport.store import NotAFile
@@ -182,7 +182,7 @@ def test_a_round_of_a_study_that_people_halt_or_let_go_of_is_not_at_work_for_eve
 @pytest.mark.parametrize("away", ["its place in the store", "the store"])
 def test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick(
     running: Running,
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
     away: str,
 ) -> None:

@@ -18,7 +18,7 @@ from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.models import BudgetFact, LedgerEntry, Population
 from datasites.hospital.proposals import two_people
 from datasites.hospital.proposals.restored import LostStudy
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from tests.hospital.desk import Desk
@@ -89,7 +89,7 @@ def refused(site: Site) -> None:
     for _ in range(2):
         site = restarted(site)
         with pytest.raises(AccountsDiffer, match=REFUSED):
-            Datasite(site)
+            Service(site)
     assert not ledger_log.tell(site.home).populations, "no budget was opened"
     heart = site.home.dataset("heart")
     for gate in (
@@ -126,7 +126,7 @@ def test_rows_of_a_study_that_no_log_names(older: Site) -> None:
     rows(("reserve",))
     site = restarted(older)
     with pytest.raises(AccountsDiffer, match="is missing"):
-        Datasite(site)  # it may as well be a home that has lost its log
+        Service(site)  # it may as well be a home that has lost its log
     assert any(REFUSED in words for words in differences(site.home))
 
 

@@ -27,7 +27,7 @@ from datasites.hospital.cases import compliance, examination
 from datasites.hospital.database import DATABASE_AWAY, let_go
 from datasites.hospital.models import Case, LedgerEntry, Review, Round
 from datasites.hospital.rounds import row_work
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import records
@@ -241,7 +241,7 @@ def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:

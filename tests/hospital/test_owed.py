@@ -24,7 +24,7 @@ from datasites.hospital.rounds import lifecycle
 from datasites.hospital.rounds.closing import closing_step
 from datasites.hospital.rounds.failures import MOST, Failures
 from datasites.hospital.rounds.run import StudyRun
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.secagg.journal import Anchor
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
@@ -89,7 +89,7 @@ def test_what_the_log_says_was_decided_is_so_where_the_process_is_killed_right_t
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_decided_is_logged_by_the_service_where_that_was_interrupted(
     at: Desk,
-    service: Datasite,
+    service: Service,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -225,7 +225,7 @@ def test_a_withdrawal_and_the_kill_switch_leave_nothing_in_words_that_the_log_wo
 @pytest.mark.parametrize("where", ["owe", "settle", "release_what_is_left"])
 def test_a_study_that_people_have_not_ended_keeps_its_reservation_wherever_a_revocation_is_killed(
     at: Desk,
-    service: Datasite,
+    service: Service,
     where: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -313,7 +313,7 @@ FORGED: dict[str, Any] = {
 @pytest.mark.parametrize("forged", FORGED)
 def test_what_was_written_into_what_a_case_owes_is_not_signed_and_ends_no_service(
     at: Desk,
-    service: Datasite,
+    service: Service,
     forged: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -364,7 +364,7 @@ FIRST = {
 @pytest.mark.parametrize("kind", ["revoked", "rejoined"])
 def test_a_study_is_let_go_of_once_the_log_holds_what_people_decided_during_a_sync(
     at: Desk,
-    service: Datasite,
+    service: Service,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -393,7 +393,7 @@ def test_a_study_is_let_go_of_once_the_log_holds_what_people_decided_during_a_sy
 @pytest.mark.parametrize("kind", FIRST)
 def test_nobody_is_told_of_what_was_decided_during_a_sync_before_the_log_holds_it(
     at: Desk,
-    service: Datasite,
+    service: Service,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.data.answers import GROWTH
 from datasites.hospital.data.cells import spelling_key
-from datasites.hospital.data.findings import NOTES, Finding
+from datasites.hospital.data.findings import NOTES, TableFinding
 from datasites.hospital.data.harmonise import harmonise
 from datasites.hospital.data.mapping import Mapping
 from datasites.hospital.data.plausible import findings
@@ -54,7 +54,7 @@ def honest(place: int) -> Row:
 
 def found(
     folder: Path, rows: list[Row], *, declared: int = 40, mapping: Mapping = MAPPING, end: str = "\n"
-) -> dict[str, Finding]:
+) -> dict[str, TableFinding]:
     path = folder / "table.csv"
     path.write_bytes(("\n".join([",".join(HEAD), *(",".join(row) for row in rows)]) + end).encode())
     table = read_table(path)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from datasites.hospital.budget import ledger, population
-from datasites.hospital.budget.balances import Price
-from datasites.hospital.budget.ledger import Asked, BudgetExceeded
+from datasites.hospital.budget.balances import StoredPrice
+from datasites.hospital.budget.ledger import BudgetExceeded, PrivacyCost
 from datasites.hospital.budget.population import open_populations
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import CONFIG_FILE, DatasetSettings, Home
@@ -21,7 +21,7 @@ from datasites.study.errors import InputError
 from tests.hospital.desk import Desk
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
-WHOLE = {"training": Asked(PLAN.event(), PLAN.local_event())}
+WHOLE = {"training": PrivacyCost(PLAN.event(), PLAN.local_event())}
 
 
 @pytest.fixture
@@ -130,11 +130,11 @@ def test_a_narrower_budget_holds_at_once_and_is_recorded_and_narrow_is_what_stay
 
 
 def test_a_service_with_a_wider_file_does_not_start(desk: Desk, settings: Path) -> None:
-    from datasites.hospital.service import Datasite
+    from datasites.hospital.service import Service
 
     site = rewritten(desk.site, settings, "delta = 1e-5", "delta = 0.05")
     with pytest.raises(InputError, match="budget widen"):
-        Datasite(site)
+        Service(site)
 
 
 def test_a_larger_delta_is_accepted_by_two_people(desk: Desk) -> None:
@@ -169,7 +169,7 @@ def test_the_spending_of_an_older_database_stays_with_the_population_of_the_same
             study_hash="f" * 64,
             kind="charge",
             round=1,
-            charges=json.loads(Price.of(WHOLE["training"]).charges),
+            charges=json.loads(StoredPrice.of(WHOLE["training"]).charges),
         )
     finally:
         MigrationExecutor(connection).migrate(after)

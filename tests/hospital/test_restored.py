@@ -32,7 +32,7 @@ from datasites.hospital.proposals.restored import LostStudy, hold_against
 from datasites.hospital.rounds import lifecycle
 from datasites.hospital.rounds.journals import give_up_keys
 from datasites.hospital.rounds.run import StudyRun
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.secagg.errors import JournalRolledBack
 from datasites.study import letters
@@ -67,7 +67,7 @@ def does_not_start(site: Site, words: str) -> Site:
     """What an operator tries first, twice; and `doctor` in between. The site as the next process opens it."""
     for _ in range(2):
         with pytest.raises(AccountsDiffer, match=words):
-            Datasite(site)
+            Service(site)
         site = restarted(site)
         assert any(c.state == "bad" for c in doctor(site) if c.name == "accounts")
         site = restarted(site)
@@ -499,7 +499,7 @@ def test_a_list_that_came_back_from_a_backup_puts_nobody_back(
         running.steps()
     assert nothing_left(running, 1)
     with pytest.raises(AccountsDiffer, match=words):
-        Datasite(restarted(site))
+        Service(restarted(site))
     assert any(words in c.words for c in doctor(site) if c.name == "accounts" and c.state == "bad")
     withdraw(running, third)
     with pytest.raises(AccountsDiffer, match=words):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasites.enclave.worker import TrainResult, Worker, WorkerCrashed
+from datasites.enclave.worker_client import TrainResult, Worker, WorkerCrashed
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases import compliance, review
 from datasites.hospital.cases.case import open_case

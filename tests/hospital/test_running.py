@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasites.enclave.worker import Worker, WorkerRefused
+from datasites.enclave.worker_client import Worker, WorkerRefused
 from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.budget import ledger, ledger_log, pending
 from datasites.hospital.cases import examination

@@ -11,7 +11,7 @@ from django.db import connection
 
 from datasites.hospital.audit.log import AuditLog, head_file
 from datasites.hospital.budget import ledger, ledger_log, population
-from datasites.hospital.budget.ledger import Asked, BudgetExceeded
+from datasites.hospital.budget.ledger import BudgetExceeded, PrivacyCost
 from datasites.hospital.budget.population import open_populations
 from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.cases.examination import recheck
@@ -25,7 +25,7 @@ from datasites.hospital.proposals import restored, two_people
 from datasites.hospital.proposals.restored import Lost, LostStudy, hold_against
 from datasites.hospital.rounds import lifecycle
 from datasites.hospital.rounds.journals import give_up_keys, journal_of
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PrivacyPlan
 from datasites.secagg.journal import Anchor
@@ -394,7 +394,7 @@ def test_a_ledger_that_is_edited_under_the_running_service_ends_it_and_nothing_l
     assert nothing_left(running, 2)
     assert spent(running.site) == before
     with pytest.raises(AccountsDiffer):
-        Datasite(again(running))
+        Service(again(running))
 
 
 @on_sqlite
@@ -414,7 +414,7 @@ def test_a_file_of_tables_that_was_put_back_three_rounds(running: Running, tmp_p
     assert nothing_left(running, 5)
     site = again(running)
     with pytest.raises(AccountsDiffer, match="round 2"):
-        Datasite(site)
+        Service(site)
     bad = [check.words for check in doctor(site) if check.name == "accounts" and check.state == "bad"]
     assert [number for number in range(1, 5) if any(f"round {number}:" in words for words in bad)] == [2, 3, 4]
     site = settled(running.desk, site)
@@ -441,7 +441,7 @@ def test_the_guides_own_restore_refunds_nothing_and_the_study_does_not_go_on(run
     shutil.rmtree(home.anchors)
     site = again(running)
     with pytest.raises(AccountsDiffer, match="is missing"):
-        Datasite(site)
+        Service(site)
     with pytest.raises(AccountsDiffer):
         ledger.reserve(site, home.dataset("heart"), "b" * 64, ROUND)
     with pytest.raises(ReviewError):
@@ -458,7 +458,7 @@ def test_the_guides_own_restore_refunds_nothing_and_the_study_does_not_go_on(run
     lifecycle.revoke(site, row.pk, running.desk.login("ann"), "lost")
     assert committed(site) == pytest.approx(whole), "nothing is refunded"
     with pytest.raises(BudgetExceeded):
-        ledger.reserve(site, home.dataset("heart"), "b" * 64, {"training": Asked(PLAN.event(), PLAN.event())})
+        ledger.reserve(site, home.dataset("heart"), "b" * 64, {"training": PrivacyCost(PLAN.event(), PLAN.event())})
 
 
 @on_sqlite
@@ -478,7 +478,7 @@ def test_rejoining_charges_what_the_anchors_know_and_goes_on_in_a_new_epoch(
         home.ledger_anchor.unlink()
     site = again(running)
     with pytest.raises(AccountsDiffer):
-        Datasite(site)
+        Service(site)
     site = settled(running.desk, site)
     assert spent(site) == pytest.approx(before)
     row = lifecycle.rejoin(site, running.row.pk, running.desk.login("ann"), "restored")

@@ -13,7 +13,7 @@ import pytest
 from django.template.loader import render_to_string
 
 from datasites.enclave.template import Template
-from datasites.enclave.worker import TrainResult
+from datasites.enclave.worker_client import TrainResult
 from datasites.hospital.cases import as_text, examination
 from datasites.hospital.cases.case import OpenCase, build_terms, site_plan
 from datasites.hospital.cases.machine import Machine

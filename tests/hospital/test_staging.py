@@ -17,7 +17,7 @@ from datasites.hospital.cases.case import PREPARED_FILE, open_case, partitions, 
 from datasites.hospital.cases.compliance import Denied
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.serving import only_process, serve_until
 from tests.hospital.desk import Desk
 
@@ -38,7 +38,7 @@ with one_at_a_time(home, "a submission"):
 def started(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A start of the service at a home, which ends when all its parts have started."""
     monkeypatch.setattr(
-        Datasite, "serve", lambda datasite, stop: (datasite._mailroom.close(), datasite._control.close())
+        Service, "serve", lambda datasite, stop: (datasite._mailroom.close(), datasite._control.close())
     )
 
     def start(home: Home) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 from datasites.hospital.cases import examination
 from datasites.hospital.rounds import row_work
 from tests.adversarial.neighbours.doors import StandIn

@@ -19,13 +19,13 @@ import pytest
 from django.utils import timezone
 
 from datasites.control.syft import HospitalControl, SubmittedJob
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 from datasites.hospital.cases import examination, submissions
 from datasites.hospital.cases.halt import Halted
 from datasites.hospital.cases.submissions import HOUR, MOST_REFUSED
 from datasites.hospital.models import Case
 from datasites.hospital.rounds.run import StudyRun
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.serving import only_process
 from datasites.hospital.site import Site
 from datasites.study import letters
@@ -73,7 +73,7 @@ def until(happens: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def all_taken_in(service: Datasite) -> None:
+def all_taken_in(service: Service) -> None:
     """Turns until nothing is left in the inbox."""
     turn(service)
     while service._submissions._work is not None:
@@ -95,7 +95,7 @@ ADMITTED = ("received", "refused", "examined", "taken_again")
 @pytest.mark.waits
 def test_a_round_is_answered_while_a_submission_is_rehearsed(
     running: Running,
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The rehearsal takes minutes, and is ended with the service."""
@@ -124,7 +124,7 @@ def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
     """Whether its model is being loaded or is training already."""
     begins = desk.site.audit.head().seq
     send(monkeypatch, another("heart-again", long=True))
-    first = Datasite(desk.site)
+    first = Service(desk.site)
     turn(first)
     halt = first._submissions._halt
     until(lambda: isinstance(halt._process, Worker) and (not loaded or hasattr(halt._process, "description")))
@@ -166,7 +166,7 @@ def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> Non
     monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
     whole = [("received", "heart-again"), ("taken_again", "heart-again"), ("examined", "heart-again")]
     for _ in range(2):
-        again = Datasite(desk.site)
+        again = Service(desk.site)
         all_taken_in(again)
         stop(again)
         (row,) = Case.objects.filter(job_name="heart-again")
@@ -206,7 +206,7 @@ def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows
     monkeypatch.setattr(submissions, "wait", waiting)
     monkeypatch.setattr(StudyRun, "close", closing)
     send(monkeypatch, another("heart-again", long=True))
-    first = Datasite(site)
+    first = Service(site)
     first._runs[running.row.pk] = running.run
     turn(first)
     assert reading.wait(PATIENCE)
@@ -220,7 +220,7 @@ def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows
     assert logged("ended", *ADMITTED) == ["received", "ended"], "and it writes nothing after"
 
 
-def stop(datasite: Datasite) -> None:
+def stop(datasite: Service) -> None:
     """What `serve` does in the end."""
     stopped = threading.Event()
     stopped.set()
@@ -239,7 +239,7 @@ def sandboxes_of(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.waits
 def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two that are rehearsed, and one of somebody else that came in later by name and is refused."""
@@ -259,7 +259,7 @@ def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
 
 
 def test_who_is_refused_again_and_again_waits_for_the_hour_to_end(
-    service: Datasite,
+    service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What they send is bounded in log and database, and taken in later; others are not held up."""

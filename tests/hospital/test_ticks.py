@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from datasites.enclave.template import Template
-from datasites.enclave.worker import Timeouts, Worker
+from datasites.enclave.worker_client import Timeouts, Worker
 from datasites.hospital import ticks as moments_of
 from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.cases import case, examination
@@ -558,7 +558,7 @@ def test_the_time_that_a_rehearsal_stands_still_is_no_part_of_its_workers_start(
 
         return start(*arguments, began=slowly, **options)
 
-    monkeypatch.setattr("datasites.enclave.worker.time", clock)
+    monkeypatch.setattr("datasites.enclave.worker_client.time", clock)
     monkeypatch.setattr(examination, "time", clock)
     monkeypatch.setattr(moments_of, "time", clock)
     monkeypatch.setattr(Worker, "start", begun_slowly)

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from datasites.cli import app
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 from datasites.hospital.audit.entered import EntryRefused
 from datasites.hospital.budget import ledger_log
 from datasites.hospital.budget.reconcile import differences

@@ -14,7 +14,7 @@ from policies.facts import (
     ReleaseFacts,
     Reviewer,
     RosterFacts,
-    StudyTerms,
+    TermFacts,
 )
 from policies.registry import Registry, Terms
 
@@ -96,7 +96,7 @@ SERVICES = tuple(
 )
 
 GROUPS: dict[str, Any] = {
-    "terms": StudyTerms(
+    "terms": TermFacts(
         name="heart",
         purpose="heart-risk",
         irb="IRB-17",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datasites.study.manifest import REQUIRED_SERVICES, Study
+from datasites.study.manifest import REQUIRED_SERVICES, StudyTerms
 from policies.controls import CONTROLS
 from policies.engine import Engine
 from policies.ruleset import SHIPPED
@@ -20,8 +20,8 @@ README = (POLICIES / "README.md").read_text()
 TABLE = README.split("## Controls")[1].split("A hospital's own rules are")[0]
 
 
-def study(**changes: Any) -> Study:
-    return Study.model_validate(
+def study(**changes: Any) -> StudyTerms:
+    return StudyTerms.model_validate(
         {
             "name": "heart",
             "title": "Heart disease risk",

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasites.privacy import alone
-from datasites.privacy.batches import binary_loss
+from datasites.privacy import per_row
 from datasites.privacy.clipping import ClippedSum
 from datasites.privacy.layers import private_form
+from datasites.privacy.model_inputs import binary_loss
 from datasites.privacy.records import recording, row_records
 from tests.privacy.models import KINDS
 from tests.privacy.test_probe import MIXES, Mixing
@@ -18,7 +18,7 @@ ROWS = 12
 
 def gradients(module, x, y, loss=binary_loss):
     with recording(module) as made:
-        losses = alone.run(module, {0: x}, made, loss, y).losses
+        losses = per_row.run(module, {0: x}, made, loss, y).losses
     return clipped(row_records(made, losses), len(y))
 
 
@@ -34,7 +34,7 @@ def test_honest_models_give_what_they_give_in_a_batch(kind):
     build, inputs = KINDS[kind]
     module, x, y = private_form(build()).eval(), inputs(ROWS), torch.ones(ROWS)
     together = module(x)
-    found = alone.run(module, {0: x}, loss=binary_loss, target=y)
+    found = per_row.run(module, {0: x}, loss=binary_loss, target=y)
     torch.testing.assert_close(found.outputs.reshape(together.shape), together)
     torch.testing.assert_close(found.losses, binary_loss(together, y))
     assert found.fit.all()
@@ -49,17 +49,17 @@ def test_honest_models_give_what_they_give_in_a_batch(kind):
 def test_a_mixing_model_sees_one_row(name):
     torch.manual_seed(0)
     module, x = Mixing(MIXES[name]).eval(), torch.randn(ROWS, 6)
-    found = alone.run(module, {0: x}).outputs
+    found = per_row.run(module, {0: x}).outputs
     for row in range(ROWS):
         torch.testing.assert_close(found[row], module(x[row : row + 1])[0], equal_nan=True)
     others = torch.randn(ROWS + 5, 6) * 100
     others[3] = x[0]
-    torch.testing.assert_close(alone.run(module, {0: others}).outputs[3], found[0], equal_nan=True)
+    torch.testing.assert_close(per_row.run(module, {0: others}).outputs[3], found[0], equal_nan=True)
 
 
 def test_random_numbers_are_refused():
     with pytest.raises(RuntimeError, match="random"):
-        alone.run(Mixing(MIXES["random, not the row's own"]), {0: torch.randn(ROWS, 6)})
+        per_row.run(Mixing(MIXES["random, not the row's own"]), {0: torch.randn(ROWS, 6)})
 
 
 class Positions(nn.Module):
@@ -103,7 +103,7 @@ class Keeping(nn.Module):
 def test_a_row_can_not_be_written_into_what_is_kept(write):
     module = Keeping(write)
     with pytest.raises(RuntimeError):
-        alone.run(module, {0: torch.randn(ROWS, 6)})
+        per_row.run(module, {0: torch.randn(ROWS, 6)})
     assert (module.seen == 0).all()
 
 
@@ -132,7 +132,7 @@ def test_what_is_out_of_range_marks_its_row_and_changes_no_other(name, bad):
     torch.manual_seed(0)
     module, loss = Coded().eval(), LOSSES[name]
     x, y = torch.randint(0, 3, (ROWS, 2)).float(), torch.randint(0, 5, (ROWS,)).float()
-    clean = alone.run(module, {0: x}, loss=loss, target=y)
+    clean = per_row.run(module, {0: x}, loss=loss, target=y)
     assert clean.fit.all()
     torch.testing.assert_close(clean.losses, loss(module(x), y))
     where, value = bad
@@ -140,7 +140,7 @@ def test_what_is_out_of_range_marks_its_row_and_changes_no_other(name, bad):
         y[7] = value
     else:
         x[7, where] = value
-    spoilt = alone.run(module, {0: x}, loss=loss, target=y)
+    spoilt = per_row.run(module, {0: x}, loss=loss, target=y)
     assert spoilt.fit.tolist() == [row != 7 for row in range(ROWS)]
     others = spoilt.fit
     assert (spoilt.outputs[others] == clean.outputs[others]).all()
@@ -149,7 +149,7 @@ def test_what_is_out_of_range_marks_its_row_and_changes_no_other(name, bad):
 
 def test_an_ignored_class_is_no_mark():
     target = torch.tensor([0.0, -100.0, 2.0])
-    found = alone.run(nn.Linear(2, 3), {0: torch.ones(3, 2)}, loss=LOSSES["cross_entropy"], target=target)
+    found = per_row.run(nn.Linear(2, 3), {0: torch.ones(3, 2)}, loss=LOSSES["cross_entropy"], target=target)
     assert found.fit.all()
     assert found.losses[1] == 0
 
@@ -163,7 +163,7 @@ def test_a_code_that_is_no_rows_own_marks_all():
         def forward(self, x):
             return self.fc(x) + self.places(torch.arange(4))[3]
 
-    assert not alone.run(Beyond(), {0: torch.ones(ROWS, 2)}).fit.any()
+    assert not per_row.run(Beyond(), {0: torch.ones(ROWS, 2)}).fit.any()
 
 
 def test_nothing_is_caught_around_rows():
@@ -172,7 +172,7 @@ def test_nothing_is_caught_around_rows():
             raise ValueError("a row")
 
     with pytest.raises(ValueError, match="a row"):
-        alone.scores(Raising(), {0: torch.ones(3, 2)}, slots=2)
+        per_row.scores(Raising(), {0: torch.ones(3, 2)}, slots=2)
 
 
 @pytest.mark.parametrize(("rows", "calls"), [(0, 0), (1, 1), (4, 1), (5, 2), (9, 3)])
@@ -190,7 +190,7 @@ def test_scores_are_those_of_the_rows_in_slots_and_none_for_one_out_of_range(row
 
     module = Counting()
     codes = torch.arange(rows).reshape(-1, 1) % 5
-    found = alone.scores(module, {0: codes}, slots=4)
+    found = per_row.scores(module, {0: codes}, slots=4)
     good = codes[:, 0] < 4
     torch.testing.assert_close(found[good], module.codes(codes[good])[:, 0, 0].detach())
     assert found[~good].isnan().all()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from datasites.privacy.checks import check_model, describe
 from datasites.privacy.layers import private_form
+from datasites.privacy.model_checks import check_model, describe
 from tests.privacy.models import KINDS
 
 

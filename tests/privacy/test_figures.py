@@ -12,12 +12,12 @@ import annotated_types
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from datasites.hospital.config import DatasetSettings, Settings
+from datasites.hospital.config import DatasetSettings, DatasiteSettings
 from datasites.privacy.plan import PlanError
 from datasites.privacy.renyi import filter_order
-from datasites.privacy.study_plan import Limits, plan_of
+from datasites.privacy.study_plan import HospitalLimits, plan_of
 from datasites.study.errors import DatasitesError, InputError, parse_toml
-from datasites.study.manifest import LEAST_DELTA, Evaluation, LocalTraining, PrivacyTerms, Study
+from datasites.study.manifest import LEAST_DELTA, Evaluation, LocalTraining, PrivacyTerms, StudyTerms
 from datasites.study.package import StudyPackage
 from tests.study.studies import HEART, distributed
 
@@ -75,16 +75,16 @@ def test_a_study_at_an_end_of_a_figure_has_a_plan_or_a_refusal(
     if name == "interim_share":
         terms[section]["every"] = 1
     with suppress(DatasitesError, ValidationError):  # the second for a rule of the whole study
-        plan_of(Study.model_validate(terms))
+        plan_of(StudyTerms.model_validate(terms))
 
 
 def test_delta_has_one_least_value() -> None:
     """Of a study, of a dataset and of the accountant; what distributed noise takes of it is said."""
     low = math.nextafter(LEAST_DELTA, 0)
     terms = StudyPackage.read(HEART).study.model_dump(mode="json")
-    plan_of(Study.model_validate(terms | {"privacy": terms["privacy"] | {"delta": LEAST_DELTA}}))
+    plan_of(StudyTerms.model_validate(terms | {"privacy": terms["privacy"] | {"delta": LEAST_DELTA}}))
     with pytest.raises(ValueError, match="delta"):
-        Study.model_validate(terms | {"privacy": terms["privacy"] | {"delta": low}})
+        StudyTerms.model_validate(terms | {"privacy": terms["privacy"] | {"delta": low}})
     with pytest.raises(PlanError, match="privacy.delta: 1e-12 is not above .* ask for a larger delta"):
         plan_of(distributed(privacy={"delta": LEAST_DELTA}))
 
@@ -92,9 +92,9 @@ def test_delta_has_one_least_value() -> None:
 def test_a_share_that_no_number_holds_the_noise_of_is_refused_and_a_small_one_is_still_read() -> None:
     terms = StudyPackage.read(HEART).study.model_dump(mode="json")
     with pytest.raises(PlanError, match="evaluation.interim_share: .* ask for a larger share"):
-        plan_of(Study.model_validate(terms | {"evaluation": {"every": 1, "interim_share": 1e-320}}))
+        plan_of(StudyTerms.model_validate(terms | {"evaluation": {"every": 1, "interim_share": 1e-320}}))
     for share, every in ((1e-20, 1), (1e-320, terms["rounds"])):  # priced by every version
-        plan_of(Study.model_validate(terms | {"evaluation": {"every": every, "interim_share": share}}))
+        plan_of(StudyTerms.model_validate(terms | {"evaluation": {"every": every, "interim_share": share}}))
 
 
 @pytest.mark.parametrize(("name", "figure"), [*ends(DatasetSettings), ("delta", 1e-13)])
@@ -105,11 +105,11 @@ def test_a_dataset_at_an_end_of_a_figure_has_a_budget_or_a_refusal(name: str, fi
     toml = "\n".join(['organisation = "A"', 'email = "a@a.example.org"', 'store = "s"', "[[datasets]]", *lines])
     if (name, figure) == ("delta", 1e-13):
         with pytest.raises(InputError, match=r"^datasite\.toml: datasets\.0\.delta: .*, found 1e-13"):
-            parse_toml(toml, Settings, "datasite.toml")
+            parse_toml(toml, DatasiteSettings, "datasite.toml")
         return
-    (dataset,) = parse_toml(toml, Settings, "datasite.toml").datasets
+    (dataset,) = parse_toml(toml, DatasiteSettings, "datasite.toml").datasets
     with suppress(DatasitesError):
         filter_order(dataset.epsilon, dataset.delta)
-    limits = Limits(dataset.study_epsilon, dataset.delta, dataset.max_sampling_rate)
+    limits = HospitalLimits(dataset.study_epsilon, dataset.delta, dataset.max_sampling_rate)
     with suppress(DatasitesError):
         plan_of(StudyPackage.read(HEART).study, limits)

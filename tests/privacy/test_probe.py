@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from datasites.privacy.batches import binary_loss
 from datasites.privacy.layers import private_form
+from datasites.privacy.model_inputs import binary_loss
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.probe import DependentRows, check_independence, invented
 from datasites.study.schema import DataModel, Feature

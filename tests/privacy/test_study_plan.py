@@ -9,13 +9,13 @@ import pytest
 
 from datasites.privacy.accountant import epsilon_pld, epsilon_rdp
 from datasites.privacy.plan import PlanError
-from datasites.privacy.study_plan import Limits, plan_of
-from datasites.study.manifest import Study
+from datasites.privacy.study_plan import HospitalLimits, plan_of
+from datasites.study.manifest import StudyTerms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import LATTICE, RingRefused, counts_ring
 from tests.study.studies import HEART, distributed
 
-LIMITS = Limits(epsilon=3.0, delta=1e-5, sampling_rate=0.5)
+LIMITS = HospitalLimits(epsilon=3.0, delta=1e-5, sampling_rate=0.5)
 
 #: Of hospitals that are stricter than the others: by how much, and what the study would have to change.
 STRICTER = {
@@ -38,12 +38,12 @@ STRICTER = {
 }
 
 
-def with_figures(study: Study, figures: dict[str, float]) -> Study:
+def with_figures(study: StudyTerms, figures: dict[str, float]) -> StudyTerms:
     terms = study.model_dump(mode="json")
     for name, figure in figures.items():
         section, _, key = name.partition(".")
         terms[section][key] = figure
-    return Study.model_validate(terms)
+    return StudyTerms.model_validate(terms)
 
 
 def figures_in(error: PlanError) -> dict[str, float]:
@@ -56,7 +56,7 @@ def figures_in(error: PlanError) -> dict[str, float]:
 def test_a_stricter_hospital_refuses_and_names_the_study_that_it_would_take(kind: str) -> None:
     """Noise of its own would not make up for what the others don't add: it charged 0.50 and had 0.74."""
     limits, named = STRICTER[kind]
-    strict = Limits(**(vars(LIMITS) | limits))
+    strict = HospitalLimits(**(vars(LIMITS) | limits))
     study = distributed(cohort={"threshold": 4})
     assert plan_of(study, LIMITS).training.noise_multiplier == 2.0
     with pytest.raises(PlanError) as caught:
@@ -84,7 +84,7 @@ def test_noise_that_the_study_leaves_out_is_named(section: str) -> None:
 def test_laxer_limits_change_nothing() -> None:
     """All hospitals add the same noise, whatever more a hospital would allow."""
     study = distributed()
-    lax = Limits(epsilon=50.0, delta=0.01, sampling_rate=1.0)
+    lax = HospitalLimits(epsilon=50.0, delta=0.01, sampling_rate=1.0)
     assert plan_of(study, lax) == plan_of(study, LIMITS) == plan_of(study)
 
 
@@ -140,7 +140,7 @@ def test_a_study_whose_interim_counts_fit_no_ring_is_refused_before_it_runs() ->
     """Their noise is the larger the less they cost: each interim round would be refused, after approval."""
     interim = {"every": 1, "interim_share": 1e-9, "noise_multiplier": 50.0}
     study = distributed(255, evaluation=interim, cohort={"patients": 20_000, "threshold": 250})
-    limits = Limits(epsilon=100.0, delta=1e-5, sampling_rate=0.5)
+    limits = HospitalLimits(epsilon=100.0, delta=1e-5, sampling_rate=0.5)
     assert counts_ring(study, "final") is not None
     with pytest.raises(RingRefused, match="interim counts: .*all else equal"):
         plan_of(study, limits)

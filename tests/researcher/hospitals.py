@@ -21,7 +21,7 @@ import numpy as np
 
 from datasites.aggregator.run import Run
 from datasites.researcher.study import Study
-from datasites.secagg.context import Context
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import SecaggError
 from datasites.secagg.member import Member
 from datasites.secagg.messages import AckList, Enrolment, Ready, ShareBundle, SignedManifest, SurvivorList
@@ -124,7 +124,7 @@ class Hospital:
             body = letters.Abstention(outcome="denied", controls=(control,)).model_dump(mode="json")
             self._send(letters.ABSTAINED, body, None, number)
 
-    def _is_pinned(self, context: Context) -> bool:
+    def _is_pinned(self, context: EpochTerms) -> bool:
         return all(self.party.roster.get(one.email).public_key == one.public_key for one in context.hospitals)
 
     def _offered(self, epoch: int) -> None:
@@ -133,7 +133,7 @@ class Hospital:
         if self._letter(letters.offer_kind(epoch)) is None:
             return
         # The terms that a datasite would build from offer and study; its own tests show that it does.
-        context = Context.parse((self._contexts / f"context-{epoch}.json").read_bytes())
+        context = EpochTerms.parse((self._contexts / f"context-{epoch}.json").read_bytes())
         if not self._is_pinned(context):
             return
         self._repeats.end(lambda _: True)
@@ -226,7 +226,7 @@ class Hospital:
             return
         self._told.add(("closed", 0))
         epsilons = {"pld": 0.9, "local": 1.0}
-        account = letters.Account(
+        account = letters.PrivacyStatement(
             rounds=len(self.charged), steps=2, delta=1e-5, noise_multiplier=1.0, sampling_rate=0.3,
             cap=3.0, charged={"training": epsilons, "held_out": epsilons},
             head=PublicHead.sign(self.party.identity, self.releases, "b" * 64),

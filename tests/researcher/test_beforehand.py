@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from datasites.enclave.worker import WorkerCrashed
+from datasites.enclave.worker_client import WorkerCrashed
 from datasites.researcher import federation as federations
 from datasites.researcher.beforehand import FirstModel, Model
 from datasites.researcher.federation import Federation

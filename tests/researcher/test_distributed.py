@@ -15,7 +15,7 @@ from datasites.cli import app
 from datasites.privacy.plan import PlanError
 from datasites.researcher import report
 from datasites.researcher.study import Study
-from datasites.secagg.context import Context
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import BadTerms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import counts_ring
@@ -105,7 +105,7 @@ def test_an_epoch_in_which_a_colluder_too_many_hides_is_none(study: Study, feder
     """The context counts honest hospitals by the same rule, so terms that protect nobody set nothing up."""
     terms = study.terms
     with pytest.raises(BadTerms, match="colluder"):
-        Context.from_roster(
+        EpochTerms.from_roster(
             federation.researcher.roster,
             study=study.hash,
             epoch=0,

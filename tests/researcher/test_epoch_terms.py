@@ -11,7 +11,7 @@ import pytest
 
 from datasites.aggregator.run_files import RunFolder
 from datasites.aggregator.secure_sum import SecureSum
-from datasites.secagg.context import EPOCH_ROUNDS, Context, epoch_rounds
+from datasites.secagg.epoch_terms import EPOCH_ROUNDS, EpochTerms, epoch_rounds
 from datasites.secagg.errors import BadTerms
 from datasites.study import letters
 from datasites.study.identity import Identity, Roster, RosterEntry
@@ -62,7 +62,7 @@ def test_epochs_of_a_study_of_any_length_follow_one_another(training: int) -> No
         rounds = epoch_rounds(first, training)
         today = datetime.date(2026, 3, 2)
         letters.EpochOffer(epoch=epoch, first_round=rounds[0], last_round=rounds[1], expires=today)
-        context = Context.from_roster(
+        context = EpochTerms.from_roster(
             Roster(entries=entries), study="5" * 64, epoch=epoch, aggregator=emails[0], hospitals=emails[1:],
             colluders=1, rounds=rounds, expires=today,
         )  # fmt: skip

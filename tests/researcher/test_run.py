@@ -18,7 +18,7 @@ from datasites.aggregator.run import Run
 from datasites.researcher import report
 from datasites.researcher.study import Study
 from datasites.secagg import masks
-from datasites.secagg.context import EPOCH_ROUNDS
+from datasites.secagg.epoch_terms import EPOCH_ROUNDS
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.identity import Identity, Roster

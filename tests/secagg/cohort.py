@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from datasites.secagg.aggregation import AggregatorState, RoundResult
 from datasites.secagg.aggregator import Aggregator
-from datasites.secagg.context import Context
+from datasites.secagg.aggregator_state import AggregatorState, OpenedSum
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.member import Member
 from datasites.secagg.messages import (
     AckList,
@@ -42,7 +42,7 @@ def email(index: int) -> str:
 class Cohort:
     """n hospitals and an aggregator; `states` and `state` are the newest of each."""
 
-    context: Context
+    context: EpochTerms
     aggregator: Aggregator
     members: dict[str, Member]
     state: AggregatorState
@@ -67,7 +67,7 @@ class Cohort:
             )
         )
         terms = {"colluders": 1 if n < 7 else 2, **terms}
-        context = Context.from_roster(
+        context = EpochTerms.from_roster(
             roster,
             study=study,
             epoch=0,
@@ -159,12 +159,12 @@ class Cohort:
         self.states[name], answer = self.members[name].unmask(self.states[name], survivors, acks)
         return UnmaskShares.from_bytes(answer.to_bytes())
 
-    def unmask(self, names: Iterable[str], survivors: SurvivorList, acks: AckList | None = None) -> RoundResult:
+    def unmask(self, names: Iterable[str], survivors: SurvivorList, acks: AckList | None = None) -> OpenedSum:
         for name in names:
             self.state = self.aggregator.receive_shares(self.state, self.answer(name, survivors, acks))
         return self.result()
 
-    def result(self) -> RoundResult:
+    def result(self) -> OpenedSum:
         """The opened sum, with the "ready" letters still in the store."""
         return self.aggregator.result(self.state, ready_again=self.readies.get)
 
@@ -180,7 +180,7 @@ class Cohort:
         *,
         dropped: Collection[str] = (),
         mute: Collection[str] = (),
-    ) -> RoundResult:
+    ) -> OpenedSum:
         """A whole round. `dropped` send no vector, `mute` send one but don't answer."""
         manifest = manifest or self.manifest()
         self.open(manifest)
@@ -204,7 +204,7 @@ def integers(manifest: RoundManifest, names: Iterable[str], seed: int = 0) -> di
     }
 
 
-def assert_exact(result: RoundResult, inputs: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def assert_exact(result: OpenedSum, inputs: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     for term in result.manifest.vectors:
         truth = sum(inputs[name][term.name].astype(np.int64) for name in result.survivors)
         assert np.array_equal(result.integers[term.name], truth)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasites.secagg.aggregation import RoundResult
+from datasites.secagg.aggregator_state import OpenedSum
 from datasites.secagg.journal import Journal
 from datasites.secagg.messages import ShareBundle, SurvivorList
 from datasites.study.manifest import RoundManifest
@@ -81,7 +81,7 @@ class Journalled:
             cohort.state = cohort.aggregator.receive(cohort.state, masked)
         return cohort.survivors()
 
-    def unmask(self, manifest: RoundManifest, survivors: SurvivorList) -> RoundResult:
+    def unmask(self, manifest: RoundManifest, survivors: SurvivorList) -> OpenedSum:
         """All answers, and the opened sum."""
         cohort = self.cohort
         for name in manifest.participants:
@@ -90,7 +90,7 @@ class Journalled:
             cohort.state = cohort.aggregator.receive_shares(cohort.state, answer)
         return cohort.result()
 
-    def run_round(self, number: int) -> RoundResult:
+    def run_round(self, number: int) -> OpenedSum:
         """A whole round; the sum is checked."""
         manifest = self.open(number)
         inputs = integers(manifest, manifest.participants)

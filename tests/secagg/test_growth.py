@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bench_setup import SLACK
 
-from datasites.secagg.context import EPOCH_ROUNDS
+from datasites.secagg.epoch_terms import EPOCH_ROUNDS
 from datasites.secagg.state import PAIR
 from tests.secagg.cohort import Cohort, email, integers
 from tests.secagg.journalled import Journalled

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import datasites.secagg.journal
-from datasites.secagg.context import Context
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import AlreadyMasked, JournalDamaged, JournalRolledBack, SpentState
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
@@ -290,7 +290,7 @@ def test_after_starting_over_only_a_later_epoch_and_round_begins(home, four):
     Journal.start_over(home / "journal", home / "elsewhere" / "anchor")
 
     def following(**changes):
-        return Member(member.identity, Context.model_validate({**four.context.model_dump(), **changes}))
+        return Member(member.identity, EpochTerms.model_validate({**four.context.model_dump(), **changes}))
 
     with opened(home) as journal:
         assert journal.state is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasites.secagg import masks
-from datasites.secagg.aggregation import AggregatorState
+from datasites.secagg.aggregator_state import AggregatorState
 from datasites.secagg.errors import (
     AlreadyAnswered,
     BadMessage,

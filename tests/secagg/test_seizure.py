@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from datasites.secagg import setup, shares
-from datasites.secagg.context import Context
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.journal import Journal
 from datasites.secagg.layout import read
 from datasites.secagg.member import Member
@@ -109,7 +109,7 @@ def test_what_a_step_destroys_is_in_no_file_any_more(five):
     # Of a survivor the share of its seed is told; the share of its key never is.
     assert not files_with(home, [*gone, *own, second.held, *(second.key_share(place) for place in range(1, 4))])
     assert files_with(home, [third.key])
-    following = Context.model_validate({**cohort.context.model_dump(), "epoch": 1, "first_round": 3})
+    following = EpochTerms.model_validate({**cohort.context.model_dump(), "epoch": 1, "first_round": 3})
     cohort.states[A], certificate = Member(cohort.members[A].identity, following).certify(cohort.states[A])
     five.commit(A, certificate)
     assert not files_with(home, [third.key, third.seed, third.held])

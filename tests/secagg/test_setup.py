@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from datasites.secagg import shares
-from datasites.secagg.context import Context, Party
 from datasites.secagg.epoch import check_certificate
+from datasites.secagg.epoch_terms import EpochTerms, Party
 from datasites.secagg.errors import (
     BadMessage,
     BadTerms,
@@ -68,7 +68,7 @@ def test_a_certificate_of_another_epoch_or_study_is_refused(cohort, enrolment):
     """Replay: the hospital did sign it, for other terms."""
     identity = cohort.members[email(1)].identity
     older = cohort.context.model_copy(update={"epoch": 7})
-    stale = Member(identity, Context.model_validate(older.model_dump())).certify()[1]
+    stale = Member(identity, EpochTerms.model_validate(older.model_dump())).certify()[1]
     with pytest.raises(BadMessage, match="other terms"):
         share(cohort, enrolment_of(cohort, [enrolment.certificates[0], stale, *enrolment.certificates[2:]]))
     for changes in ({"epoch": 3}, {"study": "6" * 64}):
@@ -328,7 +328,7 @@ def terms(roster: Roster, n: int, **changes):
         "rounds": (1, 5),
         "expires": EXPIRES,
     }
-    return Context.from_roster(roster, **{**given, **changes})
+    return EpochTerms.from_roster(roster, **{**given, **changes})
 
 
 def test_a_roster_of_two_is_refused():
@@ -366,7 +366,7 @@ def test_the_same_key_twice_is_refused():
     first, second, *rest = context.hospitals
     twin = Party(email=second.email, public_key=first.public_key)
     with pytest.raises(ValidationError, match="same public_key"):
-        Context.model_validate({**context.model_dump(), "hospitals": [first, twin, *rest]})
+        EpochTerms.model_validate({**context.model_dump(), "hospitals": [first, twin, *rest]})
 
 
 def test_two_rosters_with_another_key_make_two_contexts():
@@ -389,7 +389,7 @@ def test_a_new_epoch_is_later_in_number_and_rounds(four):
     state = member.open(state, four.signed(four.manifest(2)), today=TODAY)
 
     def following(**changes):
-        return Member(member.identity, Context.model_validate({**four.context.model_dump(), **changes}))
+        return Member(member.identity, EpochTerms.model_validate({**four.context.model_dump(), **changes}))
 
     for changes in ({"epoch": 0, "first_round": 3}, {"epoch": 1}, {"epoch": 1, "first_round": 2}):
         with pytest.raises(BadTerms, match="The next epoch must be 1 or later, from round 3 or later"):

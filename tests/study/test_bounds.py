@@ -19,16 +19,16 @@ from pydantic import BaseModel, ValidationError
 from datasites.privacy.accountant import epsilon_pld
 from datasites.privacy.evaluation import DPEvaluation
 from datasites.privacy.plan import PlanError, evaluation_edges
-from datasites.privacy.study_plan import Limits, plan_of
+from datasites.privacy.study_plan import HospitalLimits, plan_of
 from datasites.study.errors import InputError
-from datasites.study.manifest import COUNTS_BOUND, MOST_HOSPITALS, RoundManifest, Study
+from datasites.study.manifest import COUNTS_BOUND, MOST_HOSPITALS, RoundManifest, StudyTerms
 from datasites.study.rounds import RingRefused, evaluation_kinds, round_terms, work_of
 
 HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "study"
 LOCAL = tomllib.loads((HEART / "study.toml").read_text())
 DIMENSION = 18
 #: What a hospital allows at most, so that its own limits refuse nothing that the study may say.
-WIDE = Limits(100.0, 0.09, 1.0, both_sides=False)
+WIDE = HospitalLimits(100.0, 0.09, 1.0, both_sides=False)
 
 
 def ends_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
@@ -62,7 +62,7 @@ DISTRIBUTED = {
 }
 for _term in ("optimiser", "momentum", "schedule", "proximal"):
     DISTRIBUTED["training"].pop(_term, None)
-ENDS = sorted({(path, end) for path, end in ends_of(Study)})
+ENDS = sorted({(path, end) for path, end in ends_of(StudyTerms)})
 
 
 def at_its_end(terms: dict[str, Any], path: tuple[str, ...], end: float) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_a_term_at_its_end_is_reported_or_refused_before_anything_is_trained(
     terms: dict[str, Any], path: tuple[str, ...], end: float
 ) -> None:
     try:
-        study = Study.model_validate(at_its_end(terms, path, end))
+        study = StudyTerms.model_validate(at_its_end(terms, path, end))
         made = plan_of(study, WIDE)
         first, last = (manifest_of(study, number) for number in (1, study.rounds + 1))
     except (ValidationError, PlanError, RingRefused, InputError) as refusal:
@@ -119,7 +119,7 @@ def test_a_term_at_its_end_is_reported_or_refused_before_anything_is_trained(
     assert len(evaluation.calibration().patients) == bins
 
 
-def manifest_of(study: Study, number: int) -> RoundManifest:
+def manifest_of(study: StudyTerms, number: int) -> RoundManifest:
     cohort = study.cohort.hospitals
     terms = round_terms(study, number, dimension=DIMENSION, participants=len(cohort))
     return RoundManifest(study="5" * 64, epoch=0, round=number, participants=cohort, model_hash="a" * 64, **vars(terms))
@@ -128,14 +128,14 @@ def manifest_of(study: Study, number: int) -> RoundManifest:
 @pytest.mark.parametrize("hospitals", [3, MOST_HOSPITALS])
 def test_a_cohort_at_its_ends_is_priced(hospitals: int) -> None:
     names = [f"datasite@h{number:03d}.example.org" for number in range(hospitals)]
-    study = Study.model_validate({**LOCAL, "cohort": {**LOCAL["cohort"], "hospitals": names, "threshold": None}})
+    study = StudyTerms.model_validate({**LOCAL, "cohort": {**LOCAL["cohort"], "hospitals": names, "threshold": None}})
     manifest_of(study, 1)
     more = [*names, "datasite@more.example.org"] if hospitals > 3 else names[:2]
     with pytest.raises(ValidationError, match="hospitals"):
-        Study.model_validate({**LOCAL, "cohort": {**LOCAL["cohort"], "hospitals": more, "threshold": None}})
+        StudyTerms.model_validate({**LOCAL, "cohort": {**LOCAL["cohort"], "hospitals": more, "threshold": None}})
 
 
 @pytest.mark.parametrize("bins", [3, 7, 99])
 def test_bins_that_half_is_no_edge_of_are_refused_when_the_study_is_read(bins: int) -> None:
     with pytest.raises(ValidationError, match=f"{bins} is odd.*use {bins - 1} or {bins + 1}"):
-        Study.model_validate(at_its_end(LOCAL, ("evaluation", "bins"), bins))
+        StudyTerms.model_validate(at_its_end(LOCAL, ("evaluation", "bins"), bins))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError, parse_toml
 from datasites.study.letters import EpochOffer
-from datasites.study.manifest import Cohort, Name, RoundManifest, Study, VectorTerm
+from datasites.study.manifest import Cohort, Name, RoundManifest, StudyTerms, VectorTerm
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_cohort_has_no_more_hospitals_than_shares_have_places() -> None:
 )
 def test_a_file_made_to_break_the_reader_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^study\.toml: [^\n]*$"):
-        parse_toml(text, Study, "study.toml")
+        parse_toml(text, StudyTerms, "study.toml")
 
 
 @pytest.mark.parametrize(("epoch", "number"), [(10**30, 1), (0, 10**30)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasites.study.manifest import HALF_RING, MOST_HOSPITALS, RoundManifest, Study
+from datasites.study.manifest import HALF_RING, MOST_HOSPITALS, RoundManifest, StudyTerms
 from datasites.study.rounds import (
     NORM_SLACK,
     RingRefused,
@@ -121,7 +121,9 @@ def test_interim_evaluations_share_the_final_ones_noise_by_the_study() -> None:
     st.integers(1, 10_000),
     st.sampled_from([distributed(), distributed(evaluation={"every": 3, "interim_share": 0.1})]),
 )
-def test_a_manifest_of_shared_noise_is_read_back_as_it_was_written(number: int, dimension: int, study: Study) -> None:
+def test_a_manifest_of_shared_noise_is_read_back_as_it_was_written(
+    number: int, dimension: int, study: StudyTerms
+) -> None:
     terms = round_terms(study, number, dimension=dimension, participants=4)
     manifest = RoundManifest(
         study="a" * 64, epoch=0, round=number, participants=study.cohort.hospitals, model_hash="b" * 64, **vars(terms)

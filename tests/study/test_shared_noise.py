@@ -8,16 +8,16 @@ import pytest
 from pydantic import ValidationError
 
 from datasites.study.errors import InputError
-from datasites.study.manifest import Study
+from datasites.study.manifest import StudyTerms
 from datasites.study.package import StudyPackage
 from tests.study.studies import HEART, distributed
 
 
-def local(**changes: dict[str, Any]) -> Study:
+def local(**changes: dict[str, Any]) -> StudyTerms:
     terms = StudyPackage.read(HEART).study.model_dump(mode="json")
     for section, values in changes.items():
         terms[section] |= values
-    return Study.model_validate(terms)
+    return StudyTerms.model_validate(terms)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from datasites.control.sealer import open_keys, syft_fingerprint
 from datasites.control.syft import HospitalControl, ResearcherControl
 from datasites.study.identity import Identity, Roster, RosterEntry
-from datasites.transport.mailroom import Limits, Mailroom
+from datasites.transport.mailroom import LetterLimits, Mailroom
 from datasites.transport.store import Store
 
 RESEARCHER = "rita@uni.example"
@@ -39,7 +39,7 @@ class Party:
             syft_fingerprint=syft_fingerprint(keys),
         )
 
-    def start(self, limits: Limits | None = None) -> Party:
+    def start(self, limits: LetterLimits | None = None) -> Party:
         # Refused at the first look, so that a test need not wait for the second; tests of that set `settles`.
         store = Store(self.store_url, **{"settles": 0.0, **self.options})
         if self.role == "hospital":

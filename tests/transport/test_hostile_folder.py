@@ -21,7 +21,7 @@ from datasites.control import guards, mocks
 from datasites.control.connection import BAD_NAMES_PER_SYNC, MAX_MESSAGE_BYTES, StoreConnection, inbox_folder
 from datasites.control.guards import BYTES_PER_PEER
 from datasites.control.mocks import SIGNED, MockManifest, SignedMock
-from datasites.control.synclog import SyncLog
+from datasites.control.sync_state import SyncLog
 from datasites.transport import filesystems, passed_over, quarantine, second_look
 from datasites.transport.mailroom import Rejected, letter_folder, letter_key
 from datasites.transport.quarantine import KEEP_BYTES, Quarantine

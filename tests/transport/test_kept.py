@@ -15,7 +15,7 @@ import pytest
 from syft.sync.events.file_change_event import FileChangeEventsMessageFileName
 from syft_rds.config import COLLECTION_SUBPATH
 
-from datasites.control import guards, mocks, synclog
+from datasites.control import guards, mocks, sync_state
 from datasites.control.connection import StoreConnection, outbox_folder
 from datasites.control.mocks import SIGNED, SignedMock, sign_mock
 from datasites.control.sealer import StrictPeerStore, open_keys
@@ -24,7 +24,7 @@ from datasites.transport import blobs, mailroom, passed_over, quarantine
 from datasites.transport.mailroom import Rejected, letter_key
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import Store, StoreDenied, StoreUnreachable
-from datasites.transport.sweep import Seen
+from datasites.transport.sweep import FolderLook
 from datasites.transport.writing import INCOMING
 from tests.adversarial.test_transport_syft import STATE, announce, event, refused, state_of
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties, study_files
@@ -142,7 +142,7 @@ def test_what_could_not_be_recorded_is_counted(friends: list[Party], full_disk: 
     connection.store.put(f"identities/{RESEARCHER}/bundle.json", b"no keys")
     for _ in range(2):
         assert connection.read_peer_encryption_bundle(RESEARCHER) is None
-    connection._report("p2p/x", Seen(wanted=[], removed=["a", "b", "c"], kept=0), "odd")
+    connection._report("p2p/x", FolderLook(wanted=[], removed=["a", "b", "c"], kept=0), "odd")
     full_disk.clear()
     connection.refuse_folder("collections/x", "a link")
     connection.quarantine.close()
@@ -208,16 +208,16 @@ def test_a_mock_that_no_log_has_room_for_holds_up_no_other_hospital(
     friends: list[Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     researcher, hospital, other, *_ = friends
-    mark = synclog.SyncLog.mark_mock
+    mark = sync_state.SyncLog.mark_mock
 
-    def full(log: synclog.SyncLog, owner: str, *mock: Any) -> None:
+    def full(log: sync_state.SyncLog, owner: str, *mock: Any) -> None:
         if owner == A:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         mark(log, owner, *mock)
 
     for one in (hospital, other):
         publish(one, "heart")
-    monkeypatch.setattr(synclog.SyncLog, "mark_mock", full)
+    monkeypatch.setattr(sync_state.SyncLog, "mark_mock", full)
     researcher.control.sync()
     assert [manifest.name for manifest in researcher.control.datasets(other.email)] == ["heart"]
 
@@ -226,16 +226,16 @@ def test_what_nobody_foresaw_at_one_hospital_holds_up_no_other(
     friends: list[Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     researcher, hospital, other, *_ = friends
-    mark = synclog.SyncLog.mark_mock
+    mark = sync_state.SyncLog.mark_mock
 
-    def broken(log: synclog.SyncLog, owner: str, *mock: Any) -> None:
+    def broken(log: sync_state.SyncLog, owner: str, *mock: Any) -> None:
         if owner == A:
             raise LookupError("nobody foresaw this")
         mark(log, owner, *mock)
 
     for one in (hospital, other):
         publish(one, "heart")
-    monkeypatch.setattr(synclog.SyncLog, "mark_mock", broken)
+    monkeypatch.setattr(sync_state.SyncLog, "mark_mock", broken)
     with pytest.raises(LookupError):
         researcher.control.sync()
     assert [manifest.name for manifest in researcher.control.datasets(other.email)] == ["heart"]
@@ -451,7 +451,7 @@ def test_a_version_that_no_log_holds_stops_nobodys_sync(friends: list[Party]) ->
 
 def test_messages_that_are_remembered_are_bounded(friends: list[Party], monkeypatch: pytest.MonkeyPatch) -> None:
     """Then no further one is taken, from that sender alone; what was handled before is a replay all the same."""
-    for module in (guards, synclog):
+    for module in (guards, sync_state):
         monkeypatch.setattr(module, "MOST_HANDLED", 3)
     researcher, hospital, other, *_ = friends
     researcher.control.submit(A, "heart-1", study_files())

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasites.study.identity import Roster
-from datasites.transport.journal import Journal, Sent
-from datasites.transport.mailroom import Equivocation, Mailroom, Rejected, Undelivered, letter_key
+from datasites.transport.journal import MailJournal, SentMessage
+from datasites.transport.mailroom import AlreadySaid, Mailroom, Rejected, Undelivered, letter_key
 from datasites.transport.store import Store, StoreDenied, StoreFull, StoreUnreachable
 from tests.transport.parties import RESEARCHER, STUDY, make_parties
 
@@ -113,12 +113,12 @@ def test_what_the_journal_writes_of_a_letter_to_all_is_hardly_more_than_its_enve
     log, envelope = tmp_path / "mailroom.sqlite-wal", os.urandom(1500)
     costs = []
     for count in (10, 100):
-        journal = Journal(tmp_path / "mailroom.sqlite")
+        journal = MailJournal(tmp_path / "mailroom.sqlite")
         before = log.stat().st_size
         paths = [
             letter_key(RESEARCHER, STUDY, f"h{number:03d}@clinic.example", count, "round") for number in range(count)
         ]
-        journal.commit(STUDY, count, {path: Sent("0" * 64, "1" * 64, envelope) for path in paths})
+        journal.commit(STUDY, count, {path: SentMessage("0" * 64, "1" * 64, envelope) for path in paths})
         costs.append((log.stat().st_size - before) / count)
         journal.close()
     assert costs[1] < 1.2 * costs[0]
@@ -197,7 +197,7 @@ def test_collecting_kinds_keeps_the_others_and_says_nothing_anew(parties):
     assert not list(blobs.iterdir())
     researcher.mailroom.send(hospital.email, STUDY, 0, "offer-0", {"kind": "offer-0"}, payload)
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 0, "offer-0") is None, "a collected letter isn't put again"
-    with pytest.raises(Equivocation):
+    with pytest.raises(AlreadySaid):
         researcher.mailroom.send(hospital.email, STUDY, 0, "shares-0", {"kind": "another"}, payload)
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "offer-0") is not None
 
@@ -367,7 +367,7 @@ def test_kill_9_while_sending_leaves_each_letter_absent_or_whole_and_sent_once(p
 
 @pytest.mark.waits
 def test_two_processes_with_one_journal_say_one_thing(parties):
-    """`Journal.commit`: the first wins, the second raises."""
+    """`MailJournal.commit`: the first wins, the second raises."""
     researcher, hospital, *_ = parties
     second = Mailroom(
         RESEARCHER, researcher.mailroom.store, researcher.control.sealer(), researcher.home / "state/mail"
@@ -375,7 +375,7 @@ def test_two_processes_with_one_journal_say_one_thing(parties):
     first_word = researcher.mailroom._journal.sent
     researcher.mailroom._journal.sent = lambda path: None  # it looked before the other one committed
     second.send(hospital.email, STUDY, 1, "manifest", {"n": 1})
-    with pytest.raises(Equivocation):
+    with pytest.raises(AlreadySaid):
         researcher.mailroom.send(hospital.email, STUDY, 1, "manifest", {"n": 2})
     researcher.mailroom._journal.sent = first_word
     assert hospital.mailroom.receive(RESEARCHER, STUDY, 1, "manifest").body == {"n": 1}

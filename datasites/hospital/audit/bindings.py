@@ -25,7 +25,7 @@ from typing import Any
 
 from datasites.hospital.config import Home
 from datasites.study.canonical import canonical_json
-from datasites.study.durable import replace_durably
+from datasites.study.files import replace_durably
 from datasites.study.identity import RosterEntry
 from policies.agreements import Agreement
 

@@ -36,7 +36,7 @@ from datasites.hospital.audit.bindings import (
     proposal_content,
 )
 from datasites.hospital.config import Home
-from datasites.study.audit_chain import AuditError, Position, Record, follow
+from datasites.study.audit_chain import AuditError, LogRecord, Position, follow
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import RosterEntry, same_identity
 from policies.agreements import Agreement
@@ -60,19 +60,19 @@ class Entered:
     """
 
     begun: Mapping[Version, int] = field(default_factory=dict)
-    entered: Mapping[Version, Record] = field(default_factory=dict)
-    last: Mapping[Version, Record] = field(default_factory=dict)
+    entered: Mapping[Version, LogRecord] = field(default_factory=dict)
+    last: Mapping[Version, LogRecord] = field(default_factory=dict)
     confirmed: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     ended: Mapping[str, int] = field(default_factory=dict)
-    proposed: Mapping[str, Record] = field(default_factory=dict)
-    pinned: Mapping[str, Record] = field(default_factory=dict)
+    proposed: Mapping[str, LogRecord] = field(default_factory=dict)
+    pinned: Mapping[str, LogRecord] = field(default_factory=dict)
     revoked: Mapping[str, int] = field(default_factory=dict)
-    asked: Mapping[tuple[str, str], Record] = field(default_factory=dict)
-    answered: tuple[Record, ...] = ()
-    added: Mapping[str, Record] = field(default_factory=dict)
+    asked: Mapping[tuple[str, str], LogRecord] = field(default_factory=dict)
+    answered: tuple[LogRecord, ...] = ()
+    added: Mapping[str, LogRecord] = field(default_factory=dict)
     shut_out: Mapping[str, int] = field(default_factory=dict)
 
-    def after(self, record: Record) -> Entered:
+    def after(self, record: LogRecord) -> Entered:
         """What it says with one more record."""
         fields, seq = record.fields, record.seq
         match record.kind:
@@ -114,7 +114,7 @@ class Entered:
         return self
 
 
-def _without(records: Mapping[Key, Record], key: Key) -> Mapping[Key, Record]:
+def _without(records: Mapping[Key, LogRecord], key: Key) -> Mapping[Key, LogRecord]:
     return {name: record for name, record in records.items() if name != key}
 
 
@@ -209,7 +209,7 @@ def require_proposed(home: Home, entry: RosterEntry, by: str) -> None:
         )
 
 
-def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any], by: str, role: str) -> Record:
+def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any], by: str, role: str) -> LogRecord:
     """The log's record of a proposal that waits, which says who entered it and why.
 
     Raises `EntryRefused` unless another than `by`, of another role, entered these terms, and nobody has decided since.
@@ -226,7 +226,7 @@ def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any],
     return record
 
 
-def _not_of_another(home: Home, record: Record | None, content: Mapping[str, object], by: str) -> str:
+def _not_of_another(home: Home, record: LogRecord | None, content: Mapping[str, object], by: str) -> str:
     """Why the record of an entry is not of this content and by somebody else, or ""."""
     if record is None:
         return "was never entered, as far as the audit log knows"

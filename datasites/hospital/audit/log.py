@@ -45,8 +45,6 @@ from datasites.study.audit_chain import (
     AuditError,
     Head,
     PublicHead,
-    Record,
-    Report,
     bounded_lines,
     genesis,
     head_file,
@@ -58,7 +56,15 @@ from datasites.study.audit_chain import (
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity
 
-__all__ = ["AuditError", "AuditLog", "Head", "PublicHead", "Record", "Report", "head_file", "records", "verify"]
+__all__ = [
+    "AuditError",
+    "AuditLog",
+    "Head",
+    "PublicHead",
+    "head_file",
+    "records",
+    "verify",
+]
 
 CHECKPOINT_EVERY = 256
 MOST_FIELDS, LONGEST_TEXT, LONGEST_LIST = 32, 4000, 128

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasites.study.audit_chain import Record
+from datasites.study.audit_chain import LogRecord
 
 #: At most this many bytes are searched for one page; then the page says how far it came.
 SEARCHED = 4 * 1024 * 1024
@@ -35,13 +35,13 @@ class Filter:
 class AuditPage:
     """Some records, newest first. `older` is where the next page begins (a position in the file), 0 at the end."""
 
-    records: tuple[Record, ...]
+    records: tuple[LogRecord, ...]
     older: int
 
 
 def audit_page(path: Path, wanted: Filter, before: int = 0, size: int = 50) -> AuditPage:
     """Up to `size` records that match, of those that end before byte `before` (0: from the end)."""
-    found: list[Record] = []
+    found: list[LogRecord] = []
     length = path.stat().st_size
     start = before if 0 < before < length else length
     position = start
@@ -53,9 +53,9 @@ def audit_page(path: Path, wanted: Filter, before: int = 0, size: int = 50) -> A
     return AuditPage(tuple(found), position if position > 0 else 0)
 
 
-def _record(line: bytes) -> Record | None:
+def _record(line: bytes) -> LogRecord | None:
     try:
-        return Record(**json.loads(line))
+        return LogRecord(**json.loads(line))
     except (ValueError, TypeError):
         # A torn last line, or a position that is not the beginning of a record: nothing to show.
         return None

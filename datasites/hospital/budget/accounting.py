@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from datasites.enclave.sandbox import SandboxConfig
-from datasites.hospital.budget.accounting_messages import Calibrate, Plan, Planned, Price, Priced
+from datasites.hospital.budget.accounting_messages import Calibrate, Plan, Planned, Priced, PriceRequest
 from datasites.hospital.config import Home
 from datasites.privacy.events import Charge, Event, in_order
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.pricing import Prices
-from datasites.privacy.study_plan import Limits
+from datasites.privacy.study_plan import HospitalLimits
 from datasites.study.canonical import Agreed
-from datasites.study.manifest import Study
+from datasites.study.manifest import StudyTerms
 
 if TYPE_CHECKING:
     from datasites.hospital.isolated.process import Apart
@@ -79,7 +79,7 @@ def _ask(home: Home, what: str, request: Agreed, reply: type[Reply]) -> Reply:
     return _mine.accountants[config].ask(what, request, reply)
 
 
-def plans_of(home: Home, study: Study, limits: Limits) -> tuple[PrivacyPlan, EvaluationPlan]:
+def plans_of(home: Home, study: StudyTerms, limits: HospitalLimits) -> tuple[PrivacyPlan, EvaluationPlan]:
     """`study_plan.plan_of`: the plans of a study within a hospital's limits; raises `PlanError`."""
     wanted = Plan(
         study=study,
@@ -109,16 +109,16 @@ class PricesApart(Prices):
 
     def pld(self, events: Iterable[Event], delta: float) -> float:
         """As the accountant says."""
-        return self._priced(Price(method="pld", of=in_order(events), at=delta))
+        return self._priced(PriceRequest(method="pld", of=in_order(events), at=delta))
 
     def rdp(self, events: Iterable[Event], delta: float) -> float:
         """As the accountant says."""
-        return self._priced(Price(method="rdp", of=in_order(events), at=delta))
+        return self._priced(PriceRequest(method="rdp", of=in_order(events), at=delta))
 
     def divergence(self, mechanism: Charge, order: int) -> float:
         """As the accountant says."""
-        return self._priced(Price(method="divergence", of=(mechanism,), at=order))
+        return self._priced(PriceRequest(method="divergence", of=(mechanism,), at=order))
 
-    def _priced(self, wanted: Price) -> float:
+    def _priced(self, wanted: PriceRequest) -> float:
         figure = _ask(self._home, "price of a study", wanted, Priced).figure
         return float("inf") if figure is None else figure

@@ -8,16 +8,16 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from datasites.hospital.budget.accounting_messages import Calibrate, Plan, Planned, Price, Priced
+from datasites.hospital.budget.accounting_messages import Calibrate, Plan, Planned, Priced, PriceRequest
 from datasites.hospital.isolated.frames import Numbers
 from datasites.hospital.isolated.inside import Answer
 from datasites.privacy import accountant
 from datasites.privacy.plan import PrivacyPlan
-from datasites.privacy.study_plan import Limits, plan_of
+from datasites.privacy.study_plan import HospitalLimits, plan_of
 from datasites.study.canonical import Agreed
 
-_REQUEST: TypeAdapter[Plan | Calibrate | Price] = TypeAdapter(
-    Annotated[Plan | Calibrate | Price, Field(discriminator="kind")]
+_REQUEST: TypeAdapter[Plan | Calibrate | PriceRequest] = TypeAdapter(
+    Annotated[Plan | Calibrate | PriceRequest, Field(discriminator="kind")]
 )
 
 
@@ -29,7 +29,7 @@ def answering() -> Answer:
 def _answer(request: bytes, content: Callable[[], bytes]) -> tuple[Agreed, Numbers]:
     content()  # none comes with any
     wanted = _REQUEST.validate_json(request)
-    if isinstance(wanted, Price):
+    if isinstance(wanted, PriceRequest):
         figure = _price(wanted)
         return Priced(figure=figure if math.isfinite(figure) else None), {}
     return _plan(wanted), {}
@@ -37,7 +37,7 @@ def _answer(request: bytes, content: Callable[[], bytes]) -> tuple[Agreed, Numbe
 
 def _plan(wanted: Plan | Calibrate) -> Planned:
     if isinstance(wanted, Plan):
-        limits = Limits(wanted.epsilon, wanted.delta, wanted.sampling_rate, wanted.both_sides)
+        limits = HospitalLimits(wanted.epsilon, wanted.delta, wanted.sampling_rate, wanted.both_sides)
         made = plan_of(wanted.study, limits)
         return Planned(training=made.training, evaluation=made.evaluation)
     training = PrivacyPlan.calibrate(
@@ -53,7 +53,7 @@ def _plan(wanted: Plan | Calibrate) -> Planned:
     return Planned(training=training)
 
 
-def _price(wanted: Price) -> float:
+def _price(wanted: PriceRequest) -> float:
     if wanted.method == "divergence":
         (mechanism,) = wanted.of
         return accountant.divergence(mechanism, int(wanted.at))

@@ -9,14 +9,14 @@ from pydantic import Field
 from datasites.privacy.events import Charge
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
-from datasites.study.manifest import Study
+from datasites.study.manifest import StudyTerms
 
 
 class Plan(Agreed):
     """Make the plans of a study within limits (`study_plan.plan_of`)."""
 
     kind: Literal["plan"] = "plan"
-    study: Study
+    study: StudyTerms
     epsilon: float
     delta: float
     sampling_rate: float
@@ -34,7 +34,7 @@ class Calibrate(Agreed):
     steps: Annotated[int, Field(ge=1)]
 
 
-class Price(Agreed):
+class PriceRequest(Agreed):
     """Say what mechanisms cost, at a delta or an order."""
 
     kind: Literal["price"] = "price"

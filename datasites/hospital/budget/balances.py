@@ -22,7 +22,7 @@ _DELTA = 1e-6
 
 
 @dataclass(frozen=True)
-class Asked:
+class PrivacyCost:
     """What a study or a round costs one partition: the gated price, and the price against one who sees the vectors."""
 
     event: Event
@@ -30,19 +30,19 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Price:
-    """`Asked` as it is stored: canonical JSON of lists of charges."""
+class StoredPrice:
+    """`PrivacyCost` as it is stored: canonical JSON of lists of charges."""
 
     charges: str
     local: str
 
     @classmethod
-    def of(cls, asked: Asked) -> Price:
+    def of(cls, asked: PrivacyCost) -> StoredPrice:
         """The stored form."""
         return cls(_stored(asked.event), _stored(asked.local_event))
 
     @classmethod
-    def read(cls, charges: object, local: object) -> Price:
+    def read(cls, charges: object, local: object) -> StoredPrice:
         """From plain JSON values."""
         return cls(canonical_json(charges).decode(), canonical_json(local).decode())
 
@@ -58,12 +58,12 @@ class Price:
 
 
 #: By partition.
-Prices = Mapping[str, Price]
+Prices = Mapping[str, StoredPrice]
 
 
-def prices_of(asked: Mapping[str, Asked]) -> dict[str, Price]:
+def prices_of(asked: Mapping[str, PrivacyCost]) -> dict[str, StoredPrice]:
     """The stored form of what is asked of each partition."""
-    return {partition: Price.of(price) for partition, price in asked.items()}
+    return {partition: StoredPrice.of(price) for partition, price in asked.items()}
 
 
 def _stored(event: Event) -> str:
@@ -123,7 +123,7 @@ def of_database(population: str) -> dict[str, StudyAccount]:
     found: dict[str, StudyAccount] = {}
     for entry in LedgerEntry.objects.filter(population=population):
         known = found.get(entry.study_hash) or StudyAccount(reserved={}, charged={})
-        price = {entry.partition: Price.read(entry.charges, entry.local_charges)}
+        price = {entry.partition: StoredPrice.read(entry.charges, entry.local_charges)}
         if entry.kind == "reserve":
             known = StudyAccount({**known.reserved, **price}, known.charged, known.released)
         elif entry.kind == "charge":
@@ -168,7 +168,7 @@ def in_full(account: StudyAccount) -> StudyAccount:
     rest = {}
     for partition, price in account.reserved.items():
         charged = [prices[partition] for prices in account.charged.values() if partition in prices]
-        rest[partition] = Price(
+        rest[partition] = StoredPrice(
             _minus(price.charges, [one.charges for one in charged]), _minus(price.local, [one.local for one in charged])
         )
     return replace(account, charged={**account.charged, 0: rest})

@@ -46,14 +46,14 @@ class StudyLine:
 
 
 @dataclass(frozen=True)
-class Book:
+class BudgetHistory:
     """The ledger of a dataset's population, read once."""
 
     dataset: DatasetSettings
     entries: tuple[LedgerEntry, ...]
 
     @classmethod
-    def read(cls, dataset: DatasetSettings) -> Book:
+    def read(cls, dataset: DatasetSettings) -> BudgetHistory:
         """All lines of that ledger, in the order in which they were written."""
         return cls(dataset, tuple(LedgerEntry.objects.filter(population=dataset.population)))
 
@@ -119,7 +119,7 @@ class Book:
             steps=steps,
         )
         # Nobody has asked for such a study, so its price is not kept.
-        asked = {"training": ledger.Asked(plan.event(), plan.local_event())}
+        asked = {"training": ledger.PrivacyCost(plan.event(), plan.local_event())}
         after = ledger.Reading.of(dataset, PricesApart(this_home())).after(asked)["training"]
         return WhatIf(noise_multiplier=plan.noise_multiplier, after=after, cap=caps.epsilon, fits=after <= caps.epsilon)
 

@@ -59,7 +59,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from datasites.hospital.budget import balances, ledger_log, pending
-from datasites.hospital.budget.balances import PARTITIONS, Asked, Price, StudyAccount
+from datasites.hospital.budget.balances import PARTITIONS, PrivacyCost, StoredPrice, StudyAccount
 from datasites.hospital.budget.pending import StudyCap
 from datasites.hospital.budget.population import Caps, caps_of, opened_order, order_of, require_agreed
 from datasites.hospital.budget.price_cache import kept_prices
@@ -73,7 +73,7 @@ from datasites.privacy.events import Event, in_order, is_part_of
 from datasites.privacy.pricing import Prices
 from datasites.study.errors import DatasitesError
 
-__all__ = ["PARTITIONS", "Asked", "BudgetExceeded", "PartitionState"]
+__all__ = ["PARTITIONS", "PrivacyCost", "BudgetExceeded", "PartitionState"]
 
 #: To compare the lines of a budget that was never opened; nothing is gated on it.
 ANY_ORDER = 8
@@ -173,7 +173,7 @@ class Reading:
         others = _others(self.known, study)
         return {partition: self.budget.epsilon(balances.committed(others, partition)) for partition in PARTITIONS}
 
-    def after(self, asked: Mapping[str, Asked], study: str = "") -> dict[str, float]:
+    def after(self, asked: Mapping[str, PrivacyCost], study: str = "") -> dict[str, float]:
         """Epsilon of each partition if `study` reserved `asked` on top of everything committed."""
         others = _others(self.known, study)
         return {
@@ -232,7 +232,7 @@ def study_account(dataset: DatasetSettings, study: str) -> StudyAccount:
 
 
 def reserve(
-    site: Site, dataset: DatasetSettings, study: str, asked: Mapping[str, Asked], *, cap: StudyCap | None = None
+    site: Site, dataset: DatasetSettings, study: str, asked: Mapping[str, PrivacyCost], *, cap: StudyCap | None = None
 ) -> None:
     """Reserve a study's whole privacy loss per partition, or raise `BudgetExceeded` and write nothing.
 
@@ -258,7 +258,7 @@ def reserve(
 
 
 def charge(
-    site: Site, dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, Asked], manifest: str = ""
+    site: Site, dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, PrivacyCost], manifest: str = ""
 ) -> None:
     """Charge round `number` (>= 1) before it runs, or raise `BudgetExceeded` and write nothing.
 
@@ -304,12 +304,12 @@ def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
     return set(study_account(dataset, study).charged)
 
 
-def is_charged(account: StudyAccount, number: int, asked: Mapping[str, Asked]) -> bool:
+def is_charged(account: StudyAccount, number: int, asked: Mapping[str, PrivacyCost]) -> bool:
     """Whether a study has charged round `number` with exactly `asked`."""
     charged = account.charged.get(number, {})
     # What is gated on: of the price against one who sees the vectors, nothing depends on it.
     return {partition: price.charges for partition, price in charged.items()} == {
-        partition: Price.of(price).charges for partition, price in asked.items()
+        partition: StoredPrice.of(price).charges for partition, price in asked.items()
     }
 
 

@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from datasites.hospital.budget.balances import Accounts, Price, Prices, StudyAccount
+from datasites.hospital.budget.balances import Accounts, Prices, StoredPrice, StudyAccount
 from datasites.hospital.budget.openings import under_way
 from datasites.hospital.config import Home
 from datasites.hospital.models import BudgetFact, LedgerEntry, Round
-from datasites.study.audit_chain import AuditError, Position, Record, follow, holds
+from datasites.study.audit_chain import AuditError, LogRecord, Position, follow, holds
 from datasites.study.canonical import Agreed, canonical_json
-from datasites.study.durable import held, replace_durably
+from datasites.study.files import held, replace_durably
 from datasites.study.manifest import Sha256
 
 #: Kinds of records that say something of budgets.
@@ -97,7 +97,7 @@ class Told:
             {study for study, number in self.older if not any(_has_line(one.get(study), number) for one in known)}
         )
 
-    def after(self, record: Record) -> Told:
+    def after(self, record: LogRecord) -> Told:
         """What it says with one more record."""
         fields = record.fields
         try:
@@ -130,7 +130,7 @@ class Told:
             return self
         return replace(self, populations={**self.populations, str(fields["population"]): changed})
 
-    def _restored(self, record: Record) -> Told:
+    def _restored(self, record: LogRecord) -> Told:
         if record.fields["standing"] == "current" and not record.fields["heads"]:
             return self  # the log has lost nothing, so it knows the last token
         unknown = record.hash[: 2 * TOKEN]
@@ -190,9 +190,9 @@ def _text(by_partition: Mapping[str, str]) -> str:
     return "{" + ",".join(f'"{partition}":{by_partition[partition]}' for partition in sorted(by_partition)) + "}"
 
 
-def _prices(charges: str, local: str) -> dict[str, Price]:
+def _prices(charges: str, local: str) -> dict[str, StoredPrice]:
     first, second = json.loads(charges), json.loads(local)
-    return {partition: Price.read(first[partition], second[partition]) for partition in first}
+    return {partition: StoredPrice.read(first[partition], second[partition]) for partition in first}
 
 
 def _promise(kind: str, fields: Mapping[str, Any], known: Promise | None) -> Promise | None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from datasites.hospital.config import Home
 from datasites.study.canonical import Agreed
-from datasites.study.durable import replace_durably
+from datasites.study.files import replace_durably
 
 
 class Opening(Agreed):

@@ -22,7 +22,7 @@ from datasites.hospital.budget.reconcile import differences
 from datasites.hospital.models import LedgerEntry
 from datasites.hospital.site import Site
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
-from datasites.study.durable import replace_durably
+from datasites.study.files import replace_durably
 
 #: Of the log, by kind of line.
 _RECORDS = {"reserve": ledger_log.RESERVED, "charge": ledger_log.CHARGED, "release": ledger_log.RELEASED}

@@ -14,7 +14,7 @@ from datasites.hospital.budget import ledger_log
 from datasites.hospital.budget.ledger_log import Told
 from datasites.hospital.config import Home
 from datasites.hospital.site import Site
-from datasites.study.durable import replace_durably
+from datasites.study.files import replace_durably
 
 
 def listed_in(path: Path) -> frozenset[str]:

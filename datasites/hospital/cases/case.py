@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from datasites.enclave.verifier import RULESET
 from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.budget.accounting import plans_of
-from datasites.hospital.budget.ledger import PARTITIONS, Asked, Measure
+from datasites.hospital.budget.ledger import PARTITIONS, Measure, PrivacyCost
 from datasites.hospital.budget.population import accepted_delta, caps_of, charges_both_sides, other_patients, split_of
 from datasites.hospital.budget.price_cache import kept_prices
 from datasites.hospital.cases.freeze import ApprovalTerms, FrozenCopyChanged, dependencies, open_frozen
@@ -36,10 +36,10 @@ from datasites.hospital.site import Site
 from datasites.hospital.ticks import USUAL_START, invented_rows, loading_ticks
 from datasites.privacy.events import Event, compose
 from datasites.privacy.plan import EvaluationPlan, PlanError, PrivacyPlan
-from datasites.privacy.study_plan import Limits, StudyPlan, delta_in_words, priced_delta
-from datasites.study.durable import move_durably, write_durably
+from datasites.privacy.study_plan import HospitalLimits, StudyPlan, delta_in_words, priced_delta
 from datasites.study.errors import InputError
-from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, Study
+from datasites.study.files import move_durably, write_durably
+from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, StudyTerms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import (
     RingTerms,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from datasites.enclave.protocol import PartitionName
-    from datasites.enclave.worker import Partition
+    from datasites.enclave.worker_client import Partition
     from datasites.hospital.data.reading import TableReader
 
 PREPARED_FILE = "records.npz"
@@ -78,7 +78,7 @@ class OpenCase:
     evaluation: EvaluationPlan
 
     @property
-    def study(self) -> Study:
+    def study(self) -> StudyTerms:
         """The frozen terms."""
         return self.package.study
 
@@ -167,13 +167,13 @@ class OpenCase:
             self.study, replace(limits_of(self.dataset).within(self.study), delta=self.study.privacy.delta)
         )
 
-    def asked(self) -> dict[str, Asked]:
+    def asked(self) -> dict[str, PrivacyCost]:
         """Price of the whole study per partition."""
         counts = self.evaluation
         return self._charged_to(
             {
-                "training": Asked(self.plan.event(), self.plan.local_event()),
-                "held_out": Asked(counts.total_event(), counts.total_local_event()),
+                "training": PrivacyCost(self.plan.event(), self.plan.local_event()),
+                "held_out": PrivacyCost(counts.total_event(), counts.total_local_event()),
             }
         )
 
@@ -195,39 +195,41 @@ class OpenCase:
                 charged[partition].append(price.event)
                 budget.prices.pld(charged[partition], self.priced_delta)
 
-    def round_asked(self, manifest: RoundManifest) -> dict[str, Asked]:
+    def round_asked(self, manifest: RoundManifest) -> dict[str, PrivacyCost]:
         """Price of one round per partition that it touches."""
         return self._round_price(manifest.train, manifest.evaluate)
 
-    def planned(self, number: int) -> dict[str, Asked]:
+    def planned(self, number: int) -> dict[str, PrivacyCost]:
         """Price of round `number` as the study calls for it."""
         return self._round_price(*work_of(self.study, number))
 
-    def _round_price(self, train: bool, evaluate: Literal["no", "interim", "final"]) -> dict[str, Asked]:
+    def _round_price(self, train: bool, evaluate: Literal["no", "interim", "final"]) -> dict[str, PrivacyCost]:
         asked = {}
         if train:
-            asked["training"] = Asked(self.plan.round_event(), self.plan.local_round_event())
+            asked["training"] = PrivacyCost(self.plan.round_event(), self.plan.local_round_event())
         if evaluate != "no":
             counts = self.evaluation
-            asked["held_out"] = Asked(counts.event(evaluate), counts.local_event(evaluate))
+            asked["held_out"] = PrivacyCost(counts.event(evaluate), counts.local_event(evaluate))
         return self._charged_to(asked)
 
-    def _charged_to(self, asked: dict[str, Asked]) -> dict[str, Asked]:
+    def _charged_to(self, asked: dict[str, PrivacyCost]) -> dict[str, PrivacyCost]:
         """The same, or all of it on both partitions where nobody's side is sure."""
         if not self.terms.both_sides:
             return asked
-        together = Asked(
+        together = PrivacyCost(
             compose([price.event for price in asked.values()]), compose([price.local_event for price in asked.values()])
         )
         return dict.fromkeys(PARTITIONS, together)
 
 
-def limits_of(dataset: DatasetSettings, *, both_sides: bool = False) -> Limits:
+def limits_of(dataset: DatasetSettings, *, both_sides: bool = False) -> HospitalLimits:
     """What the hospital allows one study on a dataset; delta as the rules count it, so that what fits is allowed."""
-    return Limits(dataset.study_epsilon, counted_delta(caps_of(dataset).delta), dataset.max_sampling_rate, both_sides)
+    return HospitalLimits(
+        dataset.study_epsilon, counted_delta(caps_of(dataset).delta), dataset.max_sampling_rate, both_sides
+    )
 
 
-def site_plan(study: Study, dataset: DatasetSettings, *, both_sides: bool = False) -> StudyPlan:
+def site_plan(study: StudyTerms, dataset: DatasetSettings, *, both_sides: bool = False) -> StudyPlan:
     """The hospital's plan of a study within its own limits (I4); raises `PlanError`.
 
     both_sides: a patient may lose on both, so that training and evaluation together keep within epsilon.
@@ -334,7 +336,7 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     """
     import numpy as np  # with the trainer's part, for whoever hands rows to a worker; most only open the case
 
-    from datasites.enclave.worker import Partition
+    from datasites.enclave.worker_client import Partition
     from datasites.privacy import sampling
 
     folder = records_folder(home, case.row.study_hash)

@@ -22,8 +22,8 @@ from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people.accounts import PersonError
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.durable import held, replace_durably
 from datasites.study.errors import DatasitesError
+from datasites.study.files import held, replace_durably
 from datasites.study.identity import IdentityError, Roster
 from datasites.study.manifest import RoundManifest
 from policies.engine import Decision, Engine
@@ -39,7 +39,7 @@ from policies.facts import (
     ReviewerRole,
     RosterFacts,
     State,
-    StudyTerms,
+    TermFacts,
 )
 from policies.registry import Agreement, RegistryError, RegistryFile
 
@@ -163,7 +163,7 @@ def _ask(
         approval=row.approval_hash or case.approval_hash,
         hospital=home.settings.organisation,
         today=today,
-        terms=_known("terms", lambda: StudyTerms.of(case.study)),
+        terms=_known("terms", lambda: TermFacts.of(case.study)),
         features=_known(
             "features", lambda: tuple(f.name for f in (*package.data_model.features, package.data_model.label))
         ),

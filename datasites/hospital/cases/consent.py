@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datasites.hospital.budget.ledger_log import WITHDRAWN
 from datasites.hospital.cases.whereabouts import Place, look_for, looking_ticks, names_patients
 from datasites.hospital.data import withdrawal
-from datasites.hospital.people.accounts import REVIEWERS, Acting, require_reviewer
+from datasites.hospital.people.accounts import REVIEWERS, Actor, require_reviewer
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import sleep_to_tick
 from datasites.study.errors import InputError
@@ -37,7 +37,7 @@ class Withdrawal:
 
 def withdraw(
     site: Site,
-    person: Acting,
+    person: Actor,
     dataset: str,
     patient: str,
     reason: str,

@@ -25,7 +25,7 @@ from django.db.models import Q
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.template import Template
 from datasites.enclave.verifier import verify
-from datasites.enclave.worker import Partition, Timeouts, Worker, WorkerError
+from datasites.enclave.worker_client import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital.audit.log import Value
 from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import (

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.config import Home
-from datasites.study.durable import taken
 from datasites.study.errors import DatasitesError
+from datasites.study.files import taken
 
 #: Seconds after which one who waits looks again.
 _LOOKS = 0.2

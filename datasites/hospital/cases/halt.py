@@ -6,7 +6,7 @@ import threading
 from typing import Any, Protocol
 
 
-class Process(Protocol):
+class Killable(Protocol):
     """A worker, or a process apart."""
 
     def kill(self) -> Any:
@@ -26,7 +26,7 @@ class Halt:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._halted = False
-        self._process: Process | None = None
+        self._process: Killable | None = None
 
     def now(self) -> None:
         """End it."""
@@ -40,7 +40,7 @@ class Halt:
         if self._halted:
             raise Halted
 
-    def watch(self, process: Process) -> None:
+    def watch(self, process: Killable) -> None:
         """Take this one for the one at work, which ends with the rest, also while it starts."""
         with self._lock:
             self._process, halted = process, self._halted

@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 from datasites.hospital.config import Home
 
 #: Seconds after which a rehearsal looks again whether a round is at work; a tick.

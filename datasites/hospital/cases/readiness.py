@@ -9,11 +9,11 @@ from datasites.hospital.budget.population import charges_both_sides
 from datasites.hospital.cases.case import site_plan
 from datasites.hospital.config import Home
 from datasites.hospital.data.answers import answer, named, unanswered
-from datasites.hospital.data.findings import Finding
+from datasites.hospital.data.findings import TableFinding
 from datasites.hospital.data.mapping import FeatureReadiness, Mapping, read_mapping
 from datasites.hospital.data.reading import TableReader
-from datasites.hospital.data.reading_messages import Seen
-from datasites.hospital.people.accounts import Acting
+from datasites.hospital.data.reading_messages import TableSummary
+from datasites.hospital.people.accounts import Actor
 from datasites.hospital.site import Site
 from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
@@ -42,7 +42,7 @@ class Readiness:
     delta: float
     surplus: str
     declared: int
-    findings: tuple[Finding, ...]
+    findings: tuple[TableFinding, ...]
     unanswered: frozenset[str]
 
     @property
@@ -76,7 +76,7 @@ class Readiness:
         )
 
 
-def _look(home: Home, name: str, model: DataModel) -> tuple[Mapping, Seen]:
+def _look(home: Home, name: str, model: DataModel) -> tuple[Mapping, TableSummary]:
     """Read dataset `name` for a study's data model; raises `InputError` for a table or mapping that can't be read."""
     dataset = home.dataset(name)
     mapping = read_mapping(home.root / dataset.mapping)
@@ -110,8 +110,8 @@ def check_dataset(home: Home, name: str, package: StudyPackage) -> Readiness:
 
 
 def accept(
-    site: Site, person: Acting, name: str, package: StudyPackage, finding: str, reason: str, *, holds: bool = True
-) -> Finding:
+    site: Site, person: Actor, name: str, package: StudyPackage, finding: str, reason: str, *, holds: bool = True
+) -> TableFinding:
     """Answer a finding that the table has now for this study; raises as a reader and `answer` do."""
     model = package.data_model
     found = named(_look(site.home, name, model)[1].findings, finding)

@@ -25,14 +25,14 @@ from datasites.hospital.cases.lookup import find_case
 from datasites.hospital.cases.owed import owe, settle
 from datasites.hospital.data.patients import require_listed
 from datasites.hospital.models import Case, Review
-from datasites.hospital.people.accounts import REVIEWERS, Acting, ReviewError, require_reviewer
+from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
 from datasites.hospital.site import Site
 
 #: Characters of what a researcher is told of a rejection: as many as its record in syft takes.
 MOST_TOLD = 1900
 
 
-def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str, case: OpenCase | None = None) -> Case:
+def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str, case: OpenCase | None = None) -> Case:
     """Approve the hash that the person has seen; the second approval reserves the budget and makes the study active.
 
     case: as it was opened in the same act, for its page; opened here unless given.
@@ -86,7 +86,7 @@ def approve(site: Site, number: int, person: Acting, reason: str, seen_hash: str
     return row
 
 
-def reject(site: Site, number: int, person: Acting, reason: str, *, told: str) -> Case:
+def reject(site: Site, number: int, person: Actor, reason: str, *, told: str) -> Case:
     """Reject a case for good; one person is enough. The researcher is sent `told`, and never the reason."""
     require_reviewer(person, f"a case is rejected by {' or '.join(REVIEWERS)}")
     if not reason.strip():

@@ -73,7 +73,7 @@ def in_a_thread(act: Callable[[], Result]) -> Future[Result]:
 
 
 @dataclass(frozen=True)
-class _AtWork:
+class _BeingExamined:
     name: Name
     case: Future[Case]
 
@@ -84,7 +84,7 @@ class Submissions:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._halt = Halt()
-        self._work: _AtWork | None = None
+        self._work: _BeingExamined | None = None
         #: Begun and without a case that is known to be whole: not begun again, but for those that were interrupted.
         self._begun: set[Name] = set()
         self._interrupted = examination.unfinished(site)
@@ -119,7 +119,7 @@ class Submissions:
         admit = examination.admit_again if name in self._interrupted else examination.admit
         self._begun.add(name)
         self._turns[job.submitted_by] = max(self._turns.values(), default=0) + 1
-        self._work = _AtWork(name, in_a_thread(lambda: self._on_thread(admit, job)))
+        self._work = _BeingExamined(name, in_a_thread(lambda: self._on_thread(admit, job)))
 
     def _on_thread(self, admit: Callable[[Site, SubmittedJob, Halt], Case], job: SubmittedJob) -> Case:
         try:

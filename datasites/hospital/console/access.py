@@ -22,7 +22,7 @@ from django.views.decorators.http import require_http_methods
 
 from datasites.hospital.config import OidcSettings
 from datasites.hospital.database import this_home
-from datasites.hospital.people.accounts import Acting, PersonError, WrongPassword, acting, identify, must_change
+from datasites.hospital.people.accounts import Actor, PersonError, WrongPassword, acting, identify, must_change
 
 STEWARD, OFFICER, AUDITOR, ADMIN = "steward", "privacy_officer", "auditor", "admin"
 REVIEWERS = frozenset({STEWARD, OFFICER})
@@ -65,12 +65,12 @@ def page(
     return decorate
 
 
-def present(request: Any) -> Acting:
+def present(request: Any) -> Actor:
     """The signed-in person, where no password is asked: reading, and actions that only narrow and can be undone."""
     return acting(request.user)
 
 
-def confirmed(request: Any) -> Acting:
+def confirmed(request: Any) -> Actor:
     """The signed-in person, who has just shown again who they are; raises `PersonError`."""
     if by_provider(request):
         since = confirmed_since(request)

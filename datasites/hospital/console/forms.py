@@ -14,14 +14,14 @@ from datasites.hospital.cases.review import MOST_TOLD
 from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
 
 
-class Words(forms.CharField):
+class WordsField(forms.CharField):
     """What a person writes in words of their own. read_by: who reads it, said at the field."""
 
     def __init__(self, read_by: str, *, rows: int = 3, **options: Any) -> None:
         super().__init__(widget=forms.Textarea(attrs={"rows": rows}), help_text=read_by, **options)
 
 
-class Reason(Words):
+class Reason(WordsField):
     """A reason, kept here in the audit log."""
 
     def __init__(self, **options: Any) -> None:
@@ -72,7 +72,7 @@ class Decide(forms.Form):
     verdict = forms.ChoiceField(
         choices=[("approve", "Approve"), ("reject", "Reject for good")], widget=forms.RadioSelect, label="Your decision"
     )
-    told = Words(
+    told = WordsField(
         "Read by the researcher, word for word, and kept in the audit log: name no patient and no count of them. An "
         "approval has no such words: the researcher reads that you approved.",
         max_length=MOST_TOLD,

@@ -71,7 +71,7 @@ class Visible:
         return response
 
 
-class Desk:
+class SiteMiddleware:
     """Gives each request the hospital's site and the signed-in person's role ("" for none)."""
 
     def __init__(self, respond: Respond) -> None:

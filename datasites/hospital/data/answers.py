@@ -15,8 +15,8 @@ from typing import Any
 from datasites.hospital.audit.bindings import FIELD, bind, finding_content, is_bound, openings
 from datasites.hospital.audit.entered import tell
 from datasites.hospital.config import Home
-from datasites.hospital.data.findings import FINAL, Finding
-from datasites.hospital.people.accounts import REVIEWERS, Acting
+from datasites.hospital.data.findings import FINAL, TableFinding
+from datasites.hospital.people.accounts import REVIEWERS, Actor
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json
 from datasites.study.errors import DatasitesError, InputError
@@ -31,7 +31,7 @@ class AnswerRefused(DatasitesError):
     """A finding can't be answered as asked; the message says what to do instead."""
 
 
-def _about(finding: Finding, model: DataModel) -> str:
+def _about(finding: TableFinding, model: DataModel) -> str:
     """The public definition that a finding on a feature rests on, so that another study's is another question."""
     for feature in (*model.features, model.label):
         if feature.name == finding.column:
@@ -51,7 +51,7 @@ def _answers(home: Home, dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(finding, about): said for (name, finding, about), said in answers.items() if name == dataset}
 
 
-def unanswered(home: Home, dataset: str, found: Iterable[Finding], model: DataModel) -> list[Finding]:
+def unanswered(home: Home, dataset: str, found: Iterable[TableFinding], model: DataModel) -> list[TableFinding]:
     """Findings that block and that nobody has answered, or that have grown since."""
     answers, left = _answers(home, dataset), []
     for finding in found:
@@ -62,7 +62,7 @@ def unanswered(home: Home, dataset: str, found: Iterable[Finding], model: DataMo
     return left
 
 
-def require_answered(home: Home, dataset: str, found: Iterable[Finding], model: DataModel) -> None:
+def require_answered(home: Home, dataset: str, found: Iterable[TableFinding], model: DataModel) -> None:
     """Raise `SchemaError` with the first findings that block, and how a person answers them."""
     if left := unanswered(home, dataset, found, model):
         said = "; ".join(f"[{finding.name}] {finding.text}" for finding in left[:3])
@@ -73,7 +73,7 @@ def require_answered(home: Home, dataset: str, found: Iterable[Finding], model: 
 
 
 def answer(
-    site: Site, person: Acting, dataset: str, finding: Finding, model: DataModel, reason: str, *, holds: bool
+    site: Site, person: Actor, dataset: str, finding: TableFinding, model: DataModel, reason: str, *, holds: bool
 ) -> None:
     """Enter that a finding is right as it is (`holds`), or that it blocks again; raises `AnswerRefused`."""
     if person.role not in REVIEWERS:
@@ -88,7 +88,7 @@ def answer(
     site.audit.append(KIND, dataset=dataset, commitment=bind(site.home, content), **by)
 
 
-def named(found: Iterable[Finding], name: str) -> Finding:
+def named(found: Iterable[TableFinding], name: str) -> TableFinding:
     """The finding of this name; raises `InputError` that names those there are."""
     found = tuple(found)
     for finding in found:

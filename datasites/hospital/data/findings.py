@@ -28,7 +28,7 @@ FINAL: frozenset[Kind] = frozenset(["no_rows"])
 
 
 @dataclass(frozen=True)
-class Finding:
+class TableFinding:
     """One thing to look at. column: the study's name of a feature, or "". share: how much of the table, 0 to 1."""
 
     kind: Kind

@@ -49,8 +49,8 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json
-from datasites.study.durable import held, put_in_place, write_beside
 from datasites.study.errors import InputError
+from datasites.study.files import held, put_in_place, write_beside
 
 if TYPE_CHECKING:
     from datasites.hospital.data.reading_messages import Cells

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from datasites.hospital.data.cells import cell_text, code, pseudonym, spelling_key, word
-from datasites.hospital.data.findings import Finding
+from datasites.hospital.data.findings import TableFinding
 from datasites.hospital.data.harmonise import codes_that_match_nothing
 from datasites.hospital.data.mapping import Column, Mapping
 from datasites.hospital.data.tables import Table
@@ -70,15 +70,15 @@ _WRITTEN = {
 
 def findings(
     table: Table, frame: pd.DataFrame, mapping: Mapping, model: DataModel, declared_patients: int
-) -> tuple[Finding, ...]:
+) -> tuple[TableFinding, ...]:
     """All findings on a table. frame: what `harmonise` made of it, with the columns of the features that are ready."""
     if not len(table):
         text = f"the table has no rows, and {declared_patients} patients are declared; is it the right file?"
-        return (Finding("no_rows", "", 1.0, text),)
-    found: list[Finding] = []
+        return (TableFinding("no_rows", "", 1.0, text),)
+    found: list[TableFinding] = []
     if not len(frame):
         text = f"none of the table's {len(table)} rows has the label, so none is left; is `from` the right column?"
-        found.append(Finding("no_rows", "", 1.0, text))
+        found.append(TableFinding("no_rows", "", 1.0, text))
     found += [*_of_the_file(table), *_of_patients(table, mapping, declared_patients), *_of_rows(table, mapping)]
     for feature in (*model.features, model.label):
         if feature.name in frame.columns and (len(frame) or feature is model.label):
@@ -87,7 +87,7 @@ def findings(
     return tuple(found)
 
 
-def _of_the_file(table: Table) -> Iterator[Finding]:
+def _of_the_file(table: Table) -> Iterator[TableFinding]:
     for doubt in table.doubts:
         share = len(doubt.lines) / len(table)
         if doubt.kind == "open_quote":
@@ -97,10 +97,10 @@ def _of_the_file(table: Table) -> Iterator[Finding]:
             )
         else:
             text = f"the last line ({doubt.lines[0]}) has no line end: a file that was cut off looks like that"
-        yield Finding(doubt.kind, "", share, text)
+        yield TableFinding(doubt.kind, "", share, text)
 
 
-def _of_patients(table: Table, mapping: Mapping, declared_patients: int) -> Iterator[Finding]:
+def _of_patients(table: Table, mapping: Mapping, declared_patients: int) -> Iterator[TableFinding]:
     if mapping.patient is None or mapping.patient not in table.cells.columns:
         patients = len(table)
     else:
@@ -108,7 +108,7 @@ def _of_patients(table: Table, mapping: Mapping, declared_patients: int) -> Iter
         patients = len(names)
         together = Counter(map(spelling_key, names))
         if alike := sum(times for times in together.values() if times > 1):
-            yield Finding(
+            yield TableFinding(
                 "spellings",
                 "",
                 alike / max(1, patients),
@@ -118,7 +118,7 @@ def _of_patients(table: Table, mapping: Mapping, declared_patients: int) -> Iter
             )
     fewer, more = sorted((patients, declared_patients))
     if fewer * FAR < more:
-        yield Finding(
+        yield TableFinding(
             "patients",
             "",
             1 - fewer / more,
@@ -127,14 +127,14 @@ def _of_patients(table: Table, mapping: Mapping, declared_patients: int) -> Iter
         )
 
 
-def _of_rows(table: Table, mapping: Mapping) -> Iterator[Finding]:
+def _of_rows(table: Table, mapping: Mapping) -> Iterator[TableFinding]:
     rows = list(table.cells.itertuples(index=False, name=None))
     written = Counter(rows)
     again = len(rows) - len(written)
     # Without a patient column patients may be alike, but hardly each one to just one other.
     of_patients = mapping.patient is not None and again / len(rows) >= MOST_REPEATED
     if of_patients or (len(rows) > 2 and all(times % 2 == 0 for times in written.values())):
-        yield Finding(
+        yield TableFinding(
             "repeated",
             "",
             again / len(rows),
@@ -147,7 +147,7 @@ def _of_rows(table: Table, mapping: Mapping) -> Iterator[Finding]:
         for place, cells, shape in zip(table.places[-_LAST:], rows[-_LAST:], shapes[-_LAST:], strict=True):
             named = any(word(cell).casefold().rstrip(":") in _TOTALS for cell in cells)
             if named or (len(usual) == 1 and shape not in usual):
-                yield Finding(
+                yield TableFinding(
                     "last_row",
                     "",
                     1 / len(rows),
@@ -163,11 +163,11 @@ def _shape(identifier: str) -> str:
     return "".join(kind for before, kind in zip(["", *kinds], kinds, strict=False) if kind != before)
 
 
-def _of_a_feature(feature: Feature, values: pd.Series, rows: int, *, is_label: bool) -> Iterator[Finding]:
+def _of_a_feature(feature: Feature, values: pd.Series, rows: int, *, is_label: bool) -> Iterator[TableFinding]:
     measured = values[values.notna()]
     name = feature.name
     if not len(measured):
-        yield Finding(
+        yield TableFinding(
             "missing",
             name,
             1.0,
@@ -176,12 +176,14 @@ def _of_a_feature(feature: Feature, values: pd.Series, rows: int, *, is_label: b
         return
     if len(measured) > (1 if is_label else _FEW) and measured.nunique() == 1:
         what = "one class only" if is_label else "one value only"
-        yield Finding("constant", name, 1.0, f"{name}: {what} in {len(measured)} of {rows} rows; is the mapping right?")
+        yield TableFinding(
+            "constant", name, 1.0, f"{name}: {what} in {len(measured)} of {rows} rows; is the mapping right?"
+        )
     if feature.type != "number":
         return
     numbers = measured.to_numpy(dtype=np.float64)
     if infinite := int(np.isinf(numbers).sum()):
-        yield Finding(
+        yield TableFinding(
             "infinite", name, infinite / len(numbers), f"{name}: {infinite} of {len(numbers)} values are infinite"
         )
     out = _outside(feature, numbers)
@@ -192,7 +194,7 @@ def _of_a_feature(feature: Feature, values: pd.Series, rows: int, *, is_label: b
             f"{feature.high:g}{unit}, and would be cut to it; is the unit right?"
         )
         text += _conversions(feature, numbers)
-        yield Finding("out_of_range", name, out / len(numbers), text)
+        yield TableFinding("out_of_range", name, out / len(numbers), text)
 
 
 def _outside(feature: Feature, numbers: npt.NDArray[np.float64]) -> int:
@@ -223,10 +225,10 @@ def _conversions(feature: Feature, numbers: npt.NDArray[np.float64]) -> str:
     return f" They would fit as {' or as '.join(words for *_, words in likely)}" if likely else ""
 
 
-def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[Finding]:
+def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[TableFinding]:
     column = mapping.columns[feature.name]
     if unused := codes_that_match_nothing(feature, column, table.cells[column.source]):
-        yield Finding(
+        yield TableFinding(
             "unused_code",
             feature.name,
             0.0,
@@ -238,7 +240,7 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
     cells = Counter(map(word, table.cells[column.source]))
     numbers = Counter(map(code, cells))
     if alike := sum(times for cell, times in cells.items() if numbers[code(cell)] > 1):
-        yield Finding(
+        yield TableFinding(
             "one_number",
             feature.name,
             alike / len(table),
@@ -247,7 +249,7 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
         )
 
 
-def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) -> Iterator[Finding]:
+def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) -> Iterator[TableFinding]:
     """Codes such as -9 that would be taken for a measured value: cut to the range, or as a no under `above`."""
     named = {code(cell_text(entry)) for entry in (*column.missing, *column.values)}
     read = Counter(code(cell) for cell in cells)
@@ -263,7 +265,7 @@ def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) ->
     else:
         return
     if rows := sum(numbers[value] for value in meant):
-        yield Finding(
+        yield TableFinding(
             "coded",
             feature.name,
             rows / len(cells),

@@ -23,7 +23,7 @@ from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.data import records
 from datasites.hospital.data.cells import readable
 from datasites.hospital.data.mapping import Mapping
-from datasites.hospital.data.reading_messages import Cells, MockSeen, ReadMock, ReadTable, Seen
+from datasites.hospital.data.reading_messages import Cells, MockSeen, ReadMock, ReadTable, TableSummary
 from datasites.hospital.isolated import process
 from datasites.hospital.isolated.frames import BadFrame, Numbers, texts_unpacked
 from datasites.hospital.isolated.process import ApartFailed, Reply
@@ -38,7 +38,7 @@ _REMEDY = "make the file smaller, or export it anew as CSV"
 class Records:
     """A table that was encoded: x and y, and whose each row is, by pseudonym or by the number of its row in `cells`."""
 
-    seen: Seen
+    seen: TableSummary
     cells: Cells
     x: np.ndarray = field(repr=False)
     y: np.ndarray = field(repr=False)
@@ -92,7 +92,7 @@ class TableReader:
         with self._told(dataset.table):
             return _cells(seen, arrays)
 
-    def look(self, dataset: DatasetSettings, mapping: Mapping, model: DataModel) -> Seen:
+    def look(self, dataset: DatasetSettings, mapping: Mapping, model: DataModel) -> TableSummary:
         """Its table as a study reads it; raises `InputError`."""
         return self._table(dataset, mapping=mapping, model=model)[0]
 
@@ -124,7 +124,7 @@ class TableReader:
             _require(arrays, "patients", np.int64, (rows,))
         return arrays
 
-    def _table(self, dataset: DatasetSettings, **wanted: object) -> tuple[Seen, Numbers]:
+    def _table(self, dataset: DatasetSettings, **wanted: object) -> tuple[TableSummary, Numbers]:
         request = ReadTable.model_validate(
             {
                 "file": str(self._home.root / dataset.table),
@@ -134,7 +134,7 @@ class TableReader:
                 **wanted,
             }
         )
-        return self._ask(dataset.table, "table", request, Seen)
+        return self._ask(dataset.table, "table", request, TableSummary)
 
     def _mock(self, dataset: DatasetSettings, model: DataModel | None) -> tuple[MockSeen, Numbers]:
         request = ReadMock(file=str(self._home.root / dataset.mock), model=model)
@@ -163,14 +163,14 @@ class TableReader:
             raise self._apart.garbled(str(self._home.root / file), str(error)) from None
 
 
-def _cells(seen: Seen, arrays: Numbers) -> Cells:
+def _cells(seen: TableSummary, arrays: Numbers) -> Cells:
     text, lengths = texts_unpacked("cells", arrays)
     if len(lengths) != seen.rows * len(seen.names) or len(set(seen.names)) != len(seen.names):
         raise BadFrame("cells")
     return Cells(seen.names, text, lengths)
 
 
-def _records(seen: Seen, arrays: Numbers, columns: int, *, rows_are_patients: bool) -> Records:
+def _records(seen: TableSummary, arrays: Numbers, columns: int, *, rows_are_patients: bool) -> Records:
     cells = _cells(seen, arrays)
     _require(arrays, "x", np.float32, (seen.kept, columns))
     _require(arrays, "y", np.float32, (seen.kept,))

@@ -11,11 +11,11 @@ from typing import Annotated
 import pandas as pd
 from pydantic import Field, TypeAdapter
 
-from datasites.hospital.data.findings import Finding
+from datasites.hospital.data.findings import TableFinding
 from datasites.hospital.data.harmonise import WHOSE, encode, harmonise
 from datasites.hospital.data.mapping import FeatureReadiness, Mapping
 from datasites.hospital.data.plausible import findings
-from datasites.hospital.data.reading_messages import MockSeen, ReadMock, ReadTable, Seen
+from datasites.hospital.data.reading_messages import MockSeen, ReadMock, ReadTable, TableSummary
 from datasites.hospital.data.tables import Table, mock_arrays, parse_mock, parse_table
 from datasites.hospital.isolated.frames import Numbers, texts_packed
 from datasites.hospital.isolated.inside import Answer
@@ -32,7 +32,7 @@ class Look:
     table: Table
     frame: pd.DataFrame
     features: tuple[FeatureReadiness, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[TableFinding, ...]
 
     @classmethod
     def at(cls, table: Table, mapping: Mapping, model: DataModel, declared_patients: int) -> Look:
@@ -40,10 +40,10 @@ class Look:
         frame, features = harmonise(table.cells, mapping, model)
         return cls(table, frame, features, findings(table, frame, mapping, model, declared_patients))
 
-    def seen(self) -> Seen:
+    def seen(self) -> TableSummary:
         """In counts and words."""
         records = self.frame[WHOSE].value_counts()
-        return Seen(
+        return TableSummary(
             rows=len(self.table),
             empty=len(self.table.empty),
             names=tuple(self.table.cells.columns),
@@ -73,7 +73,7 @@ def _table(wanted: ReadTable, content: bytes) -> tuple[Agreed, Numbers]:
     if wanted.cells:
         text = table.text
         arrays = {**texts_packed("cells", [text.text]), "cells_lengths": text.lengths}
-    counted = Seen(rows=len(table), empty=len(table.empty), names=tuple(table.cells.columns))
+    counted = TableSummary(rows=len(table), empty=len(table.empty), names=tuple(table.cells.columns))
     if wanted.model is None or wanted.mapping is None:
         return counted, arrays
     if wanted.encode and len(table) > wanted.most_rows:

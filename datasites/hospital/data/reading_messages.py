@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from datasites.hospital.data.findings import Finding
+from datasites.hospital.data.findings import TableFinding
 from datasites.hospital.data.mapping import FeatureReadiness, Mapping
 from datasites.hospital.dialect import Encoding, Separator
 from datasites.study.canonical import Agreed
@@ -45,7 +45,7 @@ class ReadMock(Agreed):
     model: DataModel | None = None
 
 
-class Seen(Agreed):
+class TableSummary(Agreed):
     """A table as a study reads it. rows, empty: that it has; kept: that have a label, of so many patients.
 
     Of a table that was not harmonised, there are its rows alone.
@@ -55,7 +55,7 @@ class Seen(Agreed):
     empty: Count
     names: tuple[str, ...] = ()
     features: tuple[FeatureReadiness, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[TableFinding, ...] = ()
     kept: Count = 0
     patients: Count = 0
     most_records: Count = 1

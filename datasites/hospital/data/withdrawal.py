@@ -50,8 +50,8 @@ from datasites.hospital.config import Home
 from datasites.hospital.data.cells import pseudonym, spelling_key
 from datasites.hospital.site import Site
 from datasites.study.audit_chain import records
-from datasites.study.durable import held, replace_durably
 from datasites.study.errors import InputError
+from datasites.study.files import held, replace_durably
 
 if TYPE_CHECKING:
     import numpy as np

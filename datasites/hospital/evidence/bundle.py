@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from datasites.hospital.evidence.verify_bundle import Check, Fault, verify, write_archive
-from datasites.study.audit_chain import Head, Record, read_record
+from datasites.study.audit_chain import Head, LogRecord, read_record
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, fingerprint
@@ -163,7 +163,7 @@ code { overflow-wrap: anywhere; }
 """
 
 
-def _summary(contents: EvidenceContents, log: Sequence[Record]) -> str:
+def _summary(contents: EvidenceContents, log: Sequence[LogRecord]) -> str:
     """A page for people, with no script, no link to anywhere, and everything from outside escaped."""
     mine = [record for record in log if record.fields.get("study") == contents.study]
     approved = [

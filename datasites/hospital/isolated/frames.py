@@ -29,7 +29,7 @@ CHUNK, END = 1024 * 1024, b""
 MOST_MESSAGE = 16 * 1024 * 1024
 #: Letters of what is said of a failure.
 MOST_WORDS = 8000
-#: Names of the tensor that is JSON: what was asked for, or `Failed`.
+#: Names of the tensor that is JSON: what was asked for, or `WorkFailed`.
 MESSAGE, FAILED = "message", "failed"
 
 
@@ -37,7 +37,7 @@ class BadFrame(DatasitesError):
     """The other end sent what isn't of this form."""
 
 
-class Failed(Agreed):
+class WorkFailed(Agreed):
     """It did not work. error: the kind of what was raised; words: ours alone; where: lines of code."""
 
     failure: Literal["refused", "memory", "unexpected"]
@@ -69,7 +69,7 @@ def packed(message: bytes, arrays: Mapping[str, np.ndarray], name: str = MESSAGE
     return save({name: np.frombuffer(message, np.uint8), **arrays})
 
 
-def unpacked(data: bytes) -> tuple[bytes | Failed, Numbers]:
+def unpacked(data: bytes) -> tuple[bytes | WorkFailed, Numbers]:
     """Message and arrays of a reply; raises `BadFrame`."""
     try:
         arrays = load(data)
@@ -77,7 +77,7 @@ def unpacked(data: bytes) -> tuple[bytes | Failed, Numbers]:
         words = arrays.pop(FAILED if failed else MESSAGE)
         if words.nbytes > MOST_MESSAGE:
             raise BadFrame("a message of that length")
-        return (Failed.model_validate_json(words.tobytes()), {}) if failed else (words.tobytes(), arrays)
+        return (WorkFailed.model_validate_json(words.tobytes()), {}) if failed else (words.tobytes(), arrays)
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFrame(type(error).__name__) from None
 

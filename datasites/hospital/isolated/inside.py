@@ -12,8 +12,18 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from datasites.enclave.confine import Limits, confine, end_with_parent
-from datasites.hospital.isolated.frames import FAILED, MOST_WORDS, READY, Failed, Numbers, framed, packed, pieces, whole
+from datasites.enclave.confine import WorkerLimits, confine, end_with_parent
+from datasites.hospital.isolated.frames import (
+    FAILED,
+    MOST_WORDS,
+    READY,
+    Numbers,
+    WorkFailed,
+    framed,
+    packed,
+    pieces,
+    whole,
+)
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 
@@ -31,7 +41,7 @@ def main() -> None:
     for standard in (0, 1, 2):  # whatever libraries print may hold rows
         os.dup2(nothing, standard)
     os.close(nothing)
-    confine(Limits.model_validate_json(limits))
+    confine(WorkerLimits.model_validate_json(limits))
     _write(replies, READY)
 
     def read(count: int) -> bytes:
@@ -50,7 +60,7 @@ def main() -> None:
         try:
             reply = _told(answer, request, lambda: pieces(read))
         except MemoryError:
-            _write(replies, framed(packed(Failed(failure="memory", error="MemoryError").canonical(), {}, FAILED)))
+            _write(replies, framed(packed(WorkFailed(failure="memory", error="MemoryError").canonical(), {}, FAILED)))
             return  # maybe in the midst of a file
         _write(replies, framed(reply))
 
@@ -62,10 +72,10 @@ def _told(answer: Answer, request: bytes, content: Callable[[], bytes]) -> bytes
     except MemoryError:
         raise
     except DatasitesError as error:
-        failed = Failed(failure="refused", error=type(error).__name__[:100], words=str(error)[:MOST_WORDS])
+        failed = WorkFailed(failure="refused", error=type(error).__name__[:100], words=str(error)[:MOST_WORDS])
     except Exception as error:
         where = "".join(traceback.format_tb(error.__traceback__))
-        failed = Failed(failure="unexpected", error=type(error).__name__[:100], where=where[-MOST_WORDS:])
+        failed = WorkFailed(failure="unexpected", error=type(error).__name__[:100], where=where[-MOST_WORDS:])
     return packed(failed.canonical(), {}, FAILED)
 
 

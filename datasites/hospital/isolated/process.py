@@ -7,8 +7,8 @@ What it works on comes through its pipe. `isolated.inside` is its other end.
 **Guarantee.** Whatever such a process does, it costs the caller an `ApartFailed` that says what happened and what to
 do. It ends when its `with` block does, when its time is over, and when the datasite ends, by kill -9, too; a reply is
 at most as long as the memory that it may have, of which a message is 16 MiB at most, is read as JSON and arrays of
-numbers and runs no code. Assumes what `enclave.worker` does of the sandbox; where that is off, the process runs as this
-user.
+numbers and runs no code. Assumes what `enclave.worker_client` does of the sandbox; where that is off, the process runs
+as this user.
 
 Starting takes a time that follows from nothing that is read: what depends on rows is what is asked afterwards.
 """
@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 import datasites.hospital
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
-from datasites.hospital.isolated.frames import CHUNK, END, READY, BadFrame, Failed, Numbers, framed, unpacked
+from datasites.hospital.isolated.frames import CHUNK, END, READY, BadFrame, Numbers, WorkFailed, framed, unpacked
 from datasites.privacy.plan import PlanError
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError
@@ -124,7 +124,7 @@ class Apart:
             if size > self._memory:
                 raise BadFrame("too long")
             message, arrays = unpacked(self._read(size, deadline))
-            if isinstance(message, Failed):
+            if isinstance(message, WorkFailed):
                 raise self._failure(what, message)
             return reply.model_validate_json(message), arrays
         except ValidationError:
@@ -174,7 +174,7 @@ class Apart:
             lines = self._process.stderr.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise ApartFailed(f"{_NOT_STARTED}: {lines[-1][:500]}; mend this Python, or its packages")
 
-    def _failure(self, what: str, failed: Failed) -> Exception:
+    def _failure(self, what: str, failed: WorkFailed) -> Exception:
         if failed.failure == "refused":
             return _KINDS.get(failed.error, InputError)(failed.words)
         if failed.failure == "memory":

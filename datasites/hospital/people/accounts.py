@@ -45,7 +45,7 @@ class WrongPassword(PersonError):
 
 
 @dataclass(frozen=True)
-class Acting:
+class Actor:
     """A person who has just shown who they are. `email` is "" for people who don't review and gave none."""
 
     pk: int
@@ -162,7 +162,7 @@ def enter_first_admin(site: Site) -> str:
     return password
 
 
-def identify(name: str, password: str, request: HttpRequest | None = None) -> Acting:
+def identify(name: str, password: str, request: HttpRequest | None = None) -> Actor:
     """The person with this name and password; raises `PersonError`.
 
     Over the network `request` says who asks, and too many wrong passwords lock that person out from there for a
@@ -177,7 +177,7 @@ def identify(name: str, password: str, request: HttpRequest | None = None) -> Ac
     return acting(user)
 
 
-def acting(user: AbstractUser) -> Acting:
+def acting(user: AbstractUser) -> Actor:
     """Somebody who has shown who they are, as one who acts; raises `PersonError` for somebody without a role.
 
     So too for one whom the log did not enter like that, or has shut out: the database was edited, or is older. A log
@@ -192,7 +192,7 @@ def acting(user: AbstractUser) -> Acting:
         raise PersonError(f"{by_hand[0]}; {_again(Person(user.username, user.email, role, active=True))}")
     if by_hand:
         raise PersonError(f"person {user.username}: {by_hand[0]}; `datasites doctor` says what to do")
-    return Acting(user.pk, user.username, role, user.email)
+    return Actor(user.pk, user.username, role, user.email)
 
 
 def role_of(user: AbstractUser) -> PersonRole | Literal[""]:
@@ -253,7 +253,7 @@ class ReviewError(DatasitesError):
     """An action on a case is not possible as asked; the message says what to do instead."""
 
 
-def require_reviewer(person: Acting, rule: str) -> None:
+def require_reviewer(person: Actor, rule: str) -> None:
     """Raise `ReviewError` with the rule unless the person is a steward or a privacy officer."""
     if person.role not in REVIEWERS:
         raise ReviewError(f"{person.name} is {person.role}; {rule}")

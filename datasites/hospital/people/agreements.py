@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasites.hospital.audit.bindings import agreement_content, bind
 from datasites.hospital.audit.entered import require_entered
-from datasites.hospital.people.accounts import REVIEWERS, Acting, ReviewError, require_reviewer
+from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from policies.registry import Registry, RegistryFile
@@ -27,11 +27,11 @@ def _today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
 
 
-def _check_role(person: Acting) -> None:
+def _check_role(person: Actor) -> None:
     require_reviewer(person, f"agreements are kept by {' and '.join(REVIEWERS)}")
 
 
-def _update(site: Site, person: Acting, change: Callable[[Registry], Registry]) -> Registry:
+def _update(site: Site, person: Actor, change: Callable[[Registry], Registry]) -> Registry:
     if len(person.name.split()) != 1:
         raise ReviewError(
             f"{person.name}: agreements are signed with a name of one word; an admin enters you under one, such as "
@@ -40,7 +40,7 @@ def _update(site: Site, person: Acting, change: Callable[[Registry], Registry]) 
     return _registry(site).update(change)
 
 
-def enter_agreements(site: Site, person: Acting, file: Path) -> list[tuple[str, int]]:
+def enter_agreements(site: Site, person: Actor, file: Path) -> list[tuple[str, int]]:
     """Enter all agreements of a TOML file, unconfirmed; returns (id, version) of those that are new.
 
     Raises `RegistryError` or `InputError` and enters nothing when one of them is wrong.
@@ -66,7 +66,7 @@ def enter_agreements(site: Site, person: Acting, file: Path) -> list[tuple[str, 
     return entered
 
 
-def confirm_agreement(site: Site, person: Acting, id: str, version: int) -> Registry:
+def confirm_agreement(site: Site, person: Actor, id: str, version: int) -> Registry:
     """Confirm a version that somebody else entered, as the log says; raises `RegistryError` or `EntryRefused`."""
     _check_role(person)
 
@@ -80,13 +80,13 @@ def confirm_agreement(site: Site, person: Acting, id: str, version: int) -> Regi
     return _update(site, person, confirm)
 
 
-def _log(site: Site, kind: str, after: Registry, id: str, version: int, person: Acting) -> None:
+def _log(site: Site, kind: str, after: Registry, id: str, version: int, person: Actor) -> None:
     (agreement,) = (a for a in after.agreements if (a.terms.id, a.version) == (id, version))
     commitment = bind(site.home, agreement_content(agreement))
     site.audit.append(kind, agreement=id, version=version, person=person.name, commitment=commitment)
 
 
-def terminate_agreement(site: Site, person: Acting, id: str) -> Registry:
+def terminate_agreement(site: Site, person: Actor, id: str) -> Registry:
     """End an agreement today; one person is enough, since it only narrows."""
     _check_role(person)
 

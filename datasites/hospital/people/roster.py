@@ -25,15 +25,15 @@ from django.utils import timezone
 from datasites.hospital.audit.bindings import bind, party_content
 from datasites.hospital.audit.entered import pinned_by_hand, require_proposed, tell
 from datasites.hospital.models import PartyProposal
-from datasites.hospital.people.accounts import REVIEWERS, Acting, ReviewError, require_reviewer
+from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
 from datasites.hospital.site import Site
-from datasites.study.durable import held
 from datasites.study.errors import InputError
+from datasites.study.files import held
 from datasites.study.identity import Roster, RosterEntry, same_identity
 from datasites.study.visible import require_plain
 
 
-def propose_party(site: Site, person: Acting, entry_json: str) -> PartyProposal:
+def propose_party(site: Site, person: Actor, entry_json: str) -> PartyProposal:
     """Enter a party's roster entry (the text of its roster-entry.json). It is trusted once a second person pins it.
 
     Raises `InputError` for text that is no entry, `IdentityError` where the roster would refuse it, `ReviewError`.
@@ -59,7 +59,7 @@ def propose_party(site: Site, person: Acting, entry_json: str) -> PartyProposal:
     return proposal
 
 
-def pin_party(site: Site, person: Acting, number: int, fingerprint: str) -> RosterEntry:
+def pin_party(site: Site, person: Actor, number: int, fingerprint: str) -> RosterEntry:
     """Pin what somebody else entered, naming the fingerprint that the party read out.
 
     Raises `ReviewError` for the same person, another fingerprint, or an entry that is not open any more, and
@@ -101,7 +101,7 @@ def _pinned(site: Site, roster: Roster, entry: RosterEntry, by: str) -> Roster:
     return after
 
 
-def withdraw_party(site: Site, person: Acting, number: int) -> None:
+def withdraw_party(site: Site, person: Actor, number: int) -> None:
     """Drop an entry that waits; one person is enough, since it only narrows.
 
     Where its pinning was interrupted after the log knew of it, the log is told that nobody is pinned, too. Raises
@@ -124,7 +124,7 @@ def withdraw_party(site: Site, person: Acting, number: int) -> None:
         site.audit.append("party_withdrawn", email=email, person=person.name)
 
 
-def revoke_party(site: Site, person: Acting, email: str, reason: str) -> None:
+def revoke_party(site: Site, person: Actor, email: str, reason: str) -> None:
     """Stop trusting a party, from the next round on, and never take its key again; one person is enough.
 
     One that the log alone has as pinned is revoked there. Raises `IdentityError` or `ReviewError`.
@@ -165,7 +165,7 @@ def _check_complete(entry: RosterEntry) -> None:
         )
 
 
-def _check_role(person: Acting) -> None:
+def _check_role(person: Actor) -> None:
     require_reviewer(person, f"the roster is kept by {' and '.join(REVIEWERS)}")
 
 
@@ -176,7 +176,7 @@ def _open_proposal(number: int) -> PartyProposal:
     return proposal
 
 
-def _decide(proposal: PartyProposal, person: Acting, outcome: str) -> None:
+def _decide(proposal: PartyProposal, person: Actor, outcome: str) -> None:
     proposal.outcome, proposal.decided_by, proposal.decided_at = outcome, person.name, timezone.now()
     proposal.save(update_fields=["outcome", "decided_by", "decided_at"])
 

@@ -21,7 +21,7 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError, model_validator
 
 from datasites.hospital.budget import balances, ledger_log, pending, withdrawn
-from datasites.hospital.budget.balances import Asked, StudyAccount
+from datasites.hospital.budget.balances import PrivacyCost, StudyAccount
 from datasites.hospital.budget.ledger import ANY_ORDER
 from datasites.hospital.budget.ledger_log import Promise
 from datasites.hospital.budget.population import adopt, opened_order
@@ -34,8 +34,8 @@ from datasites.hospital.site import Site
 from datasites.privacy.events import compose, release
 from datasites.study.audit_chain import AuditError, Fork, Head, PublicHead, records
 from datasites.study.canonical import Agreed
-from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.files import replace_durably
 from datasites.study.identity import BadSignature
 from datasites.study.manifest import Name, Sha256
 
@@ -89,7 +89,7 @@ class LostStudy(Agreed):
         events = {"training": steps, "held_out": compose([release(self.evaluation_multiplier), *interim])}
         if both_sides:
             events = dict.fromkeys(events, compose(list(events.values())))
-        prices = balances.prices_of({partition: Asked(event, event) for partition, event in events.items()})
+        prices = balances.prices_of({partition: PrivacyCost(event, event) for partition, event in events.items()})
         return StudyAccount(prices, {0: prices}, released=True)
 
 

@@ -21,7 +21,7 @@ from datasites.hospital.budget import population, promises, reconcile
 from datasites.hospital.data import withdrawal
 from datasites.hospital.data.patients import listed
 from datasites.hospital.models import LedgerEntry, Population, Proposal
-from datasites.hospital.people.accounts import REVIEWERS, Acting, ReviewError, require_reviewer
+from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
 from datasites.hospital.proposals.restored import Lost, LostStudy, require_enough, settle
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
@@ -30,7 +30,7 @@ from datasites.study.identity import same_identity
 Effect = Callable[[Site, Proposal, tuple[str, str]], None]
 
 
-def propose_widening(site: Site, person: Acting, name: str, reason: str) -> Proposal:
+def propose_widening(site: Site, person: Actor, name: str, reason: str) -> Proposal:
     """Enter that a population's caps become what `datasite.toml` says now, which is wider; raises `ReviewError`."""
     asked = population.asked_caps(population.dataset_of(site.home, name))
     agreed = population.agreed_caps(name)
@@ -42,7 +42,7 @@ def propose_widening(site: Site, person: Acting, name: str, reason: str) -> Prop
     return _propose(site, person, "widen", name, {"epsilon": asked.epsilon, "delta": asked.delta}, reason)
 
 
-def propose_delta(site: Site, person: Acting, name: str, delta: float, reason: str) -> Proposal:
+def propose_delta(site: Site, person: Actor, name: str, delta: float, reason: str) -> Proposal:
     """Enter that releases on a population may have a delta up to this one, though the rule wants a smaller one."""
     population.dataset_of(site.home, name)
     if not (0 < delta < 1) or not math.isfinite(delta):
@@ -50,7 +50,7 @@ def propose_delta(site: Site, person: Acting, name: str, delta: float, reason: s
     return _propose(site, person, "accept_delta", name, {"delta": delta}, reason)
 
 
-def propose_other_patients(site: Site, person: Acting, one: str, other: str, reason: str) -> Proposal:
+def propose_other_patients(site: Site, person: Actor, one: str, other: str, reason: str) -> Proposal:
     """Enter that two populations are different people, though pseudonyms of one stand in the other."""
     known = {dataset.population for dataset in site.home.settings.datasets}
     # Also those that only their list of patients or their charges tell of: what `require_others` names can be answered.
@@ -65,7 +65,7 @@ def propose_other_patients(site: Site, person: Acting, one: str, other: str, rea
     return _propose(site, person, "other_patients", " ".join(names), {"populations": names}, reason)
 
 
-def propose_restored(site: Site, person: Acting, lost: tuple[LostStudy, ...], reason: str) -> Proposal:
+def propose_restored(site: Site, person: Actor, lost: tuple[LostStudy, ...], reason: str) -> Proposal:
     """Enter that this home, or a part of it, came back from a backup, and what was approved after that backup.
 
     Raises `ReviewError` where nothing differs, `InputError` where something here shows that there was more.
@@ -77,7 +77,7 @@ def propose_restored(site: Site, person: Acting, lost: tuple[LostStudy, ...], re
     return _propose(site, person, "restored", "this datasite", terms, reason)
 
 
-def propose_undoing(site: Site, person: Acting, dataset: str, patient: str, reason: str) -> Proposal:
+def propose_undoing(site: Site, person: Actor, dataset: str, patient: str, reason: str) -> Proposal:
     """Enter that a withdrawal is taken back before a round was held without the patient; raises `NotToUndo`.
 
     Database and log know the patient by the commitments that the withdrawal was logged with, and by no name.
@@ -87,7 +87,7 @@ def propose_undoing(site: Site, person: Acting, dataset: str, patient: str, reas
     return _propose(site, person, "undo_withdrawal", f"{dataset} {terms['commitments'][0]}", terms, reason)
 
 
-def confirm(site: Site, person: Acting, number: int) -> Proposal:
+def confirm(site: Site, person: Actor, number: int) -> Proposal:
     """Confirm what somebody of the other role entered, and let it count.
 
     Raises `ReviewError`, `InputError`, or `EntryRefused` for what is not as somebody else entered it by the log.
@@ -109,7 +109,7 @@ def confirm(site: Site, person: Acting, number: int) -> Proposal:
     return proposal
 
 
-def withdraw(site: Site, person: Acting, number: int) -> None:
+def withdraw(site: Site, person: Actor, number: int) -> None:
     """Drop an entry that waits; one person is enough, since it only narrows."""
     _check_role(person)
     with transaction.atomic():
@@ -184,7 +184,7 @@ EFFECTS: dict[str, Effect] = {
 }
 
 
-def _propose(site: Site, person: Acting, kind: str, subject: str, terms: dict[str, Any], reason: str) -> Proposal:
+def _propose(site: Site, person: Actor, kind: str, subject: str, terms: dict[str, Any], reason: str) -> Proposal:
     _check_role(person)
     if not reason.strip():
         raise ReviewError("an entry needs a reason; the second person and the audit log keep it")
@@ -205,7 +205,7 @@ def _propose(site: Site, person: Acting, kind: str, subject: str, terms: dict[st
     return proposal
 
 
-def _check_role(person: Acting) -> None:
+def _check_role(person: Actor) -> None:
     require_reviewer(person, f"this needs {' and '.join(REVIEWERS)}")
 
 
@@ -216,6 +216,6 @@ def _open(number: int) -> Proposal:
     return proposal
 
 
-def _decide(proposal: Proposal, person: Acting, outcome: str) -> None:
+def _decide(proposal: Proposal, person: Actor, outcome: str) -> None:
     proposal.outcome, proposal.decided_by, proposal.decided_at = outcome, person.name, timezone.now()
     proposal.save(update_fields=["outcome", "decided_by", "decided_at"])

@@ -18,7 +18,7 @@ from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import Fork
-from datasites.study.durable import replace_durably
+from datasites.study.files import replace_durably
 from datasites.study.identity import BadSignature
 from datasites.study.manifest import MOST_EPOCHS
 
@@ -60,17 +60,17 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
 
 def send_account(home: Home, post: Correspondence) -> bool:
     """Send the account of a study that was closed, as it was stored; False when it can't be sent now."""
-    account = letters.Account.parse((home.secagg / post.study / ACCOUNT_FILE).read_bytes())
+    account = letters.PrivacyStatement.parse((home.secagg / post.study / ACCOUNT_FILE).read_bytes())
     return post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json"))
 
 
-def _account(site: Site, case: OpenCase, row: Case) -> letters.Account:
+def _account(site: Site, case: OpenCase, row: Case) -> letters.PrivacyStatement:
     dataset = case.dataset
     records = list(Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED)))
     charged = ledger.study_charged(dataset, row.study_hash, case.priced_delta)
     # Logged once the database has said all that it is asked, and once where the account is not stored after all.
     site.audit.append_once("closed", study=row.study_hash, rounds=len(records))
-    return letters.Account(
+    return letters.PrivacyStatement(
         rounds=len(records),
         steps=sum(record.steps for record in records),
         delta=case.study.privacy.delta,

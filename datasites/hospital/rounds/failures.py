@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 
 from datasites.hospital.config import Home
-from datasites.study.durable import replace_durably
+from datasites.study.files import replace_durably
 
 #: Failures after which people have to look.
 MOST = 2

@@ -13,7 +13,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.secagg.errors import REJOIN, JournalRolledBack
-from datasites.study.durable import replace_durably
+from datasites.study.files import replace_durably
 
 if TYPE_CHECKING:
     from datasites.secagg.journal import Journal

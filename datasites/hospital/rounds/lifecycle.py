@@ -17,7 +17,7 @@ from datasites.hospital.budget.ledger import release_what_is_left
 from datasites.hospital.cases.lookup import find_case
 from datasites.hospital.cases.owed import log_owed, owe, settle
 from datasites.hospital.models import Case, Round
-from datasites.hospital.people.accounts import REVIEWERS, Acting, ReviewError, require_reviewer
+from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
 from datasites.hospital.proposals.restored import charge_what_is_reached, require_rounds_left
 from datasites.hospital.rounds.abstaining import log_abstention, log_newest
 from datasites.hospital.rounds.failures import Failures
@@ -29,7 +29,7 @@ from datasites.study.audit_chain import RELEASED
 def _move(
     site: Site,
     number: int,
-    person: Acting,
+    person: Actor,
     reason: str,
     kind: str,
     states: tuple[str, ...],
@@ -49,7 +49,7 @@ def _move(
 
 
 def _moved(
-    site: Site, number: int, person: Acting, reason: str, kind: str, states: tuple[str, ...], to: str
+    site: Site, number: int, person: Actor, reason: str, kind: str, states: tuple[str, ...], to: str
 ) -> tuple[Case, str]:
     """The case in its new state, and the state before; call it in a transaction."""
     require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
@@ -64,13 +64,13 @@ def _moved(
     return row, before
 
 
-def pause(site: Site, number: int, person: Acting, reason: str) -> Case:
+def pause(site: Site, number: int, person: Actor, reason: str) -> Case:
     """Stop taking part before the next round; one person is enough (I2)."""
     active = (Case.State.APPROVED, Case.State.RUNNING)
     return _move(site, number, person, reason, "paused", active, Case.State.PAUSED)
 
 
-def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
+def resume(site: Site, number: int, person: Actor, reason: str) -> Case:
     """Go on after a pause or a stop; policies are asked again before the next round.
 
     A round whose work has failed is tried again, with the same randomness, unless the researcher has begun another.
@@ -85,7 +85,7 @@ def resume(site: Site, number: int, person: Acting, reason: str) -> Case:
     return _move(site, number, person, reason, "resumed", halted, Case.State.RUNNING, may_go_on)
 
 
-def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
+def sit_out(site: Site, number: int, person: Actor, reason: str) -> Case:
     """Go on after a stop without the round whose work has failed, and tell the researcher that it is sat out.
 
     That is the newest round, if it waits for an answer. The researcher reads that this hospital did not take part in
@@ -107,7 +107,7 @@ def sit_out(site: Site, number: int, person: Acting, reason: str) -> Case:
     return row
 
 
-def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
+def revoke(site: Site, number: int, person: Actor, reason: str) -> Case:
     """End the study here for good; what it did not use of its budget is free again, what it used is not.
 
     The researcher is told that this hospital has revoked its approval, and no reason.
@@ -123,7 +123,7 @@ def revoke(site: Site, number: int, person: Acting, reason: str) -> Case:
     return row
 
 
-def rejoin(site: Site, number: int, person: Acting, reason: str) -> Case:
+def rejoin(site: Site, number: int, person: Actor, reason: str) -> Case:
     """Give up a stopped study's keys, and go on with it in a new epoch of the secure sum once there is one.
 
     For a journal that may release nothing any more (restored from a backup, or damaged). Every round that its anchor
@@ -139,7 +139,7 @@ def rejoin(site: Site, number: int, person: Acting, reason: str) -> Case:
     return _move(site, number, person, reason, "rejoined", (Case.State.STOPPED,), Case.State.RUNNING, start_over)
 
 
-def kill(site: Site, person: Acting, reason: str) -> None:
+def kill(site: Site, person: Actor, reason: str) -> None:
     """Stop the whole datasite before its next round, until `unkill`."""
     if person.role not in (*REVIEWERS, "admin"):
         raise ReviewError(f"{person.name} is {person.role}; the kill switch is for reviewers and admins")
@@ -148,7 +148,7 @@ def kill(site: Site, person: Acting, reason: str) -> None:
     site.audit.append("killed", person=person.name, role=person.role, reason=reason)
 
 
-def unkill(site: Site, person: Acting, reason: str) -> None:
+def unkill(site: Site, person: Actor, reason: str) -> None:
     """Take the kill switch off."""
     require_reviewer(person, "the kill switch is taken off by a reviewer")
     site.audit.append("unkilled", person=person.name, role=person.role, reason=reason)

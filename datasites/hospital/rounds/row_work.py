@@ -22,7 +22,7 @@ from django.db import connections
 
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.template import Template
-from datasites.enclave.worker import Partition, TrainResult, Worker, WorkerCrashed, WorkerError
+from datasites.enclave.worker_client import Partition, TrainResult, Worker, WorkerCrashed, WorkerError
 from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.cases.case import OpenCase, partitions
 from datasites.hospital.cases.examination import start_worker

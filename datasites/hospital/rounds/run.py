@@ -167,7 +167,7 @@ def in_words(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class _AtWork:
+class _RoundAtWork:
     """A round whose rows are worked on, or were and wait for their tick. Times are of the monotonic clock."""
 
     case: OpenCase
@@ -205,7 +205,7 @@ class StudyRun:
         self._machine = machine or Machine()
         self._rows = RowWork(site.home, self._machine, site.template)
         self._announced = AtWork(site.home)
-        self._at_work: _AtWork | None = None
+        self._at_work: _RoundAtWork | None = None
         self._halted = self._unread = False
         #: Who had withdrawn when a start of a worker was last due, when that begins, and from when on it has its rows.
         self._loads: frozenset[str] | None = None
@@ -397,7 +397,7 @@ class StudyRun:
             work = self._rows.begin(
                 case, manifest, parameters, lambda records: self._keys(case, manifest, records), self._loads
             )
-            self._machine.free_at, self._at_work = due, _AtWork(case, manifest, work, started, due)
+            self._machine.free_at, self._at_work = due, _RoundAtWork(case, manifest, work, started, due)
 
     def _keys(self, case: OpenCase, manifest: RoundManifest, records: str) -> RoundKeys:
         state = self._journal.state
@@ -406,7 +406,7 @@ class StudyRun:
         assert state.open.manifest_hash == manifest.digest()
         return RoundKeys(state.open.secret, state.open.manifest_hash, case.approval_hash, records)
 
-    def _end_of_work(self, row: Case, round: _AtWork) -> bool:
+    def _end_of_work(self, row: Case, round: _RoundAtWork) -> bool:
         """Release what was computed, once its tick has come; True when that is over.
 
         Masks, policies and the log's records all come after the tick, so that no time in them tells how long the work
@@ -480,7 +480,7 @@ class StudyRun:
         """Bytes of this study's model, float32."""
         return 4 * self._case.terms.parameters
 
-    def _masked(self, row: Case, round: _AtWork, computed: Computed) -> tuple[MemberState, MaskedVector]:
+    def _masked(self, row: Case, round: _RoundAtWork, computed: Computed) -> tuple[MemberState, MaskedVector]:
         """The masked vector, allowed to leave; nothing has left before the journal holds it."""
         case, manifest = round.case, round.manifest
         member, state = self._setup.member, self._journal.state
@@ -558,7 +558,7 @@ class StudyRun:
         Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=reason)
 
 
-def _noted(round: _AtWork, computed: Computed) -> str:
+def _noted(round: _RoundAtWork, computed: Computed) -> str:
     """What the hospital's own people should know of a round that went well."""
     late = math.ceil((round.due - round.started) / TICK - 1e-6) - round.case.terms.ticks
     words = [f"left {late} ticks of {TICK:g} s late"] if late > 0 else []

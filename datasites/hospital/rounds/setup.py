@@ -10,8 +10,8 @@ the epoch, the researcher's and every hospital's, is the one that the roster hol
 the one that the audit log says people pinned last and have not revoked (`audit.entered`). Looked at when an epoch is
 offered, before each round and before each release (`require_pinned_keys`); so a roster that somebody edits for a while
 protects nothing for them, nor does the key of a party that was revoked, or pinned anew. Proof: masks are agreed with
-the certificates in the journal, which were checked against the epoch's `Context`, whose digest is in the journal; and
-the context is held against roster and log each time. A new key counts from the next epoch on, which the researcher
+the certificates in the journal, which were checked against the epoch's `EpochTerms`, whose digest is in the journal;
+and the context is held against roster and log each time. A new key counts from the next epoch on, which the researcher
 begins once it is pinned there and at enough hospitals; until then this hospital sits rounds out, and says by which
 control. So does one without keys of any epoch, since its journal was given up: that is how the researcher learns of it.
 One that never had any answers no round, since an honest researcher calls it to none before the first epoch. Not
@@ -33,14 +33,14 @@ from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.rounds.mail import Correspondence
 from datasites.hospital.site import Site
-from datasites.secagg.context import EPOCH_DAYS, EPOCH_ROUNDS, Context, Party, epoch_rounds
+from datasites.secagg.epoch_terms import EPOCH_DAYS, EPOCH_ROUNDS, EpochTerms, Party, epoch_rounds
 from datasites.secagg.errors import SecaggError
 from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
-from datasites.study.durable import replace_durably
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.files import replace_durably
 from datasites.study.identity import IdentityError, Roster
 from datasites.study.manifest import MOST_EPOCHS
 from datasites.transport.mailroom import Letter
@@ -88,10 +88,10 @@ class EpochSetup:
         if state is not None:
             self.member = Member(site.identity, self._stored(state.epoch))
 
-    def _stored(self, epoch: int) -> Context:
+    def _stored(self, epoch: int) -> EpochTerms:
         path = self._context_path(epoch)
         try:
-            return Context.parse(path.read_bytes())
+            return EpochTerms.parse(path.read_bytes())
         except ValidationError as error:
             raise InputError(
                 f"{path}: the terms of epoch {epoch} were stored by another version; `datasites study rejoin` gives "
@@ -183,7 +183,7 @@ class EpochSetup:
         self._send(self._researcher, letters.certificate_kind(epoch), certificate.to_bytes())
         return True
 
-    def _context(self, letter: Letter, epoch: int) -> Context:
+    def _context(self, letter: Letter, epoch: int) -> EpochTerms:
         offer = letters.EpochOffer.model_validate(letter.body)
         study = self._case.study
         if offer.epoch != epoch:
@@ -206,7 +206,7 @@ class EpochSetup:
         if len(hospitals) < needed:
             raise ValueError(f"{len(hospitals)} hospitals, every sum of the approved study holds {needed} or more")
         roster = Roster.load(self._site.home.roster)
-        context = Context.from_roster(
+        context = EpochTerms.from_roster(
             roster,
             study=self._study,
             epoch=epoch,

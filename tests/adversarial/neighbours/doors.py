@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from datasites.enclave.protocol import Description, Rehearsed
-from datasites.enclave.worker import TrainResult, Worker, WorkerCrashed
+from datasites.enclave.worker_client import TrainResult, Worker, WorkerCrashed
 from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.rounds.round_keys import RoundKeys
 from datasites.study.tensors import Parameter

@@ -16,7 +16,7 @@ from django.db import connections
 
 from datasites.aggregator.gather import RunError
 from datasites.aggregator.run import Run
-from datasites.enclave.worker import Partition
+from datasites.enclave.worker_client import Partition
 from datasites.hospital.budget.reconcile import differences
 from datasites.hospital.cases import consent, examination, review, submissions
 from datasites.hospital.cases.case import open_case, partitions

@@ -23,7 +23,7 @@ from datasites.hospital.models import Case
 from datasites.hospital.rounds.mail import Correspondence
 from datasites.hospital.rounds.run import StudyRun
 from datasites.hospital.rounds.setup import EpochSetup
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.secagg import setup
 from datasites.secagg.member import Member
@@ -270,16 +270,16 @@ def rejection_that_tells(planting: Planting) -> None:
 
 
 def not_ready_without_a_person(planting: Planting) -> None:
-    decide = Datasite._record_decisions
+    decide = Service._record_decisions
 
-    def at_once(self: Datasite) -> None:
+    def at_once(self: Service) -> None:
         for row in Case.objects.filter(state=Case.State.REVIEW, recorded_in_syft=False):
             if any(feature["out_of_range"] for feature in planting.readiness()):
                 row.state, row.note = Case.State.REJECTED, "a feature is not ready"
                 row.save(update_fields=["state", "note"])
         decide(self)
 
-    Datasite._record_decisions = at_once
+    Service._record_decisions = at_once
 
 
 def denial_that_tells(planting: Planting) -> None:
@@ -290,25 +290,25 @@ def denial_that_tells(planting: Planting) -> None:
 
 
 def file_named_by_rows(planting: Planting) -> None:
-    publish = Datasite._publish
+    publish = Service._publish
 
-    def named(self: Datasite) -> None:
+    def named(self: Service) -> None:
         publish(self)
         self._store.put(f"collections/{self._control.email}/version-{planting.digest[:12]}", b"")
 
-    Datasite._publish = named
+    Service._publish = named
 
 
 def mock_of_real_rows(planting: Planting) -> None:
-    publish = Datasite._publish
+    publish = Service._publish
 
-    def drawn(self: Datasite) -> None:
+    def drawn(self: Service) -> None:
         mock = planting.stage.home / "data" / "mock.csv"
         mean = sum(float(line.split(",")[1]) for line in planting.lines) / len(planting.lines)
         mock.write_text(mock.read_text() + f"MOCK-999,{mean:.1f},0,120,0\n")
         publish(self)
 
-    Datasite._publish = drawn
+    Service._publish = drawn
 
 
 def certificate_by_rows(planting: Planting) -> None:

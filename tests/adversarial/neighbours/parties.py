@@ -14,14 +14,14 @@ import numpy as np
 
 from datasites.control.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.hospital.data.answers import answer
-from datasites.hospital.data.findings import Finding
-from datasites.hospital.people.accounts import Acting, acting, enter_person
+from datasites.hospital.data.findings import TableFinding
+from datasites.hospital.people.accounts import Actor, acting, enter_person
 from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
 from datasites.hospital.people.roster import pin_compared
 from datasites.hospital.setup import initialise
 from datasites.hospital.site import Site
 from datasites.researcher.federation import Federation
-from datasites.secagg.context import Context
+from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.member import Member
 from datasites.secagg.messages import AckList, Enrolment, ShareBundle, SignedManifest, SurvivorList
 from datasites.secagg.state import MemberState
@@ -86,7 +86,7 @@ def furnish(root: Path) -> None:
     # What people have said of the table is part of the public record: the same beside each neighbour.
     model = StudyPackage.read(STUDY).data_model
     for kind, column in (("patients", ""), ("infinite", "pressure")):
-        finding = Finding(kind, column, 1.0, "looked at by people")
+        finding = TableFinding(kind, column, 1.0, "looked at by people")
         answer(site, person("ann"), DATASET, finding, model, "invented like that", holds=True)
     file = root / "agreements.toml"
     file.write_text(agreements("North", ("age", "sex", "pressure", "disease")))
@@ -141,7 +141,7 @@ def study_folder(root: Path, mode: str) -> Path:
     return folder
 
 
-def person(name: str) -> Acting:
+def person(name: str) -> Actor:
     """Somebody who works at the hospital under test."""
     from django.contrib.auth import get_user_model
 
@@ -179,7 +179,7 @@ class Peer:
     def _take(self, number: int, kind: str, letter: Letter) -> bool:
         stem, _, epoch = kind.rpartition("-")
         if number == letters.SETUP_ROUND and stem == letters.offer_kind(0)[:-2]:
-            self._member = Member(self._identity, Context.parse((self._runs / f"context-{epoch}.json").read_bytes()))
+            self._member = Member(self._identity, EpochTerms.parse((self._runs / f"context-{epoch}.json").read_bytes()))
             self._state, certificate = self._member.certify(self._state)
             self._send(number, letters.certificate_kind(int(epoch)), certificate.to_bytes())
             return True

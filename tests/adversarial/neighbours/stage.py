@@ -1,6 +1,6 @@
 """One hospital's service and everybody else, by turns: nothing happens at once, so a run can be repeated.
 
-The service runs in a thread of its own, as `Datasite.serve` makes it. Wherever it would wait (for the store, for a
+The service runs in a thread of its own, as `Service.serve` makes it. Wherever it would wait (for the store, for a
 while, for its end) it hands over to the others and says until when it sleeps. The others are whoever calls `turn`, as
 a rule the researcher's run while it waits for letters. Time passes only when nobody has anything to do.
 
@@ -21,10 +21,10 @@ from typing import Any
 from django.db import connections
 
 from datasites.control.sealer import StrictPeerStore
-from datasites.enclave.worker import Worker
+from datasites.enclave.worker_client import Worker
 from datasites.hospital.budget import ledger_log
 from datasites.hospital.database import this_home
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.secagg.member import Member
 from datasites.transport.store import Store
@@ -122,7 +122,7 @@ class Stage:
         self._theirs, self._ours = threading.Semaphore(0), threading.Semaphore(0)
         self._stop = Stop(self)
         self._failure: BaseException | None = None
-        self.service: Datasite
+        self.service: Service
 
     # -- the hospital's process -----------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class Stage:
 
     def _serve(self) -> None:
         try:
-            self.service = Datasite(Site.open(self.home))
+            self.service = Service(Site.open(self.home))
             self.service.serve(self._stop)
         except Killed:
             pass

@@ -29,7 +29,7 @@ def busy(console: Console) -> Case:
     case = open_case(desk.site.home, desk.row)
     dice = random.Random(1)
     for number in range(1, 9):
-        asked = {"training": ledger.Asked(case.plan.round_event(), case.plan.local_round_event())}
+        asked = {"training": ledger.PrivacyCost(case.plan.round_event(), case.plan.local_round_event())}
         ledger.charge(desk.site, case.dataset, case.row.study_hash, number, asked)
         Round.objects.create(
             case=desk.row,

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.test import Client
 
 from datasites.hospital.cases import compliance
-from datasites.hospital.config import OidcSettings, Settings
+from datasites.hospital.config import DatasiteSettings, OidcSettings
 from datasites.hospital.models import ProviderSubject
 from datasites.hospital.people.accounts import PersonError, add_person, deactivate
 from datasites.study.audit_chain import records
@@ -31,7 +31,7 @@ def audited(console: Console, kind: str) -> list[dict[str, Any]]:
 def test_the_doctor_compares_what_the_provider_says(console: Console, real: Real) -> None:
     from datasites.hospital import doctor
 
-    def check(terms: OidcSettings) -> doctor.Check:
+    def check(terms: OidcSettings) -> doctor.Diagnosis:
         with configured(terms):
             site = dataclasses.replace(console.desk.site, home=settings.DATASITE)
             return next(iter(doctor._sign_in(site)))
@@ -236,7 +236,7 @@ def test_the_clients_secret_is_for_its_owner_only(home: Any) -> None:
 
 
 def test_the_block_in_datasite_toml_is_read() -> None:
-    settings_ = Settings.model_validate(
+    settings_ = DatasiteSettings.model_validate(
         {
             "organisation": "A",
             "email": "a@a.example.org",

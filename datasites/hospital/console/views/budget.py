@@ -8,7 +8,7 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import render
 
 from datasites.hospital.budget import ledger, population
-from datasites.hospital.budget.history import Book
+from datasites.hospital.budget.history import BudgetHistory
 from datasites.hospital.config import Home
 from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
@@ -109,7 +109,7 @@ def show(request: Any, name: str) -> HttpResponse:
         dataset = request.site.home.dataset(name)
     except InputError as error:
         raise Http404 from error
-    book = Book.read(dataset)
+    book = BudgetHistory.read(dataset)
     parts = []
     for state in ledger.state(dataset):
         history = book.history(state.partition)

@@ -1,8 +1,8 @@
 """The sandbox's end of the pipe: loads one study's model, holds its rows, trains and evaluates. Runs as a process.
 
-The only file of this room that is a program (`python -m datasites.enclave.inside LIMITS`, started by `processes`; with
-`template` after that, by `template`). Order matters: libraries are imported, the pipe is put out of reach of standard
-output, the process gives up what it does not need (`confine`), and only then is model code read.
+The only file of this room that is a program (`python -m datasites.enclave.worker_process LIMITS`, started by
+`processes`; with `template` after that, by `template`). Order matters: libraries are imported, the pipe is put out of
+reach of standard output, the process gives up what it does not need (`confine`), and only then is model code read.
 
 What leaves: a noised update, noised counts, the built model's shape, and reasons of failure. The last are for the
 hospital's eyes and hold nothing of a row: checks that may fail, and quote what the model said, run on invented rows.
@@ -33,11 +33,11 @@ import numpy as np
 import torch
 
 from datasites.enclave import escape, forking, loader, protocol
-from datasites.enclave.confine import Limits, confine, end_with_parent
+from datasites.enclave.confine import WorkerLimits, confine, end_with_parent
 from datasites.enclave.shapes import check_shapes
-from datasites.privacy import alone, evaluation, parameters, probe, trainer
-from datasites.privacy.batches import Tensors, tensors
+from datasites.privacy import evaluation, parameters, per_row, probe, trainer
 from datasites.privacy.clipping import MOST_ROWS
+from datasites.privacy.model_inputs import Tensors, tensors
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.records import UnsupportedModel
@@ -54,7 +54,7 @@ Rows = dict[str, np.ndarray]
 
 
 class _CpuTimeUsed(BaseException):
-    """The kernel said that the processor time of `Limits` is used up."""
+    """The kernel said that the processor time of `WorkerLimits` is used up."""
 
 
 class _Refusal(Exception):
@@ -66,7 +66,7 @@ class _Refusal(Exception):
 class Enclave:
     """State of one worker: the model as built, and rows by partition. Each method answers one request."""
 
-    def __init__(self, limits: Limits, warnings: tuple[str, ...]) -> None:
+    def __init__(self, limits: WorkerLimits, warnings: tuple[str, ...]) -> None:
         self._limits = limits
         self._warnings = warnings
         self._genuine = loader.Genuine()
@@ -140,7 +140,7 @@ class Enclave:
         rows: Rows,
         request: protocol.Train | protocol.Rehearse,
         number: int,
-    ) -> trainer.RoundResult:
+    ) -> trainer.TrainedRound:
         key = bytes.fromhex(request.key) if isinstance(request, protocol.Train) else None
         return trainer.train_round(
             module,
@@ -162,7 +162,7 @@ class Enclave:
     def _check_on_invented(self, module: torch.nn.Module, rows: Rows) -> tuple[Tensors, torch.Tensor]:
         """That the batch size shows in axis 0 only, with this round's parameters; gives the rows that it took.
 
-        They are the data model's and have the shape of `rows`: what fails here fails whoever the patients are.
+        They are the data model's and have the shape of `check_rows`: what fails here fails whoever the patients are.
         That rows are independent, the trainer probes itself.
         """
         made_up, labels = self._invented(rows, _PROBE_ROWS, SecureRandom().generator("probe"))
@@ -221,11 +221,11 @@ class Enclave:
         module = self._fresh(arrays).to(self._device).eval()
         made_up, labels = self._check_on_invented(module, rows)
         probe.check_independence(module, self._loaded().loss, made_up, labels, device=self._device)
-        one = alone.run(module, {name: part[:1].to(self._device) for name, part in made_up.items()}).outputs
+        one = per_row.run(module, {name: part[:1].to(self._device) for name, part in made_up.items()}).outputs
         if one.numel() != 1:
             raise _Refusal("model", f"the model gives {one.numel()} numbers for a row; one logit each")
         self._on_rows = True
-        logits = alone.scores(module, tensors(rows["x"]), slots=request.slots, device=self._device)
+        logits = per_row.scores(module, tensors(rows["x"]), slots=request.slots, device=self._device)
         self._genuine.check()
         # A row with codes out of range has no score, and counts with the lowest.
         scores = torch.sigmoid(logits).numpy()
@@ -341,7 +341,7 @@ def _out_of_time(_: int, __: object) -> None:
     raise _CpuTimeUsed
 
 
-def work(limits: Limits, requests: int, replies: int, size: int | None = None) -> None:
+def work(limits: WorkerLimits, requests: int, replies: int, size: int | None = None) -> None:
     """Give up what isn't needed, then serve requests until `close` or the end of the pipe; size as in `confine`."""
     if _left_alone(requests):
         return  # the datasite ended before the kernel would have told; what it had sent is not for anyone
@@ -355,7 +355,7 @@ def work(limits: Limits, requests: int, replies: int, size: int | None = None) -
             request, arrays = protocol.decode(read)
         except EOFError:
             return
-        if isinstance(request, protocol.Close):
+        if isinstance(request, protocol.Leave):
             return
         reply: protocol.Reply
         try:
@@ -374,7 +374,7 @@ def build_model(n_features, **config):
 """
 
 
-def warm_up(limits: Limits) -> None:
+def warm_up(limits: WorkerLimits) -> None:
     """Do on a few rows of zeros, and on none, what a study does, so that libraries load all that they load late.
 
     Else they would while rows are at work, and when, and whether, could follow from a row.
@@ -407,7 +407,7 @@ def warm_up(limits: Limits) -> None:
 
 def main() -> None:
     """Be a worker, or the template of workers."""
-    limits = Limits.model_validate_json(sys.argv[1])
+    limits = WorkerLimits.model_validate_json(sys.argv[1])
     torch.set_num_threads(1)  # a process with threads can't be forked; `work` sets its own
     warm_up(limits)
     if sys.argv[2:] == ["template"]:

@@ -32,7 +32,7 @@ from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.manifest import RoundManifest, Sha256
 
 
-class RoundRecord(Agreed):
+class ReceivedRound(Agreed):
     """What the aggregator has received in the open round; the vectors themselves are only in the running sum.
 
     survivors and acknowledged: what the hospitals were told; once told, it stays as it was.
@@ -46,7 +46,7 @@ class RoundRecord(Agreed):
     answers: tuple[UnmaskShares, ...] = ()
 
 
-class Record(Agreed):
+class EpochRecord(Agreed):
     """Everything of an epoch but its enrolment and the running sum.
 
     certificates: until enrolment is closed. enrolment: SHA-256 of its bytes, which are stored once.
@@ -60,7 +60,7 @@ class Record(Agreed):
     reports: Reports = Reports()
     marks: tuple[JournalMark, ...] = ()
     last_round: int = 0
-    round: RoundRecord | None = None
+    round: ReceivedRound | None = None
 
 
 class RunningSum:
@@ -99,7 +99,7 @@ class AggregatorState:
     there: store its bytes once, beside those of the state.
     """
 
-    record: Record
+    record: EpochRecord
     total: RunningSum | None = None
     enrolment: Enrolment | None = None
 
@@ -130,7 +130,7 @@ class AggregatorState:
         """Read `to_bytes()` and the enrolment's bytes; raises `SecaggError` if damaged or of another version."""
         size = int.from_bytes(data[:8], "big")
         try:
-            record = Record.parse(data[8 : 8 + size])
+            record = EpochRecord.parse(data[8 : 8 + size])
         except (ValidationError, ValueError) as error:
             raise SecaggError(
                 "aggregator state: damaged, or written by another version; the study goes on in a new epoch"
@@ -150,7 +150,7 @@ class AggregatorState:
 
 
 @dataclass(frozen=True)
-class RoundResult:
+class OpenedSum:
     """The opened sum of a round. integers: exact sums of encoded coordinates per vector (int32)."""
 
     manifest: RoundManifest

@@ -15,8 +15,8 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from datasites.enclave import vocabulary
-from datasites.enclave.rows import literal_int
+from datasites.enclave import allowed_names
+from datasites.enclave.check_rows import literal_int
 from datasites.enclave.scope import FileNames
 
 
@@ -34,7 +34,7 @@ class Flow:
         if isinstance(node, ast.Name):
             return node.id in self.rows
         if isinstance(node, ast.Attribute):
-            public = node.attr in vocabulary.TENSOR_ATTRIBUTES or self.names.dotted(node) is not None
+            public = node.attr in allowed_names.TENSOR_ATTRIBUTES or self.names.dotted(node) is not None
             return not public and self.has_rows(node.value)
         if isinstance(node, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             return False
@@ -89,7 +89,7 @@ class Flow:
         if dotted is not None:
             known = dotted in {"torch.zeros", "torch.ones", "torch.full", "torch.reshape"}
             return name if known else None
-        return name if name in vocabulary.SHAPES else None
+        return name if name in allowed_names.SHAPES else None
 
     def _mentions(self, node: ast.AST) -> bool:
         return any(self.is_batch_size(child) for child in ast.walk(node))

@@ -21,7 +21,7 @@ _ALIASES = (DPGRU, DPLSTM, DPRNN)
 
 
 @dataclass(frozen=True)
-class ModelFinding:
+class LayerFinding:
     """One thing about one layer. blocking: training is refused; otherwise it is worth knowing."""
 
     layer: str
@@ -49,42 +49,42 @@ def describe(module: nn.Module) -> ModelSize:
     return ModelSize(total, sum(count for count, trained in counts if trained), 4 * total)
 
 
-def check_model(module: nn.Module, *, most_parameters: int = 50_000_000) -> list[ModelFinding]:
+def check_model(module: nn.Module, *, most_parameters: int = 50_000_000) -> list[LayerFinding]:
     """All findings about `module` as its author built it; it can be trained when none of them blocks."""
     findings = [finding for name, layer in module.named_modules() for finding in _layer(name or "(model)", layer)]
     size = describe(module)
     if not size.trainable:
-        findings.append(ModelFinding("(model)", "has no trainable parameter", "add a layer or set requires_grad"))
+        findings.append(LayerFinding("(model)", "has no trainable parameter", "add a layer or set requires_grad"))
     if size.parameters > most_parameters:
         findings.append(
-            ModelFinding(
+            LayerFinding(
                 "(model)", f"has {size.parameters:,} parameters, above {most_parameters:,}", "use a smaller model"
             )
         )
     try:
         private = private_form(module)
     except UnsupportedModel as error:
-        return [*findings, ModelFinding("(model)", "has no private form", str(error))]
+        return [*findings, LayerFinding("(model)", "has no private form", str(error))]
     return findings + _ownership(private)
 
 
-def _layer(name: str, layer: nn.Module) -> list[ModelFinding]:
+def _layer(name: str, layer: nn.Module) -> list[LayerFinding]:
     found = []
     if isinstance(layer, _BATCH_NORM):
         found.append(
-            ModelFinding(
+            LayerFinding(
                 name,
                 f"{type(layer).__name__} mixes the rows of a batch and stores their statistics",
                 "use GroupNorm or LayerNorm, which look at one row",
             )
         )
     elif isinstance(layer, _INSTANCE_NORM) and layer.track_running_stats:
-        found.append(ModelFinding(name, "stores statistics of the rows it saw", "set track_running_stats=False"))
+        found.append(LayerFinding(name, "stores statistics of the rows it saw", "set track_running_stats=False"))
     elif list(layer.buffers(recurse=False)) and type(layer).__module__.startswith("torch."):
-        found.append(ModelFinding(name, f"{type(layer).__name__} has buffers", "use a layer without buffers"))
+        found.append(LayerFinding(name, f"{type(layer).__name__} has buffers", "use a layer without buffers"))
     elif list(layer.buffers(recurse=False)):
         found.append(
-            ModelFinding(
+            LayerFinding(
                 name, "registers a buffer", "compute constants in forward; what is stored could learn from rows"
             )
         )
@@ -92,13 +92,13 @@ def _layer(name: str, layer: nn.Module) -> list[ModelFinding]:
         found += _embedding(name, layer)
     if isinstance(layer, nn.modules.conv._ConvNd) and layer.padding_mode != "zeros":
         found.append(
-            ModelFinding(name, f"padding_mode {layer.padding_mode} has no per-row gradient", "use padding_mode='zeros'")
+            LayerFinding(name, f"padding_mode {layer.padding_mode} has no per-row gradient", "use padding_mode='zeros'")
         )
     if isinstance(layer, nn.LayerNorm) and layer.weight is not None and layer.bias is None:
-        found.append(ModelFinding(name, "LayerNorm without bias has no per-row gradient", "use bias=True or RMSNorm"))
+        found.append(LayerFinding(name, "LayerNorm without bias has no per-row gradient", "use bias=True or RMSNorm"))
     if isinstance(layer, _DROPOUT) and layer.p > 0:
         found.append(
-            ModelFinding(
+            LayerFinding(
                 name,
                 "dropout is inactive in private training",
                 "leave it or remove it; noise regularises",
@@ -106,29 +106,29 @@ def _layer(name: str, layer: nn.Module) -> list[ModelFinding]:
             )
         )
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-        found.append(ModelFinding(name, "has a hook", "write what it does into forward"))
+        found.append(LayerFinding(name, "has a hook", "write what it does into forward"))
     return found
 
 
-def _embedding(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> list[ModelFinding]:
+def _embedding(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> list[LayerFinding]:
     found = []
     if layer.max_norm is not None:
-        found.append(ModelFinding(name, "max_norm rewrites weights for the rows seen", "leave max_norm out"))
+        found.append(LayerFinding(name, "max_norm rewrites weights for the rows seen", "leave max_norm out"))
     if layer.scale_grad_by_freq:
         found.append(
-            ModelFinding(name, "scale_grad_by_freq divides by counts over the batch", "leave scale_grad_by_freq out")
+            LayerFinding(name, "scale_grad_by_freq divides by counts over the batch", "leave scale_grad_by_freq out")
         )
     if layer.sparse:
-        found.append(ModelFinding(name, "sparse gradients show which codes occurred", "leave sparse out"))
+        found.append(LayerFinding(name, "sparse gradients show which codes occurred", "leave sparse out"))
     return found
 
 
-def _ownership(module: nn.Module) -> list[ModelFinding]:
+def _ownership(module: nn.Module) -> list[LayerFinding]:
     found = []
     for name, layer in owners(module).items():
         if type(layer) not in SUPPORTED and not isinstance(layer, _BATCH_NORM):
             found.append(
-                ModelFinding(
+                LayerFinding(
                     name or "(model)",
                     f"{type(layer).__name__} owns parameters and has no known per-row gradient",
                     "keep parameters in Linear, Conv, Embedding, LayerNorm, GroupNorm, RMSNorm, GRU, LSTM or attention",
@@ -142,6 +142,6 @@ def _ownership(module: nn.Module) -> list[ModelFinding]:
             first = seen.setdefault(id(parameter), f"{name}.{parameter_name}")
             if first != f"{name}.{parameter_name}":
                 found.append(
-                    ModelFinding(name, f"shares a parameter with {first}", "use one layer twice, or two layers")
+                    LayerFinding(name, f"shares a parameter with {first}", "use one layer twice, or two layers")
                 )
     return found

@@ -12,7 +12,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Attributes of tensors, layers, lists, dictionaries, strings, exceptions and functions that `vocabulary` leaves out.
+#: Attributes of tensors, layers, lists, dictionaries, strings, exceptions and functions that `allowed_names` leaves
+#: out.
 FOREIGN = _words(
     """
     H T abbr absolute acos acosh add add_note addbmm addcdiv addmm addmv addr adjoint all_weights allclose aminmax

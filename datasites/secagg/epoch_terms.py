@@ -1,6 +1,6 @@
 """The terms of one epoch of the secure sum: who takes part, how many must survive, for which rounds.
 
-Every hospital and the aggregator build the same `Context` from the approved study and *their own pinned roster*; its
+Every hospital and the aggregator build the same `EpochTerms` from the approved study and *their own pinned roster*; its
 digest is in every message and, through the enrolment, in every key. Two parties that pinned different keys, or
 understood the threshold differently, can't complete a setup. Decides nothing at run time, does no I/O.
 
@@ -18,7 +18,7 @@ of training and the final evaluation, and opens rounds for at most `EPOCH_DAYS` 
 then begins the next one by itself, and hospitals take its offer without a person.
 
 Claim: any study that can be approved can be set up, whatever its number of rounds: from each round that it has,
-`epoch_rounds` gives an epoch that `Context` allows and that hospitals, who compare with the same function, take.
+`epoch_rounds` gives an epoch that `EpochTerms` allows and that hospitals, who compare with the same function, take.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Party(Agreed):
     public_key: PublicKeyHex
 
 
-class Context(Agreed):
+class EpochTerms(Agreed):
     """The agreed terms of one epoch.
 
     consistency: survivors first sign one survivor list (a third wave). neighbours: *everyone*, or a *ring* that
@@ -115,7 +115,7 @@ class Context(Agreed):
         threshold: int | None = None,
         consistency: bool | None = None,
         neighbours: Literal["everyone", "ring"] | None = None,
-    ) -> Context:
+    ) -> EpochTerms:
         """The context from this party's own pinned roster (I9); all parties that agree get the same digest.
 
         `threshold` is that of the approved cohort, also for an epoch of a part of it: noise and honest contributors

@@ -1,15 +1,15 @@
 """Checks the expressions of a `model.py`: names, attributes, operators, subscripts, comprehensions.
 
-Second of three layers of one checker: `calls`, then this, then `statements`. An expression of a kind that is not
-handled here is refused, so a later Python's new syntax is refused too. Standard library only.
+Second of three layers of one checker: `check_calls`, then this, then `check_statements`. An expression of a kind that
+is not handled here is refused, so a later Python's new syntax is refused too. Standard library only.
 """
 
 from __future__ import annotations
 
 import ast
 
-from datasites.enclave import foreign, rows, vocabulary
-from datasites.enclave.calls import Calls
+from datasites.enclave import allowed_names, check_rows, reserved_names
+from datasites.enclave.check_calls import Calls
 from datasites.enclave.scope import kind_of
 
 MAX_INTEGER = 2**31
@@ -111,22 +111,22 @@ class Expressions(Calls):
 
     def _bombs(self, node: ast.BinOp) -> None:
         if isinstance(node.op, ast.Pow):
-            exponent, base = rows.literal_int(node.right), rows.literal_int(node.left)
+            exponent, base = check_rows.literal_int(node.right), check_rows.literal_int(node.left)
             number = isinstance(node.right, ast.Constant | ast.UnaryOp)
             small = (exponent is not None and abs(exponent) <= 64) or (exponent is None and number)
             if not small and (base is None or abs(base) > 16) and not self.flow.has_rows(node.left):
                 self.say(node, "size", "a power without a bound", "write the exponent as a small number")
-            if exponent is not None and base is not None and rows.literal_int(node) is None:
+            if exponent is not None and base is not None and check_rows.literal_int(node) is None:
                 self.say(node, "size", "a huge number", "use a smaller one")
         if isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Constant) and isinstance(node.left.value, str):
             self.say(node, "expression", "formatting calls methods of what it formats", "join strings with +")
         if isinstance(node.op, ast.Mult):
             for one, other in ((node.left, node.right), (node.right, node.left)):
                 text = isinstance(one, ast.Constant) and isinstance(one.value, str)
-                times = rows.literal_int(other)
+                times = check_rows.literal_int(other)
                 if (text or isinstance(one, ast.List | ast.Tuple)) and times is not None and times > 1024:
                     self.say(node, "size", "a sequence repeated very often", "use a tensor")
-        value = rows.literal_int(node)
+        value = check_rows.literal_int(node)
         if value is not None and abs(value) > MAX_INTEGER:
             self.say(node, "size", "a huge number", "use a smaller one")
 
@@ -148,7 +148,7 @@ class Expressions(Calls):
         identity = all(isinstance(operator, ast.Is | ast.IsNot) for operator in node.ops)
         truth = len(node.ops) > 1 or any(isinstance(operator, ast.In | ast.NotIn) for operator in node.ops)
         for part in parts:
-            if identity and not self.data and isinstance(part, ast.Attribute) and part.attr in vocabulary.WEIGHTS:
+            if identity and not self.data and isinstance(part, ast.Attribute) and part.attr in allowed_names.WEIGHTS:
                 self.expression(part.value)  # `if layer.bias is not None`
             elif truth:
                 self.condition(part)
@@ -176,7 +176,7 @@ class Expressions(Calls):
                 self.say(generator.target, "expression", "async is of no use here", "leave it out")
             self.target(generator.target)
             for name in ast.walk(generator.target):
-                if isinstance(name, ast.Name) and name.id in foreign.PYTHON_BUILTINS:
+                if isinstance(name, ast.Name) and name.id in reserved_names.PYTHON_BUILTINS:
                     self.say(name, "shadow", f"{name.id} is a builtin again after the comprehension", "rename it")
             self.iterable(generator.iter)
             for test in generator.ifs:
@@ -219,17 +219,17 @@ class Expressions(Calls):
                 self.say(node, "layer", f"{name} is made anew for every batch", "make it in __init__")
         elif name in self.names.functions or name in self.names.constants:
             return
-        elif name in vocabulary.BUILTINS:
+        elif name in allowed_names.BUILTINS:
             if not called and name not in TYPE_NAMES:
                 self.say(node, "builtin", f"{name} is used as a value", "call it directly")
-        elif not (called and name in vocabulary.EXCEPTIONS):
-            remedy = vocabulary.REMEDIES.get(name, "use torch, math, and what is defined in this file")
+        elif not (called and name in allowed_names.EXCEPTIONS):
+            remedy = allowed_names.REMEDIES.get(name, "use torch, math, and what is defined in this file")
             self.say(node, "name", f"{name} is not among the names that a model needs", remedy)
 
     def _torch(self, node: ast.AST, dotted: str, called: bool) -> None:
         kind, last = kind_of(dotted), dotted.rpartition(".")[2]
         if kind is None or kind == "module":
-            remedy = vocabulary.REMEDIES.get(last, "use another function of torch or torch.nn")
+            remedy = allowed_names.REMEDIES.get(last, "use another function of torch or torch.nn")
             self.say(node, "torch", f"{dotted} is not among the parts of torch that a model needs", remedy)
         elif kind == "layer":
             if self.data:
@@ -249,21 +249,21 @@ class Expressions(Calls):
             self.say(node, "dunder", f"{name} reaches into Python itself", "leave it out")
             return
         if isinstance(node.value, ast.Name) and node.value.id == "self" and self.owner is not None:
-            walk = called and not self.data and name in vocabulary.WALKS
+            walk = called and not self.data and name in allowed_names.WALKS
             if not walk and not self.names.on_self(self.owner, name):
                 self._unknown(node, f"self.{name} is not set in __init__ of this class")
             return
         self.expression(node.value)
         if called:
-            fits = name in vocabulary.METHODS | vocabulary.CONTAINER_METHODS | vocabulary.LIST_METHODS
-            fits = fits or (not self.data and name in vocabulary.WALKS)
+            fits = name in allowed_names.METHODS | allowed_names.CONTAINER_METHODS | allowed_names.LIST_METHODS
+            fits = fits or (not self.data and name in allowed_names.WALKS)
         else:
-            fits = name in vocabulary.TENSOR_ATTRIBUTES | vocabulary.LAYER_ATTRIBUTES
+            fits = name in allowed_names.TENSOR_ATTRIBUTES | allowed_names.LAYER_ATTRIBUTES
         if not fits and name not in self.names.own_attributes:
             self._unknown(node, f".{name} is not among the attributes that a model needs")
 
     def _unknown(self, node: ast.Attribute, reason: str) -> None:
-        remedy = vocabulary.REMEDIES.get(node.attr)
+        remedy = allowed_names.REMEDIES.get(node.attr)
         if remedy is None:
             remedy = "write it without the trailing underscore" if node.attr.endswith("_") else "write it another way"
         self.say(node, "attribute", reason, remedy)
@@ -277,7 +277,7 @@ class Expressions(Calls):
 
     def iterable(self, node: ast.expr) -> None:
         """What may be looped over: layers, lists, ranges; not a tensor, whose first axis are the rows."""
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in vocabulary.ITERATORS:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in allowed_names.ITERATORS:
             self.expression(node.func, called=True)
             for argument in node.args:
                 self.iterable(argument)
@@ -310,7 +310,7 @@ class Expressions(Calls):
             if not self.initialiser:
                 self.say(node, "self-write", f"self.{node.attr} is written outside __init__: it would carry something "
                          "from one batch to the next", "return the value, or set it in __init__")  # fmt: skip
-            elif node.attr in vocabulary.RESERVED or node.attr.startswith("__"):
+            elif node.attr in allowed_names.RESERVED or node.attr.startswith("__"):
                 self.say(node, "override", f"self.{node.attr} belongs to nn.Module", "choose another name")
         elif isinstance(node, ast.Attribute):
             self.say(node, "attribute-write", f"{node.attr} of another object is written", "build a new object")

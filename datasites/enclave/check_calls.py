@@ -1,6 +1,6 @@
 """Checks the calls in a `model.py`: what is called, with which arguments, and along which axis.
 
-First of three layers of one checker: calls, then `expressions`, then `statements`. Standard library only.
+First of three layers of one checker: calls, then `check_expressions`, then `check_statements`. Standard library only.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import ast
 from abc import ABC, abstractmethod
 
-from datasites.enclave import rows, vocabulary
-from datasites.enclave.findings import Report
-from datasites.enclave.flow import analyse
+from datasites.enclave import allowed_names, check_rows
+from datasites.enclave.findings import FindingList
 from datasites.enclave.scope import FileNames, kind_of, names_types
+from datasites.enclave.taint import analyse
 
 MAX_PRODUCT = 10**8
 MAX_RANGE = 10_000
@@ -34,7 +34,7 @@ BEFORE_OUT = {"torch.norm": 4, "torch.nn.functional.normalize": 4}
 class Calls(ABC):
     """One function under judgement, and the rules for calls in it. `expression` comes with the next layer."""
 
-    def __init__(self, function: ast.FunctionDef, names: FileNames, report: Report, owner: str | None) -> None:
+    def __init__(self, function: ast.FunctionDef, names: FileNames, report: FindingList, owner: str | None) -> None:
         self.function, self.names, self.report, self.owner = function, names, report, owner
         self.data = (owner, function.name) in names.data_scope
         self.initialiser = owner is not None and function.name == "__init__"
@@ -48,11 +48,11 @@ class Calls(ABC):
 
     @abstractmethod
     def expression(self, node: ast.expr, *, size: bool = False, called: bool = False) -> None:
-        """Judge an expression; see `expressions`."""
+        """Judge an expression; see `check_expressions`."""
 
     @abstractmethod
     def generator(self, node: ast.Call, argument: ast.GeneratorExp) -> None:
-        """Judge a generator that is given to a call; see `expressions`."""
+        """Judge a generator that is given to a call; see `check_expressions`."""
 
     def public(self, node: ast.expr, what: str) -> None:
         """Report `what` if the value of `node` depends on rows."""
@@ -102,15 +102,15 @@ class Calls(ABC):
         dotted = self.names.aliases.get(name)
         if dotted is not None:
             self._torch_call(node, dotted)
-        elif name in vocabulary.BUILTINS and name not in self.flow.bound:
+        elif name in allowed_names.BUILTINS and name not in self.flow.bound:
             if name == "isinstance":
                 self._type_test(node)
-            if name in vocabulary.ITERATORS:
+            if name in allowed_names.ITERATORS:
                 self.say(node, "iterator", f"{name} outside a loop remembers how far it was read", "use it in for")
-            if name not in vocabulary.BUILTINS_ON_ROWS:
+            if name not in allowed_names.BUILTINS_ON_ROWS:
                 for argument in [*node.args, *(item.value for item in node.keywords)]:
                     self.public(argument, f"the argument of {name}")
-            length = max((rows.literal_int(argument) or 0 for argument in node.args), default=0)
+            length = max((check_rows.literal_int(argument) or 0 for argument in node.args), default=0)
             if name == "range" and length > MAX_RANGE:
                 self.say(node, "size", f"a loop of more than {MAX_RANGE} turns", "use tensor operations")
 
@@ -129,20 +129,20 @@ class Calls(ABC):
         on_self = isinstance(func.value, ast.Name) and func.value.id == "self"
         if on_self:
             return
-        if func.attr in vocabulary.LIST_METHODS:
+        if func.attr in allowed_names.LIST_METHODS:
             if not self._may_grow(func.value):
                 self.say(node, "in-place", f"{func.attr} on something that is not a list made in this function: it "
                          "would carry something from one batch to the next", "make a list here")  # fmt: skip
-        elif func.attr in vocabulary.METHODS:
+        elif func.attr in allowed_names.METHODS:
             has_rows = self.flow.has_rows(func.value)
-            problem = rows.check_call(
+            problem = check_rows.check_call(
                 func.attr, node, method=True, receiver_has_rows=has_rows, has_rows=self.flow.has_rows
             )
             if problem is not None:
                 self.say(node, *problem)
             self._public_arguments(node, func.attr, node.args)
             self._keywords(node, "." + func.attr)
-            if has_rows and func.attr in vocabulary.SHAPES and not func.attr.startswith("new_"):
+            if has_rows and func.attr in allowed_names.SHAPES and not func.attr.startswith("new_"):
                 self._shape_begins_with_batch(node, node.args)
 
     def _may_grow(self, node: ast.expr) -> bool:
@@ -158,10 +158,10 @@ class Calls(ABC):
 
     def _public_arguments(self, node: ast.Call, name: str, arguments: list[ast.expr]) -> None:
         """Numbers and shapes given to a tensor function: a tensor there would be turned into a Python number."""
-        if name in vocabulary.ROWS_IN_ARGUMENTS:
+        if name in allowed_names.ROWS_IN_ARGUMENTS:
             return
         for argument in [*arguments, *(item.value for item in node.keywords if item.arg not in ("input", "tensors"))]:
-            if self.flow.has_rows(argument) and name in vocabulary.RAISES_ON_INDEX:
+            if self.flow.has_rows(argument) and name in allowed_names.RAISES_ON_INDEX:
                 self.say(argument, "raises", f"{name} raises where a row holds an index out of range", "write "
                          "(F.one_hot(index, num_classes=n) * x).sum(dim=1), which takes any index")  # fmt: skip
             elif self.flow.has_rows(argument):
@@ -171,24 +171,26 @@ class Calls(ABC):
         first = arguments[0] if arguments else None
         if isinstance(first, ast.Tuple | ast.List) and first.elts:
             first = first.elts[0]
-        if first is None or (rows.literal_int(first) != -1 and not self.flow.has_batch_size(first)):
+        if first is None or (check_rows.literal_int(first) != -1 and not self.flow.has_batch_size(first)):
             self.say(node, "rows", "the new shape does not begin with the batch", "begin with x.shape[0] or -1")
 
     def _torch_call(self, node: ast.Call, dotted: str) -> None:
         kind, last = kind_of(dotted), dotted.rpartition(".")[2]
         problem = None
         if kind == "function":
-            problem = rows.check_call(last, node, method=False, receiver_has_rows=False, has_rows=self.flow.has_rows)
-            self._public_arguments(node, last, node.args if last in vocabulary.MAKERS else node.args[1:])
+            problem = check_rows.check_call(
+                last, node, method=False, receiver_has_rows=False, has_rows=self.flow.has_rows
+            )
+            self._public_arguments(node, last, node.args if last in allowed_names.MAKERS else node.args[1:])
             if last == "reshape" and node.args and self.flow.has_rows(node.args[0]):
                 self._shape_begins_with_batch(node, node.args[1:])
             if last == "one_hot":
                 self._classes(node)
         elif kind == "layer":
-            problem = rows.check_layer(last, node)
+            problem = check_rows.check_layer(last, node)
             self._inplace(node, last, _INPLACE_LAYERS)
         elif kind == "loss":
-            problem = rows.check_loss(last, node)
+            problem = check_rows.check_loss(last, node)
         elif kind == "math":
             for argument in node.args:
                 self.public(argument, f"the argument of {dotted}")
@@ -199,14 +201,14 @@ class Calls(ABC):
         self._keywords(node, dotted)
         for item in node.keywords:
             if item.arg == "device" and not (isinstance(item.value, ast.Attribute) and item.value.attr == "device"):
-                self.say(item.value, "keyword", "the trainer chooses the device", vocabulary.REMEDIES["device"])
+                self.say(item.value, "keyword", "the trainer chooses the device", allowed_names.REMEDIES["device"])
             if item.arg == "track_running_stats" and not (
                 isinstance(item.value, ast.Constant) and item.value.value is False
             ):
                 self.say(item.value, "keyword", "running statistics remember rows", "leave it out")
         product = 1
         for argument in node.args:
-            product *= max(1, abs(rows.literal_int(argument) or 1))
+            product *= max(1, abs(check_rows.literal_int(argument) or 1))
         if product > MAX_PRODUCT:
             self.say(node, "size", "a huge tensor or layer", "make it smaller")
         if kind == "function":
@@ -215,15 +217,15 @@ class Calls(ABC):
             self.say(node, "in-place", f"{dotted} is made to write into one of its arguments", "leave the argument out")
 
     def _classes(self, node: ast.Call) -> None:
-        count = rows.keyword(node, "num_classes") or (node.args[1] if len(node.args) > 1 else None)
-        value = rows.literal_int(count)
+        count = check_rows.keyword(node, "num_classes") or (node.args[1] if len(node.args) > 1 else None)
+        value = check_rows.literal_int(count)
         if count is None or (value is not None and value < 1):
             self.say(node, "data-dependent", "one_hot counts the classes of the batch", "give num_classes")
 
     def _keywords(self, node: ast.Call, what: str) -> None:
         for item in node.keywords:
-            if item.arg is not None and item.arg not in vocabulary.KEYWORDS:
-                remedy = vocabulary.REMEDIES.get(item.arg, "leave it out")
+            if item.arg is not None and item.arg not in allowed_names.KEYWORDS:
+                remedy = allowed_names.REMEDIES.get(item.arg, "leave it out")
                 self.say(item.value, "keyword", f"{item.arg} of {what} is not among the keywords that a model needs",
                          remedy)  # fmt: skip
 
@@ -241,7 +243,7 @@ class Calls(ABC):
         spread = local or own_method or shape or dotted == "torch.nn.Sequential" or self._is_super_init(node)
         for place, argument in enumerate(node.args):
             if initialises and place == 0 and isinstance(argument, ast.Attribute) and (
-                argument.attr in vocabulary.WEIGHTS):  # fmt: skip
+                argument.attr in allowed_names.WEIGHTS):  # fmt: skip
                 self._initialised(argument.value)
                 continue
             if isinstance(argument, ast.Starred) and not spread:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datasites.privacy.batches import Loss, Tensors, forward, slots_of
 from datasites.privacy.clamping import Clamping
-from datasites.privacy.records import Recording
+from datasites.privacy.model_inputs import Loss, Tensors, forward, slots_of
+from datasites.privacy.records import LayerTrace
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Outputs:
 def run(
     module: nn.Module,
     inputs: Tensors,
-    made: Recording | None = None,
+    made: LayerTrace | None = None,
     loss: Loss | None = None,
     target: Tensor | None = None,
 ) -> Outputs:

@@ -377,7 +377,7 @@ class Worker:
         """Ask the worker to leave, and kill it when it does not within five seconds."""
         if not self._process.is_over and self._lock.acquire(timeout=0.1):
             try:
-                self._write(protocol.encode(protocol.Close()), self._now() + 1)
+                self._write(protocol.encode(protocol.Leave()), self._now() + 1)
                 self._process.wait(5)
             except (OSError, WorkerError):
                 pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 
-from datasites.enclave import vocabulary
+from datasites.enclave import allowed_names
 
 #: rule, reason, remedy
 Problem = tuple[str, str, str]
@@ -64,11 +64,11 @@ def check_call(
     rows = (
         receiver_has_rows if method else any(map(has_rows, call.args)) or any(has_rows(k.value) for k in call.keywords)
     )
-    if name in vocabulary.SWAPS:
+    if name in allowed_names.SWAPS:
         return _swap(name, call, arguments)
-    if name in vocabulary.SHAPES and rows and not name.startswith("new_"):
+    if name in allowed_names.SHAPES and rows and not name.startswith("new_"):
         return _shape(name, arguments)
-    if name in vocabulary.ALONG_AXIS:
+    if name in allowed_names.ALONG_AXIS:
         return _along(name, call, arguments)
     if name == "unsqueeze" and rows and axes(_axis(call, arguments, 0) or ast.Constant(None)) in (None, [0]):
         return ("rows", "unsqueeze: the axis must be written out and not be 0", "write .unsqueeze(1)")
@@ -85,10 +85,10 @@ def check_call(
 
 def check_layer(name: str, call: ast.Call) -> Problem | None:
     """What is wrong with making layer `name`."""
-    if name not in vocabulary.LAYER_AXIS:
+    if name not in allowed_names.LAYER_AXIS:
         return None
-    node = _axis(call, call.args, vocabulary.LAYER_AXIS[name], "start_dim" if name == "Flatten" else "dim")
-    if node is None and name in vocabulary.LAYER_AXIS_DEFAULTS:
+    node = _axis(call, call.args, allowed_names.LAYER_AXIS[name], "start_dim" if name == "Flatten" else "dim")
+    if node is None and name in allowed_names.LAYER_AXIS_DEFAULTS:
         return None
     found = axes(node) if node is not None else None
     if found is None or 0 in found:
@@ -112,9 +112,9 @@ def _axis(call: ast.Call, arguments: list[ast.expr], position: int, name: str = 
 
 
 def _along(name: str, call: ast.Call, arguments: list[ast.expr]) -> Problem | None:
-    node = _axis(call, arguments, vocabulary.ALONG_AXIS[name], "start_dim" if name == "flatten" else "dim")
+    node = _axis(call, arguments, allowed_names.ALONG_AXIS[name], "start_dim" if name == "flatten" else "dim")
     if node is None:
-        if name in vocabulary.SAFE_DEFAULT_AXIS:
+        if name in allowed_names.SAFE_DEFAULT_AXIS:
             return None
         if name in ("max", "min"):
             return ("rows", f"{name} without an axis {_MIXES}", f"write dim=1, or torch.{name}imum(a, b)")

@@ -1,22 +1,23 @@
 """Checks one function of a `model.py`, statement by statement; what isn't known to be harmless is refused.
 
-Third of three layers of one checker: `calls`, `expressions`, then this. `verifier` calls `check_function` for every
-function and method, after `scope` has settled what names mean and `flow` what they hold. Standard library only.
+Third of three layers of one checker: `check_calls`, `check_expressions`, then this. `verifier` calls `check_function`
+for every function and method, after `scope` has settled what names mean and `taint` what they hold. Standard library
+only.
 """
 
 from __future__ import annotations
 
 import ast
 
-from datasites.enclave import vocabulary
-from datasites.enclave.expressions import TYPE_NAMES, Expressions, constant_fits
-from datasites.enclave.findings import Report
+from datasites.enclave import allowed_names
+from datasites.enclave.check_expressions import TYPE_NAMES, Expressions, constant_fits
+from datasites.enclave.findings import FindingList
 from datasites.enclave.scope import FileNames, kind_of
 
 MAX_LOOPS = 4
 
 
-def check_annotation(node: ast.expr, names: FileNames, report: Report) -> None:
+def check_annotation(node: ast.expr, names: FileNames, report: FindingList) -> None:
     """An annotation is evaluated when the file loads: names, `|`, subscripts, nothing that is called."""
     for part in ast.walk(node):
         if isinstance(part, ast.Name):
@@ -32,7 +33,7 @@ def check_annotation(node: ast.expr, names: FileNames, report: Report) -> None:
                         "leave it out")  # fmt: skip
 
 
-def check_function(node: ast.FunctionDef, names: FileNames, report: Report, *, owner: str | None) -> None:
+def check_function(node: ast.FunctionDef, names: FileNames, report: FindingList, *, owner: str | None) -> None:
     """Report everything in a function or method (of class `owner`) that is not known to be harmless."""
     _Statements(node, names, report, owner).run()
 
@@ -153,7 +154,9 @@ class _Statements(Expressions):
 
     def _do_Raise(self, node: ast.Raise) -> None:
         call = node.exc
-        plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in vocabulary.EXCEPTIONS
+        plain = (
+            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in allowed_names.EXCEPTIONS
+        )
         if not plain or node.cause is not None or (isinstance(call, ast.Call) and call.keywords):
             self.say(node, "statement", "only plain exceptions can be raised", "write raise ValueError(...)")
         elif isinstance(call, ast.Call):
