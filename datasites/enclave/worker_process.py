@@ -162,7 +162,7 @@ class Enclave:
     def _check_on_invented(self, module: torch.nn.Module, rows: Rows) -> tuple[Tensors, torch.Tensor]:
         """That the batch size shows in axis 0 only, with this round's parameters; gives the rows that it took.
 
-        They are the data model's and have the shape of `check_rows`: what fails here fails whoever the patients are.
+        They are the data model's and have the shape of `rows`: what fails here fails whoever the patients are.
         That rows are independent, the trainer probes itself.
         """
         made_up, labels = self._invented(rows, _PROBE_ROWS, SecureRandom().generator("probe"))

@@ -9,8 +9,8 @@ vectors, then shares for those who are gone and those who are there. Read in thi
     aggregator   the party that adds                                             aggregation, unmasking: behind it
     ring         fixed-point encoding modulo 2**32                               masks, shares: the primitives
 
-What it gives: of all honest hospitals in a round only sums over at least `Context.honest_contributors` of them can be
-opened, if at most the declared number of hospitals collude with the aggregator and each hospital's journal is intact
+What it gives: of all honest hospitals in a round only sums over at least `EpochTerms.honest_contributors` of them can
+be opened, if at most the declared number of hospitals collude with the aggregator and each hospital's journal is intact
 (see `journal` for what a restored backup means). What it does not give: protection against poisoned updates, or privacy
 of the sum itself, which is what differential privacy is for.
 

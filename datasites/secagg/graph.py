@@ -11,7 +11,7 @@ grind. With D = n - t dropouts tolerated:
 * never both secrets: 2s > h + c, so h > 2D + c;
 * the survivors' honest part stays connected (else each part could be summed alone): k > D + c, which follows.
 
-With h = n this is the complete graph with s = t. The ring is for lists on which all agree: `Context` demands the
+With h = n this is the complete graph with s = t. The ring is for lists on which all agree: `EpochTerms` demands the
 consistency wave with it, because many different lists could cut one hospital out of a sparse graph.
 """
 

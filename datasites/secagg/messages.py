@@ -47,7 +47,7 @@ _SIZE = struct.Struct(">I")
 
 
 class Message(Agreed):
-    """What all messages share. `epoch_terms` is the digest of the epoch's `Context`."""
+    """What all messages share. `context` is the digest of the epoch's `EpochTerms`."""
 
     kind: ClassVar[str]
 

@@ -1,8 +1,8 @@
 """How many survivors a round needs: the thresholds that are safe, and a usual one.
 
 n hospitals are enrolled, c of them may collude with the aggregator, t is the threshold: every survivor list that a
-hospital answers has at least t members. What that leaves in a sum is `study.survivors.honest_contributors`; `Context`
-refuses terms that fail `check_threshold`.
+hospital answers has at least t members. What that leaves in a sum is `study.survivors.honest_contributors`;
+`EpochTerms` refuses terms that fail `check_threshold`.
 """
 
 from __future__ import annotations
