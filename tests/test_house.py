@@ -1,6 +1,7 @@
 """The rules between rooms (README, "The house"). Were one broken, a room could quietly know more than it may."""
 
 import ast
+import builtins
 import graphlib
 import subprocess
 import sys
@@ -124,6 +125,51 @@ def test_a_room_of_the_hospital_imports_only_rooms_that_it_stands_on(module: str
         elif place not in ASSEMBLES:
             below = theirs not in (*HOSPITAL_ROOMS, *ASSEMBLES)
             assert below or other in STANDS_ON.get(place, set()), f"{module} imports {other}"
+
+
+def _tree_of_errors() -> list[str]:
+    """Each error of the tree as it is drawn in `study.errors`: indented below its base, and its module."""
+    below: dict[str, list[tuple[str, Path]]] = {}
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                for base in node.bases:
+                    below.setdefault(ast.unparse(base), []).append((node.name, path))
+
+    def drawn(name: str, depth: int) -> Iterator[str]:
+        for error, path in sorted(below.get(name, [])):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("datasites.")
+            yield f"{'  ' * depth + error:<28}{module}".strip()
+            yield from drawn(error, depth + 1)
+
+    return list(drawn("DatasitesError", 1))
+
+
+def test_the_tree_of_errors_is_drawn_where_it_is_defined() -> None:
+    tree = _tree_of_errors()
+    text = ast.get_docstring(ast.parse((ROOT / "datasites" / "study" / "errors.py").read_text()))
+    assert text is not None
+    assert [line.strip() for line in text.partition("  DatasitesError\n")[2].splitlines()] == tree
+    names = [line.split()[0] for line in tree]
+    assert len(names) == len(set(names)), "two errors of one name"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_error_that_others_may_see_is_in_the_tree(path: Path) -> None:
+    """But what ends a thread or a process, and what the verifier raises that stands alone."""
+    apart, names = {"Halted", "Fault", "DatasitesError"}, {line.split()[0] for line in _tree_of_errors()}
+    for node in ast.parse(path.read_text()).body:
+        if (
+            isinstance(node, ast.ClassDef)
+            and not node.name.startswith("_")
+            and node.name not in apart | {"DatasitesError"}
+        ):
+            bases = {ast.unparse(base) for base in node.bases}
+            builtin = {base for base in bases if isinstance(vars(builtins).get(base), type)}
+            errors = {base for base in builtin if issubclass(vars(builtins)[base], BaseException)}
+            assert not errors or bases & {"DatasitesError", *names}, (
+                f"{path}: {node.name} stands beside the tree of errors"
+            )
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

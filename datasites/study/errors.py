@@ -1,4 +1,99 @@
-"""The one root of errors that a person caused or can mend; each message names the thing, the rule and the remedy."""
+"""The one tree of errors of ours; each message names the thing, the rule and the remedy.
+
+Whether an error is ours, and so its words are for people, is its type. Each has a `rule` that stays the same whatever
+its words are. The tree, with the module of each (`tests/test_house.py` holds it against the code):
+
+  DatasitesError
+    AlreadySaid               transport.letter
+    AnotherAtWork             hospital.cases.examination_lock
+    AnswerRefused             hospital.data.answers
+    AuditError                study.audit_chain
+      AccountsDiffer          hospital.budget.reconcile
+    BadBlob                   transport.blobs
+    BadEnvelope               transport.letter
+    BadFrame                  hospital.isolated.frames
+    BadMock                   control.mocks
+    BudgetExceeded            hospital.budget.ledger
+    BudgetTooSmall            privacy.renyi
+    CodeRefused               enclave.loader
+    ControlError              control.syft
+    DatabaseAway              hospital.database
+    DatabaseRefused           hospital.database
+    Denied                    hospital.cases.compliance
+    DependentRows             privacy.probe
+    EntryRefused              hospital.audit.entered
+    EvaluationError           privacy.evaluation
+    EvidenceError             hospital.evidence.bundle
+    FrozenCopyChanged         hospital.cases.freeze
+    IdentityError             study.identity
+      BadSignature            study.identity
+      WrongBundle             control.sealer
+    Incomplete                researcher.federation
+    InputError                study.errors
+      ApartFailed             hospital.isolated.process
+      Held                    study.holding
+      NobodyToLeaveOut        hospital.cases.consent
+      NotToUndo               hospital.data.withdrawal
+      OtherSpellings          hospital.cases.consent
+      SamePatients            hospital.data.patients
+    NotApproved               researcher.federation
+    OtherKeys                 hospital.rounds.setup
+      LostKeys                hospital.rounds.setup
+    PersonError               hospital.people.accounts
+      WrongPassword           hospital.people.accounts
+    PlanError                 privacy.plan
+    PolicyDenied              policies.engine
+    ProtocolError             enclave.protocol
+    Refused                   control.submissions
+      Unopened                control.guards
+    RegistryError             policies.agreements
+    Rejected                  transport.letter
+    ReviewError               hospital.people.accounts
+    RingRefused               study.rounds
+    RoundRefused              hospital.rounds.run
+    RuleError                 policies.ruleset
+    RunError                  aggregator.gather
+      EpochRefused            aggregator.run
+    SandboxUnavailable        enclave.sandbox
+    SchemaError               study.schema
+    SecaggError               secagg.errors
+      AlreadyAnswered         secagg.errors
+      AlreadyMasked           secagg.errors
+      BadMessage              secagg.errors
+      BadTerms                secagg.errors
+      CommitmentsGone         secagg.errors
+      Equivocation            secagg.errors
+      JournalDamaged          secagg.errors
+      JournalRolledBack       secagg.errors
+      LateVector              secagg.errors
+      NotASurvivor            secagg.errors
+      OutOfOrder              secagg.errors
+      RoundUsed               secagg.errors
+      SpentState              secagg.errors
+      TooFew                  secagg.errors
+      UnknownParty            secagg.errors
+      WrongShare              secagg.errors
+    StoreError                transport.store_errors
+      BadKey                  transport.store_errors
+      NotAFile                transport.store_errors
+      StoreDenied             transport.store_errors
+      StoreFull               transport.store_errors
+      StoreMissing            transport.store_errors
+      StoreUnreachable        transport.store_errors
+      TooLarge                transport.store_errors
+    TemplateEnded             enclave.template
+    TemplateError             policies.templates
+    TrainingRefused           privacy.trainer
+      StepsExhausted          privacy.trainer
+    Undelivered               transport.letter
+    UnknownEvent              privacy.events
+    UnsupportedModel          privacy.records
+    WorkerError               enclave.worker_client
+      WorkerCrashed           enclave.worker_client
+      WorkerOutOfMemory       enclave.worker_client
+      WorkerRefused           enclave.worker_client
+      WorkerTimeout           enclave.worker_client
+"""
 
 from __future__ import annotations
 
