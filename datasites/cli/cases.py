@@ -142,9 +142,9 @@ def _lifecycle(action: str, words: str) -> None:
         home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
     ) -> None:
         with acting(home, name, password_stdin) as (site, person):
-            from datasites.hospital.cases import review
+            from datasites.hospital.rounds import lifecycle
 
-            row = getattr(review, action.replace("-", "_"))(site, case, person, reason)
+            row = getattr(lifecycle, action.replace("-", "_"))(site, case, person, reason)
         out.print(f"case {case}: {row.state}")
 
     study.command(action, help=words)(command)

@@ -13,7 +13,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.database import DATABASE_AWAY, DatabaseAway, connect, let_go, name_of, reason_of
 from datasites.study.addresses import shown
 from datasites.study.identity import Identity
-from datasites.transport.store import StoreError
+from datasites.transport.store_errors import StoreError
 
 if TYPE_CHECKING:
     from datasites.enclave.template import Template

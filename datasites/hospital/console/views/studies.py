@@ -9,7 +9,6 @@ from django.db.models import Count, Max, Q
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 
-from datasites.hospital.cases import review
 from datasites.hospital.cases.views import APPROVED_ONCE
 from datasites.hospital.console.access import ADMIN, EVERYBODY, READERS, REVIEWERS, confirmed, page, present
 from datasites.hospital.console.acts import act
@@ -70,7 +69,7 @@ def move(request: Any, number: int) -> HttpResponse:
     def do(values: dict[str, Any]) -> str:
         action = values["action"]
         person = confirmed(request) if action in ASKS_PASSWORD else present(request)
-        row = getattr(review, action)(request.site, number, person, values["reason"])
+        row = getattr(lifecycle, action)(request.site, number, person, values["reason"])
         return f"{row.study_name} is {row.get_state_display()} now."
 
     return act(request, Move(request.POST), do, "study", number)
