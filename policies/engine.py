@@ -136,12 +136,6 @@ class Engine:
             known = facts if isinstance(facts, Facts) else Facts.model_validate(dict(facts))
         except (ValidationError, TypeError, ValueError) as error:
             return self._refused(facts, _facts_words(error), now)
-        if abs((now.date() - known.today).days) > 1:
-            words = explain.Explanation(
-                f"The facts are of {known.today}, the clock says {now.date()}.",
-                "Gather the facts again; if this repeats, set the datasite's clock.",
-            )
-            return self._refused(known, words, now)
         return self._decide(known, now)
 
     def reproduces(self, decision: Decision) -> bool:
@@ -155,6 +149,12 @@ class Engine:
         return again.canonical() == decision.canonical()
 
     def _decide(self, facts: Facts, now: datetime.datetime) -> Decision:
+        if abs((now.date() - facts.today).days) > 1:
+            words = explain.Explanation(
+                f"The facts are of {facts.today}, the clock says {now.date()}.",
+                "Gather the facts again; if this repeats, set the datasite's clock.",
+            )
+            return self._refused(facts, words, now)
         outcomes: dict[str, Outcome] = {}
         try:
             outcomes, errors = self._evaluate(facts.action, facts.approval, facts.hospital, context(facts))

@@ -123,6 +123,7 @@ def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
     yield by_steward("kill", *why)
     yield by_officer("unkill", *why)
     yield Run("audit tail", home)
+    yield Run("audit replay", home)
     yield Run("audit export", (str(folder / "exported.jsonl"), *home))
     own = RosterEntry.parse((desk.home / "roster-entry.json").read_bytes())
     yield Run("audit verify", (str(desk.home / "audit.jsonl"), "--key", own.public_key))

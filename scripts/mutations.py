@@ -1985,6 +1985,14 @@ MUTATIONS = (
         "",
         (f"{_ATTACKS}::test_what_strangers_write_is_shown_as_text",),
     ),
+    # What an auditor is told.
+    Mutation(
+        "replay: a stored decision need not be in the audit log",
+        "datasites/hospital/cases/replay.py",
+        "logged = left[entry] > 0",
+        "logged = True",
+        ("tests/hospital/test_replay.py::test_a_decision_that_was_changed_in_the_database_is_named",),
+    ),
     # Who signs in.
     Mutation(
         "people: a password that an admin has set is kept",

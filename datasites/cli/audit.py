@@ -90,3 +90,35 @@ def audit_held(home: HomeOption, heads: list[Path]) -> None:
     else:
         out.print(f"all {len(held)} are in this log")
     raise typer.Exit(1 if lacking else 0)
+
+
+@audit.command("replay")
+def audit_replay(
+    home: HomeOption,
+    case: Annotated[int | None, typer.Option("--case", help="Only decisions on this case.")] = None,
+) -> None:
+    """Evaluate stored policy decisions again, from the facts stored with them; exit code 1 where one differs.
+
+    Each is compared with what today's rules decide on its facts, and with its digest in the audit log. Decisions by
+    other rules than today's, and of the oldest format, are compared with the log alone.
+    """
+    site = open_site(home)
+    from datasites.hospital.cases.lookup import find_case
+    from datasites.hospital.cases.replay import replay
+
+    found = replay(site, None if case is None else find_case(case))
+    out.print(f"{found.alike} stored decision(s) decide alike when they are evaluated again")
+    if found.other_rules:
+        out.print(
+            f"{found.other_rules} made by other rules than those in force: not evaluated again, in the audit log as "
+            "they are stored"
+        )
+    if found.older:
+        out.print(
+            f"{found.older} of an older format: can be shown and not evaluated again, in the audit log as they are "
+            "stored"
+        )
+    for words in found.differs:
+        out.print(words)
+    out.print(f"{len(found.differs)} differ(s)" if found.differs else "none differs")
+    raise typer.Exit(1 if found.differs else 0)

@@ -201,6 +201,13 @@ def test_a_stored_decision_reads_back_and_can_be_evaluated_again() -> None:
             assert decider.reproduces(read_decision(stored))
 
 
+def test_a_denial_because_of_old_facts_decides_alike_again() -> None:
+    decider = engine()
+    denied = decider.decide(facts_of("run_round", today=TODAY - datetime.timedelta(2)))
+    assert denied.controls == ("facts",)
+    assert decider.reproduces(read_decision(denied.canonical()))
+
+
 def test_a_stored_decision_that_was_turned_into_an_allow_is_refused() -> None:
     decider = engine()
     denied = decider.decide(facts_of("run_round", agreements=registry(irb(), dua()).agreements))

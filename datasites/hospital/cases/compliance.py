@@ -8,8 +8,8 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast, get_args
 
 from datasites.hospital.audit.entered import agreements_by_hand, people_by_hand, pinned_by_hand, tell
@@ -95,8 +95,16 @@ def decide(
 
 def finish_interrupted(site: Site) -> None:
     """Store the decision that was in the audit log, but not in the database, when a process was killed."""
-    with _one_at_a_time(site.home):
+    with at_rest(site):
+        pass
+
+
+@contextmanager
+def at_rest(site: Site) -> Iterator[None]:
+    """Keep others from deciding meanwhile; each decision that was made is in the audit log and in the database."""
+    with held(site.home.root / f"{PENDING}.lock"):  # service, console and commands decide in processes of their own
         _finish(site)
+        yield
 
 
 def _store(site: Site, row: Case, action: Action, number: int | None, decision: Decision) -> None:
@@ -105,8 +113,7 @@ def _store(site: Site, row: Case, action: Action, number: int | None, decision: 
     path = site.home.root / PENDING
     record = decision.model_dump(mode="json")
     fields = {"case_id": row.pk, "action": action, "round": number, "allowed": decision.allowed, "record": record}
-    with _one_at_a_time(site.home):
-        _finish(site)
+    with at_rest(site):
         replace_durably(path, canonical_json(fields))
         site.audit.append(
             "decision",
@@ -134,11 +141,6 @@ def _finish(site: Site) -> None:
     if logged and not stored and Case.objects.filter(pk=fields["case_id"]).exists():
         PolicyDecision.objects.create(**fields)
     path.unlink()
-
-
-def _one_at_a_time(home: Home) -> AbstractContextManager[None]:
-    # Service, console and commands decide in processes of their own.
-    return held(home.root / f"{PENDING}.lock")
 
 
 def preview(home: Home, case: OpenCase) -> Decision:

@@ -1,0 +1,130 @@
+"""Stored policy decisions, evaluated again from the facts that are stored with them: for an auditor.
+
+A decision is held against two things that whoever may write the database can't change along with it: the rules, which
+decide on the same facts as before, and the audit log, which has a digest of each decision in a signed chain.
+
+Claim: while the log is this hospital's and whole (`audit verify`), each decision that was changed, added, taken away,
+or put under another case or action since it was made is named. Proof: under the lock of those who decide, the log has
+each decision exactly once, with its study, action and outcome beside a digest of all of it. Of decisions by the same
+rules, also one is named that was wrong when it was made. Not claimed: to which round of a study a decision belongs,
+which the database alone knows; and of other rule sets and of format 1, that the rules said so then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from datasites.hospital.cases.compliance import at_rest
+from datasites.hospital.models import Case, PolicyDecision
+from datasites.hospital.site import Site
+from datasites.study.audit_chain import Record, records
+from datasites.study.canonical import canonical_json, sha256_hex
+from policies.engine import Decision, Engine, read_decision
+
+#: What the log says of a decision: study, action, whether it allows, and the digest of all of it.
+Entry = tuple[str, str, bool, str]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of it: how many decide alike, were made by other rules, or are of format 1; and what differs, in words.
+
+    One that differs in any way counts among none of the others.
+    """
+
+    alike: int
+    other_rules: int
+    older: int
+    differs: tuple[str, ...]
+
+
+def replay(site: Site, case: Case | None = None) -> Replay:
+    """Evaluate all stored decisions again, or those of one case; raises `AuditError` where the log can't be read."""
+    with at_rest(site):
+        log = Counter(_logged(records(site.home.audit), case))
+        stored = PolicyDecision.objects.select_related("case").order_by("pk")
+        if case is not None:
+            # All cases of its study, since the log tells decisions apart by study.
+            stored = stored.filter(case__study_hash=case.study_hash)
+        return held_against(log, stored, Engine(local_dir=site.home.local_rules), case)
+
+
+def held_against(
+    log: Mapping[Entry, int], stored: Iterable[PolicyDecision], engine: Engine, case: Case | None = None
+) -> Replay:
+    """Hold stored decisions against what the log has of them and what these rules decide; `case`: report this one's."""
+    left = Counter(log)
+    counts: Counter[str] = Counter()
+    differs = []
+    for row in stored:
+        entry = _entry_of(row)
+        logged = left[entry] > 0
+        left[entry] -= logged
+        if case is not None and row.case_id != case.pk:
+            continue
+        outcome, faults = _evaluated(row, engine)
+        if not logged:
+            faults = [
+                *faults,
+                "the audit log has no such decision under its digest: it was changed or added afterwards",
+            ]
+        if faults:
+            differs.append(f"{_name(row)}: {'; '.join(faults)}")
+        else:
+            counts[outcome] += 1
+    for (study, action, allowed, digest), missing in sorted(left.items()):
+        if missing > 0:
+            said = "allows" if allowed else "denies"
+            differs.append(
+                f"decision {digest[:12]}… on {action} of study {study[:12]}…, which {said}: the audit log has it, and "
+                "it is not stored: it was changed or taken away afterwards"
+            )
+    return Replay(counts["alike"], counts["other rules"], counts["older"], tuple(differs))
+
+
+def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
+    """Where a decision belongs, and what is wrong with it."""
+    try:
+        decision = read_decision(json.dumps(row.record).encode())
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # whatever stands there
+        words = str(error) if str(error).startswith("decision: ") else "it does not read as a decision"
+        return "alike", [words.removeprefix("decision: ")]
+    faults = []
+    if (row.action, row.allowed) != (decision.action, decision.allowed):
+        faults.append(f"it is filed as {_said(row.action, row.allowed)}, and is {_outcome(decision)}")
+    if decision.format == 1:
+        return "older", faults
+    if decision.ruleset != engine.ruleset:
+        return "other rules", faults
+    if not engine.reproduces(decision):
+        faults.append(f"it is {_outcome(decision)}, and these rules decide otherwise on its facts")
+    return "alike", faults
+
+
+def _logged(log: Iterable[Record], case: Case | None) -> Iterator[Entry]:
+    """What the log has of decisions, or of those on one case's study."""
+    for record in log:
+        fields = record.fields
+        if record.kind == "decision" and (case is None or fields["study"] == case.study_hash):
+            yield str(fields["study"]), str(fields["action"]), bool(fields["allowed"]), str(fields["digest"])
+
+
+def _entry_of(row: PolicyDecision) -> Entry:
+    study = "" if row.case is None else row.case.study_hash
+    return study, row.action, row.allowed, sha256_hex(canonical_json(row.record))
+
+
+def _name(row: PolicyDecision) -> str:
+    where = "of no case" if row.case_id is None else f"of case {row.case_id}"
+    return f"decision {row.pk} {where}" + ("" if row.round is None else f", round {row.round}")
+
+
+def _outcome(decision: Decision) -> str:
+    return _said(decision.action, decision.allowed)
+
+
+def _said(action: str, allowed: bool) -> str:
+    return f"{'an allow' if allowed else 'a denial'} of {action}"
