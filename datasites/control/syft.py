@@ -288,8 +288,8 @@ class HospitalControl(_Control):
     def record_approval(self, job_name: str, reason: str, submitted_by: str | None = None) -> None:
         """Record in syft that the submission was approved. `reason` states the frozen hash that people approved.
 
-        Doesn't sync before, so it can't approve what came in between, nor after. The same again changes nothing;
-        a submission that was decided otherwise raises `ControlError`.
+        Doesn't sync before, so it can't approve what came in between, nor after. The same again changes nothing, also
+        where its result is published by then; a submission that was decided otherwise raises `ControlError`.
         """
         self._decide(job_name, JobStatus.APPROVED, reason, submitted_by)
 
@@ -314,7 +314,8 @@ class HospitalControl(_Control):
         self._client.job_client.scan_inbox()
         ref = self._ref(job_name, submitted_by)
         state = self._state(ref)
-        if state is not None and (state.status, state.review_reason) == (status, reason):
+        stands = (status, JobStatus.DONE) if status == JobStatus.APPROVED else (status,)
+        if state is not None and state.status in stands and state.review_reason == reason:
             return
         if state is None or state.status not in (JobStatus.PENDING, *open_states):
             now = "unknown" if state is None else state.status.value
@@ -328,7 +329,10 @@ class HospitalControl(_Control):
         self._client.job_client.manager.write_state(ref, state.model_copy(update=decided))
 
     def publish_result(self, job_name: str, files: Mapping[str, bytes], submitted_by: str | None = None) -> None:
-        """Put files for the submitter (an evidence bundle, a report); they go out at the next `sync`."""
+        """Make files the outputs of an approved submission, which is done then; they go out at the next `sync`.
+
+        The same again changes nothing, wherever it was interrupted: what says that it is done is written last.
+        """
         ref = self._ref(job_name, submitted_by)
         state = self._state(ref)
         if state is None or state.status not in (JobStatus.APPROVED, JobStatus.DONE):
@@ -337,7 +341,12 @@ class HospitalControl(_Control):
             raise ControlError(f"result file {bad[0]!r}: use letters, digits, . _ -")
         outputs = self._client.job_client.manager.review_dir(ref) / "outputs"
         for name, data in files.items():
-            write_file(outputs / name, data)
+            if not (outputs / name).is_file() or (outputs / name).read_bytes() != data:
+                write_file(outputs / name, data)
+        if state.status != JobStatus.DONE:
+            # As stock syft says it of a job whose result was deposited: before, it shows no outputs.
+            done = {"status": JobStatus.DONE, "completed_at": datetime.now(UTC), "return_code": 0}
+            self._client.job_client.manager.write_state(ref, state.model_copy(update=done))
 
     def folders(self) -> list[str]:
         """Store folders in which something for us would appear; for `Store.wait`."""

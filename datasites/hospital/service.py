@@ -49,7 +49,7 @@ from datasites.hospital.data.sources import log_written
 from datasites.hospital.database import DATABASE_AWAY, name_of
 from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
-from datasites.hospital.rounds.closing import send_account
+from datasites.hospital.rounds.closing import results_of, send_account
 from datasites.hospital.rounds.journals import destroy_secrets, give_up_keys
 from datasites.hospital.rounds.mail import Correspondence
 from datasites.hospital.rounds.run import StudyRun, foreseen
@@ -318,7 +318,7 @@ class Service:
         return name is not None
 
     def _record_decisions(self) -> None:
-        """Put into syft what people decided here, with the hash that they decided on."""
+        """Put into syft what people decided here, with the hash that they decided on, and what studies came to."""
         recorded = False
         for row in Case.objects.filter(recorded_in_syft=False):
             if (row.job_name, row.submitted_by) == self._submissions.at_work:
@@ -332,6 +332,10 @@ class Service:
                     self._control.record_rejection(row.job_name, row.note[:MOST_TOLD] or "rejected", row.submitted_by)
                 elif row.state == Case.State.REVOKED:
                     self._control.record_revocation(row.job_name, REVOKED, row.submitted_by)
+                elif row.state == Case.State.CLOSED:
+                    # Closed, maybe, before its approval was told.
+                    self._control.record_approval(row.job_name, f"approved {row.approval_hash}", row.submitted_by)
+                    self._control.publish_result(row.job_name, results_of(self._home, row.study_hash), row.submitted_by)
                 else:
                     continue
                 # Unless people have decided again meanwhile, which is told next.

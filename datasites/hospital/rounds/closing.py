@@ -1,12 +1,14 @@
 """How a study ends at this hospital: its account goes to the researcher once, and its secrets are destroyed.
 
 The account holds the head of the audit log as it stood then. It is stored before it is sent, and sent as stored, so a
-crash or an outage in between can't make a second, different one.
+crash or an outage in between can't make a second, different one. As stored it also becomes the output of the study's
+job in syft, where a Syft user looks; nothing leaves there that the letter has not told (I16).
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -35,8 +37,7 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
     letter = post.receive(post.researcher, letters.SETUP_ROUND, letters.CLOSE, 0)
     if letter is None:
         return False
-    folder = site.home.secagg / row.study_hash
-    stored = folder / ACCOUNT_FILE
+    stored = _stored(site.home, row.study_hash)
     if not stored.exists():
         try:
             held = letters.Close.model_validate(letter.body).heads
@@ -48,20 +49,32 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
             post.note("letter_rejected", (letter.digest,), round=0, reason=error)
             held = ()
         told = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
-        replace_durably(folder / COUNTERPARTY_HEADS, json.dumps(told).encode())
+        replace_durably(stored.with_name(COUNTERPARTY_HEADS), json.dumps(told).encode())
         ledger.close(site, row.study_hash)
         replace_durably(stored, _account(site, case, row).canonical())
     post.collect_setup(MOST_EPOCHS, over=True)
     if not send_account(site.home, post):
         return False
-    Case.objects.filter(pk=row.pk, state__in=(*Case.ACTIVE, Case.State.STOPPED)).update(state=Case.State.CLOSED)
+    # The service then has its end to tell in syft.
+    ends = Case.objects.filter(pk=row.pk, state__in=(*Case.ACTIVE, Case.State.STOPPED))
+    ends.update(state=Case.State.CLOSED, recorded_in_syft=False)
     return True
 
 
 def send_account(home: Home, post: Correspondence) -> bool:
     """Send the account of a study that was closed, as it was stored; False when it can't be sent now."""
-    account = letters.PrivacyStatement.parse((home.secagg / post.study / ACCOUNT_FILE).read_bytes())
+    account = letters.PrivacyStatement.parse(_stored(home, post.study).read_bytes())
     return post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json"))
+
+
+def results_of(home: Home, study: str) -> dict[str, bytes]:
+    """What a closed study has as outputs in syft, by name: its account as it was sent; none where it is lost."""
+    path = _stored(home, study)
+    return {ACCOUNT_FILE: path.read_bytes()} if path.exists() else {}
+
+
+def _stored(home: Home, study: str) -> Path:
+    return home.secagg / study / ACCOUNT_FILE
 
 
 def _account(site: Site, case: OpenCase, row: Case) -> letters.PrivacyStatement:
