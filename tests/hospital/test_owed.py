@@ -231,7 +231,7 @@ def test_a_study_that_people_have_not_ended_keeps_its_reservation_wherever_a_rev
 ) -> None:
     stands(at, "running")
     with monkeypatch.context() as patch:
-        kill_before(review, where)(patch)
+        kill_before(lifecycle, where)(patch)
         with pytest.raises(Killed):
             lifecycle.revoke(at.site, at.row.pk, at.login("ann"), "enough")
     assert "reservation_released" not in lines(at)

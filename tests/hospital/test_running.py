@@ -73,7 +73,9 @@ def test_what_is_logged_before_it_is_done_is_logged_once_however_that_is_killed(
     assert running.heard(0, letters.ACCOUNT)
     running.run.close(wait=True)
     row = Case.objects.get(pk=running.row.pk)
-    monkeypatch.setattr("datasites.hospital.rounds.closing.PREPARED_FILE", "of this test alone")  # others need the rows
+    monkeypatch.setattr(
+        "datasites.hospital.rounds.journals.PREPARED_FILE", "of this test alone"
+    )  # others need the rows
     with monkeypatch.context() as patch:
         patch.setattr("datasites.hospital.rounds.journals.give_up_keys", killed)
         with pytest.raises(KeyboardInterrupt):
