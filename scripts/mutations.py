@@ -502,7 +502,7 @@ MUTATIONS = (
     Mutation(
         "restore: a kill in the round of a fork leaves the hospital out for good",
         "datasites/aggregator/run.py",
-        "declared.round if declared is not None else 0",
+        "forks[-1].round if forks else 0",
         "0",
         (f"{_RUN}::test_a_run_that_is_killed_right_after_a_fork_takes_it_again",),
     ),
@@ -1992,6 +1992,13 @@ MUTATIONS = (
         "logged = left[entry] > 0",
         "logged = True",
         ("tests/hospital/test_replay.py::test_a_decision_that_was_changed_in_the_database_is_named",),
+    ),
+    Mutation(
+        "closing: heads of other hospitals are kept whoever signed them",
+        "datasites/hospital/rounds/closing.py",
+        "            if head.public_key != entry.public_key:\n",
+        "            if False:\n",
+        ("tests/hospital/test_heads_of_others.py",),
     ),
     # Who signs in.
     Mutation(

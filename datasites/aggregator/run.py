@@ -433,14 +433,18 @@ class Run:
     def _say_over(self, emails: Collection[str]) -> None:
         """Tell these hospitals of the end, or put what they were told of it before, which stands, where it lay.
 
-        All are tried before trouble with the whole store is raised, which may be one mailbox alone, unless it goes on
-        for `AWAY_SECONDS`.
+        Each gets the newest head of each other hospital's log along, so that the researcher is not the only one who
+        holds it. All are tried before trouble with the whole store is raised, which may be one mailbox alone, unless it
+        goes on for `AWAY_SECONDS`.
         """
+        held = ((email, self._newest_head(email)) for email in self.study.terms.cohort.hospitals)
+        newest = {email: head for email, head in held if head is not None}
         away: StoreError | None = None
         until = time.monotonic() + AWAY_SECONDS
         for email in emails:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
-            body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]))
+            others = {other: head for other, head in newest.items() if other != email}
+            body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]), others=others)
             words, study = body.model_dump(mode="json"), self.study.hash
             try:
                 # After the run's files were lost, the words would be others.
@@ -636,20 +640,25 @@ class Run:
         if head.public_key != self._roster.get(sender).public_key:
             raise RunError(f"audit head of {sender}: signed with a key that is not pinned")
         head.check()
-        declared = self._declared(sender, fork)
-        since = declared.round if declared is not None else 0
-        heads = (r.heads[sender] for r in reversed(self.state.rounds) if sender in r.heads and r.round >= since)
-        known = next(heads, declared.fork.goes_on if declared is not None else None)
+        self._declare(sender, fork)
+        known = self._newest_head(sender)
         if known is not None and head.releases < known.releases + of_release:
             raise RunError(
                 f"audit head of {sender}: its log went back: {head.releases} releases, it has said {known.releases}"
             )
 
-    def _declared(self, sender: str, fork: Fork | None) -> DeclaredFork | None:
-        """The last fork that a hospital has declared, this one included; raises `BadSignature` for a forged one."""
+    def _newest_head(self, email: str) -> PublicHead | None:
+        """The last head of a hospital's log that it has sent; of a log that was restored since, where it goes on."""
+        forks = self.state.forks.get(email, ())
+        since = forks[-1].round if forks else 0
+        heads = (r.heads[email] for r in reversed(self.state.rounds) if email in r.heads and r.round >= since)
+        return next(heads, forks[-1].fork.goes_on if forks else None)
+
+    def _declare(self, sender: str, fork: Fork | None) -> None:
+        """Note the fork that a hospital declares, if it is a new one; raises `BadSignature` for a forged one."""
         known = self.state.forks.get(sender, ())
         if fork is None or fork in [one.fork for one in known]:
-            return known[-1] if known else None
+            return
         fork.check(self._roster.get(sender).public_key)
         log.warning(
             "the audit log of %s was restored from a backup, as it declares: it goes on from release %d",
@@ -658,7 +667,6 @@ class Run:
         )
         declared = DeclaredFork(fork=fork, round=self.state.next_round)
         self._save(forks={**self.state.forks, sender: (*known, declared)})
-        return declared
 
     def _save(self, **changes: object) -> None:
         """Go on to this state; where it can't be written, the last one stays."""

@@ -19,9 +19,17 @@ def audit_verify(
     log: Path,
     key: Annotated[str, typer.Option("--key", help="The hospital's public key, 64 hex digits.")],
     heads: Annotated[list[Path] | None, typer.Option("--head", help="Heads that other parties hold.")] = None,
+    logs: Annotated[
+        list[Path] | None,
+        typer.Option("--kept-in", help="Audit logs of other hospitals, which may hold heads of this one."),
+    ] = None,
 ) -> None:
-    """Verify an audit log; needs only the file and the public key."""
-    from datasites.study.audit_chain import read_any_head, verify
+    """Verify an audit log; needs only the file and the public key.
+
+    A hospital that has written its log anew with its own key is found by heads that others hold: those that a
+    researcher has, and those that other hospitals of a study keep in their own logs.
+    """
+    from datasites.study.audit_chain import AuditError, kept_heads, read_any_head, verify
 
     if not re.fullmatch("[0-9a-f]{64}", key):
         raise InputError("--key: not a public key of 64 hex digits; `datasites identity show` prints it")
@@ -33,6 +41,13 @@ def audit_verify(
         raise InputError(
             f"--head: not a signed head of a log ({type(error).__name__}); ask its holder again"
         ) from error
+    for other in logs or ():
+        try:
+            kept = kept_heads(other, key)
+        except (OSError, ValueError, AuditError) as error:
+            raise InputError(f"--kept-in {other}: not an audit log: {error}; ask its hospital for an export") from error
+        out.print(f"{other} holds {len(kept)} head(s) of this log")
+        held += tuple(kept)
     report = verify(log, key, held)
     out.print(report.model_dump_json(indent=2))
     raise typer.Exit(0 if report.ok else 1)

@@ -24,12 +24,13 @@ from datasites.study.identity import verify as verify_signature
 from datasites.study.manifest import Sha256
 
 DOMAIN, PUBLIC_DOMAIN, FORK_DOMAIN = "audit-checkpoint", "audit-head", "audit-fork"
-#: Records of this kind are what a `PublicHead` counts.
-RELEASED = "released"
+#: Records of this kind are what a `PublicHead` counts; and those that hold one of another party's log.
+RELEASED, KEPT_HEAD = "released", "counterparty_head"
 LARGEST_RECORD = 16 * 1024
 SLOT = 512  # bytes of one slot of the head file: one disk sector, written in place
 
 _KEYS = {"seq", "time", "kind", "fields", "previous", "hash"}
+_HEAD_FIELDS = {"public_key", "releases", "hash", "signature"}
 SIGNED_COPY = "ask the hospital for an export, which ends in a signed checkpoint (`datasites audit export`)"
 RESTORE = "keep both files as evidence, find out who changed them, and restore the log from a backup"
 
@@ -210,6 +211,16 @@ def records(path: Path) -> Iterator[LogRecord]:
                 raise AuditError(f"{path}: {error}; {RESTORE}") from error
             previous = record.hash
             yield record
+
+
+def kept_heads(path: Path, public_key: str) -> list[PublicHead]:
+    """What the log at `path` holds of the log of whose key this is (hex): heads to compare that one with.
+
+    Whether they are signed by it is for `verify` to see. Raises `AuditError` and `OSError`.
+    """
+    found = (record.fields for record in records(path) if record.kind == KEPT_HEAD)
+    mine = [fields for fields in found if fields.get("public_key") == public_key]
+    return [PublicHead.model_validate({name: fields[name] for name in _HEAD_FIELDS & set(fields)}) for fields in mine]
 
 
 class Position(NamedTuple):

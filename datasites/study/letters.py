@@ -111,10 +111,15 @@ class Abstention(Agreed):
 
 
 class Close(Agreed):
-    """Researcher to hospital: the study is over. heads: positions of the hospital's log that the researcher holds."""
+    """Researcher to hospital: the study is over. heads: positions of the hospital's log that the researcher holds.
+
+    others: by e-mail address, the newest position that the researcher holds of each other hospital's log, to be kept
+    there too: where all but one hospital hold it, no log is written anew by its hospital and the researcher alone.
+    """
 
     rounds: Annotated[int, Field(ge=0)]
     heads: Annotated[tuple[PublicHead, ...], Field(max_length=500)] = ()
+    others: Annotated[dict[Email, PublicHead], Field(max_length=MOST_HOSPITALS)] = {}
 
 
 class PrivacyStatement(Agreed):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from datasites.hospital.audit import log
 from datasites.hospital.audit.log import AuditError, AuditLog, Head, PublicHead, head_file, records, verify
-from datasites.study.audit_chain import LARGEST_RECORD, LogVerification, genesis
+from datasites.study.audit_chain import KEPT_HEAD, LARGEST_RECORD, LogVerification, genesis
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import BadSignature, Identity
 
@@ -537,13 +537,15 @@ def test_a_head_that_says_another_number_of_releases_than_the_log_is_caught(tmp_
 def test_heads_of_counterparties_are_kept_and_checked(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl", HOSPITAL)
     theirs = PublicHead.sign(OTHER, 7, "ee" * 32)
-    log.record_counterparty_head(OTHER.email, theirs)
-    kept = list(records(log.path))[-1].fields
+    for _ in range(2):
+        log.keep_heads({OTHER.email: theirs})
+    (kept,) = [record.fields for record in records(log.path) if record.kind == KEPT_HEAD]
     email = kept.pop("email")
     assert email == OTHER.email
     assert PublicHead(**kept) == theirs
     with pytest.raises(BadSignature):
-        log.record_counterparty_head(OTHER.email, theirs.model_copy(update={"releases": 8}))
+        log.keep_heads({"third@x.org": theirs, OTHER.email: theirs.model_copy(update={"releases": 8})})
+    assert log.head().seq == 2
     with pytest.raises(BadSignature):
         PublicHead.parse(theirs.model_copy(update={"public_key": HOSPITAL.public_key}).canonical()).check()
 

@@ -290,6 +290,21 @@ def test_a_close_that_was_interrupted_ends_the_study_the_next_time(
         run.next_round()
 
 
+def test_each_hospital_gets_the_newest_heads_of_the_others_at_the_end(federation: Federation) -> None:
+    """Those that it said itself come back beside them, as before."""
+    run = federation.run()
+    run.complete(rounds=2, progress=False)
+    run.close()
+    last = run.state.rounds[-1].heads
+    assert set(last) == set(federation.hospitals)
+    for email, hospital in federation.hospitals.items():
+        letter = hospital.party.mailroom.receive(RESEARCHER, run.study.hash, letters.SETUP_ROUND, letters.CLOSE)
+        assert letter is not None
+        told = letters.Close.model_validate(letter.body)
+        assert told.others == {other: head for other, head in last.items() if other != email}
+        assert told.heads == tuple(record.heads[email] for record in run.state.rounds)
+
+
 def test_all_that_can_be_told_of_the_end_are_told(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the store fails for the first of them, as if it were away as a whole."""
     run = federation.run()

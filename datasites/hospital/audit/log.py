@@ -11,7 +11,8 @@ What is detected, and by whom:
   the record before the last. A copy without its head file therefore needs a checkpoint at its end (an export has one).
 - Truncation: by the datasite from its head file, when it next opens the log, and by anyone who holds a later head.
 - Rewriting the whole log *with the hospital's own key*: only by somebody who holds a head that was signed earlier.
-  So a head goes out with every release and other parties keep it (`verify(..., counterparty_heads=...)`). Records
+  So a head goes out with every release and other parties keep it: the researcher, and once a study is over the other
+  hospitals of its cohort, each in its own log (`verify(..., counterparty_heads=...)`, `kept_heads`). Records
   after the last head that left are not protected from the hospital itself, nor from an attacker who puts back old
   copies of both files. What goes out is a `PublicHead`: how many records there are would tell of withdrawals,
   examinations and crashes, so it counts releases instead, and no record holds anything that depends on a row (I16).
@@ -32,12 +33,13 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasites.study.audit_chain import (
+    KEPT_HEAD,
     LARGEST_RECORD,
     RELEASED,
     RESTORE,
@@ -76,7 +78,7 @@ Value = Scalar | Sequence[Scalar]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 # Written by the log itself, so that nobody can imitate one with `append`.
-_RESERVED = ("opened", "checkpoint", "recovered", "counterparty_head")
+_RESERVED = ("opened", "checkpoint", "recovered", KEPT_HEAD)
 
 
 class _Position(NamedTuple):
@@ -152,14 +154,21 @@ class AuditLog:
             at = self._catch_up(file)
             return PublicHead.sign(self._identity, at.releases, at.hash)
 
-    def record_counterparty_head(self, email: str, head: PublicHead) -> Head:
-        """Keep another party's head in this log, so that each holds the other's.
+    def keep_heads(self, heads: Mapping[str, PublicHead]) -> None:
+        """Keep heads of other parties' logs, by e-mail address, in this log: each once, so that each holds the others'.
 
-        Raises `BadSignature`. The caller has compared `head.public_key` with the pinned roster entry of `email`.
+        Raises `BadSignature` before any is kept. The caller has compared the key of each with the pinned roster entry
+        of its address. Reads the whole log, once.
         """
-        head.check()
-        fields: dict[str, Value] = {"email": email, **head.model_dump(exclude={"format"})}
-        return self._append("counterparty_head", fields)
+        for head in heads.values():
+            head.check()
+        with self._locked() as file:
+            self._catch_up(file)
+            kept = [record.fields for record in records(self.path) if record.kind == KEPT_HEAD]
+            held = {(fields["email"], fields["public_key"], fields["hash"]) for fields in kept}
+            for email, head in sorted(heads.items()):
+                if (email, head.public_key, head.hash) not in held:
+                    self._write_next(file, KEPT_HEAD, _clean(KEPT_HEAD, {"email": email, **_told(head)}))
 
     def head(self) -> Head:
         """The signed position of the last record, by whichever process it was written."""
@@ -173,9 +182,12 @@ class AuditLog:
             at = self._catch_up(file)
             if once and self.holds(kind, **fields):
                 return Head.sign(self._identity, at.seq, at.hash)
-            if (at.seq + 1) % CHECKPOINT_EVERY == 0:
-                self._write_checkpoint(file)
-            return self._write(file, kind, clean)
+            return self._write_next(file, kind, clean)
+
+    def _write_next(self, file: int, kind: str, clean: dict[str, Any]) -> Head:
+        if (self._known().seq + 1) % CHECKPOINT_EVERY == 0:
+            self._write_checkpoint(file)
+        return self._write(file, kind, clean)
 
     def _write_checkpoint(self, file: int) -> Head:
         at = self._known()
@@ -312,6 +324,10 @@ def _lines(file: int, begin: int, end: int) -> Iterator[bytes]:
     with os.fdopen(os.dup(file), "rb") as stream:
         stream.seek(begin)
         yield from bounded_lines(stream)
+
+
+def _told(head: PublicHead) -> dict[str, Value]:
+    return {"public_key": head.public_key, "releases": head.releases, "hash": head.hash, "signature": head.signature}
 
 
 def _require_unreserved(kind: str) -> None:

@@ -3,25 +3,30 @@
 The account holds the head of the audit log as it stood then. It is stored before it is sent, and sent as stored, so a
 crash or an outage in between can't make a second, different one. As stored it also becomes the output of the study's
 job in syft, where a Syft user looks; nothing leaves there that the letter has not told (I16).
+
+The researcher's last letter brings heads of the other hospitals' logs along, which this hospital keeps in its own: so
+each of them holds what shows that another has written its log anew, and not the researcher alone.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site
 from datasites.study import letters
-from datasites.study.audit_chain import Fork
+from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.files import replace_durably
-from datasites.study.identity import BadSignature
+from datasites.study.identity import BadSignature, IdentityError, Roster, same_identity
 from datasites.study.manifest import MOST_EPOCHS
 
 if TYPE_CHECKING:
@@ -39,8 +44,10 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
         return False
     stored = _stored(site.home, row.study_hash)
     if not stored.exists():
+        others: Mapping[str, PublicHead] = {}
         try:
-            held = letters.Close.model_validate(letter.body).heads
+            close = letters.Close.model_validate(letter.body)
+            held, others = close.heads, close.others
             for head in held:
                 head.check()
                 if head.public_key != site.identity.public_key:
@@ -48,6 +55,7 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
         except (ValidationError, BadSignature) as error:
             post.note("letter_rejected", (letter.digest,), round=0, reason=error)
             held = ()
+        _keep_heads(site, case, post, others)
         told = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
         replace_durably(stored.with_name(COUNTERPARTY_HEADS), json.dumps(told).encode())
         ledger.close(site, row.study_hash)
@@ -59,6 +67,32 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
     ends = Case.objects.filter(pk=row.pk, state__in=(*Case.ACTIVE, Case.State.STOPPED))
     ends.update(state=Case.State.CLOSED, recorded_in_syft=False)
     return True
+
+
+def _keep_heads(site: Site, case: OpenCase, post: Correspondence, heads: Mapping[str, PublicHead]) -> None:
+    """Keep in our log what the researcher passed on of the other hospitals' logs: each head once, or not at all.
+
+    One that is not by the pinned key of a hospital of this study is left out, with a note for people, and costs nobody
+    anything: who passed it on may have made it up.
+    """
+    good = {}
+    for email, head in heads.items():
+        try:
+            if email not in case.study.cohort.hospitals or same_identity(email, site.home.settings.email):
+                raise IdentityError("no other hospital of this study has this address")
+            entry = Roster.load(site.home.roster).get(email)
+            if by_hand := pinned_by_hand(site.home, [entry]):
+                raise IdentityError(by_hand[0])
+            if head.public_key != entry.public_key:
+                raise BadSignature(f"it is not of the log of the pinned key {entry.fingerprint}")
+            head.check()
+        except IdentityError as error:
+            words = f"head of the audit log of {email}, which is not kept: {error}"
+            post.note("head_not_kept", (email, head.hash), round=0, reason=words)
+        else:
+            good[email] = head
+    if good:
+        site.audit.keep_heads(good)
 
 
 def send_account(home: Home, post: Correspondence) -> bool:
