@@ -13,7 +13,7 @@ from syft_job.job_storage import JobStorage
 from datasites.control.syft import ControlError, HospitalControl, ResearcherControl
 from datasites.hospital.models import Case
 from datasites.hospital.rounds.closing import results_of
-from datasites.hospital.service import Datasite
+from datasites.hospital.service import Service
 from datasites.study import letters
 from datasites.study.identity import Roster
 from datasites.transport.store import Store
@@ -24,7 +24,7 @@ FILES = {"study.toml": b'name = "heart"\n', "model.py": b"pass\n"}
 
 
 @pytest.fixture
-def researcher(running: Running, service: Datasite, tmp_path: Path) -> Iterator[ResearcherControl]:
+def researcher(running: Running, service: Service, tmp_path: Path) -> Iterator[ResearcherControl]:
     """Who has submitted the study that runs, over the hospital's own store."""
     store = Store(running.site.home.settings.store)
     made = ResearcherControl.open(RESEARCHER, tmp_path / "box", store, tmp_path / "state", running.roster)
@@ -51,14 +51,14 @@ def researcher(running: Running, service: Datasite, tmp_path: Path) -> Iterator[
     made.close()
 
 
-def closed(running: Running, service: Datasite) -> bytes:
+def closed(running: Running, service: Service) -> bytes:
     """Close the study for real; returns the account that its researcher was sent."""
     service._record_decisions()
     running.tell(0, letters.CLOSE, {"rounds": 0})
     running.steps()
     letter = running.heard(0, letters.ACCOUNT)
     assert letter is not None
-    return letters.Account.model_validate(letter.body).canonical()
+    return letters.PrivacyStatement.model_validate(letter.body).canonical()
 
 
 def outputs(researcher: ResearcherControl, running: Running) -> list[tuple[str, bytes]]:
@@ -70,7 +70,7 @@ def outputs(researcher: ResearcherControl, running: Running) -> list[tuple[str, 
 
 
 def test_a_syft_user_finds_the_account_of_a_closed_study_where_results_are(
-    running: Running, service: Datasite, researcher: ResearcherControl
+    running: Running, service: Service, researcher: ResearcherControl
 ) -> None:
     account = closed(running, service)
     row = Case.objects.get(pk=running.row.pk)
@@ -98,7 +98,7 @@ DIES: dict[str, Callable[[Any], None]] = {
 @pytest.mark.parametrize("moment", DIES)
 def test_killed_in_between_it_is_published_once_all_the_same(
     running: Running,
-    service: Datasite,
+    service: Service,
     researcher: ResearcherControl,
     monkeypatch: pytest.MonkeyPatch,
     moment: str,
@@ -124,7 +124,7 @@ def _job(running: Running) -> tuple[str, str]:
 
 
 def test_a_study_that_ends_before_its_approval_was_told_is_told_as_approved_and_done(
-    running: Running, service: Datasite, researcher: ResearcherControl
+    running: Running, service: Service, researcher: ResearcherControl
 ) -> None:
     running.tell(0, letters.CLOSE, {"rounds": 0})
     running.steps()
@@ -133,7 +133,7 @@ def test_a_study_that_ends_before_its_approval_was_told_is_told_as_approved_and_
 
 
 def test_a_study_that_did_not_close_has_no_outputs(
-    running: Running, service: Datasite, researcher: ResearcherControl
+    running: Running, service: Service, researcher: ResearcherControl
 ) -> None:
     """Nor one that was revoked after an account was stored, say by a service that was killed before it sent it."""
     account = running.site.home.secagg / running.study / "account.json"
@@ -148,7 +148,7 @@ def test_a_study_that_did_not_close_has_no_outputs(
 
 
 def test_an_account_that_is_lost_leaves_the_study_done_without_outputs(
-    running: Running, service: Datasite, researcher: ResearcherControl
+    running: Running, service: Service, researcher: ResearcherControl
 ) -> None:
     closed(running, service)
     (running.site.home.secagg / running.study / "account.json").unlink()

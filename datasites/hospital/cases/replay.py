@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datasites.hospital.cases.compliance import at_rest
 from datasites.hospital.models import Case, PolicyDecision
 from datasites.hospital.site import Site
-from datasites.study.audit_chain import Record, records
+from datasites.study.audit_chain import LogRecord, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from policies.engine import Decision, Engine, read_decision
 
@@ -104,7 +104,7 @@ def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
     return "alike", faults
 
 
-def _logged(log: Iterable[Record], case: Case | None) -> Iterator[Entry]:
+def _logged(log: Iterable[LogRecord], case: Case | None) -> Iterator[Entry]:
     """What the log has of decisions, or of those on one case's study."""
     for record in log:
         fields = record.fields
