@@ -201,12 +201,13 @@ class RunFolder:
         path = self._model(number)
         with self._as_saved(path.name):
             try:
-                content = np.load(path, allow_pickle=False)
+                file = path.open("rb")
             except FileNotFoundError:
                 raise ValueError("it is gone") from None
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise ValueError("it is no archive of arrays")
-            with content as stored:
+            with file:  # numpy would leave a damaged one open
+                stored = np.load(file, allow_pickle=False)
+                if not isinstance(stored, np.lib.npyio.NpzFile):
+                    raise ValueError("it is no archive of arrays")
                 arrays = {name: stored[name] for name in stored.files}
             model = arrays.pop("model")
             if model.dtype != np.float32 or model.ndim != 1:

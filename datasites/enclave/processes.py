@@ -21,9 +21,11 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from datasites.enclave import cgroup
 from datasites.enclave.sandbox import Sandbox
@@ -179,9 +181,12 @@ class Sandboxed(Process):
                 assert begun.stdout is not None
                 assert begun.stderr is not None
                 self.requests, self.replies = begun.stdin.fileno(), begun.stdout.fileno()
+                # Not with the process, since whoever reads or writes may do so just then.
+                weakref.finalize(self, _close, begun.stdin, begun.stdout)
                 started.set()
                 try:
-                    self.log.follow(begun.stderr.fileno(), self)
+                    with begun.stderr:
+                        self.log.follow(begun.stderr.fileno(), self)
                 except BaseException:
                     self.end()
                     raise
@@ -199,6 +204,11 @@ class Sandboxed(Process):
             code = process.wait()
             # bubblewrap passes a signal on as exit code 128 + signal; without bubblewrap it is a negative number.
             self.code = 128 - code if code > 128 else code
+
+
+def _close(*files: IO[bytes]) -> None:
+    for file in files:
+        file.close()
 
 
 def readable(descriptor: int, seconds: float | None) -> bool:

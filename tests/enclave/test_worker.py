@@ -541,6 +541,7 @@ def test_it_dies_with_the_datasite(tmp_path, source):
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
+        parent.stdout.close()
     for _ in range(100):
         if not os.path.exists(f"/proc/{child}") or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
             return

@@ -364,7 +364,7 @@ def require_no_cell_of(rows: list[Row], said: str) -> None:
         assert word not in said
 
 
-@pytest.mark.parametrize(("change", "dialect", "words"), broken_files())
+@pytest.mark.parametrize(("change", "dialect", "words"), list(broken_files()))
 def test_a_broken_file_is_refused_or_waits_for_people(
     change: Callable[[list[str]], list[str]], dialect: Dialect, words: str, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ charges = st.builds(
 )
 
 
+@pytest.mark.filterwarnings("ignore:Optimal order")
 @pytest.mark.parametrize(
     ("z", "q", "steps", "delta", "order"),
     [(1.1, 0.01, 1000, 1e-5, 8), (2.1, 0.3, 30, 1e-3, 4), (0.8, 0.05, 50, 1e-5, 5)],
@@ -169,6 +170,7 @@ def test_a_delta_that_nothing_is_priced_at_passes_no_gate():
             epsilon_pld([STEP], delta)
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning:dp_accounting.*")
 def test_hardly_any_noise_costs_everything():
     assert would_exceed_filter([], release(1e-200), 1e6, 1e-5, 4)
     assert epsilon_pld([release(1e-200)], 1e-5) == math.inf

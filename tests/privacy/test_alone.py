@@ -45,6 +45,7 @@ def test_honest_models_give_what_they_give_in_a_batch(kind):
         torch.testing.assert_close(value, expected[parameter], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("name", sorted(set(MIXES) - {"random, not the row's own"}))
 def test_a_mixing_model_sees_one_row(name):
     torch.manual_seed(0)

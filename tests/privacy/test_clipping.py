@@ -74,6 +74,7 @@ def test_each_row_is_cut_to_its_own_limit(case):
         assert norm <= 0.01 * (row + 1) * (1 + 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("kind", ["attention", "conv1d", "gru", "sequence"])
 def test_agrees_with_opacus_ghost_clipping(kind):
     torch.manual_seed(2)

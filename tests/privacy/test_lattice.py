@@ -122,7 +122,7 @@ def test_rounds_together_cost_at_most_what_pld_charges_for_the_plan() -> None:
         assert worst <= accountant.get_delta(epsilon) + 1e-12
 
 
-@pytest.mark.parametrize(("sd", "shift", "order"), itertools.product((4.0, 8.0), (1, 3, 7), (2, 8, 32)))
+@pytest.mark.parametrize(("sd", "shift", "order"), [*itertools.product((4.0, 8.0), (1, 3, 7), (2, 8, 32))])
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 def test_renyi_divergence_is_never_above_the_continuous_one(sd: float, shift: int, order: int, rate: float) -> None:
     points = np.arange(-2000, 2001).astype(float)

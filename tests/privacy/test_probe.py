@@ -50,6 +50,7 @@ MIXES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("name", MIXES)
 def test_a_model_that_mixes_rows_is_caught(name):
     x = np.random.default_rng(1).normal(size=(ROWS, 6)).astype(np.float32)

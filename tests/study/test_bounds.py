@@ -92,7 +92,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(terms, path, end, id=f"{mode}, {'.'.join(path)} = {end:g}")
 
 
-@pytest.mark.parametrize(("terms", "path", "end"), cases())
+@pytest.mark.parametrize(("terms", "path", "end"), list(cases()))
 def test_a_term_at_its_end_is_reported_or_refused_before_anything_is_trained(
     terms: dict[str, Any], path: tuple[str, ...], end: float
 ) -> None:
