@@ -4,7 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-with tempfile.TemporaryDirectory() as home:
-    os.environ["DATASITES_HOME"] = home
-    (Path(home) / "datasite.toml").write_text('organisation = "A"\nemail = "datasite@a.example.org"\nstore = "store"\n')
+with tempfile.TemporaryDirectory() as folder:
+    os.environ["DATASITES_HOME"] = folder
+    (Path(folder) / "datasite.toml").write_text(
+        'organisation = "A"\nemail = "datasite@a.example.org"\nstore = "store"\n'
+    )
     from datasites.hospital.settings import *  # noqa: F403

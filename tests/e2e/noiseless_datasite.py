@@ -15,7 +15,7 @@ LEARNING_RATE = 1.0
 
 
 def plain_update(
-    parameters: npt.NDArray[np.float32], x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]
+    parameters: npt.NDArray[np.float32], x: npt.NDArray[np.float32 | np.int64], y: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """One full gradient step of logistic regression (weights, then bias): shapes (d+1,), (n, d), (n,)."""
     logits = x.astype(np.float64) @ parameters[:-1] + parameters[-1]

@@ -12,14 +12,14 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import demo  # noqa: E402
-from consortium import LocalConsortium  # noqa: E402
+from consortium import LocalConsortium, LocalHospital  # noqa: E402
 
 from datasites.researcher import Federation, Study  # noqa: E402
 from datasites.study.audit_chain import PublicHead, records, verify  # noqa: E402
@@ -142,7 +142,7 @@ class LocalDatasites:
             report = verify(home / "audit.jsonl", own, (heads or {}).get(key, ()))
             assert report.ok, f"{key}: {report.reason}"
 
-    def hospital(self, key: str):
+    def hospital(self, key: str) -> LocalHospital:
         """The consortium's entry of one hospital."""
         return next(hospital for hospital in self.consortium.terms.hospitals if hospital.key == key)
 
@@ -194,6 +194,6 @@ class LocalDatasites:
         """As the demo does: each person reads `review show` and types `review approve`."""
         demo.approve_everywhere(self.consortium, study)
 
-    def audit_log(self, key: str) -> list[dict]:
+    def audit_log(self, key: str) -> list[dict[str, Any]]:
         """Records of one hospital's audit log."""
         return [json.loads(line) for line in (self.consortium.home(key) / "audit.jsonl").read_text().splitlines()]

@@ -108,7 +108,13 @@ class Hospital:
     def enter(self) -> None:
         """Open the budget, and enter people, parties and agreements."""
         order = filter_order(self.cap, DELTA)
-        promise = {"epsilon": self.cap, "delta": DELTA, "order": order, "fraction": 0.5, "split": "ab" * 32}
+        promise: dict[str, Any] = {
+            "epsilon": self.cap,
+            "delta": DELTA,
+            "order": order,
+            "fraction": 0.5,
+            "split": "ab" * 32,
+        }
         self.log.append("budget_opened", population=POPULATION, **promise)
         self.add_person(STEWARD, "steward")
         self.add_person(OFFICER, "privacy_officer")
@@ -164,7 +170,12 @@ class Hospital:
         entry = {"round": number, "population": POPULATION, "charges": charges, "local_charges": charges}
         self.ledger.append(entry)
         text = canonical_json(charges).decode()
-        record = {"study": STUDY_HASH, "population": POPULATION, "round": number, "digest": entry_digest(entry)}
+        record: dict[str, Any] = {
+            "study": STUDY_HASH,
+            "population": POPULATION,
+            "round": number,
+            "digest": entry_digest(entry),
+        }
         self.log.append("charged", **(record | {"charges": text, "local_charges": text} | fields))
 
     def release(self, number: int) -> None:

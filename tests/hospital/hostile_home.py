@@ -165,7 +165,7 @@ class RealHospital:
         from datasites.hospital.rounds import row_work, setup
 
         connections.close_all()
-        row_work.start_worker = lambda _, __, rows, *___: PlainWorker(rows)  # type: ignore[assignment,misc]
+        vars(row_work).update(start_worker=lambda _, __, rows, *___: PlainWorker(rows))
         setup.PEER_PATIENCE = PEER_PATIENCE
 
     def _approve(self, features: list[str]) -> None:
@@ -227,7 +227,8 @@ class RealHospital:
         self._before = _Before(
             self._site.audit.head().seq, *measure.files_below(self._site.home.root), measure.resident()
         )
-        self._stop, self._failed, self._stall, self._said = threading.Event(), [], 0.0, io.StringIO()
+        self._failed: list[BaseException] = []
+        self._stop, self._stall, self._said = threading.Event(), 0.0, io.StringIO()
         self._thread = threading.Thread(target=self._serve, args=(store,), name="hospital", daemon=True)
         self._thread.start()
         return [replace(party, options={}, roster=self._roster) for party in self._parties]

@@ -48,7 +48,7 @@ def main() -> None:
 
     site = Site.open(HOME)
     said: dict[str, str] = {}
-    space = {"before": [check.state for check in _space(site)]}
+    space: dict[str, list[str]] = {"before": [check.state for check in _space(site)]}
     for left in LEFT:
         fill(left)
         try:

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,8 @@ class Running:
         while self.run._at_work is None:
             if not self.run.step():
                 assert self.run.wakes_at is not None
-                run.time.sleep(max(0.0, self.run.wakes_at - run.time.monotonic()))
+                clock = run.time  # type: ignore[attr-defined]  # which a test may have replaced
+                clock.sleep(max(0.0, self.run.wakes_at - clock.monotonic()))
 
     def end(self) -> None:
         self.run.close(wait=True)
@@ -120,7 +122,9 @@ class Running:
         mine = [r for r in records(self.site.home.audit) if r.seq > self.begins]
         return [r for r in mine if r.kind == kind and r.fields.get("study") == self.study]
 
-    def tell(self, number: int, kind: str, body: dict, blob: bytes | None = None, sender: str = RESEARCHER) -> None:
+    def tell(
+        self, number: int, kind: str, body: dict[str, Any], blob: bytes | None = None, sender: str = RESEARCHER
+    ) -> None:
         """A letter of somebody to the hospital."""
         self.rooms[sender].send(OWN, self.study, number, kind, body, blob)
 

@@ -135,7 +135,9 @@ def open_round(
     }
     total = _opened(package, cases, 1, dimension, {"gradient": vectors}, survivors, dead_between)
     ring = next(iter(cases.values())).gradient_ring(dimension)
-    return _measured(package, ring, package.study.privacy.noise_multiplier, vectors, total, survivors)
+    multiplier = package.study.privacy.noise_multiplier
+    assert multiplier is not None
+    return _measured(package, ring, multiplier, vectors, total, survivors)
 
 
 def open_counts(
@@ -146,7 +148,7 @@ def open_counts(
     drawn = {name: counts_noise_of(case, repeats, key=name) for name, case in cases.items()}
     number, alive = package.study.rounds + 1, list(cases)[:survivors]
     first = _opened(package, cases, number, 1, {"counts": {name: one[0] for name, one in drawn.items()}}, survivors, 0)
-    total = sum(drawn[name] for name in alive)
+    total = np.sum([drawn[name] for name in alive], axis=0)
     assert (first == total[0]).all()
     ring = next(iter(cases.values())).counts_ring("final")
     return _measured(package, ring, terms.counts_noise, drawn, total, survivors)

@@ -1,68 +1,70 @@
 """Models that the tests train: one of each kind of layer, in torch's own form."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Gru(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.gru = nn.GRU(5, 7, num_layers=2, batch_first=True, bidirectional=True)
         self.head = nn.Linear(14, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.gru(x)[0][:, -1])
 
 
 class Codes(nn.Module):
     """An embedding of code lists, an LSTM, one logit."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.codes = nn.Embedding(11, 5, padding_idx=0)
         self.lstm = nn.LSTM(5, 7, batch_first=True)
         self.head = nn.Linear(7, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.lstm(self.codes(x))[0].mean(1))
 
 
 class Attention(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
         self.head = nn.Linear(8, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.encoder(x).mean(1))
 
 
 class Twice(nn.Module):
     """One layer used twice."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(6, 6)
         self.norm = nn.LayerNorm(6)
         self.head = nn.Linear(6, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.norm(self.layer(torch.tanh(self.norm(self.layer(x))))))
 
 
 class LongSequence(nn.Module):
     """Linear layers over a sequence: wide enough that norms are taken without per-row gradients."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(24, 32)
         self.head = nn.Linear(32, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Any:
         return self.head(torch.relu(self.inner(x))).mean((1, 2))
 
 
-def mlp():
+def mlp() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 9),
         nn.ReLU(inplace=True),
@@ -74,7 +76,7 @@ def mlp():
     )
 
 
-def cnn():
+def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, stride=2),
         nn.GroupNorm(2, 4),

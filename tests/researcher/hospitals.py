@@ -89,11 +89,12 @@ class Hospital:
 
     def _letter(self, kind: str, number: int = letters.SETUP_ROUND, sender: str = RESEARCHER) -> Letter | None:
         try:
-            return self.party.mailroom.receive(sender, self.study.hash, number, kind)
+            letter: Letter | None = self.party.mailroom.receive(sender, self.study.hash, number, kind)
+            return letter
         except (Rejected, IdentityError):
             return None
 
-    def _send(self, kind: str, body: dict, blob: Any = None, number: int = 0, to: str = RESEARCHER) -> None:
+    def _send(self, kind: str, body: dict[str, Any], blob: Any = None, number: int = 0, to: str = RESEARCHER) -> None:
         if kind.split("-")[0] not in self.silent_at:
             self._sent[to, number, kind] = (body, blob)
             self._repeats.begin((to, number, kind))
@@ -150,15 +151,16 @@ class Hospital:
             letter = self._letter(letters.enrolment_kind(epoch))
             if letter is None:
                 return
-            state, bundles = member.share(state, Enrolment.from_bytes(bytes(letter.blob)), today=today())
+            state, bundles = member.share(state, Enrolment.from_bytes(bytes(letter.blob or b"")), today=today())
             for bundle in bundles.values():
                 self._send(letters.shares_kind(epoch), {}, bundle.to_bytes(), to=bundle.recipient)
             self._since = time.monotonic()
+        assert state.enrolment is not None
         everybody = {certificate.sender for certificate in state.enrolment.certificates}
         for peer in set() if state.ready else everybody - state.holds:
             letter = self._letter(letters.shares_kind(epoch), sender=peer)
             if letter is not None:
-                state = member.accept(state, ShareBundle.from_bytes(bytes(letter.blob)))
+                state = member.accept(state, ShareBundle.from_bytes(bytes(letter.blob or b"")))
         self.state = state
         waited = time.monotonic() - self._since > PEER_PATIENCE
         if (state.holds >= everybody or waited) and not state.ready:
@@ -179,7 +181,8 @@ class Hospital:
         if not self._is_pinned(member.context):
             self._sit_out(number, letters.EPOCH_KEYS)
             return
-        signed = SignedManifest.from_bytes(letter.body["manifest"].encode())
+        signed = SignedManifest.from_bytes(str(letter.body["manifest"]).encode())
+        assert self.state is not None
         try:
             self.state = member.open(self.state, signed, today=today())
         except SecaggError:
@@ -204,11 +207,13 @@ class Hospital:
         return made
 
     def _answer(self, member: Member) -> None:
+        assert self.state is not None
+        assert self.state.open is not None
         number = self.state.open.manifest.round
         letter = self._letter(letters.SURVIVORS, number)
         if letter is None:
             return
-        survivors, acks = SurvivorList.from_bytes(bytes(letter.blob)), None
+        survivors, acks = SurvivorList.from_bytes(bytes(letter.blob or b"")), None
         if member.context.consistency:
             self.state, ack = member.acknowledge(self.state, survivors)
             if ("acknowledged", number) not in self._told:
@@ -217,7 +222,7 @@ class Hospital:
             letter = self._letter(letters.ACKNOWLEDGED, number)
             if letter is None:
                 return
-            acks = AckList.from_bytes(bytes(letter.blob))
+            acks = AckList.from_bytes(bytes(letter.blob or b""))
         self.state, answer = member.unmask(self.state, survivors, acks)
         self._send(letters.UNMASK, {}, answer.to_bytes(), number)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasites.secagg.aggregator_state import OpenedSum
 from datasites.secagg.journal import Journal
-from datasites.secagg.messages import ShareBundle, SurvivorList
+from datasites.secagg.messages import MaskedVector, Message, ShareBundle, SurvivorList
 from datasites.study.manifest import RoundManifest
 from tests.secagg.cohort import TODAY, Cohort, assert_exact, integers
 
@@ -30,7 +30,7 @@ class Journalled:
         for journal in self.journals.values():
             journal.close()
 
-    def commit(self, name: str, *messages: object) -> None:
+    def commit(self, name: str, *messages: Message | MaskedVector) -> None:
         self.journals[name].commit(self.cohort.states[name], *messages)
 
     def share(self) -> None:

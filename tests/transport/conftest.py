@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from loopback_servers import SERVERS, Absent, Served
@@ -19,7 +20,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def parties(tmp_path) -> Iterator[list[Party]]:
+def parties(tmp_path: Path) -> Iterator[list[Party]]:
     """A researcher and three hospitals over a folder, with mailrooms, pinned to each other."""
     parties = make_parties(tmp_path, str(tmp_path / "store"))
     yield parties
@@ -28,7 +29,7 @@ def parties(tmp_path) -> Iterator[list[Party]]:
 
 
 @pytest.fixture
-def friends(parties) -> list[Party]:
+def friends(parties: list[Party]) -> list[Party]:
     """The same, peers of each other."""
     befriend(parties[0], parties[1:])
     return parties

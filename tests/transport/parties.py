@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasites.control.sealer import open_keys, syft_fingerprint
 from datasites.control.syft import HospitalControl, ResearcherControl
@@ -20,14 +20,15 @@ STUDY = "a" * 64
 @dataclass
 class Party:
     email: str
-    role: str
+    role: Literal["hospital", "researcher"]
     home: Path
     store_url: str
     identity: Identity
     options: dict[str, Any] = field(default_factory=dict)
     roster: Roster = field(default_factory=Roster)
-    control: HospitalControl | ResearcherControl | None = None
-    mailroom: Mailroom | None = None
+    #: Of its role; None while it is stopped.
+    control: Any = None
+    mailroom: Any = None
 
     def entry(self) -> RosterEntry:
         keys = open_keys(self.email, self.home / "state" / "syft_keys.json")
@@ -74,7 +75,7 @@ def make_parties(
     """[researcher, *hospitals], each with the full roster pinned, started."""
     parties = []
     for email in (RESEARCHER, *hospitals):
-        role = "researcher" if email == RESEARCHER else "hospital"
+        role: Literal["hospital", "researcher"] = "researcher" if email == RESEARCHER else "hospital"
         parties.append(Party(email, role, root / email, store_url, Identity.generate(email), options or {}))
     roster = Roster(entries=tuple(party.entry() for party in parties))
     for party in parties:

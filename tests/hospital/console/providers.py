@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import jwt
 import requests
@@ -133,7 +133,7 @@ class Person:
                     "next": following[1].replace("&amp;", "&"),
                 }
                 answer = self.there.post(answer.url, form, allow_redirects=False)
-            target = requests.compat.urljoin(answer.url, answer.headers["Location"])
+            target = urljoin(answer.url, answer.headers["Location"])
             parts = urlsplit(target)
             if parts.hostname == "localhost":
                 return f"{parts.path}?{parts.query}"
