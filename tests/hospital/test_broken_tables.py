@@ -376,7 +376,7 @@ def test_a_broken_file_is_refused_or_waits_for_people(
     require_no_cell_of(ROWS, said.replace("'Zq00x'", ""))
 
 
-@pytest.mark.parametrize(("rows", "dialect", "words"), broken_cells())
+@pytest.mark.parametrize(("rows", "dialect", "words"), list(broken_cells()))
 def test_what_cells_say_wrong_is_refused_or_waits_for_people(
     rows: list[Row], dialect: Dialect | None, words: str, tmp_path: Path
 ) -> None:
@@ -501,7 +501,7 @@ def honest_files() -> Iterator[Any]:
 NOTES = ["", "a, b; c | d", 'she said "no"', " spaces ", "two\nlines", "NA", "=1+1", "'", "Ä, ö", "1,5"]
 
 
-@pytest.mark.parametrize("dialect", honest_files())
+@pytest.mark.parametrize("dialect", list(honest_files()))
 def test_an_honest_file_is_read_right_in_any_dialect(dialect: Dialect, tmp_path: Path) -> None:
     rows = each(lambda i, row: cell(row, "note", NOTES[i % len(NOTES)]))
     text = dialect.mark + text_of(rows, dialect)
