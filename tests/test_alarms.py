@@ -104,7 +104,7 @@ def test_alarms_that_others_may_have_given_rise_to_are_left_out_when_asked(tmp_p
 
 
 def test_every_event_that_letters_give_rise_to_is_a_known_alarm() -> None:
-    text = "".join(path.read_text() for path in sorted((ROOT / "datasites" / "hospital").glob("*.py")))
+    text = "".join(path.read_text() for path in sorted((ROOT / "datasites" / "hospital").rglob("*.py")))
     noted = set(re.findall(r"\bnote\(\s*\"(\w+)\"", text))
     assert noted, "no event is noted any more; mend this test"
     assert noted <= OF_OTHERS

@@ -25,14 +25,14 @@ Mode = Literal["required", "off"]
 #: Clears the signal by which it ends with its parent, in each thread, and never ends by itself.
 CLEARING = """
 import ctypes, signal, sys, threading
-from datasites.enclave.confine import Limits, confine
+from datasites.enclave.confine import WorkerLimits, confine
 def clear():
     return ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
 for number in range(1, 64):
     try: signal.signal(number, signal.SIG_IGN)
     except (OSError, ValueError): pass
 before = clear() if "before" in sys.argv else None
-confine(Limits())
+confine(WorkerLimits())
 threading.Thread(target=clear).start()
 sys.stderr.write(f"cleared: {clear()}, {before}\\n"); sys.stderr.flush()
 while True: pass

@@ -231,8 +231,8 @@ def test_calls_are_judged_by_their_flags(machine, call):
 
 KEEPING = """
 import ctypes, json, sys
-from datasites.enclave.confine import Limits, confine
-confine(Limits(memory=512 << 20))
+from datasites.enclave.confine import WorkerLimits, confine
+confine(WorkerLimits(memory=512 << 20))
 libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
 kept = 0
@@ -256,8 +256,8 @@ def test_no_memory_is_kept_beside_the_limit():
 
 ATTRIBUTES = """
 import os
-from datasites.enclave.confine import Limits, confine
-confine(Limits(memory=512 << 20))
+from datasites.enclave.confine import WorkerLimits, confine
+confine(WorkerLimits(memory=512 << 20))
 kept = 0
 for folder in ("/tmp", "/dev/shm"):
     try:
@@ -278,9 +278,9 @@ def test_no_memory_is_kept_in_attributes_of_files():
 
 READ_ONLY = """
 import ctypes
-from datasites.enclave.confine import MIB, Limits, _ADDRESS_SLACK, mapped, confine
+from datasites.enclave.confine import MIB, WorkerLimits, _ADDRESS_SLACK, mapped, confine
 before = mapped()
-confine(Limits(memory=512 << 20))
+confine(WorkerLimits(memory=512 << 20))
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -306,8 +306,8 @@ def test_memory_that_was_made_read_only_is_bounded_too():
 #: 48 threads that each hold a little memory, with stacks of 8 MiB.
 MANY_THREADS = """
 import threading
-from datasites.enclave.confine import MIB, Limits, mapped, confine
-confine(Limits(memory=1 << 30))
+from datasites.enclave.confine import MIB, WorkerLimits, mapped, confine
+confine(WorkerLimits(memory=1 << 30))
 before, there = mapped(), threading.Barrier(49)
 for _ in range(48):
     threading.Thread(target=lambda: (bytearray(100_000), there.wait(), there.wait()), daemon=True).start()

@@ -106,7 +106,7 @@ WEAKER = {
 WEAKENING = f"""
 import sys
 from functools import partial
-from datasites.enclave import escape, forking, inside
+from datasites.enclave import escape, forking, worker_process
 keep, changes = forking._keep, { ({name: code for name, (code, _) in WEAKER.items()})!r}
 def weakened(work, *others):
     exec(changes.get(getattr(work, "keywords", {{}}).get("weaker", ""), ""))
@@ -120,10 +120,10 @@ class Works(dict):
         return partial(kinds[name], weaker=weaker)
 def serve(control, works):
     more = Works(works)
-    more.limits = inside.Limits.model_validate_json(sys.argv[1])
+    more.limits = worker_process.WorkerLimits.model_validate_json(sys.argv[1])
     forking_serve(control, more)
 forking._keep, forking_serve, forking.serve = weakened, forking.serve, serve
-inside.main()
+worker_process.main()
 """
 
 
@@ -206,13 +206,13 @@ def said(code: str) -> str:
 
 
 CHANGED_IN_SERVE = """
-from datasites.enclave import forking, inside
+from datasites.enclave import forking, worker_process
 serve = forking.serve
 def changed(*arguments):
     {}
     serve(*arguments)
 forking.serve = changed
-inside.main()
+worker_process.main()
 """
 
 
@@ -300,12 +300,12 @@ def test_workers_with_several_threads_are_forked_too(folder: Path) -> None:
 
 LATE = """
 import sys
-from datasites.enclave import inside
+from datasites.enclave import worker_process
 def late(limits, requests, replies, size):
     sys.path.append(FOLDER)
     import found_late
-inside.work = late
-inside.main()
+worker_process.work = late
+worker_process.main()
 """
 
 
@@ -327,15 +327,15 @@ WORKING = """
 import sys
 import datasites.enclave.opacus_alone
 import numpy as np
-from datasites.enclave import inside, protocol
-from datasites.enclave.confine import Limits
+from datasites.enclave import worker_process, protocol
+from datasites.enclave.confine import WorkerLimits
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.manifest import LocalTraining
 plan = PrivacyPlan(clip=1.0, noise_multiplier=1.5, sampling_rate=0.3, rounds=5, steps_per_round=2)
 training, source = LocalTraining(steps=2, learning_rate=0.5), np.random.default_rng(1)
-if "cold" not in sys.argv: inside.warm_up(Limits())
+if "cold" not in sys.argv: worker_process.warm_up(WorkerLimits())
 before = set(sys.modules)
-enclave = inside.Enclave(Limits(), ())
+enclave = worker_process.Enclave(WorkerLimits(), ())
 enclave.answer(protocol.LoadCode(source=sys.argv[1], n_features=5), {})
 for name, count in (("mock", 200), ("training", 200), ("held_out", 0)):
     rows = {"x": source.normal(size=(count, 5)).astype(np.float32), "y": np.ones(count, np.float32)}
@@ -360,12 +360,12 @@ def test_nothing_is_loaded_while_rows_are_at_work() -> None:
 
 HOSTILE = f"""
 import sys
-from datasites.enclave import inside
+from datasites.enclave import worker_process
 CLEARING = {CLEARING!r}
 def hostile(limits, requests, replies, size):
-    exec(CLEARING.replace("confine(Limits())", "confine(Limits(), 1 << 30)"), {{}})
-inside.work = hostile
-inside.main()
+    exec(CLEARING.replace("confine(WorkerLimits())", "confine(WorkerLimits(), 1 << 30)"), {{}})
+worker_process.work = hostile
+worker_process.main()
 """
 
 
@@ -427,11 +427,11 @@ def test_what_a_worker_leaves_open_is_closed_with_it(folder: Path) -> None:
 DRAWING = """
 import random, ssl
 import numpy, torch
-from datasites.enclave import inside
+from datasites.enclave import worker_process
 def drawn(*_):
     print(random.random(), numpy.random.random(), torch.rand(1).item(), ssl.RAND_bytes(8).hex(), flush=True)
-inside.work = drawn
-inside.main()
+worker_process.work = drawn
+worker_process.main()
 """
 
 

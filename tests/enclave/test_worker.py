@@ -462,10 +462,10 @@ def test_more_rows_than_the_rounding_is_proved_for_are_refused(monkeypatch):
 
 UNVERIFIED = """
 import sys
-from datasites.enclave import inside, loader, verifier
+from datasites.enclave import worker_process, loader, verifier
 verifier.verify = lambda source, name: ()
 loader.execute = lambda source: (lambda names: (exec(source, names), names)[1])({})
-inside.main()
+worker_process.main()
 """
 
 

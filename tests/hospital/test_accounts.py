@@ -406,7 +406,7 @@ def test_charges_of_an_older_version_are_not_in_the_log_in_full_and_that_is_said
     site: Site, heart: DatasetSettings
 ) -> None:
     """A home of the older format does not start: its spending counts, and two people take it over."""
-    price = ledger.Price.of(WHOLE["training"])
+    price = ledger.StoredPrice.of(WHOLE["training"])
     LedgerEntry.objects.create(
         population="heart", partition="training", study_hash=STUDY, kind="reserve", charges=json.loads(price.charges)
     )

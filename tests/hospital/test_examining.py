@@ -24,9 +24,9 @@ RECHECK = (
     "import sys; from pathlib import Path\n"
     "from datasites.hospital.site import Site\n"
     "site = Site.open(Path(sys.argv[1]))\n"
-    "from datasites.hospital import admission, examining\n"
-    "try: admission.recheck(site, int(sys.argv[2]))\n"
-    "except examining.AnotherAtWork as error: print(error)\n"
+    "from datasites.hospital.cases import examination, examination_lock\n"
+    "try: examination.recheck(site, int(sys.argv[2]))\n"
+    "except examination_lock.AnotherAtWork as error: print(error)\n"
 )
 
 

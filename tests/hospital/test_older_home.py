@@ -58,7 +58,7 @@ def reserved_alone(site: Site) -> None:
 def rows(kinds: tuple[str, ...] = ("reserve", "charge")) -> None:
     """The lines of such a home's database, under the name that the migration gave them."""
     for kind, numbers, asked in (("reserve", (0,), WHOLE), ("charge", (1, 2, 3), ROUND)):
-        price = ledger.Price.of(asked["training"])
+        price = ledger.StoredPrice.of(asked["training"])
         for number in numbers if kind in kinds else ():
             LedgerEntry.objects.create(
                 population="heart",

@@ -69,7 +69,7 @@ def test_what_is_logged_before_it_is_done_is_logged_once_however_that_is_killed(
     killed_in(running, monkeypatch, "datasites.hospital.rounds.release.Journal.commit")
     assert running.heard(1, letters.UNMASK)
     running.tell(0, letters.CLOSE, {"rounds": 1})
-    killed_in(running, monkeypatch, "datasites.hospital.rounds.closing.letters.Account")
+    killed_in(running, monkeypatch, "datasites.hospital.rounds.closing.letters.PrivacyStatement")
     assert running.heard(0, letters.ACCOUNT)
     running.run.close(wait=True)
     row = Case.objects.get(pk=running.row.pk)
@@ -138,7 +138,7 @@ def test_a_frozen_copy_that_was_changed_between_two_rounds_runs_no_more(running:
         model.chmod(0o400)
     answer = running.heard(2, letters.ABSTAINED)
     assert answer is not None
-    assert answer.body == {"outcome": "failed", "controls": []}, "who asks is told of no reason"
+    assert answer.body == {"outcome": "denied", "controls": ["code-frozen"]}, "the control, and no word of why"
     assert running.heard(2, letters.MASKED) is None
     assert len(running.logged("charged")) == 1
     assert "not what was approved" in Round.objects.get(round=2).reason

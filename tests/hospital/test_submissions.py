@@ -39,8 +39,8 @@ ADMIT = (
     "import pickle, sys; from pathlib import Path\n"
     "from datasites.hospital.site import Site\n"
     "site = Site.open(Path(sys.argv[1]))\n"
-    "from datasites.hospital import admission\n"
-    "admission.admit(site, pickle.loads(sys.stdin.buffer.read()))\n"
+    "from datasites.hospital.cases import examination\n"
+    "examination.admit(site, pickle.loads(sys.stdin.buffer.read()))\n"
 )
 PATIENCE = 240.0
 Order = Callable[[str], int | None]
