@@ -72,8 +72,8 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
 def _keep_heads(site: Site, case: OpenCase, post: Correspondence, heads: Mapping[str, PublicHead]) -> None:
     """Keep in our log what the researcher passed on of the other hospitals' logs: each head once, or not at all.
 
-    One that is not by the pinned key of a hospital of this study is left out, with a note for people, and costs nobody
-    anything: who passed it on may have made it up.
+    So the log grows by no more records than the study has hospitals. A head that is not by the pinned key of one of
+    them is left out, with a note for people, and costs nobody anything: who passed it on may have made it up.
     """
     good = {}
     for email, head in heads.items():
