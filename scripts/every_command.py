@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasites.study.audit_chain import PublicHead, records
 from datasites.study.canonical import sha256_hex
-from datasites.study.identity import Identity, RosterEntry
+from datasites.study.identity import HandOver, Identity, RosterEntry
 from datasites.study.package import StudyPackage
 
 
@@ -85,6 +85,8 @@ def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
     yield by_officer("roster confirm", "1", "--fingerprint", parties["west"].fingerprint)
     yield by_steward("roster propose", str(folder / "south.json"))
     yield by_officer("roster withdraw", "2")
+    yield Run("roster pin", (_handing_over(folder), "--yes", *home))
+    yield by_officer("roster hand-over", str(folder / "hand-over.json"), "--yes")
     yield by_officer("roster revoke", parties["west"].email, *why)
     yield Run("agreements list", home)
     yield by_steward("agreements import", str(folder / "agreement.toml"))
@@ -145,6 +147,24 @@ def _entry(name: str) -> RosterEntry:
     return RosterEntry(
         organisation=name.title(), email=email, role="hospital", public_key=key, syft_fingerprint="ab" * 20
     )
+
+
+def _handing_over(folder: Path) -> str:
+    """A researcher's entry, and beside it its hand-over to another key."""
+    old, new = (Identity.generate("office@university-2.example.org") for _ in range(2))
+    before, after = (
+        RosterEntry(
+            organisation="University 2",
+            email=key.email,
+            role="researcher",
+            public_key=key.public_key,
+            syft_fingerprint="cd" * 20,
+        )
+        for key in (old, new)
+    )
+    (folder / "researcher.json").write_bytes(before.canonical())
+    (folder / "hand-over.json").write_bytes(HandOver.sign(old, new, before, after).canonical())
+    return str(folder / "researcher.json")
 
 
 def _agreement(organisation: str) -> str:

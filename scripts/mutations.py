@@ -2015,6 +2015,21 @@ MUTATIONS = (
         "True",
         (f"{_ATTACKS}::test_failures_to_sign_in_and_lock_outs_are_counted_in_the_log_and_a_flood_does_not_fill_it",),
     ),
+    # Whose key is taken.
+    Mutation(
+        "hand-over: the roster file alone says whose signature counts",
+        "datasites/hospital/people/roster.py",
+        "if by_hand and pinned_by_hand(site.home, [entry]):",
+        "if False:",
+        ("tests/hospital/test_hand_over.py",),
+    ),
+    Mutation(
+        "hand-over: an organisation takes the agreements of another",
+        "datasites/study/identity.py",
+        "if (new.email, new.role, new.organisation) != (replaced.email, replaced.role, replaced.organisation):",
+        "if (new.email, new.role) != (replaced.email, replaced.role):",
+        ("tests/study/test_identity_rotation.py",),
+    ),
     # Who is one.
     Mutation(
         "identity: capitals make two of one",

@@ -19,7 +19,7 @@ from datasites.cli.terminal import (
     out,
 )
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import Roster, RosterEntry
+from datasites.study.identity import HandOver, Roster, RosterEntry
 
 roster = group("Parties whose keys this hospital trusts.")
 
@@ -64,6 +64,40 @@ def roster_revoke(
 
         revoke_party(site, person, email, reason)
     out.print(f"{email} is no longer trusted")
+
+
+@roster.command("hand-over")
+def roster_hand_over(
+    home: HomeOption,
+    file: Annotated[Path, typer.Argument(help="The hand-over.json of a researcher who has changed its key.")],
+    name: NameOption,
+    yes: Annotated[bool, typer.Option("--yes", help="You know of the change already.")] = False,
+    password_stdin: StdinOption = False,
+) -> None:
+    """Pin a researcher's new key, for which the pinned one signs; studies that run go on in a new epoch.
+
+    The fingerprint need not be compared, since the pinned key signs for the new one; but whoever has stolen the pinned
+    key could sign, too. Hospitals hand no key over: their audit logs are signed by it.
+    """
+    with acting(home, name, password_stdin) as (site, person):
+        from datasites.hospital.people.roster import accept_hand_over
+
+        try:
+            change = HandOver.parse(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DatasitesError(f"{file}: not a hand-over; ask for the party's hand-over.json") from error
+        entry, pinned = change.entry, Roster.load(site.home.roster).get(change.entry.email)
+        change.check(pinned)
+        out.print(f"{entry.organisation} <{entry.email}> ({entry.role})")
+        out.print(f"pinned key   {pinned.fingerprint}\nnew key      {entry.fingerprint}")
+        out.print(
+            "The pinned key signs for the new one. A thief of that key could do the same: where the party has told you "
+            "of no new key, or that its key was lost or stolen, stop here and use `datasites roster revoke`."
+        )
+        if not yes and not typer.confirm("Has the party told you that it changes its key?"):
+            raise DatasitesError(f"{entry.email}: the pinned key stays")
+        accept_hand_over(site, person, change)
+    out.print(f"{entry.email} is pinned with its new key; the one before is never taken again")
 
 
 @roster.command("propose")

@@ -21,15 +21,19 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.researcher.beforehand import FirstModel, Model
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
+from datasites.study.durable import move_durably, replace_durably
 from datasites.study.errors import DatasitesError, InputError, explain
 from datasites.study.holding import Hold, hold
-from datasites.study.identity import Email, Identity, Roster, RosterEntry
+from datasites.study.identity import Email, HandOver, Identity, Roster, RosterEntry, same_identity
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.repeats import Repeats
 from datasites.transport.store import WHOLE_STORE, Store
 
 CONFIG_FILE = "researcher.json"
 KEY_FILE = "keys/institution.pem"
+#: While a key is handed over: the next one before it is in force, and the one before, which signs for it.
+NEXT_KEY_FILE, OLD_KEY_FILE = "keys/institution-next.pem", "keys/institution-before.pem"
+ENTRY_FILE, HAND_OVER_FILE = "roster-entry.json", "hand-over.json"
 #: States of a submission on which nobody has decided, and those of a hospital that will take no part any more.
 UNDECIDED, OUT = ("not submitted", "submitted", "received", "pending"), ("rejected", "revoked")
 #: States of one that takes part.
@@ -91,6 +95,11 @@ def _held(home: Path) -> Hold:
     )
 
 
+def _handed_over(old: Identity, new: Identity, entry: RosterEntry) -> HandOver:
+    """From this entry to the same one with the new key: what the pinned one says else stays as it was compared."""
+    return HandOver.sign(old, new, entry, entry.model_copy(update={"public_key": new.public_key}))
+
+
 @dataclass(frozen=True)
 class HospitalState:
     """Where a submission stands at one hospital, as it last said (`JobDecision`).
@@ -144,7 +153,7 @@ class Federation:
                 Identity.generate(email).save(home / KEY_FILE, os.environ.get("DATASITES_PASSPHRASE"))
             federation = cls(home, settings, cls._identity(home, email), held)
             federation.pin(federation.entry)
-            (home / "roster-entry.json").write_bytes(federation.entry.canonical())
+            (home / ENTRY_FILE).write_bytes(federation.entry.canonical())
             (home / CONFIG_FILE).write_bytes(settings.canonical())  # last: with it, the home is made
         except BaseException:
             held.release()
@@ -152,8 +161,8 @@ class Federation:
         return federation
 
     @staticmethod
-    def _identity(home: Path, email: str) -> Identity:
-        return Identity.load(home / KEY_FILE, email, os.environ.get("DATASITES_PASSPHRASE"))
+    def _identity(home: Path, email: str, file: str = KEY_FILE) -> Identity:
+        return Identity.load(home / file, email, os.environ.get("DATASITES_PASSPHRASE"))
 
     @classmethod
     def open(cls, home: str | Path) -> Federation:
@@ -167,10 +176,12 @@ class Federation:
             raise InputError(f"{home / CONFIG_FILE}: {explain(error)}") from error
         held = _held(home)
         try:
-            return cls(home, settings, cls._identity(home, settings.email), held)
+            federation = cls(home, settings, cls._identity(home, settings.email), held)
+            federation._announce_key()
         except BaseException:
             held.release()
             raise
+        return federation
 
     def __enter__(self) -> Federation:
         return self
@@ -201,10 +212,83 @@ class Federation:
 
     def pin(self, *entries: RosterEntry) -> None:
         """Trust these parties from now on, after comparing their fingerprints by another channel (I9)."""
+        roster = self.roster
         for entry in entries:
-            self.roster = self.roster.pin(entry)
-        self.roster.save(self.home / "roster.json")
-        self._control.pin(self.roster)
+            roster = roster.pin(entry)
+        self._pin(roster)
+
+    def _pin(self, roster: Roster) -> None:
+        roster.save(self.home / "roster.json")
+        self.roster = roster
+        self._control.pin(roster)
+
+    def hand_over(self) -> Path:
+        """Change this researcher's key; returns `hand-over.json`, for every hospital that has pinned the old one.
+
+        It is signed by both keys, so no fingerprints are compared: `datasites roster hand-over` at the hospital. Each
+        hospital that has accepted it takes part again in a study that runs, by a new epoch, once the study is taken up
+        again (`start`, `run`); a `Run` that was made before goes on with the old key, and is refused. Parties that pin
+        this researcher later get `roster-entry.json`, which is new as well. Only the institution's key changes; those
+        of syft stay. The old key is kept aside until `forget_old_key`, and until then there is no further hand-over.
+
+        Not for a key that was stolen or lost: whoever has it could hand over, too. Then hospitals revoke it, and a new
+        home's entry is pinned after comparing fingerprints. Nor for hospitals, whose logs are signed by their keys
+        (`HandOver`).
+
+        Killed anywhere, the home has one key that is in force and the files that belong to it, at the latest once it is
+        opened again: the old one, and nothing has happened, or the new one.
+        """
+        self._announce_key()
+        mine, before = self.roster.get(self.settings.email), self.home / OLD_KEY_FILE
+        if before.exists() and self._old_key().public_key != self.identity.public_key:
+            raise InputError(
+                f"{before}: the key before this one is kept there; once every hospital has accepted {HAND_OVER_FILE}, "
+                "call Federation.forget_old_key and hand over again"
+            )
+        following = self.home / NEXT_KEY_FILE
+        following.unlink(missing_ok=True)  # of a hand-over that was interrupted, and never in force
+        new = Identity.generate(self.settings.email)
+        _handed_over(self.identity, new, mine).check(mine)
+        new.save(following, os.environ.get("DATASITES_PASSPHRASE"))
+        replace_durably(before, (self.home / KEY_FILE).read_bytes())
+        move_durably(following, self.home / KEY_FILE)  # from here on the new key is in force
+        self.identity = new
+        self._announce_key()
+        return self.home / HAND_OVER_FILE
+
+    def _announce_key(self) -> None:
+        """Write what tells others of the key that is in force, where the roster has the one before as our own."""
+        mine = next((entry for entry in self.roster.entries if entry.email == self.settings.email), None)
+        if mine is None or mine.public_key == self.identity.public_key or not (self.home / OLD_KEY_FILE).exists():
+            return
+        change = _handed_over(self._old_key(), self.identity, mine)
+        replace_durably(self.home / HAND_OVER_FILE, change.canonical(), mode=0o666)
+        replace_durably(self.home / ENTRY_FILE, change.entry.canonical(), mode=0o666)
+        self._pin(self.roster.hand_over(change))  # last: until then, all of this is done again
+
+    def _old_key(self) -> Identity:
+        return self._identity(self.home, self.settings.email, OLD_KEY_FILE)
+
+    def forget_old_key(self) -> None:
+        """Delete the key before this one, once every hospital has accepted `hand-over.json`, which stays."""
+        self._announce_key()
+        (self.home / OLD_KEY_FILE).unlink(missing_ok=True)
+
+    def accept_hand_over(self, path: str | Path) -> RosterEntry:
+        """Pin the new key of a party that is pinned here, by its `hand-over.json`; returns its new entry.
+
+        The pinned key signs for it, so whoever has stolen that could do the same: accept it from who has told you of a
+        new key. Raises `InputError` for another file, `IdentityError` for one that the pinned key didn't sign, and for
+        a hospital's, whose key is not handed over (`HandOver`).
+        """
+        try:
+            change = HandOver.parse(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not a hand-over; ask for the party's hand-over.json") from error
+        if same_identity(change.entry.email, self.settings.email):
+            raise InputError(f"{path}: is of this researcher itself; use Federation.hand_over")
+        self._pin(self.roster.hand_over(change))
+        return change.entry
 
     def connect(self) -> None:
         """Ask all pinned hospitals to be peers, and exchange what there is.

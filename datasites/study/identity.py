@@ -132,6 +132,8 @@ class Identity:
             raise IdentityError(f"{path}: a key is already there; move it away to make a new one") from error
         with os.fdopen(descriptor, "wb") as file:
             file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
 
     @classmethod
     def load(cls, path: Path, email: str, passphrase: str | None = None) -> Identity:
@@ -173,6 +175,10 @@ class HandOver(Agreed):
     Signed by the old key, which gives the right, and by the new key, which proves that the party holds it. It names
     the entry that it replaces, so that an old hand-over can't be replayed. A party whose key was stolen must not use
     this, since the thief could as well: it is revoked, and its new entry pinned after comparing fingerprints.
+
+    A hospital's key is not handed over. Its audit log begins with that key and is signed by it, and others hold heads
+    of that log: under another key a new log would begin, of which those heads prove nothing. A hospital whose key was
+    lost or stolen begins anew, and people revoke and pin it as what it is then, a new party.
     """
 
     format: Literal[1] = 1
@@ -198,8 +204,17 @@ class HandOver(Agreed):
                 f"hand-over of {new.email}: it replaces another entry than the pinned one ({replaced.fingerprint}); "
                 "ask for the hand-overs in between, or revoke and pin the new entry after comparing fingerprints"
             )
-        if (new.email, new.role) != (replaced.email, replaced.role):
-            raise IdentityError(f"hand-over of {replaced.email}: e-mail and role can't change; pin a new entry instead")
+        if (new.email, new.role, new.organisation) != (replaced.email, replaced.role, replaced.organisation):
+            raise IdentityError(
+                f"hand-over of {replaced.email}: e-mail, role and organisation can't change, since agreements name "
+                "them; pin a new entry instead"
+            )
+        if replaced.role == "hospital":
+            raise IdentityError(
+                f"hand-over of {replaced.email}: a hospital's key is not handed over, since its audit log is signed by "
+                "it and heads of that log would prove nothing any more; revoke it and pin its new entry, after "
+                "comparing fingerprints"
+            )
         if new.public_key == replaced.public_key:
             raise IdentityError(f"hand-over of {new.email}: the key is the same as before; make a new one")
         words = _hand_over_words(self.replaces, new)

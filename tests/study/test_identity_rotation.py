@@ -11,7 +11,7 @@ EMAIL = "a@x.org"
 
 
 def entry(identity: Identity, **changed) -> RosterEntry:
-    fields = {"organisation": "A", "email": identity.email, "role": "hospital", "public_key": identity.public_key}
+    fields = {"organisation": "A", "email": identity.email, "role": "researcher", "public_key": identity.public_key}
     return RosterEntry(**{**fields, **changed})
 
 
@@ -61,7 +61,12 @@ def test_a_hand_over_needs_both_keys(old, new):
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason"), [({"role": "researcher"}, "role can't change"), ({"email": "c@x.org"}, "not pinned|can't")]
+    ("changed", "reason"),
+    [
+        ({"role": "hospital"}, "can't change"),
+        ({"organisation": "B"}, "can't change"),
+        ({"email": "c@x.org"}, "not pinned|can't"),
+    ],
 )
 def test_a_hand_over_changes_keys_and_nothing_else(old, new, changed, reason):
     change = HandOver.sign(old, new, entry(old), entry(new, **changed))
@@ -72,9 +77,16 @@ def test_a_hand_over_changes_keys_and_nothing_else(old, new, changed, reason):
 
 
 def test_a_hand_over_makes_a_new_key(old):
-    change = HandOver.sign(old, old, entry(old), entry(old, organisation="B"))
+    change = HandOver.sign(old, old, entry(old), entry(old, syft_fingerprint="f" * 64))
     with pytest.raises(IdentityError, match="same as before"):
         Roster(entries=(entry(old),)).hand_over(change)
+
+
+def test_a_hospitals_key_is_not_handed_over(old, new):
+    """Else it could begin another log, and heads that others hold would prove nothing."""
+    before, after = (entry(key, role="hospital") for key in (old, new))
+    with pytest.raises(IdentityError, match="a hospital's key is not handed over"):
+        Roster(entries=(before,)).hand_over(HandOver.sign(old, new, before, after))
 
 
 def test_a_revoked_key_never_comes_back(old, new):

@@ -14,8 +14,9 @@ which are all that policies read; an end that one person enters only narrows (`R
 Assumptions: the log is the newest one (`ledger_log` compares it with its anchor) and knows somebody (where it was lost,
 people of the database settle that); commitments bind. Names and passwords are the database's: who may write it as a
 whole acts as anybody. A person is a name that an admin or the shell entered, so who is an admin by the log may enter
-one human under two; and the shell pins a party alone. Records of older versions bind no content: of those, who entered
-and who confirmed, and what became of it, is compared; what waits from such a version is entered anew.
+one human under two; the shell pins a party alone; and one person takes a key that the pinned one signs for. Records of
+older versions bind no content: of those, who entered and who confirmed, and what became of it, is compared; what waits
+from such a version is entered anew.
 """
 
 from __future__ import annotations

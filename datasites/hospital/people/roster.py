@@ -1,5 +1,7 @@
 """Whom this hospital trusts: entries of other parties, entered by one person and pinned by a second; revocation by one.
 
+A researcher who changes its key hands over from the pinned one, which signs; that is accepted by one person.
+
 Both people compare the fingerprint with the party by telephone; what they confirm is that, and not the file. Who
 entered which entry is read in the audit log, which binds it (`audit.entered`), and not in the database. The roster file
 is read and written under a lock, so that two people at once can't undo one another.
@@ -9,8 +11,9 @@ party that they have revoked, is not pinned as the log says, so that who may wri
 Proof: a revocation is logged before the file is written, a withdrawal wherever the log, and not the file, has the entry
 as pinned; until either is logged it is not over, and can be done again. A pinning that was interrupted after the log
 knew of it counts once somebody puts it into the roster; what people do then is to pin it again or to withdraw it, which
-takes it back in the log, too. Assumes the newest log, which decisions are compared with (`audit.entered`). Not claimed:
-of who may write the database, too, that what people withdraw is what was entered.
+takes it back in the log, too. A key that was handed over to is pinned only where the log knew the entry before, and is
+logged before the file is written. Assumes the newest log, which decisions are compared with (`audit.entered`). Not
+claimed: of who may write the database, too, that what people withdraw is what was entered.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, re
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from datasites.study.files import held
-from datasites.study.identity import Roster, RosterEntry, same_identity
+from datasites.study.identity import HandOver, IdentityError, Roster, RosterEntry, same_identity
 from datasites.study.visible import require_plain
 
 
@@ -99,6 +102,38 @@ def _pinned(site: Site, roster: Roster, entry: RosterEntry, by: str) -> Roster:
     commitment = bind(site.home, party_content(entry))
     site.audit.append("pinned", email=entry.email, fingerprint=entry.fingerprint, person=by, commitment=commitment)
     return after
+
+
+def accept_hand_over(site: Site, person: Actor, change: HandOver) -> RosterEntry:
+    """Pin a party's new key, for which the pinned one signs; returns the new entry. One person is enough.
+
+    It brings nobody in: the same party, under its name and organisation, by whoever holds the key that two people have
+    compared. Whoever has stolen that key signs for the party as long as it is pinned, here as everywhere; it is ended
+    by revoking the party, by one person, which ends the new key as well. Raises `IdentityError` where the roster
+    refuses the change or the log doesn't know the entry that it replaces, `InputError` for an incomplete entry, and
+    `ReviewError`.
+    """
+    _check_role(person)
+    entry = change.entry
+    _check_complete(entry)
+
+    def handed_over(roster: Roster) -> Roster:
+        replaced, after = roster.get(entry.email), roster.hand_over(change)
+        # Who may write the roster file must not name whose signature counts. Or it was interrupted: the log knows then.
+        by_hand = pinned_by_hand(site.home, [replaced])
+        if by_hand and pinned_by_hand(site.home, [entry]):
+            raise IdentityError(f"{site.home.roster}: {by_hand[0]}; `datasites doctor` says what to do")
+        if by_hand:
+            return after
+        # Logged before it counts, as above; from then on the log takes the old entry for nobody's.
+        told = {"email": entry.email, "fingerprint": entry.fingerprint, "person": person.name}
+        commitment = bind(site.home, party_content(entry))
+        site.audit.append("pinned", **told, handed_over_by=replaced.fingerprint, commitment=commitment)
+        return after
+
+    with _roster(site) as change_roster:
+        change_roster(handed_over)
+    return entry
 
 
 def withdraw_party(site: Site, person: Actor, number: int) -> None:
