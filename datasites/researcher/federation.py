@@ -21,8 +21,8 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.researcher.beforehand import FirstModel, Model
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
-from datasites.study.durable import move_durably, replace_durably
 from datasites.study.errors import DatasitesError, InputError, explain
+from datasites.study.files import move_durably, replace_durably
 from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email, HandOver, Identity, Roster, RosterEntry, same_identity
 from datasites.transport.mailroom import Mailroom
