@@ -21,6 +21,7 @@ import selectors
 import signal
 import subprocess
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -86,6 +87,8 @@ class Apart:
             raise ApartFailed(
                 f"{_NOT_STARTED}: {error.strerror}; look whether this machine is out of memory"
             ) from error
+        # Where nobody closes it, since its thread or the process itself has ended.
+        weakref.finalize(self, _close, self._process)
         try:
             self._await_ready()
         except BaseException:
@@ -157,9 +160,7 @@ class Apart:
         if self._process.returncode is None:
             self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe is not None
-            pipe.close()
+        _close(self._process)
 
     def _await_ready(self) -> None:
         try:
@@ -222,6 +223,12 @@ class Apart:
                     raise EOFError
                 received += chunk
         return bytes(received)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
 
 
 def _wait(selector: selectors.BaseSelector, deadline: float) -> None:
