@@ -110,8 +110,10 @@ class Laboratory:
     def close(self) -> None:
         """End it."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(30)
+        self._process.stdout.close()
 
 
 def in_a_fork(act: Callable[[], None]) -> None:
