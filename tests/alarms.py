@@ -15,7 +15,9 @@ from datasites.study.audit_chain import LogRecord
 
 #: Kinds of record that tell people of what should not be. Of letters of others, or under their names
 #: (`hospital.rounds.mail`).
-OF_OTHERS = frozenset({"letter_rejected", "letter_not_sent", "setup_refused", "survivors_refused", "events_left_out"})
+OF_OTHERS = frozenset(
+    {"letter_rejected", "letter_not_sent", "setup_refused", "survivors_refused", "events_left_out", "head_not_kept"}
+)
 #: Of an error in the hospital's own work on a study.
 OF_ITSELF = frozenset({"contained", "stopped"})
 ALL = OF_OTHERS | OF_ITSELF

@@ -246,14 +246,18 @@ def test_each_invariant_names_what_enforces_it_and_tests_that_name_it() -> None:
 
 def test_only_invariants_that_are_written_down_are_cited() -> None:
     written = {rule.number for rule in invariants.read(INVARIANTS.read_text())}
-    everywhere = texts("datasites", "policies", "scripts", "tests", "notebooks") | {"README.md": (ROOT / "README.md").read_text()}
+    everywhere = texts("datasites", "policies", "scripts", "tests", "notebooks") | {
+        "README.md": (ROOT / "README.md").read_text()
+    }
     unknown = {path: invariants.cited(path, text) - written for path, text in everywhere.items()}
     assert {path: numbers for path, numbers in unknown.items() if numbers} == {}
 
 
 def test_no_words_for_users_hold_the_number_of_an_invariant() -> None:
     """Nor anything else that they can't look up. Help of commands is made of docstrings."""
-    shown = texts("datasites", "policies", "scripts", "notebooks", ".github") | {"README.md": (ROOT / "README.md").read_text()}
+    shown = texts("datasites", "policies", "scripts", "notebooks", ".github") | {
+        "README.md": (ROOT / "README.md").read_text()
+    }
     del shown[str(INVARIANTS.relative_to(ROOT))]
     unfit = {}
     for path, text in shown.items():
