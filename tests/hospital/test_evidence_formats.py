@@ -50,6 +50,15 @@ def test_a_bundle_that_an_older_version_wrote_verifies_and_says_what_it_could_no
         assert words in found[name]
 
 
+def test_a_bundle_whose_decisions_call_the_approval_hash_study_verifies_as_ever() -> None:
+    """Decisions of format 1, as all were before `code-current` was a control of its own."""
+    kept = json.loads((BUNDLES / "format_3.json").read_text())
+    decisions = json.loads(unpack(BUNDLES / "format_3.zip")["decisions.json"])
+    assert {decision["format"] for decision in decisions} == {1}
+    checks = verify_bundle.verify(BUNDLES / "format_3.zip", kept["public_key"], kept["heads"])
+    assert [check for check in checks if not check.ok] == []
+
+
 @pytest.mark.parametrize("format", [1, 2])
 @pytest.mark.parametrize("where", ["before", "after", "comment", "again"])
 def test_an_older_archive_that_can_be_read_in_two_ways_fails_too(format: int, where: str, tmp_path: Path) -> None:
