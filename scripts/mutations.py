@@ -522,6 +522,16 @@ MUTATIONS = (
         (f"{_CHARGES}::test_a_vector_that_was_noised_fewer_times_than_its_plan_says_stays_here",),
     ),
     Mutation(
+        "rehearsal: code runs without a sandbox though nobody accepted that",
+        "datasites/hospital/cases/examination.py",
+        "    if not compliance.may_run_code(home, case):\n",
+        "    if False:\n",
+        (
+            "tests/hospital/test_admission.py"
+            "::test_without_a_sandbox_submitted_code_is_not_even_rehearsed_before_two_people_have_accepted_that",
+        ),
+    ),
+    Mutation(
         "frozen: a round runs on what was read when the study began",
         "datasites/hospital/rounds/run.py",
         "case = self._case = open_case(self._site.home, row)",

@@ -41,7 +41,7 @@ from policies.facts import (
     State,
     TermFacts,
 )
-from policies.registry import Agreement, RegistryError, RegistryFile
+from policies.registry import NO_SANDBOX, Agreement, Registry, RegistryError, RegistryFile
 
 log = logging.getLogger(__name__)
 
@@ -244,6 +244,18 @@ def _agreements(home: Home, case: OpenCase, today: datetime.date) -> tuple[Agree
         if not by_hand:
             return registry.relevant(case.study.services, case.study.irb, case.study.purpose)
     raise RegistryError(f"{file.path}: {'; '.join(by_hand)}; `datasites doctor` says what to do")
+
+
+def may_run_code(home: Home, case: OpenCase) -> bool:
+    """Whether submitted code may run at all: in a sandbox, or where two people have accepted the risk of having none.
+
+    Rules say the same of approvals and rounds (`site-sandbox`); a rehearsal is asked here, since it comes before them.
+    """
+    if home.settings.sandbox.mode == "required":
+        return True
+    today = datetime.datetime.now(datetime.UTC).date()
+    agreements = _known("agreements", lambda: _agreements(home, case, today)) or ()
+    return Registry(organisation=home.settings.organisation, agreements=agreements).accepts_risk(NO_SANDBOX, today)
 
 
 def _roster(home: Home, case: OpenCase) -> RosterFacts:

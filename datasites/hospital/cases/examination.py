@@ -376,6 +376,11 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: T
         row.terms, row.approval_hash = {}, ""
 
 
+_NO_SANDBOX = (
+    "the sandbox is off, so submitted code does not run before two people have accepted that risk; set `mode = "
+    '"required"` under [sandbox], or enter and confirm a risk acceptance for no_sandbox, and examine the case again'
+)
+
 #: Mock rows, or why there are none.
 Mock = Partition | DatasitesError
 
@@ -448,6 +453,8 @@ def _rehearsed(
         return {"outcome": "failed", "reason": f"mock {path}: {mock}; {remedy}, and examine the case again"}
     if isinstance(mock, DatasitesError):
         raise mock
+    if not compliance.may_run_code(home, case):
+        return {"outcome": "not_run", "reason": _NO_SANDBOX}
     try:
         worker = start_worker(template, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
         start_ticks = ticks_for(min(worker.age, _LONGEST_START))
