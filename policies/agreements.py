@@ -138,7 +138,7 @@ def read_terms(text: str) -> tuple[Terms, ...]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, in one line."""
+    """Return the first of pydantic's complaints, in one line."""
     detail = error.errors()[0]
     where = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")

@@ -188,7 +188,7 @@ class Facts(Agreed):
 
 
 def context(facts: Facts) -> dict[str, Any]:
-    """The Cedar context of `facts`: plain JSON, of the type `Facts` in schema.cedarschema."""
+    """Return the Cedar context of `facts`: plain JSON, of the type `Facts` in schema.cedarschema."""
     record: dict[str, Any] = {"approval": facts.approval, "today": _day(facts.today)}
     if facts.terms is not None:
         record["terms"] = {
@@ -240,7 +240,7 @@ def _service(facts: Facts, service: Service) -> dict[str, str]:
 
 
 def _written(facts: Facts, organisation: str) -> str:
-    """An organisation as this hospital writes it, so that a rule that names it holds however a study writes it."""
+    """Write an organisation as this hospital does, so that a rule that names it holds however a study writes it."""
     known = [facts.hospital, *(party for agreement in facts.agreements or () for party in agreement.terms.parties)]
     known += [service.organisation for service in facts.terms.services] if facts.terms else []
     return next((name for name in known if same_identity(name, organisation)), organisation)
@@ -277,12 +277,12 @@ def _budget(budget: BudgetFacts) -> dict[str, int]:
 
 
 def most_delta(patients: int) -> float:
-    """The largest delta for a release on so many patients that needs no acceptance of the risk; 0 for none."""
+    """Return the largest delta for a release on so many patients that needs no acceptance of the risk; 0 for none."""
     return DELTA_OVER_ALL / patients if patients else 0.0
 
 
 def counted_delta(limit: float) -> float:
-    """The largest delta within `limit` as the rules count it, in whole units: what a denial may name as allowed."""
+    """Return the largest delta within `limit` in the rules' whole units: what a denial may name as allowed."""
     return float(_units(limit, DELTA_UNIT, decimal.ROUND_FLOOR) * DELTA_UNIT)
 
 

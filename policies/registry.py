@@ -80,7 +80,7 @@ class Registry(Agreed):
         return tuple(sorted(agreements, key=lambda a: (a.terms.id, a.version)))
 
     def latest(self, id: str) -> Agreement:
-        """The newest version, confirmed or not; raises `RegistryError` when there is none."""
+        """Return the newest version, confirmed or not; raise `RegistryError` when there is none."""
         versions = [a for a in self.agreements if a.terms.id == id]
         if not versions:
             known = ", ".join(sorted({a.terms.id for a in self.agreements})) or "none"
@@ -103,7 +103,7 @@ class Registry(Agreed):
         return self._with(Agreement(terms=terms, version=version, entered_by=by, entered_on=on))
 
     def confirm(self, id: str, version: int, by: str, on: datetime.date) -> Registry:
-        """A second person confirms that the newest version says what the document says.
+        """Confirm, as a second person, that the newest version says what the document says.
 
         The version is stated so that nobody confirms another one than they have read. Raises `RegistryError`.
         """
@@ -154,7 +154,7 @@ class Registry(Agreed):
         )
 
     def covers(self, service: str, organisation: str, on: datetime.date) -> Agreement | None:
-        """The BAA in force under which `organisation` may run `service` for this hospital, or None."""
+        """Return the BAA in force under which `organisation` may run `service` for this hospital, or None."""
         for agreement in self.in_force(on, "baa"):
             if is_party(organisation, agreement) and service in agreement.terms.services:
                 return agreement
@@ -170,7 +170,7 @@ class Registry(Agreed):
         )
 
     def irb_approvals(self, on: datetime.date) -> tuple[tuple[str, str], ...]:
-        """(number, purpose) of every IRB approval in force, sorted."""
+        """Return (number, purpose) of every IRB approval in force, sorted."""
         pairs = {(a.terms.reference, p) for a in self.in_force(on, "irb") for p in a.terms.purposes}
         return tuple(sorted(pairs))
 
@@ -189,7 +189,7 @@ class Registry(Agreed):
         return tuple(sorted(set.intersection(*sources))) if sources else ()
 
     def use_agreements(self, purpose: str, on: datetime.date) -> tuple[Agreement, ...]:
-        """The data use agreements that have begun and name the purpose, in force or over; they narrow the features.
+        """Return data use agreements that have begun and name the purpose, in force or over; they narrow the features.
 
         Only a newer version that two people stand for, and that does not name the purpose, takes one out.
         """
@@ -277,7 +277,7 @@ class RegistryFile:
         self.organisation = organisation
 
     def load(self) -> Registry:
-        """The registry as it is now. A missing file is an empty registry, which covers nothing.
+        """Load the registry as it is now. A missing file is an empty registry, which covers nothing.
 
         Raises `RegistryError` for a file that is not a registry, is another hospital's, or may be written by others.
         """
@@ -299,7 +299,7 @@ class RegistryFile:
         return registry
 
     def settled(self) -> Registry:
-        """The registry once nobody is changing it; raises as `load` does."""
+        """Load the registry once nobody is changing it; raise as `load` does."""
         with self._one_writer():
             return self.load()
 

@@ -34,7 +34,7 @@ class TemplateError(DatasitesError, ValueError):
 def render(
     name: str, study: StudyTerms, study_hash: str, features: tuple[str, ...], registry: Registry, on: datetime.date
 ) -> str:
-    """The document `name` (one of `NAMES`) for a study, as Markdown.
+    """Render the document `name` (one of `NAMES`) for a study, as Markdown.
 
     features: every column that the study reads, the label included. registry: the hospital's, from which the
     agreements in force on that day are named. Raises `TemplateError`.

@@ -54,7 +54,7 @@ class Cost:
 
 
 def prepare(folder: Path) -> tuple[Path, Desk]:
-    """A hospital's home with two cases that wait for people, made as the demo's are."""
+    """Make a hospital's home with two cases that wait for people, as the demo's are made."""
     consortium = LocalConsortium.open(SCRIPTS / "heart_disease" / "consortium.toml", folder / "state")
     consortium.set_up()
     home, passwords = consortium.home("cleveland"), consortium.passwords()

@@ -50,7 +50,7 @@ def mlp() -> nn.Module:
 
 
 def cnn() -> nn.Module:
-    """A small CNN on 64 x 64 images with one channel."""
+    """Make a small CNN on 64 x 64 images with one channel."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1),
         nn.GroupNorm(4, 16),
@@ -82,7 +82,7 @@ def _synchronise(device: str) -> None:
 
 
 def _rate(step: Callable[[], None], steps: int, batch: int, device: str) -> float:
-    """Samples per second of `step`, which handles one batch; the best of three runs after a warm one."""
+    """Measure samples per second of `step`, which handles one batch; the best of three runs after a warm one."""
     step()
     best = float("inf")
     for _ in range(3):

@@ -250,7 +250,7 @@ def wave_one(table: Table, cohort: Cohort, d: int, limits: list[int], label: str
 
 
 def whole_round(table: Table, cohort: Cohort, d: int, dropout: float, label: str) -> None:
-    """A real round with some hospitals lost after the manifest; the sum is checked."""
+    """Run a real round with some hospitals lost after the manifest; check the sum."""
     manifest = cohort.open(d)
     names = list(manifest.participants)
     # Spread over the cohort; never below the threshold.
@@ -295,7 +295,7 @@ def whole_round(table: Table, cohort: Cohort, d: int, dropout: float, label: str
 
 
 def _open(aggregator: Aggregator, state: AggregatorState) -> tuple[npt.NDArray[np.int32], float]:
-    """The opened sum and the least seconds of opening it, over some copies of the state."""
+    """Return the opened sum and the least seconds of opening it, over some copies of the state."""
     assert state.enrolment is not None
     stored, enrolment, times = state.to_bytes(), state.enrolment.to_bytes(), []
     for _ in range(3 if len(stored) < 10**7 else 1):
@@ -324,7 +324,7 @@ def flower(folder: Path, cases: list[tuple[int, int]]) -> dict[tuple[int, int], 
 
 
 def name_of(d: int) -> str:
-    """A short name for a number of parameters."""
+    """Return a short name for a number of parameters."""
     return f"{d // 10**6}M" if d % 10**6 == 0 else f"{d // 1000}K"
 
 

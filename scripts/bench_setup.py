@@ -134,7 +134,7 @@ class Played:
         self.mailroom.send(to, STUDY, letters.SETUP_ROUND, kind, {}, message.to_bytes())
 
     def receive(self, sender: str, kind: str) -> bytes:
-        """The payload of a letter of the setup."""
+        """Receive the payload of a letter of the setup."""
         letter = self.mailroom.receive(sender, STUDY, letters.SETUP_ROUND, kind, max_blob=LARGEST_SETUP_LETTER)
         assert letter is not None
         return blob(letter)
@@ -240,7 +240,7 @@ def set_up(n: int, rounds: int, home: Path, site: Site) -> tuple[Cost, Cost]:
 
 
 def least(n: int, rounds: int, site: Site) -> tuple[Cost, Cost]:
-    """What one setup costs, in the least of the seconds that several take."""
+    """Return what one setup costs, in the least of the seconds that several take."""
     times = []
     for _ in range(REPEATS):
         with tempfile.TemporaryDirectory() as folder:

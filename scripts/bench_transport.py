@@ -36,7 +36,7 @@ MB = 1e6
 
 
 def mailroom(email: str, home: Path, url: str, roster: Roster) -> Mailroom:
-    """A party's mailroom, its public keys published."""
+    """Make a party's mailroom, its public keys published."""
     keys = open_keys(email, home / email / "syft_keys.json")
     store = Store(url)
     connection = StoreConnection(

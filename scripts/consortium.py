@@ -151,15 +151,15 @@ class LocalConsortium:
         return self.state / "researcher"
 
     def home(self, key: str) -> Path:
-        """A hospital's home folder."""
+        """Return a hospital's home folder."""
         return self.state / "hospitals" / key
 
     def entry(self, key: str) -> RosterEntry:
-        """A hospital's roster entry."""
+        """Return a hospital's roster entry."""
         return RosterEntry.parse((self.home(key) / "roster-entry.json").read_bytes())
 
     def researcher_entry(self) -> RosterEntry:
-        """The researcher's roster entry."""
+        """Return the researcher's roster entry."""
         return RosterEntry.parse((self.researcher_home / "roster-entry.json").read_bytes())
 
     def passwords(self) -> dict[str, str]:
@@ -172,7 +172,7 @@ class LocalConsortium:
         return (self.state / "set-up").exists()
 
     def store_url(self) -> str:
-        """The store that the parties were set up with."""
+        """Return the store that the parties were set up with."""
         return str(json.loads((self.researcher_home / "researcher.json").read_bytes())["store"])
 
     def set_up(self, store_url: str | None = None) -> None:
@@ -181,7 +181,7 @@ class LocalConsortium:
             pass
 
     def setting_up(self, store_url: str | None = None) -> Iterator[str]:
-        """`set_up`, naming each hospital as soon as its home is whole: it may be served from then on."""
+        """Run `set_up`, naming each hospital as soon as its home is whole: it may be served from then on."""
         if self.state.exists() and any(self.state.iterdir()):
             raise InputError(
                 f"{self.state}: is in use and not a finished consortium; remove it or name another --state"
@@ -216,7 +216,7 @@ class LocalConsortium:
         (self.state / "set-up").touch()
 
     def settings_toml(self, hospital: LocalHospital, store_url: str) -> str:
-        """The `datasite.toml` of one hospital."""
+        """Return the `datasite.toml` of one hospital."""
         dataset = self.terms.dataset
         return f"""organisation = {json.dumps(hospital.organisation)}
 email = {json.dumps(hospital.email)}
@@ -243,7 +243,7 @@ split_salt = {json.dumps(dataset.split_salt)}
 """
 
     def agreements_toml(self, hospital: LocalHospital) -> str:
-        """What the hospital's steward types in."""
+        """Return what the hospital's steward types in."""
         blocks = []
         for agreement in self.terms.agreements:
             lines = ["[[agreement]]"]

@@ -65,7 +65,7 @@ class LocalDatasites:
                 self._ready.set()
 
     def wait_until_ready(self) -> None:
-        """Raises `InputError` when the launcher ends before, or takes too long."""
+        """Wait for the launcher; raise `InputError` when it ends before, or takes too long."""
         deadline = time.monotonic() + LAUNCH_SECONDS
         while not self._ready.wait(0.2):
             if self._process.poll() is not None:
@@ -124,7 +124,7 @@ def approve_everywhere(consortium: LocalConsortium, study: Study) -> None:
 
 
 def how_to_approve(consortium: LocalConsortium) -> None:
-    """What a person does at each hospital with --interactive."""
+    """Print what a person does at each hospital with --interactive."""
     passwords = consortium.passwords()
     print("\nThe study waits for review. At each hospital, as two people:")
     for hospital in consortium.terms.hospitals:
@@ -161,7 +161,7 @@ def parse_drop(text: str) -> tuple[str, int]:
 
 
 def study_folder(consortium: LocalConsortium, folder: Path, rounds: int | None) -> Path:
-    """The consortium's study, or a copy of it with another number of rounds (another study, with its own hash)."""
+    """Return the consortium's study, or a copy with another number of rounds (another study, with its own hash)."""
     if rounds is None:
         return consortium.study_folder
     shutil.copytree(consortium.study_folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -196,7 +196,7 @@ def main() -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """The whole demo; raises `DatasitesError` with one clear line."""
+    """Run the whole demo; raise `DatasitesError` with one clear line."""
     out: Path = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     state = out / "state"
@@ -273,7 +273,7 @@ class Phases:
 
 
 def summarise(result: dict[str, Any], out: Path) -> None:
-    """The few lines that a person wants at the end."""
+    """Print the few lines that a person wants at the end."""
     final = result["final"]
     print(f"\n{result['training_rounds']} rounds with {len(result['hospitals'])} hospitals")
     for name in ("auc", "accuracy"):

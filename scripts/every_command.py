@@ -150,7 +150,7 @@ def _entry(name: str) -> RosterEntry:
 
 
 def _handing_over(folder: Path) -> str:
-    """A researcher's entry, and beside it its hand-over to another key."""
+    """Return a researcher's entry, and beside it its hand-over to another key."""
     old, new = (Identity.generate("office@university-2.example.org") for _ in range(2))
     before, after = (
         RosterEntry(

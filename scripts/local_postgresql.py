@@ -34,7 +34,7 @@ START_SECONDS = 30.0
 
 
 def _program(name: str) -> str:
-    """A program of the server, newest version first where the distribution keeps them out of PATH."""
+    """Find a program of the server, newest version first where the distribution keeps them out of PATH."""
     versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
     found = shutil.which(name) or next((str(path) for path in versions), None)
     if found is None:
@@ -149,7 +149,7 @@ class PostgreSQL:
         return f"postgresql://{USER}:{quote(PASSWORD, safe='')}@{host}:{self.port}/{database}{query}"
 
     def make_database(self, name: str) -> str:
-        """A new empty database; returns its address."""
+        """Make a new empty database; return its address."""
         self.execute(f'create database "{name}"')
         return self.address(name)
 
@@ -196,7 +196,7 @@ class PostgreSQL:
 
 @contextlib.contextmanager
 def postgresql(certificates: Certificates | None = None) -> Iterator[PostgreSQL]:
-    """A server that runs until the block ends, and leaves nothing; `Absent` where there is none to run."""
+    """Run a server until the block ends, and leave nothing behind; raise `Absent` where there is none to run."""
     try:
         import psycopg  # noqa: F401
     except ImportError as error:

@@ -26,7 +26,7 @@ class Absent(Exception):
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
+    """Find a TCP port on loopback that nobody listens on now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -46,7 +46,7 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
 
 @contextlib.contextmanager
 def running(command: list[str], port: int, **options: Any) -> Iterator[None]:
-    """A server process, from when it listens to when the block ends."""
+    """Run a server process, from when it listens to when the block ends."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
     try:
         wait_for_port(port, process)
@@ -58,7 +58,7 @@ def running(command: list[str], port: int, **options: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def s3(root: Path) -> Iterator[Served]:
-    """An S3 bucket of moto's server."""
+    """Serve an S3 bucket by moto's server."""
     try:
         import moto.server  # noqa: F401
         import s3fs
@@ -78,7 +78,7 @@ def s3(root: Path) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def sftp(root: Path) -> Iterator[Served]:
-    """A folder below `root` behind OpenSSH's SFTP, with keys made for it."""
+    """Serve a folder below `root` by OpenSSH's SFTP, with keys made for it."""
     sshd = shutil.which("sshd") or next((p for p in ("/usr/sbin/sshd",) if os.path.exists(p)), None)
     keygen = shutil.which("ssh-keygen")
     if sshd is None or keygen is None:
@@ -113,7 +113,7 @@ def sftp(root: Path) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def webdav(root: Path) -> Iterator[Served]:
-    """A folder below `root` behind wsgidav."""
+    """Serve a folder below `root` by wsgidav."""
     try:
         import cheroot  # noqa: F401
         import webdav4  # noqa: F401
@@ -127,7 +127,7 @@ def webdav(root: Path) -> Iterator[Served]:
 
 
 def webdav_command(folder: Path, port: int) -> list[str]:
-    """What serves a folder by WebDAV; started again, it serves what was there."""
+    """Return the command that serves a folder by WebDAV; started again, it serves what was there."""
     command = [
         sys.executable,
         "-c",
@@ -144,7 +144,7 @@ def webdav_command(folder: Path, port: int) -> list[str]:
 
 @contextlib.contextmanager
 def folder(root: Path) -> Iterator[Served]:
-    """A plain folder below `root`."""
+    """Serve a plain folder below `root`."""
     yield str(root / "exchange"), {}
 
 

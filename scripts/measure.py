@@ -16,7 +16,7 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """The most bytes that it has held, since it began or `begin_peak`."""
+    """Return the most bytes that the process has held, since it began or `begin_peak`."""
     return _status("VmHWM")
 
 

@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def show(root: Path, points: Sequence[str], seconds: float) -> int:
-    """The studies, one after the other."""
+    """Show the studies, one after the other."""
     logging.basicConfig(handlers=[logging.NullHandler()])
     from tests.hospital.hostile_home import RealHospital
     from tests.researcher.hostile import run_study, short_study
@@ -68,7 +68,7 @@ def show(root: Path, points: Sequence[str], seconds: float) -> int:
             return "; ".join(part for part in told if "alarm in" not in part)
 
         def words(self) -> list[str]:
-            """What the service said, each thing once, without times and names of this run."""
+            """Return what the service reported, each thing once, without times and names of this run."""
             lines = [re.sub(r"^[-\d]+ [\d:,]+ ", "", line) for line in self._said.getvalue().splitlines()]
             loud = [line for line in lines if re.match(r"(WARNING|ERROR|CRITICAL)|\S*Error", line)]
             return list(dict.fromkeys(line.replace(str(root), "").replace(self.study.hash, "STUDY") for line in loud))

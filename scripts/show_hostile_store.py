@@ -80,7 +80,7 @@ def play(root: Path, plan: Plan) -> dict[str, Any]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row for people."""
+    """Return a row for people."""
     why = "; ".join(row[name] for name in ("wrong", "beyond", "says") if row.get(name))
     return f"{row['verdict']:7}{figures(row) if 'cost' in row else '':{len(HEAD) - 7}}  {row['plan']}  {why}"[:280]
 
@@ -96,7 +96,7 @@ def figures(row: dict[str, Any]) -> str:
 
 
 def print_extremes(rows: list[dict[str, Any]]) -> None:
-    """The most that any study has cost, and may cost."""
+    """Print the most that any study has cost, and may cost."""
     if not rows:
         return
     most = {name: max(row[name] for row in rows) for name in ("missed", "slowest_round")}

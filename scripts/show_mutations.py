@@ -45,7 +45,7 @@ class Verdict:
 
 
 def copy_of_tree(folder: Path) -> Path:
-    """A copy of all files that git knows or would add, without what git ignores."""
+    """Copy all files that git knows or would add, without what git ignores."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     for name in filter(None, listed.stdout.decode().split("\0")):

@@ -186,12 +186,12 @@ def _plan(epsilon: float | None, delta: float, **terms: Any) -> PrivacyPlan:
 
 
 def near_all(hospitals: int) -> int:
-    """A threshold that tolerates one hospital in twelve away: 4 of 4, 45 of 49."""
+    """Return a threshold that tolerates one hospital in twelve away: 4 of 4, 45 of 49."""
     return hospitals - hospitals // 12
 
 
 def usual(hospitals: int) -> int:
-    """The threshold of a study that states none."""
+    """Return the threshold of a study that states none."""
     return max(3, 2 * hospitals // 3 + 1)
 
 

@@ -125,7 +125,7 @@ def _refuse(refused: list[str], sender: str, error: Exception) -> None:
 
 
 def blob(letter: Letter) -> bytes:
-    """The letter's payload, empty when it has none."""
+    """Return the letter's payload, empty when it has none."""
     return bytes(letter.blob or b"")
 
 

@@ -20,7 +20,7 @@ def manifest_of(
     participants: tuple[str, ...],
     model_hash: str,
 ) -> RoundManifest:
-    """The manifest of round `number` of the study and epoch of `context`, for a model with these tensors."""
+    """Return the manifest of round `number` of the study and epoch of `context`, for a model with these tensors."""
     dimension = sum(int(np.prod(one.shape)) for one in parameters)
     holds = round_terms(terms, number, dimension=dimension, participants=len(participants))
     return RoundManifest(

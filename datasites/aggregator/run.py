@@ -97,7 +97,7 @@ class RunnableStudy(Protocol):
         ...
 
     def initial_model(self) -> Model:
-        """What the first round starts from."""
+        """Return the model that the first round starts from."""
         ...
 
 
@@ -292,7 +292,7 @@ class Run:
         self._stale = False
 
     def _given_up(self, number: int) -> RoundRecord | None:
-        """The record of the next round as failed, if it has begun, or may have: then it can't be held any more.
+        """Return the record of the next round as failed if it has begun, or may have: then it can no longer be held.
 
         Where the state is lost, whether it has begun, and under which manifest, can't be read. The final evaluation has
         no round after it: it is held again then, and hospitals that have begun it refuse.
@@ -590,7 +590,7 @@ class Run:
         return record.model_copy(update=changes), model
 
     def _mean_step(self, number: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-        """What the strategy takes as the hospitals' step, shape (d,)."""
+        """Return what the strategy takes as the hospitals' step, shape (d,)."""
         terms = self.study.terms
         if terms.is_distributed:
             # The noised sum of clipped gradients of all patients together: nobody divided it or took a step before.
@@ -613,7 +613,7 @@ class Run:
         return Wait(frozenset(present), patience, self._round_timeout)
 
     def _welcome_back(self, number: int) -> None:
-        """A hospital that signed an answer to a round before `number`, too late, is there again: it is waited for."""
+        """Wait again for a hospital that signed an answer to a round before `number` too late."""
         absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
         if not absent:
             return
@@ -648,7 +648,7 @@ class Run:
             )
 
     def _newest_head(self, email: str) -> PublicHead | None:
-        """The last head of a hospital's log that it has sent; of a log that was restored since, where it goes on."""
+        """Return the last head of its log that a hospital has sent; of a log restored since, where it goes on."""
         forks = self.state.forks.get(email, ())
         since = forks[-1].round if forks else 0
         heads = (r.heads[email] for r in reversed(self.state.rounds) if email in r.heads and r.round >= since)

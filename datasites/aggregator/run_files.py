@@ -65,7 +65,7 @@ class RoundRecord(Agreed):
 
     @classmethod
     def begun(cls, manifest: RoundManifest) -> Self:
-        """The record of a round of which nothing is known yet but its manifest."""
+        """Make the record of a round of which only the manifest is known."""
         return cls(
             round=manifest.round,
             epoch=manifest.epoch,
@@ -129,7 +129,7 @@ class RunFolder:
         return hold(self.folder / "lock", f"{self.folder}: this run goes on already", "wait for it, or stop it there")
 
     def load(self, study_hash: str) -> RunState:
-        """The state as last saved, or a new one."""
+        """Return the state as last saved, or a new one."""
         stored = self.read(RUN_FILE)
         if stored is None:
             return RunState(study=study_hash)
@@ -163,18 +163,18 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes | None:
-        """A file's content, None when there is none."""
+        """Return a file's content, None when there is no file."""
         try:
             return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def save_parameters(self, parameters: tuple[Parameter, ...]) -> None:
-        """The model's tensors, in their order."""
+        """Save the model's tensors, in their order."""
         self.write("parameters.json", canonical_json([one.model_dump(mode="json") for one in parameters]))
 
     def load_parameters(self) -> tuple[Parameter, ...]:
-        """The model's tensors, in their order."""
+        """Load the model's tensors, in their order."""
         with self._as_saved("parameters.json"):
             stored = self.read("parameters.json")
             if stored is None:
@@ -184,7 +184,7 @@ class RunFolder:
     def save_model(
         self, number: int, model: npt.NDArray[np.float32], strategy: dict[str, npt.NDArray[np.float64]]
     ) -> None:
-        """The model that round `number` starts from, with the strategy's state."""
+        """Save the model that round `number` starts from, with the strategy's state."""
         content = io.BytesIO()
         np.savez(content, model=model, **{f"strategy.{name}": value for name, value in strategy.items()})  # type: ignore[arg-type]
         self.write(self._model(number).name, content.getbuffer())
@@ -197,7 +197,7 @@ class RunFolder:
         return self._model(number).exists()
 
     def load_model(self, number: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]]:
-        """The model that round `number` starts from, with the strategy's state."""
+        """Load the model that round `number` starts from, with the strategy's state."""
         path = self._model(number)
         with self._as_saved(path.name):
             try:

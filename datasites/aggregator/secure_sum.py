@@ -294,7 +294,7 @@ class SecureSum:
     # -- one round -------------------------------------------------------------------------------------------------
 
     def opened(self, number: int) -> RoundManifest | None:
-        """The manifest of round `number` if it was opened before a restart."""
+        """Return the manifest of round `number` if it was opened before a restart."""
         open_round = self._parts()[1].record.round
         if open_round is None or open_round.signed.manifest.round != number:
             return None
@@ -450,7 +450,7 @@ class SecureSum:
         return opened[-1], tuple(refused)
 
     def _ready_again(self, owner: str) -> Ready | None:
-        """The "ready" letter of a hospital, which stays in the store as long as its epoch; None if it can't be read."""
+        """Return a hospital's "ready" letter, which the store keeps as long as its epoch; None if it can't be read."""
         kind = letters.ready_kind(self.context.epoch)
         try:
             letter = self._mailroom.receive(

@@ -79,7 +79,7 @@ _STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam]] = {
 
 
 def strategy_of(terms: Strategy) -> ServerStrategy:
-    """The strategy that a study names; raises `InputError` for an unknown name or option."""
+    """Return the strategy that a study names; raise `InputError` for an unknown name or option."""
     made = _STRATEGIES.get(terms.name)
     if made is None:
         raise InputError(f"study.toml: strategy.name {terms.name!r} is unknown; choose one of {', '.join(_STRATEGIES)}")

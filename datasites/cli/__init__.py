@@ -65,12 +65,12 @@ def main() -> None:
 
 
 def _store_away(error: Exception) -> str:
-    """What is said of a store that can't be reached, in the words of other outages; empty for any other error."""
+    """Describe a store that can't be reached as other outages are described; return "" for any other error."""
     return away(*error.outage()) if isinstance(error, StoreUnreachable) and error.store else ""
 
 
 def _database_away(error: Exception) -> Exception | None:
-    """What Django raises while the database is away, in words of ours."""
+    """Return Django's error for an unreachable database, with a message of ours; None for any other error."""
     if not type(error).__module__.startswith("django.db"):
         return None
     from datasites.hospital.database import DATABASE_AWAY, DatabaseAway, name_of, reason_of, this_home

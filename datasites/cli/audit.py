@@ -60,7 +60,7 @@ def audit_tail(
     kind: Annotated[str, typer.Option(help="Only records of this kind.")] = "",
     words: Annotated[str, typer.Option("--contains", help="Only records with these words in them.")] = "",
 ) -> None:
-    """The last records, oldest first."""
+    """Show the last records, oldest first."""
     from datasites.hospital.audit.pages import Filter, audit_page
     from datasites.hospital.config import Home
 

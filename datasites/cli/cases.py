@@ -171,7 +171,7 @@ _lifecycle(
 
 @study.command("rounds")
 def study_rounds(home: HomeOption, case: int) -> None:
-    """Rounds of a study at this hospital: charged, released, survivors."""
+    """Show the rounds of a study at this hospital: charged, released, survivors."""
     open_site(home)
     from datasites.hospital.models import Round
 
@@ -186,7 +186,7 @@ def study_rounds(home: HomeOption, case: int) -> None:
 
 @study.command("plan")
 def study_plan(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """What a study costs, and what each threshold would do: dropouts tolerated against noise beyond what is priced.
+    """Show what a study costs and each threshold would do: dropouts tolerated, and noise beyond what is priced.
 
     In distributed mode it names the noise that fits where the study leaves it out or asks for too little.
     """

@@ -125,7 +125,7 @@ def doctor(home: HomeOption) -> None:
 
 @identity.command("show")
 def identity_show(home: HomeOption) -> None:
-    """This hospital's fingerprint and roster entry."""
+    """Show this hospital's fingerprint and roster entry."""
     entry = RosterEntry.parse(open_site(home).home.roster_entry.read_bytes())
     out.print(f"{entry.organisation} <{entry.email}>\nfingerprint  {entry.fingerprint}")
     out.print(entry.model_dump_json(indent=2))

@@ -49,11 +49,11 @@ class LogLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         return one_line(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
-        """The traceback below it."""
+        """Return the traceback below it."""
         return visible(super().formatException(ei))
 
 
@@ -73,12 +73,12 @@ ReasonOption = Annotated[
 
 
 def group(words: str) -> typer.Typer:
-    """A group of commands."""
+    """Make a group of commands."""
     return typer.Typer(no_args_is_help=True, help=words)
 
 
 def open_site(home: Path) -> Site:
-    """The datasite in this home folder; Django is set up afterwards, so rooms that need it are imported after this."""
+    """Open the datasite in this home folder and set Django up; import rooms that need Django after this."""
     from datasites.hospital.site import Site
 
     return Site.open(home)
@@ -86,7 +86,7 @@ def open_site(home: Path) -> Site:
 
 @contextmanager
 def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Actor]]:
-    """The datasite, and the person who has just given their password; raises `PersonError`."""
+    """Yield the datasite, and the person who has just given their password; raise `PersonError`."""
     site = open_site(home)
     from datasites.hospital.people.accounts import identify
 
@@ -94,12 +94,12 @@ def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Acto
 
 
 def ask_password(from_stdin: bool, prompt: str) -> str:
-    """A password from standard input's next line, or typed unseen on the terminal."""
+    """Read a password from standard input's next line, or typed unseen on the terminal."""
     return sys.stdin.readline().rstrip("\n") if from_stdin else getpass.getpass(prompt)
 
 
 def new_table(title: str, *columns: str) -> Rows:
-    """An empty table."""
+    """Make an empty table."""
     table = Rows(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column)

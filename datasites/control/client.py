@@ -69,7 +69,7 @@ def make_client(
     roster: Roster,
     keys: StrictPeerStore,
 ) -> SyftRDSClient:
-    """A syft client over `store` with every guard on.
+    """Make a syft client over `store` with every guard on.
 
     `state_dir` holds what is private to the party: its log, and the quarantine. Syft's keys come opened; they live
     outside the SyftBox, where no message can reach them.

@@ -164,15 +164,15 @@ class StoreConnection(SyftboxPlatformConnection):
         return self._stuck.rests(folder) or self._second_look.waits(folder)
 
     def turn_of(self, folder: str) -> tuple[float, bool]:
-        """What sorts folders: those that nobody has looked at, those in doubt, those refused, longest ago first."""
+        """Return the sort key of a folder: never looked at first, then in doubt, then refused; longest ago first."""
         return self._stuck.rests_until(folder), folder in self._second_look
 
     def is_in_order(self, key: str) -> None:
-        """What was perhaps half written at `key` is whole."""
+        """Note that what was perhaps half written at `key` is whole."""
         self._second_look.forget(key)
 
     def download_file(self, file_id: str) -> bytes:
-        """The object under a key; `FileNotFoundError` when absent, `TooLarge` above 16 MiB."""
+        """Return the object under a key; raise `FileNotFoundError` when absent, `TooLarge` above 16 MiB."""
         data = self.store.get(file_id, limit=MAX_MESSAGE_BYTES)
         if data is None:
             raise FileNotFoundError(file_id)
@@ -257,7 +257,7 @@ class StoreConnection(SyftboxPlatformConnection):
         """Nothing to do: everybody may read the store."""
 
     def stored_bundle(self, email: str) -> bytes | None:
-        """What lies in the store as the keys of `email`, unchecked."""
+        """Return what the store holds as the keys of `email`, unchecked."""
         try:
             return self.store.get(f"identities/{email}/bundle.json", limit=MAX_BUNDLE_BYTES)
         except WHOLE_STORE:
@@ -266,7 +266,7 @@ class StoreConnection(SyftboxPlatformConnection):
             raise WrongBundle(f"keys of {email} in the store: {error}") from error
 
     def read_peer_encryption_bundle(self, peer_email: str) -> str | None:
-        """The pinned bundle of a peer, or None when the store has none or a wrong one (which goes to quarantine)."""
+        """Return a peer's pinned bundle, or None if the store has none or a wrong one (which goes to quarantine)."""
         key, data = f"identities/{peer_email}/bundle.json", None
         try:
             data = self.stored_bundle(peer_email)
@@ -353,8 +353,9 @@ class StoreConnection(SyftboxPlatformConnection):
         return self._look_at_collections(owner, prefix)[0]
 
     def _look_at_collections(self, owner: str, prefix: str) -> tuple[list[tuple[CollectionFolder, str]], bool]:
-        """Collections of one owner, some at a time, and whether those were the last; of what else lies there the owner
-        clears what is no folder."""
+        """Read collections of one owner, some at a time, and whether those were the last; of what else lies there the
+        owner clears what is no folder.
+        """
         found: dict[str, CollectionFolder] = {}
 
         def is_wanted(name: str) -> bool | None:
@@ -369,7 +370,7 @@ class StoreConnection(SyftboxPlatformConnection):
         return [(found[name], f"collections/{owner}/{name}") for name in sorted(seen.wanted)], seen.is_over
 
     def owner_create_collection_folder(self, prefix: str, tag: str, content_hash: str, owner_email: str) -> str:
-        """The folder's key; folders come with the first file."""
+        """Return the folder's key; folders come with the first file."""
         folder = CollectionFolder(prefix=prefix, tag=tag, content_hash=content_hash).folder_name
         return f"collections/{self.email}/{folder}"
 

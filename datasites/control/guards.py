@@ -97,7 +97,7 @@ class Router(ConnectionRouter):
         return connection
 
     def open(self, sender: str, sealed: bytes) -> bytes:
-        """The verified, decrypted JSON of one message; raises `Refused`."""
+        """Return the verified, decrypted JSON of one message; raise `Refused`."""
         try:
             return bounded_message(self.peer_store.decrypt_and_verify_if_needed(sender, sealed))
         except Refused:
@@ -349,7 +349,7 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         return (self.syftbox_folder / peer / submission_folder(self.email, job)).is_dir()
 
     def _with_room(self, peer: str, files: dict[str, bytes]) -> dict[str, int]:
-        """What is kept of a datasite, counted once in a process; refuses `files` that are more than is kept of one."""
+        """Count what is kept of a datasite, once in a process; refuse `files` that are more than is kept of one."""
         datasite = self.syftbox_folder / peer
         if peer not in self._kept:
             found = (file for file in (datasite / outgoing_folder(self.email)).rglob("*") if file.is_file())
@@ -415,7 +415,7 @@ def _files_in(folder: Path) -> dict[str, bytes]:
 
 
 def proposal(sender: str, owner: str, files: dict[str, bytes]) -> ProposedFileChangesMessage:
-    """The one message that a submission is: all its files, none there before. Keys are paths in the datasite."""
+    """Return the one message that a submission is: all its files, none there before. Keys are paths in the datasite."""
     return ProposedFileChangesMessage(
         sender_email=sender,
         proposed_file_changes=[

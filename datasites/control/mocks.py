@@ -87,13 +87,13 @@ class SignedMock(Agreed):
 
 
 def sign_mock(identity: Identity, manifest: MockManifest) -> bytes:
-    """The content of `mock.signed.json`."""
+    """Return the content of `mock.signed.json`."""
     signature = identity.sign(DOMAIN, manifest.canonical()).hex()
     return SignedMock(manifest=manifest, signature=signature).canonical()
 
 
 def check_signed(owner: str, name: str, head: bytes, roster: Roster) -> MockManifest:
-    """What the pinned `owner` signed as `name`, in the bytes of `mock.signed.json`; or `BadMock`."""
+    """Return what the pinned `owner` signed as `name`, from the bytes of `mock.signed.json`; raise `BadMock`."""
     try:
         signed = SignedMock.parse(head)
         verify(roster.get(owner).public_key, bytes.fromhex(signed.signature), DOMAIN, signed.manifest.canonical())
@@ -110,7 +110,7 @@ def check_signed(owner: str, name: str, head: bytes, roster: Roster) -> MockMani
 
 
 def check_mock(owner: str, name: str, files: dict[str, bytes], roster: Roster) -> MockManifest:
-    """The manifest, if `files` (with `mock.signed.json`) are what the pinned `owner` signed as `name`; or `BadMock`."""
+    """Return the manifest if the pinned `owner` signed `files` (with `mock.signed.json`) as `name`; raise `BadMock`."""
     if SIGNED not in files:
         raise BadMock(f"{SIGNED} is missing")
     manifest = check_signed(owner, name, files[SIGNED], roster)
@@ -124,7 +124,7 @@ def check_mock(owner: str, name: str, files: dict[str, bytes], roster: Roster) -
 def next_version(
     owner: str, log: SyncLog, name: str, mock: str, summary: str, files: Mapping[str, bytes]
 ) -> MockManifest:
-    """What `owner` is to sign of a mock of these files; the same files again keep their version.
+    """Return what `owner` is to sign of a mock of these files; the same files again keep their version.
 
     Noted before it is put: a crash in between may skip a version, it can't use one twice. Raises `BadMock` for more
     than readers take.

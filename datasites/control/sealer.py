@@ -40,12 +40,12 @@ class StrictPeerStore(PeerStore):
     """Syft's keys and peers, always encrypting: a peer without verified keys is an error, never plaintext."""
 
     def peer_uses_encryption(self, email: str) -> bool:
-        """Always; stock syft says no for an unknown peer and then sends plaintext."""
+        """Return True always; stock syft says no for an unknown peer and then sends plaintext."""
         return True
 
 
 def open_keys(email: str, path: Path) -> StrictPeerStore:
-    """The syft keys of `email` in `path` (mode 0600), made at first use."""
+    """Open the syft keys of `email` in `path` (mode 0600); make them at first use."""
     if not EMAIL.match(email):
         raise IdentityError(f"syft keys: {email!r} is not an e-mail address")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -79,7 +79,7 @@ def syft_fingerprint(keys: PeerStore) -> str:
 
 
 def checked_bundle(email: str, data: bytes | None, roster: Roster) -> dict[str, Any]:
-    """The public bundle (a DID document) in `data` if it is the pinned one; raises `WrongBundle` otherwise."""
+    """Return the public bundle (a DID document) in `data` if it is the pinned one; raise `WrongBundle` otherwise."""
     entry = roster.get(email)
     if not entry.syft_fingerprint:
         raise WrongBundle(f"roster: the entry of {email} has no syft fingerprint; ask for a complete entry, pin that")

@@ -52,7 +52,7 @@ class Refused(DatasitesError):
 
 
 def bounded_message(data: bytes) -> bytes:
-    """The JSON inside a syft message (a gzipped tar of one file); `Refused` above 64 MiB, before it is unpacked.
+    """Return the JSON inside a syft message (a gzipped tar of one file); `Refused` above 64 MiB, before it is unpacked.
 
     Only the first entry is looked at, and only as a plain file: a sparse one of 100 bytes can stand for gigabytes.
     """
@@ -91,7 +91,7 @@ def submission_folder(submitter: str, job: str) -> str:
 
 
 def outgoing_folder(recipient: str) -> str:
-    """What a datasite may send to `recipient` lies below this."""
+    """Return the folder below which a datasite may send to `recipient`."""
     return f"app_data/job/review/{recipient}/{PROTOCOL}"
 
 
@@ -112,7 +112,7 @@ def is_outgoing_path(path: str, recipient: str) -> bool:
 
 
 def content_bytes(content: str | bytes) -> bytes:
-    """A syft message's content as bytes."""
+    """Return a syft message's content as bytes."""
     return content.encode("utf-8") if isinstance(content, str) else content
 
 
@@ -188,7 +188,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_table(data: bytes, name: str) -> dict[str, Any]:
-    """A YAML file that another party wrote (`name` opens the error) as a table; raises `Refused`."""
+    """Read a YAML file that another party wrote (`name` opens the error) as a table; raise `Refused`."""
     if len(data) > MAX_CONFIG_BYTES:
         raise Refused(f"{name} is larger than {MAX_CONFIG_BYTES} bytes")
     try:
@@ -201,5 +201,5 @@ def read_table(data: bytes, name: str) -> dict[str, Any]:
 
 
 def read_config(data: bytes) -> dict[str, Any]:
-    """The submission's config.yaml; raises `Refused`. Only its claim of when it was submitted is of any use."""
+    """Read the submission's config.yaml; raise `Refused`. Only its claim of when it was submitted is of any use."""
     return read_table(data, "config.yaml")

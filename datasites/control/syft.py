@@ -121,7 +121,7 @@ class _Control:
                 self._connection.refuse_folder(f"{folder}/{self.email}", str(error))
 
     def _put_again(self) -> dict[str, Callable[[], None]]:
-        """What puts our own files again, by the folder in which they lie."""
+        """Return what puts our own files again, by the folder in which they lie."""
         return {"identities": self._publish_keys}
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ class HospitalControl(_Control):
         return [job for ref in self._waiting(known) if (job := self._read(ref)) is not None]
 
     def next_job(self, known: Collection[tuple[str, str]], order: Callable[[str], int | None]) -> SubmittedJob | None:
-        """The first of `jobs` by the order of its submitter, then by name; no other's files are read.
+        """Return the first of `jobs` by the order of its submitter, then by name; no other's files are read.
 
         order: None for a submitter whose submissions stay where they are for now.
         """
@@ -399,7 +399,7 @@ class ResearcherControl(_Control):
         return [self._mock(email, folder)[0] for folder in sorted(root.glob("*")) if (folder / SIGNED).is_file()]
 
     def mock(self, email: str, name: str) -> bytes:
-        """The mock of a dataset, checked against its signature."""
+        """Return the mock of a dataset, checked against its signature."""
         folder = self._manager.syftbox_folder / email / COLLECTION_SUBPATH / checked_job_name(name)
         if not (folder / SIGNED).is_file():
             raise ControlError(f"dataset {name} of {email}: no mock has come; call `sync()`, or ask the hospital")
@@ -468,7 +468,7 @@ class ResearcherControl(_Control):
         return scratch.read_bytes()
 
     def job_state(self, email: str, job_name: str) -> JobDecision:
-        """What the hospital last said about a submission; until it says anything, whether it was sent.
+        """Return what the hospital last said about a submission; until it says anything, whether it was sent.
 
         Raises nothing for what the hospital wrote: one that sends nonsense must not hide what the others say.
         """

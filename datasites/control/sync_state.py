@@ -57,7 +57,7 @@ class SyncLog:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        """The file, for one thread: what is changed in it is changed whole or not at all."""
+        """Open the file for one thread: a change is made whole or not at all."""
         try:
             with self._lock, self._database as database:  # commits, or rolls back
                 database.execute("BEGIN")
@@ -110,7 +110,7 @@ class SyncLog:
         )
 
     def next_number(self, recipient: str) -> int:
-        """The number of the next message to `recipient`: rises always, whatever the clock does.
+        """Return the number of the next message to `recipient`: it always rises, whatever the clock does.
 
         It starts from the clock (milliseconds), so that a party that lost this file is still ahead of its past.
         """
@@ -121,7 +121,7 @@ class SyncLog:
             return number
 
     def applied(self, peer: str, path: str) -> int:
-        """The number of the message whose version of `path` we hold; -1 when none."""
+        """Return the number of the message whose version of `path` we hold; -1 when none."""
         row = self._run("SELECT number FROM applied WHERE peer = ? AND path = ?", peer, path)
         return int(row[0][0]) if row else -1
 

@@ -47,7 +47,7 @@ _UNKNOWN = (
 
 
 def what_to_allow(root: Path = Path("/")) -> str:
-    """What keeps this user from making namespaces and what to allow; all that is found, the surest first.
+    """Say what keeps this user from making namespaces and what to allow; all that is found, the surest first.
 
     root: where the machine's own files are looked for.
     """

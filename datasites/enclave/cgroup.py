@@ -50,7 +50,7 @@ def own_group(pid: int | None = None) -> Path | None:
 
 
 def delegated(pid: int | None = None, controllers: tuple[str, ...] = CONTROLLERS) -> Path | None:
-    """The folder in which workers get groups; None where this service (or that of `pid`) was given none."""
+    """Return the folder in which workers get groups; None if this service (or that of `pid`) was given none."""
     own = own_group(pid)
     if own is None or own.name != SUBGROUP:
         return None
@@ -80,7 +80,7 @@ def take_over(controllers: tuple[str, ...] = CONTROLLERS) -> Path | None:
 
 
 def allowed(limits: WorkerLimits) -> dict[str, str]:
-    """What a worker's group allows, by file; the whole group ends where memory does."""
+    """Return what a worker's group allows, by file; the whole group ends where memory does."""
     memory = limits.memory + limits.scratch + _SLACK
     return {
         "memory.max": str(memory),
@@ -92,7 +92,7 @@ def allowed(limits: WorkerLimits) -> dict[str, str]:
 
 @contextlib.contextmanager
 def around(subtree: Path | None, values: Mapping[str, str]) -> Iterator[Path | None]:
-    """A group for one worker, which ends with the context; None without a subtree.
+    """Make a group for one worker, which ends with the context; yield None without a subtree.
 
     Raises `OSError` where the group can't be made.
     """

@@ -276,7 +276,7 @@ class Expressions(Calls):
                      "use torch.where, which decides for each row")  # fmt: skip
 
     def iterable(self, node: ast.expr) -> None:
-        """What may be looped over: layers, lists, ranges; not a tensor, whose first axis are the rows."""
+        """Check what is looped over: layers, lists, ranges; not a tensor, whose first axis is the rows."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in allowed_names.ITERATORS:
             self.expression(node.func, called=True)
             for argument in node.args:

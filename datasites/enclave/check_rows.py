@@ -19,7 +19,7 @@ _MIXES = "works across the rows of the batch (axis 0)"
 
 
 def literal_int(node: ast.expr | None) -> int | None:
-    """The integer that an expression of integer literals stands for, else None."""
+    """Return the integer that an expression of integer literals stands for, else None."""
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -52,14 +52,14 @@ def axes(node: ast.expr) -> list[int] | None:
 
 
 def keyword(call: ast.Call, *names: str) -> ast.expr | None:
-    """The value given for the first of `names` that the call has as a keyword."""
+    """Return the value given for the first of `names` that the call has as a keyword."""
     return next((item.value for name in names for item in call.keywords if item.arg == name), None)
 
 
 def check_call(
     name: str, call: ast.Call, *, method: bool, receiver_has_rows: bool, has_rows: Callable[[ast.expr], bool]
 ) -> Problem | None:
-    """What is wrong with a call of tensor function `name`, as `x.name(...)` (method) or `torch.name(x, ...)`."""
+    """Return what is wrong with a call of tensor function `name`, as `x.name(...)` (method) or `torch.name(x, ...)`."""
     arguments = call.args if method else call.args[1:]
     rows = (
         receiver_has_rows if method else any(map(has_rows, call.args)) or any(has_rows(k.value) for k in call.keywords)
@@ -84,7 +84,7 @@ def check_call(
 
 
 def check_layer(name: str, call: ast.Call) -> Problem | None:
-    """What is wrong with making layer `name`."""
+    """Return what is wrong with making layer `name`."""
     if name not in allowed_names.LAYER_AXIS:
         return None
     node = _axis(call, call.args, allowed_names.LAYER_AXIS[name], "start_dim" if name == "Flatten" else "dim")
@@ -97,7 +97,7 @@ def check_layer(name: str, call: ast.Call) -> Problem | None:
 
 
 def check_loss(name: str, call: ast.Call) -> Problem | None:
-    """A loss must give one number for each row."""
+    """Check that a loss gives one number for each row."""
     reduction = keyword(call, "reduction")
     if isinstance(reduction, ast.Constant) and reduction.value == "none":
         return None

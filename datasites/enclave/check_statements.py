@@ -18,7 +18,7 @@ MAX_LOOPS = 4
 
 
 def check_annotation(node: ast.expr, names: FileNames, report: FindingList) -> None:
-    """An annotation is evaluated when the file loads: names, `|`, subscripts, nothing that is called."""
+    """Check an annotation, which runs when the file loads: names, `|`, subscripts, nothing that is called."""
     for part in ast.walk(node):
         if isinstance(part, ast.Name):
             fits = part.id in TYPE_NAMES or part.id in names.classes or part.id in names.aliases

@@ -304,7 +304,7 @@ def mapped() -> int:
 
 
 def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
-    """The BPF program for "x86_64" or "aarch64", as an array of 8-byte `struct sock_filter`. Raises `KeyError`.
+    """Return the BPF program for "x86_64" or "aarch64", as an array of 8-byte `struct sock_filter`. Raise `KeyError`.
 
     devices: for a worker that is given some (see `_REFUSED_WITHOUT_DEVICES`).
     """

@@ -111,7 +111,7 @@ def _limits_for(sandbox: Sandbox) -> WorkerLimits:
 
 
 def _in_a_sandbox(sandbox: Sandbox, shown: Path, targets: Targets, token: str) -> tuple[list[bytes], str]:
-    """What attempts in a sandbox that is made for them say, a line each; and why it ended, or ""."""
+    """Run attempts in a sandbox of their own; return what they report, a line each, and why it ended, or ""."""
     limits = json.dumps(_limits_for(sandbox).model_dump(mode="json"))
     command = sandbox.command(["-m", "datasites.enclave.escape", limits, json.dumps(targets)], shown)
     done = subprocess.run(
@@ -121,7 +121,7 @@ def _in_a_sandbox(sandbox: Sandbox, shown: Path, targets: Targets, token: str) -
 
 
 def _beside(template: Template, targets: Targets) -> tuple[list[bytes], str]:
-    """The same from a worker, beside another one that has laid out bait."""
+    """Run the attempts in a worker beside another one that has laid out bait; return as `_in_a_sandbox` does."""
     with contextlib.ExitStack() as ending:
         sibling, attacker = template.process("bait"), template.process("escape")
         for process in (sibling, attacker):
@@ -152,7 +152,7 @@ def _line(process: Process, deadline: float) -> bytes:
 
 @contextlib.contextmanager
 def _ports() -> Iterator[tuple[int, str, Callable[[], bool]]]:
-    """A TCP port on the loopback interface and an abstract Unix socket of the host; and whether anyone came."""
+    """Open a loopback TCP port and an abstract Unix socket of the host; yield both, and whether anyone connected."""
     name = f"datasites-{secrets.token_hex(8)}"
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as local:
         tcp.bind(("127.0.0.1", 0))
@@ -172,7 +172,7 @@ def _ports() -> Iterator[tuple[int, str, Callable[[], bool]]]:
 
 
 def _opened(path: str, mode: str = "rb") -> str | None:
-    """What happened if a file could be opened, else None."""
+    """Return what happened if a file could be opened, else None."""
     try:
         with open(path, mode) as file:
             if "r" in mode:
@@ -420,13 +420,13 @@ def _memory_of_the_kernel(_: Targets) -> str | None:
 
 
 def _one_filter() -> ctypes.Array[ctypes.c_char]:
-    """A filter that allows every call, as prctl takes it."""
+    """Return a filter that allows every call, as prctl takes it."""
     program = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000), 8)
     return ctypes.create_string_buffer(struct.pack("@HP", 1, ctypes.addressof(program)))
 
 
 def _marks(_: Targets) -> str | None:
-    """What shows at a file to others who can read it, too."""
+    """Return what others who can read a file can see at it, else None."""
     for name, mark in (
         ("a lock", lambda file: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)),
         ("a hint", lambda file: fcntl.fcntl(file, _F_SET_RW_HINT, struct.pack("=Q", 0))),

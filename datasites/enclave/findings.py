@@ -42,7 +42,7 @@ class FindingList:
         self.at(getattr(node, "lineno", 1), getattr(node, "col_offset", 0), rule, reason, remedy)
 
     def findings(self) -> tuple[CodeFinding, ...]:
-        """Findings by line and column: the first `MOST_FINDINGS`, and how many more there are."""
+        """Return findings by line and column: the first `MOST_FINDINGS`, and how many more there are."""
         found = sorted(self._found)
         if len(found) <= MOST_FINDINGS:
             return tuple(found)

@@ -104,7 +104,7 @@ def _guarded_import(
 
 
 def _check_kept(module: nn.Module) -> None:
-    """What layers keep beside layers and weights must be plain values: nothing that could be called, read up or grow.
+    """Check that layers keep only plain values beside layers and weights: nothing that could be called, read or grow.
 
     A class or function kept on `self` would let `forward` call what the verifier judged as building code.
     """

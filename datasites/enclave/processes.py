@@ -219,7 +219,7 @@ def readable(descriptor: int, seconds: float | None) -> bool:
 
 
 def family(pid: int) -> Iterator[int]:
-    """A process and all below it, the eldest first. Costs a file for each of their threads."""
+    """Yield a process and all below it, the eldest first. Costs a file for each of their threads."""
     yield pid
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         children: list[str] = []

@@ -234,7 +234,7 @@ def largest_header(reply: type[Reply]) -> int:
 
 
 def encode(message: Message, arrays: Mapping[str, np.ndarray] | None = None) -> list[memoryview]:
-    """A frame as buffers to write one after the other. Raises `ProtocolError` for an array type not in the protocol."""
+    """Encode a frame as buffers to write in order. Raise `ProtocolError` for an array type not in the protocol."""
     layouts, bodies = [], []
     for name, array in (arrays or {}).items():
         if array.dtype.name not in _TYPES:

@@ -139,7 +139,7 @@ class Sandbox:
         }
 
     def command(self, arguments: Sequence[str], shown: Path | None = None, *, template: bool = False) -> list[str]:
-        """The full command line that runs this Python with `arguments`; it empties its environment itself.
+        """Return the full command line that runs this Python with `arguments`; it empties its environment itself.
 
         shown: a folder that is seen read-only at `SHOWN`. template: for our own code alone, which may make namespaces
         there; its forks may not, and see less of /proc (`forking`). Raises `FileNotFoundError`.
@@ -220,7 +220,7 @@ class Sandbox:
 
 
 def find_bwrap(configured: str = "") -> Path:
-    """The bubblewrap program: as configured, else on PATH, else from the wheel; raises `SandboxUnavailable`."""
+    """Find the bubblewrap program: as configured, else on PATH, else from the wheel; raise `SandboxUnavailable`."""
     if configured:
         if os.access(configured, os.X_OK):
             return Path(configured)
@@ -269,7 +269,7 @@ def _show(source: Path) -> list[str]:
 
 
 def _python_paths() -> list[Path]:
-    """This Python's program, standard library, shared library and packages; nothing else of the places they lie in."""
+    """Return this Python's program, standard library, shared library and packages; nothing else from their folders."""
     base = Path(sys.base_prefix)
     wanted = [Path(os.path.realpath(sys.executable)), Path(os.__file__).resolve().parent]
     wanted += [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]

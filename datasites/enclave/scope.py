@@ -56,7 +56,7 @@ class FileNames:
         return {name for name in found if not name.startswith("_") and not name.endswith("_")}
 
     def dotted(self, node: ast.expr) -> str | None:
-        """The dotted torch or math name that an expression such as `F.relu` stands for, else None."""
+        """Return the dotted torch or math name that an expression such as `F.relu` stands for, else None."""
         if isinstance(node, ast.Name):
             return self.aliases.get(node.id)
         if isinstance(node, ast.Attribute):
@@ -134,7 +134,7 @@ def _bind_import(node: ast.AST, name: str, dotted: str, names: FileNames, report
 
 
 def kind_of(dotted: str) -> str | None:
-    """What a dotted name is: "layer", "function", "loss", "initialiser", "value", "module", or None if not allowed."""
+    """Return "layer", "function", "loss", "initialiser", "value" or "module" for a dotted name; None if not allowed."""
     room, _, last = dotted.rpartition(".")
     if dotted in allowed_names.MODULES or dotted == "torch.nn.init":
         return "module"

@@ -115,7 +115,7 @@ class Flow:
 
 
 def analyse(function: ast.FunctionDef, names: FileNames, *, data: bool, method: bool) -> Flow:
-    """The flow of one function. data: its arguments hold rows. method: its first argument is `self`."""
+    """Analyse the flow of one function. data: its arguments hold rows. method: its first argument is `self`."""
     flow = Flow(names)
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     arguments += [extra for extra in (function.args.vararg, function.args.kwarg) if extra is not None]

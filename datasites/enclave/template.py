@@ -117,7 +117,7 @@ class Template:
             threading.Thread(target=start, name="datasites-warming", daemon=True).start()
 
     def process(self, run: str = "worker") -> Process:
-        """The process of a new worker, which has been sent nothing; raises as `start` does, and `OSError`.
+        """Start the process of a new worker, which has been sent nothing; raise as `start` does, and `OSError`.
 
         run: what it does; `forking` names the others.
         """
@@ -273,7 +273,7 @@ class _Running:
 
 
 def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
-    """A pipe whose ends are closed with these stacks."""
+    """Open a pipe whose ends are closed with these stacks."""
     read, write = os.pipe()
     reading.callback(os.close, read)
     writing.callback(os.close, write)
@@ -350,7 +350,7 @@ class Forked(Process):
         self._open.close()  # which may wait for the end of its group
 
     def _said(self) -> int:
-        """The exit code as its keeper says it; killed, where that one was."""
+        """Return the exit code as its keeper reports it; that of a killed process if the keeper was killed."""
         self._life.settimeout(_SECONDS_TO_FORK)
         with contextlib.suppress(OSError, ValueError):
             return int(self._life.recv(_LARGEST_WORD))
@@ -358,7 +358,7 @@ class Forked(Process):
 
 
 def _pid_of(descriptor: int) -> int:
-    """Number, in this namespace, of the process that a descriptor stands for."""
+    """Return the number, in this namespace, of the process that a descriptor stands for."""
     for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
         if line.startswith("Pid:") and (pid := int(line.split()[1])) > 0:
             return pid

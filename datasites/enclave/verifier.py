@@ -112,7 +112,7 @@ def _place(source: str, place: int) -> tuple[int, int]:
 
 
 def _odd(source: str) -> Iterator[int]:
-    """The first place in each line of a character that may not stand there."""
+    """Yield the first place in each line of a character that may not stand there."""
     words = bytearray(len(source))  # 1 inside a comment or a string, which may turn out to be a docstring
     for found in _TOKEN.finditer(source):
         prefix = found["prefix"] or found["one_line"] or ""
@@ -161,7 +161,7 @@ def _formatted(source: str) -> Iterator[int]:
 
 
 def _parse(source: str) -> ast.Module | None:
-    """The tree, or None where some Python from 3.11 to 3.13 would not give one or it is too large to judge."""
+    """Return the tree, or None where some Python from 3.11 to 3.13 would not give one or it is too large to judge."""
     try:
         with warnings.catch_warnings():
             # Which escapes are warned about, and as what, differs between versions and is no concern here.

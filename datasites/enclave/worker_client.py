@@ -242,7 +242,7 @@ class Worker:
         self._ask(protocol.LoadData(partition=name), protocol.Done, self._timeouts.load, partition.arrays())
 
     def initial_parameters(self) -> npt.NDArray[np.float32]:
-        """What `build_model` starts from, float32 (d,); of use to a researcher, for the first global model."""
+        """Return what `build_model` starts from, float32 (d,); a researcher's first global model."""
         layout = _layout("parameters", np.float32, (self.description.count,))
         _, arrays = self._ask(protocol.Initialise(), protocol.Done, self._timeouts.load, gives=layout)
         return self._vector(arrays, layout).astype(np.float32, copy=False)

@@ -79,7 +79,7 @@ class Enclave:
         self._on_rows = False
 
     def failed(self, error: BaseException) -> protocol.Failed:
-        """What to tell the hospital of an error that `answer` raised."""
+        """Return what the hospital learns of an error that `answer` raised."""
         return _failed(error, quoted=not self._on_rows)
 
     def answer(self, request: protocol.Message, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
@@ -160,7 +160,7 @@ class Enclave:
         )
 
     def _check_on_invented(self, module: torch.nn.Module, rows: Rows) -> tuple[Tensors, torch.Tensor]:
-        """That the batch size shows in axis 0 only, with this round's parameters; gives the rows that it took.
+        """Check that the batch size shows in axis 0 only, with this round's parameters; return the rows that it took.
 
         They are the data model's and have the shape of `rows`: what fails here fails whoever the patients are.
         That rows are independent, the trainer probes itself.
@@ -269,7 +269,7 @@ class Enclave:
 
 
 def _failed(error: BaseException, *, quoted: bool) -> protocol.Failed:
-    """What to tell the hospital of an error; quoted: with the text of errors that are not our own refusals."""
+    """Return what the hospital learns of an error; quoted: with the text of errors that are not our own refusals."""
     text = "".join(traceback.format_exception(error))[-6000:] if quoted else _NOT_TOLD
     message = str(error)[:6000]
     refusals: list[tuple[type[BaseException], str]] = [

@@ -19,7 +19,7 @@ MARGIN = 1e-4
 
 @lru_cache(maxsize=256)
 def least_noise(sampling_rate: float, count: int, epsilon: float, delta: float) -> float | None:
-    """The least noise multiplier, rounded upwards, at which `count` releases cost at most (epsilon, delta).
+    """Return the least noise multiplier, rounded upwards, at which `count` releases cost at most (epsilon, delta).
 
     None where no multiplier up to `MOST_NOISE` is enough. What is returned was priced as returned, with the function
     that gates it.

@@ -90,7 +90,7 @@ class ClippedSum:
                 share.add(self._sums[share.parameter], weights, ~keep)
 
     def value(self) -> Gradients:
-        """The sum for each parameter that any row had a share in, float64."""
+        """Return the sum for each parameter that any row had a share in, float64."""
         return {parameter: total.value() for parameter, total in self._sums.items()}
 
 

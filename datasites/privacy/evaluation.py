@@ -50,7 +50,7 @@ def noised_counts(
     ring: RingTerms | None = None,
     randomness: SecureRandom | None = None,
 ) -> Floats | npt.NDArray[np.int64]:
-    """Counts per (score bin, label) with the plan's noise, shape (bins, 2); column 1 is label 1.
+    """Return counts per (score bin, label) with the plan's noise, shape (bins, 2); column 1 is label 1.
 
     scores: in [0, 1], shape (rows,); one that is not a number counts as 0, so that it can't stop or mark a release.
     labels: 0 or 1, shape (rows,); any other counts as 0 with the lowest score. patients: one identifier per row; a row

@@ -40,7 +40,7 @@ class Charge(Agreed):
         return self
 
     def times(self, count: int) -> Charge:
-        """The same mechanism, run so often."""
+        """Return the charge for running the same mechanism `count` times."""
         return self.model_copy(update={"count": count})
 
 

@@ -87,7 +87,7 @@ class RowAttention(nn.Module):
 
 
 def private_form(module: nn.Module) -> nn.Module:
-    """A copy of `module` with every recurrent and attention layer replaced by an equal one that can be clipped.
+    """Return a copy of `module` with every recurrent and attention layer replaced by an equal one that can be clipped.
 
     Raises `UnsupportedModel` for settings with no equal: rows not first, projections, biases of keys and values.
     """

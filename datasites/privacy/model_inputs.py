@@ -26,7 +26,7 @@ def binary_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def tensors(x: Inputs) -> dict[str | int, Tensor]:
-    """Inputs as tensors, by position (0, 1, ...) or by name; tensors stay as they are."""
+    """Return inputs as tensors, by position (0, 1, ...) or by name; tensors stay as they are."""
     named: dict[str | int, Array | Tensor] = {}
     if isinstance(x, Mapping):
         named.update(x)
@@ -41,12 +41,12 @@ def tensor(part: Array | Tensor) -> Tensor:
 
 
 def take(inputs: Tensors, rows: Tensor) -> dict[str | int, Tensor]:
-    """The given rows of each input."""
+    """Return the given rows of each input."""
     return {name: part[rows] for name, part in inputs.items()}
 
 
 def slots_of(inputs: Tensors, rows: Tensor, slots: int) -> dict[str | int, Tensor]:
-    """The given rows of each input in the first of `slots` places, and zeros in the rest."""
+    """Return the given rows of each input in the first of `slots` places, and zeros in the rest."""
     return {name: slots_part(part, rows, slots) for name, part in inputs.items()}
 
 

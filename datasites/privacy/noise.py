@@ -58,11 +58,11 @@ class SecureRandom:
         self._calls = itertools.count()
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """A numpy `Generator` on AES-128 in counter mode."""
+        """Return a numpy `Generator` on AES-128 in counter mode."""
         return np.random.Generator(AESCounter(key=int.from_bytes(self._derive("generator", purpose, 16), "little")))
 
     def keystream(self, purpose: str) -> CipherContext:
-        """An AES-256-CTR encryptor; what it makes of zeros is its keystream."""
+        """Make an AES-256-CTR encryptor; what it makes of zeros is its keystream."""
         material = self._derive("keystream", purpose, 48)
         return Cipher(algorithms.AES256(material[:32]), modes.CTR(material[32:])).encryptor()
 

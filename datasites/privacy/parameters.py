@@ -14,7 +14,7 @@ from datasites.study.manifest import PARAMETER_BOUND
 
 
 def dimension(module: nn.Module) -> int:
-    """Number of parameters d, frozen ones included."""
+    """Count the parameters d, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

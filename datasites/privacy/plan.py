@@ -102,7 +102,7 @@ class PrivacyPlan(Agreed):
         return self._steps(self.local_noise_multiplier, self.steps_per_round)
 
     def event_if_records_were_patients(self, records: int) -> Event:
-        """What a patient with `records` records would really pay if each record were sampled and clipped as a patient.
+        """Return what a patient with `records` records would pay if each record were sampled and clipped as a patient.
 
         An upper bound: such a patient enters a step with chance 1 - (1 - rate)^records and then moves the sum by
         up to records x clip. For the data steward, who must decide whether the table has a patient column.
@@ -128,7 +128,7 @@ class PrivacyPlan(Agreed):
         mode: Literal["local", "distributed"] = "local",
         honest: int | None = None,
     ) -> PrivacyPlan:
-        """The plan with the least noise whose whole event costs at most (epsilon, delta) by PLD.
+        """Return the plan with the least noise whose whole event costs at most (epsilon, delta) by PLD.
 
         Raises `PlanError` when no noise multiplier up to 10,000 does, or for more steps than can be priced, and
         `ValidationError` for figures out of range.
@@ -228,7 +228,7 @@ class EvaluationPlan(Agreed):
         *,
         edges: tuple[float, ...] | None = None,
     ) -> Self:
-        """The plan that spends at most (epsilon, delta), by PLD, on held-out patients over the study.
+        """Return the plan that spends at most (epsilon, delta), by PLD, on held-out patients over the study.
 
         Composed Gaussians are one Gaussian with 1/z^2 = sum of 1/z_i^2, so budget is split in that measure (zCDP):
         `evaluation.interim_share` goes to the interim evaluations in equal parts, the rest to the final one. Interim

@@ -133,7 +133,7 @@ def _double(inputs: Tensors) -> dict[str | int, Tensor]:
 
 
 def _together(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
-    """What the rows give in one batch, rows first in each: output, loss, each layer's input and output gradient."""
+    """Run the rows in one batch; return, rows first: output, loss, each layer's input and output gradient."""
     with recording(module) as made, Clamping():
         output = forward(module, {name: part.to(device) for name, part in inputs.items()})
         losses = loss(output, target.to(device))

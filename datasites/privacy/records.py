@@ -123,7 +123,7 @@ def recording(module: nn.Module) -> Iterator[LayerTrace]:
 
 
 def rows_of(tensor: Tensor) -> tuple[Tensor, int | None]:
-    """What `torch.vmap` holds behind a tensor that model code sees, and the axis of the rows in it; None outside."""
+    """Return what `torch.vmap` holds behind a tensor of model code, and the axis of its rows; None outside."""
     if not torch._C._functorch.is_batchedtensor(tensor):
         return tensor, None
     return torch._C._functorch.get_unwrapped(tensor), torch._C._functorch.maybe_get_bdim(tensor)

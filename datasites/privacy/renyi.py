@@ -43,7 +43,7 @@ class BudgetTooSmall(DatasitesError, ValueError):
 
 
 def filter_order(epsilon: float, delta: float) -> int:
-    """The Renyi order at which a population's budget of (epsilon, delta) is opened, for good.
+    """Return the Renyi order at which a population's budget of (epsilon, delta) is opened, for good.
 
     Of `ORDERS`, the one whose filter admits most plain Gaussian releases: a Gaussian's divergence at order alpha is
     alpha x rho (zCDP), so most rho fits where B(alpha) / alpha is largest. For the usual plans, a sampled Gaussian's

@@ -40,12 +40,12 @@ class HospitalLimits:
 
     @classmethod
     def of(cls, study: StudyTerms) -> HospitalLimits:
-        """What the study itself asks for."""
+        """Return what the study itself asks for."""
         privacy = study.privacy
         return cls(privacy.epsilon, privacy.delta, privacy.sampling_rate)
 
     def within(self, study: StudyTerms) -> HospitalLimits:
-        """These limits, or what the study asks for where that is less."""
+        """Return these limits, or what the study asks for where that is less."""
         asked = HospitalLimits.of(study)
         return HospitalLimits(
             min(self.epsilon, asked.epsilon),
@@ -55,7 +55,7 @@ class HospitalLimits:
         )
 
     def for_each_side(self, study: StudyTerms) -> HospitalLimits:
-        """These limits with the epsilon for either mechanism at which both together keep within the present one."""
+        """Return these limits with the epsilon for each mechanism at which both together cost at most this one."""
         delta = priced_delta(study, self)
         for part in PARTS:
             each = replace(self, epsilon=part * self.epsilon)
@@ -116,7 +116,7 @@ class StudyPlan:
         evaluation: EvaluationPlan,
         prices: Prices | None = None,
     ) -> StudyPlan:
-        """The plans of a study as they were made within `limits` (`plan_of` makes them)."""
+        """Return the plans of a study as they were made within `limits` (`plan_of` makes them)."""
         cohort, own = study.cohort, limits.within(study)
         return cls(
             training=training,
@@ -203,7 +203,7 @@ class StudyPlan:
         )
 
     def sharing(self) -> tuple[str, ...]:
-        """What distributed mode rests on and what it adds, in sentences; none in local mode."""
+        """Say what distributed mode rests on and what it adds, in sentences; nothing in local mode."""
         if not self.is_distributed:
             return ()
         wave = "on"
@@ -223,7 +223,7 @@ class StudyPlan:
         )
 
     def __str__(self) -> str:
-        """The plan in a few lines."""
+        """Describe the plan in a few lines."""
         plan, counts = self.training, self.evaluation
         return "\n".join(
             [
@@ -252,7 +252,7 @@ def delta_in_words(delta: float, patients: int | None, accepted: float = 0.0) ->
 
 
 def plan_of(study: StudyTerms, limits: HospitalLimits | None = None) -> StudyPlan:
-    """The plans of a study, within a hospital's `limits` if given; raises `PlanError` with the figure that would fit.
+    """Plan a study, within a hospital's `limits` if given; raise `PlanError` with the figure that would fit.
 
     Local mode: calibrated at the stricter of both. Distributed mode: the study's own terms, or refused.
     """
@@ -265,7 +265,7 @@ def plan_of(study: StudyTerms, limits: HospitalLimits | None = None) -> StudyPla
 
 
 def priced_delta(study: StudyTerms, limits: HospitalLimits) -> float:
-    """What is left of delta for the mechanisms once the chance is paid that noise passes the secure sum's bound.
+    """Return what is left of delta for the mechanisms once the chance is paid that noise passes the secure sum's bound.
 
     Raises `PlanError` where less is left than anything is priced at. In local mode all of it is.
     """
@@ -298,7 +298,7 @@ def _counts(study: StudyTerms, limits: HospitalLimits) -> EvaluationPlan:
 
 
 def _shared(study: StudyTerms, limits: HospitalLimits) -> tuple[PrivacyPlan, EvaluationPlan]:
-    """The study's own plans in distributed mode, if they lie within `limits`.
+    """Return the study's own plans in distributed mode, if they lie within `limits`.
 
     Else raises `PlanError`, with figures in all their digits: a rounded one may not fit, and noise that is the least
     at one delta is not at a smaller one.

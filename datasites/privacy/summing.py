@@ -20,7 +20,7 @@ class Sum:
         self._folded: tuple[Tensor, Tensor] | None = None
 
     def block(self, additions: int, most: int) -> Tensor:
-        """What to add to, in place, with at most `additions` additions on a coordinate.
+        """Return what to add to, in place, with at most `additions` additions on a coordinate.
 
         most: additions that may lie on one coordinate of a block, `additions` included.
         """
@@ -30,7 +30,7 @@ class Sum:
         return self._block
 
     def value(self) -> Tensor:
-        """The sum of all that was added."""
+        """Return the sum of all that was added."""
         if self._folded is None:
             return self._block.clone()
         self._fold()

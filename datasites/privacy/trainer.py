@@ -314,7 +314,7 @@ class _Optimiser:
         self._second = np.zeros(size)
 
     def direction(self, step: int, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """What to subtract from the parameters in step 0, 1, ... of this round."""
+        """Return what to subtract from the parameters in step 0, 1, ... of this round."""
         rate = self._rate(step)
         if self._local.optimiser == "adam":
             beta, decay = self._local.momentum or 0.9, 0.999

@@ -313,7 +313,7 @@ class Federation:
         return pd.DataFrame(rows, columns=["hospital", "email", "dataset", "summary"])
 
     def mock(self, email: str, dataset: str) -> pd.DataFrame:
-        """A hospital's mock table, checked against the hospital's signature."""
+        """Return a hospital's mock table, checked against the hospital's signature."""
         return pd.read_csv(io.BytesIO(self._control.mock(email, dataset)))
 
     def submit(self, study: Study) -> str:
@@ -422,7 +422,7 @@ class Federation:
     def start(
         self, study: Study, *, round_timeout: float = ROUND_TIMEOUT, setup_patience: float = SETUP_PATIENCE
     ) -> Run:
-        """The run of a study, new or as it was left; nothing is sent before `complete` or `next_round`.
+        """Return the run of a study, new or as it was left; nothing is sent before `complete` or `next_round`.
 
         round_timeout: seconds after which a round fails for which too few hospitals have answered. setup_patience:
         seconds for which certificates, and then readiness, of hospitals are waited for. More than 0, or `InputError`.
@@ -472,7 +472,7 @@ class Federation:
         return [email for email, decision in self._decisions(study).items() if decision.state in APPROVED]
 
     def _decisions(self, study: Study) -> dict[str, JobDecision]:
-        """What each hospital of the cohort has said, after a sync, also one that is pinned no more."""
+        """Return what each hospital of the cohort has decided, after a sync, also one that is no longer pinned."""
         self._control.sync()
         return {email: self._decision(email, study) for email in study.terms.cohort.hospitals}
 

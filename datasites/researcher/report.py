@@ -32,7 +32,7 @@ _FIGURES: dict[str, tuple[Unit, Callable[[DPEvaluation], Estimate]]] = {
 
 
 def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
-    """The DP evaluation of one round; raises `RunError` when that round held none."""
+    """Return the DP evaluation of one round; raise `RunError` when that round held none."""
     if record.counts is None:
         raise RunError(f"round {record.round}: held no evaluation")
     bins = run.study.terms.evaluation.bins
@@ -40,7 +40,7 @@ def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
 
 
 def final_evaluation(run: Run) -> DPEvaluation:
-    """The evaluation of the final model; raises `RunError` before it was held, and where it failed."""
+    """Return the evaluation of the final model; raise `RunError` before it was held, and where it failed."""
     return evaluation_of(run, _final_record(run))
 
 
@@ -90,7 +90,7 @@ def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
 
 
 def result(run: Run) -> dict[str, Any]:
-    """The whole report as plain data; the guide of this room (README.md) says what each field is."""
+    """Return the whole report as plain data; the guide of this room (README.md) says what each field is."""
     heads = {email: head for record in run.state.rounds for email, head in record.heads.items()}
     heads |= {email: account.head for email, account in run.state.accounts.items()}
     finished = [record for record in run.state.rounds if record.train]
@@ -178,7 +178,7 @@ def _final(run: Run) -> dict[str, Any]:
 
 
 def _figures(evaluate: Callable[[], DPEvaluation], *names: str) -> dict[str, dict[str, Any]]:
-    """These figures of an evaluation, or all, each by itself: what it is, or why it is not known."""
+    """Return these figures of an evaluation, or all, each by itself: what it is, or why it is not known."""
     return {name: _figure(evaluate, *_FIGURES[name]) for name in names or _FIGURES}
 
 

@@ -54,7 +54,7 @@ class Study:
         return f"{self.terms.name}-{self.hash[:12]}"
 
     def check(self) -> tuple[CodeFinding, ...]:
-        """What a hospital's static verifier finds in `model.py`; empty when clean. Executes nothing."""
+        """Return what a hospital's static verifier finds in `model.py`; empty when clean. Executes nothing."""
         return verify(self.package.source)
 
     def worker(
@@ -63,7 +63,7 @@ class Study:
         mock: pd.DataFrame | None = None,
         began: Callable[[Worker], None] | None = None,
     ) -> Worker:
-        """A sandboxed worker on this study, with `mock` rows where given; close it after use. began: `Worker.start`.
+        """Start a sandboxed worker, with `mock` rows if given; close it after use. began: see `Worker.start`.
 
         Raises `WorkerError` or `SandboxUnavailable`.
         """
@@ -78,7 +78,7 @@ class Study:
         )
 
     def plan(self) -> StudyPlan:
-        """What the study costs, and what its threshold does; print it, or look at `table()`.
+        """Return what the study costs and what its threshold does; print it, or look at `table()`.
 
         As of a hospital without stricter limits. Raises `PlanError` where no noise fits, or in distributed mode where
         the study's doesn't; it names the figure that does.
@@ -99,6 +99,6 @@ class Study:
     def initial_model(
         self, sandbox: Sandbox | None = None, began: Callable[[Worker], None] | None = None
     ) -> tuple[npt.NDArray[np.float32], Description]:
-        """What `build_model` starts from, float32 (d,), and its tensors in flattening order."""
+        """Return what `build_model` starts from, float32 (d,), and its tensors in flattening order."""
         with self.worker(sandbox, began=began) as worker:
             return worker.initial_parameters(), worker.description

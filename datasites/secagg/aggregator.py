@@ -65,7 +65,7 @@ class Aggregator:
     # -- setup ---------------------------------------------------------------------------------------------------
 
     def start(self) -> AggregatorState:
-        """The state before anything has come."""
+        """Return the state before any message has come."""
         return AggregatorState(EpochRecord(context=self.context.digest_once))
 
     def receive_certificate(

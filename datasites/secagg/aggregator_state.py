@@ -104,11 +104,11 @@ class AggregatorState:
     enrolment: Enrolment | None = None
 
     def with_record(self, **changes: object) -> Self:
-        """The state with fields of the record replaced."""
+        """Return the state with fields of the record replaced."""
         return replace(self, record=self.record.model_copy(update=changes))
 
     def with_round(self, **changes: object) -> Self:
-        """The state with fields of the open round replaced."""
+        """Return the state with fields of the open round replaced."""
         assert self.record.round is not None
         return self.with_record(round=self.record.round.model_copy(update=changes))
 

@@ -38,7 +38,7 @@ class Neighbourhood:
 
     @classmethod
     def ring(cls, size: int, threshold: int, colluders: int) -> Neighbourhood:
-        """The smallest ring that is safe for any n - t dropouts and c colluders; complete if that is no ring."""
+        """Return the smallest ring that is safe for any n - t dropouts and c colluders; complete if that is no ring."""
         gone = size - threshold
         degree = 2 * gone + colluders
         degree += degree % 2

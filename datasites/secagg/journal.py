@@ -132,14 +132,14 @@ class Journal:
         self._unclean = False
 
     def sent(self, kind: type[Message], recipient: str | None = None) -> bytes | None:
-        """The committed bytes of this epoch's (or open round's) newest message of a kind, to send again.
+        """Return the committed bytes of this epoch's (or open round's) newest message of a kind, to send again.
 
         `recipient` chooses among messages of one kind to several (share bundles); None where there is one only.
         """
         return self._find(kind.kind, recipient)
 
     def masked(self) -> MaskedVector | None:
-        """The open round's masked vector as it was committed, to send again; None if there is none."""
+        """Return the open round's masked vector as it was committed, to send again; None if there is none."""
         state = self.state
         if state is None or state.open is None or state.open.header is None:
             return None

@@ -59,7 +59,7 @@ class Stretch(Agreed):
     chained: Sha256 = "0" * 64
 
     def and_then(self, entries: Iterable[Agreed]) -> tuple[Stretch, bytes]:
-        """The stretch with `entries` after it, and the bytes that they add."""
+        """Return the stretch with `entries` after it, and the bytes that they add."""
         chained, added = self.chained, []
         for entry in entries:
             data = entry.canonical()
@@ -216,7 +216,7 @@ def lay_out(state: MemberState, sent: tuple[JournalledMessage, ...], before: Lay
 
 
 def read(folder: Path) -> Layout | None:
-    """The layout that lies in `folder`, checked against its record; None where there is no record.
+    """Return the layout that lies in `folder`, checked against its record; None where there is no record.
 
     Raises `JournalDamaged`, without the contents, for anything but what `lay_out` writes.
     """
@@ -327,7 +327,7 @@ def _secrets_of(data: bytes) -> RoundSecrets:
 
 
 def _split(data: bytes) -> Iterator[RoundSecrets]:
-    """The secrets of all rounds, before any share is held by round."""
+    """Yield the secrets of all rounds, before any share is held by round."""
     place = 0
     while place < len(data):
         _, key, seed = _SECRETS.unpack_from(data, place)

@@ -35,12 +35,12 @@ class Mask:
     sign: Literal[1, -1]
 
     def opposite(self) -> Mask:
-        """The stream that undoes this one."""
+        """Return the stream that undoes this one."""
         return Mask(self.key, -1 if self.sign == 1 else 1)
 
 
 def pairwise(own: X25519PrivateKey, other: bytes, *, manifest: bytes, epoch: bytes, me: int, peer: int) -> Mask:
-    """The mask that two hospitals share in a round: the one in the lower place adds it, the other takes it away.
+    """Return the mask that two hospitals share in a round: the one in the lower place adds it, the other subtracts it.
 
     `own` is this hospital's key of the round, `other` the peer's public key (32 bytes), `manifest` and `epoch` are
     SHA-256 digests (32 bytes) and `me`, `peer` places in the epoch. Raises `ValueError` for a low-order public key.
@@ -52,7 +52,7 @@ def pairwise(own: X25519PrivateKey, other: bytes, *, manifest: bytes, epoch: byt
 
 
 def self_mask(seed: bytes, *, manifest: bytes, epoch: bytes, me: int) -> Mask:
-    """The mask that hides a vector that arrives after its sender was taken for gone."""
+    """Return the mask that hides a vector that arrives after its sender was counted as dropped out."""
     return Mask(_derive(seed, manifest, b"datasites/1 self mask" + epoch + bytes((me,))), 1)
 
 

@@ -174,7 +174,7 @@ class Ready(Message):
         return canonical_json({**rest, "commitments": sha256_hex(self.commitments)})
 
     def to_bytes(self) -> bytes:
-        """The size of the canonical bytes, these without the commitments, and the commitments."""
+        """Return the size of the canonical bytes, these without the commitments, and the commitments."""
         rest = self.canonical()
         return b"".join((_SIZE.pack(len(rest)), rest, self.commitments))
 
@@ -251,7 +251,7 @@ class MaskedVector:
             )
 
     def vector(self) -> Ring:
-        """The payload as uint32, without a copy."""
+        """Return the payload as uint32, without a copy."""
         return np.frombuffer(self.payload, np.dtype("<u4"))
 
 

@@ -40,14 +40,14 @@ class Reports(Agreed):
     said: tuple[SetupReport, ...] = ()
 
     def own(self, epoch: Epoch, sender: str) -> str | None:
-        """The digest of a hospital's columns by its own word; None before it was ready."""
+        """Return the digest of a hospital's columns as it reported it; None before it was ready."""
         for report in self.said:
             if report.sender == sender:
                 return self.digests[epoch.place(sender)][report.own - 1]
         return None
 
     def with_report(self, epoch: Epoch, sender: str, columns: str, seen: Iterable[HeldCommitments]) -> Self:
-        """These reports with one hospital's in the place of its earlier one."""
+        """Return these reports with one hospital's in the place of its earlier one."""
         digests = [list(known) for known in self.digests] or [[] for _ in epoch.members]
 
         def number(place: int, digest: str) -> int:

@@ -163,7 +163,7 @@ def awaited(identity: Identity, context: EpochTerms, state: MemberState) -> froz
 
 
 def ready(identity: Identity, context: EpochTerms, state: MemberState) -> tuple[MemberState, Ready]:
-    """What this hospital tells the aggregator once it has shared: whose shares it holds, its own commitments.
+    """Return what this hospital tells the aggregator once it has shared: whose shares it holds, its own commitments.
 
     It takes in no share after that, so the key that opens bundles has done its work and is destroyed, whether all have
     come or not. Left here, it would open the stored ones, and with them past rounds, to whoever seizes it.
@@ -193,7 +193,7 @@ def ready(identity: Identity, context: EpochTerms, state: MemberState) -> tuple[
 
 
 def enrolled(context: EpochTerms, state: MemberState) -> Epoch:
-    """The epoch of a state that has shared; its certificates were checked then."""
+    """Return the epoch of a state that has shared; its certificates were checked then."""
     if state.context != context.digest_once:
         raise BadTerms("member: this state belongs to other terms; load the state of this epoch")
     if state.enrolment is None or state.binding is None:
@@ -202,7 +202,7 @@ def enrolled(context: EpochTerms, state: MemberState) -> Epoch:
 
 
 def column(epoch: Epoch, owner: int, holder: int, piece: bytes) -> bytes:
-    """Commitments to all shares that `holder` gets from `owner`: per round, key then seed, 32 bytes each."""
+    """Return commitments to all shares that `holder` gets from `owner`: per round, key then seed, 32 bytes each."""
     leaves = []
     for index, number in enumerate(epoch.context.rounds):
         pair = piece[index * PAIR : (index + 1) * PAIR]
@@ -218,7 +218,7 @@ def _associated(context: EpochTerms, epoch: Epoch, owner: str, holder: str) -> b
 
 
 def _by_round(context: EpochTerms, epoch: Epoch, me: str, state: MemberState) -> tuple[RoundSecrets, ...]:
-    """The rounds' secrets with all shares that are held, which came by peer."""
+    """Return the rounds' secrets with all shares that are held, which came by peer."""
     columns = {epoch.place(one.owner): one.shares for one in state.accepted} | {epoch.place(me): state.own_shares}
     secrets = []
     for index, one in enumerate(state.secrets):

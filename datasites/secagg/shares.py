@@ -65,7 +65,7 @@ def split(secret: bytes, threshold: int, places: Sequence[int]) -> dict[int, byt
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret from shares by place; uses the `threshold` lowest places. Raises `TooFew` below the threshold.
+    """Combine shares by place into the secret; use the `threshold` lowest places. Raise `TooFew` below the threshold.
 
     Wrong shares give a wrong secret: the caller checks it against the owner's certificate.
     """

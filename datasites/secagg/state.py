@@ -31,11 +31,11 @@ class RoundSecrets(Agreed):
     held: Octets = Field(default=b"", repr=False)
 
     def key_share(self, place: int) -> bytes:
-        """The share held of the round key of the hospital in `place`."""
+        """Return the share held of the round key of the hospital in `place`."""
         return self.held[place * PAIR : place * PAIR + SECRET]
 
     def seed_share(self, place: int) -> bytes:
-        """The share held of the self-mask seed of the hospital in `place`."""
+        """Return the share held of the self-mask seed of the hospital in `place`."""
         return self.held[place * PAIR + SECRET : (place + 1) * PAIR]
 
 
@@ -101,7 +101,7 @@ class MemberState(Agreed):
     released: tuple[Released, ...] = ()
 
     def of_round(self, round_number: int) -> RoundSecrets | None:
-        """The secrets of a round, or None once they are destroyed."""
+        """Return the secrets of a round, or None once they are destroyed."""
         return next((secrets for secrets in self.secrets if secrets.round == round_number), None)
 
     @property
@@ -111,7 +111,7 @@ class MemberState(Agreed):
         return frozenset(mine | {peer.owner for peer in self.accepted})
 
     def step(self, event: str, detail: str, **changes: object) -> Self:
-        """The next state: `changes` made, and the event chained into the journal's head."""
+        """Return the next state: `changes` made, and the event chained into the journal's head."""
         sequence, head = self.next_link(event, detail)
         return self.model_copy(update={**changes, "sequence": sequence, "head": head, "parent": self.head})
 

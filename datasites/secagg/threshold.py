@@ -16,7 +16,7 @@ MINIMUM_PARTICIPANTS = 3
 
 
 def choose_threshold(hospitals: int, colluders: int, *, one_list: bool = False) -> int:
-    """The least threshold that is safe for c colluders and not below the usual floor(2n/3) + 1, nor below 3.
+    """Return the least threshold that is safe for c colluders and not below the usual floor(2n/3) + 1, nor below 3.
 
     A low threshold tolerates more dropouts. Raises `BadTerms` where even t = n leaves fewer than two honest
     hospitals in a sum.

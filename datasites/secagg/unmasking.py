@@ -52,7 +52,7 @@ def solve(
     answers: Iterable[UnmaskShares],
     commitments: Callable[[str], bytes | None],
 ) -> Unmasking:
-    """The masks that are left in the survivors' sum, with the sign that removes them.
+    """Return the masks that are left in the survivors' sum, with the sign that removes them.
 
     commitments: what a hospital committed to, None where that can't be had; asked for only where a share is wrong.
     Raises `TooFew` when a secret has fewer shares than the threshold, `WrongShare` naming the senders of wrong shares
@@ -123,7 +123,7 @@ def _certified(epoch: Epoch, number: int, owner: int, secret: bytes, *, seed: bo
 def _right(
     epoch: Epoch, number: int, owner: int, pieces: dict[int, bytes], committed: bytes, *, seed: bool
 ) -> dict[int, bytes]:
-    """The shares that match what their owner committed to."""
+    """Return the shares that match what their owner committed to."""
     holders = epoch.graph.holders(owner)
     rounds = len(epoch.context.rounds)
     good = {}

@@ -32,12 +32,12 @@ _SHORTEST = 3
 
 
 def shown(address: str) -> str:
-    """The address with *** in the place of each secret."""
+    """Return the address with *** in the place of each secret."""
     return _split(address)[0]
 
 
 def hidden(text: str, address: str) -> str:
-    """A text of somebody else (an error, say) without the secrets of this address."""
+    """Return a text from elsewhere (an error, say) without the secrets of this address."""
     safe, secrets = _split(address)
     text = text.replace(address, safe) if address else text
     for secret in sorted(secrets, key=len, reverse=True):
@@ -62,7 +62,7 @@ def is_address(text: str) -> bool:
 
 
 def fault_of(address: str) -> str:
-    """What makes an address with a host one that parsers read differently, in words; "" for none. Holds no secret."""
+    """Say what makes parsers read an address with a host differently; "" for nothing. Holds no secret."""
     userinfo, at, server = address.partition("://")[2].rpartition("@")
     if at and (re.search(r"[\[\]]", userinfo) or re.search(r":.*[/?#@\s]", userinfo, re.DOTALL)):
         return f"has a user or a password that is not escaped; {ESCAPES}"
@@ -77,7 +77,7 @@ def fault_of(address: str) -> str:
 
 
 def _ports(rest: str) -> list[str]:
-    """What stands where ports do, of one server or several."""
+    """Return what stands where ports do, of one server or several."""
     servers = re.sub(r"\[[0-9A-Fa-f:.%]*\]", "", re.split("[/?#]", rest)[0])
     return [server.partition(":")[2] for server in servers.split(",") if ":" in server]
 
@@ -87,7 +87,7 @@ def _is_port(text: str) -> bool:
 
 
 def _split(address: str) -> tuple[str, set[str]]:
-    """The address as it may be shown, and the secrets in it."""
+    """Return the address as it may be shown, and the secrets in it."""
     secrets: set[str] = set()
     scheme, separator, rest = address.partition("://")
     if not separator:

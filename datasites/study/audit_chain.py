@@ -123,7 +123,7 @@ def _fork_part(continues: PublicHead, goes_on: PublicHead) -> bytes:
 
 
 def read_any_head(data: bytes) -> Head | PublicHead:
-    """A head that another party holds, of either format; raises `ValueError` for anything else."""
+    """Read a head that another party holds, of either format; raise `ValueError` for anything else."""
     return _ANY_HEAD.validate_json(data)
 
 
@@ -167,7 +167,7 @@ def head_file(path: Path) -> Path:
 
 
 def genesis(public_key: str) -> str:
-    """What the first record has as its `previous`; it ties the chain to one hospital's key (hex)."""
+    """Return what the first record has as its `previous`; it ties the chain to one hospital's key (hex)."""
     return sha256_hex(b"datasites audit 1\0" + bytes.fromhex(public_key))
 
 
@@ -214,7 +214,7 @@ def records(path: Path) -> Iterator[LogRecord]:
 
 
 def kept_heads(path: Path, public_key: str) -> list[PublicHead]:
-    """What the log at `path` holds of the log of whose key this is (hex): heads to compare that one with.
+    """Return what the log at `path` holds of the log of whose key this is (hex): heads to compare that one with.
 
     Whether they are signed by it is for `verify` to see. Raises `AuditError` and `OSError`.
     """
@@ -416,8 +416,9 @@ def _check_checkpoint(record: LogRecord, public_key: str) -> None:
 
 
 def read_head(path: Path, public_key: str) -> tuple[Head, int, int] | None:
-    """The newest signed head of the two slots, with the length of the log that it was written at, and its releases
-    (-1 where it does not say)."""
+    """Return the newest signed head of the two slots, with the length of the log that it was written at, and its
+    releases (-1 where it does not say).
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -23,7 +23,7 @@ class Agreed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def canonical(self) -> bytes:
-        """The one byte string of this value."""
+        """Return the one byte string of this value."""
         return canonical_json(self.model_dump(mode="json"))
 
     def digest(self) -> str:

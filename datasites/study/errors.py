@@ -178,7 +178,7 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
 
 
 def _line_of_long_key(text: str) -> int:
-    """The first line with a key of too many parts, 0 where there is none."""
+    """Return the first line with a key of too many parts, 0 where there is none."""
     parts, joined = 0, False
     for found in _TOKENS.finditer(text):
         if found.lastgroup == "part":
@@ -206,7 +206,7 @@ def read_toml(path: Path, model: type[Model]) -> Model:
 
 
 def explain(error: ValidationError, model: type[BaseModel] | None = None, *, quote: bool = True) -> str:
-    """The first fault of a validation in words: key, rule, and what stood there; then how many more there are.
+    """Describe the first fault of a validation: key, rule, and what stood there; then how many more there are.
 
     model: what was validated against, so that an unknown key can be told with the known ones. `quote=False` leaves out
     what stood there, which may be a secret.
@@ -232,7 +232,7 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None, *, quo
 
 
 def _known_keys(model: type[BaseModel], place: Iterable[int | str]) -> tuple[str, ...]:
-    """The keys that are known where an unknown one stood, sorted; none where several kinds of table may stand there."""
+    """Return the keys known where an unknown one stood, sorted; none where several kinds of table may stand."""
     *path, _ = place
     for part in path:
         if isinstance(part, int):

@@ -43,7 +43,7 @@ def replace_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) 
 
 
 def write_beside(path: Path, pieces: Iterable[bytes | memoryview], *, mode: int = 0o600) -> Path:
-    """The first half of `replace_durably`, which takes longer the more data there is; returns the file beside it."""
+    """Write a file beside `path` and return it: the first half of `replace_durably`, which grows with the data."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
@@ -55,7 +55,7 @@ def write_beside(path: Path, pieces: Iterable[bytes | memoryview], *, mode: int 
 
 
 def put_in_place(path: Path) -> None:
-    """The second half: put what was written beside `path` there; the same work whatever the size."""
+    """Put what was written beside `path` in its place: the second half; the same work whatever the size."""
     move_durably(path.with_name(path.name + ".new"), path)
 
 

@@ -50,7 +50,7 @@ class Holder(Agreed):
 
     @classmethod
     def here(cls) -> Holder:
-        """This process, from now on."""
+        """Return this process, from now on."""
         now = datetime.datetime.now(datetime.UTC)
         return cls(process=os.getpid(), machine=_machine(), since=f"{now:%Y-%m-%d %H:%M} UTC")
 
@@ -140,7 +140,7 @@ def _machine() -> str:
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system that a folder lies on; "unknown" where the system doesn't say."""
+    """Return the type of the file system that a folder lies on; "unknown" where the system doesn't say."""
     real, best, kind = os.path.realpath(folder), "", "unknown"
     try:
         mounts = MOUNTS.read_text(errors="surrogateescape").splitlines()

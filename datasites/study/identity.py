@@ -41,7 +41,7 @@ class BadSignature(IdentityError):
 
 
 def identity_key(name: str) -> str:
-    """What tells one person, party, organisation or address from another: names of one key are one.
+    """Return what tells one person, party, organisation or address from another: names of one key are one.
 
     Capitals, widths and compositions of letters, spaces, and what is not seen, tell nobody apart; letters that only
     look alike do (those of other scripts, i without its dot). Names are compared by it and kept as they were written,
@@ -59,7 +59,7 @@ def same_identity(one: str, other: str) -> bool:
 
 
 def written_twice(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two of these names that are one, or None."""
+    """Return the first two of these names that are one, or None."""
     seen: dict[str, str] = {}
     for name in names:
         if (key := identity_key(name)) in seen:
@@ -69,7 +69,7 @@ def written_twice(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def fingerprint(public_key: str) -> str:
-    """What two people read to each other by telephone: 40 hex digits of SHA-256(key) in groups of four."""
+    """Return what two people compare by telephone: 40 hex digits of SHA-256(key) in groups of four."""
     digest = hashlib.sha256(bytes.fromhex(public_key)).hexdigest()[:40]
     return " ".join(digest[i : i + 4] for i in range(0, 40, 4))
 
@@ -116,7 +116,7 @@ class Identity:
 
     @classmethod
     def generate(cls, email: str) -> Identity:
-        """A new key from the operating system's generator."""
+        """Make a new key from the operating system's generator."""
         return cls(email, Ed25519PrivateKey.generate())
 
     def save(self, path: Path, passphrase: str | None = None) -> None:
@@ -263,7 +263,7 @@ class Roster(Agreed):
         return canonical_json(fields)
 
     def get(self, email: str) -> RosterEntry:
-        """The pinned entry of `email`; raises `IdentityError` when there is none (I9)."""
+        """Return the pinned entry of `email`; raise `IdentityError` when there is none."""
         for entry in self.entries:
             if entry.email == email:
                 return entry
@@ -273,7 +273,7 @@ class Roster(Agreed):
         raise IdentityError(f"roster: {email} is not pinned; compare fingerprints and run `datasites roster pin`")
 
     def pin(self, entry: RosterEntry) -> Roster:
-        """A roster with `entry` added.
+        """Return a roster with `entry` added.
 
         Raises `IdentityError` if another entry is pinned for that mailbox, however it is written, or if the key was
         revoked, and `InputError` for an entry with characters that people don't see.
@@ -299,17 +299,17 @@ class Roster(Agreed):
         return Roster(entries=(*self.entries, entry), revoked=self.revoked)
 
     def without(self, email: str) -> Roster:
-        """A roster without `email`, which may be pinned again later."""
+        """Return a roster without `email`, which may be pinned again later."""
         self.get(email)
         return Roster(entries=tuple(entry for entry in self.entries if entry.email != email), revoked=self.revoked)
 
     def revoke(self, email: str) -> Roster:
-        """A roster without `email` that never takes its key again (lost, stolen, or no longer trusted)."""
+        """Return a roster without `email` that never takes its key again (lost, stolen, or no longer trusted)."""
         entry = self.get(email)
         return Roster(entries=self.without(email).entries, revoked=(*self.revoked, entry.public_key))
 
     def hand_over(self, change: HandOver) -> Roster:
-        """A roster with the entry that `change` replaces exchanged for its new one; the old key is never taken again.
+        """Return a roster with the new entry of `change` in place of the old one, whose key is never taken again.
 
         Raises `IdentityError` when the change isn't signed by the pinned key and the new one, or not for this entry.
         """

@@ -58,7 +58,7 @@ def ready_kind(epoch: int) -> str:
 
 
 def setup_epoch(kind: str) -> tuple[str, int] | None:
-    """What a setup letter is and its epoch, such as ("shares", 3); None for letters of other kinds."""
+    """Return what a setup letter is and its epoch, such as ("shares", 3); None for letters of other kinds."""
     found = re.fullmatch(r"(offer|certificate|enrolment|shares|ready)-(0|[1-9][0-9]{0,9})", kind)
     return None if found is None else (found[1], int(found[2]))
 

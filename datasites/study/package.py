@@ -78,12 +78,12 @@ class StudyPackage:
         require_plain(self.data_model, "features.toml")
 
     def digest(self) -> str:
-        """The study hash: SHA-256 over the names and hashes of the three files, as canonical JSON."""
+        """Return the study hash: SHA-256 over the names and hashes of the three files, as canonical JSON."""
         return sha256_hex(canonical_json({name: sha256_hex(data) for name, data in self.files.items()}))
 
 
 def _text(name: str, data: bytes) -> str:
-    """A file as the one text that everybody reads in it; raises `InputError` for what tools would read differently."""
+    """Decode a file to the one text that everybody reads in it; raise `InputError` where tools would differ."""
     if control := _CONTROLS.search(data):
         raise InputError(
             f"{name}: holds binary data (byte {control[0][0]:#04x} at {control.start()}); a study is text that people "

@@ -95,7 +95,7 @@ class RingTerms(Agreed):
     sensitivity: Annotated[float, Field(gt=0)]
 
     def vector(self, name: str, length: int) -> VectorTerm:
-        """The manifest's term of such a vector."""
+        """Return the manifest's term of such a vector."""
         return VectorTerm(name=name, length=length, bound=self.bound, scale=1.0 / self.grid)
 
 
@@ -161,7 +161,7 @@ def _terms(
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int | None:
-    """The largest whole number below `most` that fits, if small ones do; None if none does."""
+    """Return the largest whole number below `most` that fits, if small ones do; None if none does."""
     if not fits(1):
         return None
     low, high = 1, most
@@ -172,7 +172,7 @@ def _largest(fits: Callable[[int], bool], most: int) -> int | None:
 
 
 def _nearest(fits: Callable[[float], bool], start: float) -> float | None:
-    """A figure near `start` that fits, of four digits; None if none does within a factor of 2^20."""
+    """Return a figure near `start` that fits, of four digits; None if none does within a factor of 2^20."""
     for steps in range(1, 21):
         for fitting, failing in ((start / 2**steps, 2 * start / 2**steps), (start * 2**steps, start * 2**steps / 2)):
             if fits(fitting):
@@ -237,12 +237,12 @@ def interim_evaluations(study: StudyTerms) -> int:
 
 
 def evaluation_kinds(study: StudyTerms) -> tuple[EvaluationKind, ...]:
-    """The kinds of evaluation that the study holds."""
+    """Return the kinds of evaluation that the study holds."""
     return ("interim", "final") if interim_evaluations(study) else ("final",)
 
 
 def tail_delta(hospitals: int, rounds: int, epsilon: float) -> float:
-    """What delta must pay for noise that passes `TAIL_SD`, over all coordinates, hospitals and rounds of a study.
+    """Return the delta that noise beyond `TAIL_SD` costs, over all coordinates, hospitals and rounds of a study.
 
     A discrete Gaussian of sd s reaches t s with at most the chance that a Gaussian reaches t s - 1 (Canonne, Kamath
     and Steinke 2020, proposition 25), and s is 4 or more. Where two mechanisms differ with chance p at most, one is
@@ -253,7 +253,7 @@ def tail_delta(hospitals: int, rounds: int, epsilon: float) -> float:
 
 
 def safe_scale(bound: float, participants: int) -> float:
-    """The largest power of two that keeps a sum over `participants` of coordinates up to `bound` in the ring."""
+    """Return the largest power of two that keeps a sum over `participants` of coordinates up to `bound` in the ring."""
     room = (HALF_RING - 1) // participants
     return 2.0 ** math.floor(math.log2(room / bound))
 
@@ -278,7 +278,7 @@ def work_of(study: StudyTerms, number: int) -> tuple[bool, Literal["no", "interi
 
 
 def round_terms(study: StudyTerms, number: int, *, dimension: int, participants: int) -> RoundTerms:
-    """What round `number` holds, for a model with `dimension` parameters; raises `RingRefused`, or `InputError`.
+    """Return what round `number` holds, for a model with `dimension` parameters; raise `RingRefused`, or `InputError`.
 
     Rounds 1 .. study.rounds train, and hold an interim evaluation where the study says so; the one after is the final
     evaluation. participants: their number in this round.

@@ -125,7 +125,7 @@ class Feature(Agreed):
         encoded += np.float32(0)
 
     def _codes(self, values: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-        """The place of each value's level, -1 for a missing one."""
+        """Return the place of each value's level, -1 for a missing one."""
         import numpy as np
 
         places = {level: place for place, level in enumerate(self.levels)}

@@ -30,7 +30,7 @@ BLANK = frozenset(
 
 
 def visible(text: str) -> str:
-    """The text with each such character, but for line ends and tabs, as its code point."""
+    """Return the text with each such character, but for line ends and tabs, as its code point."""
     plain = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(f"\u27e6U+{ord(c):04X}\u27e7" if _acts_or_hides(c) else c for c in plain)
 

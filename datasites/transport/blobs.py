@@ -65,7 +65,7 @@ def part_count(size: int) -> int:
 
 
 def blob_folder(study: str, sender: str) -> str:
-    """The folder that holds a sender's blobs of one study."""
+    """Return the folder that holds a sender's blobs of one study."""
     return f"blobs/{study}/{sender}"
 
 
@@ -155,7 +155,7 @@ def _fetch(store: Store, keys: list[str], pointer: Pointer, partial: Path) -> It
 
 
 def _kept_part(kept: Path, expected: int) -> bytes | None:
-    """A part that has come before; None for none, or one that another download has just made room of."""
+    """Return a part that has come before; None for none, or one that another download has just made room of."""
     try:
         return kept.read_bytes() if kept.stat().st_size == expected else None
     except OSError:

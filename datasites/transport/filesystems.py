@@ -90,7 +90,7 @@ def check_address(url: str) -> None:
 
 
 def local_path(url: str) -> Path | None:
-    """The folder that `url` names, or None for a URL of another kind; raises `StoreError` for half a URL."""
+    """Return the folder that `url` names, or None for a URL of another kind; raise `StoreError` for half a URL."""
     check_address(url)
     if "://" not in url:
         return Path(url).absolute()
@@ -99,7 +99,7 @@ def local_path(url: str) -> Path | None:
 
 
 def too_large(key: str, size: int | None, limit: int) -> TooLarge:
-    """The error for an object above the reader's limit."""
+    """Return the error for an object above the reader's limit."""
     return TooLarge(
         f"{key}: {'more than ' if size is None else ''}{size or limit} bytes, the limit is {limit}; it was not read"
     )
@@ -125,7 +125,7 @@ class FolderFiles:
         return self.root.is_dir()
 
     def _folder(self, key: str) -> str:
-        """The real path of the folder that holds `key`; refuses one that a link leads out of the store."""
+        """Return the real path of the folder that holds `key`; refuse one that a link leads out of the store."""
         self._real_root = self._real_root or os.path.realpath(self.root)
         plain = os.path.join(self._real_root, *key.split("/")[:-1])
         if os.path.realpath(plain) != plain:
@@ -218,7 +218,7 @@ class FolderFiles:
 
     @contextlib.contextmanager
     def _opened(self, folder: str) -> Iterator[int]:
-        """A descriptor of `folder`, to which no link led, whoever changes the store meanwhile."""
+        """Open a descriptor of `folder`, to which no link led, whoever changes the store meanwhile."""
         self._folder(f"{folder}/x")  # says what is wrong with a link
         descriptor = os.open(self._real_root, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -301,7 +301,7 @@ def _unlinked(descriptor: int, name: str) -> bool:
 
 
 def _time_in(descriptor: int) -> float:
-    """The time by the clock that stamps files of an open directory; long ago where no file can be made."""
+    """Return the time by the clock that stamps files of an open directory; long ago where no file can be made."""
     name = f"{IN_FLIGHT}{secrets.token_hex(8)}"
     try:
         file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=descriptor)

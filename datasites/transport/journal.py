@@ -71,7 +71,7 @@ class MailJournal:
         return bytes(value)
 
     def sent(self, path: str) -> SentMessage | None:
-        """What was committed under `path`."""
+        """Return what was committed under `path`."""
         with self._lock:
             row = self._database.execute("SELECT said, contents, envelope FROM sent WHERE path = ?", (path,)).fetchone()
         return SentMessage(*row) if row else None
@@ -89,7 +89,7 @@ class MailJournal:
             return {path: SentMessage(*cursor.fetchone()) for path, cursor in found.items()}
 
     def first_seen(self, path: str, contents: str) -> str:
-        """The digest of the first authentic message seen under `path`: `contents` itself if this is the first."""
+        """Return the digest of the first authentic message under `path`: `contents` itself if this is the first."""
         with self._lock:
             self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (path, contents))
             (first,) = self._database.execute("SELECT contents FROM seen WHERE path = ?", (path,)).fetchone()

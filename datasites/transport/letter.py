@@ -47,10 +47,10 @@ class Sealer(Protocol):
     """Signs and encrypts to one recipient; opens what one sender signed and encrypted to us."""
 
     def seal(self, to: str, data: bytes) -> bytes:
-        """An envelope for `to`."""
+        """Seal contents in an envelope for `to`."""
 
     def open(self, sender: str, envelope: bytes) -> bytes:
-        """The contents of an envelope that `sender` signed for us; `BadEnvelope` for anything else."""
+        """Return the contents of an envelope that `sender` signed for us; raise `BadEnvelope` for anything else."""
 
 
 class BadEnvelope(DatasitesError):
@@ -100,17 +100,17 @@ class LetterLimits:
 
 
 def letter_folder(study: str, to: str) -> str:
-    """The folder of one recipient's letters of one study, all rounds; finished ones are collected, so it is short."""
+    """Return the folder of a recipient's letters of one study, all rounds; it is short: finished ones are collected."""
     return f"mail/{study}/{to}"
 
 
 def letter_name(sender: str, round: int, kind: str) -> str:
-    """The name of a letter in its recipient's folder."""
+    """Return the name of a letter in its recipient's folder."""
     return f"{round:08d}.{kind}.{sender}"
 
 
 def letter_key(sender: str, study: str, to: str, round: int, kind: str) -> str:
-    """The store key of one letter; raises `ValueError` for a part that can't be one."""
+    """Return the store key of one letter; raise `ValueError` for a part that can't be one."""
     for name, value, pattern in (
         ("study", study, STUDY),
         ("kind", kind, KIND),
@@ -125,18 +125,18 @@ def letter_key(sender: str, study: str, to: str, round: int, kind: str) -> str:
 
 
 def kind_of(key: str) -> str:
-    """The kind of a letter by its key or name."""
+    """Return the kind of a letter by its key or name."""
     return key.rpartition("/")[2].split(".", 2)[1]
 
 
 def pack(contents: Contents, inline: bytes | None) -> bytes:
-    """The inner message: its header, then the payload that travels with it."""
+    """Join the header of the inner message and the payload that travels with it."""
     header = contents.canonical()
     return struct.pack(">I", len(header)) + header + (inline or b"")
 
 
 def unpack(inner: bytes) -> tuple[Contents, bytes | None]:
-    """The opposite of `pack`; raises `ValueError` for anything that it doesn't make."""
+    """Undo `pack`; raise `ValueError` for anything that it doesn't make."""
     if len(inner) < 4:
         raise ValueError("cut off")
     (length,) = struct.unpack_from(">I", inner)

@@ -290,7 +290,7 @@ class Mailroom:
             )
 
     def receive(self, sender: str, study: str, round: int, kind: str, *, max_blob: int | None = None) -> Letter | None:
-        """The letter under that path, checked and decrypted; None when there is none yet, or perhaps half of one.
+        """Return the letter under that path, checked and decrypted; None when there is none, or perhaps half of one.
 
         Raises `Rejected` for a bad one (once, where it can't be removed: then None). The letter stays where it is
         after `StoreError`, and after `IdentityError`: the sender isn't pinned, or its keys in the store are others. May
@@ -322,7 +322,7 @@ class Mailroom:
         return None
 
     def _envelope(self, key: str) -> bytes | None:
-        """What lies under `key`, None when there is none; raises `_Bad` for what can't be a letter."""
+        """Return what lies under `key`, None when there is nothing; raise `_Bad` for what can't be a letter."""
         most = self.limits.body + INLINE_BYTES + ENVELOPE_OVERHEAD
         try:
             return self.store.get(key, limit=most)
@@ -335,7 +335,7 @@ class Mailroom:
             raise _Bad(str(error)) from error
 
     def _checked(self, sender: str, study: str, round: int, kind: str, envelope: bytes, max_blob: int | None) -> Letter:
-        """The letter in an envelope with its blob; raises as `_opened`."""
+        """Return the letter in an envelope with its blob; raise as `_opened` does."""
         contents, inline, digest = self._opened(sender, study, round, kind, envelope)
         blob: bytes | bytearray | None = inline
         if contents.blob is not None:
@@ -354,8 +354,9 @@ class Mailroom:
     def _opened(
         self, sender: str, study: str, round: int, kind: str, envelope: bytes
     ) -> tuple[Contents, bytes | None, str]:
-        """What an envelope holds, and its digest; raises `_Bad`, or `IdentityError` when the sender isn't known for
-        certain."""
+        """Return what an envelope holds, and its digest; raise `_Bad`, or `IdentityError` when the sender isn't known
+        for certain.
+        """
         try:
             inner = self._sealer.open(sender, envelope)
             contents, inline = unpack(inner)

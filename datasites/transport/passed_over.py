@@ -32,7 +32,7 @@ class PassedOver:
         self._known[key] = mark, time.monotonic() + rest
 
     def mark(self, key: str) -> str | None:
-        """What was found there; None where it isn't passed over."""
+        """Return what was found there; None where it isn't passed over."""
         known = self._known.get(key)
         return None if known is None else known[0]
 
@@ -46,5 +46,5 @@ class PassedOver:
         return time.monotonic() < self.rests_until(key)
 
     def forget(self, key: str) -> None:
-        """It is gone, or in order."""
+        """Forget a path that is empty, or in order."""
         self._known.pop(key, None)

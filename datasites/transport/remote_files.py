@@ -186,7 +186,7 @@ class RemoteFiles:
 
 
 def _opened(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """The filesystem that `url` names, and the path in it; raises `ImportError` where its library is missing."""
+    """Return the filesystem that `url` names, and the path in it; raise `ImportError` where its library is missing."""
     import fsspec
 
     if url.partition("://")[0] in ("webdav", "dav"):

@@ -26,7 +26,7 @@ class Repeats:
         self._next: dict[Posted, tuple[float, float]] = {}
 
     def begin(self, letter: Posted) -> None:
-        """It was put; one that was put before keeps its pauses."""
+        """Note that a file was put; one that was put before keeps its pauses."""
         self._next.setdefault(letter, (time.monotonic() + self._first, self._first))
 
     def end(self, over: Callable[[Posted], bool]) -> None:

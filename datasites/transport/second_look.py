@@ -65,7 +65,7 @@ class SecondLook:
         return known is not None and time.monotonic() < known.due
 
     def forget(self, key: str) -> None:
-        """It is gone, or a message after all."""
+        """Forget a path that is empty, or a message after all."""
         self._doubts.pop(key, None)
 
     @property

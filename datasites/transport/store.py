@@ -136,7 +136,7 @@ class Store:
         self._try("put", key, lambda: self.files.write(key, data))
 
     def get(self, key: str, limit: int | None = None) -> bytes | None:
-        """The bytes under `key`, or None when there are none.
+        """Return the bytes under `key`, or None when there are none.
 
         `limit`: the most bytes that the caller accepts; `TooLarge` is raised without reading more than that.
         """
@@ -169,7 +169,7 @@ class Store:
         return Listing(sorted(name for name in names if PART.fullmatch(name)), len(names) < MOST_NAMES)
 
     def list(self, folder: str) -> list[str]:
-        """The names of `look`."""
+        """Return the names of `look`."""
         return self.look(folder).names
 
     def walk(self, folder: str) -> Iterator[str]:
@@ -224,7 +224,7 @@ class Store:
             yield from _polls(timeout, stop)
 
     def snapshot(self, folders: Iterable[str]) -> Snapshot:
-        """The names in `folders` now. Taken *before* looking there and given to `wait`, nothing is missed.
+        """Return the names in `folders` now. Taken *before* looking there and given to `wait`, nothing is missed.
 
         A folder that somebody has made unreadable counts as empty: it must not end the wait for all others.
         """
@@ -240,7 +240,7 @@ class Store:
             return ()
 
     def _watchable(self, folders: Iterable[str]) -> Sequence[Path]:
-        """The folders as paths, made when absent; without those that can't be watched, which are only polled."""
+        """Return the folders as paths, made when absent; without those that can't be watched, which are only polled."""
         paths = []
         for folder in folders:
             try:

@@ -21,7 +21,7 @@ class StoreError(DatasitesError):
     store = ""
 
     def outage(self, store: str = "", *, waited: bool = False) -> tuple[str, str]:
-        """The store, and what is wrong with it without its name. waited: it is tried again by itself."""
+        """Return the store, and what is wrong with it without its name. waited: it is tried again by itself."""
         store = self.store or store
         reason = str(self).removeprefix(f"{store}: ")
         return store, reason.replace(_THEN, "") if waited else reason
@@ -112,7 +112,7 @@ _REMEDY: dict[type[StoreError], str] = {
 
 
 def diagnose(error: BaseException, what: str, address: str = "", *, is_there: bool = False) -> StoreError:
-    """The `StoreError` that `error` amounts to. `what` opens the message: which store, which act, which key.
+    """Make the `StoreError` that `error` amounts to. `what` opens the message: which store, which act, which key.
 
     address: the store's, whose secrets a library's words may quote. is_there: the store's root is; what is missing is
     one key's folder.

@@ -51,7 +51,7 @@ class Sweep:
         self._passes: dict[str, Iterator[str]] = {}
 
     def look(self, folder: str, wanted: Callable[[str], bool | None], most: int = MOST_NAMES) -> FolderLook:
-        """The next names of `folder`, `most` of those wanted at a time.
+        """Return the next names of `folder`, `most` of those wanted at a time.
 
         wanted: of a name whether it can be there; None for one that is passed over and stays.
         """

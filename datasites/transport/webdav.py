@@ -21,7 +21,7 @@ class ExactClient(Client):
     """All its requests ask here for the address of a path."""
 
     def join_url(self, path: str, add_trailing_slash: bool = False) -> URL:
-        """The address of `path` below the base, escaped once."""
+        """Return the address of `path` below the base, escaped once."""
         whole = join_url_path(self.base_url.path, path) + ("/" if add_trailing_slash else "")
         return self.base_url.copy_with(path=quote(whole))
 

