@@ -150,11 +150,11 @@ class Engine:
 
     def _decide(self, facts: Facts, now: datetime.datetime) -> Decision:
         if abs((now.date() - facts.today).days) > 1:
-            words = explain.Explanation(
+            explanation = explain.Explanation(
                 f"The facts are of {facts.today}, the clock says {now.date()}.",
                 "Gather the facts again; if this repeats, set the datasite's clock.",
             )
-            return self._refused(facts, words, now)
+            return self._refused(facts, explanation, now)
         outcomes: dict[str, Outcome] = {}
         try:
             outcomes, errors = self._evaluate(facts.action, facts.approval, facts.hospital, context(facts))
@@ -226,12 +226,12 @@ class Engine:
 
     def _denial(self, rule: Rule, facts: Facts) -> Denial:
         if rule.origin == "local":
-            words = explain.Explanation(rule.title, rule.remedy)
+            explanation = explain.Explanation(rule.title, rule.remedy)
         else:
-            words = explain.explain(rule.id, facts)
-        return Denial(control=rule.control, rule=rule.id, reason=words.reason, remedy=words.remedy)
+            explanation = explain.explain(rule.id, facts)
+        return Denial(control=rule.control, rule=rule.id, reason=explanation.reason, remedy=explanation.remedy)
 
-    def _refused(self, facts: Any, words: explain.Explanation, now: datetime.datetime) -> Decision:
+    def _refused(self, facts: Any, explanation: explain.Explanation, now: datetime.datetime) -> Decision:
         known = facts if isinstance(facts, Facts) else None
         raw = facts if isinstance(facts, Mapping) else {}
         try:
@@ -243,7 +243,7 @@ class Engine:
             action=known.action if known else str(raw.get("action", ""))[:40],
             approval=known.approval if known else str(raw.get("approval", ""))[:64],
             time=now,
-            denied_by=(Denial(control="facts", rule="facts", reason=words.reason, remedy=words.remedy),),
+            denied_by=(Denial(control="facts", rule="facts", reason=explanation.reason, remedy=explanation.remedy),),
             results=(),
             facts=known,
             facts_digest=digest,
@@ -258,14 +258,14 @@ class Engine:
         for rule in self.rules:
             if rule.origin == "local":
                 continue
-            said = {action: outcomes[action].get(rule.id) for action in ACTIONS}
-            passing = [action for action in ACTIONS if said[action] == "pass"]
+            answers = {action: outcomes[action].get(rule.id) for action in ACTIONS}
+            passing = [action for action in ACTIONS if answers[action] == "pass"]
             if passing:
                 raise RuleError(
                     f"{rule.file}: {rule.id} does not deny {', '.join(passing)} when its facts are missing; restore "
                     "the shipped rule file"
                 )
-            applies = tuple(action for action in ACTIONS if said[action] == "deny")
+            applies = tuple(action for action in ACTIONS if answers[action] == "deny")
             if applies != CONTROLS[rule.id].actions:
                 raise RuleError(
                     f"{rule.file}: {rule.id} applies to {', '.join(applies) or 'nothing'} instead of "

@@ -41,7 +41,7 @@ def render(
     """
     if name not in NAMES:
         raise TemplateError(f"template {name!r}: no such document; there are {', '.join(NAMES)}")
-    words = {
+    values = {
         "hospital": registry.organisation,
         "today": on.isoformat(),
         "study_hash": study_hash,
@@ -67,7 +67,7 @@ def render(
         "delta": f"{study.privacy.delta:g}",
         "guarantee": _GUARANTEES[study.privacy.mode],
     }
-    safe = {key: plain(value) for key, value in words.items()}
+    safe = {key: plain(value) for key, value in values.items()}
     safe["services"] = "\n".join(
         f"| {plain(service.kind)} | {plain(service.organisation)} | "
         f"{_agreement(registry, service.kind, service.organisation, on)} |"

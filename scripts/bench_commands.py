@@ -108,7 +108,7 @@ def measure(run: Run, folder: Path) -> Cost:
 
 def target_of(run: Run) -> float | None:
     """Processor seconds that a command may take; None for one that does more than look something up or enter it."""
-    return APPROVAL if run.words == "review approve" else None if run.apart else LIGHT
+    return APPROVAL if run.command == "review approve" else None if run.apart else LIGHT
 
 
 def results(repeat: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[Cost]]]:
@@ -123,12 +123,12 @@ def results(repeat: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, 
         beside = folder / f"run-{number}"
         beside.mkdir()
         for run in every_command(desk, beside):
-            costs.setdefault(run.words, []).append(measure(run, beside))
-            targets[run.words] = target_of(run)
+            costs.setdefault(run.command, []).append(measure(run, beside))
+            targets[run.command] = target_of(run)
         shutil.rmtree(home)
     figures = []
-    for words, found in costs.items():
-        target = targets[words]
+    for command, found in costs.items():
+        target = targets[command]
         for name, value, unit, most in (
             ("cpu", statistics.median(cost.cpu for cost in found), "s", target),
             ("wall", statistics.median(cost.wall for cost in found), "s", None),
@@ -136,7 +136,7 @@ def results(repeat: int, folder: Path) -> tuple[list[dict[str, Any]], dict[str, 
             ("peak memory", statistics.median(cost.peak for cost in found), "bytes", None),
         ):
             met = None if most is None else value <= most
-            figures.append({"name": f"{words}: {name}", "value": value, "unit": unit, "target": most, "met": met})
+            figures.append({"name": f"{command}: {name}", "value": value, "unit": unit, "target": most, "met": met})
     return figures, costs
 
 
@@ -150,12 +150,12 @@ def main() -> None:
         figures, costs = results(options.repeat, Path(folder))
     by_name = {figure["name"]: figure for figure in figures}
     print(f"{'command':<24} {'CPU s':>7} {'wall s':>7} {'modules':>8} {'MiB':>6}  target")
-    for words in costs:
-        cpu, wall, modules, peak = (by_name[f"{words}: {name}"] for name in ("cpu", "wall", "modules", "peak memory"))
+    for command in costs:
+        cpu, wall, modules, peak = (by_name[f"{command}: {name}"] for name in ("cpu", "wall", "modules", "peak memory"))
         met = {True: "met", False: "NOT met", None: ""}[cpu["met"]]
         target = "" if cpu["target"] is None else f"<= {cpu['target']:g} {met}"
         print(
-            f"{words:<24} {cpu['value']:>7.2f} {wall['value']:>7.2f} {modules['value']:>8.0f} "
+            f"{command:<24} {cpu['value']:>7.2f} {wall['value']:>7.2f} {modules['value']:>8.0f} "
             f"{peak['value'] / 2**20:>6.0f}  {target}"
         )
     if options.json:

@@ -141,11 +141,11 @@ def looking(process: subprocess.Popen[bytes]) -> Iterator[Looked]:
 def _look_at_memory(pids: list[int], looked: Looked) -> None:
     for pid in pids:
         with contextlib.suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if "datasites.cli" in words and "serve" in words:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            if "datasites.cli" in arguments and "serve" in arguments:
                 below = list(family(pid))
                 own, *others = (proportional(one) / MB for one in below)
-                looked.memory[words[words.index("--home") + 1]].append((time.time(), own, own + sum(others)))
+                looked.memory[arguments[arguments.index("--home") + 1]].append((time.time(), own, own + sum(others)))
 
 
 def one_run(folder: Path) -> dict[str, float]:
@@ -201,11 +201,11 @@ def idle_datasite(home: Path) -> dict[str, float]:
         before = Processor(process.pid).look([process.pid])
         time.sleep(SETTLES)
         idles = (Processor(process.pid).look([process.pid]) - before) / SETTLES
-    with tempfile.TemporaryFile() as told:
-        with _served(home, told.fileno(), PYTHONPROFILEIMPORTTIME="1") as process:
+    with tempfile.TemporaryFile() as errors:
+        with _served(home, errors.fileno(), PYTHONPROFILEIMPORTTIME="1") as process:
             started = Processor(process.pid).look([process.pid])
-        told.seek(0)
-        modules = sum(line.startswith(b"import time:") for line in told) - 1  # less its heading
+        errors.seek(0)
+        modules = sum(line.startswith(b"import time:") for line in errors) - 1  # less its heading
     return {
         "an idle datasite's own process": own,
         "an idle datasite with what it has started": own + sum(others),

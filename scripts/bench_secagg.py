@@ -107,10 +107,10 @@ class Cohort:
         bundles: list[ShareBundle] = []
         for name, member in self.members.items():
             started = time.perf_counter()
-            self.states[name], made = member.share(self.states[name], enrolment, today=TODAY)
+            self.states[name], shares = member.share(self.states[name], enrolment, today=TODAY)
             self.setup_seconds.append(time.perf_counter() - started)
-            self.setup_bytes = sum(len(one.to_bytes()) for one in made.values())
-            bundles.extend(made.values())
+            self.setup_bytes = sum(len(one.to_bytes()) for one in shares.values())
+            bundles.extend(shares.values())
         for bundle in bundles:
             name = bundle.recipient
             self.states[name] = self.members[name].accept(self.states[name], bundle)
@@ -234,14 +234,14 @@ def wave_one(table: Table, cohort: Cohort, d: int, limits: list[int], label: str
             continue
         # Turn about, so that a busy machine slows both alike.
         adding: list[float] = []
-        alone: list[float] = []
+        streaming: list[float] = []
         while len(adding) < 3 or sum(adding) < 2.0:
             adding.append(timed(partial(masks.apply, vector, chosen, threads=threads)))
-            alone.append(timed(partial(stream_alone, 4 * d * len(chosen), threads)))
+            streaming.append(timed(partial(stream_alone, 4 * d * len(chosen), threads)))
         goal = 70.0 if label == "n=100 d=1M" else None
         table.add(
             f"{label}: masks, share of the AES limit, {threads} thread(s)",
-            100 * min(alone) / min(adding),
+            100 * min(streaming) / min(adding),
             "%",
             goal,
             at_most=False,

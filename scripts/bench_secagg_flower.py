@@ -44,14 +44,14 @@ def client_wave(n: int, d: int) -> float:
     keys = {}
     for state in states:
         state.current_stage = Stage.SETUP
-        made = _setup(state, ConfigRecord(setup))
-        keys[str(state.nid)] = [made[Key.PUBLIC_KEY_1], made[Key.PUBLIC_KEY_2]]
+        reply = _setup(state, ConfigRecord(setup))
+        keys[str(state.nid)] = [reply[Key.PUBLIC_KEY_1], reply[Key.PUBLIC_KEY_2]]
     sources, texts = [], []
     for state in states:
-        made = _share_keys(state, ConfigRecord(keys))
+        reply = _share_keys(state, ConfigRecord(keys))
         if state.nid:
             sources.append(state.nid)
-            texts.append(made[Key.CIPHERTEXT_LIST][made[Key.DESTINATION_LIST].index(0)])
+            texts.append(reply[Key.CIPHERTEXT_LIST][reply[Key.DESTINATION_LIST].index(0)])
     update = np.random.default_rng(0).standard_normal(d).astype(np.float32)
     parameters = ndarrays_to_parameters([update])
     configs = ConfigRecord({Key.CIPHERTEXT_LIST: texts, Key.SOURCE_LIST: sources})

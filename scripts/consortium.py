@@ -344,8 +344,8 @@ def _enter_all(consortium: LocalConsortium, index: int, rows: pd.DataFrame, stor
     agreements.write_text(consortium.agreements_toml(hospital))
     for id, version in enter_agreements(site, steward, agreements):
         confirm_agreement(site, officer, id, version)
-    for said in hospital.accepted:
-        accept(site, steward, consortium.terms.dataset.name, package, said.finding, said.reason)
+    for acceptance in hospital.accepted:
+        accept(site, steward, consortium.terms.dataset.name, package, acceptance.finding, acceptance.reason)
     return site
 
 

@@ -40,7 +40,7 @@ class Run:
     code: how it ends here, if that is known. apart: it prices, reads tables or opens the store.
     """
 
-    words: str
+    command: str
     arguments: tuple[str, ...] = ()
     code: int | None = 0
     password: str = ""
@@ -49,7 +49,7 @@ class Run:
     @property
     def line(self) -> list[str]:
         """The command line, without `datasites`."""
-        return [*self.words.split(), *self.arguments]
+        return [*self.command.split(), *self.arguments]
 
 
 def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
@@ -62,11 +62,11 @@ def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
     first_password, second_password = desk.passwords
     why = ("--reason", "read it")
 
-    def by_steward(words: str, *arguments: str, code: int = 0, apart: bool = False) -> Run:
-        return Run(words, (*arguments, *steward), code, first_password, apart)
+    def by_steward(command: str, *arguments: str, code: int = 0, apart: bool = False) -> Run:
+        return Run(command, (*arguments, *steward), code, first_password, apart)
 
-    def by_officer(words: str, *arguments: str, code: int = 0) -> Run:
-        return Run(words, (*arguments, *officer), code, second_password)
+    def by_officer(command: str, *arguments: str, code: int = 0) -> Run:
+        return Run(command, (*arguments, *officer), code, second_password)
 
     parties = {name: _entry(name) for name in ("east", "west", "south")}
     for name, entry in parties.items():

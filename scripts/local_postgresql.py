@@ -84,12 +84,12 @@ class Certificates:
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
             .sign(authority_key, hashes.SHA256())
         )
-        made = cls(folder / "authority.crt", folder / "server.crt", folder / "server.key")
-        for path, one in ((made.authority, authority), (made.certificate, certificate)):
+        files = cls(folder / "authority.crt", folder / "server.crt", folder / "server.key")
+        for path, one in ((files.authority, authority), (files.certificate, certificate)):
             path.write_bytes(one.public_bytes(serialization.Encoding.PEM))
         encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        made.key.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
-        return made
+        files.key.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
+        return files
 
 
 def _certificate(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

@@ -1100,7 +1100,7 @@ MUTATIONS = (
     Mutation(
         "kill: what was taken and not yet removed is an alarm",
         "datasites/control/guards.py",
-        "            if not log.leaving(channel, name):\n",
+        "            if not log.is_leaving(channel, name):\n",
         "            if True:\n",
         ("tests/transport/test_hostile_folder.py::test_a_hospital_killed_at_any_point_raises_no_alarm",),
     ),

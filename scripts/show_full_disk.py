@@ -64,10 +64,10 @@ def show(root: Path, points: Sequence[str], seconds: float) -> int:
         """Whose alarms are told and not counted: that its disk is full is one."""
 
         def wrong(self, sure: Collection[int]) -> str:
-            told = super().wrong(sure).split("; ")
-            return "; ".join(part for part in told if "alarm in" not in part)
+            alarms = super().wrong(sure).split("; ")
+            return "; ".join(part for part in alarms if "alarm in" not in part)
 
-        def words(self) -> list[str]:
+        def reported(self) -> list[str]:
             """Return what the service reported, each thing once, without times and names of this run."""
             lines = [re.sub(r"^[-\d]+ [\d:,]+ ", "", line) for line in self._said.getvalue().splitlines()]
             loud = [line for line in lines if re.match(r"(WARNING|ERROR|CRITICAL)|\S*Error", line)]
@@ -95,7 +95,7 @@ def show(root: Path, points: Sequence[str], seconds: float) -> int:
                 wrong, says = traceback.format_exc(), ""
         failed += bool(wrong)
         print(f"\n{point}: {'FAILED: ' + wrong if wrong else says}")
-        for line in hospital.words():
+        for line in hospital.reported():
             print(f"    {line[:300]}")
     return 1 if failed else 0
 

@@ -51,9 +51,9 @@ HEAD = "ended   missed  round s   turn s  records  of others home KiB  quarantin
 
 def plans(pairs: int, seed: int, tricks: list[str], points: list[str]) -> Iterator[Plan]:
     """None, each trick alone at each point, and pairs."""
-    alone = [(point, trick) for trick in TRICKS if trick in tricks for point in POINTS if point in points]
+    single = [(point, trick) for trick in TRICKS if trick in tricks for point in POINTS if point in points]
     yield ()
-    yield from ((one,) for one in alone)
+    yield from ((one,) for one in single)
     draw = random.Random(seed)
     for _ in range(pairs):
         one, other = draw.sample(list(POINTS), 2)
@@ -63,20 +63,20 @@ def plans(pairs: int, seed: int, tricks: list[str], points: list[str]) -> Iterat
 def play(root: Path, plan: Plan) -> dict[str, Any]:
     """One study, as a row of the table."""
     logging.basicConfig(handlers=[logging.NullHandler()])  # the real hospital's log is read, and nothing printed
-    words = " + ".join(f"{trick} at {point}" for point, trick in plan) or "honest store"
+    text = " + ".join(f"{trick} at {point}" for point, trick in plan) or "honest store"
     try:
         ended = played(root, plan)
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
-        return {"plan": words, "verdict": "FAILED", "wrong": wrong, "trace": traceback.format_exc()}
+        return {"plan": text, "verdict": "FAILED", "wrong": wrong, "trace": traceback.format_exc()}
     if plan:
-        words = " + ".join(
+        text = " + ".join(
             f"{trick} at {point} x{times}{f' ({why})' if why else ''}"
             for (point, trick), times, why in zip(plan, ended.played, ended.passed, strict=True)
         )
     beyond = "; ".join(filter(None, (ended.unplayed(), ended.beyond())))
     verdict = "FAILED" if ended.wrong or beyond else "same" if ended.same else "named"
-    return {"plan": words, "verdict": verdict, "beyond": beyond, **asdict(ended)}
+    return {"plan": text, "verdict": verdict, "beyond": beyond, **asdict(ended)}
 
 
 def line(row: dict[str, Any]) -> str:

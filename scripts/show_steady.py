@@ -62,11 +62,11 @@ def main() -> int:
     with busy(asked.busy):
         for number, (name, marked) in enumerate(runs, 1):
             began = time.monotonic()
-            passed, said = run(marked, asked.workers, asked.arguments)
+            passed, summary = run(marked, asked.workers, asked.arguments)
             steady = steady and passed
             word = "passed" if passed else "FAILED"
             seconds = time.monotonic() - began
-            print(f"{number:3} of {len(runs)}  {name:5}  {word}  {seconds:6.0f} s  {said}", flush=True)
+            print(f"{number:3} of {len(runs)}  {name:5}  {word}  {seconds:6.0f} s  {summary}", flush=True)
     return 0 if steady else 1
 
 

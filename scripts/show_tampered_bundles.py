@@ -29,20 +29,20 @@ def main() -> int:
     arguments = parser.parse_args()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        for tampered, told in show(Path(folder)):
-            failures = [line for line in told.output.splitlines() if line.startswith("FAILED")]
-            sentence = next((line for line in failures if f" {tampered.check}: " in line), told.output[-200:])
+        for tampered, answer in show(Path(folder)):
+            failures = [line for line in answer.output.splitlines() if line.startswith("FAILED")]
+            sentence = next((line for line in failures if f" {tampered.check}: " in line), answer.output[-200:])
             line: dict[str, Any] = {
                 "kind": tampered.kind,
                 "what": tampered.what,
-                "found": told.finds(tampered),
+                "found": answer.finds(tampered),
                 "sentence": sentence.removeprefix("FAILED  "),
-                "seconds": round(told.seconds, 2),
-                "memory_mib": round(told.memory, 1),
+                "seconds": round(answer.seconds, 2),
+                "memory_mib": round(answer.memory, 1),
             }
             lines.append(line)
-            mark = "MISSED" if not line["found"] else "LARGE " if told.memory > PEAK else "found "
-            print(f"{mark} {told.seconds:5.2f} s {told.memory:4.0f} MiB  {tampered.kind}, {tampered.what}")
+            mark = "MISSED" if not line["found"] else "LARGE " if answer.memory > PEAK else "found "
+            print(f"{mark} {answer.seconds:5.2f} s {answer.memory:4.0f} MiB  {tampered.kind}, {tampered.what}")
             print(f"       {line['sentence']}", flush=True)
     missed = sum(not line["found"] for line in lines)
     most = max(line["memory_mib"] for line in lines)

@@ -129,7 +129,7 @@ class Shown:
 
     ticks: int
     late: tuple[int, ...]
-    told: int
+    differing: int
     noise: int
     misses: tuple[int, ...]
 
@@ -142,9 +142,9 @@ class Shown:
     def of(cls, ticks: int, seconds: np.ndarray) -> Shown:
         """Seconds that each round took, shape (rounds, 3): with the patient, without, and without again."""
         left = np.array([[round(leaves_at(0.0, ticks, one) / TICK) for one in row] for row in seconds])
-        told, noise = left[:, 0] != left[:, 1], left[:, 1] != left[:, 2]
-        misses = tuple(int(number) + 1 for number in np.flatnonzero(told & ~noise))
-        return cls(ticks, tuple(int(n) for n in (left > ticks).sum(0)), int(told.sum()), int(noise.sum()), misses)
+        differing, noise = left[:, 0] != left[:, 1], left[:, 1] != left[:, 2]
+        misses = tuple(int(number) + 1 for number in np.flatnonzero(differing & ~noise))
+        return cls(ticks, tuple(int(n) for n in (left > ticks).sum(0)), int(differing.sum()), int(noise.sum()), misses)
 
 
 def show(name: str, mode: PrivacyMode, rounds: int) -> Shown:
@@ -198,7 +198,7 @@ def show(name: str, mode: PrivacyMode, rounds: int) -> Shown:
         f"{one:.0f} ms with, {other:.0f} ms without (x{one / other:.2f}), longest {1e3 * seconds.max():.0f} ms\n"
         f"  before: by its time, a round with is the longer one in {100 * longer:.0f} % of pairs\n"
         f"  late: {shown.late[0]} rounds with, {shown.late[1]} and {shown.late[2]} without, of {rounds}\n"
-        f"  ticks differ with and without in {shown.told} rounds, between the two without in {shown.noise}; where "
+        f"  ticks differ with and without in {shown.differing} rounds, between the two without in {shown.noise}; where "
         f"those two agree, with and without differ in {len(shown.misses)}: {list(shown.misses)}",
         flush=True,
     )

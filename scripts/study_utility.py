@@ -255,7 +255,7 @@ def central(data: Hospitals, epsilon: float | None) -> nn.Module:
     return model
 
 
-def alone(data: Hospitals, epsilon: float | None) -> float:
+def single_hospital(data: Hospitals, epsilon: float | None) -> float:
     """Each hospital by itself, 40 steps; mean of its model's score."""
     plan = _plan(epsilon, data.delta, clip=1.0, rounds=1, steps_per_round=40)
     training, scores = LocalTraining(steps=40, learning_rate=0.1), []
@@ -273,7 +273,7 @@ WAYS: dict[str, Callable[[Hospitals, float | None], float]] = {
         distributed(data, epsilon, usual(data.count)), data
     ),
     "local": lambda data, epsilon: data.score(local(data, epsilon), data),
-    "alone": alone,
+    "alone": single_hospital,
 }
 #: (data set, way, epsilon) -> least mean over seeds.
 TARGETS = {

@@ -119,7 +119,7 @@ def gather(
 
 
 def _refuse(refused: list[str], sender: str, error: Exception) -> None:
-    if sum(words.startswith(f"{sender}: ") for words in refused) < MOST_REFUSALS:
+    if sum(refusal.startswith(f"{sender}: ") for refusal in refused) < MOST_REFUSALS:
         log.warning("%s: %s", sender, error)
         refused.append(f"{sender}: {error}")
 
@@ -133,10 +133,10 @@ def who_abstained(abstained: Mapping[str, tuple[str, ...]]) -> str:
     """Who sat a round out, and by which controls, in words."""
     if not abstained:
         return "nobody abstained; are the datasites running?"
-    said = "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())
+    summary = "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())
     if {letters.EPOCH_KEYS, letters.EPOCH_LOST} & {control for why in abstained.values() for control in why}:
-        said += (
+        summary += (
             "; once every party has pinned the same keys, run the study again: a new epoch of the secure sum follows "
             "by itself, or else by `run.set_up(again=True)`"
         )
-    return said
+    return summary

@@ -34,13 +34,13 @@ def who_lacks_keys(
 
     present: who answered last. replaced: parties whose key, as pinned here, is another than this epoch's.
     """
-    said: dict[str, tuple[str, ...]] = {}
+    answers: dict[str, tuple[str, ...]] = {}
     for record in rounds:
         if record.epoch == epoch:
-            said |= dict.fromkeys(record.heads, RELEASED) | record.abstained
-    lost = {email for email, controls in said.items() if letters.EPOCH_LOST in controls}
-    other = {email for email, controls in said.items() if letters.EPOCH_KEYS in controls}
-    under_old = {email for email, controls in said.items() if controls == RELEASED} - replaced
+            answers |= dict.fromkeys(record.heads, RELEASED) | record.abstained
+    lost = {email for email, controls in answers.items() if letters.EPOCH_LOST in controls}
+    other = {email for email, controls in answers.items() if letters.EPOCH_KEYS in controls}
+    under_old = {email for email, controls in answers.items() if controls == RELEASED} - replaced
     there = approved & (present | replaced) - (under_old if replaced else other)
     lacking = approved & (lost | other if replaced else lost)
     return lacking if len(there) >= threshold else set()

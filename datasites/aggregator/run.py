@@ -152,7 +152,7 @@ class Run:
         again, since hospitals release once per round. The study is then left open; `close` closes it. Raises `Held`
         where another process goes on with it.
         """
-        with self._alone():
+        with self._hold():
             self._complete(rounds, progress)
 
     def _complete(self, rounds: int | None, progress: bool) -> None:
@@ -180,11 +180,11 @@ class Run:
 
     def next_round(self) -> RoundRecord:
         """Run one round and return its record; sets the secure sum up first where that is due. Raises `Held`."""
-        with self._alone():
+        with self._hold():
             return self._next_round()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _hold(self) -> Iterator[None]:
         """Hold the run's folder; raises `RunError` where another has gone on with this run since it was read."""
         with self._files.hold():
             if self._files.read(RUN_FILE) is not None and self._files.load(self.study.hash) != self.state:
@@ -236,7 +236,7 @@ class Run:
         in the old epoch is given up: hospitals that opened it take no second manifest for it. Raises `EpochRefused`
         where there can be no such epoch now; then the run is where it was. Raises `Held`.
         """
-        with self._alone():
+        with self._hold():
             self._set_up(again, ())
 
     def _set_up(self, again: bool, let_in: Collection[str]) -> None:
@@ -322,8 +322,8 @@ class Run:
         name, rounds = self.study.terms.name, self.study.terms.rounds
         if self.state.closed:
             silent = ", ".join(email for email in self.study.terms.cohort.hospitals if email not in self.state.accounts)
-            told = f"; its end was not confirmed by {silent}: `close` tells them again" if silent else ""
-            raise RunError(f"study {name}: it was closed, no further round is run{told}")
+            unconfirmed = f"; its end was not confirmed by {silent}: `close` tells them again" if silent else ""
+            raise RunError(f"study {name}: it was closed, no further round is run{unconfirmed}")
         if self.state.next_round > rounds + 1:
             raise RunError(f"study {name}: all {rounds} rounds were run; end it with `close`")
 
@@ -401,7 +401,7 @@ class Run:
         anything was set up, and where the secure sum's state is lost or of another key. Those that answered last are
         waited for, or all that approved where none did. Raises `Held`.
         """
-        with self._alone():
+        with self._hold():
             self._close(patience)
 
     def _close(self, patience: float) -> None:
@@ -445,11 +445,11 @@ class Run:
             heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
             others = {other: head for other, head in newest.items() if other != email}
             body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]), others=others)
-            words, study = body.model_dump(mode="json"), self.study.hash
+            content, study = body.model_dump(mode="json"), self.study.hash
             try:
                 # After the run's files were lost, the words would be others.
                 if not self._mailroom.put_again(email, study, letters.SETUP_ROUND, letters.CLOSE):
-                    self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, words)
+                    self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, content)
                 until = time.monotonic() + AWAY_SECONDS
             except (IdentityError, StoreError) as error:
                 log.warning("%s is not told that the study is over: %s", email, error)
@@ -541,14 +541,14 @@ class Run:
             except (IdentityError, StoreError) as error:
                 log.info("%s is not told that round %d is over: %s", email, record.round, error)
 
-    def _counts_sigma(self, record: RoundRecord, said: dict[str, float]) -> float:
+    def _counts_sigma(self, record: RoundRecord, sigmas: dict[str, float]) -> float:
         """Sd of the noise on each summed count: of what each survivor said in local mode, else by the study's terms."""
         if record.evaluate == "no":
             return 0.0
         ring = counts_ring(self.study.terms, record.evaluate)
         if ring is not None:
-            return ring.deviation * math.sqrt(len(said))
-        return math.sqrt(sum(sigma**2 for sigma in said.values()))
+            return ring.deviation * math.sqrt(len(sigmas))
+        return math.sqrt(sum(sigma**2 for sigma in sigmas.values()))
 
     def _open(
         self, record: RoundRecord, survivors: Survivors, model: npt.NDArray[np.float32], clock: Clock

@@ -80,14 +80,14 @@ _STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam]] = {
 
 def strategy_of(terms: Strategy) -> ServerStrategy:
     """Return the strategy that a study names; raise `InputError` for an unknown name or option."""
-    made = _STRATEGIES.get(terms.name)
-    if made is None:
+    strategy = _STRATEGIES.get(terms.name)
+    if strategy is None:
         raise InputError(f"study.toml: strategy.name {terms.name!r} is unknown; choose one of {', '.join(_STRATEGIES)}")
-    known = sorted(one.name for one in fields(made) if one.name != "state")
+    known = sorted(one.name for one in fields(strategy) if one.name != "state")
     unknown = sorted(set(terms.options) - set(known))
     if unknown or not all(isinstance(value, int | float) for value in terms.options.values()):
         raise InputError(
             f"study.toml: strategy.options {unknown or sorted(terms.options)} do not fit {terms.name}; "
             f"it takes numbers for {', '.join(known)}"
         )
-    return made(**{key: float(value) for key, value in terms.options.items()})  # type: ignore[arg-type]
+    return strategy(**{key: float(value) for key, value in terms.options.items()})  # type: ignore[arg-type]

@@ -53,12 +53,12 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Exception as error:
-        words = _store_away(error)
+        outage = _store_away(error)
         error = _database_away(error) or error
         # Ours are for people; anything else is a defect and keeps its traceback.
         if not isinstance(error, DatasitesError):
             raise
-        print(f"datasites: {visible(words or str(error))}", file=sys.stderr)
+        print(f"datasites: {visible(outage or str(error))}", file=sys.stderr)
         sys.exit(2)
     finally:
         gc.freeze()  # else the interpreter's end looks through all that was imported, a quarter of a second long

@@ -58,7 +58,7 @@ def audit_tail(
     home: HomeOption,
     lines: Annotated[int, typer.Option("-n", min=1, max=10_000)] = 20,
     kind: Annotated[str, typer.Option(help="Only records of this kind.")] = "",
-    words: Annotated[str, typer.Option("--contains", help="Only records with these words in them.")] = "",
+    text: Annotated[str, typer.Option("--contains", help="Only records with these words in them.")] = "",
 ) -> None:
     """Show the last records, oldest first."""
     from datasites.hospital.audit.pages import Filter, audit_page
@@ -67,7 +67,7 @@ def audit_tail(
     log = Home.open(home).audit
     if not log.is_file():
         raise InputError(f"{log}: no such file; the datasite writes it from `datasites init` on")
-    page = audit_page(log, Filter(kind, words), size=lines)
+    page = audit_page(log, Filter(kind, text), size=lines)
     if page.older and len(page.records) < lines:
         out.print("(only the newest part of the log was searched)")
     for record in reversed(page.records):
@@ -133,7 +133,7 @@ def audit_replay(
             f"{found.older} of an older format: can be shown and not evaluated again, in the audit log as they are "
             "stored"
         )
-    for words in found.differs:
-        out.print(words)
+    for difference in found.differs:
+        out.print(difference)
     out.print(f"{len(found.differs)} differ(s)" if found.differs else "none differs")
     raise typer.Exit(1 if found.differs else 0)

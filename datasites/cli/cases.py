@@ -113,7 +113,7 @@ def review_reject(
     home: HomeOption,
     case: int,
     name: NameOption,
-    told: Annotated[
+    message: Annotated[
         str, typer.Option("--tell", help="What the researcher reads, word for word: no patient, no count.")
     ],
     reason: ReasonOption,
@@ -123,7 +123,7 @@ def review_reject(
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.cases import review
 
-        review.reject(site, case, person, reason, told=told)
+        review.reject(site, case, person, reason, told=message)
     out.print(f"case {case}: rejected")
 
 
@@ -137,7 +137,7 @@ def review_recheck(home: HomeOption, case: int) -> None:
     out.print(f"case {case}: {row.state} {row.remark}")
 
 
-def _lifecycle(action: str, words: str) -> None:
+def _lifecycle(action: str, description: str) -> None:
     def command(
         home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
     ) -> None:
@@ -147,7 +147,7 @@ def _lifecycle(action: str, words: str) -> None:
             row = getattr(lifecycle, action.replace("-", "_"))(site, case, person, reason)
         out.print(f"case {case}: {row.state}")
 
-    study.command(action, help=words)(command)
+    study.command(action, help=description)(command)
 
 
 _lifecycle("pause", "Pause a study; effective before the next round.")

@@ -53,8 +53,8 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     if readiness.surplus:
         out.print(readiness.surplus)
     for row in cases:
-        if said := in_words(site.home, row, rows=True):
-            out.print(said, markup=False)
+        if blocker := in_words(site.home, row, rows=True):
+            out.print(blocker, markup=False)
     raise typer.Exit(0 if readiness.ready else 1)
 
 
@@ -75,8 +75,8 @@ def dataset_accept(
         from datasites.study.package import StudyPackage
 
         found = accept(site, person, dataset, StudyPackage.read(study), finding, reason, holds=not undo)
-    said = "blocks again" if undo else "is accepted; ask for a new look at waiting cases: datasites review recheck"
-    out.print(f"{dataset}: {found.name} {said}", markup=False)
+    effect = "blocks again" if undo else "is accepted; ask for a new look at waiting cases: datasites review recheck"
+    out.print(f"{dataset}: {found.name} {effect}", markup=False)
 
 
 @dataset.command("withdraw")

@@ -72,9 +72,9 @@ ReasonOption = Annotated[
 ]
 
 
-def group(words: str) -> typer.Typer:
+def group(description: str) -> typer.Typer:
     """Make a group of commands."""
-    return typer.Typer(no_args_is_help=True, help=words)
+    return typer.Typer(no_args_is_help=True, help=description)
 
 
 def open_site(home: Path) -> Site:

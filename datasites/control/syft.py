@@ -480,8 +480,8 @@ class ResearcherControl(_Control):
                 read_table(file.read(MAX_CONFIG_BYTES + 1), "state.yaml")
             state = manager.read_state(ref)
             revoked = state.status == JobStatus.REJECTED and state.approved_at is not None
-            said = "revoked" if revoked else state.status.value
-            return JobDecision(said, str(state.review_reason or "")[:MAX_REASON])
+            state_name = "revoked" if revoked else state.status.value
+            return JobDecision(state_name, str(state.review_reason or "")[:MAX_REASON])
         except FileNotFoundError:
             return JobDecision("submitted" if self._submitted(email, job_name).is_dir() else "not submitted", "")
         except Exception as error:  # syft raises various types on what doesn't fit its models

@@ -8,27 +8,27 @@ are literal rather than taken from the installed torch, so that a verdict does n
 from __future__ import annotations
 
 
-def _words(text: str) -> frozenset[str]:
+def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 MODULES = frozenset({"torch", "torch.nn", "torch.nn.functional", "math"})
 
 #: Builtins that model code may call or name. No access to attributes by name, no code, no I/O, no iterators to keep.
-BUILTINS = _words(
+BUILTINS = _names(
     """
     abs bool dict enumerate float int isinstance len list max min range reversed round sorted str sum super tuple
     zip
     """
 )  # fmt: skip
 #: Those that give iterators, which remember how far they were read: only to loop over, never to keep.
-ITERATORS = _words("enumerate reversed zip")
+ITERATORS = _names("enumerate reversed zip")
 #: Those that take a tensor without making a Python number of it or reading a value of it.
-BUILTINS_ON_ROWS = _words("abs dict enumerate isinstance len list sum tuple zip")
-EXCEPTIONS = _words("NotImplementedError RuntimeError TypeError ValueError")
+BUILTINS_ON_ROWS = _names("abs dict enumerate isinstance len list sum tuple zip")
+EXCEPTIONS = _names("NotImplementedError RuntimeError TypeError ValueError")
 
 #: Layers that have no parameters, or parameters whose per-row gradients the trainer can clip.
-LAYERS = _words(
+LAYERS = _names(
     """
     Linear Embedding Conv1d Conv2d Conv3d LayerNorm GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d RMSNorm
     RNN GRU LSTM MultiheadAttention TransformerEncoder TransformerEncoderLayer TransformerDecoder
@@ -46,7 +46,7 @@ LAYERS = _words(
 BASES = frozenset({"torch.nn.Module"})
 
 #: Functions of torch.nn.functional: element-wise, row-wise, or pooling. None takes a weight.
-FUNCTIONAL = _words(
+FUNCTIONAL = _names(
     """
     relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid logsigmoid tanh softplus softsign hardtanh hardswish
     hardsigmoid hardshrink softshrink tanhshrink glu softmax log_softmax softmin normalize cosine_similarity
@@ -57,7 +57,7 @@ FUNCTIONAL = _words(
 )
 #: Losses of torch.nn.functional: allowed with `reduction="none"` only, so that there is one loss for each row. Not
 #: here: binary_cross_entropy and gaussian_nll_loss, which raise on probabilities and variances out of range.
-LOSSES = _words(
+LOSSES = _names(
     """
     binary_cross_entropy_with_logits cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss
     poisson_nll_loss soft_margin_loss
@@ -65,7 +65,7 @@ LOSSES = _words(
 )
 
 #: Functions that exist alike as `torch.f(x, ...)` and `x.f(...)`, with nothing but values going in and out.
-ELEMENTWISE = _words(
+ELEMENTWISE = _names(
     """
     abs add sub mul div neg exp expm1 log log1p log2 log10 sqrt rsqrt square pow sin cos tan tanh sigmoid relu erf
     clamp round floor ceil sign maximum minimum where logical_and logical_or logical_not logical_xor eq ne lt le gt
@@ -74,18 +74,18 @@ ELEMENTWISE = _words(
 )
 #: Functions that work along an axis: position of `dim` among the arguments after the tensor. It must be written out.
 ALONG_AXIS = {
-    **dict.fromkeys(_words("sum mean prod amax amin max min argmax argmin std var logsumexp any all median"), 0),
-    **dict.fromkeys(_words("softmax log_softmax softmin cumsum cumprod"), 0),
-    **dict.fromkeys(_words("flip unbind gather index_select narrow select"), 0),
-    **dict.fromkeys(_words("flatten squeeze unflatten"), 0),
-    **dict.fromkeys(_words("split chunk topk roll norm diff glu"), 1),
-    **dict.fromkeys(_words("sort argsort"), 0),
-    **dict.fromkeys(_words("cat concat stack"), 0),
+    **dict.fromkeys(_names("sum mean prod amax amin max min argmax argmin std var logsumexp any all median"), 0),
+    **dict.fromkeys(_names("softmax log_softmax softmin cumsum cumprod"), 0),
+    **dict.fromkeys(_names("flip unbind gather index_select narrow select"), 0),
+    **dict.fromkeys(_names("flatten squeeze unflatten"), 0),
+    **dict.fromkeys(_names("split chunk topk roll norm diff glu"), 1),
+    **dict.fromkeys(_names("sort argsort"), 0),
+    **dict.fromkeys(_names("cat concat stack"), 0),
     "normalize": 1,
     "cosine_similarity": 1,
 }  # fmt: skip
 #: Of those, the ones whose default axis is the last, or for normalize and cosine_similarity the second.
-SAFE_DEFAULT_AXIS = _words("sort argsort topk diff glu normalize cosine_similarity")
+SAFE_DEFAULT_AXIS = _names("sort argsort topk diff glu normalize cosine_similarity")
 #: Position of `dim` for layers that have one; required where torch's default would guess.
 LAYER_AXIS = {
     "Softmax": 0,
@@ -99,26 +99,26 @@ LAYER_AXIS = {
 LAYER_AXIS_DEFAULTS = frozenset({"Flatten", "GLU", "CosineSimilarity"})
 
 #: Functions that swap axes: their arguments must be written out and leave axis 0 where it is.
-SWAPS = _words("transpose swapaxes movedim permute")
+SWAPS = _names("transpose swapaxes movedim permute")
 #: Functions that take a new shape; its first entry is the batch.
-SHAPES = _words("view reshape expand new_zeros new_ones")
-LIKE = _words("view_as reshape_as expand_as type_as")
+SHAPES = _names("view reshape expand new_zeros new_ones")
+LIKE = _names("view_as reshape_as expand_as type_as")
 
 #: Operations that raise where an index is out of range: no index may come from a row.
-RAISES_ON_INDEX = _words("gather index_select")
+RAISES_ON_INDEX = _names("gather index_select")
 
 #: What else can be done with a tensor.
-OTHER_METHODS = _words("unsqueeze matmul bmm size dim float long bool contiguous clone repeat")
+OTHER_METHODS = _names("unsqueeze matmul bmm size dim float long bool contiguous clone repeat")
 #: Values of a tensor that are public: its shape and type.
-TENSOR_ATTRIBUTES = _words("shape ndim dtype device")
+TENSOR_ATTRIBUTES = _names("shape ndim dtype device")
 
 #: Methods of lists and sets that change them and that a tensor has by the same name, where they change nothing. What a
 #: method is called on can't be told from the text, so these can be had as functions of torch alone.
-CHANGES_CONTAINERS = _words("sort add")
+CHANGES_CONTAINERS = _names("sort add")
 
 METHODS = (
     (ELEMENTWISE | frozenset(ALONG_AXIS) | SWAPS | SHAPES | LIKE | OTHER_METHODS)
-    - _words("cat concat stack softmin normalize cosine_similarity glu")
+    - _names("cat concat stack softmin normalize cosine_similarity glu")
     - CHANGES_CONTAINERS
 )
 
@@ -127,7 +127,7 @@ TORCH = (
     ELEMENTWISE
     | (frozenset(ALONG_AXIS) - {"softmin", "normalize", "cosine_similarity", "glu"})
     | SWAPS
-    | _words(
+    | _names(
         """
     reshape unsqueeze matmul bmm einsum zeros ones full zeros_like ones_like full_like arange linspace tensor eye
     triu tril
@@ -135,44 +135,44 @@ TORCH = (
     )
 )
 #: Functions that make a tensor from numbers: nothing of a row may be among them.
-MAKERS = _words("zeros ones full arange linspace eye tensor")
+MAKERS = _names("zeros ones full arange linspace eye tensor")
 #: Functions whose arguments after the first may hold rows; those of all others are numbers, axes and shapes.
 ROWS_IN_ARGUMENTS = (
-    ELEMENTWISE | LIKE | _words("cat concat stack matmul bmm einsum cosine_similarity scaled_dot_product_attention")
+    ELEMENTWISE | LIKE | _names("cat concat stack matmul bmm einsum cosine_similarity scaled_dot_product_attention")
 )
 #: Names of torch that are types or constants rather than functions.
-TORCH_VALUES = _words("Tensor float32 long int64 bool float pi inf")
+TORCH_VALUES = _names("Tensor float32 long int64 bool float pi inf")
 
-MATH = _words(
+MATH = _names(
     """
     sqrt exp log log2 log10 pow sin cos tan tanh floor ceil prod gcd isfinite isnan pi e inf tau
     """
 )
 
 #: Initialisers: random ones and zeros or ones, on weights, while a model is built. None that writes chosen values.
-INITIALISERS = _words(
+INITIALISERS = _names(
     """
     kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_ normal_ uniform_ trunc_normal_ orthogonal_
     zeros_ ones_ calculate_gain
     """
 )
-WEIGHTS = _words("weight bias")
+WEIGHTS = _names("weight bias")
 
 #: Numbers that a layer knows about itself.
-LAYER_ATTRIBUTES = _words(
+LAYER_ATTRIBUTES = _names(
     """
     in_features out_features in_channels out_channels hidden_size embedding_dim num_embeddings num_layers
     """
 )
 #: What can be done with lists, dictionaries and strings that changes nothing.
-CONTAINER_METHODS = _words("items keys values get lower upper")
+CONTAINER_METHODS = _names("items keys values get lower upper")
 #: Changes to a list: on a local list, or while a model is built.
-LIST_METHODS = _words("append extend insert")
+LIST_METHODS = _names("append extend insert")
 #: Ways to walk over a model's layers while it is built.
-WALKS = _words("modules children named_modules named_children")
+WALKS = _names("modules children named_modules named_children")
 
 #: Keywords that may be given to torch. Not here: out, inplace, generator, requires_grad, device, pin_memory, hooks.
-KEYWORDS = _words(
+KEYWORDS = _names(
     """
     dim axis keepdim device start_dim end_dim dims dtype bias in_features out_features in_channels out_channels
     kernel_size stride padding dilation groups padding_mode num_embeddings embedding_dim padding_idx input_size
@@ -191,7 +191,7 @@ KEYWORDS = _words(
 )
 
 #: Attributes of torch.nn.Module and of tensors with a meaning of their own: a model may not define or replace them.
-RESERVED = _words(
+RESERVED = _names(
     """
     T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches
     eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict

@@ -55,7 +55,7 @@ def what_to_allow(root: Path = Path("/")) -> str:
         return _WSL1
     if not os.path.lexists(root / "proc/self/ns/user"):
         return _NO_NAMESPACES
-    found = [words for file, forbids, words in _SETTINGS if _read(root / "proc/sys" / file) == forbids]
+    found = [remedy for file, forbids, remedy in _SETTINGS if _read(root / "proc/sys" / file) == forbids]
     if any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv", "run/secrets/kubernetes.io")):
         found.append(_CONTAINER)
     return "; ".join(found) or _UNKNOWN

@@ -55,7 +55,7 @@ def delegated(pid: int | None = None, controllers: tuple[str, ...] = CONTROLLERS
     if own is None or own.name != SUBGROUP:
         return None
     subtree = own.parent
-    ready = set(controllers) <= set(_words(subtree / "cgroup.subtree_control"))
+    ready = set(controllers) <= set(_entries(subtree / "cgroup.subtree_control"))
     return subtree if ready and os.access(subtree / "cgroup.procs", os.W_OK) else None
 
 
@@ -70,8 +70,8 @@ def take_over(controllers: tuple[str, ...] = CONTROLLERS) -> Path | None:
     # systemd's own subgroup: moved already, and the controllers are still to be passed on.
     subtree = own.parent if own.name == SUBGROUP else own
     with contextlib.suppress(OSError):
-        alone = own.name == SUBGROUP or _words(own / "cgroup.procs") == [str(os.getpid())]
-        if alone and set(controllers) <= set(_words(subtree / "cgroup.controllers")):
+        is_own = own.name == SUBGROUP or _entries(own / "cgroup.procs") == [str(os.getpid())]
+        if is_own and set(controllers) <= set(_entries(subtree / "cgroup.controllers")):
             (subtree / SUBGROUP).mkdir(exist_ok=True)
             (subtree / SUBGROUP / "cgroup.procs").write_text(str(os.getpid()))
             for controller in controllers:
@@ -130,7 +130,7 @@ def _remove(folder: Path) -> None:
             time.sleep(0.02)  # the kernel still takes its processes away
 
 
-def _words(path: Path) -> list[str]:
+def _entries(path: Path) -> list[str]:
     try:
         return path.read_text().split()
     except OSError:

@@ -90,8 +90,8 @@ class Calls(ABC):
         inner = func.value
         if not (isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "super"):
             return False
-        words = [argument.id if isinstance(argument, ast.Name) else "" for argument in inner.args]
-        return not inner.keywords and words in ([], [self.owner, "self"])
+        names = [argument.id if isinstance(argument, ast.Name) else "" for argument in inner.args]
+        return not inner.keywords and names in ([], [self.owner, "self"])
 
     def _named_call(self, node: ast.Call, func: ast.Name) -> None:
         name = func.id

@@ -82,10 +82,10 @@ def escape_check(source: Sandbox | Template) -> list[Attempt]:
         (shown / "bait.txt").write_text(token)
         targets: Targets = {
             "token": token, "bait": str(bait), "home": str(Path.home()), "folder": folder, "port": port,
-            "socket": name, "pid": os.getpid(), "shown": str(sandbox.inside(shown)),
+            "socket": name, "pid": os.getpid(), "shown": str(sandbox.seen_path(shown)),
         }  # fmt: skip
         try:
-            if isinstance(source, Template) and not source.alone:
+            if isinstance(source, Template) and not source.fork_refusal:
                 wanted = {name: one for name, one in (wanted | _BESIDE).items() if name != _OF_A_FOLDER}
                 lines, ended = _beside(source, targets)
             else:

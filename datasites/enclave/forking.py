@@ -82,13 +82,13 @@ def _tried() -> str:
             _fork(lambda *_: None, read, write, log, theirs.fileno())
         for descriptor in (read, write, log):
             os.close(descriptor)
-        said, held, _, _ = socket.recv_fds(ours, 1 << 16, 1)
+        reply, held, _, _ = socket.recv_fds(ours, 1 << 16, 1)
         for descriptor in held:
             os.close(descriptor)
-        words = said.decode(errors="replace") if not held else ours.recv(64).decode()
+        report = reply.decode(errors="replace") if not held else ours.recv(64).decode()
     with open(log_read, "rb") as written:
-        words += " " + written.read(1 << 16).decode(errors="replace").strip()[-500:]
-    return "" if words.strip() == "0" else words.strip() or "it ended without a word"
+        report += " " + written.read(1 << 16).decode(errors="replace").strip()[-500:]
+    return "" if report.strip() == "0" else report.strip() or "it ended without a word"
 
 
 def _fork(work: Work, requests: int, replies: int, log: int, life: int) -> None:

@@ -8,13 +8,13 @@ lists are written out (torch 2.13, Python 3.11 to 3.13) so that a verdict does n
 from __future__ import annotations
 
 
-def _words(text: str) -> frozenset[str]:
+def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 #: Attributes of tensors, layers, lists, dictionaries, strings, exceptions and functions that `allowed_names` leaves
 #: out.
-FOREIGN = _words(
+FOREIGN = _names(
     """
     H T abbr absolute acos acosh add add_note addbmm addcdiv addmm addmv addr adjoint all_weights allclose aminmax
     angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh args argwhere as_integer_ratio as_strided
@@ -56,7 +56,7 @@ FOREIGN = _words(
 )
 
 #: Builtins of Python. A comprehension's variable may not have such a name: outside it, the name is the builtin again.
-PYTHON_BUILTINS = _words(
+PYTHON_BUILTINS = _names(
     """
     ArithmeticError AssertionError AttributeError BaseException BaseExceptionGroup BlockingIOError BrokenPipeError
     BufferError BytesWarning ChildProcessError ConnectionAbortedError ConnectionError ConnectionRefusedError

@@ -111,11 +111,11 @@ class Sandbox:
             raise _unavailable(str(error), "try again, and look whether this machine is out of memory") from error
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-            said = lines[-1][:500].rstrip(".")
-            remedy = what_to_allow() if said.startswith("bwrap:") else f"mend this Python, {sys.executable}, for it"
-            raise _unavailable(said, remedy)
+            failure = lines[-1][:500].rstrip(".")
+            remedy = what_to_allow() if failure.startswith("bwrap:") else f"mend this Python, {sys.executable}, for it"
+            raise _unavailable(failure, remedy)
 
-    def inside(self, path: Path, at: Path = SHOWN) -> Path:
+    def seen_path(self, path: Path, at: Path = SHOWN) -> Path:
         """Where a host path given to `command` is seen by the command."""
         return at if self._bwrap else path
 
@@ -201,7 +201,7 @@ class Sandbox:
     def _proc_of_a_template(self) -> list[str]:
         # Whole, so that it can limit what its forks may do; they see the other folders in its place.
         shown = [("--ro-bind", f"/proc/{name}", str(SHOWN_PROC / name)) for name in sorted(_SHOWN)]
-        return ["--proc", "/proc", "--dir", str(EMPTY), *(word for words in shown for word in words)]
+        return ["--proc", "/proc", "--dir", str(EMPTY), *(option for options in shown for option in options)]
 
     def _proc(self) -> list[str]:
         # Read-only, since root may write much of it; and an empty file or folder over each part that is not wanted,

@@ -48,8 +48,8 @@ def check_shapes(module: nn.Module, loss: Loss | None, x: np.ndarray, y: np.ndar
         ) from error
     if [step[0] for step in short] != [step[0] for step in long]:
         raise DependentRows("model: what it computes depends on the number of rows in the batch; do the same for all")
-    for (name, given, gave), (_, given_more, gave_more) in zip(short, long, strict=True):
-        for before, after in zip(gave, gave_more, strict=True):
+    for (name, inputs, outputs), (_, inputs_more, outputs_more) in zip(short, long, strict=True):
+        for before, after in zip(outputs, outputs_more, strict=True):
             if not _alike(before, after):
                 raise DependentRows(
                     f"model: {name} gives shape {before} for {_SIZES[0]} rows and {after} for {_SIZES[1]}; the number "
@@ -57,8 +57,8 @@ def check_shapes(module: nn.Module, loss: Loss | None, x: np.ndarray, y: np.ndar
                 )
         if name.startswith(_NOT_ROWS):
             continue
-        rows = any(before[:1] != after[:1] for before, after in zip(given, given_more, strict=True))
-        if rows and any(before[:1] == after[:1] for before, after in zip(gave, gave_more, strict=True)):
+        rows = any(before[:1] != after[:1] for before, after in zip(inputs, inputs_more, strict=True))
+        if rows and any(before[:1] == after[:1] for before, after in zip(outputs, outputs_more, strict=True)):
             raise DependentRows(f"model: {name} is given rows and gives something else; keep rows first in each result")
 
 
@@ -91,8 +91,8 @@ class _Recorder(TorchDispatchMode):
     def __enter__(self) -> _Recorder:
         for part in self._module.modules():
             library = type(part).__module__.startswith(_LIBRARIES)
-            self._handles.append(part.register_forward_pre_hook(self._entering(library, part)))
-            self._handles.append(part.register_forward_hook(self._leaving))
+            self._handles.append(part.register_forward_pre_hook(self._before(library, part)))
+            self._handles.append(part.register_forward_hook(self._after))
         super().__enter__()
         return self
 
@@ -116,22 +116,22 @@ class _Recorder(TorchDispatchMode):
         # Nothing is compiled here. Else torch imports its compiler, a thousand modules, when this is first entered.
         return False
 
-    def _entering(self, library: bool, part: nn.Module) -> Any:
+    def _before(self, library: bool, part: nn.Module) -> Any:
         entry = (library, library and type(part) is not nn.Sequential and any(True for _ in part.children()))
         return lambda *_: self._within.append(entry)
 
-    def _leaving(self, part: nn.Module, given: Any, gave: Any) -> None:
+    def _after(self, part: nn.Module, inputs: Any, output: Any) -> None:
         library, _ = self._within.pop()
         if library and not self.in_library:
             # The first result: recurrent layers give states as well, with rows second.
-            self.steps.append((type(part).__name__, _shapes(given)[:1], _shapes(gave)[:1]))
+            self.steps.append((type(part).__name__, _shapes(inputs)[:1], _shapes(output)[:1]))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not self.in_library:
-            given, name = (args, list((kwargs or {}).values())), str(func)
-            gave = result[0] if name.startswith(_FIRST_RESULT) else result
-            self.steps.append((name, _shapes(given), _shapes(gave)))
+            inputs, name = (args, list((kwargs or {}).values())), str(func)
+            output = result[0] if name.startswith(_FIRST_RESULT) else result
+            self.steps.append((name, _shapes(inputs), _shapes(output)))
         return result
 
 

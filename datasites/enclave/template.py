@@ -66,7 +66,7 @@ class Template:
         self._running: _Running | None = None
         self._closed = False
         #: Why each worker gets a sandbox of its own, in words, once that is known.
-        self.alone = _why_alone(self._config)
+        self.fork_refusal = _fork_refusal(self._config)
 
     @property
     def sandbox(self) -> Sandbox:
@@ -79,7 +79,7 @@ class Template:
     def ready(self) -> bool:
         """Whether a worker would start in the time of a fork, or none ever would."""
         running = self._running
-        return bool(self.alone) or (running is not None and running.usable)
+        return bool(self.fork_refusal) or (running is not None and running.usable)
 
     def start(self) -> None:
         """Start it, and wait until it is ready; does nothing where it is.
@@ -99,8 +99,8 @@ class Template:
                     self.sandbox.require()
                 raise
             if running.refused:
-                self.alone = running.refused
-                log.warning("workers start anew each time, for none can be forked here: %s", self.alone)
+                self.fork_refusal = running.refused
+                log.warning("workers start anew each time, for none can be forked here: %s", self.fork_refusal)
                 self.close()
 
     def warm(self) -> None:
@@ -121,9 +121,9 @@ class Template:
 
         run: what it does; `forking` names the others.
         """
-        if not self.alone:
+        if not self.fork_refusal:
             self.start()
-        if self.alone:
+        if self.fork_refusal:
             return Sandboxed(self.sandbox)
         running = self._running
         if running is None:
@@ -138,7 +138,7 @@ class Template:
             self._running = None
 
 
-def _why_alone(config: SandboxConfig) -> str:
+def _fork_refusal(config: SandboxConfig) -> str:
     if config.mode == "off":
         return "the sandbox is off"
     if config.devices:
@@ -175,11 +175,11 @@ class _Running:
             if self._error is not None:
                 raise self._error
             self._control.settimeout(_SECONDS_TO_START)
-            said = self._control.recv(_LARGEST_WORD)
-            if not said:
+            reply = self._control.recv(_LARGEST_WORD)
+            if not reply:
                 self._thread.join(_SECONDS_TO_FORK)
                 raise TemplateEnded(f"the template ended as it started: {str(self.log).strip()[-2000:]}")
-            self.refused = str(json.loads(said)["refused"])
+            self.refused = str(json.loads(reply)["refused"])
         except BaseException:
             self.close()
             raise
@@ -206,12 +206,12 @@ class _Running:
                     handed = [requests, replies, written, lent.fileno()]
                     socket.send_fds(self._control, [run.encode()], handed)
                 theirs.close()
-                said, descriptors, _, _ = socket.recv_fds(life, _LARGEST_WORD, 1)
+                reply, descriptors, _, _ = socket.recv_fds(life, _LARGEST_WORD, 1)
             except OSError as error:
                 raise TemplateEnded(f"the template gave no worker: {error}") from error
             if len(descriptors) != 1:
                 raise TemplateEnded(
-                    f"the template gave no worker: {said.decode(errors='replace') or 'it said nothing'}"
+                    f"the template gave no worker: {reply.decode(errors='replace') or 'it said nothing'}"
                 )
             ours.callback(os.close, descriptors[0])
             os.set_inheritable(descriptors[0], False)
@@ -342,14 +342,14 @@ class Forked(Process):
             self.end()  # nobody could, once it is let go of
             raise
         finally:
-            self._let_go(self._said())
+            self._let_go(self._exit_code())
 
     def _let_go(self, code: int) -> None:
         with self.signalling:
             self.code = code  # from now on no signal is sent
         self._open.close()  # which may wait for the end of its group
 
-    def _said(self) -> int:
+    def _exit_code(self) -> int:
         """Return the exit code as its keeper reports it; that of a killed process if the keeper was killed."""
         self._life.settimeout(_SECONDS_TO_FORK)
         with contextlib.suppress(OSError, ValueError):

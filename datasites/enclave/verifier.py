@@ -113,11 +113,11 @@ def _place(source: str, place: int) -> tuple[int, int]:
 
 def _odd(source: str) -> Iterator[int]:
     """Yield the first place in each line of a character that may not stand there."""
-    words = bytearray(len(source))  # 1 inside a comment or a string, which may turn out to be a docstring
+    in_text = bytearray(len(source))  # 1 inside a comment or a string, which may turn out to be a docstring
     for found in _TOKEN.finditer(source):
         prefix = found["prefix"] or found["one_line"] or ""
         if found[0].startswith("#") or (found["three"] or found["one"]):
-            words[found.start() + len(prefix) : found.end()] = b"\1" * (len(found[0]) - len(prefix))
+            in_text[found.start() + len(prefix) : found.end()] = b"\1" * (len(found[0]) - len(prefix))
         if found["open_text"] or found["open"]:
             break
     line, marks = 0, 0
@@ -128,7 +128,7 @@ def _odd(source: str) -> Iterator[int]:
         fits = (
             character in _CHARACTERS
             if character.isascii()
-            else words[place] and kind in _WRITTEN and character not in _UNSEEN
+            else in_text[place] and kind in _WRITTEN and character not in _UNSEEN
         )
         if character == "\r":
             fits = source.startswith("\n", place + 1) or place + 1 == len(source)

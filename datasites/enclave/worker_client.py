@@ -120,8 +120,8 @@ class Partition:
         """
         x, y = model.encode(table)
         features = {feature.name for feature in (*model.features, model.label)}
-        said = "patient" in table.columns and "patient" not in features
-        patients = table["patient"].to_numpy() if said else np.arange(len(table))
+        has_patients = "patient" in table.columns and "patient" not in features
+        patients = table["patient"].to_numpy() if has_patients else np.arange(len(table))
         return cls(x=x, y=y, patients=np.unique(patients, return_inverse=True)[1].astype(np.int64))
 
     def arrays(self) -> protocol.Arrays:
@@ -310,16 +310,16 @@ class Worker:
         """Train on the "mock" partition and run every check that a real round runs; findings instead of a raise."""
         request = protocol.Rehearse(plan=plan, training=training, divisor=divisor, rounds=rounds, ring=ring)
         reply, _ = self._ask(request, protocol.Rehearsed, self._timeouts.train)
-        for name, said, most in (
+        for name, figure, most in (
             ("rounds", reply.rounds, rounds),
             ("steps", reply.steps, rounds * plan.steps_per_round),
             # Of the worker's own clock, which goes on while it is paused.
             ("seconds_per_round", reply.seconds_per_round, self._timeouts.train + self._paused),
         ):
-            if said > most:
+            if figure > most:
                 self.kill(wait=True)
                 raise WorkerCrashed(
-                    f"the worker says {name} = {said:g}; {most:g} at most were asked for", rule="protocol"
+                    f"the worker says {name} = {figure:g}; {most:g} at most were asked for", rule="protocol"
                 )
         return reply
 

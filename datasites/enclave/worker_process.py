@@ -288,8 +288,8 @@ def _failed(error: BaseException, *, quoted: bool) -> protocol.Failed:
         if isinstance(error, kind):
             return protocol.Failed(failure="refused", rule=rule, reason=message)
     out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in message
-        for words in ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
+        phrase in message
+        for phrase in ("can't allocate memory", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
     )
     if out_of_memory:
         return protocol.Failed(

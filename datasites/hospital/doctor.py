@@ -378,7 +378,7 @@ def _sandbox(site: Site) -> Iterator[Diagnosis]:
     sandbox.require()
     with closing(site.template):
         attempts = escape_check(site.template)
-    if alone := site.template.alone:
+    if alone := site.template.fork_refusal:
         yield Diagnosis("workers", "ok", f"each starts anew in a sandbox of its own, for none can be forked: {alone}")
     else:
         yield Diagnosis("workers", "ok", "they are forked from one template, and kept apart")

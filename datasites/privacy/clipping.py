@@ -118,8 +118,8 @@ def _squares(part: Tensor) -> Tensor:
 
 def _zeroed(part: Tensor, dropped: Tensor) -> Tensor:
     """`part` as float64, zero in the rows that are dropped."""
-    made = part.double() if part.dtype != torch.float64 else part.clone()
-    return made.masked_fill_(dropped.reshape(-1, *([1] * (part.dim() - 1))), 0.0)
+    copy = part.double() if part.dtype != torch.float64 else part.clone()
+    return copy.masked_fill_(dropped.reshape(-1, *([1] * (part.dim() - 1))), 0.0)
 
 
 def _scaled(part: Tensor, weights: Tensor, dropped: Tensor) -> Tensor:

@@ -52,9 +52,9 @@ def slots_of(inputs: Tensors, rows: Tensor, slots: int) -> dict[str | int, Tenso
 
 def slots_part(part: Tensor, rows: Tensor, slots: int) -> Tensor:
     """As `slots_of`, of one tensor."""
-    made = part.new_zeros((slots, *part.shape[1:]))
-    made[: len(rows)] = part[rows]
-    return made
+    padded = part.new_zeros((slots, *part.shape[1:]))
+    padded[: len(rows)] = part[rows]
+    return padded
 
 
 def forward(module: nn.Module, inputs: Tensors) -> Tensor:

@@ -41,21 +41,21 @@ class Outputs:
 def run(
     module: nn.Module,
     inputs: Tensors,
-    made: LayerTrace | None = None,
+    trace: LayerTrace | None = None,
     loss: Loss | None = None,
     target: Tensor | None = None,
 ) -> Outputs:
     """Run the model, and `loss` where given, on each row alone.
 
-    inputs, target: rows first, one or more. made: a `recording` that is entered. Raises `ValueError` when a row does
+    inputs, target: rows first, one or more. trace: a `recording` that is entered. Raises `ValueError` when a row does
     not give one output and one loss, and whatever the model raises.
     """
     rows = len(next(iter(inputs.values())))
     names = list(inputs)
 
     def one(mark: Tensor, label: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
-        if made is not None:
-            made.mark = mark
+        if trace is not None:
+            trace.mark = mark
         output = forward(module, {name: part.unsqueeze(0) for name, part in zip(names, parts, strict=True)})
         if output.shape[:1] != (1,):
             raise ValueError("model: not one output per row; return them with rows first")
@@ -73,8 +73,8 @@ def run(
         try:
             output, value = torch.vmap(one, randomness="error")(mark, labels, *parts)
         finally:
-            if made is not None:
-                made.mark = None
+            if trace is not None:
+                trace.mark = None
     return Outputs(output.flatten(0, 1), value.flatten(0, 1), ~clamping.marked(rows, mark.device))
 
 

@@ -93,8 +93,8 @@ def invented(
 
     def make(part: Tensor) -> Tensor:
         shape = (rows, *part.shape[1:])
-        made = source.uniform(0, 2, shape) if part.is_floating_point() else source.integers(2, size=shape)
-        return torch.from_numpy(made).to(part.dtype)
+        values = source.uniform(0, 2, shape) if part.is_floating_point() else source.integers(2, size=shape)
+        return torch.from_numpy(values).to(part.dtype)
 
     labels = torch.from_numpy(source.integers(2, size=(rows, *target.shape[1:]))).to(target.dtype)
     return {name: make(part) for name, part in inputs.items()}, labels
@@ -118,7 +118,7 @@ def _compare_all(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor,
     else:
         kind, inputs, target = torch.float64, _double(inputs), _double({0: target})[0]
     try:
-        single = _alone(precise, loss, inputs, target, device)
+        single = _single(precise, loss, inputs, target, device)
     except UnsupportedModel:
         raise
     except Exception as error:
@@ -134,25 +134,25 @@ def _double(inputs: Tensors) -> dict[str | int, Tensor]:
 
 def _together(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
     """Run the rows in one batch; return, rows first: output, loss, each layer's input and output gradient."""
-    with recording(module) as made, Clamping():
+    with recording(module) as trace, Clamping():
         output = forward(module, {name: part.to(device) for name, part in inputs.items()})
         losses = loss(output, target.to(device))
     if losses.shape != (len(target),) or output.shape[:1] != (len(target),):
         raise DependentRows("model or loss: not one output and one loss per row; return them with rows first")
-    return _traces(module, output, losses, made)
+    return _traces(module, output, losses, trace)
 
 
-def _alone(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
-    with recording(module) as made:
+def _single(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, device: str | torch.device) -> _Traces:
+    with recording(module) as trace:
         parts = {name: part.to(device) for name, part in inputs.items()}
-        found = per_row.run(module, parts, made, loss, target.to(device))
-    return _traces(module, found.outputs, found.losses, made)
+        found = per_row.run(module, parts, trace, loss, target.to(device))
+    return _traces(module, found.outputs, found.losses, trace)
 
 
-def _traces(module: nn.Module, output: Tensor, losses: Tensor, made: LayerTrace) -> _Traces:
+def _traces(module: nn.Module, output: Tensor, losses: Tensor, trace: LayerTrace) -> _Traces:
     names = {layer: name for name, layer in module.named_modules()}
     found = [("output", output.detach()), ("loss", losses.detach())]
-    for record in row_records(made, losses):
+    for record in row_records(trace, losses):
         name = f"layer {names[record.layer] or type(record.layer).__name__}"
         found += [(f"{name}, input", part) for part in record.inputs]
         found += [(f"{name}, gradient", part) for part in record.gradients]

@@ -83,22 +83,22 @@ def owners(module: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def recording(module: nn.Module) -> Iterator[LayerTrace]:
     """Record layer inputs and outputs of the forward passes inside; raises `UnsupportedModel` for an unknown layer."""
-    made = LayerTrace()
+    trace = LayerTrace()
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
             raise UnsupportedModel(f"{type(layer).__name__}: call it with one tensor, by position")
-        (given, input_axis), (gave, output_axis) = rows_of(inputs[0]), rows_of(output)
-        if gave.requires_grad:
+        (given, input_axis), (result, output_axis) = rows_of(inputs[0]), rows_of(output)
+        if result.requires_grad:
             # The edge is taken now: an in-place operation after the layer would move the output to another node.
-            use = LayerUse(given.detach(), given._version, get_gradient_edge(gave), input_axis, output_axis)
-            made.uses.setdefault(layer, []).append(use)
+            use = LayerUse(given.detach(), given._version, get_gradient_edge(result), input_axis, output_axis)
+            trace.uses.setdefault(layer, []).append(use)
 
     def own(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         # What is the same for all rows (positions, a first state) gives each row a gradient of its own as well.
-        if made.mark is None or not all(isinstance(part, Tensor) for part in inputs):
+        if trace.mark is None or not all(isinstance(part, Tensor) for part in inputs):
             return None
-        mark = made.mark
+        mark = trace.mark
         return tuple(part if rows_of(part)[1] is not None else part + mark.to(part.dtype) for part in inputs)
 
     handles = []
@@ -116,7 +116,7 @@ def recording(module: nn.Module) -> Iterator[LayerTrace]:
             )
         handles += [layer.register_forward_pre_hook(own), layer.register_forward_hook(record)]
     try:
-        yield made
+        yield trace
     finally:
         for handle in handles:
             handle.remove()
@@ -138,13 +138,13 @@ class RowRecords:
     gradients: list[Tensor]
 
 
-def row_records(made: LayerTrace, losses: Tensor) -> list[RowRecords]:
+def row_records(trace: LayerTrace, losses: Tensor) -> list[RowRecords]:
     """Run the backward pass of `losses`, shape (n,), down to the recorded outputs only; raises `UnsupportedModel`.
 
     No gradient of a parameter is computed here, and none is written to `.grad`.
     """
     rows = len(losses)
-    uses = [(layer, use) for layer, records in made.uses.items() for use in records]
+    uses = [(layer, use) for layer, records in trace.uses.items() for use in records]
     if not uses or not losses.requires_grad:
         raise UnsupportedModel("the loss depends on no trainable layer; return logits that the layers computed")
     gradients = torch.autograd.grad(losses.sum(), [use.edge for _, use in uses], allow_unused=True)

@@ -245,10 +245,10 @@ def delta_in_words(delta: float, patients: int | None, accepted: float = 0.0) ->
         return (
             f"delta {delta:g}: for hospitals that declare up to {math.floor(DELTA_OVER_ALL / delta)} patients ({rule})"
         )
-    words = f"delta {delta:g} x {patients} patients of the release = {delta * patients:.2g}, {rule}"
+    line = f"delta {delta:g} x {patients} patients of the release = {delta * patients:.2g}, {rule}"
     if delta * patients <= DELTA_OVER_ALL:
-        return words
-    return f"{words}; taken for these patients up to {accepted:g}" if accepted else f"{words}: NOT within the rule"
+        return line
+    return f"{line}; taken for these patients up to {accepted:g}" if accepted else f"{line}: NOT within the rule"
 
 
 def plan_of(study: StudyTerms, limits: HospitalLimits | None = None) -> StudyPlan:

@@ -294,15 +294,15 @@ class _Batch:
     def _add(self, total: ClippedSum, rows: Tensor) -> None:
         inputs = {name: part.to(self.device) for name, part in slots_of(self.inputs, rows, self.slots).items()}
         target, limits = (slots_part(part, rows, self.slots).to(self.device) for part in (self.target, self.limits))
-        with recording(self.module) as made:
-            found = per_row.run(self.module, inputs, made, self.loss, target)
+        with recording(self.module) as trace:
+            found = per_row.run(self.module, inputs, trace, self.loss, target)
         if self.rehearsal and not found.fit[: len(rows)].all():
             raise TrainingRefused(
                 "model: a mock row has a code, class or share out of range, and such a row counts as nothing; size the "
                 "table of codes or the number of classes by the data model"
             )
         # A slot that nobody is in has limit 0.
-        total.add(row_records(made, found.losses), limits, found.fit & torch.isfinite(found.losses) & (limits > 0))
+        total.add(row_records(trace, found.losses), limits, found.fit & torch.isfinite(found.losses) & (limits > 0))
 
 
 class _Optimiser:

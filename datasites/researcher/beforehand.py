@@ -24,7 +24,7 @@ class FirstModel:
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._made: Future[Model] = Future()
+        self._model: Future[Model] = Future()
         self._lock = threading.Lock()
         self._worker: Worker | None = None
         self._closed = False
@@ -33,7 +33,7 @@ class FirstModel:
     def result(self) -> Model:
         """See `Study.initial_model`, which is tried once more where it went wrong, and raises what it raises."""
         try:
-            return self._made.result()
+            return self._model.result()
         except Exception:
             return self._study.initial_model()
 
@@ -47,9 +47,9 @@ class FirstModel:
 
     def _make(self) -> None:
         try:
-            self._made.set_result(self._study.initial_model(began=self._began))
+            self._model.set_result(self._study.initial_model(began=self._began))
         except BaseException as error:
-            self._made.set_exception(error)
+            self._model.set_exception(error)
 
     def _began(self, worker: Worker) -> None:
         with self._lock:

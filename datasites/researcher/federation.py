@@ -71,8 +71,8 @@ def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> N
         except DatasitesError as error:
             failed[email] = error
     if failed:
-        words = "; ".join(f"{email}: {error}" for email, error in failed.items())
-        raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {words}")
+        errors = "; ".join(f"{email}: {error}" for email, error in failed.items())
+        raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {errors}")
 
 
 def _too_few(study: Study, states: Mapping[str, str]) -> str:
@@ -191,8 +191,8 @@ class Federation:
 
     def close(self) -> None:
         """Release the store, the journals and the home."""
-        for made in self._first_models.values():
-            made.close()
+        for model in self._first_models.values():
+            model.close()
         try:
             self.mailroom.close()
             self._control.close()
@@ -465,8 +465,8 @@ class Federation:
         return self.home / "runs" / study.hash
 
     def _first_model(self, study: Study) -> Model:
-        made = self._first_models.pop(study.hash, None)
-        return study.initial_model() if made is None else made.result()
+        model = self._first_models.pop(study.hash, None)
+        return study.initial_model() if model is None else model.result()
 
     def _approved(self, study: Study) -> list[str]:
         return [email for email, decision in self._decisions(study).items() if decision.state in APPROVED]

@@ -183,8 +183,8 @@ class Aggregator:
         check_sender(self.context, header)
         if header.sender not in manifest.participants:
             raise UnknownParty(f"{where}: not a participant of round {manifest.round}")
-        told = (header.recipient, header.round, header.manifest, header.dimension)
-        if told != (self.identity.email, manifest.round, manifest.digest(), len(total.vector)):
+        binding = (header.recipient, header.round, header.manifest, header.dimension)
+        if binding != (self.identity.email, manifest.round, manifest.digest(), len(total.vector)):
             raise BadMessage(f"{where}: made for another manifest than that of round {manifest.round}")
         for known in open_round.headers:
             if known.sender == header.sender:
@@ -343,8 +343,8 @@ class Aggregator:
         manifest = open_round.signed.manifest
         if open_round.survivors is None:
             raise OutOfOrder(f"{message.kind} from {message.sender}: the survivors are not fixed yet")
-        told = (message.recipient, message.round, message.manifest)
-        if told != (self.identity.email, manifest.round, manifest.digest()):
+        binding = (message.recipient, message.round, message.manifest)
+        if binding != (self.identity.email, manifest.round, manifest.digest()):
             raise BadMessage(f"{message.kind} from {message.sender}: not for round {manifest.round}")
         if message.sender not in {header.sender for header in open_round.survivors.headers}:
             raise UnknownParty(f"{message.kind} from {message.sender}: not a survivor of round {manifest.round}")

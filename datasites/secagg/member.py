@@ -308,8 +308,13 @@ class Member:
         for header in survivors.headers:
             if header.sender not in manifest.participants:
                 raise UnknownParty(f"{where}: {header.sender} is not a participant")
-            told = (header.recipient, header.round, header.manifest, header.dimension)
-            if told != (self.context.aggregator.email, manifest.round, opened.manifest_hash, opened.header.dimension):
+            binding = (header.recipient, header.round, header.manifest, header.dimension)
+            if binding != (
+                self.context.aggregator.email,
+                manifest.round,
+                opened.manifest_hash,
+                opened.header.dimension,
+            ):
                 raise BadMessage(f"{where}: the vector of {header.sender} was signed for another manifest")
             check_sender(self.context, header)
         return opened

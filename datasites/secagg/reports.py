@@ -64,8 +64,8 @@ class Reports(Agreed):
                 marks[epoch.place(one.owner)] = number(epoch.place(one.owner), one.columns)
         report = SetupReport(sender=sender, own=number(epoch.place(sender), columns), seen=bytes(marks))
         others = (known for known in self.said if known.sender != sender)
-        said = tuple(sorted((*others, report), key=lambda one: one.sender))
-        return self.model_copy(update={"digests": tuple(map(tuple, digests)), "said": said})
+        reports = tuple(sorted((*others, report), key=lambda one: one.sender))
+        return self.model_copy(update={"digests": tuple(map(tuple, digests)), "said": reports})
 
     def holds(self, epoch: Epoch) -> dict[str, set[str]]:
         """Whose shares each hospital holds: of those whose digest it saw as its owner has told it."""

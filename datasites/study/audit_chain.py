@@ -114,8 +114,8 @@ class Fork(Agreed):
             head.check()
             if head.public_key != public_key:
                 raise BadSignature("a fork of an audit log is signed by another key than its heads")
-        words = _fork_part(self.continues, self.goes_on)
-        verify_signature(public_key, bytes.fromhex(self.signature), FORK_DOMAIN, words)
+        signed = _fork_part(self.continues, self.goes_on)
+        verify_signature(public_key, bytes.fromhex(self.signature), FORK_DOMAIN, signed)
 
 
 def _fork_part(continues: PublicHead, goes_on: PublicHead) -> bytes:
@@ -185,8 +185,8 @@ def read_record(line: bytes, seq: int, previous: str | None = None) -> LogRecord
         raise ValueError(f"record {seq} is not JSON: it was overwritten") from error
     if not canonical:
         raise ValueError(f"record {seq} is not in the form that the log writes: it was edited")
-    words = (data["time"], data["kind"], data["previous"], data["hash"])
-    if not all(type(word) is str for word in words) or type(data["seq"]) is not int or type(data["fields"]) is not dict:
+    texts = (data["time"], data["kind"], data["previous"], data["hash"])
+    if not all(type(text) is str for text in texts) or type(data["seq"]) is not int or type(data["fields"]) is not dict:
         raise ValueError(f"record {seq} is not in the form that the log writes: it was edited")
     hash = data.pop("hash")
     if data["seq"] != seq:
@@ -284,20 +284,20 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | Publ
     A log that is being written is checked up to what was in it at the beginning.
     """
     notes: list[str] = []
-    told: list[tuple[str, Head | PublicHead]] = []
+    signed_heads: list[tuple[str, Head | PublicHead]] = []
     size, own, head_exists = _between_writes(path, public_key)
     if own:
-        told.append(("its head file", own[0]))
+        signed_heads.append(("its head file", own[0]))
     for head in counterparty_heads:
         try:
             head.check()
             if head.public_key != public_key:
                 raise BadSignature("signed by another key")
-            told.append(("a counterparty", head))
+            signed_heads.append(("a counterparty", head))
         except BadSignature:
             notes.append(f"a head for {_where(head)} is not signed by this hospital and proves nothing")
-    wanted = {head.seq for _, head in told if isinstance(head, Head)}
-    asked = {head.hash for _, head in told if isinstance(head, PublicHead)}
+    wanted = {head.seq for _, head in signed_heads if isinstance(head, Head)}
+    asked = {head.hash for _, head in signed_heads if isinstance(head, PublicHead)}
     hashes: dict[int, str] = {}
     places: dict[str, tuple[int, int]] = {}  # by hash: which record it is, and the releases up to there
     releases = 0
@@ -327,7 +327,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | Publ
             if previous in asked:
                 places[previous] = (count, releases)
     agreed = heads = since = 0
-    numbered = [(source, head) for source, head in told if isinstance(head, Head)]
+    numbered = [(source, head) for source, head in signed_heads if isinstance(head, Head)]
     for source, head in sorted(numbered, key=lambda item: item[1].seq):
         if bad and head.seq >= bad[0]:
             break
@@ -342,7 +342,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | Publ
         else:
             agreed, signed_up_to = head.seq, max(signed_up_to, head.seq)
             heads += source == "a counterparty"
-    public = [head for _, head in told if isinstance(head, PublicHead)]
+    public = [head for _, head in signed_heads if isinstance(head, PublicHead)]
     for known in sorted(public, key=lambda item: item.releases):
         at, counted = places.get(known.hash, (0, 0))
         if at and counted == known.releases:

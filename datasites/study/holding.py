@@ -150,7 +150,7 @@ def file_system(folder: Path) -> str:
         place, _, how = mount.partition(" - ")
         # Blanks and backslashes of a name are written in octal.
         point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place.split(" ")[4])
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # of two at one place, the later one lies on top
+        is_below = real == point or real.startswith(point.rstrip("/") + "/")
+        if is_below and len(point) >= len(best):  # of two at one place, the later one lies on top
             best, kind = point, how.split(" ")[0]
     return kind

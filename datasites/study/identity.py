@@ -192,8 +192,8 @@ class HandOver(Agreed):
         """Hand over from `replaced` (whose key is `old`) to `entry` (whose key is `new`)."""
         if (old.public_key, new.public_key) != (replaced.public_key, entry.public_key):
             raise IdentityError("hand-over: each entry must carry the key that signs for it; check which is which")
-        words = _hand_over_words(replaced.digest(), entry)
-        signatures = [identity.sign(HAND_OVER, words).hex() for identity in (old, new)]
+        signed = _hand_over_part(replaced.digest(), entry)
+        signatures = [identity.sign(HAND_OVER, signed).hex() for identity in (old, new)]
         return cls(replaces=replaced.digest(), entry=entry, old_signature=signatures[0], new_signature=signatures[1])
 
     def check(self, replaced: RosterEntry) -> None:
@@ -217,12 +217,12 @@ class HandOver(Agreed):
             )
         if new.public_key == replaced.public_key:
             raise IdentityError(f"hand-over of {new.email}: the key is the same as before; make a new one")
-        words = _hand_over_words(self.replaces, new)
-        verify(replaced.public_key, bytes.fromhex(self.old_signature), HAND_OVER, words)
-        verify(new.public_key, bytes.fromhex(self.new_signature), HAND_OVER, words)
+        signed = _hand_over_part(self.replaces, new)
+        verify(replaced.public_key, bytes.fromhex(self.old_signature), HAND_OVER, signed)
+        verify(new.public_key, bytes.fromhex(self.new_signature), HAND_OVER, signed)
 
 
-def _hand_over_words(replaced: str, entry: RosterEntry) -> bytes:
+def _hand_over_part(replaced: str, entry: RosterEntry) -> bytes:
     return canonical_json([replaced, entry.model_dump(mode="json")])
 
 

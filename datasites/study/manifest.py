@@ -308,8 +308,8 @@ class StudyTerms(Agreed):
 
         Above 64 hospitals it is always on.
         """
-        said = self.cohort.consistency
-        return (self.is_distributed if said is None else said) or len(self.cohort.hospitals) > ALWAYS_CONSISTENT_ABOVE
+        stated, many = self.cohort.consistency, len(self.cohort.hospitals) > ALWAYS_CONSISTENT_ABOVE
+        return many or (self.is_distributed if stated is None else stated)
 
     @property
     def honest(self) -> int:

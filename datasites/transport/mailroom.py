@@ -200,10 +200,10 @@ class Mailroom:
         keys = {recipient: letter_key(self.email, study, recipient, round, kind) for recipient in to}
         payload = None if blob is None else memoryview(blob).cast("B")
         plain = None if payload is None else hashlib.sha256(payload).hexdigest()
-        said = sha256_hex(canonical_json([body, plain]))
+        digest = sha256_hex(canonical_json([body, plain]))
         before = {recipient: self._journal.sent(key) for recipient, key in keys.items()}
         for recipient, entry in before.items():
-            self._same_as_before(entry, said, recipient, study, round, kind)
+            self._same_as_before(entry, digest, recipient, study, round, kind)
         again = [recipient for recipient, entry in before.items() if entry is not None]
         # A path whose round was collected has no envelope to repair; it was delivered, and its digest still binds.
         open_paths = [recipient for recipient, entry in before.items() if entry is None or entry.envelope is not None]
@@ -226,12 +226,12 @@ class Mailroom:
                 blob=pointer,
             )
             with reach.trying(recipient):
-                sealed[keys[recipient]] = self._sealed(said, contents, inline)
+                sealed[keys[recipient]] = self._sealed(digest, contents, inline)
         # Committed before any is put: after a crash in between, the same envelopes are put by the next call.
         new = self._journal.commit(study, round, sealed)
         entries = {recipient: new.get(key, before[recipient]) for recipient, key in keys.items()}
         for recipient, entry in entries.items():
-            self._same_as_before(entry, said, recipient, study, round, kind)
+            self._same_as_before(entry, digest, recipient, study, round, kind)
         digests: dict[str, str] = {}
         for recipient, entry in entries.items():
             if entry is not None:
@@ -250,12 +250,12 @@ class Mailroom:
         times = self._sent_again[study, round, kind]
         return "bytes" if times & (times - 1) == 0 else "sizes"
 
-    def _sealed(self, said: str, contents: Contents, inline: bytes | None) -> SentMessage:
+    def _sealed(self, digest: str, contents: Contents, inline: bytes | None) -> SentMessage:
         """One new letter, sealed."""
         inner = pack(contents, inline)
         if len(inner) > self.limits.body + INLINE_BYTES:
             raise ValueError(f"letter {contents.kind}: body of {len(inner)} bytes; put large things into the blob")
-        return SentMessage(said, sha256_hex(inner), self._sealer.seal(contents.recipient, inner))
+        return SentMessage(digest, sha256_hex(inner), self._sealer.seal(contents.recipient, inner))
 
     def _put(self, key: str, entry: SentMessage, check: bool) -> None:
         if entry.envelope is not None and not (check and self.store.holds(key, entry.envelope)):
@@ -282,8 +282,10 @@ class Mailroom:
             self._put(key, entry, check=True)
         return entry is not None
 
-    def _same_as_before(self, entry: SentMessage | None, said: str, to: str, study: str, round: int, kind: str) -> None:
-        if entry is not None and entry.said != said:
+    def _same_as_before(
+        self, entry: SentMessage | None, digest: str, to: str, study: str, round: int, kind: str
+    ) -> None:
+        if entry is not None and entry.said != digest:
             raise AlreadySaid(
                 f"{self.email} has already sent another {kind} to {to} for round {round} of study {study[:16]}; "
                 "what was said stands, start a new round to say something else"

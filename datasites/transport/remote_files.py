@@ -50,7 +50,7 @@ class RemoteFiles:
         protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
         self.atomic = bool(protocols & ATOMIC_UPLOAD)
         self._webdav = "webdav" in protocols
-        self._made: set[str] = set()
+        self._known_folders: set[str] = set()
 
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}"
@@ -76,16 +76,16 @@ class RemoteFiles:
             self.fs.pipe_file(path, bytes(data))
             return
         folder = path.rpartition("/")[0]
-        if folder not in self._made:
+        if folder not in self._known_folders:
             self.fs.makedirs(folder, exist_ok=True)
-            self._made.add(folder)
+            self._known_folders.add(folder)
         temporary = f"{folder}/{IN_FLIGHT}{secrets.token_hex(8)}"
         try:
             with self.fs.open(temporary, "wb") as file:
                 file.write(data)
             self._replace(temporary, path)
         except Exception:
-            self._made.discard(folder)  # perhaps somebody removed it; the next try makes it again
+            self._known_folders.discard(folder)  # perhaps somebody removed it; the next try makes it again
             with contextlib.suppress(Exception):
                 self.fs.rm_file(temporary)
             raise
@@ -175,7 +175,7 @@ class RemoteFiles:
                 raise StoreError(f"{folder}: not all in it can be deleted; remove it and find out who made it")
             return gone
         if names:
-            self._made.discard(self._path(folder))
+            self._known_folders.discard(self._path(folder))
             with contextlib.suppress(FileNotFoundError):
                 self.fs.rm(self._path(folder), recursive=True)
         return len(names)

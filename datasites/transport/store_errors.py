@@ -120,8 +120,8 @@ def diagnose(error: BaseException, what: str, address: str = "", *, is_there: bo
     kind = _kind(error)
     if is_there and kind is StoreMissing:
         kind = NotAFile
-    words = hidden(str(error).strip(), address).splitlines()
-    return kind(f"{what}: {type(error).__name__}: {words[0][:300] if words else ''}; {_REMEDY[kind]}")
+    lines = hidden(str(error).strip(), address).splitlines()
+    return kind(f"{what}: {type(error).__name__}: {lines[0][:300] if lines else ''}; {_REMEDY[kind]}")
 
 
 def _kind(error: BaseException) -> type[StoreError]:

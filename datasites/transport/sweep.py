@@ -65,10 +65,10 @@ class Sweep:
             if name is None:
                 is_over = True
                 break
-            said = wanted(name)
-            if said:
+            is_wanted = wanted(name)
+            if is_wanted:
                 found.add(name)
-            elif said is not None:
+            elif is_wanted is not None:
                 odd.append(name)
         if not is_over and len(self._passes) < MOST_PASSES:
             self._passes[folder] = names

@@ -235,7 +235,7 @@ def _run(sandbox, tmp_path, models, limits, port, name):
         "file": str(bait_folder / "bait.txt"), "folder": str(bait_folder), "port": port, "socket": name,
         "pid": os.getpid(), "token_name": "DATASITES_TOKEN",
     }  # fmt: skip
-    shown = sandbox.inside(study)
+    shown = sandbox.seen_path(study)
     arguments = [
         str(shown / "hostile_run.py"),
         str(shown),

@@ -58,8 +58,8 @@ def forks() -> None:
     """Some machines let nobody make namespaces within a sandbox; workers start alone there, as one test shows."""
     source = shared(CONFIG)
     source.start()
-    if source.alone:
-        pytest.skip(f"no worker can be forked here: {source.alone}")
+    if source.fork_refusal:
+        pytest.skip(f"no worker can be forked here: {source.fork_refusal}")
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def said(code: str) -> str:
     source = Changed(code)
     try:
         source.start()
-        return source.alone
+        return source.fork_refusal
     finally:
         source.close()
 
@@ -243,8 +243,8 @@ def test_where_none_can_be_forked_each_gets_a_sandbox_of_its_own(
     source._sandbox = Strict(CONFIG)
     with caplog.at_level(logging.WARNING):
         source.start()
-    assert "unshare was refused" in source.alone
-    assert source.alone in caplog.text
+    assert "unshare was refused" in source.fork_refusal
+    assert source.fork_refusal in caplog.text
     assert source._running is None
     with start(folder, source, data={"training": rows()}) as worker:
         assert isinstance(worker._process, Sandboxed)
@@ -257,12 +257,12 @@ def test_where_none_can_be_forked_each_gets_a_sandbox_of_its_own(
     ids=["off", "devices"],
 )
 def test_why_workers_start_alone_is_said(config: SandboxConfig, words: str) -> None:
-    assert words in Template(config).alone
+    assert words in Template(config).fork_refusal
 
 
 def test_without_a_filter_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "has_filter", lambda: False)
-    assert "filter" in Template().alone
+    assert "filter" in Template().fork_refusal
 
 
 def test_workers_end_with_their_template_and_another_follows(folder: Path) -> None:
@@ -293,7 +293,7 @@ def test_workers_with_several_threads_are_forked_too(folder: Path) -> None:
         with start(folder, source, data={"training": rows()}) as worker:
             assert isinstance(worker._process, Forked)
             assert train(worker).steps == 2
-        assert not source.alone
+        assert not source.fork_refusal
     finally:
         source.close()
 

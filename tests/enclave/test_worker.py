@@ -530,7 +530,7 @@ time.sleep(600)
 @pytest.mark.waits
 @pytest.mark.parametrize("source", ["sandbox", "template"])
 def test_it_dies_with_the_datasite(tmp_path, source):
-    if source == "template" and shared(SandboxConfig(limits=LIMITS)).alone:
+    if source == "template" and shared(SandboxConfig(limits=LIMITS)).fork_refusal:
         pytest.skip("no worker can be forked here")
     folder = study(tmp_path / "study")
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder), source], stdout=subprocess.PIPE, text=True)

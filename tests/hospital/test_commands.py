@@ -94,8 +94,8 @@ def loaded(groups: list[list[Run]]) -> list[dict[str, Any]]:
 
 def test_every_command_is_run(runs: list[Run]) -> None:
     """A new one can't be forgotten here."""
-    assert {run.words for run in runs} == set(commands()) - STAYS
-    assert set(MAY) == {run.words for run in runs if run.apart}
+    assert {run.command for run in runs} == set(commands()) - STAYS
+    assert set(MAY) == {run.command for run in runs if run.apart}
     assert not any(modules & NEVER for modules in MAY.values())
 
 
@@ -107,9 +107,9 @@ def test_a_command_that_prices_nothing_loads_nothing_to_price_with(runs: list[Ru
     assert len(found) == len(chosen)
     before: set[str] = set()
     for run, told in zip(chosen, found, strict=True):
-        assert told["code"] == run.code, (run.words, told["said"])
+        assert told["code"] == run.code, (run.command, told["said"])
         modules = set(told["modules"])
-        assert not (modules - before) & (DEAR | NEVER), run.words
+        assert not (modules - before) & (DEAR | NEVER), run.command
         before = modules
 
 
@@ -118,5 +118,5 @@ def test_a_command_that_prices_nothing_loads_nothing_to_price_with(runs: list[Ru
 def test_a_command_loads_no_more_than_its_work_needs(runs: list[Run]) -> None:
     chosen = [run for run in runs if run.apart]
     for run, told in zip(chosen, loaded([[run] for run in chosen]), strict=True):
-        assert told["code"] in ((0, 1) if run.code is None else (run.code,)), (run.words, told["said"])
-        assert not set(told["modules"]) & ((DEAR | NEVER) - MAY[run.words]), run.words
+        assert told["code"] in ((0, 1) if run.code is None else (run.code,)), (run.command, told["said"])
+        assert not set(told["modules"]) & ((DEAR | NEVER) - MAY[run.command]), run.command
