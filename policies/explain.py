@@ -36,8 +36,8 @@ def explain(rule: str, facts: Facts) -> Explanation:
     missing = [GROUPS[group] for group in CONTROLS[rule].needs if getattr(facts, group) is None]
     if missing:
         return Explanation(
-            f"Not known: {', '.join(missing)}. What is not known can't allow.",
-            "The datasite could not gather these facts; see its log, mend the cause and try again.",
+            f"Not known: {', '.join(missing)}. An action is not allowed on unknown facts.",
+            "The datasite could not gather these facts; see its log, correct the cause and try again.",
         )
     return _EXPLAIN[rule](facts)
 
@@ -45,7 +45,7 @@ def explain(rule: str, facts: Facts) -> Explanation:
 def _baa(facts: Facts) -> Explanation:
     terms = _terms(facts)
     if not terms.services:
-        return Explanation("The study names no services.", "Name in study.toml who runs each service.")
+        return Explanation("The study names no services.", "State in study.toml who runs each service.")
     covered = facts.registry.covered(terms.services, facts.today)
     lacking: dict[str, list[str]] = {}
     for service in terms.services:
@@ -108,7 +108,7 @@ def _baa_aggregator(facts: Facts) -> Explanation:
     assert roster is not None  # `explain` has dealt with missing facts
     if roster.aggregator is None:
         return Explanation(
-            f"{terms.researcher} aggregates and hands out models, but is not pinned in the roster.",
+            f"{terms.researcher} aggregates and distributes models, but is not pinned in the roster.",
             "Compare fingerprints by telephone and run `datasites roster pin`.",
         )
     wrong = [
@@ -117,7 +117,7 @@ def _baa_aggregator(facts: Facts) -> Explanation:
         if not any(s.kind == kind and same_identity(s.organisation, roster.aggregator) for s in terms.services)
     ]
     return Explanation(
-        f"{terms.researcher} aggregates and hands out models; the roster says {roster.aggregator}, the study says "
+        f"{terms.researcher} aggregates and distributes models; the roster says {roster.aggregator}, the study says "
         f"{' and '.join(wrong)}.",
         f"Name {roster.aggregator} in study.toml for both services and submit again, or pin the researcher with the "
         "organisation that the agreement is with.",
@@ -147,8 +147,8 @@ def _purpose(facts: Facts) -> Explanation:
     named = facts.registry.use_agreements(terms.purpose, facts.today)
     if named and not any(agreement.in_force(facts.today) for agreement in named):
         return Explanation(
-            f"No data use agreement for '{terms.purpose}' is in force on {facts.today} any more "
-            f"({'; '.join(_standing(a, facts) for a in named)}). One that is over permits nothing.",
+            f"No data use agreement for '{terms.purpose}' is still in force on {facts.today} "
+            f"({'; '.join(_standing(a, facts) for a in named)}). An agreement that is over permits nothing.",
             "Enter its renewal in the registry, or a new version that does not name this purpose if none is needed, "
             "and have it confirmed.",
         )
@@ -175,7 +175,7 @@ def _budget_dataset(facts: Facts) -> Explanation:
         f"{b.epsilon_cap:.10g}.",
         "Ask the researcher for fewer rounds or more noise, or close a study that holds a reservation; what is spent "
         "does not come back. Over all studies epsilon is counted so that the cap holds whatever people choose to run "
-        "next, which is dearer than a study's own figure: a study that uses its own cap in full needs a cap over all "
+        "next, which costs more than a study's own figure: a study that uses its own cap in full needs a cap over all "
         "studies some 15 % above it.",
     )
 
@@ -210,9 +210,10 @@ def _budget_delta_patients(facts: Facts) -> Explanation:
     ]
     return Explanation(
         ". ".join(found) + ".",
-        "Delta is the chance that the promise fails a patient altogether, so it must be small against one in the "
-        "number of patients: ask the researcher for a smaller one, and set a smaller one in datasite.toml. Or let two "
-        "people take the risk for these patients: `datasites budget accept-delta`, then `datasites budget confirm`.",
+        "Delta bounds the chance that the guarantee fails a patient altogether, so it must be small against one in "
+        "the number of patients: ask the researcher for a smaller one, and set a smaller one in datasite.toml. Or have "
+        "two people accept the risk for these patients: "
+        "`datasites budget accept-delta`, then `datasites budget confirm`.",
     )
 
 
@@ -220,7 +221,7 @@ def _cohort_size(facts: Facts) -> Explanation:
     c = _cohort(facts)
     return Explanation(
         f"{c.hospitals} hospitals with up to {c.colluders} colluding: at least 3 hospitals are needed, and at least 2 "
-        "that don't collude, or the sum shows a hospital's update.",
+        "that don't collude, or the sum reveals a hospital's update.",
         "Add hospitals to the cohort, or wait until more of them take part in the round.",
     )
 
@@ -256,7 +257,7 @@ def _cohort_patients(facts: Facts) -> Explanation:
 
 def _code_verifier(facts: Facts) -> Explanation:
     return Explanation(
-        f"The verifier has {_code(facts).findings} finding(s) in the submitted code.",
+        f"The verifier reports {_code(facts).findings} finding(s) in the submitted code.",
         "Send the findings back; the researcher corrects the code and submits again.",
     )
 
@@ -275,8 +276,8 @@ def _code_current(facts: Facts) -> Explanation:
     what = "; ".join(code.differs) or f"its hash is {code.approval[:12]}…, and {facts.approval[:12]}… was approved"
     return Explanation(
         f"Something that an approval binds is not as it was approved: {what}.",
-        "The submitted files are whole. Put that back as it was, or let the researcher submit again and review what "
-        "is true now.",
+        "The submitted files are whole. Restore what has changed, or ask the researcher to submit again and review "
+        "the present state.",
     )
 
 
@@ -292,7 +293,9 @@ def _people_approver(facts: Facts) -> Explanation:
     assert approver is not None  # `explain` has dealt with missing facts
     stewards, officers = facts.people("steward"), facts.people("privacy_officer")
     if same_identity(approver.person, terms.researcher):
-        return Explanation(f"{approver.person} is the study's researcher.", "Two of the hospital's own people approve.")
+        return Explanation(
+            f"{approver.person} is the study's researcher.", "Two of the hospital's own people must approve."
+        )
     if any(same_identity(approver.person, person) for person in (*stewards, *officers)):
         return Explanation(
             f"{approver.person} has already approved this study.",
@@ -308,7 +311,7 @@ def _people_approver(facts: Facts) -> Explanation:
 def _people(facts: Facts) -> Explanation:
     stewards, officers = facts.people("steward"), facts.people("privacy_officer")
     stale = sum(a.approval != facts.approval for a in facts.approvals or ())
-    note = f" ({stale} approval(s) of another version of the study count for nothing.)" if stale else ""
+    note = f" ({stale} approval(s) of another version of the study do not count.)" if stale else ""
     lacking = [_role(r) for r, who in (("steward", stewards), ("privacy_officer", officers)) if not who]
     if lacking:
         return Explanation(
@@ -316,7 +319,7 @@ def _people(facts: Facts) -> Explanation:
         )
     if any(same_identity(_terms(facts).researcher, person) for person in (*stewards, *officers)):
         return Explanation(
-            "The study's researcher is among those who approved it.", "Two of the hospital's people approve."
+            "The study's researcher is among those who approved it.", "Two of the hospital's people must approve."
         )
     both = sorted(set(stewards) & set(officers)) or list(stewards)
     return Explanation(
@@ -339,7 +342,7 @@ def _state_remedy(facts: Facts) -> str:
         "paused": "A steward or privacy officer may resume it.",
         "revoked": "Revoking is final; the researcher may submit again.",
         "closed": "A closed study does not run again; the researcher may submit a new one.",
-        "killed": "The datasite's kill switch is on; nothing runs until it is taken back.",
+        "killed": "The datasite's kill switch is on; nothing runs until it is switched off.",
     }.get(str(facts.state), "See the case.")
 
 
@@ -372,14 +375,14 @@ def _site_roster(facts: Facts) -> Explanation:
 def _release_masked(facts: Facts) -> Explanation:
     return Explanation(
         f"The vector of round {_release(facts).round} is not masked.",
-        "Nothing was released; this is a fault of the datasite, report it.",
+        "Nothing was released; this is a fault of the datasite: report it.",
     )
 
 
 def _release_noised(facts: Facts) -> Explanation:
     return Explanation(
         f"The vector of round {_release(facts).round} carries no noise.",
-        "Nothing was released; this is a fault of the datasite, report it.",
+        "Nothing was released; this is a fault of the datasite: report it.",
     )
 
 
@@ -394,7 +397,7 @@ def _release_dimension(facts: Facts) -> Explanation:
 def _release_charged(facts: Facts) -> Explanation:
     return Explanation(
         f"Round {_release(facts).round} was not charged to the ledger.",
-        "Nothing was released; this is a fault of the datasite, report it.",
+        "Nothing was released; this is a fault of the datasite: report it.",
     )
 
 

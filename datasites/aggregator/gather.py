@@ -1,8 +1,8 @@
-"""Waiting for one letter from each of several hospitals, some of whom may be late, gone, or lying.
+"""Waits for one letter from each of several hospitals, some of which may be late, down or dishonest.
 
-What they are to answer is put again, byte for byte the same, for each that has not answered and whose letter the store
-has lost (`transport.repeats`). Beside that our keys are put again, which a hospital that has started anew needs to read
-any letter of ours.
+The letter that they are to answer is put again, byte for byte the same, for each that has not answered and whose letter
+the store has lost (`transport.repeats`). Our keys are put again as well: a hospital that has started anew needs them to
+read any letter of ours.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Runs a study: round by round broadcasts the model, opens the secure sum, and makes the next model.
 
-A killed run goes on where it was. A hospital that is late or gone costs a round only a little patience, once: it is
-still invited to every round, but no longer waited for until it answers again. One that approved late, or was not there
-when the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum; so is one that says that
-it lacks the keys of the present epoch (`lost_keys`).
+A killed run goes on where it was. A hospital that is late or down delays a round only a little, and once: it is still
+invited to every round, but no longer waited for until it answers again. One that approved late, or was not there when
+the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum; so is one that says that it
+lacks the keys of the present epoch (`lost_keys`).
 
 Claim (nothing is passed before it is known to go on): another epoch, the count of a round that is given up for it, and
 of whom it lets in, are saved in one step, once the epoch's terms were found good and its files are on the disk. Refused
@@ -286,8 +286,8 @@ class Run:
             self._sum.new_epoch(self.study.terms, invited, first, save)
         except (SecaggError, IdentityError) as error:
             raise EpochRefused(
-                f"setup among {len(invited)} hospitals: {error}. Nothing was begun: mend that and run the study again, "
-                "or end it with `close`"
+                f"setup among {len(invited)} hospitals: {error}. Nothing was begun: correct that and run the study "
+                "again, or end it with `close`"
             ) from error
         self._stale = False
 
@@ -386,7 +386,7 @@ class Run:
                 else ""
             )
             log.warning(
-                "study %s: %s approve it no longer; %d hospital(s) do%s",
+                "study %s: %s no longer approve it; %d hospital(s) do%s",
                 self.study.terms.name, ", ".join(sorted(gone)), len(self._approved), few,
             )  # fmt: skip
 
@@ -452,7 +452,7 @@ class Run:
                     self._mailroom.send(email, study, letters.SETUP_ROUND, letters.CLOSE, content)
                 until = time.monotonic() + AWAY_SECONDS
             except (IdentityError, StoreError) as error:
-                log.warning("%s is not told that the study is over: %s", email, error)
+                log.warning("%s could not be told that the study is over: %s", email, error)
                 away = away or (error if isinstance(error, WHOLE_STORE) else None)
                 if away is not None and time.monotonic() > until:
                     break
@@ -539,7 +539,7 @@ class Run:
             except WHOLE_STORE:
                 raise
             except (IdentityError, StoreError) as error:
-                log.info("%s is not told that round %d is over: %s", email, record.round, error)
+                log.info("%s could not be told that round %d is over: %s", email, record.round, error)
 
     def _counts_sigma(self, record: RoundRecord, sigmas: dict[str, float]) -> float:
         """Sd of the noise on each summed count: of what each survivor said in local mode, else by the study's terms."""
@@ -597,7 +597,7 @@ class Run:
             return sums["gradient"] * (-terms.training.learning_rate / terms.divisor)
         weight = float(sums["weight"][0])
         if weight <= 0:
-            raise RunError(f"round {number}: the hospitals' weights sum to {weight:g}: one of them lies")
+            raise RunError(f"round {number}: the hospitals' weights sum to {weight:g}: one of them is false")
         return sums["update"] / weight
 
     # -- who is there ----------------------------------------------------------------------------------------------

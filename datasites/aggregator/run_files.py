@@ -33,7 +33,7 @@ from datasites.study.tensors import Parameter
 RUN_FILE = "run.json"
 _PARAMETERS = TypeAdapter(tuple[Parameter, ...])
 #: What to do about a file of a run that can still tell hospitals of the end.
-_BACKUP = "put it back from a backup, or end the study with `close`, for no round goes on without it"
+_BACKUP = "restore it from a backup, or end the study with `close`; no round can run without it"
 
 
 class RoundRecord(Agreed):
@@ -126,14 +126,14 @@ class RunFolder:
 
     def hold(self) -> Hold:
         """Take the folder, for whatever writes into it; raises `Held` where somebody does already."""
-        return hold(self.folder / "lock", f"{self.folder}: this run goes on already", "wait for it, or stop it there")
+        return hold(self.folder / "lock", f"{self.folder}: this run is open already", "wait for it, or stop it there")
 
     def load(self, study_hash: str) -> RunState:
         """Return the state as last saved, or a new one."""
         stored = self.read(RUN_FILE)
         if stored is None:
             return RunState(study=study_hash)
-        remedy = "put it back from a backup, or move it away and end the study with `Federation.end`"
+        remedy = "restore it from a backup, or move it away and end the study with `Federation.end`"
         with self._as_saved(RUN_FILE, f"{remedy}, for no round goes on without it"):
             state = RunState.parse(stored)
             if state.study != study_hash:

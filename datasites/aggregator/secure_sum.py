@@ -1,4 +1,4 @@
-"""The aggregator over the mailroom: sets epochs of the secure sum up, and opens one sum per round.
+"""The aggregator over the mailroom: sets up epochs of the secure sum, and opens one sum per round.
 
 State is saved before each message goes out, so a killed researcher goes on where it was: what was sent is sent again
 as it was, what came is read again. A letter that the store loses is put again while its answer is waited for. So are

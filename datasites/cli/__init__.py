@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="A hospital's datasite: what its people do with it. Errors that you can mend are one line, with exit code 2.",
+    help="A hospital's datasite, for the people who run it. Errors that you can correct are one line and exit code 2.",
 )
 app.add_typer(commands)
 for name, group in (

@@ -153,7 +153,7 @@ def _lifecycle(action: str, description: str) -> None:
 _lifecycle("pause", "Pause a study; effective before the next round.")
 _lifecycle(
     "resume",
-    "Go on with a study that was paused or stopped; a round whose work has failed is tried again. The researcher sees "
+    "Resume a study that was paused or stopped; a round whose work has failed is tried again. The researcher sees "
     "it go on.",
 )
 _lifecycle(

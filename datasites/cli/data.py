@@ -48,7 +48,7 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
         state = "blocks" if finding.name in readiness.unanswered else "accepted" if finding.blocks else "note"
         out.print(f"{state}: [{finding.name}] {finding.text}", markup=False)
     if readiness.unanswered:
-        out.print(f"Where one is right as it is, say why: datasites dataset accept {dataset} NAME", markup=False)
+        out.print(f"If one is right as it is, say why: datasites dataset accept {dataset} NAME", markup=False)
     out.print(readiness.patients_in_words())
     if readiness.surplus:
         out.print(readiness.surplus)
@@ -94,7 +94,7 @@ def dataset_withdraw(
         ),
     ] = None,
     for_later: Annotated[
-        bool, typer.Option("--for-later", help="Enter it though nobody is found, for tables to come.")
+        bool, typer.Option("--for-later", help="Enter it although nobody is found, for future tables.")
     ] = False,
     undo: Annotated[
         bool, typer.Option("--undo", help="Enter that it is taken back; the other role confirms: `budget confirm`.")
@@ -240,7 +240,7 @@ def budget_restored(
     side. Heads that others hold may show that there was more (`datasites audit held`).
     """
     if (lost is None) != nothing_lost:
-        raise InputError("say which studies nothing here knows any more: --lost FILE, or --nothing-lost")
+        raise InputError("name the studies of which nothing here knows any more: --lost FILE, or --nothing-lost")
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.proposals import two_people
         from datasites.hospital.proposals.restored import Lost

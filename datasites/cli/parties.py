@@ -91,13 +91,13 @@ def roster_hand_over(
         out.print(f"{entry.organisation} <{entry.email}> ({entry.role})")
         out.print(f"pinned key   {pinned.fingerprint}\nnew key      {entry.fingerprint}")
         out.print(
-            "The pinned key signs for the new one. A thief of that key could do the same: where the party has told you "
-            "of no new key, or that its key was lost or stolen, stop here and use `datasites roster revoke`."
+            "The pinned key signs for the new one. A thief of that key could do the same: if the party has not told "
+            "you of a new key, or its key was lost or stolen, stop here and use `datasites roster revoke`."
         )
         if not yes and not typer.confirm("Has the party told you that it changes its key?"):
             raise DatasitesError(f"{entry.email}: the pinned key stays")
         accept_hand_over(site, person, change)
-    out.print(f"{entry.email} is pinned with its new key; the one before is never taken again")
+    out.print(f"{entry.email} is pinned with its new key; the old one is never accepted again")
 
 
 @roster.command("propose")

@@ -52,7 +52,7 @@ def person_deactivate(home: HomeOption, name: str) -> None:
 
     with written_down(site, "person_deactivated", person=name, by="command line"):
         deactivate(name, by="")
-    out.print(f"{name}: can't act any more")
+    out.print(f"{name}: can no longer act")
 
 
 @person.command("list")

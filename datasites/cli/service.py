@@ -84,7 +84,7 @@ def kill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdi
         from datasites.hospital.rounds import lifecycle
 
         lifecycle.kill(site, person, reason)
-    out.print("the kill switch is on; `datasites unkill` takes it off")
+    out.print("the kill switch is on; `datasites unkill` switches it off")
 
 
 @commands.command()

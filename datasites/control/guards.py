@@ -1,4 +1,4 @@
-"""Syft's engine with what it believes cut down to what can be checked: subclasses of its parts, one guard each.
+"""Syft's engine, which here believes only what can be checked: subclasses of its parts, one guard each.
 
 Stock syft 0.10 lets a message name its own sender, owner and path, applies what is replayed or rolled back, loses
 local changes at a restart, reads all private files at every sync, and stops for everybody at one bad message. Here:
@@ -137,7 +137,9 @@ def _take_each(
                     if log.handled(channel, name):
                         raise Refused("a replay: this message was handled before")
                     if log.is_full(channel):
-                        raise Refused(f"{channel} has sent {MOST_HANDLED} messages; it needs another address for more")
+                        raise Refused(
+                            f"{channel} has sent {MOST_HANDLED} messages; to send more, it needs another address"
+                        )
                     act(router.open(channel, sealed), name)
                     log.mark_handled(channel, name)
             except WHOLE_STORE:
@@ -329,7 +331,7 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         for event in message.events:
             path = event.path_in_datasite.as_posix()
             if event.datasite_email != peer:
-                raise Refused(f"it speaks for {event.datasite_email}, it came from {peer}")
+                raise Refused(f"it speaks for {event.datasite_email}, but came from {peer}")
             job = outgoing_job(path, self.email)
             if event.is_deleted or event.content is None or job is None or not self._has_submitted(peer, job):
                 raise Refused(f"path {path[:200]}: a datasite sends states and outputs of our submissions only")

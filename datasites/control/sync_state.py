@@ -63,7 +63,7 @@ class SyncLog:
                 database.execute("BEGIN")
                 yield database
         except sqlite3.OperationalError as error:
-            raise OSError(f"{self._path}: {error}; see to its disk, nothing is lost") from error
+            raise OSError(f"{self._path}: {error}; check its disk; nothing is lost") from error
 
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._opened() as database:

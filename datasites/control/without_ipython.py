@@ -2,8 +2,8 @@
 
 A datasite shows nothing in a notebook, and IPython takes time and memory of each process. While PySyft's tables are
 imported, `IPython.display` is a stand-in with the names in `TAKEN`; a PySyft that takes others fails at once. It is
-taken away again, so whoever imports IPython later gets the real one, which what PySyft took hands on to when it is
-called. Where IPython is there already, as in a notebook, PySyft takes from that.
+removed again, so whoever imports IPython later gets the real one; what PySyft has imported passes calls on to that.
+Where IPython is loaded already, as in a notebook, PySyft imports from it.
 """
 
 from __future__ import annotations

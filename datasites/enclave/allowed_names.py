@@ -1,4 +1,4 @@
-"""The words that a `model.py` may use. What is not listed here is refused; the lists are the rule set's substance.
+"""The names that a `model.py` may use. What is not listed here is refused; the lists are the substance of the rule set.
 
 Data only. Lists name what honest models need and nothing that writes in place, reads uninitialised memory, draws
 random numbers, reaches storage, hooks, devices, files or compilers, or turns a tensor into a Python number. The lists

@@ -1,4 +1,4 @@
-"""What to allow on a machine that lets this user make no namespaces: said from what the machine shows of itself.
+"""What to allow on a machine that lets this user make no namespaces: derived from what the machine shows of itself.
 
 bubblewrap's own message ("No permissions to create new namespace") names neither the rule nor who set it, and the
 rule differs by distribution. Read only when a sandbox could not be made.

@@ -1,11 +1,11 @@
 """What the worker takes away from itself before it reads a line of model code: resources and system calls.
 
-Runs inside the sandbox, as trusted code, once. Limits are set hard, so that nothing in the process can raise them.
-The system call filter is a classic BPF program (seccomp mode 2, all threads): it refuses sockets, new programs, new
+Runs inside the sandbox, as trusted code, once. Limits are set hard, so that nothing in the process can raise them. The
+system call filter is a classic BPF program (seccomp mode 2, all threads): it refuses sockets, new programs, new
 processes, new namespaces, mounts, tracing, kernel keys, io_uring and the other calls that a training loop never makes
-and that kernel exploits like; and any change of the signal by which the kernel ends this process with its parent.
-Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none, and bubblewrap's namespaces
-remain.
+and that kernel exploits commonly use; and any change of the signal by which the kernel ends this process with its
+parent. Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none, and bubblewrap's
+namespaces remain.
 
 **Guarantee (memory).** Where no devices are given, what the process can keep is `WorkerLimits.memory` of private memory
 that it may write, and of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V

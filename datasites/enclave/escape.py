@@ -1,12 +1,12 @@
-"""Really tries to get out of the sandbox, and says what held: for `datasites doctor`.
+"""Tries in earnest to get out of the sandbox, and reports which attempts were blocked: for `datasites doctor`.
 
 `escape_check` lays out bait on the host (a file in a temporary folder, an environment variable, a listening port, an
-abstract socket, this very process), starts this file inside the sandbox, and lets it try. The first attempts run
-before the worker's own confinement, so that the namespaces are tested alone; the others after it. Each attempt is
-made with plain system calls by trusted code: it shows what the walls do, not what the verifier would say.
+abstract socket, this very process), starts this file inside the sandbox, and lets it try. The first attempts run before
+the worker's own confinement, so that the namespaces are tested alone; the others after it. Each attempt is made with
+plain system calls by trusted code: it shows what the sandbox stops, not what the verifier would refuse.
 
-An attempt that could not be made is never told as one that got out, and never as one that was held: only a sandbox of
-which every attempt was held is sound.
+An attempt that could not be made is reported neither as an escape nor as blocked (`held`): a sandbox is sound only if
+every attempt was blocked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The template's end, in the sandbox: forks a worker for each word it is sent, and sees that it is apart (`template`).
+"""The template's end, in the sandbox: forks a worker for each request, and isolates it (`template`).
 
 Between the template and a worker stands its *keeper*, which makes the namespaces, forks the worker into them, hands a
 descriptor of it to the datasite, waits, and says with which code it ended. It is trusted code without a case, and the
@@ -88,7 +88,7 @@ def _tried() -> str:
         report = reply.decode(errors="replace") if not held else ours.recv(64).decode()
     with open(log_read, "rb") as written:
         report += " " + written.read(1 << 16).decode(errors="replace").strip()[-500:]
-    return "" if report.strip() == "0" else report.strip() or "it ended without a word"
+    return "" if report.strip() == "0" else report.strip() or "it ended without a message"
 
 
 def _fork(work: Work, requests: int, replies: int, log: int, life: int) -> None:

@@ -1,4 +1,4 @@
-"""What is said over the pipe between a datasite and its worker: typed messages in length-limited frames.
+"""The protocol between a datasite and its worker: typed messages in length-limited frames.
 
 A frame is magic (4 bytes), header length (u32), body length (u64), all little-endian, then a JSON header, then the
 body. The header is one message of this file and the layout of its arrays; the body is those arrays end to end, raw

@@ -1,4 +1,4 @@
-"""Words that mean something to Python or torch beyond what a model may use; the verifier's other word list.
+"""Names that mean something to Python or torch beyond what a model may use; the verifier's other list.
 
 A model may name its own attributes as it likes, but where it reads an attribute of something else, a name of its own
 choosing must not happen to be one of these: else defining `copy` on one class would open `copy` on every tensor. The

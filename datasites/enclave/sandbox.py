@@ -108,11 +108,15 @@ class Sandbox:
                 env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS_TO_START, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise _unavailable(str(error), "try again, and look whether this machine is out of memory") from error
+            raise _unavailable(str(error), "try again, and check whether this machine is out of memory") from error
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
             failure = lines[-1][:500].rstrip(".")
-            remedy = what_to_allow() if failure.startswith("bwrap:") else f"mend this Python, {sys.executable}, for it"
+            remedy = (
+                what_to_allow()
+                if failure.startswith("bwrap:")
+                else f"repair this Python installation, {sys.executable}"
+            )
             raise _unavailable(failure, remedy)
 
     def seen_path(self, path: Path, at: Path = SHOWN) -> Path:

@@ -1,14 +1,14 @@
 """Finds model code that moves the rows of a batch out of axis 0, or works along that axis (part of I15).
 
-Privacy does not hang on it: what trains and evaluates runs the model on each row alone (`privacy.per_row`). But a model
-that would mix rows if it saw them is refused, also where it does so for one size of batch only and no probe looks. So
-the model and its loss run on two batches of different size. Of every operation:
+Privacy does not depend on it: what trains and evaluates runs the model on each row alone (`privacy.per_row`). But a
+model that would mix rows if it saw them is refused, also where it does so for one size of batch only and no probe
+looks. So the model and its loss run on two batches of different size. Of every operation:
 - a result has the same shape in both, but for axis 0, which may grow with the batch (`h - h.squeeze(1)` is (n, n));
 - what is given rows first gives rows first; a whole layer of a library as well;
 - no axis that is written as -1, or left out, is axis 0: on a tensor with one axis it is.
 Verified code has no branch on a row's content, so two sizes speak for all.
 
-Operations inside layers of torch, opacus and this package are not looked at one by one: they are known not to tell.
+Operations inside layers of torch, opacus and this package are trusted and not inspected.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ worker of the same template, nor can the template be. Why: a worker sees no proc
 what its template had open or had mapped to be shared, it has not; what it could make a name for (files, queues, shared
 memory, sockets, terminals) is in namespaces of its own, which end with it, or can't be made; and at files that all of
 them see it can leave nothing: neither a lock nor a hint, a mode or a time. Assumptions: the kernel keeps its namespaces
-apart; the template, which reads nothing but one word and descriptors of this process, runs its own
-code. `escape.escape_check` tries all of it from a worker, beside another. Not claimed: what shows in how long things
-take on one machine, or in what the kernel counts and keeps for all of it (load, free memory, pages of files that were
-read); that workers don't know where libraries lie in each other's memory, which forks have in common.
+apart; the template, which reads nothing but one short request and descriptors from this process, runs its own code.
+`escape.escape_check` tries all of it from a worker, beside another. Not claimed: what shows in how long things take on
+one machine, or in what the kernel counts and keeps for all of it (load, free memory, pages of files that were read);
+that workers don't know where libraries lie in each other's memory, which forks have in common.
 
 **Guarantee (nothing inherited).** What a worker begins with does not follow from any case: a template is sent none, and
 forks before it would be. It forks only while it has one thread and no memory that is shared and writable.
@@ -100,7 +100,7 @@ class Template:
                 raise
             if running.refused:
                 self.fork_refusal = running.refused
-                log.warning("workers start anew each time, for none can be forked here: %s", self.fork_refusal)
+                log.warning("each worker starts anew, since none can be forked here: %s", self.fork_refusal)
                 self.close()
 
     def warm(self) -> None:

@@ -2,8 +2,8 @@
 
 One warm worker serves one running study. It comes from the datasite's template, or is a sandbox of its own
 (`processes`), and dies with the datasite: the kernel kills a sandbox with all that is in it when the thread that
-started it ends, which is why it has a thread of its own. A worker that crashed, hung or spoke out of protocol is dead
-for good; the caller starts another, and nothing was released in between, because what leaves a hospital leaves from the
+started it ends, which is why it has a thread of its own. A worker that crashed, hung or broke the protocol is not used
+again; the caller starts another, and nothing was released in between, because what leaves a hospital leaves from the
 datasite, never from here.
 
 Imports no torch.
@@ -273,7 +273,7 @@ class Worker:
         if reply.steps > plan.steps_per_round:
             self.kill(wait=True)
             raise WorkerRefused(
-                f"the trainer ran {reply.steps} steps in round {round}, the plan pays for {plan.steps_per_round}",
+                f"the trainer ran {reply.steps} steps in round {round}, but the plan pays for {plan.steps_per_round}",
                 rule="steps",
             )
         return TrainResult(update, reply.steps)
@@ -319,7 +319,7 @@ class Worker:
             if figure > most:
                 self.kill(wait=True)
                 raise WorkerCrashed(
-                    f"the worker says {name} = {figure:g}; {most:g} at most were asked for", rule="protocol"
+                    f"the worker reports {name} = {figure:g}; {most:g} at most were asked for", rule="protocol"
                 )
         return reply
 

@@ -5,8 +5,8 @@ The only file of this room that is a program (`python -m datasites.enclave.worke
 reach of standard output, the process gives up what it does not need (`confine`), and only then is model code read.
 
 What leaves: a noised update, noised counts, the built model's shape, and reasons of failure. The last are for the
-hospital's eyes and hold nothing of a row: checks that may fail, and quote what the model said, run on invented rows.
-A real row that a model can't take counts as zero, and that is not told. Every round works on a fresh copy of the
+hospital's eyes and hold nothing of a row: checks that may fail, and quote what the model said, run on invented rows. A
+real row that a model can't take counts as zero, and this is not reported. Every round works on a fresh copy of the
 model as it was built, so nothing that a round leaves on it reaches the next one.
 """
 

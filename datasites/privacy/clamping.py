@@ -1,4 +1,4 @@
-"""Keeps what a row says from stopping a round: codes and classes out of range are clamped, and their row is marked.
+"""Keeps a row's values from stopping a round: codes and classes out of range are clamped, and their row is marked.
 
 An embedding's codes, `one_hot`'s classes and a loss's targets make torch raise when they lie out of range. Whether it
 raises would depend on rows, and that a round stopped, or took longer, would be a message without noise. So while rows

@@ -1,17 +1,17 @@
-"""Runs a model on every row alone, many rows at a time: where I15 (one patient, one gradient) is made true.
+"""Runs a model on every row alone, many rows at a time: where I15 (one patient, one gradient) is enforced.
 
 `torch.vmap` gives the model a batch of one, and runs it for all rows of a microbatch together. Model code sees one row
 and the size 1; there is no axis, size, sum or state by which it could reach another row, whatever it does and however
 rarely. Training and evaluation go through here and never call a model on a batch. What a model would do to a batch does
-not matter for privacy any more; `probe` looks at it because such a model would train on something else than was meant.
+not matter for privacy; `probe` looks at it because such a model would not train what its author intended.
 
 A microbatch has a fixed public number of slots. Empty slots hold zeros and count as nothing, so how often the model is
 called, and on what shapes, depends on the number of rows over that of slots alone. Nothing here catches an exception:
 values out of range are clamped and marked (`clamping`), and other operations that can raise by a row's values are
 refused at intake. One that raises all the same ends the round and, unlike a row left out, is for people to look at.
 
-Left: the last bits. A kernel may round a row's numbers differently in another slot, by about 1e-7 of them; a model that
-magnifies that a million times would show it.
+What remains are the last bits. A kernel may round a row's numbers differently in another slot, by about 1e-7 of them; a
+model that magnifies that a million times would show it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The door to the accountant, for whoever prices: it is imported when the first price is asked for, and not before.
+"""Loads the accountant when the first price is asked for, and not before.
 
 Its library takes a second to import; a command that shows what was priced before, or prices nothing, needs none of it.
 """

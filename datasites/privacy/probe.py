@@ -1,10 +1,11 @@
-"""Finds a model that treats a batch otherwise than row by row (I15): a bug of its author's, or an attempt.
+"""Finds a model that treats a batch otherwise than row by row (I15): a mistake of its author, or an attack.
 
 Such a model (BatchNorm, attention over the batch, `x.mean(0)`, a loss divided by the batch size) would let one patient
 change the gradients of all others, if it were run on batches. It is not: training and evaluation run it on every row
-`per_row`, and that is what holds. But it would train on something else than its author meant, and it may be a try; so
-rehearsal and every round compare what rows give together with what each gives alone, and the study stops where that
-differs. In a round the rows are invented: a check on patients' rows that can fail would tell of them when it does.
+`per_row`, and that is what holds. But it would not train what its author intended, and may be an attack; so rehearsal
+and every round compare the results of rows run together with those of each row alone, and the study stops where they
+differ. In a round the rows are invented: a check on patients' rows that can fail would reveal something about them when
+it does.
 
 Compared are each row's output, its loss, and what each layer records for it, input and output gradient: the very
 tensors that are clipped. As an experiment it sees what it happens to meet; a gate that opens rarely may stay unseen.

@@ -240,7 +240,7 @@ class StudyPlan:
 
 def delta_in_words(delta: float, patients: int | None, accepted: float = 0.0) -> str:
     """How a delta stands to the number of patients of a release. accepted: the largest that people took the risk of."""
-    rule = f"at most {DELTA_OVER_ALL:g} unless two people at a hospital take the risk"
+    rule = f"at most {DELTA_OVER_ALL:g} unless two people at a hospital accept the risk"
     if patients is None:
         return (
             f"delta {delta:g}: for hospitals that declare up to {math.floor(DELTA_OVER_ALL / delta)} patients ({rule})"
@@ -248,7 +248,7 @@ def delta_in_words(delta: float, patients: int | None, accepted: float = 0.0) ->
     line = f"delta {delta:g} x {patients} patients of the release = {delta * patients:.2g}, {rule}"
     if delta * patients <= DELTA_OVER_ALL:
         return line
-    return f"{line}; taken for these patients up to {accepted:g}" if accepted else f"{line}: NOT within the rule"
+    return f"{line}; accepted for these patients up to {accepted:g}" if accepted else f"{line}: NOT within the rule"
 
 
 def plan_of(study: StudyTerms, limits: HospitalLimits | None = None) -> StudyPlan:

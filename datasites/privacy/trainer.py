@@ -5,7 +5,7 @@ A step:
 2. computes each record's gradient by running the model on that record alone (`per_row`; no record can reach another),
    and cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
 3. adds the gradients up (`clipping`), in microbatches of a fixed public number of slots;
-4. adds Gaussian noise from a secure generator (`Mechanism`, the only door out; it counts steps);
+4. adds Gaussian noise from a secure generator (`Mechanism`, the only way out; it counts steps);
 5. in local mode divides by `divisor`, a public figure, and hands the result to the optimiser.
 
 In distributed mode a round is one step and ends with 4: what leaves is the noised sum itself, in whole steps of the

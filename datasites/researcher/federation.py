@@ -1,4 +1,4 @@
-"""A researcher's home: identity, pinned roster, peers; mock data, submissions and their state; and the door to runs."""
+"""A researcher's home: identity, pinned roster, peers; mock data, submissions and their state; and how runs start."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> N
             failed[email] = error
     if failed:
         errors = "; ".join(f"{email}: {error}" for email, error in failed.items())
-        raise Incomplete(f"not all hospitals were {what}, repeat it when this is mended: {errors}")
+        raise Incomplete(f"not all hospitals were {what}, repeat it once this is resolved: {errors}")
 
 
 def _too_few(study: Study, states: Mapping[str, str]) -> str:
@@ -83,7 +83,7 @@ def _too_few(study: Study, states: Mapping[str, str]) -> str:
         return ""
     return (
         f"study {study.terms.name}: {', '.join(out)}: {left} hospital(s) can still take part and the threshold is "
-        f"{needed}, so it can't be run any more; close it with Federation.end, and submit one with another cohort"
+        f"{needed}, so it can no longer be run; close it with Federation.end, and submit one with another cohort"
     )
 
 
@@ -286,7 +286,7 @@ class Federation:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not a hand-over; ask for the party's hand-over.json") from error
         if same_identity(change.entry.email, self.settings.email):
-            raise InputError(f"{path}: is of this researcher itself; use Federation.hand_over")
+            raise InputError(f"{path}: belongs to this researcher itself; use Federation.hand_over")
         self._pin(self.roster.hand_over(change))
         return change.entry
 
@@ -341,8 +341,8 @@ class Federation:
         unknown = sorted(set(study.terms.cohort.hospitals) - {entry.email for entry in self._hospitals()})
         if unknown:
             raise InputError(
-                f"study.toml: the cohort names {', '.join(unknown)}, which is pinned here as no hospital; pin its "
-                "roster entry, or mend the name; nothing was sent"
+                f"study.toml: the cohort names {', '.join(unknown)}, which is not pinned here as a hospital; pin its "
+                "roster entry, or correct the name; nothing was sent"
             )
         Sandbox().require()  # the run builds its first model in one
         if study.hash not in self._first_models and not self._folder(study).exists():

@@ -1,7 +1,7 @@
 """What a finished run has to show: figures of the DP evaluation, privacy loss per hospital, who took part, audit heads.
 
 Everything here is post-processing of what was released; nothing is computed from a single hospital's vector. A figure
-has its value, unit and bounds, or the reason why it is not known; one that is not known takes no other along.
+has its value, unit and bounds, or the reason why it is not known; a figure that is not known hides no other.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Hides one hospital in the sum: secure aggregation with dropouts, after Bonawitz et al. (CCS 2017).
 
 Their first two rounds (keys, shares) are done once per *epoch* for many rounds; after that a round is two waves: masked
-vectors, then shares for those who are gone and those who are there. Read in this order:
+vectors, then shares for the hospitals that dropped out and for those that remain. Read in this order:
 
-    context      the terms all agree on: who, threshold, colluders, rounds       threshold, graph: why they are safe
-    messages     what is said, typed and signed                                  epoch: a checked enrolment
+    epoch_terms  the terms all agree on: who, threshold, colluders, rounds       threshold, graph: why they are safe
+    messages     the messages, typed and signed                                  epoch: a checked enrolment
     member       the hospital: one method per message                            setup, state, journal: behind it
-    aggregator   the party that adds                                             aggregation, unmasking: behind it
+    aggregator   the party that adds                                             aggregator_state, unmasking: behind it
     ring         fixed-point encoding modulo 2**32                               masks, shares: the primitives
 
 What it gives: of all honest hospitals in a round only sums over at least `EpochTerms.honest_contributors` of them can

@@ -1,9 +1,10 @@
 """The aggregator's side of the secure sum: collects signed messages, adds vectors as they come, opens the sum.
 
-It holds no secret and learns only sums. A lying hospital is refused and named where its message shows the lie. Two
-lies show too late or to nobody, and cost the others: shares of another secret than the certified one are found only
-when a sum doesn't open, after all were charged (`WrongShare` names the owner; `leave_out` keeps it out of later
-rounds); and where one says that it never got another's shares, either may lie (see `available`).
+It holds no secret and learns only sums. A hospital that sends a false message is refused and named where the message
+shows it. Two kinds of false message are detected late or not at all, at the cost of the others: shares of another
+secret than the certified one are found only when a sum doesn't open, after all were charged (`WrongShare` names the
+owner; `leave_out` keeps it out of later rounds); and where one hospital says that it never got another's shares, either
+may lie (see `available`).
 
 Every method takes one message and a state and returns the next state; nothing is sent or written here. Vectors are
 added at once and not kept: memory is one vector whatever the number of hospitals, and a second one while a sum opens.

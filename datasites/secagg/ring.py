@@ -2,9 +2,9 @@
 
 A coordinate x becomes the integer round(x * scale), cut to ±limit with limit = ceil(bound * scale); rounding is
 stochastic, so that it is unbiased, with bits from AES under a secret key (I13): a round's own, so that work that is
-repeated after a crash gives the same bytes, or one from the operating system. The sum of n
-encodings decodes exactly while n * limit < 2**31. Cutting is on purpose silent: an error would depend on private
-values. Knows nothing of masks or messages.
+repeated after a crash gives the same bytes, or one from the operating system. The sum of n encodings decodes exactly
+while n * limit < 2**31. Cutting is silent on purpose: an error would depend on private values. Knows nothing of masks
+or messages.
 """
 
 from __future__ import annotations

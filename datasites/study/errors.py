@@ -1,7 +1,7 @@
-"""The one tree of errors of ours; each message names the thing, the rule and the remedy.
+"""The one tree of this project's errors; each message names the thing, the rule and the remedy.
 
-Whether an error is ours, and so its words are for people, is its type. Each has a `rule` that stays the same whatever
-its words are. The tree, with the module of each (`tests/test_house.py` holds it against the code):
+Whether an error is ours, so that its message is meant for people, is decided by its type. Each has a `rule` that stays
+the same when its message changes. The tree, with the module of each (`tests/test_house.py` holds it against the code):
 
   DatasitesError
     AlreadySaid               transport.letter
@@ -157,7 +157,7 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file}: not valid TOML: {error}; mend the line and try again") from error
+        raise InputError(f"{file}: not valid TOML: {error}; correct the line and try again") from error
     except InputError:
         raise
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits

@@ -1,4 +1,4 @@
-"""What strangers wrote, as people see it: no character of it does anything but show.
+"""What strangers wrote, as people see it: its characters are displayed and do nothing else.
 
 A character that is invisible, turns text around (bidirectional marks), or tells a terminal what to do could make a
 reviewer read something else than what was submitted. What is agreed holds none (`require_plain`); what is shown goes

@@ -1,4 +1,5 @@
-"""What this party has sent and seen, so that neither it nor anybody else can say two things under one name.
+"""What this party has sent and seen, so that neither it nor anybody else can send two different messages under one
+name.
 
 One SQLite file in the party's private folder. It holds digests, and for rounds that still run the sealed envelope,
 so that a resend is byte-identical (I6). It is safe against the death of the process at any point; against a power

@@ -23,7 +23,7 @@ costs its sender envelopes, and a part that was changed is put right at once, or
 removed as often again as before. A bad letter of one sender never delays those of another, nor does what can't be read
 or sent. Nothing is ordered by clock.
 
-What others lay in a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received,
+What others put into a mailbox costs its owner, for each call: `MOST_NAMES` names, and for each letter that is received,
 or looked at by `signed`, the bytes of one envelope (`LetterLimits.body` and 80 KiB) before a signature is checked; a
 blob is fetched only for an envelope that its sender signed, and of a letter that was refused and can't be removed not
 again for `STUCK_RESTS` seconds. Letters that are expected are found by name even where more lies there than is listed.

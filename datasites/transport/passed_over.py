@@ -1,6 +1,6 @@
 """What is out of order in the store and can't be put right by us: reported once, then passed over.
 
-Claim: at most `MOST_PASSED_OVER` keys are remembered in a process, and at least the last half as many: where others lay
+Claim: at most `MOST_PASSED_OVER` keys are remembered in a process, and at least the last half as many: where others put
 more, the oldest are forgotten, and are looked at and reported once more (a quarantine has its own bounds). So what is
 remembered takes some 25 MB at most. Not claimed: that of more such keys in one folder, named as messages are, which we
 may not remove, none hides a message.

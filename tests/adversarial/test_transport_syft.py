@@ -369,7 +369,7 @@ def state_of(status: str) -> bytes:
 def test_a_hospital_speaks_for_itself_only(parties, researcher):
     """`WatcherSyncer._apply`: `event.datasite_email != peer`. B forges A's approval."""
     announce(parties[2], event(STATE, state_of("approved"), owner=A), channel=B)
-    refused(researcher, f"it speaks for {A}, it came from {B}")
+    refused(researcher, f"it speaks for {A}, but came from {B}")
     assert researcher.control.job_state(A, "heart-1").state == "not submitted"
 
 

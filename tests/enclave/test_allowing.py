@@ -54,7 +54,7 @@ def test_one_sentence_names_the_reason_and_what_to_allow(tmp_path: Path, monkeyp
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'python: cannot open shared object file' >&2\nexit 127\n")
     program.chmod(0o755)
-    with pytest.raises(SandboxUnavailable, match="shared object.*mend this Python"):
+    with pytest.raises(SandboxUnavailable, match="shared object.*repair this Python"):
         Sandbox(SandboxConfig(bwrap=str(program))).require()
 
 

@@ -142,7 +142,7 @@ def test_delta_is_small_against_the_patients_of_the_release_unless_two_people_to
     assert rule in denied(desk.site, sized, "intake"), "one person is not enough"
     two_people.confirm(desk.site, desk.login("cyd"), entered.pk)
     assert rule not in denied(desk.site, sized, "intake")
-    assert "taken for these patients up to 1e-05" in sized.delta_in_words
+    assert "accepted for these patients up to 1e-05" in sized.delta_in_words
 
 
 def test_where_hospitals_share_the_noise_the_release_is_on_the_whole_cohort(

@@ -201,6 +201,15 @@ def test_a_stored_decision_reads_back_and_can_be_evaluated_again() -> None:
             assert decider.reproduces(read_decision(stored))
 
 
+def test_a_denial_in_the_words_of_another_version_decides_alike_again() -> None:
+    decider = engine()
+    raw = json.loads(decider.decide(facts_of("run_round", state="paused")).canonical())
+    raw["denied_by"][0] |= {"reason": "Paused.", "remedy": "Resume it."}
+    assert decider.reproduces(read_decision(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()))
+    raw["denied_by"][0]["rule"] = "baa"
+    assert not decider.reproduces(read_decision(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()))
+
+
 def test_a_denial_because_of_old_facts_decides_alike_again() -> None:
     decider = engine()
     denied = decider.decide(facts_of("run_round", today=TODAY - datetime.timedelta(2)))

@@ -92,7 +92,7 @@ def test_whoever_waits_in_a_round_is_told_that_too_few_approve_any_more(
         hospital.there = False
     del approved[1:]
     assert run.next_round().outcome == "failed"
-    (told,) = [record.getMessage() for record in caplog.records if "approve it no longer" in record.getMessage()]
+    (told,) = [record.getMessage() for record in caplog.records if "no longer approve it" in record.getMessage()]
     assert "1 hospital(s) do, and the threshold is 3" in told
 
 

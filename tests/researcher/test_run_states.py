@@ -69,7 +69,7 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(federation: Federation) -> N
     acts: tuple[Callable[[], object], ...] = (run.complete, run.next_round, run.set_up, run.close)
     with other._files.hold():
         for act in acts:
-            with pytest.raises(Held, match="this run goes on already"):
+            with pytest.raises(Held, match="this run is open already"):
                 act()
     assert other.next_round().outcome == "done"
     saved = (federation.folder / "run.json").read_bytes()
@@ -369,7 +369,7 @@ def test_a_damaged_state_is_named_with_its_remedy(federation: Federation, damage
     file = federation.folder / "run.json"
     federation.run().complete(rounds=1, progress=False)
     file.write_bytes(damage)
-    with pytest.raises(RunError, match=r"run\.json: not as a run saves it: .*; put it back .*`Federation\.end`"):
+    with pytest.raises(RunError, match=r"run\.json: not as a run saves it: .*; restore it .*`Federation\.end`"):
         federation.run()
     file.rename(file.with_suffix(".bad"))
     run = federation.run()
@@ -388,7 +388,7 @@ def test_a_damaged_file_of_a_run_is_named_with_its_remedy(federation: Federation
     np.savez(other, model=np.zeros((2, 2)))
     bad = {"empty": b"", "cut": whole[:-7], "other": other.getvalue(), "text": b'{"a": 1}'}
     path.unlink() if damage == "gone" else path.write_bytes(bad[damage])
-    words = rf"{name}: not as a run saves it: .+; put it back .*`close`"
+    words = rf"{name}: not as a run saves it: .+; restore it .*`close`"
     for act in (lambda run: run.next_round(), lambda run: run.model):
         with pytest.raises(RunError, match=words):
             act(federation.run())
