@@ -103,11 +103,11 @@ class Agreement(Agreed):
         return self
 
     def confirmed(self, on: datetime.date) -> bool:
-        """Whether a second person had confirmed this version by that day."""
+        """Return whether a second person had confirmed this version by that day."""
         return self.confirmed_on is not None and self.confirmed_on <= on
 
     def in_force(self, on: datetime.date) -> bool:
-        """Whether this version is confirmed, effective, neither expired nor terminated on that day."""
+        """Return whether this version is confirmed, effective, neither expired nor terminated on that day."""
         return (
             self.confirmed(on)
             and self.terms.effective <= on <= self.terms.expires

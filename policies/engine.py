@@ -82,12 +82,12 @@ class Decision(Agreed):
 
     @property
     def summary(self) -> str:
-        """One line per reason; "allowed" when there is none."""
+        """Return one line per reason; "allowed" when there is none."""
         return "\n".join(map(str, self.denied_by)) if self.denied_by else "allowed"
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """Names of the controls that denied, sorted: all that another party may be told."""
+        """Return the names of the controls that denied, sorted: all that another party may be told."""
         return tuple(sorted({denial.control for denial in self.denied_by}))
 
     def require(self, action: str, approval: str, now: datetime.datetime) -> None:
@@ -126,12 +126,12 @@ class Engine:
 
     @property
     def ruleset(self) -> str:
-        """Digest over schema and rules: two engines with the same digest decide alike."""
+        """Return the digest over schema and rules: two engines with the same digest decide alike."""
         return self._rules.digest
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules, shipped ones first."""
+        """Return the rules, shipped ones first."""
         return self._rules.rules
 
     def decide(self, facts: Facts | Mapping[str, Any]) -> Decision:
@@ -144,7 +144,7 @@ class Engine:
         return self._decide(known, now)
 
     def reproduces(self, decision: Decision) -> bool:
-        """Whether these rules, given the stored facts at the stored time, decide as `decision` states.
+        """Return whether these rules, given the stored facts at the stored time, decide as `decision` states.
 
         Ask it of decisions by this rule set (`ruleset`) and of format 2 only; others rest on other rules or names. The
         words of a denial may be others, since a version may explain a rule better; the audit log binds those stored.
@@ -157,7 +157,7 @@ class Engine:
     def _decide(self, facts: Facts, now: datetime.datetime) -> Decision:
         if abs((now.date() - facts.today).days) > 1:
             explanation = explain.Explanation(
-                f"The facts are of {facts.today}, the clock says {now.date()}.",
+                f"The facts are of {facts.today}, but the clock says {now.date()}.",
                 "Gather the facts again; if this repeats, set the datasite's clock.",
             )
             return self._refused(facts, explanation, now)
@@ -188,7 +188,7 @@ class Engine:
                     control="evaluation",
                     rule="evaluation",
                     reason=f"The rules could not be evaluated: {'; '.join(errors)}.",
-                    remedy="Mend the rule or the fact that is named, then try again.",
+                    remedy="Correct the rule or the fact that is named, then try again.",
                 )
             )
         return Decision(
@@ -206,7 +206,7 @@ class Engine:
     def _evaluate(
         self, action: str, approval: str, hospital: str, record: dict[str, Any]
     ) -> tuple[dict[str, Outcome], list[str]]:
-        """Outcome by rule id, and Cedar's errors. Which rules apply is Cedar's answer too, not this code's."""
+        """Return outcomes by rule id, and Cedar's errors. Which rules apply is Cedar's answer too, not this code's."""
         request = {
             "principal": {"type": "Study", "id": approval},
             "action": {"type": "Action", "id": action},
@@ -312,5 +312,5 @@ def _facts_words(error: Exception) -> explain.Explanation:
         text = str(error)
     return explain.Explanation(
         f"The facts are not as the rules need them: {text}.",
-        "The datasite could not gather these facts; see its log, mend the cause and try again.",
+        "The datasite could not gather these facts; see its log, correct the cause and try again.",
     )

@@ -179,11 +179,11 @@ class Facts(Agreed):
 
     @property
     def registry(self) -> Registry:
-        """The registry of the agreements among these facts (empty when they are missing)."""
+        """Return the registry of the agreements among these facts (empty when they are missing)."""
         return Registry(organisation=self.hospital, agreements=self.agreements or ())
 
     def people(self, role: ReviewerRole) -> tuple[str, ...]:
-        """Who approved this very hash in that role; approvals of other hashes are left out."""
+        """Return who approved this very hash in that role; approvals of other hashes are left out."""
         return tuple(sorted({a.person for a in self.approvals or () if a.role == role and a.approval == self.approval}))
 
 

@@ -72,7 +72,7 @@ class Registry(Agreed):
     def _versions_are_distinct(cls, agreements: tuple[Agreement, ...]) -> tuple[Agreement, ...]:
         keys = [(a.terms.id, a.version) for a in agreements]
         if len(set(keys)) != len(keys):
-            raise ValueError("registry: one version of an agreement stands twice")
+            raise ValueError("registry: one version of an agreement appears twice")
         kinds: dict[str, str] = {}
         for agreement in agreements:
             if kinds.setdefault(agreement.terms.id, agreement.terms.kind) != agreement.terms.kind:
@@ -98,7 +98,7 @@ class Registry(Agreed):
             )
         versions = [a for a in self.agreements if a.terms.id == terms.id]
         if versions and versions[-1].terms == terms and versions[-1].terminated_on is None:
-            raise RegistryError(f"registry: agreement {terms.id} already stands like this; nothing to enter")
+            raise RegistryError(f"registry: agreement {terms.id} is already registered like this; nothing to enter")
         version = versions[-1].version + 1 if versions else 1
         return self._with(Agreement(terms=terms, version=version, entered_by=by, entered_on=on))
 
@@ -161,7 +161,7 @@ class Registry(Agreed):
         return None
 
     def covered(self, services: tuple[Service, ...], on: datetime.date) -> tuple[Service, ...]:
-        """Those of `services` that may be used: run by this hospital itself, or covered by a BAA in force."""
+        """Return those of `services` that may be used: run by this hospital itself, or covered by a BAA in force."""
         return tuple(
             service
             for service in services
@@ -175,7 +175,7 @@ class Registry(Agreed):
         return tuple(sorted(pairs))
 
     def permitted_features(self, irb: str, purpose: str, on: datetime.date) -> tuple[str, ...]:
-        """Features that may be used: those that the IRB approvals with this number and purpose permit.
+        """Return the features that may be used: those that the IRB approvals with this number and purpose permit.
 
         Where data use agreements name the purpose (`use_agreements`), only features that one of those in force permits
         too; none once all of them are over. (Without an approval the control `irb` denies whatever stands here.)
@@ -196,11 +196,11 @@ class Registry(Agreed):
         return tuple(a for a in self._begun(on, "dua") if purpose in a.terms.purposes)
 
     def accepts_risk(self, what: str, on: datetime.date) -> bool:
-        """Whether a risk acceptance in force names `what` (for example `NO_SANDBOX`)."""
+        """Return whether a risk acceptance in force names `what` (for example `NO_SANDBOX`)."""
         return any(what in a.terms.services for a in self.in_force(on, "risk_acceptance"))
 
     def relevant(self, services: tuple[Service, ...], irb: str, purpose: str) -> tuple[Agreement, ...]:
-        """Agreements that could bear on a study, in force or not: what a decision stores and explains itself by.
+        """Return agreements that could bear on a study, in force or not: what a decision stores and explains itself by.
 
         Each with all its versions, also those that say nothing of the study: one of them may have replaced another.
         """
@@ -216,7 +216,7 @@ class Registry(Agreed):
         return tuple(a for a in self.agreements if a.terms.id in bear)
 
     def expiring(self, on: datetime.date, within_days: int = 60) -> tuple[Expiry, ...]:
-        """Agreements in force that end within `within_days`, soonest first."""
+        """Return agreements in force that end within `within_days`, soonest first."""
         warnings = [
             Expiry(
                 id=a.terms.id,
@@ -231,7 +231,7 @@ class Registry(Agreed):
         return tuple(sorted(warnings, key=lambda w: (w.days_left, w.id)))
 
     def unconfirmed(self) -> tuple[Agreement, ...]:
-        """Newest versions that wait for a second person."""
+        """Return the newest versions that wait for a second person."""
         ids = sorted({a.terms.id for a in self.agreements})
         return tuple(a for a in map(self.latest, ids) if a.confirmed_by is None and a.terminated_by is None)
 
@@ -265,7 +265,7 @@ class Registry(Agreed):
 
 
 def is_party(organisation: str, agreement: Agreement) -> bool:
-    """Whether an agreement names this organisation, however either is written."""
+    """Return whether an agreement names this organisation, however either is written."""
     return any(same_identity(organisation, party) for party in agreement.terms.parties)
 
 

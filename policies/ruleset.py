@@ -169,7 +169,7 @@ def _local(name: str, policy: dict[str, Any]) -> Rule:
 
 def _once(name: str, id: str, static: dict[str, dict[str, Any]]) -> None:
     if id in static:
-        raise RuleError(f'{name}: @id("{id}") stands twice; give each rule its own')
+        raise RuleError(f'{name}: @id("{id}") appears twice; give each rule its own')
 
 
 def _complete(static: dict[str, dict[str, Any]], folder: Path) -> None:

@@ -81,7 +81,7 @@ def render(
 
 
 def plain(text: str) -> str:
-    """`text` on one line, with everything escaped that Markdown or HTML would give a meaning to."""
+    """Return `text` on one line, with everything escaped that Markdown or HTML would give a meaning to."""
     line = " ".join(text.split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]|#!~])", r"\\\1", line)

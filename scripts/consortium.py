@@ -168,7 +168,7 @@ class LocalConsortium:
         return passwords
 
     def is_set_up(self) -> bool:
-        """Whether set-up has finished before."""
+        """Return whether set-up has finished before."""
         return (self.state / "set-up").exists()
 
     def store_url(self) -> str:

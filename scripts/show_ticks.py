@@ -135,7 +135,7 @@ class Shown:
 
     @property
     def met(self) -> bool:
-        """Whether no tick told of the patient."""
+        """Return whether no tick told of the patient."""
         return not self.misses
 
     @classmethod

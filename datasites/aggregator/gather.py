@@ -130,7 +130,7 @@ def blob(letter: Letter) -> bytes:
 
 
 def who_abstained(abstained: Mapping[str, tuple[str, ...]]) -> str:
-    """Who sat a round out, and by which controls, in words."""
+    """Return who sat a round out, and by which controls, in words."""
     if not abstained:
         return "nobody abstained; are the datasites running?"
     summary = "abstained: " + ", ".join(f"{email} ({', '.join(why) or 'failed'})" for email, why in abstained.items())

@@ -30,7 +30,7 @@ def who_lacks_keys(
     replaced: set[str],
     threshold: int,
 ) -> set[str]:
-    """Hospitals among `approved` for which another epoch is due now, by what each has said last in this one.
+    """Return hospitals among `approved` for which another epoch is due now, by what each has said last in this one.
 
     present: who answered last. replaced: parties whose key, as pinned here, is another than this epoch's.
     """

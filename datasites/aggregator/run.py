@@ -75,7 +75,7 @@ class Described(Protocol):
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """One for each tensor."""
+        """Return one for each tensor."""
         ...
 
 
@@ -88,12 +88,12 @@ class RunnableStudy(Protocol):
 
     @property
     def hash(self) -> str:
-        """The study hash, 64 hex digits."""
+        """Return the study hash, 64 hex digits."""
         ...
 
     @property
     def terms(self) -> Terms:
-        """What `study.toml` says."""
+        """Return what `study.toml` says."""
         ...
 
     def initial_model(self) -> Model:
@@ -142,7 +142,7 @@ class Run:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The model's tensors, in their order, since the first set-up."""
+        """Return the model's tensors, in their order, since the first set-up."""
         return self._files.load_parameters()
 
     def complete(self, *, rounds: int | None = None, progress: bool = True) -> None:
@@ -328,7 +328,7 @@ class Run:
             raise RunError(f"study {name}: all {rounds} rounds were run; end it with `close`")
 
     def _too_few_are_left(self) -> bool:
-        """Whether the present epoch can open no further round, and another one may, with others that approved."""
+        """Tell whether the present epoch can open no further round, and another one may, with others that approved."""
         if self._sum.has_begun(self.state.next_round):
             return False
         threshold, blamed = self._sum.context.threshold, self._blamed()
@@ -461,7 +461,7 @@ class Run:
 
     @property
     def model(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The newest global model as named tensors."""
+        """Return the newest global model as named tensors."""
         if self.state.next_round == 1 and not self._files.has_model(1):
             raise RunError("the run has no model yet; run a round first")
         flat, tensors, start = self._files.load_model(self.state.next_round)[0], {}, 0

@@ -193,7 +193,7 @@ class RunFolder:
                 old.unlink()
 
     def has_model(self, number: int) -> bool:
-        """Whether there is a file of the model that round `number` starts from."""
+        """Return whether there is a file of the model that round `number` starts from."""
         return self._model(number).exists()
 
     def load_model(self, number: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]]:

@@ -95,26 +95,26 @@ class SecureSum:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the present epoch's state can't be read, or is of our last key, so that its rounds can't go on."""
+        """Return whether the epoch's state can't be read, or is of our last key, so that its rounds can't go on."""
         return self.epoch >= 0 and self._state is None
 
     @property
     def is_set_up(self) -> bool:
-        """Whether rounds can be opened: enough hospitals hold each other's shares."""
+        """Return whether rounds can be opened: enough hospitals hold each other's shares."""
         return self.is_enrolled and len(self.available()) >= self.context.threshold
 
     @property
     def is_enrolled(self) -> bool:
-        """Whether it is fixed who is in the present epoch; others can join the next one only."""
+        """Return whether it is fixed who is in the present epoch; others can join the next one only."""
         return self._state is not None and self._state.enrolment is not None
 
     def is_over(self, number: int) -> bool:
-        """Whether round `number` needs another epoch: the present one has not begun it and may not open it any more."""
+        """Return whether round `number` needs another epoch: the present one has not begun it and can't open it now."""
         covered = number in self.context.rounds and _today() <= self.context.expires
         return not covered and not self.has_begun(number)
 
     def has_begun(self, number: int) -> bool:
-        """Whether round `number` was opened, so that hospitals may have taken its manifest and take no other."""
+        """Return whether round `number` was opened, so that hospitals may have taken its manifest and take no other."""
         return self._state is not None and self._state.record.last_round >= number
 
     def late(self) -> set[str]:
@@ -130,7 +130,7 @@ class SecureSum:
         return {email for email, *_ in self._mailroom.signed(awaited)}
 
     def replaced(self) -> set[str]:
-        """Parties of the present epoch for which another key is pinned here now than it was set up with."""
+        """Return parties of the present epoch for which another key is pinned here now than it was set up with."""
         pinned = {entry.email: entry.public_key for entry in self._roster.entries}
         parties = (self.context.aggregator, *self.context.hospitals)
         return {party.email for party in parties if pinned.get(party.email, party.public_key) != party.public_key}
@@ -149,16 +149,16 @@ class SecureSum:
 
     @property
     def context(self) -> EpochTerms:
-        """Terms of the present epoch."""
+        """Return the terms of the present epoch."""
         return self._parts()[0].context
 
     @property
     def hospitals(self) -> list[str]:
-        """Hospitals of the present epoch."""
+        """Return the hospitals of the present epoch."""
         return [party.email for party in self.context.hospitals]
 
     def available(self) -> tuple[str, ...]:
-        """Hospitals that hold each other's shares, and so can take part."""
+        """Return hospitals that hold each other's shares, and so can take part."""
         aggregator, state = self._parts()
         return aggregator.available(state)
 

@@ -21,7 +21,7 @@ class ServerStrategy(Protocol):
     state: dict[str, np.ndarray]
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """Both of shape (d,); returns the next model of shape (d,)."""
+        """Take both of shape (d,); return the next model of shape (d,)."""
         ...
 
 

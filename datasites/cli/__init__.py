@@ -46,7 +46,7 @@ for name, group in (
 
 
 def main() -> None:
-    """Entry point: runs a command and turns errors of input into one line and exit code 2."""
+    """Run a command; turn errors of input into one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # nothing hangs on what a terminal can show

@@ -15,7 +15,7 @@ agreements = group("BAA, DUA, IRB: entered by one, confirmed by another.")
 
 @agreements.command("list")
 def agreements_list(home: HomeOption) -> None:
-    """All agreements, newest version of each."""
+    """Show all agreements, newest version of each."""
     site = open_site(home)
     from policies.registry import RegistryFile
 

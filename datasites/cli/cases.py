@@ -32,7 +32,7 @@ study = group("Studies: check a folder; pause, resume, sit out, rejoin or revoke
 
 @review.command("list")
 def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """All cases, newest first."""
+    """Show all cases, newest first."""
     open_site(home)
     from datasites.hospital.models import Case
 
@@ -84,7 +84,7 @@ def review_wait(
 
 @review.command("show")
 def review_show(home: HomeOption, case: int) -> None:
-    """Everything that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
+    """Show all that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
     site = open_site(home)
     from datasites.hospital.cases.as_text import describe
 

@@ -27,7 +27,7 @@ budget = group("The privacy ledger.")
 
 @dataset.command("check")
 def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.Option("--study")]) -> None:
-    """Readiness of a dataset for a study folder, for the hospital's eyes; exit code 0 only when it is ready."""
+    """Check a dataset for a study folder, for the hospital's eyes; exit code 0 only when it is ready."""
     site = open_site(home)
     from datasites.hospital.cases.readiness import check_dataset
     from datasites.hospital.cases.whereabouts import open_cases
@@ -124,7 +124,7 @@ def dataset_withdraw(
 
 @budget.command("show")
 def budget_show(home: HomeOption) -> None:
-    """Privacy budget of each population, by side of its patients; the cap is what is guaranteed, the rest is read."""
+    """Show the budget of each population, by side of its patients; the cap is what is guaranteed, the rest is read."""
     site = open_site(home)
     from datasites.hospital.budget import ledger
 
@@ -140,7 +140,7 @@ def budget_show(home: HomeOption) -> None:
 
 @budget.command("history")
 def budget_history(home: HomeOption, dataset: str) -> None:
-    """Every line of the ledger of a dataset's population, and the history of its caps."""
+    """Show every line of the ledger of a dataset's population, and the history of its caps."""
     site = open_site(home)
     from datasites.hospital.budget.population import guarantee, history
     from datasites.hospital.models import LedgerEntry
@@ -166,7 +166,7 @@ def budget_history(home: HomeOption, dataset: str) -> None:
 
 @budget.command("what-if")
 def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, steps: int, rate: float) -> None:
-    """Whether one more study that asks this much would fit today."""
+    """Return whether one more study that asks this much would fit today."""
     site = open_site(home)
     from datasites.hospital.budget.history import BudgetHistory
 
@@ -252,7 +252,7 @@ def budget_restored(
 
 @budget.command("waiting")
 def budget_waiting(home: HomeOption) -> None:
-    """Entries that wait for a second person."""
+    """Show entries that wait for a second person."""
     open_site(home)
     from datasites.hospital.proposals import two_people
 

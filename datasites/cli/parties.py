@@ -26,7 +26,7 @@ roster = group("Parties whose keys this hospital trusts.")
 
 @roster.command("show")
 def roster_show(home: HomeOption) -> None:
-    """Pinned parties."""
+    """Show pinned parties."""
     table = new_table("", "organisation", "e-mail", "role", "fingerprint")
     for entry in Roster.load(open_site(home).home.roster).entries:
         table.add_row(entry.organisation, entry.email, entry.role, entry.fingerprint)

@@ -57,7 +57,7 @@ def person_deactivate(home: HomeOption, name: str) -> None:
 
 @person.command("list")
 def person_list(home: HomeOption) -> None:
-    """Who is entered, and in which role."""
+    """Show who is entered, and in which role."""
     open_site(home)
     from datasites.hospital.people.accounts import list_people
 

@@ -30,7 +30,7 @@ class Terminal(Console):
         super().__init__(file=file, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Any text that is printed, also in the cells of a table."""
+        """Return any text that is printed, also in the cells of a table."""
         return super().render_str(visible(text), **options)
 
 
@@ -107,5 +107,5 @@ def new_table(title: str, *columns: str) -> Rows:
 
 
 def today() -> datetime.date:
-    """Today, in UTC, by which agreements begin and end."""
+    """Return today in UTC, by which agreements begin and end."""
     return datetime.datetime.now(datetime.UTC).date()

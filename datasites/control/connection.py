@@ -55,17 +55,17 @@ MessageName: TypeAlias = MessageFileName | FileChangeEventsMessageFileName
 
 
 def inbox_folder(datasite: str, peer: str) -> str:
-    """Where `peer` leaves messages for `datasite`."""
+    """Return where `peer` leaves messages for `datasite`."""
     return f"p2p/{datasite}/{peer}/inbox"
 
 
 def outbox_folder(datasite: str, peer: str) -> str:
-    """Where `datasite` leaves messages for `peer`."""
+    """Return where `datasite` leaves messages for `peer`."""
     return f"p2p/{datasite}/{peer}/outbox"
 
 
 def sent_at(name: str, kind: type[MessageName]) -> float | None:
-    """When a message of that name says that it was sent; None for what can't be the name of one."""
+    """Return when a message of that name says that it was sent; None for what can't be the name of one."""
     try:
         parsed = kind.from_string(name)
     except (ValueError, FileNameParseError):
@@ -160,7 +160,7 @@ class StoreConnection(SyftboxPlatformConnection):
             self.refuse_folder(folder, reason, rest)
 
     def rests(self, folder: str) -> bool:
-        """Whether a folder was refused a moment ago, or is perhaps half written and was looked at a moment ago."""
+        """Tell whether a folder was refused a moment ago, or is perhaps half written and was looked at a moment ago."""
         return self._stuck.rests(folder) or self._second_look.waits(folder)
 
     def turn_of(self, folder: str) -> tuple[float, bool]:
@@ -219,7 +219,7 @@ class StoreConnection(SyftboxPlatformConnection):
             return False
 
     def _get_peers_json(self, force_download: bool = False) -> dict[str, dict[str, Any]]:
-        """Our peers that are pinned now. A remembered bundle that no longer fits the roster is left out."""
+        """Return our peers that are pinned now. A remembered bundle that no longer fits the roster is left out."""
         peers = {}
         for email, entry in self.log.peers().items():
             if not self._pinned(email):
@@ -302,7 +302,7 @@ class StoreConnection(SyftboxPlatformConnection):
         self.store.put(f"{inbox_folder(recipient, self.email)}/{filename}", data)
 
     def inbox_keys(self, sender_email: str) -> list[str]:
-        """Keys of the messages of one sender, oldest first; other names in the folder are refused."""
+        """Return the keys of the messages of one sender, oldest first; other names in the folder are refused."""
         return self._messages(inbox_folder(self.email, sender_email), MessageFileName)
 
     def _messages(self, folder: str, kind: type[MessageName]) -> list[str]:
@@ -341,7 +341,7 @@ class StoreConnection(SyftboxPlatformConnection):
         self.store.put(f"{outbox_folder(self.email, recipient)}/{filename}", data)
 
     def outbox_keys(self, peer_email: str) -> list[str]:
-        """Keys of the messages that a datasite has left for us, oldest first; other names are refused."""
+        """Return the keys of the messages that a datasite has left for us, oldest first; other names are refused."""
         return self._messages(outbox_folder(peer_email, self.email), FileChangeEventsMessageFileName)
 
     def _get_own_datasite_outbox_id(self, peer_email: str) -> str | None:
@@ -387,7 +387,7 @@ class StoreConnection(SyftboxPlatformConnection):
             self.store.put(f"{folder}/{name}", data)
 
     def owner_list_collections(self, prefix: str) -> list[str]:
-        """Names of our collections."""
+        """Return the names of our collections."""
         return [collection.tag for collection, _ in self._collections(self.email, prefix)]
 
     def owner_list_all_collections_with_permissions(self, prefix: str) -> list[FileCollection]:

@@ -91,7 +91,7 @@ class Router(ConnectionRouter):
 
     @property
     def connection(self) -> StoreConnection:
-        """The one connection."""
+        """Return the one connection."""
         connection = self.connections[0]
         assert isinstance(connection, StoreConnection)
         return connection
@@ -291,7 +291,7 @@ class WatcherSyncer(DatasiteWatcherSyncer):
 
     @property
     def is_cut(self) -> bool:
-        """Whether the syncs since `begin_mocks` have left mock data for the next."""
+        """Return whether the syncs since `begin_mocks` have left mock data for the next."""
         return bool(self._cut)
 
     def sync_down(self, peer_emails: list[str]) -> None:
@@ -401,7 +401,7 @@ def _size(submission: Submission) -> int:
 
 
 def _kept(folder: Path) -> tuple[int, int]:
-    """Submissions in the folder of one submitter, and bytes of them."""
+    """Return submissions in the folder of one submitter, and bytes of them."""
     if not folder.is_dir():
         return 0, 0
     sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]

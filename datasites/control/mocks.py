@@ -284,7 +284,7 @@ def fetch_mocks(connection: StoreConnection, log: SyncLog, owner: str, syftbox: 
 
 
 def _kept(root: Path) -> dict[str, int]:
-    """Bytes of what is kept of one owner, by name."""
+    """Return the bytes of what is kept of one owner, by name."""
     folders = [folder for folder in root.glob("*") if folder.is_dir()]
     return {one.name: sum(file.stat().st_size for file in one.rglob("*") if file.is_file()) for one in folders}
 

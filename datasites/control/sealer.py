@@ -74,7 +74,7 @@ def open_keys(email: str, path: Path) -> StrictPeerStore:
 
 
 def syft_fingerprint(keys: PeerStore) -> str:
-    """Fingerprint of our public bundle, 64 hex digits, as it goes into our roster entry."""
+    """Return the fingerprint of our public bundle, 64 hex digits, as it goes into our roster entry."""
     return str(keys.public_key.identity_fingerprint())
 
 

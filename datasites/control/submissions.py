@@ -79,14 +79,14 @@ class Submission:
 
 
 def checked_job_name(name: str) -> str:
-    """`name` itself; raises `ValueError` when it isn't one that a datasite accepts."""
+    """Return `name` itself; raise `ValueError` when it isn't one that a datasite accepts."""
     if not NAME.fullmatch(name) or re.fullmatch(r"v\d+", name):
         raise ValueError(f"submission name {name[:100]!r}: use 1 to 80 letters, digits, _ or -, and not v<number>")
     return name
 
 
 def submission_folder(submitter: str, job: str) -> str:
-    """Where a submission lies in a datasite."""
+    """Return where a submission lies in a datasite."""
     return f"app_data/job/inbox/{submitter}/{PROTOCOL}/{job}"
 
 
@@ -96,7 +96,7 @@ def outgoing_folder(recipient: str) -> str:
 
 
 def outgoing_job(path: str, recipient: str) -> str | None:
-    """Of which submission this file is state or output; None for one that a datasite may not send (I7)."""
+    """Return the submission whose state or output this file is; None for one that a datasite may not send (I7)."""
     prefix = outgoing_folder(recipient) + "/"
     if not path.startswith(prefix):
         return None
@@ -107,7 +107,7 @@ def outgoing_job(path: str, recipient: str) -> str | None:
 
 
 def is_outgoing_path(path: str, recipient: str) -> bool:
-    """Whether a datasite may send this file: state and outputs of the recipient's submissions, nothing else (I7)."""
+    """Return whether a datasite may send this file: state or output of a submission of the recipient (I7)."""
     return outgoing_job(path, recipient) is not None
 
 
@@ -126,7 +126,7 @@ def read_submission_message(plain: bytes, name: str, sender: str, owner: str) ->
     except (ValidationError, ValueError) as error:
         raise Refused(f"not a proposal: {error}") from error
     if message.sender_email != sender:
-        raise Refused(f"it says that it is from {message.sender_email[:200]}, it came from {sender}")
+        raise Refused(f"it says that it is from {message.sender_email[:200]}, but came from {sender}")
     if message.message_filename.as_string() != name:
         raise Refused("its name is not the one that was signed: a replay under a new name")
     changes = message.proposed_file_changes
@@ -151,7 +151,7 @@ def read_submission_message(plain: bytes, name: str, sender: str, owner: str) ->
 
 
 def _place(path: str, sender: str) -> tuple[str, str]:
-    """(job name, path within the job) of a path in the datasite."""
+    """Return (job name, path within the job) of a path in the datasite."""
     prefix = f"app_data/job/inbox/{sender}/{PROTOCOL}/"
     job, _, rest = path[len(prefix) :].partition("/")
     if not path.startswith(prefix) or not rest:

@@ -82,15 +82,15 @@ class _Control:
 
     @property
     def quarantine(self) -> Quarantine:
-        """Refused control-plane messages."""
+        """Return refused control-plane messages."""
         return self._connection.quarantine
 
     def syft_fingerprint(self) -> str:
-        """Fingerprint of our syft keys, for our roster entry."""
+        """Return the fingerprint of our syft keys, for our roster entry."""
         return syft_fingerprint(self._keys)
 
     def sealer(self) -> SyftSealer:
-        """Seals letters for any pinned party; for the mailroom."""
+        """Return what seals letters for any pinned party; for the mailroom."""
         return self._sealer
 
     def pin(self, roster: Roster) -> None:
@@ -238,7 +238,7 @@ class HospitalControl(_Control):
         self._mocks.offer(names)
 
     def jobs(self, known: Collection[tuple[str, str]] = ()) -> list[SubmittedJob]:
-        """All submissions on disk but those that are `known` as (name, submitter) and so aren't read again.
+        """Return all submissions on disk but those that are `known` as (name, submitter) and so aren't read again.
 
         By name. Doesn't sync; reads no link and runs nothing.
         """
@@ -394,7 +394,7 @@ class ResearcherControl(_Control):
         logger.warning("store: more mock data than hospitals may have; the rest is read at the next syncs")
 
     def datasets(self, email: str) -> list[MockManifest]:
-        """Mock datasets of a hospital that have come, each checked again against its signature."""
+        """Return mock datasets of a hospital that have come, each checked again against its signature."""
         root = self._manager.syftbox_folder / email / COLLECTION_SUBPATH
         return [self._mock(email, folder)[0] for folder in sorted(root.glob("*")) if (folder / SIGNED).is_file()]
 
@@ -448,7 +448,7 @@ class ResearcherControl(_Control):
             os.rename(outgoing, job)
 
     def _submitted(self, email: str, job_name: str) -> Path:
-        """Where a submission lies once it was sent."""
+        """Return where a submission lies once it was sent."""
         return self._manager.syftbox_folder / email / submission_folder(self.email, job_name)
 
     def _config(self, email: str, job_name: str, code: Mapping[str, bytes]) -> bytes:
@@ -488,7 +488,7 @@ class ResearcherControl(_Control):
             return JobDecision("unreadable", f"{email} sent a state that can't be read: {error}"[:MAX_REASON])
 
     def results(self, email: str, job_name: str) -> dict[str, bytes]:
-        """Files that the hospital has published for a submission."""
+        """Return files that the hospital has published for a submission."""
         ref = JobRef(email, self.email, checked_job_name(job_name), JOB_PROTOCOL_VERSION)
         return _read_tree(self._client.job_client.manager.review_dir(ref) / "outputs")
 
@@ -498,7 +498,7 @@ class ResearcherControl(_Control):
 
 
 def _read_tree(root: Path) -> dict[str, bytes]:
-    """Regular files below `root` by relative path, in order; links and hidden files are passed over."""
+    """Return regular files below `root` by relative path, in order; links and hidden files are passed over."""
     found = {}
     for folder, names, files in os.walk(root, followlinks=False):
         names[:] = sorted(name for name in names if not name.startswith((".", "__pycache__")))

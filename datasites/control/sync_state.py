@@ -70,11 +70,11 @@ class SyncLog:
             return database.execute(statement, values).fetchall()
 
     def handled(self, channel: str, name: str) -> bool:
-        """Whether the message `name` of `channel` was handled before."""
+        """Return whether the message `name` of `channel` was handled before."""
         return bool(self._run("SELECT 1 FROM handled WHERE channel = ? AND name = ?", channel, name))
 
     def is_leaving(self, channel: str, name: str) -> bool:
-        """Whether a message that was handled has perhaps not left the store yet; any other one is a replay."""
+        """Return whether a message that was handled has perhaps not left the store yet; any other one is a replay."""
         return bool(self._run("SELECT 1 FROM leaving WHERE channel = ? AND name = ?", channel, name))
 
     def mark_handled(self, channel: str, name: str) -> None:
@@ -85,7 +85,7 @@ class SyncLog:
         self._handled[channel] = self._handled.get(channel, 0) + max(added, 0)
 
     def is_full(self, channel: str) -> bool:
-        """Whether no further message of `channel` is remembered, so that none may be taken."""
+        """Return whether no further message of `channel` is remembered, so that none may be taken."""
         with self._lock:
             return self._handled.get(channel, 0) >= MOST_HANDLED
 
@@ -94,7 +94,7 @@ class SyncLog:
         self._run("DELETE FROM leaving WHERE channel = ? AND name = ?", channel, name)
 
     def delivered(self, recipient: str) -> dict[str, str]:
-        """Path → hash of the version that `recipient` was last sent."""
+        """Return the path → hash of the version that `recipient` was last sent."""
         return dict(self._run("SELECT path, hash FROM delivered WHERE recipient = ?", recipient))
 
     def mark_delivered(self, recipient: str, files: Mapping[str, str]) -> None:
@@ -130,7 +130,7 @@ class SyncLog:
         self._run("INSERT OR REPLACE INTO applied VALUES (?, ?, ?)", peer, path, number)
 
     def mock(self, owner: str, name: str) -> tuple[int, str] | None:
-        """(version, digest) of the newest mock of that dataset that we have published or seen."""
+        """Return (version, digest) of the newest mock of that dataset that we have published or seen."""
         row = self._run("SELECT version, digest FROM mocks WHERE owner = ? AND name = ?", owner, name)
         return (int(row[0][0]), str(row[0][1])) if row else None
 
@@ -139,7 +139,7 @@ class SyncLog:
         self._run("INSERT OR REPLACE INTO mocks VALUES (?, ?, ?, ?)", owner, name, version, digest)
 
     def peers(self) -> dict[str, dict[str, Any]]:
-        """Syft's list of peers: e-mail → state and bundle."""
+        """Return Syft's list of peers: e-mail → state and bundle."""
         return {email: json.loads(entry) for email, entry in self._run("SELECT email, entry FROM peers")}
 
     def mark_peer(self, email: str, entry: Mapping[str, Any]) -> None:

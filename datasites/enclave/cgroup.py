@@ -34,7 +34,7 @@ _SECONDS_TO_EMPTY = 5.0
 
 
 def own_group(pid: int | None = None) -> Path | None:
-    """Folder of a process's cgroup, of this one's unless `pid` is given; None without version 2."""
+    """Return the folder of a process's cgroup, of this one's unless `pid` is given; None without version 2."""
     try:
         process = Path("/proc") / (str(pid) if pid else "self")
         lines = (process / "cgroup").read_text().splitlines()
@@ -110,7 +110,7 @@ def around(subtree: Path | None, values: Mapping[str, str]) -> Iterator[Path | N
 
 
 def entering(group: Path | None) -> list[str]:
-    """Words to put before a command that is to run in this group."""
+    """Return words to put before a command that is to run in this group."""
     return [] if group is None else ["/bin/sh", "-c", _ENTER, str(group)]
 
 

@@ -146,7 +146,7 @@ class Calls(ABC):
                 self._shape_begins_with_batch(node, node.args)
 
     def _may_grow(self, node: ast.expr) -> bool:
-        """Whether `append` may be called on it: a list made here, or in __init__ and helpers what is made there."""
+        """Tell whether `append` may be called on it: a list made here, or in __init__ and helpers what they make."""
         if self._is_list(node):
             return True
         if self.data:

@@ -23,7 +23,7 @@ TYPE_NAMES = frozenset({"bool", "dict", "float", "int", "list", "str", "tuple"})
 
 
 def constant_fits(node: ast.Constant) -> bool:
-    """Whether a literal is of a plain type and not huge."""
+    """Return whether a literal is of a plain type and not huge."""
     if node.value is None or node.value is Ellipsis or isinstance(node.value, str | float | bool):
         return True
     return isinstance(node.value, int) and abs(node.value) <= MAX_INTEGER

@@ -41,7 +41,7 @@ def literal_int(node: ast.expr | None) -> int | None:
 
 
 def axes(node: ast.expr) -> list[int] | None:
-    """Axis or axes written out as a literal, else None."""
+    """Return axis or axes written out as a literal, else None."""
     one = literal_int(node)
     if one is not None:
         return [one]

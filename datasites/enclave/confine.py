@@ -267,7 +267,7 @@ def confine(limits: WorkerLimits, size: int | None = None) -> tuple[str, ...]:
 
 
 def has_filter() -> bool:
-    """Whether a system call filter is known for this processor."""
+    """Return whether a system call filter is known for this processor."""
     return platform.machine() in _MACHINES
 
 
@@ -298,7 +298,7 @@ def _resources(limits: WorkerLimits, size: int) -> list[tuple[int, int]]:
 
 
 def mapped() -> int:
-    """Bytes of address space that this process has taken."""
+    """Return the bytes of address space that this process has taken."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
@@ -337,7 +337,7 @@ def filter_program(machine_name: str, *, devices: bool = False) -> bytes:
 
 
 def refused_calls(machine_name: str, *, devices: bool) -> dict[str, int]:
-    """Numbers of the calls that are refused whatever their arguments, by name."""
+    """Return the numbers of the calls that are refused whatever their arguments, by name."""
     calls = _REFUSED if devices else {**_REFUSED, **_REFUSED_WITHOUT_DEVICES}
     column = _MACHINES[machine_name].column
     return {name: number for name, pair in calls.items() if (number := pair[column]) is not None}

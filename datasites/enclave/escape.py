@@ -61,7 +61,7 @@ class Attempt:
 
     @property
     def held(self) -> bool:
-        """Whether it was made, and the wall held."""
+        """Return whether it was made, and the wall held."""
         return self.outcome == "held"
 
 
@@ -139,7 +139,7 @@ def _beside(template: Template, targets: Targets) -> tuple[list[bytes], str]:
 
 
 def _line(process: Process, deadline: float) -> bytes:
-    """One line that it says, or what it said of one before it ended."""
+    """Return one line that it says, or what it said of one before it ended."""
     line = b""
     while not line.endswith(b"\n"):
         if not readable(process.replies, max(0.0, deadline - time.monotonic())):
@@ -283,7 +283,7 @@ def _devices(_: Targets) -> str | None:
 
 
 def _kernel_files() -> Iterator[str]:
-    """Regular files of the kernel that belong to no process; device files are `_devices`' matter."""
+    """Yield regular files of the kernel that belong to no process; device files are `_devices`' matter."""
     for top in ("/proc", "/sys", "/dev"):
         for folder, folders, names in os.walk(top):
             if folder == "/proc":

@@ -21,7 +21,7 @@ class CodeFinding:
     filename: str = "model.py"
 
     def __str__(self) -> str:
-        """One line for a terminal."""
+        """Return one line for a terminal."""
         ending = f"; {self.remedy}" if self.remedy else ""
         return f"{self.filename}:{self.line}:{self.column + 1}: {self.rule}: {self.reason}{ending}"
 

@@ -69,7 +69,7 @@ def serve(control: socket.socket, works: Mapping[str, Work]) -> None:
 
 
 def _tried() -> str:
-    """Why no worker can be forked here, after one was tried; "" where it can."""
+    """Return why no worker can be forked here, after one was tried; "" where it can."""
     try:
         require_forkable()
     except RuntimeError as error:

@@ -89,7 +89,7 @@ class Process(ABC):
     @property
     @abstractmethod
     def is_over(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
 
     @abstractmethod
     def stop(self) -> bool:
@@ -212,7 +212,7 @@ def _close(*files: IO[bytes]) -> None:
 
 
 def readable(descriptor: int, seconds: float | None) -> bool:
-    """Whether it can be read, after so many seconds at most; of any number, while `select.select` takes small ones."""
+    """Wait until a descriptor can be read, at most so long; of any number, while `select.select` takes small ones."""
     looked = select.poll()
     looked.register(descriptor, select.POLLIN)
     return bool(looked.poll(None if seconds is None else seconds * 1000))
@@ -230,7 +230,7 @@ def family(pid: int) -> Iterator[int]:
 
 
 def is_over(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended; doesn't reap it, as `poll` would."""
+    """Return whether it has ended; doesn't reap it, as `poll` would."""
     return _waited(process, os.WNOHANG)
 
 
@@ -267,7 +267,7 @@ def end(pid: int) -> None:
 
 
 def bound(pid: int) -> bool:
-    """Whether the innermost process is this Python: by then the kernel ends each of the family with its parent.
+    """Return whether the innermost process is this Python: by then the kernel ends each of the family with its parent.
 
     bubblewrap sees to that before it starts Python, and `setpriv` where there is no sandbox. One whose program can't be
     read counts: it can't hide so from being stopped.

@@ -64,7 +64,7 @@ class ArrayLayout(Agreed):
 
     @property
     def size(self) -> int:
-        """Bytes of this array in the body."""
+        """Return the bytes of this array in the body."""
         return math.prod(self.shape) * int(_TYPES[self.type][2:])
 
 
@@ -170,7 +170,7 @@ class Description(Agreed):
 
     @property
     def count(self) -> int:
-        """Number of parameters."""
+        """Return the number of parameters."""
         return sum(math.prod(parameter.shape) for parameter in self.parameters)
 
 
@@ -229,7 +229,7 @@ class _Header(Agreed):
 
 
 def largest_header(reply: type[Reply]) -> int:
-    """Bytes of the header of a reply of this kind, or of a `Failed` in its place."""
+    """Return the bytes of the header of a reply of this kind, or of a `Failed` in its place."""
     return LISTING_HEADER if reply in (Description, Rehearsed) else SHORT_HEADER
 
 

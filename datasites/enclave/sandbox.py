@@ -91,7 +91,7 @@ class Sandbox:
 
     @property
     def limits(self) -> WorkerLimits:
-        """The limits that the worker sets on itself."""
+        """Return the limits that the worker sets on itself."""
         return self.config.limits.model_copy(update={"devices": bool(self.config.devices)})
 
     def require(self) -> None:
@@ -120,11 +120,11 @@ class Sandbox:
             raise _unavailable(failure, remedy)
 
     def seen_path(self, path: Path, at: Path = SHOWN) -> Path:
-        """Where a host path given to `command` is seen by the command."""
+        """Return where a host path given to `command` is seen by the command."""
         return at if self._bwrap else path
 
     def environment(self) -> dict[str, str]:
-        """All environment variables of the command: never this process's own, which may hold secrets."""
+        """Return all environment variables of the command: never this process's own, which may hold secrets."""
         package = _PACKAGE if self._bwrap else _package_folder().parent
         threads = str(self.config.threads)
         return {

@@ -38,7 +38,7 @@ class FileNames:
 
     @property
     def fixed(self) -> set[str]:
-        """Names that nothing may rebind or shadow."""
+        """Return names that nothing may rebind or shadow."""
         return (
             set(self.aliases)
             | self.functions
@@ -65,12 +65,12 @@ class FileNames:
         return None
 
     def is_layer(self, node: ast.expr) -> bool:
-        """Whether an expression names an allowed layer type of torch.nn."""
+        """Return whether an expression names an allowed layer type of torch.nn."""
         dotted = self.dotted(node) or ""
         return dotted.startswith("torch.nn.") and dotted.removeprefix("torch.nn.") in allowed_names.LAYERS
 
     def on_self(self, owner: str | None, attribute: str) -> bool:
-        """Whether `self.attribute` is known in class `owner` or the classes of the file that it derives from."""
+        """Return whether `self.attribute` is known in class `owner` or the classes of the file that it derives from."""
         seen: set[str] = set()
         while owner is not None and owner in self.classes and owner not in seen:
             seen.add(owner)
@@ -186,7 +186,7 @@ def _self_targets(function: ast.FunctionDef) -> Iterator[ast.Attribute]:
 
 
 def functions_of(tree: ast.Module) -> Iterator[tuple[FunctionKey, ast.FunctionDef]]:
-    """Every function and method of a file, by (class or None, name)."""
+    """Yield every function and method of a file, by (class or None, name)."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             yield (None, node.name), node
@@ -225,7 +225,7 @@ def _call_graph(tree: ast.Module, names: FileNames, report: FindingList) -> None
 
 
 def _mentions(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
-    """Names and attributes that a function calls, and those that it mentions otherwise.
+    """Return names and attributes that a function calls, and those that it mentions otherwise.
 
     Left out: annotations, and names in the arguments of `super` and after the first argument of `isinstance`, which
     name a class without making one. What is more than a name there counts.
@@ -258,7 +258,7 @@ def _mentions(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
 
 
 def names_types(node: ast.expr) -> bool:
-    """Whether an expression is a name, a dotted name, or a tuple of these."""
+    """Return whether an expression is a name, a dotted name, or a tuple of these."""
     if isinstance(node, ast.Tuple):
         return all(map(names_types, node.elts))
     while isinstance(node, ast.Attribute):

@@ -103,12 +103,12 @@ class _Recorder(TorchDispatchMode):
 
     @property
     def in_library(self) -> bool:
-        """Whether a layer of a library is being run."""
+        """Return whether a layer of a library is being run."""
         return bool(self._within) and self._within[-1][0]
 
     @property
     def turning(self) -> bool:
-        """Whether that layer is made of others (a recurrent one, a transformer's), which may turn their axes."""
+        """Return whether that layer is made of others (a recurrent one, a transformer's), which may turn their axes."""
         return any(made_of_others for _, made_of_others in self._within)
 
     @classmethod
@@ -168,7 +168,7 @@ class _Axes(TorchFunctionMode):
 
 
 def _shapes(value: Any) -> tuple[Shape, ...]:
-    """Shapes of the tensors in arguments or results, in order."""
+    """Return shapes of the tensors in arguments or results, in order."""
     if isinstance(value, torch.Tensor):
         return (tuple(value.shape),)
     if isinstance(value, tuple | list):

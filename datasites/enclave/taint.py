@@ -30,7 +30,7 @@ class Flow:
     batch: set[str] = field(default_factory=set)
 
     def has_rows(self, node: ast.AST) -> bool:
-        """Whether the value of an expression depends on what is in a row."""
+        """Return whether the value of an expression depends on what is in a row."""
         if isinstance(node, ast.Name):
             return node.id in self.rows
         if isinstance(node, ast.Attribute):
@@ -48,7 +48,7 @@ class Flow:
         return any(self.has_rows(child) for child in ast.iter_child_nodes(node))
 
     def has_batch_size(self, node: ast.AST) -> bool:
-        """Whether the value of an expression depends on how many rows there are."""
+        """Return whether the value of an expression depends on how many rows there are."""
         if self.is_batch_size(node):
             return True
         if isinstance(node, ast.Call) and self.gives_shape(node):
@@ -58,7 +58,7 @@ class Flow:
         return any(self.has_batch_size(child) for child in ast.iter_child_nodes(node))
 
     def is_batch_size(self, node: ast.AST) -> bool:
-        """Whether an expression *is* the batch size or a shape that includes it, rather than being computed from it."""
+        """Return whether an expression *is* the batch size or a shape with it, rather than computed from it."""
         if isinstance(node, ast.Name):
             return node.id in self.batch
         if isinstance(node, ast.Subscript) and self.is_shape(node.value):
@@ -76,12 +76,12 @@ class Flow:
         return self.is_shape(node)
 
     def gives_shape(self, node: ast.Call) -> bool:
-        """Whether a call makes a tensor with the batch size in its shape: a use of it that tells nothing."""
+        """Return whether a call makes a tensor with the batch size in its shape: a use of it that tells nothing."""
         name = self.shape_function(node)
         return name is not None and any(self._mentions(part) for part in node.args)
 
     def shape_function(self, node: ast.Call) -> str | None:
-        """Name of the function if its arguments are a shape."""
+        """Return the name of the function if its arguments are a shape."""
         if not isinstance(node.func, ast.Attribute):
             return None
         name = node.func.attr
@@ -95,7 +95,7 @@ class Flow:
         return any(self.is_batch_size(child) for child in ast.walk(node))
 
     def is_shape(self, node: ast.AST) -> bool:
-        """Whether an expression is the whole shape of something that has rows."""
+        """Return whether an expression is the whole shape of something that has rows."""
         if isinstance(node, ast.Attribute) and node.attr == "shape":
             return self.has_rows(node.value)
         return self._is_size_call(node) and isinstance(node, ast.Call) and not node.args
@@ -109,7 +109,7 @@ class Flow:
         )
 
     def is_fresh_list(self, name: str) -> bool:
-        """Whether a local name is only ever bound to lists made on the spot, so that it can be changed."""
+        """Return whether a local name is only ever bound to lists made on the spot, so that it can be changed."""
         values = self.bound.get(name, [])
         return bool(values) and all(isinstance(value, ast.List | ast.ListComp) for value in values)
 

@@ -70,14 +70,14 @@ class Template:
 
     @property
     def sandbox(self) -> Sandbox:
-        """What confines its workers; raises `SandboxUnavailable` without bubblewrap."""
+        """Return what confines its workers; raise `SandboxUnavailable` without bubblewrap."""
         if self._sandbox is None:
             self._sandbox = Sandbox(self._config)
         return self._sandbox
 
     @property
     def ready(self) -> bool:
-        """Whether a worker would start in the time of a fork, or none ever would."""
+        """Return whether a worker would start in the time of a fork, or none ever would."""
         running = self._running
         return bool(self.fork_refusal) or (running is not None and running.usable)
 

@@ -66,7 +66,7 @@ __all__ = ["RULESET", "CodeFinding", "verify"]
 
 
 def verify(source: str, filename: str = "model.py") -> tuple[CodeFinding, ...]:
-    """All findings in `source`, ordered by line; empty when the code may run. Never raises on any text."""
+    """Return all findings in `source`, ordered by line; empty when the code may run. Never raise on any text."""
     report = FindingList(filename)
     if not _fits(source, report):
         return report.findings()
@@ -107,7 +107,7 @@ def _fits(source: str, report: FindingList) -> bool:
 
 
 def _place(source: str, place: int) -> tuple[int, int]:
-    """Line from 1 and column from 0."""
+    """Return the line, from 1, and the column, from 0."""
     return source.count("\n", 0, place) + 1, place - source.rfind("\n", 0, place) - 1
 
 
@@ -151,7 +151,7 @@ def _names_and_texts_are_plain(tree: ast.Module, report: FindingList) -> None:
 
 
 def _formatted(source: str) -> Iterator[int]:
-    """Where f-strings begin, by the text: before parsing, as what may stand in one differs between Pythons."""
+    """Yield where f-strings begin, by the text: before parsing, as what may stand in one differs between Pythons."""
     for found in _TOKEN.finditer(source):
         prefixes = (found[name] for name in ("prefix", "unended_text", "one_line", "unended"))
         if next(filter(None, prefixes), "").lower() in _FORMATTING:
@@ -215,7 +215,7 @@ def _constant(node: ast.Assign | ast.AnnAssign, names: FileNames, report: Findin
 
 
 def is_immutable(node: ast.expr, names: FileNames) -> bool:
-    """Whether an expression is a constant that nothing can change (numbers, strings, layer types, tuples of these)."""
+    """Return whether an expression is a constant that nothing can change: numbers, strings, layer types, tuples."""
     if isinstance(node, ast.Constant):
         return constant_fits(node)
     if isinstance(node, ast.Tuple):

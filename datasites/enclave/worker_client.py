@@ -114,7 +114,7 @@ class Partition:
 
     @classmethod
     def of_mock(cls, model: DataModel, table: pd.DataFrame) -> Self:
-        """Mock rows in the common data model, encoded as real ones are; raises `SchemaError`.
+        """Return mock rows in the common data model, encoded as real ones are; raise `SchemaError`.
 
         A column `patient`, unless it is a feature of the study, says whose a row is; else each row is one patient.
         """
@@ -219,12 +219,12 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs and was not killed. A worker that isn't alive never comes back; start another."""
+        """Return whether the process runs and was not killed. A worker that isn't alive stays so; start another."""
         return not self._killed and not self._process.is_over
 
     @property
     def age(self) -> float:
-        """Seconds since it was begun, from a template that was there, less those in which it was paused."""
+        """Return the seconds since it was begun, from a template that was there, less those in which it was paused."""
         return self._now() - self._began
 
     @property
@@ -258,7 +258,7 @@ class Worker:
         key: bytes,
         ring: RingTerms | None = None,
     ) -> TrainResult:
-        """One round from global `parameters` (d,); the update is noised inside, by the plan. See `privacy.trainer`.
+        """Run one round from global `parameters` (d,); the update is noised inside, by the plan. See `privacy.trainer`.
 
         round: 1 .. plan.rounds. divisor: public. key: 32 secret bytes of this one use, from which sampling and noise
         are drawn. ring: distributed mode.
@@ -288,7 +288,7 @@ class Worker:
         slots: int = 64,
         ring: RingTerms | None = None,
     ) -> Numbers:
-        """Noised counts per (score bin, label) of the held-out rows, (plan.bins, 2); key and ring as in `train`.
+        """Return noised counts per (score bin, label) of the held-out rows, (plan.bins, 2); key and ring as in `train`.
 
         slots: rows that the model is run on at a time, a public number.
         """
@@ -510,7 +510,7 @@ class Worker:
         return WorkerCrashed(f"the worker ended {when} with {name}", rule="crash", log=self.log)
 
     def _now(self) -> float:
-        """Seconds, by a clock that stands still while the worker is paused."""
+        """Return seconds, by a clock that stands still while the worker is paused."""
         with self._pausing:
             return (time.monotonic() if self._paused_at is None else self._paused_at) - self._paused
 

@@ -83,7 +83,7 @@ class Enclave:
         return _failed(error, quoted=not self._on_rows)
 
     def answer(self, request: protocol.Message, arrays: protocol.Arrays) -> tuple[protocol.Reply, protocol.Arrays]:
-        """Reply to one request; raises whatever went wrong."""
+        """Reply to one request; raise whatever went wrong."""
         self._on_rows = False
         if isinstance(request, protocol.LoadCode):
             return self._load_code(request), {}
@@ -331,7 +331,7 @@ def _take_pipe() -> tuple[int, int]:
 
 
 def _left_alone(requests: int) -> bool:
-    """Whether nobody can write to the pipe any more, whatever it holds still."""
+    """Return whether nobody can write to the pipe any more, whatever it holds still."""
     looked = select.poll()
     looked.register(requests, 0)
     return any(event & select.POLLHUP for _, event in looked.poll(0))

@@ -41,7 +41,7 @@ LOOSE = 1_000.0
 
 
 def epsilon_pld(events: Iterable[Event], delta: float, *, coarse: bool = False) -> float:
-    """Epsilon of `events`, fixed in advance, at `delta`: what a study's own cap is calibrated and gated on.
+    """Return epsilon of `events`, fixed in advance, at `delta`: what a study's own cap is calibrated and gated on.
 
     Never below the true figure. coarse: on a grid of a tenth of the points, an upper bound too, for searching.
     """
@@ -65,7 +65,7 @@ def _epsilon_pld(event: Event, delta: float, points: int) -> float:
 
 
 def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
-    """Epsilon of `events`, fixed in advance, at `delta`, by the best Renyi order; looser than PLD, and no gate.
+    """Return epsilon of `events`, fixed in advance, at `delta`, by the best Renyi order; looser than PLD, and no gate.
 
     It holds for discrete Gaussian noise too, whose Renyi divergence is at most the continuous one's (Canonne, Kamath,
     Steinke 2020), so it is what one who sees a hospital's own vectors in distributed mode is told by.
@@ -75,18 +75,18 @@ def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
 
 
 def epsilon_at_order(events: Iterable[Event], order: int, delta: float) -> float:
-    """`renyi.epsilon_at_order` by this accountant's divergences."""
+    """Return `renyi.epsilon_at_order` by this accountant's divergences."""
     return renyi.epsilon_at_order(events, order, delta, divergence)
 
 
 def share_of_cap(events: Iterable[Event], epsilon: float, delta: float, order: int) -> float:
-    """`renyi.share_of_cap` by this accountant's divergences."""
+    """Return `renyi.share_of_cap` by this accountant's divergences."""
     return renyi.share_of_cap(events, epsilon, delta, order, divergence)
 
 
 @lru_cache(maxsize=8192)
 def divergence(mechanism: Charge, order: int) -> float:
-    """Renyi divergence at `order` of a mechanism on neighbouring tables, the larger of both directions."""
+    """Return the Renyi divergence at `order` of a mechanism on neighbouring tables, the larger of both directions."""
     # dp_accounting has no public way to read the divergence; its version is pinned.
     return float(RdpAccountant([order], RELATION).compose(_priced_as(mechanism))._rdp[0])
 

@@ -51,7 +51,7 @@ def _enough(above: Callable[[float], float], multiplier: float) -> float:
 
 
 def _root(above: Callable[[float], float], high: float, factor: float) -> float:
-    """About the least multiplier at which `above` is not above 0, which it is not at `high`."""
+    """Return about the least multiplier at which `above` is not above 0, which it is not at `high`."""
     low = high / factor
     while low > LEAST_NOISE and above(low) <= 0:
         low, high = low / factor, low
@@ -64,5 +64,5 @@ def _root(above: Callable[[float], float], high: float, factor: float) -> float:
 
 
 def ceil(multiplier: float) -> float:
-    """Four decimals, upwards: short to read on a page, and never less noise than was computed."""
+    """Round to four decimals, upwards: short to read on a page, and never less noise than was computed."""
     return math.ceil(multiplier * 10_000) / 10_000

@@ -30,7 +30,7 @@ class Clamping(TorchFunctionMode):
         self._marks: list[tuple[Tensor, int | None]] = []
 
     def marked(self, rows: int, device: torch.device) -> Tensor:
-        """Rows out of range, bool of shape (rows,), after a run under `vmap` over that many.
+        """Return rows out of range, bool of shape (rows,), after a run under `vmap` over that many.
 
         A code that is out of range and no row's own (a position, a constant) marks all rows.
         """
@@ -50,7 +50,7 @@ class Clamping(TorchFunctionMode):
         self._marks.append((mark, axis))
 
     def _in_range(self, codes: Tensor, count: int) -> Tensor:
-        """`codes` cut to 0 .. count - 1."""
+        """Return `codes` cut to 0 .. count - 1."""
         clamped = codes.clamp(0, max(count - 1, 0))
         self._mark(clamped != codes)
         return clamped

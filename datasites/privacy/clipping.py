@@ -117,7 +117,7 @@ def _squares(part: Tensor) -> Tensor:
 
 
 def _zeroed(part: Tensor, dropped: Tensor) -> Tensor:
-    """`part` as float64, zero in the rows that are dropped."""
+    """Return `part` as float64, zero in the rows that are dropped."""
     copy = part.double() if part.dtype != torch.float64 else part.clone()
     return copy.masked_fill_(dropped.reshape(-1, *([1] * (part.dim() - 1))), 0.0)
 

@@ -100,7 +100,7 @@ class Estimate:
     unit: Unit = "share"
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """value +- z sd, cut to what its unit can be; 95 % by default."""
+        """Return the value +- z sd, cut to what its unit can be; 95 % by default."""
         low, high = np.clip((self.value - z * self.sd, self.value + z * self.sd), *BOUNDS[self.unit])
         return float(low), float(high)
 
@@ -125,7 +125,7 @@ class DPEvaluation:
 
     @classmethod
     def from_counts(cls, counts: npt.ArrayLike, edges: npt.ArrayLike, total_sigma: float) -> DPEvaluation:
-        """From the sum of hospitals' counts; total_sigma is sqrt(sum of their sd squared), public.
+        """Make it from the sum of hospitals' counts; total_sigma is sqrt(sum of their sd squared), public.
 
         Raises `EvaluationError` when the shapes differ.
         """
@@ -141,12 +141,12 @@ class DPEvaluation:
 
     @property
     def patients(self) -> Estimate:
-        """Estimated number of held-out patients; its sd is noise only."""
+        """Return the estimated number of held-out patients; its sd is noise only."""
         sd = self.sigma * math.sqrt(self.counts.size)
         return Estimate(max(0.0, float(self.counts.sum())), sd, sd, "patients")
 
     def roc(self) -> Floats:
-        """Points (false positive rate, true positive rate) at each edge from high to low, shape (bins + 1, 2).
+        """Return points (false positive rate, true positive rate) at each edge from high to low, shape (bins + 1, 2).
 
         Raises `EvaluationError` where the noise leaves no patients of a class.
         """
@@ -156,31 +156,31 @@ class DPEvaluation:
 
     @property
     def auc(self) -> Estimate:
-        """Area under the ROC curve: the chance that a patient with label 1 scores above one with label 0."""
+        """Return the area under the ROC curve: the chance that a patient with label 1 scores above one with label 0."""
         self._require(0, 1)
         return self._estimate(_auc)
 
     def accuracy(self, threshold: float = 0.5) -> Estimate:
-        """Share of patients on the right side of `threshold`, which must be an edge."""
+        """Return the share of patients on the right side of `threshold`, which must be an edge."""
         cut = self._cut(threshold)
         if not self._cells.any():
             raise EvaluationError("not known: the noise leaves no patients at all; more budget or fewer bins may help")
         return self._estimate(lambda cells: (cells[:cut, 0].sum() + cells[cut:, 1].sum()) / cells.sum())
 
     def sensitivity(self, threshold: float = 0.5) -> Estimate:
-        """Share of patients with label 1 at or above `threshold`, which must be an edge."""
+        """Return the share of patients with label 1 at or above `threshold`, which must be an edge."""
         cut = self._cut(threshold)
         self._require(1)
         return self._estimate(lambda cells: cells[cut:, 1].sum() / cells[:, 1].sum())
 
     def specificity(self, threshold: float = 0.5) -> Estimate:
-        """Share of patients with label 0 below `threshold`, which must be an edge."""
+        """Return the share of patients with label 0 below `threshold`, which must be an edge."""
         cut = self._cut(threshold)
         self._require(0)
         return self._estimate(lambda cells: cells[:cut, 0].sum() / cells[:, 0].sum())
 
     def calibration(self) -> Calibration:
-        """Predicted against observed risk per bin; bins under twice their noise have no observed share (NaN)."""
+        """Return predicted against observed risk per bin; bins under twice their noise have no observed share (NaN)."""
         patients = self._cells.sum(1)
         seen = patients > 2 * self.sigma * math.sqrt(2)
         safe = np.where(seen, patients, 1.0)
@@ -222,7 +222,7 @@ class DPEvaluation:
 
 
 def _auc(cells: Floats) -> float:
-    """Area under the monotone cubic through the ROC points; both rates are functions of the path length."""
+    """Return the area under the monotone cubic through the ROC points; both rates are functions of the path length."""
     from scipy.interpolate import PchipInterpolator  # for whoever reads a sum; the worker that counts doesn't
 
     rates = np.cumsum(cells[::-1], axis=0) / cells.sum(0)

@@ -49,7 +49,7 @@ Event = tuple[Charge, ...]
 
 
 def release(noise_multiplier: float, sampling_rate: float = 1.0, count: int = 1) -> Event:
-    """`count` Gaussian releases, each on a Poisson sample where the rate is below 1."""
+    """Return `count` Gaussian releases, each on a Poisson sample where the rate is below 1."""
     return (
         Charge(
             mechanism="gaussian" if sampling_rate == 1 else "poisson_sampled_gaussian",
@@ -70,7 +70,7 @@ def read_charge(stored: bytes | str) -> Charge:
 
 
 def charge_of(fields: Any) -> Charge:
-    """`read_charge` of what JSON was read to already."""
+    """Return `read_charge` of what JSON was read to already."""
     try:
         version = fields["format"]
     except (TypeError, KeyError) as error:
@@ -80,7 +80,7 @@ def charge_of(fields: Any) -> Charge:
             return Charge.model_validate(fields)
         except ValueError as error:
             raise UnknownEvent(f"stored charge of format 1: {error}") from error
-    raise UnknownEvent(f"stored charge: format {version!r} is unknown here; upgrade this datasite before it runs on")
+    raise UnknownEvent(f"stored charge: format {version!r} is unknown here; upgrade this datasite before it goes on")
 
 
 def compose(events: Iterable[Event]) -> Event:
@@ -89,17 +89,17 @@ def compose(events: Iterable[Event]) -> Event:
 
 
 def in_order(events: Iterable[Event]) -> Event:
-    """`compose` in one order, so that equal events are equal values, and have one price to the last bit."""
+    """Return `compose` in one order, so that equal events are equal values, and have one price to the last bit."""
     return tuple(sorted(compose(events), key=lambda charge: (charge.noise_multiplier, charge.sampling_rate)))
 
 
 def is_part_of(events: Iterable[Event], whole: Iterable[Event]) -> bool:
-    """Whether `events` are among those of `whole`, each at most as often as there: no arithmetic, so no tolerance."""
+    """Return whether `whole` holds all `events`, each at least as often: no arithmetic, so no tolerance."""
     return counts(events) <= counts(whole)
 
 
 def counts(events: Iterable[Event]) -> Counter[Charge]:
-    """How often each mechanism runs, by its single run."""
+    """Return how often each mechanism runs, by its single run."""
     found: Counter[Charge] = Counter()
     for event in events:
         for charge in event:

@@ -43,14 +43,14 @@ class ModelSize:
 
 
 def describe(module: nn.Module) -> ModelSize:
-    """Size of a model, in any form."""
+    """Return the size of a model, in any form."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     total = sum(count for count, _ in counts)
     return ModelSize(total, sum(count for count, trained in counts if trained), 4 * total)
 
 
 def check_model(module: nn.Module, *, most_parameters: int = 50_000_000) -> list[LayerFinding]:
-    """All findings about `module` as its author built it; it can be trained when none of them blocks."""
+    """Return all findings about `module` as its author built it; it can be trained when none of them blocks."""
     findings = [finding for name, layer in module.named_modules() for finding in _layer(name or "(model)", layer)]
     size = describe(module)
     if not size.trainable:

@@ -19,7 +19,7 @@ Tensors = Mapping[str | int, Tensor]
 
 
 def binary_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Default loss: binary cross-entropy of each row, shape (n,); logits (n,) or (n, 1), target 0/1 (n,)."""
+    """Return the default loss: binary cross-entropy of each row, shape (n,); logits (n,) or (n, 1), target 0/1 (n,)."""
     return nn.functional.binary_cross_entropy_with_logits(
         logits.reshape(len(target)), target.to(logits.dtype), reduction="none"
     )
@@ -36,7 +36,7 @@ def tensors(x: Inputs) -> dict[str | int, Tensor]:
 
 
 def tensor(part: Array | Tensor) -> Tensor:
-    """One array as a tensor, without a copy where that is possible."""
+    """Return one array as a tensor, without a copy where that is possible."""
     return part if isinstance(part, Tensor) else torch.from_numpy(np.ascontiguousarray(part))
 
 

@@ -74,7 +74,7 @@ class SecureRandom:
 def noised(
     values: npt.NDArray[np.float64], sensitivity: float, multiplier: float, randomness: SecureRandom | None = None
 ) -> npt.NDArray[np.float64]:
-    """`values`, shape (d,), plus Gaussian noise of sd multiplier x sensitivity on each: the Gaussian mechanism.
+    """Return `values`, shape (d,), plus Gaussian noise of sd multiplier x sensitivity on each: the Gaussian mechanism.
 
     sensitivity: how far, in L2 norm, one patient can move `values`. Values and noise are rounded to one grid (see the
     top of this file); the sd is larger than stated by a factor of at most 1 + multiplier sqrt(d) 2**-24.
@@ -96,7 +96,7 @@ def noised(
 
 
 def gaussian(size: int, sigma: float, randomness: SecureRandom | None = None) -> npt.NDArray[np.float64]:
-    """`size` independent N(0, sigma**2) draws, each the sum of four normals halved (see the top of this file).
+    """Return `size` independent N(0, sigma**2) draws, each the sum of four normals halved (see the top of this file).
 
     randomness: fresh from the operating system when left out. Raises `ValueError` unless sigma is finite and >= 0.
     """

@@ -19,7 +19,7 @@ def dimension(module: nn.Module) -> int:
 
 
 def flatten(module: nn.Module) -> npt.NDArray[np.float32]:
-    """All parameters as float32 of shape (d,)."""
+    """Return all parameters as float32 of shape (d,)."""
     parts = [parameter.detach().cpu().float().reshape(-1).numpy() for parameter in module.parameters()]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
 

@@ -69,7 +69,7 @@ class PrivacyPlan(Agreed):
 
     @property
     def steps(self) -> int:
-        """Noised steps over the whole study."""
+        """Return noised steps over the whole study."""
         return self.rounds * self.steps_per_round
 
     @property
@@ -181,11 +181,11 @@ class EvaluationPlan(Agreed):
 
     @property
     def bins(self) -> int:
-        """Number of score bins."""
+        """Return the number of score bins."""
         return len(self.edges) - 1
 
     def multiplier(self, kind: EvaluationKind) -> float:
-        """Sd of the noise on each count of one evaluation of this kind, in units of the sensitivity.
+        """Return the sd of the noise on each count of one evaluation of this kind, in units of the sensitivity.
 
         In distributed mode that of `honest` hospitals together.
         """
@@ -196,7 +196,7 @@ class EvaluationPlan(Agreed):
         return self.interim_multiplier
 
     def local_multiplier(self, kind: EvaluationKind) -> float:
-        """Noise that this hospital adds: all of it, or its share 1 / sqrt(honest)."""
+        """Return the noise that this hospital adds: all of it, or its share 1 / sqrt(honest)."""
         return self.multiplier(kind) / math.sqrt(self.honest or 1)
 
     def event(self, kind: EvaluationKind) -> Event:
@@ -212,7 +212,7 @@ class EvaluationPlan(Agreed):
         return self._total(self.event)
 
     def total_local_event(self) -> Event:
-        """`total_event` against one who sees this hospital's own counts."""
+        """Return `total_event` against one who sees this hospital's own counts."""
         return self._total(self.local_event)
 
     def _total(self, event: Callable[[EvaluationKind], Event]) -> Event:
@@ -250,7 +250,7 @@ class EvaluationPlan(Agreed):
 
 
 def evaluation_edges(bins: int) -> tuple[float, ...]:
-    """Public edges of `bins` equal score bins over [0, 1]."""
+    """Return the public edges of `bins` equal score bins over [0, 1]."""
     return tuple(i / bins for i in range(bins + 1))
 
 

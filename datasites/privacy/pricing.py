@@ -15,27 +15,27 @@ class Prices:
     """What events cost a patient, worked out anew."""
 
     def pld(self, events: Iterable[Event], delta: float) -> float:
-        """`accountant.epsilon_pld`."""
+        """Return `accountant.epsilon_pld`."""
         from datasites.privacy import accountant
 
         return accountant.epsilon_pld(events, delta)
 
     def rdp(self, events: Iterable[Event], delta: float) -> float:
-        """`accountant.epsilon_rdp`."""
+        """Return `accountant.epsilon_rdp`."""
         from datasites.privacy import accountant
 
         return accountant.epsilon_rdp(events, delta)
 
     def divergence(self, mechanism: Charge, order: int) -> float:
-        """`accountant.divergence`."""
+        """Return `accountant.divergence`."""
         from datasites.privacy import accountant
 
         return accountant.divergence(mechanism, order)
 
     def at_order(self, events: Iterable[Event], order: int, delta: float) -> float:
-        """`renyi.epsilon_at_order`."""
+        """Return `renyi.epsilon_at_order`."""
         return renyi.epsilon_at_order(events, order, delta, self.divergence)
 
     def share(self, events: Iterable[Event], epsilon: float, delta: float, order: int) -> float:
-        """`renyi.share_of_cap`."""
+        """Return `renyi.share_of_cap`."""
         return renyi.share_of_cap(events, epsilon, delta, order, self.divergence)

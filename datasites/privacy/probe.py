@@ -82,7 +82,7 @@ def check_independence(
 def invented(
     inputs: Tensors, target: Tensor, rows: int, source: np.random.Generator, model: DataModel | None = None
 ) -> tuple[Tensors, Tensor]:
-    """Rows of the same shapes that nobody has, and that hold nothing of those given.
+    """Return rows of the same shapes that nobody has, and that hold nothing of those given.
 
     model: says what ordinary rows hold, and they are drawn from it: numbers over the ranges that it encodes to, one
     column of a category's levels, labels. Without one (or where it has other columns) numbers lie in [0, 2), so
@@ -161,7 +161,7 @@ def _traces(module: nn.Module, output: Tensor, losses: Tensor, trace: LayerTrace
 
 
 def _disturbed(part: Tensor, source: np.random.Generator) -> Tensor:
-    """Numbers moved and stretched: likely to disturb whatever looks across rows. Codes stay."""
+    """Move and stretch numbers: likely to disturb whatever looks across rows. Codes stay."""
     if not part.is_floating_point():
         return part
     noise = torch.from_numpy(source.standard_normal(tuple(part.shape))).to(part.dtype)

@@ -68,7 +68,7 @@ class LayerTrace:
 
 
 def owners(module: nn.Module) -> dict[str, nn.Module]:
-    """Sub-modules that themselves own trainable parameters, by name.
+    """Return sub-modules that themselves own trainable parameters, by name.
 
     Opacus' recurrent layers only give other names to the parameters of the RNNLinear layers inside them.
     """

@@ -69,7 +69,7 @@ def _overhead(order: int, delta: float) -> float:
 
 
 def epsilon_at_order(events: Iterable[Event], order: int, delta: float, divergence: Divergence) -> float:
-    """Epsilon at `delta` of all `events` by their Renyi divergence at one order; 0 without events.
+    """Return epsilon at `delta` of all `events` by their Renyi divergence at one order; 0 without events.
 
     The first release costs the whole part of epsilon that the order takes for delta; from then on the figure grows in
     proportion to what is released.
@@ -80,7 +80,7 @@ def epsilon_at_order(events: Iterable[Event], order: int, delta: float, divergen
 
 
 def share_of_cap(events: Iterable[Event], epsilon: float, delta: float, order: int, divergence: Divergence) -> float:
-    """Which part of the filter's cap `events` take; parts of several studies add up, as epsilons don't."""
+    """Return which part of the filter's cap `events` take; parts of several studies add up, as epsilons don't."""
     require_delta(delta)
     room = _room(epsilon, delta, order)
     return _together(events, order, divergence) / room if room > 0 else math.inf

@@ -39,7 +39,7 @@ class PatientIndex:
 
     @property
     def count(self) -> int:
-        """Number of patients. Private."""
+        """Return the number of patients. Private."""
         return len(self.records)
 
 

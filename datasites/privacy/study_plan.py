@@ -134,7 +134,7 @@ class StudyPlan:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether hospitals share the noise."""
+        """Return whether hospitals share the noise."""
         return self.training.mode == "distributed"
 
     def noise_factor(self, survivors: int | None = None) -> float:
@@ -143,22 +143,22 @@ class StudyPlan:
 
     @cached_property
     def epsilon(self) -> float:
-        """What training costs a patient at `delta`, by PLD: of the sums in distributed mode."""
+        """Return what training costs a patient at `delta`, by PLD: of the sums in distributed mode."""
         return self.prices.pld([self.training.event()], self.priced_delta)
 
     @cached_property
     def evaluation_epsilon(self) -> float:
-        """What all evaluations cost a held-out patient at `delta`, by PLD."""
+        """Return what all evaluations cost a held-out patient at `delta`, by PLD."""
         return self.prices.pld([self.evaluation.total_event()], self.priced_delta)
 
     @property
     def local_epsilon(self) -> float:
-        """What training costs against one who sees this hospital's own vectors, by RDP (exact on a lattice)."""
+        """Return what training costs against one who sees this hospital's own vectors, by RDP (exact on a lattice)."""
         return self.prices.rdp([self.training.local_event()], self.delta)
 
     @property
     def local_evaluation_epsilon(self) -> float:
-        """What all evaluations cost against one who sees this hospital's own counts, by RDP."""
+        """Return what all evaluations cost against one who sees this hospital's own counts, by RDP."""
         return self.prices.rdp([self.evaluation.total_local_event()], self.delta)
 
     def choices(self) -> tuple[ThresholdChoice, ...]:
@@ -184,7 +184,7 @@ class StudyPlan:
         )
 
     def table(self) -> pd.DataFrame:
-        """`choices` as a table; `chosen` marks the study's threshold."""
+        """Return `choices` as a table; `chosen` marks the study's threshold."""
         import pandas as pd  # for whoever asks for a table
 
         return pd.DataFrame(

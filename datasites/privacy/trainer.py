@@ -120,11 +120,11 @@ class Mechanism:
 
     @property
     def steps(self) -> int:
-        """Steps released so far in this round."""
+        """Return steps released so far in this round."""
         return self._steps
 
     def release(self, clipped: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """`clipped`, shape (d,), plus N(0, (noise multiplier x sensitivity)^2) on each coordinate.
+        """Return `clipped`, shape (d,), plus N(0, (noise multiplier x sensitivity)^2) on each coordinate.
 
         Raises `StepsExhausted` when the round's steps are used up: they were charged before the round began.
         """

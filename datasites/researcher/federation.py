@@ -201,7 +201,7 @@ class Federation:
 
     @property
     def entry(self) -> RosterEntry:
-        """This researcher's roster entry, to give to the hospitals."""
+        """Return this researcher's roster entry, to give to the hospitals."""
         return RosterEntry(
             organisation=self.settings.organisation,
             email=self.settings.email,
@@ -223,7 +223,7 @@ class Federation:
         self._control.pin(roster)
 
     def hand_over(self) -> Path:
-        """Change this researcher's key; returns `hand-over.json`, for every hospital that has pinned the old one.
+        """Change this researcher's key; return `hand-over.json`, for every hospital that has pinned the old one.
 
         It is signed by both keys, so no fingerprints are compared: `datasites roster hand-over` at the hospital. Each
         hospital that has accepted it takes part again in a study that runs, by a new epoch, once the study is taken up
@@ -303,7 +303,7 @@ class Federation:
         self._control.sync()
 
     def datasets(self) -> pd.DataFrame:
-        """Datasets that hospitals offer, with the mock's version; one row each."""
+        """Return datasets that hospitals offer, with the mock's version; one row each."""
         self._control.sync_all()
         rows = [
             {"hospital": entry.organisation, "email": entry.email, "dataset": offered.name, "summary": offered.summary}

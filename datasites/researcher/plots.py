@@ -10,7 +10,7 @@ from datasites.privacy.evaluation import DPEvaluation, EvaluationError
 
 
 def roc(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
-    """ROC points between the bins, and the AUC with its 95 % interval, or why they are not known."""
+    """Draw ROC points between the bins, and the AUC with its 95 % interval, or why they are not known."""
     axes = axes or plt.subplots(figsize=(4, 4))[1]
     try:
         points, auc = evaluation.roc(), evaluation.auc
@@ -26,7 +26,7 @@ def roc(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
 
 
 def calibration(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
-    """Observed against predicted risk per score bin, with the standard error of noise and sampling."""
+    """Draw observed against predicted risk per score bin, with the standard error of noise and sampling."""
     axes = axes or plt.subplots(figsize=(4, 4))[1]
     points = evaluation.calibration()
     axes.errorbar(points.predicted, points.observed, yerr=points.sd, marker="o", linestyle="none", capsize=3)
@@ -36,7 +36,7 @@ def calibration(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
 
 
 def participation(run: Run, axes: Axes | None = None) -> Axes:
-    """Survivors and participants by round."""
+    """Draw survivors and participants by round."""
     axes = axes or plt.subplots(figsize=(6, 3))[1]
     numbers = [record.round for record in run.state.rounds]
     axes.step(numbers, [len(record.participants) for record in run.state.rounds], where="mid", label="participants")

@@ -45,7 +45,7 @@ def final_evaluation(run: Run) -> DPEvaluation:
 
 
 def figures_table(run: Run) -> pd.DataFrame:
-    """One row per figure of the final evaluation: value, 95 % interval and unit, or why it is not known."""
+    """Return one row per figure of the final evaluation: value, 95 % interval and unit, or why it is not known."""
     figures = _figures(lambda: final_evaluation(run))
     columns = ["value", "low", "high", "noise_sd", "unit", "reason"]
     table = pd.DataFrame.from_dict(figures, orient="index").reindex(columns=columns)
@@ -53,7 +53,7 @@ def figures_table(run: Run) -> pd.DataFrame:
 
 
 def rounds_table(run: Run) -> pd.DataFrame:
-    """One row per round: who took part, who survived, who sat out and why, seconds."""
+    """Return one row per round: who took part, who survived, who sat out and why, seconds."""
     return pd.DataFrame(
         {
             "round": record.round,
@@ -70,7 +70,7 @@ def rounds_table(run: Run) -> pd.DataFrame:
 
 
 def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
-    """One row per hospital: rounds, steps, and the larger epsilon of training and held-out patients, at delta.
+    """Return one row per hospital: rounds, steps, and the larger epsilon of training and held-out patients, at delta.
 
     The cap is what patients are guaranteed; "charged" is of the rounds that ran, by PLD, and "alone" the same against
     one who sees the hospital's own vectors unmasked.

@@ -40,17 +40,17 @@ class Study:
 
     @property
     def terms(self) -> Terms:
-        """What `study.toml` says."""
+        """Return what `study.toml` says."""
         return self.package.study
 
     @property
     def hash(self) -> str:
-        """The study hash, 64 hex digits."""
+        """Return the study hash, 64 hex digits."""
         return self.package.digest()
 
     @property
     def job_name(self) -> str:
-        """Name of the syft job that submits this very study."""
+        """Return the name of the syft job that submits this very study."""
         return f"{self.terms.name}-{self.hash[:12]}"
 
     def check(self) -> tuple[CodeFinding, ...]:

@@ -272,7 +272,7 @@ class Aggregator:
         return state.with_record(marks=marks).with_round(answers=answers)
 
     def can_open(self, state: AggregatorState) -> bool:
-        """Whether enough has come to call `result` (wrong shares may still ask for more)."""
+        """Return whether enough has come to call `result` (wrong shares may still ask for more)."""
         open_round, _ = self._round(state)
         epoch = self._epoch(state)
         gathered = gather(epoch, open_round.signed.manifest, open_round.answers)
@@ -321,7 +321,7 @@ class Aggregator:
         return Epoch(self.context, state.enrolment.certificates, bytes.fromhex(state.record.binding))
 
     def _commitments(self, state: AggregatorState, epoch: Epoch, ready: Ready | None, owner: str) -> bytes | None:
-        """Those that a hospital once gave, from its letter; None where that is not the one that was received."""
+        """Return those that a hospital once gave, from its letter; None where that is not the one that was received."""
         if ready is None or ready.sender != owner:
             return None
         if columns_digest(epoch, ready) != state.record.reports.own(epoch, owner):

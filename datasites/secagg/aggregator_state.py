@@ -73,12 +73,12 @@ class RunningSum:
 
     @property
     def vector(self) -> Ring:
-        """The sum, masked until it is opened."""
+        """Return the sum, masked until it is opened."""
         return self._held[0]
 
     @property
     def opened(self) -> bool:
-        """Whether `vector` is without its masks."""
+        """Return whether `vector` is without its masks."""
         return self._held[1]
 
     def add(self, vector: Ring) -> None:
@@ -160,5 +160,5 @@ class OpenedSum:
 
     @property
     def sums(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Decoded sums per vector: integers over scale, float64, a new array each time."""
+        """Return decoded sums per vector: integers over scale, float64, a new array each time."""
         return {term.name: self.integers[term.name] / np.float64(term.scale) for term in self.manifest.vectors}

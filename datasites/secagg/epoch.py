@@ -97,31 +97,31 @@ class Epoch:
 
     @cached_property
     def members(self) -> tuple[str, ...]:
-        """E-mails of the enrolled, sorted; a hospital's place is its index."""
+        """Return e-mails of the enrolled, sorted; a hospital's place is its index."""
         return tuple(certificate.sender for certificate in self.certificates)
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Place by e-mail."""
+        """Return the place by e-mail."""
         return {email: place for place, email in enumerate(self.members)}
 
     @cached_property
     def graph(self) -> Neighbourhood:
-        """Who masks with whom and holds whose shares."""
+        """Return who masks with whom and holds whose shares."""
         return self.context.neighbourhood(len(self.certificates))
 
     def place(self, email: str) -> int:
-        """Place of an enrolled hospital; raises `UnknownParty`."""
+        """Return the place of an enrolled hospital; raise `UnknownParty`."""
         if email not in self.places:
             raise UnknownParty(f"{email} is not enrolled in epoch {self.context.epoch}; it may join the next one")
         return self.places[email]
 
     def round_key(self, place: int, round_number: int) -> bytes:
-        """X25519 public key (32 bytes) of the hospital in `place` for a round."""
+        """Return the X25519 public key (32 bytes) of the hospital in `place` for a round."""
         start = (round_number - self.context.first_round) * SECRET
         return self.certificates[place].round_keys[start : start + SECRET]
 
     def seed_commitment(self, place: int, round_number: int) -> bytes:
-        """SHA-256 commitment (32 bytes) to the self-mask seed of the hospital in `place` for a round."""
+        """Return the SHA-256 commitment (32 bytes) to the self-mask seed of the hospital in `place` for a round."""
         start = (round_number - self.context.first_round) * SECRET
         return self.certificates[place].seed_commitments[start : start + SECRET]

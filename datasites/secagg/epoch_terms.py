@@ -154,12 +154,12 @@ class EpochTerms(Agreed):
 
     @cached_property
     def digest_once(self) -> str:
-        """`digest()`, computed once: every message carries it."""
+        """Return `digest()`, computed once: every message carries it."""
         return self.digest()
 
     @cached_property
     def keys(self) -> dict[str, str]:
-        """Pinned public key by hospital e-mail."""
+        """Return the pinned public key by hospital e-mail."""
         return {party.email: party.public_key for party in self.hospitals}
 
     @property
@@ -169,7 +169,7 @@ class EpochTerms(Agreed):
 
     @property
     def rounds(self) -> range:
-        """Rounds that this epoch has keys for."""
+        """Return the rounds that this epoch has keys for."""
         return range(self.first_round, self.last_round + 1)
 
     def neighbourhood(self, enrolled: int) -> Neighbourhood:

@@ -33,7 +33,7 @@ class Neighbourhood:
 
     @classmethod
     def complete(cls, size: int, threshold: int) -> Neighbourhood:
-        """Everybody with everybody."""
+        """Return everybody with everybody."""
         return cls(size, size - 1, threshold)
 
     @classmethod
@@ -48,14 +48,14 @@ class Neighbourhood:
         return cls(size, degree, degree + 1 - gone)
 
     def are_neighbours(self, one: int, other: int) -> bool:
-        """Whether two different places mask with each other."""
+        """Return whether two different places mask with each other."""
         distance = abs(one - other)
         return one != other and min(distance, self.size - distance) <= (self.degree + 1) // 2
 
     def neighbours(self, place: int) -> tuple[int, ...]:
-        """Places that mask with `place`, ascending."""
+        """Return the places that mask with `place`, ascending."""
         return tuple(other for other in range(self.size) if self.are_neighbours(place, other))
 
     def holders(self, place: int) -> tuple[int, ...]:
-        """Places that hold shares of `place`: its neighbours and itself, ascending."""
+        """Return the places that hold shares of `place`: its neighbours and itself, ascending."""
         return tuple(sorted((*self.neighbours(place), place)))

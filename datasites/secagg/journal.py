@@ -79,12 +79,12 @@ class Journal:
 
     @property
     def state(self) -> MemberState | None:
-        """The newest committed state; None before the first commit."""
+        """Return the newest committed state; None before the first commit."""
         return self._layout.state if self._layout else None
 
     @property
     def floor(self) -> tuple[int, int]:
-        """Highest epoch and round that this hospital ever reached in the study; (-1, 0) before the first."""
+        """Return the highest epoch and round that this hospital ever reached in the study; (-1, 0) before the first."""
         return self._anchor.epoch, self._anchor.last_round
 
     def commit(self, state: MemberState, *messages: Message | MaskedVector) -> None:

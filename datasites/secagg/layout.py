@@ -112,7 +112,7 @@ class Layout:
 
     @property
     def parts(self) -> set[str]:
-        """Names of the files in `parts` that this record needs."""
+        """Return the names of the files in `parts` that this record needs."""
         record, state = self.record, self.state
         named = {record.certificate, record.enrolment, record.own_shares, record.commitments, record.own_secrets}
         named |= {record.rounds, record.opened, record.accepted, record.outbox, *(one.sha256 for one in self.sent)}
@@ -122,7 +122,7 @@ class Layout:
 
     @property
     def growing(self) -> dict[str, Stretch]:
-        """The files that grow, by name, and how much of each counts."""
+        """Return the files that grow, by name, and how much of each counts."""
         stretches = {f"accepted-{self.record.epoch}": self.record.coming}
         stretches[f"released-{self.record.epoch}"] = self.record.released
         return {name: stretch for name, stretch in stretches.items() if stretch.size}
@@ -138,7 +138,7 @@ class Change:
 
 
 def lay_out(state: MemberState, sent: tuple[JournalledMessage, ...], before: Layout | None) -> Change:
-    """Where `state` lies, told by what is new since `before`. Messages themselves are written by the caller."""
+    """Return where `state` lies, by what is new since `before`. Messages themselves are written by the caller."""
     new: dict[str, bytes] = {}
 
     def put(data: bytes) -> str:

@@ -66,11 +66,11 @@ class Message(Agreed):
         return f"secagg/{cls.kind}"
 
     def signed_part(self) -> bytes:
-        """Canonical bytes of everything but the signature."""
+        """Return the canonical bytes of everything but the signature."""
         return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
 
     def content_digest(self) -> str:
-        """SHA-256 of `signed_part()`: one hash for one content, however often it is signed."""
+        """Return the SHA-256 of `signed_part()`: one hash for one content, however often it is signed."""
         return sha256_hex(self.signed_part())
 
     def check_signature(self, public_key: str) -> None:
@@ -81,7 +81,7 @@ class Message(Agreed):
             raise BadMessage(f"{self.kind} from {self.sender}: {error}") from error
 
     def to_bytes(self) -> bytes:
-        """Canonical bytes, as sent."""
+        """Return the canonical bytes, as sent."""
         return self.canonical()
 
     @classmethod
@@ -125,7 +125,7 @@ class Enrolment(Message):
     certificates: tuple[Certificate, ...]
 
     def binding(self) -> str:
-        """Digest of terms and certificates: enters every key, share and commitment of the epoch."""
+        """Return the digest of terms and certificates: enters every key, share and commitment of the epoch."""
         return sha256_hex(
             canonical_json([self.context, [certificate.content_digest() for certificate in self.certificates]])
         )
@@ -231,7 +231,7 @@ class MaskedVector:
     payload: memoryview | bytes = field(repr=False)
 
     def to_bytes(self) -> bytes:
-        """Canonical bytes of the header; send `payload` beside it."""
+        """Return the canonical bytes of the header; send `payload` beside it."""
         return self.header.to_bytes()
 
     @classmethod

@@ -68,7 +68,7 @@ class Reports(Agreed):
         return self.model_copy(update={"digests": tuple(map(tuple, digests)), "said": reports})
 
     def holds(self, epoch: Epoch) -> dict[str, set[str]]:
-        """Whose shares each hospital holds: of those whose digest it saw as its owner has told it."""
+        """Return whose shares each hospital holds: of those whose digest it saw as its owner has told it."""
         own = {epoch.place(report.sender): report.own for report in self.said}
         return {
             report.sender: {epoch.members[place] for place, which in own.items() if report.seen[place] == which}
@@ -77,7 +77,7 @@ class Reports(Agreed):
 
 
 def columns_digest(epoch: Epoch, ready: Ready) -> str:
-    """SHA-256 of the columns that the sender's commitments make, as its bundles must have shown them."""
+    """Return the SHA-256 of the columns that the sender's commitments make, as its bundles must have shown them."""
     size = len(epoch.context.rounds) * 2 * SECRET
     parts = [ready.commitments[start : start + size] for start in range(0, len(ready.commitments), size)]
     return sha256_hex(b"".join(hashlib.sha256(part).digest() for part in parts))

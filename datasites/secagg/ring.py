@@ -30,7 +30,7 @@ LONGEST_SUM = 2_000_000_000
 
 
 def limit(term: VectorTerm) -> int:
-    """Largest absolute value of one encoded coordinate: ceil(bound * scale)."""
+    """Return the largest absolute value of one encoded coordinate: ceil(bound * scale)."""
     return math.ceil(term.bound * term.scale)
 
 
@@ -51,12 +51,12 @@ def check_fits(terms: Sequence[VectorTerm], participants: int) -> None:
 
 
 def dimension(terms: Sequence[VectorTerm]) -> int:
-    """Coordinates of all vectors together."""
+    """Return coordinates of all vectors together."""
     return sum(term.length for term in terms)
 
 
 def offsets(terms: Sequence[VectorTerm]) -> dict[str, slice]:
-    """Where each named vector lies in the concatenation, in the manifest's order."""
+    """Return where each named vector lies in the concatenation, in the manifest's order."""
     places: dict[str, slice] = {}
     start = 0
     for term in terms:

@@ -28,7 +28,7 @@ _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
 def certify(identity: Identity, context: EpochTerms, previous: MemberState | None) -> tuple[MemberState, Certificate]:
-    """Fresh keys for every round of the epoch, and the certificate of their public halves."""
+    """Make fresh keys for every round of the epoch, and the certificate of their public halves."""
     if previous is not None:
         if previous.study != context.study:
             raise BadTerms("certify: the journal belongs to another study; keep one journal per study")
@@ -75,7 +75,7 @@ def certify(identity: Identity, context: EpochTerms, previous: MemberState | Non
 def share(
     identity: Identity, context: EpochTerms, state: MemberState, enrolment: Enrolment, today: datetime.date
 ) -> tuple[MemberState, dict[str, ShareBundle]]:
-    """Shares of all own secrets for each neighbour, once the enrolment is checked against the pinned keys."""
+    """Make shares of all own secrets for each neighbour, once the enrolment is checked against the pinned keys."""
     epoch = Epoch.enrol(context, enrolment, today)
     if state.enrolment is not None:
         raise Equivocation(
@@ -156,7 +156,7 @@ def accept(identity: Identity, context: EpochTerms, state: MemberState, bundle: 
 
 
 def awaited(identity: Identity, context: EpochTerms, state: MemberState) -> frozenset[str]:
-    """Peers whose shares are meant for this hospital and have not come: of its neighbours."""
+    """Return the peers whose shares are meant for this hospital and have not come: of its neighbours."""
     epoch = enrolled(context, state)
     neighbours = epoch.graph.neighbours(epoch.place(identity.email))
     return frozenset(epoch.members[place] for place in neighbours) - state.holds

@@ -43,7 +43,7 @@ _POWER, _LOGARITHM, _PRODUCT = _tables()
 
 
 def split(secret: bytes, threshold: int, places: Sequence[int]) -> dict[int, bytes]:
-    """Shares of `secret` for the holders in `places` (distinct, 0 .. 254); any `threshold` of them rebuild it.
+    """Make shares of `secret` for the holders in `places` (distinct, 0 .. 254); any `threshold` of them rebuild it.
 
     Raises `ValueError` when the threshold is below 2 or above the number of places.
     """
@@ -79,7 +79,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 
 def weights_at_zero(places: Sequence[int]) -> list[int]:
-    """Lagrange weights of the points x = place + 1 for the value at zero: prod x_j / (x_j - x_i) over j != i."""
+    """Return Lagrange weights of the points x = place + 1 for the value at zero: prod x_j / (x_j - x_i) over j != i."""
     points = np.asarray(places, np.int64) + 1
     # Subtraction in the field is exclusive or; division is subtraction of logarithms modulo 255.
     apart = points[:, None] ^ points[None, :]
@@ -89,7 +89,7 @@ def weights_at_zero(places: Sequence[int]) -> list[int]:
 
 
 def commit(kind: bytes, epoch: bytes, round_number: int, owner: int, holder: int, share: bytes) -> bytes:
-    """SHA-256 commitment to one share (32 bytes).
+    """Return the SHA-256 commitment to one share (32 bytes).
 
     Binding by collision resistance. Hiding because a share is 32 uniform bytes, unguessable, seen through a hash; the
     label keeps a commitment from serving for another round, owner, holder or kind ("key" or "seed").
@@ -99,7 +99,7 @@ def commit(kind: bytes, epoch: bytes, round_number: int, owner: int, holder: int
 
 
 def commit_seed(epoch: bytes, round_number: int, owner: str, seed: bytes) -> bytes:
-    """SHA-256 commitment to a whole self-mask seed (32 uniform bytes), published in the owner's certificate."""
+    """Commit by SHA-256 to a whole self-mask seed (32 uniform bytes), published in the owner's certificate."""
     return hashlib.sha256(
         b"datasites/1 seed" + epoch + round_number.to_bytes(4, "big") + owner.encode() + b"\0" + seed
     ).digest()

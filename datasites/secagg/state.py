@@ -106,7 +106,7 @@ class MemberState(Agreed):
 
     @property
     def holds(self) -> frozenset[str]:
-        """Peers whose shares this hospital holds, itself included once it has shared."""
+        """Return the peers whose shares this hospital holds, itself included once it has shared."""
         mine = {self.certificate.sender} if self.enrolment is not None else set()
         return frozenset(mine | {peer.owner for peer in self.accepted})
 
@@ -116,15 +116,15 @@ class MemberState(Agreed):
         return self.model_copy(update={**changes, "sequence": sequence, "head": head, "parent": self.head})
 
     def next_link(self, event: str, detail: str) -> tuple[int, str]:
-        """Sequence and head that `step` with the same event would give."""
+        """Return the sequence and head that `step` with the same event would give."""
         sequence = self.sequence + 1
         link = f"{self.head}\n{sequence}\n{self.context}\n{event}\n{detail}"
         return sequence, hashlib.sha256(link.encode()).hexdigest()
 
     def replaced(self, secrets: RoundSecrets) -> tuple[RoundSecrets, ...]:
-        """`self.secrets` with those of one round replaced."""
+        """Return `self.secrets` with those of one round replaced."""
         return tuple(secrets if old.round == secrets.round else old for old in self.secrets)
 
     def without(self, round_number: int) -> tuple[RoundSecrets, ...]:
-        """`self.secrets` without those of one round."""
+        """Return `self.secrets` without those of one round."""
         return tuple(old for old in self.secrets if old.round != round_number)

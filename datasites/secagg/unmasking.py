@@ -29,14 +29,14 @@ class Unmasking:
 
 
 def shares_expected(epoch: Epoch, manifest: RoundManifest, holder: str) -> tuple[int, ...]:
-    """Places of the participants whose shares `holder` answers with, in the answer's order."""
+    """Return the places of the participants whose shares `holder` answers with, in the answer's order."""
     own = epoch.place(holder)
     places = [epoch.place(email) for email in manifest.participants]
     return tuple(place for place in places if place == own or epoch.graph.are_neighbours(place, own))
 
 
 def gather(epoch: Epoch, manifest: RoundManifest, answers: Iterable[UnmaskShares]) -> dict[int, dict[int, bytes]]:
-    """Shares by owner's place, then by holder's place."""
+    """Return the shares by owner's place, then by holder's place."""
     gathered: dict[int, dict[int, bytes]] = {epoch.place(email): {} for email in manifest.participants}
     for answer in answers:
         holder = epoch.place(answer.sender)
@@ -76,8 +76,8 @@ def solve(
             committed = commitments(name)
             if committed is None:
                 raise CommitmentsGone(
-                    f'round {manifest.round}: a share for {name} is wrong, and its "ready" letter, which would tell '
-                    "whose, is not in the store any more; nobody is blamed; set up a new epoch"
+                    f'round {manifest.round}: a share for {name} is wrong, and its "ready" letter, which would show '
+                    "whose, is no longer in the store; nobody is blamed; set up a new epoch"
                 )
             good = _right(epoch, manifest.round, owner, gathered[owner], committed, seed=owner in alive)
             bad = {epoch.members[holder] for holder in gathered[owner].keys() - good.keys()}

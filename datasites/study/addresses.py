@@ -52,12 +52,12 @@ def hidden(text: str, address: str) -> str:
 
 
 def is_name(user: str) -> bool:
-    """Whether a user is a name: its colon escaped as well, a password would be a part of it."""
+    """Return whether a user is a name: its colon escaped as well, a password would be a part of it."""
     return bool(re.fullmatch(r"[\w.+@ \\-]*", unquote(user)))
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an address that may hold a secret; a path, a name or an e-mail address is none."""
+    """Return whether a text is an address that may hold a secret; a path, a name or an e-mail address is none."""
     return "://" in text or bool(re.search(r":.*@|=", text, re.DOTALL))
 
 

@@ -162,7 +162,7 @@ class LogVerification(Agreed):
 
 
 def head_file(path: Path) -> Path:
-    """Where the signed head of the log at `path` lies."""
+    """Return where the signed head of the log at `path` lies."""
     return path.with_name(path.name + ".head")
 
 
@@ -232,7 +232,7 @@ class Position(NamedTuple):
 
 
 def holds(path: Path, at: Position) -> bool:
-    """Whether a log has this record where the position says; every log has the beginning."""
+    """Return whether a log has this record where the position says; every log has the beginning."""
     if at == Position():
         return True
     try:
@@ -246,7 +246,7 @@ def holds(path: Path, at: Position) -> bool:
 
 
 def follow(path: Path, at: Position) -> Iterator[tuple[Position, LogRecord]]:
-    """Whole records that a log has after `at`, each with the position behind it.
+    """Yield whole records that a log has after `at`, each with the position behind it.
 
     A last line that is being written, or was torn by a crash, is left to the next time. Raises `AuditError` where the
     log is shorter than it was, or another one lies there. That the first record is this hospital's is not checked.
@@ -445,6 +445,6 @@ def _signed(public_key: str, seq: int, hash: str) -> bytes:
 
 
 def bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines with their newline; one longer than any record is cut, and so refused by `read_record`."""
+    """Yield lines with their newline; one longer than any record is cut, and so refused by `read_record`."""
     while line := stream.readline(LARGEST_RECORD + 1):
         yield line

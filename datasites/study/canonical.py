@@ -27,7 +27,7 @@ class Agreed(BaseModel):
         return canonical_json(self.model_dump(mode="json"))
 
     def digest(self) -> str:
-        """SHA-256 over `canonical()`, lower-case hex."""
+        """Return the SHA-256 over `canonical()`, lower-case hex."""
         return sha256_hex(self.canonical())
 
     @classmethod
@@ -52,5 +52,5 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
-    """SHA-256 of `data`, lower-case hex."""
+    """Return the SHA-256 of `data`, lower-case hex."""
     return hashlib.sha256(data).hexdigest()

@@ -170,7 +170,7 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
     except ValueError as error:
         raise InputError(f"{file}: holds nan or inf; write a finite number") from error
     except RecursionError as error:
-        raise InputError(f"{file}: nested deeper than a file that people write; write it flatter") from error
+        raise InputError(f"{file}: nested deeper than a file that people write; nest it less deeply") from error
     try:
         return model.model_validate_json(plain, strict=True)
     except ValidationError as error:
@@ -195,7 +195,7 @@ def _line_of_long_key(text: str) -> int:
 
 
 def read_toml(path: Path, model: type[Model]) -> Model:
-    """`parse_toml` of a file; a missing or unreadable one is an `InputError` too."""
+    """Return `parse_toml` of a file; a missing or unreadable one is an `InputError` too."""
     try:
         text = path.read_bytes()
     except FileNotFoundError as error:

@@ -54,7 +54,7 @@ def identity_key(name: str) -> str:
 
 
 def same_identity(one: str, other: str) -> bool:
-    """Whether two names are one person's, party's, organisation's or mailbox's."""
+    """Return whether two names are one person's, party's, organisation's or mailbox's."""
     return identity_key(one) == identity_key(other)
 
 
@@ -102,7 +102,7 @@ class Identity:
 
     @property
     def public_key(self) -> str:
-        """Ed25519 public key, 64 hex digits."""
+        """Return the Ed25519 public key, 64 hex digits."""
         return self._key.public_key().public_bytes_raw().hex()
 
     @property
@@ -111,7 +111,7 @@ class Identity:
         return fingerprint(self.public_key)
 
     def sign(self, domain: str, data: bytes) -> bytes:
-        """Ed25519 signature (64 bytes) over `data`, bound to `domain` (a message kind such as "survivors")."""
+        """Make an Ed25519 signature (64 bytes) over `data`, bound to `domain` (a message kind such as "survivors")."""
         return self._key.sign(_framed(domain, data))
 
     @classmethod
@@ -165,7 +165,7 @@ class RosterEntry(Agreed):
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the institution key, to compare by telephone."""
+        """Return the fingerprint of the institution key, to compare by telephone."""
         return fingerprint(self.public_key)
 
 
@@ -212,7 +212,7 @@ class HandOver(Agreed):
         if replaced.role == "hospital":
             raise IdentityError(
                 f"hand-over of {replaced.email}: a hospital's key is not handed over, since its audit log is signed by "
-                "it and heads of that log would prove nothing any more; revoke it and pin its new entry, after "
+                "it and heads of that log would no longer prove anything; revoke it and pin its new entry, after "
                 "comparing fingerprints"
             )
         if new.public_key == replaced.public_key:
@@ -269,7 +269,7 @@ class Roster(Agreed):
                 return entry
         for entry in self.entries:
             if same_identity(entry.email, email):
-                raise IdentityError(f"roster: {email} is pinned as {entry.email}; write it like that")
+                raise IdentityError(f"roster: {email} is pinned as {entry.email}; write it in this form")
         raise IdentityError(f"roster: {email} is not pinned; compare fingerprints and run `datasites roster pin`")
 
     def pin(self, entry: RosterEntry) -> Roster:
@@ -322,7 +322,7 @@ class Roster(Agreed):
 
     @classmethod
     def load(cls, path: Path) -> Roster:
-        """Read; a missing file is an empty roster."""
+        """Read the roster; a missing file is an empty roster."""
         try:
             return cls.parse(path.read_bytes())
         except FileNotFoundError:

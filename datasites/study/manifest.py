@@ -101,7 +101,7 @@ def _few_and_plain(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
         level = inner
         if not level:
             return options
-    raise ValueError(f"nested more than {DEEPEST_OPTION - 1} deep; write it flatter")
+    raise ValueError(f"nested more than {DEEPEST_OPTION - 1} deep; nest it less deeply")
 
 
 #: What a study says to its model or strategy, and the trainer passes on.
@@ -151,7 +151,7 @@ class Cohort(Agreed):
 
     @property
     def survivors_needed(self) -> int:
-        """Threshold t of the secure sum: as stated, else floor(2n/3)+1, never below 3."""
+        """Return the threshold t of the secure sum: as stated, else floor(2n/3)+1, never below 3."""
         return self.threshold or max(3, 2 * len(self.hospitals) // 3 + 1)
 
 
@@ -299,12 +299,12 @@ class StudyTerms(Agreed):
 
     @property
     def is_distributed(self) -> bool:
-        """Whether hospitals share the noise of a sum."""
+        """Return whether hospitals share the noise of a sum."""
         return self.privacy.mode == "distributed"
 
     @property
     def consistency_wave(self) -> bool:
-        """Whether survivors agree on one survivor list first: as the cohort says; else in distributed mode.
+        """Return whether survivors agree on one survivor list first: as the cohort says; else in distributed mode.
 
         Above 64 hospitals it is always on.
         """

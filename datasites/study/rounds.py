@@ -111,7 +111,7 @@ def ring_terms(
     what: str = "gradients",
     remedy: str = "use a smaller model and fewer hospitals",
 ) -> RingTerms:
-    """Grid and bound for vectors of `length` coordinates, one from each of `hospitals`; raises `RingRefused`.
+    """Return the grid and bound for vectors of `length` coordinates, one from each of `hospitals`; raise `RingRefused`.
 
     noise_multiplier: sd of the noise of `honest` hospitals together, in units of the sensitivity. slack: relative
     error of the clipped sum (0 for counts, which are exact). room: what a coordinate of the sum must at least have,
@@ -185,7 +185,7 @@ def _nearest(fits: Callable[[float], bool], start: float) -> float | None:
 
 
 def gradient_ring(study: StudyTerms, dimension: int) -> RingTerms | None:
-    """How the clipped sums of a model with `dimension` parameters lie in the ring; None in local mode."""
+    """Return how the clipped sums of a model with `dimension` parameters lie in the ring; None in local mode."""
     shared = study.shared
     if shared is None:
         return None
@@ -199,7 +199,7 @@ def gradient_ring(study: StudyTerms, dimension: int) -> RingTerms | None:
 
 
 def counts_ring(study: StudyTerms, kind: EvaluationKind) -> RingTerms | None:
-    """How the counts of an evaluation lie in the ring; None in local mode. A patient moves them by 1 at most."""
+    """Return how the counts of an evaluation lie in the ring; None in local mode. A patient moves them by 1 at most."""
     shared = study.shared
     if shared is None:
         return None
@@ -219,7 +219,7 @@ def counts_ring(study: StudyTerms, kind: EvaluationKind) -> RingTerms | None:
 
 
 def counts_noise(study: StudyTerms, kind: EvaluationKind) -> float:
-    """Noise multiplier of one evaluation of this kind in distributed mode, of `honest` hospitals together.
+    """Return the noise multiplier of one evaluation of this kind in distributed mode, of `honest` hospitals together.
 
     Composed Gaussians are one with 1/z^2 = sum of 1/z_i^2; in that measure interim evaluations take `interim_share`
     of the whole, in equal parts, and the final one the rest.
@@ -232,7 +232,7 @@ def counts_noise(study: StudyTerms, kind: EvaluationKind) -> float:
 
 
 def interim_evaluations(study: StudyTerms) -> int:
-    """How many interim evaluations the study holds: after rounds every, 2 * every, ... before the last one."""
+    """Return how many interim evaluations the study holds: after rounds every, 2 * every, ... before the last one."""
     return (study.rounds - 1) // study.evaluation.every if study.evaluation.every else 0
 
 
@@ -271,7 +271,7 @@ class RoundTerms:
 
 
 def work_of(study: StudyTerms, number: int) -> tuple[bool, Literal["no", "interim", "final"]]:
-    """Whether round `number` trains, and which evaluation it holds."""
+    """Return whether round `number` trains, and which evaluation it holds."""
     train, every = number <= study.rounds, study.evaluation.every
     interim = train and every > 0 and number % every == 0 and number < study.rounds
     return train, "interim" if interim else "no" if train else "final"

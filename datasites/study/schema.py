@@ -80,7 +80,7 @@ class Feature(Agreed):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the encoded columns, in order."""
+        """Return the names of the encoded columns, in order."""
         if self.type == "category":
             names = tuple(f"{self.name}={level}" for level in self.levels[1:])
         else:
@@ -137,7 +137,7 @@ class Feature(Agreed):
         return codes
 
     def invent(self, rows: int, source: np.random.Generator) -> Values:
-        """Ordinary values, evenly over the range or the levels, and which of them are missing."""
+        """Return ordinary values, evenly over the range or the levels, and which of them are missing."""
         import numpy as np
 
         values: npt.NDArray[np.generic]
@@ -153,7 +153,7 @@ class Feature(Agreed):
 
 
 def _numbers(values: npt.NDArray[np.generic], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Each value as a number by itself, NaN for a missing one and for a word."""
+    """Return each value as a number by itself, NaN for a missing one and for a word."""
     import numpy as np
 
     if values.dtype == np.float64:
@@ -180,7 +180,7 @@ class DataModel(Agreed):
     def _names_are_distinct(self) -> Self:
         names = [feature.name for feature in (*self.features, self.label)]
         if len(set(names)) != len(names):
-            raise ValueError("features.toml: a name stands twice")
+            raise ValueError("features.toml: a name appears twice")
         if not self.features:
             raise ValueError("features.toml: no features")
         if self.label.type != "boolean":
@@ -194,11 +194,11 @@ class DataModel(Agreed):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Encoded column names in order."""
+        """Return encoded column names in order."""
         return tuple(column for feature in self.features for column in feature.columns)
 
     def invent(self, rows: int, source: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that nobody has, encoded as ordinary ones are: x float32 (rows, columns), y float32 (rows,).
+        """Return rows that nobody has, encoded as ordinary ones are: x float32 (rows, columns), y float32 (rows,).
 
         Each column is drawn by itself, from what the data model says and nothing else.
         """

@@ -41,7 +41,7 @@ def one_line(text: str) -> str:
 
 
 def quoted(text: str) -> list[str]:
-    """`visible` lines, each marked as somebody's words."""
+    """Return `visible` lines, each marked as somebody's words."""
     return [f"  | {line}" for line in visible(text).split("\n")]
 
 
@@ -81,7 +81,7 @@ def _require_plain(value: JsonValue, place: str, *, lines: bool) -> None:
 
 
 def _is_letter(character: str) -> bool:
-    """Whether it is a letter, or a mark that belongs to one; not for no character."""
+    """Return whether it is a letter, or a mark that belongs to one; not for no character."""
     return bool(character) and unicodedata.category(character)[0] in "LM"
 
 
@@ -90,7 +90,7 @@ def _name(character: str) -> str:
 
 
 def shows(character: str) -> bool:
-    """Whether it leaves ink, so that people can tell a word with it from one without."""
+    """Return whether it leaves ink, so that people can tell a word with it from one without."""
     return character not in BLANK and unicodedata.category(character) not in {*_ACTING, "Zs"}
 
 

@@ -55,12 +55,12 @@ class Pointer(Agreed):
 
     @property
     def parts(self) -> int:
-        """Number of parts in the store."""
+        """Return the number of parts in the store."""
         return part_count(self.size)
 
 
 def part_count(size: int) -> int:
-    """How many parts a blob of `size` bytes has."""
+    """Return how many parts a blob of `size` bytes has."""
     return max(1, -(-size // PART_BYTES))
 
 

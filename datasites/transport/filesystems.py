@@ -43,7 +43,7 @@ class StoreFiles(Protocol):
         """Create the store's root when absent."""
 
     def is_there(self) -> bool:
-        """Whether the store's root exists."""
+        """Return whether the store's root exists."""
 
     def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write whole or not at all."""
@@ -52,10 +52,10 @@ class StoreFiles(Protocol):
         """Read, or None when absent; `TooLarge` above `limit`."""
 
     def size(self, key: str) -> int | None:
-        """Size in bytes, or None when absent."""
+        """Return the size in bytes, or None when absent."""
 
     def walk(self, folder: str) -> Iterator[str]:
-        """All names in one folder, in any order, read as they are asked for."""
+        """Yield all names in one folder, in any order, read as they are asked for."""
 
     def clear(self, folder: str, names: Iterable[str], at_once: bool) -> Iterator[bool]:
         """Remove files of these names, links and empty folders, each as it is asked for; whether it is gone. What may
@@ -116,7 +116,7 @@ class FolderFiles:
     def make_root(self) -> None:
         """See `StoreFiles`."""
         if not self.root.is_dir():
-            logger.warning("store %s: no such folder, it is made now; is the share mounted?", self.root)
+            logger.warning("store %s: no such folder; it is made now. Is the share mounted?", self.root)
         self.root.mkdir(parents=True, exist_ok=True)
         self._real_root = os.path.realpath(self.root)
 
@@ -271,7 +271,7 @@ class FolderFiles:
                 if stat.S_ISDIR(os.lstat(place).st_mode):
                     continue
                 os.unlink(place)  # never a folder, which another party may have made there meanwhile
-                logger.warning("%s: not a folder, it is removed; find out who made it", place)
+                logger.warning("%s: not a folder, and removed; find out who made it", place)
             except FileNotFoundError:
                 break
             except PermissionError as error:
@@ -285,7 +285,7 @@ def _set_aside(path: str) -> None:
 
 
 def _unlinked(descriptor: int, name: str) -> bool:
-    """Whether `name` is gone from an open directory. A folder with something in it stays."""
+    """Return whether `name` is gone from an open directory. A folder with something in it stays."""
     try:
         try:
             os.unlink(name, dir_fd=descriptor)
@@ -315,7 +315,7 @@ def _time_in(descriptor: int) -> float:
 
 
 def _is_older(descriptor: int, name: str, moment: float) -> bool:
-    """Whether nothing was written to a file since, by the time that its owner can't set."""
+    """Return whether nothing was written to a file since, by the time that its owner can't set."""
     try:
         return os.lstat(name, dir_fd=descriptor).st_ctime < moment
     except OSError:

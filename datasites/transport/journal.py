@@ -66,7 +66,7 @@ class MailJournal:
 
     @property
     def secret(self) -> bytes:
-        """32 random bytes, made once per journal; blob keys are derived from them."""
+        """Return 32 random bytes, made once per journal; blob keys are derived from them."""
         with self._lock:
             (value,) = self._database.execute("SELECT value FROM secret").fetchone()
         return bytes(value)

@@ -245,13 +245,13 @@ class Mailroom:
         return digests
 
     def _look_at_blob(self, study: str, round: int, kind: str) -> Literal["sizes", "bytes"]:
-        """How closely to look at the blob of a letter that is sent again now."""
+        """Return how closely to look at the blob of a letter that is sent again now."""
         self._sent_again[study, round, kind] += 1
         times = self._sent_again[study, round, kind]
         return "bytes" if times & (times - 1) == 0 else "sizes"
 
     def _sealed(self, digest: str, contents: Contents, inline: bytes | None) -> SentMessage:
-        """One new letter, sealed."""
+        """Return one new letter, sealed."""
         inner = pack(contents, inline)
         if len(inner) > self.limits.body + INLINE_BYTES:
             raise ValueError(f"letter {contents.kind}: body of {len(inner)} bytes; put large things into the blob")
@@ -262,7 +262,7 @@ class Mailroom:
             self.store.put(key, entry.envelope)
 
     def lies(self, to: str, study: str, round: int, kind: str) -> bool:
-        """Whether a letter of ours lies where it was put, byte for byte, or its round was collected.
+        """Return whether a letter of ours lies where it was put, byte for byte, or its round was collected.
 
         Where it doesn't, `send` of the same puts it back. Of a blob nothing is said: a recipient that misses a part of
         it removes the letter, and then `send` puts back both, as said above.
@@ -288,7 +288,7 @@ class Mailroom:
         if entry is not None and entry.said != digest:
             raise AlreadySaid(
                 f"{self.email} has already sent another {kind} to {to} for round {round} of study {study[:16]}; "
-                "what was said stands, start a new round to say something else"
+                "what was sent stands; start a new round to send something else"
             )
 
     def receive(self, sender: str, study: str, round: int, kind: str, *, max_blob: int | None = None) -> Letter | None:
@@ -369,7 +369,7 @@ class Mailroom:
         wanted = (sender, self.email, study, round, kind)
         found = (contents.sender, contents.recipient, contents.study, contents.round, contents.kind)
         if found != wanted:
-            raise _Bad(f"its contents say {found}, it lay under {wanted}: a replay under another path")
+            raise _Bad(f"its contents say {found}, but it lay under {wanted}: a replay under another path")
         digest = sha256_hex(inner)
         first = self._journal.first_seen(letter_key(sender, study, self.email, round, kind), digest)
         if first != digest:
@@ -418,7 +418,7 @@ class Mailroom:
         return self._stuck.rests(key) or self._second_look.waits(key)
 
     def signed(self, expected: Iterable[Expected]) -> list[Expected]:
-        """Those `waiting` that their sender signed for us under this path: anybody may lay a file of that name.
+        """Return those `waiting` that their sender signed for us under this path: anybody may lay a file of that name.
 
         Their blobs aren't looked at, and what is no such letter stays.
         """
@@ -437,7 +437,7 @@ class Mailroom:
 
     @property
     def looks_again_at(self) -> float | None:
-        """When a letter that was perhaps half written is to be received again, by the monotonic clock."""
+        """Return when a letter that was perhaps half written is to be received again, by the monotonic clock."""
         return self._second_look.due
 
     def wait(
@@ -464,7 +464,7 @@ class Mailroom:
         return arrived
 
     def mailbox(self, study: str, sure: Iterable[tuple[int, str, str]] = ()) -> list[tuple[int, str, str]]:
-        """(round, kind, sender) of the letters to us in a study that lie in the store, unchecked; ascending.
+        """Return (round, kind, sender) of the letters to us in a study that lie in the store, unchecked; ascending.
 
         Names that no letter has are left out, and so are letters that are passed over now or wait for a second look.
         sure: letters that are found in any case, also where more lies in the mailbox than is listed.

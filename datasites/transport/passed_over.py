@@ -37,12 +37,12 @@ class PassedOver:
         return None if known is None else known[0]
 
     def rests_until(self, key: str) -> float:
-        """Until when it is left alone, by the monotonic clock; 0 where it never was."""
+        """Return until when it is left alone, by the monotonic clock; 0 where it never was."""
         known = self._known.get(key)
         return 0.0 if known is None else known[1]
 
     def rests(self, key: str) -> bool:
-        """Whether it is left alone now."""
+        """Return whether it is left alone now."""
         return time.monotonic() < self.rests_until(key)
 
     def forget(self, key: str) -> None:

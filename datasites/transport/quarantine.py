@@ -60,7 +60,7 @@ class Quarantine:
         self._tried += 1
         if self._tried > KEEP_PER_HOUR:
             if self._tried == KEEP_PER_HOUR + 1:
-                logger.warning("quarantine %s: above %d in an hour, the rest is counted", self.folder, KEEP_PER_HOUR)
+                logger.warning("quarantine %s: above %d in an hour; others are counted", self.folder, KEEP_PER_HOUR)
             self._left_out += 1
             return
         try:
@@ -108,7 +108,7 @@ class Quarantine:
             (self.folder / name).unlink(missing_ok=True)
 
     def entries(self) -> list[Quarantined]:
-        """All that is kept, oldest first; an entry cut off by a crash is passed over."""
+        """Return all that is kept, oldest first; an entry cut off by a crash is passed over."""
         found = []
         for path in sorted(self.folder.glob("*.json")):
             try:

@@ -34,7 +34,7 @@ class Repeats:
         self._next = {letter: when for letter, when in self._next.items() if not over(letter)}
 
     def due(self) -> list[Posted]:
-        """Letters to look for now; each of them is due again after twice the pause."""
+        """Return letters to look for now; each of them is due again after twice the pause."""
         now = time.monotonic()
         found = [letter for letter, (moment, _) in self._next.items() if moment <= now]
         for letter in found:
@@ -44,5 +44,5 @@ class Repeats:
 
     @property
     def next_due(self) -> float | None:
-        """When `due` has something, by the monotonic clock; None when nothing waits."""
+        """Return when `due` has something, by the monotonic clock; None when nothing waits."""
         return min((moment for moment, _ in self._next.values()), default=None)

@@ -38,7 +38,7 @@ class SecondLook:
         self._doubts: dict[str, _Doubt] = {}
 
     def is_final(self, key: str, mark: str) -> bool:
-        """Whether `key` may be refused, which is no message now and has the contents `mark`; else look again later."""
+        """Return whether `key`, now no message but the contents `mark`, may be refused; else look again later."""
         known, now = self._doubts.get(key), time.monotonic()
         if known is None and len(self._doubts) >= MOST_DOUBTS:
             self._doubts = {one: doubt for one, doubt in self._doubts.items() if now < doubt.due + GIVEN_UP}
@@ -56,11 +56,11 @@ class SecondLook:
         return False
 
     def __contains__(self, key: str) -> bool:
-        """Whether `key` was looked at, and is to be looked at again."""
+        """Return whether `key` was looked at, and is to be looked at again."""
         return key in self._doubts
 
     def waits(self, key: str) -> bool:
-        """Whether it is too early to look at `key` again."""
+        """Return whether it is too early to look at `key` again."""
         known = self._doubts.get(key)
         return known is not None and time.monotonic() < known.due
 
@@ -70,6 +70,6 @@ class SecondLook:
 
     @property
     def due(self) -> float | None:
-        """When the next second look is due, by the monotonic clock; None when none is to come."""
+        """Return when the next second look is due, by the monotonic clock; None when none is to come."""
         now = time.monotonic()
         return min((doubt.due for doubt in self._doubts.values() if doubt.due > now), default=None)

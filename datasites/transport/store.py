@@ -83,7 +83,7 @@ class Listing(NamedTuple):
 
 
 def checked_key(key: str) -> str:
-    """`key` itself if it is a safe relative name, parts joined by "/"; raises `BadKey` otherwise.
+    """Return `key` itself if it is a safe relative name, parts joined by "/"; raise `BadKey` otherwise.
 
     Safe means: no empty, "." or ".." part, none that starts with a dot (those are ours, for files in flight), only
     letters, digits and . _ % + = @ -, at most 12 parts of at most 200 characters.
@@ -127,7 +127,7 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """The address without its secrets."""
+        """Return the address without its secrets."""
         return shown(self.url)
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
@@ -144,16 +144,16 @@ class Store:
         return self._try("get", key, lambda: self.files.read(key, limit))
 
     def size(self, key: str) -> int | None:
-        """Size in bytes of what is under `key`, or None when there is nothing."""
+        """Return the size in bytes of what is under `key`, or None when there is nothing."""
         checked_key(key)
         return self._try("look for", key, lambda: self.files.size(key))
 
     def exists(self, key: str) -> bool:
-        """Whether there is something under `key` now."""
+        """Return whether there is something under `key` now."""
         return self.size(key) is not None
 
     def holds(self, key: str, data: bytes) -> bool:
-        """Whether `data` lies under `key`, byte for byte; raises only for trouble with the whole store."""
+        """Return whether `data` lies under `key`, byte for byte; raises only for trouble with the whole store."""
         try:
             return self.get(key, limit=len(data)) == data
         except WHOLE_STORE:
@@ -173,7 +173,7 @@ class Store:
         return self.look(folder).names
 
     def walk(self, folder: str) -> Iterator[str]:
-        """All names in `folder` in any order, whoever made them, read as they are asked for; for `sweep`."""
+        """Yield all names in `folder` in any order, whoever made them, read as they are asked for; for `sweep`."""
         checked_key(folder)
 
         def begun() -> tuple[str | None, Iterator[str]]:
@@ -285,7 +285,7 @@ class Store:
         return problem
 
     def _is_there(self) -> bool:
-        """Whether what is missing is missing inside the store, and not the store."""
+        """Return whether what is missing is missing inside the store, and not the store."""
         with contextlib.suppress(Exception):
             return self.files.is_there()
         return False

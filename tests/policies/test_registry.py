@@ -207,7 +207,7 @@ def test_incomplete_terms_are_refused_with_the_rule(changes: dict[str, Any], wor
 
 def test_entering_the_same_terms_twice_or_another_kind_is_refused() -> None:
     book = registry(baa())
-    with pytest.raises(RegistryError, match="already stands like this"):
+    with pytest.raises(RegistryError, match="is already registered like this"):
         book.enter(baa(), CLERK, ON)
     with pytest.raises(RegistryError, match="can't change its kind"):
         book.enter(irb(id="baa-centre"), CLERK, ON)

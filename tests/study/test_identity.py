@@ -74,7 +74,7 @@ def test_one_mailbox_is_one_party_however_it_is_written(other: str) -> None:
     roster = Roster().pin(entry(first))
     with pytest.raises(IdentityError, match="are one mailbox, and so one party"):
         roster.pin(entry(second))
-    with pytest.raises(IdentityError, match="is pinned as a@x.org; write it like that"):
+    with pytest.raises(IdentityError, match="is pinned as a@x.org; write it in this form"):
         roster.get(other)
     kept = Roster().pin(entry(second))
     assert kept.get(other).email == other  # as it was written, so that what is signed stays as it is

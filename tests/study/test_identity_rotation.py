@@ -83,7 +83,7 @@ def test_a_hand_over_makes_a_new_key(old):
 
 
 def test_a_hospitals_key_is_not_handed_over(old, new):
-    """Else it could begin another log, and heads that others hold would prove nothing."""
+    """Else it could begin another log, and heads that others hold would no longer prove."""
     before, after = (entry(key, role="hospital") for key in (old, new))
     with pytest.raises(IdentityError, match="a hospital's key is not handed over"):
         Roster(entries=(before,)).hand_over(HandOver.sign(old, new, before, after))
