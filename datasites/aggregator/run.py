@@ -461,7 +461,7 @@ class Run:
 
     @property
     def model(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the newest global model as named tensors."""
+        """Return the newest global model as named tensors, float32, each in its own shape."""
         if self.state.next_round == 1 and not self._files.has_model(1):
             raise RunError("the run has no model yet; run a round first")
         flat, tensors, start = self._files.load_model(self.state.next_round)[0], {}, 0

@@ -178,13 +178,13 @@ class RunFolder:
         with self._as_saved("parameters.json"):
             stored = self.read("parameters.json")
             if stored is None:
-                raise ValueError("it is gone")
+                raise ValueError("it is missing")
             return _PARAMETERS.validate_json(stored)
 
     def save_model(
         self, number: int, model: npt.NDArray[np.float32], strategy: dict[str, npt.NDArray[np.float64]]
     ) -> None:
-        """Save the model that round `number` starts from, with the strategy's state."""
+        """Save the model that round `number` starts from, shape (d,), with the strategy's state."""
         content = io.BytesIO()
         np.savez(content, model=model, **{f"strategy.{name}": value for name, value in strategy.items()})  # type: ignore[arg-type]
         self.write(self._model(number).name, content.getbuffer())
@@ -197,13 +197,13 @@ class RunFolder:
         return self._model(number).exists()
 
     def load_model(self, number: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]]:
-        """Load the model that round `number` starts from, with the strategy's state."""
+        """Load the model that round `number` starts from, shape (d,), with the strategy's state."""
         path = self._model(number)
         with self._as_saved(path.name):
             try:
                 file = path.open("rb")
             except FileNotFoundError:
-                raise ValueError("it is gone") from None
+                raise ValueError("it is missing") from None
             with file:  # numpy would leave a damaged one open
                 stored = np.load(file, allow_pickle=False)
                 if not isinstance(stored, np.lib.npyio.NpzFile):

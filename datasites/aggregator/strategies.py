@@ -33,7 +33,7 @@ class FedAvg:
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """See the class."""
+        """See the class; arguments and result of shape (d,)."""
         return model + self.learning_rate * mean_update
 
 
@@ -46,7 +46,7 @@ class FedAvgM:
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """See the class."""
+        """See the class; arguments and result of shape (d,)."""
         velocity: np.ndarray = self.momentum * self.state.get("velocity", np.zeros_like(model)) + mean_update
         self.state["velocity"] = velocity
         return model + self.learning_rate * velocity
@@ -63,7 +63,7 @@ class FedAdam:
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """See the class."""
+        """See the class; arguments and result of shape (d,)."""
         first = self.beta_1 * self.state.get("first", np.zeros_like(model)) + (1 - self.beta_1) * mean_update
         second = self.state.get("second", np.full_like(model, self.tau**2))
         second = self.beta_2 * second + (1 - self.beta_2) * mean_update**2

@@ -36,29 +36,29 @@ def tensors(x: Inputs) -> dict[str | int, Tensor]:
 
 
 def tensor(part: Array | Tensor) -> Tensor:
-    """Return one array as a tensor, without a copy where that is possible."""
+    """Return one array as a tensor of the same shape, without a copy where that is possible."""
     return part if isinstance(part, Tensor) else torch.from_numpy(np.ascontiguousarray(part))
 
 
 def take(inputs: Tensors, rows: Tensor) -> dict[str | int, Tensor]:
-    """Return the given rows of each input."""
+    """Return the given rows of each input, rows first."""
     return {name: part[rows] for name, part in inputs.items()}
 
 
 def slots_of(inputs: Tensors, rows: Tensor, slots: int) -> dict[str | int, Tensor]:
-    """Return the given rows of each input in the first of `slots` places, and zeros in the rest."""
+    """Return the given rows of each input in the first of `slots` places, zeros in the rest: shape (slots, ...)."""
     return {name: slots_part(part, rows, slots) for name, part in inputs.items()}
 
 
 def slots_part(part: Tensor, rows: Tensor, slots: int) -> Tensor:
-    """As `slots_of`, of one tensor."""
+    """Do as `slots_of`, for one tensor: shape (slots, ...)."""
     padded = part.new_zeros((slots, *part.shape[1:]))
     padded[: len(rows)] = part[rows]
     return padded
 
 
 def forward(module: nn.Module, inputs: Tensors) -> Tensor:
-    """Call `module` with numbered inputs by position and named ones by name."""
+    """Call `module` with numbered inputs by position and named ones by name, rows first in each."""
     by_position = [part for name, part in inputs.items() if isinstance(name, int)]
     by_name = {name: part for name, part in inputs.items() if isinstance(name, str)}
     output: Tensor = module(*by_position, **by_name)

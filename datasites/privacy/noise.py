@@ -141,13 +141,13 @@ def _fill(out: npt.NDArray[np.float64], stream: CipherContext) -> None:
 
 
 def discrete_gaussian(size: int, sigma: float, randomness: SecureRandom | None = None) -> npt.NDArray[np.int64]:
-    """`size` independent draws from the discrete Gaussian on the integers: P(k) proportional to exp(-k^2 / 2 sigma^2).
+    """Draw from the discrete Gaussian on the integers, shape (size,): P(k) proportional to exp(-k^2 / 2 sigma^2).
 
-    Rejection from the discrete Laplace distribution: algorithms 2 and 3 of Canonne, Kamath and Steinke 2020
-    (arXiv:2004.00010), with the chances exp(-x) as doubles and not by rational arithmetic. Whole numbers are drawn
-    exactly and chances are met to 2**-106 (`_happens`), so that P(k) is right up to a factor within 1 +- 2**-43 for
-    |k| <= 13 sigma, and within 1 +- 2**-48 for |k| <= 4 sigma: what rounding of x and exp leaves. sigma is in integer
-    units, 0 < sigma <= 2**40; raises `ValueError` otherwise.
+    Draws are independent. Rejection from the discrete Laplace distribution: algorithms 2 and 3 of Canonne, Kamath and
+    Steinke 2020 (arXiv:2004.00010), with the chances exp(-x) as doubles and not by rational arithmetic. Whole numbers
+    are drawn exactly and chances are met to 2**-106 (`_happens`), so that P(k) is right up to a factor within 1 +-
+    2**-43 for |k| <= 13 sigma, and within 1 +- 2**-48 for |k| <= 4 sigma: what rounding of x and exp leaves. sigma is
+    in integer units, 0 < sigma <= 2**40; raises `ValueError` otherwise.
     """
     if not 0 < sigma <= 2**40:
         raise ValueError(f"sigma: {sigma} is outside (0, 2**40]; the discrete Gaussian is drawn in integer units")

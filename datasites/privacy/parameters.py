@@ -25,7 +25,7 @@ def flatten(module: nn.Module) -> npt.NDArray[np.float32]:
 
 
 def receive(module: nn.Module, vector: npt.NDArray[np.floating]) -> None:
-    """As `unflatten`, for a vector that another party chose; raises `ValueError` also beyond `PARAMETER_BOUND`.
+    """Unflatten a vector, shape (d,), that another party chose; raises `ValueError` also beyond `PARAMETER_BOUND`.
 
     No guarantee rests on the bound: what is released holds no arithmetic on parameters. It keeps gradients, and so what
     a study learns, within numbers that mean something.

@@ -44,9 +44,9 @@ class PatientIndex:
 
 
 def poisson_rows(index: PatientIndex, rate: float, randomness: SecureRandom | None = None) -> npt.NDArray[np.int64]:
-    """Row numbers of a Poisson sample of patients: each patient independently with probability `rate`, all its rows.
+    """Draw a Poisson sample of patients, each independently with probability `rate`; return all their rows.
 
-    May be empty. randomness: fresh from the operating system when left out.
+    Row numbers of shape (k,), ascending; may be empty. randomness: fresh from the operating system when left out.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"sampling rate: {rate} is outside (0, 1]")
@@ -55,7 +55,7 @@ def poisson_rows(index: PatientIndex, rate: float, randomness: SecureRandom | No
 
 
 def held_out(patient_ids: Iterable[object], salt: bytes, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which rows belong to held-out patients: a deterministic split by HMAC-SHA256(salt, patient), shape (rows,).
+    """Return which rows are of held-out patients: a fixed split by HMAC-SHA256(salt, patient), shape (rows,).
 
     Whether a patient is held out depends on that patient and the salt alone, never on who else is there: adding
     or removing a patient moves nobody else between training and evaluation. So the two sides are disjoint sets of

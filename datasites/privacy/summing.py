@@ -30,7 +30,7 @@ class Sum:
         return self._block
 
     def value(self) -> Tensor:
-        """Return the sum of all that was added."""
+        """Return the sum of all that was added, float64 in the shape of a block."""
         if self._folded is None:
             return self._block.clone()
         self._fold()

@@ -132,7 +132,7 @@ class Mechanism:
         return noised(clipped, self._sensitivity, self._plan.local_noise_multiplier, self._randomness)
 
     def release_on_grid(self, clipped: npt.NDArray[np.float64], ring: RingTerms) -> npt.NDArray[np.int64]:
-        """As `release`, in whole steps of the ring's grid with discrete Gaussian noise, so that sums stay priced.
+        """Release as `release` does, shape (d,), in whole steps of the grid with discrete noise, so sums stay priced.
 
         The sum is first cut to +-ring.cut in each coordinate, so that the ring never cuts what holds noise: a
         projection, which moves no two sums apart. Rounding moves a sum by up to sqrt(d) / 2 grid steps, so two
@@ -314,7 +314,7 @@ class _Optimiser:
         self._second = np.zeros(size)
 
     def direction(self, step: int, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return what to subtract from the parameters in step 0, 1, ... of this round."""
+        """Return what to subtract from the parameters, (d,), in step 0, 1, ... of this round; `gradient` is (d,)."""
         rate = self._rate(step)
         if self._local.optimiser == "adam":
             beta, decay = self._local.momentum or 0.9, 0.999

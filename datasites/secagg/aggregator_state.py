@@ -73,7 +73,7 @@ class RunningSum:
 
     @property
     def vector(self) -> Ring:
-        """Return the sum, masked until it is opened."""
+        """Return the sum, uint32 of shape (dimension,), masked until it is opened."""
         return self._held[0]
 
     @property
@@ -82,12 +82,12 @@ class RunningSum:
         return self._held[1]
 
     def add(self, vector: Ring) -> None:
-        """Add one masked vector. Interrupted, the sum counts as spent and is never taken for a whole one."""
+        """Add one masked vector, (dimension,). Interrupted, the sum counts as spent and is never taken as whole."""
         self.added += 1
         np.add(self.vector, vector, out=self.vector)
 
     def open(self, vector: Ring) -> None:
-        """Put the unmasked sum in the place of the masked one."""
+        """Put the unmasked sum, shape (dimension,), in the place of the masked one."""
         self._held = (vector, True)
 
 
@@ -160,5 +160,5 @@ class OpenedSum:
 
     @property
     def sums(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return decoded sums per vector: integers over scale, float64, a new array each time."""
+        """Return decoded sums per vector, shape (length,): integers over scale, float64, a new array each time."""
         return {term.name: self.integers[term.name] / np.float64(term.scale) for term in self.manifest.vectors}

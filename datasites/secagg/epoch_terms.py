@@ -116,7 +116,7 @@ class EpochTerms(Agreed):
         consistency: bool | None = None,
         neighbours: Literal["everyone", "ring"] | None = None,
     ) -> EpochTerms:
-        """Make the context from this party's own pinned roster; all parties that agree get the same digest.
+        """Make the context from this party's own pinned roster (I9); all parties that agree get the same digest.
 
         `threshold` is that of the approved cohort, also for an epoch of a part of it: noise and honest contributors
         are counted on it, and a part with fewer hospitals is refused. Left out: `threshold` is the least safe one for

@@ -251,7 +251,7 @@ class MaskedVector:
             )
 
     def vector(self) -> Ring:
-        """Return the payload as uint32, without a copy."""
+        """Return the payload as uint32 of shape (dimension,), without a copy."""
         return np.frombuffer(self.payload, np.dtype("<u4"))
 
 

@@ -263,7 +263,7 @@ class Roster(Agreed):
         return canonical_json(fields)
 
     def get(self, email: str) -> RosterEntry:
-        """Return the pinned entry of `email`; raise `IdentityError` when there is none."""
+        """Return the pinned entry of `email`; raise `IdentityError` when there is none (I9)."""
         for entry in self.entries:
             if entry.email == email:
                 return entry

@@ -81,7 +81,7 @@ def test_a_folder_that_is_made_is_spoken_of(tmp_path: Path, caplog: pytest.LogCa
     """Perhaps it should have been a mounted share."""
     with caplog.at_level(logging.WARNING):
         create(tmp_path / "home", tmp_path / "store").close()
-    assert "is the share mounted?" in caplog.text
+    assert "Is the share mounted?" in caplog.text
 
 
 @pytest.fixture(autouse=True)
