@@ -74,7 +74,7 @@ class DatasetSettings(Agreed):
         return self
 
     def surplus_in_words(self, records: int) -> str:
-        """What the hospital's own people should know where a table of so many records holds more than declared."""
+        """Say what the hospital's own people should know where a table of so many records holds more than declared."""
         if records <= self.declared_records:
             return ""
         return (
@@ -155,7 +155,7 @@ class OidcSettings(Agreed):
         return f"identity provider {self.name}"
 
     def hidden(self, text: str) -> str:
-        """A text of a library without what is secret in these addresses."""
+        """Return a library's text without what is secret in these addresses."""
         ends = (self.authorization_endpoint, self.token_endpoint, self.userinfo_endpoint, self.jwks_uri)
         for url in (self.issuer, *ends):
             text = hidden(text, url)
@@ -240,7 +240,7 @@ class Home:
         return cls(root, read_toml(root / CONFIG_FILE, DatasiteSettings))
 
     def dataset(self, name: str) -> DatasetSettings:
-        """Settings of dataset `name`; raises `InputError`."""
+        """Return the settings of dataset `name`; raises `InputError`."""
         for dataset in self.settings.datasets:
             if dataset.name == name:
                 return dataset

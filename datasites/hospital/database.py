@@ -38,7 +38,7 @@ class DatabaseRefused(DatasitesError):
 
 
 def this_home() -> Home:
-    """The home of the datasite whose database this process is connected to."""
+    """Return the home of the datasite whose database this process is connected to."""
     from django.conf import settings
 
     home: Home = settings.DATASITE
@@ -76,7 +76,7 @@ def connect(root: Path) -> Home:
 
 
 def _migrated() -> bool:
-    """Whether the database has every migration of this version: told by their names, since most commands find it so."""
+    """Say whether the database has every migration of this version, by their names: for most commands it has."""
     from django.apps import apps
     from django.db.migrations.recorder import MigrationRecorder
 
@@ -90,13 +90,13 @@ def _migrated() -> bool:
 
 
 def name_of(home: Home) -> str:
-    """The database for people, without its secrets."""
+    """Return the database as shown to people, without its secrets."""
     address = home.settings.database
     return f"database {home.database if address == 'sqlite' else shown(address)}"
 
 
 def reason_of(home: Home, error: Exception) -> str:
-    """Why it is away, in the words of its library on one line, without secrets; or that no room is left for it."""
+    """Say why it is away, in the words of its library on one line, without secrets; or that no room is left for it."""
     if home.settings.database == "sqlite" and (full := full_in_words(home)):
         return full
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

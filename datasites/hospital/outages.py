@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def away(service: str, reason: str) -> str:
-    """The one sentence about a service that is away; who waits adds that."""
+    """Return the one sentence about a service that is away; a caller that waits adds that it does."""
     return f"{service} is away: {reason}"
 
 
@@ -60,7 +60,7 @@ def waited_for(
     outages: Outages,
     stop: threading.Event,
 ) -> Result | None:
-    """What `act` gives, as soon as no service is away for it; None once `stop` is set.
+    """Return the result of `act`, as soon as no service that it needs is away; None once `stop` is set.
 
     outage_of: service and reason where an error says that one is away, None for any other error, which is raised.
     """

@@ -264,7 +264,7 @@ class Service:
                     self._site.audit.append("contained", what=what[:200], reason=words[:500])
 
     def _folders(self) -> list[str]:
-        """Where something for this datasite would appear."""
+        """Say where something for this datasite would appear."""
         mail = {letter_folder(run.study_hash, self._control.email) for run in self._runs.values()}
         return sorted(mail | set(self._control.folders()))
 

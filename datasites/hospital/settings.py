@@ -52,7 +52,7 @@ def _secret_key() -> str:
 
 
 def _provider(oidc: OidcSettings) -> dict[str, object]:
-    """Settings of mozilla-django-oidc; what it would let pass otherwise is checked in `console.provider`."""
+    """Return settings of mozilla-django-oidc; `console.provider` checks what it would let pass otherwise."""
     if importlib.util.find_spec("mozilla_django_oidc") is None:
         raise InputError("datasite.toml: [console.oidc] needs a package; pip install 'datasites[oidc]'")
     secret = home.root / oidc.client_secret_file

@@ -77,7 +77,7 @@ def require_own_user(home: Home) -> None:
 
 
 def open_store(home: Home) -> Store:
-    """The shared store of this datasite's settings."""
+    """Open the shared store of this datasite's settings."""
     return Store(home.settings.store)
 
 

@@ -29,7 +29,7 @@ class Site:
 
     @cached_property
     def template(self) -> Template:
-        """Where workers come from; it starts nothing before one is needed. Whoever uses it closes it."""
+        """Say where workers come from; it starts nothing before one is needed. Whoever uses it closes it."""
         # Most commands start no worker.
         from datasites.enclave.template import Template
 
@@ -47,7 +47,7 @@ class Site:
 
 
 def outage_of(home: Home, error: Exception) -> tuple[str, str] | None:
-    """The service that is away where this was raised, and why; None where none is. Lets go of a dead database."""
+    """Return the service whose outage raised this, and why; None where none is away. Drops a dead connection."""
     if isinstance(error, DatabaseAway):
         return error.outage
     if isinstance(error, DATABASE_AWAY):

@@ -38,7 +38,7 @@ class Room:
 
     @property
     def is_full(self) -> bool:
-        """Whether hardly anything can be written there."""
+        """Say whether hardly anything can be written there."""
         return self.free < _FULL or self.files == 0
 
 
@@ -59,6 +59,6 @@ def rooms(home: Home) -> Iterator[Room]:
 
 
 def full_in_words(home: Home) -> str:
-    """Where no room is left, in words with the remedy; "" where there is some."""
+    """Say where no room is left, in words with the remedy; "" where there is some."""
     full = [room.words for room in rooms(home) if room.is_full]
     return f"no room is left ({', '.join(full)}), make room there" if full else ""

@@ -94,7 +94,7 @@ def loading_ticks(start: int, records: int, values: int) -> int:
 
 
 def begins_at(moment: float, now: float) -> float:
-    """When a round starts that was to start at `moment` and is begun `now`, later: then, or whole ticks after it.
+    """Say when a round starts that was to start at `moment` and is begun `now`, later: then, or whole ticks after it.
 
     What it loses so is less than a tick, which is allowed for.
     """
@@ -102,7 +102,7 @@ def begins_at(moment: float, now: float) -> float:
 
 
 def leaves_at(started: float, ticks: int, now: float) -> float:
-    """When a round that started at `started` and is done `now` releases, in seconds of the same clock.
+    """Say when a round that started at `started` and is done `now` releases, in seconds of the same clock.
 
     The tick that was fixed, or if that has passed the first one after `now`.
     """

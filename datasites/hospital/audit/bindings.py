@@ -46,7 +46,7 @@ def bind(home: Home, content: Mapping[str, Any]) -> str:
 
 
 def commit(salt: bytes, content: Mapping[str, Any]) -> str:
-    """The commitment to a content under a salt; 64 hex digits."""
+    """Return the commitment to a content under a salt; 64 hex digits."""
     return hmac.digest(salt, canonical_json(dict(content)), "sha256").hex()
 
 
@@ -63,7 +63,7 @@ def openings(home: Home, commitments: Iterable[str]) -> Iterator[dict[str, Any]]
 
 
 def agreement_content(agreement: Agreement) -> dict[str, Any]:
-    """What a record binds of a version of an agreement: who entered and confirmed which words, and when.
+    """Return what a record binds of a version of an agreement: who entered and confirmed which text, and when.
 
     Not its end, which a record of its own states in clear.
     """
@@ -72,24 +72,24 @@ def agreement_content(agreement: Agreement) -> dict[str, Any]:
 
 
 def party_content(entry: RosterEntry) -> dict[str, Any]:
-    """What a record binds of a party that was pinned."""
+    """Return what a record binds of a party that was pinned."""
     return {"kind": "party", "entry": entry.model_dump(mode="json")}
 
 
 def person_content(name: str, role: str, email: str) -> dict[str, Any]:
-    """What a record binds of a person who was entered."""
+    """Return what a record binds of a person who was entered."""
     return {"kind": "person", "name": name, "role": role, "email": email}
 
 
 def proposal_content(kind: str, subject: str, terms: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record binds of a proposal that waits for a second person."""
+    """Return what a record binds of a proposal that waits for a second person."""
     return {"kind": "proposal", "what": kind, "subject": subject, "terms": dict(terms)}
 
 
 def finding_content(
     dataset: str, finding: str, about: str, share: float, *, holds: bool, reason: str
 ) -> dict[str, Any]:
-    """What a record binds of what a person said of a finding on a table.
+    """Return what a record binds of a person's answer to a finding on a table.
 
     The share of the table is a figure of rows. It stays in this home: no bundle opens such a record.
     """
@@ -98,7 +98,7 @@ def finding_content(
 
 
 def is_bound(home: Home, commitment: str | None, content: Mapping[str, Any]) -> bool:
-    """Whether a record's commitment is to this content; True where a record of an older version has none.
+    """Say whether a record's commitment is to this content; True where a record of an older version has none.
 
     Of the opening only the salt is taken, and the commitment computed anew: a file of the folder that was edited opens
     nothing.

@@ -74,7 +74,7 @@ class Entered:
     shut_out: Mapping[str, int] = field(default_factory=dict)
 
     def after(self, record: LogRecord) -> Entered:
-        """What it says with one more record."""
+        """Return what the log says with one more record."""
         fields, seq = record.fields, record.seq
         match record.kind:
             case "agreement_entered" | "agreement_confirmed":
@@ -124,7 +124,7 @@ _read: dict[Path, tuple[Position, Entered]] = {}
 
 
 def tell(home: Home) -> Entered:
-    """What the log says now; raises `AuditError`."""
+    """Return what the log says now; raises `AuditError`."""
     with _lock:
         known = _read.get(home.audit, (Position(), Entered()))
         try:
@@ -143,7 +143,7 @@ def _catch_up(log: Path, at: Position, entered: Entered) -> tuple[Position, Ente
 
 
 def agreements_by_hand(home: Home, agreements: Iterable[Agreement], today: datetime.date) -> list[str]:
-    """Where a registry that holds these differs from what the log says people entered, confirmed and ended, in words.
+    """Say where a registry that holds these differs from what the log says people entered, confirmed and ended.
 
     Each version that was confirmed must be there, with the content that one person entered and another confirmed, and
     with its end, if it has one: an older copy of the registry brings none back, and takes no narrower one away. Of
@@ -167,7 +167,7 @@ def agreements_by_hand(home: Home, agreements: Iterable[Agreement], today: datet
 
 
 def _by_hand(home: Home, entered: Entered, agreement: Agreement, today: datetime.date) -> str:
-    """How a confirmed version differs from what the log says of it, or ""."""
+    """Say how a confirmed version differs from what the log says of it, or ""."""
     key = (agreement.terms.id, agreement.version)
     record, entry, end = entered.last.get(key), entered.entered.get(key), entered.ended.get(agreement.terms.id, 0)
     if record is None:
@@ -211,7 +211,7 @@ def require_proposed(home: Home, entry: RosterEntry, by: str) -> None:
 
 
 def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any], by: str, role: str) -> LogRecord:
-    """The log's record of a proposal that waits, which says who entered it and why.
+    """Return the log's record of a proposal that waits, which says who entered it and why.
 
     Raises `EntryRefused` unless another than `by`, of another role, entered these terms, and nobody has decided since.
     """
@@ -228,7 +228,7 @@ def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any],
 
 
 def _not_of_another(home: Home, record: LogRecord | None, content: Mapping[str, object], by: str) -> str:
-    """Why the record of an entry is not of this content and by somebody else, or ""."""
+    """Say why the record of an entry is not of this content and by somebody else, or ""."""
     if record is None:
         return "was never entered, as far as the audit log knows"
     if same_identity(str(record.fields["person"]), by):
@@ -241,7 +241,7 @@ def _not_of_another(home: Home, record: LogRecord | None, content: Mapping[str, 
 
 
 def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
-    """Which of these parties are not whom the log says was pinned last, in words; so also those that were revoked."""
+    """Say which of these parties are not those that the log says were pinned last; names those that were revoked."""
     entered, found = tell(home), []
     for entry in entries:
         pin = entered.pinned.get(entry.email)
@@ -257,7 +257,7 @@ def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
 
 
 def people_by_hand(home: Home, people: Iterable[tuple[str, str, str]], *, past: bool = False) -> list[str]:
-    """Which of these people (name, role, e-mail) are not as the log entered them last, or were shut out, in words.
+    """Say which of these people (name, role, e-mail) are not as the log entered them last, or were shut out.
 
     past: for what they did before; whether they were shut out later is no matter.
     """

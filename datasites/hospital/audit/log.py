@@ -138,7 +138,7 @@ class AuditLog:
         self._append(kind, fields, once=True)
 
     def holds(self, kind: str, /, **fields: Value) -> bool:
-        """Whether a record of this kind has these fields, and maybe others. Reads the whole log."""
+        """Say whether a record of this kind has these fields, and maybe others. Reads the whole log."""
         wanted = _clean(kind, fields).items()
         return any(record.kind == kind and wanted <= record.fields.items() for record in records(self.path))
 
@@ -149,7 +149,7 @@ class AuditLog:
             return self._write_checkpoint(file)
 
     def public_head(self) -> PublicHead:
-        """What other parties may be told of the last record, by whichever process it was written."""
+        """Return what other parties may be told of the last record, by whichever process it was written."""
         with self._locked() as file:
             at = self._catch_up(file)
             return PublicHead.sign(self._identity, at.releases, at.hash)
@@ -171,7 +171,7 @@ class AuditLog:
                     self._write_next(file, KEPT_HEAD, _clean(KEPT_HEAD, {"email": email, **_told(head)}))
 
     def head(self) -> Head:
-        """The signed position of the last record, by whichever process it was written."""
+        """Return the signed position of the last record, by whichever process it was written."""
         with self._locked() as file:
             at = self._catch_up(file)
             return Head.sign(self._identity, at.seq, at.hash)
@@ -299,7 +299,7 @@ class AuditLog:
         return self._known()
 
     def _start(self, file: int, head: tuple[Head, int, int] | None, size: int) -> _Position:
-        """Where to begin on opening: the record that the head signs, once the log is seen to hold it there."""
+        """Say where to begin on opening: the record that the head signs, once the log is seen to hold it there."""
         if head is None:
             # No head yet: right for a new log, and for one whose very first append was cut short. `_catch_up`
             # refuses a longer one.

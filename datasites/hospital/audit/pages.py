@@ -25,7 +25,7 @@ class Filter:
     words: str = ""
 
     def matches(self, line: bytes) -> bool:
-        """A quick look at the raw line, before it is read: JSON as the log writes it, so words are findable as such."""
+        """Say whether a raw line may match, before it is parsed: the log writes text so that it is found as it is."""
         if self.kind and f'"kind":{json.dumps(self.kind)}'.encode() not in line:
             return False
         return not self.words or self.words.casefold() in line.decode("utf-8", errors="replace").casefold()

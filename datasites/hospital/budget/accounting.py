@@ -96,7 +96,7 @@ def plans_of(home: Home, study: StudyTerms, limits: HospitalLimits) -> tuple[Pri
 def calibrated(
     home: Home, epsilon: float, delta: float, *, sampling_rate: float, rounds: int, steps: int
 ) -> PrivacyPlan:
-    """A plan of training in local mode with clipping norm 1; raises `PlanError` where no noise is enough."""
+    """Return a plan of training in local mode with clipping norm 1; raises `PlanError` where no noise is enough."""
     wanted = Calibrate(epsilon=epsilon, delta=delta, sampling_rate=sampling_rate, rounds=rounds, steps=steps)
     return _ask(home, _PLANS, wanted, Planned).training
 

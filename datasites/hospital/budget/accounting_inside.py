@@ -22,7 +22,7 @@ _REQUEST: TypeAdapter[Plan | Calibrate | PriceRequest] = TypeAdapter(
 
 
 def answering() -> Answer:
-    """What answers requests."""
+    """Return the function that answers requests."""
     return _answer
 
 

@@ -38,7 +38,7 @@ class StoredPrice:
 
     @classmethod
     def of(cls, asked: PrivacyCost) -> StoredPrice:
-        """The stored form."""
+        """Return the stored form."""
         return cls(_stored(asked.event), _stored(asked.local_event))
 
     @classmethod
@@ -62,7 +62,7 @@ Prices = Mapping[str, StoredPrice]
 
 
 def prices_of(asked: Mapping[str, PrivacyCost]) -> dict[str, StoredPrice]:
-    """The stored form of what is asked of each partition."""
+    """Return the stored form of what is asked of each partition."""
     return {partition: StoredPrice.of(price) for partition, price in asked.items()}
 
 
@@ -95,7 +95,7 @@ class StudyAccount:
 
     @property
     def is_in_full(self) -> bool:
-        """Whether all that was reserved was charged after a restore (round 0)."""
+        """Say whether all that was reserved was charged after a restore (round 0)."""
         return 0 in self.charged
 
     def charged_events(self, partition: str, *, local: bool = False) -> list[Event]:
@@ -108,7 +108,7 @@ class StudyAccount:
         return [self.reserved[partition].event] if partition in self.reserved else []
 
     def committed(self, partition: str) -> list[Event]:
-        """What counts against the cap: the whole reservation until it is released, and never less than was charged."""
+        """Return what counts against the cap: the reservation until it is released, and never less than was charged."""
         charged, reserved = self.charged_events(partition), self.reserved_events(partition)
         if self.released:
             return charged
@@ -164,7 +164,7 @@ def _larger(one: Prices, other: Prices, order: int) -> Prices:
 
 
 def in_full(account: StudyAccount) -> StudyAccount:
-    """The same with all that it reserved charged, as round 0: whatever of it was released is paid for."""
+    """Return the account with all that it reserved charged, as round 0: whatever of it was released is paid for."""
     rest = {}
     for partition, price in account.reserved.items():
         charged = [prices[partition] for prices in account.charged.values() if partition in prices]
@@ -195,5 +195,5 @@ def differing(one: StudyAccount | None, other: StudyAccount | None) -> list[str]
 
 
 def committed(accounts: Iterable[StudyAccount], partition: str) -> list[Event]:
-    """What all these studies commit."""
+    """Return what all these studies commit."""
     return [event for account in accounts for event in account.committed(partition)]

@@ -104,7 +104,7 @@ class BudgetHistory:
         return tuple(lines)
 
     def what_if(self, epsilon: float, rounds: int, steps: int, rate: float) -> WhatIf:
-        """Whether a study that asks this much would fit today, by the plan that this hospital would calibrate for it.
+        """Say whether a study that asks for this much would fit today, by the plan that this hospital would calibrate.
 
         epsilon is cut to the dataset's limit per study and rate to its limit, as for a real study. Raises `PlanError`
         (a `ValueError`) for terms that no noise can meet.

@@ -125,15 +125,15 @@ class Measure:
 
     @classmethod
     def of(cls, dataset: DatasetSettings, prices: Prices | None = None) -> Measure:
-        """The measure of a dataset's population now; prices: those that are kept, unless given."""
+        """Return the measure of a dataset's population now; prices: those that are kept, unless given."""
         return cls(caps_of(dataset), order_of(dataset), prices or kept_prices())
 
     def epsilon(self, events: Sequence[Event]) -> float:
-        """What these events read, at the population's delta."""
+        """Return the epsilon of these events, at the population's delta."""
         return self.prices.at_order(events, self.order, self.caps.delta)
 
     def share(self, events: Sequence[Event]) -> float:
-        """Which part of the population's cap they take."""
+        """Say which part of the population's cap they take."""
         return self.prices.share(events, self.caps.epsilon, self.caps.delta, self.order)
 
     def require_room(self, partition: str, events: Sequence[Event], what: str) -> None:
@@ -165,7 +165,7 @@ class Reading:
         return cls(accounts_of(dataset.population), Measure.of(dataset, prices))
 
     def account(self, study: str) -> StudyAccount:
-        """What one study has reserved and charged."""
+        """Return what one study has reserved and charged."""
         return self.known.get(study) or StudyAccount()
 
     def elsewhere(self, study: str) -> dict[str, float]:
@@ -201,7 +201,7 @@ class Reading:
         )
 
     def charged(self, study: str, delta: float) -> dict[str, dict[str, float]]:
-        """What one study has charged, at the study's delta: {partition: {"pld": epsilon, "local": epsilon}}.
+        """Return what one study has charged, at the study's delta: {partition: {"pld": epsilon, "local": epsilon}}.
 
         "pld" is the figure that the study's own cap bounds; "local" is against one who sees this hospital's own
         vectors. They differ in distributed mode only, where the latter rests on the hospital's own noise and is priced
@@ -227,7 +227,7 @@ def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[st
 
 
 def study_account(dataset: DatasetSettings, study: str) -> StudyAccount:
-    """What one study has reserved and charged, now."""
+    """Return what one study has reserved and charged, now."""
     return accounts_of(dataset.population).get(study) or StudyAccount()
 
 
@@ -295,17 +295,17 @@ def charge(
 
 
 def round_entry(dataset: DatasetSettings, study: str, number: int) -> dict[str, object]:
-    """What the ledger holds of one charged round, as plain data, and as the audit log has it."""
+    """Return what the ledger holds of one charged round, as plain data, and as the audit log has it."""
     return pending.round_entry(dataset.population, number, study_account(dataset, study).charged.get(number, {}))
 
 
 def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
-    """Rounds that a study has charged."""
+    """Return the rounds that a study has charged."""
     return set(study_account(dataset, study).charged)
 
 
 def is_charged(account: StudyAccount, number: int, asked: Mapping[str, PrivacyCost]) -> bool:
-    """Whether a study has charged round `number` with exactly `asked`."""
+    """Say whether a study has charged round `number` with exactly `asked`."""
     charged = account.charged.get(number, {})
     # What is gated on: of the price against one who sees the vectors, nothing depends on it.
     return {partition: price.charges for partition, price in charged.items()} == {

@@ -79,7 +79,7 @@ class Told:
     lists_begin: str = NO_TOKEN
 
     def token(self, population: str) -> str:
-        """The token of the population's list of patients."""
+        """Return the token of the population's list of patients."""
         return self.lists.get(population, self.lists_begin)
 
     def of(self, population: str) -> Mapping[str, StudyAccount]:
@@ -87,7 +87,7 @@ class Told:
         return self.studies.get(population, {})
 
     def accounts_of_study(self, study: str) -> list[StudyAccount]:
-        """What one study reserved and charged, by population; no account where the log knows nothing of it."""
+        """Return what one study reserved and charged, by population; no account where the log knows nothing of it."""
         return [accounts[study] for accounts in self.studies.values() if study in accounts]
 
     def unpriced(self, more: Iterable[Accounts] = ()) -> list[str]:
@@ -98,7 +98,7 @@ class Told:
         )
 
     def after(self, record: LogRecord) -> Told:
-        """What it says with one more record."""
+        """Return what the log says with one more record."""
         fields = record.fields
         try:
             if record.kind in (RESERVED, CHARGED, RELEASED):
@@ -196,7 +196,7 @@ def _prices(charges: str, local: str) -> dict[str, StoredPrice]:
 
 
 def _promise(kind: str, fields: Mapping[str, Any], known: Promise | None) -> Promise | None:
-    """The promise after a record; None for one that says nothing of promises."""
+    """Return the promise after a record; None for one that says nothing of promises."""
     if kind == OPENED:
         names = ("epsilon", "delta", "order", "fraction", "split")
         return Promise.model_validate({name: fields[name] for name in names})
@@ -276,7 +276,7 @@ class LedgerAnchor(Agreed):
         )
 
     def told(self) -> Told:
-        """What it holds."""
+        """Return what the anchor holds."""
         studies: dict[str, dict[str, StudyAccount]] = {}
         for line in self.studies:
             charged = {
@@ -314,12 +314,12 @@ _read: dict[Path, _Read] = {}
 
 
 def tell(home: Home) -> Told:
-    """What the log says now. Raises `AuditError` where it is not the log that was read before with more at its end."""
+    """Return what the log says now; raises `AuditError` where it does not continue the log that was read before."""
     return _follow(home).told
 
 
 def standing(home: Home) -> Standing:
-    """Whether the log was, when this process first read it, the one that this hospital wrote last.
+    """Say whether the log was, when this process first read it, the one that this hospital wrote last.
 
     new: neither it nor the database tells of a budget yet, but for those that are being opened. current: it holds what
     the anchor knows. missing: there is no anchor any more. behind: the anchor knows of records that it does not hold.
@@ -328,7 +328,7 @@ def standing(home: Home) -> Standing:
 
 
 def anchored(home: Home) -> Told | None:
-    """What the anchor knows, whatever the log says; None where there is none."""
+    """Return what the anchor knows, whatever the log says; None where there is no anchor."""
     anchor = _anchor(home)
     return None if anchor is None else anchor.told()
 
@@ -382,7 +382,7 @@ def _start(home: Home) -> _Read:
 
 
 def _begins(home: Home, told: Told) -> bool:
-    """Whether nothing shows that an anchor was ever written: log, database and journals know of nothing to lose."""
+    """Say whether nothing shows that an anchor was ever written: log, database and journals know of nothing to lose."""
     if told.studies or told.older or LedgerEntry.objects.exists() or Round.objects.exists():
         return False
     # What a study leaves behind, each in a folder of its own that may have survived the others.

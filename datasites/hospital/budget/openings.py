@@ -32,7 +32,7 @@ def end(home: Home, population: str) -> None:
 
 
 def under_way(home: Home) -> frozenset[str]:
-    """Populations whose opening has begun and not ended."""
+    """Return the populations whose opening has begun and not ended."""
     return frozenset(name for path in home.ledger_pending.glob("*.json") if (name := _read(path)) is not None)
 
 

@@ -92,7 +92,7 @@ def bring_up(
 
 
 def round_entry(population: str, number: int, prices: Prices) -> dict[str, object]:
-    """A charged round as evidence holds it; its digest stands in the audit log."""
+    """Return a charged round as evidence holds it; its digest stands in the audit log."""
     return {
         "round": number,
         "population": population,

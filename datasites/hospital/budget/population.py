@@ -40,17 +40,17 @@ class Caps:
         return f"epsilon {self.epsilon:g} at delta {self.delta:g}"
 
     def is_wider_than(self, other: Caps) -> bool:
-        """Whether either figure allows more."""
+        """Say whether either figure allows more."""
         return self.epsilon > other.epsilon or self.delta > other.delta
 
 
 def asked_caps(dataset: DatasetSettings) -> Caps:
-    """What `datasite.toml` says."""
+    """Return the caps that `datasite.toml` asks for."""
     return Caps(dataset.population, dataset.epsilon, dataset.delta)
 
 
 def agreed_caps(population: str) -> Caps | None:
-    """The caps in force by the history, of database and audit log the stricter; None before the budget was opened."""
+    """Return the caps in force, the stricter of database and audit log; None before the budget was opened."""
     fact, logged = BudgetFact.objects.filter(population__name=population, what__in=CAPS).last(), _logged(population)
     known = [(one.epsilon, one.delta) for one in (fact, logged) if one is not None]
     if not known:
@@ -59,14 +59,14 @@ def agreed_caps(population: str) -> Caps | None:
 
 
 def caps_of(dataset: DatasetSettings) -> Caps:
-    """The caps to gate on: the stricter of history and `datasite.toml`, figure by figure."""
+    """Return the caps to gate on: the stricter of history and `datasite.toml`, figure by figure."""
     asked = asked_caps(dataset)
     agreed = agreed_caps(dataset.population) or asked
     return Caps(asked.population, min(asked.epsilon, agreed.epsilon), min(asked.delta, agreed.delta))
 
 
 def order_of(dataset: DatasetSettings) -> int:
-    """The Renyi order at which the population's budget is kept: fixed when it was opened, whatever its caps since."""
+    """Return the Renyi order of the population's budget, fixed when it was opened, whatever its caps since."""
     order = opened_order(dataset.population)
     if order is not None:
         return order
@@ -75,7 +75,7 @@ def order_of(dataset: DatasetSettings) -> int:
 
 
 def opened_order(name: str) -> int | None:
-    """The Renyi order of a population's filter; None before its budget was opened. The audit log's word counts."""
+    """Return the Renyi order of a population's filter, by the audit log; None before its budget was opened."""
     logged, population = _logged(name), Population.objects.filter(name=name).first()
     if logged is not None:
         return logged.order
@@ -95,7 +95,7 @@ def require_agreed(dataset: DatasetSettings) -> Caps:
 
 
 def guarantee(population: str) -> Caps | None:
-    """The largest caps that were ever in force: what these patients are guaranteed over the whole time."""
+    """Return the largest caps that were ever in force: what these patients are guaranteed over the whole time."""
     facts = BudgetFact.objects.filter(population__name=population, what__in=CAPS)
     caps = [(fact.epsilon, fact.delta) for fact in facts]
     if not caps:
@@ -104,7 +104,7 @@ def guarantee(population: str) -> Caps | None:
 
 
 def accepted_delta(population: str) -> float:
-    """The largest delta of a release that two people took the risk of for these patients; 0 when nobody did."""
+    """Return the largest delta of a release whose risk two people accepted for these patients; 0 when nobody did."""
     facts = BudgetFact.objects.filter(population__name=population, what="delta_accepted")
     logged = _logged(population)
     return min(max((fact.delta for fact in facts), default=0.0), logged.accepted_delta if logged is not None else 0.0)
@@ -225,7 +225,7 @@ def split_of(dataset: DatasetSettings) -> Population:
 
 
 def charges_both_sides(population: str, identity: str) -> bool:
-    """Whether patients told apart by this column ("" for rows) may be on another side than those of earlier studies.
+    """Say whether patients by this column ("" for rows) may be on another side than those of earlier studies.
 
     A patient of an earlier study is on the side that the first column says, for good. One who is told apart otherwise
     may be on either, so what such a study costs is charged to both: whichever side a patient lost on before, the sum
@@ -236,7 +236,7 @@ def charges_both_sides(population: str, identity: str) -> bool:
 
 
 def _told_apart(known: Population | None, population: str) -> tuple[str, bool]:
-    """The first patient column and whether there was another one later; the log counts where the database lacks it."""
+    """Return the first patient column, by the log where the database lacks it, and whether another one came later."""
     logged = _logged(population)
     first = (logged.identity if logged is not None else "") or (known.identity if known is not None else "")
     return first, bool((known and known.both_sides) or (logged and logged.both_sides))
@@ -259,7 +259,7 @@ def settle_identity(site: Site, population: str, identity: str) -> None:
 
 
 def other_patients(population: str) -> frozenset[str]:
-    """Populations of which two people said that they are other patients than these; database and log must know it."""
+    """Return the populations that two people declared to be other patients, where database and log both say so."""
     confirmed = Proposal.objects.filter(kind="other_patients", outcome="confirmed").values_list("terms", flat=True)
     pairs = {tuple(sorted(terms["populations"])) for terms in confirmed} & ledger_log.tell(this_home()).others
     return frozenset(name for pair in pairs if population in pair for name in pair) - {population}
@@ -316,7 +316,7 @@ def _opened(name: str) -> Population:
 
 
 def dataset_of(home: Home, population: str) -> DatasetSettings:
-    """A dataset of this population in `datasite.toml` as it is on the disk now; raises `InputError`."""
+    """Return a dataset of this population from `datasite.toml` as it is on the disk now; raises `InputError`."""
     fresh = Home.open(home.root)
     for dataset in fresh.settings.datasets:
         if dataset.population == population:

@@ -89,7 +89,7 @@ def kept_prices() -> KeptPrices:
 
 @lru_cache(maxsize=1)
 def _accountant() -> str:
-    """Which accountant this version has; another one's figures are not taken for its own."""
+    """Say which accountant this version has; another one's figures are not taken for its own."""
     folder = Path(pricing.__file__).parent
     sources = b"".join((folder / name).read_bytes() for name in SOURCES)
     return f"dp-accounting {version('dp-accounting')}, {sha256_hex(sources)}"

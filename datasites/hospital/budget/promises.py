@@ -18,7 +18,7 @@ CAPS = ("opened", "narrowed", "widened")
 
 @contextmanager
 def alone(population: str) -> Iterator[None]:
-    """A transaction on a population's budget, one at a time: immediate on SQLite, waiting on PostgreSQL."""
+    """Open a transaction on a population's budget, one at a time: immediate on SQLite, waiting on PostgreSQL."""
     with transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
@@ -27,7 +27,7 @@ def alone(population: str) -> Iterator[None]:
 
 
 def stored_promise(home: Home, name: str) -> Promise | None:
-    """What the database says that these patients were promised; None where it does not know them."""
+    """Return what the database says that these patients were promised; None where it does not know them."""
     population = Population.objects.filter(name=name).first()
     if population is None:
         return None

@@ -52,17 +52,17 @@ def settle_the_list(site: Site, known: Iterable[Told]) -> None:
 
 
 def listed(home: Home, population: str) -> frozenset[str]:
-    """Commitments to all who stand on a population's list, by name or by commitment alone."""
+    """Return commitments to all who stand on a population's list, by name or by commitment alone."""
     by_name = commitments_to(home, listed_in(home.withdrawals / f"{population}.json")).values()
     return frozenset(by_name) | listed_in(settled_file(home, population))
 
 
 def settled_file(home: Home, population: str) -> Path:
-    """Commitments to patients whose pseudonyms were lost with a list, and who stay left out."""
+    """Return the file of commitments to patients whose pseudonyms were lost with a list, and who stay left out."""
     return home.withdrawals / "settled" / f"{population}.json"
 
 
 def commitments_to(home: Home, patients: Iterable[str]) -> dict[str, str]:
-    """What the log holds of each entry, instead of it: {entry: commitment}."""
+    """Return what the log holds of each entry, instead of it: {entry: commitment}."""
     key = Commitments(home)
     return {patient: key.commit("withdrawn patient", patient.encode()) for patient in sorted(patients)}

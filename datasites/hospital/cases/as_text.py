@@ -12,7 +12,7 @@ from datasites.study.visible import one_line, quoted, visible
 
 
 def describe(site: Site, number: int) -> str:
-    """The case as plain text; raises `ReviewError` when there is none, `FrozenCopyChanged` when it was changed.
+    """Return the case as plain text; raises `ReviewError` when there is none, `FrozenCopyChanged` when it was changed.
 
     Somebody's line ends can't pass for lines of ours: those of the description are marked, and all others spelt out.
     """

@@ -104,11 +104,11 @@ class OpenCase:
         return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation, kept_prices())
 
     def gradient_ring(self, dimension: int) -> RingTerms | None:
-        """How this hospital's noised sums lie in the secure sum; None in local mode, where its noise needs no grid."""
+        """Return how this hospital's noised sums lie in the secure sum; None in local mode, whose noise needs no grid."""
         return gradient_ring(self.study, dimension)
 
     def counts_ring(self, kind: EvaluationKind) -> RingTerms | None:
-        """How its noised counts do; None in local mode."""
+        """Return how its noised counts lie in it; None in local mode."""
         return counts_ring(self.study, kind)
 
     @property
@@ -124,7 +124,7 @@ class OpenCase:
 
     @property
     def evaluates_in_training(self) -> bool:
-        """Whether some round of the study both trains and evaluates."""
+        """Say whether some round of the study both trains and evaluates."""
         return interim_evaluations(self.study) > 0
 
     @property
@@ -156,7 +156,7 @@ class OpenCase:
 
     @property
     def delta_in_words(self) -> str:
-        """How the study's delta stands to the number of patients."""
+        """Say how the study's delta stands to the number of patients."""
         accepted = accepted_delta(self.dataset.population)
         return delta_in_words(self.study.privacy.delta, self.release_patients, accepted)
 
@@ -213,7 +213,7 @@ class OpenCase:
         return self._charged_to(asked)
 
     def _charged_to(self, asked: dict[str, PrivacyCost]) -> dict[str, PrivacyCost]:
-        """The same, or all of it on both partitions where nobody's side is sure."""
+        """Return the same costs, or all of them on both partitions where no patient's side is certain."""
         if not self.terms.both_sides:
             return asked
         together = PrivacyCost(
@@ -223,14 +223,14 @@ class OpenCase:
 
 
 def limits_of(dataset: DatasetSettings, *, both_sides: bool = False) -> HospitalLimits:
-    """What the hospital allows one study on a dataset; delta as the rules count it, so that what fits is allowed."""
+    """Return what the hospital allows one study on a dataset, with delta as the rules count it."""
     return HospitalLimits(
         dataset.study_epsilon, counted_delta(caps_of(dataset).delta), dataset.max_sampling_rate, both_sides
     )
 
 
 def site_plan(study: StudyTerms, dataset: DatasetSettings, *, both_sides: bool = False) -> StudyPlan:
-    """The hospital's plan of a study within its own limits (I4); raises `PlanError`.
+    """Return the hospital's plan of a study within its own limits (I4); raises `PlanError`.
 
     both_sides: a patient may lose on both, so that training and evaluation together keep within epsilon.
 
@@ -330,7 +330,7 @@ def stage_records(home: Home, reader: TableReader, package: StudyPackage, datase
 
 
 def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
-    """The case's records as training and held-out rows, less patients who have withdrawn.
+    """Return the case's records as training and held-out rows, less patients who have withdrawn.
 
     Raises `FrozenCopyChanged` when the records are not those approved.
     """
@@ -362,22 +362,22 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
 
 
 def patient_column(home: Home, dataset: DatasetSettings) -> str:
-    """The column that tells patients apart, by mapping.toml as it is now; "" where each row is a patient."""
+    """Return the column that identifies patients, by mapping.toml as it is now; "" where each row is a patient."""
     return read_mapping(home.root / dataset.mapping).patient or ""
 
 
 def data_version(home: Home, study_hash: str, digest: str) -> str:
-    """Commitment to a study's records, given as their digest: binds them, and tells nothing of them."""
+    """Return a commitment to a study's records, given as their digest: binds them, and tells nothing of them."""
     return Commitments(home).commit(f"data version of study {study_hash}", bytes.fromhex(digest))
 
 
 def records_folder(home: Home, study_hash: str) -> Path:
-    """Where this study's encoded records lie."""
+    """Say where this study's encoded records lie."""
     return home.prepared / study_hash
 
 
 def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared) -> ApprovalTerms:
-    """What an approval of `package` on the prepared records would bind now, its model not yet built nor timed."""
+    """Return what an approval of `package` on the prepared records would bind, before its model is built or timed."""
     identity = patient_column(home, dataset)
     both_sides = charges_both_sides(dataset.population, identity)
     made = site_plan(package.study, dataset, both_sides=both_sides)

@@ -74,7 +74,7 @@ class Denied(DatasitesError):
 
 
 def is_killed(home: Home) -> bool:
-    """Whether the kill switch of the datasite is on."""
+    """Say whether the kill switch of the datasite is on."""
     return (home.root / "KILLED").exists()
 
 
@@ -144,7 +144,7 @@ def _finish(site: Site) -> None:
 
 
 def preview(home: Home, case: OpenCase) -> Decision:
-    """What the policies say of the case as it stands, for its page; nothing is stored and nothing may rest on it."""
+    """Return what the policies say of the case as it stands, for its page; nothing is stored or may rest on it."""
     return _ask(home, case, "intake", None, None, None)
 
 
@@ -185,7 +185,7 @@ def _ask(
 
 
 def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
-    """A group of facts, or None where it can't be gathered for whatever reason: a missing fact denies by name.
+    """Return a group of facts, or None where it can't be gathered for any reason: a missing fact denies by name.
 
     A database that is away is no reason: nothing is decided while it is, and who asked asks again.
     """

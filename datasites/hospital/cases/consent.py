@@ -31,7 +31,7 @@ class Withdrawal:
     all_spellings: bool
 
     def in_words(self) -> list[str]:
-        """What it does in each place."""
+        """Return what the withdrawal does in each place."""
         return [place.in_words(all_spellings=self.all_spellings) for place in self.places]
 
 

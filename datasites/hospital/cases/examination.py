@@ -101,7 +101,7 @@ def start_worker(
     seconds: float,
     began: Callable[[Worker], None] | None = None,
 ) -> Worker:
-    """A sandboxed worker on what `open_case` found to be approved; raises `WorkerError` or `SandboxUnavailable`.
+    """Start a sandboxed worker on what `open_case` found to be approved; raises `WorkerError` or `SandboxUnavailable`.
 
     seconds: wall time for one request to train or evaluate. began: as in `Worker.start`.
     """
@@ -262,9 +262,9 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
 
 
 def _keeping(site: Site, row: Case, examined: _Examined) -> AbstractContextManager[Callable[[], str] | None]:
-    """What puts records and patients into their place; where the records don't fit, the list is made anew as well.
+    """Return what puts records and patients into place; where the records don't fit, the list is made anew as well.
 
-    Since the log tells that it was made anew, and doesn't tell whether they fit.
+    The log says that the list was made anew, and must not show whether the records fit.
     """
     if examined.staged is not None:
         return examined.staged.keeping(site, row.study_hash)
@@ -396,7 +396,7 @@ def _mock_of(reader: TableReader, dataset: DatasetSettings, model: DataModel) ->
 def _rehearse_once(
     home: Home, case: OpenCase, mock: Mock, before: dict[str, Any], halt: Halt, template: Template
 ) -> dict[str, Any]:
-    """What training on mock rows has shown; as it was shown before where it passed and rests on the same (`rests_on`).
+    """Return what training on mock rows has shown, or showed before if it passed and rests on the same (`rests_on`).
 
     One that failed is done again: a machine under load may have failed it. What is kept shows no more of rows than what
     is done anew (I16): a rehearsal sees mock rows alone, and what it rests on are declarations, what others sent, the
@@ -430,7 +430,7 @@ def _rests_on(home: Home, case: OpenCase, mock: Mock) -> str:
 
 
 def _rehearse(home: Home, case: OpenCase, mock: Mock, halt: Halt, template: Template) -> dict[str, Any]:
-    """What training on mock rows has shown; `ticks`, by the time on invented rows; `parameters` of the model; and
+    """Return what training on mock rows has shown; `ticks`, by the time on invented rows; the model's `parameters`; and
     `start_ticks` that a worker took to start, less the time in which it stood still, and at most for `_LONGEST_START`.
 
     Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.

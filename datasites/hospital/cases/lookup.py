@@ -7,7 +7,7 @@ from datasites.hospital.people.accounts import ReviewError
 
 
 def find_case(number: int) -> Case:
-    """The case with this number; raises `ReviewError`."""
+    """Return the case with this number; raises `ReviewError`."""
     try:
         return Case.objects.get(pk=number)
     except Case.DoesNotExist as error:

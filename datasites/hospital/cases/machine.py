@@ -106,7 +106,7 @@ class AtWork:
 
 
 def rounds_at_work(home: Home) -> bool:
-    """Whether some round of the home is at work."""
+    """Say whether some round of the home is at work."""
     lock = _opened(home)
     try:
         found = fcntl.fcntl(lock, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))

@@ -65,7 +65,7 @@ def log_owed(site: Site, row: Case) -> None:
 
 
 def _is_owed(site: Site, row: Case) -> bool:
-    """Whether this is the record of a decision on this case, as `owe` keeps them, that its state bears out."""
+    """Say whether this is the record of a decision on this case, as `owe` keeps them, that its state bears out."""
     if not isinstance(row.owed, dict):
         return False
     fields = dict(row.owed)

@@ -47,11 +47,11 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether every feature is, and people have answered what is to be looked at."""
+        """Say whether every feature is, and people have answered what is to be looked at."""
         return all(feature.ready for feature in self.features) and not self.unanswered
 
     def rows_in_words(self) -> str:
-        """What became of the table's rows."""
+        """Say what became of the table's rows."""
         left = [f"{self.empty} empty one(s)"] if self.empty else []
         if self.read > self.rows:
             left.append(f"{self.read - self.rows} without a label")
@@ -60,7 +60,7 @@ class Readiness:
         return f"{self.rows} rows are kept ({patients}; declared are {self.declared} patients).{said}"
 
     def patients_in_words(self) -> str:
-        """What a data steward must know about patients and records."""
+        """Say what a data steward must know about patients and records."""
         if not self.has_patient_column:
             return (
                 "no patient column: each row counts as one patient, and all is charged to training and to held-out "

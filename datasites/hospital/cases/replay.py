@@ -86,7 +86,7 @@ def held_against(
 
 
 def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
-    """Where a decision belongs, and what is wrong with it."""
+    """Say where a decision belongs, and what is wrong with it."""
     try:
         decision = read_decision(json.dumps(row.record).encode())
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # whatever stands there
@@ -105,7 +105,7 @@ def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
 
 
 def _logged(log: Iterable[LogRecord], case: Case | None) -> Iterator[Entry]:
-    """What the log has of decisions, or of those on one case's study."""
+    """Yield the log's records of decisions, or of those on one case's study."""
     for record in log:
         fields = record.fields
         if record.kind == "decision" and (case is None or fields["study"] == case.study_hash):

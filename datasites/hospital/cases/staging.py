@@ -19,7 +19,7 @@ _PREFIX = ".staging-"
 
 
 def new_staging(home: Home) -> Path:
-    """A folder for the encoded records of one examination, mode 0700, in the private folder."""
+    """Create a folder for the encoded records of one examination, mode 0700, in the private folder."""
     home.prepared.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Path(tempfile.mkdtemp(dir=home.prepared, prefix=_PREFIX))
 

@@ -129,7 +129,7 @@ class Submissions:
             connections.close_all()
 
     def collect(self) -> Case:
-        """The case of the one that `ended`; raises what went wrong. After an outage it is begun again."""
+        """Return the case of the submission that `ended`; raises what went wrong. After an outage it is begun again."""
         assert self._work is not None
         work, self._work = self._work, None
         try:

@@ -103,7 +103,7 @@ class Examined:
 
     @property
     def is_over(self) -> bool:
-        """Whether the study charges nothing more."""
+        """Say whether the study charges nothing more."""
         return self.case.row.state in OVER
 
     @property
@@ -123,7 +123,7 @@ class Examined:
 
     @property
     def unchanged(self) -> bool:
-        """Whether what would run now is what the case's approval hash names."""
+        """Say whether what would run now is what the case's approval hash names."""
         return self.case.approval_hash == self.case.row.approval_hash
 
 
@@ -204,12 +204,12 @@ def view_case_or_problem(home: Home, row: Case) -> CaseView:
 
 
 def problem_view(row: Case, problem: str) -> CaseView:
-    """A case of which no more can be shown than that it is there."""
+    """Return a view of a case of which no more can be shown than that it is there."""
     return CaseView(row=row, reviews=_reviews(row), examined=None, problem=problem)
 
 
 def approved_before(home: Home, row: Case) -> tuple[Case, Mapping[str, str]] | None:
-    """The last version of this study from this researcher that was approved here earlier, with its files.
+    """Return the last version of this study from this researcher that was approved here earlier, with its files.
 
     Earlier by its number, so that a version submitted later never serves as the yardstick of an older one. None when
     there is none, or its frozen copy can't be trusted any more.
@@ -230,7 +230,7 @@ def approved_before(home: Home, row: Case) -> tuple[Case, Mapping[str, str]] | N
 
 
 def decisions_of(row: Case) -> list[PolicyDecision]:
-    """Stored policy decisions about a case, newest first."""
+    """Return the stored policy decisions about a case, newest first."""
     return list(PolicyDecision.objects.filter(case=row).order_by("-at")[:200])
 
 

@@ -44,7 +44,7 @@ class Place:
         return self.rows + (self.other_rows if all_spellings else 0)
 
     def in_words(self, *, all_spellings: bool) -> str:
-        """What a withdrawal does there."""
+        """Say what a withdrawal does there."""
         if self.problem:
             return f"{self.name}: {self.problem}"
         rows = self.left_out(all_spellings=all_spellings)
@@ -80,12 +80,12 @@ def looking_ticks(home: Home) -> int:
 
 
 def names_patients(places: Iterable[Place]) -> bool:
-    """Whether a name could be found in any of them, or whether it could is not known."""
+    """Say whether a name could be found in any of them, or whether it could is not known."""
     return any(not place.problem.startswith(_UNNAMED) for place in places)
 
 
 def open_cases(home: Home) -> Iterator[Case]:
-    """Examined cases that may run, now or later, and whose frozen records are there."""
+    """Yield the examined cases that may run, now or later, and whose frozen records are there."""
     for row in _may_run():
         if row.terms and (records_folder(home, row.study_hash) / PREPARED_FILE).exists():
             yield row
@@ -96,7 +96,7 @@ def _may_run() -> QuerySet[Case]:
 
 
 def frozen_patients(home: Home, row: Case) -> list[str]:
-    """The patient of each frozen record of a case, whoever has withdrawn."""
+    """Return the patient of each frozen record of a case, whoever has withdrawn."""
     import numpy as np  # for whoever looks for a patient; most who act on a case import this room
 
     with np.load(records_folder(home, row.study_hash) / PREPARED_FILE, allow_pickle=False) as stored:

@@ -39,7 +39,7 @@ View = Callable[..., HttpResponse]
 def page(
     roles: frozenset[str], methods: tuple[str, ...] = ("GET",), *, also_first: bool = False
 ) -> Callable[[View], View]:
-    """A view for people of these roles only: anonymous ones sign in first, others are refused with 403.
+    """Make a view for people of these roles only: anonymous ones sign in first, others are refused with 403.
 
     also_first: for people, too, who have yet to change a password that somebody else has set.
     """
@@ -66,12 +66,12 @@ def page(
 
 
 def present(request: Any) -> Actor:
-    """The signed-in person, where no password is asked: reading, and actions that only narrow and can be undone."""
+    """Return the signed-in person, for what needs no password: reading, and acts that only narrow and can be undone."""
     return acting(request.user)
 
 
 def confirmed(request: Any) -> Actor:
-    """The signed-in person, who has just shown again who they are; raises `PersonError`."""
+    """Return the signed-in person, who has just proved again who they are; raises `PersonError`."""
     if by_provider(request):
         since = confirmed_since(request)
         request.session.pop(CONFIRMED, None)
@@ -89,25 +89,25 @@ def confirmed(request: Any) -> Actor:
 
 
 def provider() -> OidcSettings:
-    """The organisation's provider, on a console that has one."""
+    """Return the organisation's provider, on a console that has one."""
     set_up = this_home().settings.console.oidc
     assert set_up is not None
     return set_up
 
 
 def by_provider(request: Any) -> bool:
-    """Whether the person signed in at the organisation's provider, and not with a password."""
+    """Say whether the person signed in at the organisation's provider, and not with a password."""
     return bool(request.session.get(BACKEND_SESSION_KEY) == settings.PROVIDER_BACKEND)
 
 
 def confirmed_since(request: Any) -> float | None:
-    """When the person signed in again at the provider, if that still counts."""
+    """Say when the person signed in again at the provider, if that still counts."""
     at = request.session.get(CONFIRMED)
     return at if at is not None and 0 <= time.time() - at <= CONFIRMED_SECONDS else None
 
 
 def refuse(request: HttpRequest, status: int, reason: str) -> HttpResponse:
-    """A page that says why not."""
+    """Return a page that says why the request was refused."""
     return render(request, "console/refused.html", {"status": status, "reason": reason}, status=status)
 
 

@@ -43,7 +43,7 @@ class DiffLine:
 
 
 def code_lines(name: str, text: str, findings: Sequence[Mapping[str, Any]] = ()) -> tuple[CodeLine, ...]:
-    """A file as lines."""
+    """Return a file as lines."""
     options = {"stripnl": False, "ensurenl": False}
     lexer = PythonLexer(**options) if name.endswith(".py") else TOMLLexer(**options)
     shown = highlight(visible(text), lexer, HtmlFormatter(nowrap=True, classprefix="hl-"))
@@ -75,7 +75,7 @@ class _Matcher(difflib.SequenceMatcher[str]):
 
 
 def diff_lines(old: str, new: str, context: int = 3) -> tuple[DiffLine, ...]:
-    """What changed from `old` to `new`, with some lines around; empty when nothing did.
+    """Return what changed from `old` to `new`, with some lines around it; empty when nothing did.
 
     Of files with so many equal lines that to compare them would take long, the rest is shown whole; a line above says
     so. The time that this takes grows no faster than the files.

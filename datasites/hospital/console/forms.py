@@ -83,7 +83,7 @@ class Decide(forms.Form):
     password = Password(label="Your password", help_text="Asked again, so that a forgotten screen can't decide.")
 
     def clean(self) -> dict[str, Any]:
-        """A rejection has words for the researcher, an approval none that would be lost."""
+        """Require a text for the researcher with a rejection, and none with an approval, where it would be lost."""
         data = super().clean() or {}
         if data.get("verdict") == "reject" and not data.get("told") and "told" not in self.errors:
             self.add_error("told", "Say what the researcher is to read of the rejection.")

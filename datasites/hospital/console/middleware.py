@@ -92,7 +92,7 @@ class SiteMiddleware:
 
 
 def page_context(request: Any) -> dict[str, object]:
-    """What the frame of every page shows."""
+    """Return what the frame of every page shows."""
     home = settings.DATASITE
     oidc = home.settings.console.oidc
     return {

@@ -69,7 +69,7 @@ class Provider(OIDCAuthenticationBackend):
         return claims
 
     def filter_users_by_claims(self, claims: dict[str, Any]) -> list[AbstractUser]:
-        """The person with this e-mail address, if the provider has verified it and it is the same subject as ever."""
+        """Return the person with this e-mail address, if the provider has verified it and the subject is unchanged."""
         oidc = provider()
         # As a key, other letters may be another person's address: what tells nobody apart may not let anybody in.
         written = str(claims.get("email", ""))
@@ -94,7 +94,7 @@ class Provider(OIDCAuthenticationBackend):
         return [person]
 
     def get_user(self, user_id: int) -> AbstractUser | None:
-        """The person of a session, unless shut out meanwhile."""
+        """Return the person of a session, unless shut out meanwhile."""
         user = super().get_user(user_id)
         return user if user is not None and self.user_can_authenticate(user) else None
 
@@ -110,7 +110,7 @@ class Begin(OIDCAuthenticationRequestView):
         return super().get(request)
 
     def get_extra_params(self, request: Any) -> dict[str, str]:
-        """What makes the provider ask again (OpenID Connect Core 1.0, 3.1.2.1)."""
+        """Return what makes the provider ask again (OpenID Connect Core 1.0, 3.1.2.1)."""
         return {"prompt": "login", "max_age": "0"} if self._again(request) else {}
 
     @staticmethod

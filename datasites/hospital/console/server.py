@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def take_port(settings: ConsoleSettings) -> socket.socket:
-    """A listening socket on the console's host and port; raises `InputError` naming what to change."""
+    """Open a listening socket on the console's host and port; raises `InputError` naming what to change."""
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((settings.host, settings.port), family=family, backlog=128)

@@ -32,7 +32,7 @@ class AnswerRefused(DatasitesError):
 
 
 def _about(finding: TableFinding, model: DataModel) -> str:
-    """The public definition that a finding on a feature rests on, so that another study's is another question."""
+    """Return the public definition that a finding on a feature rests on: another study's is another question."""
     for feature in (*model.features, model.label):
         if feature.name == finding.column:
             return hashlib.sha256(canonical_json(feature.model_dump(mode="json"))).hexdigest()
@@ -40,7 +40,7 @@ def _about(finding: TableFinding, model: DataModel) -> str:
 
 
 def _answers(home: Home, dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """The last answer to each finding of a dataset, by finding and definition; an opening that was edited is none."""
+    """Return the last answer to each finding of a dataset, by finding and definition; an edited opening is none."""
     answers = {}
     for record in tell(home).answered:
         commitment = str(record.fields.get(FIELD))
@@ -52,7 +52,7 @@ def _answers(home: Home, dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def unanswered(home: Home, dataset: str, found: Iterable[TableFinding], model: DataModel) -> list[TableFinding]:
-    """Findings that block and that nobody has answered, or that have grown since."""
+    """Return the findings that block and that nobody has answered, or that have grown since."""
     answers, left = _answers(home, dataset), []
     for finding in found:
         answer = answers.get((finding.name, _about(finding, model)), {"holds": False})
@@ -89,7 +89,7 @@ def answer(
 
 
 def named(found: Iterable[TableFinding], name: str) -> TableFinding:
-    """The finding of this name; raises `InputError` that names those there are."""
+    """Return the finding of this name; raises `InputError`, which names those that exist."""
     found = tuple(found)
     for finding in found:
         if finding.name == name:

@@ -94,7 +94,7 @@ def cell_text(value: object) -> str:
 
 
 def _bytes_text(value: bytes) -> str:
-    """The text that a writer left without its type, as several do to Parquet; of other bytes their digits."""
+    """Return the text that a writer stored without its type, as several do in Parquet; of other bytes, their digits."""
     with suppress(UnicodeDecodeError):
         text = value.decode("utf-8")
         if CONTROL.search(text) is None:
@@ -109,18 +109,18 @@ def _fraction_text(value: float) -> str:
 
 
 def number(text: str) -> Decimal | None:
-    """The number that a cell says, exactly, or None for a word; `true` is 1 and `false` 0. White space is ignored."""
+    """Return the exact number in a cell, None for a word; `true` is 1 and `false` 0. White space is ignored."""
     word = text.strip()
     return _TRUTH.get(word.lower(), _decimal(word))
 
 
 def word(text: str) -> str:
-    """A cell's text without white space around it, composed: what people see as one word is one."""
+    """Return a cell's text without white space around it, composed: what people see as one word is one."""
     return unicodedata.normalize("NFC", text.strip())
 
 
 def code(text: str) -> Decimal | str:
-    """The number that a cell says, exactly, or its word: `1`, `01`, `1.0` and ` 1e0` are one code."""
+    """Return the exact number in a cell, or its word: `1`, `01`, `1.0` and ` 1e0` are one code."""
     value = _decimal(text.strip())
     return word(text) if value is None else value
 
@@ -135,7 +135,7 @@ def _decimal(word: str) -> Decimal | None:
 
 
 def pseudonym(value: object) -> str | None:
-    """A patient's identifier as the text of its cell, without white space around it; None where the cell is empty.
+    """Return a patient's identifier as its cell's text, without white space around it; None for an empty cell.
 
     Identifiers are no numbers: 000002 is not 2, and a withdrawal must find the patient by the words that people use.
     Spellings that may be one patient are a finding (`plausible`).
@@ -144,7 +144,7 @@ def pseudonym(value: object) -> str | None:
 
 
 def spelling_key(identifier: str) -> str:
-    """What spellings of one identifier have in common.
+    """Return what spellings of one identifier have in common.
 
     Compatibility forms, capitals, spaces and what people don't see are taken away (Unicode NFKC, case folding,
     `visible.shows`), and what is then a number is read as one, exactly.

@@ -64,7 +64,7 @@ class Delimited:
 
 
 def decoded(content: bytes, encoding: Encoding, name: str) -> str:
-    """The text of a file, without a byte order mark; raises `InputError` where it isn't text in this encoding."""
+    """Return a file's text, without a byte order mark; raises `InputError` where it isn't text in this encoding."""
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -140,7 +140,7 @@ def _require_printable(text: str, name: str) -> None:
 
 
 def _records(text: str, name: str) -> Iterator[tuple[int, str]]:
-    """The line on which each record begins, and its text without its line end; raises `InputError` at an open quote."""
+    """Yield each record: its first line and its text without its line end; raises `InputError` at an open quote."""
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
@@ -182,7 +182,7 @@ _FIELD = {separator: re.compile(f'"((?:[^"]|"")*)"|[^"\r\n{re.escape(separator)}
 
 
 def _holds_records(field: str, separator: Separator, columns: int) -> bool:
-    """Whether a field may be several records, of which an open quote made one.
+    """Say whether a field may be several records, of which an open quote made one.
 
     Such a field begins and ends in one column, so each line end in it but those of empty lines stands among as many
     separators as a record has; a line that holds as many is enough.

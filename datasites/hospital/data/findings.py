@@ -43,5 +43,5 @@ class TableFinding:
 
     @property
     def blocks(self) -> bool:
-        """Whether the dataset isn't ready until somebody has answered it."""
+        """Say whether the dataset isn't ready until somebody has answered it."""
         return self.kind not in NOTES

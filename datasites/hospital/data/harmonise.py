@@ -66,7 +66,7 @@ class _Reader:
         return frozenset(code(cell_text(entry)) for entry in self.column.missing)
 
     def key(self, text: str) -> Decimal | str:
-        """What a key of `values` and a cell are compared by."""
+        """Return what a key of `values` and a cell are compared by."""
         return word(text) if self.feature.type == "category" else code(text)
 
     @cached_property
@@ -80,11 +80,11 @@ class _Reader:
 
     @cached_property
     def _only_words(self) -> bool:
-        """Whether `values` adds words to a number's own values, and recodes none of them."""
+        """Say whether `values` adds words to a number's own values, and recodes none of them."""
         return self.feature.type == "number" and all(isinstance(key, str) for key in self._values)
 
     def faults(self) -> list[str]:
-        """What is wrong with the mapping of this column, whatever the table holds."""
+        """Return what is wrong with the mapping of this column, whatever the table holds."""
         try:
             _ = self._values
         except ValueError as error:
@@ -93,7 +93,7 @@ class _Reader:
         return [f"{both[0]!r} stands in `values` and in `missing`; keep it in one of them"] if both else []
 
     def read(self, cell: str) -> tuple[float | str | None, Finding | None]:
-        """The value that the cell stands for (None or NaN: missing) and what is to be said of it."""
+        """Return the value that the cell stands for (None or NaN: missing) and the finding on it, if any."""
         if code(cell) in self._missing:
             return None, "missing"
         if self.column.values:
@@ -196,7 +196,7 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
 def harmonise(
     table: pd.DataFrame, mapping: Mapping, model: DataModel, names: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, tuple[FeatureReadiness, ...]]:
-    """The harmonised table (features, label, `WHOSE`) and one readiness line per feature and for the label.
+    """Return the harmonised table (features, label, `WHOSE`) and one readiness line per feature and for the label.
 
     names: of the rows, where no column says whose they are (`patients.row_identities`); numbers unless given. Rows
     without a label are left out. When a feature is not ready the table lacks it; `encode` then refuses.

@@ -73,7 +73,7 @@ def read_mapping(path: Path) -> Mapping:
 
 
 def one_meaning(pairs: Iterable[tuple[_Key, _Meaning]], where: str) -> dict[_Key, _Meaning]:
-    """The pairs as a dictionary; raises `ValueError` where one key has two meanings."""
+    """Return the pairs as a dictionary; raises `ValueError` where one key has two meanings."""
     known: dict[_Key, _Meaning] = {}
     for key, meaning in pairs:
         if known.setdefault(key, meaning) != meaning:

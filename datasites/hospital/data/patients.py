@@ -70,7 +70,7 @@ class SamePatients(InputError):
 
 
 def row_identities(home: Home, table: Cells) -> list[str]:
-    """A name for each row of a table, in its order.
+    """Return a name for each row of a table, in its order.
 
     Cells are taken as they stand in the file, and not as a reader would guess from the rows around them: a column of
     whole numbers becomes one of fractions when a value is missing somewhere, and would rename everybody.
@@ -88,7 +88,7 @@ def row_identities(home: Home, table: Cells) -> list[str]:
 
 
 def contents(table: Cells) -> Iterator[str]:
-    """What stands in each row of a table, with the names of its columns in their order.
+    """Yield the content of each row of a table, with the names of its columns in their order.
 
     Cheap, since a table may have hundreds of columns and its reading is allowed a time by what is declared (`ticks`).
     """
@@ -143,7 +143,7 @@ def _meeting(ours: Digests, theirs: Digests) -> int:
 
 
 def in_part(home: Home) -> list[str]:
-    """Populations whose patients are not all known: any other one counts as the same people."""
+    """Return the populations whose patients are not all known: any other one counts as the same people."""
     return sorted(name for name in _charged() | listed(home) if not _is_whole(home, name))
 
 
@@ -241,7 +241,7 @@ def _heading(home: Home, population: str) -> _Heading | None:
 
 
 def _is_whole(home: Home, population: str) -> bool:
-    """Whether all who were ever kept for the population are on its list."""
+    """Say whether all who were ever kept for the population are on its list."""
     heading = _heading(home, population)
     if heading is None:
         return False
@@ -293,5 +293,5 @@ def _charged() -> set[str]:
 
 
 def listed(home: Home) -> set[str]:
-    """Populations that have a list of patients, or had one as the log says."""
+    """Return the populations that have a list of patients, or had one as the log says."""
     return {path.stem for path in home.identities.glob("*.bin")} | ledger_log.tell(home).lists.keys()

@@ -83,7 +83,7 @@ class TableReader:
             _ = self._started
 
     def rows(self, dataset: DatasetSettings) -> int:
-        """How many rows its table has; raises `InputError`."""
+        """Say how many rows its table has; raises `InputError`."""
         return self._table(dataset)[0].rows
 
     def cells(self, dataset: DatasetSettings) -> Cells:
@@ -111,7 +111,7 @@ class TableReader:
             return _records(seen, arrays, columns, rows_are_patients=mapping.patient is None)
 
     def mock_rows(self, dataset: DatasetSettings) -> int:
-        """How many rows its mock has; raises `InputError`."""
+        """Say how many rows its mock has; raises `InputError`."""
         return self._mock(dataset, None)[0].rows
 
     def mock(self, dataset: DatasetSettings, model: DataModel) -> Numbers:

@@ -56,7 +56,7 @@ class Look:
 
 
 def answering(*formats: str) -> Answer:
-    """What answers requests; formats: that files may have beside text, imported before any is read."""
+    """Return the function that answers requests; formats: of files other than text, imported before any is read."""
     for name in formats:
         importlib.import_module(f"pyarrow.{name}")
     return _answer

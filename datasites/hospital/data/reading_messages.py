@@ -95,6 +95,6 @@ class Cells:
             yield tuple(cells)
 
     def column(self, name: str) -> list[str]:
-        """The cells of one column; `name` is one of `names`."""
+        """Return the cells of one column; `name` is one of `names`."""
         place = self.names.index(name)
         return [row[place] for row in self]

@@ -79,12 +79,12 @@ class Files:
 
 
 def written_at(home: Home, dataset: DatasetSettings) -> tuple[int, int]:
-    """When table and mapping were written."""
+    """Say when table and mapping were written."""
     return _written(home.root / dataset.table), _written(home.root / dataset.mapping)
 
 
 def source_of(home: Home, row: Case) -> Source | None:
-    """What a case's records were made from; None where an older version examined it."""
+    """Return what a case's records were made from; None where an older version examined it."""
     try:
         return Source.parse((home.prepared / row.study_hash / SOURCE_FILE).read_bytes())
     except (OSError, ValueError):
@@ -104,7 +104,7 @@ def log_written(site: Site, cases: Iterable[Case]) -> None:
 
 
 def in_words(home: Home, row: Case, *, rows: bool) -> str:
-    """How a case's source differs from what its records were made from, or "".
+    """Say how a case's source differs from what its records were made from, or "".
 
     rows: whether to read the table and say what differs, or only that its file does.
     """

@@ -65,7 +65,7 @@ def read_table(path: Path, separator: Separator = ",", encoding: Encoding = "utf
 
 
 def parse_table(content: bytes, path: Path, separator: Separator = ",", encoding: Encoding = "utf-8") -> Table:
-    """The same of a file's content; `path` says how it is written, and what messages call it."""
+    """Parse a table file's content; `path` says how it is written, and what messages call it."""
     with readable(path, "table"):
         if path.suffix.lower() == ".parquet":
             return _parquet(content, path)

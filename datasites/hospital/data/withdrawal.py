@@ -73,7 +73,7 @@ def _names(home: Home, dataset: str) -> set[str]:
 
 
 def entry_of(patient: str, *, all_spellings: bool = False) -> str:
-    """What the list holds of a patient, named as in the patient column; raises `InputError` for no name at all."""
+    """Return the entry for a patient, named as in the patient column; raises `InputError` for an empty name."""
     name = pseudonym(patient)
     if name is None:
         raise InputError("no pseudonym was given; name the patient as the table does")
@@ -126,7 +126,7 @@ def stays(home: Home, dataset: str, patients: npt.NDArray[np.str_]) -> npt.NDArr
 
 
 def is_withdrawn(home: Home, dataset: str, entry: str) -> bool:
-    """Whether an entry stands on the list or in the log."""
+    """Say whether an entry stands on the list or in the log."""
     (commitment,) = commitments_to(home, [entry]).values()
     return entry in withdrawn(home, dataset) or commitment in _logged(home, _names(home, dataset))
 
@@ -137,7 +137,7 @@ def _logged(home: Home, names: Iterable[str]) -> frozenset[str]:
 
 
 def to_undo(home: Home, dataset: str, patient: str) -> dict[str, Any]:
-    """What a withdrawal is known by where people take it back, under the very name and under all its spellings.
+    """Return what identifies a withdrawal that people revoke, under the exact name and under all its spellings.
 
     {"populations": names, "commitments": of 64 hex digits, "record": of the log, by which a person entered it last, 0
     for none}.

@@ -164,7 +164,7 @@ code { overflow-wrap: anywhere; }
 
 
 def _summary(contents: EvidenceContents, log: Sequence[LogRecord]) -> str:
-    """A page for people, with no script, no link to anywhere, and everything from outside escaped."""
+    """Return a page for people, with no script, no link to anywhere, and everything from outside escaped."""
     mine = [record for record in log if record.fields.get("study") == contents.study]
     approved = [
         (r.time, r.fields.get("role"), r.fields.get("person"), str(r.fields.get("hash"))[:12], r.fields.get("reason"))

@@ -86,7 +86,7 @@ def _registry(site: Site, case: OpenCase, decisions: Sequence[Mapping[str, Any]]
 
 
 def _openings(site: Site, case: OpenCase, registry: Registry) -> list[dict[str, Any]]:
-    """What opens the log's commitments to these agreements, to the study's parties, and to who approved it."""
+    """Return what opens the log's commitments to these agreements, to the study's parties, and to who approved it."""
     agreements = {(a.terms.id, a.version) for a in registry.agreements}
     parties = {case.study.researcher, *case.study.cohort.hospitals}
     log = list(records(site.home.audit))

@@ -265,7 +265,7 @@ class _Archive:
             raise Fault("the archive's end record is not as the builder writes it")
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The content of a file, in pieces; raises `Fault` where it is missing or not what the directory says."""
+        """Yield the content of a file, in pieces; raises `Fault` where it is missing or not what the directory says."""
         if name not in self.entries:
             raise Fault(f"{name} is missing")
         entry, crc, size = self.entries[name], 0, 0
@@ -358,7 +358,7 @@ class _Bundle:
             raise Fault(f"{name} is not in canonical form: other programs may read something else in it")
 
     def entries(self, name: str) -> Iterator[dict[str, Any]]:
-        """The entries of a list, one at a time, so that a long one takes no more memory than a short one."""
+        """Yield the entries of a list, one at a time, so that a long one takes no more memory than a short one."""
         pieces = codecs.iterdecode(self.archive.pieces(name), "utf-8")
         try:
             buffer, at, number = next(pieces, ""), 1, 0
@@ -388,7 +388,7 @@ class _Bundle:
             raise Fault(f"{name} is not JSON, or has an entry of more than {LARGEST_ENTRY} characters") from None
 
     def place(self, kind: str, digest: str) -> int:
-        """Number of the first audit record about this study that holds the digest."""
+        """Return the number of the first audit record about this study that holds the digest."""
         if (kind, digest) not in self.log.places:
             raise Fault(f"the log has no {kind} record of an entry that would be needed here")
         return self.log.places[kind, digest]
@@ -399,7 +399,7 @@ class _Bundle:
             yield position, _sha256(_canonical(decision)), decision
 
     def before(self, format: int, what: str) -> str:
-        """What to say of something that bundles of this format could not prove; nothing for newer ones."""
+        """Return the note on what bundles of this format could not prove; nothing for newer ones."""
         return f"; {what} BEFORE FORMAT {format}" if self.format < format else ""
 
 
@@ -436,12 +436,12 @@ class _Log:
             self.places.setdefault((kind, fields["digest"]), self.length)
 
     def of(self, kind: str, study: str | None = None) -> list[dict[str, Any]]:
-        """Records of one kind; of a study where it is named."""
+        """Return the records of one kind; of a study where it is named."""
         found = self._by_kind.get(kind, [])
         return found if study is None else [r for r in found if r["fields"].get("study") == study]
 
     def find(self, hash: str) -> int | None:
-        """Number of the record with this hash."""
+        """Return the number of the record with this hash."""
         return self.seqs.get(bytes.fromhex(hash))
 
     def releases_up_to(self, seq: int) -> int:
@@ -603,7 +603,7 @@ def _audit(bundle: _Bundle) -> str:
 
 
 def _require_format_of_the_log(bundle: _Bundle) -> None:
-    """What a log holds that older formats did not know shows that the bundle is not of such a format."""
+    """Require that the log holds nothing that the format which the bundle states did not know."""
     if bundle.format < 3 and any("commitment" in record["fields"] for record in bundle.log.kept):
         raise Fault(
             f"index.json says format {bundle.format}, whose logs bound no agreement, person or party; this log does"
@@ -671,7 +671,7 @@ class _Kept(NamedTuple):
 
 
 def _restored(bundle: _Bundle) -> _Kept:
-    """What the log keeps whatever restore is meant; each is declared by two people."""
+    """Return what the log keeps, whichever restore is meant; each restore is declared by two people."""
     kept, entered = _Kept(), None
     # Of a format that binds people; the log may have lost all of them.
     known = [record["seq"] for record in bundle.log.of("person_added")[:1] if bundle.format >= 3]
@@ -690,19 +690,19 @@ def _restored(bundle: _Bundle) -> _Kept:
 
 
 def _identity(name: str) -> str:
-    """What tells one person, organisation or mailbox from another, as the datasite compares them."""
+    """Return what tells one person, organisation or mailbox from another, as the datasite compares them."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def _names_two(fields: Mapping[str, Any]) -> bool:
-    """Whether a record names who entered and another who confirmed what it tells."""
+    """Say whether a record names who entered and another who confirmed what it tells."""
     names = {_identity(str(fields.get(name) or "")) for name in ("entered_by", "confirmed_by")}
     return len(names) == 2 and "" not in names
 
 
 def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: _Kept) -> bool:
-    """A head as hospitals sent it in earlier versions: the number of a record, and its hash.
+    """Check a head as hospitals sent it in earlier versions: the number of a record, and its hash.
 
     False for one beyond a record from which the log goes on after a restore: it is of the part that was lost.
     """
@@ -717,7 +717,7 @@ def _numbered_head(bundle: _Bundle, head: dict[str, Any], source: str, restored:
 
 
 def _public_head(bundle: _Bundle, head: dict[str, Any], source: str, restored: _Kept) -> bool:
-    """A head by the hash of its record and the number of releases up to there, of all studies; else as above."""
+    """Check a head by the hash of its record and the number of all studies' releases up to there; else as above."""
     releases, hash = head["releases"], head["hash"]
     signed = _canonical({"public_key": bundle.key, "releases": releases, "hash": hash})
     _check_signature(bundle.key, head["signature"], "audit-head", signed, source)
@@ -752,7 +752,7 @@ def _logged(bundle: _Bundle) -> str:
 
 
 def _replaced(bundle: _Bundle) -> set[int]:
-    """Records of charges in whose place two people settled a larger one after a restore."""
+    """Return the records of charges that two people replaced by a larger one after a restore."""
     charged = bundle.log.of("charged", bundle.study)
     settled = {r["fields"]["round"]: r["seq"] for r in charged if r["fields"].get("settled")}
     return {r["seq"] for r in charged if r["seq"] < settled.get(r["fields"]["round"], 0)}
@@ -919,7 +919,7 @@ class _Plan:
 
 
 def _figure(plan: Mapping[str, Any], name: str, least: int, most: int | None = None) -> int:
-    """A whole number of a plan; raises `Fault` for any other value, and for one that would take for ever."""
+    """Return a whole number of a plan; raises `Fault` for any other value, and for one that would take for ever."""
     value = plan[name]
     if type(value) is not int or value < least or (most is not None and value > most):
         words = f"of {least} to {most}" if most is not None else f"of {least} or more"
@@ -994,7 +994,7 @@ class _Account:
         _check_few(self.total)
 
     def committed(self) -> _Events:
-        """The whole reservation until it ends, and never less than was charged (datasites.hospital.budget.balances)."""
+        """Return the reservation until it ends, never less than was charged (datasites.hospital.budget.balances)."""
         if self.ended:
             return self.total
         covers = all(count <= self.reserved[mechanism] for mechanism, count in self.total.items())
@@ -1107,7 +1107,7 @@ def _divergence(mechanism: tuple[str, float, float], order: int) -> float:
 
 
 def _caps(bundle: _Bundle) -> str:
-    """The population's cap at each reservation and charge of the study, and both caps in each decision."""
+    """Check the population's cap at each reservation and charge of the study, and both caps in each decision."""
     if bundle.format < 3:
         return bundle.before(3, "NOT HELD AGAINST the caps").removeprefix("; ")
     name, gate, most, looked_at = bundle.terms["population"], _Gate(), 0.0, 0
@@ -1272,7 +1272,7 @@ def _releases(bundle: _Bundle) -> str:
 
 
 def _approval(decision: dict[str, Any]) -> Any:
-    """The approval hash that a decision is about, which decisions of format 1 call `study`."""
+    """Return the approval hash that a decision is about, which decisions of format 1 call `study`."""
     return decision["study" if decision["format"] == 1 else "approval"]
 
 
@@ -1467,7 +1467,7 @@ class _Entered:
     def _entry(
         self, agreement: dict[str, Any], lines: list[dict[str, Any]], confirmed: dict[str, Any], what: str
     ) -> dict[str, Any]:
-        """The record by which somebody else entered, before, what this one confirms; raises `Fault`."""
+        """Return the record by which somebody else entered, before, what this one confirms; raises `Fault`."""
         before = lines[: _place(lines, confirmed["seq"])]
         entered = (record for record in reversed(before) if record["kind"] == "agreement_entered")
         entry: dict[str, Any] | None = next(entered, None)
@@ -1506,7 +1506,7 @@ class _Entered:
             raise Fault(f"record {at} ({record['kind']}) is not on the word of a steward and a privacy officer")
 
     def party(self, email: str, at: int, where: str) -> dict[str, Any] | None:
-        """The roster entry that was pinned for this address before record `at`; None where the log bound none."""
+        """Return the roster entry pinned for this address before record `at`; None where the log bound none."""
         what = f"{where} {email} for pinned"
         newest = self._newest(("party", email), at, what)
         self._require_open(("party", email), newest["seq"], at, what)
@@ -1519,7 +1519,7 @@ class _Entered:
         return entry
 
     def note(self) -> str:
-        """What is to be said of those whose contents no record binds."""
+        """Return the note on entries whose contents no record binds."""
         if not self._older:
             return ""
         return f"; {len(self._older)} were entered BEFORE THE LOG BOUND CONTENTS, which are the hospital's word"
@@ -1541,7 +1541,7 @@ class _Entered:
             raise Fault(f"{what}, which had ended by record {end['seq']} of the log")
 
     def _counts(self, record: dict[str, Any], at: int) -> bool:
-        """Whether facts that were gathered for record `at` must know of an earlier record."""
+        """Say whether facts that were gathered for record `at` must know of an earlier record."""
         return at > self._bundle.log.length or _time(record["time"]) + self.GRACE <= self._time_of(at)
 
     def _time_of(self, seq: int) -> datetime.datetime:
@@ -1563,7 +1563,7 @@ class _Entered:
 
 
 def _place(records: Sequence[dict[str, Any]], seq: int) -> int:
-    """How many records come before number `seq`."""
+    """Say how many records come before number `seq`."""
     low, high = 0, len(records)
     while low < high:
         middle = (low + high) // 2
@@ -1602,7 +1602,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _shown(words: str) -> str:
-    """What a bundle says, with each character that hides or acts as its code point, as the datasite shows it."""
+    """Return a bundle's text with each hidden or control character as its code point, as the datasite shows it."""
     return "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in words)
 
 

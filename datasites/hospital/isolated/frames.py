@@ -47,12 +47,12 @@ class WorkFailed(Agreed):
 
 
 def framed(data: bytes) -> bytes:
-    """The bytes with their length before them."""
+    """Return the bytes with their length before them."""
     return len(data).to_bytes(8, "little") + data
 
 
 def pieces(read: Callable[[int], bytes]) -> bytes:
-    """A file's content, as it comes in pieces."""
+    """Return a file's content, which arrives in pieces."""
     content = bytearray()
     while piece := whole(read):
         content += piece
@@ -60,12 +60,12 @@ def pieces(read: Callable[[int], bytes]) -> bytes:
 
 
 def whole(read: Callable[[int], bytes]) -> bytes:
-    """What `framed` made; `read` returns as many bytes as it is asked for, or raises `EOFError`."""
+    """Return the bytes that `framed` was given; `read` returns as many as it is asked for, or raises `EOFError`."""
     return read(int.from_bytes(read(8), "little"))
 
 
 def packed(message: bytes, arrays: Mapping[str, np.ndarray], name: str = MESSAGE) -> bytes:
-    """A reply."""
+    """Return a reply as bytes."""
     return save({name: np.frombuffer(message, np.uint8), **arrays})
 
 
@@ -90,7 +90,7 @@ def texts_packed(name: str, texts: Iterable[str]) -> Numbers:
 
 
 def lengths_of(texts: list[str]) -> npt.NDArray[np.int64]:
-    """How many letters each text has."""
+    """Say how many letters each text has."""
     return np.fromiter(map(len, texts), np.int64, len(texts))
 
 

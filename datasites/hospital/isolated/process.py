@@ -105,13 +105,13 @@ class Apart:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked. One that could not answer is ended, and another may be started."""
+        """Say whether it can be asked. One that could not answer is ended, and another may be started."""
         return self._process.poll() is None
 
     def ask(
         self, what: str, request: Agreed, reply: type[Reply], content: BinaryIO | None = None
     ) -> tuple[Reply, Numbers]:
-        """The reply to a request, with its arrays; `what` is how errors name what it works on.
+        """Return the reply to a request, with its arrays; `what` is how errors name what it works on.
 
         content: what is sent after the request, to its end. Raises what the other end has refused, too.
         """
@@ -144,7 +144,7 @@ class Apart:
             raise self._ended(what) from None
 
     def garbled(self, what: str, how: str) -> ApartFailed:
-        """What is raised where its answer is none; it is ended."""
+        """End the process and return the error to raise where its answer is not valid."""
         self.close()
         return ApartFailed(
             f"{what}: the process that works on it answered what nobody can use ({how}), and was ended; "

@@ -110,7 +110,7 @@ def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person 
 
 
 def _again(person: Person) -> str:
-    """What to do about somebody whom the log does not know."""
+    """Say what to do about somebody whom the log does not know."""
     address = ("--email", person.email) if person.email not in ("", person.name) else ()
     command = shlex.join(("datasites", "person", "add", person.name, "--role", person.role, *address))
     return f"if they are who they should be, enter them again on the datasite's machine: `{command} --home …`"
@@ -163,7 +163,7 @@ def enter_first_admin(site: Site) -> str:
 
 
 def identify(name: str, password: str, request: HttpRequest | None = None) -> Actor:
-    """The person with this name and password; raises `PersonError`.
+    """Return the person with this name and password; raises `PersonError`.
 
     Over the network `request` says who asks, and too many wrong passwords lock that person out from there for a
     while. On the command line there is no lock-out: whoever has the shell has the database.
@@ -196,13 +196,13 @@ def acting(user: AbstractUser) -> Actor:
 
 
 def role_of(user: AbstractUser) -> PersonRole | Literal[""]:
-    """The person's role, or "" for somebody without one."""
+    """Return the person's role, or "" for somebody without one."""
     role = user.groups.values_list("name", flat=True).first()
     return cast(PersonRole, role) if role in get_args(PersonRole) else ""
 
 
 def must_change(user: AbstractUser) -> bool:
-    """Whether somebody else has set this person's password, who could sign in under their name until they change it."""
+    """Say whether somebody else set this person's password, and could sign in under their name until it is changed."""
     return FirstPassword.objects.filter(person_id=user.pk).exists()
 
 

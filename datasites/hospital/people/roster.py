@@ -180,7 +180,7 @@ def revoke_party(site: Site, person: Actor, email: str, reason: str) -> None:
 
 
 def _is_pinned(site: Site, email: str) -> bool:
-    """Whether the log says that somebody is pinned under this address, whatever the roster holds."""
+    """Say whether the log says that somebody is pinned under this address, whatever the roster holds."""
     entered = tell(site.home)
     pin = entered.pinned.get(email)
     return pin is not None and entered.revoked.get(email, 0) < pin.seq
@@ -218,7 +218,7 @@ def _decide(proposal: PartyProposal, person: Actor, outcome: str) -> None:
 
 @contextmanager
 def _roster(site: Site) -> Iterator[Callable[[Callable[[Roster], Roster]], None]]:
-    """A function that applies a change to the roster file, while nobody else does."""
+    """Yield a function that applies a change to the roster file, while nobody else does."""
     path = site.home.roster
     with held(path.with_suffix(".lock")):
         yield lambda change: change(Roster.load(path)).save(path)

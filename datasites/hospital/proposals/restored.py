@@ -170,7 +170,7 @@ def require_enough(site: Site, lost: Sequence[LostStudy]) -> None:
 
 
 def _may_have_released(home: Home, study: str, account: StudyAccount) -> int:
-    """How many releases this log may lack of a study that it knows."""
+    """Say how many releases this log may lack of a study that it knows."""
     if account.is_in_full:
         return _planned_rounds(home, study)  # since nothing says which of its rounds were released
     if not account.reserved or account.released:
@@ -245,7 +245,7 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
 
 
 def _known_accounts(home: Home) -> tuple[ledger_log.Told, ...]:
-    """What the log tells and, where it is there, the anchor."""
+    """Return what the log says and, where it exists, what the anchor says."""
     anchor = ledger_log.anchored(home)
     return (ledger_log.tell(home),) if anchor is None else (ledger_log.tell(home), anchor)
 
@@ -326,7 +326,7 @@ def _settle_accounts(
 def _with_all_that_may_have_left(
     home: Home, study: str, account: StudyAccount, *, sure: bool, may_go_on: bool
 ) -> StudyAccount:
-    """An open study's account with every round charged that its journal reached; in full where nothing says how far."""
+    """Return an open study's account, charged for each round its journal reached; in full where that is unknown."""
     if account.released or not account.reserved or account.is_in_full:
         return account
     if not may_go_on:
@@ -338,7 +338,7 @@ def _with_all_that_may_have_left(
 
 
 def reached_round(home: Home, study: str) -> int | None:
-    """The last round that the anchor of a study's journal knows; None where it is gone or damaged."""
+    """Return the last round that the anchor of a study's journal knows; None where it is gone or damaged."""
     from datasites.secagg.journal import Anchor  # the secure sum, for whoever reads a journal's anchor
 
     try:
@@ -348,7 +348,7 @@ def reached_round(home: Home, study: str) -> int | None:
 
 
 def charged_up_to(home: Home, study: str, account: StudyAccount, reached: int) -> StudyAccount:
-    """The account with all rounds up to `reached` charged, each as the study calls for it."""
+    """Return the account with all rounds up to `reached` charged, each as the study calls for it."""
     missing = [number for number in range(1, reached + 1) if number not in account.charged]
     if not missing:
         return account

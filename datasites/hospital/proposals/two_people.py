@@ -124,7 +124,7 @@ def waiting() -> list[Proposal]:
 
 
 def in_words(proposal: Proposal) -> str:
-    """What confirming it does."""
+    """Say what confirming it does."""
     terms = proposal.terms
     if proposal.kind == "restored":
         lost = [study.words for study in Lost.model_validate({"study": terms["lost"]}).study]

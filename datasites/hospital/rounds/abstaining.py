@@ -24,7 +24,7 @@ from datasites.study.letters import Abstention
 
 
 def said_of(round: Round) -> Abstention:
-    """What the researcher is told of a round that is sat out."""
+    """Return what the researcher is told of a round that is sat out."""
     return Abstention.model_validate({name: round.abstention[name] for name in Abstention.model_fields})
 
 

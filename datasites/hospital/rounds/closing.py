@@ -102,7 +102,7 @@ def send_account(home: Home, post: Correspondence) -> bool:
 
 
 def results_of(home: Home, study: str) -> dict[str, bytes]:
-    """What a closed study has as outputs in syft, by name: its account as it was sent; none where it is lost."""
+    """Return what a closed study has as outputs in syft, by name: its account as it was sent; none where it is lost."""
     path = _stored(home, study)
     return {ACCOUNT_FILE: path.read_bytes()} if path.exists() else {}
 
@@ -131,7 +131,7 @@ def _account(site: Site, case: OpenCase, row: Case) -> letters.PrivacyStatement:
 
 
 def told_fork(home: Home) -> Fork | None:
-    """What others are told of the last restore of this hospital's log; None where there was none."""
+    """Return what others are told of the last restore of this hospital's log; None where there was none."""
     try:
         return Fork.parse(home.fork.read_bytes())
     except FileNotFoundError:

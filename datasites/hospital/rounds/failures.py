@@ -26,7 +26,7 @@ class Failures:
         self._path = home.secagg / study_hash / "failures.json"
 
     def of(self, round: int) -> int:
-        """How often the work of this round has failed."""
+        """Say how often the work of this round has failed."""
         if not self._path.exists():
             return 0
         known = json.loads(self._path.read_bytes())

@@ -62,7 +62,7 @@ def give_up_keys(home: Home, study_hash: str) -> None:
 
 
 def open_journal(home: Home, study_hash: str) -> Journal:
-    """The journal of a study that runs; a new one for a study of which no round is known.
+    """Open the journal of a study that runs; a new one for a study of which no round is known.
 
     Raises `JournalRolledBack` where a round was charged or opened and neither journal nor anchor is there any more: a
     new journal would release that round once more.

@@ -51,7 +51,7 @@ def _move(
 def _moved(
     site: Site, number: int, person: Actor, reason: str, kind: str, states: tuple[str, ...], to: str
 ) -> tuple[Case, str]:
-    """The case in its new state, and the state before; call it in a transaction."""
+    """Return the case in its new state, and the state before; call it in a transaction."""
     require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
     row = Case.objects.select_for_update().get(pk=find_case(number).pk)
     log_owed(site, row)

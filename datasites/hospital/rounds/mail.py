@@ -78,7 +78,7 @@ class Correspondence:
 
     @property
     def looks_at(self) -> float | None:
-        """When `look_again` has something to look at, by the monotonic clock."""
+        """Say when `look_again` has something to look at, by the monotonic clock."""
         return self._repeats.next_due
 
     def look_again(self) -> None:
@@ -90,7 +90,7 @@ class Correspondence:
             self._this_hour(party)
 
     def answered(self, number: int, *kinds: str) -> None:
-        """What our letters of these kinds wait for has come."""
+        """Note that what our letters of these kinds wait for has arrived."""
         self._repeats.end(lambda letter: letter[1] == number and letter[2] in kinds)
 
     def over(self, before: int) -> None:
@@ -98,7 +98,7 @@ class Correspondence:
         self._repeats.end(lambda letter: letter[1] < before)
 
     def receive(self, sender: str, number: int, kind: str, most: int | None) -> Letter | None:
-        """The letter under that path, or None where there is none or it is refused; raises `StoreError` only.
+        """Return the letter under that path, or None where there is none or it is refused; raises `StoreError` only.
 
         most: bytes of its blob at most; None for the mailroom's own limit.
         """
@@ -131,7 +131,7 @@ class Correspondence:
         return True
 
     def posted(self, to: str, number: int, kind: str) -> bool:
-        """Whether this process has seen that letter into the store, and has not missed it there since."""
+        """Say whether this process has seen that letter into the store, and has not missed it there since."""
         return (to, number, kind) in self._posted
 
     def note(
@@ -156,7 +156,7 @@ class Correspondence:
         self._noted.add((event, *once))
 
     def _this_hour(self, party: str) -> _Hour:
-        """What `party` has given rise to in this hour. Once an hour is over, what was left out of it is recorded."""
+        """Return the counts of `party` in this hour. Once an hour is over, what was left out of it is recorded."""
         now = time.monotonic()
         hour = self._hours.setdefault(party, _Hour(now))
         if now - hour.since < HOUR:

@@ -112,7 +112,7 @@ class Leaving:
         return sigmas
 
     def _record(self, masked: MaskedVector, restarted: bool) -> Round | None:
-        """The round, its release in audit log and database, once, before it is sent; None for one that is sat out."""
+        """Record the release in audit log and database, once, before it is sent; None for a round that is sat out."""
         with transaction.atomic():
             record = Round.objects.select_for_update().get(case=self._case.row, round=masked.header.round)
             if record.state == Round.State.FAILED:

@@ -149,7 +149,7 @@ class RowWork:
             raise
 
     def _started_worker(self, case: OpenCase, gone: frozenset[str]) -> Worker:
-        """A worker with rows, those of `gone` not among them."""
+        """Start a worker with rows, those of `gone` not among them."""
         if self._worker is not None and not gone <= self._withdrawn:
             self._worker.close()
         if self._worker is None or not self._worker.alive:
@@ -166,7 +166,7 @@ class RowWork:
         return self._worker
 
     def _rows_of(self, case: OpenCase) -> dict[PartitionName, Partition]:
-        """The rows to work on. A database that is away is waited out here, so that it fails no work on rows."""
+        """Return the rows to work on; waits here for a database that is away, so that it fails no work on rows."""
         while True:
             self._require_open()
             try:
@@ -264,7 +264,7 @@ class RowWork:
 
 
 def records_commitment(home: Home, case: OpenCase, rows: dict[PartitionName, Partition]) -> str:
-    """Commitment to the very rows that a worker is given: encoded, on their side of the split, withdrawals left out."""
+    """Return a commitment to the rows that a worker is given: encoded, split, and without withdrawn patients."""
     digest = hashlib.sha256()
     for name, partition in sorted(rows.items()):
         for array, values in sorted(partition.arrays().items()):

@@ -144,7 +144,7 @@ def _differences(
 
 
 def _planned(case: OpenCase, shared: SharedNoise | None) -> Iterator[tuple[str, object, object]]:
-    """What the approved plans, which are charged, rest on, and what the round says it does (I17)."""
+    """Yield what the approved plans, which are charged, rest on, and what the round says it does (I17)."""
     plan, counts = case.plan, case.evaluation
     yield "mode", plan.mode, "local" if shared is None else "distributed"
     if shared is not None:
@@ -157,12 +157,12 @@ def _planned(case: OpenCase, shared: SharedNoise | None) -> Iterator[tuple[str, 
 
 
 def foreseen(error: Exception) -> bool:
-    """Whether a room of ours raised it: its words are for people, and hold no value of a row. Others' words may."""
+    """Say whether a room of ours raised it: its words are for people, and hold no value of a row. Others' words may."""
     return isinstance(error, DatasitesError)
 
 
 def in_words(error: Exception) -> str:
-    """An error as people here read it; others' words may hold a value of a row."""
+    """Return an error as people here read it; others' text may hold a value of a row."""
     return f"{error.rule}: {error}" if isinstance(error, DatasitesError) else type(error).__name__
 
 
@@ -337,7 +337,7 @@ class StudyRun:
         return False
 
     def _is_over(self, number: int) -> bool:
-        """Whether the researcher has said that nobody waits for this round's answers any more."""
+        """Say whether the researcher has said that nobody waits for this round's answers any more."""
         return self._post.receive(self._researcher, number, letters.OVER, 0) is not None
 
     def _load(self) -> None:
@@ -481,7 +481,7 @@ class StudyRun:
         return 4 * self._case.terms.parameters
 
     def _masked(self, row: Case, round: _RoundAtWork, computed: Computed) -> tuple[MemberState, MaskedVector]:
-        """The masked vector, allowed to leave; nothing has left before the journal holds it."""
+        """Return the masked vector, allowed to leave; nothing has left before the journal holds it."""
         case, manifest = round.case, round.manifest
         member, state = self._setup.member, self._journal.state
         assert member is not None
@@ -537,7 +537,7 @@ class StudyRun:
         return True
 
     def _sat_out(self, row: Case) -> Round | None:
-        """The newest round, logged by now, if it is sat out and that is not out; see `abstaining`."""
+        """Return the newest round, logged by now, if it is sat out and that has not been sent; see `abstaining`."""
         newest = Round.objects.filter(case=row).order_by("-round").first()
         if newest is None or newest.state != Round.State.FAILED or not newest.abstention:
             return None
@@ -559,7 +559,7 @@ class StudyRun:
 
 
 def _noted(round: _RoundAtWork, computed: Computed) -> str:
-    """What the hospital's own people should know of a round that went well."""
+    """Say what the hospital's own people should know of a round that went well."""
     late = math.ceil((round.due - round.started) / TICK - 1e-6) - round.case.terms.ticks
     words = [f"left {late} ticks of {TICK:g} s late"] if late > 0 else []
     words += ["its worker crashed, and was started again"] if computed.crashes else []

@@ -70,7 +70,7 @@ class LostKeys(OtherKeys):
 
 
 def read_blob(letter: Letter) -> bytes:
-    """The letter's payload, empty when it has none."""
+    """Return the letter's payload, empty when it has none."""
     return bytes(letter.blob or b"")
 
 
@@ -118,7 +118,7 @@ class EpochSetup:
             )
 
     def _not_pinned(self, roster: Roster, parties: Iterable[Party]) -> list[str]:
-        """Which of these parties' keys the roster does not hold, or not as the log says it was pinned, in words."""
+        """Say which of these parties' keys the roster does not hold, or not as the log says it was pinned, in words."""
         pinned = {entry.email: entry for entry in roster.entries}
         wrong, held = [], []
         for party in parties:

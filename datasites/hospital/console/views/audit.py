@@ -17,7 +17,7 @@ from datasites.study import audit_chain
 
 @page(READERS)
 def overview(request: Any) -> HttpResponse:
-    """Records, newest first."""
+    """Show records, newest first."""
     form = AuditSearch(request.GET or None)
     status, before, wanted = 200, 0, Filter()
     if form.is_bound:
@@ -42,7 +42,7 @@ def verify(request: Any) -> HttpResponse:
 
 @page(READERS, ("POST",))
 def export(request: Any) -> HttpResponse:
-    """The log after a signed checkpoint."""
+    """Send the log after a signed checkpoint."""
     site = request.site
     try:
         site.audit.append("exported", what="audit log", person=request.user.username)

@@ -52,7 +52,7 @@ def _names(home: Home) -> list[str]:
 
 
 def _wider(home: Home) -> list[tuple[population.Caps, Widen]]:
-    """What datasite.toml, as it is on the disk now, asks for beyond what was agreed."""
+    """Return what datasite.toml, as it is on the disk now, asks for beyond what was agreed."""
     try:
         datasets = Home.open(home.root).settings.datasets
     except InputError:

@@ -118,7 +118,7 @@ def recheck(request: Any, number: int) -> HttpResponse:
 
 @page(READERS, ("POST",))
 def evidence(request: Any, number: int) -> HttpResponse:
-    """The evidence bundle of a case, with its own verifier inside."""
+    """Send the evidence bundle of a case, with its own verifier inside."""
     row = _case(number)
     with tempfile.TemporaryDirectory(dir=request.site.home.root, prefix=".evidence-") as folder:
         out = Path(folder) / "bundle.zip"

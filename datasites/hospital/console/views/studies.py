@@ -56,7 +56,7 @@ def show(request: Any, number: int) -> HttpResponse:
 
 @page(READERS)
 def rounds(request: Any, number: int) -> HttpResponse:
-    """The part of the page that is fetched again while a study runs."""
+    """Show the part of the page that is fetched again while a study runs."""
     row = _study(number)
     return render(request, "console/rounds.html", {"row": row, **_rounds(row)})
 
