@@ -80,7 +80,7 @@ class PostgresAddress:
         return cls(own.pop("dbname"), **own, options={**_PATIENCE, **said})
 
     def in_django(self) -> dict[str, object]:
-        """As Django's settings have it; a connection is kept, and looked at before it is used again."""
+        """Return the address as Django's settings have it; a connection is kept, and tested before it is used again."""
         return {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": self.name,
@@ -93,13 +93,13 @@ class PostgresAddress:
 
 
 def options_in_words(options: dict[str, str]) -> str:
-    """Options of a connection for people; secret ones, by libpq's own mark, are hidden."""
+    """Return the options of a connection for people; secret ones, by libpq's own mark, are hidden."""
     secret = {name for name, mark in _libpq_options().items() if mark != ""}
     return ", ".join(f"{name}={'***' if name in secret else value}" for name, value in sorted(options.items()))
 
 
 def _libpq_options() -> dict[str, str]:
-    """Names that this libpq knows, and how it marks them: "*" for a secret, "D" for debugging."""
+    """Return names that this libpq knows, and how it marks them: "*" for a secret, "D" for debugging."""
     from psycopg import pq
 
     return {option.keyword.decode(): (option.dispchar or b"").decode() for option in pq.Conninfo.get_defaults()}

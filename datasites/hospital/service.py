@@ -404,5 +404,5 @@ class Service:
 
 
 def _account_of(post: Correspondence) -> Posted:
-    """Under which name a study's account is sent."""
+    """Return the name under which a study's account is sent."""
     return post.researcher, letters.SETUP_ROUND, letters.ACCOUNT

@@ -52,7 +52,7 @@ def serve_until(stop: threading.Event, root: Path, console: bool = True) -> None
 
 
 def _at_start(home: Home, error: Exception) -> tuple[str, str] | None:
-    """`outage_of`, but for a store that answers and refuses: at a start that is a mistake in the settings."""
+    """Return `outage_of`, but not for a store that refuses: at a start that is a mistake in the settings."""
     if isinstance(error, StoreError) and not isinstance(error, StoreUnreachable):
         return None
     return outage_of(home, error)

@@ -82,6 +82,6 @@ def open_store(home: Home) -> Store:
 
 
 def open_control(site: Site) -> HospitalControl:
-    """Syft's control plane of this datasite; one process at a time."""
+    """Open syft's control plane of this datasite; one process at a time."""
     home = site.home
     return HospitalControl.open(site.identity, home.syftbox, open_store(home), home.transport, Roster.load(home.roster))

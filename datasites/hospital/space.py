@@ -43,7 +43,7 @@ class Room:
 
 
 def rooms(home: Home) -> Iterator[Room]:
-    """Home, store (where it is a folder of this machine) and temporary files; each file system once."""
+    """Yield home, store (where it is a folder of this machine) and temporary files; each file system once."""
     places = [("home", home.root), ("temporary files", Path(tempfile.gettempdir()))]
     if (store := home.settings.store).startswith(("/", "file:///")):
         places.insert(1, ("store", Path(store.removeprefix("file://"))))

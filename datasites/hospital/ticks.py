@@ -70,17 +70,17 @@ USUAL_START = 300
 
 
 def invented_rows(records: int, held_out: float) -> tuple[int, int]:
-    """Training and held-out rows that a measurement invents, where so many records are declared; never a count."""
+    """Return the training and held-out rows to invent for so many declared records; never a count of rows."""
     return math.ceil(records * (1 - held_out)), math.ceil(records * held_out)
 
 
 def ticks_for(seconds: float) -> int:
-    """Ticks to allow a round whose work took `seconds` on invented rows; at least seven."""
+    """Return the ticks to allow a round whose work took `seconds` on invented rows; at least seven."""
     return max(1, math.ceil(_ROOM * seconds / TICK)) + _SPARE
 
 
 def reading_ticks(records: int, values: int, listed: int = 0) -> int:
-    """Ticks that it takes to read `records`, as declared, with `values` numbers each; also where they can't be read.
+    """Return the ticks for reading `records`, as declared, with `values` numbers each; also where they can't be read.
 
     listed: records that are declared for all whose patients stand on lists that are read as well.
     """
@@ -89,7 +89,7 @@ def reading_ticks(records: int, values: int, listed: int = 0) -> int:
 
 
 def loading_ticks(start: int, records: int, values: int) -> int:
-    """Ticks after which a worker has its rows that takes `start` of them to start, with `records` as declared."""
+    """Return the ticks until a worker has its rows that takes `start` of them to start, with `records` as declared."""
     return start + reading_ticks(records, values)
 
 

@@ -51,7 +51,7 @@ def commit(salt: bytes, content: Mapping[str, Any]) -> str:
 
 
 def openings(home: Home, commitments: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """{"salt": …, "content": …} of each of these commitments that this home can open."""
+    """Yield {"salt": …, "content": …} of each of these commitments that this home can open."""
     for commitment in commitments:
         if not re.fullmatch("[0-9a-f]{64}", commitment):
             continue

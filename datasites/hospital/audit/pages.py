@@ -40,7 +40,7 @@ class AuditPage:
 
 
 def audit_page(path: Path, wanted: Filter, before: int = 0, size: int = 50) -> AuditPage:
-    """Up to `size` records that match, of those that end before byte `before` (0: from the end)."""
+    """Return up to `size` records that match, of those that end before byte `before` (0: from the end)."""
     found: list[LogRecord] = []
     length = path.stat().st_size
     start = before if 0 < before < length else length
@@ -62,7 +62,7 @@ def _record(line: bytes) -> LogRecord | None:
 
 
 def _backwards(path: Path, end: int) -> Iterator[tuple[int, bytes]]:
-    """(position, line) of the lines that end before `end`, last first."""
+    """Yield (position, line) of the lines that end before `end`, last first."""
     with path.open("rb") as file:
         rest, position = b"", end
         while position > 0:

@@ -80,7 +80,7 @@ def _ask(home: Home, what: str, request: Agreed, reply: type[Reply]) -> Reply:
 
 
 def plans_of(home: Home, study: StudyTerms, limits: HospitalLimits) -> tuple[PrivacyPlan, EvaluationPlan]:
-    """`study_plan.plan_of`: the plans of a study within a hospital's limits; raises `PlanError`."""
+    """Return the plans of a study (`study_plan.plan_of`) within a hospital's limits; raises `PlanError`."""
     wanted = Plan(
         study=study,
         epsilon=limits.epsilon,
@@ -108,15 +108,15 @@ class PricesApart(Prices):
         self._home = home
 
     def pld(self, events: Iterable[Event], delta: float) -> float:
-        """As the accountant says."""
+        """Return what the accountant says."""
         return self._priced(PriceRequest(method="pld", of=in_order(events), at=delta))
 
     def rdp(self, events: Iterable[Event], delta: float) -> float:
-        """As the accountant says."""
+        """Return what the accountant says."""
         return self._priced(PriceRequest(method="rdp", of=in_order(events), at=delta))
 
     def divergence(self, mechanism: Charge, order: int) -> float:
-        """As the accountant says."""
+        """Return what the accountant says."""
         return self._priced(PriceRequest(method="divergence", of=(mechanism,), at=order))
 
     def _priced(self, wanted: PriceRequest) -> float:

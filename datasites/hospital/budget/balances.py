@@ -43,7 +43,7 @@ class StoredPrice:
 
     @classmethod
     def read(cls, charges: object, local: object) -> StoredPrice:
-        """From plain JSON values."""
+        """Read a price from plain JSON values."""
         return cls(canonical_json(charges).decode(), canonical_json(local).decode())
 
     @property
@@ -99,12 +99,12 @@ class StudyAccount:
         return 0 in self.charged
 
     def charged_events(self, partition: str, *, local: bool = False) -> list[Event]:
-        """Events of all rounds that were charged."""
+        """Return the events of all rounds that were charged."""
         prices = [prices[partition] for prices in self.charged.values() if partition in prices]
         return [price.local_event if local else price.event for price in prices]
 
     def reserved_events(self, partition: str) -> list[Event]:
-        """Events of the reservation."""
+        """Return the events of the reservation."""
         return [self.reserved[partition].event] if partition in self.reserved else []
 
     def committed(self, partition: str) -> list[Event]:
@@ -119,7 +119,7 @@ Accounts = Mapping[str, StudyAccount]
 
 
 def of_database(population: str) -> dict[str, StudyAccount]:
-    """All studies of a population as the database has them."""
+    """Return all studies of a population as the database has them."""
     found: dict[str, StudyAccount] = {}
     for entry in LedgerEntry.objects.filter(population=population):
         known = found.get(entry.study_hash) or StudyAccount(reserved={}, charged={})
@@ -136,7 +136,7 @@ def of_database(population: str) -> dict[str, StudyAccount]:
 
 
 def larger(one: StudyAccount | None, other: StudyAccount | None, order: int) -> StudyAccount:
-    """Of two accounts of one study, line by line the larger loss at this Renyi order.
+    """Return the larger loss of two accounts of one study, line by line, at this Renyi order.
 
     Losses add up at one order, so what this commits is at least what either account commits.
     """
@@ -151,7 +151,7 @@ def larger(one: StudyAccount | None, other: StudyAccount | None, order: int) -> 
 
 
 def merged(one: Accounts, other: Accounts, order: int) -> dict[str, StudyAccount]:
-    """Of two sets of accounts, the larger loss of each study at the order of the population's filter."""
+    """Return the larger loss of each study of two sets of accounts, at the order of the population's filter."""
     return {study: larger(one.get(study), other.get(study), order) for study in sorted(one.keys() | other.keys())}
 
 
@@ -180,7 +180,7 @@ def _minus(whole: str, parts: Iterable[str]) -> str:
 
 
 def differing(one: StudyAccount | None, other: StudyAccount | None) -> list[str]:
-    """Lines in which two accounts of one study differ, by name."""
+    """Return the lines in which two accounts of one study differ, by name."""
     first, second = one or StudyAccount(), other or StudyAccount()
     lines = ["its reservation"] if first.reserved != second.reserved else []
     rounds = sorted(

@@ -54,11 +54,11 @@ class BudgetHistory:
 
     @classmethod
     def read(cls, dataset: DatasetSettings) -> BudgetHistory:
-        """All lines of that ledger, in the order in which they were written."""
+        """Return all lines of that ledger, in the order in which they were written."""
         return cls(dataset, tuple(LedgerEntry.objects.filter(population=dataset.population)))
 
     def history(self, partition: str) -> tuple[Point, ...]:
-        """Spent and committed epsilon over time, at most `POINTS` points; the last one is the present."""
+        """Return spent and committed epsilon over time, at most `POINTS` points; the last one is the present."""
         entries = [entry for entry in self.entries if entry.partition == partition]
         step = max(1, -(-len(entries) // POINTS))
         reserved: dict[str, Counter[Charge]] = {}
@@ -80,7 +80,7 @@ class BudgetHistory:
         return tuple(points)
 
     def studies(self) -> tuple[StudyLine, ...]:
-        """One line per study and partition, newest study first."""
+        """Return one line per study and partition, newest study first."""
         names = {case.study_hash: case for case in Case.objects.only("study_hash", "study_name", "pk").order_by("pk")}
         keys = dict.fromkeys((e.study_hash, e.partition) for e in reversed(self.entries))
         lines = []

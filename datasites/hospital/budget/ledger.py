@@ -110,7 +110,7 @@ class PartitionState:
 
 
 def accounts_of(population: str) -> dict[str, StudyAccount]:
-    """All studies of a population: of database and audit log the larger loss, line by line."""
+    """Return all studies of a population: the larger loss of database and audit log, line by line."""
     logged = ledger_log.tell(this_home()).of(population)
     return balances.merged(balances.of_database(population), logged, opened_order(population) or ANY_ORDER)
 
@@ -161,7 +161,7 @@ class Reading:
 
     @classmethod
     def of(cls, dataset: DatasetSettings, prices: Prices | None = None) -> Reading:
-        """Of a dataset's population now; prices: those that are kept, unless given."""
+        """Read the ledger of a dataset's population now; prices: those that are kept, unless given."""
         return cls(accounts_of(dataset.population), Measure.of(dataset, prices))
 
     def account(self, study: str) -> StudyAccount:
@@ -169,12 +169,12 @@ class Reading:
         return self.known.get(study) or StudyAccount()
 
     def elsewhere(self, study: str) -> dict[str, float]:
-        """Epsilon that all studies but this one have reserved or charged, per partition."""
+        """Return the epsilon that all studies but this one have reserved or charged, per partition."""
         others = _others(self.known, study)
         return {partition: self.budget.epsilon(balances.committed(others, partition)) for partition in PARTITIONS}
 
     def after(self, asked: Mapping[str, PrivacyCost], study: str = "") -> dict[str, float]:
-        """Epsilon of each partition if `study` reserved `asked` on top of everything committed."""
+        """Return the epsilon of each partition if `study` reserved `asked` on top of everything committed."""
         others = _others(self.known, study)
         return {
             partition: self.budget.epsilon([*balances.committed(others, partition), price.event])
@@ -182,7 +182,7 @@ class Reading:
         }
 
     def state(self) -> tuple[PartitionState, ...]:
-        """Spent and committed per partition, as they read."""
+        """Return spent and committed per partition, as they read."""
         budget, known = self.budget, self.known.values()
         return tuple(
             PartitionState(
@@ -217,12 +217,12 @@ class Reading:
 
 
 def state(dataset: DatasetSettings) -> tuple[PartitionState, ...]:
-    """Spent and committed per partition, as they read now."""
+    """Return spent and committed per partition, as they read now."""
     return Reading.of(dataset).state()
 
 
 def study_charged(dataset: DatasetSettings, study: str, delta: float) -> dict[str, dict[str, float]]:
-    """`Reading.charged`, now."""
+    """Return `Reading.charged`, as it reads now."""
     return Reading.of(dataset).charged(study, delta)
 
 

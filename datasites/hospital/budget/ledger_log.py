@@ -83,7 +83,7 @@ class Told:
         return self.lists.get(population, self.lists_begin)
 
     def of(self, population: str) -> Mapping[str, StudyAccount]:
-        """Accounts of one population."""
+        """Return the accounts of one population."""
         return self.studies.get(population, {})
 
     def accounts_of_study(self, study: str) -> list[StudyAccount]:
@@ -91,7 +91,7 @@ class Told:
         return [accounts[study] for accounts in self.studies.values() if study in accounts]
 
     def unpriced(self, more: Iterable[Accounts] = ()) -> list[str]:
-        """Studies with lines of an older version whose amounts stand neither in later records nor in `more`."""
+        """Return studies with lines of an older version whose amounts stand neither in later records nor in `more`."""
         known = [*self.studies.values(), *more]
         return sorted(
             {study for study, number in self.older if not any(_has_line(one.get(study), number) for one in known)}
@@ -174,7 +174,7 @@ def _has_line(account: StudyAccount | None, number: int) -> bool:
 
 
 def in_log(prices: Prices) -> dict[str, str]:
-    """Fields of a record that hold these prices."""
+    """Return the fields of a record that hold these prices."""
     charges, local = _texts(prices)
     return {"charges": charges, "local_charges": local}
 
@@ -244,13 +244,13 @@ class LedgerAnchor(Agreed):
     lists_begin: str = NO_TOKEN
 
     def canonical(self) -> bytes:
-        """Without the lists where the log knows of none, as an older version wrote it."""
+        """Return the bytes without the lists where the log knows of none, as an older version wrote them."""
         knows = self.lists or self.lists_begin != NO_TOKEN
         return canonical_json(self.model_dump(mode="json", exclude=set() if knows else {"lists", "lists_begin"}))
 
     @classmethod
     def of(cls, at: Position, told: Told) -> LedgerAnchor:
-        """At a position."""
+        """Make the anchor of a position in the log."""
         lines = [
             _Line(
                 population=population,

@@ -102,7 +102,7 @@ def round_entry(population: str, number: int, prices: Prices) -> dict[str, objec
 
 
 def entry_digest(population: str, number: int, prices: Prices) -> str:
-    """SHA-256 of `round_entry`."""
+    """Return SHA-256 of `round_entry`."""
     return sha256_hex(canonical_json(round_entry(population, number, prices)))
 
 
@@ -133,7 +133,7 @@ def finish(site: Site, population: str) -> None:
 
 
 def finish_all(site: Site) -> None:
-    """`finish` for every population, before a service compares database, log and anchor at its start."""
+    """Call `finish` for every population, before a service compares database, log and anchor at its start."""
     from datasites.hospital.budget.promises import alone
 
     for population in sorted({line.population for line in _waiting(site)}):

@@ -111,7 +111,7 @@ def accepted_delta(population: str) -> float:
 
 
 def history(population: str) -> list[BudgetFact]:
-    """All facts about a population's caps, oldest first."""
+    """Return all facts about a population's caps, oldest first."""
     return list(BudgetFact.objects.filter(population__name=population))
 
 
@@ -208,7 +208,7 @@ def _logged(population: str) -> Promise | None:
 
 
 def split_of(dataset: DatasetSettings) -> Population:
-    """Key and share by which the population's patients are split, made when its budget was opened and never changed.
+    """Return key and share by which the population's patients are split, made when its budget was opened, for good.
 
     Raises `InputError` when `datasite.toml` no longer says what the split was made with: a patient who moved from one
     side to the other could lose on both, and the ledger counts the larger loss only.

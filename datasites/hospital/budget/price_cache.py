@@ -50,17 +50,17 @@ class KeptPrices(PricesApart):
         self._seen: dict[bytes, float] = {}
 
     def pld(self, events: Iterable[Event], delta: float) -> float:
-        """As the accountant says, or has said."""
+        """Return what the accountant says, or said before."""
         event = in_order(events)
         return self._figure("pld", event, delta, lambda: super(KeptPrices, self).pld([event], delta))
 
     def rdp(self, events: Iterable[Event], delta: float) -> float:
-        """As the accountant says, or has said."""
+        """Return what the accountant says, or said before."""
         event = in_order(events)
         return self._figure("rdp", event, delta, lambda: super(KeptPrices, self).rdp([event], delta))
 
     def divergence(self, mechanism: Charge, order: int) -> float:
-        """As the accountant says, or has said."""
+        """Return what the accountant says, or said before."""
         what = (mechanism,)
         return self._figure("divergence", what, order, lambda: super(KeptPrices, self).divergence(mechanism, order))
 
@@ -83,7 +83,7 @@ class KeptPrices(PricesApart):
 
 
 def kept_prices() -> KeptPrices:
-    """Those of the home that this process is connected to."""
+    """Return the prices of the home that this process is connected to."""
     return KeptPrices(this_home())
 
 

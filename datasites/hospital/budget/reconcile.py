@@ -38,7 +38,7 @@ def require_one_story(home: Home, population: str | None = None) -> None:
 
 
 def differences(home: Home, population: str | None = None) -> Iterator[str]:
-    """All differences in words, naming population, study and round, and what to do."""
+    """Yield all differences in words, naming population, study and round, and what to do."""
     older = _of_older_version(home)
     if not ledger_log.tell(home).unpriced():  # an older version had no anchor of the ledger, and is refused as it is
         for words in _of_the_anchor(home):
@@ -64,7 +64,7 @@ def _differences(home: Home, population: str | None, older: frozenset[str]) -> I
 
 
 def _of_older_version(home: Home) -> list[str]:
-    """Studies that an older version has charged or reserved, and of which the log doesn't say the amounts.
+    """Return the studies that an older version charged or reserved, and whose amounts the log doesn't say.
 
     Older versions logged no amounts, and no budget that was opened as it is now; here nothing is reserved before that.
     """

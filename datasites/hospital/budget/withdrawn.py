@@ -18,7 +18,7 @@ from datasites.study.files import replace_durably
 
 
 def listed_in(path: Path) -> frozenset[str]:
-    """Entries of one file of the list; none where there is no such file."""
+    """Return the entries of one file of the list; none where there is no such file."""
     return frozenset(json.loads(path.read_text())) if path.exists() else frozenset()
 
 
@@ -32,7 +32,7 @@ def log_the_list(site: Site) -> None:
 
 
 def missing(home: Home) -> dict[str, int]:
-    """By population, how many the list lacks of those who have withdrawn as the log says."""
+    """Return, by population, how many the list lacks of those who have withdrawn as the log says."""
     told = ledger_log.tell(home).withdrawn
     lacking = {name: len(logged - listed(home, name)) for name, logged in told.items()}
     return {name: number for name, number in sorted(lacking.items()) if number}

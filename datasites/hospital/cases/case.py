@@ -104,11 +104,11 @@ class OpenCase:
         return StudyPlan.of(self.study, limits_of(self.dataset), self.plan, self.evaluation, kept_prices())
 
     def gradient_ring(self, dimension: int) -> RingTerms | None:
-        """Return how this hospital's noised sums lie in the secure sum; None in local mode, whose noise needs no grid."""
+        """Return the grid of this hospital's noised sums; None in local mode, whose noise needs no grid."""
         return gradient_ring(self.study, dimension)
 
     def counts_ring(self, kind: EvaluationKind) -> RingTerms | None:
-        """Return how its noised counts lie in it; None in local mode."""
+        """Return the grid of its noised counts; None in local mode."""
         return counts_ring(self.study, kind)
 
     @property

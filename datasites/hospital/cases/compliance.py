@@ -281,7 +281,7 @@ def _cohort(case: OpenCase, manifest: RoundManifest | None) -> CohortFacts:
 
 
 def _budget(case: OpenCase, manifest: RoundManifest | None) -> BudgetFacts:
-    """Figures of the partition that stands worst, field by field; both partitions have the same cap.
+    """Return the figures of the partition that stands worst, field by field; both partitions have the same cap.
 
     The study's own figure is by PLD at the study's delta, the dataset's by the Renyi filter at the dataset's.
     """

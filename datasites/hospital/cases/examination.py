@@ -119,7 +119,7 @@ def start_worker(
 
 
 def unfinished(site: Site) -> set[tuple[str, str]]:
-    """Submissions whose `admit` the end of a process has interrupted, to be taken again, as (name, submitter).
+    """Return submissions whose `admit` the end of a process has interrupted, to be taken again, as (name, submitter).
 
     Each is logged as taken again; one that was so `MOST_AGAIN` times gets a note for people instead. Of cases that a
     person has decided on none is left.
@@ -285,7 +285,7 @@ def _keep(row: Case, keep: Callable[[], str] | None) -> bool:
 
 
 def _reason(error: Exception, remedy: str) -> str:
-    """Why, in words that hold nothing private: others' errors may quote a value, so only their kind is said."""
+    """Say why, without anything private: others' errors may quote a value, so only their kind is given."""
     if isinstance(error, DatasitesError | PlanError):
         return str(error)
     kind = type(error).__name__
@@ -386,7 +386,7 @@ Mock = Partition | DatasitesError
 
 
 def _mock_of(reader: TableReader, dataset: DatasetSettings, model: DataModel) -> Mock:
-    """Mock rows to rehearse on, or why there are none."""
+    """Return mock rows to rehearse on, or why there are none."""
     try:
         return Partition(**reader.mock(dataset, model))
     except DatasitesError as error:
@@ -410,7 +410,7 @@ def _rehearse_once(
 
 
 def _rests_on(home: Home, case: OpenCase, mock: Mock) -> str:
-    """Digest of everything that decides on a rehearsal: submission, plans, mock, limits, versions, and the machine."""
+    """Return the digest of all that decides on a rehearsal: submission, plans, mock, limits, versions and machine."""
     rows = hashlib.sha256()
     for name, array in [] if isinstance(mock, DatasitesError) else sorted(mock.arrays().items()):
         rows.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + array.tobytes())

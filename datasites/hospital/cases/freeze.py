@@ -59,7 +59,7 @@ class ApprovalTerms(Agreed):
 
 
 def dependencies() -> dict[str, str]:
-    """Installed versions of what an approval binds."""
+    """Return the installed versions of what an approval binds."""
     return {name: version(name) for name in DEPENDENCIES}
 
 

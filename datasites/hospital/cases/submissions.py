@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 
 def in_a_thread(act: Callable[[], Result]) -> Future[Result]:
-    """Do it in a thread of its own, for which the end of the process doesn't wait."""
+    """Do `act` in a thread of its own, for which the end of the process doesn't wait."""
     future: Future[Result] = Future()
 
     def run() -> None:
@@ -102,11 +102,11 @@ class Submissions:
         return self._work.name if self._work is not None and self._work.case.done() else None
 
     def known(self) -> set[Name]:
-        """Those that need not be begun."""
+        """Return the submissions that need not be begun."""
         return self._begun | set(Case.objects.values_list("job_name", "submitted_by")) - self._interrupted
 
     def turns(self) -> Callable[[str], int | None]:
-        """Whose turn it is: the one's with the least figure, so that submitters take turns; None: nobody's now."""
+        """Return a function that says when a submitter has its turn: the least figure first; None: not now."""
         lately = Case.objects.filter(state=Case.State.REFUSED, received_at__gte=timezone.now() - HOUR)
         refused = Counter(lately.values_list("submitted_by", flat=True))
         return lambda submitter: self._turns.get(submitter, 0) if refused[submitter] < MOST_REFUSED else None

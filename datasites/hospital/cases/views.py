@@ -177,7 +177,7 @@ class CaseView:
 
 
 def missing_roles(row: Case, reviews: list[tuple[str, str, str]]) -> tuple[str, ...]:
-    """Reviewer roles without an approval of the present hash; empty unless the case is in review."""
+    """Return the reviewer roles without an approval of the present hash; empty unless the case is in review."""
     if row.state != Case.State.REVIEW:
         return ()
     given = {role for role, verdict, hash in reviews if verdict == "approve" and hash == row.approval_hash}
@@ -185,14 +185,14 @@ def missing_roles(row: Case, reviews: list[tuple[str, str, str]]) -> tuple[str, 
 
 
 def view_case(home: Home, row: Case) -> CaseView:
-    """Everything about one case; raises `FrozenCopyChanged` or `InputError` when it is not what was examined."""
+    """Return everything about one case; raises `FrozenCopyChanged` or `InputError` when it is not what was examined."""
     examined = _examined(home, row) if row.terms else None
     source = in_words(home, row, rows=False)
     return CaseView(row=row, reviews=_reviews(row), examined=examined, problem="", source=source)
 
 
 def view_case_or_problem(home: Home, row: Case) -> CaseView:
-    """As `view_case`; an error becomes the view's `problem` instead, for a page that must show something."""
+    """Return `view_case`; an error becomes the view's `problem` instead, for a page that must show something."""
     try:
         return view_case(home, row)
     except DatasitesError as error:

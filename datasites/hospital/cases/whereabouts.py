@@ -40,7 +40,7 @@ class Place:
     problem: str = ""
 
     def left_out(self, *, all_spellings: bool) -> int:
-        """Rows that a withdrawal leaves out."""
+        """Return the rows that a withdrawal leaves out."""
         return self.rows + (self.other_rows if all_spellings else 0)
 
     def in_words(self, *, all_spellings: bool) -> str:
@@ -63,7 +63,7 @@ _UNNAMED = "no column names patients, so nobody can be left out by name; "
 
 
 def look_for(home: Home, reader: TableReader, dataset: str, patient: str) -> tuple[Place, ...]:
-    """All places in which a withdrawal from a dataset counts; raises `InputError` for an unknown dataset."""
+    """Return all places in which a withdrawal from a dataset counts; raises `InputError` for an unknown dataset."""
     population = home.dataset(dataset).population
     related = [one for one in home.settings.datasets if population in (one.name, one.population)]
     names = {one.name for one in related}
@@ -74,7 +74,7 @@ def look_for(home: Home, reader: TableReader, dataset: str, patient: str) -> tup
 
 
 def looking_ticks(home: Home) -> int:
-    """Ticks that looking takes, by what is declared and submitted: whose records are there depends on rows."""
+    """Return ticks that looking takes, by what is declared and submitted: whose records are there depends on rows."""
     declared = sum(one.declared_records for one in home.settings.datasets)
     return reading_ticks(declared * (1 + _may_run().count()), 0)
 

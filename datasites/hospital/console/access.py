@@ -122,7 +122,7 @@ def locked_out(request: HttpRequest, *_: object) -> HttpResponse:
 
 
 def client_name(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str | None:
-    """Whose wrong passwords are counted: the name that was given, or what stands for it where nobody has it.
+    """Return whose wrong passwords are counted: the given name, or what stands for it where nobody has it.
 
     People type passwords there, and this is kept in the database and written into the service's log.
     """
@@ -133,5 +133,5 @@ def client_name(request: HttpRequest, credentials: dict[str, Any] | None = None)
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """Address of the client, as the server saw it; None where it saw none (a Unix socket)."""
+    """Return the address of the client, as the server saw it; None where it saw none (a Unix socket)."""
     return request.META.get("REMOTE_ADDR") or None

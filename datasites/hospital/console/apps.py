@@ -15,7 +15,7 @@ class ConsoleConfig(AppConfig):
     label = "console"
 
     def ready(self) -> None:
-        """Have failures to sign in, or to confirm a decision, counted for the audit log."""
+        """Count failures to sign in, or to confirm a decision, for the audit log."""
         from axes.signals import user_locked_out
 
         user_login_failed.connect(_failed)

@@ -243,7 +243,7 @@ class AddPerson(forms.Form):
             del self.fields["by_provider"]
 
     def clean(self) -> dict[str, Any]:
-        """Either a password or the organisation's sign-in."""
+        """Require either a password or the organisation's sign-in."""
         data = super().clean() or {}
         if not data.get("new_password") and not data.get("by_provider"):
             self.add_error("new_password", "Give them a first password.")
@@ -265,7 +265,7 @@ class ChangePassword(forms.Form):
     again = NewPassword(label="New password again", validators=[ProhibitNullCharactersValidator()])
 
     def clean(self) -> dict[str, Any]:
-        """Both new ones must be the same."""
+        """Require that both new passwords are the same."""
         data = super().clean() or {}
         if data.get("new_password") != data.get("again"):
             self.add_error("again", "The two new passwords differ.")
@@ -273,7 +273,7 @@ class ChangePassword(forms.Form):
 
 
 def problems(form: forms.Form) -> Iterator[str]:
-    """Each problem of a form in one line, for places that show a message and not the form."""
+    """Yield each problem of a form in one line, for places that show a message and not the form."""
     for name, errors in form.errors.items():
         label = form.fields[name].label or name if name in form.fields else ""
         for error in errors:

@@ -46,7 +46,7 @@ class Provider(OIDCAuthenticationBackend):
     """Finds the person whom the provider's tokens speak of; see OpenID Connect Core 1.0, 3.1.3.7 and 5.3.2."""
 
     def verify_token(self, token: str, **values: Any) -> dict[str, Any]:
-        """Claims of an ID token; raises `SuspiciousOperation` for one that is not for this console."""
+        """Return the claims of an ID token; raises `SuspiciousOperation` for one that is not for this console."""
         claims = super().verify_token(token, **values)
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
@@ -62,7 +62,7 @@ class Provider(OIDCAuthenticationBackend):
         return claims
 
     def get_userinfo(self, access_token: str, id_token: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """Claims of the userinfo endpoint, which must speak of the ID token's subject."""
+        """Return the claims of the userinfo endpoint, which must speak of the ID token's subject."""
         claims = super().get_userinfo(access_token, id_token, payload)
         if claims.get("sub") != payload["sub"]:
             raise SuspiciousOperation("userinfo: of another subject than the ID token")
@@ -103,7 +103,7 @@ class Begin(OIDCAuthenticationRequestView):
     """Sends the browser to the provider; with `?again=1`, to sign in there again whatever session it has."""
 
     def get(self, request: Any) -> HttpResponse:
-        """Remember who set out to confirm, if it is that."""
+        """Remember who set out to confirm, if this is a confirmation."""
         request.session.pop(CONFIRMING, None)
         if self._again(request):
             request.session[CONFIRMING] = {"person": request.user.pk, "since": time.time()}
@@ -139,11 +139,11 @@ class Finish(OIDCAuthenticationCallbackView):
             return refuse(request, 503, f"{now}. Sign in again in a moment; the datasite's log says why.")
 
     def login_failure(self) -> HttpResponse:
-        """Nobody is entered with the address that the provider gave, or the sign-in was cancelled there."""
+        """Answer a sign-in that was cancelled at the provider, or whose address belongs to nobody entered here."""
         return refuse(self.request, 403, "Nobody signed in. An admin enters people here, with their e-mail address.")
 
     def login_success(self) -> HttpResponse:
-        """Sign the person in, or note that they have just shown again who they are."""
+        """Sign the person in, or note that they have just proved again who they are."""
         confirming = self.request.session.pop(CONFIRMING, None)
         if confirming is None:
             if not role_of(self.user):

@@ -75,7 +75,7 @@ def readable(path: Path, setting: str) -> Iterator[None]:
 
 
 def cell_text(value: object) -> str:
-    """One cell as text; "" for no value (None, NaN and their like). Text is left as it is."""
+    """Return one cell as text; "" for no value (None, NaN and their like). Text is left as it is."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):

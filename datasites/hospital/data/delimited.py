@@ -160,7 +160,7 @@ def _records(text: str, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _fields(record: str, separator: Separator) -> list[str] | None:
-    """Fields of one record, or None where quotes or carriage returns stand where none may."""
+    """Return the fields of one record, or None where quotes or carriage returns stand where none may."""
     if '"' not in record:
         return None if "\r" in record else record.split(separator)
     field = _FIELD[separator]

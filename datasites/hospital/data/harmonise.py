@@ -115,7 +115,7 @@ class _Reader:
         return self._in_range(float(exact) * self.column.factor + self.column.offset)
 
     def hints(self, unread: Counter[str]) -> str:
-        """Of cells that have no meaning: what may be meant, in words that are no patient's."""
+        """Suggest what cells without a meaning may mean, without a patient's own text."""
         usual = Counter(word(cell).lower() for cell in unread.elements() if word(cell).lower() in USUAL_FOR_MISSING)
         said = [f"{times} say {text!r}: if that means no value, name it in `missing`" for text, times in usual.items()]
         keys = {code(key.casefold()) for key in (*self.column.values, *self._levels)}
@@ -141,7 +141,7 @@ class _Reader:
 
 
 def codes_that_match_nothing(feature: Feature, column: Column, cells: Iterable[str]) -> list[str]:
-    """Entries of `missing` and `values` that no cell of this column is, as the mapping writes them."""
+    """Return the entries of `missing` and `values` that no cell of this column is, as the mapping writes them."""
     reader, seen = _Reader(feature, column), set(cells)
     codes, keys = {code(cell) for cell in seen}, {reader.key(cell) for cell in seen}
     unused = [cell_text(entry) for entry in column.missing if code(cell_text(entry)) not in codes]
@@ -149,7 +149,7 @@ def codes_that_match_nothing(feature: Feature, column: Column, cells: Iterable[s
 
 
 def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> tuple[pd.Series, FeatureReadiness]:
-    """One feature from the local table, and its readiness; nothing raises for a value, the report says it."""
+    """Return one feature from the local table, and its readiness: a value raises nothing, the report states it."""
     if column.source not in table.columns:
         reason = f"column {column.source!r} is not in the table; mend `from`"
         return pd.Series(dtype=object), FeatureReadiness(name=feature.name, ready=False, reason=reason)

@@ -99,7 +99,7 @@ def contents(table: Cells) -> Iterator[str]:
 
 
 def _by_name(table: Cells) -> tuple[list[str], Iterator[list[str]]]:
-    """Names of a table's columns, sorted, and each row's cells in that order."""
+    """Return the names of a table's columns, sorted, and each row's cells in that order."""
     places = sorted(range(len(table.names)), key=table.names.__getitem__)
     return [table.names[place] for place in places], ([row[place] for place in places] for row in table)
 
@@ -107,7 +107,7 @@ def _by_name(table: Cells) -> tuple[list[str], Iterator[list[str]]]:
 def require_others(
     home: Home, population: str, identities: Iterable[str], accepted: frozenset[str], rows: Iterable[str] = ()
 ) -> Digests:
-    """Digests of these patients, or `SamePatients` where some of them stand in a population that isn't `accepted`.
+    """Return digests of these patients; raises `SamePatients` where some are in a population that isn't `accepted`.
 
     accepted: populations of which two people said that they are other patients. A population whose patients are not
     all known (their list is an older one or was lost, or an older version kept none) counts as the same until then.
@@ -186,7 +186,7 @@ def in_portions(digests: Iterable[bytes]) -> Digests:
 
 
 def _in_order(portion: bytes | bytearray) -> bytes:
-    """Each of a portion once, sorted: so they tell nothing of the order in which patients came."""
+    """Return each of a portion once, sorted: so they show nothing of the order in which patients came."""
     return b"".join(sorted(_each(portion)))
 
 
@@ -249,7 +249,7 @@ def _is_whole(home: Home, population: str) -> bool:
 
 
 def _next(home: Home, population: str, others_missing: bool) -> _Heading:
-    """Of the list that comes after the one that is there; of a first one, whether nobody can be missing on it."""
+    """Return the heading of the next list; a first one is whole if nobody can be missing on it."""
     whole = not others_missing and (_is_whole(home, population) or population not in _charged() | listed(home))
     return _Heading(whole, secrets.token_hex(ledger_log.TOKEN), ledger_log.tell(home).token(population))
 

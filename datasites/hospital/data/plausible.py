@@ -71,7 +71,7 @@ _WRITTEN = {
 def findings(
     table: Table, frame: pd.DataFrame, mapping: Mapping, model: DataModel, declared_patients: int
 ) -> tuple[TableFinding, ...]:
-    """All findings on a table. frame: what `harmonise` made of it, with the columns of the features that are ready."""
+    """Return all findings on a table. frame: the result of `harmonise`, with the columns of features that are ready."""
     if not len(table):
         text = f"the table has no rows, and {declared_patients} patients are declared; is it the right file?"
         return (TableFinding("no_rows", "", 1.0, text),)
@@ -158,7 +158,7 @@ def _of_rows(table: Table, mapping: Mapping) -> Iterator[TableFinding]:
 
 
 def _shape(identifier: str) -> str:
-    """Of what kind of letters an identifier is made: digits, letters, others as they are; runs count as one."""
+    """Return the pattern of an identifier: digits, letters, other characters as they are; a run counts as one."""
     kinds = ["9" if letter.isdigit() else "a" if letter.isalpha() else letter for letter in identifier.strip()]
     return "".join(kind for before, kind in zip(["", *kinds], kinds, strict=False) if kind != before)
 
@@ -204,7 +204,7 @@ def _outside(feature: Feature, numbers: npt.NDArray[np.float64]) -> int:
 
 
 def _conversions(feature: Feature, numbers: npt.NDArray[np.float64]) -> str:
-    """Under which conversions nearly all values lie in the range, in words; those of this feature's matter before all.
+    """Name conversions under which nearly all values lie in the range; those of this feature's own kind first.
 
     Of others, those whose middle value comes nearest to the study's centre.
     """
@@ -250,7 +250,7 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
 
 
 def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) -> Iterator[TableFinding]:
-    """Codes such as -9 that would be taken for a measured value: cut to the range, or as a no under `above`."""
+    """Yield codes such as -9 that would be taken for a measured value: cut to the range, or as a no under `above`."""
     named = {code(cell_text(entry)) for entry in (*column.missing, *column.values)}
     read = Counter(code(cell) for cell in cells)
     numbers = {value: times for value, times in read.items() if isinstance(value, Decimal) and value not in named}

@@ -87,13 +87,13 @@ class TableReader:
         return self._table(dataset)[0].rows
 
     def cells(self, dataset: DatasetSettings) -> Cells:
-        """Its table as it is now; raises `InputError`."""
+        """Read the table as it is now; raises `InputError`."""
         seen, arrays = self._table(dataset, cells=True)
         with self._told(dataset.table):
             return _cells(seen, arrays)
 
     def look(self, dataset: DatasetSettings, mapping: Mapping, model: DataModel) -> TableSummary:
-        """Its table as a study reads it; raises `InputError`."""
+        """Read the table as a study does; raises `InputError`."""
         return self._table(dataset, mapping=mapping, model=model)[0]
 
     def records(
@@ -102,7 +102,7 @@ class TableReader:
         mapping: Mapping,
         model: DataModel,
     ) -> Records:
-        """Its table, encoded; raises `InputError`, also for a large one, or `SchemaError` for one that isn't ready."""
+        """Read and encode the table; raises `InputError`, also for a large one, or `SchemaError` if it isn't ready."""
         columns = len(model.columns)
         most = records.MOST_CELLS // columns
         seen, arrays = self._table(dataset, mapping=mapping, model=model, cells=True, encode=True, most_rows=most)
@@ -115,7 +115,7 @@ class TableReader:
         return self._mock(dataset, None)[0].rows
 
     def mock(self, dataset: DatasetSettings, model: DataModel) -> Numbers:
-        """Its mock, encoded as x, y and patients; raises `InputError` or `SchemaError`."""
+        """Read the mock, encoded as x, y and patients; raises `InputError` or `SchemaError`."""
         _, arrays = self._mock(dataset, model)
         with self._told(dataset.mock):
             rows = len(arrays.get("y", ()))

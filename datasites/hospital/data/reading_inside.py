@@ -41,7 +41,7 @@ class Look:
         return cls(table, frame, features, findings(table, frame, mapping, model, declared_patients))
 
     def seen(self) -> TableSummary:
-        """In counts and words."""
+        """Describe it in counts and words."""
         records = self.frame[WHOSE].value_counts()
         return TableSummary(
             rows=len(self.table),

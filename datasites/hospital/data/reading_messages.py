@@ -77,7 +77,7 @@ class Cells:
 
     @classmethod
     def of(cls, names: Iterable[str], rows: Iterable[Sequence[str]]) -> Cells:
-        """Of the rows of a table, each with one cell for each name."""
+        """Make cells of the rows of a table, each with one cell for each name."""
         flat = [cell for row in rows for cell in row]
         return cls(tuple(names), "".join(flat), np.fromiter(map(len, flat), np.int64, len(flat)))
 
@@ -85,7 +85,7 @@ class Cells:
         return len(self.lengths) // max(1, len(self.names))
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        """Its rows."""
+        """Iterate over the rows."""
         place, width = 0, len(self.names)
         for row in range(len(self)):
             cells = []

@@ -30,7 +30,7 @@ class Prepared(Agreed):
 
     @classmethod
     def of(cls, model: DataModel, arrays: dict[str, np.ndarray], unit: Literal["patient", "row"]) -> Prepared:
-        """Of encoded arrays x, y and patient."""
+        """Make records of encoded arrays x, y and patient."""
         import numpy as np
 
         return cls(
@@ -42,7 +42,7 @@ class Prepared(Agreed):
 
 
 def records_digest(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over the encoded arrays and the names of their columns; for this hospital's private folder only."""
+    """Return SHA-256 over the encoded arrays and their columns' names; for this hospital's private folder only."""
     import numpy as np
 
     digest = hashlib.sha256(canonical_json([list(arrays["x"].shape), list(model.columns)]))

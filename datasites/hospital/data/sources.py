@@ -55,7 +55,7 @@ class Source(Agreed):
 
     @classmethod
     def of(cls, home: Home, study_hash: str, files: Files, table: Cells) -> Source:
-        """Of a table as it was read after `files`."""
+        """Return the source of a table as it was read after `files`."""
         cells = _cells_of(home, study_hash, table)
         return cls(file=files.table, cells=cells, mapping=files.mapping, rows=len(table), written=files.written)
 
@@ -70,7 +70,7 @@ class Files:
 
     @classmethod
     def now(cls, home: Home, study_hash: str, dataset: DatasetSettings) -> Files:
-        """Of a file that can't be read nothing is known; who reads it next says why."""
+        """Return the files' present state, nothing for a file that can't be read: whoever reads it next says why."""
         written, digests = written_at(home, dataset), dict.fromkeys(("table", "mapping"), "0" * 64)
         for name in digests:
             with suppress(OSError):

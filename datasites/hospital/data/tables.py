@@ -85,7 +85,7 @@ def parse_mock(content: bytes, path: Path) -> pd.DataFrame:
 
 
 def mock_arrays(table: pd.DataFrame, model: DataModel) -> dict[str, np.ndarray]:
-    """Mock rows in the common data model, encoded as real ones are: x, y and patients; raises `SchemaError`.
+    """Return mock rows in the common data model, encoded as real ones are: x, y and patients; raises `SchemaError`.
 
     A column `patient`, unless it is a feature of the study, says whose a row is; else each row is one patient.
     """

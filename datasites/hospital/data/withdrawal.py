@@ -63,7 +63,7 @@ class NotToUndo(InputError):
 
 
 def withdrawn(home: Home, dataset: str) -> frozenset[str]:
-    """Entries of the patients who have withdrawn from a dataset, or from another one of its population."""
+    """Return the entries of the patients who have withdrawn from a dataset, or from another one of its population."""
     return frozenset().union(*(listed_in(home.withdrawals / f"{name}.json") for name in _names(home, dataset)))
 
 
@@ -94,7 +94,7 @@ def enter(site: Site, dataset: str, entry: str, **by: str) -> int:
 
 @contextmanager
 def _alone(home: Home) -> Iterator[None]:
-    """While nobody else enters or undoes: log and list say the same once this is over."""
+    """Lock the list against other changes: log and list say the same once this is over."""
     with held(home.withdrawals / "entering.lock"):
         yield
 
@@ -111,7 +111,7 @@ def add(home: Home, dataset: str, entry: str) -> int:
 
 
 def stays(home: Home, dataset: str, patients: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
-    """For each row, whether its patient has not withdrawn, by the list and by the log; shape (rows,)."""
+    """Return for each row whether its patient has not withdrawn, by the list and by the log; shape (rows,)."""
     import numpy as np  # for whoever holds rows; all who gate on a budget import this room
 
     gone = withdrawn(home, dataset)

@@ -76,7 +76,7 @@ class EvidenceContents:
 
 
 def entry_digest(entry: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical JSON of one entry, as the audit log states it."""
+    """Return SHA-256 over the canonical JSON of one entry, as the audit log states it."""
     return sha256_hex(canonical_json(dict(entry)))
 
 

@@ -77,7 +77,7 @@ def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
 
 
 def _registry(site: Site, case: OpenCase, decisions: Sequence[Mapping[str, Any]]) -> Registry:
-    """Of the hospital's agreements, those that bear on the study or that a decision about it has looked at."""
+    """Return those of the hospital's agreements that bear on the study or that a decision about it looked at."""
     whole = RegistryFile(site.home.registry, site.home.settings.organisation).load()
     looked_at = {a["terms"]["id"] for d in decisions for a in ((d["facts"] or {}).get("agreements") or ())}
     bearing = {a.terms.id for a in whole.relevant(case.study.services, case.study.irb, case.study.purpose)}

@@ -119,12 +119,12 @@ class _Entry(NamedTuple):
         return self.offset + _LOCAL.size + len(self.name)
 
     def local(self) -> bytes:
-        """Its local header as format 3 has it."""
+        """Return its local header as format 3 has it."""
         name = self.name.encode("ascii")
         return _LOCAL.pack(b"PK\3\4", 20, 0, 0, 0, _DATE, self.crc, self.size, self.size, len(name), 0) + name
 
     def central(self) -> bytes:
-        """Its line of the directory as format 3 has it."""
+        """Return its line of the directory as format 3 has it."""
         name = self.name.encode("ascii")
         sizes = (self.crc, self.size, self.size, len(name), 0, 0, 0, 0)
         return _CENTRAL.pack(b"PK\1\2", _UNIX, 20, 0, 0, 0, _DATE, *sizes, _ATTRIBUTES, self.offset) + name
@@ -394,7 +394,7 @@ class _Bundle:
         return self.log.places[kind, digest]
 
     def decisions(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Position, digest and value of each decision."""
+        """Yield position, digest and value of each decision."""
         for position, decision in enumerate(self.entries("decisions.json"), start=1):
             yield position, _sha256(_canonical(decision)), decision
 
@@ -449,7 +449,7 @@ class _Log:
 
 
 def verify(path: Path, key: str | None = None, heads: Sequence[dict[str, Any]] = ()) -> list[Check]:
-    """All checks in order. A check that needs the result of one that failed is not made and fails too."""
+    """Make all checks in order; a check that needs the result of one that failed is not made and fails too."""
     checks: list[Check] = []
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below)
@@ -611,7 +611,7 @@ def _require_format_of_the_log(bundle: _Bundle) -> None:
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines with their ends; one that is too long comes in parts, which no record fits."""
+    """Yield lines with their ends; one that is too long comes in parts, which no record fits."""
     rest = b""
     for piece in pieces:
         *whole, rest = (rest + piece).split(b"\n")
@@ -1063,7 +1063,7 @@ class _Gate:
         return sides
 
     def reads(self, side: str) -> float:
-        """Epsilon of all that is committed of a partition."""
+        """Return the epsilon of all that is committed of a partition."""
         overhead = math.log1p(-1 / self.order) - math.log(self.delta * self.order) / (self.order - 1)
         return max(0.0, self._totals[side] + overhead)
 
@@ -1091,7 +1091,7 @@ class _Gate:
 
 
 def _divergence(mechanism: tuple[str, float, float], order: int) -> float:
-    """Renyi divergence of one run (Mironov, Talwar, Zhang 2019, for whole orders)."""
+    """Return the Renyi divergence of one run (Mironov, Talwar, Zhang 2019, for whole orders)."""
     kind, noise, rate = mechanism
     if kind not in ("gaussian", "poisson_sampled_gaussian"):
         raise Fault(f"the log charges a mechanism {kind!r}, which has no price here; get a newer verifier")
@@ -1144,7 +1144,7 @@ def _caps(bundle: _Bundle) -> str:
 
 
 def _caps_of_decisions(bundle: _Bundle, promised: Sequence[tuple[int, float]]) -> str:
-    """Figures of allowed decisions: within their caps, which are no wider than the log says; returns a note."""
+    """Check that figures of allowed decisions are within caps no wider than the log says; returns a note."""
     unheld = 0
     reserved = [r for r in bundle.log.of("reserved", bundle.study) if "study_epsilon" in r["fields"]]
     seqs = [seq for seq, _ in promised]
@@ -1283,7 +1283,7 @@ def _round(decision: dict[str, Any]) -> int | None:
 
 
 def _agreements(bundle: _Bundle) -> str:
-    """Independent of the rule engine: what allowed decisions rested on, checked against registry and log by hand."""
+    """Check what allowed decisions rested on against registry and log, without the rule engine."""
     known = {(a["terms"]["id"], a["version"]): a for a in bundle.json("agreements.json")["agreements"]}
     entered = _Entered(bundle) if bundle.format >= 3 else None
     looked_at = 0
@@ -1357,7 +1357,7 @@ def _in_force(agreement: dict[str, Any], day: str, hospital: str) -> bool:
 
 
 def _parties(bundle: _Bundle) -> str:
-    """Parties that allowed decisions took for pinned were, with the contents that the log bound when they were."""
+    """Check that parties which decisions took for pinned were pinned, with the contents that the log bound."""
     if bundle.format < 3:
         return bundle.before(3, "who was pinned is NOT BOUND by the log").removeprefix("; ")
     entered, parties = _Entered(bundle), set()
@@ -1480,7 +1480,7 @@ class _Entered:
         return entry
 
     def approver(self, record: dict[str, Any]) -> set[str]:
-        """E-mail address of who approved in this record; none where the log bound none. Raises `Fault`."""
+        """Return the e-mail address of who approved in this record; none where the log bound none. Raises `Fault`."""
         fields, at = record["fields"], record["seq"]
         what = f"record {at} is an approval of {fields['person']}"
         newest = self._newest(("person", fields["person"]), at, what)
@@ -1607,7 +1607,7 @@ def _shown(words: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--key", help="the hospital's public key or fingerprint, from another channel")

@@ -70,7 +70,7 @@ def packed(message: bytes, arrays: Mapping[str, np.ndarray], name: str = MESSAGE
 
 
 def unpacked(data: bytes) -> tuple[bytes | WorkFailed, Numbers]:
-    """Message and arrays of a reply; raises `BadFrame`."""
+    """Return the message and arrays of a reply; raises `BadFrame`."""
     try:
         arrays = load(data)
         failed = FAILED in arrays
@@ -83,7 +83,7 @@ def unpacked(data: bytes) -> tuple[bytes | WorkFailed, Numbers]:
 
 
 def texts_packed(name: str, texts: Iterable[str]) -> Numbers:
-    """Two arrays for a list of texts: their letters, one after another, and how many each has."""
+    """Return two arrays for a list of texts: their letters, one after another, and how many each has."""
     found = list(texts)
     letters = "".join(found).encode()
     return {f"{name}_text": np.frombuffer(letters, np.uint8), f"{name}_lengths": lengths_of(found)}
@@ -95,7 +95,7 @@ def lengths_of(texts: list[str]) -> npt.NDArray[np.int64]:
 
 
 def texts_unpacked(name: str, arrays: Numbers) -> tuple[str, npt.NDArray[np.int64]]:
-    """Letters and lengths of a list of texts; raises `BadFrame` where the two don't fit."""
+    """Return a list of texts from letters and lengths; raises `BadFrame` where the two don't fit."""
     try:
         text, lengths = arrays[f"{name}_text"].tobytes().decode(), arrays[f"{name}_lengths"]
     except (KeyError, UnicodeDecodeError) as error:

@@ -79,7 +79,7 @@ def written_down(site: Site, kind: str, **fields: str) -> Iterator[None]:
 def enter_person(
     site: Site, name: str, role: str, password: str | None, email: str = "", by: str = "", *, first: bool = False
 ) -> None:
-    """`add_person`, logged and bound by the log (`bindings`); by: the admin, or "" for the command line.
+    """Call `add_person`, logged and bound by the log (`bindings`); by: the admin, or "" for the command line.
 
     first: whether somebody else than the person has set the password, as an admin always has (`must_change`).
 
@@ -102,7 +102,7 @@ def enter_person(
 
 
 def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person | None:
-    """Somebody of the database, active and just like that, whom the log has never entered."""
+    """Return somebody of the database, active and just like that, whom the log has never entered."""
     user = get_user_model().objects.filter(username=name, is_active=True).first()
     if user is None or (role_of(user), user.email) != (role, identity_key(email or (name if "@" in name else ""))):
         return None
@@ -178,7 +178,7 @@ def identify(name: str, password: str, request: HttpRequest | None = None) -> Ac
 
 
 def acting(user: AbstractUser) -> Actor:
-    """Somebody who has shown who they are, as one who acts; raises `PersonError` for somebody without a role.
+    """Return somebody who has proved who they are as one who acts; raises `PersonError` for somebody without a role.
 
     So too for one whom the log did not enter like that, or has shut out: the database was edited, or is older. A log
     that knows nobody was lost, and those of the database are to settle that.
@@ -244,7 +244,7 @@ def _find(name: str) -> User:
 
 
 def list_people() -> list[Person]:
-    """Everybody entered, by name."""
+    """Return everybody entered, by name."""
     users = get_user_model().objects.order_by("username").prefetch_related("groups")
     return [Person(u.username, u.email, next((g.name for g in u.groups.all()), ""), u.is_active) for u in users]
 

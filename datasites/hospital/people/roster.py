@@ -187,7 +187,7 @@ def _is_pinned(site: Site, email: str) -> bool:
 
 
 def open_proposals() -> list[tuple[PartyProposal, RosterEntry]]:
-    """Entries that wait for a second person, newest first."""
+    """Return the entries that wait for a second person, newest first."""
     return [(row, RosterEntry.model_validate(row.entry)) for row in PartyProposal.objects.filter(outcome="")]
 
 

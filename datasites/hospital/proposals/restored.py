@@ -83,7 +83,7 @@ class LostStudy(Agreed):
         )
 
     def account(self, *, both_sides: bool) -> StudyAccount:
-        """Reserved and charged in full, and ended; for both sides where it is not known who was on which."""
+        """Return the study reserved and charged in full, and ended; on both sides where nobody knows who was on which."""
         steps = release(self.noise_multiplier, self.sampling_rate, self.steps)
         interim = [release(self.interim_multiplier or self.evaluation_multiplier)] * self.interim
         events = {"training": steps, "held_out": compose([release(self.evaluation_multiplier), *interim])}
@@ -100,7 +100,7 @@ class Lost(Agreed):
 
 
 def unknown_heads(site: Site, heads: Iterable[Head | PublicHead]) -> list[Head | PublicHead]:
-    """Those heads, signed by this hospital, of which the log lacks the record; raises `InputError` for any other.
+    """Return the heads of this hospital whose record the log lacks; raises `InputError` for a head it did not sign.
 
     Heads that were entered before an earlier settlement are known by its record.
     """

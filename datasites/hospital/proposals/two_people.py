@@ -119,7 +119,7 @@ def withdraw(site: Site, person: Actor, number: int) -> None:
 
 
 def waiting() -> list[Proposal]:
-    """Entries that wait for a second person, newest first."""
+    """Return the entries that wait for a second person, newest first."""
     return list(Proposal.objects.filter(outcome=""))
 
 

@@ -33,12 +33,12 @@ class Failures:
         return int(known["failures"]) if known["round"] == round else 0
 
     def add(self, round: int) -> int:
-        """One more, on the disk when this returns; returns how often."""
+        """Count one more failure, on the disk when this returns; returns how often."""
         failures = self.of(round) + 1
         replace_durably(self._path, json.dumps({"round": round, "failures": failures}).encode())
         return failures
 
     def answered(self) -> None:
-        """People have looked, and a round that failed too often is tried again."""
+        """Note that people have looked: a round that failed too often is tried again."""
         if self._path.exists() and json.loads(self._path.read_bytes())["failures"] >= MOST:
             self._path.unlink()

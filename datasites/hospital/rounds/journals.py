@@ -81,7 +81,7 @@ def open_journal(home: Home, study_hash: str) -> Journal:
 
 
 def _known_rounds(home: Home, study_hash: str) -> list[tuple[int, int]]:
-    """Epoch (-1: not known) and number of each round that was charged or opened, as ledger or database know.
+    """Return the epoch (-1: not known) and number of each round that was charged or opened, as ledger or database know.
 
     None that was only sat out: it names no manifest, and no epoch that was ever reached; nothing of it leaves any more.
     """
@@ -92,5 +92,5 @@ def _known_rounds(home: Home, study_hash: str) -> list[tuple[int, int]]:
 
 
 def journal_of(home: Home, study_hash: str) -> tuple[Path, Path]:
-    """Folder and anchor of a study's journal."""
+    """Return the folder and anchor of a study's journal."""
     return home.secagg / study_hash / "journal", home.anchors / study_hash

@@ -57,7 +57,7 @@ class Correspondence:
         self._hours: dict[str, _Hour] = {}
 
     def mailbox(self, sure: Iterable[tuple[int, str, str]] = ()) -> list[tuple[int, str, str]]:
-        """(round, kind, sender) of the letters to us that lie in the store, unchecked; see `Mailroom.mailbox`."""
+        """Return (round, kind, sender) of the letters to us in the store, unchecked; see `Mailroom.mailbox`."""
         return self._mailroom.mailbox(self.study, sure)
 
     def collect(self, before: int) -> None:
@@ -94,7 +94,7 @@ class Correspondence:
         self._repeats.end(lambda letter: letter[1] == number and letter[2] in kinds)
 
     def over(self, before: int) -> None:
-        """Nobody waits for our letters of rounds before this one any more."""
+        """Note that nobody waits for our letters of rounds before this one any more."""
         self._repeats.end(lambda letter: letter[1] < before)
 
     def receive(self, sender: str, number: int, kind: str, most: int | None) -> Letter | None:

@@ -102,7 +102,7 @@ class Leaving:
         return self._post.post(self._researcher, number, letters.MASKED, words, bytes(masked.payload))
 
     def _counts_sigma(self) -> dict[EvaluationKind, float]:
-        """Public sd of this hospital's noise on a count, by kind; 0 for one that the study has not."""
+        """Return the public sd of this hospital's noise on a count, by kind; 0 for one that the study has not."""
         plan = self._case.evaluation
         kinds: tuple[EvaluationKind, ...] = ("final", "interim") if plan.interim else ("final",)
         sigmas: dict[EvaluationKind, float] = {"final": 0.0, "interim": 0.0}

@@ -52,7 +52,7 @@ class RoundKeys:
     records: str
 
     def key(self, purpose: Purpose) -> bytes:
-        """32 bytes for one use."""
+        """Return 32 bytes for one use."""
         if len(self.secret) != 32:
             raise ValueError("round: its secret is gone; what was computed under it has been released or given up")
         info = canonical_json(["datasites round 1", purpose, self.manifest, self.approval, self.records])

@@ -135,7 +135,7 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
 def _differences(
     name: str, wanted: SharedNoise | None, found: SharedNoise | None
 ) -> Iterator[tuple[str, object, object]]:
-    """Terms of shared noise one by one, so that a refusal names the one."""
+    """Yield the terms of shared noise one by one, so that a refusal names the one that differs."""
     if wanted is None or found is None:
         yield name, wanted, found
         return

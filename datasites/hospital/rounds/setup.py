@@ -141,7 +141,7 @@ class EpochSetup:
         return self._post.receive(sender, letters.SETUP_ROUND, kind, LARGEST_SETUP_LETTER)
 
     def _offered(self) -> list[int]:
-        """Epochs of which an offer seems to lie in the mailbox: the next ones, the newest of them first."""
+        """Return epochs of which the mailbox seems to hold an offer: the next ones, the newest first."""
         prefix, first = letters.offer_kind(0)[:-1], self._next_epoch()
         near = range(first, first + OFFERS_PER_STEP)
         sure = [(letters.SETUP_ROUND, letters.offer_kind(epoch), self._researcher) for epoch in near]

@@ -20,7 +20,7 @@ from policies.registry import KIND_NAMES, RegistryError, RegistryFile
 
 @page(READERS)
 def overview(request: Any) -> HttpResponse:
-    """All agreements, newest version of each first, with what waits for a second person."""
+    """Show all agreements, newest version of each first, with what waits for a second person."""
     home = request.site.home
     today = datetime.datetime.now(datetime.UTC).date()
     may_act = request.role in REVIEWERS

@@ -20,7 +20,7 @@ from datasites.study.errors import InputError
 
 @page(READERS)
 def overview(request: Any) -> HttpResponse:
-    """All datasets, and what waits for a second person."""
+    """Show all datasets, and what waits for a second person."""
     home, may_act = request.site.home, request.role in REVIEWERS
     datasets = [
         (d, ledger.state(d), population.caps_of(d), population.guarantee(d.population)) for d in home.settings.datasets
@@ -104,7 +104,7 @@ def decide(request: Any, number: int) -> HttpResponse:
 
 @page(READERS)
 def show(request: Any, name: str) -> HttpResponse:
-    """One dataset."""
+    """Show the budget of one dataset."""
     try:
         dataset = request.site.home.dataset(name)
     except InputError as error:

@@ -40,7 +40,7 @@ OPEN = (Case.State.INTAKE, Case.State.REVIEW)
 
 @page(READERS)
 def inbox(request: Any) -> HttpResponse:
-    """All cases, those that wait for people first when asked for."""
+    """Show all cases, those that wait for people first when asked for."""
     shown = request.GET.get("show", "all")
     rows = Case.objects.defer("terms", "findings", "readiness", "rehearsal").prefetch_related(
         Prefetch("reviews", queryset=Review.objects.select_related("person"))
@@ -65,7 +65,7 @@ def inbox(request: Any) -> HttpResponse:
 
 @page(READERS)
 def show(request: Any, number: int) -> HttpResponse:
-    """Everything that a decision is based on."""
+    """Show everything that a decision is based on."""
     view = view_case_or_problem(request.site.home, _case(number))
     return _case_page(request, view, Decide(initial={"seen": view.seen, "hash": view.row.approval_hash}))
 
@@ -186,6 +186,6 @@ def _whole_case_page(request: Any, view: CaseView, form: Decide, status: int) ->
 
 
 def _in_order(results: Any) -> list[Any]:
-    """Rules that deny first, those that don't apply now last."""
+    """Return rules that deny first, those that don't apply now last."""
     rank = {"deny": 0, "error": 0, "pass": 1, "not_applicable": 2}
     return sorted(results, key=lambda result: rank[result.outcome])

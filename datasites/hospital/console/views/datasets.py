@@ -19,13 +19,13 @@ ROWS, COLUMNS = 10, 60
 
 @page(READERS)
 def overview(request: Any) -> HttpResponse:
-    """All datasets of this hospital."""
+    """Show all datasets of this hospital."""
     return render(request, "console/datasets.html", {"datasets": request.site.home.settings.datasets})
 
 
 @page(READERS)
 def show(request: Any, name: str) -> HttpResponse:
-    """One dataset's mock, settings, and readiness for the studies that asked for it."""
+    """Show one dataset's mock, settings, and readiness for the studies that asked for it."""
     home = request.site.home
     try:
         dataset = home.dataset(name)

@@ -49,7 +49,7 @@ login = _SignIn.as_view()
 
 @page(EVERYBODY)
 def home(request: Any) -> HttpResponse:
-    """To the first page of the person's role."""
+    """Redirect to the first page of the person's role."""
     return redirect("people" if request.role == "admin" else "cases")
 
 
@@ -86,22 +86,22 @@ def password(request: Any) -> HttpResponse:
 
 
 def malformed(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """400."""
+    """Answer 400."""
     return refuse(request, 400, "The request is not one that this console understands.")
 
 
 def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """403."""
+    """Answer 403."""
     return refuse(request, 403, "This is not for you.")
 
 
 def missing(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """404."""
+    """Answer 404."""
     return refuse(request, 404, "There is no such page here.")
 
 
 def failed(request: HttpRequest) -> HttpResponse:
-    """500, or 503 while the database is away: says nothing of what happened; the datasite's own log does."""
+    """Answer 500, or 503 while the database is away, without details, which are in the datasite's own log."""
     error = sys.exc_info()[1]
     if isinstance(error, DATABASE_AWAY):
         home = this_home()

@@ -16,7 +16,7 @@ from datasites.hospital.people.accounts import enter_person, list_people, writte
 
 @page(frozenset({ADMIN, AUDITOR}))
 def overview(request: Any) -> HttpResponse:
-    """Everybody who is entered."""
+    """Show everybody who is entered."""
     may_act = request.role == ADMIN
     lines = [
         (

@@ -15,7 +15,7 @@ def begin(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def finish(request: HttpRequest) -> HttpResponse:
-    """Back from the provider."""
+    """Receive the browser back from the provider."""
     return _flow("Finish", request)
 
 

@@ -16,7 +16,7 @@ from datasites.study.identity import Roster, same_identity
 
 @page(READERS)
 def overview(request: Any) -> HttpResponse:
-    """Pinned parties with their fingerprints, and entries that wait for a second person."""
+    """Show pinned parties with their fingerprints, and entries that wait for a second person."""
     site, may_act = request.site, request.role in REVIEWERS
     entries = Roster.load(site.home.roster).entries
     own = site.home.settings.email

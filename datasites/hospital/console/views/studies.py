@@ -29,7 +29,7 @@ DONE = (Round.State.RELEASED, Round.State.UNMASKED)
 
 @page(EVERYBODY)
 def overview(request: Any) -> HttpResponse:
-    """All studies that were approved, newest first."""
+    """Show all studies that were approved, newest first."""
     rows = (
         Case.objects.filter(state__in=APPROVED_ONCE)
         .only("pk", "study_name", "study_hash", "state", "note", "submitted_by", "received_at")
@@ -47,7 +47,7 @@ def overview(request: Any) -> HttpResponse:
 
 @page(READERS)
 def show(request: Any, number: int) -> HttpResponse:
-    """One study, with its rounds as they happen."""
+    """Show one study, with its rounds as they happen."""
     row = _study(number)
     actions = ACTIONS.get(row.state, ()) if request.role in REVIEWERS else ()
     forms = [(a, Move(initial={"action": a}, auto_id=f"{a}-%s"), a in ASKS_PASSWORD) for a in actions]
