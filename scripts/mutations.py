@@ -369,7 +369,7 @@ MUTATIONS = (
     Mutation(
         "story: a missing anchor is written anew",
         "datasites/hospital/budget/ledger_log.py",
-        'return whole if _begins(home, whole.told) else replace(whole, standing="missing")',
+        'return whole if _begins(home, whole.log_state) else replace(whole, standing="missing")',
         "return whole",
         (f"{_ACCOUNTS}::test_nothing_but_two_people_makes_a_missing_anchor_good",),
     ),
@@ -418,15 +418,15 @@ MUTATIONS = (
     Mutation(
         "restore: anchors are believed against a head that others hold",
         "datasites/hospital/proposals/restored.py",
-        "    anchors_tell = not _foreign(home)\n",
+        "    anchors_tell = not _foreign_heads(home)\n",
         "    anchors_tell = True\n",
         (f"{_RESTORED}::test_anchors_that_came_back_with_the_home_tell_nothing_where_others_hold_a_head",),
     ),
     Mutation(
         "restore: a case in review explains a journal",
         "datasites/hospital/proposals/restored.py",
-        'set(LedgerEntry.objects.values_list("study_hash", flat=True))\n    for told',
-        'set(Case.objects.values_list("study_hash", flat=True))\n    for told',
+        'set(LedgerEntry.objects.values_list("study_hash", flat=True))\n    for log_state',
+        'set(Case.objects.values_list("study_hash", flat=True))\n    for log_state',
         (f"{_RESTORED}::test_a_case_that_was_only_proposed_before_the_backup_explains_no_journal",),
     ),
     Mutation(
@@ -775,7 +775,7 @@ MUTATIONS = (
     Mutation(
         "tick: a look that fails is the last one at whether a round is at work",
         "datasites/hospital/cases/machine.py",
-        "                told = True\n",
+        "                warned = True\n",
         "                return\n",
         (f"{_MACHINE}::test_a_look_that_fails_lets_a_rehearsal_stand_still_until_the_next_one",),
     ),
@@ -1533,7 +1533,7 @@ MUTATIONS = (
     Mutation(
         "address: options of the database are dropped",
         "datasites/hospital/postgresql.py",
-        "options={**_PATIENCE, **said})",
+        "options={**_PATIENCE, **parameters})",
         "options=dict(_PATIENCE))",
         (f"{_SETTINGS}::test_what_an_address_says_reaches_the_connection",),
     ),

@@ -123,7 +123,7 @@ def review_reject(
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.cases import review
 
-        review.reject(site, case, person, reason, told=message)
+        review.reject(site, case, person, reason, message=message)
     out.print(f"case {case}: rejected")
 
 

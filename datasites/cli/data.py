@@ -152,7 +152,7 @@ def budget_history(home: HomeOption, dataset: str) -> None:
         what = f"releases with a delta up to {fact.delta:g} accepted" if fact.what == "delta_accepted" else cap
         out.print(f"{fact.at.isoformat(timespec='seconds')} {fact.what.replace('_', ' ')}: {what}{by}")
     if caps := guarantee(name):
-        out.print(f"these patients are guaranteed {caps.words}, the widest that was ever in force")
+        out.print(f"these patients are guaranteed {caps.summary}, the widest that was ever in force")
 
     table = new_table("", "at", "patients", "study", "what", "round", "events")
     for entry in LedgerEntry.objects.filter(population=name):

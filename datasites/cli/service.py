@@ -119,7 +119,7 @@ def doctor(home: HomeOption) -> None:
     sick = False
     for check in examine(site):
         sick = sick or check.state == "bad"
-        out.print(f"{check.state:4} {check.name}: {check.words}")
+        out.print(f"{check.state:4} {check.name}: {check.message}")
     raise typer.Exit(1 if sick else 0)
 
 

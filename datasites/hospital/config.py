@@ -59,10 +59,10 @@ class DatasetSettings(Agreed):
 
     @model_validator(mode="before")
     @classmethod
-    def _patients_of_its_own(cls, said: Any) -> Any:
-        if not isinstance(said, dict):
-            return said
-        return {"population": said.get("name"), "declared_records": said.get("declared_patients"), **said}
+    def _patients_of_its_own(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        return {"population": settings.get("name"), "declared_records": settings.get("declared_patients"), **settings}
 
     @model_validator(mode="after")
     def _a_record_for_each_patient(self) -> DatasetSettings:

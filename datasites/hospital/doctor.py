@@ -62,7 +62,7 @@ class Diagnosis(NamedTuple):
 
     name: str
     state: Literal["ok", "warn", "bad"]
-    words: str
+    message: str
 
 
 def examine(site: Site) -> Iterator[Diagnosis]:
@@ -103,8 +103,8 @@ def _permissions(site: Site) -> Iterator[Diagnosis]:
     home = site.home
     open_paths = [path for path in _private(home) if path.exists() and path.stat().st_mode & 0o077]
     if open_paths:
-        words = ", ".join(f"{path.name} ({path.stat().st_mode & 0o777:o})" for path in open_paths)
-        yield Diagnosis("permissions", "bad", f"others may read {words}; run `chmod -R go= {home.root}`")
+        listed = ", ".join(f"{path.name} ({path.stat().st_mode & 0o777:o})" for path in open_paths)
+        yield Diagnosis("permissions", "bad", f"others may read {listed}; run `chmod -R go= {home.root}`")
     else:
         yield Diagnosis("permissions", "ok", "keys and private folders are this user's alone")
 
@@ -118,7 +118,7 @@ def _space(site: Site) -> Iterator[Diagnosis]:
         elif room.free < LITTLE or few:
             state = "warn"
         remedy = "" if state == "ok" else f"; make room, {LITTLE / MiB:,.0f} MiB at least, or move it to a larger disk"
-        yield Diagnosis("space", state, f"{room.words}{remedy}")
+        yield Diagnosis("space", state, f"{room.summary}{remedy}")
 
 
 def _user(site: Site) -> Iterator[Diagnosis]:
@@ -176,15 +176,15 @@ def _database(site: Site) -> Iterator[Diagnosis]:
         keeps = cursor.fetchone()[0]
     address = PostgresAddress.parse(site.home.settings.database)
     options = options_in_words(address.options)
-    words = f"{name}: answers in {took:.0f} ms, {tls or 'without TLS'}, with {options}"
+    message = f"{name}: answers in {took:.0f} ms, {tls or 'without TLS'}, with {options}"
     if keeps == "off":
         yield Diagnosis("database", "bad", f"{name}: acknowledges what it has not kept; set synchronous_commit = on")
     elif not tls and not all(host in HERE or host.startswith("/") for host in address.host.split(",")):
         yield Diagnosis(
-            "database", "warn", f"{words}; it is on another machine: add sslmode=verify-full and sslrootcert"
+            "database", "warn", f"{message}; it is on another machine: add sslmode=verify-full and sslrootcert"
         )
     else:
-        yield Diagnosis("database", "ok", words)
+        yield Diagnosis("database", "ok", message)
 
 
 def _store(site: Site) -> Iterator[Diagnosis]:
@@ -212,9 +212,9 @@ def _clock(folder: Path | None) -> Iterator[Diagnosis]:
     probe.touch()
     skew = abs(probe.stat().st_mtime - time.time())
     probe.unlink()
-    words = f"the store's clock and this machine's differ by {skew:.0f} s"
+    message = f"the store's clock and this machine's differ by {skew:.0f} s"
     yield Diagnosis(
-        "clock", "ok" if skew < MOST_SKEW else "bad", words + ("" if skew < MOST_SKEW else "; set the clock")
+        "clock", "ok" if skew < MOST_SKEW else "bad", message + ("" if skew < MOST_SKEW else "; set the clock")
     )
 
 
@@ -251,10 +251,10 @@ def _agreements(site: Site) -> Iterator[Diagnosis]:
         )
         yield Diagnosis("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
     soon = registry.expiring(today)
-    words = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
+    message = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
     if soon:
-        words += "; end soon: " + ", ".join(f"{warning.id} in {warning.days_left} days" for warning in soon)
-    yield Diagnosis("agreements", "warn" if soon or not registry.in_force(today) else "ok", words)
+        message += "; end soon: " + ", ".join(f"{warning.id} in {warning.days_left} days" for warning in soon)
+    yield Diagnosis("agreements", "warn" if soon or not registry.in_force(today) else "ok", message)
 
 
 def _datasets(site: Site) -> Iterator[Diagnosis]:
@@ -315,9 +315,9 @@ def _cases(site: Site) -> Iterator[Diagnosis]:
 def _sources(site: Site) -> Iterator[Diagnosis]:
     cases = list(open_cases(site.home))
     log_written(site, cases)
-    found = [words for row in cases if (words := in_words(site.home, row, rows=True))]
-    for words in found:
-        yield Diagnosis("sources", "warn", words)
+    found = [difference for row in cases if (difference := in_words(site.home, row, rows=True))]
+    for difference in found:
+        yield Diagnosis("sources", "warn", difference)
     if not found:
         yield Diagnosis(
             "sources", "ok", f"tables and mappings are those that {len(cases)} open case(s) were examined on"
@@ -328,8 +328,8 @@ def _accounts(site: Site) -> Iterator[Diagnosis]:
     # A line that a kill left half written is ended here, as the next start of the service would.
     pending.finish_all(site)
     found = list(differences(site.home))
-    for words in found:
-        yield Diagnosis("accounts", "bad", words)
+    for difference in found:
+        yield Diagnosis("accounts", "bad", difference)
     if not found:
         yield Diagnosis("accounts", "ok", "database, audit log and anchor tell one story")
     for name in in_part(site.home):
@@ -343,8 +343,8 @@ def _accounts(site: Site) -> Iterator[Diagnosis]:
 
 def _audit(site: Site) -> Iterator[Diagnosis]:
     report = verify(site.home.audit, site.identity.public_key)
-    words = f"{report.checked} records verify" if report.ok else f"record {report.first_bad}: {report.reason}"
-    yield Diagnosis("audit", "ok" if report.ok else "bad", words)
+    message = f"{report.checked} records verify" if report.ok else f"record {report.first_bad}: {report.reason}"
+    yield Diagnosis("audit", "ok" if report.ok else "bad", message)
 
 
 def _sign_in(site: Site) -> Iterator[Diagnosis]:
@@ -378,8 +378,8 @@ def _sandbox(site: Site) -> Iterator[Diagnosis]:
     sandbox.require()
     with closing(site.template):
         attempts = escape_check(site.template)
-    if alone := site.template.fork_refusal:
-        yield Diagnosis("workers", "ok", f"each starts anew in a sandbox of its own, for none can be forked: {alone}")
+    if reason := site.template.fork_refusal:
+        yield Diagnosis("workers", "ok", f"each starts anew in a sandbox of its own, for none can be forked: {reason}")
     else:
         yield Diagnosis("workers", "ok", "they are forked from one template, and kept apart")
     for attempt in attempts:
@@ -388,8 +388,8 @@ def _sandbox(site: Site) -> Iterator[Diagnosis]:
     untried = [attempt for attempt in attempts if attempt.outcome == "not tried"]
     if untried:
         names = ", ".join(attempt.name for attempt in untried)
-        words = f"{len(untried)} attempts to get out could not be made, so nothing is known of them: {names}"
-        yield Diagnosis("sandbox", "bad", f"{words} ({untried[0].detail})")
+        message = f"{len(untried)} attempts to get out could not be made, so nothing is known of them: {names}"
+        yield Diagnosis("sandbox", "bad", f"{message} ({untried[0].detail})")
     if all(attempt.held for attempt in attempts):
         yield Diagnosis("sandbox", "ok", f"{len(attempts)} attempts to get out were held")
 

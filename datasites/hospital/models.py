@@ -219,13 +219,16 @@ class Round(models.Model):
         ordering = ["round"]
         constraints = [models.UniqueConstraint(fields=["case", "round"], name="one_release_per_round")]
 
-    def abstain(self, said: Abstention, told: str, by: tuple[str, str] | None = None) -> None:
+    def abstain(self, abstention: Abstention, logged_reason: str, by: tuple[str, str] | None = None) -> None:
         """Sit this round out for good.
 
-        told: why, for the audit log and not for the researcher, so nothing that rows had a part in but what people
+        logged_reason: for the audit log and not for the researcher, so nothing that rows had a part in but what people
         chose to write (I16). by: name and role of the person who decided it, if anybody did.
         """
-        self.state, self.abstention = self.State.FAILED, {**said.model_dump(mode="json"), "told": told[:500]}
+        self.state, self.abstention = (
+            self.State.FAILED,
+            {**abstention.model_dump(mode="json"), "told": logged_reason[:500]},
+        )
         if by is not None:
             self.abstention |= {"person": by[0], "role": by[1]}
         self.save(update_fields=["state", "reason", "abstention"])

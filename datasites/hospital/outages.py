@@ -35,14 +35,14 @@ class Outages:
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
-        self._said: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     def wait(self, service: str, reason: str, stop: threading.Event) -> None:
         """Say that `service` is away, unless that was said a moment ago, and rest until it is tried again."""
         now = time.monotonic()
         self._since.setdefault(service, now)
-        if now - self._said.get(service, now - REMIND) >= REMIND:
-            self._said[service] = now
+        if now - self._reported.get(service, now - REMIND) >= REMIND:
+            self._reported[service] = now
             log.warning("%s; waiting, tried again every %g s", away(service, reason), RETRY)
         stop.wait(RETRY)
 
@@ -51,7 +51,7 @@ class Outages:
         for name in [service] if service else list(self._since):
             if name in self._since:
                 log.warning("%s is back after %.0f s", name, time.monotonic() - self._since.pop(name))
-                self._said.pop(name)
+                self._reported.pop(name)
 
 
 def waited_for(

@@ -60,24 +60,24 @@ class PostgresAddress:
         for name in _option_names(url):
             _require_known(url, name)
         try:
-            said = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
+            parameters = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
         except ProgrammingError as error:  # whose words quote what may be a secret
             raise _refused(url, f"can't be read; {_HOW}") from error
-        if not said.get("dbname"):
+        if not parameters.get("dbname"):
             raise _refused(url, f"names no database; {_HOW}")
-        if not is_name(said.get("user", "")):
+        if not is_name(parameters.get("user", "")):
             raise _refused(url, f"has a user with a character that may belong to a password; {_HOW}")
-        if "/" in said["dbname"]:
+        if "/" in parameters["dbname"]:
             raise _refused(url, f"names a database with a / in it; {_HOW}")
-        for host in said.get("host", "").split(","):
+        for host in parameters.get("host", "").split(","):
             if not (host.startswith(("/", "@")) or re.fullmatch(r"[A-Za-z0-9._:%-]*", host)):
                 raise _refused(url, f"names a host that can be none; {_HOW}")
-        for port in said.get("port", "").split(","):
+        for port in parameters.get("port", "").split(","):
             if port and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
                 raise _refused(url, f"names a port that is no whole number from 1 to 65535; {_HOW}")
-        _require_values(url, said)
-        own = {name: said.pop(name, "") for name in ("dbname", "user", "password", "host", "port")}
-        return cls(own.pop("dbname"), **own, options={**_PATIENCE, **said})
+        _require_values(url, parameters)
+        own = {name: parameters.pop(name, "") for name in ("dbname", "user", "password", "host", "port")}
+        return cls(own.pop("dbname"), **own, options={**_PATIENCE, **parameters})
 
     def in_django(self) -> dict[str, object]:
         """Return the address as Django's settings have it; a connection is kept, and tested before it is used again."""
@@ -141,20 +141,20 @@ def _require_known(url: str, name: str) -> None:
         raise _refused(url, f"has the option {name} twice; say it once")
 
 
-def _require_values(url: str, said: dict[str, str]) -> None:
+def _require_values(url: str, parameters: dict[str, str]) -> None:
     """Let libpq look at the values of all options, without a connection: to a socket that can't be there."""
     from psycopg import pq
     from psycopg.conninfo import make_conninfo
 
-    for name in _NUMBERS & said.keys():
-        if not re.fullmatch(r"[0-9]{1,9}", said[name]):
+    for name in _NUMBERS & parameters.keys():
+        if not re.fullmatch(r"[0-9]{1,9}", parameters[name]):
             raise _refused(url, f"has the option {name}, whose value must be a whole number; correct it")
-    hosts = ",".join("/dev/null" for _ in said.get("host", "").split(","))
-    nowhere = {name: value for name, value in said.items() if name != "hostaddr"} | {"host": hosts}
+    hosts = ",".join("/dev/null" for _ in parameters.get("host", "").split(","))
+    nowhere = {name: value for name, value in parameters.items() if name != "hostaddr"} | {"host": hosts}
     connection = pq.PGconn.connect_start(make_conninfo("", **nowhere).encode())
     try:
-        words = connection.get_error_message().strip()
+        problem = connection.get_error_message().strip()
     finally:
         connection.finish()
-    if words and not words.startswith("connection to server"):
-        raise _refused(url, f"has an option whose value can't be used: {hidden(words, url)}; correct it")
+    if problem and not problem.startswith("connection to server"):
+        raise _refused(url, f"has an option whose value can't be used: {hidden(problem, url)}; correct it")

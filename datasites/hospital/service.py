@@ -254,14 +254,14 @@ class Service:
         except Exception as error:
             # The place without the words, which may hold a value of a row (I12), unless they are our own.
             kind = type(error).__name__
-            said = str(error) if foreseen(error) else full_in_words(self._home)
-            words = f"{kind}: {said}" if said else kind
-            log.error("%s: %s", what, words)
+            detail = str(error) if foreseen(error) else full_in_words(self._home)
+            message = f"{kind}: {detail}" if detail else kind
+            log.error("%s: %s", what, message)
             if (what, kind) not in self._noted:
                 self._noted.add((what, kind))
                 log.error("%s", "".join(traceback.format_tb(error.__traceback__)))
                 if audited:
-                    self._site.audit.append("contained", what=what[:200], reason=words[:500])
+                    self._site.audit.append("contained", what=what[:200], reason=message[:500])
 
     def _folders(self) -> list[str]:
         """Say where something for this datasite would appear."""
@@ -396,11 +396,11 @@ class Service:
         except Exception as error:
             with self._contained(f"case {row.pk}"):
                 raise
-            words = (
+            reason = (
                 str(error) if foreseen(error) else f"can't be opened ({type(error).__name__}); see the service's log"
             )
-            self._site.audit.append("stopped", case=row.pk, reason=words[:500])
-            Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=words)
+            self._site.audit.append("stopped", case=row.pk, reason=reason[:500])
+            Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=reason)
 
 
 def _account_of(post: Correspondence) -> Posted:

@@ -24,8 +24,8 @@ from datasites.transport.store import StoreError, StoreUnreachable
 @contextmanager
 def only_process(home: Home) -> Iterator[None]:
     """Hold the home's lock; raises `Held` when another process serves it."""
-    words = f"{home.root}: a datasite already runs here"
-    with hold(home.run / "lock", words, "stop it or choose another folder"):
+    message = f"{home.root}: a datasite already runs here"
+    with hold(home.run / "lock", message, "stop it or choose another folder"):
         try:
             yield
         finally:

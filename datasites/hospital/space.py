@@ -31,8 +31,8 @@ class Room:
     files: int | None
 
     @property
-    def words(self) -> str:
-        """For people."""
+    def summary(self) -> str:
+        """The file system and its free room in one line, for people."""
         files = "" if self.files is None or self.files > 1000 else f" and for {self.files} files"
         return f"{self.what} {self.folder}: room for {self.free / MiB:,.1f} MiB{files}"
 
@@ -60,5 +60,5 @@ def rooms(home: Home) -> Iterator[Room]:
 
 def full_in_words(home: Home) -> str:
     """Say where no room is left, in words with the remedy; "" where there is some."""
-    full = [room.words for room in rooms(home) if room.is_full]
+    full = [room.summary for room in rooms(home) if room.is_full]
     return f"no room is left ({', '.join(full)}), make room there" if full else ""

@@ -60,7 +60,7 @@ def main() -> None:
         except (DatasitesError, OSError) as error:
             said[str(left)] = str(error)
     fill(0)
-    space["full"] = [check.words for check in _space(site) if check.state == "bad"]
+    space["full"] = [check.message for check in _space(site) if check.state == "bad"]
     (DISK / "ballast").unlink()
     let_go()
     for left in LEFT:

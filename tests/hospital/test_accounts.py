@@ -63,7 +63,7 @@ def noticed(site: Site, words: str) -> None:
             act()
         assert "datasites budget restored" in str(caught.value)
     accounts = [check for check in doctor(site) if check.name == "accounts"]
-    assert any(check.state == "bad" and "datasites budget restored" in check.words for check in accounts)
+    assert any(check.state == "bad" and "datasites budget restored" in check.message for check in accounts)
 
 
 ROWS = "budget of population heart: study aaaaaaaaaaaa, {}: database and audit log differ"

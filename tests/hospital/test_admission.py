@@ -65,7 +65,7 @@ def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk:
             review.approve(desk.site, row.pk, desk.login("ann"), "read it", row.approval_hash)
         assert not Review.objects.exists()
         assert (
-            review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort", told="no").state
+            review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort", message="no").state
             == Case.State.REJECTED
         )
 
@@ -154,7 +154,7 @@ def test_what_people_decide_while_a_case_is_examined_stands(
 
     def meanwhile(*_: Any) -> dict[str, object]:
         if act == "reject":
-            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", told="no")
+            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", message="no")
         else:
             desk.approve("ann")
             desk.approve("bob")

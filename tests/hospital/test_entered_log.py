@@ -387,7 +387,7 @@ def test_a_role_that_was_edited_to_admin_counts_for_nothing(desk: Desk, name: st
     with pytest.raises(PersonError, match=words):
         desk.login(name)
     (check,) = [check for check in examine(desk.site) if check.name == "people"]
-    assert (check.state, words in check.words) == ("bad", True)
+    assert (check.state, words in check.message) == ("bad", True)
 
 
 def test_the_first_admin_is_logged_and_their_address_can_not_be_edited(desk: Desk) -> None:

@@ -372,8 +372,8 @@ def test_somebody_who_was_shut_out_is_not_brought_back_by_an_older_database(desk
     users.filter(username="joe").update(email="ann@example.org")
     (check,) = [check for check in examine(site) if check.name == "people"]
     assert check.state == "bad"
-    assert f"eve was shut out by record {ended} of the log" in check.words
-    assert "joe is not the person that record" in check.words
+    assert f"eve was shut out by record {ended} of the log" in check.message
+    assert "joe is not the person that record" in check.message
     for name, words in (("eve", "was shut out"), ("joe", "is not the person")):
         with pytest.raises(PersonError, match=words):
             desk.login(name)

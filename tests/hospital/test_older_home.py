@@ -99,7 +99,7 @@ def refused(site: Site) -> None:
     ):
         with pytest.raises(AccountsDiffer, match=REFUSED):
             gate()
-    assert [check.words for check in doctor(site) if check.name == "accounts"] == list(differences(site.home))
+    assert [check.message for check in doctor(site) if check.name == "accounts"] == list(differences(site.home))
     assert len(list(differences(site.home))) == 1
 
 

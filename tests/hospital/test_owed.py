@@ -39,7 +39,7 @@ ACTS: dict[str, tuple[Callable[..., Case], str, str]] = {
     "resumed": (lifecycle.resume, "stopped", "running"),
     "rejoined": (lifecycle.rejoin, "stopped", "running"),
     "revoked": (lifecycle.revoke, "running", "revoked"),
-    "rejected": (partial(review.reject, told="not here"), "review", "rejected"),
+    "rejected": (partial(review.reject, message="not here"), "review", "rejected"),
 }
 
 

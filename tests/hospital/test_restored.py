@@ -500,7 +500,7 @@ def test_a_list_that_came_back_from_a_backup_puts_nobody_back(
     assert nothing_left(running, 1)
     with pytest.raises(AccountsDiffer, match=words):
         Service(restarted(site))
-    assert any(words in c.words for c in doctor(site) if c.name == "accounts" and c.state == "bad")
+    assert any(words in c.message for c in doctor(site) if c.name == "accounts" and c.state == "bad")
     withdraw(running, third)
     with pytest.raises(AccountsDiffer, match=words):
         require_one_story(home)  # another one makes nothing good

@@ -209,11 +209,11 @@ def test_pause_resume_revoke_and_kill(desk: Desk) -> None:
 
 def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
     with pytest.raises(ReviewError, match="reason"):
-        review.reject(desk.site, desk.row.pk, desk.login("ann"), " ", told="not here")
+        review.reject(desk.site, desk.row.pk, desk.login("ann"), " ", message="not here")
     for told in (" ", "x" * 1901):
         with pytest.raises(ReviewError, match="words for the researcher"):
-            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", told=told)
-    rejected = review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", told="not here")
+            review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", message=told)
+    rejected = review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", message="not here")
     assert rejected.state == Case.State.REJECTED
     desk.agree()
     with pytest.raises(ReviewError):

@@ -65,7 +65,7 @@ def cut_to_a_third(desk: Desk) -> bytes:
 
 
 def said_by_the_doctor(desk: Desk) -> list[tuple[str, str]]:
-    return [(check.state, check.words) for check in doctor._sources(desk.site)]
+    return [(check.state, check.message) for check in doctor._sources(desk.site)]
 
 
 def logged(desk: Desk) -> list[dict[str, object]]:

@@ -45,7 +45,7 @@ def test_the_service_the_doctor_and_a_command_say_the_same(
     monkeypatch.setattr(doctor, "open_store", lambda home: lost)
     found = next(check for check in doctor.examine(site) if check.name == "store")
     assert found.state == "bad"
-    assert found.words.startswith(begins)
+    assert found.message.startswith(begins)
     monkeypatch.setattr(datasites.cli, "app", lambda **_: put(lost))
     with pytest.raises(SystemExit) as ended:
         datasites.cli.main()

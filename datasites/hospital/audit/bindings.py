@@ -93,8 +93,8 @@ def finding_content(
 
     The share of the table is a figure of rows. It stays in this home: no bundle opens such a record.
     """
-    said = {"dataset": dataset, "finding": finding, "about": about, "share": share}
-    return {"kind": "finding", **said, "holds": holds, "reason": reason}
+    answer = {"dataset": dataset, "finding": finding, "about": about, "share": share}
+    return {"kind": "finding", **answer, "holds": holds, "reason": reason}
 
 
 def is_bound(home: Home, commitment: str | None, content: Mapping[str, Any]) -> bool:

@@ -157,8 +157,8 @@ def agreements_by_hand(home: Home, agreements: Iterable[Agreement], today: datet
         if one.confirmed(today) and one.terms.effective <= today:
             counts[one.terms.id] = max(one.version, counts.get(one.terms.id, 0))
     for one in confirmed:
-        if one.version >= counts.get(one.terms.id, 0) and (words := _by_hand(home, entered, one, today)):
-            found.append(f"{one.terms.id} version {one.version} {words}")
+        if one.version >= counts.get(one.terms.id, 0) and (difference := _by_hand(home, entered, one, today)):
+            found.append(f"{one.terms.id} version {one.version} {difference}")
     for id, versions in sorted(entered.confirmed.items()):
         for version, at in sorted(versions.items()):
             if (id, version) not in held and version >= counts.get(id, 0):

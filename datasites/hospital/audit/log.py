@@ -168,7 +168,7 @@ class AuditLog:
             held = {(fields["email"], fields["public_key"], fields["hash"]) for fields in kept}
             for email, head in sorted(heads.items()):
                 if (email, head.public_key, head.hash) not in held:
-                    self._write_next(file, KEPT_HEAD, _clean(KEPT_HEAD, {"email": email, **_told(head)}))
+                    self._write_next(file, KEPT_HEAD, _clean(KEPT_HEAD, {"email": email, **_head_fields(head)}))
 
     def head(self) -> Head:
         """Return the signed position of the last record, by whichever process it was written."""
@@ -326,7 +326,7 @@ def _lines(file: int, begin: int, end: int) -> Iterator[bytes]:
         yield from bounded_lines(stream)
 
 
-def _told(head: PublicHead) -> dict[str, Value]:
+def _head_fields(head: PublicHead) -> dict[str, Value]:
     return {"public_key": head.public_key, "releases": head.releases, "hash": head.hash, "signature": head.signature}
 
 

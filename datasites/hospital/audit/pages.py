@@ -22,13 +22,13 @@ class Filter:
     """Which records to show; an empty field shows all. `words` may stand anywhere in the record."""
 
     kind: str = ""
-    words: str = ""
+    contains: str = ""
 
     def matches(self, line: bytes) -> bool:
         """Say whether a raw line may match, before it is parsed: the log writes text so that it is found as it is."""
         if self.kind and f'"kind":{json.dumps(self.kind)}'.encode() not in line:
             return False
-        return not self.words or self.words.casefold() in line.decode("utf-8", errors="replace").casefold()
+        return not self.contains or self.contains.casefold() in line.decode("utf-8", errors="replace").casefold()
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ def _answer(request: bytes, content: Callable[[], bytes]) -> tuple[Agreed, Numbe
 def _plan(wanted: Plan | Calibrate) -> Planned:
     if isinstance(wanted, Plan):
         limits = HospitalLimits(wanted.epsilon, wanted.delta, wanted.sampling_rate, wanted.both_sides)
-        made = plan_of(wanted.study, limits)
-        return Planned(training=made.training, evaluation=made.evaluation)
+        plans = plan_of(wanted.study, limits)
+        return Planned(training=plans.training, evaluation=plans.evaluation)
     training = PrivacyPlan.calibrate(
         wanted.epsilon,
         wanted.delta,

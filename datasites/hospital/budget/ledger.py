@@ -63,7 +63,7 @@ from datasites.hospital.budget.balances import PARTITIONS, PrivacyCost, StoredPr
 from datasites.hospital.budget.pending import StudyCap
 from datasites.hospital.budget.population import Caps, caps_of, opened_order, order_of, require_agreed
 from datasites.hospital.budget.price_cache import kept_prices
-from datasites.hospital.budget.promises import alone
+from datasites.hospital.budget.promises import budget_lock
 from datasites.hospital.budget.reconcile import AccountsDiffer, require_one_story
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.database import this_home
@@ -211,8 +211,8 @@ class Reading:
         for partition in PARTITIONS:
             events, local = account.charged_events(partition), account.charged_events(partition, local=True)
             pld = prices.pld(events, delta)
-            alone = pld if in_order(local) == in_order(events) else prices.rdp(local, delta)
-            figures[partition] = {"pld": pld, "local": alone}
+            local_epsilon = pld if in_order(local) == in_order(events) else prices.rdp(local, delta)
+            figures[partition] = {"pld": pld, "local": local_epsilon}
         return figures
 
 
@@ -241,7 +241,7 @@ def reserve(
     again is the same one: an approval that was killed half-way has left it.
     """
     population, prices = dataset.population, balances.prices_of(asked)
-    with alone(population):
+    with budget_lock(population):
         pending.finish(site, population)
         require_agreed(dataset)
         require_one_story(site.home, population)
@@ -266,7 +266,7 @@ def charge(
     between charge and release may repeat the work under it. Other events for that round are an error.
     """
     population, prices = dataset.population, balances.prices_of(asked)
-    with alone(population):
+    with budget_lock(population):
         pending.finish(site, population)
         require_agreed(dataset)
         require_one_story(site.home, population)
@@ -315,10 +315,10 @@ def is_charged(account: StudyAccount, number: int, asked: Mapping[str, PrivacyCo
 
 def close(site: Site, study: str) -> None:
     """Release what a study reserved and did not charge; its charges stay for ever. Idempotent."""
-    told = ledger_log.tell(site.home)
+    log_state = ledger_log.tell(site.home)
     stored = LedgerEntry.objects.filter(study_hash=study).values_list("population", flat=True).distinct()
-    for population in sorted({*stored, *(name for name in told.studies if study in told.of(name))}):
-        with alone(population):
+    for population in sorted({*stored, *(name for name in log_state.studies if study in log_state.of(name))}):
+        with budget_lock(population):
             pending.finish(site, population)
             account = accounts_of(population).get(study)
             if account is not None and account.reserved and not account.released:

@@ -249,7 +249,7 @@ class LedgerAnchor(Agreed):
         return canonical_json(self.model_dump(mode="json", exclude=set() if knows else {"lists", "lists_begin"}))
 
     @classmethod
-    def of(cls, at: Position, told: Told) -> LedgerAnchor:
+    def of(cls, at: Position, log_state: Told) -> LedgerAnchor:
         """Make the anchor of a position in the log."""
         lines = [
             _Line(
@@ -259,23 +259,23 @@ class LedgerAnchor(Agreed):
                 charged=_runs(account.charged),
                 released=account.released,
             )
-            for population, studies in sorted(told.studies.items())
+            for population, studies in sorted(log_state.studies.items())
             for study, account in sorted(studies.items())
         ]
         return cls(
             seq=at.seq,
             hash=at.hash,
             offset=at.offset,
-            populations=dict(told.populations),
-            others=tuple(sorted(told.others)),
-            withdrawn={population: tuple(sorted(names)) for population, names in told.withdrawn.items()},
-            older=tuple(sorted(told.older)),
+            populations=dict(log_state.populations),
+            others=tuple(sorted(log_state.others)),
+            withdrawn={population: tuple(sorted(names)) for population, names in log_state.withdrawn.items()},
+            older=tuple(sorted(log_state.older)),
             studies=tuple(lines),
-            lists=dict(told.lists),
-            lists_begin=told.lists_begin,
+            lists=dict(log_state.lists),
+            lists_begin=log_state.lists_begin,
         )
 
-    def told(self) -> Told:
+    def content(self) -> Told:
         """Return what the anchor holds."""
         studies: dict[str, dict[str, StudyAccount]] = {}
         for line in self.studies:
@@ -305,7 +305,7 @@ def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...
 @dataclass(frozen=True)
 class _Read:
     at: Position
-    told: Told
+    log_state: Told
     standing: Standing
 
 
@@ -315,7 +315,7 @@ _read: dict[Path, _Read] = {}
 
 def tell(home: Home) -> Told:
     """Return what the log says now; raises `AuditError` where it does not continue the log that was read before."""
-    return _follow(home).told
+    return _follow(home).log_state
 
 
 def standing(home: Home) -> Standing:
@@ -330,7 +330,7 @@ def standing(home: Home) -> Standing:
 def anchored(home: Home) -> Told | None:
     """Return what the anchor knows, whatever the log says; None where there is no anchor."""
     anchor = _anchor(home)
-    return None if anchor is None else anchor.told()
+    return None if anchor is None else anchor.content()
 
 
 def forget(home: Home) -> None:
@@ -361,7 +361,7 @@ def _write_anchor(home: Home) -> None:
     with held(path.with_name(path.name + ".lock")):
         # The log is read after the lock is held: whoever comes later has seen at least what the one before wrote.
         now = _follow(home)
-        replace_durably(path, LedgerAnchor.of(now.at, now.told).canonical())
+        replace_durably(path, LedgerAnchor.of(now.at, now.log_state).canonical())
 
 
 def _follow(home: Home) -> _Read:
@@ -374,22 +374,22 @@ def _follow(home: Home) -> _Read:
 def _start(home: Home) -> _Read:
     anchor = _anchor(home)
     if anchor is not None and holds(home.audit, Position(anchor.seq, anchor.hash, anchor.offset)):
-        return _Read(Position(anchor.seq, anchor.hash, anchor.offset), anchor.told(), "current")
+        return _Read(Position(anchor.seq, anchor.hash, anchor.offset), anchor.content(), "current")
     whole = _catch_up(home.audit, _Read(Position(), Told(), "new"))
     if anchor is not None:
         return replace(whole, standing="behind")
-    return whole if _begins(home, whole.told) else replace(whole, standing="missing")
+    return whole if _begins(home, whole.log_state) else replace(whole, standing="missing")
 
 
-def _begins(home: Home, told: Told) -> bool:
+def _begins(home: Home, log_state: Told) -> bool:
     """Say whether nothing shows that an anchor was ever written: log, database and journals know of nothing to lose."""
-    if told.studies or told.older or LedgerEntry.objects.exists() or Round.objects.exists():
+    if log_state.studies or log_state.older or LedgerEntry.objects.exists() or Round.objects.exists():
         return False
     # What a study leaves behind, each in a folder of its own that may have survived the others.
     left = (home.anchors.glob("[0-9a-f]*"), home.secagg.glob("*/journal"), home.identities.glob("*.bin"))
     if any(any(paths) for paths in left):
         return False
-    known = told.populations.keys() | set(BudgetFact.objects.values_list("population__name", flat=True))
+    known = log_state.populations.keys() | set(BudgetFact.objects.values_list("population__name", flat=True))
     return known <= under_way(home)
 
 
@@ -407,7 +407,7 @@ def _anchor(home: Home) -> LedgerAnchor | None:
 
 def _catch_up(log: Path, known: _Read) -> _Read:
     """Read what was appended."""
-    at, told = known.at, known.told
+    at, log_state = known.at, known.log_state
     for position, record in follow(log, at):
-        at, told = position, told.after(record)
-    return _Read(at, told, known.standing)
+        at, log_state = position, log_state.after(record)
+    return _Read(at, log_state, known.standing)

@@ -111,9 +111,9 @@ def finish(site: Site, population: str) -> None:
     waiting = [line for line in _waiting(site) if line.population == population]
     if not waiting:
         return
-    told = ledger_log.tell(site.home).of(population)
+    accounts = ledger_log.tell(site.home).of(population)
     for line in waiting:
-        account, stored = told.get(line.study), of_database(population).get(line.study)
+        account, stored = accounts.get(line.study), of_database(population).get(line.study)
         path = _path(site, line)
         if account is not None:
             if line.kind == "reserve" and account.reserved and not (stored and stored.reserved):
@@ -134,10 +134,10 @@ def finish(site: Site, population: str) -> None:
 
 def finish_all(site: Site) -> None:
     """Call `finish` for every population, before a service compares database, log and anchor at its start."""
-    from datasites.hospital.budget.promises import alone
+    from datasites.hospital.budget.promises import budget_lock
 
     for population in sorted({line.population for line in _waiting(site)}):
-        with alone(population):
+        with budget_lock(population):
             finish(site, population)
 
 

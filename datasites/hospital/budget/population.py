@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from datasites.hospital.budget import ledger_log, openings
 from datasites.hospital.budget.ledger_log import Promise
-from datasites.hospital.budget.promises import CAPS, alone, stored_promise
+from datasites.hospital.budget.promises import CAPS, budget_lock, stored_promise
 from datasites.hospital.budget.reconcile import require_one_story
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import this_home
@@ -35,8 +35,8 @@ class Caps:
     delta: float
 
     @property
-    def words(self) -> str:
-        """For people."""
+    def summary(self) -> str:
+        """Both figures in one line, for people."""
         return f"epsilon {self.epsilon:g} at delta {self.delta:g}"
 
     def is_wider_than(self, other: Caps) -> bool:
@@ -87,8 +87,8 @@ def require_agreed(dataset: DatasetSettings) -> Caps:
     asked, agreed = asked_caps(dataset), agreed_caps(dataset.population)
     if agreed is not None and asked.is_wider_than(agreed):
         raise InputError(
-            f"datasite.toml: population {agreed.population}: {asked.words} is wider than {agreed.words}, which these "
-            f"patients were promised; set it back, or have two people widen it: `datasites budget widen "
+            f"datasite.toml: population {agreed.population}: {asked.summary} is wider than {agreed.summary}, which "
+            f"these patients were promised; set it back, or have two people widen it: `datasites budget widen "
             f"{agreed.population}`, then `datasites budget confirm`"
         )
     return caps_of(dataset)
@@ -124,7 +124,7 @@ def open_populations(site: Site) -> None:
     for dataset in site.home.settings.datasets:
         asked = asked_caps(dataset)
         _begin(site, dataset.population)
-        with alone(dataset.population):
+        with budget_lock(dataset.population):
             population = _open(dataset)
             require_agreed(dataset)
             fact = population.facts.filter(what__in=CAPS).last()
@@ -145,7 +145,7 @@ def open_populations(site: Site) -> None:
         elif Caps(dataset.population, logged.epsilon, logged.delta) != asked:
             _log(site, ledger_log.NARROWED, asked)
         ledger_log.write_anchor(site.home)
-        with alone(dataset.population):  # whoever compares holds it, too
+        with budget_lock(dataset.population):  # whoever compares holds it, too
             openings.end(site.home, dataset.population)
 
 
@@ -180,7 +180,7 @@ def _open(dataset: DatasetSettings) -> Population:
 def adopt(site: Site, name: str, promise: Promise) -> None:
     """Let log and database promise the same, after a restore: the stricter of all that is known (`restored`)."""
     salts = {dataset.population: bytes.fromhex(dataset.split_salt) for dataset in site.home.settings.datasets}
-    population, made = Population.objects.get_or_create(
+    population, created = Population.objects.get_or_create(
         name=name,
         defaults={
             "fraction": promise.fraction or 0.5,
@@ -188,7 +188,7 @@ def adopt(site: Site, name: str, promise: Promise) -> None:
             "order": promise.order,
         },
     )
-    if made:
+    if created:
         stored = stored_promise(site.home, name)
         assert stored is not None
         promise = promise.model_copy(update={"fraction": stored.fraction, "split": stored.split})

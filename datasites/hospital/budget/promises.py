@@ -17,7 +17,7 @@ CAPS = ("opened", "narrowed", "widened")
 
 
 @contextmanager
-def alone(population: str) -> Iterator[None]:
+def budget_lock(population: str) -> Iterator[None]:
     """Open a transaction on a population's budget, one at a time: immediate on SQLite, waiting on PostgreSQL."""
     with transaction.atomic():
         if connection.vendor == "postgresql":

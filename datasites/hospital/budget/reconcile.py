@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from datasites.hospital.budget import balances, ledger_log, withdrawn
 from datasites.hospital.budget.ledger_log import Promise, Told
 from datasites.hospital.budget.openings import under_way
-from datasites.hospital.budget.promises import alone, stored_promise
+from datasites.hospital.budget.promises import budget_lock, stored_promise
 from datasites.hospital.config import Home
 from datasites.hospital.models import LedgerEntry, Population
 from datasites.study.audit_chain import AuditError
@@ -33,16 +33,16 @@ class AccountsDiffer(AuditError):
 
 def require_one_story(home: Home, population: str | None = None) -> None:
     """Raise `AccountsDiffer` with the first difference, in one population or in any."""
-    for words in differences(home, population):
-        raise AccountsDiffer(words)
+    for difference in differences(home, population):
+        raise AccountsDiffer(difference)
 
 
 def differences(home: Home, population: str | None = None) -> Iterator[str]:
     """Yield all differences in words, naming population, study and round, and what to do."""
     older = _of_older_version(home)
     if not ledger_log.tell(home).unpriced():  # an older version had no anchor of the ledger, and is refused as it is
-        for words in _of_the_anchor(home):
-            yield f"{words}; {_REMEDY}"
+        for difference in _of_the_anchor(home):
+            yield f"{difference}; {_REMEDY}"
     if older:
         yield (
             f"{home.audit}: this home is of an older version: {_named(older)} reserved or charged before amounts stood "
@@ -50,15 +50,15 @@ def differences(home: Home, population: str | None = None) -> Iterator[str]:
             "that wrote it, or have two people enter what those studies cost, as far as the database does not say it: "
             "`datasites budget restored --lost FILE`, then `datasites budget confirm`"
         )
-    for words in _differences(home, population, frozenset(older)):
-        yield f"{words}; {_REMEDY}"
+    for difference in _differences(home, population, frozenset(older)):
+        yield f"{difference}; {_REMEDY}"
 
 
 def _differences(home: Home, population: str | None, older: frozenset[str]) -> Iterator[str]:
     yield from _of_foreign_heads(home)
     yield from _of_withdrawals(home)
     for name in [population] if population is not None else _names(ledger_log.tell(home)):
-        with alone(name):  # else a line that is being written would be one that one of the two lacks
+        with budget_lock(name):  # else a line that is being written would be one that one of the two lacks
             found = list(_of_population(home, name, older))
         yield from found
 
@@ -70,10 +70,10 @@ def _of_older_version(home: Home) -> list[str]:
     """
     # Before the log: a line that is being written is there first.
     stored = set(LedgerEntry.objects.values_list("population", "study_hash").distinct())
-    told = ledger_log.tell(home)
-    logged = {study for studies in told.studies.values() for study in studies}
-    before = {study for name, study in stored if name not in told.populations and study not in logged}
-    return sorted({*told.unpriced(), *before})
+    log_state = ledger_log.tell(home)
+    logged = {study for studies in log_state.studies.values() for study in studies}
+    before = {study for name, study in stored if name not in log_state.populations and study not in logged}
+    return sorted({*log_state.unpriced(), *before})
 
 
 def _named(studies: Sequence[str]) -> str:
@@ -83,9 +83,9 @@ def _named(studies: Sequence[str]) -> str:
 
 
 def _of_population(home: Home, name: str, older: frozenset[str]) -> Iterator[str]:
-    told = ledger_log.tell(home)
-    yield from _of_promises(home, told, name)
-    database, log = balances.of_database(name), told.of(name)
+    log_state = ledger_log.tell(home)
+    yield from _of_promises(home, log_state, name)
+    database, log = balances.of_database(name), log_state.of(name)
     for study in sorted((database.keys() | log.keys()) - older):
         for line in balances.differing(database.get(study), log.get(study)):
             yield f"budget of population {name}: study {study[:12]}, {line}: database and audit log differ"
@@ -108,9 +108,10 @@ def _of_withdrawals(home: Home) -> Iterator[str]:
         )
 
 
-def _names(told: Told) -> list[str]:
+def _names(log_state: Told) -> list[str]:
     stored = set(LedgerEntry.objects.values_list("population", flat=True).distinct())
-    return sorted({*stored, *Population.objects.values_list("name", flat=True), *told.studies, *told.populations})
+    rows = Population.objects.values_list("name", flat=True)
+    return sorted({*stored, *rows, *log_state.studies, *log_state.populations})
 
 
 def _of_the_anchor(home: Home) -> Iterator[str]:
@@ -127,8 +128,8 @@ def _of_the_anchor(home: Home) -> Iterator[str]:
         )
 
 
-def _of_promises(home: Home, told: Told, name: str) -> Iterator[str]:
-    logged, stored = told.populations.get(name), stored_promise(home, name)
+def _of_promises(home: Home, log_state: Told, name: str) -> Iterator[str]:
+    logged, stored = log_state.populations.get(name), stored_promise(home, name)
     what = f"budget of population {name}"
     if stored is None:
         if logged is not None:
@@ -139,7 +140,7 @@ def _of_promises(home: Home, told: Told, name: str) -> Iterator[str]:
         if stored.epsilon > 0 and name not in under_way(home):
             yield f"{what}: the database knows its cap, and the audit log does not"
         return
-    yield from (f"{what}: {words}" for words in _wider(stored, logged))
+    yield from (f"{what}: {difference}" for difference in _wider(stored, logged))
 
 
 def _wider(stored: Promise, logged: Promise) -> Iterator[str]:

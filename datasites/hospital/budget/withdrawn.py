@@ -24,25 +24,25 @@ def listed_in(path: Path) -> frozenset[str]:
 
 def log_the_list(site: Site) -> None:
     """Let the log know of all who are on the list: a kill, or an older version, has left somebody out."""
-    told = ledger_log.tell(site.home).withdrawn
+    logged = ledger_log.tell(site.home).withdrawn
     for path in sorted(site.home.withdrawals.glob("*.json")):
         by_name = commitments_to(site.home, listed_in(path)).values()
-        for commitment in sorted(set(by_name) - told.get(path.stem, frozenset())):
+        for commitment in sorted(set(by_name) - logged.get(path.stem, frozenset())):
             site.audit.append(ledger_log.WITHDRAWN, population=path.stem, commitment=commitment)
 
 
 def missing(home: Home) -> dict[str, int]:
     """Return, by population, how many the list lacks of those who have withdrawn as the log says."""
-    told = ledger_log.tell(home).withdrawn
-    lacking = {name: len(logged - listed(home, name)) for name, logged in told.items()}
+    by_population = ledger_log.tell(home).withdrawn
+    lacking = {name: len(logged - listed(home, name)) for name, logged in by_population.items()}
     return {name: number for name, number in sorted(lacking.items()) if number}
 
 
 def settle_the_list(site: Site, known: Iterable[Told]) -> None:
     """Keep all who have withdrawn by the word of log or anchor, known by their commitments alone."""
     home, known = site.home, tuple(known)
-    for population in sorted({name for told in known for name in told.withdrawn}):
-        everybody = frozenset[str]().union(*(told.withdrawn.get(population, frozenset()) for told in known))
+    for population in sorted({name for log_state in known for name in log_state.withdrawn}):
+        everybody = frozenset[str]().union(*(log_state.withdrawn.get(population, frozenset()) for log_state in known))
         for commitment in sorted(everybody - ledger_log.tell(home).withdrawn.get(population, frozenset())):
             site.audit.append(ledger_log.WITHDRAWN, population=population, commitment=commitment, settled=True)
         lacking = everybody - listed(home, population)

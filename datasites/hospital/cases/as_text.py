@@ -74,7 +74,7 @@ def _budget(examined: Examined) -> list[str]:
     caps = caps_of(dataset)
     lines = [
         "",
-        *(f"{title}: {words}" for title, words in examined.privacy),
+        *(f"{title}: {text}" for title, text in examined.privacy),
         examined.case.delta_in_words,
         f"Budget of population {caps.population} over all studies: epsilon at delta {caps.delta:g} (Renyi order "
         f"{order_of(dataset)}); the cap is guaranteed, the rest is a reading:",

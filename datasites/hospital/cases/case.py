@@ -91,7 +91,9 @@ class OpenCase:
     def differs(self) -> tuple[str, ...]:
         """What would run now otherwise than it was examined, in words, with the value of each time."""
         now = self.terms.model_dump(mode="json")
-        return tuple(words for name, value in now.items() for words in _differs(name, self.row.terms.get(name), value))
+        return tuple(
+            difference for name, value in now.items() for difference in _differs(name, self.row.terms.get(name), value)
+        )
 
     @property
     def honest(self) -> int:
@@ -182,8 +184,8 @@ class OpenCase:
 
         Rounds in the order that the study plans, `MOST_AHEAD` at most; whatever is charged otherwise is priced then.
         """
-        made, budget = self.study_plan, Measure.of(self.dataset)
-        made.epsilon, made.evaluation_epsilon, made.sharing()
+        plan, budget = self.study_plan, Measure.of(self.dataset)
+        plan.epsilon, plan.evaluation_epsilon, plan.sharing()
         for price in self.asked().values():
             for event in (price.event, price.local_event):
                 budget.epsilon([event])
@@ -239,7 +241,7 @@ def site_plan(study: StudyTerms, dataset: DatasetSettings, *, both_sides: bool =
     must lie within these limits as they are.
     """
     limits = limits_of(dataset, both_sides=both_sides)
-    made = StudyPlan.of(study, limits, *plans_of(this_home(), study, limits), kept_prices())
+    plan = StudyPlan.of(study, limits, *plans_of(this_home(), study, limits), kept_prices())
     patients = dataset.declared_patients * dataset.held_out
     for kind in evaluation_kinds(study):
         ring = counts_ring(study, kind)
@@ -253,7 +255,7 @@ def site_plan(study: StudyTerms, dataset: DatasetSettings, *, both_sides: bool =
                 f"hospitals are cut at {cut:.0f} patients of one hospital, and this one evaluates on about "
                 f"{patients:.0f}; {fits}"
             )
-    return made
+    return plan
 
 
 @dataclass(frozen=True)
@@ -380,7 +382,7 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, pre
     """Return what an approval of `package` on the prepared records would bind, before its model is built or timed."""
     identity = patient_column(home, dataset)
     both_sides = charges_both_sides(dataset.population, identity)
-    made = site_plan(package.study, dataset, both_sides=both_sides)
+    plan = site_plan(package.study, dataset, both_sides=both_sides)
     return ApprovalTerms(
         study_hash=package.digest(),
         dataset=dataset.name,
@@ -388,8 +390,8 @@ def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, pre
         identity=identity,
         both_sides=both_sides,
         data_version=data_version(home, package.digest(), prepared.content_hash),
-        plan=made.training.model_dump(mode="json"),
-        evaluation_plan=made.evaluation.model_dump(mode="json"),
+        plan=plan.training.model_dump(mode="json"),
+        evaluation_plan=plan.evaluation.model_dump(mode="json"),
         declared_patients=dataset.declared_patients,
         declared_records=dataset.declared_records,
         verifier_ruleset=RULESET,

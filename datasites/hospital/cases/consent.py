@@ -78,10 +78,10 @@ def withdraw(
     found = any(place.left_out(all_spellings=alike) for place in places)
     again = withdrawal.is_withdrawn(site.home, dataset, exact)
     if not (found or for_later or again or withdrawal.is_withdrawn(site.home, dataset, entry)):
-        said = "; ".join(place.in_words(all_spellings=alike) for place in places)
+        looked_in = "; ".join(place.in_words(all_spellings=alike) for place in places)
         raise NobodyToLeaveOut(
-            f"nothing was entered, since nobody is found under that name ({said}). Compare it with the source, letter "
-            "by letter and zero by zero; for a patient who may come with a later table add --for-later"
+            f"nothing was entered, since nobody was found under that name ({looked_in}). Compare it with the source, "
+            "letter by letter and zero by zero; for a patient who may appear in a later table, add --for-later"
         )
     # What is entered shows in the log and in when a worker starts; how long it took to look must not.
     sleep_to_tick(started, looking_ticks(site.home), lambda: None)

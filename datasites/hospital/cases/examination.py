@@ -249,7 +249,7 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
             raise
         except Exception as error:
             denied = _reason(error, "no policy can decide on it, so it can't be approved")
-        row.note = "; ".join(words for words in (row.note, denied) if words)
+        row.note = "; ".join(note for note in (row.note, denied) if note)
         Case.objects.filter(pk=row.pk, state=row.state).update(note=row.note)
     site.audit.append(
         "examined",

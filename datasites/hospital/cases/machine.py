@@ -121,14 +121,14 @@ def standing_back(home: Home) -> Iterator[Callable[[Worker], None]]:
     over, threads = threading.Event(), list[threading.Thread]()
 
     def watch(worker: Worker) -> None:
-        told = False
+        warned = False
         while True:
             try:
                 _look(home, worker)
             except Exception as error:
-                if not told:
+                if not warned:
                     log.warning("rehearsal: can't see whether a round is at work, so it stands still: %s", error)
-                told = True
+                warned = True
             if over.wait(LOOKS):
                 return
 

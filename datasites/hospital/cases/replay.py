@@ -77,10 +77,10 @@ def held_against(
             counts[outcome] += 1
     for (study, action, allowed, digest), missing in sorted(left.items()):
         if missing > 0:
-            said = "allows" if allowed else "denies"
+            verdict = "allows" if allowed else "denies"
             differs.append(
-                f"decision {digest[:12]}… on {action} of study {study[:12]}…, which {said}: the audit log has it, and "
-                "it is not stored: it was changed or taken away afterwards"
+                f"decision {digest[:12]}… on {action} of study {study[:12]}…, which {verdict}: the audit log has it, "
+                "but it is not stored: it was changed or removed afterwards"
             )
     return Replay(counts["alike"], counts["other rules"], counts["older"], tuple(differs))
 
@@ -90,11 +90,11 @@ def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
     try:
         decision = read_decision(json.dumps(row.record).encode())
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # whatever stands there
-        words = str(error) if str(error).startswith("decision: ") else "it does not read as a decision"
-        return "alike", [words.removeprefix("decision: ")]
+        problem = str(error) if str(error).startswith("decision: ") else "it does not read as a decision"
+        return "alike", [problem.removeprefix("decision: ")]
     faults = []
     if (row.action, row.allowed) != (decision.action, decision.allowed):
-        faults.append(f"it is filed as {_said(row.action, row.allowed)}, and is {_outcome(decision)}")
+        faults.append(f"it is filed as {_outcome_text(row.action, row.allowed)}, and is {_outcome(decision)}")
     if decision.format == 1:
         return "older", faults
     if decision.ruleset != engine.ruleset:
@@ -123,8 +123,8 @@ def _name(row: PolicyDecision) -> str:
 
 
 def _outcome(decision: Decision) -> str:
-    return _said(decision.action, decision.allowed)
+    return _outcome_text(decision.action, decision.allowed)
 
 
-def _said(action: str, allowed: bool) -> str:
+def _outcome_text(action: str, allowed: bool) -> str:
     return f"{'an allow' if allowed else 'a denial'} of {action}"

@@ -48,9 +48,14 @@ def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str,
     case = case or open_case(site.home, row)
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
-    told: dict[str, Value] = {"case": number, "study": row.study_hash, "person": person.name, "role": person.role}
-    told |= {"hash": row.approval_hash, "reason": reason}
-    site.audit.require_fit("approved", **told)
+    record_fields: dict[str, Value] = {
+        "case": number,
+        "study": row.study_hash,
+        "person": person.name,
+        "role": person.role,
+    }
+    record_fields |= {"hash": row.approval_hash, "reason": reason}
+    site.audit.require_fit("approved", **record_fields)
     # Counted before the policies are asked: a review that comes in between was not among their facts.
     before = Review.objects.filter(case=row).count()
     decision = compliance.decide(site, case, "approve", approver=(person.email, person.role))  # type: ignore[arg-type]
@@ -82,16 +87,16 @@ def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str,
             settle_identity(site, case.terms.population, case.terms.identity)
             row.state = Case.State.APPROVED
             row.save(update_fields=["state"])
-        site.audit.append("approved", **told)
+        site.audit.append("approved", **record_fields)
     return row
 
 
-def reject(site: Site, number: int, person: Actor, reason: str, *, told: str) -> Case:
-    """Reject a case for good; one person is enough. The researcher is sent `told`, and never the reason."""
+def reject(site: Site, number: int, person: Actor, reason: str, *, message: str) -> Case:
+    """Reject a case for good; one person is enough. The researcher is sent `message`, and never the reason."""
     require_reviewer(person, f"a case is rejected by {' or '.join(REVIEWERS)}")
     if not reason.strip():
         raise ReviewError("a rejection needs a reason; it is kept here, and the researcher is not sent it")
-    if not 0 < len(told.strip()) <= MOST_TOLD:
+    if not 0 < len(message.strip()) <= MOST_TOLD:
         raise ReviewError(f"a rejection needs words for the researcher, {MOST_TOLD} characters at most")
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=find_case(number).pk)
@@ -105,9 +110,9 @@ def reject(site: Site, number: int, person: Actor, reason: str, *, told: str) ->
             approval_hash=row.approval_hash,
             reason=reason,
         )
-        row.state, row.note = Case.State.REJECTED, told
+        row.state, row.note = Case.State.REJECTED, message
         row.save(update_fields=["state", "note"])
-        owe(site, row, "rejected", case=number, person=person.name, role=person.role, reason=reason, told=told)
+        owe(site, row, "rejected", case=number, person=person.name, role=person.role, reason=reason, told=message)
     settle(site, number)
     # An approval that was killed half-way has left its reservation.
     release_what_is_left(site, row.study_hash)

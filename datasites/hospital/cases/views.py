@@ -109,16 +109,16 @@ class Examined:
     @property
     def privacy(self) -> tuple[tuple[str, str], ...]:
         """What a patient may lose here by this study, what it costs, and what it has cost, each as (title, words)."""
-        study, made, cap = self.case.study, self.case.study_plan, self.case.study_cap
-        here = f"epsilon {cap:g} at delta {made.delta:g} per {self.case.plan.unit}, at most"
-        if (cap, made.delta) != (study.privacy.epsilon, study.privacy.delta):
+        study, plan, cap = self.case.study, self.case.study_plan, self.case.study_cap
+        here = f"epsilon {cap:g} at delta {plan.delta:g} per {self.case.plan.unit}, at most"
+        if (cap, plan.delta) != (study.privacy.epsilon, study.privacy.delta):
             here += f"; the study asks for epsilon {study.privacy.epsilon:g} at delta {study.privacy.delta:g}"
-        costs = f"training {made.epsilon:.3f}, evaluation {made.evaluation_epsilon:.3f} at delta {made.delta:g} (PLD)"
+        costs = f"training {plan.epsilon:.3f}, evaluation {plan.evaluation_epsilon:.3f} at delta {plan.delta:g} (PLD)"
         lines = [("Privacy here", here), ("The whole study would cost" if self.is_over else "This study costs", costs)]
         if self.charged is not None:
             lost = ", ".join(f"{name} patients {epsilon:.3f}" for name, epsilon in self.charged.epsilon.items())
-            words = f"{lost} at delta {made.delta:g} (PLD), in {self.charged.rounds} charged round(s)"
-            lines.append(("It cost" if self.is_over else "It has cost so far", words.replace("held_out", "held-out")))
+            cost = f"{lost} at delta {plan.delta:g} (PLD), in {self.charged.rounds} charged round(s)"
+            lines.append(("It cost" if self.is_over else "It has cost so far", cost.replace("held_out", "held-out")))
         return tuple(lines)
 
     @property
@@ -149,10 +149,10 @@ class CaseView:
     def rehearsal(self) -> str:
         """The rehearsal's outcome in words."""
         found = self.row.rehearsal
-        said = str(found.get("outcome", "not run"))
-        if said == "passed":
+        outcome = str(found.get("outcome", "not run"))
+        if outcome == "passed":
             return f"passed, {found['seconds_per_round']:.2f} s a round, {found['peak_memory_bytes'] / 2**20:.0f} MiB"
-        return f"failed: {found.get('reason') or found.get('findings')}" if said == "failed" else said
+        return f"failed: {found.get('reason') or found.get('findings')}" if outcome == "failed" else outcome
 
     @property
     def missing(self) -> tuple[str, ...]:

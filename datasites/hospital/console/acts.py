@@ -27,12 +27,12 @@ def act(
     if not form.is_valid():
         return refuse(request, 400, " ".join(problems(form)))
     try:
-        said = do(form.cleaned_data)
+        message = do(form.cleaned_data)
     except PersonError as error:
         return refuse(request, 403, str(error))
     except AuditError as error:
         return refuse(request, 503, f"The audit log can't be written, so nothing was done: {error}")
     except DatasitesError as error:
         return refuse(request, 409, str(error))
-    messages.success(request, said)
+    messages.success(request, message)
     return redirect(then, *arguments)

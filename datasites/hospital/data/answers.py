@@ -48,7 +48,7 @@ def _answers(home: Home, dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
             content = opening.get("content", {})
             if content.get("kind") == "finding" and is_bound(home, commitment, content):
                 answers[content["dataset"], content["finding"], content["about"]] = content
-    return {(finding, about): said for (name, finding, about), said in answers.items() if name == dataset}
+    return {(finding, about): answer for (name, finding, about), answer in answers.items() if name == dataset}
 
 
 def unanswered(home: Home, dataset: str, found: Iterable[TableFinding], model: DataModel) -> list[TableFinding]:
@@ -65,9 +65,9 @@ def unanswered(home: Home, dataset: str, found: Iterable[TableFinding], model: D
 def require_answered(home: Home, dataset: str, found: Iterable[TableFinding], model: DataModel) -> None:
     """Raise `SchemaError` with the first findings that block, and how a person answers them."""
     if left := unanswered(home, dataset, found, model):
-        said = "; ".join(f"[{finding.name}] {finding.text}" for finding in left[:3])
+        texts = "; ".join(f"[{finding.name}] {finding.text}" for finding in left[:3])
         raise SchemaError(
-            f"{len(left)} finding(s) on the table: {said}. Mend the table or mapping.toml; where one is right as it "
+            f"{len(left)} finding(s) on the table: {texts}. Mend the table or mapping.toml; where one is right as it "
             f"is, say why: `datasites dataset accept {dataset} {left[0].name}`"
         )
 

@@ -117,14 +117,16 @@ class _Reader:
     def hints(self, unread: Counter[str]) -> str:
         """Suggest what cells without a meaning may mean, without a patient's own text."""
         usual = Counter(word(cell).lower() for cell in unread.elements() if word(cell).lower() in USUAL_FOR_MISSING)
-        said = [f"{times} say {text!r}: if that means no value, name it in `missing`" for text, times in usual.items()]
+        suggestions = [
+            f"{times} say {text!r}: if that means no value, name it in `missing`" for text, times in usual.items()
+        ]
         keys = {code(key.casefold()) for key in (*self.column.values, *self._levels)}
         near = sum(times for cell, times in unread.items() if code(cell.casefold()) in keys)
         if near:
-            said.append(
+            suggestions.append(
                 f"{near} differ from what the mapping or the study names in capitals, or in how a number is written"
             )
-        return f" ({'; '.join(said)})" if said else ""
+        return f" ({'; '.join(suggestions)})" if suggestions else ""
 
     def _mapped(self, value: str) -> tuple[float | str | None, Finding | None]:
         if self.feature.type == "category":

@@ -222,7 +222,7 @@ def _conversions(feature: Feature, numbers: npt.NDArray[np.float64]) -> str:
             setting = f"factor = {factor:.4g}" + (f", offset = {offset:.4g}" if offset else "")
             fitting.append((not what, distance, f"{there}, ×{times:.4g} of {here}: {setting}"))
     likely = sorted(fitting)[:1] if fitting and not min(fitting)[0] else sorted(fitting)[:2]
-    return f" They would fit as {' or as '.join(words for *_, words in likely)}" if likely else ""
+    return f" They would fit as {' or as '.join(conversion for *_, conversion in likely)}" if likely else ""
 
 
 def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[TableFinding]:
@@ -259,8 +259,8 @@ def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) ->
         meant = [value for value in numbers if value in _CODES and value < 0 and not has_negatives]
         becomes = "a no under `above`"
     elif feature.type == "number":
-        made = {value: float(value) * column.factor + column.offset for value in numbers if value in _CODES}
-        meant = [value for value, number in made.items() if _outside(feature, np.array([number]))]
+        converted = {value: float(value) * column.factor + column.offset for value in numbers if value in _CODES}
+        meant = [value for value, number in converted.items() if _outside(feature, np.array([number]))]
         becomes = "an end of the study's range"
     else:
         return

@@ -89,7 +89,7 @@ class TableReader:
     def cells(self, dataset: DatasetSettings) -> Cells:
         """Read the table as it is now; raises `InputError`."""
         seen, arrays = self._table(dataset, cells=True)
-        with self._told(dataset.table):
+        with self._naming_file(dataset.table):
             return _cells(seen, arrays)
 
     def look(self, dataset: DatasetSettings, mapping: Mapping, model: DataModel) -> TableSummary:
@@ -107,7 +107,7 @@ class TableReader:
         most = records.MOST_CELLS // columns
         seen, arrays = self._table(dataset, mapping=mapping, model=model, cells=True, encode=True, most_rows=most)
         records.require_room(columns, seen.rows, f"rows of {dataset.table}")
-        with self._told(dataset.table):
+        with self._naming_file(dataset.table):
             return _records(seen, arrays, columns, rows_are_patients=mapping.patient is None)
 
     def mock_rows(self, dataset: DatasetSettings) -> int:
@@ -117,7 +117,7 @@ class TableReader:
     def mock(self, dataset: DatasetSettings, model: DataModel) -> Numbers:
         """Read the mock, encoded as x, y and patients; raises `InputError` or `SchemaError`."""
         _, arrays = self._mock(dataset, model)
-        with self._told(dataset.mock):
+        with self._naming_file(dataset.mock):
             rows = len(arrays.get("y", ()))
             _require(arrays, "x", np.float32, (rows, len(model.columns)))
             _require(arrays, "y", np.float32, (rows,))
@@ -155,7 +155,7 @@ class TableReader:
         return self._apart
 
     @contextmanager
-    def _told(self, file: str) -> Iterator[None]:
+    def _naming_file(self, file: str) -> Iterator[None]:
         try:
             yield
         except BadFrame as error:

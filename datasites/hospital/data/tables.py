@@ -91,8 +91,8 @@ def mock_arrays(table: pd.DataFrame, model: DataModel) -> dict[str, np.ndarray]:
     """
     x, y = model.encode(table)
     features = {feature.name for feature in (*model.features, model.label)}
-    said = "patient" in table.columns and "patient" not in features
-    patients = table["patient"].to_numpy() if said else np.arange(len(table))
+    has_patients = "patient" in table.columns and "patient" not in features
+    patients = table["patient"].to_numpy() if has_patients else np.arange(len(table))
     return {"x": x, "y": y, "patients": np.unique(patients, return_inverse=True)[1].astype(np.int64)}
 
 

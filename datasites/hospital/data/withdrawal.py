@@ -86,14 +86,14 @@ def enter(site: Site, dataset: str, entry: str, **by: str) -> int:
     entry: of `entry_of`; it need not be in any table, and holds for rows that come later. People do this through
     `review.withdraw`.
     """
-    with _alone(site.home):
+    with _list_lock(site.home):
         number = add(site.home, dataset, entry)
         _log(site, dataset, entry, **by, patients=number)
     return number
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
+def _list_lock(home: Home) -> Iterator[None]:
     """Lock the list against other changes: log and list say the same once this is over."""
     with held(home.withdrawals / "entering.lock"):
         yield
@@ -132,8 +132,8 @@ def is_withdrawn(home: Home, dataset: str, entry: str) -> bool:
 
 
 def _logged(home: Home, names: Iterable[str]) -> frozenset[str]:
-    told = ledger_log.tell(home).withdrawn
-    return frozenset[str]().union(*(told.get(name, frozenset()) for name in names))
+    logged = ledger_log.tell(home).withdrawn
+    return frozenset[str]().union(*(logged.get(name, frozenset()) for name in names))
 
 
 def to_undo(home: Home, dataset: str, patient: str) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def undo(
     """
     home, names, gone = site.home, sorted(populations), frozenset(commitments)
     entered = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
-    with _alone(home):
+    with _list_lock(home):
         last = require_not_acted_on(home, names, gone)
         if last != record:
             raise NotToUndo(

@@ -205,9 +205,24 @@ class _Archive:
             if len(self.directory) - at < _CENTRAL.size:
                 raise Fault("the archive's directory has fewer entries than its end record says")
             fields = _CENTRAL.unpack_from(self.directory, at)
-            signature, made, _, flags, method, _, _, crc, packed, size, length, extra, comment, disk, _, attributes = (
-                fields[:16]
-            )
+            (
+                signature,
+                made_by,
+                _,
+                flags,
+                method,
+                _,
+                _,
+                crc,
+                packed,
+                size,
+                length,
+                extra,
+                comment,
+                disk,
+                _,
+                attributes,
+            ) = fields[:16]
             at += _CENTRAL.size
             name = self.directory[at : at + length].decode("latin-1")
             at += length
@@ -221,7 +236,7 @@ class _Archive:
                 raise Fault(f"{name} and {seen[name.casefold()]} differ in case alone: some systems would mix them up")
             if extra or comment or flags or disk:
                 raise Fault(f"{name} has a comment, extra fields, flags or another disk in the archive's directory")
-            kind = attributes >> 16 & 0o170000 if made >> 8 == 3 else (attributes & 0x10) << 10
+            kind = attributes >> 16 & 0o170000 if made_by >> 8 == 3 else (attributes & 0x10) << 10
             if kind not in (0, 0o100000):
                 raise Fault(f"{name} is marked as a link, a folder or a device, and not as a file")
             if method not in (0, 8) or (method == 0 and packed != size):
@@ -646,8 +661,8 @@ def _record(line: bytes, number: int, previous: str) -> dict[str, Any]:
 def _heads(bundle: _Bundle, others: Sequence[dict[str, Any]]) -> str:
     counted = lost = 0
     restored = _restored(bundle)
-    inside = ((entry["head"], "heads.json") for entry in bundle.entries("heads.json"))
-    for head, source in itertools.chain(inside, ((head, "the head that you gave") for head in others)):
+    own = ((entry["head"], "heads.json") for entry in bundle.entries("heads.json"))
+    for head, source in itertools.chain(own, ((head, "the head that you gave") for head in others)):
         if head["public_key"] != bundle.key:
             raise Fault(f"{source}: a head is of another hospital's log")
         if head["format"] == 1:
@@ -799,8 +814,8 @@ def _charges(bundle: _Bundle) -> str:
     for partition, counts in totals.items():
         for mechanism, count in counts.items():
             if count > whole.get(partition, Counter())[mechanism]:
-                words = _in_words({mechanism: count})
-                raise Fault(f"{partition} patients were charged {words}, more than was reserved")
+                amounts = _in_words({mechanism: count})
+                raise Fault(f"{partition} patients were charged {amounts}, more than was reserved")
     if bundle.format < 3:
         note = bundle.before(3, "NOT HELD AGAINST the approved plan")
         return f"{len(charged)} charges in full, within what was reserved{note}"
@@ -922,8 +937,8 @@ def _figure(plan: Mapping[str, Any], name: str, least: int, most: int | None = N
     """Return a whole number of a plan; raises `Fault` for any other value, and for one that would take for ever."""
     value = plan[name]
     if type(value) is not int or value < least or (most is not None and value > most):
-        words = f"of {least} to {most}" if most is not None else f"of {least} or more"
-        raise Fault(f"terms.json holds a plan whose {name} is {str(value)[:40]!r}, and not a whole number {words}")
+        allowed = f"of {least} to {most}" if most is not None else f"of {least} or more"
+        raise Fault(f"terms.json holds a plan whose {name} is {str(value)[:40]!r}, and not a whole number {allowed}")
     return value
 
 
@@ -1352,8 +1367,8 @@ def _in_force(agreement: dict[str, Any], day: str, hospital: str) -> bool:
     terms = agreement["terms"]
     ended = agreement["terminated_on"] is not None and agreement["terminated_on"] <= day
     two_people = _identity(agreement["confirmed_by"]) != _identity(agreement["entered_by"])
-    inside: bool = terms["effective"] <= day <= terms["expires"]
-    return inside and not ended and two_people and _identity(hospital) in map(_identity, terms["parties"])
+    in_term: bool = terms["effective"] <= day <= terms["expires"]
+    return in_term and not ended and two_people and _identity(hospital) in map(_identity, terms["parties"])
 
 
 def _parties(bundle: _Bundle) -> str:
@@ -1601,9 +1616,9 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _shown(words: str) -> str:
+def _shown(text: str) -> str:
     """Return a bundle's text with each hidden or control character as its code point, as the datasite shows it."""
-    return "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in words)
+    return "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,10 +74,10 @@ def unpacked(data: bytes) -> tuple[bytes | WorkFailed, Numbers]:
     try:
         arrays = load(data)
         failed = FAILED in arrays
-        words = arrays.pop(FAILED if failed else MESSAGE)
-        if words.nbytes > MOST_MESSAGE:
+        message = arrays.pop(FAILED if failed else MESSAGE)
+        if message.nbytes > MOST_MESSAGE:
             raise BadFrame("a message of that length")
-        return (WorkFailed.model_validate_json(words.tobytes()), {}) if failed else (words.tobytes(), arrays)
+        return (WorkFailed.model_validate_json(message.tobytes()), {}) if failed else (message.tobytes(), arrays)
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFrame(type(error).__name__) from None
 

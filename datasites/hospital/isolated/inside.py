@@ -58,14 +58,14 @@ def main() -> None:
         except EOFError:
             return
         try:
-            reply = _told(answer, request, lambda: pieces(read))
+            reply = _reply_to(answer, request, lambda: pieces(read))
         except MemoryError:
             _write(replies, framed(packed(WorkFailed(failure="memory", error="MemoryError").canonical(), {}, FAILED)))
             return  # maybe in the midst of a file
         _write(replies, framed(reply))
 
 
-def _told(answer: Answer, request: bytes, content: Callable[[], bytes]) -> bytes:
+def _reply_to(answer: Answer, request: bytes, content: Callable[[], bytes]) -> bytes:
     try:
         message, arrays = answer(request, content)
         return packed(message.model_dump_json(by_alias=True).encode(), arrays)

@@ -76,10 +76,10 @@ class Apart:
             update={"file_size": 0, "open_files": _OPEN_FILES, "cpu_seconds": int(_TO_ANSWER)}
         )
         code = Path(datasites.hospital.__file__).parent
-        words = ["-c", _BEGIN, str(self._sandbox.seen_path(code)), room, limits.model_dump_json(), *options]
+        arguments = ["-c", _BEGIN, str(self._sandbox.seen_path(code)), room, limits.model_dump_json(), *options]
         try:
             self._process = subprocess.Popen(
-                self._sandbox.command(words, code),
+                self._sandbox.command(arguments, code),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env={}, bufsize=0, start_new_session=True,
             )  # fmt: skip

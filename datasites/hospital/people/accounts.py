@@ -97,8 +97,8 @@ def enter_person(
             change_password(name, password, first=first)
     # The database first: a record that somebody was entered may never stand without them.
     commitment = bind(site.home, person_content(person.name, person.role, person.email))
-    told = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
-    site.audit.append("person_added", **told, commitment=commitment)
+    record_fields = {"person": person.name, "role": person.role, "email": person.email, "by": by or "command line"}
+    site.audit.append("person_added", **record_fields, commitment=commitment)
 
 
 def _unknown_to_the_log(site: Site, name: str, role: str, email: str) -> Person | None:

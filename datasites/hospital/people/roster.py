@@ -55,8 +55,8 @@ def propose_party(site: Site, person: Actor, entry_json: str) -> PartyProposal:
             proposal = PartyProposal.objects.create(
                 email=entry.email, entry=entry.model_dump(mode="json"), proposed_by=person.name
             )
-            told = {"email": entry.email, "fingerprint": entry.fingerprint, "person": person.name}
-            site.audit.append("party_proposed", **told, commitment=bind(site.home, party_content(entry)))
+            record_fields = {"email": entry.email, "fingerprint": entry.fingerprint, "person": person.name}
+            site.audit.append("party_proposed", **record_fields, commitment=bind(site.home, party_content(entry)))
     except IntegrityError as error:
         raise ReviewError(f"party {entry.email}: another entry waits already; pin it or withdraw it first") from error
     return proposal
@@ -126,9 +126,9 @@ def accept_hand_over(site: Site, person: Actor, change: HandOver) -> RosterEntry
         if by_hand:
             return after
         # Logged before it counts, as above; from then on the log takes the old entry for nobody's.
-        told = {"email": entry.email, "fingerprint": entry.fingerprint, "person": person.name}
+        record_fields = {"email": entry.email, "fingerprint": entry.fingerprint, "person": person.name}
         commitment = bind(site.home, party_content(entry))
-        site.audit.append("pinned", **told, handed_over_by=replaced.fingerprint, commitment=commitment)
+        site.audit.append("pinned", **record_fields, handed_over_by=replaced.fingerprint, commitment=commitment)
         return after
 
     with _roster(site) as change_roster:

@@ -25,7 +25,7 @@ from datasites.hospital.budget.balances import PrivacyCost, StudyAccount
 from datasites.hospital.budget.ledger import ANY_ORDER
 from datasites.hospital.budget.ledger_log import Promise
 from datasites.hospital.budget.population import adopt, opened_order
-from datasites.hospital.budget.promises import alone, stored_promise
+from datasites.hospital.budget.promises import budget_lock, stored_promise
 from datasites.hospital.budget.reconcile import require_one_story
 from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.config import Home
@@ -71,8 +71,8 @@ class LostStudy(Agreed):
         return (self.rounds or 1) + 1
 
     @property
-    def words(self) -> str:
-        """For whoever confirms it."""
+    def summary(self) -> str:
+        """The study in one line, for whoever confirms the settlement."""
         interim = self.interim_multiplier or self.evaluation_multiplier
         return (
             f"study {self.study[:12]} of population {self.population}, {self.steps} steps at noise "
@@ -83,7 +83,7 @@ class LostStudy(Agreed):
         )
 
     def account(self, *, both_sides: bool) -> StudyAccount:
-        """Return the study reserved and charged in full, and ended; on both sides where nobody knows who was on which."""
+        """Return it reserved and charged in full, and ended; on both sides where nobody knows who was on which."""
         steps = release(self.noise_multiplier, self.sampling_rate, self.steps)
         interim = [release(self.interim_multiplier or self.evaluation_multiplier)] * self.interim
         events = {"training": steps, "held_out": compose([release(self.evaluation_multiplier), *interim])}
@@ -124,13 +124,15 @@ def hold_against(site: Site, heads: Iterable[Head | PublicHead]) -> list[Head | 
     """Compare heads that others hold with the log; where it lacks one, nothing runs until two people settle that."""
     unknown = unknown_heads(site, heads)
     if unknown:
-        known = _foreign(site.home)
-        words = [head.model_dump(mode="json") for head in unknown]
-        replace_durably(site.home.foreign_heads, json.dumps([*known, *(w for w in words if w not in known)]).encode())
+        known = _foreign_heads(site.home)
+        entries = [head.model_dump(mode="json") for head in unknown]
+        replace_durably(
+            site.home.foreign_heads, json.dumps([*known, *(entry for entry in entries if entry not in known)]).encode()
+        )
     return unknown
 
 
-def _foreign(home: Home) -> list[dict[str, object]]:
+def _foreign_heads(home: Home) -> list[dict[str, object]]:
     try:
         found: list[dict[str, object]] = json.loads(home.foreign_heads.read_bytes())
     except FileNotFoundError:
@@ -148,7 +150,7 @@ def require_enough(site: Site, lost: Sequence[LostStudy]) -> None:
     _require_known_populations(site.home, lost)
     _require_known_journals(site.home, lost)
     _require_prices(site.home, lost)
-    counted = [int(str(head["releases"])) for head in _foreign(site.home) if head.get("format") == 2]
+    counted = [int(str(head["releases"])) for head in _foreign_heads(site.home) if head.get("format") == 2]
     if not counted:
         return
     now = site.audit.public_head().releases
@@ -192,8 +194,10 @@ def _require_known_populations(home: Home, lost: Sequence[LostStudy]) -> None:
 def _require_known_journals(home: Home, lost: Sequence[LostStudy]) -> None:
     # A case alone says no more than that the study was proposed before the backup.
     known = {study.study for study in lost} | set(LedgerEntry.objects.values_list("study_hash", flat=True))
-    for told in _known_accounts(home):
-        known |= {study for studies in told.studies.values() for study in studies} | {study for study, _ in told.older}
+    for log_state in _known_accounts(home):
+        known |= {study for studies in log_state.studies.values() for study in studies} | {
+            study for study, _ in log_state.older
+        }
     names = {path.name for path in home.anchors.glob("*")} if home.anchors.is_dir() else set()
     for name in sorted(name for name in names if re.fullmatch("[0-9a-f]{64}", name)):
         if name not in known:
@@ -217,17 +221,17 @@ def _require_prices(home: Home, lost: Sequence[LostStudy]) -> None:
 def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: str) -> None:
     """Keep the larger loss of all that is known, and go on from there. Runs in the caller's transaction."""
     home = site.home
-    told, known = ledger_log.tell(home), _known_accounts(home)
+    log_state, known = ledger_log.tell(home), _known_accounts(home)
     # As the log was found, and not whether an anchor is there now: one that was written since knows of nothing lost.
-    sure = ledger_log.standing(home) != "missing" and not told.unpriced()
+    sure = ledger_log.standing(home) != "missing" and not log_state.unpriced()
     # Whoever holds a head that the log lacks has seen releases of which the anchors beside it may know nothing either.
-    anchors_tell = not _foreign(home)
+    anchors_tell = not _foreign_heads(home)
     names = {study.population for study in lost} | set(Population.objects.values_list("name", flat=True))
     names |= set(LedgerEntry.objects.values_list("population", flat=True).distinct())
     names |= {name for one in known for name in (*one.populations, *one.studies)}
     with ExitStack() as locks:
         for name in sorted(names):
-            locks.enter_context(alone(name))
+            locks.enter_context(budget_lock(name))
         fork = _declare(site, by, reason, lost)
         for name in sorted(names):
             here = [study for study in lost if study.population == name]
@@ -235,7 +239,7 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
             may_go_on = _settle_promise(site, name, promised, here) and anchors_tell
             _settle_accounts(site, name, [one.of(name) for one in known], here, sure=sure, may_go_on=may_go_on)
         withdrawn.settle_the_list(site, known)
-        _stop_studies(told.studies.keys() | names)
+        _stop_studies(log_state.studies.keys() | names)
         ledger_log.settle_anchor(home)
         replace_durably(home.fork, fork.canonical())
         home.foreign_heads.unlink(missing_ok=True)
@@ -252,7 +256,7 @@ def _known_accounts(home: Home) -> tuple[ledger_log.Told, ...]:
 
 def _declare(site: Site, by: tuple[str, str], reason: str, lost: Sequence[LostStudy]) -> Fork:
     continues = site.audit.public_head()
-    heads = [str(head["hash"]) for head in _foreign(site.home)]
+    heads = [str(head["hash"]) for head in _foreign_heads(site.home)]
     record = site.audit.append(
         ledger_log.RESTORED,
         continues=continues.hash,
@@ -367,7 +371,7 @@ def charge_what_is_reached(site: Site, study: str) -> None:
     for population, studies in ledger_log.tell(site.home).studies.items():
         if study not in studies:
             continue
-        with alone(population):
+        with budget_lock(population):
             pending.finish(site, population)
             require_one_story(site.home, population)
             require_rounds_left(site.home, study)

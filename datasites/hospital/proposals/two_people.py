@@ -36,8 +36,8 @@ def propose_widening(site: Site, person: Actor, name: str, reason: str) -> Propo
     agreed = population.agreed_caps(name)
     if agreed is None or not asked.is_wider_than(agreed):
         raise ReviewError(
-            f"population {name}: datasite.toml asks for no wider budget ({asked.words}); write the wider figures there "
-            "first"
+            f"population {name}: datasite.toml asks for no wider budget ({asked.summary}); write the wider figures "
+            "there first"
         )
     return _propose(site, person, "widen", name, {"epsilon": asked.epsilon, "delta": asked.delta}, reason)
 
@@ -127,7 +127,7 @@ def in_words(proposal: Proposal) -> str:
     """Say what confirming it does."""
     terms = proposal.terms
     if proposal.kind == "restored":
-        lost = [study.words for study in Lost.model_validate({"study": terms["lost"]}).study]
+        lost = [study.summary for study in Lost.model_validate({"study": terms["lost"]}).study]
         return "the larger loss counts; approved after the backup: " + ("; ".join(lost) or "nothing")
     if proposal.kind == "undo_withdrawal":
         return (
@@ -147,15 +147,15 @@ def _widen(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
     asked = population.asked_caps(population.dataset_of(site.home, name))
     if asked != caps:
         raise ReviewError(
-            f"entry {proposal.pk}: datasite.toml says {asked.words} now, the entry {caps.words}; withdraw it and enter "
-            "it again"
+            f"entry {proposal.pk}: datasite.toml now says {asked.summary}, the entry says {caps.summary}; withdraw it "
+            "and enter it again"
         )
-    with promises.alone(name):
+    with promises.budget_lock(name):
         population.widen(site, name, caps, by, proposal.reason)
 
 
 def _accept_delta(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    with promises.alone(proposal.subject):
+    with promises.budget_lock(proposal.subject):
         population.accept_delta(site, proposal.subject, proposal.terms["delta"], by, proposal.reason)
 
 
@@ -198,8 +198,16 @@ def _propose(site: Site, person: Actor, kind: str, subject: str, terms: dict[str
                 proposed_by=person.name,
                 proposed_role=person.role,
             )
-            told = {"what": kind, "subject": subject, "person": person.name, "role": person.role, "reason": reason}
-            site.audit.append("proposed", **told, commitment=bind(site.home, proposal_content(kind, subject, terms)))
+            record_fields = {
+                "what": kind,
+                "subject": subject,
+                "person": person.name,
+                "role": person.role,
+                "reason": reason,
+            }
+            site.audit.append(
+                "proposed", **record_fields, commitment=bind(site.home, proposal_content(kind, subject, terms))
+            )
     except IntegrityError as error:
         raise ReviewError(f"{subject}: an entry of this kind waits already; confirm or withdraw it first") from error
     return proposal

@@ -56,8 +56,8 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
             post.note("letter_rejected", (letter.digest,), round=0, reason=error)
             held = ()
         _keep_heads(site, case, post, others)
-        told = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
-        replace_durably(stored.with_name(COUNTERPARTY_HEADS), json.dumps(told).encode())
+        held_heads = [{"holder": post.researcher, "head": head.model_dump(mode="json")} for head in held]
+        replace_durably(stored.with_name(COUNTERPARTY_HEADS), json.dumps(held_heads).encode())
         ledger.close(site, row.study_hash)
         replace_durably(stored, _account(site, case, row).canonical())
     post.collect_setup(MOST_EPOCHS, over=True)
@@ -87,8 +87,8 @@ def _keep_heads(site: Site, case: OpenCase, post: Correspondence, heads: Mapping
                 raise BadSignature(f"it is not of the log of the pinned key {entry.fingerprint}")
             head.check()
         except IdentityError as error:
-            words = f"head of the audit log of {email}, which is not kept: {error}"
-            post.note("head_not_kept", (email, head.hash), round=0, reason=words)
+            reason = f"head of the audit log of {email}, which is not kept: {error}"
+            post.note("head_not_kept", (email, head.hash), round=0, reason=reason)
         else:
             good[email] = head
     if good:

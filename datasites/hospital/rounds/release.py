@@ -98,8 +98,8 @@ class Leaving:
             # As it was then: a letter that is sent again says the same, or it would be another letter (I6).
             fork=record.release.get("fork"),
         )
-        words = body.model_dump(mode="json")
-        return self._post.post(self._researcher, number, letters.MASKED, words, bytes(masked.payload))
+        fields = body.model_dump(mode="json")
+        return self._post.post(self._researcher, number, letters.MASKED, fields, bytes(masked.payload))
 
     def _counts_sigma(self) -> dict[EvaluationKind, float]:
         """Return the public sd of this hospital's noise on a count, by kind; 0 for one that the study has not."""

@@ -120,7 +120,7 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
         ("threshold", holds.threshold, manifest.threshold),
         ("weight_max", holds.weight_max, manifest.weight_max),
         *_differences("shared", holds.shared, manifest.shared),
-        *((f"plan.{name}", planned, said) for name, planned, said in _planned(case, manifest.shared)),
+        *((f"plan.{name}", planned, stated) for name, planned, stated in _planned(case, manifest.shared)),
         ("vectors", [(t.name, t.length) for t in holds.vectors], [(t.name, t.length) for t in manifest.vectors]),
         ("bound", [t.bound for t in holds.vectors], [t.bound for t in manifest.vectors]),
         ("scale", [t.scale for t in holds.vectors], [t.scale for t in manifest.vectors]),
@@ -201,7 +201,7 @@ class StudyRun:
         except BaseException:
             self._journal.close()
             raise
-        self._leaving = Leaving(site, self._case, self._post, self._journal)
+        self._releases = Leaving(site, self._case, self._post, self._journal)
         self._machine = machine or Machine()
         self._rows = RowWork(site.home, self._machine, site.template)
         self._announced = AtWork(site.home)
@@ -288,7 +288,7 @@ class StudyRun:
                 self._announced.begin()  # again, where it stood aside
                 return self._end_of_work(row, self._at_work)
             self._load()
-            return self._setup.step() or self._leaving.step(self._setup.member) or self._round(row)
+            return self._setup.step() or self._releases.step(self._setup.member) or self._round(row)
         except (JournalRolledBack, JournalDamaged) as error:
             self._site.audit.append("stopped", study=self.study_hash, reason=str(error)[:500])
             self._stop(row, str(error))
@@ -425,7 +425,7 @@ class StudyRun:
         # What was computed is kept while a service is away, and let go of once it is answered or in the journal.
         if Round.objects.filter(case=row, round=round.manifest.round, state=Round.State.CHARGED).exists():
             try:
-                made = self._masked(row, round, round.work.result())
+                masked = self._masked(row, round, round.work.result())
             except (compliance.Denied, OtherKeys) as error:
                 self._abstain(row, round.manifest.round, "denied", error.controls, str(error))
             except NOT_OF_THE_ROUND:
@@ -437,7 +437,7 @@ class StudyRun:
             else:
                 # From the journal's commit on the release is made, and no error can turn it into an abstention.
                 self._at_work = None
-                self._leaving.release(*made)
+                self._releases.release(*masked)
         # Else people have answered for it meanwhile, and it was said that this hospital sits it out.
         self._at_work = None
         return True
@@ -549,8 +549,8 @@ class StudyRun:
         return newest
 
     def _say_sat_out(self, round: Round) -> bool:
-        words = said_of(round).model_dump(mode="json")
-        return self._post.post(self._researcher, round.round, letters.ABSTAINED, words)
+        fields = said_of(round).model_dump(mode="json")
+        return self._post.post(self._researcher, round.round, letters.ABSTAINED, fields)
 
     def _stop(self, row: Case, reason: str) -> None:
         """Take part in nothing until people have looked. What rows had a part in is not in the audit log (I16)."""
@@ -561,6 +561,6 @@ class StudyRun:
 def _noted(round: _RoundAtWork, computed: Computed) -> str:
     """Say what the hospital's own people should know of a round that went well."""
     late = math.ceil((round.due - round.started) / TICK - 1e-6) - round.case.terms.ticks
-    words = [f"left {late} ticks of {TICK:g} s late"] if late > 0 else []
-    words += ["its worker crashed, and was started again"] if computed.crashes else []
-    return "; ".join(words)
+    notes = [f"left {late} ticks of {TICK:g} s late"] if late > 0 else []
+    notes += ["its worker crashed, and was started again"] if computed.crashes else []
+    return "; ".join(notes)

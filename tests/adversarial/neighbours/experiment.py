@@ -145,7 +145,7 @@ class _Conduct:
         if self.row.state == Case.State.REVIEW:
             self.sides = self._sides()
         if self._scenario.rejected:
-            review.reject(self._site, self.row.pk, parties.person("ann"), "not this year", told="not this year")
+            review.reject(self._site, self.row.pk, parties.person("ann"), "not this year", message="not this year")
         elif self.row.state == Case.State.REVIEW and not self._scenario.to_intake:
             for name in ("ann", "bob"):
                 review.approve(self._site, self.row.pk, parties.person(name), "read it", self.row.approval_hash)

@@ -43,7 +43,7 @@ def test_what_strangers_write_is_shown_as_text(console: Console) -> None:
         study_name=EVIL[:64], job_name=EVIL, note=EVIL, submitted_by=EVIL, findings=[finding], readiness=readiness,
         rehearsal={"outcome": "failed", "reason": EVIL},
     )  # fmt: skip
-    review.reject(desk.site, desk.row.pk, desk.login("bob"), EVIL, told=EVIL)
+    review.reject(desk.site, desk.row.pk, desk.login("bob"), EVIL, message=EVIL)
     desk.site.audit.append("refused", reason=EVIL, job=EVIL)
     client = console.client("ann")
     for path in ("/cases/", f"/cases/{console.number}/", "/audit/", "/audit/?words=%3Cscript%3Ealert(1)%3C/script%3E"):

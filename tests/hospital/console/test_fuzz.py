@@ -124,5 +124,5 @@ def test_the_audit_log_is_paged_from_its_end_without_gaps(tmp_path: Any) -> None
     assert whole == list(range(121, 0, -1))
     even = pages.audit_page(log.path, pages.Filter(kind="even"), size=1000).records
     assert [record.fields["number"] for record in even] == list(range(118, -1, -2))
-    words = pages.audit_page(log.path, pages.Filter(words='NUMBER":117'), size=9).records
+    words = pages.audit_page(log.path, pages.Filter(contains='NUMBER":117'), size=9).records
     assert [record.fields["number"] for record in words] == [117]

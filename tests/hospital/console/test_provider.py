@@ -38,8 +38,8 @@ def test_the_doctor_compares_what_the_provider_says(console: Console, real: Real
 
     assert check(oidc(real.base)).state == "ok"
     changed = check(oidc(real.base, token_endpoint="https://evil.example.org/token/"))
-    assert (changed.state, "token_endpoint" in changed.words) == ("bad", True)
-    assert "ES256" in check(oidc(real.base, algorithm="ES256")).words
+    assert (changed.state, "token_endpoint" in changed.message) == ("bad", True)
+    assert "ES256" in check(oidc(real.base, algorithm="ES256")).message
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def overview(request: Any) -> HttpResponse:
         else:
             status = 400
     shown = audit_page(request.site.home.audit, wanted, before)
-    older = urlencode({"kind": wanted.kind, "words": wanted.words, "before": shown.older}) if shown.older else ""
+    older = urlencode({"kind": wanted.kind, "words": wanted.contains, "before": shown.older}) if shown.older else ""
     context = {"form": form, "records": shown.records, "older": older, "key": request.site.identity.public_key}
     return render(request, "console/audit.html", context, status=status)
 

@@ -88,7 +88,7 @@ def decide(request: Any, number: int) -> HttpResponse:
             case = view.examined.case if view.examined else None
             row = review.approve(request.site, number, person, wanted["reason"], wanted["hash"], case)
         else:
-            row = review.reject(request.site, number, person, wanted["reason"], told=wanted["told"])
+            row = review.reject(request.site, number, person, wanted["reason"], message=wanted["told"])
     except PersonError as error:
         form.add_error("password", str(error))
         return _case_page(request, view, form, 403)
@@ -99,8 +99,8 @@ def decide(request: Any, number: int) -> HttpResponse:
         form.add_error(None, str(error))
         fresh = view_case_or_problem(request.site.home, _case(number))
         return _case_page(request, fresh, form, 409)
-    said = "approved" if wanted["verdict"] == "approve" else "rejected"
-    messages.success(request, f"You {said} case {number}; it is {row.get_state_display()} now.")
+    verdict = "approved" if wanted["verdict"] == "approve" else "rejected"
+    messages.success(request, f"You {verdict} case {number}; it is {row.get_state_display()} now.")
     return redirect("case", number)
 
 
