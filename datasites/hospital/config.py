@@ -79,7 +79,7 @@ class DatasetSettings(Agreed):
             return ""
         return (
             f"the table holds {records} records, more than declared_records = {self.declared_records}: rounds take "
-            "longer than was allowed for, and how late releases leave tells of it; declare as many as it may come to "
+            "longer than was allowed for, and the delay of releases reveals it; declare as many as it may ever "
             "hold"
         )
 
@@ -219,7 +219,7 @@ class DatasiteSettings(Agreed):
                 if getattr(first, name) != getattr(dataset, name):
                     raise ValueError(
                         f"datasets {first.name} and {dataset.name} are of population {dataset.population}, whose "
-                        f"patients have one budget and one split; say the same {name} in both"
+                        f"patients have one budget and one split; give both the same {name}"
                     )
         return self
 

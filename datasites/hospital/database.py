@@ -29,7 +29,7 @@ class DatabaseAway(DatasitesError):
     """The database is away where nobody waits for it. `outage`: its name and why."""
 
     def __init__(self, service: str, reason: str) -> None:
-        super().__init__(f"{away(service, reason)}; try again when it is back, and look first whether it was done")
+        super().__init__(f"{away(service, reason)}; try again when it is back, and check first whether it was done")
         self.outage = (service, reason)
 
 
@@ -70,7 +70,7 @@ def connect(root: Path) -> Home:
         raise DatabaseAway(name_of(home), reason_of(home, error)) from error
     except DatabaseError as error:
         raise DatabaseRefused(
-            f"{name_of(home)}: {reason_of(home, error)}; let its user make tables in a schema of its own"
+            f"{name_of(home)}: {reason_of(home, error)}; allow its user to create tables in a schema of its own"
         ) from error
     return home
 

@@ -146,7 +146,7 @@ def _roster(site: Site) -> Iterator[Diagnosis]:
     by_hand = pinned_by_hand(site.home, roster.entries)
     if by_hand:
         remedy = (
-            "find out who edited the roster, or put an older copy back; revoke whom you don't trust (`datasites roster "
+            "find out who edited the roster or restored an older copy; revoke whom you don't trust (`datasites roster "
             "revoke`) and pin the others again, which the log then knows"
         )
         yield Diagnosis("roster", "bad", f"{'; '.join(by_hand)}: {remedy}")
@@ -229,7 +229,7 @@ def _people(site: Site) -> Iterator[Diagnosis]:
     by_hand = people_by_hand(site.home, people)
     if by_hand:
         remedy = (
-            "find out who edited the database, or put an older one back, and shut them out (`person deactivate`); whom "
+            "find out who edited the database or restored an older one, and shut them out (`person deactivate`); whom "
             "the log does not know, since it was lost or an earlier version made this datasite, is entered again, once "
             "you know them, by `datasites person add` with the same name, role and address"
         )
@@ -245,9 +245,9 @@ def _agreements(site: Site) -> Iterator[Diagnosis]:
     by_hand = agreements_by_hand(site.home, registry.agreements, today)
     if by_hand:
         remedy = (
-            "find out who edited registry.json, or put an older copy back; put the newest true copy back, or end these "
-            "(`datasites agreements terminate`), enter them anew and have that confirmed; one that is not there is "
-            "entered or confirmed again, one whose end the log alone knows, or the file alone, is ended again"
+            "find out who edited registry.json or restored an older copy; restore the newest correct copy, or "
+            "end these (`datasites agreements terminate`), enter them again and have that confirmed; one that is not "
+            "there is entered or confirmed again, one whose end the log alone knows, or the file alone, is ended again"
         )
         yield Diagnosis("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
     soon = registry.expiring(today)
@@ -288,7 +288,7 @@ def _dataset(home: Home, dataset: DatasetSettings) -> Iterator[Diagnosis]:
             f"dataset {dataset.name}: delta",
             "warn",
             f"{caps.delta:g} is above {most:.3g}, which is 0.01 / declared patients: no study is allowed; set a "
-            "smaller delta, or let two people take the risk: `datasites budget accept-delta`",
+            "smaller delta, or let two people accept the risk: `datasites budget accept-delta`",
         )
 
 
@@ -305,8 +305,8 @@ def _cases(site: Site) -> Iterator[Diagnosis]:
             yield Diagnosis(
                 f"case {row.pk}",
                 "bad",
-                f"what would run now is not what people approved, and no round will: {'; '.join(differs)}; put that "
-                "back as it was, or let the researcher submit again",
+                f"what would run now is not what people approved, and no round will run: {'; '.join(differs)}; restore "
+                "that, or ask the researcher to submit again",
             )
     if not changed:
         yield Diagnosis("cases", "ok", f"{len(running)} approved, which would run as they were approved")
@@ -331,12 +331,12 @@ def _accounts(site: Site) -> Iterator[Diagnosis]:
     for difference in found:
         yield Diagnosis("accounts", "bad", difference)
     if not found:
-        yield Diagnosis("accounts", "ok", "database, audit log and anchor tell one story")
+        yield Diagnosis("accounts", "ok", "database, audit log and anchor agree")
     for name in in_part(site.home):
         yield Diagnosis(
             "patients",
             "warn",
-            f"population {name}: who its patients are is not known, or not of all: their list is an older one, or was "
+            f"population {name}: its patients are not all known: their list is an older one, or was "
             "lost; no other population is ready until two people say that it is other people",
         )
 
@@ -362,13 +362,11 @@ def _sign_in(site: Site) -> Iterator[Diagnosis]:
     names = ("issuer", "authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
     other = [name for name in names if says.get(name) != getattr(oidc, name)]
     if other:
-        yield Diagnosis(
-            "sign-in", "bad", f"{oidc.name} says otherwise than datasite.toml: {', '.join(other)}; correct it"
-        )
+        yield Diagnosis("sign-in", "bad", f"{oidc.name} differs from datasite.toml: {', '.join(other)}; correct it")
     elif oidc.algorithm not in says.get("id_token_signing_alg_values_supported", ["RS256"]):
         yield Diagnosis("sign-in", "bad", f"{oidc.name} does not sign with {oidc.algorithm}; set algorithm")
     else:
-        yield Diagnosis("sign-in", "ok", f"{shown(oidc.issuer)} says what datasite.toml says")
+        yield Diagnosis("sign-in", "ok", f"{shown(oidc.issuer)} agrees with datasite.toml")
 
 
 def _sandbox(site: Site) -> Iterator[Diagnosis]:
@@ -379,9 +377,11 @@ def _sandbox(site: Site) -> Iterator[Diagnosis]:
     with closing(site.template):
         attempts = escape_check(site.template)
     if reason := site.template.fork_refusal:
-        yield Diagnosis("workers", "ok", f"each starts anew in a sandbox of its own, for none can be forked: {reason}")
+        yield Diagnosis(
+            "workers", "ok", f"each is started separately in a sandbox of its own, since none can be forked: {reason}"
+        )
     else:
-        yield Diagnosis("workers", "ok", "they are forked from one template, and kept apart")
+        yield Diagnosis("workers", "ok", "they are forked from one template, and isolated from each other")
     for attempt in attempts:
         if attempt.outcome == "got out":
             yield Diagnosis("sandbox", "bad", f"code got out: {attempt.name} ({attempt.detail})")

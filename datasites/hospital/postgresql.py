@@ -71,7 +71,7 @@ class PostgresAddress:
             raise _refused(url, f"names a database with a / in it; {_HOW}")
         for host in parameters.get("host", "").split(","):
             if not (host.startswith(("/", "@")) or re.fullmatch(r"[A-Za-z0-9._:%-]*", host)):
-                raise _refused(url, f"names a host that can be none; {_HOW}")
+                raise _refused(url, f"names a host that is not valid; {_HOW}")
         for port in parameters.get("port", "").split(","):
             if port and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
                 raise _refused(url, f"names a port that is no whole number from 1 to 65535; {_HOW}")
@@ -133,12 +133,12 @@ def _require_known(url: str, name: str) -> None:
         raise _refused(url, f"has the option {name}, which is not taken here: {_NOT_HERE[name]}")
     if name != "ssl" and marks.get(name, "D") == "D":
         like = difflib.get_close_matches(name, [known for known, mark in marks.items() if mark != "D"], 1)
-        remedy = f"did you mean {like[0]}?" if like else "correct it or take it out"
+        remedy = f"did you mean {like[0]}?" if like else "correct it or remove it"
         raise _refused(
             url, f"has the option {name}, which PostgreSQL's library does not know or keeps for debugging; {remedy}"
         )
     if _option_names(url).count(name) > 1:
-        raise _refused(url, f"has the option {name} twice; say it once")
+        raise _refused(url, f"has the option {name} twice; give it once")
 
 
 def _require_values(url: str, parameters: dict[str, str]) -> None:

@@ -273,13 +273,15 @@ class Service:
         for dataset in self._home.settings.datasets:
             mock = self._home.root / dataset.mock
             if not mock.is_file():
-                raise InputError(f"{mock}: no such file; put the mock there, or mend `mock` of {dataset.name}")
+                raise InputError(f"{mock}: no such file; put the mock there, or correct `mock` of {dataset.name}")
             try:
                 self._control.publish_dataset(dataset.name, mock, dataset.summary)
             except WHOLE_STORE:
                 raise
             except StoreError as error:
-                log.warning("mock of %s: %s; it is put again by itself once its place is free", dataset.name, error)
+                log.warning(
+                    "mock of %s: %s; it is published again by itself once its place is free", dataset.name, error
+                )
         self._control.offer_datasets([dataset.name for dataset in self._home.settings.datasets])
 
     def _pin(self) -> None:

@@ -1,4 +1,4 @@
-"""I17: database, audit log and anchor tell one story: what is changed in one is noticed, and refunds nothing."""
+"""I17: database, audit log and anchor agree: what is changed in one is noticed, and refunds nothing."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def forgotten() -> None:
         (delta_widened, "the database says epsilon 4 at delta 0.05"),
         (reordered, "order of the filter"),
         (split_anew, "split into two sides"),
-        (told_apart_otherwise, "column that tells patients apart"),
+        (told_apart_otherwise, "column that identifies patients"),
         (risk_accepted, "accepts a delta of 0.01"),
         (forgotten, "the audit log knows its cap"),
     ],

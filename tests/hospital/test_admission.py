@@ -236,7 +236,7 @@ def test_undecided_submissions_of_one_researcher_are_limited(desk: Desk, monkeyp
 
 def test_a_case_that_was_refused_says_so_and_blames_nobody(database: Home, furnished: Home) -> None:
     row = examination.admit(Site.open(furnished.root), job(**{"run.sh": b"curl"}))
-    with pytest.raises(InputError, match=r"was refused when it came.*run\.sh"):
+    with pytest.raises(InputError, match=r"was refused on arrival.*run\.sh"):
         open_case(furnished, row)
 
 
@@ -244,7 +244,7 @@ def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk
     from datasites.hospital.evidence.export import export_evidence
 
     Case.objects.filter(pk=desk.row.pk).update(state=Case.State.INTAKE, terms={}, note="the table is not ready")
-    with pytest.raises(ReviewError, match="only review is open"):
+    with pytest.raises(ReviewError, match="only a case in review can be approved"):
         desk.approve("ann")
     with pytest.raises(InputError, match="has not been examined: the table is not ready"):
         export_evidence(desk.site, desk.row.pk, tmp_path / "bundle.zip")

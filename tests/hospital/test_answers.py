@@ -102,7 +102,7 @@ def test_who_may_not_answer_and_what_cannot_be_answered(desk: Desk) -> None:
     with pytest.raises(AnswerRefused, match="say why"):
         answer(desk.site, desk.login("ann"), "heart", MONTHS, PACKAGE.data_model, "  ", holds=True)
     empty = TableFinding("no_rows", "", 1.0, "the table has no rows")
-    with pytest.raises(AnswerRefused, match="nothing makes this right"):
+    with pytest.raises(AnswerRefused, match="this can't be accepted"):
         answer(desk.site, desk.login("ann"), "heart", empty, PACKAGE.data_model, "a reason", holds=True)
     with pytest.raises(InputError, match="not on this table now"):
         accept(desk.site, desk.login("ann"), "heart", PACKAGE, "out_of_range:age", "a reason")

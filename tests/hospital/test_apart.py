@@ -175,7 +175,7 @@ def test_it_sees_no_home_no_network_and_no_descriptor(
     [
         (
             "import os; os.abort()",
-            "ended with SIG(ABRT|SEGV) before it had answered; make the file smaller, or export it anew as CSV",
+            "ended with SIG(ABRT|SEGV) before it had answered; make the file smaller, or export it again as CSV",
         ),
         ("import os; os._exit(3)", "ended with exit code 3 before it had answered"),
         ("return bytearray(1 << 40)", "needs more than .* bytes of memory .* raise `memory` under .sandbox.limits."),
@@ -238,7 +238,7 @@ def test_an_answer_that_is_none_is_refused(furnished: Home, hostile: Hostile, an
         """
     )
     words = refusal(furnished)
-    assert "answered what nobody can use" in words
+    assert "gave an invalid answer" in words
     assert "Smith" not in words
 
 

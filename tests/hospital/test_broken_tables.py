@@ -142,7 +142,7 @@ def at(number: int, change: Callable[[str], str]) -> Callable[[list[str]], list[
 FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "a separator at the end of each row": (
         lambda all_lines: [all_lines[0], *(f"{line}|" for line in all_lines[1:])],
-        r"the header has 6 columns, and there are 40 row\(s\) \(line 2, .*one separator more.*mend the export",
+        r"the header has 6 columns, and there are 40 row\(s\) \(line 2, .*one separator more.*correct the export",
     ),
     "a separator too many in the first row": (at(2, lambda line: f"{line}|"), r"1 row\(s\) \(line 2\) with 7 field"),
     "a separator at the end of the header": (at(1, lambda line: f"{line}|"), r"7 columns, and there are 40 row"),
@@ -169,7 +169,7 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     ),
     "a quote that is never closed": (
         at(30, lambda line: line.replace("fine", '"fine').replace('""', '"')),
-        "line 30 and never closed; mend the export there",
+        "line 30 and never closed; correct the export there",
     ),
     "a quoted text that goes on over further rows": (
         lambda all_lines: [
@@ -180,7 +180,7 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
         ],
         r"\[open_quote\] 1 record\(s\) \(line 20\).*compare these lines with the source",
     ),
-    "NUL": (at(15, lambda line: line.replace("fine", "fi\0ne")), r"\(U\+0000\) on line 15.*mend the export"),
+    "NUL": (at(15, lambda line: line.replace("fine", "fi\0ne")), r"\(U\+0000\) on line 15.*correct the export"),
     "a vertical tab": (at(15, lambda line: line.replace("fine", "fi\x0bne")), r"\(U\+000B\) on line 15"),
     "an escape": (at(15, lambda line: line.replace("fine", "\x1b[31m")), r"\(U\+001B\) on line 15"),
     "cut off in the middle of a row": (
@@ -195,7 +195,7 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
         lambda all_lines: ["Report of today", *all_lines],
         "header has one column",
     ),
-    "no header": (lambda all_lines: all_lines[1:], "'id' is not in the table; mend `patient`"),
+    "no header": (lambda all_lines: all_lines[1:], "'id' is not in the table; correct `patient`"),
     "the header again, where two exports meet": (
         lambda all_lines: [*all_lines[:20], all_lines[0], *all_lines[20:]],
         "1 value.s. of 'age' have no meaning here; add them to `values` or `missing`",

@@ -117,7 +117,7 @@ BROKEN = {
     "a name twice": ("id,id,died\nsecret1,48,0\n", "columns 1 and 2 of the header have one name"),
     "a name twice but for spaces": ("id, id,died\nsecret1,48,0\n", "columns 1 and 2 of the header"),
     "two names that are empty": ("id,, ,died\nsecret1,48,0,1\n", "columns 2 and 3 of the header"),
-    "no header, and a value that stands twice": ("7,secret,secret\n8,48,0\n", "a file without a header one"),
+    "no header, and a value that stands twice": ("7,secret,secret\n8,48,0\n", "add a header to a file without one"),
     "a line above the header": ("sep=,\n" + HEAD + "secret1,48,0\n", "whether line 1 is the header"),
     "two stray quotes": (HEAD + 'secret1,"48,0\nsecret2,50,1\nsecret3,5"1,1\n', "1 record(s) (line 2)"),
     "a quote in the middle": (HEAD + 'secret1,4"8,0\n', "1 is opened"),

@@ -102,7 +102,7 @@ def test_an_end_that_was_typed_into_the_registry_takes_no_agreement_away(desk: D
     assert not allowed(desk)
     for day in ("2026-01-02", "2099-12-30"):
         typed(desk, "dua", 1, lambda one, day=day: one | {"terminated_by": "ann", "terminated_on": day})  # type: ignore[misc]
-        assert by_hand(desk.site) == ["dua version 1 has an end that nobody entered, as far as the log knows"]
+        assert by_hand(desk.site) == ["dua version 1 has an end that nobody entered, according to the log"]
         assert not allowed(desk)
     terminate_agreement(desk.site, desk.login("ann"), "dua")
     assert by_hand(desk.site) == []
@@ -117,7 +117,7 @@ def test_a_version_that_was_typed_in_takes_the_place_of_none(desk: Desk) -> None
     (one,) = (a for a in text["agreements"] if a["terms"]["id"] == "dua")
     text["agreements"].insert(text["agreements"].index(one) + 1, one | ended)
     desk.site.home.registry.write_text(json.dumps(text, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
-    words = ["dua version 2 was never entered, as far as the log knows"]
+    words = ["dua version 2 was never entered, according to the log"]
     assert by_hand(desk.site) == words
     assert not allowed(desk)
     terminate_agreement(desk.site, desk.login("ann"), "dua")
@@ -195,7 +195,7 @@ def test_one_person_alone_brings_no_agreement_into_force(
     desk.site.home.registry.write_text(json.dumps(text, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
     if looks:
         with pytest.raises(
-            EntryRefused, match="version 2: was never entered, as far as the audit log knows; put the true"
+            EntryRefused, match="version 2: was never entered, according to the audit log; put the true"
         ):
             confirm_agreement(desk.site, desk.login("bob"), "baa-storage", 2)
         assert by_hand(desk.site) == []
@@ -203,7 +203,7 @@ def test_one_person_alone_brings_no_agreement_into_force(
         monkeypatch.setattr(entering, "require_entered", lambda *_: None)
         confirm_agreement(desk.site, desk.login("bob"), "baa-storage", 2)
         (words,) = by_hand(desk.site)
-        assert words.startswith("baa-storage version 2 was entered by nobody else than who confirmed it")
+        assert words.startswith("baa-storage version 2 was entered by nobody but the person who confirmed it")
     assert not allowed(desk)
 
 
@@ -401,11 +401,11 @@ def test_the_first_admin_is_logged_and_their_address_can_not_be_edited(desk: Des
 
 def test_an_admin_of_a_version_that_did_not_log_them_is_entered_again_by_the_command_line(desk: Desk) -> None:
     add_person(FIRST_ADMIN, "admin", PASSWORD)
-    words = "admin was never entered, as far as the log knows; .* `datasites person add admin --role admin --home"
+    words = "admin was never entered, according to the log; .* `datasites person add admin --role admin --home"
     with pytest.raises(PersonError, match=words):
         desk.login(FIRST_ADMIN)
     enter_person(desk.site, "eve", "admin", PASSWORD, "eve@cleveland.example.org")
-    with pytest.raises(PersonError, match="already entered, and not in the audit log; .*datasites person add admin"):
+    with pytest.raises(PersonError, match="already entered, but not in the audit log; .*datasites person add admin"):
         enter_person(desk.site, FIRST_ADMIN, "admin", "another quite long phrase", by="eve")
     enter_person(desk.site, FIRST_ADMIN, "admin", "another quite long phrase")
     assert identify(FIRST_ADMIN, "another quite long phrase").role == "admin"

@@ -354,7 +354,7 @@ def test_an_older_copy_of_the_roster_shows_as_one(desk: Desk) -> None:
     typed = pinned.model_copy(update={"email": "x@example.org"})
     other = pinned.model_copy(update={"organisation": "Another"})
     assert pinned_by_hand(site.home, (typed, other)) == [
-        "x@example.org was never pinned, as far as the log knows",
+        "x@example.org was never pinned, according to the log",
         f"{researcher} is not the entry that record {again} of the log pins",
     ]
 

@@ -69,7 +69,7 @@ def test_a_second_recheck_is_refused_at_once_and_prepares_nothing(desk: Desk, st
     first = beside(lambda: examination.recheck(desk.site, desk.row.pk))
     assert staging.begun.wait(120)
     other = Case.objects.create(study_hash="0" * 64, job_name="other", submitted_by="r@university.example.org")
-    words = f"case {desk.row.pk} is being examined, and one is at a time; try again when that is over"
+    words = f"case {desk.row.pk} is being examined, and only one examination runs at a time; try again when it is over"
     for number in (desk.row.pk, other.pk):
         with pytest.raises(AnotherAtWork, match=words):
             examination.recheck(desk.site, number)

@@ -27,7 +27,7 @@ from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, restarted
 OTHER = "c" * 64
 REFUSED = (
     "this home is of an older version: study aaaaaaaaaaaa was reserved or charged before amounts stood in the log, so "
-    "that what their patients have lost can't be told from it; keep this home with the version that wrote it, or have "
+    "that it doesn't show what their patients have lost; keep this home with the version that wrote it, or have "
     "two people enter what those studies cost"
 )
 #: What the study cost, as two people enter it: more than any of its rounds.

@@ -334,7 +334,7 @@ def test_what_was_written_into_what_a_case_owes_is_not_signed_and_ends_no_servic
     before = lines(at)
     settle_all(at.site)
     assert lines(at) == before
-    assert f"case {at.row.pk}: what it owes the audit log is no decision" in caplog.text
+    assert f"case {at.row.pk}: the record that it has pending for the audit log is of no decision" in caplog.text
     Case.objects.filter(pk=at.row.pk).update(owed=owed)
     turn(service)
     assert (said(at), Case.objects.get(pk=at.row.pk).owed) == ([], {})

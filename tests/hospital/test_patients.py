@@ -299,7 +299,7 @@ def test_a_population_whose_patients_are_not_known_counts_as_the_same(desk: Desk
     desk.agree()
     desk.approve("ann")
     desk.approve("bob")
-    with pytest.raises(SamePatients, match="who its patients are is not known"):
+    with pytest.raises(SamePatients, match="its patients are not all known"):
         patients.require_others(desk.site.home, "stroke", ["1", "2"], frozenset())
 
 
@@ -350,7 +350,7 @@ def test_an_older_list_of_patients_is_never_taken_for_all_of_them(site: Site, pu
     else:
         file.write_bytes(backup[3 * patients.KEPT :] if put_back == "one of an older version" else backup)
     for _ in range(3):
-        assert "is not known here, or not of all" in stand_in_two(site, "3", "4")
+        assert "are not all known here" in stand_in_two(site, "3", "4")
         assert [check.state for check in examine(site) if check.name == "patients"] == ["warn"]
         keep(site, "5")  # the next examination makes another list, and it is none of all either
         ledger_log.forget(site.home)
@@ -378,7 +378,7 @@ def test_a_list_that_a_kill_left_unsaid_is_logged_before_a_budget_is_reserved(de
     desk.approve("bob")
     file.write_bytes(backup)
     ledger_log.forget(desk.site.home)
-    assert "is not known here, or not of all" in stand_in_two(desk.site, "7")
+    assert "are not all known here" in stand_in_two(desk.site, "7")
 
 
 def test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen(
@@ -444,7 +444,7 @@ def test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_ba
         file.write_bytes(backup)
     ledger_log.forget(desk.site.home)
     assert patients.in_part(desk.site.home) == ["heart"]
-    assert "is not known here, or not of all" in stand_in_two(desk.site, "a patient of the case")
+    assert "are not all known here" in stand_in_two(desk.site, "a patient of the case")
 
 
 def test_nobody_approves_what_is_examined_again_meanwhile(
@@ -504,7 +504,7 @@ def test_after_a_restore_of_the_log_no_list_of_patients_is_taken_for_all_of_them
     entered = two_people.propose_restored(site, desk.login("ann"), (), "restored")
     two_people.confirm(site, desk.login("bob"), entered.pk)
     for _ in range(2):
-        assert "is not known here, or not of all" in stand_in_two(site, "2")
+        assert "are not all known here" in stand_in_two(site, "2")
         site = restarted(site)
         keep(site, "3")
     with patients.remembering(site, "later", patients.in_portions(())) as remember:

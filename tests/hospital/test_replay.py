@@ -101,7 +101,7 @@ LOG, RULES = "the audit log has no such decision", "these rules decide otherwise
         (facts_alone, (LOG, "do not have the digest that it states")),
         (other_rules, (LOG,)),
         (oldest_format, (LOG,)),
-        (no_decision, (LOG, "does not read as a decision")),
+        (no_decision, (LOG, "can't be read as a decision")),
     ],
 )
 def test_a_decision_that_was_changed_in_the_database_is_named(

@@ -108,7 +108,7 @@ def test_people_whom_a_lost_log_does_not_know_are_entered_again(desk: Desk) -> N
     site = restarted(desk.site)
     assert desk.login("ann").role == "steward"
     enter_person(site, "eve", "steward", PASSWORD, "eve@example.org")
-    with pytest.raises(PersonError, match="ann was never entered, as far as the log knows"):
+    with pytest.raises(PersonError, match="ann was never entered, according to the log"):
         desk.login("ann")
     with pytest.raises(PersonError, match="already entered"):
         enter_person(site, "ann", "privacy_officer", PASSWORD, "ann@cleveland.example.org")

@@ -185,7 +185,7 @@ def test_the_secret_is_stored_before_any_work_and_gone_from_every_file_with_the_
     state = running.run._journal.state
     assert state is not None
     assert state.open is not None
-    with pytest.raises(ValueError, match="secret is gone"):
+    with pytest.raises(ValueError, match="secret was deleted"):
         RoundKeys(state.open.secret, "", "", "").key("training")
 
 

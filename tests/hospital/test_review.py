@@ -211,7 +211,7 @@ def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
     with pytest.raises(ReviewError, match="reason"):
         review.reject(desk.site, desk.row.pk, desk.login("ann"), " ", message="not here")
     for told in (" ", "x" * 1901):
-        with pytest.raises(ReviewError, match="words for the researcher"):
+        with pytest.raises(ReviewError, match="a message for the researcher"):
             review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", message=told)
     rejected = review.reject(desk.site, desk.row.pk, desk.login("ann"), "too broad", message="not here")
     assert rejected.state == Case.State.REJECTED

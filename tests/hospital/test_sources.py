@@ -99,7 +99,7 @@ def test_labels_that_changed_in_place_are_seen_though_the_file_has_its_old_time(
     when = path.stat().st_mtime_ns
     write("data/table.csv", lines(desk)[0] + b"".join(line[:-2] + b"0\n" for line in lines(desk)[1:]))
     os.utime(path, ns=(when, when))
-    assert "303 rows now, as many, and not the same" in in_words(home, row, rows=True)
+    assert "303 rows now, as many, but not the same" in in_words(home, row, rows=True)
     (word,) = said_by_the_doctor(desk)
     assert word[0] == "warn"
 

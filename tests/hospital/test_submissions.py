@@ -282,4 +282,4 @@ def test_a_submission_under_which_the_process_ends_again_and_again_is_left_to_pe
     starts = [examination.unfinished(desk.site) for _ in range(examination.MOST_AGAIN + 2)]
     assert starts == [{("deadly", row.submitted_by)}] * examination.MOST_AGAIN + [set(), set()]
     row.refresh_from_db()
-    assert "ended 4 times while it examined this; mend it and run `datasites review recheck`" in row.note
+    assert "ended 4 times while it examined this; correct it and run `datasites review recheck`" in row.note

@@ -171,13 +171,13 @@ def _by_hand(home: Home, entered: Entered, agreement: Agreement, today: datetime
     key = (agreement.terms.id, agreement.version)
     record, entry, end = entered.last.get(key), entered.entered.get(key), entered.ended.get(agreement.terms.id, 0)
     if record is None:
-        return "was never entered, as far as the log knows"
+        return "was never entered, according to the log"
     if not is_bound(home, record.fields.get(FIELD), agreement_content(agreement)):
         return f"is not what record {record.seq} of the log binds"
     if record.kind != "agreement_confirmed":
-        return "was never confirmed, as far as the log knows"
+        return "was never confirmed, according to the log"
     if entry is None or same_identity(str(entry.fields["person"]), str(record.fields["person"])):
-        return f"was entered by nobody else than who confirmed it, as far as the log knows (record {record.seq})"
+        return f"was entered by nobody but the person who confirmed it, according to the log (record {record.seq})"
     waiting = agreement.model_copy(update={"confirmed_by": None, "confirmed_on": None})
     if not is_bound(home, entry.fields.get(FIELD), agreement_content(waiting)):
         return f"is not what was entered by record {entry.seq} of the log"
@@ -185,7 +185,7 @@ def _by_hand(home: Home, entered: Entered, agreement: Agreement, today: datetime
     if end > entered.begun[key] and not over:
         return f"was ended by record {end} of the log"
     if agreement.terminated_on is not None and end <= entered.begun[key]:
-        return "has an end that nobody entered, as far as the log knows"
+        return "has an end that nobody entered, according to the log"
     return ""
 
 
@@ -195,8 +195,8 @@ def require_entered(home: Home, agreement: Agreement, by: str) -> None:
     problem = _not_of_another(home, tell(home).entered.get((id, version)), agreement_content(agreement), by)
     if problem:
         raise EntryRefused(
-            f"agreement {id} version {version}: {problem}; put the true registry.json back, or end all of {id} "
-            f"(`datasites agreements terminate {id}`) and enter it anew, which a second person confirms"
+            f"agreement {id} version {version}: {problem}; restore the correct registry.json, or end all of {id} "
+            f"(`datasites agreements terminate {id}`) and enter it again, for a second person to confirm"
         )
 
 
@@ -205,8 +205,8 @@ def require_proposed(home: Home, entry: RosterEntry, by: str) -> None:
     problem = _not_of_another(home, tell(home).proposed.get(entry.email), party_content(entry), by)
     if problem:
         raise EntryRefused(
-            f"party {entry.email}: {problem}; withdraw it and enter the party's roster-entry.json anew, which a second "
-            "person pins"
+            f"party {entry.email}: {problem}; withdraw it and enter the party's roster-entry.json again, for a second "
+            "person to pin"
         )
 
 
@@ -218,11 +218,11 @@ def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any],
     record = tell(home).asked.get((kind, subject))
     problem = _not_of_another(home, record, proposal_content(kind, subject, terms), by)
     if record is None:
-        problem = "was never entered or is decided already, as far as the audit log knows"
+        problem = "was never entered or is decided already, according to the audit log"
     elif record.fields["role"] == role:
         problem = f"a {role} entered it by record {record.seq} of the log"
     if problem:
-        raise EntryRefused(f"{subject}: {problem}; withdraw it and enter it anew, which a second person confirms")
+        raise EntryRefused(f"{subject}: {problem}; withdraw it and enter it again, for a second person to confirm")
     assert record is not None
     return record
 
@@ -230,7 +230,7 @@ def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any],
 def _not_of_another(home: Home, record: LogRecord | None, content: Mapping[str, object], by: str) -> str:
     """Say why the record of an entry is not of this content and by somebody else, or ""."""
     if record is None:
-        return "was never entered, as far as the audit log knows"
+        return "was never entered, according to the audit log"
     if same_identity(str(record.fields["person"]), by):
         return f"{by} entered it by record {record.seq} of the log"
     if FIELD not in record.fields:
@@ -246,7 +246,7 @@ def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
     for entry in entries:
         pin = entered.pinned.get(entry.email)
         if pin is None:
-            found.append(f"{entry.email} was never pinned, as far as the log knows")
+            found.append(f"{entry.email} was never pinned, according to the log")
         elif entered.revoked.get(entry.email, 0) > pin.seq:
             found.append(f"{entry.email} was revoked by record {entered.revoked[entry.email]} of the log")
         elif pin.fields.get("fingerprint") != entry.fingerprint or not is_bound(
@@ -265,7 +265,7 @@ def people_by_hand(home: Home, people: Iterable[tuple[str, str, str]], *, past: 
     for name, role, email in people:
         added = entered.added.get(name)
         if added is None:
-            found.append(f"{name} was never entered, as far as the log knows")
+            found.append(f"{name} was never entered, according to the log")
         elif entered.shut_out.get(name, 0) > added.seq and not past:
             found.append(f"{name} was shut out by record {entered.shut_out[name]} of the log")
         elif not is_bound(home, added.fields.get(FIELD), person_content(name, role, email)) or any(

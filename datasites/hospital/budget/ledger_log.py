@@ -122,8 +122,8 @@ class Told:
             changed = _promise(record.kind, fields, self.populations.get(str(fields.get("population", ""))))
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(
-                f"audit log: record {record.seq} ({record.kind}) is not of this version, so that what was promised and "
-                "spent can't be told from it; nothing runs: keep this home with the version that wrote it, and give "
+                f"audit log: record {record.seq} ({record.kind}) is not of this version, so that it doesn't show what "
+                "was promised and spent; nothing runs: keep this home with the version that wrote it, and give "
                 "its patients no second budget in a new one"
             ) from error
         if changed is None:

@@ -1,4 +1,4 @@
-"""Whether database, audit log and anchor tell one story of the budgets; where they don't, nothing runs (I14, I17).
+"""Whether database, audit log and anchor agree on the budgets; where they don't, nothing runs (I14, I17).
 
 Both ways: what the log has and the database lacks (a row that was deleted, a database that was put back), what the
 database has and the log lacks (a row that was added, a log that was put back), and what both say differently. And
@@ -46,7 +46,7 @@ def differences(home: Home, population: str | None = None) -> Iterator[str]:
     if older:
         yield (
             f"{home.audit}: this home is of an older version: {_named(older)} reserved or charged before amounts stood "
-            "in the log, so that what their patients have lost can't be told from it; keep this home with the version "
+            "in the log, so that it doesn't show what their patients have lost; keep this home with the version "
             "that wrote it, or have two people enter what those studies cost, as far as the database does not say it: "
             "`datasites budget restored --lost FILE`, then `datasites budget confirm`"
         )
@@ -94,8 +94,8 @@ def _of_population(home: Home, name: str, older: frozenset[str]) -> Iterator[str
 def _of_foreign_heads(home: Home) -> Iterator[str]:
     if home.foreign_heads.exists():
         yield (
-            f"{home.audit}: other parties hold heads of it that are not in it ({home.foreign_heads.name}): it came "
-            "back from a backup, and what was charged since is not in it"
+            f"{home.audit}: other parties hold heads of it that are not in it ({home.foreign_heads.name}): it was "
+            "restored from a backup, and what was charged since is not in it"
         )
 
 
@@ -103,7 +103,7 @@ def _of_withdrawals(home: Home) -> Iterator[str]:
     for name, number in withdrawn.missing(home).items():
         yield (
             f"withdrawals of population {name}: the list lacks {number} of the patients who have withdrawn as the "
-            "audit log says: it was changed, or came back from a backup; they stay left out; whoever is known is "
+            "audit log says: it was changed, or restored from a backup; they stay left out; whoever is known is "
             "entered again: `datasites dataset withdraw`"
         )
 
@@ -118,12 +118,12 @@ def _of_the_anchor(home: Home) -> Iterator[str]:
     standing = ledger_log.standing(home)
     if standing == "missing":
         yield (
-            f"{home.ledger_anchor}: is missing, so that this home can't be told from one that came back from a backup: "
-            "what was charged since is not known here"
+            f"{home.ledger_anchor}: is missing, so that this home can't be distinguished from one that was "
+            "restored from a backup: what was charged since is not known here"
         )
     elif standing == "behind":
         yield (
-            f"{home.audit}: does not hold what {home.ledger_anchor} knows: it came back from a backup, and what was "
+            f"{home.audit}: does not hold what {home.ledger_anchor} knows: it was restored from a backup, and what was "
             "charged since is not in it"
         )
 
@@ -152,6 +152,6 @@ def _wider(stored: Promise, logged: Promise) -> Iterator[str]:
     if stored.accepted_delta > logged.accepted_delta:
         yield f"the database accepts a delta of {stored.accepted_delta:g}, the audit log {logged.accepted_delta:g}"
     if (stored.order, stored.fraction, stored.split) != (logged.order, logged.fraction, logged.split):
-        yield "order of the filter or split into two sides is not the one that the audit log knows"
+        yield "the order of the filter, or the split into two sides, is not the one that the audit log knows"
     if stored.identity not in ("", logged.identity):
-        yield "the column that tells patients apart is not the one that the audit log knows"
+        yield "the column that identifies patients is not the one that the audit log knows"

@@ -64,7 +64,7 @@ def _terms(examined: Examined) -> list[str]:
 
 
 def _patients(case: OpenCase) -> str:
-    apart = f"told apart by column {case.terms.identity!r}" if case.terms.identity else "each row is one patient"
+    apart = f"identified by column {case.terms.identity!r}" if case.terms.identity else "each row is one patient"
     both = "; all of it is charged to both sides, since a patient may be on either" if case.terms.both_sides else ""
     return f"Patients of population {case.terms.population}: {apart}{both}"
 

@@ -248,7 +248,9 @@ def site_plan(study: StudyTerms, dataset: DatasetSettings, *, both_sides: bool =
         cut = COUNTS_BOUND if ring is None else ring.cut
         if cut < patients:
             fits = (
-                "a study with fewer bins or hospitals would fit" if ring else "declare a smaller dataset, a part of it"
+                "a study with fewer bins or hospitals would fit"
+                if ring
+                else "declare a smaller dataset, such as a part of it"
             )
             raise PlanError(
                 f"evaluation.bins: {kind} counts of {study.evaluation.bins} bins over {len(study.cohort.hospitals)} "
@@ -420,16 +422,16 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
     """Read everything that would run now; raises `FrozenCopyChanged` or `InputError`.
 
     The plans are those stored with the case, parsed from what was shown to reviewers; dependencies, declared size,
-    data version, population and the column that tells patients apart are taken afresh, so a change in any of them
+    data version, population and the column that identifies patients are taken afresh, so a change in any of them
     changes the approval hash. prepared: of records that are being examined and not yet in their place.
     """
     if row.state == Case.State.REFUSED:
-        raise InputError(f"case {row.pk}: was refused when it came, so there is nothing to open: {row.note}")
+        raise InputError(f"case {row.pk}: was refused on arrival, so there is nothing to open: {row.note}")
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
     if not row.terms:
         raise InputError(
-            f"case {row.pk}: has not been examined{': ' + row.note if row.note else ''}; mend that and run "
+            f"case {row.pk}: has not been examined{': ' + row.note if row.note else ''}; correct that and run "
             f"`datasites review recheck {row.pk}`"
         )
     stored = ApprovalTerms.model_validate(row.terms)
@@ -439,7 +441,7 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
         )
     except (OSError, ValueError) as error:
         raise InputError(
-            f"case {row.pk}: its prepared records are gone; run `datasites review recheck {row.pk}`"
+            f"case {row.pk}: its prepared records are missing; run `datasites review recheck {row.pk}`"
         ) from error
     identity = patient_column(home, dataset)
     terms = stored.model_copy(

@@ -73,7 +73,7 @@ def withdraw(
             f"nothing was entered: up to {spellings} other spelling(s) of that name stand in "
             f"{', '.join(place.name for place in places if place.spellings)} (capitals, spaces or invisible "
             "characters, composed letters, or another form of a number); --all-spellings leaves all of them out, "
-            "--this-spelling the one that you gave alone"
+            "--this-spelling leaves out only the one that you gave"
         )
     found = any(place.left_out(all_spellings=alike) for place in places)
     again = withdrawal.is_withdrawn(site.home, dataset, exact)

@@ -78,7 +78,7 @@ _LONGEST_START = Timeouts.start + Timeouts.load
 #: What is not the submission's: a service that is away, and a damaged audit log.
 _NOT_ITS_OWN = (StoreError, AuditError, *DATABASE_AWAY)
 
-_MEND = "mend it and run `datasites review recheck`"
+_MEND = "correct it and run `datasites review recheck`"
 
 
 @dataclasses.dataclass
@@ -318,12 +318,12 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
     if study.rounds * study.training.steps > MOST_STEPS:
         raise InputError(
             f"study.toml: rounds x training.steps is {study.rounds * study.training.steps}, and {MOST_STEPS} noised "
-            "steps are the most of a study; ask for fewer"
+            "steps are the most that a study may have; ask for fewer"
         )
     waiting = Case.objects.filter(submitted_by=job.submitted_by, state__in=OPEN).count()
     if waiting >= home.settings.undecided_per_researcher:
         raise InputError(
-            f"{job.submitted_by}: {waiting} submissions wait for a decision here already, the most that may; submit "
+            f"{job.submitted_by}: {waiting} submissions already wait for a decision here, the most that may; submit "
             "again under another name once the hospital has decided on one"
         )
     if Case.objects.filter(study_hash=package.digest()).exclude(state=Case.State.REFUSED).exists():
@@ -449,7 +449,7 @@ def _rehearsed(
 ) -> dict[str, Any]:
     if isinstance(mock, SchemaError):
         path = home.root / case.dataset.mock
-        remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} anew"
+        remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} again"
         return {"outcome": "failed", "reason": f"mock {path}: {mock}; {remedy}, and examine the case again"}
     if isinstance(mock, DatasitesError):
         raise mock

@@ -41,8 +41,8 @@ def one_at_a_time(home: Home, what: str, halt: Halt | None = None) -> Iterator[N
             if halt is None:
                 other = os.pread(lock, 1000, 0).decode(errors="replace") or "another case"
                 raise AnotherAtWork(
-                    f"{other} is being examined, and one is at a time; try again when that is over, which the log "
-                    "tells by `examined`"
+                    f"{other} is being examined, and only one examination runs at a time; try again when it is "
+                    "over, as a record `examined` in the log shows"
                 )
             halt.check()
             time.sleep(_LOOKS)

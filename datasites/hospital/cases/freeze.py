@@ -38,7 +38,7 @@ class ApprovalTerms(Agreed):
     `data_version` is a keyed commitment to the records, since the hash goes to the researcher (I16). `ticks` after a
     round's letter its release leaves (`ticks`): time for as many records as are declared. `parameters` is how many
     numbers the model has, as it was built here.
-    `identity` is the column that tells patients apart ("" where each row is one). `both_sides`: every event is charged
+    `identity` is the column that identifies patients ("" where each row is one). `both_sides`: every event is charged
     to training and to held-out patients, since who tells them apart otherwise may move somebody from side to side.
     """
 

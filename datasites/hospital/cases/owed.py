@@ -59,7 +59,10 @@ def log_owed(site: Site, row: Case) -> None:
             fields = dict(row.owed)
             site.audit.append_once(fields.pop("kind"), **fields)
         else:
-            log.error("case %d: what it owes the audit log is no decision of people on it, and is not logged", row.pk)
+            log.error(
+                "case %d: the record that it has pending for the audit log is of no decision on it, and is not logged",
+                row.pk,
+            )
         row.owed = {}
         row.save(update_fields=["owed"])
 

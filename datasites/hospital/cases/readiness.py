@@ -57,7 +57,7 @@ class Readiness:
             left.append(f"{self.read - self.rows} without a label")
         patients = f"{self.patients} patients" if self.has_patient_column else "each counts as a patient"
         left_out = f" Left out: {', '.join(left)}." if left else ""
-        return f"{self.rows} rows are kept ({patients}; declared are {self.declared} patients).{left_out}"
+        return f"{self.rows} rows are kept ({patients}; {self.declared} patients are declared).{left_out}"
 
     def patients_in_words(self) -> str:
         """Say what a data steward must know about patients and records."""

@@ -90,17 +90,17 @@ def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
     try:
         decision = read_decision(json.dumps(row.record).encode())
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # whatever stands there
-        problem = str(error) if str(error).startswith("decision: ") else "it does not read as a decision"
+        problem = str(error) if str(error).startswith("decision: ") else "it can't be read as a decision"
         return "alike", [problem.removeprefix("decision: ")]
     faults = []
     if (row.action, row.allowed) != (decision.action, decision.allowed):
-        faults.append(f"it is filed as {_outcome_text(row.action, row.allowed)}, and is {_outcome(decision)}")
+        faults.append(f"it is filed as {_outcome_text(row.action, row.allowed)}, but is {_outcome(decision)}")
     if decision.format == 1:
         return "older", faults
     if decision.ruleset != engine.ruleset:
         return "other rules", faults
     if not engine.reproduces(decision):
-        faults.append(f"it is {_outcome(decision)}, and these rules decide otherwise on its facts")
+        faults.append(f"it is {_outcome(decision)}, but these rules decide otherwise on its facts")
     return "alike", faults
 
 

@@ -44,7 +44,9 @@ def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str,
     read = row = find_case(number)
     require_reviewer(person, f"a case is approved by {' and '.join(REVIEWERS)}")
     if row.state != Case.State.REVIEW:
-        raise ReviewError(f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only review is open")
+        raise ReviewError(
+            f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only a case in review can be approved"
+        )
     case = case or open_case(site.home, row)
     if seen_hash != row.approval_hash:
         raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
@@ -97,7 +99,7 @@ def reject(site: Site, number: int, person: Actor, reason: str, *, message: str)
     if not reason.strip():
         raise ReviewError("a rejection needs a reason; it is kept here, and the researcher is not sent it")
     if not 0 < len(message.strip()) <= MOST_TOLD:
-        raise ReviewError(f"a rejection needs words for the researcher, {MOST_TOLD} characters at most")
+        raise ReviewError(f"a rejection needs a message for the researcher, {MOST_TOLD} characters at most")
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=find_case(number).pk)
         if row.state not in (Case.State.REVIEW, Case.State.INTAKE):

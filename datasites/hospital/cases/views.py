@@ -263,7 +263,7 @@ def _read(stored: PolicyDecision) -> Decision:
         return read_decision(json.dumps(stored.record).encode())
     except ValueError as error:
         raise InputError(
-            f"policy decision {stored.pk}: does not read as one; restore the datasite's database from a backup"
+            f"policy decision {stored.pk}: can't be read as one; restore the datasite's database from a backup"
         ) from error
 
 

@@ -49,11 +49,11 @@ class Place:
             return f"{self.name}: {self.problem}"
         rows = self.left_out(all_spellings=all_spellings)
         if not rows:
-            what = "no row is under that name; none is left out"
+            what = "no row has that name; none is left out"
         elif self.frozen:
             what = f"{rows} row(s) are left out from its next round on"
         else:
-            what = f"{rows} row(s) are under that name; no study that reads the table from now on trains on them"
+            what = f"{rows} row(s) have that name; no study that reads the table from now on trains on them"
         kept = f"; {self.other_rows} under another spelling stay" if self.other_rows and not all_spellings else ""
         return f"{self.name}: {what}{kept}"
 

@@ -42,8 +42,8 @@ class NewPassword(forms.CharField):
 
 
 class Password(forms.CharField):
-    """The signed-in person's password. Pages ask those who signed in at the provider to do that again instead
-    (`field.html`), so that the form takes it empty; `access.confirmed` does not take it wrong."""
+    """The signed-in person's password. Those who signed in at the provider sign in there again instead
+    (`field.html`), so the form accepts an empty one; `access.confirmed` refuses a wrong one."""
 
     def __init__(self, **options: Any) -> None:
         widget = forms.PasswordInput(attrs={"autocomplete": "current-password", "required": True})
@@ -73,22 +73,24 @@ class Decide(forms.Form):
         choices=[("approve", "Approve"), ("reject", "Reject for good")], widget=forms.RadioSelect, label="Your decision"
     )
     told = WordsField(
-        "Read by the researcher, word for word, and kept in the audit log: name no patient and no count of them. An "
-        "approval has no such words: the researcher reads that you approved.",
+        "Read by the researcher exactly as written, and kept in the audit log: name no patient and no count of them. "
+        "An approval has no message: the researcher only reads that you approved.",
         max_length=MOST_TOLD,
         required=False,
-        label="To the researcher, of a rejection",
+        label="Message to the researcher, for a rejection",
     )
     reason = Reason(label="Reason, kept here")
-    password = Password(label="Your password", help_text="Asked again, so that a forgotten screen can't decide.")
+    password = Password(
+        label="Your password", help_text="Asked again, so that nobody else decides at a screen that you left unlocked."
+    )
 
     def clean(self) -> dict[str, Any]:
         """Require a text for the researcher with a rejection, and none with an approval, where it would be lost."""
         data = super().clean() or {}
         if data.get("verdict") == "reject" and not data.get("told") and "told" not in self.errors:
-            self.add_error("told", "Say what the researcher is to read of the rejection.")
+            self.add_error("told", "Write what the researcher is to read about the rejection.")
         if data.get("verdict") == "approve" and data.get("told"):
-            self.add_error("told", "An approval sends no words; write them under the reason, or take them away.")
+            self.add_error("told", "An approval sends no message; move it to the reason, or remove it.")
         return data
 
 
@@ -130,7 +132,7 @@ class AcceptDelta(forms.Form):
     """A larger delta to take the risk of."""
 
     population = forms.SlugField(max_length=64, widget=forms.HiddenInput)
-    delta = forms.FloatField(min_value=1e-15, max_value=0.1, label="Delta of releases, at most")
+    delta = forms.FloatField(min_value=1e-15, max_value=0.1, label="Largest delta of a release")
     reason = Reason(label="Reason")
 
 
@@ -221,7 +223,8 @@ class AddPerson(forms.Form):
         max_length=190,
         required=False,
         label="E-mail address",
-        help_text="Says who they are: policies compare it with the researcher's. Auditors and admins may have none.",
+        help_text="Identifies the person: policies compare it with the researcher's. Auditors and admins may "
+        "have none.",
         widget=forms.EmailInput(attrs={"autocomplete": "off"}),
     )
     role = forms.ChoiceField(

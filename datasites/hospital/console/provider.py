@@ -89,7 +89,7 @@ class Provider(OIDCAuthenticationBackend):
             log.warning("sign-in of %s refused: the provider knew this subject by another address", email)
             return []
         if (known.issuer, known.subject) != (oidc.issuer, claims["sub"]):
-            log.warning("sign-in of %s refused: another subject than the first time; enter the person anew", email)
+            log.warning("sign-in of %s refused: another subject than the first time; enter the person again", email)
             return []
         return [person]
 
@@ -131,7 +131,7 @@ class Finish(OIDCAuthenticationCallbackView):
         except (SuspiciousOperation, jwt.PyJWTError, KeyError) as error:
             log.warning("sign-in refused: %s", error)
             failed(self.request.site, "sign_in_failed", "")
-            return refuse(request, 403, "The provider's answer is not one that this console takes. Sign in again.")
+            return refuse(request, 403, "The provider's answer is not one that this console accepts. Sign in again.")
         except (requests.RequestException, ValueError) as error:
             oidc = provider()
             log.warning("%s; tried again at the next sign-in", away(oidc.service, oidc.hidden(str(error))))
@@ -151,7 +151,9 @@ class Finish(OIDCAuthenticationCallbackView):
             signed_in(self.request.site, self.user.username, by="provider")
             return super().login_success()
         if (confirming["person"], self.request.user.pk) != (self.user.pk, self.user.pk):
-            return refuse(self.request, 403, "Somebody else signed in at the provider than is signed in here.")
+            return refuse(
+                self.request, 403, "The person who signed in at the provider is not the one who is signed in here."
+            )
         if self.request.provider_claims.get("auth_time", 0) < confirming["since"] - CLOCK_SKEW:
             return refuse(self.request, 403, "The provider did not ask you to sign in again, so nothing is confirmed.")
         self.request.session[CONFIRMED] = time.time()

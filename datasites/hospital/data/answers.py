@@ -67,8 +67,8 @@ def require_answered(home: Home, dataset: str, found: Iterable[TableFinding], mo
     if left := unanswered(home, dataset, found, model):
         texts = "; ".join(f"[{finding.name}] {finding.text}" for finding in left[:3])
         raise SchemaError(
-            f"{len(left)} finding(s) on the table: {texts}. Mend the table or mapping.toml; where one is right as it "
-            f"is, say why: `datasites dataset accept {dataset} {left[0].name}`"
+            f"{len(left)} finding(s) on the table: {texts}. Correct the table or mapping.toml; where one is "
+            f"right as it is, say why: `datasites dataset accept {dataset} {left[0].name}`"
         )
 
 
@@ -79,9 +79,9 @@ def answer(
     if person.role not in REVIEWERS:
         raise AnswerRefused(f"{person.name} is {person.role}; findings are answered by {' or '.join(REVIEWERS)}")
     if finding.kind in FINAL:
-        raise AnswerRefused(f"{finding.name}: nothing makes this right; {finding.text}")
+        raise AnswerRefused(f"{finding.name}: this can't be accepted; {finding.text}")
     if not reason.strip():
-        raise AnswerRefused(f"{finding.name}: say why it is right; whoever reads the audit log asks for it")
+        raise AnswerRefused(f"{finding.name}: say why it is right; whoever reads the audit log will ask")
     by = {"person": person.name, "role": person.role}
     site.audit.require_fit(KIND, dataset=dataset, commitment="0" * 64, **by)
     content = finding_content(dataset, finding.name, _about(finding, model), finding.share, holds=holds, reason=reason)

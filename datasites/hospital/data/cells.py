@@ -61,7 +61,7 @@ def readable(path: Path, setting: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such table; mend `{setting}` in datasite.toml") from error
+        raise InputError(f"{path}: no such table; correct `{setting}` in datasite.toml") from error
     except ImportError as error:
         raise InputError(
             f"{path}: reading Parquet needs pyarrow; run `pip install 'datasites[parquet]'`, or save as CSV"

@@ -71,7 +71,7 @@ def decoded(content: bytes, encoding: Encoding, name: str) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{name}: byte {error.start + 1} (line {line}) is no text in {encoding}; set `encoding` of this dataset "
-            f"in datasite.toml to what the export writes ({', '.join(ENCODINGS)}), or mend the export"
+            f"in datasite.toml to what the export writes ({', '.join(ENCODINGS)}), or correct the export"
         ) from None
     return text.removeprefix("\ufeff")
 
@@ -86,7 +86,7 @@ def parse(text: str, separator: Separator, name: str) -> Delimited:
         if fields is None:
             raise InputError(
                 f"{name}, line {line}: the header has a quote that isn't around a whole name, or a "
-                "carriage return inside; mend the export"
+                "carriage return inside; correct the export"
             )
         if any(field.strip() for field in fields):
             names, begin = _header(fields, separator, name, line), line
@@ -115,7 +115,7 @@ def parse(text: str, separator: Separator, name: str) -> Delimited:
         raise InputError(
             f"{name}: {_on(quotes, 'record')} with a quote that isn't around a whole field, or a carriage return "
             "outside quotes; a field is quoted from its first to its last character, and a quote inside it is written "
-            "twice; mend the export"
+            "twice; correct the export"
         )
     if wide:
         _refuse_widths(wide, len(names), name, ends_empty, begin if not rows and len(wide) == 1 else 0)
@@ -135,7 +135,7 @@ def _require_printable(text: str, name: str) -> None:
         )
         raise InputError(
             f"{name}: {count} control character(s), the first (U+{ord(found[0]):04X}) on line {line}; a table holds "
-            f"text alone, and readers cut fields there; mend the export{hint}"
+            f"text alone, and readers cut fields there; correct the export{hint}"
         )
 
 
@@ -155,7 +155,7 @@ def _records(text: str, name: str) -> Iterator[tuple[int, str]]:
             yield begin, "\n".join(held).removesuffix("\r")
     if is_open:
         raise InputError(
-            f"{name}: a quote is opened in the record on line {begin} and never closed; mend the export there"
+            f"{name}: a quote is opened in the record on line {begin} and never closed; correct the export there"
         )
 
 
@@ -198,7 +198,7 @@ def _header(fields: list[str], separator: Separator, name: str, line: int) -> tu
     if len(names) == 1:
         others = [other for other in SEPARATORS if other in names[0]]
         raise InputError(
-            f"{name}, line {line}: the header has one column; fields are parted by {_word(separator)}"
+            f"{name}, line {line}: the header has one column; fields are separated by {_word(separator)}"
             + (f", and it holds {_word(others[0])}: set `separator` of this dataset in datasite.toml" if others else "")
         )
     twice = [one for one, times in Counter(names).items() if times > 1]
@@ -207,7 +207,7 @@ def _header(fields: list[str], separator: Separator, name: str, line: int) -> tu
         places = " and ".join(str(place) for place, one in enumerate(names, 1) if one == twice[0])
         raise InputError(
             f"{name}, line {line}: columns {places} of the header have one name (spaces around it don't count); give "
-            "each column a name of its own, and a file without a header one"
+            "each column a name of its own, and add a header to a file without one"
         )
     return names
 
@@ -225,7 +225,7 @@ def _refuse_widths(wide: dict[int, list[int]], columns: int, name: str, ends_emp
         else "; look there for a separator outside quotes (a decimal comma?), a lost field or a line that was cut off"
         + (f", and whether line {begin} is the header" if begin else "")
     )
-    raise InputError(f"{name}: the header has {columns} columns, and there are {counts}{hint}; mend the export")
+    raise InputError(f"{name}: the header has {columns} columns, and there are {counts}{hint}; correct the export")
 
 
 def _on(lines: list[int], thing: str) -> str:

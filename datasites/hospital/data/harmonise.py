@@ -153,7 +153,7 @@ def codes_that_match_nothing(feature: Feature, column: Column, cells: Iterable[s
 def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> tuple[pd.Series, FeatureReadiness]:
     """Return one feature from the local table, and its readiness: a value raises nothing, the report states it."""
     if column.source not in table.columns:
-        reason = f"column {column.source!r} is not in the table; mend `from`"
+        reason = f"column {column.source!r} is not in the table; correct `from`"
         return pd.Series(dtype=object), FeatureReadiness(name=feature.name, ready=False, reason=reason)
     reader = _Reader(feature, column)
     if reasons := reader.faults():
@@ -220,7 +220,7 @@ def harmonise(
     if mapping.patient is None:
         frame[WHOSE] = np.arange(len(table)) if names is None else names
     elif mapping.patient not in table.columns:
-        raise InputError(f"mapping.toml: patient column {mapping.patient!r} is not in the table; mend `patient`")
+        raise InputError(f"mapping.toml: patient column {mapping.patient!r} is not in the table; correct `patient`")
     else:
         frame[WHOSE] = [pseudonym(cell) for cell in table[mapping.patient]]
         if frame[WHOSE].isna().any():

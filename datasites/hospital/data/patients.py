@@ -121,18 +121,18 @@ def require_others(
         )
         if not _is_whole(home, other):
             raise SamePatients(
-                f"population {population}: population {other} has a budget, and who its patients are is not known "
-                f"here, or not of all: the list of them is an older one, or was lost; {remedy}"
+                f"population {population}: population {other} has a budget, and its patients are not all known "
+                f"here: the list of them is an older one, or was lost; {remedy}"
             )
         known = _known(home, other)
         if both := _meeting(named, known):
             raise SamePatients(
-                f"population {population}: {both} of its patients stand in population {other} too, under the same "
+                f"population {population}: {both} of its patients are in population {other} too, under the same "
                 f"pseudonyms, and would have two budgets; {remedy}"
             )
         if both := _meeting(whole, known):
             raise SamePatients(
-                f"population {population}: {both} rows of its table stand in population {other} too, where another "
+                f"population {population}: {both} rows of its table are in population {other} too, where another "
                 f"column or none names patients, and these would have two budgets; {remedy}"
             )
     return tuple(_in_order(ours + theirs) for ours, theirs in zip(named, whole, strict=True))

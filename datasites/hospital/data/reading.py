@@ -31,7 +31,7 @@ from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError
 from datasites.study.schema import DataModel
 
-_REMEDY = "make the file smaller, or export it anew as CSV"
+_REMEDY = "make the file smaller, or export it again as CSV"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class TableReader:
     def _started(self) -> process.Apart:
         if not isinstance(self._apart, DatasitesError) and not self._apart.alive:
             # What ended the one before was another table, or the end of the service.
-            self._apart = ApartFailed("the datasite ends, and reads no table") if self._killed else self._begun()
+            self._apart = ApartFailed("the datasite is stopping and reads no table") if self._killed else self._begun()
         if isinstance(self._apart, DatasitesError):
             raise self._apart
         return self._apart

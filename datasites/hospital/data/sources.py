@@ -123,7 +123,7 @@ def in_words(home: Home, row: Case, *, rows: bool) -> str:
     if row.state in _APPROVED:
         what = "the study goes on with its frozen records: pause it and find out which of the two is right"
     else:
-        what = f"its frozen records are as then: `datasites review recheck {row.pk}` takes those of now"
+        what = f"its frozen records are unchanged: `datasites review recheck {row.pk}` takes the present ones"
     return f"source of case {row.pk}: {'; '.join(found)}; {what}"
 
 
@@ -142,7 +142,7 @@ def _differences(home: Home, study_hash: str, dataset: DatasetSettings, source: 
     if _cells_of(home, study_hash, table) == source.cells:
         return  # written anew, or in another order
     fewer = source.rows - len(table)
-    how = f"{abs(fewer)} {'fewer' if fewer > 0 else 'more'}" if fewer else "as many, and not the same"
+    how = f"{abs(fewer)} {'fewer' if fewer > 0 else 'more'}" if fewer else "as many, but not the same"
     yield f"{dataset.table} is not the table that was read: {len(table)} rows now, {how}"
 
 

@@ -113,8 +113,8 @@ def _parquet(content: bytes, path: Path) -> Table:
     for name, column in zip(names, columns, strict=True):
         if cut := sum(CONTROL.search(cell) is not None for cell in column):
             raise InputError(
-                f"{path}: {cut} value(s) of column {name!r} hold control characters, at which readers cut values; mend "
-                "the export"
+                f"{path}: {cut} value(s) of column {name!r} hold control characters, at which readers cut "
+                "values; correct the export"
             )
     rows = list(zip(*columns, strict=True))
     places = [number for number, row in enumerate(rows, 1) if any(cell.strip() for cell in row)]

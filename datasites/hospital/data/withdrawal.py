@@ -208,7 +208,7 @@ def undo(
         if last != record:
             raise NotToUndo(
                 f"the patient has withdrawn once more since this was entered, by record {last} of the log; withdraw "
-                "this entry, and enter anew that both are undone"
+                "this entry, and enter again that both are undone"
             )
         known = {name: sorted(gone & (listed(home, name) | _logged(home, [name]))) for name in names}
         for name, theirs in known.items():

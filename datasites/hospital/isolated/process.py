@@ -85,7 +85,7 @@ class Apart:
             )  # fmt: skip
         except OSError as error:
             raise ApartFailed(
-                f"{_NOT_STARTED}: {error.strerror}; look whether this machine is out of memory"
+                f"{_NOT_STARTED}: {error.strerror}; check whether this machine is out of memory"
             ) from error
         # Where nobody closes it, since its thread or the process itself has ended.
         weakref.finalize(self, _close, self._process)
@@ -138,7 +138,7 @@ class Apart:
             self.close()
             raise ApartFailed(
                 f"{what}: the process that works on it gave no answer in {_TO_ANSWER:.0f} s, and was ended; "
-                f"{self._remedy}, or try again when this machine has less to do"
+                f"{self._remedy}, or try again when this machine is less busy"
             ) from None
         except (EOFError, ConnectionResetError):
             raise self._ended(what) from None
@@ -147,8 +147,8 @@ class Apart:
         """End the process and return the error to raise where its answer is not valid."""
         self.close()
         return ApartFailed(
-            f"{what}: the process that works on it answered what nobody can use ({how}), and was ended; "
-            f"{self._remedy}, or look whether this installation was changed"
+            f"{what}: the process that works on it gave an invalid answer ({how}), and was ended; "
+            f"{self._remedy}, or check whether this installation was changed"
         )
 
     def kill(self) -> None:
@@ -173,7 +173,7 @@ class Apart:
             assert self._process.stderr is not None
             # It has seen nothing yet, so it can have printed nothing of it.
             lines = self._process.stderr.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise ApartFailed(f"{_NOT_STARTED}: {lines[-1][:500]}; mend this Python, or its packages")
+            raise ApartFailed(f"{_NOT_STARTED}: {lines[-1][:500]}; repair this Python, or its packages")
 
     def _failure(self, what: str, failed: WorkFailed) -> Exception:
         if failed.failure == "refused":
@@ -184,10 +184,10 @@ class Apart:
                 f"{what}: needs more than the {self._memory} bytes of memory that a process may have here; "
                 f"{self._remedy}, or raise `memory` under [sandbox.limits] in datasite.toml"
             )
-        log.error("%s, in a process apart\n%s", failed.error, failed.where)
+        log.error("%s, in a separate process\n%s", failed.error, failed.where)
         return ApartFailed(
-            f"{what}: an unexpected {failed.error} where it is worked on; {self._remedy}; the service's log says "
-            "where it arose"
+            f"{what}: an unexpected {failed.error} in the process that works on it; {self._remedy}; the "
+            "service's log says where it arose"
         )
 
     def _ended(self, what: str) -> ApartFailed:

@@ -90,7 +90,7 @@ def enter_person(
     with transaction.atomic():
         person = _unknown_to_the_log(site, name, role, email)
         if person is not None and by:
-            raise PersonError(f"person {name}: already entered, and not in the audit log; {_again(person)}")
+            raise PersonError(f"person {name}: already entered, but not in the audit log; {_again(person)}")
         if person is None:
             person = add_person(name, role, password, email, first=first or bool(by))
         elif password is not None:

@@ -148,8 +148,8 @@ def withdraw_party(site: Site, person: Actor, number: int) -> None:
         email, entry = proposal.email, RosterEntry.model_validate(proposal.entry)
         if entry in Roster.load(site.home.roster).entries:
             raise ReviewError(
-                f"party {email}: is pinned with this key already, and only noting that was interrupted; pin it again, "
-                "or revoke the party"
+                f"party {email}: is pinned with this key already, and only recording that was interrupted; pin "
+                "it again, or revoke the party"
             )
         # By the log: the file may hold anything under this address, and something else tomorrow.
         if not pinned_by_hand(site.home, [entry]):

@@ -424,7 +424,7 @@ def _stop_studies(populations: Iterable[str]) -> None:
         row.note = (
             balances.IN_FULL
             if full
-            else "came back from a backup; `datasites study rejoin` goes on with it in a new epoch"
+            else "was restored from a backup; `datasites study rejoin` goes on with it in a new epoch"
         )
         row.save(update_fields=["state", "note"])
         Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).update(

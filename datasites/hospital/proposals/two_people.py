@@ -71,7 +71,7 @@ def propose_restored(site: Site, person: Actor, lost: tuple[LostStudy, ...], rea
     Raises `ReviewError` where nothing differs, `InputError` where something here shows that there was more.
     """
     if not any(reconcile.differences(site.home)):
-        raise ReviewError("database, audit log and anchor tell one story; there is nothing to settle")
+        raise ReviewError("database, audit log and anchor agree; there is nothing to settle")
     require_enough(site, lost)
     terms = {"lost": [study.model_dump(mode="json") for study in lost]}
     return _propose(site, person, "restored", "this datasite", terms, reason)

@@ -54,6 +54,6 @@ class RoundKeys:
     def key(self, purpose: Purpose) -> bytes:
         """Return 32 bytes for one use."""
         if len(self.secret) != 32:
-            raise ValueError("round: its secret is gone; what was computed under it has been released or given up")
+            raise ValueError("round: its secret was deleted; what was computed under it has been released or given up")
         info = canonical_json(["datasites round 1", purpose, self.manifest, self.approval, self.records])
         return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(self.secret)

@@ -210,7 +210,7 @@ class RowWork:
 
     def _require_open(self) -> None:
         if self._closing.is_set():
-            raise WorkerCrashed("the study was let go of", rule="closed")
+            raise WorkerCrashed("the run of the study was closed", rule="closed")
 
     def _vectors(
         self,

@@ -189,9 +189,7 @@ class StudyRun:
         self.study_hash = row.study_hash
         self._case = open_case(site.home, row)
         if differs := self._case.differs:
-            log.error(
-                "case %d: no round will run, for %s; `datasites doctor` says what to do", row.pk, "; ".join(differs)
-            )
+            log.error("case %d: no round will run: %s; `datasites doctor` says what to do", row.pk, "; ".join(differs))
         self._researcher = self._case.study.researcher
         self._post = Correspondence(site, mailroom, row.study_hash, self._researcher)
         folder, _ = journal_of(site.home, row.study_hash)

@@ -108,7 +108,9 @@ class EpochSetup:
         Raises `LostKeys` where there is no present epoch here.
         """
         if self.member is None:
-            raise LostKeys("this hospital's keys of the secure sum were given up; it is let in by the next epoch")
+            raise LostKeys(
+                "this hospital's keys of the secure sum were given up; it takes part again from the next epoch on"
+            )
         context = self.member.context
         wrong = self._not_pinned(Roster.load(self._site.home.roster), (context.aggregator, *context.hospitals))
         if wrong:

@@ -44,12 +44,12 @@ def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: 
     client = console.client("ann")
     paths = (f"/cases/{console.number}/", "/budget/", "/budget/heart/")
     case, budgets, budget = (unescape(client.get(path).content.decode()) for path in paths)
-    assert "Read by the researcher, word for word" in case
+    assert "Read by the researcher exactly as written" in case
     assert "the researcher is not sent it" in case
     assert "The cap is what these patients are guaranteed" in budgets
-    assert "The other figures are readings of how much of it is taken" in budgets
-    assert "and no guarantees by themselves" in budgets
-    assert "every other figure is a reading" in budget
+    assert "The other figures show how much of it is used" in budgets
+    assert "they are no guarantees by themselves" in budgets
+    assert "every other figure shows how much of it is used" in budget
     population, now = Population.objects.get(name="heart"), console.desk.site.home.dataset("heart")
     wider = now.epsilon + 1
     BudgetFact.objects.create(population=population, what="widened", epsilon=wider, delta=now.delta)

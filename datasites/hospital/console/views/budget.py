@@ -97,7 +97,7 @@ def decide(request: Any, number: int) -> HttpResponse:
             two_people.withdraw(request.site, present(request), number)
             return f"Entry {number} is withdrawn."
         entry = two_people.confirm(request.site, confirmed(request), number)
-        return f"It counts: {two_people.in_words(entry)}. Start the datasite anew if datasite.toml has changed."
+        return f"Confirmed: {two_people.in_words(entry)}. Restart the datasite if datasite.toml has changed."
 
     return act(request, DecideEntry(request.POST), do, "budget")
 

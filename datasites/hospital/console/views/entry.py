@@ -20,7 +20,7 @@ from datasites.hospital.people.accounts import PersonError, change_password, mus
 from datasites.hospital.people.sign_ins import signed_in, signed_out
 
 AWAY = (
-    "The datasite's database is away. Open this page again in a moment; if you were about to change something, look "
+    "The datasite's database is away. Open this page again in a moment; if you were about to change something, check "
     "first whether it was done. The datasite's log says why."
 )
 
@@ -92,7 +92,7 @@ def malformed(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Answer 403."""
-    return refuse(request, 403, "This is not for you.")
+    return refuse(request, 403, "You may not open this page.")
 
 
 def missing(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
