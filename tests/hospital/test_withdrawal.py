@@ -353,7 +353,7 @@ def test_the_command_line_says_what_was_done_where(desk: Desk, table: Change) ->
     assert refused[0] != 0
     code, said = asked(SOMEBODY)
     assert code == 0
-    assert "table of heart, as it is now: 1 row(s) are under that name" in said
+    assert "table of heart, as it is now: 1 row(s) have that name" in said
     assert f"frozen records of case {desk.row.pk} (review): 1 row(s) are left out from its next round on" in said
     code, said = asked("--undo", SOMEBODY)
     assert "is undone: the patient is back from the next round on; the other role confirms it" in said

@@ -71,7 +71,7 @@ def test_every_field_for_words_of_ones_own_says_who_reads_them() -> None:
 
 def test_a_rejection_has_words_for_the_researcher_and_a_reason_that_stays_here(console: Console) -> None:
     ann = console.client("ann")
-    assert b"Say what the researcher is to read" in console.decide(ann, "reject", reason="ward 7 objects").content
+    assert b"Write what the researcher is to read" in console.decide(ann, "reject", reason="ward 7 objects").content
     assert console.decide(ann, "approve", told="gladly").status_code == 400
     console.desk.nothing_happened()
     assert console.decide(ann, "reject", reason="ward 7 objects", told="not this year").status_code == 302

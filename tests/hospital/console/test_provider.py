@@ -87,7 +87,7 @@ def test_the_provider_lets_in_only_whom_an_admin_has_entered(console: Console, r
         assert bob.sign_in("bob").status_code == 302
         # Confirming is for the one who is signed in here.
         ann.there.cookies.clear()
-        assert b"Somebody else signed in" in ann.sign_in("bob", "/provider/?again=1").content
+        assert b"The person who signed in" in ann.sign_in("bob", "/provider/?again=1").content
         deactivate("bob", by="eva")
         assert bob.here.get("/cases/").status_code == 302
         assert Person().sign_in("bob").status_code == 403
