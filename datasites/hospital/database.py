@@ -96,7 +96,7 @@ def name_of(home: Home) -> str:
 
 
 def reason_of(home: Home, error: Exception) -> str:
-    """Say why it is away, in the words of its library on one line, without secrets; or that no room is left for it."""
+    """Say why it is away, in its library's message on one line, without secrets; or that no room is left for it."""
     if home.settings.database == "sqlite" and (full := full_in_words(home)):
         return full
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""How a delimited table is written: what `datasite.toml` may say of it, and nothing is guessed."""
+"""How a delimited table is written: what `datasite.toml` may state of it; nothing is guessed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks that a datasite can do its work here, and says what to mend; runs while the datasite runs or before.
+"""Checks that a datasite can do its work here, and says what to correct; runs while the datasite runs or before.
 
 Tries things for real: writes to the store, opens keys, starts the sandbox and tries to get out of it. Changes nothing
 but a probe file in the store, which it removes, ends a line of the ledger that a kill left half written, and logs that

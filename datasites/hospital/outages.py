@@ -1,7 +1,7 @@
-"""Outside services that are away: told in the same words, and database and store waited out.
+"""Outages of outside services: reported in the same words; those of database and store are waited out.
 
-Nothing waits for an identity provider: somebody who signs in is told, and asks again (`console.provider`). There is no
-other service; the datasite sends no mail.
+Nothing waits for an identity provider: somebody who signs in is told so, and tries again (`console.provider`). There is
+no other service; the datasite sends no mail.
 
 Claim: while database or store is away the datasite ends nothing, forgets nothing and charges nothing; it tries again
 every `RETRY` seconds, and says so at once, then once a minute, and when the service is back. Assumption: the service

@@ -348,7 +348,7 @@ class Service:
                 self._control.sync()
 
     def _follow_cases(self) -> None:
-        """Start following cases that were approved, and let go of those that have ended."""
+        """Start runs for cases that were approved, and drop those that have ended."""
         open_states = (*Case.ACTIVE, Case.State.STOPPED)
         wanted = {row.pk: row for row in Case.objects.filter(state__in=open_states)}
         for pk in list(self._runs):
@@ -367,7 +367,7 @@ class Service:
                 self._follow(row)
 
     def _say_farewell(self) -> None:
-        """Put accounts of closed studies again that the store has lost; the studies' runs are gone."""
+        """Send accounts of closed studies again that the store has lost; the studies' runs have ended."""
         for pk, (post, until) in list(self._farewells.items()):
             with self._contained(f"case {pk}"):
                 post.look_again()

@@ -1,8 +1,8 @@
 """The process of a datasite: one per home, its parts started in order, each as soon as what it needs is there.
 
 First the lock, then the database, the console, and the loop (`service`). A database or a store that does not answer
-yet, as after the power was out, is waited for; a store that is not there or refuses, and settings that are wrong, end
-the start with a sentence.
+yet, as after a power failure, is waited for; a store that is not there or refuses, and settings that are wrong, end
+the start with a message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One datasite as its own people and its own service hold it: settings, institution key, audit log."""
+"""One datasite as its own people and its own service use it: settings, institution key, audit log."""
 
 from __future__ import annotations
 

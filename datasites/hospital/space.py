@@ -1,7 +1,7 @@
-"""Room on the file systems that a datasite writes to: for people, and for errors that don't say that it is out.
+"""Free space on the file systems that a datasite writes to: for people, and for errors that don't say that it is full.
 
 Looks, and writes nothing. SQLite says "disk I/O error" where no room is left, and Django calls it an outage: it is one,
-since nothing is lost and all goes on once there is room; but people must hear what to make room on.
+since nothing is lost and all goes on once there is room; but people must be told where to make room.
 """
 
 from __future__ import annotations
@@ -59,6 +59,6 @@ def rooms(home: Home) -> Iterator[Room]:
 
 
 def full_in_words(home: Home) -> str:
-    """Say where no room is left, in words with the remedy; "" where there is some."""
+    """Say where no room is left, with the remedy; "" where there is some."""
     full = [room.summary for room in rooms(home) if room.is_full]
     return f"no room is left ({', '.join(full)}), make room there" if full else ""

@@ -11,7 +11,7 @@ import pytest
 from datasites.hospital.audit.log import head_file
 from datasites.hospital.budget import ledger, ledger_log, pending
 from datasites.hospital.budget.ledger import BudgetExceeded
-from datasites.hospital.budget.ledger_log import Told
+from datasites.hospital.budget.ledger_log import LogState
 from datasites.hospital.budget.population import open_populations
 from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.doctor import examine as doctor
@@ -153,7 +153,7 @@ def test_the_anchor_remembers_lines_without_amounts(older: Site) -> None:
     assert told.older == {(STUDY, 1), (STUDY, 2), (STUDY, 3)}
     assert ledger_log.anchored(older.home) == told
     assert told.unpriced() == [STUDY]
-    assert Told().unpriced() == []
+    assert LogState().unpriced() == []
 
 
 def test_many_studies_are_named_in_one_sentence(older: Site) -> None:

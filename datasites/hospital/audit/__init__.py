@@ -1,1 +1,1 @@
-"""What happened here: a hash-chained log that only grows, and what people entered as it tells it. Knows no case."""
+"""What happened here: a hash-chained log that only grows, and what it records of entries by people. Knows no case."""

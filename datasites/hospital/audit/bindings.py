@@ -100,7 +100,7 @@ def finding_content(
 def is_bound(home: Home, commitment: str | None, content: Mapping[str, Any]) -> bool:
     """Say whether a record's commitment is to this content; True where a record of an older version has none.
 
-    Of the opening only the salt is taken, and the commitment computed anew: a file of the folder that was edited opens
+    Only the salt of the opening is used, and the commitment computed again: an edited file of the folder opens
     nothing.
     """
     if commitment is None:

@@ -1,6 +1,6 @@
-"""What people entered, as the audit log tells it: agreements, parties and people, and what became of them.
+"""What people entered, as the audit log records it: agreements, parties and people, and what became of them.
 
-The log is read once in a process and followed from there. Policies decide on agreements, parties and approvals only as
+A process reads the log once and follows it from there. Policies decide on agreements, parties and approvals only as
 the log binds them (`bindings`), and only people whom it knows under their role and address act, in whatever role: what
 was typed into a file or the database, changed there, or brought back by an older copy counts for nothing, at once, and
 `doctor` names it.

@@ -130,8 +130,8 @@ class AuditLog:
     def append_once(self, kind: str, /, **fields: Value) -> None:
         """Write this record unless the log holds it: for what is done again after a kill or an outage.
 
-        Log, database and journal can't be written at once. Whoever calls this makes what the record tells durable
-        either before it (and calls this until that is marked as told) or right after it, from the same inputs. Two
+        Log, database and journal can't be written at once. Whoever calls this makes what the record states durable
+        either before it (and calls this until that is marked as logged) or right after it, from the same inputs. Two
         processes that do so at once write one record. Reads the whole log, so it is for what is rare.
         """
         _require_unreserved(kind)

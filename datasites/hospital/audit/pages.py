@@ -1,6 +1,6 @@
 """Pages of the audit log, newest first, read from its end: a page costs the same however long the log is.
 
-For people to look through; it checks no chain and no signature. Whether the log is sound is for `audit.verify`.
+For people to look through: it checks no chain and no signature. `audit.verify` says whether the log is sound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = 64 * 1024
 
 @dataclass(frozen=True)
 class Filter:
-    """Which records to show; an empty field shows all. `words` may stand anywhere in the record."""
+    """Which records to show; an empty field shows all. `contains` may be anywhere in the record."""
 
     kind: str = ""
     contains: str = ""

@@ -1,8 +1,8 @@
-"""Plans and prices studies in a process of its own (`isolated.process`), which ends when it is not asked any more.
+"""Plans and prices studies in a process of its own (`isolated.process`), which ends when no more requests come.
 
-The accountant's libraries would stay in the datasite's memory for good, for a second's work on a study. What is sent is
-public: terms of studies, limits and mechanisms. A price is the same wherever it is worked out. One that can't be had is
-an error, and whoever decides on an error denies (I3).
+The accountant's libraries would stay in the datasite's memory for good, for one second of work per study. What is sent
+is public: terms of studies, limits and mechanisms. A price is the same wherever it is computed. A price that can't be
+computed is an error, on which every decision is a denial (I3).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a datasite and the process that prices for it say to one another (`accounting`); imports little, for both."""
+"""The messages between a datasite and its pricing process (`accounting`); imports little, for both."""
 
 from __future__ import annotations
 

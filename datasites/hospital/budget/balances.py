@@ -1,4 +1,4 @@
-"""What a ledger says, as values: what each study has reserved and charged of a population, in full.
+"""The content of a ledger as values: what each study has reserved and charged of a population, in full.
 
 The same values are read from the database (`of_database`) and from the audit log (`ledger_log`), so that the two can be
 compared line by line. Where they differ the larger loss counts (`larger`), and nothing runs (`one_story`).

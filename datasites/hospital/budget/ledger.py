@@ -236,7 +236,7 @@ def reserve(
 ) -> None:
     """Reserve a study's whole privacy loss per partition, or raise `BudgetExceeded` and write nothing.
 
-    cap: the study's own, which the log tells with the reservation, so that evidence can be held against it.
+    cap: the study's own, which the log records with the reservation, so that evidence can be checked against it.
     A study reserves once; reserving again is an error, since it would hide a change of terms. The same reservation
     again is the same one: an approval that was killed half-way has left it.
     """

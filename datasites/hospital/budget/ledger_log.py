@@ -1,10 +1,10 @@
-"""The ledger as the audit log tells it: every reservation and charge in full, and what patients were promised.
+"""The ledger as the audit log records it: every reservation and charge in full, and what patients were promised.
 
 The log is read once and followed from there, record by record along its chain; a charge reads what was appended since
 the last one and no more. What was read is kept beside the journals' anchors with the position that it was read at
-(`LedgerAnchor`), so that a process that starts reads on from there. The anchor also tells whether the log is the one
-that this hospital wrote last: a home that came back from a backup has no anchor (the folder is kept out of backups), or
-one that knows more than the log.
+(`LedgerAnchor`), so that a process that starts reads on from there. The anchor also shows whether the log is the one
+that this hospital wrote last: a home that was restored from a backup has no anchor (the folder is kept out of backups),
+or one that knows more than the log.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Promise(Agreed):
 
 
 @dataclass(frozen=True)
-class Told:
+class LogState:
     """What the log says up to some record. studies: by population, then by study.
 
     withdrawn: by population, keyed commitments to those who have withdrawn (`withdrawal`), and not undone that.
@@ -97,7 +97,7 @@ class Told:
             {study for study, number in self.older if not any(_has_line(one.get(study), number) for one in known)}
         )
 
-    def after(self, record: LogRecord) -> Told:
+    def after(self, record: LogRecord) -> LogState:
         """Return what the log says with one more record."""
         fields = record.fields
         try:
@@ -130,23 +130,23 @@ class Told:
             return self
         return replace(self, populations={**self.populations, str(fields["population"]): changed})
 
-    def _restored(self, record: LogRecord) -> Told:
+    def _restored(self, record: LogRecord) -> LogState:
         if record.fields["standing"] == "current" and not record.fields["heads"]:
             return self  # the log has lost nothing, so it knows the last token
         unknown = record.hash[: 2 * TOKEN]
         return replace(self, lists=dict.fromkeys(self.lists, unknown), lists_begin=unknown)
 
-    def _with_withdrawal(self, fields: Mapping[str, Any]) -> Told:
+    def _with_withdrawal(self, fields: Mapping[str, Any]) -> LogState:
         population = str(fields["population"])
         names = self.withdrawn.get(population, frozenset()) | {str(fields["commitment"])}
         return replace(self, withdrawn={**self.withdrawn, population: names})
 
-    def _without_withdrawal(self, fields: Mapping[str, Any]) -> Told:
+    def _without_withdrawal(self, fields: Mapping[str, Any]) -> LogState:
         population = str(fields["population"])
         names = self.withdrawn.get(population, frozenset()) - {str(fields["commitment"])}
         return replace(self, withdrawn={**self.withdrawn, population: names})
 
-    def _with_line(self, kind: str, fields: Mapping[str, Any]) -> Told:
+    def _with_line(self, kind: str, fields: Mapping[str, Any]) -> LogState:
         population, study = str(fields["population"]), str(fields["study"])
         known = self.of(population).get(study) or StudyAccount()
         if kind == RELEASED:
@@ -160,7 +160,7 @@ class Told:
                 known = replace(known, charged={**known.charged, int(fields["round"]): prices})
         return replace(self, studies={**self.studies, population: {**self.of(population), study: known}})
 
-    def _with_older_line(self, kind: str, fields: Mapping[str, Any]) -> Told:
+    def _with_older_line(self, kind: str, fields: Mapping[str, Any]) -> LogState:
         if kind == RELEASED:
             return self
         number = int(fields["round"]) if kind == CHARGED else 0
@@ -249,7 +249,7 @@ class LedgerAnchor(Agreed):
         return canonical_json(self.model_dump(mode="json", exclude=set() if knows else {"lists", "lists_begin"}))
 
     @classmethod
-    def of(cls, at: Position, log_state: Told) -> LedgerAnchor:
+    def of(cls, at: Position, log_state: LogState) -> LedgerAnchor:
         """Make the anchor of a position in the log."""
         lines = [
             _Line(
@@ -275,7 +275,7 @@ class LedgerAnchor(Agreed):
             lists_begin=log_state.lists_begin,
         )
 
-    def content(self) -> Told:
+    def content(self) -> LogState:
         """Return what the anchor holds."""
         studies: dict[str, dict[str, StudyAccount]] = {}
         for line in self.studies:
@@ -288,7 +288,7 @@ class LedgerAnchor(Agreed):
             studies.setdefault(line.population, {})[line.study] = account
         withdrawn = {population: frozenset(names) for population, names in self.withdrawn.items()}
         others, older = frozenset(self.others), frozenset(self.older)
-        return Told(self.populations, studies, others, withdrawn, older, self.lists, self.lists_begin)
+        return LogState(self.populations, studies, others, withdrawn, older, self.lists, self.lists_begin)
 
 
 def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...]:
@@ -305,7 +305,7 @@ def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...
 @dataclass(frozen=True)
 class _Read:
     at: Position
-    log_state: Told
+    log_state: LogState
     standing: Standing
 
 
@@ -313,7 +313,7 @@ _lock = threading.Lock()
 _read: dict[Path, _Read] = {}
 
 
-def tell(home: Home) -> Told:
+def tell(home: Home) -> LogState:
     """Return what the log says now; raises `AuditError` where it does not continue the log that was read before."""
     return _follow(home).log_state
 
@@ -327,14 +327,14 @@ def standing(home: Home) -> Standing:
     return _follow(home).standing
 
 
-def anchored(home: Home) -> Told | None:
+def anchored(home: Home) -> LogState | None:
     """Return what the anchor knows, whatever the log says; None where there is no anchor."""
     anchor = _anchor(home)
     return None if anchor is None else anchor.content()
 
 
 def forget(home: Home) -> None:
-    """Read the log anew at the next occasion, as a process does that starts."""
+    """Read the whole log again at the next occasion, as a process does that starts."""
     with _lock:
         _read.pop(home.audit, None)
 
@@ -375,13 +375,13 @@ def _start(home: Home) -> _Read:
     anchor = _anchor(home)
     if anchor is not None and holds(home.audit, Position(anchor.seq, anchor.hash, anchor.offset)):
         return _Read(Position(anchor.seq, anchor.hash, anchor.offset), anchor.content(), "current")
-    whole = _catch_up(home.audit, _Read(Position(), Told(), "new"))
+    whole = _catch_up(home.audit, _Read(Position(), LogState(), "new"))
     if anchor is not None:
         return replace(whole, standing="behind")
     return whole if _begins(home, whole.log_state) else replace(whole, standing="missing")
 
 
-def _begins(home: Home, log_state: Told) -> bool:
+def _begins(home: Home, log_state: LogState) -> bool:
     """Say whether nothing shows that an anchor was ever written: log, database and journals know of nothing to lose."""
     if log_state.studies or log_state.older or LedgerEntry.objects.exists() or Round.objects.exists():
         return False

@@ -1,7 +1,7 @@
 """Which budgets are being opened: each is named in a file before the database knows it, until log and anchor do.
 
-So a start that a kill interrupted is told from a home whose audit log was lost: a population that the database knows
-and the log lacks is named in such a file, or the log is not the one that this hospital wrote.
+So a start that a kill interrupted is distinguished from a home whose audit log was lost: a population that the database
+knows and the log lacks is named in such a file, or the log is not the one that this hospital wrote.
 """
 
 from __future__ import annotations

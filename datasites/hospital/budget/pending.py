@@ -1,8 +1,8 @@
-"""Writes a line of the ledger into audit log, anchor and database, as one: killed in between, the next one ends it.
+"""Writes a line of the ledger into audit log, anchor and database as one; the next one completes it after a kill.
 
 A file names the line before it is logged, and goes away once the database has it for good. So a line that the log has
-and the database lacks is told from a database that was put back: the one is named in such a file, the other is not. A
-line that is in neither was never acted on.
+and the database lacks is distinguished from an older database that was restored: the one is named in such a file, the
+other is not. A line that is in neither was never acted on.
 """
 
 from __future__ import annotations

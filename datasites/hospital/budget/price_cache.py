@@ -1,4 +1,4 @@
-"""Prices that this hospital has worked out, kept: whoever shows or gates on one later loads no accountant.
+"""A cache of the prices that this hospital has computed: whoever shows or gates on one later loads no accountant.
 
 A figure is kept with all that it follows from: what was worked out, of exactly which mechanisms, at which delta or
 order, by which accountant (the sources of its arithmetic and its library's version). Asked for anything else, the

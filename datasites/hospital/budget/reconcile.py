@@ -1,8 +1,8 @@
-"""Whether database, audit log and anchor agree on the budgets; where they don't, nothing runs (I14, I17).
+"""Checks that database, audit log and anchor agree on the budgets; where they don't, nothing runs (I14, I17).
 
 Both ways: what the log has and the database lacks (a row that was deleted, a database that was put back), what the
 database has and the log lacks (a row that was added, a log that was put back), and what both say differently. And
-whether the log is the one that the ledger's anchor knows (a home that came back from a backup), and whether all who
+whether the log is the one that the ledger's anchor knows (a home that was restored from a backup), and whether all who
 have withdrawn as the log says are on the list. And whether the log has the amounts at all: a home of an older version
 has them in its database alone, or no more.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from datasites.hospital.budget import balances, ledger_log, withdrawn
-from datasites.hospital.budget.ledger_log import Promise, Told
+from datasites.hospital.budget.ledger_log import LogState, Promise
 from datasites.hospital.budget.openings import under_way
 from datasites.hospital.budget.promises import budget_lock, stored_promise
 from datasites.hospital.config import Home
@@ -28,7 +28,7 @@ _MOST_NAMED = 20
 
 
 class AccountsDiffer(AuditError):
-    """Database, audit log and anchor don't tell one story of a budget; nothing may run until two people settle it."""
+    """Database, audit log and anchor disagree on a budget; nothing may run until two people settle it."""
 
 
 def require_one_story(home: Home, population: str | None = None) -> None:
@@ -108,7 +108,7 @@ def _of_withdrawals(home: Home) -> Iterator[str]:
         )
 
 
-def _names(log_state: Told) -> list[str]:
+def _names(log_state: LogState) -> list[str]:
     stored = set(LedgerEntry.objects.values_list("population", flat=True).distinct())
     rows = Population.objects.values_list("name", flat=True)
     return sorted({*stored, *rows, *log_state.studies, *log_state.populations})
@@ -128,7 +128,7 @@ def _of_the_anchor(home: Home) -> Iterator[str]:
         )
 
 
-def _of_promises(home: Home, log_state: Told, name: str) -> Iterator[str]:
+def _of_promises(home: Home, log_state: LogState, name: str) -> Iterator[str]:
     logged, stored = log_state.populations.get(name), stored_promise(home, name)
     what = f"budget of population {name}"
     if stored is None:

@@ -1,6 +1,6 @@
-"""The list of patients who have withdrawn, held against the log: where the list lacks somebody, nothing runs.
+"""Compares the list of patients who have withdrawn with the log: where the list lacks somebody, nothing runs.
 
-What the list means, and who is left out by it, is `withdrawal`'s.
+`withdrawal` defines what the list means and whom it leaves out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.budget import ledger_log
-from datasites.hospital.budget.ledger_log import Told
+from datasites.hospital.budget.ledger_log import LogState
 from datasites.hospital.config import Home
 from datasites.hospital.site import Site
 from datasites.study.files import replace_durably
@@ -38,7 +38,7 @@ def missing(home: Home) -> dict[str, int]:
     return {name: number for name, number in sorted(lacking.items()) if number}
 
 
-def settle_the_list(site: Site, known: Iterable[Told]) -> None:
+def settle_the_list(site: Site, known: Iterable[LogState]) -> None:
     """Keep all who have withdrawn by the word of log or anchor, known by their commitments alone."""
     home, known = site.home, tuple(known)
     for population in sorted({name for log_state in known for name in log_state.withdrawn}):

@@ -1,1 +1,1 @@
-"""From a submission to a decision: frozen, examined, held against policies, reviewed by two people. Runs no round."""
+"""From a submission to a decision: frozen, examined, checked by policies, reviewed by two people. Runs no round."""

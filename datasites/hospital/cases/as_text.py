@@ -1,4 +1,4 @@
-"""A case in words for the command line, from the same view that the console shows."""
+"""A case as text for the command line, from the same view that the console shows."""
 
 from __future__ import annotations
 

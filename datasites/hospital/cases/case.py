@@ -1,6 +1,6 @@
 """A case as one value: the database row, the frozen study, and what the hospital made of its privacy terms.
 
-`open_case` re-reads the frozen copy and works the approval hash out again from what would run right now; whoever
+`open_case` re-reads the frozen copy and computes the approval hash again from what would run right now; whoever
 acts on a case compares it with the hash that was approved (I1).
 """
 
@@ -89,7 +89,7 @@ class OpenCase:
 
     @property
     def differs(self) -> tuple[str, ...]:
-        """What would run now otherwise than it was examined, in words, with the value of each time."""
+        """What differs between what would run now and what was examined, each with both values."""
         now = self.terms.model_dump(mode="json")
         return tuple(
             difference for name, value in now.items() for difference in _differs(name, self.row.terms.get(name), value)

@@ -1,4 +1,4 @@
-"""A patient's withdrawal of consent, as people enter it: said who is found where, and refused where nobody is."""
+"""A patient's withdrawal of consent, as people enter it: they see where the name is found; an unknown is refused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From a submitted job to a case that people can decide: freeze, verify, check the data, rehearse, ask the policies.
 
-Runs beside the turn of the datasite's service (`submissions`), and for people who examine a case again. Whatever goes
+Runs beside the loop of the datasite's service (`submissions`), and for people who examine a case again. Whatever goes
 wrong with a submission becomes a case that says so. What people decide while a case is examined stands: the results are
 then dropped. A `halt` ends it before the next thing that it would write.
 """
@@ -262,9 +262,9 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
 
 
 def _keeping(site: Site, row: Case, examined: _Examined) -> AbstractContextManager[Callable[[], str] | None]:
-    """Return what puts records and patients into place; where the records don't fit, the list is made anew as well.
+    """Return what puts records and patients into place; where the records don't fit, the list is rewritten as well.
 
-    The log says that the list was made anew, and must not show whether the records fit.
+    The log says that the list was rewritten, and must not show whether the records fit.
     """
     if examined.staged is not None:
         return examined.staged.keeping(site, row.study_hash)

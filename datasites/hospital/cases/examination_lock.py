@@ -1,4 +1,4 @@
-"""One examination at a time in a home, in whatever thread or process.
+"""Allows one examination at a time in a home, over all threads and processes.
 
 An examination holds the text of the hospital's table in this process's memory, up to `records.MOST_CELLS` encoded
 numbers beside it, a process that reads the table (`reading`), and then a worker. **Claim.** However many submissions

@@ -98,7 +98,7 @@ def freeze(files: Mapping[str, bytes], frozen: Path) -> StudyPackage:
 
 
 def open_frozen(frozen: Path, study_hash: str) -> StudyPackage:
-    """Read the frozen copy; raises `FrozenCopyChanged` when it is gone, was added to, or a byte differs."""
+    """Read the frozen copy; raises `FrozenCopyChanged` when it is missing, was added to, or a byte differs."""
     folder = frozen / study_hash
     remedy = (
         "the study stays stopped; find out who changed the datasite's private folder, then ask for a new submission"

@@ -1,4 +1,4 @@
-"""Ends what another thread does, soon and without a result: at its next step, in its sleep, in its worker."""
+"""Ends the work of another thread soon and without a result: at its next step, in its sleep or in its worker."""
 
 from __future__ import annotations
 

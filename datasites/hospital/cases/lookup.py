@@ -1,4 +1,4 @@
-"""Cases by their numbers."""
+"""Looks up cases by their numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What studies and submissions share of this machine: whose turn it is, and who stands back for whom.
+"""How studies and submissions share this machine: whose turn it is, and who waits for whom.
 
 Rows are worked on one study after the other (`Machine`). A round is *at work* from when its letter is read until its
 release leaves, at a tick that is public; for how long its rows are really worked on is not. Where people, the study's

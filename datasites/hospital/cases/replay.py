@@ -1,10 +1,10 @@
-"""Stored policy decisions, evaluated again from the facts that are stored with them: for an auditor.
+"""Evaluates stored policy decisions again, from the facts that are stored with them, for an auditor.
 
-A decision is held against two things that whoever may write the database can't change along with it: the rules, which
+A decision is compared with two things that whoever may write the database can't change along with it: the rules, which
 decide on the same facts as before, and the audit log, which has a digest of each decision in a signed chain.
 
-Claim: while the log is this hospital's and whole (`audit verify`), each decision that was changed, added, taken away,
-or put under another case or action since it was made is named. Proof: under the lock of those who decide, the log has
+Claim: while the log is this hospital's and whole (`audit verify`), each decision that was changed, added, removed, or
+put under another case or action since it was made is named. Proof: under the lock of those who decide, the log has
 each decision exactly once, with its study, action and outcome beside a digest of all of it. Of decisions by the same
 rules, also one is named that was wrong when it was made. Not claimed: to which round of a study a decision belongs,
 which the database alone knows; and of other rule sets and of format 1, that the rules said so then.
@@ -30,7 +30,7 @@ Entry = tuple[str, str, bool, str]
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of it: how many decide alike, were made by other rules, or are of format 1; and what differs, in words.
+    """The result: how many decide alike, were made by other rules, or are of format 1; and what differs, in words.
 
     One that differs in any way counts among none of the others.
     """

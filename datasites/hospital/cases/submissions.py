@@ -1,4 +1,4 @@
-"""Takes submissions in beside the service's turn: one at a time, in a thread, so that no study's round waits for one.
+"""Examines submissions beside the service's loop: one at a time, in a thread, so that no study's round waits for one.
 
 **Claim.** While a submission is read, checked, prepared and rehearsed, however long that takes, every running study has
 its turn, and while a round of one is at work, the rehearsal stands still (`machine`). What a submission takes of a turn

@@ -147,7 +147,7 @@ class CaseView:
 
     @property
     def rehearsal(self) -> str:
-        """The rehearsal's outcome in words."""
+        """The rehearsal's outcome as text."""
         found = self.row.rehearsal
         outcome = str(found.get("outcome", "not run"))
         if outcome == "passed":

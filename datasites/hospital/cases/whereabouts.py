@@ -1,4 +1,4 @@
-"""Where a patient's name stands: in the tables as they are now, and in the frozen records of every open case.
+"""Where a patient's name is found: in the tables as they are now, and in the frozen records of every open case.
 
 Training reads the frozen records, and a table may have changed since: whoever withdraws is looked for in both. What is
 found is for the hospital's eyes, in counts; no word of it holds a name, and nothing that leaves depends on it.

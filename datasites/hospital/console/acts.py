@@ -1,4 +1,4 @@
-"""One way for all forms that act: check the form, do it, say so, and answer a refusal with its reason and status."""
+"""The one way in which forms act: check the form, act, report it, and answer a refusal with its reason and status."""
 
 from __future__ import annotations
 

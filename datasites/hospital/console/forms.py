@@ -15,7 +15,7 @@ from datasites.hospital.console.access import ADMIN, AUDITOR, OFFICER, STEWARD
 
 
 class WordsField(forms.CharField):
-    """What a person writes in words of their own. read_by: who reads it, said at the field."""
+    """A text that a person writes freely. read_by: who reads it, shown at the field."""
 
     def __init__(self, read_by: str, *, rows: int = 3, **options: Any) -> None:
         super().__init__(widget=forms.Textarea(attrs={"rows": rows}), help_text=read_by, **options)

@@ -1,1 +1,1 @@
-"""A hospital's table becomes the study's data model; who has withdrawn is left out. No value leaves in words."""
+"""A hospital's table becomes the study's data model; who has withdrawn is left out. No message holds a value."""

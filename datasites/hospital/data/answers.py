@@ -1,8 +1,8 @@
-"""What people of the hospital have said of findings on a table (`plausible`): that it is right, and why.
+"""The answers of the hospital's people to findings on a table (`plausible`): that the table is right, and why.
 
 An answer is a record of the audit log and nothing else, bound like all that people enter (`bindings`), since what it is
 about is known here alone: the log shows that somebody answered something on a dataset. It holds for this finding, with
-the feature as the study defines it, until somebody takes it back or the finding grows by more than `GROWTH` of the
+the feature as the study defines it, until somebody revokes it or the finding grows by more than `GROWTH` of the
 table. Where the log or the openings are lost, nothing is answered, and the dataset isn't ready: it fails closed.
 """
 

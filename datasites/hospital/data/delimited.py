@@ -1,7 +1,7 @@
-"""Reads a delimited table (CSV and its kin) as what it is, or not at all; knows nothing of studies or of meanings.
+"""Reads a delimited table (CSV and the like) strictly, or refuses it; knows nothing of studies or of meanings.
 
-The grammar is RFC 4180 section 2 with a stated separator and encoding, and nothing else. A record is fields parted by
-the separator and ended by a line feed, with or without a carriage return before it; a field is text without
+The grammar is RFC 4180 section 2 with a stated separator and encoding, and nothing else. A record is fields separated
+by the separator and ended by a line feed, with or without a carriage return before it; a field is text without
 separators, quotes and line ends, or it is quoted as a whole: `"`, any text in which each quote is doubled, `"`.
 Every record has as many fields as the header, and no two columns have one name. Nothing is repaired: a lost or an
 added separator shifts columns, and a stray quote swallows patients, so either is refused, with the lines where it is.

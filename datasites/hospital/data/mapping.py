@@ -1,4 +1,4 @@
-"""`mapping.toml`: how a hospital's own columns become a study's features, and what is told of each of them."""
+"""`mapping.toml`: how a hospital's own columns become a study's features, and what it states of each of them."""
 
 from __future__ import annotations
 

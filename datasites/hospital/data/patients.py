@@ -21,7 +21,7 @@ is made. Where the list before is put back by then, the one that is lost is not 
 held have no budget: a case knows its list's token from the transaction on that keeps its records, and no approval of it
 counts unless the log has it, and any list before is seen to be one from then on; or unless no list is whole, neither
 then nor later, whatever is put back (`require_listed`). After a restore in which the log itself lost records no list is
-whole (`ledger_log.Told.lists`). (3) The database is kept from others for no longer the more patients there are; and
+whole (`ledger_log.LogState.lists`). (3) The database is kept from others for no longer the more patients there are; and
 digests are held, compared, sorted, written and freed in thousands of portions, so that no single call of the
 interpreter, for whose length other threads of this process get no turn, is on more than one portion's patients (I16).
 Assumes `flock` on the home's disk, and of the log what `ledger_log` says of its anchor.

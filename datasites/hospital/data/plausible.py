@@ -1,4 +1,4 @@
-"""What people should look at in a table that can be read: it may be broken all the same, and no program can say.
+"""What people should look at in a table that can be read: it may still be broken, which no program can decide.
 
 A finding blocks readiness until a person of the hospital says why it is right (`answers`), but for a table without
 rows, which nobody can explain. It states counts, the file's lines and the remedy, and never a patient's value; it is

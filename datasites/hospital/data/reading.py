@@ -1,8 +1,8 @@
-"""Reads a hospital's tables in a process of their own (`isolated.process`): what a file may do, it does to that one.
+"""Reads a hospital's tables in a separate process (`isolated.process`): a harmful file harms that process alone.
 
 The datasite opens the file and sends its bytes; the other end (`reading_inside`) parses, harmonises and encodes as
-`tables`, `harmonise` and `plausible` say, and hands back words, counts and arrays. What binds records or names patients
-is made here, of these arrays and cells, with the home's key, which the other end never sees.
+`tables`, `harmonise` and `plausible` say, and returns messages, counts and arrays. What binds records or names patients
+is computed here, from these arrays and cells, with the home's key, which the other end never sees.
 
 One process reads for one act, however many tables that looks at. It is started before the act's clock, since its start
 follows from no row (`ticks`). It sees the files' bytes, mapping and data model, and nothing else of the home.
@@ -49,7 +49,7 @@ class TableReader:
     """A process that reads tables of this home, for the thread that starts it; use as a context manager."""
 
     def __init__(self, home: Home) -> None:
-        """Start it; where that fails, whoever asks it is told why."""
+        """Start the process; where that fails, each request raises why."""
         self._home = home
         files = [file for one in home.settings.datasets for file in (one.table, one.mock)]
         self._formats = ["parquet"] if any(Path(file).suffix.lower() == ".parquet" for file in files) else []

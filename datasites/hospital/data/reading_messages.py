@@ -1,4 +1,4 @@
-"""What a datasite and the process that reads its tables say to one another (`reading`); imports little, for both."""
+"""The messages between a datasite and the process that reads its tables (`reading`); imports little, for both."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class MockSeen(Agreed):
 
 @dataclass(frozen=True)
 class Cells:
-    """What stands in a table, as text: `text` is all cells one after another, `lengths` says how long each one is."""
+    """The cells of a table as text: `text` is all of them one after another, `lengths` says how long each one is."""
 
     names: tuple[str, ...]
     text: str = field(repr=False)

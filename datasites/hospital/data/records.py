@@ -1,4 +1,4 @@
-"""A study's encoded records, and what says that they are these; the hospital's, in its private folder."""
+"""A study's encoded records and the digest that identifies them; they stay in the hospital's private folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether a dataset's table and mapping are still what the frozen records of a case were made from.
+"""Checks whether a dataset's table and mapping are still those that the frozen records of a case were made from.
 
-A study trains on its frozen records, whatever happens to the table. People are told when the two part: by `doctor` and
-`dataset check`, on the case's page, and by a record of the audit log.
+A study trains on its frozen records, whatever happens to the table. People are told when the two differ: by `doctor`
+and `dataset check`, on the case's page, and by a record of the audit log.
 
 **Claim (I16).** Nothing that leaves depends on rows by this. What is kept of a source are keyed digests, its number of
 rows and the moments at which its files were written, in the case's private folder. What differs is said in words for

@@ -49,7 +49,7 @@ class Table:
 
     @property
     def text(self) -> Cells:
-        """What stands in it, as it travels."""
+        """The cells of the table, in the form in which they are sent."""
         return Cells.of(self.cells.columns, self.cells.itertuples(index=False, name=None))
 
     @property

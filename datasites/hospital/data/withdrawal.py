@@ -20,7 +20,7 @@ acknowledged, and neither list nor log are changed by hand; where the list is ol
 What it does not undo: models and sums that were released before, of which the patient was a part. Those are bounded
 by the privacy loss that was charged, and no software can call them back. The patient's share of the budget stays spent.
 
-A withdrawal is taken back by two people (`two_people`), until a round of its population has been charged since: then it
+A withdrawal is undone by two people (`two_people`), until a round of its population has been charged since: then it
 has been acted on, and a patient who consents again comes with a later table, under a new pseudonym. What is logged, and
 when a worker starts for it, follows from what people enter, so that whether anybody was found moves nothing that leaves
 (I16); what people enter once they have looked is theirs to choose. The time that looking takes is hidden in a number of
@@ -30,7 +30,7 @@ Entries lie in one file of the private folder (mode 0600) and nowhere else: a ps
 space, by which no pseudonym begins, and its `spelling_key`. The audit log holds a keyed commitment to each
 (`commitments`), so that it counts them and names nobody (I12).
 
-**A list that came back from a backup puts nobody back.** Whoever stands on the list *or* in the log is left out of
+**A list that was restored from a backup puts nobody back.** Whoever is on the list *or* in the log is left out of
 every round; and where the list lacks somebody whom the log knows, nothing runs (`reconcile`) until that patient is
 entered again or two people have settled it, which keeps the union. What it rests on: log and ledger's anchor did not
 go back with the list unnoticed (`ledger`), the key of the commitments is the same, and withdrawals since the backup of

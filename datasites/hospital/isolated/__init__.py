@@ -1,1 +1,1 @@
-"""Processes beside the datasite's own, in a sandbox and without its keys: they read foreign files and price."""
+"""Processes beside the datasite's own, in a sandbox and without its keys: they read untrusted files and price."""

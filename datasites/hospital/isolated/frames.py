@@ -1,4 +1,4 @@
-"""What goes over the pipe of a process apart (`isolated.process`), at both ends: a message in JSON, and arrays.
+"""The format of the pipe to a separate process (`isolated.process`), at both ends: a message in JSON, and arrays.
 
 A request is a length and JSON, after which a file's content follows in pieces, each with its length, up to an empty
 one. A reply is a length and one `safetensors` file, whose tensor `message` is JSON: no object of it runs code on
@@ -38,7 +38,7 @@ class BadFrame(DatasitesError):
 
 
 class WorkFailed(Agreed):
-    """It did not work. error: the kind of what was raised; words: ours alone; where: lines of code."""
+    """The work failed. error: the kind of the exception; words: its message, if ours; where: lines of code."""
 
     failure: Literal["refused", "memory", "unexpected"]
     error: Annotated[str, Field(max_length=100)]

@@ -1,7 +1,7 @@
-"""The other end of `isolated.process`: takes its pipe and its limits, imports the module that answers, and answers.
+"""The other end of `isolated.process`: takes its pipe and its limits, imports a module, and serves requests.
 
-Started as `main` in the sandbox, where no other code of the datasite runs. What a module raises is told by its kind,
-and by its words only where they are ours: those of others may quote what was read.
+Started as `main` in the sandbox, where no other code of the datasite runs. An error is reported by its kind, and
+with its message only where that is ours: a message of others may quote what was read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Work in a process of its own that holds no key, no connection and no descriptor of the datasite's, and then ends.
+"""Runs work in a separate process that holds no key, no connection and no descriptor of the datasite's, and then ends.
 
-What reads a stranger's format or loads large libraries is done there: it is started in the sandbox of the workers
+Reading an untrusted format and loading large libraries are done there: it is started in the sandbox of the workers
 (`enclave.sandbox`), which shows it neither the home nor a network, and limits itself as they do (`enclave.confine`).
 What it works on comes through its pipe. `isolated.inside` is its other end.
 
@@ -58,7 +58,7 @@ Reply = TypeVar("Reply", bound=Agreed)
 
 
 class ApartFailed(InputError):
-    """The process gave no answer. The message says why, in words that hold nothing of what it worked on."""
+    """The process gave no answer. The message says why, and holds nothing of what it worked on."""
 
 
 class Apart:
@@ -67,7 +67,7 @@ class Apart:
     def __init__(self, config: SandboxConfig, room: str, *options: str, remedy: str) -> None:
         """Start it with one module of this room, which answers; options are its own.
 
-        remedy: what to do about what it can't work on, in words that errors say.
+        remedy: what to do about what it can't work on, as errors state it.
         """
         self._remedy = remedy
         self._sandbox = Sandbox(config.model_copy(update={"devices": ()}))

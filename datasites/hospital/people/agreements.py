@@ -1,8 +1,8 @@
 """Entering, confirming and terminating agreements, as people of the hospital do it; written to the audit log.
 
-Each version is bound by the log when it is entered and when it is confirmed (`bindings`), so that evidence tells a
-version that people entered from one that was typed into the registry's file. Who entered what is confirmed is read in
-the log, too (`audit.entered`), and never in the file.
+Each version is bound by the log when it is entered and when it is confirmed (`bindings`), so that evidence
+distinguishes a version that people entered from one that was typed into the registry's file. Who entered what is
+confirmed is read in the log, too (`audit.entered`), and never in the file.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def accept_hand_over(site: Site, person: Actor, change: HandOver) -> RosterEntry
 def withdraw_party(site: Site, person: Actor, number: int) -> None:
     """Drop an entry that waits; one person is enough, since it only narrows.
 
-    Where its pinning was interrupted after the log knew of it, the log is told that nobody is pinned, too. Raises
+    Where its pinning was interrupted after the log knew of it, the log records that nobody is pinned, too. Raises
     `ReviewError` where the roster had it by then.
     """
     _check_role(person)

@@ -1,4 +1,4 @@
-"""Signing in, failing to, and signing out, as the audit log tells it.
+"""Signing in, failed attempts and signing out, as the audit log records them.
 
 Claim: whatever strangers send, the log gets of each person, and of all names together that nobody here has, one record
 an hour of each kind of failure at most, and one more when somebody signs in. Each failure is counted in one of them:

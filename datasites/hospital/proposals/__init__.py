@@ -1,1 +1,1 @@
-"""What two people decide that is no case: wider budgets, undone withdrawals, what a restore has lost."""
+"""Decisions of two people that are not about a case: wider budgets, undone withdrawals, what a restore has lost."""

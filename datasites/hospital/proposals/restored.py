@@ -1,10 +1,10 @@
-"""After a restore: what was charged since the backup, by the larger loss of all that is known, on two people's word.
+"""After a restore: what was charged since the backup, by the larger loss of all that is known; two people confirm it.
 
 Known are database, audit log and the ledger's anchor, line by line; the anchors of the journals, which say how far each
 study came; and what the two people enter: studies that were approved after the backup, and heads of the log that other
-parties hold. Where the ledger's anchor is gone, or others hold a head that the log lacks (so that the anchors may have
-come back with it), nothing says which rounds of an open study were released, and it counts as charged in full: no round
-of it runs here any more.
+parties hold. Where the ledger's anchor is missing, or others hold a head that the log lacks (so that the anchors may
+have been restored with it), nothing says which rounds of an open study were released, and it counts as charged in full:
+no round of it runs here any more.
 
 The log then goes on from where it was restored, with a record that says so and a signed statement for the others
 (`study.audit_chain.Fork`). All of it may be killed anywhere and confirmed again: each step only adds.
@@ -248,7 +248,7 @@ def settle(site: Site, lost: Sequence[LostStudy], by: tuple[str, str], reason: s
         require_one_story(home)
 
 
-def _known_accounts(home: Home) -> tuple[ledger_log.Told, ...]:
+def _known_accounts(home: Home) -> tuple[ledger_log.LogState, ...]:
     """Return what the log says and, where it exists, what the anchor says."""
     anchor = ledger_log.anchored(home)
     return (ledger_log.tell(home),) if anchor is None else (ledger_log.tell(home), anchor)
@@ -342,7 +342,7 @@ def _with_all_that_may_have_left(
 
 
 def reached_round(home: Home, study: str) -> int | None:
-    """Return the last round that the anchor of a study's journal knows; None where it is gone or damaged."""
+    """Return the last round that the anchor of a study's journal knows; None where it is missing or damaged."""
     from datasites.secagg.journal import Anchor  # the secure sum, for whoever reads a journal's anchor
 
     try:

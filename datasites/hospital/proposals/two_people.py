@@ -1,6 +1,6 @@
-"""What needs two people and is no case: one reviewer enters it, a reviewer of the other role confirms it.
+"""Decisions of two people that are not about a case: one reviewer enters it, a reviewer of the other role confirms it.
 
-Entered here: a wider budget, a larger delta that a risk was taken for, that two populations are different people, and
+Entered here: a wider budget, a larger delta whose risk people accept, that two populations are different people, and
 that a withdrawal is undone. Nothing counts before it is confirmed. Each effect is logged last, when nothing can refuse
 it any more, and before it counts (`population`): killed in between, it is confirmed again. Who entered which figures is
 read in the audit log, which binds them (`audit.entered`), and not in the database alone.

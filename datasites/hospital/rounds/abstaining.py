@@ -1,4 +1,4 @@
-"""What becomes of a round that this hospital sits out: it is decided in the database, then logged, then said.
+"""How this hospital sits a round out: that is decided in the database, then logged, then sent.
 
 Claim (one answer): of a round, this hospital's vector leaves or it sits the round out, never both, and the audit log
 holds one record of what it answered: `released`, or `abstained` (policies or a refusal), or `sat_out` (people). Killed

@@ -5,7 +5,7 @@ crash or an outage in between can't make a second, different one. As stored it a
 job in syft, where a Syft user looks; nothing leaves there that the letter has not told (I16).
 
 The researcher's last letter brings heads of the other hospitals' logs along, which this hospital keeps in its own: so
-each of them holds what shows that another has written its log anew, and not the researcher alone.
+that each of them, and not the researcher alone, can show that another has rewritten its log.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How often the work on a round's rows has failed, kept on the disk until people have looked.
 
 A worker that fails may do so for a row, so a round is tried once more and then never again by itself: silence tells one
-bit, once. A restart of the service in between must not give it another try.
+bit, once. A restart of the service in between must not allow another attempt.
 
 Only a failure that the service has lived to see counts, since its own end may have any cause. Not claimed: work that
 takes the service down with it, as where the system ends both for want of memory, is tried again at each start; nothing

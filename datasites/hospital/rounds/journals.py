@@ -1,4 +1,4 @@
-"""The journal of a study's secure sum, with the keys and shares in it: where it lies, opened, given up, destroyed."""
+"""The journal of a study's secure sum with its keys and shares: where it is kept, opened, given up and destroyed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def destroy_secrets(site: Site, row: Case) -> bool:
 def give_up_keys(home: Home, study_hash: str) -> None:
     """Destroy the keys and shares of a study's epoch; rounds and epochs that it reached stay closed for good.
 
-    Its journal must not be open. Where its anchor is gone, what was reached is taken from ledger and database, which
+    Its journal must not be open. Where its anchor is missing, what was reached is taken from ledger and database, which
     are the newest: else nothing would run (`reconcile`).
     """
     from datasites.secagg.journal import Anchor, Journal  # the secure sum, for whoever has keys to give up

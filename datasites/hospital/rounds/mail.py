@@ -112,7 +112,7 @@ class Correspondence:
             return None
 
     def post(self, to: str, number: int, kind: str, body: dict[str, JsonValue], blob: bytes | None = None) -> bool:
-        """Send a letter; True once the store has taken it. Raises `Equivocation` for other words, and `StoreError`
+        """Send a letter; True once the store has taken it. Raises `Equivocation` for other content, and `StoreError`
         where the store as a whole fails.
 
         False when `to` can't be written to now (not pinned any more, other keys in the store than the pinned ones, a

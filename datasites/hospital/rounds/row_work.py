@@ -1,7 +1,7 @@
 """The part of a round that looks at rows: one worker that is kept warm, keys of the round, one retry (`failures`).
 
-Runs in a thread of its own, so that everything else that this datasite has to say goes on meanwhile: else the moment at
-which another letter leaves would tell how long the work took (I16). One datasite works on one study's rows at a time
+Runs in a thread of its own, so that everything else that this datasite sends goes on meanwhile: else the moment at
+which another letter leaves would reveal how long the work took (I16). One datasite works on one study's rows at a time
 (`machine`).
 """
 

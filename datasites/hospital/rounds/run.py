@@ -157,7 +157,7 @@ def _planned(case: OpenCase, shared: SharedNoise | None) -> Iterator[tuple[str, 
 
 
 def foreseen(error: Exception) -> bool:
-    """Say whether a room of ours raised it: its words are for people, and hold no value of a row. Others' words may."""
+    """Say whether our own code raised it: its message is for people and holds no value of a row; others' may."""
     return isinstance(error, DatasitesError)
 
 
@@ -239,7 +239,7 @@ class StudyRun:
         return time.monotonic() if self._unread else self._post.looks_at
 
     def close(self, *, wait: bool = False) -> None:
-        """End the work on rows and let go of the journal. wait: until no worker of it is left (`RowWork.close`)."""
+        """End the work on rows and close the journal. wait: until no worker of it is left (`RowWork.close`)."""
         self._rows.close(wait=wait)
         self._announced.end()
         self._journal.close()

@@ -58,7 +58,7 @@ def _today() -> datetime.date:
 
 
 class OtherKeys(DatasitesError):
-    """An epoch's keys are not those that are pinned now. `controls`: all that others are told of it."""
+    """An epoch's keys are not those that are pinned now. `controls`: all that others learn of it."""
 
     controls: tuple[str, ...] = (letters.EPOCH_KEYS,)
 

@@ -1,4 +1,4 @@
-"""The audit log: look through it, verify it, take it away."""
+"""The audit log: browse it, verify it, download it."""
 
 from __future__ import annotations
 

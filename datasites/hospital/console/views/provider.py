@@ -1,4 +1,4 @@
-"""The two addresses of signing in with the organisation's provider; they are not there where none is set."""
+"""The two addresses of signing in with the organisation's provider; they do not exist where none is configured."""
 
 from __future__ import annotations
 
