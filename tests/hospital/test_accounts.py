@@ -251,7 +251,7 @@ def test_a_log_that_was_put_back(backups: tuple[Site, list[Backup]], point: int)
         ledger.reserve(site, site.home.dataset("heart"), "b" * 64, ROUND)
     site = restarted(site)
     assert spent(site) == before
-    noticed(site, "came back from a backup")
+    noticed(site, "was restored from a backup")
 
 
 @pytest.mark.parametrize("anchors", [True, False])
@@ -266,7 +266,7 @@ def test_a_home_that_was_put_back(backups: tuple[Site, list[Backup]], point: int
     if point == 9 and anchors:
         require_one_story(site.home)
     else:
-        noticed(site, "came back from a backup" if anchors else "is missing")
+        noticed(site, "was restored from a backup" if anchors else "is missing")
 
 
 def test_nothing_but_two_people_makes_a_missing_anchor_good(
