@@ -258,13 +258,14 @@ PRIVATE_WORDS = {"made", "told", "gave", "said", "words", "alone", "leaving", "f
 
 
 def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and name of all functions, arguments and variables, without fields, which are stored by their names."""
+    """Line and name of all functions, arguments and variables, but for fields: these are stored or sent by name."""
     fields = {
-        id(item.target)
+        id(target)
         for owner in ast.walk(tree)
         if isinstance(owner, ast.ClassDef)
         for item in owner.body
-        if isinstance(item, ast.AnnAssign)
+        if isinstance(item, ast.AnnAssign | ast.Assign)
+        for target in (item.targets if isinstance(item, ast.Assign) else [item.target])
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
