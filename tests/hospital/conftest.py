@@ -177,11 +177,18 @@ def running(desk: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def examined(furnished: Home, own: Identity) -> dict[str, Any]:
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the records that `examined` has encoded; a test may end its study, and with it destroy them."""
+    return tmp_path_factory.mktemp("encoded") / "records"
+
+
+@pytest.fixture(scope="session")
+def examined(furnished: Home, own: Identity, encoded: Path) -> dict[str, Any]:
     """A submitted study, taken in and rehearsed once for all tests."""
     from django.core.management import call_command
 
     from datasites.hospital.cases import examination
+    from datasites.hospital.cases.case import records_folder
     from datasites.hospital.models import Case
     from tests.hospital.desk import job
 
@@ -190,15 +197,20 @@ def examined(furnished: Home, own: Identity) -> dict[str, Any]:
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
     call_command("flush", verbosity=0, interactive=False)
+    shutil.copytree(records_folder(furnished, row.study_hash), encoded)
     values["rehearsal"] |= {"start_ticks": 0}  # few tests look at when the first round leaves; the others don't wait
     values["listed_as"] = ""  # each test begins with a log of its own, which doesn't know the list of this one
     return values
 
 
 @pytest.fixture
-def desk(database: Home, examined: dict[str, Any]) -> Desk:
+def desk(database: Home, examined: dict[str, Any], encoded: Path) -> Desk:
+    from datasites.hospital.cases.case import records_folder
     from tests.hospital.desk import Desk
 
+    folder = records_folder(database, examined["study_hash"])
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(encoded, folder)
     return Desk(database, examined)
 
 

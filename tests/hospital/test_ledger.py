@@ -161,10 +161,10 @@ SPENDER = """
     from pathlib import Path
     from datasites.hospital.site import Site
     site = Site.open(Path(sys.argv[1]))
-    from datasites.hospital import ledger
+    from datasites.hospital.budget import ledger
     from datasites.privacy.plan import PrivacyPlan
     plan = PrivacyPlan(clip=1.0, noise_multiplier=2.0, sampling_rate=0.3, rounds=1, steps_per_round=2)
-    asked = {"training": ledger.Asked(plan.event(), plan.event())}
+    asked = {"training": ledger.PrivacyCost(plan.event(), plan.event())}
     heart = site.home.dataset("heart")
     number = 0
     print("ready", flush=True)

@@ -49,9 +49,9 @@ def test_allowed_root_is_warned_of(site: Site) -> None:
 def test_any_other_user_serves_without_a_word() -> None:
     code = """
         from pathlib import Path
-        from datasites.hospital.config import Home, Settings
+        from datasites.hospital.config import DatasiteSettings, Home
         from datasites.hospital.setup import require_own_user
-        require_own_user(Home(Path("/"), Settings(organisation="A", email="a@a.example.org", store="s")))
+        require_own_user(Home(Path("/"), DatasiteSettings(organisation="A", email="a@a.example.org", store="s")))
         print("may")
     """
     done = run_as_other_user([sys.executable, "-c", textwrap.dedent(code)])
