@@ -84,7 +84,7 @@ def enter(site: Site, dataset: str, entry: str, **by: str) -> int:
     """Leave a patient out from the next round on and log that; returns how many have withdrawn.
 
     entry: of `entry_of`; it need not be in any table, and holds for rows that come later. People do this through
-    `review.withdraw`.
+    `consent.withdraw`.
     """
     with _list_lock(site.home):
         number = add(site.home, dataset, entry)

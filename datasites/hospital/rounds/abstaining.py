@@ -5,8 +5,8 @@ holds one record of what it answered: `released`, or `abstained` (policies or a 
 in between, the record is written before the service takes another step of the study, its close among them, and before
 people decide on the case again. Proof: a round that is sat out is `FAILED`, and none leaves that state. `Leaving`
 records a release only of a round that is not, under the row's lock, and sends nothing of one that is, whatever the
-journal holds; neither `review.sit_out` nor `StudyRun` takes one whose release the log holds, under the same lock. All
-write the state before they let go of it. The record is written once (`AuditLog.append_once`), and not before the
+journal holds; neither `lifecycle.sit_out` nor `StudyRun` takes one whose release the log holds, under the same lock.
+All write the state before they let go of it. The record is written once (`AuditLog.append_once`), and not before the
 decision. Assumes the newest log and database (`reconcile`).
 
 What is not said: an abstention that the researcher's mailbox did not take before the next round began. Nobody waits for
