@@ -81,7 +81,7 @@ from datasites.enclave import escape
 from datasites.enclave.template import Template
 source = Template()
 attempts = escape.escape_check(source)
-assert os.geteuid() != 0 and not source.alone and len(attempts) >= 32
+assert os.geteuid() != 0 and not source.fork_refusal and len(attempts) >= 32
 print([attempt for attempt in attempts if not attempt.held])
 source.close()
 """

@@ -231,7 +231,7 @@ def test_undecided_submissions_of_one_researcher_are_limited(desk: Desk, monkeyp
     site = dataclasses.replace(desk.site, home=dataclasses.replace(desk.site.home, settings=settings))
     row = examination.admit(site, dataclasses.replace(job(), name="heart-2"))
     assert row.state == Case.State.REFUSED
-    assert "1 submissions wait" in row.note
+    assert "1 submissions already wait" in row.note
 
 
 def test_a_case_that_was_refused_says_so_and_blames_nobody(database: Home, furnished: Home) -> None:

@@ -117,7 +117,7 @@ def test_the_command_line_shows_rows_and_findings_and_takes_answers(desk: Desk, 
     assert done.exit_code == 1
     said = " ".join(done.output.split())
     assert "blocks: [out_of_range:age] age: 303 of 303 values" in said
-    assert "303 rows are kept (303 patients; declared are 303 patients)." in said
+    assert "303 rows are kept (303 patients; 303 patients are declared)." in said
     taken = ["dataset", "accept", "heart", "out_of_range:age", *study, *home, "--as", "ann", "--reason", "known"]
     done = CliRunner().invoke(app, [*taken, "--password-stdin"], input=PASSWORD + "\n")
     assert done.exit_code == 0, done.output
@@ -133,5 +133,5 @@ def test_rows_that_are_left_out_are_counted(desk: Desk, change: Change) -> None:
     words = check_dataset(desk.site.home, "heart", PACKAGE).rows_in_words()
     assert (
         words
-        == "300 rows are kept (300 patients; declared are 303 patients). Left out: 2 empty one(s), 3 without a label."
+        == "300 rows are kept (300 patients; 303 patients are declared). Left out: 2 empty one(s), 3 without a label."
     )

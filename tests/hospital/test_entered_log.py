@@ -195,7 +195,7 @@ def test_one_person_alone_brings_no_agreement_into_force(
     desk.site.home.registry.write_text(json.dumps(text, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
     if looks:
         with pytest.raises(
-            EntryRefused, match="version 2: was never entered, according to the audit log; put the true"
+            EntryRefused, match="version 2: was never entered, according to the audit log; restore the correct"
         ):
             confirm_agreement(desk.site, desk.login("bob"), "baa-storage", 2)
         assert by_hand(desk.site) == []

@@ -236,7 +236,7 @@ def test_the_same_table_under_another_name_is_not_ready(
     package, renamed = StudyPackage.read(HEART / "study"), home.dataset("heart").model_copy(update={"name": "heart-2"})
     staged_of(home, package, renamed).drop()
     other = renamed.model_copy(update={"population": "heart-2"})
-    with pytest.raises(SamePatients, match="303 of its patients stand in population heart too"):
+    with pytest.raises(SamePatients, match="303 of its patients are in population heart too"):
         staged_of(home, package, other)
     assert recheck(desk.site, row.pk).state == Case.State.REVIEW, "who was there first is not blocked"
     Population.objects.create(name="heart-2", split_key=b"k" * 32, fraction=0.5)
@@ -334,7 +334,7 @@ def stand_in_two(site: Site, *names: str) -> str:
 @pytest.mark.parametrize("put_back", ["an older list", "none", "one of an older version", "a kill's"])
 def test_an_older_list_of_patients_is_never_taken_for_all_of_them(site: Site, put_back: str) -> None:
     file = keep(site, "1", "2")
-    assert stand_in_two(site, "2", "3").startswith("population stroke: 1 of its patients stand in population heart")
+    assert stand_in_two(site, "2", "3").startswith("population stroke: 1 of its patients are in population heart")
     if put_back == "a kill's":
         before = ledger_log.tell(site.home).token("heart")
         killed_before_the_log(site, "7")

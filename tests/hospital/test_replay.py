@@ -118,7 +118,7 @@ def test_a_decision_that_was_changed_in_the_database_is_named(
     named, missing = found.differs
     assert named.startswith(f"decision {row.pk} of case {decided.row.pk}: ")
     assert all(word in named for word in words), named
-    assert "which denies: the audit log has it, and it is not stored" in missing
+    assert "which denies: the audit log has it, but it is not stored" in missing
     assert "Elsewhere" not in str(found.differs), "what facts say stays in the database"
     code, said = command(decided)
     assert code == 1
@@ -175,7 +175,7 @@ def test_a_decision_that_was_copied_moved_or_taken_away_is_named(decided: Desk) 
     assert (LOG in moved, "it is not stored" in missing) == (True, True)
     PolicyDecision.objects.filter(pk=row.pk).delete()
     (missing,) = replay(decided.site).differs
-    assert "which allows: the audit log has it, and it is not stored" in missing
+    assert "which allows: the audit log has it, but it is not stored" in missing
 
 
 def test_decisions_by_other_rules_and_of_the_oldest_format_are_counted_and_not_evaluated(decided: Desk) -> None:

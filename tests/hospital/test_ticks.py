@@ -112,7 +112,7 @@ def test_one_round_that_only_the_patient_makes_late_is_one_too_many() -> None:
     seen = Shown.of(10, np.array([[0.1, 0.2, 0.3], *by_chance, [0.5, 0.1, 0.1]]))
     assert (seen.noise, seen.misses, seen.met) == (10, (), True)
     seen = Shown.of(10, np.array([*by_chance, [0.51, 0.1, 0.1], [0.1, 0.7, 0.7]]))
-    assert (seen.told, seen.noise, seen.misses, seen.met) == (12, 10, (11, 12), False)
+    assert (seen.differing, seen.noise, seen.misses, seen.met) == (12, 10, (11, 12), False)
     assert seen.late == (6, 6, 6)
 
 

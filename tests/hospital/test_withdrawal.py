@@ -206,7 +206,7 @@ def test_a_withdrawal_that_finds_nobody_is_refused_unless_it_is_for_later_tables
     table: Change,
 ) -> None:
     home, before = desk.site.home, rows(desk)
-    with pytest.raises(NobodyToLeaveOut, match="nobody is found.*--for-later") as caught:
+    with pytest.raises(NobodyToLeaveOut, match="nobody was found.*--for-later") as caught:
         withdraw(desk, "CLEVELAND-O007")
     assert "O007" not in str(caught.value)
     assert (withdrawn(home, "heart"), logged(desk, ledger_log.WITHDRAWN)) == (frozenset(), 0)
