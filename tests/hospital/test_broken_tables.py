@@ -165,7 +165,7 @@ FILES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     ),
     "a quote in the middle of a field": (
         at(12, lambda line: line.replace("fine", 'f"i"ne').replace('"f"', 'f"')),
-        r"1 record\(s\) \(line 12\) with a quote that isn't around a whole field.*mend",
+        r"1 record\(s\) \(line 12\) with a quote that isn't around a whole field.*correct",
     ),
     "a quote that is never closed": (
         at(30, lambda line: line.replace("fine", '"fine').replace('""', '"')),

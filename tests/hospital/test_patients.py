@@ -288,7 +288,7 @@ def test_the_same_table_is_known_whatever_column_names_patients(
         named_by(columns[0])
         assert recheck(desk.site, desk.row.pk).state == Case.State.REVIEW
         named_by(columns[1])
-        with pytest.raises(SamePatients, match="303 rows of its table stand in population heart too|of its patients"):
+        with pytest.raises(SamePatients, match="303 rows of its table are in population heart too|of its patients"):
             staged_of(home, package, other)
     finally:
         (home.root / "mapping.toml").write_text(mapping)

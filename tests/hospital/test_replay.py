@@ -148,8 +148,8 @@ def test_an_allow_that_is_in_the_log_too_is_named_where_the_rules_decide_otherwi
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"action": "release"}, "filed as an allow of release, and is an allow of approve"),
-        ({"allowed": False}, "filed as a denial of approve, and is an allow of approve"),
+        ({"action": "release"}, "filed as an allow of release, but is an allow of approve"),
+        ({"allowed": False}, "filed as a denial of approve, but is an allow of approve"),
     ],
 )
 def test_a_decision_that_is_filed_as_another_is_named(decided: Desk, change: dict[str, object], words: str) -> None:
