@@ -179,7 +179,10 @@ def test_it_sees_no_home_no_network_and_no_descriptor(
         ),
         ("import os; os._exit(3)", "ended with exit code 3 before it had answered"),
         ("return bytearray(1 << 40)", "needs more than .* bytes of memory .* raise `memory` under .sandbox.limits."),
-        ("raise KeyError('Mrs Smith')", "an unexpected KeyError in the process that works on it; make the file smaller"),
+        (
+            "raise KeyError('Mrs Smith')",
+            "an unexpected KeyError in the process that works on it; make the file smaller",
+        ),
     ],
 )
 def test_a_table_that_breaks_its_reader_is_named_with_a_remedy(
