@@ -20,6 +20,10 @@ forking     the sandbox's end of that: forks, and keeps forks apart
 worker_process  the sandbox's end of the pipe, with `loader` (from text to a model) and `shapes` (a probe);
             `opacus_alone` keeps out what it doesn't use
 
+    >>> from datasites.enclave.verifier import verify
+    >>> print(verify("import os\\ndef build_model(n_features): return os.fork()")[0])
+    model.py:1:1: import: import of os; import only math, torch, torch.nn, torch.nn.functional
+
 What it can't do: model code runs in one process with the trainer. The sandbox keeps it from the machine and the
 network; that it can't tamper with the trainer's arithmetic rests on the verifier alone.
 """

@@ -1,6 +1,11 @@
 """The data scientist's side: look at mock data, rehearse and submit a study, run its rounds, report.
 
 Never imports `hospital`, and no torch: a model is built and scored in the same sandbox that hospitals use.
+
+    >>> from datasites.researcher import Study
+    >>> study = Study.load("scripts/heart_disease/study")
+    >>> study.terms.name, study.check()  # the verifier's findings
+    ('heart-disease', ())
 """
 
 from __future__ import annotations

@@ -16,4 +16,8 @@ of the sum itself, which is what differential privacy is for.
 
 Uses numpy and cryptography, and `study`; pure state machines, no I/O but in `journal`. Imports neither torch nor other
 rooms.
+
+    >>> from datasites.secagg.threshold import choose_threshold
+    >>> choose_threshold(hospitals=10, colluders=2)  # answers without which no sum opens
+    7
 """
