@@ -66,14 +66,14 @@ class LocalDatasites:
         for key in keys:
             home = self.consortium.home(key)
             (home / "run" / "ready.json").unlink(missing_ok=True)
-            log = self.service_log(key).open("ab")
-            self._processes[key] = subprocess.Popen(
-                [sys.executable, *(serve or self._serve), "--home", str(home)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
+            with self.service_log(key).open("ab") as log:
+                self._processes[key] = subprocess.Popen(
+                    [sys.executable, *(serve or self._serve), "--home", str(home)],
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
         if wait:
             self.wait_until_ready(*keys)
 
