@@ -29,27 +29,27 @@ _NOISE, _SAMPLING = "tests/privacy/test_noise.py", "tests/privacy/test_sampling.
 _PRICES, _PLANS = "tests/privacy/test_prices.py", "tests/privacy/test_study_plan.py"
 _EVALUATION, _TRAINER = "tests/privacy/test_evaluation.py", "tests/privacy/test_trainer.py"
 _RINGS, _SHARED = "tests/study/test_rounds.py", "tests/study/test_shared_noise.py"
-_SHARES = "tests/hospital/test_shared_noise.py"
-_ACCOUNTS, _SETTLE = "tests/hospital/test_accounts.py", "tests/hospital/test_settle.py"
-_RESTORED = "tests/hospital/test_restored.py"
+_SHARES = "tests/hospital/rounds/test_shared_noise.py"
+_ACCOUNTS, _SETTLE = "tests/hospital/budget/test_ledger_log.py", "tests/hospital/proposals/test_settle.py"
+_RESTORED = "tests/hospital/proposals/test_restored.py"
 _ENDING, _TEMPLATE = "tests/enclave/test_ending.py", "tests/enclave/test_template.py"
 _KEYS_LOST = "test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run"
-_STATES = "tests/researcher/test_run_states.py"
-_DELIMITED = "tests/hospital/test_delimited.py"
-_PLAUSIBLE = "tests/hospital/test_plausible.py"
-_ANSWERS = "tests/hospital/test_answers.py"
-_RUN, _ALLOWING = "tests/researcher/test_run.py", "tests/enclave/test_allowing.py"
-_ENTERED, _OWED = "tests/hospital/test_entered_log.py", "tests/hospital/test_owed.py"
-_ENTRIES, _SETTINGS = "tests/hospital/test_evidence_entries.py", "tests/hospital/test_addresses_in_settings.py"
-_LEDGER, _POPULATION = "tests/hospital/test_ledger.py", "tests/hospital/test_population.py"
-_CHARGES, _RUNNING = "tests/hospital/test_charges.py", "tests/hospital/test_running.py"
-_MACHINE, _SUBMISSIONS = "tests/hospital/test_machine_shared.py", "tests/hospital/test_submissions.py"
-_WITHDRAWAL = "tests/hospital/test_withdrawal.py"
-_FIGURES, _ONCE = "tests/hospital/test_figures.py", "tests/hospital/test_once.py"
-_TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/test_retry.py"
-_ABSTAINING, _KEYS = "tests/hospital/test_abstaining.py", "tests/hospital/test_epoch_keys.py"
-_APART, _LOADS = "tests/hospital/test_apart.py", "tests/hospital/test_what_a_service_loads.py"
-_REVIEW, _ATTACKS = "tests/hospital/test_review.py", "tests/hospital/console/test_attacks.py"
+_STATES = "tests/aggregator/test_run_states.py"
+_DELIMITED = "tests/hospital/data/test_delimited.py"
+_PLAUSIBLE = "tests/hospital/data/test_plausible.py"
+_ANSWERS = "tests/hospital/data/test_answers.py"
+_RUN, _ALLOWING = "tests/aggregator/test_run.py", "tests/enclave/test_allowing.py"
+_ENTERED, _OWED = "tests/hospital/audit/test_entered.py", "tests/hospital/cases/test_owed.py"
+_ENTRIES, _SETTINGS = "tests/hospital/evidence/test_evidence_entries.py", "tests/hospital/test_config.py"
+_LEDGER, _POPULATION = "tests/hospital/budget/test_ledger.py", "tests/hospital/budget/test_population.py"
+_CHARGES, _RUNNING = "tests/hospital/rounds/test_row_work.py", "tests/hospital/rounds/test_run.py"
+_MACHINE, _SUBMISSIONS = "tests/hospital/cases/test_machine.py", "tests/hospital/cases/test_submissions.py"
+_WITHDRAWAL = "tests/hospital/data/test_withdrawal.py"
+_FIGURES, _ONCE = "tests/hospital/budget/test_price_cache.py", "tests/hospital/cases/test_once.py"
+_TICKS, _RETRY = "tests/hospital/test_ticks.py", "tests/hospital/rounds/test_round_keys.py"
+_ABSTAINING, _KEYS = "tests/hospital/rounds/test_abstaining.py", "tests/hospital/rounds/test_epoch_keys.py"
+_APART, _LOADS = "tests/hospital/isolated/test_process.py", "tests/hospital/test_what_a_service_loads.py"
+_REVIEW, _ATTACKS = "tests/hospital/cases/test_review.py", "tests/hospital/console/test_attacks.py"
 
 MUTATIONS = (
     # What is added.
@@ -527,7 +527,7 @@ MUTATIONS = (
         "    if not compliance.may_run_code(home, case):\n",
         "    if False:\n",
         (
-            "tests/hospital/test_admission.py"
+            "tests/hospital/cases/test_examination.py"
             "::test_without_a_sandbox_submitted_code_is_not_even_rehearsed_before_two_people_have_accepted_that",
         ),
     ),
@@ -623,7 +623,7 @@ MUTATIONS = (
         "datasites/enclave/worker_client.py",
         "sum(whole) if together else max(whole)",
         "max(whole)",
-        ("tests/enclave/test_worker.py::test_a_measurement_is_of_all_that_the_longest_round_holds",),
+        ("tests/enclave/test_worker_process.py::test_a_measurement_is_of_all_that_the_longest_round_holds",),
     ),
     Mutation(
         "tick: reading a table takes as long as it takes",
@@ -785,7 +785,7 @@ MUTATIONS = (
         "self._paused += time.monotonic() - self._paused_at",
         "pass",
         (
-            "tests/enclave/test_worker.py::"
+            "tests/enclave/test_worker_process.py::"
             "test_a_pause_takes_the_processor_and_counts_for_no_deadline_and_no_measurement",
         ),
     ),
@@ -802,7 +802,7 @@ MUTATIONS = (
         '    with held(path.with_suffix(".lock")):\n',
         "    if True:\n",
         (
-            "tests/hospital/test_patients.py::"
+            "tests/hospital/data/test_patients.py::"
             "test_nobody_is_forgotten_where_two_keep_patients_of_one_population_at_once",
         ),
     ),
@@ -811,21 +811,21 @@ MUTATIONS = (
         "datasites/hospital/cases/case.py",
         'for name in ("prepared.json", SOURCE_FILE, PREPARED_FILE):',
         'for name in (PREPARED_FILE, SOURCE_FILE, "prepared.json"):',
-        ("tests/hospital/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
+        ("tests/hospital/cases/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
     ),
     Mutation(
         "patients: all of them in one portion",
         "datasites/hospital/data/patients.py",
         "_BITS = 12",
         "_BITS = 0",
-        ("tests/hospital/test_patients.py::test_nothing_that_holds_patients_is_made_or_freed_in_one_piece",),
+        ("tests/hospital/data/test_patients.py::test_nothing_that_holds_patients_is_made_or_freed_in_one_piece",),
     ),
     Mutation(
         "patients: an older list is taken for all of them",
         "datasites/hospital/data/patients.py",
         "heading.whole and ledger_log.tell(home).token(population) in (heading.token, heading.before)",
         "heading.whole",
-        ("tests/hospital/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
+        ("tests/hospital/data/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
     ),
     Mutation(
         "patients: a case is approved though its list was lost before the log knew it",
@@ -833,7 +833,7 @@ MUTATIONS = (
         "    require_listed(site, row, case.terms.population)\n",
         "",
         (
-            "tests/hospital/test_patients.py::"
+            "tests/hospital/data/test_patients.py::"
             "test_no_case_is_approved_whose_patients_stood_on_a_list_that_was_lost_unseen",
         ),
     ),
@@ -843,7 +843,7 @@ MUTATIONS = (
         "others_missing=True) as remember:\n        remember()\n",
         "others_missing=True):\n        pass\n",
         (
-            "tests/hospital/test_patients.py::"
+            "tests/hospital/data/test_patients.py::"
             "test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back",
         ),
     ),
@@ -853,7 +853,7 @@ MUTATIONS = (
         "whole = not others_missing and (",
         "whole = (",
         (
-            "tests/hospital/test_patients.py::"
+            "tests/hospital/data/test_patients.py::"
             "test_a_list_that_was_away_while_people_approved_is_none_of_all_when_it_is_back",
         ),
     ),
@@ -862,7 +862,7 @@ MUTATIONS = (
         "datasites/hospital/data/patients.py",
         "_is_whole(home, population) or population not in _charged() | listed(home)",
         "True",
-        ("tests/hospital/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
+        ("tests/hospital/data/test_patients.py::test_an_older_list_of_patients_is_never_taken_for_all_of_them",),
     ),
     Mutation(
         "patients: lists are known after a restore in which the log lost records",
@@ -870,7 +870,7 @@ MUTATIONS = (
         "lists=dict.fromkeys(self.lists, unknown), lists_begin=unknown",
         "lists=self.lists",
         (
-            "tests/hospital/test_patients.py::"
+            "tests/hospital/data/test_patients.py::"
             "test_after_a_restore_of_the_log_no_list_of_patients_is_taken_for_all_of_them",
         ),
     ),
@@ -894,14 +894,14 @@ MUTATIONS = (
         "datasites/hospital/rounds/mail.py",
         "        if hour.records >= RECORDS_PER_HOUR:\n",
         "        if False:\n",
-        ("tests/hospital/test_hostile_mailbox.py",),
+        ("tests/hospital/rounds/test_mail.py",),
     ),
     Mutation(
         "store: what was left out of the log is lost with the service",
         "datasites/hospital/service.py",
         "                post.close()  # counts what others sent, no row\n",
         "                pass\n",
-        ("tests/hospital/test_hostile_mailbox.py",),
+        ("tests/hospital/rounds/test_mail.py",),
     ),
     Mutation(
         "store: a count of what was left out is cleared though it was not written",
@@ -950,14 +950,14 @@ MUTATIONS = (
         "datasites/control/connection.py",
         "        return self._stuck.rests(folder) or self._second_look.waits(folder)\n",
         "        return self._stuck.rests(folder)\n",
-        ("tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time",),
+        ("tests/control/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_again_before_its_time",),
     ),
     Mutation(
         "store: what is in doubt is read again before what nobody has looked at",
         "datasites/control/connection.py",
         "        return self._stuck.rests_until(folder), folder in self._second_look\n",
         "        return self._stuck.rests_until(folder), False\n",
-        ("tests/transport/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_before_what_nobody_has_looked_at",),
+        ("tests/control/test_offered_mocks.py::test_what_is_in_doubt_is_not_read_before_what_nobody_has_looked_at",),
     ),
     Mutation(
         "store: a mock that a hospital no longer offers stays",
@@ -965,7 +965,7 @@ MUTATIONS = (
         "        self._control.offer_datasets([dataset.name for dataset in self._home.settings.datasets])\n",
         "",
         (
-            "tests/hospital/test_datasite.py::test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store",
+            "tests/hospital/test_service.py::test_the_mock_of_a_dataset_that_is_no_longer_in_the_settings_leaves_the_store",
         ),
     ),
     Mutation(
@@ -1032,7 +1032,7 @@ MUTATIONS = (
         "datasites/control/connection.py",
         "with self._obstructed(folder):\n",
         "if folder:\n",
-        ("tests/transport/test_offered_mocks.py",),
+        ("tests/control/test_offered_mocks.py",),
     ),
     Mutation(
         "store: a number that no log holds ends the sync with all",
@@ -1095,7 +1095,7 @@ MUTATIONS = (
         "datasites/hospital/rounds/mail.py",
         "                self._posted.discard((to, number, kind))\n",
         "                pass\n",
-        ("tests/hospital/test_hostile_mailbox.py",),
+        ("tests/hospital/rounds/test_mail.py",),
     ),
     Mutation(
         "kill: what was taken and not yet removed is an alarm",
@@ -1147,7 +1147,7 @@ MUTATIONS = (
         "datasites/hospital/cases/case.py",
         "accepted, contents(read.cells))",
         "accepted, ())",
-        ("tests/hospital/test_patients.py::test_the_same_table_is_known_whatever_column_names_patients",),
+        ("tests/hospital/data/test_patients.py::test_the_same_table_is_known_whatever_column_names_patients",),
     ),
     Mutation(
         "withdrawal: a worker at work keeps the patient's rows",
@@ -1189,7 +1189,7 @@ MUTATIONS = (
         "datasites/hospital/data/cells.py",
         "Context(prec=MAX_PREC, ",
         "Context(prec=28, ",
-        ("tests/hospital/test_plausible.py::test_other_identifiers_stay_others",),
+        ("tests/hospital/data/test_plausible.py::test_other_identifiers_stay_others",),
     ),
     Mutation(
         "withdrawal: one that was acted on is undone",
@@ -1224,7 +1224,7 @@ MUTATIONS = (
         "datasites/hospital/cases/case.py",
         "Source.of(home, package.digest(), files, read.cells)",
         "Source.of(home, package.digest(), Files.now(home, package.digest(), dataset), read.cells)",
-        ("tests/hospital/test_sources.py::test_a_table_that_was_written_while_it_was_examined_is_named",),
+        ("tests/hospital/data/test_sources.py::test_a_table_that_was_written_while_it_was_examined_is_named",),
     ),
     Mutation(
         "sign-in: a password that was typed for a name is kept",
@@ -1248,7 +1248,7 @@ MUTATIONS = (
         "datasites/hospital/data/plausible.py",
         "            1 - fewer / more,\n",
         "            1.0,\n",
-        ("tests/hospital/test_plausible.py::test_an_answer_to_few_patients_is_none_to_far_fewer",),
+        ("tests/hospital/data/test_plausible.py::test_an_answer_to_few_patients_is_none_to_far_fewer",),
     ),
     Mutation(
         "reading: an answer of any length is taken",
@@ -1284,7 +1284,7 @@ MUTATIONS = (
         "datasites/hospital/data/sources.py",
         "    if _cells_of(home, study_hash, table) == source.cells:\n",
         "    if True:\n",
-        ("tests/hospital/test_sources.py",),
+        ("tests/hospital/data/test_sources.py",),
     ),
     Mutation(
         "retry: a restart forgets the failures of a round",
@@ -1407,7 +1407,7 @@ MUTATIONS = (
         "        if state is not None and (member is None or state.enrolment is None):\n",
         "        if member is None or state is None or state.enrolment is None:\n",
         (
-            "tests/hospital/test_abstaining.py::"
+            "tests/hospital/rounds/test_abstaining.py::"
             "test_a_hospital_that_gave_its_keys_up_says_so_of_each_new_round_until_the_next_epoch",
         ),
     ),
@@ -1472,14 +1472,16 @@ MUTATIONS = (
         "datasites/hospital/people/roster.py",
         "        if not pinned_by_hand(site.home, [entry]):\n",
         "        if all(e.email != email for e in Roster.load(site.home.roster).entries):\n",
-        ("tests/hospital/test_parties.py::test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile",),
+        ("tests/hospital/people/test_roster.py::test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile",),
     ),
     Mutation(
         "parties: who was taken out of the roster can't be revoked",
         "datasites/hospital/people/roster.py",
         "roster.revoke(email) if held or not _is_pinned(site, email) else roster",
         "roster.revoke(email)",
-        ("tests/hospital/test_parties.py::test_a_party_is_revoked_while_somebody_has_taken_it_out_of_the_roster",),
+        (
+            "tests/hospital/people/test_roster.py::test_a_party_is_revoked_while_somebody_has_taken_it_out_of_the_roster",
+        ),
     ),
     Mutation(
         "budget: who confirms may have typed the proposal",
@@ -1586,49 +1588,51 @@ MUTATIONS = (
         "datasites/hospital/evidence/verify_bundle.py",
         '    for name in ("round", "population"):\n',
         '    for name in ("population",):\n',
-        ("tests/hospital/test_evidence_entries.py",),
+        ("tests/hospital/evidence/test_evidence_entries.py",),
     ),
     Mutation(
         "evidence: a decision's day is its own word",
         "datasites/hospital/evidence/verify_bundle.py",
         '            entered.require_day(day, at, f"decision {position}")\n',
         "",
-        ("tests/hospital/test_evidence_entries.py",),
+        ("tests/hospital/evidence/test_evidence_entries.py",),
     ),
     Mutation(
         "evidence: whoever is named widens a cap",
         "datasites/hospital/evidence/verify_bundle.py",
         "                entered = entered or _Entered(bundle)\n                entered.two_people(record)\n",
         "                pass\n",
-        ("tests/hospital/test_evidence_entries.py",),
+        ("tests/hospital/evidence/test_evidence_entries.py",),
     ),
     Mutation(
         "evidence: whoever is named declares a restore",
         "datasites/hospital/evidence/verify_bundle.py",
         '        if known and known[0] < record["seq"]:\n',
         "        if False:\n",
-        ("tests/hospital/test_evidence.py::test_a_restore_on_the_word_of_somebody_whom_nobody_entered_fails",),
+        (
+            "tests/hospital/evidence/test_verify_bundle.py::test_a_restore_on_the_word_of_somebody_whom_nobody_entered_fails",
+        ),
     ),
     Mutation(
         "evidence: two of one role, or of one address, widen a cap",
         "datasites/hospital/evidence/verify_bundle.py",
         '        if roles != {"steward", "privacy_officer"} or len(emails) != 2:\n',
         "        if False:\n",
-        ("tests/hospital/test_evidence_entries.py",),
+        ("tests/hospital/evidence/test_evidence_entries.py",),
     ),
     Mutation(
         "evidence: a cap is widened on nobody's word",
         "datasites/hospital/evidence/verify_bundle.py",
         "        if (wider or widens) and not (widens and _names_two(fields)):\n",
         "        if wider and not widens:\n",
-        ("tests/hospital/test_evidence_entries.py",),
+        ("tests/hospital/evidence/test_evidence_entries.py",),
     ),
     Mutation(
         "evidence: a cap is widened by any record of a budget",
         "datasites/hospital/evidence/verify_bundle.py",
         "        if (wider or widens) and not (widens and _names_two(fields)):\n",
         "        if widens and not _names_two(fields):\n",
-        ("tests/hospital/test_evidence_entries.py",),
+        ("tests/hospital/evidence/test_evidence_entries.py",),
     ),
     Mutation(
         "console: a difference is looked for to its end",
@@ -1656,7 +1660,7 @@ MUTATIONS = (
         "datasites/enclave/worker_client.py",
         "        if approved is not None and count != approved:\n",
         "        if False:\n",
-        ("tests/hospital/test_running.py::test_a_worker_whose_model_has_another_size_than_approved_is_refused",),
+        ("tests/hospital/rounds/test_run.py::test_a_worker_whose_model_has_another_size_than_approved_is_refused",),
     ),
     Mutation(
         "sandbox: /proc shows what is root's",
@@ -1698,7 +1702,7 @@ MUTATIONS = (
         "datasites/hospital/budget/price_cache.py",
         'SOURCES = ("accountant.py", "events.py", "renyi.py")',
         'SOURCES = ("accountant.py", "events.py")',
-        ("tests/hospital/test_figures.py::test_all_that_the_accountant_works_with_says_which_one_it_is",),
+        ("tests/hospital/budget/test_price_cache.py::test_all_that_the_accountant_works_with_says_which_one_it_is",),
     ),
     Mutation(
         "template: a fork that fails ends all workers",
@@ -1811,7 +1815,7 @@ MUTATIONS = (
         "    examined.case.price_ahead()\n",
         "",
         (
-            "tests/hospital/test_once.py::test_rounds_are_gated_and_shown_by_what_was_priced_when_the_study_was_examined",
+            "tests/hospital/cases/test_once.py::test_rounds_are_gated_and_shown_by_what_was_priced_when_the_study_was_examined",
         ),
     ),
     Mutation(
@@ -1833,7 +1837,7 @@ MUTATIONS = (
         "datasites/hospital/setup.py",
         "    if os.geteuid() == 0 and not home.settings.run_as_root:\n",
         "    if False:\n",
-        ("tests/hospital/test_machine.py",),
+        ("tests/hospital/test_doctor.py",),
     ),
     # Beyond the usual ones.
     Mutation(
@@ -1898,14 +1902,14 @@ MUTATIONS = (
         "datasites/hospital/data/harmonise.py",
         "        if not word(cell):\n",
         "        if not word(cell) or word(cell).lower() in USUAL_FOR_MISSING:\n",
-        ("tests/hospital/test_cells.py::test_no_word_is_missing_unless_the_mapping_says_so",),
+        ("tests/hospital/data/test_cells.py::test_no_word_is_missing_unless_the_mapping_says_so",),
     ),
     Mutation(
         "table: a category's codes are numbers",
         "datasites/hospital/data/harmonise.py",
         'return word(text) if self.feature.type == "category" else code(text)',
         "return code(text)",
-        ("tests/hospital/test_cells.py::test_a_code_with_two_meanings_is_refused",),
+        ("tests/hospital/data/test_cells.py::test_a_code_with_two_meanings_is_refused",),
     ),
     Mutation(
         "table: spellings of one identifier are never compared",
@@ -1926,7 +1930,7 @@ MUTATIONS = (
         "datasites/hospital/data/harmonise.py",
         'WHOSE = "<patient>"',
         'WHOSE = "patient"',
-        ("tests/hospital/test_harmonise.py::test_a_feature_may_be_called_as_the_reader_calls_things_itself",),
+        ("tests/hospital/data/test_harmonise.py::test_a_feature_may_be_called_as_the_reader_calls_things_itself",),
     ),
     Mutation(
         "study: an odd number of bins is read",
@@ -1947,7 +1951,7 @@ MUTATIONS = (
         "datasites/hospital/people/accounts.py",
         "    # The database first: a record that somebody was entered may never stand without them.\n    commitment",
         '    site.audit.append("person_added", person=name)\n    commitment',
-        ("tests/hospital/test_full_disk.py",),
+        ("tests/hospital/test_space.py",),
     ),
     Mutation(
         "approval: what differs from it is not named",
@@ -1955,7 +1959,7 @@ MUTATIONS = (
         "    if was == now:\n        return\n    if name",
         '    if was == now or name == "dependencies":\n        return\n    if name',
         (
-            "tests/hospital/test_compliance.py::"
+            "tests/hospital/cases/test_compliance.py::"
             "test_what_differs_from_what_was_approved_is_named_with_both_values_and_accuses_nobody",
         ),
     ),
@@ -2001,14 +2005,14 @@ MUTATIONS = (
         "datasites/hospital/cases/replay.py",
         "logged = left[entry] > 0",
         "logged = True",
-        ("tests/hospital/test_replay.py::test_a_decision_that_was_changed_in_the_database_is_named",),
+        ("tests/hospital/cases/test_replay.py::test_a_decision_that_was_changed_in_the_database_is_named",),
     ),
     Mutation(
         "closing: heads of other hospitals are kept whoever signed them",
         "datasites/hospital/rounds/closing.py",
         "            if head.public_key != entry.public_key:\n",
         "            if False:\n",
-        ("tests/hospital/test_heads_of_others.py",),
+        ("tests/hospital/rounds/test_heads_of_others.py",),
     ),
     # Who signs in.
     Mutation(
@@ -2031,7 +2035,7 @@ MUTATIONS = (
         "datasites/hospital/people/roster.py",
         "if by_hand and pinned_by_hand(site.home, [entry]):",
         "if False:",
-        ("tests/hospital/test_hand_over.py",),
+        ("tests/hospital/people/test_hand_over.py",),
     ),
     Mutation(
         "hand-over: an organisation takes the agreements of another",

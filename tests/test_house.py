@@ -215,6 +215,51 @@ def test_the_datasite_process_never_loads_torch(module: str, tmp_path: Path) -> 
     assert result.stdout.strip() == "[]", result.stderr
 
 
+#: Folders of tests that are not about one room.
+ACROSS_ROOMS = {"adversarial", "e2e"}
+
+
+def test_tests_lie_where_what_they_test_lies() -> None:
+    """Each folder of tests is that of a room; in a room inside `hospital`, tests lie in that room's folder."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.relative_to(ROOT / "tests").parent
+        room = ROOT / ("policies" if folder.parts == ("policies",) else "datasites" / folder)
+        assert ACROSS_ROOMS & set(folder.parts) or room.is_dir(), f"{path} lies in no room's folder"
+
+
+#: Modules that a security review looks for first; the tests of each lie in a file of its name.
+OF_WEIGHT = (
+    "secagg/member",
+    "secagg/aggregator",
+    "aggregator/secure_sum",
+    "aggregator/run",
+    "enclave/worker_process",
+    "enclave/worker_client",
+    "enclave/sandbox",
+    "enclave/verifier",
+    "privacy/trainer",
+    "privacy/accountant",
+    "hospital/audit/log",
+    "hospital/budget/ledger",
+    "hospital/cases/review",
+    "hospital/cases/examination",
+    "hospital/rounds/release",
+    "hospital/rounds/run",
+    "hospital/rounds/setup",
+    "hospital/evidence/verify_bundle",
+    "transport/mailroom",
+    *(f"cli/{path.stem}" for path in (ROOT / "datasites/cli").glob("*.py") if not path.stem.startswith("_")),
+)
+
+
+@pytest.mark.parametrize("module", OF_WEIGHT)
+def test_a_module_of_weight_has_tests_of_its_name(module: str) -> None:
+    path = ROOT / "datasites" / module
+    tests = ROOT / "tests" / path.relative_to(ROOT / "datasites").with_name(f"test_{path.name}.py")
+    assert path.with_suffix(".py").is_file()
+    assert tests.is_file(), f"{tests} is missing"
+
+
 def test_the_top_level_holds_nothing_else() -> None:
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
     if listed.returncode != 0:

@@ -18,7 +18,7 @@ import pytest
 from datasites.enclave import processes, protocol
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker_client import Timeouts, Worker, WorkerCrashed
-from tests.enclave.test_worker import start, study
+from tests.enclave.test_worker_process import start, study
 
 Mode = Literal["required", "off"]
 

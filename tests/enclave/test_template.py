@@ -26,7 +26,7 @@ from datasites.enclave.template import Forked, Template, TemplateEnded
 from datasites.enclave.worker_client import WorkerOutOfMemory
 from tests.enclave.test_ending import CLEARING, gone, until
 from tests.enclave.test_sandbox import failed, showing
-from tests.enclave.test_worker import LIMITS, SOURCE, rows, start, study, train
+from tests.enclave.test_worker_process import LIMITS, SOURCE, rows, start, study, train
 from tests.other_user import run_as_other_user
 from tests.templates import shared
 

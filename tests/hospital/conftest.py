@@ -68,8 +68,8 @@ def one_hash_per_password() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_process_to_read_and_one_to_price() -> Iterator[None]:
-    """Each act has its own (`test_apart`); tests of what comes of it share theirs, which answers the same."""
-    from tests.hospital.kept_apart import KeptApart
+    """Each act has its own (`isolated/test_process`); tests of what comes of it share theirs, with the same answers."""
+    from tests.hospital.isolated.kept_apart import KeptApart
 
     with pytest.MonkeyPatch.context() as patch, KeptApart() as kept:
         patch.setattr(process, "Apart", kept.start)

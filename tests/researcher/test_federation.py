@@ -19,9 +19,9 @@ from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.holding import Held
 from datasites.transport.store import StoreError
+from tests.aggregator.test_distributed import written
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
 from tests.researcher.conftest import HEART
-from tests.researcher.test_distributed import written
 from tests.transport.parties import Party, make_parties
 
 EMAIL = "researcher@university.example.org"

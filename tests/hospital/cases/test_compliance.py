@@ -28,7 +28,7 @@ from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Roster
 from tests.hospital.conftest import log_pins
 from tests.hospital.desk import Desk
-from tests.hospital.test_shared_noise import manifest_of
+from tests.hospital.rounds.test_shared_noise import manifest_of
 from tests.hospital.unequal import Terms, case_of
 
 

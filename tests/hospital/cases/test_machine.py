@@ -33,9 +33,9 @@ from datasites.hospital.service import Service
 from datasites.hospital.ticks import TICK
 from datasites.study import letters
 from datasites.transport.store import NotAFile
+from tests.hospital.cases.test_submissions import another, until
 from tests.hospital.desk import Desk, turn
 from tests.hospital.running import Running
-from tests.hospital.test_submissions import another, until
 
 ASK = (
     "import sys; from pathlib import Path\n"

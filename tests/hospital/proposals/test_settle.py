@@ -33,9 +33,9 @@ from datasites.study import letters
 from datasites.study.audit_chain import AuditError, Fork, PublicHead, records
 from datasites.study.errors import DatasitesError, InputError, read_toml
 from datasites.study.identity import BadSignature, Identity
+from tests.hospital.budget.test_ledger_log import ROUND, STUDY, WHOLE, Backup, restarted, spent
 from tests.hospital.desk import Desk
 from tests.hospital.running import Running
-from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, Backup, restarted, spent
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
 #: Another study of the same training, as people enter it from its approval.

@@ -46,7 +46,7 @@ from tests.hospital import desk as review_desk
 from tests.hospital.conftest import log_pins
 from tests.hospital.desk import PASSWORD, Desk
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
-from tests.hospital.test_charges import case, manifests  # noqa: F401 (fixture)
+from tests.hospital.rounds.test_row_work import case, manifests  # noqa: F401 (fixture)
 from tests.policies.facts_of import OFFICER, STEWARD
 
 

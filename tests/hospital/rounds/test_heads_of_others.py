@@ -18,8 +18,8 @@ from datasites.study.audit_chain import KEPT_HEAD, PublicHead, records
 from datasites.study.identity import Identity, Roster
 from datasites.study.manifest import MOST_HOSPITALS
 from tests.hospital.evidence_of import Hospital
+from tests.hospital.rounds.test_run import killed_in
 from tests.hospital.running import OWN, RESEARCHER, Running
-from tests.hospital.test_running import killed_in
 
 
 def head(identity: Identity, releases: int = 3) -> PublicHead:

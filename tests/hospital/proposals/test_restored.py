@@ -38,10 +38,9 @@ from datasites.secagg.errors import JournalRolledBack
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead, records
 from datasites.study.errors import DatasitesError, InputError
+from tests.hospital.budget.test_ledger_log import ROUND, STUDY, WHOLE, Backup, Killed, restarted, spent
 from tests.hospital.desk import PASSWORD, Desk
-from tests.hospital.running import OWN, Running
-from tests.hospital.test_accounts import ROUND, STUDY, WHOLE, Backup, Killed, restarted, spent
-from tests.hospital.test_settle import (
+from tests.hospital.proposals.test_settle import (
     LOST,
     WholeHome,
     a_round,
@@ -53,6 +52,7 @@ from tests.hospital.test_settle import (
     on_sqlite,
     settled,
 )
+from tests.hospital.running import OWN, Running
 
 IN_FULL = "charged in full after a restore"
 

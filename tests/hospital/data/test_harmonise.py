@@ -17,7 +17,7 @@ from datasites.study.errors import InputError, read_toml
 from datasites.study.schema import DataModel, Feature, SchemaError
 from tests.hospital.prepared import prepare
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from heart_disease import prepare as heart  # noqa: E402

@@ -36,7 +36,7 @@ from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
 from tests.hospital.conftest import HEART
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MODEL = read_toml(HEART / "study" / "features.toml", DataModel)
 _IMPORTS = "from datasites.hospital.data.tables import parse_table; from datasites.study.errors import InputError"
 #: Code for the other end, run when all is imported and before anything is asked.

@@ -40,8 +40,8 @@ from policies.registry import Agreement, RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import PASSWORD, Desk
-from tests.hospital.test_evidence_entries import by_hand
-from tests.hospital.test_retry import Killed, kill_after, kill_before
+from tests.hospital.evidence.test_evidence_entries import by_hand
+from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
 
 DUA = """
 [[agreement]]

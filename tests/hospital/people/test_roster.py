@@ -10,9 +10,9 @@ import pytest
 from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.people.roster import pin_compared, pin_party, propose_party, revoke_party, withdraw_party
 from datasites.study.identity import IdentityError, Roster
+from tests.hospital.audit.test_entered import party
 from tests.hospital.desk import Desk
-from tests.hospital.test_entered_log import party
-from tests.hospital.test_retry import Killed, kill_after, kill_before
+from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
 
 
 def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(

@@ -49,10 +49,10 @@ from datasites.privacy.events import compose
 from datasites.privacy.sampling import held_out
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
+from tests.hospital.budget.test_ledger_log import Backup, restarted
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import Desk
-from tests.hospital.test_accounts import Backup, restarted
-from tests.hospital.test_retry import Killed
+from tests.hospital.rounds.test_round_keys import Killed
 
 SALT = b"0123456789abcdef"
 
