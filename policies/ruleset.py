@@ -7,6 +7,7 @@ lets a forbid win over any permit, so whatever they say narrows.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,38 +60,45 @@ class RuleSet:
     @classmethod
     def load(cls, shipped_dir: Path, local_dir: Path | None = None) -> RuleSet:
         """Read and check all files; raises `RuleError`."""
-        schema_text = _read(SCHEMA)
-        schema = _schema(schema_text)
         texts = {path.name: _read(path) for path in _files(shipped_dir, "shipped")}
         local = {path.name: _read(path) for path in _files(local_dir, "local")} if local_dir else {}
-        rules: list[Rule] = []
-        static: dict[str, dict[str, Any]] = {}
-        for name, text in texts.items():
-            for policy in _parse(name, text, schema):
-                rule = _shipped(name, policy)
-                _once(name, rule.id, static)
-                static[rule.id] = policy
-                if rule.id != PERMIT:
-                    rules.append(rule)
-        _complete(static, shipped_dir)
-        for name, text in local.items():
-            for policy in _parse(name, text, schema):
-                rule = _local(name, policy)
-                _once(name, rule.id, static)
-                static[rule.id] = policy
+        return _checked(_read(SCHEMA), tuple(texts.items()), tuple(local.items()), shipped_dir)
+
+
+@functools.lru_cache(maxsize=4)
+def _checked(
+    schema_text: str, texts: tuple[tuple[str, str], ...], local: tuple[tuple[str, str], ...], shipped_dir: Path
+) -> RuleSet:
+    """Check rule files, of which name and text are given; the same ones are checked once, however often people ask."""
+    schema = _schema(schema_text)
+    rules: list[Rule] = []
+    static: dict[str, dict[str, Any]] = {}
+    for name, text in texts:
+        for policy in _parse(name, text, schema):
+            rule = _shipped(name, policy)
+            _once(name, rule.id, static)
+            static[rule.id] = policy
+            if rule.id != PERMIT:
                 rules.append(rule)
-        digests = {
-            "schema": sha256_hex(schema_text.encode()),
-            "shipped": {name: sha256_hex(text.encode()) for name, text in texts.items()},
-            "local": {name: sha256_hex(text.encode()) for name, text in local.items()},
-        }
-        return cls(
-            rules=tuple(rules),
-            policies=_policy_set(static),
-            scopes=_policy_set({id: {**policy, "conditions": []} for id, policy in static.items()}),
-            schema=schema,
-            digest=sha256_hex(canonical_json(digests)),
-        )
+    _complete(static, shipped_dir)
+    for name, text in local:
+        for policy in _parse(name, text, schema):
+            rule = _local(name, policy)
+            _once(name, rule.id, static)
+            static[rule.id] = policy
+            rules.append(rule)
+    digests = {
+        "schema": sha256_hex(schema_text.encode()),
+        "shipped": {name: sha256_hex(text.encode()) for name, text in texts},
+        "local": {name: sha256_hex(text.encode()) for name, text in local},
+    }
+    return RuleSet(
+        rules=tuple(rules),
+        policies=_policy_set(static),
+        scopes=_policy_set({id: {**policy, "conditions": []} for id, policy in static.items()}),
+        schema=schema,
+        digest=sha256_hex(canonical_json(digests)),
+    )
 
 
 def _files(folder: Path, what: str) -> list[Path]:

@@ -114,15 +114,9 @@ class Partition:
 
     @classmethod
     def of_mock(cls, model: DataModel, table: pd.DataFrame) -> Self:
-        """Return mock rows in the common data model, encoded as real ones are; raise `SchemaError`.
-
-        A column `patient`, unless it is a feature of the study, says whose a row is; else each row is one patient.
-        """
-        x, y = model.encode(table)
-        features = {feature.name for feature in (*model.features, model.label)}
-        has_patients = "patient" in table.columns and "patient" not in features
-        patients = table["patient"].to_numpy() if has_patients else np.arange(len(table))
-        return cls(x=x, y=y, patients=np.unique(patients, return_inverse=True)[1].astype(np.int64))
+        """Return mock rows, encoded by `DataModel.encode_mock`; raise `SchemaError`."""
+        x, y, patients = model.encode_mock(table)
+        return cls(x=x, y=y, patients=patients)
 
     def arrays(self) -> protocol.Arrays:
         """As they travel; raises `ValueError` when rows don't match."""

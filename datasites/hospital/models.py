@@ -138,22 +138,30 @@ class BudgetFact(models.Model):
         ordering = ["id"]
 
 
-class Proposal(models.Model):
+class SecondPersonEntry(models.Model):
+    """Something that one person entered and that counts once a second one has confirmed it (`people.second_person`)."""
+
+    proposed_by = models.CharField(max_length=190)
+    proposed_at = models.DateTimeField(auto_now_add=True)
+    decided_by = models.CharField(max_length=190, blank=True)
+    decided_at = models.DateTimeField(null=True)
+
+    class Meta:
+        abstract = True
+        ordering = ["-proposed_at"]
+
+
+class Proposal(SecondPersonEntry):
     """Something that one reviewer entered and that counts once a reviewer of the other role has confirmed it."""
 
     kind = models.CharField(max_length=32)
     subject = models.CharField(max_length=200)
     terms = models.JSONField(default=dict)
     reason = models.TextField()
-    proposed_by = models.CharField(max_length=190)
     proposed_role = models.CharField(max_length=32)
-    proposed_at = models.DateTimeField(auto_now_add=True)
-    decided_by = models.CharField(max_length=190, blank=True)
-    decided_at = models.DateTimeField(null=True)
     outcome = models.CharField(max_length=9, blank=True, choices=[(k, k) for k in ("confirmed", "withdrawn")])
 
-    class Meta:
-        ordering = ["-proposed_at"]
+    class Meta(SecondPersonEntry.Meta):
         constraints = [
             models.UniqueConstraint(
                 fields=["kind", "subject"], condition=models.Q(outcome=""), name="one_open_proposal_of_a_kind"
@@ -234,19 +242,14 @@ class Round(models.Model):
         self.save(update_fields=["state", "reason", "abstention"])
 
 
-class PartyProposal(models.Model):
+class PartyProposal(SecondPersonEntry):
     """A roster entry that one person entered; the party is pinned once a second person has compared it too."""
 
     email = models.CharField(max_length=190)
     entry = models.JSONField()
-    proposed_by = models.CharField(max_length=190)
-    proposed_at = models.DateTimeField(auto_now_add=True)
-    decided_by = models.CharField(max_length=190, blank=True)
-    decided_at = models.DateTimeField(null=True)
     outcome = models.CharField(max_length=9, blank=True, choices=[(k, k) for k in ("pinned", "withdrawn")])
 
-    class Meta:
-        ordering = ["-proposed_at"]
+    class Meta(SecondPersonEntry.Meta):
         constraints = [
             models.UniqueConstraint(
                 fields=["email"], condition=models.Q(outcome=""), name="one_open_proposal_per_party"

@@ -220,6 +220,20 @@ class DataModel(Agreed):
             raise SchemaError(f"label {self.label.name}: missing in some rows; leave those rows out")
         return self._encoded(((table[name].to_numpy(), table[name].isna().to_numpy()) for name in wanted), len(table))
 
+    def encode_mock(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encode mock rows as real ones are: x and y as `encode` gives them, patients int64 (rows,) from 0 on.
+
+        A column `patient`, unless it is a feature of the study, says whose a row is; else each row is one patient.
+        Raises `SchemaError`.
+        """
+        import numpy as np
+
+        x, y = self.encode(table)
+        features = {feature.name for feature in (*self.features, self.label)}
+        has_patients = "patient" in table.columns and "patient" not in features
+        patients = table["patient"].to_numpy() if has_patients else np.arange(len(table))
+        return x, y, np.unique(patients, return_inverse=True)[1].astype(np.int64)
+
     def _encoded(self, values: Iterable[Values], rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Encode values of the features and the label, in this order, each taken when the one before is done."""
         import numpy as np

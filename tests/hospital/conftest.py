@@ -123,7 +123,7 @@ def site(home: Home, own: Identity) -> Iterator[Site]:
     from django.core.management import call_command
 
     yield begun_anew(home, own)
-    call_command("flush", verbosity=0, interactive=False)
+    call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def examined(furnished: Home, own: Identity, encoded: Path) -> dict[str, Any]:
     assert row.state == Case.State.REVIEW, row.note
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
-    call_command("flush", verbosity=0, interactive=False)
+    call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
     shutil.copytree(records_folder(furnished, row.study_hash), encoded)
     values["rehearsal"] |= {"start_ticks": 0}  # few tests look at when the first round leaves; the others don't wait
     values["listed_as"] = ""  # each test begins with a log of its own, which doesn't know the list of this one

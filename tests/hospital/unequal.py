@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,17 +141,27 @@ def open_round(
 
 
 def open_counts(
-    home: Home, datasets: Sequence[DatasetSettings], terms: Terms, *, threshold: int, survivors: int, repeats: int
-) -> Opened:
-    """The final evaluation, `repeats` times, of which the first is opened; the others are added as that one is."""
+    home: Home,
+    datasets: Sequence[DatasetSettings],
+    terms: Terms,
+    *,
+    threshold: int,
+    survivors: Sequence[int],
+    repeats: int,
+) -> Iterator[Opened]:
+    """The final evaluation, `repeats` times, of which the first is opened; the others are added as that one is.
+
+    By how many survive it, of the same draws.
+    """
     package, cases = _cases(home, datasets, terms, threshold)
     drawn = {name: counts_noise_of(case, repeats, key=name) for name, case in cases.items()}
-    number, alive = package.study.rounds + 1, list(cases)[:survivors]
-    first = _opened(package, cases, number, 1, {"counts": {name: one[0] for name, one in drawn.items()}}, survivors, 0)
-    total = np.sum([drawn[name] for name in alive], axis=0)
-    assert (first == total[0]).all()
-    ring = next(iter(cases.values())).counts_ring("final")
-    return _measured(package, ring, terms.counts_noise, drawn, total, survivors)
+    number, ring = package.study.rounds + 1, next(iter(cases.values())).counts_ring("final")
+    one = {"counts": {name: counts[0] for name, counts in drawn.items()}}
+    for alive in survivors:
+        first = _opened(package, cases, number, 1, one, alive, 0)
+        total = np.sum([drawn[name] for name in list(cases)[:alive]], axis=0)
+        assert (first == total[0]).all()
+        yield _measured(package, ring, terms.counts_noise, drawn, total, alive)
 
 
 def _cases(

@@ -16,7 +16,7 @@ from datasites.hospital.data.harmonise import WHOSE, encode, harmonise
 from datasites.hospital.data.mapping import FeatureReadiness, Mapping
 from datasites.hospital.data.plausible import findings
 from datasites.hospital.data.reading_messages import MockSeen, ReadMock, ReadTable, TableSummary
-from datasites.hospital.data.tables import Table, mock_arrays, parse_mock, parse_table
+from datasites.hospital.data.tables import Table, parse_mock, parse_table
 from datasites.hospital.isolated.frames import Numbers, texts_packed
 from datasites.hospital.isolated.inside import Answer
 from datasites.study.canonical import Agreed
@@ -87,4 +87,7 @@ def _table(wanted: ReadTable, content: bytes) -> tuple[Agreed, Numbers]:
 
 def _mock(wanted: ReadMock, content: bytes) -> tuple[Agreed, Numbers]:
     table = parse_mock(content, Path(wanted.file))
-    return MockSeen(rows=len(table)), {} if wanted.model is None else mock_arrays(table, wanted.model)
+    if wanted.model is None:
+        return MockSeen(rows=len(table)), {}
+    x, y, patients = wanted.model.encode_mock(table)
+    return MockSeen(rows=len(table)), {"x": x, "y": y, "patients": patients}

@@ -16,7 +16,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from datasites.hospital.data.cells import cell_text, readable
@@ -24,7 +23,6 @@ from datasites.hospital.data.delimited import CONTROL, Doubt, decoded, parse
 from datasites.hospital.data.reading_messages import Cells
 from datasites.hospital.dialect import Encoding, Separator
 from datasites.study.errors import InputError
-from datasites.study.schema import DataModel
 
 #: Names that pandas gives in Parquet to the row numbers of what it wrote; no content of a row.
 _ROW_NUMBERS = re.compile(r"__index_level_[0-9]+__")
@@ -82,18 +80,6 @@ def parse_mock(content: bytes, path: Path) -> pd.DataFrame:
     with readable(path, "mock"):
         file = io.BytesIO(content)
         return pd.read_parquet(file) if path.suffix.lower() == ".parquet" else pd.read_csv(file)
-
-
-def mock_arrays(table: pd.DataFrame, model: DataModel) -> dict[str, np.ndarray]:
-    """Return mock rows in the common data model, encoded as real ones are: x, y and patients; raises `SchemaError`.
-
-    A column `patient`, unless it is a feature of the study, says whose a row is; else each row is one patient.
-    """
-    x, y = model.encode(table)
-    features = {feature.name for feature in (*model.features, model.label)}
-    has_patients = "patient" in table.columns and "patient" not in features
-    patients = table["patient"].to_numpy() if has_patients else np.arange(len(table))
-    return {"x": x, "y": y, "patients": np.unique(patients, return_inverse=True)[1].astype(np.int64)}
 
 
 def _parquet(content: bytes, path: Path) -> Table:

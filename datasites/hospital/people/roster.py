@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 
 from datasites.hospital.audit.bindings import bind, party_content
 from datasites.hospital.audit.entered import pinned_by_hand, require_proposed, tell
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
+from datasites.hospital.people.second_person import decide, waiting_entry
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from datasites.study.files import held
@@ -70,7 +70,7 @@ def pin_party(site: Site, person: Actor, number: int, fingerprint: str) -> Roste
     """
     _check_role(person)
     with transaction.atomic(), _roster(site) as change:
-        proposal = _open_proposal(number)
+        proposal = waiting_entry(PartyProposal, number, "look at the roster again")
         entry = RosterEntry.model_validate(proposal.entry)
         if same_identity(person.name, proposal.proposed_by):
             raise ReviewError(f"party {entry.email}: {person.name} entered it; a second person compares and pins it")
@@ -82,7 +82,7 @@ def pin_party(site: Site, person: Actor, number: int, fingerprint: str) -> Roste
         _check_complete(entry)
         require_proposed(site.home, entry, person.name)
         change(lambda roster: _pinned(site, roster, entry, person.name))
-        _decide(proposal, person, "pinned")
+        decide(proposal, person, "pinned")
     return entry
 
 
@@ -144,7 +144,7 @@ def withdraw_party(site: Site, person: Actor, number: int) -> None:
     """
     _check_role(person)
     with transaction.atomic(), _roster(site):
-        proposal = _open_proposal(number)
+        proposal = waiting_entry(PartyProposal, number, "look at the roster again")
         email, entry = proposal.email, RosterEntry.model_validate(proposal.entry)
         if entry in Roster.load(site.home.roster).entries:
             raise ReviewError(
@@ -155,7 +155,7 @@ def withdraw_party(site: Site, person: Actor, number: int) -> None:
         if not pinned_by_hand(site.home, [entry]):
             reason = "withdrawn, while its pinning was interrupted"
             site.audit.append("unpinned", email=email, reason=reason, person=person.name)
-        _decide(proposal, person, "withdrawn")
+        decide(proposal, person, "withdrawn")
         site.audit.append("party_withdrawn", email=email, person=person.name)
 
 
@@ -202,18 +202,6 @@ def _check_complete(entry: RosterEntry) -> None:
 
 def _check_role(person: Actor) -> None:
     require_reviewer(person, f"the roster is kept by {' and '.join(REVIEWERS)}")
-
-
-def _open_proposal(number: int) -> PartyProposal:
-    proposal = PartyProposal.objects.select_for_update().filter(pk=number, outcome="").first()
-    if proposal is None:
-        raise ReviewError(f"entry {number}: does not wait for anybody (any more); look at the roster again")
-    return proposal
-
-
-def _decide(proposal: PartyProposal, person: Actor, outcome: str) -> None:
-    proposal.outcome, proposal.decided_by, proposal.decided_at = outcome, person.name, timezone.now()
-    proposal.save(update_fields=["outcome", "decided_by", "decided_at"])
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 
 from datasites.hospital.audit.bindings import bind, proposal_content
 from datasites.hospital.audit.entered import require_asked
@@ -22,6 +21,7 @@ from datasites.hospital.data import withdrawal
 from datasites.hospital.data.patients import listed
 from datasites.hospital.models import LedgerEntry, Population, Proposal
 from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
+from datasites.hospital.people.second_person import decide, waiting_entry
 from datasites.hospital.proposals.restored import Lost, LostStudy, require_enough, settle
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
@@ -94,7 +94,7 @@ def confirm(site: Site, person: Actor, number: int) -> Proposal:
     """
     _check_role(person)
     with transaction.atomic():
-        proposal = _open(number)
+        proposal = waiting_entry(Proposal, number, "see `datasites budget waiting`")
         if same_identity(person.name, proposal.proposed_by) or person.role == proposal.proposed_role:
             raise ReviewError(
                 f"entry {number}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person of "
@@ -102,7 +102,7 @@ def confirm(site: Site, person: Actor, number: int) -> Proposal:
             )
         asked = require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
         proposal.reason = str(asked.fields["reason"])
-        _decide(proposal, person, "confirmed")
+        decide(proposal, person, "confirmed")
         EFFECTS[proposal.kind](site, proposal, (str(asked.fields["person"]), person.name))
         # From here on it waits for nobody, whatever the database says.
         site.audit.append("proposal_confirmed", what=proposal.kind, subject=proposal.subject, person=person.name)
@@ -113,8 +113,8 @@ def withdraw(site: Site, person: Actor, number: int) -> None:
     """Drop an entry that waits; one person is enough, since it only narrows."""
     _check_role(person)
     with transaction.atomic():
-        proposal = _open(number)
-        _decide(proposal, person, "withdrawn")
+        proposal = waiting_entry(Proposal, number, "see `datasites budget waiting`")
+        decide(proposal, person, "withdrawn")
         site.audit.append("proposal_withdrawn", what=proposal.kind, subject=proposal.subject, person=person.name)
 
 
@@ -215,15 +215,3 @@ def _propose(site: Site, person: Actor, kind: str, subject: str, terms: dict[str
 
 def _check_role(person: Actor) -> None:
     require_reviewer(person, f"this needs {' and '.join(REVIEWERS)}")
-
-
-def _open(number: int) -> Proposal:
-    proposal = Proposal.objects.select_for_update().filter(pk=number, outcome="").first()
-    if proposal is None:
-        raise ReviewError(f"entry {number}: does not wait for anybody (any more); see `datasites budget waiting`")
-    return proposal
-
-
-def _decide(proposal: Proposal, person: Actor, outcome: str) -> None:
-    proposal.outcome, proposal.decided_by, proposal.decided_at = outcome, person.name, timezone.now()
-    proposal.save(update_fields=["outcome", "decided_by", "decided_at"])

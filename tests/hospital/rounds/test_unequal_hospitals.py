@@ -37,10 +37,9 @@ def test_counts_hold_the_noise_that_all_were_charged_for(home: Home, heart: Data
     with pytest.raises(PlanError, match="that fits") as caught:
         open_round(home, [heart, heart, heart, stricter], Terms(), threshold=3, survivors=4)
     terms = Terms().fitting(caught.value)
-    for survivors in (3, 4):
-        protects(
-            open_counts(home, [heart, heart, heart, stricter], terms, threshold=3, survivors=survivors, repeats=16_667)
-        )
+    hospitals = [heart, heart, heart, stricter]
+    for opened in open_counts(home, hospitals, terms, threshold=3, survivors=(3, 4), repeats=16_667):
+        protects(opened)
 
 
 @pytest.mark.parametrize(("threshold", "survivors"), [(3, 3), (3, 4)])
