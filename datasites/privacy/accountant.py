@@ -25,7 +25,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from dp_accounting import DpEvent, GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
-from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dp_accounting.rdp import RdpAccountant
 
 from datasites.privacy import renyi
@@ -34,7 +35,8 @@ from datasites.privacy.renyi import ORDERS, require_delta
 
 RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
 
-#: PLD: grid points per Renyi bound, so that the figure is within about a thousandth; more of them for long studies.
+#: PLD: least number of grid points per Renyi bound, so that the figure is within about a thousandth; more of them for
+#: long studies.
 GRID, LONG, FINEST_GRID = 10_000, 20_000, 100_000
 #: Beyond this nobody needs a tight figure, and a distribution of losses would be large: the Renyi bound is returned.
 LOOSE = 1_000.0
@@ -58,10 +60,30 @@ def _epsilon_pld(event: Event, delta: float, points: int) -> float:
         return bound
     steps = sum(charge.count for charge in event)
     grid = points * min(FINEST_GRID / GRID, math.sqrt(max(1.0, steps / LONG)))
-    accountant = PLDAccountant(RELATION, value_discretization_interval=max(bound, 1e-6) / grid)
+    # A power of two, so that a study's first rounds and all of it share what one step loses.
+    interval = 2.0 ** math.floor(math.log2(max(bound, 1e-6) / grid))
+    losses = privacy_loss_distribution.identity(value_discretization_interval=interval)
     for charge in event:
-        accountant.compose(_priced_as(charge))
-    return float(accountant.get_epsilon(delta))
+        losses = losses.compose(_losses(charge, interval))
+    return float(losses.get_epsilon_for_delta(delta))
+
+
+def _losses(charge: Charge, interval: float) -> PrivacyLossDistribution:
+    """Return how the privacy losses of all its steps together are distributed, on a grid of this interval."""
+    if charge.mechanism == "poisson_sampled_gaussian":
+        one = _losses_of_a_step(charge.noise_multiplier, charge.sampling_rate, interval)
+        return one.self_compose(charge.count)
+    return _losses_of_a_step(charge.noise_multiplier / math.sqrt(charge.count), 1.0, interval)
+
+
+@lru_cache(maxsize=64)
+def _losses_of_a_step(noise_multiplier: float, sampling_rate: float, interval: float) -> PrivacyLossDistribution:
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        standard_deviation=noise_multiplier,
+        sampling_prob=sampling_rate,
+        value_discretization_interval=interval,
+        neighboring_relation=RELATION,
+    )
 
 
 def epsilon_rdp(events: Iterable[Event], delta: float) -> float:

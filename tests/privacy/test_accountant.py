@@ -5,12 +5,15 @@ from collections.abc import Iterable
 
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from datasites.privacy.accountant import (
+    RELATION,
+    _losses_of_a_step,
     _priced_as,
     epsilon_at_order,
     epsilon_pld,
@@ -67,6 +70,38 @@ def test_pld_agrees_with_opacus_prv_and_is_below_rdp(z, q, steps, delta):
     tight = epsilon_pld([event], delta)
     assert tight == pytest.approx(theirs.get_epsilon(delta, eps_error=0.005), abs=0.02)
     assert tight < epsilon_rdp([event], delta)
+
+
+def sampled(multiplier: float, rate: float, count: int) -> Charge:
+    return Charge(mechanism="poisson_sampled_gaussian", noise_multiplier=multiplier, sampling_rate=rate, count=count)
+
+
+def plain(multiplier: float, count: int) -> Charge:
+    return Charge(mechanism="gaussian", noise_multiplier=multiplier, count=count)
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        (sampled(1.1, 0.3, 30),),
+        (sampled(1.1, 0.3, 30), plain(4.0, 3)),
+        (plain(2.5, 1), sampled(0.9, 0.01, 400)),
+    ],
+)
+def test_pld_is_the_librarys_own_accountants(study: Event) -> None:
+    """Put together by hand, so that steps are shared, of what the library's accountant puts together."""
+    theirs = PLDAccountant(RELATION, value_discretization_interval=2.0**-14)
+    for charge in study:
+        theirs.compose(_priced_as(charge))
+    assert epsilon_pld([study], 1e-5) == pytest.approx(theirs.get_epsilon(1e-5), rel=1e-3)
+
+
+def test_rounds_of_a_study_share_what_a_step_loses() -> None:
+    """Else each number of rounds is priced anew, a hundred milliseconds each, at every approval."""
+    _losses_of_a_step.cache_clear()
+    for rounds in range(1, 17):
+        epsilon_pld([(sampled(1.3, 0.3, 2 * rounds),)], 1e-5)
+    assert _losses_of_a_step.cache_info().misses <= 4
 
 
 def test_history_over_studies_adds_up():
