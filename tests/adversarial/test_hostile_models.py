@@ -259,6 +259,7 @@ def _run(sandbox, tmp_path, models, limits, port, name):
     return results, unchanged and [path.name for path in bait_folder.iterdir()] == ["bait.txt"]
 
 
+@pytest.mark.slow
 def test_the_sandbox_holds_with_the_verifier_off(tmp_path):
     package = Path(loader.__file__).parent.parent
     sources = {path: path.read_bytes() for path in package.glob("privacy/*.py")}

@@ -69,6 +69,7 @@ def test_the_step_is_the_opened_sum_by_the_studys_divisor(federation: Federation
     assert report.result(run)["rounds"][0]["metrics"]["update_norm"] == run.state.rounds[0].update_norm
 
 
+@pytest.mark.slow
 def test_what_hospitals_say_of_their_noise_is_not_what_intervals_rest_on(federation: Federation) -> None:
     """Each says sd 1.0; what a survivor adds is a term of the study."""
     gone = federation.hospitals["datasite@va.example.org"]

@@ -158,6 +158,7 @@ def test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run(
     assert bundle.read_bytes() == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_crowded", [False, True])
 def test_whoever_answers_an_older_round_after_all_is_waited_for_again(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, is_crowded: bool

@@ -99,6 +99,7 @@ def test_every_command_is_run(runs: list[Run]) -> None:
     assert not any(modules & NEVER for modules in MAY.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DATABASE != "sqlite", reason="the commands' own imports, whatever the database")
 def test_a_command_that_prices_nothing_loads_nothing_to_price_with(runs: list[Run]) -> None:
     """Nor PySyft or what reads a store; all such commands together, and so each."""

@@ -300,6 +300,7 @@ def start_hospital(hospital: Party, roster: Path) -> subprocess.Popen:
     return subprocess.Popen([*command, RESEARCHER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.waits
 def test_three_hospitals_in_processes_of_their_own_one_killed_again_and_again(parties, tmp_path):
     """Kill -9 at moments spread over start, sync and decision: every submission is decided once, nothing is refused."""

@@ -65,6 +65,7 @@ def test_a_worker_is_not_blamed_for_it(tmp_path: Path, monkeypatch: pytest.Monke
         start(folder, Sandbox())
 
 
+@pytest.mark.slow
 def test_model_code_cannot_make_it_look_so(tmp_path: Path) -> None:
     """It prints what bubblewrap would, and crashes before the first answer."""
     forged = CRASHING.replace('print("row: 63")', 'print("bwrap: No permissions to create new namespace")')

@@ -123,6 +123,7 @@ WORKING = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [(), ("template",)], ids=["sandbox", "template"])
 def test_a_worker_runs_in_its_group_or_not_at_all(subtree: Path, tmp_path: Path, template: tuple[str, ...]) -> None:
     done = in_group(subtree, WORKING, str(study(tmp_path / "study", SOURCE)), *template)

@@ -171,6 +171,7 @@ def test_the_model_is_clean_and_uses_all_the_syntax_there_is():
     assert used >= HANDLED
 
 
+@pytest.mark.slow
 def test_every_place_for_an_expression_is_judged():
     unseen, count = [], 0
     for place, written in _variants(MODEL, "(0).__class__"):
@@ -182,6 +183,7 @@ def test_every_place_for_an_expression_is_judged():
     assert count > 300
 
 
+@pytest.mark.slow
 def test_every_call_from_where_rows_are_seen_is_in_the_call_graph():
     """`remember` keeps what it is given: fine while a model is built, refused as soon as `forward` can reach it."""
     unseen, count = [], 0

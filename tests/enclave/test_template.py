@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -216,6 +217,7 @@ worker_process.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -228,6 +230,7 @@ def test_what_could_not_be_forked_safely_is_not_forked(change: str, words: str) 
     assert words in said(CHANGED_IN_SERVE.format(change))
 
 
+@pytest.mark.slow
 def test_where_none_can_be_forked_each_gets_a_sandbox_of_its_own(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,6 +268,7 @@ def test_without_a_filter_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> 
     assert "filter" in Template().fork_refusal
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_template_and_another_follows(folder: Path) -> None:
     source = Template(CONFIG)
     try:
@@ -309,12 +313,18 @@ worker_process.main()
 """
 
 
-def test_what_a_worker_loads_late_is_found_where_python_lies_below_tmp(tmp_path: Path) -> None:
-    (tmp_path / "found_late.py").touch()
-    assert tmp_path.is_relative_to("/tmp"), "else this shows nothing"
-    source = Changed(LATE.replace("FOLDER", repr(str(tmp_path))))
+@pytest.fixture
+def below_tmp() -> Iterator[str]:
+    """A folder where a sandbox has its own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield folder
+
+
+def test_what_a_worker_loads_late_is_found_where_python_lies_below_tmp(below_tmp: str) -> None:
+    (Path(below_tmp) / "found_late.py").touch()
+    source = Changed(LATE.replace("FOLDER", repr(below_tmp)))
     command = source.sandbox.command
-    source.sandbox.command = lambda *a, **o: showing(str(tmp_path))(command(*a, **o))  # type: ignore[method-assign]
+    source.sandbox.command = lambda *a, **o: showing(below_tmp)(command(*a, **o))  # type: ignore[method-assign]
     try:
         process = source.process()
         process.wait(30)
@@ -349,6 +359,7 @@ print(sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_while_rows_are_at_work() -> None:
     """When it is, and whether, could follow from a row."""
     command = [sys.executable, "-c", WORKING, SOURCE]
@@ -435,6 +446,7 @@ worker_process.main()
 """
 
 
+@pytest.mark.slow
 def test_no_two_workers_draw_the_same_but_for_what_models_are_built_with() -> None:
     """Each hospital builds a model with the same numbers, as a process that was started anew does."""
     source, drawn = Changed(DRAWING), []

@@ -490,6 +490,7 @@ def build_model(n_features, **config):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.waits
 def test_a_crash_has_a_name_and_what_it_printed_is_in_the_log(tmp_path):
     folder = study(tmp_path / "study", CRASHING)
@@ -527,6 +528,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.waits
 @pytest.mark.parametrize("source", ["sandbox", "template"])
 def test_it_dies_with_the_datasite(tmp_path, source):

@@ -46,6 +46,7 @@ def test_allowed_root_is_warned_of(site: Site) -> None:
     assert (check.state, "runs as root" in check.message) == ("warn", True)
 
 
+@pytest.mark.slow
 def test_any_other_user_serves_without_a_word() -> None:
     code = """
         from pathlib import Path

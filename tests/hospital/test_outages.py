@@ -219,6 +219,7 @@ def test_an_abstention_is_decided_logged_and_said_once(
     assert running.heard(1, letters.MASKED) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, kind: str) -> None:
     """One reservation, whatever broke: the person reads the case again, and approves it again where it is not."""
@@ -239,6 +240,7 @@ def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, 
     require_one_book(desk.site)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
     service: Service,

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = 12 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.waits
 def test_people_are_entered_once_or_not_at_all_on_a_disk_that_fills_up(tmp_path: Path) -> None:
     disk = tmp_path / "disk"

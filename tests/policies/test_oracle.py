@@ -7,6 +7,7 @@ control depends on another one, or one of the two says something that nobody mea
 import datetime
 from typing import Any
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -250,6 +251,7 @@ def expected(f: Facts) -> set[str]:
     return denied
 
 
+@pytest.mark.slow
 @given(facts())
 @settings(max_examples=600)
 def test_cedar_and_plain_python_agree(f: Facts) -> None:

@@ -52,6 +52,7 @@ def figures_in(error: PlanError) -> dict[str, float]:
     return {name: float(figure) for name, figure in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STRICTER)
 def test_a_stricter_hospital_refuses_and_names_the_study_that_it_would_take(kind: str) -> None:
     """Noise of its own would not make up for what the others don't add: it charged 0.50 and had 0.74."""

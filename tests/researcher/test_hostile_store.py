@@ -19,6 +19,7 @@ from tests.transport.hostile_store import POINTS, TRICKS
 pytestmark = pytest.mark.waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["round", "masked"])
 def test_a_lost_letter_costs_seconds_and_not_the_round(tmp_path: Path, point: str) -> None:
     """It is put again, by the researcher and by a hospital, while its answer is waited for."""

@@ -61,6 +61,7 @@ def check(n, terms, data):
     assert_exact(result, inputs)
 
 
+@pytest.mark.slow
 @given(cohorts(12), st.data())
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_dropouts_that_leave_the_threshold(case, data):

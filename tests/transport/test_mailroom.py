@@ -340,6 +340,7 @@ for round in range(1, 1000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.waits
 def test_kill_9_while_sending_leaves_each_letter_absent_or_whole_and_sent_once(parties, tmp_path):
     """I6: at 8 moments. What was sent again afterwards is what was sent before; nothing is half there."""

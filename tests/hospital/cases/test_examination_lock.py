@@ -64,6 +64,7 @@ def beside(act: Any) -> Future[Case]:
     return in_a_thread(run)
 
 
+@pytest.mark.slow
 def test_a_second_recheck_is_refused_at_once_and_prepares_nothing(desk: Desk, staging: Staging) -> None:
     """In this process and in another one; of another case, and of the same."""
     first = beside(lambda: examination.recheck(desk.site, desk.row.pk))
@@ -82,6 +83,7 @@ def test_a_second_recheck_is_refused_at_once_and_prepares_nothing(desk: Desk, st
     assert examination.recheck(desk.site, desk.row.pk).state == Case.State.REVIEW, "and is there again afterwards"
 
 
+@pytest.mark.slow
 def test_a_case_that_is_being_taken_in_is_not_examined_beside_that(desk: Desk, staging: Staging) -> None:
     sent = job(**{"study.toml": job().files["study.toml"].replace(b"IRB-2026-017", b"IRB-another")})
     first = beside(lambda: examination.admit(desk.site, replace(sent, name="another")))

@@ -64,6 +64,7 @@ def stopped(worker: Worker) -> bool:
     return all(fields[0] == "T" for fields in stats)
 
 
+@pytest.mark.slow
 @pytest.mark.waits
 def test_a_rehearsal_gets_no_processor_and_loses_no_time_while_a_round_is_at_work(desk: Desk) -> None:
     halt, round_of_another = Halt(), AtWork(desk.site.home)

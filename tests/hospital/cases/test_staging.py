@@ -95,6 +95,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", range(5))  # 4: after the files, and before the case's row
 def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
     desk: Desk,

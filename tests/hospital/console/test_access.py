@@ -58,6 +58,7 @@ def test_every_address_has_a_row() -> None:
     assert {pattern.name for pattern in get_resolver().url_patterns} == set(TABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["", *PEOPLE])
 def test_each_role_opens_what_it_may_and_nothing_else(console: Console, role: str) -> None:
     for name, (path, methods, roles) in TABLE.items():

@@ -32,6 +32,7 @@ WORDS = st.one_of(
 ADDRESSES = [(name, method) for name, (_, methods, _) in sorted(TABLE.items()) for method in sorted(methods)]
 
 
+@pytest.mark.slow
 def test_no_form_and_no_parameter_is_a_500(console: Console) -> None:
     console.desk.agree()
     clients = {role: console.client(name) for role, name in PEOPLE.items()}

@@ -44,6 +44,7 @@ def nothing_kept(console: Console) -> Iterator[None]:
     assert kept(console) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", get_args(Away))
 def test_a_provider_that_goes_away_at_ten_points_of_a_review(
     console: Console, liar: Liar, how: Away, caplog: pytest.LogCaptureFixture

@@ -68,6 +68,7 @@ call_command("makemigrations", check=True, dry_run=True)
 """
 
 
+@pytest.mark.slow
 def test_behind_a_proxy_the_deployment_check_finds_nothing(tmp_path: Path) -> None:
     (tmp_path / "datasite.toml").write_text(
         'organisation = "A"\nemail = "a@a.example.org"\nstore = "s"\n'
@@ -78,6 +79,7 @@ def test_behind_a_proxy_the_deployment_check_finds_nothing(tmp_path: Path) -> No
     assert "no issues" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.waits
 def test_init_shows_the_first_admins_password_once(tmp_path: Path) -> None:
     import re

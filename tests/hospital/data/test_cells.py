@@ -173,6 +173,7 @@ def without(rows: Rows, patient: str) -> Rows:
     return [row for row in rows if row[0] != patient]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", FORMATS)
 @given(data=st.data())
 def test_a_patient_who_leaves_changes_no_bit_of_anybody_else(read: Format, data: st.DataObject) -> None:

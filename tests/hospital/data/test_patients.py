@@ -161,6 +161,7 @@ def both_sides(case: OpenCase) -> bool:
     return [asked[partition].event for partition in ("training", "held_out")] == [whole, whole]
 
 
+@pytest.mark.slow
 def test_without_a_patient_column_both_sides_are_charged_the_sum_within_the_studys_epsilon(
     desk: Desk,
     files: Callable[[str, str, str], None],

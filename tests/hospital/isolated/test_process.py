@@ -293,6 +293,7 @@ def test_where_none_can_be_started_whoever_asks_is_told(furnished: Home, monkeyp
         reader.rows(furnished.dataset("heart"))
 
 
+@pytest.mark.slow
 def test_what_is_priced_apart_is_what_is_priced_here(furnished: Home) -> None:
     study = StudyPackage.read(HEART / "study").study
     limits = HospitalLimits(2.0, 1e-5, 0.25)

@@ -18,6 +18,7 @@ def protects(opened: Opened) -> None:
     assert opened.of_priced >= 0.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_is_what_all_were_charged_for_or_nobody_is(home: Home, heart: DatasetSettings, kind: str) -> None:
     """Each once charged by its own limits: with study_epsilon 0.5 here and 3 there it charged 0.50 and had 0.74."""
@@ -31,6 +32,7 @@ def test_noise_is_what_all_were_charged_for_or_nobody_is(home: Home, heart: Data
     protects(open_round(home, datasets, terms, threshold=4, survivors=4, seed=kind))
 
 
+@pytest.mark.long
 def test_counts_hold_the_noise_that_all_were_charged_for(home: Home, heart: DatasetSettings) -> None:
     """16,667 evaluations of 12 cells, of which one is masked and opened, among a stricter hospital and others."""
     stricter = heart.model_copy(update=KINDS["stricter study_epsilon"][0])
@@ -42,6 +44,7 @@ def test_counts_hold_the_noise_that_all_were_charged_for(home: Home, heart: Data
         protects(opened)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "survivors"), [(3, 3), (3, 4)])
 def test_noise_grows_with_survivors_as_stated(
     home: Home, heart: DatasetSettings, threshold: int, survivors: int
@@ -51,6 +54,7 @@ def test_noise_grows_with_survivors_as_stated(
     protects(opened)
 
 
+@pytest.mark.slow
 def test_a_hospital_that_dies_between_the_waves_takes_no_noise_with_it(home: Home, heart: DatasetSettings) -> None:
     protects(open_round(home, [heart] * 4, Terms(), threshold=3, survivors=4, dead_between=1))
 
