@@ -43,7 +43,7 @@ def test_the_service_the_doctor_and_a_command_say_the_same(
     assert away(*outage).startswith(begins)
     assert away(*outage).endswith("check the network and the store; nothing is lost"), "it is tried again by itself"
     monkeypatch.setattr(doctor, "open_store", lambda home: lost)
-    found = next(check for check in doctor.examine(site) if check.name == "store")
+    found = next(check for check in doctor.examine(site, ["store"]) if check.name == "store")
     assert found.state == "bad"
     assert found.message.startswith(begins)
     monkeypatch.setattr(datasites.cli, "app", lambda **_: put(lost))

@@ -62,7 +62,7 @@ def noticed(site: Site, words: str) -> None:
         with pytest.raises(AccountsDiffer, match=words) as caught:
             act()
         assert "datasites budget restored" in str(caught.value)
-    accounts = [check for check in doctor(site) if check.name == "accounts"]
+    accounts = [check for check in doctor(site, ["accounts"]) if check.name == "accounts"]
     assert any(check.state == "bad" and "datasites budget restored" in check.message for check in accounts)
 
 
