@@ -36,6 +36,7 @@ the same when its message changes. The tree, with the module of each (`tests/tes
       NotToUndo               hospital.data.withdrawal
       OtherSpellings          hospital.cases.consent
       SamePatients            hospital.data.patients
+    MayNotRun                 hospital.cases.examination
     NotApproved               researcher.federation
     OtherKeys                 hospital.rounds.setup
       LostKeys                hospital.rounds.setup

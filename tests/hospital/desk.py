@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from datasites.control.syft import SubmittedJob
@@ -19,6 +20,16 @@ from tests.agreements import agreements
 from tests.hospital.conftest import HEART
 
 PASSWORD = "a long enough passphrase"
+NO_SANDBOX = f"""
+[[agreement]]
+id = "no-sandbox"
+kind = "risk_acceptance"
+parties = ["Cleveland"]
+services = ["no_sandbox"]
+effective = 2026-01-01
+expires = 2099-12-31
+document = "{"ab" * 32}"
+"""
 
 
 def job(**files: bytes) -> SubmittedJob:
@@ -49,6 +60,19 @@ class Desk:
         file = self.site.home.root / "agreements.toml"
         file.write_text(agreements("Cleveland", features or names, expires=expires, transport=transport))
         for id, version in enter_agreements(self.site, self.login("ann"), file):
+            confirm_agreement(self.site, self.login("bob"), id, version)
+
+    def without_sandbox(self) -> Site:
+        """The same datasite, whose operator has switched the sandbox off."""
+        settings = self.site.home.settings
+        off = settings.model_copy(update={"sandbox": settings.sandbox.model_copy(update={"mode": "off"})})
+        return replace(self.site, home=replace(self.site.home, settings=off))
+
+    def accept_no_sandbox(self, *, confirmed: bool = True) -> None:
+        file = self.site.home.root / "risk.toml"
+        file.write_text(NO_SANDBOX)
+        ((id, version),) = enter_agreements(self.site, self.login("ann"), file)
+        if confirmed:
             confirm_agreement(self.site, self.login("bob"), id, version)
 
     def login(self, name: str) -> Actor:

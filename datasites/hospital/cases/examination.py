@@ -23,7 +23,6 @@ from django.db import transaction
 from django.db.models import Q
 
 from datasites.enclave.protocol import PartitionName
-from datasites.enclave.template import Template
 from datasites.enclave.verifier import verify
 from datasites.enclave.worker_client import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital.audit.log import Value
@@ -81,6 +80,17 @@ _NOT_ITS_OWN = (StoreError, AuditError, *DATABASE_AWAY)
 _MEND = "correct it and run `datasites review recheck`"
 
 
+class MayNotRun(DatasitesError):
+    """There is no sandbox, and no risk acceptance in force under which submitted code may run all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the sandbox is off, so submitted code does not run before two people have accepted that risk; set `mode = "
+            '"required"` under [sandbox], or enter and confirm a risk acceptance for no_sandbox, and examine the case '
+            "again"
+        )
+
+
 @dataclasses.dataclass
 class _Examined:
     """How far an examination has come: records that must be kept or dropped, and the case to ask the policies about.
@@ -95,18 +105,21 @@ class _Examined:
 
 
 def start_worker(
-    template: Template,
+    site: Site,
     case: OpenCase,
     data: dict[PartitionName, Partition],
     seconds: float,
     began: Callable[[Worker], None] | None = None,
 ) -> Worker:
-    """Start a sandboxed worker on what `open_case` found to be approved; raises `WorkerError` or `SandboxUnavailable`.
+    """Start a sandboxed worker on what `open_case` found to be approved: the one place where submitted code begins.
 
+    Raises `MayNotRun` where there is no sandbox and nobody has accepted that, `WorkerError`, or `SandboxUnavailable`.
     seconds: wall time for one request to train or evaluate. began: as in `Worker.start`.
     """
+    if not compliance.may_run_code(site.home, case):
+        raise MayNotRun
     return Worker.start(
-        template,
+        site.template,
         case.package.source,
         n_features=len(case.package.data_model.columns),
         config=case.study.model,
@@ -220,10 +233,10 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
     Whether the records fit is for people here alone. The log holds the same records either way, of code, mock rows and
     policies, since its heads leave with other studies' releases (I16).
     """
-    home, examined = site.home, _Examined()
+    examined = _Examined()
     try:
         try:
-            _examine(home, row, examined, halt, site.template)
+            _examine(site, row, examined, halt)
         except _NOT_ITS_OWN:
             raise
         except Exception as error:
@@ -330,11 +343,12 @@ def _check_belongs_here(home: Home, package: StudyPackage, job: SubmittedJob) ->
         raise InputError(f"study {package.digest()[:12]}: submitted before; see its case")
 
 
-def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: Template) -> None:
+def _examine(site: Site, row: Case, examined: _Examined, halt: Halt) -> None:
     """Examine into `row`, unsaved, and stage the encoded records beside those of an earlier examination.
 
     Where the records don't fit, the case can't be reviewed, and all else is examined nevertheless.
     """
+    home = site.home
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
     listed = sum(one.declared_records for one in home.settings.datasets)
@@ -366,7 +380,7 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: T
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
     case = open_case(home, row, prepared)
-    row.rehearsal = {} if row.findings else _rehearse_once(home, case, mock, row.rehearsal, halt, template)
+    row.rehearsal = {} if row.findings else _rehearse_once(site, case, mock, row.rehearsal, halt)
     measured = {name: row.rehearsal[name] for name in ("ticks", "parameters") if name in row.rehearsal}
     terms = terms.model_copy(update=measured)
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
@@ -375,11 +389,6 @@ def _examine(home: Home, row: Case, examined: _Examined, halt: Halt, template: T
     if examined.staged is None:
         row.terms, row.approval_hash = {}, ""
 
-
-_NO_SANDBOX = (
-    "the sandbox is off, so submitted code does not run before two people have accepted that risk; set `mode = "
-    '"required"` under [sandbox], or enter and confirm a risk acceptance for no_sandbox, and examine the case again'
-)
 
 #: Mock rows, or why there are none.
 Mock = Partition | DatasitesError
@@ -393,9 +402,7 @@ def _mock_of(reader: TableReader, dataset: DatasetSettings, model: DataModel) ->
         return error
 
 
-def _rehearse_once(
-    home: Home, case: OpenCase, mock: Mock, before: dict[str, Any], halt: Halt, template: Template
-) -> dict[str, Any]:
+def _rehearse_once(site: Site, case: OpenCase, mock: Mock, before: dict[str, Any], halt: Halt) -> dict[str, Any]:
     """Return what training on mock rows has shown, or showed before if it passed and rests on the same (`rests_on`).
 
     One that failed is done again: a machine under load may have failed it. What is kept shows no more of rows than what
@@ -403,10 +410,10 @@ def _rehearse_once(
     mock and this machine. The records are not among it, so that neither is whether this takes minutes or none: how long
     an examination takes would tell whether the table has changed.
     """
-    rests_on = _rests_on(home, case, mock)
+    rests_on = _rests_on(site.home, case, mock)
     if (before.get("outcome"), before.get("rests_on")) == ("passed", rests_on):
         return before
-    return {**_rehearse(home, case, mock, halt, template), "rests_on": rests_on}
+    return {**_rehearse(site, case, mock, halt), "rests_on": rests_on}
 
 
 def _rests_on(home: Home, case: OpenCase, mock: Mock) -> str:
@@ -429,35 +436,34 @@ def _rests_on(home: Home, case: OpenCase, mock: Mock) -> str:
     )
 
 
-def _rehearse(home: Home, case: OpenCase, mock: Mock, halt: Halt, template: Template) -> dict[str, Any]:
+def _rehearse(site: Site, case: OpenCase, mock: Mock, halt: Halt) -> dict[str, Any]:
     """Return what training on mock rows has shown; `ticks`, by the time on invented rows; the model's `parameters`; and
     `start_ticks` that a worker took to start, less the time in which it stood still, and at most for `_LONGEST_START`.
 
     Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.
     """
-    with standing_back(home) as stand_back:
+    with standing_back(site.home) as stand_back:
 
         def began(worker: Worker) -> None:
             halt.watch(worker)
             stand_back(worker)
 
-        return _rehearsed(home, case, mock, began, template)
+        return _rehearsed(site, case, mock, began)
 
 
-def _rehearsed(
-    home: Home, case: OpenCase, mock: Mock, began: Callable[[Worker], None], template: Template
-) -> dict[str, Any]:
+def _rehearsed(site: Site, case: OpenCase, mock: Mock, began: Callable[[Worker], None]) -> dict[str, Any]:
+    home = site.home
     if isinstance(mock, SchemaError):
         path = home.root / case.dataset.mock
         remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} again"
         return {"outcome": "failed", "reason": f"mock {path}: {mock}; {remedy}, and examine the case again"}
     if isinstance(mock, DatasitesError):
         raise mock
-    if not compliance.may_run_code(home, case):
-        return {"outcome": "not_run", "reason": _NO_SANDBOX}
     try:
-        worker = start_worker(template, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
+        worker = start_worker(site, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
         start_ticks = ticks_for(min(worker.age, _LONGEST_START))
+    except MayNotRun as error:
+        return {"outcome": "not_run", "reason": str(error)}
     except WorkerError as error:
         return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
     with worker:

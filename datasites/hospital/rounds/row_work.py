@@ -21,7 +21,6 @@ import numpy.typing as npt
 from django.db import connections
 
 from datasites.enclave.protocol import PartitionName
-from datasites.enclave.template import Template
 from datasites.enclave.worker_client import Partition, TrainResult, Worker, WorkerCrashed, WorkerError
 from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.cases.case import OpenCase, partitions
@@ -34,6 +33,7 @@ from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_o
 from datasites.hospital.outages import RETRY, away
 from datasites.hospital.rounds.failures import MOST, Failures
 from datasites.hospital.rounds.round_keys import RoundKeys
+from datasites.hospital.site import Site
 from datasites.study.manifest import RoundManifest
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class Computed:
 class RowWork:
     """Work on the rows of one study, one round at a time."""
 
-    def __init__(self, home: Home, machine: Machine, template: Template) -> None:
-        self._home, self._machine, self._template = home, machine, template
+    def __init__(self, site: Site, machine: Machine) -> None:
+        self._site, self._home, self._machine = site, site.home, machine
         self._thread = ThreadPoolExecutor(1, "datasites-rows")
         self._worker: Worker | None = None
         self._withdrawn: frozenset[str] = frozenset()
@@ -116,6 +116,11 @@ class RowWork:
             self.start(case, 0.0)
             self._revived = True
 
+    def unload(self) -> None:
+        """End the worker that waits for a round, if there is one: its code may not run any more."""
+        if self._worker is not None and self._worker.alive:
+            self._worker.kill()
+
     def close(self, *, wait: bool = False) -> None:
         """End the worker, in whatever it does, also while it starts; the thread ends by itself.
 
@@ -160,7 +165,7 @@ class RowWork:
             gone &= withdrawn(self._home, case.dataset.name)
             self._records = records_commitment(self._home, case, rows)
             seconds = self._home.settings.round_seconds
-            self._worker = start_worker(self._template, case, rows, seconds, self._halt.watch)
+            self._worker = start_worker(self._site, case, rows, seconds, self._halt.watch)
             self._withdrawn = gone
         self._require_open()
         return self._worker

@@ -201,7 +201,7 @@ class StudyRun:
             raise
         self._releases = Leaving(site, self._case, self._post, self._journal)
         self._machine = machine or Machine()
-        self._rows = RowWork(site.home, self._machine, site.template)
+        self._rows = RowWork(site, self._machine)
         self._announced = AtWork(site.home)
         self._at_work: _RoundAtWork | None = None
         self._halted = self._unread = False
@@ -271,6 +271,8 @@ class StudyRun:
         if row.owed:
             settle(self._site, self._pk)
         self._post.look_again()
+        if self._at_work is None and not compliance.may_run_code(self._site.home, self._case):
+            self._rows.unload()  # it was started while that was accepted; none follows (`start_worker`)
         unsaid = self._sat_out(row)
         try:
             ends = (*Case.ACTIVE, Case.State.STOPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
 import unicodedata
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from datasites.cli import app
-from datasites.enclave.worker_client import WorkerError
+from datasites.enclave.worker_client import Worker, WorkerError
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases import compliance, examination, review
 from datasites.hospital.cases.case import open_case, stage_records
@@ -21,25 +22,15 @@ from datasites.hospital.data import records as encoded
 from datasites.hospital.data.reading import TableReader
 from datasites.hospital.isolated.process import ApartFailed
 from datasites.hospital.models import Case, Review
-from datasites.hospital.people.agreements import confirm_agreement, enter_agreements
+from datasites.hospital.people.agreements import terminate_agreement
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
+from policies.registry import RegistryFile
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import Desk, job
-
-RISK = f"""
-[[agreement]]
-id = "no-sandbox"
-kind = "risk_acceptance"
-parties = ["Cleveland"]
-services = ["no_sandbox"]
-effective = 2026-01-01
-expires = 2099-12-31
-document = "{"ab" * 32}"
-"""
 
 
 @pytest.mark.parametrize(
@@ -190,29 +181,32 @@ def test_an_approval_is_of_the_hash_that_was_read_even_if_the_case_is_examined_m
     assert not Review.objects.exists()
 
 
-@pytest.mark.parametrize("accepted", [False, True])
+@pytest.mark.parametrize(
+    ("accepted", "begins"),
+    [("by nobody", False), ("by one person", False), ("by hand", False), ("and ended", False), ("by two people", True)],
+)
 def test_without_a_sandbox_submitted_code_is_not_even_rehearsed_before_two_people_have_accepted_that(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, accepted: bool
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, accepted: str, begins: bool
 ) -> None:
-    settings, begun = desk.site.home.settings, list[str]()
-    off = settings.model_copy(update={"sandbox": settings.sandbox.model_copy(update={"mode": "off"})})
-    site = dataclasses.replace(desk.site, home=dataclasses.replace(desk.site.home, settings=off))
+    begun: list[str] = []
 
-    def start(*_: object) -> None:
+    def start(*_: object, **__: object) -> None:
         begun.append("a worker")
         raise WorkerError("none in this test")
 
-    monkeypatch.setattr(examination, "start_worker", start)
+    monkeypatch.setattr(Worker, "start", start)
     desk.agree()
-    if accepted:
-        file = desk.site.home.root / "risk.toml"
-        file.write_text(RISK)
-        ((id, version),) = enter_agreements(site, desk.login("ann"), file)
-        confirm_agreement(site, desk.login("bob"), id, version)
+    if accepted != "by nobody":
+        desk.accept_no_sandbox(confirmed=accepted not in ("by one person", "by hand"))
+    if accepted == "by hand":
+        file = RegistryFile(desk.site.home.registry, "Cleveland")
+        file.update(lambda registry: registry.confirm("no-sandbox", 1, "bob", datetime.date.today()))
+    if accepted == "and ended":
+        terminate_agreement(desk.site, desk.login("bob"), "no-sandbox")
     desk.forget_rehearsal()
-    row = examination.recheck(site, desk.row.pk)
-    assert (row.rehearsal["outcome"], begun) == (("failed", ["a worker"]) if accepted else ("not_run", []))
-    assert accepted or "risk acceptance for no_sandbox" in row.rehearsal["reason"]
+    row = examination.recheck(desk.without_sandbox(), desk.row.pk)
+    assert (row.rehearsal["outcome"], begun) == (("failed", ["a worker"]) if begins else ("not_run", []))
+    assert begins or "risk acceptance for no_sandbox" in row.rehearsal["reason"]
 
 
 def test_a_study_of_more_steps_than_can_be_priced_is_refused(desk: Desk) -> None:

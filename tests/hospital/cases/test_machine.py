@@ -270,7 +270,7 @@ def test_rows_are_worked_on_in_the_order_in_which_rounds_leave(
     machine, order, keys = Machine(), list[int](), SimpleNamespace(key=lambda _: b"")
     monkeypatch.setattr(RowWork, "_started_worker", lambda *_: None)
     monkeypatch.setattr(RowWork, "_vectors", lambda _, __, case, *___: (order.append(case.number), ({}, 0))[1])
-    studies = [RowWork(desk.site.home, machine, desk.site.template) for _ in range(4)]
+    studies = [RowWork(desk.site, machine) for _ in range(4)]
     loaded = threading.Event()
     studies[0]._thread.submit(loaded.wait)
 

@@ -168,7 +168,7 @@ def test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_n
         return worker
 
     monkeypatch.setattr(row_work, "start_worker", started)
-    work = row_work.RowWork(home, Machine(), desk.site.template)
+    work = row_work.RowWork(desk.site, Machine())
     work._started_worker(case, withdrawn(home, "heart"))
     withdraw(desk, SOMEBODY)
     work._started_worker(case, withdrawn(home, "heart"))

@@ -267,7 +267,7 @@ def test_a_worker_that_dies_idle_is_followed_by_one_and_no_more_before_the_next_
     started: list[object] = []
     monkeypatch.setattr(RowWork, "_started_worker", lambda *_: started.append(None))
     monkeypatch.setattr(RowWork, "_vectors", lambda *_: ({}, 0))
-    work, case = RowWork(desk.site.home, Machine(), desk.site.template), open_case(desk.site.home, desk.row)
+    work, case = RowWork(desk.site, Machine()), open_case(desk.site.home, desk.row)
     keys: Any = SimpleNamespace(key=lambda _: b"")
     try:
         work.start(case, 0.0)
@@ -300,7 +300,7 @@ def test_the_end_of_a_datasite_waits_for_no_worker_that_is_being_started(
 
     monkeypatch.setattr(row_work, "start_worker", start)
     monkeypatch.setattr(row_work, "partitions", lambda *_: {})
-    work = RowWork(desk.site.home, Machine(), desk.site.template)
+    work = RowWork(desk.site, Machine())
     work.start(open_case(desk.site.home, desk.row), 0.0)
     assert begun.wait(30)
     work.close(wait=True)
@@ -423,7 +423,7 @@ def test_training_and_evaluation_of_a_round_have_keys_of_their_own(running: Runn
 
     running.set_up()
     manifest = running.open(1).model_copy(update={"evaluate": "interim"})
-    rows, keys = RowWork(running.site.home, Machine(), running.site.template), RoundKeys(bytes(32), **INPUTS)
+    rows, keys = RowWork(running.site, Machine()), RoundKeys(bytes(32), **INPUTS)
     rows._vectors(Watched(), running.case, manifest, np.zeros(3, np.float32), keys)  # type: ignore[arg-type]
     assert seen == {"train": keys.key("training"), "evaluate": keys.key("evaluation")}
     assert len({*seen.values(), keys.key("rounding")}) == 3

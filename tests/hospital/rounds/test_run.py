@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from datasites.hospital.budget import ledger, ledger_log, pending
 from datasites.hospital.cases import examination
 from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.models import Case, Round
+from datasites.hospital.people.agreements import terminate_agreement
 from datasites.hospital.rounds.journals import destroy_secrets
 from datasites.hospital.rounds.row_work import RowWork
 from datasites.secagg.journal import Journal
@@ -376,12 +378,48 @@ def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_on
 
 def test_a_worker_whose_model_has_another_size_than_approved_is_refused(running: Running) -> None:
     """A build_model that builds something larger once it is approved decides no size here."""
-    case, template = open_case(running.site.home, running.row), running.site.template
+    case = open_case(running.site.home, running.row)
     terms = case.terms.model_copy(update={"parameters": case.terms.parameters + 1})
-    with examination.start_worker(template, case, {}, 60.0) as worker:
+    with examination.start_worker(running.site, case, {}, 60.0) as worker:
         assert worker.description.count == case.terms.parameters
     with pytest.raises(WorkerRefused, match=f"approved with {terms.parameters}"):
-        examination.start_worker(template, dataclasses.replace(case, terms=terms), {}, 60.0)
+        examination.start_worker(running.site, dataclasses.replace(case, terms=terms), {}, 60.0)
+
+
+def test_without_a_sandbox_no_worker_is_started_or_kept_for_a_study_while_nobody_accepts_that(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in the span before a round, in which none is decided on: it was approved while there was a sandbox."""
+    begun: list[SimpleNamespace] = []
+
+    def start(*_: object, **__: object) -> SimpleNamespace:
+        worker = SimpleNamespace(alive=True, close=lambda: None)
+        worker.kill = lambda **_: setattr(worker, "alive", False)
+        begun.append(worker)
+        return worker
+
+    monkeypatch.setattr(Worker, "start", start)
+    running.site = running.desk.without_sandbox()
+    running.restart()
+    running.set_up()
+    assert begun == []
+    running.open(1)
+    running.steps()
+    letter = running.heard(1, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "denied", "controls": ["site"]}
+    assert (begun, running.logged("charged")) == ([], [])
+    running.desk.accept_no_sandbox()
+    running.restart()
+    running.steps()
+    starting = running.run._rows._starting
+    assert starting is not None
+    starting.result(30)
+    assert [worker.alive for worker in begun] == [True]
+    terminate_agreement(running.site, running.desk.login("bob"), "no-sandbox")
+    running.steps()
+    running.run._rows._thread.submit(int).result(30)
+    assert [worker.alive for worker in begun] == [False]
 
 
 def test_a_model_larger_than_the_studys_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from django.template.loader import render_to_string
 
-from datasites.enclave.template import Template
 from datasites.enclave.worker_client import TrainResult
 from datasites.hospital.cases import as_text, examination
 from datasites.hospital.cases.case import OpenCase, build_terms, site_plan
@@ -171,14 +170,14 @@ class WholeSteps:
 
 @pytest.mark.parametrize(("number", "kind"), [(4, "interim"), (16, "final")])
 def test_whole_steps_leave_the_worker_as_they_are_in_the_ring_of_their_kind(
-    heart: DatasetSettings, furnished: Home, number: int, kind: EvaluationKind
+    heart: DatasetSettings, furnished: Home, site: Site, number: int, kind: EvaluationKind
 ) -> None:
     files = Terms(counts_noise=3.0).package(threshold=4).files
     text = files["study.toml"].replace(b"bins = 6", b"bins = 6\nevery = 4\ninterim_share = 0.2")
     case = case_of(furnished, StudyPackage({**files, "study.toml": text}), heart)
     assert case.counts_ring("interim") != case.counts_ring("final")
     manifest, model, worker = manifest_of(case, number), np.zeros(DIMENSION, np.float32), WholeSteps()
-    work, keys = RowWork(furnished, Machine(), Template()), RoundKeys(bytes(32), "", "", "")
+    work, keys = RowWork(site, Machine()), RoundKeys(bytes(32), "", "", "")
     vectors, _ = work._vectors(worker, case, manifest, model, keys)  # type: ignore[arg-type]
     made, trains = WholeSteps(), number == 4
     expected = {"counts": made.evaluate(model, plan=case.evaluation, ring=None).reshape(-1)}
