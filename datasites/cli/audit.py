@@ -21,15 +21,18 @@ def audit_verify(
     heads: Annotated[list[Path] | None, typer.Option("--head", help="Heads that other parties hold.")] = None,
     logs: Annotated[
         list[Path] | None,
-        typer.Option("--kept-in", help="Audit logs of other hospitals, which may hold heads of this one."),
+        typer.Option("--kept-in", help="Exports of other hospitals' logs, which may hold heads of this one."),
     ] = None,
 ) -> None:
     """Verify an audit log; needs only the file and the public key.
 
     A hospital that has written its log anew with its own key is found by heads that others hold: those that a
-    researcher has, and those that other hospitals of a study keep in their own logs.
+    researcher has, and those that other hospitals of a study keep in their own logs. Such a log is verified, too, by
+    the key that it begins with: compare the fingerprint that is shown with that of its hospital. One that holds no
+    head of this log shows nothing of it.
     """
-    from datasites.study.audit_chain import AuditError, kept_heads, read_any_head, verify
+    from datasites.study.audit_chain import AuditError, kept_heads, owner, read_any_head, verify
+    from datasites.study.identity import fingerprint
 
     if not re.fullmatch("[0-9a-f]{64}", key):
         raise InputError("--key: not a public key of 64 hex digits; `datasites identity show` prints it")
@@ -43,14 +46,32 @@ def audit_verify(
         ) from error
     for other in logs or ():
         try:
-            kept = kept_heads(other, key)
+            email, its_key = owner(other)
+            sound, kept = verify(other, its_key), kept_heads(other)
         except (OSError, ValueError, AuditError) as error:
             raise InputError(f"--kept-in {other}: not an audit log: {error}; ask its hospital for an export") from error
-        out.print(f"{other} holds {len(kept)} head(s) of this log")
-        held += tuple(kept)
+        if not sound.ok:
+            raise InputError(f"--kept-in {other}: not sound: {sound.reason}; ask its hospital for an export")
+        out.print(f"{other} is the log of {email}, under the key {fingerprint(its_key)}")
+        mine = [head for _, head in kept if head.public_key == key]
+        out.print(f"{other} holds {len(mine)} head(s) of this log")
+        # As after a hospital began anew with another key; or as by one that gave its log another beginning.
+        keys = {head.public_key for email, head in kept if email == _address(log)} - {key}
+        for before in sorted(keys):
+            out.print(f"{other} holds heads of another log of this address, under the key {fingerprint(before)}")
+        held += tuple(mine)
     report = verify(log, key, held)
     out.print(report.model_dump_json(indent=2))
     raise typer.Exit(0 if report.ok else 1)
+
+
+def _address(log: Path) -> str:
+    from datasites.study.audit_chain import AuditError, owner
+
+    try:
+        return owner(log)[0]
+    except AuditError:
+        return ""
 
 
 @audit.command("tail")

@@ -26,7 +26,11 @@ from datasites.study.manifest import Sha256
 DOMAIN, PUBLIC_DOMAIN, FORK_DOMAIN = "audit-checkpoint", "audit-head", "audit-fork"
 #: Records of this kind are what a `PublicHead` counts; and those that hold one of another party's log.
 RELEASED, KEPT_HEAD = "released", "counterparty_head"
+#: And the first record of each, and those by which two people declare that a log goes on from a backup.
+OPENED, RESTORED = "opened", "restored"
 LARGEST_RECORD = 16 * 1024
+#: More than any log holds, and a number that every log takes in: heads of others are kept in one.
+MOST_RECORDS = 2**53
 SLOT = 512  # bytes of one slot of the head file: one disk sector, written in place
 
 _KEYS = {"seq", "time", "kind", "fields", "previous", "hash"}
@@ -48,7 +52,7 @@ class Head(Agreed):
 
     format: Literal[1] = 1
     public_key: PublicKeyHex
-    seq: Annotated[int, Field(ge=1)]
+    seq: Annotated[int, Field(ge=1, le=MOST_RECORDS)]
     hash: Sha256
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
@@ -72,7 +76,7 @@ class PublicHead(Agreed):
 
     format: Literal[2] = 2
     public_key: PublicKeyHex
-    releases: Annotated[int, Field(ge=0)]
+    releases: Annotated[int, Field(ge=0, le=MOST_RECORDS)]
     hash: Sha256
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
@@ -213,14 +217,29 @@ def records(path: Path) -> Iterator[LogRecord]:
             yield record
 
 
-def kept_heads(path: Path, public_key: str) -> list[PublicHead]:
-    """Return what the log at `path` holds of the log of whose key this is (hex): heads to compare that one with.
+def owner(path: Path) -> tuple[str, str]:
+    """Return whose log it is, as its first record says: e-mail address and public key (hex). Raises `AuditError`.
 
-    Whether they are signed by it is for `verify` to see. Raises `AuditError` and `OSError`.
+    Whether it is that key's is for `verify` to see.
+    """
+    for record in records(path):
+        if record.kind == OPENED and {"email", "public_key"} <= set(record.fields):
+            return str(record.fields["email"]), str(record.fields["public_key"])
+        break
+    raise AuditError(f"{path}: does not begin as an audit log does")
+
+
+def kept_heads(path: Path) -> list[tuple[str, PublicHead]]:
+    """Return what the log at `path` holds of other hospitals' logs, with the address of each: heads to compare with.
+
+    Whether that log is sound, and whose heads these are, is for `verify` to see. Raises `AuditError`, `OSError`, and
+    `ValueError`.
     """
     found = (record.fields for record in records(path) if record.kind == KEPT_HEAD)
-    mine = [fields for fields in found if fields.get("public_key") == public_key]
-    return [PublicHead.model_validate({name: fields[name] for name in _HEAD_FIELDS & set(fields)}) for fields in mine]
+    return [
+        (str(fields["email"]), PublicHead.model_validate({name: fields.get(name) for name in _HEAD_FIELDS}))
+        for fields in found
+    ]
 
 
 class Position(NamedTuple):
@@ -302,7 +321,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | Publ
     places: dict[str, tuple[int, int]] = {}  # by hash: which record it is, and the releases up to there
     releases = 0
     previous, count, checkpoints, signed_up_to = genesis(public_key), 0, 0, 0
-    last_kind = ""
+    last_kind, restored = "", 0
     bad: tuple[int, str] | None = None
     last_time = ""
     with path.open("rb") as file:
@@ -322,6 +341,7 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | Publ
                 notes.append(f"the clock went back at record {record.seq}")
             count, previous, last_time, last_kind = record.seq, record.hash, record.time, record.kind
             releases += record.kind == RELEASED
+            restored = record.seq if record.kind == RESTORED else restored
             if count in wanted:
                 hashes[count] = previous
             if previous in asked:
@@ -353,7 +373,10 @@ def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | Publ
             bad = (
                 since + 1,
                 f"no record is the one that a counterparty has the signed head of (release {known.releases}); "
-                f"the log was rewritten or cut somewhere after record {since}",
+                f"the log was rewritten or cut somewhere after record {since}"
+                # A log with more releases than a head counts holds the record of that head, whenever it was copied.
+                + (", or this copy is older than that head: ask for a new one" if known.releases >= releases else "")
+                + (f"; record {restored} says that it goes on from a backup" if restored else ""),
             )
     if bad is None and count == 0:
         bad = (1, "record 1 is missing: the log is empty")

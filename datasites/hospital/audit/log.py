@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 from datasites.study.audit_chain import (
     KEPT_HEAD,
     LARGEST_RECORD,
+    OPENED,
     RELEASED,
     RESTORE,
     SLOT,
@@ -78,7 +79,7 @@ Value = Scalar | Sequence[Scalar]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 # Written by the log itself, so that nobody can imitate one with `append`.
-_RESERVED = ("opened", "checkpoint", "recovered", KEPT_HEAD)
+_RESERVED = (OPENED, "checkpoint", "recovered", KEPT_HEAD)
 
 
 class _Position(NamedTuple):
@@ -110,7 +111,7 @@ class AuditLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked() as file:
             if self._catch_up(file).seq == 0:
-                self._write(file, "opened", {"email": identity.email, "public_key": identity.public_key})
+                self._write(file, OPENED, {"email": identity.email, "public_key": identity.public_key})
 
     def append(self, kind: str, /, **fields: Value) -> Head:
         """Write one record and return its signed head once both are on disk.

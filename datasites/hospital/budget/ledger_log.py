@@ -22,7 +22,7 @@ from datasites.hospital.budget.balances import Accounts, Prices, StoredPrice, St
 from datasites.hospital.budget.openings import under_way
 from datasites.hospital.config import Home
 from datasites.hospital.models import BudgetFact, LedgerEntry, Round
-from datasites.study.audit_chain import AuditError, LogRecord, Position, follow, holds
+from datasites.study.audit_chain import RESTORED, AuditError, LogRecord, Position, follow, holds
 from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.files import held, replace_durably
 from datasites.study.manifest import Sha256
@@ -41,8 +41,8 @@ PATIENTS_KEPT = "patients_kept"
 #: Bytes of a token; and what stands for the one of the list before the first.
 TOKEN = 16
 NO_TOKEN = "00" * TOKEN
-#: A restored home was settled by two people, and what a population is promised since.
-RESTORED, SETTLED = "restored", "budget_settled"
+#: A restored home was settled by two people (`RESTORED`), and what a population is promised since.
+SETTLED = "budget_settled"
 
 Standing = Literal["new", "current", "missing", "behind"]
 

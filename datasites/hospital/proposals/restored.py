@@ -32,7 +32,7 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry, Population, Round
 from datasites.hospital.site import Site
 from datasites.privacy.events import compose, release
-from datasites.study.audit_chain import AuditError, Fork, Head, PublicHead, records
+from datasites.study.audit_chain import RESTORED, AuditError, Fork, Head, PublicHead, records
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.files import replace_durably
@@ -115,7 +115,7 @@ def unknown_heads(site: Site, heads: Iterable[Head | PublicHead]) -> list[Head |
     wanted, found = {head.hash for head in heads}, set()
     for record in records(site.home.audit):
         found |= wanted & {record.hash}
-        if record.kind == ledger_log.RESTORED:
+        if record.kind == RESTORED:
             found |= wanted & set(record.fields["heads"])  # of a part that was lost, and settled
     return [head for head in heads if head.hash not in found]
 
@@ -258,7 +258,7 @@ def _declare(site: Site, by: tuple[str, str], reason: str, lost: Sequence[LostSt
     continues = site.audit.public_head()
     heads = [str(head["hash"]) for head in _foreign_heads(site.home)]
     record = site.audit.append(
-        ledger_log.RESTORED,
+        RESTORED,
         continues=continues.hash,
         releases=continues.releases,
         standing=ledger_log.standing(site.home),

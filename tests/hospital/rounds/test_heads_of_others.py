@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from datasites.hospital.budget import ledger
 from datasites.hospital.evidence.bundle import build_bundle
 from datasites.hospital.models import Case
 from datasites.study import letters
-from datasites.study.audit_chain import KEPT_HEAD, PublicHead, records
+from datasites.study.audit_chain import KEPT_HEAD, PUBLIC_DOMAIN, PublicHead, genesis, records
+from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity, Roster
 from datasites.study.manifest import MOST_HOSPITALS
 from tests.hospital.evidence_of import Hospital
@@ -147,6 +149,17 @@ def test_more_heads_than_there_may_be_hospitals_are_refused_and_the_study_closes
     assert letters.Close.model_validate({"rounds": 1}).others == {}
 
 
+def test_a_head_that_no_log_can_take_in_ends_no_service(running: Running) -> None:
+    """A hospital signs it, as no honest one does, and whoever passes it on need not lie."""
+    email, true = next(iter(true_heads(running).items()))
+    fields = {"public_key": true.public_key, "releases": 2**63, "hash": true.hash}
+    signature = running.keys[email].sign(PUBLIC_DOMAIN, canonical_json(fields)).hex()
+    others = {email: {"format": 2, **fields, "signature": signature}}
+    running.tell(0, letters.CLOSE, {"rounds": 0, "others": others})
+    assert ended(running) == {}
+    assert len(running.logged("letter_rejected")) == 1
+
+
 def test_an_evidence_bundle_with_such_records_verifies(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path)
     hospital.run()
@@ -154,29 +167,100 @@ def test_an_evidence_bundle_with_such_records_verifies(tmp_path: Path) -> None:
     assert [check for check in build_bundle(tmp_path / "b.zip", hospital.contents) if not check.ok] == []
 
 
-def test_a_hospital_that_writes_its_log_anew_is_caught_by_what_another_keeps(tmp_path: Path) -> None:
-    """By one who has both logs and the public key, and nothing from the researcher."""
-    liar, honest = Identity.generate("a@x.example.org"), Identity.generate("b@x.example.org")
-    paths = [tmp_path / name / "audit.jsonl" for name in ("liar", "honest")]
-    first, other = AuditLog(paths[0], liar), AuditLog(paths[1], honest)
-    first.append("released", round=1)
-    other.keep_heads({liar.email: first.public_head()})
+class Logs:
+    """Two hospitals' logs of one study, and an auditor who has both and one public key, and nothing more."""
 
-    def verified() -> tuple[int, str]:
-        line = ["audit", "verify", str(paths[0]), "--key", liar.public_key, "--kept-in", str(paths[1])]
+    def __init__(self, folder: Path) -> None:
+        self.liar, self.honest = Identity.generate("a@x.example.org"), Identity.generate("b@x.example.org")
+        self.path, self.other = (folder / name / "audit.jsonl" for name in ("liar", "honest"))
+        self.log = AuditLog(self.path, self.liar)
+        self.log.append("released", round=1)
+        AuditLog(self.other, self.honest).keep_heads({self.liar.email: self.log.public_head()})
+
+    def write_anew(self, key: Identity | None = None) -> None:
+        for path in (self.path, head_file(self.path)):
+            path.unlink()
+        AuditLog(self.path, key or self.liar).append("released", round=2)
+
+    def verified(self, key: Identity | None = None) -> tuple[int, str]:
+        line = ["audit", "verify", str(self.path), "--key", (key or self.liar).public_key, "--kept-in", str(self.other)]
         result = CliRunner().invoke(app, line)
-        return result.exit_code, result.output
+        return result.exit_code, f"{result.output}{result.exception or ''}"
 
-    code, said = verified()
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Logs:
+    return Logs(tmp_path)
+
+
+def test_a_hospital_that_writes_its_log_anew_is_caught_by_what_another_keeps(logs: Logs) -> None:
+    code, said = logs.verified()
     assert (code, "holds 1 head(s) of this log" in said) == (0, True)
-    for path in (paths[0], head_file(paths[0])):
-        path.unlink()
-    AuditLog(paths[0], liar).append("released", round=2)
-    code, said = verified()
+    assert f"the log of {logs.honest.email}, under the key {logs.honest.fingerprint}" in said
+    logs.write_anew()
+    code, said = logs.verified()
     assert code == 1
     assert "no record is the one that a counterparty has the signed head of (release 1)" in said
-    paths[1].write_bytes(b"[\n")
-    assert verified()[0] != 0
+    logs.other.write_bytes(b"[\n")
+    assert logs.verified()[0] != 0
+
+
+@pytest.mark.parametrize("what", ["left out", "made another"])
+def test_a_log_of_another_hospital_that_somebody_has_edited_shows_nothing(logs: Logs, what: str) -> None:
+    """By whoever hands it on, and has written their own anew: the chain fits again, and its hospital has not signed."""
+    bodies = [json.loads(line) for line in logs.other.read_bytes().splitlines()]
+    if what == "left out":
+        bodies[1] |= {"kind": "started", "fields": {"pid": 1}}
+    else:
+        bodies[1]["fields"]["hash"] = "cd" * 32
+    previous, lines = genesis(logs.honest.public_key), []
+    for body in bodies:
+        body["previous"] = previous
+        del body["hash"]
+        previous = sha256_hex(canonical_json(body))
+        lines.append(canonical_json({**body, "hash": previous}) + b"\n")
+    logs.other.write_bytes(b"".join(lines))
+    logs.write_anew()
+    code, said = logs.verified()
+    assert code == 1
+    assert "ask its hospital for an export" in said
+    head_file(logs.other).unlink()
+    assert logs.verified()[0] == 1
+
+
+def test_an_honest_log_that_is_longer_verifies_and_an_older_copy_of_it_is_not_said_to_be_cut(logs: Logs) -> None:
+    before = logs.path.read_bytes()[: len(logs.path.read_bytes().splitlines(keepends=True)[0])]
+    logs.log.append("released", round=2)
+    assert logs.verified()[0] == 0
+    head_file(logs.path).unlink()
+    logs.path.write_bytes(before)
+    code, said = logs.verified()
+    assert (code, "or this copy is older than that head: ask for a new one" in said) == (1, True)
+    logs.path.unlink()
+    AuditLog(logs.path, logs.liar)
+    anew = AuditLog(logs.path, logs.liar)
+    for number in (1, 2):
+        anew.append("released", round=number)
+    code, said = logs.verified()
+    assert (code, "older than that head" in said) == (1, False), "with more releases it would hold that record"
+
+
+def test_a_log_that_goes_on_from_a_backup_says_so_where_it_lacks_a_record(logs: Logs) -> None:
+    logs.write_anew()
+    AuditLog(logs.path, logs.liar).append("restored", continues="ab" * 32, entered_by="ann", confirmed_by="bob")
+    code, said = logs.verified()
+    assert (code, "record 3 says that it goes on from a backup" in said) == (1, True)
+
+
+def test_heads_of_a_hospitals_log_under_another_key_are_named_and_are_no_fault_of_this_one(logs: Logs) -> None:
+    """It began anew, with a new key; its old log is another."""
+    code, said = logs.verified(new := Identity.generate(logs.liar.email))
+    assert code == 1, "that key did not sign"
+    logs.write_anew(new)
+    code, said = logs.verified(new)
+    words = " ".join(said.split())
+    assert (code, "holds 0 head(s) of this log" in words) == (0, True)
+    assert f"holds heads of another log of this address, under the key {logs.liar.fingerprint}" in words
 
 
 def test_closing_waits_for_the_heads_to_be_kept(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
