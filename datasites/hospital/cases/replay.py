@@ -4,18 +4,22 @@ A decision is compared with two things that whoever may write the database can't
 decide on the same facts as before, and the audit log, which has a digest of each decision in a signed chain.
 
 Claim: while the log is this hospital's and whole (`audit verify`), each decision that was changed, added, removed, or
-put under another case or action since it was made is named. Proof: under the lock of those who decide, the log has
-each decision exactly once, with its study, action and outcome beside a digest of all of it. Of decisions by the same
-rules, also one is named that was wrong when it was made. Not claimed: to which round of a study a decision belongs,
-which the database alone knows; and of other rule sets and of format 1, that the rules said so then.
+put under another case or action since it was made is named; of one case, each of the study that the log knows under its
+number, whatever the database says of the case. Proof: under the lock of those who decide, the log has each decision
+exactly once, with its study, action and outcome beside a digest of all of it; and under which number it took a study
+in. Of decisions by the same rules, also one is named that was wrong when it was made. Not claimed: to which round of a
+study a decision belongs, which the database alone knows; the number of a study that this log has not taken in (it
+begins later); and of other rule sets and of format 1, that the rules said so then.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from django.db.models import Q
 
 from datasites.hospital.cases.compliance import at_rest
 from datasites.hospital.models import Case, PolicyDecision
@@ -41,27 +45,44 @@ class Replay:
     differs: tuple[str, ...]
 
 
+@dataclass
+class _Log:
+    """What the log has of decisions, and the numbers of cases under which it took in each study."""
+
+    decisions: Counter[Entry] = field(default_factory=Counter)
+    cases: dict[str, set[int]] = field(default_factory=dict)
+
+    def studies_of(self, case: Case) -> set[str]:
+        """Return the studies that are this case's by the database or by the log."""
+        return {case.study_hash, *(study for study, numbers in self.cases.items() if case.pk in numbers)}
+
+    def has(self, entry: Entry, case: int | None) -> bool:
+        """Say whether it has a decision that is not accounted for yet, and its study under that case's number."""
+        numbers = self.cases.get(entry[0])
+        return self.decisions[entry] > 0 and (numbers is None or case in numbers)
+
+
 def replay(site: Site, case: Case | None = None) -> Replay:
     """Evaluate all stored decisions again, or those of one case; raises `AuditError` where the log can't be read."""
     with at_rest(site):
-        log = Counter(_logged(records(site.home.audit), case))
+        log = _logged(records(site.home.audit))
         stored = PolicyDecision.objects.select_related("case").order_by("pk")
         if case is not None:
             # All cases of its study, since the log tells decisions apart by study.
-            stored = stored.filter(case__study_hash=case.study_hash)
-        return held_against(log, stored, Engine(local_dir=site.home.local_rules), case)
+            studies = log.studies_of(case)
+            stored = stored.filter(Q(case__study_hash__in=studies) | Q(case=case))
+            log.decisions = Counter({entry: count for entry, count in log.decisions.items() if entry[0] in studies})
+        return _held_against(log, stored, Engine(local_dir=site.home.local_rules), case)
 
 
-def held_against(
-    log: Mapping[Entry, int], stored: Iterable[PolicyDecision], engine: Engine, case: Case | None = None
-) -> Replay:
+def _held_against(log: _Log, stored: Iterable[PolicyDecision], engine: Engine, case: Case | None) -> Replay:
     """Hold stored decisions against what the log has of them and what these rules decide; `case`: report this one's."""
-    left = Counter(log)
+    left = log.decisions
     counts: Counter[str] = Counter()
     differs = []
     for row in stored:
         entry = _entry_of(row)
-        logged = left[entry] > 0
+        logged = log.has(entry, row.case_id)
         left[entry] -= logged
         if case is not None and row.case_id != case.pk:
             continue
@@ -69,7 +90,7 @@ def held_against(
         if not logged:
             faults = [
                 *faults,
-                "the audit log has no such decision under its digest: it was changed or added afterwards",
+                "the audit log has no such decision under its digest: it was changed, moved or added afterwards",
             ]
         if faults:
             differs.append(f"{_name(row)}: {'; '.join(faults)}")
@@ -104,12 +125,16 @@ def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
     return "alike", faults
 
 
-def _logged(log: Iterable[LogRecord], case: Case | None) -> Iterator[Entry]:
-    """Yield the log's records of decisions, or of those on one case's study."""
+def _logged(log: Iterable[LogRecord]) -> _Log:
+    found = _Log()
     for record in log:
         fields = record.fields
-        if record.kind == "decision" and (case is None or fields["study"] == case.study_hash):
-            yield str(fields["study"]), str(fields["action"]), bool(fields["allowed"]), str(fields["digest"])
+        if record.kind == "decision":
+            entry = str(fields["study"]), str(fields["action"]), bool(fields["allowed"]), str(fields["digest"])
+            found.decisions[entry] += 1
+        elif record.kind == "received":
+            found.cases.setdefault(str(fields["study"]), set()).add(int(fields["case"]))
+    return found
 
 
 def _entry_of(row: PolicyDecision) -> Entry:

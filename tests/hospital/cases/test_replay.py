@@ -178,6 +178,68 @@ def test_a_decision_that_was_copied_moved_or_taken_away_is_named(decided: Desk) 
     assert "which allows: the audit log has it, but it is not stored" in missing
 
 
+def test_a_case_whose_row_was_given_another_study_still_lacks_what_was_decided_on_it(decided: Desk) -> None:
+    """Its decisions deleted, and its study typed over: nothing of the case in the database points at them any more."""
+    decided.site.audit.append(
+        "received", case=decided.row.pk, job="heart-1", submitted_by="r", study=decided.row.study_hash
+    )
+    gone = PolicyDecision.objects.count()
+    assert replay(decided.site, decided.row).differs == ()
+    PolicyDecision.objects.all().delete()
+    Case.objects.filter(pk=decided.row.pk).update(study_hash="cd" * 32)
+    decided.row.refresh_from_db()
+    assert len(replay(decided.site, decided.row).differs) == len(replay(decided.site).differs) == gone
+    assert command(decided, "--case", str(decided.row.pk))[0] == 1
+
+
+def test_a_decision_that_was_put_under_a_second_case_of_the_same_study_is_named(decided: Desk) -> None:
+    decided.site.audit.append(
+        "received", case=decided.row.pk, job="heart-1", submitted_by="r", study=decided.row.study_hash
+    )
+    row = PolicyDecision.objects.filter(allowed=True).last()
+    assert row is not None
+    values = {f.attname: getattr(decided.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    other = Case.objects.create(**{**values, "job_name": "heart-2"})
+    PolicyDecision.objects.filter(pk=row.pk).update(case=other)
+    moved, missing = replay(decided.site, other).differs
+    assert replay(decided.site, decided.row).differs == (missing,)
+    assert moved.startswith(f"decision {row.pk} of case {other.pk}: ")
+    assert (LOG in moved, "it is not stored" in missing) == (True, True)
+    assert len(replay(decided.site).differs) == 2
+
+
+def without_words_on_differences(facts: dict[str, Any]) -> None:
+    """Which no rule reads, and so no rule set tells from today's facts."""
+    del facts["code"]["differs"]
+
+
+def without_patients(facts: dict[str, Any]) -> None:
+    """Before the rule on delta."""
+    for name in ("release_patients", "declared_patients", "delta_accepted"):
+        del facts["budget"][name]
+
+
+@pytest.mark.parametrize(
+    ("older", "rules"), [(without_words_on_differences, ""), (without_patients, "ab" * 32)], ids=["alike", "other"]
+)
+def test_a_decision_of_an_older_version_which_knew_fewer_facts_raises_no_alarm(
+    decided: Desk, older: Callable[[dict[str, Any]], None], rules: str
+) -> None:
+    row = PolicyDecision.objects.filter(allowed=True).last()
+    assert row is not None
+    older(row.record["facts"])
+    row.record["facts_digest"] = sha256_hex(canonical_json(row.record["facts"]))
+    row.record["ruleset"] = rules or row.record["ruleset"]
+    row.pk = None
+    row.save()
+    digest = sha256_hex(canonical_json(row.record))
+    decided.site.audit.append(
+        "decision", study=decided.row.study_hash, action=row.action, allowed=True, controls=[], digest=digest
+    )
+    found, total = replay(decided.site), PolicyDecision.objects.count()
+    assert (found.differs, found.alike, found.other_rules) == ((), total - bool(rules), int(bool(rules)))
+
+
 def test_decisions_by_other_rules_and_of_the_oldest_format_are_counted_and_not_evaluated(decided: Desk) -> None:
     row = PolicyDecision.objects.filter(allowed=True).last()
     assert row is not None
