@@ -56,8 +56,9 @@ class Entered:
 
     begun, entered, last: of a version of an agreement, the first record of it, the last one that enters it, and the
     last one that binds it. confirmed, ended: by agreement. proposed (of what waits, or was pinned and is not revoked),
-    pinned, revoked: by e-mail address. asked: of what else waits for a second person, by kind and subject. answered:
-    findings on tables, in order. added, shut_out: by name.
+    pinned, revoked: by e-mail address. spent: fingerprints of keys that were revoked or handed over. asked: of what
+    else waits for a second person, by kind and subject. answered: findings on tables, in order. added, shut_out: by
+    name.
     """
 
     begun: Mapping[Version, int] = field(default_factory=dict)
@@ -68,6 +69,7 @@ class Entered:
     proposed: Mapping[str, LogRecord] = field(default_factory=dict)
     pinned: Mapping[str, LogRecord] = field(default_factory=dict)
     revoked: Mapping[str, int] = field(default_factory=dict)
+    spent: frozenset[str] = frozenset()
     asked: Mapping[tuple[str, str], LogRecord] = field(default_factory=dict)
     answered: tuple[LogRecord, ...] = ()
     added: Mapping[str, LogRecord] = field(default_factory=dict)
@@ -94,14 +96,19 @@ class Entered:
             case "agreement_terminated":
                 return replace(self, ended={**self.ended, str(fields["agreement"]): seq})
             case "initialised" | "pinned":
-                return replace(self, pinned={**self.pinned, str(fields["email"]): record})
+                spent = self.spent | ({str(fields["handed_over_by"])} if "handed_over_by" in fields else set())
+                return replace(self, pinned={**self.pinned, str(fields["email"]): record}, spent=spent)
             case "party_proposed":
                 return replace(self, proposed={**self.proposed, str(fields["email"]): record})
             case "party_withdrawn":
                 return replace(self, proposed=_without(self.proposed, str(fields["email"])))
             case "unpinned":
-                email = str(fields["email"])
-                return replace(self, revoked={**self.revoked, email: seq}, proposed=_without(self.proposed, email))
+                email, spent = str(fields["email"]), self.spent
+                pin = self.pinned.get(email)
+                if pin is not None and not fields.get("withdrawn", False):
+                    spent |= {str(pin.fields["fingerprint"])}
+                revoked, proposed = {**self.revoked, email: seq}, _without(self.proposed, email)
+                return replace(self, revoked=revoked, spent=spent, proposed=proposed)
             case "proposed":
                 return replace(self, asked={**self.asked, (str(fields["what"]), str(fields["subject"])): record})
             case "proposal_withdrawn" | "proposal_confirmed":

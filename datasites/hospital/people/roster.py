@@ -12,8 +12,10 @@ Proof: a revocation is logged before the file is written, a withdrawal wherever 
 as pinned; until either is logged it is not over, and can be done again. A pinning that was interrupted after the log
 knew of it counts once somebody puts it into the roster; what people do then is to pin it again or to withdraw it, which
 takes it back in the log, too. A key that was handed over to is pinned only where the log knew the entry before, and is
-logged before the file is written. Assumes the newest log, which decisions are compared with (`audit.entered`). Not
-claimed: of who may write the database, too, that what people withdraw is what was entered.
+logged before the file is written. Nor is a key ever pinned again that was revoked or handed over, whatever the file
+says of it: the log knows of each which key was pinned then, and is asked before anything is pinned. Assumes the newest
+log, which decisions are compared with (`audit.entered`). Not claimed: of who may write the database, too, that what
+people withdraw is what was entered.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def propose_party(site: Site, person: Actor, entry_json: str) -> PartyProposal:
     except (ValueError, RecursionError) as error:
         raise InputError("roster entry: not the text of a party's roster-entry.json; ask them for it again") from error
     _check_complete(entry)
+    _require_unspent(site, entry)
     roster = Roster.load(site.home.roster)
     if roster.pin(entry) == roster:
         raise ReviewError(f"party {entry.email}: is pinned with this key already; nothing to enter")
@@ -97,6 +100,7 @@ def pin_compared(site: Site, entry: RosterEntry) -> None:
 
 
 def _pinned(site: Site, roster: Roster, entry: RosterEntry, by: str) -> Roster:
+    _require_unspent(site, entry)
     after = roster.pin(entry)
     # Logged before it counts: killed in between, nobody is trusted whom the log does not know.
     commitment = bind(site.home, party_content(entry))
@@ -125,6 +129,7 @@ def accept_hand_over(site: Site, person: Actor, change: HandOver) -> RosterEntry
             raise IdentityError(f"{site.home.roster}: {by_hand[0]}; `datasites doctor` says what to do")
         if by_hand:
             return after
+        _require_unspent(site, entry)
         # Logged before it counts, as above; from then on the log takes the old entry for nobody's.
         record_fields = {"email": entry.email, "fingerprint": entry.fingerprint, "person": person.name}
         commitment = bind(site.home, party_content(entry))
@@ -154,7 +159,7 @@ def withdraw_party(site: Site, person: Actor, number: int) -> None:
         # By the log: the file may hold anything under this address, and something else tomorrow.
         if not pinned_by_hand(site.home, [entry]):
             reason = "withdrawn, while its pinning was interrupted"
-            site.audit.append("unpinned", email=email, reason=reason, person=person.name)
+            site.audit.append("unpinned", email=email, reason=reason, person=person.name, withdrawn=True)
         decide(proposal, person, "withdrawn")
         site.audit.append("party_withdrawn", email=email, person=person.name)
 
@@ -184,6 +189,15 @@ def _is_pinned(site: Site, email: str) -> bool:
     entered = tell(site.home)
     pin = entered.pinned.get(email)
     return pin is not None and entered.revoked.get(email, 0) < pin.seq
+
+
+def _require_unspent(site: Site, entry: RosterEntry) -> None:
+    """Raise `IdentityError` for a key that was revoked or handed over, which an older or edited roster file forgets."""
+    if entry.fingerprint in tell(site.home).spent:
+        raise IdentityError(
+            f"roster: the key {entry.fingerprint} of {entry.email} was revoked or handed over, as the log says; ask "
+            "for an entry with a new key"
+        )
 
 
 def open_proposals() -> list[tuple[PartyProposal, RosterEntry]]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from datasites.cli import app
 from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.people.accounts import ReviewError
-from datasites.hospital.people.roster import accept_hand_over, pin_compared, revoke_party
+from datasites.hospital.people.roster import accept_hand_over, pin_compared, propose_party, revoke_party
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
@@ -175,6 +175,50 @@ def test_killed_and_then_revoked_it_stays_revoked(desk: Desk, party: Party, monk
     desk.site.home.roster.write_bytes(older)
     with pytest.raises(IdentityError, match="was revoked by record"):
         accept_hand_over(desk.site, desk.login("bob"), change)
+
+
+def test_no_roster_file_brings_a_key_back_that_was_handed_over(desk: Desk, party: Party) -> None:
+    """By its owner, who signs, or by a thief of the old key who has taken the new one's word for it."""
+    home = desk.site.home
+    change = party.change()
+    accept_hand_over(desk.site, desk.login("bob"), change)
+    back = HandOver.sign(party.keys[1], party.keys[0], change.entry, party.entry)
+    with pytest.raises(IdentityError, match="was revoked"):
+        accept_hand_over(desk.site, desk.login("bob"), back)
+    Roster(entries=Roster.load(home.roster).entries).save(home.roster)  # what was revoked is left out
+    last = desk.site.audit.head()
+    with pytest.raises(IdentityError, match="was revoked or handed over, as the log says"):
+        accept_hand_over(desk.site, desk.login("bob"), back)
+    assert (party.pinned, party.counts, desk.site.audit.head()) == (change.entry, True, last)
+
+
+@pytest.mark.parametrize("by", ["two people", "the shell"])
+@pytest.mark.parametrize("killed", [False, True], ids=["the file forgets", "the file was never told"])
+def test_no_roster_file_brings_a_key_back_that_was_revoked(
+    desk: Desk, party: Party, monkeypatch: pytest.MonkeyPatch, by: str, killed: bool
+) -> None:
+    """Nor one that was handed over to as the process was killed, and that a thief holds: revoking ends it as well."""
+    home, change = desk.site.home, party.change()
+    with monkeypatch.context() as patch:
+        if killed:
+            kill_before(Roster, "save")(patch)
+            with pytest.raises(Killed):
+                accept_hand_over(desk.site, desk.login("bob"), change)
+        else:
+            accept_hand_over(desk.site, desk.login("bob"), change)
+    revoke_party(desk.site, desk.login("ann"), EMAIL, "stolen")
+    assert (change.entry.public_key in Roster.load(home.roster).revoked) is not killed
+    Roster(entries=Roster.load(home.roster).entries).save(home.roster)
+    again: dict[str, Callable[[], object]] = {
+        "the shell": lambda: pin_compared(desk.site, change.entry),
+        "two people": lambda: propose_party(desk.site, desk.login("ann"), change.entry.canonical().decode()),
+    }
+    with pytest.raises(IdentityError, match="was revoked or handed over, as the log says"):
+        again[by]()
+    assert pinned_by_hand(home, [change.entry])
+    following = party.change().entry
+    pin_compared(desk.site, following)
+    assert (party.pinned, party.counts) == (following, True)
 
 
 def test_the_command_shows_both_keys_and_warns_before_it_asks(desk: Desk, party: Party, tmp_path: Path) -> None:

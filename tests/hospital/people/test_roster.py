@@ -32,6 +32,8 @@ def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(
         withdraw_party(site, desk.login("cyd"), row.pk)
         Roster.parse(before).pin(entry).save(site.home.roster)
         assert pinned_by_hand(site.home, [entry])
+        site.home.roster.write_bytes(before)
+        assert propose_party(site, desk.login("ann"), entry.model_dump_json()).pk, "it was no revocation"
     finally:
         site.home.roster.write_bytes(before)
 
