@@ -524,12 +524,19 @@ MUTATIONS = (
     Mutation(
         "rehearsal: code runs without a sandbox though nobody accepted that",
         "datasites/hospital/cases/examination.py",
-        "    if not compliance.may_run_code(home, case):\n",
+        "    if not compliance.may_run_code(site.home, case):\n",
         "    if False:\n",
         (
             "tests/hospital/cases/test_examination.py"
             "::test_without_a_sandbox_submitted_code_is_not_even_rehearsed_before_two_people_have_accepted_that",
         ),
+    ),
+    Mutation(
+        "sandbox: a worker that was begun while none was accepted is kept after that",
+        "datasites/hospital/rounds/run.py",
+        "self._rows.unload()",
+        "pass",
+        (f"{_RUNNING}::test_without_a_sandbox_no_worker_is_started_or_kept_for_a_study_while_nobody_accepts_that",),
     ),
     Mutation(
         "frozen: a round runs on what was read when the study began",
@@ -2008,10 +2015,52 @@ MUTATIONS = (
         ("tests/hospital/cases/test_replay.py::test_a_decision_that_was_changed_in_the_database_is_named",),
     ),
     Mutation(
+        "replay: the database alone says whose a decision is",
+        "datasites/hospital/cases/replay.py",
+        "(numbers is None or case in numbers)",
+        "True",
+        ("tests/hospital/cases/test_replay.py",),
+    ),
+    Mutation(
+        "replay: the database alone says which study a case is of",
+        "datasites/hospital/cases/replay.py",
+        "if case.pk in numbers)",
+        "if False)",
+        ("tests/hospital/cases/test_replay.py",),
+    ),
+    Mutation(
+        "replay: an honest decision of an older version was changed",
+        "policies/engine.py",
+        'sha256_hex(canonical_json(record["facts"])) != decision.facts_digest',
+        "decision.facts.digest() != decision.facts_digest",
+        ("tests/hospital/cases/test_replay.py",),
+    ),
+    Mutation(
         "closing: heads of other hospitals are kept whoever signed them",
         "datasites/hospital/rounds/closing.py",
         "            if head.public_key != entry.public_key:\n",
         "            if False:\n",
+        ("tests/hospital/rounds/test_heads_of_others.py",),
+    ),
+    Mutation(
+        "audit: a log that its hospital has not signed shows whose heads it holds",
+        "datasites/cli/audit.py",
+        "if not sound.ok:",
+        "if False:",
+        ("tests/hospital/rounds/test_heads_of_others.py",),
+    ),
+    Mutation(
+        "audit: an older copy is said to be cut, and a log that was written anew to be an older copy",
+        "datasites/study/audit_chain.py",
+        "if known.releases >= releases else",
+        "if known.releases < releases else",
+        ("tests/hospital/rounds/test_heads_of_others.py",),
+    ),
+    Mutation(
+        "closing: a head that no log takes in ends the service",
+        "datasites/study/audit_chain.py",
+        "releases: Annotated[int, Field(ge=0, le=MOST_RECORDS)]",
+        "releases: Annotated[int, Field(ge=0)]",
         ("tests/hospital/rounds/test_heads_of_others.py",),
     ),
     # Who signs in.
@@ -2043,6 +2092,20 @@ MUTATIONS = (
         "if (new.email, new.role, new.organisation) != (replaced.email, replaced.role, replaced.organisation):",
         "if (new.email, new.role) != (replaced.email, replaced.role):",
         ("tests/study/test_identity_rotation.py",),
+    ),
+    Mutation(
+        "hand-over: a key that was handed over comes back with a roster file that forgets it",
+        "datasites/hospital/audit/entered.py",
+        '({str(fields["handed_over_by"])} if "handed_over_by" in fields else set())',
+        "set()",
+        ("tests/hospital/people/test_hand_over.py",),
+    ),
+    Mutation(
+        "roster: a key that was revoked comes back with a roster file that forgets it",
+        "datasites/hospital/audit/entered.py",
+        'spent |= {str(pin.fields["fingerprint"])}',
+        "pass",
+        ("tests/hospital/people/test_hand_over.py",),
     ),
     # Who is one.
     Mutation(
