@@ -2107,6 +2107,13 @@ MUTATIONS = (
         "pass",
         ("tests/hospital/people/test_hand_over.py",),
     ),
+    Mutation(
+        "roster: who is typed into the file becomes a peer",
+        "datasites/hospital/audit/entered.py",
+        "if not pinned_by_hand(home, [entry]))",
+        "if True)",
+        ("tests/hospital/test_service.py",),
+    ),
     # Who is one.
     Mutation(
         "identity: capitals make two of one",

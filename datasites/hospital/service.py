@@ -35,6 +35,7 @@ from functools import partial
 
 from django.db import close_old_connections
 
+from datasites.hospital.audit.entered import pinned_by_people
 from datasites.hospital.budget import ledger_log, pending, withdrawn
 from datasites.hospital.budget.ledger import release_what_is_left
 from datasites.hospital.budget.population import open_populations
@@ -113,7 +114,7 @@ class Service:
         self._resting: dict[int, tuple[float, float]] = {}
         self._farewells: dict[int, tuple[Correspondence, float]] = {}
         self._noted: set[tuple[str, str]] = set()
-        self._roster_read = 0.0
+        self._roster: Roster | None = None
         self._synced = self._next_sync = 0.0
         self._inbox_read = False
         self._submissions = Submissions(site)
@@ -285,20 +286,17 @@ class Service:
         self._control.offer_datasets([dataset.name for dataset in self._home.settings.datasets])
 
     def _pin(self) -> None:
-        """Follow the pinned roster: new researchers become peers, revoked ones stop being."""
-        try:
-            changed = self._home.roster.stat().st_mtime
-        except FileNotFoundError:
-            return
-        if changed != self._roster_read:
-            with self._contained("roster"):
-                roster = Roster.load(self._home.roster)
-                self._control.pin(roster)
-                for entry in roster.entries:
-                    if entry.role == "researcher":
-                        with self._contained(f"party {entry.email}"):
-                            self._control.accept_peers([entry.email])
-                self._roster_read = changed
+        """Follow the pinned roster, as the log knows it: new researchers become peers, revoked ones stop being."""
+        with self._contained("roster"):
+            roster = pinned_by_people(self._home, Roster.load(self._home.roster))
+            if roster == self._roster:
+                return
+            self._control.pin(roster)
+            for entry in roster.entries:
+                if entry.role == "researcher":
+                    with self._contained(f"party {entry.email}"):
+                        self._control.accept_peers([entry.email])
+            self._roster = roster
 
     def _take_in(self) -> bool:
         """Note what came of a submission, and begin with the next one; whether there was either."""

@@ -9,6 +9,7 @@ from datasites.control.syft import HospitalControl
 from datasites.enclave.sandbox import Sandbox
 from datasites.hospital.audit.bindings import bind, party_content
 from datasites.hospital.audit.commitments import Commitments
+from datasites.hospital.audit.entered import pinned_by_people
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError, InputError
@@ -84,4 +85,5 @@ def open_store(home: Home) -> Store:
 def open_control(site: Site) -> HospitalControl:
     """Open syft's control plane of this datasite; one process at a time."""
     home = site.home
-    return HospitalControl.open(site.identity, home.syftbox, open_store(home), home.transport, Roster.load(home.roster))
+    roster = pinned_by_people(home, Roster.load(home.roster))
+    return HospitalControl.open(site.identity, home.syftbox, open_store(home), home.transport, roster)

@@ -20,6 +20,7 @@ from datasites.hospital.rounds import lifecycle
 from datasites.hospital.rounds.journals import destroy_secrets, give_up_keys, journal_of
 from datasites.hospital.rounds.run import StudyRun
 from datasites.hospital.service import REVOKED, Service
+from datasites.hospital.setup import open_control
 from datasites.hospital.site import Site
 from datasites.privacy import plan
 from datasites.secagg.errors import JournalRolledBack
@@ -27,7 +28,9 @@ from datasites.secagg.journal import Journal
 from datasites.study import manifest
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.errors import InputError
+from datasites.study.identity import Roster
 from policies.ruleset import RuleError
+from tests.hospital.audit.test_entered import party
 from tests.hospital.desk import Desk, job, turn
 from tests.hospital.running import Running
 
@@ -280,6 +283,35 @@ def test_a_study_that_has_ended_keeps_no_keys_and_no_rows(desk: Desk, tmp_path, 
     finally:
         running.end()
         rows.write_bytes(kept)
+
+
+@pytest.mark.parametrize("typed", ["a stranger", "other keys of syft"])
+def test_what_is_typed_into_the_roster_file_makes_nobody_a_peer(desk: Desk, service: Service, typed: str) -> None:
+    """Neither while the datasite runs nor at its next start; a party whose keys were typed over gets nothing."""
+    home = desk.site.home
+    before = home.roster.read_bytes()
+    roster = Roster.parse(before)
+    honest = next(entry for entry in roster.entries if entry.role == "researcher")
+    pinned = set(service._control._roster.entries)
+    assert honest in pinned
+    try:
+        if typed == "a stranger":
+            stranger = party("stranger")
+            Roster(entries=(*roster.entries, stranger)).save(home.roster)
+        else:
+            other = honest.model_copy(update={"syft_fingerprint": "ab" * 20})
+            Roster(entries=(*roster.without(honest.email).entries, other)).save(home.roster)
+            pinned.discard(honest)
+        turn(service)
+        assert set(service._control._roster.entries) == pinned
+        service._control.close()
+        service._control = open_control(desk.site)
+        assert set(service._control._roster.entries) == pinned
+        Roster.parse(before).save(home.roster)
+        turn(service)
+        assert honest in service._control._roster.entries
+    finally:
+        home.roster.write_bytes(before)
 
 
 def test_a_stopped_study_rejoins_in_a_new_epoch(desk: Desk, tmp_path, service: Service) -> None:  # type: ignore[no-untyped-def]

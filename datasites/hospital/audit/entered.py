@@ -39,7 +39,7 @@ from datasites.hospital.audit.bindings import (
 from datasites.hospital.config import Home
 from datasites.study.audit_chain import AuditError, LogRecord, Position, follow
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import RosterEntry, same_identity
+from datasites.study.identity import Roster, RosterEntry, same_identity
 from policies.agreements import Agreement
 
 Version = tuple[str, int]
@@ -261,6 +261,15 @@ def pinned_by_hand(home: Home, entries: Iterable[RosterEntry]) -> list[str]:
         ):
             found.append(f"{entry.email} is not the entry that record {pin.seq} of the log pins")
     return found
+
+
+def pinned_by_people(home: Home, roster: Roster) -> Roster:
+    """Return a roster without the entries that are not those that the log says were pinned last.
+
+    For whoever speaks with the parties: nobody who may write the file alone is asked in, or gets what is for another.
+    """
+    entries = tuple(entry for entry in roster.entries if not pinned_by_hand(home, [entry]))
+    return Roster(entries=entries, revoked=roster.revoked)
 
 
 def people_by_hand(home: Home, people: Iterable[tuple[str, str, str]], *, past: bool = False) -> list[str]:
