@@ -41,6 +41,11 @@ _folder = tempfile.TemporaryDirectory(prefix="datasite-")
     SETTINGS.format(store=Path(_folder.name) / "store", database=DATABASE)
 )
 _home = connect(Path(_folder.name))
+#: Beside the home, whose files tests look through.
+_beside = tempfile.TemporaryDirectory(prefix="encoded-")
+
+# The fixtures of a session are asked for by two folders of tests (`tests/cli`), each of which has its own of them: what
+# they make is made once in a process, like the home that they are of.
 
 
 @pytest.fixture(scope="session")
@@ -83,12 +88,17 @@ def log_pins(site: Site, roster: Roster) -> None:
         site.audit.append("pinned", **fields, commitment=bind(site.home, party_content(entry)))
 
 
-@pytest.fixture(scope="session")
-def own(home: Home) -> Identity:
-    """The hospital's key."""
-    identity = Identity.generate(home.settings.email)
-    identity.save(home.key)
+@functools.cache
+def _own() -> Identity:
+    identity = Identity.generate(_home.settings.email)
+    identity.save(_home.key)
     return identity
+
+
+@pytest.fixture(scope="session")
+def own() -> Identity:
+    """The hospital's key."""
+    return _own()
 
 
 def begun_anew(home: Home, own: Identity) -> Site:
@@ -137,13 +147,20 @@ def heart(database: Home) -> DatasetSettings:
 
 
 @pytest.fixture(scope="session")
-def furnished(home: Home, own: Identity) -> Home:
+def furnished() -> Home:
     """The home with a key, a pinned roster, Cleveland's table, and a mock."""
+    _furnish()
+    return _home
+
+
+@functools.cache
+def _furnish() -> None:
     from heart_disease import prepare
 
     from datasites.study.errors import read_toml
     from datasites.study.schema import DataModel
 
+    home, own = _home, _own()
     others = ("hungary", "switzerland", "va")
     parties = [own, *(Identity.generate(f"datasite@{key}.example.org") for key in others)]
     entries = [
@@ -163,7 +180,6 @@ def furnished(home: Home, own: Identity) -> Home:
     model = read_toml(HEART / "study" / "features.toml", DataModel)
     prepare.mock_table(model, 200, seed=1).to_csv(home.root / "data/mock.csv", index=False)
     (home.root / "mapping.toml").write_bytes((HEART / "mappings" / "cleveland.toml").read_bytes())
-    return home
 
 
 @pytest.fixture
@@ -177,14 +193,19 @@ def running(desk: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoded() -> Path:
     """A copy of the records that `examined` has encoded; a test may end its study, and with it destroy them."""
-    return tmp_path_factory.mktemp("encoded") / "records"
+    return Path(_beside.name) / "records"
 
 
 @pytest.fixture(scope="session")
-def examined(furnished: Home, own: Identity, encoded: Path) -> dict[str, Any]:
+def examined(furnished: Home) -> dict[str, Any]:
     """A submitted study, taken in and rehearsed once for all tests."""
+    return dict(_examine())
+
+
+@functools.cache
+def _examine() -> dict[str, Any]:
     from django.core.management import call_command
 
     from datasites.hospital.cases import examination
@@ -192,12 +213,12 @@ def examined(furnished: Home, own: Identity, encoded: Path) -> dict[str, Any]:
     from datasites.hospital.models import Case
     from tests.hospital.desk import job
 
-    row = examination.admit(begun_anew(furnished, own), job())
+    row = examination.admit(begun_anew(_home, _own()), job())
     assert row.state == Case.State.REVIEW, row.note
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
     call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
-    shutil.copytree(records_folder(furnished, row.study_hash), encoded)
+    shutil.copytree(records_folder(_home, row.study_hash), Path(_beside.name) / "records")
     values["rehearsal"] |= {"start_ticks": 0}  # few tests look at when the first round leaves; the others don't wait
     values["listed_as"] = ""  # each test begins with a log of its own, which doesn't know the list of this one
     return values
