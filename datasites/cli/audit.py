@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from datasites.cli.terminal import HomeOption, group, open_site, out
+from datasites.cli.terminal import HomeOption, check_place, group, open_site, out
 from datasites.study.errors import InputError
+from datasites.study.visible import one_line
 
 audit = group("The audit log.")
 
@@ -93,17 +94,19 @@ def audit_tail(
         out.print("(only the newest part of the log was searched)")
     for record in reversed(page.records):
         fields = " ".join(f"{key}={value}" for key, value in record.fields.items())
-        out.print(f"{record.seq} {record.time} {record.kind} {fields}")
+        out.print(one_line(f"{record.seq} {record.time} {record.kind} {fields}"))
 
 
 @audit.command("export")
 def audit_export(home: HomeOption, target: Path) -> None:
     """Copy the log after a signed checkpoint."""
     site = open_site(home)
-    if not target.parent.is_dir() or target.is_dir():
-        raise InputError(f"{target}: not a file in a folder that is there; make the folder, or name a file")
+    check_place(site.home, target)
     head = site.audit.checkpoint()
-    target.write_bytes(site.home.audit.read_bytes())
+    try:
+        target.write_bytes(site.home.audit.read_bytes())
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); name another place") from error
     out.print(f"{target}: {head.seq} records, verify with --key {site.identity.public_key}")
 
 

@@ -173,10 +173,10 @@ _lifecycle(
 def study_rounds(home: HomeOption, case: int) -> None:
     """Show the rounds of a study at this hospital: charged, released, survivors."""
     open_site(home)
-    from datasites.hospital.models import Round
+    from datasites.hospital.cases.lookup import find_case
 
     table = new_table("", "round", "state", "steps", "seconds", "survivors", "released", "reason")
-    for r in Round.objects.filter(case=case):
+    for r in find_case(case).rounds.all():
         released = str(r.release.get("sha256", ""))[:12]
         table.add_row(
             str(r.round), r.state, str(r.steps), f"{r.seconds:.2f}", str(len(r.survivors)), released, r.reason

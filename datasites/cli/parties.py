@@ -43,15 +43,19 @@ def roster_pin(
     site = open_site(home)
     from datasites.hospital.people.roster import pin_compared
 
-    for file in files:
-        try:
-            entry = RosterEntry.parse(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise DatasitesError(f"{file}: not a roster entry; ask for the party's roster-entry.json") from error
+    for entry in [_read_entry(file) for file in files]:
         out.print(f"{entry.organisation} <{entry.email}> ({entry.role})\nfingerprint  {entry.fingerprint}")
         if not yes and not typer.confirm("Did they read you this fingerprint by telephone?"):
             raise DatasitesError(f"{entry.email}: not pinned")
         pin_compared(site, entry)
+        out.print(f"{entry.email} is pinned")
+
+
+def _read_entry(file: Path) -> RosterEntry:
+    try:
+        return RosterEntry.parse(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DatasitesError(f"{file}: not a roster entry; ask for the party's roster-entry.json") from error
 
 
 @roster.command("revoke")

@@ -17,6 +17,7 @@ from datasites.cli.terminal import (
     ReasonOption,
     StdinOption,
     acting,
+    check_place,
     group,
     open_site,
     out,
@@ -103,6 +104,7 @@ def evidence(home: HomeOption, case: int, out_file: Annotated[Path, typer.Option
     site = open_site(home)
     from datasites.hospital.evidence.export import export_evidence
 
+    check_place(site.home, out_file)
     checks = export_evidence(site, case, out_file)
     for check in checks:
         out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}")
@@ -126,6 +128,10 @@ def doctor(home: HomeOption) -> None:
 @identity.command("show")
 def identity_show(home: HomeOption) -> None:
     """Show this hospital's fingerprint and roster entry."""
-    entry = RosterEntry.parse(open_site(home).home.roster_entry.read_bytes())
+    file = open_site(home).home.roster_entry
+    try:
+        entry = RosterEntry.parse(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DatasitesError(f"{file}: not this hospital's roster entry; put it back from a backup") from error
     out.print(f"{entry.organisation} <{entry.email}>\nfingerprint  {entry.fingerprint}")
     out.print(entry.model_dump_json(indent=2))

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from datasites.study.errors import InputError
 from datasites.study.visible import one_line, visible
 
 if TYPE_CHECKING:
+    from datasites.hospital.config import Home
     from datasites.hospital.people.accounts import Actor
     from datasites.hospital.site import Site
 
@@ -95,7 +97,21 @@ def acting(home: Path, name: str, from_stdin: bool) -> Iterator[tuple[Site, Acto
 
 def ask_password(from_stdin: bool, prompt: str) -> str:
     """Read a password from standard input's next line, or typed unseen on the terminal."""
-    return sys.stdin.readline().rstrip("\n") if from_stdin else getpass.getpass(prompt)
+    try:
+        return sys.stdin.readline().rstrip("\n") if from_stdin else getpass.getpass(prompt)
+    except UnicodeDecodeError:
+        raise InputError("password: not UTF-8 text; type it on the terminal") from None  # the cause holds its bytes
+
+
+def check_place(home: Home, target: Path) -> None:
+    """Raise `InputError` where no file of its own can be written: at a folder, beside none, or among the home's files.
+
+    A file of the home that were overwritten might be its log or its key.
+    """
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"{target}: not a file in a folder that is there; make the folder, or name a file")
+    if target.resolve().is_relative_to(home.root.resolve()):
+        raise InputError(f"{target}: lies in the datasite's home, among its own files; name a place outside of it")
 
 
 def new_table(title: str, *columns: str) -> Rows:

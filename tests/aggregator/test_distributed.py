@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from datasites.aggregator.manifests import manifest_of
-from datasites.cli import app
-from datasites.privacy.plan import PlanError
 from datasites.researcher import report
 from datasites.researcher.study import Study
 from datasites.secagg.epoch_terms import EpochTerms
@@ -118,27 +115,3 @@ def test_an_epoch_in_which_a_colluder_too_many_hides_is_none(study: Study, feder
             threshold=3,
             consistency=True,
         )
-
-
-def plan_command(folder: Path, package: StudyPackage, *options: str) -> tuple[int, str]:
-    for name, content in package.files.items():
-        (folder / name).write_bytes(content)
-    done = CliRunner().invoke(app, ["study", "plan", str(folder), *options], env={"COLUMNS": "200"})
-    return done.exit_code, done.output if done.exit_code == 0 else f"{done.output}{done.exception}"
-
-
-def test_the_command_shows_what_a_threshold_costs(tmp_path: Path) -> None:
-    code, shown = plan_command(tmp_path, written(rounds="15"))
-    assert code == 0
-    assert "1.414 if all survive, 1.225 if 3 do" in shown
-    assert re.search(r"^3\* +1 +2 +1\.414 +1\.225 ", shown, flags=re.MULTILINE)
-    assert re.search(r"^4 +0 +3 +1\.155 +1\.155 ", shown, flags=re.MULTILINE)
-    assert plan_command(tmp_path, written(), "--json")[1].count('"threshold"') == 2
-
-
-def test_the_command_names_the_noise_that_a_study_leaves_out(tmp_path: Path) -> None:
-    code, shown = plan_command(tmp_path, written(mode='"distributed"', rounds="15"))
-    assert code != 0
-    assert re.search(r"privacy.noise_multiplier is missing: [0-9.]+ is the least that fits", shown)
-    with pytest.raises(PlanError, match="is missing"):
-        Study(tmp_path, written(mode='"distributed"')).plan()

@@ -5,20 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from every_command import Desk as EveryDesk
-from every_command import Run, every_command
-from typer.main import get_command
+from every_command import Run
 
-from datasites.cli import app
-from datasites.hospital.models import Case
-from datasites.study.identity import RosterEntry
-from tests.hospital.conftest import DATABASE, HEART, SCRIPTS
-from tests.hospital.desk import PASSWORD, Desk
+from tests.cli.command_line import commands
+from tests.hospital.conftest import DATABASE, SCRIPTS
 
 ROOT = SCRIPTS.parent
 
@@ -45,43 +39,6 @@ MAY: dict[str, set[str]] = {
 STAYS = {"serve"}
 
 
-def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Names of all commands, as a person types them."""
-    within: Any = group or get_command(app)
-    for name, one in within.commands.items():
-        yield from commands(one, (*path, name)) if hasattr(one, "commands") else [" ".join((*path, name))]
-
-
-@pytest.fixture
-def runs(desk: Desk, tmp_path: Path) -> list[Run]:
-    """Every command on the hospital's home."""
-    desk.agree()
-    home, row = desk.site.home, desk.row
-    entry = RosterEntry(
-        organisation=home.settings.organisation,
-        email=home.settings.email,
-        role="hospital",
-        public_key=desk.site.identity.public_key,
-    )
-    home.roster_entry.write_bytes(entry.canonical())
-    values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
-    second = Case.objects.create(**{**values, "job_name": "heart-2"})
-    about = EveryDesk(
-        home=home.root,
-        study=HEART / "study",
-        steward="ann",
-        officer="bob",
-        passwords=(PASSWORD, PASSWORD),
-        case=row.pk,
-        hash=row.approval_hash,
-        second=second.pk,
-        dataset="heart",
-        population="heart",
-        organisation=home.settings.organisation,
-    )
-    return list(every_command(about, tmp_path))
-
-
 def loaded(groups: list[list[Run]]) -> list[dict[str, Any]]:
     """Run each group in a process of its own; what is said of each command, in order."""
     asked = [[[run.line, run.password] for run in group] for group in groups]
@@ -94,7 +51,7 @@ def loaded(groups: list[list[Run]]) -> list[dict[str, Any]]:
 
 def test_every_command_is_run(runs: list[Run]) -> None:
     """A new one can't be forgotten here."""
-    assert {run.command for run in runs} == set(commands()) - STAYS
+    assert {run.command for run in runs} == {name for name, _ in commands()} - STAYS
     assert set(MAY) == {run.command for run in runs if run.apart}
     assert not any(modules & NEVER for modules in MAY.values())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import re
 import unicodedata
 
@@ -11,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasites.cli.terminal import LogLines, Terminal, new_table
 from datasites.study.errors import InputError
 from datasites.study.identity import Identity, Roster, RosterEntry
 from datasites.study.package import StudyPackage
@@ -35,34 +32,6 @@ def test_no_character_acts_and_each_other_one_stands(text: str) -> None:
 )
 def test_letters_and_marks_that_show_nothing_are_spelt_out(hidden: str) -> None:
     assert visible(f"a{hidden}b") == f"a\u27e6U+{ord(hidden):04X}\u27e7b"
-
-
-def test_a_terminal_prints_words_as_they_are() -> None:
-    """Also brackets, which are markup elsewhere, and names of pictures; in tables, their titles and columns, too."""
-    told = io.StringIO()
-    terminal, words = Terminal(file=told), "a \x1b[2J\x1b[8m\u202eb\u200b\x9b0m [red]c[/red] [degF] :warning:"
-    terminal.print(words)
-    table = new_table(words, words)
-    table.add_row(words)
-    terminal.print(table)
-    said = told.getvalue()
-    assert not [c for c in said if unicodedata.category(c) in ACTS and c != "\n"]
-    assert said.split("\n")[0] == (
-        "a \u27e6U+001B\u27e7[2J\u27e6U+001B\u27e7[8m\u27e6U+202E\u27e7b\u27e6U+200B\u27e7\u27e6U+009B\u27e70m "
-        "[red]c[/red] [degF] :warning:"
-    )
-    assert said.count("[degF]") == 4
-
-
-def test_a_cell_of_a_table_passes_for_no_other_row_and_a_line_of_the_log_for_no_other_line() -> None:
-    told = io.StringIO()
-    table = new_table("", "note")
-    table.add_row("read\napproved\x1b[1A")
-    Terminal(file=told).print(table)
-    assert len(told.getvalue().strip().split("\n")) == 2
-    record = logging.LogRecord("a", logging.INFO, "", 0, "case %d: %s", (1, "\u202eread\n\x1b[1Aapproved"), None)
-    line = LogLines().format(record)
-    assert line.endswith("case 1: \u27e6U+202E\u27e7read\u27e6U+000A\u27e7\u27e6U+001B\u27e7[1Aapproved")
 
 
 TITLE = "Coronary artery disease from routine findings, four hospitals"

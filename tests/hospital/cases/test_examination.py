@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-import unicodedata
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from datasites.cli import app
 from datasites.enclave.worker_client import Worker, WorkerError
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases import compliance, examination, review
@@ -27,7 +24,6 @@ from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError, PrivacyPlan
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
-from datasites.study.package import StudyPackage
 from policies.registry import RegistryFile
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import Desk, job
@@ -59,28 +55,6 @@ def test_numbers_beyond_any_policy_can_not_be_approved_and_can_be_rejected(desk:
             review.reject(desk.site, row.pk, desk.login("ann"), "no such cohort", message="no").state
             == Case.State.REJECTED
         )
-
-
-def test_what_a_stranger_wrote_does_nothing_to_a_terminal(
-    database: Home, furnished: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Escapes could erase what it said above them, bidirectional marks turn it around, line ends forge other lines.
-
-    Such a study is refused now; one that an earlier version has taken in is shown like this.
-    """
-    monkeypatch.setattr(StudyPackage, "require_plain", lambda package: None)
-    files, evil = job().files, "\\u001b[2K\\u202eevil[degF]\\nPolicies now: allow\\n"
-    study, features = (files[name].decode() for name in ("study.toml", "features.toml"))
-    for name in ("title", "irb"):
-        study = study.replace(f'\n{name} = "', f'\n{name} = "{evil}')
-    sent = {"study.toml": study, "features.toml": features.replace('description = "', f'description = "{evil}')}
-    row = examination.admit(Site.open(furnished.root), job(**{name: text.encode() for name, text in sent.items()}))
-    for command in (["review", "show", str(row.pk)], ["review", "list"]):
-        done = CliRunner().invoke(app, [*command, "--home", str(furnished.root)])
-        assert done.exit_code == 0
-        assert "evil[degF]" in done.output or command[1] == "list"
-        assert "Policies now: allow" not in done.output.splitlines()
-        assert not [c for c in done.output if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t"]
 
 
 def test_an_error_that_nobody_foresaw_is_a_reason_without_its_words(

@@ -6,10 +6,7 @@ import datetime
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from datasites.cli import app
 from datasites.control.syft import SubmittedJob
 from datasites.hospital.budget import ledger
 from datasites.hospital.budget.ledger import BudgetExceeded
@@ -255,28 +252,3 @@ def test_nobody_reviews_their_own_submission_under_another_name(desk: Desk) -> N
     with pytest.raises(Denied, match="PEOPLE: .*is the study's researcher"):
         desk.approve("gil")
     desk.nothing_happened()
-
-
-def waited(desk: Desk, study_hash: str, seconds: str = "0.2") -> Result:
-    home = str(desk.site.home.root)
-    return CliRunner().invoke(app, ["review", "wait", study_hash, "--seconds", seconds, "--home", home])
-
-
-def test_who_waits_for_a_study_is_told_its_case(desk: Desk) -> None:
-    study_hash = desk.row.study_hash
-    assert waited(desk, study_hash).stdout.strip() == str(desk.row.pk)
-    Case.objects.update(state=Case.State.INTAKE, note="")
-    late = waited(desk, study_hash)
-    assert (late.exit_code, late.stdout) == (1, "")
-    assert "was not taken in within" in str(late.exception)
-    Case.objects.update(note="its table can't be read")
-    assert f"case {desk.row.pk}: was not taken in: its table" in str(waited(desk, study_hash, "60").exception)
-
-
-def test_who_waits_for_a_study_is_told_that_it_was_refused_and_of_no_other(desk: Desk) -> None:
-    """A job's name is its submitter's to choose: it says of a refusal, and never which case people are to read."""
-    wanted = "ab" * 32
-    Case.objects.update(job_name=f"heart-{wanted[:12]}")
-    assert waited(desk, wanted).exit_code == 1
-    Case.objects.update(state=Case.State.REFUSED, note="it can't be read as a study")
-    assert "it can't be read" in str(waited(desk, wanted, "60").exception)

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from datasites.cli import app
 from datasites.hospital.cases import examination
 from datasites.hospital.cases.readiness import accept, check_dataset
 from datasites.hospital.data.answers import AnswerRefused, answer, unanswered
@@ -18,7 +16,7 @@ from datasites.hospital.models import Case
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
-from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.desk import Desk
 
 PACKAGE = StudyPackage.read(HEART / "study")
 Change = Callable[[str, Callable[[pd.Series], pd.Series]], None]
@@ -107,23 +105,6 @@ def test_who_may_not_answer_and_what_cannot_be_answered(desk: Desk) -> None:
     with pytest.raises(InputError, match="not on this table now"):
         accept(desk.site, desk.login("ann"), "heart", PACKAGE, "out_of_range:age", "a reason")
     assert left(desk, MONTHS) == ["out_of_range:age"]
-
-
-def test_the_command_line_shows_rows_and_findings_and_takes_answers(desk: Desk, change: Change) -> None:
-    home, study = ["--home", str(desk.site.home.root)], ["--study", str(HEART / "study")]
-    assert CliRunner().invoke(app, ["dataset", "check", "heart", *study, *home]).exit_code == 0
-    change("age", lambda ages: ages * 12)
-    done = CliRunner().invoke(app, ["dataset", "check", "heart", *study, *home])
-    assert done.exit_code == 1
-    said = " ".join(done.output.split())
-    assert "blocks: [out_of_range:age] age: 303 of 303 values" in said
-    assert "303 rows are kept (303 patients; 303 patients are declared)." in said
-    taken = ["dataset", "accept", "heart", "out_of_range:age", *study, *home, "--as", "ann", "--reason", "known"]
-    done = CliRunner().invoke(app, [*taken, "--password-stdin"], input=PASSWORD + "\n")
-    assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(app, ["dataset", "check", "heart", *study, *home])
-    assert done.exit_code == 0
-    assert "accepted: [out_of_range:age]" in done.output
 
 
 def test_rows_that_are_left_out_are_counted(desk: Desk, change: Change) -> None:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from datasites.cli import app
 from datasites.enclave.worker_client import Worker
 from datasites.hospital.audit.entered import EntryRefused
 from datasites.hospital.budget import ledger_log
@@ -35,7 +33,7 @@ from datasites.hospital.rounds import row_work
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.transport.mailroom import Letter, Mailroom
-from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.desk import Desk
 from tests.hospital.rounds.test_round_keys import Killed, kill_before
 from tests.hospital.running import Running
 
@@ -340,21 +338,3 @@ def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
     with pytest.raises(EntryRefused, match="is not what was entered"):
         two_people.confirm(desk.site, desk.login("bob"), entered.pk)
     assert len(withdrawn(desk.site.home, "heart")) == 2
-
-
-def test_the_command_line_says_what_was_done_where(desk: Desk, table: Change) -> None:
-    command = ["--home", str(desk.site.home.root), "--as", "ann", "--reason", "a letter", "--password-stdin"]
-
-    def asked(*words: str) -> tuple[int, str]:
-        done = CliRunner().invoke(app, ["dataset", "withdraw", "heart", *words, *command], input=PASSWORD + "\n")
-        return done.exit_code, " ".join((done.output or str(done.exception)).split())
-
-    refused = asked("CLEVELAND-O007")
-    assert refused[0] != 0
-    code, said = asked(SOMEBODY)
-    assert code == 0
-    assert "table of heart, as it is now: 1 row(s) have that name" in said
-    assert f"frozen records of case {desk.row.pk} (review): 1 row(s) are left out from its next round on" in said
-    code, said = asked("--undo", SOMEBODY)
-    assert "is undone: the patient is back from the next round on; the other role confirms it" in said
-    assert code == 0

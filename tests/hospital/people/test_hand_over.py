@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from datasites.cli import app
 from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.people.accounts import ReviewError
 from datasites.hospital.people.roster import accept_hand_over, pin_compared, propose_party, revoke_party
@@ -17,7 +14,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
 from datasites.study.identity import HandOver, Identity, IdentityError, Roster, RosterEntry
-from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.desk import Desk
 from tests.hospital.rounds.test_epoch_keys import require_sat_out
 from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
 from tests.hospital.running import RESEARCHER, Running
@@ -219,26 +216,6 @@ def test_no_roster_file_brings_a_key_back_that_was_revoked(
     following = party.change().entry
     pin_compared(desk.site, following)
     assert (party.pinned, party.counts) == (following, True)
-
-
-def test_the_command_shows_both_keys_and_warns_before_it_asks(desk: Desk, party: Party, tmp_path: Path) -> None:
-    change, file = party.change(), tmp_path / "hand-over.json"
-    file.write_bytes(change.canonical())
-    line = ["roster", "hand-over", str(file), "--home", str(desk.site.home.root), "--as", "ann", "--password-stdin"]
-
-    def said(answer: str) -> tuple[int, str]:
-        result = CliRunner().invoke(app, line, input=f"{PASSWORD}\n{answer}\n")
-        return result.exit_code, result.output
-
-    code, words = said("n")
-    assert code != 0
-    assert party.pinned == party.entry
-    for wanted in (party.entry.fingerprint, change.entry.fingerprint, "thief", "datasites roster revoke"):
-        assert wanted in words
-    assert said("y")[0] == 0
-    assert party.pinned == change.entry
-    file.write_bytes(b"{}")
-    assert said("y")[0] != 0
 
 
 def test_a_running_study_goes_on_by_a_new_epoch_once_the_key_was_handed_over(running: Running) -> None:
