@@ -42,6 +42,7 @@ _RUN, _ALLOWING = "tests/aggregator/test_run.py", "tests/enclave/test_allowing.p
 _ENTERED, _OWED = "tests/hospital/audit/test_entered.py", "tests/hospital/cases/test_owed.py"
 _ENTRIES, _SETTINGS = "tests/hospital/evidence/test_evidence_entries.py", "tests/hospital/test_config.py"
 _LEDGER, _POPULATION = "tests/hospital/budget/test_ledger.py", "tests/hospital/budget/test_population.py"
+_RELEASE = "tests/hospital/rounds/test_release.py"
 _CHARGES, _RUNNING = "tests/hospital/rounds/test_row_work.py", "tests/hospital/rounds/test_run.py"
 _MACHINE, _SUBMISSIONS = "tests/hospital/cases/test_machine.py", "tests/hospital/cases/test_submissions.py"
 _WITHDRAWAL = "tests/hospital/data/test_withdrawal.py"
@@ -511,7 +512,36 @@ MUTATIONS = (
         "datasites/hospital/rounds/release.py",
         'record.release.get("fork")',
         "told_fork(self._site.home)",
-        (f"{_SETTLE}::test_a_release_from_before_a_restore_is_sent_again_as_it_was",),
+        (f"{_RELEASE}::test_a_release_from_before_a_restore_is_sent_again_as_it_was",),
+    ),
+    Mutation(
+        "restart: a release that the log holds is recorded again",
+        "datasites/hospital/rounds/release.py",
+        "if not (restarted and self._site.audit.holds(RELEASED, **wanted)):",
+        "if True:",
+        (f"{_RELEASE}::test_killed_anywhere_after_it_was_made_the_same_release_leaves_once",),
+    ),
+    Mutation(
+        "restart: an answer to a survivor list is recorded again",
+        "datasites/hospital/rounds/release.py",
+        "write, self._unsure = (audit.append_once if self._unsure else audit.append), True",
+        "write, self._unsure = audit.append, True",
+        (f"{_RELEASE}::test_killed_anywhere_a_survivor_list_has_one_answer",),
+    ),
+    # What a command writes, and shows.
+    Mutation(
+        "command: an export is written over the log itself",
+        "datasites/cli/terminal.py",
+        "if target.resolve().is_relative_to(home.root.resolve()):",
+        "if False:",
+        ("tests/cli/test_audit.py::test_no_copy_is_written_over_the_home_or_where_none_can_be",),
+    ),
+    Mutation(
+        "command: a record of the log passes for another line",
+        "datasites/cli/audit.py",
+        'one_line(f"{record.seq} {record.time} {record.kind} {fields}")',
+        'f"{record.seq} {record.time} {record.kind} {fields}"',
+        ("tests/cli/test_audit.py::test_the_last_records_are_shown_oldest_first",),
     ),
     # When, and in which order.
     Mutation(

@@ -525,20 +525,6 @@ def test_rejoining_charges_rounds_that_the_journal_reached_and_nobody_charged(ru
     require_one_story(restarted(site).home)
 
 
-def test_a_release_from_before_a_restore_is_sent_again_as_it_was(running: Running) -> None:
-    """A letter with other words under the same name would be equivocation, and refused."""
-    running.set_up()
-    running.open(1)
-    running.steps()
-    head = running.site.audit.public_head()
-    running.site.home.fork.write_bytes(Fork.sign(running.site.identity, head, head).canonical())
-    running.restart()
-    running.steps()
-    letter = running.heard(1, letters.MASKED)
-    assert letter is not None
-    assert letters.Masked.model_validate(letter.body).fork is None
-
-
 # -- what others are told ----------------------------------------------------------------------------------------------
 
 

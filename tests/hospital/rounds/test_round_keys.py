@@ -56,15 +56,17 @@ def kill_before(where: object, name: str, when: Callable[..., bool] = lambda *_,
     return patch
 
 
-def kill_after(where: object, name: str) -> Callable[[Any], None]:
-    """Kill on leaving a function."""
+def kill_after(where: object, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[Any], None]:
+    """Kill on leaving a function, after the first call for which `when` holds."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         inner = getattr(where, name)
 
         def dying(*arguments: Any, **options: Any) -> Any:
-            inner(*arguments, **options)
-            raise Killed
+            returned = inner(*arguments, **options)
+            if when(*arguments, **options):
+                raise Killed
+            return returned
 
         monkeypatch.setattr(where, name, dying)
 
