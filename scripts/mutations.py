@@ -1345,6 +1345,13 @@ MUTATIONS = (
         (f"{_RUN}::{_KEYS_LOST}",),
     ),
     Mutation(
+        "sum: survivors are told before they are on disk",
+        "datasites/aggregator/secure_sum.py",
+        "        self._save(state)\n        emails = ",
+        "        self._state = state\n        emails = ",
+        ("tests/aggregator/test_secure_sum.py::test_a_vector_whose_letter_is_refused_is_not_in_the_sum",),
+    ),
+    Mutation(
         "epoch: one that is refused is the present one",
         "datasites/aggregator/secure_sum.py",
         "        emails, epoch = tuple(sorted(hospitals)), self.epoch + 1\n",

@@ -41,7 +41,7 @@ from tests.agreements import agreements
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import PASSWORD, Desk
 from tests.hospital.evidence.test_evidence_entries import by_hand
-from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
+from tests.kills import Killed, kill_after, kill_before
 
 DUA = """
 [[agreement]]

@@ -29,8 +29,8 @@ from datasites.secagg.journal import Anchor
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
 from tests.hospital.desk import Desk, turn
-from tests.hospital.rounds.test_round_keys import Killed, kill_before
 from tests.hospital.running import Running
+from tests.kills import Killed, kill_before
 
 KINDS = ("paused", "resumed", "rejoined", "revoked", "rejected")
 #: What is done, in which state of the case, what the log says, and what becomes of the case.

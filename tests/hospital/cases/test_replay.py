@@ -16,7 +16,7 @@ from datasites.hospital.models import Case, PolicyDecision
 from datasites.study.canonical import canonical_json, sha256_hex
 from policies.engine import Decision
 from tests.hospital.desk import Desk
-from tests.hospital.rounds.test_round_keys import Killed, kill_before
+from tests.kills import Killed, kill_before
 
 LOCAL_RULE = Path(__file__).resolve().parents[3] / "policies/examples/local_rules/small_epsilon.cedar"
 

@@ -52,7 +52,7 @@ from datasites.study.package import StudyPackage
 from tests.hospital.budget.test_ledger_log import Backup, restarted
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import Desk
-from tests.hospital.rounds.test_round_keys import Killed
+from tests.kills import Killed
 
 SALT = b"0123456789abcdef"
 

@@ -34,8 +34,8 @@ from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.transport.mailroom import Letter, Mailroom
 from tests.hospital.desk import Desk
-from tests.hospital.rounds.test_round_keys import Killed, kill_before
 from tests.hospital.running import Running
+from tests.kills import Killed, kill_before
 
 SOMEBODY, ANOTHER = "CLEVELAND-0007", "CLEVELAND-0300"
 Change = Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None]

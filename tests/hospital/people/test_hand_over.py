@@ -16,8 +16,8 @@ from datasites.study.errors import InputError
 from datasites.study.identity import HandOver, Identity, IdentityError, Roster, RosterEntry
 from tests.hospital.desk import Desk
 from tests.hospital.rounds.test_epoch_keys import require_sat_out
-from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
 from tests.hospital.running import RESEARCHER, Running
+from tests.kills import Killed, kill_after, kill_before
 
 EMAIL = "office@second-university.example.org"
 

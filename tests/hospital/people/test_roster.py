@@ -12,7 +12,7 @@ from datasites.hospital.people.roster import pin_compared, pin_party, propose_pa
 from datasites.study.identity import IdentityError, Roster
 from tests.hospital.audit.test_entered import party
 from tests.hospital.desk import Desk
-from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
+from tests.kills import Killed, kill_after, kill_before
 
 
 def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(

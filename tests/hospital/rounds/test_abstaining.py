@@ -17,8 +17,8 @@ from datasites.hospital.rounds.release import Leaving
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from tests.hospital.desk import Desk
-from tests.hospital.rounds.test_round_keys import Killed, kill_before
 from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.kills import Killed, kill_before
 
 pytestmark = pytest.mark.waits
 

@@ -23,8 +23,8 @@ from datasites.study.audit_chain import RELEASED, Fork, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.manifest import StudyTerms
 from datasites.transport.mailroom import Mailroom, letter_key
-from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
 from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.kills import Killed, kill_after, kill_before
 
 pytestmark = pytest.mark.waits
 

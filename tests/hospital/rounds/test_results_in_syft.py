@@ -17,8 +17,8 @@ from datasites.hospital.service import Service
 from datasites.study import letters
 from datasites.study.identity import Roster
 from datasites.transport.store import Store
-from tests.hospital.rounds.test_round_keys import Killed, kill_after, kill_before
 from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.kills import Killed, kill_after, kill_before
 
 FILES = {"study.toml": b'name = "heart"\n', "model.py": b"pass\n"}
 

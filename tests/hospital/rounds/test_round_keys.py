@@ -32,45 +32,9 @@ from datasites.secagg.messages import MaskedVector
 from datasites.study import letters
 from tests.hospital.desk import Desk
 from tests.hospital.running import Running
+from tests.kills import Killed, kill_after, kill_before
 
 pytestmark = pytest.mark.waits
-
-
-class Killed(BaseException):
-    """The process ends here, as by kill -9: nobody catches it, and nothing is tidied up."""
-
-
-def kill_before(where: object, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[Any], None]:
-    """Kill on entering a function, at the first call for which `when` holds."""
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        inner = getattr(where, name)
-
-        def dying(*arguments: Any, **options: Any) -> Any:
-            if when(*arguments, **options):
-                raise Killed
-            return inner(*arguments, **options)
-
-        monkeypatch.setattr(where, name, dying)
-
-    return patch
-
-
-def kill_after(where: object, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> Callable[[Any], None]:
-    """Kill on leaving a function, after the first call for which `when` holds."""
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        inner = getattr(where, name)
-
-        def dying(*arguments: Any, **options: Any) -> Any:
-            returned = inner(*arguments, **options)
-            if when(*arguments, **options):
-                raise Killed
-            return returned
-
-        monkeypatch.setattr(where, name, dying)
-
-    return patch
 
 
 def asks_to_release(*arguments: Any, **_: Any) -> bool:
