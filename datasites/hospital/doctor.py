@@ -355,6 +355,9 @@ def _sandbox(site: Site) -> Iterator[Diagnosis]:
     sandbox = site.template.sandbox
     for warning in sandbox.warnings:
         yield Diagnosis("sandbox", "warn", warning)
+    if sandbox.config.mode == "off":
+        yield Diagnosis("workers", "warn", "each is started separately and without a sandbox; no escape was tried")
+        return
     sandbox.require()
     with closing(site.template):
         attempts = escape_check(site.template)

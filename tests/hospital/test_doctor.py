@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from datasites.enclave import cgroup
-from datasites.enclave.sandbox import SandboxUnavailable
+from datasites.enclave.sandbox import SandboxConfig, SandboxUnavailable
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.service import Service
@@ -62,6 +62,17 @@ def test_any_other_user_serves_without_a_word() -> None:
 def test_the_sandbox_is_examined_and_holds(site: Site) -> None:
     (check,) = doctor(site, ["sandbox"])
     assert (check.state, "were held" in check.message) == ("ok", True), check
+
+
+def test_without_a_sandbox_the_doctor_says_so_and_tries_nothing_on_this_machine(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasites.hospital.doctor.escape_check", None)
+    settings = site.home.settings.model_copy(update={"sandbox": SandboxConfig(mode="off")})
+    without = dataclasses.replace(site, home=dataclasses.replace(site.home, settings=settings))
+    found = list(doctor(without, ["sandbox"]))
+    assert [(check.name, check.state) for check in found] == [("sandbox", "warn"), ("workers", "warn")]
+    assert "without a sandbox" in found[1].message
 
 
 def test_the_doctor_looks_at_the_group_of_the_running_service(site: Site) -> None:
