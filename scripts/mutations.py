@@ -2047,8 +2047,8 @@ MUTATIONS = (
     Mutation(
         "replay: a stored decision need not be in the audit log",
         "datasites/hospital/cases/replay.py",
-        "logged = left[entry] > 0",
-        "logged = True",
+        "return self.decisions[entry] > 0 and (numbers is None or case in numbers)",
+        "return numbers is None or case in numbers",
         ("tests/hospital/cases/test_replay.py::test_a_decision_that_was_changed_in_the_database_is_named",),
     ),
     Mutation(

@@ -14,7 +14,7 @@ import pytest
 from django.apps import apps
 from typer.main import get_command
 
-import datasites.cli
+import datasites.cli.terminal
 from datasites.hospital.config import Home
 from datasites.study.audit_chain import records
 from tests.hospital.desk import PASSWORD
@@ -39,7 +39,7 @@ class CommandLine:
     def __init__(self, home: Home, patch: pytest.MonkeyPatch) -> None:
         self.home, self._patch = home, patch
         patch.setenv("DATASITES_HOME", str(home.root))
-        patch.setenv("COLUMNS", "300")
+        patch.setattr(datasites.cli.terminal.out, "width", 300)
         patch.setattr(datasites.cli, "app", COMMAND)
         patch.setattr(gc, "freeze", lambda: None)  # it is for a process that ends
 

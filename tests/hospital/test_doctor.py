@@ -60,7 +60,7 @@ def test_any_other_user_serves_without_a_word() -> None:
 
 
 def test_the_sandbox_is_examined_and_holds(site: Site) -> None:
-    (check,) = doctor(site, ["sandbox"])
+    (check,) = [check for check in doctor(site, ["sandbox"]) if check.name == "sandbox"]
     assert (check.state, "were held" in check.message) == ("ok", True), check
 
 

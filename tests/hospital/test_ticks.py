@@ -592,7 +592,7 @@ def test_more_records_than_declared_are_told_to_people_here_and_to_nobody_else(d
     assert row.note.startswith(words)
     told = str([record.fields for record in list(records(site.home.audit))[logged:]])
     assert not re.search(r"\b30[23]\b", told)  # as a figure; a digest's digits may hold it
-    assert [check.state for check in doctor(site, ["cases"]) if check.message.startswith(words)] == ["warn"]
+    assert [check.state for check in doctor(site, ["datasets"]) if check.message.startswith(words)] == ["warn"]
     package = StudyPackage.read(HEART / "study")
     assert check_dataset(site.home, "heart", package).surplus.startswith(words)
     assert check_dataset(desk.site.home, "heart", package).surplus == ""
