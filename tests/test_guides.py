@@ -175,7 +175,7 @@ def test_readme_is_short_and_names_each_guide() -> None:
 
 
 def test_the_picture_has_each_room_and_no_other() -> None:
-    picture = re.search(r"^## The house\n+```\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    picture = re.search(r"^## Layout\n+```\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
     assert picture is not None
     drawn = {indent: re.findall(rf"^ {{{indent}}}([\w]+)/ ", picture[1], re.MULTILINE) for indent in (0, 2, 4)}
     assert set(drawn[2]) == set(MAY_IMPORT) - {"policies"}

@@ -1,4 +1,4 @@
-"""The rules between rooms (README, "The house"). Were one broken, a room could quietly know more than it may."""
+"""The rules between rooms (README, "Layout"). Were one broken, a room could quietly know more than it may."""
 
 import ast
 import builtins
