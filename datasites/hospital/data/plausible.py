@@ -191,7 +191,7 @@ def _of_a_feature(feature: Feature, values: pd.Series, rows: int, *, is_label: b
         unit = f" {feature.unit}" if feature.unit else ""
         text = (
             f"{name}: {out} of {len(numbers)} values lie outside the study's range, {feature.low:g} to "
-            f"{feature.high:g}{unit}, and would be cut to it; is the unit right?"
+            f"{feature.high:g}{unit}, and would be clamped to it; is the unit right?"
         )
         text += _conversions(feature, numbers)
         yield TableFinding("out_of_range", name, out / len(numbers), text)
@@ -250,7 +250,7 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
 
 
 def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) -> Iterator[TableFinding]:
-    """Yield codes such as -9 that would be taken for a measured value: cut to the range, or as a no under `above`."""
+    """Yield codes such as -9 that would be taken for a measured value: clamped to the range, or as a no under `above`."""
     named = {code(cell_text(entry)) for entry in (*column.missing, *column.values)}
     read = Counter(code(cell) for cell in cells)
     numbers = {value: times for value, times in read.items() if isinstance(value, Decimal) and value not in named}
