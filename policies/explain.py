@@ -66,7 +66,7 @@ def _lacking(facts: Facts, party: str, kinds: list[str]) -> str:
     naming = [a for a in baas if set(kinds) & set(a.terms.services)]
     if not naming:
         named = sorted({kind for a in baas for kind in a.terms.services})
-        return f"{head} (what is registered with them covers {', '.join(named)} only)."
+        return f"{head} (the registered agreements with that party cover only {', '.join(named)})."
     return f"{head} ({'; '.join(_standing(a, facts) for a in naming)})."
 
 
@@ -76,17 +76,17 @@ def _standing(agreement: Agreement, facts: Facts) -> str:
         return f"{name} does not name {facts.hospital} as a party"
     if agreement.confirmed_on is not None and agreement.confirmed_on > facts.today:
         return (
-            f"{name} was confirmed on {agreement.confirmed_on}, which is after today, {facts.today}: set this "
-            "machine's clock"
+            f"{name} was confirmed on {agreement.confirmed_on}, which is after today, {facts.today}: correct "
+            "this machine's clock"
         )
     if not agreement.confirmed(facts.today):
         return f"{name} waits for a second person to confirm it"
     if agreement.terminated_on is not None and agreement.terminated_on <= facts.today:
         return f"{name} was terminated on {agreement.terminated_on}"
     if agreement.terms.expires < facts.today:
-        return f"{name} expired {agreement.terms.expires}"
+        return f"{name} expired on {agreement.terms.expires}"
     if facts.today < agreement.terms.effective:
-        return f"{name} takes effect on {agreement.terms.effective} only"
+        return f"{name} does not take effect until {agreement.terms.effective}"
     if agreement in facts.registry.in_force(facts.today):
         return f"{name} is in force for {', '.join(agreement.terms.purposes or agreement.terms.services)}"
     return f"{name} was replaced by a newer version"
@@ -96,7 +96,7 @@ def _baa_remedy(facts: Facts, parties: list[str]) -> str:
     baas = [a for a in facts.registry.unconfirmed() if a.terms.kind == "baa"]
     waiting = [a.terms.id for a in baas if any(is_party(party, a) for party in parties)]
     if waiting:
-        return f"Let a second person confirm {', '.join(waiting)} in the registry if it covers what is lacking."
+        return f"Have a second person confirm {', '.join(waiting)} in the registry if it covers what is missing."
     return (
         f"Sign or renew a BAA with {', '.join(parties)} that names the service, enter it in the registry and have it "
         "confirmed."
@@ -136,7 +136,7 @@ def _irb(facts: Facts) -> Explanation:
         why = "; ".join(_standing(a, facts) for a in known)
     return Explanation(
         f"No IRB approval {terms.irb} in force on {facts.today} names the purpose '{terms.purpose}' ({why}).",
-        "Enter the IRB's approval letter for this purpose in the registry, or its renewal, and have it confirmed.",
+        "Enter the IRB's approval letter for this purpose, or its renewal, in the registry and have it confirmed.",
     )
 
 
@@ -174,9 +174,9 @@ def _budget_dataset(facts: Facts) -> Explanation:
         f"(spent {b.epsilon_spent:.10g}, reserved {b.epsilon_reserved:.10g}, asked {b.epsilon_asked:.10g}); its cap is "
         f"{b.epsilon_cap:.10g}.",
         "Ask the researcher for fewer rounds or more noise, or close a study that holds a reservation; what is spent "
-        "does not come back. Over all studies epsilon is counted so that the cap holds whatever people choose to run "
-        "next, which costs more than a study's own figure: a study that uses its own cap in full needs a cap over all "
-        "studies some 15 % above it.",
+        "is not refunded. Over all studies, epsilon is counted so that the cap holds whatever people choose to run "
+        "next, and this figure is higher than a study's own: a study that uses its own cap in full needs a cap over "
+        "all studies that is some 15 % higher.",
     )
 
 
@@ -247,11 +247,11 @@ def _cohort_patients(facts: Facts) -> Explanation:
     c = _cohort(facts)
     if c.min_patients < 1:
         return Explanation(
-            "No smallest number of patients is set.", "Set it in the datasite's configuration, at least 1."
+            "No minimum number of patients is set.", "Set it in the datasite's configuration, at least 1."
         )
     return Explanation(
         f"The dataset is declared with {c.patients} patients; at least {c.min_patients} are required.",
-        "This dataset is too small for the study; take part with a larger one.",
+        "This dataset is too small for the study; take part with a larger dataset.",
     )
 
 
@@ -265,7 +265,7 @@ def _code_verifier(facts: Facts) -> Explanation:
 def _code_frozen(facts: Facts) -> Explanation:
     code = _code(facts)
     return Explanation(
-        f"The frozen copy has hash {code.frozen[:12]}…, and {code.study[:12]}… was submitted: it was changed since.",
+        f"The frozen copy has hash {code.frozen[:12]}…, and {code.study[:12]}… was submitted: the copy was changed.",
         "Nothing of this study may run. Find out who changed the datasite's private folder, then ask for a new "
         "submission.",
     )
@@ -273,10 +273,10 @@ def _code_frozen(facts: Facts) -> Explanation:
 
 def _code_current(facts: Facts) -> Explanation:
     code = _code(facts)
-    what = "; ".join(code.differs) or f"its hash is {code.approval[:12]}…, and {facts.approval[:12]}… was approved"
+    what = "; ".join(code.differs) or f"its hash is {code.approval[:12]}…, but {facts.approval[:12]}… was approved"
     return Explanation(
         f"Something that an approval binds is not as it was approved: {what}.",
-        "The submitted files are whole. Restore what has changed, or ask the researcher to submit again and review "
+        "The submitted files are unchanged. Restore what has changed, or ask the researcher to submit again and review "
         "the present state.",
     )
 
@@ -356,7 +356,7 @@ def _state_ends(facts: Facts) -> Explanation:
 def _site_sandbox(facts: Facts) -> Explanation:
     return Explanation(
         "The sandbox is off and no risk acceptance for 'no_sandbox' is in force.",
-        "Install bubblewrap (`datasites doctor` says how), or let two people enter a risk acceptance in the registry.",
+        "Install bubblewrap (`datasites doctor` says how), or have two people enter and confirm a risk acceptance.",
     )
 
 

@@ -149,7 +149,7 @@ def _parse(name: str, text: str, schema: cedarpy.Schema) -> list[dict[str, Any]]
 def _annotation(name: str, policy: dict[str, Any], key: str) -> str:
     value = (policy.get("annotations") or {}).get(key)
     if not value:
-        raise RuleError(f'{name}: a rule lacks @{key}("…"); every rule states it, so that a denial can name it')
+        raise RuleError(f'{name}: a rule lacks @{key}("…"); every rule needs it, so that a denial can name it')
     return str(value)
 
 

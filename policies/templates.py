@@ -1,7 +1,7 @@
-"""Documents that fill themselves in from a study: schedule of services, IRB protocol section, data protection summary.
+"""Documents that are filled in from a study: schedule of services, IRB protocol section, data protection summary.
 
-Drafts for people to complete and sign, in Markdown. Words of the study are set in so that they can't become markup
-or a second table row, since whoever submits a study writes them.
+Drafts in Markdown for people to complete and sign. Text from the study is escaped, so that it can't become markup or a
+second table row, since whoever submits a study writes it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ NAMES = ("baa_schedule", "irb_section", "data_protection_summary")
 
 
 _GUARANTEES = {
-    "local": "this holds for what each hospital sends, even if masking should fail",
-    "distributed": "this holds for the sum only, as long as masking holds and enough hospitals are honest; what one "
+    "local": "this holds for what each hospital sends, even if masking fails",
+    "distributed": "this holds only for the sum, as long as masking holds and enough hospitals are honest; what one "
     "hospital sends has less noise than that",
 }
 
 
 class TemplateError(DatasitesError, ValueError):
-    """There is no such template, or it asks for a word that a study does not have."""
+    """There is no such template, or it asks for a value that a study does not have."""
 
 
 def render(
@@ -77,7 +77,7 @@ def render(
     try:
         return Template(text).substitute(safe)
     except (KeyError, ValueError) as error:
-        raise TemplateError(f"template {name}: {error} is not a word of a study; correct the template") from error
+        raise TemplateError(f"template {name}: {error} is not a value of a study; correct the template") from error
 
 
 def plain(text: str) -> str:

@@ -75,8 +75,8 @@ DUA_ENDED = registry(baa(), irb(), dua()).terminate("dua-heart", OFFICER, day("2
 
 TABLE = [
     # business associate agreements
-    Row("baa", ALL, agreements(baa(expires=day("2026-11-23")), irb(), dua()), "expired 2026-11-23"),
-    Row("baa", ALL, agreements(baa(effective=day("2026-11-25")), irb(), dua()), "takes effect on 2026-11-25"),
+    Row("baa", ALL, agreements(baa(expires=day("2026-11-23")), irb(), dua()), "expired on 2026-11-23"),
+    Row("baa", ALL, agreements(baa(effective=day("2026-11-25")), irb(), dua()), "does not take effect until 2026"),
     Row("baa", ALL, agreements(baa(services=("aggregation", "transport")), irb(), dua()), "'model_distribution'"),
     Row("baa", ALL, agreements(baa(parties=("Other Hospital", "Centre")), irb(), dua()), "does not name General"),
     Row("baa", ALL, agreements(baa(parties=(HOSPITAL, "Elsewhere")), irb(), dua()), "holds none with that party"),
@@ -94,7 +94,7 @@ TABLE = [
     # IRB
     Row("irb", ALL, {"terms__irb": "IRB-18"}, "holds none with that number"),
     Row("irb", ALL, agreements(baa(), dua(), irb(purposes=("stroke-risk",))), "it is for stroke-risk"),
-    Row("irb", ALL, agreements(baa(), dua(), irb(expires=day("2026-11-23"))), "expired 2026-11-23"),
+    Row("irb", ALL, agreements(baa(), dua(), irb(expires=day("2026-11-23"))), "expired on 2026-11-23"),
     # minimum necessary
     Row("purpose", ALL, {"features": (*FEATURES, "zip")}, "asks for zip"),
     Row("purpose", ALL, {"features": ()}, "names no features"),
@@ -155,10 +155,10 @@ TABLE = [
     Row("cohort-threshold", ALL, {"cohort__hospitals": 6}, "at least 4"),
     Row("cohort-threshold", ALL, {"cohort__hospitals": 3, "cohort__colluders": 0, "cohort__threshold": 2}, "least 3"),
     Row("cohort-patients", ALL, {"cohort__patients": 299}, "declared with 299"),
-    Row("cohort-patients", ALL, {"cohort__min_patients": 0}, "No smallest number"),
+    Row("cohort-patients", ALL, {"cohort__min_patients": 0}, "No minimum number"),
     # code
     Row("code-verifier", ALL, {"code__findings": 1}, "1 finding(s)"),
-    Row("code-frozen", ALL, {"code__frozen": OTHER_STUDY}, "was submitted: it was changed since"),
+    Row("code-frozen", ALL, {"code__frozen": OTHER_STUDY}, "was submitted: the copy was changed"),
     Row("code-current", ALL, {"code__approval": OTHER_APPROVAL}, "is not as it was approved"),
     Row("code-rehearsal", REHEARSED, {"code__rehearsal": "failed"}, "mock data failed"),
     Row("code-rehearsal", REHEARSED, {"code__rehearsal": "not_run"}, "has not run"),

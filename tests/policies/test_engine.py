@@ -320,7 +320,7 @@ def test_an_approval_in_force_for_another_purpose_is_not_called_replaced() -> No
     other = irb(id="irb-stroke", purposes=("stroke-risk",))
     book = registry(baa(), dua(), irb(expires=day("2026-11-23")), other)
     summary = engine().decide(facts_of("run_round", agreements=book.agreements)).summary
-    assert "irb-heart version 1 expired 2026-11-23; irb-stroke version 1 is in force for stroke-risk" in summary
+    assert "irb-heart version 1 expired on 2026-11-23; irb-stroke version 1 is in force for stroke-risk" in summary
     assert "replaced" not in summary
 
 

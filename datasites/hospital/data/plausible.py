@@ -250,7 +250,7 @@ def _of_its_codes(feature: Feature, table: Table, mapping: Mapping) -> Iterator[
 
 
 def _of_codes_for_nothing(feature: Feature, column: Column, cells: pd.Series) -> Iterator[TableFinding]:
-    """Yield codes such as -9 that would be taken for a measured value: clamped to the range, or as a no under `above`."""
+    """Yield codes such as -9 that would be taken for a value: clamped to the range, or a no under `above`."""
     named = {code(cell_text(entry)) for entry in (*column.missing, *column.values)}
     read = Counter(code(cell) for cell in cells)
     numbers = {value: times for value, times in read.items() if isinstance(value, Decimal) and value not in named}
