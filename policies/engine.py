@@ -293,7 +293,7 @@ def read_decision(data: bytes) -> Decision:
         }
     decision = Decision.model_validate_json(json.dumps(record))
     if decision.allowed and (decision.denied_by or not decision.results):
-        raise ValueError("decision: it allows, yet names a denial or no rule; it has been changed")
+        raise ValueError("decision: it allows, yet names a denial or no rule; it was changed")
     if decision.allowed and decision.facts is None and decision.format != 1:
         raise ValueError("decision: it allows, yet lacks its facts; it was changed")
     # As they were stored: facts of older versions lack some, for which this one takes what they stood for.

@@ -14,16 +14,16 @@ def _names(text: str) -> frozenset[str]:
 
 MODULES = frozenset({"torch", "torch.nn", "torch.nn.functional", "math"})
 
-#: Builtins that model code may call or name. No access to attributes by name, no code, no I/O, no iterators to keep.
+#: Builtins that model code may call or name. No access to attributes by name, no code, no I/O, no stored iterators.
 BUILTINS = _names(
     """
     abs bool dict enumerate float int isinstance len list max min range reversed round sorted str sum super tuple
     zip
     """
 )  # fmt: skip
-#: Those that give iterators, which remember how far they were read: only to loop over, never to keep.
+#: Builtins that return iterators, which keep their position: only to loop over, never to store.
 ITERATORS = _names("enumerate reversed zip")
-#: Those that take a tensor without making a Python number of it or reading a value of it.
+#: Builtins that accept a tensor without turning it into a Python number or reading its values.
 BUILTINS_ON_ROWS = _names("abs dict enumerate isinstance len list sum tuple zip")
 EXCEPTIONS = _names("NotImplementedError RuntimeError TypeError ValueError")
 
@@ -84,7 +84,7 @@ ALONG_AXIS = {
     "normalize": 1,
     "cosine_similarity": 1,
 }  # fmt: skip
-#: Of those, the ones whose default axis is the last, or for normalize and cosine_similarity the second.
+#: Those of the above whose default axis is the last, or the second for normalize and cosine_similarity.
 SAFE_DEFAULT_AXIS = _names("sort argsort topk diff glu normalize cosine_similarity")
 #: Position of `dim` for layers that have one; required where torch's default would guess.
 LAYER_AXIS = {
@@ -107,13 +107,13 @@ LIKE = _names("view_as reshape_as expand_as type_as")
 #: Operations that raise where an index is out of range: no index may come from a row.
 RAISES_ON_INDEX = _names("gather index_select")
 
-#: What else can be done with a tensor.
+#: Other methods of a tensor.
 OTHER_METHODS = _names("unsqueeze matmul bmm size dim float long bool contiguous clone repeat")
 #: Values of a tensor that are public: its shape and type.
 TENSOR_ATTRIBUTES = _names("shape ndim dtype device")
 
-#: Methods of lists and sets that change them and that a tensor has by the same name, where they change nothing. What a
-#: method is called on can't be told from the text, so these can be had as functions of torch alone.
+#: Methods that change a list or a set, and that a tensor has under the same name without changing it. The text doesn't
+#: tell what a method is called on, so these are allowed only as functions of torch.
 CHANGES_CONTAINERS = _names("sort add")
 
 METHODS = (
@@ -122,7 +122,7 @@ METHODS = (
     - CHANGES_CONTAINERS
 )
 
-#: Functions of torch beside those that are methods too. No random numbers, no `empty`: that reads others' old memory.
+#: Functions of torch beside those that are methods too. No random numbers; no `empty`, which reads old memory.
 TORCH = (
     ELEMENTWISE
     | (frozenset(ALONG_AXIS) - {"softmin", "normalize", "cosine_similarity", "glu"})
@@ -134,7 +134,7 @@ TORCH = (
     """
     )
 )
-#: Functions that make a tensor from numbers: nothing of a row may be among them.
+#: Functions that make a tensor from numbers: none of these numbers may depend on rows.
 MAKERS = _names("zeros ones full arange linspace eye tensor")
 #: Functions whose arguments after the first may hold rows; those of all others are numbers, axes and shapes.
 ROWS_IN_ARGUMENTS = (
@@ -149,7 +149,7 @@ MATH = _names(
     """
 )
 
-#: Initialisers: random ones and zeros or ones, on weights, while a model is built. None that writes chosen values.
+#: Initialisers for weights while a model is built: random values, zeros or ones. None that writes chosen values.
 INITIALISERS = _names(
     """
     kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_ normal_ uniform_ trunc_normal_ orthogonal_
@@ -158,17 +158,17 @@ INITIALISERS = _names(
 )
 WEIGHTS = _names("weight bias")
 
-#: Numbers that a layer knows about itself.
+#: Public sizes of a layer.
 LAYER_ATTRIBUTES = _names(
     """
     in_features out_features in_channels out_channels hidden_size embedding_dim num_embeddings num_layers
     """
 )
-#: What can be done with lists, dictionaries and strings that changes nothing.
+#: Methods of lists, dictionaries and strings that change nothing.
 CONTAINER_METHODS = _names("items keys values get lower upper")
 #: Changes to a list: on a local list, or while a model is built.
 LIST_METHODS = _names("append extend insert")
-#: Ways to walk over a model's layers while it is built.
+#: Methods that iterate over a model's layers while it is built.
 WALKS = _names("modules children named_modules named_children")
 
 #: Keywords that may be given to torch. Not here: out, inplace, generator, requires_grad, device, pin_memory, hooks.
@@ -211,7 +211,7 @@ RESERVED = _names(
     """
 )
 
-#: What to write instead, for words that honest models are likely to use.
+#: What to write instead, for names that honest models are likely to use.
 REMEDIES = {
     "BatchNorm1d": "use nn.GroupNorm or nn.LayerNorm: batch statistics mix the rows of a batch",
     "BatchNorm2d": "use nn.GroupNorm: batch statistics mix the rows of a batch",
@@ -226,34 +226,34 @@ REMEDIES = {
     "conv2d": "use nn.Conv2d and call the layer",
     "BCEWithLogitsLoss": 'use F.binary_cross_entropy_with_logits(..., reduction="none")',
     "CrossEntropyLoss": 'use F.cross_entropy(..., reduction="none")',
-    "binary_cross_entropy": 'use F.binary_cross_entropy_with_logits(..., reduction="none"), which takes any number',
-    "BCELoss": 'use F.binary_cross_entropy_with_logits(..., reduction="none"), which takes any number',
-    "gaussian_nll_loss": "write 0.5 * (torch.log(variance) + (target - mean) ** 2 / variance), which takes any number",
-    "GaussianNLLLoss": "write 0.5 * (torch.log(variance) + (target - mean) ** 2 / variance), which takes any number",
+    "binary_cross_entropy": 'use F.binary_cross_entropy_with_logits(..., reduction="none"), which accepts any number',
+    "BCELoss": 'use F.binary_cross_entropy_with_logits(..., reduction="none"), which accepts any number',
+    "gaussian_nll_loss": "write 0.5 * (torch.log(variance) + (target - mean) ** 2 / variance), for any number",
+    "GaussianNLLLoss": "write 0.5 * (torch.log(variance) + (target - mean) ** 2 / variance), for any number",
     "MSELoss": 'use F.mse_loss(..., reduction="none")',
     "data": "leave weights to the trainer; initialise them with nn.init in __init__",
     "weight": "call the layer; its weight can be named only in nn.init.*_(layer.weight) in __init__",
     "T": "use .transpose(1, 2): axis 0 is the batch",
     "t": "use .transpose(1, 2): axis 0 is the batch",
     "mT": "use .transpose(-2, -1) on tensors with three or more axes",
-    "item": "keep values in tensors; use torch.where for cases",
-    "sort": "write torch.sort(x, dim=1): x.sort() on a list would change it",
-    "add": "write x + y: x.add() on a set would change it",
-    "take_along_dim": "write (F.one_hot(index, num_classes=n) * x).sum(dim=1), which takes any index",
-    "scatter": "write a comparison with torch.arange, which takes any index",
+    "item": "keep values in tensors; use torch.where to choose between values",
+    "sort": "write torch.sort(x, dim=1): on a list, x.sort() would change it",
+    "add": "write x + y: on a set, x.add() would change it",
+    "take_along_dim": "write (F.one_hot(index, num_classes=n) * x).sum(dim=1), which accepts any index",
+    "scatter": "compare with torch.arange, which accepts any index",
     "bincount": "write F.one_hot(codes, num_classes=n).sum(dim=1)",
     "remainder": "write a - b * torch.floor(a / b)",
     "fmod": "write a - b * torch.floor(a / b)",
     "floor_divide": "write torch.floor(a / b)",
     "numel": "use x.shape[1]; the number of rows is private",
-    "training": "use nn.Dropout, which knows",
+    "training": "use nn.Dropout, which is active only in training",
     "apply": "loop over self.modules() in __init__",
-    "randn": "use no random numbers; nn.init draws weights",
-    "rand": "use no random numbers; nn.init draws weights",
+    "randn": "leave random numbers out; initialise weights with nn.init",
+    "rand": "leave random numbers out; initialise weights with nn.init",
     "empty": "use torch.zeros",
     "to": "use .float() or .long(); the trainer chooses the device",
     "device": "write device=x.device, or leave it out",
     "inplace": "leave it out",
-    "print": "leave it out: nothing that is printed leaves the hospital",
+    "print": "leave it out: printed text never leaves the hospital",
     "no_grad": "leave it out",
 }

@@ -27,12 +27,12 @@ _INPLACE_FUNCTIONS = {
     **dict.fromkeys(["leaky_relu", "elu", "celu"], 2),
     "hardtanh": 3,
 }
-#: How many arguments may go by position where `out` would follow; everywhere else `out` goes by keyword alone.
+#: How many arguments may be positional before `out` would follow; everywhere else `out` is a keyword only.
 BEFORE_OUT = {"torch.norm": 4, "torch.nn.functional.normalize": 4}
 
 
 class Calls(ABC):
-    """One function under judgement, and the rules for calls in it. `expression` comes with the next layer."""
+    """One function that is being checked, and the rules for calls in it. The next layer adds `expression`."""
 
     def __init__(self, function: ast.FunctionDef, names: FileNames, report: FindingList, owner: str | None) -> None:
         self.function, self.names, self.report, self.owner = function, names, report, owner
@@ -48,11 +48,11 @@ class Calls(ABC):
 
     @abstractmethod
     def expression(self, node: ast.expr, *, size: bool = False, called: bool = False) -> None:
-        """Judge an expression; see `check_expressions`."""
+        """Check an expression; see `check_expressions`."""
 
     @abstractmethod
     def generator(self, node: ast.Call, argument: ast.GeneratorExp) -> None:
-        """Judge a generator that is given to a call; see `check_expressions`."""
+        """Check a generator that is given to a call; see `check_expressions`."""
 
     def public(self, node: ast.expr, what: str) -> None:
         """Report `what` if the value of `node` depends on rows."""
@@ -66,7 +66,7 @@ class Calls(ABC):
         self.call(node)
 
     def call(self, node: ast.Call) -> None:
-        """Judge a call."""
+        """Check a call."""
         if self._is_super_init(node):
             self._arguments(node)
             return
@@ -96,7 +96,7 @@ class Calls(ABC):
     def _named_call(self, node: ast.Call, func: ast.Name) -> None:
         name = func.id
         if name == "super":
-            self.say(node, "builtin", "super is for super().__init__() alone", "call the method itself")
+            self.say(node, "builtin", "super may only be used as super().__init__()", "call the method itself")
             return
         self.expression(func, called=True)
         dotted = self.names.aliases.get(name)
@@ -106,20 +106,20 @@ class Calls(ABC):
             if name == "isinstance":
                 self._type_test(node)
             if name in allowed_names.ITERATORS:
-                self.say(node, "iterator", f"{name} outside a loop remembers how far it was read", "use it in for")
+                self.say(node, "iterator", f"{name} outside a loop keeps its position", "use it directly in a for loop")
             if name not in allowed_names.BUILTINS_ON_ROWS:
                 for argument in [*node.args, *(item.value for item in node.keywords)]:
                     self.public(argument, f"the argument of {name}")
             length = max((check_rows.literal_int(argument) or 0 for argument in node.args), default=0)
             if name == "range" and length > MAX_RANGE:
-                self.say(node, "size", f"a loop of more than {MAX_RANGE} turns", "use tensor operations")
+                self.say(node, "size", f"a loop of more than {MAX_RANGE} iterations", "use tensor operations")
 
     def _type_test(self, node: ast.Call) -> None:
-        # Only of what has a name: that a call is made here would be easy to overlook, for a reviewer as well.
+        # Only on a name: a call in this place would be easy to overlook, even for a reviewer.
         plain = len(node.args) == 2 and not node.keywords and all(map(names_types, node.args))
         if not plain or isinstance(node.args[0], ast.Tuple):
-            self.say(node, "call", "isinstance is for a name and a type", "name the value first: y = ..., then "
-                     "isinstance(y, torch.Tensor)")  # fmt: skip
+            self.say(node, "call", "isinstance may only test a name against a type", "name the value first: y = ..., "
+                     "then isinstance(y, torch.Tensor)")  # fmt: skip
 
     def _attribute_call(self, node: ast.Call, func: ast.Attribute) -> None:
         dotted = self.names.dotted(func)
@@ -131,8 +131,8 @@ class Calls(ABC):
             return
         if func.attr in allowed_names.LIST_METHODS:
             if not self._may_grow(func.value):
-                self.say(node, "in-place", f"{func.attr} on something that is not a list made in this function: it "
-                         "would carry something from one batch to the next", "make a list here")  # fmt: skip
+                self.say(node, "in-place", f"{func.attr} is called on something that is not a list made in this "
+                         "function: it could carry data from one batch to the next", "make a list here")  # fmt: skip
         elif func.attr in allowed_names.METHODS:
             has_rows = self.flow.has_rows(func.value)
             problem = check_rows.check_call(
@@ -146,7 +146,7 @@ class Calls(ABC):
                 self._shape_begins_with_batch(node, node.args)
 
     def _may_grow(self, node: ast.expr) -> bool:
-        """Tell whether `append` may be called on it: a list made here, or in __init__ and helpers what they make."""
+        """Tell whether `append` may be called on it: on a list made here, in __init__ and helpers also on their own."""
         if self._is_list(node):
             return True
         if self.data:
@@ -157,13 +157,13 @@ class Calls(ABC):
         return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
 
     def _public_arguments(self, node: ast.Call, name: str, arguments: list[ast.expr]) -> None:
-        """Numbers and shapes given to a tensor function: a tensor there would be turned into a Python number."""
+        """Report rows in numbers and shapes of a tensor function, where a tensor would become a Python number."""
         if name in allowed_names.ROWS_IN_ARGUMENTS:
             return
         for argument in [*arguments, *(item.value for item in node.keywords if item.arg not in ("input", "tensors"))]:
             if self.flow.has_rows(argument) and name in allowed_names.RAISES_ON_INDEX:
-                self.say(argument, "raises", f"{name} raises where a row holds an index out of range", "write "
-                         "(F.one_hot(index, num_classes=n) * x).sum(dim=1), which takes any index")  # fmt: skip
+                self.say(argument, "raises", f"{name} raises if a row holds an index out of range", "write "
+                         "(F.one_hot(index, num_classes=n) * x).sum(dim=1), which accepts any index")  # fmt: skip
             elif self.flow.has_rows(argument):
                 self.say(argument, "data-dependent", f"an argument of {name} depends on rows", "write a number")
 
@@ -205,16 +205,16 @@ class Calls(ABC):
             if item.arg == "track_running_stats" and not (
                 isinstance(item.value, ast.Constant) and item.value.value is False
             ):
-                self.say(item.value, "keyword", "running statistics remember rows", "leave it out")
+                self.say(item.value, "keyword", "running statistics keep information about rows", "leave it out")
         product = 1
         for argument in node.args:
             product *= max(1, abs(check_rows.literal_int(argument) or 1))
         if product > MAX_PRODUCT:
-            self.say(node, "size", "a huge tensor or layer", "make it smaller")
+            self.say(node, "size", "the tensor or layer is too large", "make it smaller")
         if kind == "function":
             self._inplace(node, last, _INPLACE_FUNCTIONS)
         if len(node.args) > BEFORE_OUT.get(dotted, len(node.args)):
-            self.say(node, "in-place", f"{dotted} is made to write into one of its arguments", "leave the argument out")
+            self.say(node, "in-place", f"{dotted} would write into one of its arguments", "leave the argument out")
 
     def _classes(self, node: ast.Call) -> None:
         count = check_rows.keyword(node, "num_classes") or (node.args[1] if len(node.args) > 1 else None)
@@ -226,12 +226,12 @@ class Calls(ABC):
         for item in node.keywords:
             if item.arg is not None and item.arg not in allowed_names.KEYWORDS:
                 remedy = allowed_names.REMEDIES.get(item.arg, "leave it out")
-                self.say(item.value, "keyword", f"{item.arg} of {what} is not among the keywords that a model needs",
+                self.say(item.value, "keyword", f"{item.arg} of {what} is not an allowed keyword",
                          remedy)  # fmt: skip
 
     def _inplace(self, node: ast.Call, name: str, positions: dict[str, int]) -> None:
         if len(node.args) > positions.get(name, len(node.args)):
-            self.say(node, "in-place", f"{name} is made to work in place", "leave the argument out")
+            self.say(node, "in-place", f"{name} would work in place", "leave the argument out")
 
     def _arguments(self, node: ast.Call) -> None:
         dotted = self.names.dotted(node.func) or ""
@@ -247,7 +247,7 @@ class Calls(ABC):
                 self._initialised(argument.value)
                 continue
             if isinstance(argument, ast.Starred) and not spread:
-                self.say(argument, "call", "* hides the arguments of a function of torch", "write them out")
+                self.say(argument, "call", "* hides the arguments of a torch function", "write them out")
             if isinstance(argument, ast.GeneratorExp):
                 self.generator(node, argument)
                 continue
@@ -262,8 +262,8 @@ class Calls(ABC):
             self.expression(item.value)
 
     def _initialised(self, layer: ast.expr) -> None:
-        """Judge whose weight an initialiser writes: a layer that was made here, not one that was handed in."""
+        """Check whose weight an initialiser writes: a layer that was made here, not one that was passed in."""
         self.expression(layer)
         handed_in = isinstance(layer, ast.Name) and layer.id in self.parameters and self.owner is not None
         if handed_in:
-            self.say(layer, "torch", "an initialiser writes into a layer that was handed in", "initialise own layers")
+            self.say(layer, "torch", "an initialiser writes into a layer that was passed in", "initialise own layers")

@@ -36,8 +36,9 @@ class Expressions(Calls):
         """size: the batch size may stand here, because it goes into a shape or a name. called: as `node(...)`."""
         if self.flow.is_batch_size(node):
             if not size:
-                self.say(node, "batch-size", "the number of rows is used as a number: a loss that knows it depends on "
-                         "the other rows", "use x.shape[0] only first in view, reshape, expand or zeros")  # fmt: skip
+                self.say(node, "batch-size", "the number of rows is used as a number: a loss that uses it depends on "
+                         "the other rows",
+                         "use x.shape[0] only as the first size in view, reshape, expand or zeros")  # fmt: skip
             self._inside_shape(node)
             return
         handler = getattr(self, f"_see_{type(node).__name__}", None)
@@ -48,7 +49,7 @@ class Expressions(Calls):
                 "NamedExpr": "assign on a line of its own",
                 "GeneratorExp": "use a list",
             }.get(name, "leave it out")
-            self.say(node, "expression", f"{name} is not among the expressions that a model needs", remedy)
+            self.say(node, "expression", f"{name} is not an allowed kind of expression", remedy)
             return
         if isinstance(node, ast.Tuple | ast.List | ast.Starred | ast.BinOp):
             handler(node, size)
@@ -58,7 +59,7 @@ class Expressions(Calls):
             handler(node)
 
     def _inside_shape(self, node: ast.expr) -> None:
-        """Judge what a shape or size is taken of."""
+        """Check what a shape or size is taken of."""
         if isinstance(node, ast.Subscript):
             self._inside_shape(node.value)
             self.expression(node.slice)
@@ -73,14 +74,19 @@ class Expressions(Calls):
                     self.public(argument, "the number of an axis")
 
     def operator(self, operator: ast.AST, node: ast.AST) -> None:
-        """Judge an operator of `node`."""
+        """Check an operator of `node`."""
         if not isinstance(operator, _OPERATORS):
-            self.say(node, "operator", f"{type(operator).__name__} is not among the operators that a model needs",
-                     "write it another way")  # fmt: skip
+            self.say(node, "operator", f"{type(operator).__name__} is not an allowed operator",
+                     "write it differently")  # fmt: skip
 
     def _see_Constant(self, node: ast.Constant) -> None:
         if not constant_fits(node):
-            self.say(node, "constant", "a literal of an unusual type, or a huge number", "use a smaller number")
+            self.say(
+                node,
+                "constant",
+                "a literal of an unsupported type, or a number that is too large",
+                "use a smaller number",
+            )
 
     def _see_Tuple(self, node: ast.Tuple | ast.List, size: bool) -> None:
         for place, element in enumerate(node.elts):
@@ -105,7 +111,7 @@ class Expressions(Calls):
         self.expression(node.left, size=size and isinstance(node.op, ast.Add))
         self.expression(node.right)
         if isinstance(node.op, ast.FloorDiv | ast.Mod) and self.flow.has_rows(node.right):
-            self.say(node, "raises", "// and % raise where a row holds a whole number that is zero",
+            self.say(node, "raises", "// and % raise if a row holds the integer zero",
                      "write torch.floor(a / b), and a - b * torch.floor(a / b) for the rest")  # fmt: skip
         self._bombs(node)
 
@@ -117,18 +123,20 @@ class Expressions(Calls):
             if not small and (base is None or abs(base) > 16) and not self.flow.has_rows(node.left):
                 self.say(node, "size", "a power without a bound", "write the exponent as a small number")
             if exponent is not None and base is not None and check_rows.literal_int(node) is None:
-                self.say(node, "size", "a huge number", "use a smaller one")
+                self.say(node, "size", "the number is too large", "use a smaller one")
         if isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Constant) and isinstance(node.left.value, str):
-            self.say(node, "expression", "formatting calls methods of what it formats", "join strings with +")
+            self.say(
+                node, "expression", "formatting calls methods of the values that it formats", "join strings with +"
+            )
         if isinstance(node.op, ast.Mult):
             for one, other in ((node.left, node.right), (node.right, node.left)):
                 text = isinstance(one, ast.Constant) and isinstance(one.value, str)
                 times = check_rows.literal_int(other)
                 if (text or isinstance(one, ast.List | ast.Tuple)) and times is not None and times > 1024:
-                    self.say(node, "size", "a sequence repeated very often", "use a tensor")
+                    self.say(node, "size", "a sequence is repeated too often", "use a tensor")
         value = check_rows.literal_int(node)
         if value is not None and abs(value) > MAX_INTEGER:
-            self.say(node, "size", "a huge number", "use a smaller one")
+            self.say(node, "size", "the number is too large", "use a smaller one")
 
     def _see_UnaryOp(self, node: ast.UnaryOp) -> None:
         self.operator(node.op, node)
@@ -173,11 +181,11 @@ class Expressions(Calls):
     def _comprehension(self, generators: list[ast.comprehension]) -> None:
         for generator in generators:
             if generator.is_async:
-                self.say(generator.target, "expression", "async is of no use here", "leave it out")
+                self.say(generator.target, "expression", "async is not allowed", "leave it out")
             self.target(generator.target)
             for name in ast.walk(generator.target):
                 if isinstance(name, ast.Name) and name.id in reserved_names.PYTHON_BUILTINS:
-                    self.say(name, "shadow", f"{name.id} is a builtin again after the comprehension", "rename it")
+                    self.say(name, "shadow", f"{name.id} means the builtin again after the comprehension", "rename it")
             self.iterable(generator.iter)
             for test in generator.ifs:
                 self.condition(test)
@@ -199,7 +207,7 @@ class Expressions(Calls):
         chosen = isinstance(first, ast.Slice) or (isinstance(first, ast.Constant) and first.value is None)
         chosen = chosen or (isinstance(node.value, ast.Name) and node.value.id in self.parameters)
         if not whole and chosen:
-            self.say(node, "rows", "rows of the batch are picked by number or by content", "write x[:, ...]")
+            self.say(node, "rows", "rows of the batch are selected by number or by content", "write x[:, ...]")
 
     def _see_Slice(self, node: ast.Slice) -> None:
         for part in (node.lower, node.upper, node.step):
@@ -209,14 +217,16 @@ class Expressions(Calls):
     def _see_Name(self, node: ast.Name, called: bool) -> None:
         name = node.id
         if name == "self" and self.owner is not None:
-            self.say(node, "self", "self on its own could be written to under another name", "name what you need of it")
+            self.say(
+                node, "self", "self by itself could be changed under another name", "write self.NAME for what you need"
+            )
         elif name in self.flow.bound:
             return
         elif name in self.names.aliases:
             self._torch(node, self.names.aliases[name], called)
         elif name in self.names.classes:
             if self.data:
-                self.say(node, "layer", f"{name} is made anew for every batch", "make it in __init__")
+                self.say(node, "layer", f"{name} is created again for every batch", "create it in __init__")
         elif name in self.names.functions or name in self.names.constants:
             return
         elif name in allowed_names.BUILTINS:
@@ -224,20 +234,22 @@ class Expressions(Calls):
                 self.say(node, "builtin", f"{name} is used as a value", "call it directly")
         elif not (called and name in allowed_names.EXCEPTIONS):
             remedy = allowed_names.REMEDIES.get(name, "use torch, math, and what is defined in this file")
-            self.say(node, "name", f"{name} is not among the names that a model needs", remedy)
+            self.say(node, "name", f"{name} is not an allowed name", remedy)
 
     def _torch(self, node: ast.AST, dotted: str, called: bool) -> None:
         kind, last = kind_of(dotted), dotted.rpartition(".")[2]
         if kind is None or kind == "module":
             remedy = allowed_names.REMEDIES.get(last, "use another function of torch or torch.nn")
-            self.say(node, "torch", f"{dotted} is not among the parts of torch that a model needs", remedy)
+            self.say(node, "torch", f"{dotted} is not an allowed part of torch", remedy)
         elif kind == "layer":
             if self.data:
-                self.say(node, "layer", f"{dotted} is made anew for every batch", "make it in __init__")
+                self.say(node, "layer", f"{dotted} is created again for every batch", "create it in __init__")
         elif kind == "initialiser" and self.data:
             self.say(node, "torch", f"{dotted} writes into weights", "initialise in __init__")
         elif kind in ("function", "loss", "initialiser") and not called:
-            self.say(node, "torch", f"{dotted} is used as a value, so its arguments can't be seen", "call it directly")
+            self.say(
+                node, "torch", f"{dotted} is used as a value, so its arguments can't be checked", "call it directly"
+            )
 
     def _see_Attribute(self, node: ast.Attribute, called: bool) -> None:
         name = node.attr
@@ -246,7 +258,7 @@ class Expressions(Calls):
             self._torch(node, dotted, called)
             return
         if name.startswith("__"):
-            self.say(node, "dunder", f"{name} reaches into Python itself", "leave it out")
+            self.say(node, "dunder", f"{name} gives access to Python internals", "leave it out")
             return
         if isinstance(node.value, ast.Name) and node.value.id == "self" and self.owner is not None:
             walk = called and not self.data and name in allowed_names.WALKS
@@ -260,23 +272,23 @@ class Expressions(Calls):
         else:
             fits = name in allowed_names.TENSOR_ATTRIBUTES | allowed_names.LAYER_ATTRIBUTES
         if not fits and name not in self.names.own_attributes:
-            self._unknown(node, f".{name} is not among the attributes that a model needs")
+            self._unknown(node, f".{name} is not an allowed attribute")
 
     def _unknown(self, node: ast.Attribute, reason: str) -> None:
         remedy = allowed_names.REMEDIES.get(node.attr)
         if remedy is None:
-            remedy = "write it without the trailing underscore" if node.attr.endswith("_") else "write it another way"
+            remedy = "write it without the trailing underscore" if node.attr.endswith("_") else "write it differently"
         self.say(node, "attribute", reason, remedy)
 
     def condition(self, node: ast.expr) -> None:
-        """Judge what a branch or a truth value hangs on: nothing of the rows."""
+        """Check that a branch or a truth value does not depend on rows."""
         self.expression(node)
         if self.flow.has_rows(node) or self.flow.has_batch_size(node):
-            self.say(node, "data-dependent", "what runs depends on what is in the rows, or on how many there are",
+            self.say(node, "data-dependent", "which code runs depends on values of rows, or on their number",
                      "use torch.where, which decides for each row")  # fmt: skip
 
     def iterable(self, node: ast.expr) -> None:
-        """Check what is looped over: layers, lists, ranges; not a tensor, whose first axis is the rows."""
+        """Check what a loop runs over: layers, lists, ranges; not a tensor, whose first axis is the rows."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in allowed_names.ITERATORS:
             self.expression(node.func, called=True)
             for argument in node.args:
@@ -298,7 +310,7 @@ class Expressions(Calls):
                      "loop over positions: for t in range(x.shape[1])")  # fmt: skip
 
     def target(self, node: ast.expr) -> None:
-        """Judge what is assigned to: local names, and `self.x` in `__init__`."""
+        """Check what is assigned to: local names, and `self.x` in `__init__`."""
         if isinstance(node, ast.Name):
             return  # `_binding` has judged it.
         if isinstance(node, ast.Tuple | ast.List):
@@ -308,21 +320,21 @@ class Expressions(Calls):
             self.target(node.value)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
             if not self.initialiser:
-                self.say(node, "self-write", f"self.{node.attr} is written outside __init__: it would carry something "
+                self.say(node, "self-write", f"self.{node.attr} is set outside __init__: it could carry data "
                          "from one batch to the next", "return the value, or set it in __init__")  # fmt: skip
             elif node.attr in allowed_names.RESERVED or node.attr.startswith("__"):
                 self.say(node, "override", f"self.{node.attr} belongs to nn.Module", "choose another name")
         elif isinstance(node, ast.Attribute):
-            self.say(node, "attribute-write", f"{node.attr} of another object is written", "build a new object")
+            self.say(node, "attribute-write", f"{node.attr} of another object is set", "build a new object")
         else:
             self.say(
-                node, "in-place", "writing into a tensor, list or dictionary", "build a new one (torch.cat, a list)"
+                node, "in-place", "writes into a tensor, list or dictionary", "build a new one (torch.cat, a list)"
             )
             self.expression(node)
 
     def generator(self, node: ast.Call, argument: ast.GeneratorExp) -> None:
-        """Judge a generator that is given to a call: only where the call uses it up."""
+        """Check a generator that is given to a call: only where the call uses it up."""
         consumes = isinstance(node.func, ast.Name) and node.func.id in ("tuple", "list", "sum", "dict")
         if not consumes:
-            self.say(argument, "iterator", "a generator remembers how far it was read", "use a list")
+            self.say(argument, "iterator", "a generator keeps its position", "use a list")
         self._see_ListComp(argument)

@@ -1,7 +1,7 @@
 """Axis rules: what the text of a call says about mixing the rows of a batch. Axis 0 is the batch, everywhere.
 
 A function that works along an axis must have that axis written out, and it may not be 0; shapes begin with the batch;
-einsum keeps one letter for the batch at the front. What only shows at run time (a negative axis that happens to be
+einsum keeps one letter for the batch at the front. What shows only at run time (a negative axis that happens to be
 the first, a product of a matrix with its own transpose) is left to the independence probe. Standard library only.
 """
 
@@ -73,13 +73,13 @@ def check_call(
     if name == "unsqueeze" and rows and axes(_axis(call, arguments, 0) or ast.Constant(None)) in (None, [0]):
         return ("rows", "unsqueeze: the axis must be written out and not be 0", "write .unsqueeze(1)")
     if name == "where" and not method and len(call.args) + len(call.keywords) != 3:
-        return ("rows", "torch.where with a condition alone counts rows", "give all three arguments")
+        return ("rows", "torch.where with only a condition counts rows", "give all three arguments")
     if name == "einsum":
         return _einsum(call)
     if name in ("triu", "tril") and rows:
-        return ("rows", f"{name} depends on where in the batch a row stands", "use it on a mask made by torch.ones")
+        return ("rows", f"{name} depends on the position of a row in the batch", "use it on a mask made by torch.ones")
     if name == "repeat" and rows and (not arguments or literal_int(arguments[0]) != 1):
-        return ("rows", "repeat must leave the batch as it is", "write .repeat(1, ...)")
+        return ("rows", "repeat must not repeat the batch", "write .repeat(1, ...)")
     return None
 
 
@@ -122,7 +122,7 @@ def _along(name: str, call: ast.Call, arguments: list[ast.expr]) -> Problem | No
     found = axes(node)
     if found is None:
         remedy = f"write dim=1, or torch.{name}imum(a, b)" if name in ("max", "min") else "write a number, as in dim=1"
-        return ("rows", f"{name}: the axis is not written out, so nobody can see that it is not 0", remedy)
+        return ("rows", f"{name}: the axis is not written out, so it can't be seen that it is not 0", remedy)
     if 0 in found:
         return ("rows", f"{name} with axis 0 {_MIXES}", "use another axis: axis 0 is the batch")
     return None
@@ -162,5 +162,5 @@ def _einsum(call: ast.Call) -> Problem | None:
     parts = [*inputs.split(","), output]
     letter = output[:1]
     if not arrow or not letter.isalpha() or any(not p.startswith(letter) or p.count(letter) != 1 for p in parts):
-        return ("rows", f"einsum {text.value!r} does not keep the batch apart", remedy)
+        return ("rows", f"einsum {text.value!r} does not keep the rows of the batch apart", remedy)
     return None

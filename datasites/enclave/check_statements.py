@@ -29,7 +29,7 @@ def check_annotation(node: ast.expr, names: FileNames, report: FindingList) -> N
                 part, ast.Constant | ast.Subscript | ast.Tuple | ast.List | ast.BinOp | ast.BitOr | ast.Load
             )
         if not fits:
-            report.node(part, "annotation", "an annotation may only name plain types, torch.Tensor and nn.Module",
+            report.node(part, "annotation", "an annotation may name only plain types, torch.Tensor and nn.Module",
                         "leave it out")  # fmt: skip
 
 
@@ -54,8 +54,9 @@ class _Statements(Expressions):
                 check_annotation(argument.annotation, self.names, self.report)
         for default in [*arguments.defaults, *(item for item in arguments.kw_defaults if item is not None)]:
             if not self._plain_default(default):
-                self.say(default, "default", "a default is made once and kept between calls: only numbers, strings, "
-                         "None, constants and tuples of these", "use None and make it inside")  # fmt: skip
+                self.say(default, "default", "a default is created once and kept between calls: only numbers, "
+                         "strings, None, constants and tuples of these are allowed",
+                         "use None and create it inside")  # fmt: skip
         for name in self.flow.bound:
             self._binding(name)
         for place, statement in enumerate(function.body):
@@ -76,7 +77,7 @@ class _Statements(Expressions):
 
     def _binding(self, name: str) -> None:
         if name in self.names.fixed:
-            self.say(self.function, "shadow", f"{name} has another meaning in this file", "choose another name")
+            self.say(self.function, "shadow", f"{name} already has another meaning in this file", "choose another name")
         elif name == "self" and (self.owner is None or len(self.flow.bound[name]) > 1):
             self.say(self.function, "self", "self is bound to something else", "choose another name")
         elif name.startswith("__"):
@@ -88,14 +89,14 @@ class _Statements(Expressions):
             name = type(node).__name__
             remedy = {
                 "While": "use for ... in range(...)",
-                "With": "leave it out: gradients are the trainer's",
+                "With": "leave it out: the trainer takes care of gradients",
                 "Try": "let it fail",
                 "FunctionDef": "define it at module level",
                 "ClassDef": "define it at module level",
                 "Import": "import at the top of the file",
                 "ImportFrom": "import at the top of the file",
             }.get(name, "leave it out")
-            self.say(node, "statement", f"{name} is not among the statements that a model needs", remedy)
+            self.say(node, "statement", f"{name} is not an allowed kind of statement", remedy)
             return
         handler(node)
 
@@ -114,7 +115,7 @@ class _Statements(Expressions):
 
     def _do_Expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Call):
-            self.say(node, "statement", "an expression that does nothing", "leave it out")
+            self.say(node, "statement", "an expression without effect", "leave it out")
         else:
             self.expression(node.value)
 
@@ -135,8 +136,8 @@ class _Statements(Expressions):
 
     def _do_AugAssign(self, node: ast.AugAssign) -> None:
         if self.data:
-            self.say(node, "in-place", "an operation in place changes a tensor that others may hold (a row, an input)",
-                     "write x = x + y")  # fmt: skip
+            self.say(node, "in-place", "an in-place operation changes a tensor that is used elsewhere (a row, an "
+                     "input)", "write x = x + y")  # fmt: skip
         elif not isinstance(node.target, ast.Name):
             self.say(node, "in-place", "only local names may be changed in place", "write a new value")
         self.operator(node.op, node)
@@ -169,7 +170,7 @@ class _Statements(Expressions):
         self.iterable(node.iter)
         self.loops += 1
         if self.loops > MAX_LOOPS:
-            self.say(node, "loop", f"more than {MAX_LOOPS} loops inside one another", "use tensor operations")
+            self.say(node, "loop", f"more than {MAX_LOOPS} nested loops", "use tensor operations")
         self.body([*node.body, *node.orelse])
         self.loops -= 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-#: Of one file; they are stored with its case and read by people.
+#: Of one file; findings are stored with its case and read by people.
 MOST_FINDINGS = 200
 
 
@@ -50,5 +50,5 @@ class FindingList:
         more = f"{len(found) - MOST_FINDINGS} more findings from here on"
         return (
             *found[:MOST_FINDINGS],
-            CodeFinding(first.line, first.column, "size", more, "mend those above", self._filename),
+            CodeFinding(first.line, first.column, "size", more, "correct those above first", self._filename),
         )

@@ -1,4 +1,4 @@
-"""Judges a `model.py` without running it: default-deny over its whole syntax tree.
+"""Checks a `model.py` without running it: default-deny over its whole syntax tree.
 
 Everything that is not known to be harmless is a finding with rule, line, reason and the usual way to write it. A model
 may import torch, torch.nn, torch.nn.functional and math; define classes on nn.Module, functions and constants; write
@@ -74,7 +74,7 @@ def verify(source: str, filename: str = "model.py") -> tuple[CodeFinding, ...]:
     if tree is not None:
         _names_and_texts_are_plain(tree, report)
     if tree is None:
-        report.at(1, 0, "syntax", "this is not Python 3.11, or is nested too deeply", "run it with Python 3.11 and see")
+        report.at(1, 0, "syntax", "this is not Python 3.11, or is nested too deeply", "run it with Python 3.11")
         return report.findings()
     names = collect(tree, report)
     _module(tree, names, report)
@@ -85,23 +85,23 @@ def verify(source: str, filename: str = "model.py") -> tuple[CodeFinding, ...]:
 def _fits(source: str, report: FindingList) -> bool:
     lines = source.split("\n")
     if len(source) > MAX_BYTES or len(lines) > MAX_LINES:
-        report.at(1, 0, "size", f"more than {MAX_BYTES} characters or {MAX_LINES} lines", "split off what isn't used")
+        report.at(1, 0, "size", f"more than {MAX_BYTES} characters or {MAX_LINES} lines", "remove what isn't used")
         return False
     before = len(report.findings())
     for number, line in enumerate(lines, 1):
         if len(line.rstrip("\r")) > MAX_LINE:
             report.at(number, MAX_LINE, "size", f"line of more than {MAX_LINE} characters", "break the line")
         if "\\N{" in line:
-            report.at(number, line.index("\\N{"), "characters", "a character by its name: versions know other ones",
-                      "write ASCII")  # fmt: skip
+            report.at(number, line.index("\\N{"), "characters", "a character given by its name: the names depend "
+                      "on the Python version", "write ASCII")  # fmt: skip
     for place in _odd(source):
         report.at(
             *_place(source, place), "characters",
-            "a character outside plain ASCII: names could look alike, or text could run backwards for a reviewer",
+            "a character outside plain ASCII: names could look alike, or a reviewer could see text reversed",
             "write ASCII; comments and docstrings may hold letters of any script",
         )  # fmt: skip
     for place in _formatted(source):
-        report.at(*_place(source, place), "f-string", "an f-string calls methods of what it formats",
+        report.at(*_place(source, place), "f-string", "an f-string calls methods of the values that it formats",
                   'join strings with +, as in "unknown: " + name')  # fmt: skip
     return len(report.findings()) == before
 
@@ -208,7 +208,7 @@ def _constant(node: ast.Assign | ast.AnnAssign, names: FileNames, report: Findin
     if node.value is not None and not is_immutable(node.value, names):
         report.node(
             node.value, "constant",
-            "a constant must be a number, a string, None, a layer type, or a tuple of such: what can change could "
+            "a constant must be a number, a string, None, a layer type, or a tuple of these: anything mutable could "
             "carry rows from one batch to the next",
             "use a tuple, or build it in __init__",
         )  # fmt: skip
@@ -243,13 +243,13 @@ def _class(node: ast.ClassDef, names: FileNames, report: FindingList) -> None:
     for decorator in node.decorator_list:
         report.node(decorator, "decorator", "a decorator runs code on the class", "leave it out")
     for keyword in node.keywords:
-        report.node(keyword.value, "metaclass", "a class takes no keywords: a metaclass is code", "leave it out")
+        report.node(keyword.value, "metaclass", "a class may have no keywords: a metaclass runs code", "leave it out")
     base_ok = len(node.bases) == 1 and (
         names.dotted(node.bases[0]) in allowed_names.BASES
         or (isinstance(node.bases[0], ast.Name) and node.bases[0].id in names.classes)
     )
     if not base_ok:
-        report.node(node, "base", f"class {node.name} has another base than nn.Module", "write class X(nn.Module)")
+        report.node(node, "base", f"class {node.name} has a base other than nn.Module", "write class X(nn.Module)")
     for place, item in enumerate(node.body):
         if isinstance(item, ast.FunctionDef):
             _method_name(item, report)
@@ -267,7 +267,7 @@ def _method_name(item: ast.FunctionDef, report: FindingList) -> None:
     if item.name in ("__init__", "forward"):
         return
     if item.name.startswith("__"):
-        report.node(item, "dunder", f"{item.name} is called by Python behind the code's back", "use a plain method")
+        report.node(item, "dunder", f"{item.name} is called implicitly by Python", "use a plain method")
     elif item.name in allowed_names.RESERVED:
         report.node(item, "override", f"{item.name} belongs to nn.Module and the trainer relies on it", "rename it")
 
@@ -276,7 +276,7 @@ def _entry_points(tree: ast.Module, report: FindingList) -> None:
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     build = functions.get(_ENTRY)
     if build is None:
-        report.at(1, 0, "build-model", "there is no build_model", "define build_model(n_features, **config)")
+        report.at(1, 0, "build-model", "build_model is missing", "define build_model(n_features, **config)")
     else:
         positional = [argument.arg for argument in (*build.args.posonlyargs, *build.args.args)]
         optional = len(build.args.defaults) >= len(positional) - 1
@@ -284,7 +284,7 @@ def _entry_points(tree: ast.Module, report: FindingList) -> None:
         right = positional[:1] == ["n_features"] and not build.args.posonlyargs and not build.args.vararg
         if not (right and optional and named):
             report.node(
-                build, "build-model", "build_model must take n_features first and everything else by name, optional",
+                build, "build-model", "build_model must take n_features first, everything else as optional keywords",
                 "write def build_model(n_features, **config)",
             )  # fmt: skip
     loss = functions.get("loss")

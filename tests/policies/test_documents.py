@@ -107,7 +107,7 @@ def test_distributed_noise_is_not_presented_as_protecting_one_hospitals_update()
         "cohort": {"dataset": "heart", "hospitals": HOSPITALS, "min_patients": 100, "patients": 800},
     }
     for name in ("irb_section", "data_protection_summary"):
-        assert "for the sum only, as long as masking holds" in rendered(name, **distributed)
+        assert "only for the sum, as long as masking holds" in rendered(name, **distributed)
         assert "even if masking fails" in rendered(name)
 
 

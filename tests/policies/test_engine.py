@@ -269,7 +269,7 @@ def test_an_agreement_that_expires_between_rounds_stops_the_next_and_renewal_let
     later = renewed.confirm("baa-centre", 2, "officer@general.example", tomorrow + datetime.timedelta(1))
     said = at(tomorrow, later.agreements).summary  # the clock was ahead when it was confirmed, or is behind now
     assert "which is after today" in said
-    assert "set this machine's clock" in said
+    assert "correct this machine's clock" in said
     assert "second person" not in said.split("baa-centre version 2")[1].split(")")[0]
 
 
@@ -278,7 +278,7 @@ def test_a_denial_says_of_an_agreement_what_it_is_however_the_party_is_written()
     said = engine().decide(facts_of("run_round", agreements=waiting.agreements)).summary
     assert "baa-centre version 1 waits for a second person" in said
     assert "holds none" not in said
-    assert "Let a second person confirm baa-centre" in said
+    assert "Have a second person confirm baa-centre" in said
 
 
 def test_a_service_run_by_the_hospital_itself_needs_no_agreement_with_itself() -> None:

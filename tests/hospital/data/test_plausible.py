@@ -90,8 +90,8 @@ BROKEN: dict[str, tuple[list[Row], dict[str, str]]] = {
     "ages in months": (
         each(lambda i, row: (row[0], str(12 * int(row[1])), *row[2:])),
         {
-            "out_of_range:age": "40 of 40 values lie outside the study's range, 20 to 90 a, and would be clamped to it; "
-            "is the unit right? They would fit as months, ×12 of years: factor = 0.08333"
+            "out_of_range:age": "40 of 40 values lie outside the study's range, 20 to 90 a, and would be clamped to "
+            "it; is the unit right? They would fit as months, ×12 of years: factor = 0.08333"
         },
     ),
     "creatinine in another unit": (
