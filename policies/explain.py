@@ -342,7 +342,7 @@ def _state_remedy(facts: Facts) -> str:
         "paused": "A steward or privacy officer may resume it.",
         "revoked": "Revoking is final; the researcher may submit again.",
         "closed": "A closed study does not run again; the researcher may submit a new one.",
-        "killed": "The datasite's kill switch is on; nothing runs until it is switched off.",
+        "killed": "The datasite's kill switch is on; nothing runs until it is turned off.",
     }.get(str(facts.state), "See the case.")
 
 

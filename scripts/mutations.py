@@ -1612,7 +1612,7 @@ MUTATIONS = (
         (f"{_ALLOWING}::test_a_worker_is_not_blamed_for_it",),
     ),
     Mutation(
-        "outage: a database that is away denies",
+        "outage: a database that is unavailable denies",
         "datasites/hospital/cases/compliance.py",
         "    except DATABASE_AWAY:\n        raise\n",
         "",

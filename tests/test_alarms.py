@@ -19,8 +19,8 @@ STUDY, OTHER_STUDY = "ab" * 32, "cd" * 32
 ROUNDS = (1, 2, 3)
 SERVICE = (
     "2026-11-29 12:00:01,234 INFO datasites.hospital.service: ready: /home\n"
-    "2026-11-29 12:00:02,234 WARNING datasites.hospital.outages: database postgresql://datasite:***@localhost is away: "
-    "terminating connection due to administrator command; waiting, tried again every 2 s\n"
+    "2026-11-29 12:00:02,234 WARNING datasites.hospital.outages: database postgresql://datasite:***@localhost is "
+    "unavailable: terminating connection due to administrator command; waiting, tried again every 2 s\n"
 )
 
 Writing = Callable[[AuditLog], object]

@@ -33,7 +33,7 @@ def agreements_list(home: HomeOption) -> None:
 
 @agreements.command("import")
 def agreements_import(home: HomeOption, file: Path, name: NameOption, password_stdin: StdinOption = False) -> None:
-    """Enter the agreements of a TOML file; each counts once a second person has confirmed it."""
+    """Import the agreements of a TOML file; each counts once a second person has confirmed it."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.people.agreements import enter_agreements
 
@@ -69,7 +69,7 @@ def agreements_draft(home: HomeOption, document: str, study: Annotated[Path, typ
 
 @agreements.command("terminate")
 def agreements_terminate(home: HomeOption, id: str, name: NameOption, password_stdin: StdinOption = False) -> None:
-    """End an agreement today."""
+    """Terminate an agreement today."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.people.agreements import terminate_agreement
 

@@ -125,7 +125,7 @@ def audit_held(home: HomeOption, heads: list[Path]) -> None:
     for head in lacking:
         out.print(f"not in this log: the record with hash {head.hash}")
     if lacking:
-        out.print("this home came back from a backup: settle what was charged since, `datasites budget restored`")
+        out.print("this home was restored from a backup: settle what was charged since, `datasites budget restored`")
     else:
         out.print(f"all {len(held)} are in this log")
     raise typer.Exit(1 if lacking else 0)

@@ -61,9 +61,9 @@ def review_list(home: HomeOption, as_json: Annotated[bool, typer.Option("--json"
 def review_wait(
     home: HomeOption,
     study_hash: Annotated[str, typer.Argument(help="The study's hash, as its researcher names it.")],
-    seconds: Annotated[float, typer.Option(min=0, help="For so long at most.")] = 600.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Longest time to wait, in seconds.")] = 600.0,
 ) -> None:
-    """Sleep until a study that was submitted can be reviewed; prints its case."""
+    """Wait until a submitted study can be reviewed; prints its case."""
     open_site(home)
     from datasites.hospital.models import Case
 
@@ -84,7 +84,7 @@ def review_wait(
 
 @review.command("show")
 def review_show(home: HomeOption, case: int) -> None:
-    """Show all that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
+    """Show everything that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
     site = open_site(home)
     from datasites.hospital.cases.as_text import describe
 
@@ -100,7 +100,7 @@ def review_approve(
     hash: Annotated[str, typer.Option("--hash", help="The approval hash that `review show` showed you.")],
     password_stdin: StdinOption = False,
 ) -> None:
-    """Approve exactly what was shown; a study runs after a steward and a privacy officer did."""
+    """Approve exactly what was shown; a study runs once a steward and a privacy officer have approved it."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.cases import review
 
@@ -119,7 +119,7 @@ def review_reject(
     reason: ReasonOption,
     password_stdin: StdinOption = False,
 ) -> None:
-    """Reject a case; the researcher reads what `--tell` says, and not the reason."""
+    """Reject a case; the researcher reads the words of `--tell`, not the reason."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.cases import review
 
@@ -129,7 +129,7 @@ def review_reject(
 
 @review.command("recheck")
 def review_recheck(home: HomeOption, case: int) -> None:
-    """Examine an unapproved case again, after data, mapping or agreements have changed."""
+    """Recheck an unapproved case, after data, mapping or agreements have changed."""
     site = open_site(home)
     from datasites.hospital.cases.examination import recheck
 
@@ -154,17 +154,17 @@ _lifecycle("pause", "Pause a study; effective before the next round.")
 _lifecycle(
     "resume",
     "Resume a study that was paused or stopped; a round whose work has failed is tried again. The researcher sees "
-    "it go on.",
+    "that the study continues.",
 )
 _lifecycle(
     "sit-out",
-    "Go on with a stopped study without the round whose work has failed. The researcher reads that this hospital sat "
-    "it out, and not why.",
+    "Continue a stopped study without the round whose work has failed. The researcher reads that this hospital sat "
+    "it out, but not why.",
 )
 _lifecycle("revoke", "End a study here for good; effective before the next round.")
 _lifecycle(
     "rejoin",
-    "Give up a stopped study's keys and go on in a new epoch, once the researcher makes one; for a journal that was "
+    "Delete a stopped study's keys and continue in a new epoch, once the researcher starts it; for a journal that was "
     "restored from a backup or damaged.",
 )
 
@@ -186,7 +186,7 @@ def study_rounds(home: HomeOption, case: int) -> None:
 
 @study.command("plan")
 def study_plan(folder: Path, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show what a study costs and each threshold would do: dropouts tolerated, and noise beyond what is priced.
+    """Show what a study costs, and for each threshold the dropouts tolerated and the noise beyond what is priced.
 
     In distributed mode it names the noise that fits where the study leaves it out or asks for too little.
     """

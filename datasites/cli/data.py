@@ -27,7 +27,7 @@ budget = group("The privacy ledger.")
 
 @dataset.command("check")
 def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.Option("--study")]) -> None:
-    """Check a dataset for a study folder, for the hospital's eyes; exit code 0 only when it is ready."""
+    """Check a dataset for a study folder, for this hospital only; exit code 0 only when it is ready."""
     site = open_site(home)
     from datasites.hospital.cases.readiness import check_dataset
     from datasites.hospital.cases.whereabouts import open_cases
@@ -66,10 +66,10 @@ def dataset_accept(
     study: Annotated[Path, typer.Option("--study")],
     name: NameOption,
     reason: ReasonOption,
-    undo: Annotated[bool, typer.Option("--undo", help="Take an answer back: the finding blocks again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Withdraw an answer: the finding blocks again.")] = False,
     password_stdin: StdinOption = False,
 ) -> None:
-    """Say of a finding of `dataset check` that the table is right as it is, and why."""
+    """Accept a finding of `dataset check`: say why the table is right as it is."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.cases.readiness import accept
         from datasites.study.package import StudyPackage
@@ -90,14 +90,15 @@ def dataset_withdraw(
         bool | None,
         typer.Option(
             "--all-spellings/--this-spelling",
-            help="Whether names that differ in capitals, spaces or the form of a number alone are this patient, too.",
+            help="Whether names that differ only in capitals, spaces or the form of a number are this patient too.",
         ),
     ] = None,
     for_later: Annotated[
-        bool, typer.Option("--for-later", help="Enter it although nobody is found, for future tables.")
+        bool, typer.Option("--for-later", help="Enter it even if nobody is found, for future tables.")
     ] = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Enter that it is taken back; the other role confirms: `budget confirm`.")
+        bool,
+        typer.Option("--undo", help="Undo a withdrawal; a person of the other role confirms with `budget confirm`."),
     ] = False,
     password_stdin: StdinOption = False,
 ) -> None:
@@ -124,7 +125,7 @@ def dataset_withdraw(
 
 @budget.command("show")
 def budget_show(home: HomeOption) -> None:
-    """Show the budget of each population, by side of its patients; the cap is what is guaranteed, the rest is read."""
+    """Show the budget of each population, by side of its patients; the cap is guaranteed, the rest are readings."""
     site = open_site(home)
     from datasites.hospital.budget import ledger
 
@@ -166,7 +167,7 @@ def budget_history(home: HomeOption, dataset: str) -> None:
 
 @budget.command("what-if")
 def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, steps: int, rate: float) -> None:
-    """Return whether one more study that asks this much would fit today."""
+    """Show whether one more study with these terms would fit today."""
     site = open_site(home)
     from datasites.hospital.budget.history import BudgetHistory
 
@@ -185,7 +186,7 @@ def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, 
 def budget_widen(
     home: HomeOption, population: str, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
 ) -> None:
-    """Enter that a population's budget becomes the wider one that datasite.toml says now; a second person confirms."""
+    """Widen a population's budget to what datasite.toml now says; a second person confirms."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.proposals import two_people
 
@@ -202,7 +203,7 @@ def budget_accept_delta(
     reason: ReasonOption,
     password_stdin: StdinOption = False,
 ) -> None:
-    """Enter that releases may have a larger delta than the rule for their number of patients; a second one confirms."""
+    """Accept the risk of a delta larger than the rule for the number of patients; a second person confirms."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.proposals import two_people
 
@@ -214,7 +215,7 @@ def budget_accept_delta(
 def budget_other_patients(
     home: HomeOption, one: str, other: str, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
 ) -> None:
-    """Enter that two populations are different people, though the same pseudonyms stand in both."""
+    """Enter that two populations are different people, although they share pseudonyms."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.proposals import two_people
 
@@ -227,11 +228,11 @@ def budget_restored(
     home: HomeOption,
     name: NameOption,
     reason: ReasonOption,
-    lost: Annotated[Path | None, typer.Option(help="TOML file: a [[study]] for each that is entered.")] = None,
-    nothing_lost: Annotated[bool, typer.Option("--nothing-lost", help="No study is to be entered.")] = False,
+    lost: Annotated[Path | None, typer.Option(help="TOML file: one [[study]] for each lost study.")] = None,
+    nothing_lost: Annotated[bool, typer.Option("--nothing-lost", help="No study was lost.")] = False,
     password_stdin: StdinOption = False,
 ) -> None:
-    """Enter that this home came back from a backup, and what was approved since; a second person confirms.
+    """Enter that this home was restored from a backup, and what was approved since; a second person confirms.
 
     A home of an older version is taken over in the same way: enter the studies whose cost its database does not say.
 
@@ -240,7 +241,7 @@ def budget_restored(
     side. Heads that others hold may show that there was more (`datasites audit held`).
     """
     if (lost is None) != nothing_lost:
-        raise InputError("name the studies of which nothing here knows any more: --lost FILE, or --nothing-lost")
+        raise InputError("name the studies that are no longer known here: --lost FILE, or --nothing-lost")
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.proposals import two_people
         from datasites.hospital.proposals.restored import Lost
@@ -275,7 +276,7 @@ def budget_confirm(home: HomeOption, entry: int, name: NameOption, password_stdi
 
 @budget.command("withdraw")
 def budget_withdraw(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
-    """Drop an entry that waits."""
+    """Withdraw an entry that is waiting for a second person."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.proposals import two_people
 

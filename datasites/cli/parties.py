@@ -39,7 +39,7 @@ def roster_pin(
     files: Annotated[list[Path], typer.Argument(help="Roster entries of other parties.")],
     yes: Annotated[bool, typer.Option("--yes", help="You have compared the fingerprints already.")] = False,
 ) -> None:
-    """Trust parties, after comparing their fingerprints by telephone."""
+    """Pin parties, after comparing their fingerprints by telephone."""
     site = open_site(home)
     from datasites.hospital.people.roster import pin_compared
 
@@ -62,7 +62,7 @@ def _read_entry(file: Path) -> RosterEntry:
 def roster_revoke(
     home: HomeOption, email: str, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
 ) -> None:
-    """Stop trusting a party and its key for good; its studies are denied from the next round on."""
+    """Revoke a party and its key for good; its studies are denied from the next round on."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.people.roster import revoke_party
 
@@ -73,12 +73,12 @@ def roster_revoke(
 @roster.command("hand-over")
 def roster_hand_over(
     home: HomeOption,
-    file: Annotated[Path, typer.Argument(help="The hand-over.json of a researcher who has changed its key.")],
+    file: Annotated[Path, typer.Argument(help="The hand-over.json of a researcher who has replaced their key.")],
     name: NameOption,
     yes: Annotated[bool, typer.Option("--yes", help="You know of the change already.")] = False,
     password_stdin: StdinOption = False,
 ) -> None:
-    """Pin a researcher's new key, for which the pinned one signs; studies that run go on in a new epoch.
+    """Pin a researcher's new key, signed with the pinned one; running studies continue in a new epoch.
 
     The fingerprint need not be compared, since the pinned key signs for the new one; but whoever has stolen the pinned
     key could sign, too. Hospitals hand no key over: their audit logs are signed by it.
@@ -106,7 +106,7 @@ def roster_hand_over(
 
 @roster.command("propose")
 def roster_propose(home: HomeOption, file: Path, name: NameOption, password_stdin: StdinOption = False) -> None:
-    """Enter a party's roster entry; it is trusted once a second person has pinned it with `roster confirm`."""
+    """Propose a party's roster entry; it is trusted once a second person has pinned it with `roster confirm`."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.people.roster import propose_party
 
@@ -126,7 +126,7 @@ def roster_confirm(
     fingerprint: Annotated[str, typer.Option(help="As the party reads it to you by telephone.")],
     password_stdin: StdinOption = False,
 ) -> None:
-    """Pin what somebody else entered."""
+    """Pin what somebody else proposed."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.people.roster import pin_party
 
@@ -135,7 +135,7 @@ def roster_confirm(
 
 @roster.command("withdraw")
 def roster_withdraw(home: HomeOption, entry: int, name: NameOption, password_stdin: StdinOption = False) -> None:
-    """Drop an entry that waits for a second person."""
+    """Withdraw an entry that is waiting for a second person."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.people.roster import withdraw_party
 

@@ -8,7 +8,7 @@ import typer
 
 from datasites.cli.terminal import HomeOption, StdinOption, ask_password, group, new_table, open_site, out
 
-OwnOption = Annotated[bool, typer.Option("--own", help="They typed it themselves, so that nobody else knows it.")]
+OwnOption = Annotated[bool, typer.Option("--own", help="They typed it themselves, so nobody else knows it.")]
 
 person = group("The hospital's people and their roles.")
 
@@ -20,10 +20,10 @@ def person_add(
     role: Annotated[str, typer.Option(help="steward, privacy_officer, auditor or admin")],
     email: Annotated[str, typer.Option(help="Their e-mail address; reviewers need one. Default: the name.")] = "",
     password_stdin: StdinOption = False,
-    no_password: Annotated[bool, typer.Option(help="They sign in with the organisation's sign-in only.")] = False,
+    no_password: Annotated[bool, typer.Option(help="They sign in only through the organisation.")] = False,
     own: OwnOption = False,
 ) -> None:
-    """Enter a person; asks for their first password, which the console has them change when they sign in."""
+    """Add a person; asks for a first password, which they must change when they sign in to the console."""
     site = open_site(home)
     from datasites.hospital.people.accounts import enter_person
 
@@ -34,7 +34,7 @@ def person_add(
 
 @person.command("password")
 def person_password(home: HomeOption, name: str, password_stdin: StdinOption = False, own: OwnOption = False) -> None:
-    """Set a person's new password, for one who has forgotten it; the console has them change it when they sign in."""
+    """Set a new password for a person who has forgotten theirs; they must change it when they sign in."""
     site = open_site(home)
     from datasites.hospital.people.accounts import change_password, written_down
 
@@ -57,7 +57,7 @@ def person_deactivate(home: HomeOption, name: str) -> None:
 
 @person.command("list")
 def person_list(home: HomeOption) -> None:
-    """Show who is entered, and in which role."""
+    """Show all people and their roles."""
     open_site(home)
     from datasites.hospital.people.accounts import list_people
 

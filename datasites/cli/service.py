@@ -90,7 +90,7 @@ def kill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdi
 
 @commands.command()
 def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False) -> None:
-    """Take the kill switch off."""
+    """Turn the kill switch off."""
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.rounds import lifecycle
 
@@ -114,7 +114,7 @@ def evidence(home: HomeOption, case: int, out_file: Annotated[Path, typer.Option
 
 @commands.command()
 def doctor(home: HomeOption) -> None:
-    """Check store, clock, permissions, keys, roster, agreements, sandbox and GPU, and say what to mend."""
+    """Check store, clock, permissions, keys, roster, agreements, sandbox and GPU, and say what to correct."""
     site = open_site(home)
     from datasites.hospital.doctor import examine
 

@@ -1,4 +1,4 @@
-"""Connects this process to the datasite's database, one datasite per process, and knows when the database is away.
+"""Connects this process to the datasite's database, one datasite per process, and notices its outages.
 
 Away is whatever Django calls operational: no server, a session that was ended, a server that shuts down, a file that is
 locked. None of it is damage, and all of it passes: who meets it lets go of the connections (`let_go`), waits, and does
@@ -26,7 +26,7 @@ DATABASE_AWAY = (OperationalError, InterfaceError)
 
 
 class DatabaseAway(DatasitesError):
-    """The database is away where nobody waits for it. `outage`: its name and why."""
+    """The database is unavailable where nobody waits for it. `outage`: its name and why."""
 
     def __init__(self, service: str, reason: str) -> None:
         super().__init__(f"{away(service, reason)}; try again when it is back, and check first whether it was done")
@@ -96,7 +96,7 @@ def name_of(home: Home) -> str:
 
 
 def reason_of(home: Home, error: Exception) -> str:
-    """Say why it is away, in its library's message on one line, without secrets; or that no room is left for it."""
+    """Say why it is unavailable: its library's message on one line, without secrets, or that no room is left for it."""
     if home.settings.database == "sqlite" and (full := full_in_words(home)):
         return full
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,12 +1,12 @@
-"""Outages of outside services: reported in the same words; those of database and store are waited out.
+"""Outages of outside services: reported in the same words; the datasite waits for database and store.
 
 Nothing waits for an identity provider: somebody who signs in is told so, and tries again (`console.provider`). There is
 no other service; the datasite sends no mail.
 
-Claim: while database or store is away the datasite ends nothing, forgets nothing and charges nothing; it tries again
-every `RETRY` seconds, and says so at once, then once a minute, and when the service is back. Assumption: the service
-comes back with what it had acknowledged; a database that lost some of it (a fail-over to a replica that lagged) differs
-from the audit log and is settled by people, as after a restore.
+Claim: while database or store is unavailable the datasite ends nothing, forgets nothing and charges nothing; it tries
+again every `RETRY` seconds, and says so at once, then once a minute, and when the service is back. Assumption: the
+service comes back with what it had acknowledged; a database that lost some of it (a fail-over to a replica that lagged)
+differs from the audit log and is settled by people, as after a restore.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 
 
 def away(service: str, reason: str) -> str:
-    """Return the one sentence about a service that is away; a caller that waits adds that it does."""
-    return f"{service} is away: {reason}"
+    """Return the one sentence about a service that is unavailable; a caller that waits adds that it does."""
+    return f"{service} is unavailable: {reason}"
 
 
 class Outages:
-    """What is away now, by service."""
+    """What is unavailable now, by service."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
         self._reported: dict[str, float] = {}
 
     def wait(self, service: str, reason: str, stop: threading.Event) -> None:
-        """Say that `service` is away, unless that was said a moment ago, and rest until it is tried again."""
+        """Say that `service` is unavailable, unless that was said a moment ago, and rest until it is tried again."""
         now = time.monotonic()
         self._since.setdefault(service, now)
         if now - self._reported.get(service, now - REMIND) >= REMIND:
@@ -60,9 +60,9 @@ def waited_for(
     outages: Outages,
     stop: threading.Event,
 ) -> Result | None:
-    """Return the result of `act`, as soon as no service that it needs is away; None once `stop` is set.
+    """Return the result of `act`, as soon as no service that it needs is unavailable; None once `stop` is set.
 
-    outage_of: service and reason where an error says that one is away, None for any other error, which is raised.
+    outage_of: service and reason if an error says that one is unavailable, None for any other error, which is raised.
     """
     while not stop.is_set():
         try:

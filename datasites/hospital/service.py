@@ -5,7 +5,7 @@ each running study do what it can, and then sleeps until a letter comes. People 
 which the loop reads again each turn; it imports no torch and runs no submitted code.
 
 What goes wrong with one study, one party or one submission is written down and stays there; the others go on. A
-database or a store that is away is waited out, whenever that happens (`outages`): nothing is lost, and nothing is
+database or store that is unavailable is waited for, whenever that happens (`outages`): nothing is lost, and nothing is
 charged, released or sent twice. Only a damaged audit log ends the service (I14).
 
 Claim: what others lay into the store for one study delays another's step by at most `STEPS_PER_TURN` steps of each
@@ -78,7 +78,7 @@ FAREWELL = 600.0
 #: What a researcher is told of a revocation.
 REVOKED = "this hospital has revoked its approval"
 
-#: What is waited out: a service that is away.
+#: What is waited for: a service that is unavailable.
 OUTAGES = (StoreError, *DATABASE_AWAY)
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ class Service:
     def _run_studies(self, stop: threading.Event) -> tuple[bool, Exception | None]:
         """Let each study do what it can; whether one did anything, and the store's failure, if it failed for one.
 
-        Raises what Django raises while the database is away, without which no study can do anything.
+        Raises what Django raises while the database is unavailable, without which no study can do anything.
         """
         busy = False
         outage: Exception | None = None
@@ -245,7 +245,7 @@ class Service:
     def _contained(self, what: str, *, audited: bool = True) -> Iterator[None]:
         """Keep an error of one case, party or submission there: the log has where, the audit log once that it was.
 
-        A service that is away and a damaged audit log go on up. audited: not where rows are at work, since heads of the
+        An unavailable service and a damaged audit log go on up. audited: not where rows are at work, since heads of the
         audit log leave and what happens there may depend on a row (I16).
         """
         try:

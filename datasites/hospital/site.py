@@ -47,7 +47,7 @@ class Site:
 
 
 def outage_of(home: Home, error: Exception) -> tuple[str, str] | None:
-    """Return the service whose outage raised this, and why; None where none is away. Drops a dead connection."""
+    """Return the service whose outage raised this, and why; None where none is unavailable. Drops a dead connection."""
     if isinstance(error, DatabaseAway):
         return error.outage
     if isinstance(error, DATABASE_AWAY):

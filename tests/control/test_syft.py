@@ -55,7 +55,7 @@ def test_a_state_is_what_was_sent_and_what_was_said_last(friends, monkeypatch):
         return researcher.control.job_state(of.email, JOB).state
 
     def away(*_):
-        raise StoreUnreachable("the store is away")
+        raise StoreUnreachable("the store is unavailable")
 
     assert state() == "not submitted"
     with monkeypatch.context() as patch:

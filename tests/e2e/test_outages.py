@@ -30,7 +30,7 @@ from tests.e2e.support import KEYS, LocalDatasites, Place
 from tests.e2e.test_sum import training_rows
 
 ROUNDS = 7
-#: Seconds for which a service is away at most, should a hospital not notice: nobody rests for that long.
+#: Seconds for which a service is unavailable at most, should a hospital not notice: nobody rests for that long.
 LONGEST = 60.0
 #: What a hospital writes once in each outage that it notices.
 WAITING = f"waiting, tried again every {RETRY:g} s"
@@ -187,7 +187,10 @@ def test_a_service_that_goes_away_at_ten_points_of_a_study_costs_nothing(
             logs = [local.service_log(key).read_text() for key in depend]
     except Absent as absent:
         pytest.skip(str(absent))
-    names = {"database": "database postgresql://datasite:***@localhost", "store": "store webdav://exchange is away: "}
+    names = {
+        "database": "database postgresql://datasite:***@localhost",
+        "store": "store webdav://exchange is unavailable: ",
+    }
     for log in logs:
         assert names[which] in log
         assert log.count(WAITING) == 10  # each of them noticed each outage

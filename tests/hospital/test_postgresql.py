@@ -151,7 +151,7 @@ def test_a_server_that_restarts_is_waited_out_at_start_and_later(tmp_path: Path)
                 server.start()
                 until("is back after", 2 + crash)
                 assert answer() == 200
-            assert ["database is away" in words for words in said] == [True, True]
+            assert ["database is unavailable" in words for words in said] == [True, True]
             text = log.read_text()
             assert "Traceback" not in text
             assert "Sec" not in text

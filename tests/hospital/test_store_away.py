@@ -1,4 +1,4 @@
-"""A store that is away is told in the words of other outages: by the service, by `doctor`, and by a command."""
+"""A store that is unavailable is told in the words of other outages: by the service, by `doctor`, and by a command."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def put(store: Store) -> None:
 def test_the_service_the_doctor_and_a_command_say_the_same(
     site: Site, lost: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begins = f"store {lost.shown} is away: cannot put "
+    begins = f"store {lost.shown} is unavailable: cannot put "
     with pytest.raises(StoreUnreachable) as caught:
         put(lost)
     outage = outage_of(site.home, caught.value)

@@ -51,7 +51,7 @@ def test_a_broadcast_encrypts_its_blob_once(parties):
 
 
 def test_what_the_store_says_of_one_mailbox_keeps_a_letter_from_nobody_else(parties, monkeypatch):
-    """Also where it says that it has no room, or is away: that is believed when it says so of all, or for long."""
+    """Also if it says that it has no room, or is unavailable: this is believed if it says so of all, or for long."""
     researcher, *hospitals = parties
     emails, room, away, tried = [one.email for one in hospitals], researcher.mailroom, set[str](), []
     put = room.store.put

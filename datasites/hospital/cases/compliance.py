@@ -187,7 +187,7 @@ def _ask(
 def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:
     """Return a group of facts, or None where it can't be gathered for any reason: a missing fact denies by name.
 
-    A database that is away is no reason: nothing is decided while it is, and who asked asks again.
+    A database that is unavailable is no reason: nothing is decided while it is, and who asked asks again.
     """
     try:
         return gather()

@@ -74,7 +74,7 @@ MOST_AGAIN = 3
 #: Seconds of a worker's start that are allowed for at most: those in which it must have loaded its model.
 _LONGEST_START = Timeouts.start + Timeouts.load
 
-#: What is not the submission's: a service that is away, and a damaged audit log.
+#: What is not the submission's: a service that is unavailable, and a damaged audit log.
 _NOT_ITS_OWN = (StoreError, AuditError, *DATABASE_AWAY)
 
 _MEND = "correct it and run `datasites review recheck`"

@@ -2,7 +2,7 @@
 
 Rows are worked on one study after the other (`Machine`). A round is *at work* from when its letter is read until its
 release leaves, at a tick that is public; for how long its rows are really worked on is not. Where people, the study's
-place in the store or a service that is away keep it from leaving then, it is at work again only while it leaves. A
+place in the store or an unavailable service keep it from leaving then, it is at work again only while it leaves. A
 letter that waits for a worker to be started (`ticks`) is not read yet, and keeps the machine from nobody. `AtWork` says
 so to every process of the home, and a rehearsal stands still meanwhile (`standing_back`): its worker gets no processor,
 and its clock stops, by which its deadlines run and a round's ticks and its worker's start are measured.

@@ -55,7 +55,7 @@ def page(
                 return redirect("password")
             if request.role not in roles:
                 who = request.role or "without a role"
-                return refuse(request, 403, f"You are {who}; this is for: {', '.join(sorted(roles))}.")
+                return refuse(request, 403, f"You are {who}; this page is for: {', '.join(sorted(roles))}.")
             return view(request, *arguments, **values)
 
         checked = require_http_methods([*methods, "HEAD"] if "GET" in methods else list(methods))(guarded)

@@ -26,7 +26,7 @@ class Reason(WordsField):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            "Read by people here, and in evidence bundles by whoever is given one; the researcher is not sent it. Kept "
+            "Read by people here, and in evidence bundles by whoever is given one; not sent to the researcher. Kept "
             "in the audit log for good: name no patient and no count of them.",
             max_length=2000,
             **options,
@@ -115,9 +115,9 @@ class Kill(forms.Form):
 class WhatIfForm(forms.Form):
     """Terms of a study that nobody has asked for yet."""
 
-    epsilon = forms.FloatField(min_value=0.01, max_value=100, initial=1.0, label="Epsilon asked")
+    epsilon = forms.FloatField(min_value=0.01, max_value=100, initial=1.0, label="Epsilon")
     rounds = forms.IntegerField(min_value=1, max_value=10_000, initial=15, label="Rounds")
-    steps = forms.IntegerField(min_value=1, max_value=10_000, initial=2, label="Steps a round")
+    steps = forms.IntegerField(min_value=1, max_value=10_000, initial=2, label="Steps per round")
     rate = forms.FloatField(min_value=0.0001, max_value=1, initial=0.1, label="Sampling rate")
 
 
@@ -129,7 +129,7 @@ class Widen(forms.Form):
 
 
 class AcceptDelta(forms.Form):
-    """A larger delta to take the risk of."""
+    """A larger delta whose risk is to be accepted."""
 
     population = forms.SlugField(max_length=64, widget=forms.HiddenInput)
     delta = forms.FloatField(min_value=1e-15, max_value=0.1, label="Largest delta of a release")
@@ -144,7 +144,7 @@ class DecideEntry(forms.Form):
 
 
 class AgreementText(forms.Form):
-    """Agreements as TOML, like `datasites agreements import` reads them."""
+    """Agreements as TOML, as `datasites agreements import` reads them."""
 
     text = forms.CharField(
         max_length=60_000,
@@ -164,7 +164,7 @@ class ConfirmAgreement(forms.Form):
 
 
 class TerminateAgreement(forms.Form):
-    """An agreement to end today."""
+    """An agreement to terminate today."""
 
     id = forms.RegexField(r"^[a-z0-9_-]{1,64}$", widget=forms.HiddenInput)
     password = Password(label="Your password")
@@ -236,7 +236,7 @@ class AddPerson(forms.Form):
         ],
         label="Role",
     )
-    by_provider = forms.BooleanField(required=False, label="Signs in with the organisation's sign-in only")
+    by_provider = forms.BooleanField(required=False, label="Signs in only through the organisation")
     new_password = NewPassword(required=False, label="Their first password", help_text="12 characters or more.")
     password = Password(label="Your own password")
 
@@ -263,7 +263,7 @@ class DeactivatePerson(forms.Form):
 class ChangePassword(forms.Form):
     """One's own password."""
 
-    password = Password(label="Your present password")
+    password = Password(label="Your current password")
     new_password = NewPassword(label="New password", help_text="12 characters or more.")
     again = NewPassword(label="New password again", validators=[ProhibitNullCharactersValidator()])
 

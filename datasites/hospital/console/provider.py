@@ -5,9 +5,10 @@ here: issuer, audience and expiry of the ID token, the subject of the userinfo, 
 person again, and that somebody who was shut out stays out. The provider says who somebody is and nothing else: people
 and roles are entered here, and nobody is entered by signing in.
 
-Claim: while the provider is away (nobody listens, it answers with errors or not in time), signing in and confirming are
-answered with 503 in the words of `outages`, nothing is kept of them, and the next try asks it anew; whoever has signed
-in, or has confirmed, goes on. Assumes that it ends an answer once it has begun one: only its silence is timed.
+Claim: while the provider is unavailable (nobody listens, it answers with errors or not in time), signing in and
+confirming are answered with 503 in the words of `outages`, nothing is kept of them, and the next try asks it anew;
+whoever has signed in, or has confirmed, goes on. Assumes that it ends an answer once it has begun one: only its silence
+is timed.
 
 Imported only where `[console.oidc]` is set; it needs the extra `oidc`.
 """

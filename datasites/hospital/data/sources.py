@@ -43,7 +43,7 @@ _APPROVED = (*Case.ACTIVE, Case.State.STOPPED)
 class Source(Agreed):
     """What a case's records were made from. file, mapping: their bytes; cells: the rows, in whatever order.
 
-    written: when table and mapping were, in nanoseconds; 0 for a file that isn't there, or on a disk that is away.
+    written: when table and mapping were, in nanoseconds; 0 for a file that isn't there, or on an unavailable disk.
     """
 
     format: Literal[1] = 1

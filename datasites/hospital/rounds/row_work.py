@@ -171,7 +171,7 @@ class RowWork:
         return self._worker
 
     def _rows_of(self, case: OpenCase) -> dict[PartitionName, Partition]:
-        """Return the rows to work on; waits here for a database that is away, so that it fails no work on rows."""
+        """Return the rows to work on; waits here for an unavailable database, so that it fails no work on rows."""
         while True:
             self._require_open()
             try:

@@ -422,7 +422,7 @@ class StudyRun:
             self._at_work = replace(round, due=round.due + TICK)
             self._machine.free_at = max(self._machine.free_at, round.due + TICK)
             return False
-        # What was computed is kept while a service is away, and let go of once it is answered or in the journal.
+        # What was computed is kept while a service is unavailable, and let go of once it is answered or in the journal.
         if Round.objects.filter(case=row, round=round.manifest.round, state=Round.State.CHARGED).exists():
             try:
                 masked = self._masked(row, round, round.work.result())

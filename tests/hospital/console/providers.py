@@ -141,7 +141,7 @@ class Person:
         raise AssertionError("the provider never came back")
 
 
-#: How a provider is away: nobody listens, every answer is an error, or none comes.
+#: How a provider is unavailable: nobody listens, every answer is an error, or none comes.
 Away = Literal["refuses", "fails", "hangs"]
 #: What is asked of it for one sign-in, in this order.
 QUESTIONS = ("/token/", "/.well-known/jwks.json", "/userinfo/")
@@ -154,7 +154,7 @@ class Liar:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.signs_with: Any = self.key
         self.algorithm = "RS256"
-        # Bound as long as this lives: while the provider is away nobody else takes its port.
+        # Bound as long as this lives: while the provider is unavailable nobody else takes its port.
         self._reserved = socket.socket()
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reserved.bind(("127.0.0.1", 0))

@@ -45,11 +45,11 @@ def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: 
     paths = (f"/cases/{console.number}/", "/budget/", "/budget/heart/")
     case, budgets, budget = (unescape(client.get(path).content.decode()) for path in paths)
     assert "Read by the researcher exactly as written" in case
-    assert "the researcher is not sent it" in case
+    assert "not sent to the researcher" in case
     assert "The cap is what these patients are guaranteed" in budgets
     assert "The other figures show how much of it is used" in budgets
-    assert "they are no guarantees by themselves" in budgets
-    assert "every other figure shows how much of it is used" in budget
+    assert "by themselves they guarantee nothing" in budgets
+    assert "all other figures show how much of it is used" in budget
     population, now = Population.objects.get(name="heart"), console.desk.site.home.dataset("heart")
     wider = now.epsilon + 1
     BudgetFact.objects.create(population=population, what="widened", epsilon=wider, delta=now.delta)
@@ -89,7 +89,7 @@ def test_after_approval_the_page_shows_the_last_decision_and_not_a_new_one_for_i
     desk.approve("ann")
     desk.approve("bob")
     html = console.client("dee").get(f"/cases/{console.number}/").content.decode()
-    assert "As last asked, before approve" in html
+    assert "As last evaluated, before approve" in html
     assert "<strong>allow</strong>" in html
     assert 'name="password"' not in html
     assert "Policies as last asked, before approve: allow" in describe(desk.site, console.number)
@@ -230,5 +230,5 @@ def test_a_running_study_is_shown_as_it_stands(console: Console) -> None:
     for number in range(1, planned + 2):
         Round.objects.create(case_id=console.number, round=number, epoch=0, state=Round.State.UNMASKED)
         html = console.client("dee").get(f"/studies/{console.number}/").content.decode()
-        done = f"Rounds released here: {min(number, planned)} of {planned} that train"
+        done = f"Training rounds released here: {min(number, planned)} of {planned}"
         assert done + (", and the final evaluation" if number > planned else "<") in html

@@ -30,7 +30,7 @@ def kept(console: Console) -> list[object]:
 
 def require_away(console: Console, answer: Any) -> None:
     assert answer.status_code == 503
-    assert "identity provider Cleveland is away: " in answer.content.decode()
+    assert "identity provider Cleveland is unavailable: " in answer.content.decode()
 
 
 def reviewers() -> list[str]:
@@ -60,7 +60,7 @@ def test_a_provider_that_goes_away_at_ten_points_of_a_review(
             require_away(console, liar.comes_back(client, start))
             reached = QUESTIONS[: QUESTIONS.index(question) + (how != "refuses")]
             assert liar.asked == list(reached) or how == "hangs"  # on a busy machine an earlier one may take too long
-        assert caplog.text.count("identity provider Cleveland is away: ") == points
+        assert caplog.text.count("identity provider Cleveland is unavailable: ") == points
 
     for question in QUESTIONS:
         comes_back_once_it_is_back(ann, question)

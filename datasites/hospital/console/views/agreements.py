@@ -1,4 +1,4 @@
-"""The registry of agreements: entered by one person, confirmed by another, ended by either."""
+"""The registry of agreements: imported by one person, confirmed by another, terminated by either."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def enter(request: Any) -> HttpResponse:
             file.write_text(values["text"])
             entered = enter_agreements(request.site, present(request), file)
         names = ", ".join(f"{id} version {version}" for id, version in entered)
-        return f"Entered: {names or 'nothing new'}. A second person compares with the documents and confirms."
+        return f"Entered: {names or 'nothing new'}. A second person compares them with the documents and confirms."
 
     return act(request, AgreementText(request.POST), do, "agreements")
 
@@ -79,7 +79,7 @@ def confirm(request: Any) -> HttpResponse:
 
 @page(REVIEWERS, ("POST",))
 def terminate(request: Any) -> HttpResponse:
-    """End an agreement today."""
+    """Terminate an agreement today."""
 
     def do(values: dict[str, Any]) -> str:
         terminate_agreement(request.site, confirmed(request), values["id"])

@@ -71,19 +71,19 @@ def widen(request: Any) -> HttpResponse:
 
     def do(values: dict[str, Any]) -> str:
         entry = two_people.propose_widening(request.site, present(request), values["population"], values["reason"])
-        return f"Entered: {two_people.in_words(entry)}. A person of the other role confirms it."
+        return f"Entered: {two_people.in_words(entry)}. A person of the other role must confirm it."
 
     return act(request, Widen(request.POST), do, "budget")
 
 
 @page(REVIEWERS, ("POST",))
 def accept_delta(request: Any) -> HttpResponse:
-    """Enter that the risk of a larger delta is taken."""
+    """Enter that the risk of a larger delta is accepted."""
 
     def do(values: dict[str, Any]) -> str:
         person = present(request)
         entry = two_people.propose_delta(request.site, person, values["population"], values["delta"], values["reason"])
-        return f"Entered: {two_people.in_words(entry)}. A person of the other role confirms it."
+        return f"Entered: {two_people.in_words(entry)}. A person of the other role must confirm it."
 
     return act(request, AcceptDelta(request.POST), do, "budget")
 

@@ -112,7 +112,7 @@ def recheck(request: Any, number: int) -> HttpResponse:
         row = examination.recheck(request.site, number)
     except DatasitesError as error:
         return refuse(request, 409, str(error))
-    messages.success(request, f"Case {number} was examined again; it is {row.state} now.")
+    messages.success(request, f"Case {number} was rechecked; it is {row.state} now.")
     return redirect("case", number)
 
 

@@ -20,8 +20,8 @@ from datasites.hospital.people.accounts import PersonError, change_password, mus
 from datasites.hospital.people.sign_ins import signed_in, signed_out
 
 AWAY = (
-    "The datasite's database is away. Open this page again in a moment; if you were about to change something, check "
-    "first whether it was done. The datasite's log says why."
+    "The datasite's database is unavailable. Open this page again in a moment; if you were about to change something, "
+    "check first whether it was done. The datasite's log says why."
 )
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def logout(request: Any) -> HttpResponse:
 def password(request: Any) -> HttpResponse:
     """Change one's own password; other sessions of the person end with it."""
     if request.method == "POST" and not request.user.has_usable_password():
-        return refuse(request, 409, "You sign in with the organisation's own sign-in, so there is no password here.")
+        return refuse(request, 409, "You sign in through the organisation, so you have no password here.")
     form = ChangePassword(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
@@ -87,7 +87,7 @@ def password(request: Any) -> HttpResponse:
 
 def malformed(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Answer 400."""
-    return refuse(request, 400, "The request is not one that this console understands.")
+    return refuse(request, 400, "This console does not understand the request.")
 
 
 def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
@@ -101,7 +101,7 @@ def missing(request: HttpRequest, exception: Exception | None = None) -> HttpRes
 
 
 def failed(request: HttpRequest) -> HttpResponse:
-    """Answer 500, or 503 while the database is away, without details, which are in the datasite's own log."""
+    """Answer 500, or 503 while the database is unavailable, without details, which are in the datasite's own log."""
     error = sys.exc_info()[1]
     if isinstance(error, DATABASE_AWAY):
         home = this_home()

@@ -1,4 +1,4 @@
-"""The hospital's people and their roles; entered and shut out by an admin, seen by auditors too."""
+"""The hospital's people and their roles; added and deactivated by an admin, visible to auditors too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datasites.hospital.people.accounts import enter_person, list_people, writte
 
 @page(frozenset({ADMIN, AUDITOR}))
 def overview(request: Any) -> HttpResponse:
-    """Show everybody who is entered."""
+    """Show everybody who was added."""
     may_act = request.role == ADMIN
     lines = [
         (
@@ -32,7 +32,7 @@ def overview(request: Any) -> HttpResponse:
 
 @page(frozenset({ADMIN}), ("POST",))
 def add(request: Any) -> HttpResponse:
-    """Enter a person."""
+    """Add a person."""
 
     def do(values: dict[str, Any]) -> str:
         admin = confirmed(request)

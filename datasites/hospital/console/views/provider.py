@@ -9,7 +9,7 @@ from django.views.decorators.http import require_safe
 
 @require_safe
 def begin(request: HttpRequest) -> HttpResponse:
-    """Off to the provider."""
+    """Send the browser to the provider."""
     return _flow("Begin", request)
 
 

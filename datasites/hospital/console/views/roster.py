@@ -1,4 +1,4 @@
-"""The parties whose keys this hospital trusts: entered by one person, pinned by another, revoked by either."""
+"""The parties whose keys this hospital trusts: proposed by one person, pinned by another, revoked by either."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def overview(request: Any) -> HttpResponse:
 
 @page(REVIEWERS, ("POST",))
 def propose(request: Any) -> HttpResponse:
-    """Enter a party."""
+    """Propose a party."""
 
     def do(values: dict[str, Any]) -> str:
         proposal = propose_party(request.site, present(request), values["entry"])
@@ -72,7 +72,7 @@ def decide(request: Any, number: int) -> HttpResponse:
 
 @page(REVIEWERS, ("POST",))
 def revoke(request: Any) -> HttpResponse:
-    """Stop trusting a party."""
+    """Revoke a party."""
 
     def do(values: dict[str, Any]) -> str:
         revoke_party(request.site, confirmed(request), values["email"], values["reason"])
