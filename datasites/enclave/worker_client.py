@@ -2,27 +2,27 @@
 
 One warm worker serves one running study. It comes from the datasite's template, or is a sandbox of its own
 (`processes`), and dies with the datasite: the kernel kills a sandbox with all that is in it when the thread that
-started it ends, which is why it has a thread of its own. A worker that crashed, hung or broke the protocol is not used
-again; the caller starts another, and nothing was released in between, because what leaves a hospital leaves from the
-datasite, never from here.
+started it ends, which is why each has its own thread. A worker that has crashed, hung or broken the protocol is not
+used again; the caller starts another, and nothing was released in between, because everything that leaves a hospital
+leaves from the datasite, never from a worker.
 
 Imports no torch.
 
 **Guarantee (a worker's numbers).** Whatever the process in the sandbox sends, each number in a reply is compared with
-what was approved before anything is allotted or computed by it: arrays with the name, type and shape that the request
-calls for, parameters with the approved number (before there is one, with `Limits.parameters`), steps and rounds with
-the plan, seconds with the wall time allowed. A reply costs this process the bytes of the arrays asked for, and under
-24 MiB to read a header of at most 1 MiB and 150,000 values; anything else ends the worker with a `WorkerError`.
-Assumption: the request was made of approved terms, as `hospital.rounds.row_work` does.
+what was approved before anything is allocated or computed from it: arrays with the name, type and shape that the
+request calls for, parameters with the approved number (before there is one, with `Limits.parameters`), steps and rounds
+with the plan, seconds with the wall time allowed. A reply costs this process the bytes of the requested arrays, and
+less than 24 MiB to read a header of at most 1 MiB and 150,000 values; anything else ends the worker with a
+`WorkerError`. Assumption: the request was made of approved terms, as `hospital.rounds.row_work` does.
 
 **Guarantee (a worker's end).** Whatever the process in the sandbox does, it ends with all that it started when `kill`
-is called, when a deadline has come, and when the datasite ends, by kill -9 too, paused or not; and `kill` waits for
-none of that. What a datasite sent that ended before the sandbox stood is not begun. Assumptions: the filter (`confine`)
-is known for this processor; bubblewrap sets the signals by which its two processes end before it starts Python; the
-kernel ends a process namespace with its first process. Not claimed: (1) A kill -9 of the datasite, or of bubblewrap, in
-the milliseconds in which a sandbox is made may leave bubblewrap's own process asleep, without model code and rows. (2)
-Where `sandbox.mode` is off: code that changes its user, as root's can, or where there is no `setpriv`, a worker that is
-stopped before its libraries are imported.
+is called, when a deadline has passed, and when the datasite ends, even by kill -9, paused or not; and `kill` waits for
+none of that. If the datasite ended before the sandbox was ready, what it had sent is not started. Assumptions: there is
+a filter (`confine`) for this processor; bubblewrap sets the signals by which its two processes end before it starts
+Python; the kernel ends a process namespace with its first process. Not claimed: (1) A kill -9 of the datasite, or of
+bubblewrap, in the milliseconds in which a sandbox is made, may leave bubblewrap's own process asleep, without model
+code and rows. (2) If `sandbox.mode` is off: code that changes its user, as root's can, or, if there is no `setpriv`, a
+worker that is paused before its libraries are imported.
 """
 
 from __future__ import annotations

@@ -1,21 +1,22 @@
 """Prices mechanisms: what events cost a patient, and what that rests on. Pure; no torch.
 
-Loads dp_accounting, and with it scipy, which takes a second: rooms ask it through `pricing`, so that what prices
+Loads dp_accounting, and with it scipy, which takes a second: other rooms go through `pricing`, so that code that prices
 nothing doesn't wait for it. All figures are for adding or removing one patient, with Poisson sampling where an event
-says so. Never a central limit theorem.
+says so. No figure uses a central limit theorem.
 
 **A study's cap: privacy loss distributions (PLD).** Claim: whatever a study releases here is (epsilon, delta)
-differentially private with epsilon = `epsilon_pld(its events, delta)`, also when it ends early. Assumptions: the events
+differentially private with epsilon = `epsilon_pld(its events, delta)`, even if it ends early. Assumptions: the events
 are fixed before the first of them runs (approval binds the plan; `is_part_of` keeps charges to it), and each mechanism
-is one of its event: given all that was released before, a Gaussian of `noise_multiplier` times the sensitivity, on a
+is what its event says: given all that was released before, a Gaussian of `noise_multiplier` times the sensitivity, on a
 Poisson sample. Proof: a step's input, the model, may depend on earlier releases in any way, but for each value of it
-the pair of output laws on neighbouring tables is dominated by the event's pair, the same for all values. Domination
-passes to adaptive composition (Zhu, Dong, Wang 2022, "Optimal Accounting of Differential Privacy via Characteristic
-Function"), so the product of the events' pairs dominates the whole study, and its hockey-stick divergence at e^epsilon
-is delta. Losses are put on a grid so that the divergence only grows, so the figure is an upper bound at any grid. A
-study that ends early releases a function of what the whole one would have released.
+the pair of output distributions on neighbouring tables is dominated by the event's pair, which is the same for all
+values. Domination carries over to adaptive composition (Zhu, Dong, Wang 2022, "Optimal Accounting of Differential
+Privacy via Characteristic Function"), so the product of the events' pairs dominates the whole study, and its
+hockey-stick divergence at e^epsilon is delta. Losses are rounded to a grid in such a way that the divergence can only
+grow, so the figure is an upper bound for any grid. A study that ends early releases a function of what the whole one
+would have released.
 
-A population's cap, over studies that are chosen one after the other, is in `renyi`.
+The cap of a population, over studies that are chosen one after another, is in `renyi`.
 """
 
 from __future__ import annotations

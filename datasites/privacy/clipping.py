@@ -2,22 +2,22 @@
 
 From what `records` holds of each row come (1) the norm of its gradient (ghost norms: Goodfellow 2015, arXiv:1510.01799;
 Li et al. 2022, arXiv:2110.05679) and (2) the weighted sum of gradients, with no second pass through the model
-(book-keeping: Bu et al. 2023, arXiv:2210.00038). Layers without a ghost rule use Opacus' grad samplers.
+(book-keeping: Bu et al. 2023, arXiv:2210.00038). Layers without a ghost rule use the grad samplers of Opacus.
 
-What is measured is what is added. A row's share of a parameter's gradient is one of
+The numbers that are measured are the numbers that are added. A row's share of a parameter's gradient is one of
 - a *vector* v, stored (float32, or float64 where positions of a sequence were added up first);
 - a *pair* (b, a), whose outer product b a^T is meant as an exact product of the stored float32 numbers;
 - a *sequence* of pairs, sum_t b_t a_t^T, where storing it would cost more than its Gram products.
-Several uses of a parameter, and an embedding's equal codes of one row, are added before anything is measured. How well
+Several uses of a parameter, and equal codes of one row in an embedding, are added before anything is measured. How well
 these numbers match the true gradient matters to learning, not to privacy.
 
-Theorem. Let S be what `ClippedSum` gives for the rows of a step, and S' the same with one patient's rows added, in any
-microbatches. If the limits of a patient's rows add up to at most C (1 + 2^-50), then |S' - S|_2 <= C (1 + 2^-9).
+Theorem. Let S be the result of `ClippedSum` for the rows of a step, and S' the same with one patient's rows added, in
+any microbatches. If the limits of a patient's rows add up to at most C (1 + 2^-50), then |S' - S|_2 <= C (1 + 2^-9).
 
 Assumed:
 (1) a row's records and whether it counts depend on that row alone (`per_row`, I15);
 (2) float64 operations round to nearest, and the library's float64 products add the exact products of their numbers in
-    some order: no lower precision, no Strassen. float32 operations may do what they like, before a share is stored;
+    some order: no lower precision, no Strassen. Before a share is stored, float32 operations may be arbitrary;
 (3) at most 2^24 rows in a step, 2^27 parameters, 4,096 slots (`LARGEST_MODEL`, `MOST_ROWS`, `LocalTraining.slots`).
 
 Proof. Write u = 2^-53, g_k = k u / (1 - k u): adding k terms in any order is off by at most g_k times the sum of their
@@ -36,8 +36,8 @@ absolute values (Higham 2002, section 4.2).
     < 2^-11.9 C. Folding m <= 2^26 blocks adds (m u)^2 x 2^34 C < 2^-19 C, the last rounding u x 2^24 C.
 (d) Together C (1 + 2^-18) + 2 (2^-11.9 + 2^-15 + 2^-19 + 2^-29) C < C (1 + 2^-10). The charged slack is `NORM_SLACK`.
 
-A row that is not finite, or is said not to count, has weight 0, and its numbers are zeroed before any sum: nothing of
-it reaches S, and nothing here takes longer for it.
+A row that is not finite, or that is marked as not counting, has weight 0, and its numbers are zeroed before any sum:
+nothing of it reaches S, and nothing here takes longer because of it.
 """
 
 from __future__ import annotations

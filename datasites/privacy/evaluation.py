@@ -3,14 +3,14 @@
 Hospital side: `noised_counts` bins the scores of held-out patients between public edges and adds Gaussian noise to
 every cell; a patient weighs 1 in total, so the L2 sensitivity is 1. Price: `EvaluationPlan.event`.
 
-Researcher side: `DPEvaluation.from_counts` works on the sum of such counts and the public sd of its noise alone, so
-every figure is post-processing. A figure that these counts can't give raises `EvaluationError` by itself, and hides no
-other. Intervals cover both the DP noise and the sampling of patients; they take
-cells as independent and figures as nearly normal, which is rough below about 50 patients of a class.
+Researcher side: `DPEvaluation.from_counts` uses only the sum of such counts and the public sd of its noise, so every
+figure is post-processing. A figure that these counts can't give raises `EvaluationError`, and the others remain
+available. Intervals cover both the DP noise and the sampling of patients; they treat cells as independent and figures
+as nearly normal, which is rough below about 50 patients per class.
 
-AUC from few bins: ties inside a bin would count one half and pull the AUC of a good model down (by 0.005 to 0.02 with
-8 to 4 bins). The ROC curve is therefore drawn through the bin edges by a monotone cubic (Fritsch and Carlson 1980) and
-not by straight lines; on heart disease models that leaves 0.002 or less. Few bins mean little noise: 4 to 6 serve best.
+AUC from few bins: ties inside a bin would count as one half and lower the AUC of a good model (by 0.005 to 0.02 with 8
+to 4 bins). The ROC curve is therefore drawn through the bin edges by a monotone cubic (Fritsch and Carlson 1980) and
+not by straight lines; on heart disease models that leaves 0.002 or less. Few bins mean little noise: 4 to 6 work best.
 """
 
 from __future__ import annotations

@@ -2,23 +2,22 @@
 
 Nothing here reads a seed, an environment variable or a framework's global generator, so `torch.manual_seed`,
 `numpy.random.seed` and `random.seed` can neither repeat nor predict what is drawn. No torch is imported. All draws of a
-release come from one `SecureRandom`: whoever gives it the key of a journaled round gets the same bytes again from the
-same inputs, and independent ones under any other key.
+release come from one `SecureRandom`: with the key of a journaled round it gives the same bytes again for the same
+inputs, and under any other key independent ones.
 
 Two defences against reading a value out of the low bits of `value + noise` (Mironov 2012):
 
 1. `gaussian` adds 2n = 4 independent draws and divides by 2 = sqrt(4), as Opacus does in its `secure_mode` (Holohan and
    Braghin 2021, arXiv:2107.10138, section 5.1; Jin et al. 2021, arXiv:2112.05307). With one draw, a double is one of at
    most 2**53 values for a given sigma and can be searched for; with four, the search costs about 2**(53 * 3).
-2. `noised` rounds the value and the noise, each on its own, to multiples of one power of two and adds them as
-   integers. The result is the rounding of a Gaussian mechanism on rounded values, hence post-processing of it, and the
-   low bits of the value are gone before noise is added. The noise is scaled up by what rounding may add to the
-   sensitivity.
+2. `noised` rounds the value and the noise, each on its own, to multiples of one power of two and adds them as integers.
+   The result is the rounding of a Gaussian mechanism on rounded values, hence post-processing of it, and the low bits
+   of the value are gone before noise is added. The noise is scaled up by what rounding can add to the sensitivity.
 
-Not covered: the time that a draw takes, rounding in the arithmetic before (clipping), and the tails beyond 8.6 sigma of
-each draw, which doubles can't reach (probability below 1e-16 for each number). `discrete_gaussian` draws on the
-integers, for sums of noise from several hospitals, where rounding each of them would be no post-processing of the sum;
-its tails are right as far as any bound of this project reaches.
+Not covered: the time that a draw takes, rounding in earlier arithmetic (clipping), and the tails of each draw beyond
+8.6 sigma, which doubles can't reach (probability below 1e-16 for each number). `discrete_gaussian` draws on the
+integers, for sums of noise from several hospitals, where rounding each of them would not be post-processing of the sum;
+its tails are correct as far as any bound of this project reaches.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
 `torch.vmap` gives the model a batch of one, and runs it for all rows of a microbatch together. Model code sees one row
 and the size 1; there is no axis, size, sum or state by which it could reach another row, whatever it does and however
-rarely. Training and evaluation go through here and never call a model on a batch. What a model would do to a batch does
-not matter for privacy; `probe` looks at it because such a model would not train what its author intended.
+rarely it does it. Training and evaluation go through here and never call a model on a batch. What a model would do to a
+batch does not matter for privacy; `probe` looks at it because such a model would not train what its author intended.
 
 A microbatch has a fixed public number of slots. Empty slots hold zeros and count as nothing, so how often the model is
-called, and on what shapes, depends on the number of rows over that of slots alone. Nothing here catches an exception:
-values out of range are clamped and marked (`clamping`), and other operations that can raise by a row's values are
-refused at intake. One that raises all the same ends the round and, unlike a row left out, is for people to look at.
+called, and with which shapes, depends only on the number of rows divided by the number of slots. Nothing here catches
+an exception: values out of range are clamped and marked (`clamping`), and other operations that can raise because of a
+row's values are refused at intake. One that raises nevertheless ends the round, and people must look at it, unlike at a
+row that is left out.
 
-What remains are the last bits. A kernel may round a row's numbers differently in another slot, by about 1e-7 of them; a
-model that magnifies that a million times would show it.
+What remains are the last bits. A kernel may round a row's numbers differently in another slot, by a relative 1e-7 or
+so; a model that magnifies this a million times would reveal it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a study may do to a patient's privacy, as frozen values that carry their own price. No torch.
 
-A `PrivacyPlan` is the training mechanism; an `EvaluationPlan` is that of the DP evaluation. The trainer executes a
-plan, the ledger charges that plan's event, the console shows it: what runs and what is priced can't drift apart.
-A plan is the hospital's (I4): `study_plan` makes it of the study's terms and the hospital's limits, never from code.
+A `PrivacyPlan` is the mechanism of training, an `EvaluationPlan` that of the DP evaluation. The trainer executes a
+plan, the ledger charges that plan's event, the console shows it: what runs and what is priced can't drift apart. A plan
+is the hospital's (I4): `study_plan` makes it from the study's terms and the hospital's limits, never from code.
 
 Training and held-out patients are disjoint (`sampling.held_out`), so the two plans are two partitions of a budget.
 
@@ -10,9 +10,9 @@ The guarantee of a plan, with everything that it rests on: (epsilon, delta) diff
 one *patient*, if identifiers tell patients apart, if a row's loss depends on that row alone (`per_row`), and in
 distributed mode, where `event` is the price of the opened sums, under the theorem in `study.rounds`: if at least
 `honest` hospitals add their noise and keep their vectors to themselves, the noise multiplier, clip and sampling rate
-are those of all hospitals, and masks hold (they do against bounded adversaries only). `local_event` is the price
-against one who sees this hospital's own vectors unmasked; it rests on nobody else. A patient known at two hospitals is
-two patients here, and loses the sum of both.
+are those of all hospitals, and masks hold (they do only against bounded adversaries). `local_event` is the price
+against someone who sees this hospital's own vectors unmasked; it depends on nobody else. A patient known at two
+hospitals counts as two, and the two losses add up.
 """
 
 from __future__ import annotations

@@ -1,24 +1,26 @@
-"""What all studies on a population may cost together: a Renyi filter at one order. Pure arithmetic.
+"""What all studies on a population may cost together: a Rényi filter at one order. Pure arithmetic.
 
-What a mechanism diverges by is priced by `accountant` and given to the functions here; they load nothing to price with.
+`accountant` computes a mechanism's divergence, and callers pass it to the functions here; these load nothing to price
+with.
 
-**A population's cap: a Renyi filter at one order.** Studies are chosen by people who have seen the results of earlier
-ones, so their events are not fixed in advance and the bound of one study says nothing of them together. Fix alpha > 1,
-epsilon and delta, and let B = epsilon - log((alpha - 1) / alpha) + log(alpha x delta) / (alpha - 1). Claim: if a
-mechanism runs only while the Renyi divergences at alpha of all that ran, itself included, add up to at most B
-(`epsilon_at_order` of them is at most epsilon), then all releases together are (epsilon, delta) differentially private,
-however mechanisms and the moment to stop are chosen from earlier releases. Proof: let P and Q be the laws of the whole
-transcript y on neighbouring tables, P_k and Q_k those of release k given y_<k, and r_k(y_<k) the divergence charged for
-it, in both directions. Then E_Q[(P_k / Q_k)^alpha | y_<k] <= exp((alpha - 1) r_k), so the product over k of (P_k /
-Q_k)^alpha exp(-(alpha - 1) r_k) is a supermartingale under Q that begins at 1, and has expectation at most 1 at any
-moment to stop. On every transcript the r_k add up to at most B, so E_Q[(P / Q)^alpha] <= exp((alpha - 1) B): the
-divergence of the whole is at most B, and by Canonne, Kamath, Steinke 2020 ("The Discrete Gaussian for Differential
-Privacy", Proposition 12) that is (epsilon, delta). Exchange P and Q for the other direction. The order stands in r_k
-from the first release on; a minimum over orders would choose it from y, and no supermartingale would be left. (Feldman,
-Zrnic 2021, "Individual Privacy Accounting via a Renyi Filter", rest on the same argument.)
+**A population's cap: a Rényi filter at one order.** Studies are chosen by people who have seen the results of earlier
+ones, so their events are not fixed in advance, and the bound of one study says nothing about all of them together. Fix
+alpha > 1, epsilon and delta, and let B = epsilon - log((alpha - 1) / alpha) + log(alpha x delta) / (alpha - 1). Claim:
+if a mechanism runs only while the Rényi divergences at alpha of all that have run, including its own, add up to at most
+B (their `epsilon_at_order` is at most epsilon), then all releases together are (epsilon, delta) differentially private,
+however the mechanisms and the stopping time are chosen from earlier releases. Proof: let P and Q be the distributions
+of the whole transcript y on neighbouring tables, P_k and Q_k those of release k given y_<k, and r_k(y_<k) the
+divergence charged for it, in both directions. Then E_Q[(P_k / Q_k)^alpha | y_<k] <= exp((alpha - 1) r_k), so the
+product over k of (P_k / Q_k)^alpha exp(-(alpha - 1) r_k) is a supermartingale under Q that starts at 1, and has
+expectation at most 1 at any stopping time. On every transcript the r_k add up to at most B, so E_Q[(P / Q)^alpha] <=
+exp((alpha - 1) B): the divergence of the whole is at most B, and by Canonne, Kamath, Steinke 2020 ("The Discrete
+Gaussian for Differential Privacy", Proposition 12) that is (epsilon, delta). Exchange P and Q for the other direction.
+The order is fixed in r_k from the first release on; a minimum over orders would choose it from y, and the product would
+no longer be a supermartingale. (Feldman, Zrnic 2021, "Individual Privacy Accounting via a Renyi Filter", rest on the
+same argument.)
 
-Only a cap is a guarantee. A figure for what was "spent" by some moment is a reading of this arithmetic: the moment to
-look at it was chosen with the releases in view, and no theorem above is about such a moment.
+Only a cap is a guarantee. A figure for what was "spent" by some moment is a reading of this arithmetic: that moment was
+chosen with the releases in view, and the theorem above says nothing about such a moment.
 """
 
 from __future__ import annotations

@@ -1,42 +1,42 @@
 """One round of local training that executes a `PrivacyPlan`: DP-SGD with the patient as the unit.
 
 A step:
-1. samples patients by Poisson (`sampling`); all records of a sampled patient come, and the batch may be empty;
+1. samples patients by Poisson sampling (`sampling`), each with all of its records; the batch may be empty;
 2. computes each record's gradient by running the model on that record alone (`per_row`; no record can reach another),
-   and cuts it to clip / (records of its patient), so that one patient's sum is <= clip;
+   and clips it to clip / (records of its patient), so that one patient's sum is <= clip;
 3. adds the gradients up (`clipping`), in microbatches of a fixed public number of slots;
 4. adds Gaussian noise from a secure generator (`Mechanism`, the only way out; it counts steps);
 5. in local mode divides by `divisor`, a public figure, and hands the result to the optimiser.
 
 In distributed mode a round is one step and ends with 4: what leaves is the noised sum itself, in whole steps of the
-grid of the secure sum. No number that another party chose touches it after the noise: a learning rate, a divisor or a
-model so large that its last bits are coarser than the noise would round each hospital's noise away.
+grid of the secure sum. After the noise no number that another party chose touches it: with a learning rate, a divisor
+or a model so large that its last bits are coarser than the noise, each hospital's noise would be rounded away.
 
 Theorem. Each step's `noised_sum` is the output of a Poisson-sampled Gaussian mechanism with the plan's rate and noise
 multiplier, for adding or removing one patient; in distributed mode so is the sum of such steps over hospitals of which
 at least `honest` add their noise, up to the discreteness that `Mechanism.release_on_grid` states. Assumed: identifiers
-tell patients apart; the randomness is secret and of one use; the theorem of `clipping` with its assumptions. Proof: a
-patient is in a sample by a draw of its own, and adds sums whose difference `clipping` bounds by clip x (1 + slack);
-cutting to a box and rounding to a grid are applied to the sum alone and move it by what is charged; the noise is that
-of the plan for this sensitivity, drawn independently; what follows reads nothing else of rows. Which models,
-parameters, learning rates and divisors were received plays no part.
+tell patients apart; the randomness is secret and used once; the theorem of `clipping` with its assumptions. Proof: each
+patient enters a sample by an independent draw, and changes the sum by at most clip x (1 + slack), by that theorem;
+clamping to a box and rounding to a grid are applied only to the sum, and change it by what is charged; the noise is
+that of the plan for this sensitivity, drawn independently; what follows reads nothing else of rows. Which models,
+parameters, learning rates and divisors were received does not matter.
 
-Before the first step, `probe` looks for a model that treats a batch otherwise than row by row, on invented rows and
-with this round's parameters: what it finds, and any error, says nothing about a patient. From then on a record that is
-not finite or has codes out of range counts as zero, and the round releases all the same. An empty table releases noise.
+Before the first step, `probe` looks for a model that does not treat a batch row by row, on invented rows and with this
+round's parameters: its findings and errors say nothing about a patient. From then on a record that is not finite or has
+codes out of range counts as zero, and the round is released all the same. An empty table releases noise.
 
-In local mode everything after 4 reads noised numbers and public ones only, and is post-processing of this hospital's
-own full noise: FedProx' term, momentum, Adam, the schedule. The update is the difference of parameters that they made.
-Buffers, losses, batch sizes and times never leave this file.
+In local mode everything after step 4 reads only noised and public numbers, and is post-processing of sums with this
+hospital's own full noise: the proximal term, momentum, Adam, the schedule. The update is the resulting difference of
+parameters. Buffers, losses, batch sizes and times never leave this file.
 
-The divisor is public because a division by the true number of patients would release that number: it stays unknown
-under adding or removing a patient. Take sampling rate x declared cohort size.
+The divisor is public because a division by the true number of patients would release that number, which is not public
+under adding or removing a patient. Use sampling rate x declared cohort size.
 
 The model runs in evaluation mode: dropout is inactive. Its masks would come from torch's global generator, which
-submitted code could seed, and their positions in a batch would couple rows. torch's global generator decides nothing.
+submitted code could seed, and their positions in a batch would couple rows. torch's global generator has no influence.
 
-The noise is drawn on the host in double precision and added there, also when gradients are computed on a GPU: the same
-defences hold, for the price of moving d numbers to the host and d back in every step.
+The noise is drawn on the host in double precision and added there, even if gradients are computed on a GPU: the same
+defences hold, at the price of moving d numbers to the host and d back in every step.
 """
 
 from __future__ import annotations

@@ -2,23 +2,23 @@
 
 Every hospital and the aggregator build the same `EpochTerms` from the approved study and *their own pinned roster*; its
 digest is in every message and, through the enrolment, in every key. Two parties that pinned different keys, or
-understood the threshold differently, can't complete a setup. Decides nothing at run time, does no I/O.
+understand the threshold differently, can't complete a setup. Decides nothing at run time and does no I/O.
 
-How long an epoch lasts bounds what is lost with the hospitals' disks. Say that somebody seizes the journals of t
-hospitals when round r of epoch e is open, and has kept all letters. Claim: they take the masks off single hospitals'
-vectors in round r and the later rounds of epoch e, and in no other round. Proof. Each journal holds shares of all
-hospitals' keys and seeds for the rounds from r on, and t of them give these secrets. Of an earlier round it holds none:
-shares, keys and seeds of a round are removed when it is answered or a later one is opened, all of an epoch's when the
-next is certified, and the key that opens the stored bundles when the hospital says that it is ready, without which it
-opens no round, whether all bundles have come or not. A hospital that stands still before "ready" keeps that key, and
-takes part in no round: where t hospitals opened a round, at most n - t stand still, and their shares with those of c
+How long an epoch lasts bounds what is lost with the hospitals' disks. Suppose that somebody who has kept all letters
+seizes the journals of t hospitals while round r of epoch e is open. Claim: they can unmask single hospitals' vectors of
+round r and the later rounds of epoch e, and of no other round. Proof. Each journal holds shares of all hospitals' keys
+and seeds for the rounds from r on, and t of them give these secrets. Of earlier rounds it holds none: the shares, keys
+and seeds of a round are removed when it is answered or a later one is opened, and those of a whole epoch when the next
+is certified. The key that opens the stored bundles is removed when the hospital says that it is ready, whether all
+bundles have come or not, and before that it opens no round. A hospital that stops before "ready" keeps that key, and
+takes part in no round: if t hospitals opened a round, at most n - t have stopped, and their shares with those of c
 colluders are fewer than t, since 2t > n + c. Later epochs' secrets are drawn later. Assumes that disks forget what is
 overwritten or removed, and that HPKE, X25519 and the masks hold. So an epoch has keys for at most `EPOCH_ROUNDS` rounds
-of training and the final evaluation, and opens rounds for at most `EPOCH_DAYS` days, and one for clocks; the researcher
-then begins the next one by itself, and hospitals take its offer without a person.
+of training and the final evaluation, and opens rounds for at most `EPOCH_DAYS` days, plus one day for differing clocks;
+the researcher's side then starts the next one by itself, and hospitals accept it without asking a person.
 
-Claim: any study that can be approved can be set up, whatever its number of rounds: from each round that it has,
-`epoch_rounds` gives an epoch that `EpochTerms` allows and that hospitals, who compare with the same function, take.
+Claim: any study that can be approved can be set up, whatever its number of rounds: from each of its rounds on,
+`epoch_rounds` gives an epoch that `EpochTerms` allows and that hospitals, which compare with the same function, accept.
 """
 
 from __future__ import annotations

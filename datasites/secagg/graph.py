@@ -1,4 +1,4 @@
-"""Who masks with whom, and who holds whose shares: everybody, or a ring of neighbours in a large cohort.
+"""Who masks with whom, and who holds whose shares: everybody, or neighbours on a ring in a large cohort.
 
 Places are 0 .. n-1 in the sorted list of the enrolled. Hospital i masks with its neighbours, and its shares are held
 by its neighbours and itself (h holders). The neighbour graph is the circulant that joins i to i±1 .. i±k/2 (Harary
@@ -11,7 +11,7 @@ grind. With D = n - t dropouts tolerated:
 * never both secrets: 2s > h + c, so h > 2D + c;
 * the survivors' honest part stays connected (else each part could be summed alone): k > D + c, which follows.
 
-With h = n this is the complete graph with s = t. The ring is for lists on which all agree: `EpochTerms` demands the
+With h = n this is the complete graph with s = t. The ring needs lists on which all agree: `EpochTerms` requires the
 consistency wave with it, because many different lists could cut one hospital out of a sparse graph.
 """
 

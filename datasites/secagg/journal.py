@@ -1,17 +1,17 @@
-"""The hospital's journal of one study on disk: the member's state, and every message to send again byte by byte.
+"""The hospital's journal of one study on disk: the member's state, and every message, to be sent again byte for byte.
 
-One commit makes the new state and the messages that came with it durable *before* they are sent, in one atomic step:
-killed anywhere, a release is either not made or made once (I6). The files (mode 0600) in a folder of the caller's are
-those of `layout`, and `lock` (one process only). A commit writes what is new, then the record that names it, then
-removes what no record names any more: secrets that the step destroyed are in no file when it has returned. What a crash
-has left half done is removed when the journal is opened.
+One commit makes the new state and its messages durable *before* they are sent, in one atomic step: wherever the process
+is killed, a release is either not made or made once (I6). The files (mode 0600), in a folder of the caller's, are those
+of `layout`, and `lock` (one process only). A commit writes what is new, then the record that names it, then removes
+what no record names any more: secrets that the step destroyed are in no file when it has returned. What a crash has
+left unfinished is removed when the journal is opened.
 
-Noticing that a backup was restored: the **anchor**, a small file outside the folder that the caller keeps out of every
+How a restored backup is noticed: the **anchor**, a small file outside the folder that the caller keeps out of every
 backup, holds the sequence and head of the newest commit. A record that is neither that nor the one commit under way is
-refused with `JournalRolledBack`. What this can't see: anchor and folder set back *together* (a whole-machine
-snapshot). For that case each release carries a signed journal mark which the aggregator shows again in the next
-manifest, and `Member.open` refuses on a mark it does not know; an aggregator that is malicious *as well* can keep
-that from happening, so exclude the anchor from snapshots, or put it on another machine's disk.
+refused with `JournalRolledBack`. What this can't see: anchor and folder set back *together* (a whole-machine snapshot).
+For that case each release carries a signed journal mark which the aggregator shows again in the next manifest, and
+`Member.open` refuses a mark that it does not know; an aggregator that is malicious *as well* can prevent that, so
+exclude the anchor from snapshots, or put it on another machine's disk.
 """
 
 from __future__ import annotations

@@ -1,55 +1,56 @@
 """The privacy ledger: what each population of patients may lose, has reserved, and has lost.
 
-A population has two partitions of patients, `training` and `held_out`, who share nobody; each composes its own events
-over all studies on all datasets of the population, and a patient's loss is that of the one partition the patient is in
+A population has two disjoint partitions of patients, `training` and `held_out`; each composes its own events over all
+studies on all datasets of the population, and a patient's loss is that of the one partition that the patient is in
 (parallel composition over a split that depends on the patient's identity alone).
 
 Gate: before a reservation or a charge is written, the composition of everything committed plus the new event must stay
-within the population's (epsilon, delta) by the Renyi filter at one order (theorem in `privacy.renyi`). A charge
-is part of what its study reserved: its events are among those reserved. Check and write happen in one transaction that
-no other on the population runs beside. No decision reads a clock. The cap is the guarantee. What is "spent" or
-"committed" at some moment is a reading of the same arithmetic.
+within the population's (epsilon, delta) by the Rényi filter at one order (theorem in `privacy.renyi`). A charge is part
+of what its study reserved: its events are among those reserved. Check and write happen in one transaction, and only one
+at a time runs on a population. No decision reads a clock. The cap is the guarantee. What is "spent" or "committed" at
+some moment is a reading of the same arithmetic.
 
 **A budget can't be exceeded.** Claim: whatever is released on a population's patients was charged before, and all
-charges ever made keep the gate above: under crash, kill and retry at any moment, restart, threads and processes at
+charges ever made satisfy the gate above: under crash, kill and retry at any moment, restart, threads and processes at
 once, a clock that is set back, a restore of database, audit log or both from any moment in the past, a rename of
 datasets, an edit of `datasite.toml`, and any edit of the database alone.
 
-Proof. Every reservation and every charge stands in full in three places: a record of the audit log, a row of the
-database, and the ledger's anchor, which lies outside of backups. (1) Order: log, anchor, then database, then training,
-then release. So at any moment in which a release exists its charge is in all three, and a process that is killed leaves
-at most a line in the log that the database lacks, never the other way round. The line is named in a file beforehand
-(`pending`), and whoever writes next puts it into the database: it counts, though nothing may have been released under
-it. (2) A retry finds the line and writes nothing; a round is charged once, and the journal releases it once. (3) Gate
-and write hold one lock per population, over processes too. (4) The gate reads database and log whole, takes the larger
-of every line at the filter's own order, at which losses add up, so that its sum is no less than either's; and it raises
-`AccountsDiffer` where they differ otherwise than by (1), or where the log is not the one that the anchor knows: so does
-the start of the service. A row that is deleted, added or edited, a database or a log that was put back, and a home that
-came back whole without its anchors, each make a difference, and nothing is reserved or charged until two people have
-settled it (`restored`), which keeps the larger loss of all that is known and charges in full what may have been
-released unseen: an open study whose rounds no anchor knows any more, and studies that these people enter. No anchor is
-written over a difference, and a home counts as new only while database, log and journals know of no budget but those
-that are being opened (`openings`), so that starting the service, however often, makes nothing good. Rounds that had not
-left are closed by the settlement, no round of a study that was charged in full runs again, charged before or not, and a
-study with a round that anybody knows gets no new journal: so nothing leaves twice under one charge. What a mechanism
-diverges by is a kept figure of the accountant (`price_cache`), bound as strongly as the lines are. (5) Lines name the
-population and no dataset; caps, order, split key and patient column are lines of the same log, so the database can't
-widen them, and `datasite.toml` can only narrow. (6) Lines of an older version have no amounts in the log; while a study
-has such lines and no others, nothing is reserved or charged, so that no spending begins at zero.
+Proof. Every reservation and every charge is kept in full in three places: a record of the audit log, a row of the
+database, and the ledger's anchor, which is kept out of backups. (1) Order: log, anchor, then database, then training,
+then release. So whenever a release exists, its charge is in all three, and a process that is killed leaves at most a
+line in the log that the database lacks, never the other way round. The line is named in a file beforehand (`pending`),
+and the next writer puts it into the database: it counts, although possibly nothing was released under it. (2) A retry
+finds the line and writes nothing; a round is charged once, and the journal releases it once. (3) Gate and write hold
+one lock per population, across processes too. (4) The gate reads the whole database and log, and takes the larger
+amount of every line at the filter's own order, at which losses add up, so that its sum is no less than either's. It
+raises `AccountsDiffer` if they differ in any way other than by (1), or if the log is not the one that the anchor knows;
+so does the start of the service. A row that was deleted, added or edited, a database or a log that was put back, and a
+home that was restored whole without its anchors each make a difference, and nothing is reserved or charged until two
+people have settled it (`restored`), which keeps the larger loss of all that is known and charges in full what may have
+been released unseen: an open study whose rounds no anchor knows any more, and studies that these people enter. No
+anchor is overwritten while there is a difference, and a home counts as new only while database, log and journals know
+of no budget other than those that are being opened (`openings`), so that starting the service, however often, hides no
+difference. Rounds that had not left are closed by the settlement, no round of a study that was charged in full runs
+again, charged before or not, and a study with a round that anybody knows gets no new journal: so nothing leaves twice
+under one charge. A mechanism's divergence is a stored figure of the accountant (`price_cache`), bound as strongly as
+the lines are. (5) Lines name the population, not a dataset; caps, order, split key and patient column are lines of the
+same log, so the database can't widen them, and `datasite.toml` can only narrow. (6) Lines of an older version have no
+amounts in the log; while a study has such lines and no others, nothing is reserved or charged, so that no spending
+starts again at zero.
 
 Assumptions: the anchors survive a restore or are missing after it (they are kept out of backups, as the guide says),
 and nobody forges one; the audit log is not rewritten with the hospital's key; the disk keeps what it acknowledged;
 patients keep their pseudonyms; where the anchors are missing, two people enter every study that was approved after the
-backup (contradicted only where a head of the log that others hold counts more releases than these studies and the
-open ones can have made, or an anchor of a journal shows another one); not all is gone together, since a home whose
-database, log and anchors come back from before its first budget was opened is a new one; and who edits the tables of
-people and of what waits for them may act as two people, under names that the log keeps.
+backup (contradicted only where a head of the log that others hold counts more releases than these studies and the open
+ones can have made, or an anchor of a journal shows another one); not all is gone together, since a home whose database,
+log and anchors come back from before its first budget was opened is a new one; and whoever edits the tables of people
+and of what waits for them can act as two people, under names that the log keeps.
 
-Where *all* is put back together, anchors included, as by a snapshot of the whole machine, nothing in here can know:
-heads of the log that other parties hold do, once somebody compares them with the log (`datasites audit held`). A
-researcher refuses by itself only a vector whose head counts no more releases than the last one it took; releases of
-other studies since the snapshot make up for that. Until somebody compares, what was charged after the snapshot is not
-counted.
+If *everything* is put back together, anchors included, as by a snapshot of the whole machine, nothing in this home can
+know: heads of the log that other parties hold show it, once somebody compares them with the log (`datasites audit
+held`). By itself a researcher's software refuses only a vector whose head counts no more releases than the last one
+that it accepted; releases of other studies since the snapshot can make up for that. Until somebody compares, what was
+charged after the snapshot is not counted.
 """
 
 from __future__ import annotations

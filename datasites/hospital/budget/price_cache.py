@@ -1,17 +1,17 @@
 """A cache of the prices that this hospital has computed: whoever shows or gates on one later loads no accountant.
 
-A figure is kept with all that it follows from: what was worked out, of exactly which mechanisms, at which delta or
-order, by which accountant (the sources of its arithmetic and its library's version). Asked for anything else, the
-accountant works it out, and that is kept too. So a figure is a fact of arithmetic and not of history: no figure is ever
-out of date, neither after a restore nor with other caps, and one that is lost is worked out again. Each is a file of
-its own; studies' public terms are all that stands in it. Prices that follow from rows are never asked for here
-(`readiness`).
+A figure is stored with all that it follows from: what was computed, for exactly which mechanisms, at which delta or
+order, by which accountant (the sources of its arithmetic and its library's version). For anything else the accountant
+computes a new figure, which is stored too. So a figure is a fact of arithmetic and not of history: it is never out of
+date, neither after a restore nor with other caps, and a figure that is lost is computed again. Each is a file of its
+own, and holds only public terms of studies. Prices that follow from rows are never requested here (`readiness`).
 
-**Claim.** Decisions that rest on kept figures are those that the accountant would have made, unless somebody can write
-in the home's private folder and read its key. Proof: a figure counts only under an HMAC-SHA256 by the home's key over
-all that it follows from and its value, so one that was edited, moved or made up counts as none; one that is put back is
-true. Figures are no rows of the database, so who writes that alone reaches none. Whoever can do both could forge the
-ledger's anchor and the database beside it, which `ledger` assumes away: figures are bound as strongly as events are.
+**Claim.** Decisions that rest on stored figures are those that would follow from the accountant itself, unless somebody
+can write to the home's private folder and read its key. Proof: a figure counts only under an HMAC-SHA256 by the home's
+key over all that it follows from and its value, so a figure that was edited, moved or made up does not count, and one
+that is put back is correct. Figures are not rows of the database, so somebody who can write only to that reaches none.
+Whoever can do both could forge the ledger's anchor and the database beside it, which `ledger` assumes not to happen:
+figures are bound as strongly as events are.
 """
 
 from __future__ import annotations
