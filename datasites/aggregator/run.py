@@ -399,7 +399,7 @@ class Run:
         From its begin on, no round can be run: what hospitals were told of the end can't be told otherwise. All of the
         cohort are told, so that whoever left the epoch, or approves only now, ends it too: also before
         anything was set up, and where the secure sum's state is lost or of another key. Those that answered last are
-        waited for, or all that approved where none did. Raises `Held`.
+        waited for, or all that approved where none did, `patience` seconds at most. Raises `Held`.
         """
         with self._hold():
             self._close(patience)

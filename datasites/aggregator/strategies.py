@@ -16,12 +16,12 @@ from datasites.study.manifest import Strategy
 
 
 class ServerStrategy(Protocol):
-    """Makes the next model; may keep state between rounds, as named arrays that survive a restart."""
+    """Makes the next model; may keep state between rounds: named arrays, (parameters,), that survive a restart."""
 
     state: dict[str, np.ndarray]
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """Take both of shape (d,); return the next model of shape (d,)."""
+        """Return the next model; arguments and result have shape (parameters,)."""
         ...
 
 
@@ -33,7 +33,7 @@ class FedAvg:
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """See the class; arguments and result of shape (d,)."""
+        """Apply the rule of the class; arguments and result have shape (parameters,)."""
         return model + self.learning_rate * mean_update
 
 
@@ -46,7 +46,7 @@ class FedAvgM:
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """See the class; arguments and result of shape (d,)."""
+        """Apply the rule of the class; arguments and result have shape (parameters,)."""
         velocity: np.ndarray = self.momentum * self.state.get("velocity", np.zeros_like(model)) + mean_update
         self.state["velocity"] = velocity
         return model + self.learning_rate * velocity
@@ -63,7 +63,7 @@ class FedAdam:
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def next_model(self, model: np.ndarray, mean_update: np.ndarray) -> np.ndarray:
-        """See the class; arguments and result of shape (d,)."""
+        """Apply the rule of the class; arguments and result have shape (parameters,)."""
         first = self.beta_1 * self.state.get("first", np.zeros_like(model)) + (1 - self.beta_1) * mean_update
         second = self.state.get("second", np.full_like(model, self.tau**2))
         second = self.beta_2 * second + (1 - self.beta_2) * mean_update**2

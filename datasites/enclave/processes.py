@@ -105,7 +105,7 @@ class Process(ABC):
 
     @abstractmethod
     def wait(self, seconds: float | None = None) -> None:
-        """Until it has ended and its log and `code` are complete, or for so long at most."""
+        """Wait until it has ended and its log and `code` are complete, at most `seconds`; without a limit when None."""
 
 
 class Sandboxed(Process):
@@ -212,7 +212,7 @@ def _close(*files: IO[bytes]) -> None:
 
 
 def readable(descriptor: int, seconds: float | None) -> bool:
-    """Wait until a descriptor can be read, at most so long; of any number, while `select.select` takes small ones."""
+    """Wait at most `seconds` until a descriptor can be read; of any number, where `select.select` takes small ones."""
     looked = select.poll()
     looked.register(descriptor, select.POLLIN)
     return bool(looked.poll(None if seconds is None else seconds * 1000))
@@ -235,7 +235,7 @@ def is_over(process: subprocess.Popen[bytes]) -> bool:
 
 
 def wait_for(process: subprocess.Popen[bytes]) -> None:
-    """Until it has ended; doesn't reap it, as `wait` would."""
+    """Wait until it has ended, but don't reap it, as `wait` would."""
     _waited(process, 0)
 
 

@@ -234,7 +234,7 @@ def largest_header(reply: type[Reply]) -> int:
 
 
 def encode(message: Message, arrays: Mapping[str, np.ndarray] | None = None) -> list[memoryview]:
-    """Encode a frame as buffers to write in order. Raise `ProtocolError` for an array type not in the protocol."""
+    """Encode a frame, with arrays of any shape, as buffers to write in order. Raise `ProtocolError` for other types."""
     layouts, bodies = [], []
     for name, array in (arrays or {}).items():
         if array.dtype.name not in _TYPES:

@@ -38,7 +38,7 @@ Step = tuple[str, tuple[Shape, ...], tuple[Shape, ...]]
 
 
 def check_shapes(module: nn.Module, loss: Loss | None, x: np.ndarray, y: np.ndarray) -> None:
-    """Raise `DependentRows` if the batch size shows anywhere but in axis 0. x, y: rows first, one or more."""
+    """Raise `DependentRows` if the batch size shows anywhere but in axis 0. x, y: (rows, ...), one row or more."""
     short = _steps(module, loss or binary_loss, x, y, _SIZES[0])
     try:
         long = _steps(module, loss or binary_loss, x, y, _SIZES[1])

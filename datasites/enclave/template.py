@@ -171,7 +171,7 @@ class _Running:
         self.refused: str | None = None
 
     def wait(self) -> None:
-        """Until it serves, or has said that it can't; raises `OSError` where it doesn't come to either."""
+        """Wait until it serves, or has said that it can't; raises `OSError` if neither happens."""
         try:
             if self._error is not None:
                 raise self._error

@@ -119,7 +119,7 @@ class Partition:
         return cls(x=x, y=y, patients=patients)
 
     def arrays(self) -> protocol.Arrays:
-        """As they travel; raises `ValueError` when rows don't match."""
+        """Return arrays by name, with the shapes above; raises `ValueError` if their numbers of rows differ."""
         rows = len(self.y)
         if len(self.x) != rows or (self.patients is not None and len(self.patients) != rows):
             raise ValueError("partition: x, y and patients must have one entry per row")
@@ -301,7 +301,10 @@ class Worker:
         rounds: int = 1,
         ring: RingTerms | None = None,
     ) -> protocol.Rehearsed:
-        """Train on the "mock" partition and run every check that a real round runs; findings instead of a raise."""
+        """Train on the "mock" partition and run every check of a real round; return findings and don't raise them.
+
+        divisor: public, sampling rate x declared patients.
+        """
         request = protocol.Rehearse(plan=plan, training=training, divisor=divisor, rounds=rounds, ring=ring)
         reply, _ = self._ask(request, protocol.Rehearsed, self._timeouts.train)
         for name, figure, most in (

@@ -103,7 +103,7 @@ def epsilon_at_order(events: Iterable[Event], order: int, delta: float) -> float
 
 
 def share_of_cap(events: Iterable[Event], epsilon: float, delta: float, order: int) -> float:
-    """Return `renyi.share_of_cap` by this accountant's divergences."""
+    """Return `renyi.share_of_cap` by this accountant's divergences: a part of the cap, 1 for all of it."""
     return renyi.share_of_cap(events, epsilon, delta, order, divergence)
 
 

@@ -2,7 +2,7 @@
 
 An embedding's codes, `one_hot`'s classes and a loss's targets make torch raise when they lie out of range. Whether it
 raises would depend on rows, and that a round stopped, or took longer, would be a message without noise. So while rows
-run they are cut into range here, and the row counts as nothing in training and with the lowest score in evaluation.
+run they are clamped into range here, and the row counts as nothing in training and with the lowest score in evaluation.
 That changes no row whose values are in range, and a row is marked by its own values only.
 
 `Clamping` is entered around a forward pass and a loss, on one batch or under one level of `torch.vmap`. Every other
@@ -50,7 +50,7 @@ class Clamping(TorchFunctionMode):
         self._marks.append((mark, axis))
 
     def _in_range(self, codes: Tensor, count: int) -> Tensor:
-        """Return `codes` cut to 0 .. count - 1."""
+        """Return `codes`, of any shape, clamped to 0 .. count - 1."""
         clamped = codes.clamp(0, max(count - 1, 0))
         self._mark(clamped != codes)
         return clamped

@@ -68,13 +68,13 @@ _SLACK = 2.0**-10
 
 
 class ClippedSum:
-    """Sum over rows of each row's gradient cut to its limit, over as many microbatches as are added."""
+    """Sum of rows' gradients, each clipped to its limit, over as many microbatches as are added."""
 
     def __init__(self) -> None:
         self._sums: dict[Tensor, Sum] = {}
 
     def add(self, records: Iterable[RowRecords], limits: Tensor, counted: Tensor | None = None) -> None:
-        """Add a microbatch of n rows. limits: L2 norm that a row is cut to, float64 (n,).
+        """Add a microbatch of n rows. limits: L2 norm that each row is clipped to, float64 (n,).
 
         counted: bool (n,); a row where it is false counts as zero, as does one whose gradient is not finite.
         """

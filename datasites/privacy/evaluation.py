@@ -92,7 +92,7 @@ BOUNDS: dict[Unit, tuple[float, float]] = {"share": (0.0, 1.0), "patients": (0.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its standard error: DP noise and sampling of patients together, and of the noise alone."""
+    """A figure in `unit`, with its sd from DP noise and sampling of patients together, and from the noise alone."""
 
     value: float
     sd: float
@@ -100,7 +100,7 @@ class Estimate:
     unit: Unit = "share"
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Return the value +- z sd, cut to what its unit can be; 95 % by default."""
+        """Return the value +- z sd, clamped to the range of its unit; 95 % by default."""
         low, high = np.clip((self.value - z * self.sd, self.value + z * self.sd), *BOUNDS[self.unit])
         return float(low), float(high)
 

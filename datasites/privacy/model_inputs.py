@@ -41,7 +41,7 @@ def tensor(part: Array | Tensor) -> Tensor:
 
 
 def take(inputs: Tensors, rows: Tensor) -> dict[str | int, Tensor]:
-    """Return the given rows of each input, rows first."""
+    """Return `rows`, shape (k,), of each input of shape (n, ...): shape (k, ...)."""
     return {name: part[rows] for name, part in inputs.items()}
 
 
@@ -58,7 +58,7 @@ def slots_part(part: Tensor, rows: Tensor, slots: int) -> Tensor:
 
 
 def forward(module: nn.Module, inputs: Tensors) -> Tensor:
-    """Call `module` with numbered inputs by position and named ones by name, rows first in each."""
+    """Call `module` with numbered inputs by position and named ones by name: inputs (n, ...), result (n, ...)."""
     by_position = [part for name, part in inputs.items() if isinstance(name, int)]
     by_name = {name: part for name, part in inputs.items() if isinstance(name, str)}
     output: Tensor = module(*by_position, **by_name)

@@ -95,9 +95,10 @@ def noised(
 
 
 def gaussian(size: int, sigma: float, randomness: SecureRandom | None = None) -> npt.NDArray[np.float64]:
-    """Return `size` independent N(0, sigma**2) draws, each the sum of four normals halved (see the top of this file).
+    """Return independent N(0, sigma**2) draws, shape (size,), each half the sum of four normals (see above).
 
-    randomness: fresh from the operating system when left out. Raises `ValueError` unless sigma is finite and >= 0.
+    sigma: sd in units of the result. randomness: fresh from the operating system when left out. Raises `ValueError`
+    unless sigma is finite and >= 0.
     """
     if not math.isfinite(sigma) or sigma < 0:
         raise ValueError(f"sigma: {sigma} is not a finite number >= 0")

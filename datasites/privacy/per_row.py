@@ -29,7 +29,7 @@ from datasites.privacy.records import LayerTrace
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gives each of n rows: outputs (n, ...), losses (n,) or none, and whether it is fit to count, (n,).
+    """Results for n rows: outputs (n, ...), losses (n,) or none, and `fit` (n,), whether a row may count.
 
     fit: false where a code or class was out of range.
     """
@@ -48,7 +48,7 @@ def run(
 ) -> Outputs:
     """Run the model, and `loss` where given, on each row alone.
 
-    inputs, target: rows first, one or more. trace: a `recording` that is entered. Raises `ValueError` when a row does
+    inputs, target: shape (n, ...), n >= 1. trace: a `recording` that is entered. Raises `ValueError` when a row does
     not give one output and one loss, and whatever the model raises.
     """
     rows = len(next(iter(inputs.values())))

@@ -37,5 +37,5 @@ class Prices:
         return renyi.epsilon_at_order(events, order, delta, self.divergence)
 
     def share(self, events: Iterable[Event], epsilon: float, delta: float, order: int) -> float:
-        """Return `renyi.share_of_cap`."""
+        """Return `renyi.share_of_cap`: a part of the cap (epsilon, delta), 1 for all of it."""
         return renyi.share_of_cap(events, epsilon, delta, order, self.divergence)

@@ -59,7 +59,7 @@ def check_independence(
 ) -> None:
     """Raise `DependentRows` if what rows give together is not what each gives alone.
 
-    module: in private form, as it will be trained. x, y: rows first, two or more, mock or `invented`. The error message
+    module: in private form, as it will be trained. x, y: shape (n, ...), n >= 2, mock or `invented`. The error message
     holds no value of any row. Raises `UnsupportedModel` as training would, and what the model raises itself.
     """
     inputs, target = tensors(x), tensor(y)

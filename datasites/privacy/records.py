@@ -131,7 +131,7 @@ def rows_of(tensor: Tensor) -> tuple[Tensor, int | None]:
 
 @dataclass(frozen=True)
 class RowRecords:
-    """A layer's inputs and output gradients, row by row: each tensor has the rows as its first dimension."""
+    """A layer's inputs and output gradients, row by row: each tensor has the shape (rows, ...)."""
 
     layer: nn.Module
     inputs: list[Tensor]

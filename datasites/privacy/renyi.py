@@ -82,7 +82,7 @@ def epsilon_at_order(events: Iterable[Event], order: int, delta: float, divergen
 
 
 def share_of_cap(events: Iterable[Event], epsilon: float, delta: float, order: int, divergence: Divergence) -> float:
-    """Return which part of the filter's cap `events` take; parts of several studies add up, as epsilons don't."""
+    """Return which part of the filter's cap `events` use, 1 for all of it; unlike epsilons, parts of studies add up."""
     require_delta(delta)
     room = _room(epsilon, delta, order)
     return _together(events, order, divergence) / room if room > 0 else math.inf

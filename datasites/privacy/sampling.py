@@ -19,7 +19,7 @@ from datasites.privacy.noise import SecureRandom
 
 @dataclass(frozen=True)
 class PatientIndex:
-    """Rows grouped by patient: `owner[i]` is the patient number of row i; `records[p]` the rows of patient p."""
+    """Rows grouped by patient: `owner` (rows,) is each row's patient, `records` (patients,) how many rows each has."""
 
     owner: npt.NDArray[np.int64]
     records: npt.NDArray[np.int64]

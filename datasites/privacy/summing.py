@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Sum:
-    """A sum of float64 tensors of one shape. Add to `block(...)` in place, then read `value()`."""
+    """A sum of float64 tensors, all of the shape of `like`. Add to `block(...)` in place, then read `value()`."""
 
     def __init__(self, like: Tensor) -> None:
         self._block = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
@@ -20,7 +20,7 @@ class Sum:
         self._folded: tuple[Tensor, Tensor] | None = None
 
     def block(self, additions: int, most: int) -> Tensor:
-        """Return what to add to, in place, with at most `additions` additions on a coordinate.
+        """Return a float64 tensor of `like`'s shape to add to in place, at most `additions` times on a coordinate.
 
         most: additions that may lie on one coordinate of a block, `additions` included.
         """

@@ -101,7 +101,7 @@ class TrainedRound:
 
 @dataclass(frozen=True)
 class StepNotice:
-    """What an observer may see of a step: its number and the noised sum over trainable parameters. Nothing private."""
+    """What an observer may see of a step: its number and the noised sum, (trainable parameters,). Nothing private."""
 
     step: int
     noised_sum: npt.NDArray[np.float64]
@@ -134,7 +134,7 @@ class Mechanism:
     def release_on_grid(self, clipped: npt.NDArray[np.float64], ring: RingTerms) -> npt.NDArray[np.int64]:
         """Release as `release` does, shape (d,), in whole steps of the grid with discrete noise, so sums stay priced.
 
-        The sum is first cut to +-ring.cut in each coordinate, so that the ring never cuts what holds noise: a
+        The sum is first clamped to +-ring.cut in each coordinate, so that the ring never clamps what holds noise: a
         projection, which moves no two sums apart. Rounding moves a sum by up to sqrt(d) / 2 grid steps, so two
         neighbouring sums by up to clip x (1 + `NORM_SLACK`) + sqrt(d) x grid; the noise is scaled by that. It is priced
         as continuous Gaussian noise: from sd 4 in grid steps on, a sum of m discrete Gaussians is one of sqrt(m) times

@@ -148,7 +148,7 @@ class Member:
     ) -> tuple[MemberState, MaskedVector]:
         """W1: encode the named vectors of the open round into one masked vector, and destroy the round's own keys.
 
-        Each vector has the shape (length,) of its term in the manifest. Float vectors are cut to ±bound and rounded
+        Each vector has the shape (length,) of its term in the manifest. Float vectors are clamped to ±bound and rounded
         stochastically, with bits from the key `rounding` (32 bytes of one use; fresh ones unless given); integer
         vectors count as already scaled. The same state, vectors and key give the same bytes. `vectors` are neither kept
         nor changed. Raises `AlreadyMasked` the second time: resend the journal's copy.

@@ -1,10 +1,10 @@
 """Fixed-point encoding of real vectors in the integers modulo 2**32, and the bound that keeps a sum exact.
 
-A coordinate x becomes the integer round(x * scale), cut to ±limit with limit = ceil(bound * scale); rounding is
+A coordinate x becomes the integer round(x * scale), clamped to ±limit with limit = ceil(bound * scale); rounding is
 stochastic, so that it is unbiased, with bits from AES under a secret key (I13): a round's own, so that work that is
 repeated after a crash gives the same bytes, or one from the operating system. The sum of n encodings decodes exactly
-while n * limit < 2**31. Cutting is silent on purpose: an error would depend on private values. Knows nothing of masks
-or messages.
+while n * limit < 2**31. Clamping is deliberately silent: an error would depend on private values. Knows nothing of
+masks or messages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def limit(term: VectorTerm) -> int:
 def check_fits(terms: Sequence[VectorTerm], participants: int) -> None:
     """Raise `BadTerms` if a sum over `participants` could leave the ring's signed range, or is too long.
 
-    `bound` includes the noise tail: coordinates are cut to it after noise, so no input can pass it.
+    `bound` includes the noise tail: coordinates are clamped to it after noise, so no input can exceed it.
     """
     for term in terms:
         reach = participants * limit(term)
@@ -71,7 +71,7 @@ def encode_all(
     """Encode all named vectors into one new array of uint32, shape (dimension(terms),).
 
     A float vector (any float type) is scaled and rounded, with coins from `key` (32 bytes, secret, of one use); an
-    integer vector counts as already scaled (discrete noise added before encoding) and is only cut. Raises
+    integer vector counts as already scaled (discrete noise added before encoding) and is only clamped. Raises
     `SecaggError` for a missing, extra, wrongly long or NaN vector.
     """
     names = {term.name for term in terms}
@@ -94,7 +94,7 @@ def _encode_into(out: Ring, vector: npt.NDArray[np.generic], term: VectorTerm, b
     most = limit(term)
     signed = out.view(np.int32)
     if np.issubdtype(vector.dtype, np.integer) and vector.dtype != np.uint64:
-        # Through int64, so that a value beyond 32 bits is cut and doesn't wrap.
+        # Through int64, so that a value beyond 32 bits is clamped and doesn't wrap.
         for start in range(0, len(out), BLOCK):
             signed[start : start + BLOCK] = np.clip(vector[start : start + BLOCK].astype(np.int64), -most, most)
         return

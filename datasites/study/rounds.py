@@ -4,7 +4,7 @@ In distributed mode hospitals add their noise on one grid, so that the secure su
 step. `ring_terms` chooses grid and bound from public terms alone; both sides compute them and compare.
 
 **Theorem (a distributed sum).** Let each survivor i of a round release v_i = round(cut(x_i) / grid) + N_i, modulo 2^32:
-x_i is the sum of its sampled patients' clipped gradients, cut() cuts each coordinate to +-`RingTerms.cut`, and N_i is
+x_i is the sum of its sampled patients' clipped gradients, cut() clamps each coordinate to +-`RingTerms.cut`, and N_i is
 discrete Gaussian noise of sd deviation / grid on each coordinate. Let z be the study's noise multiplier, q its sampling
 rate and T its rounds. Then the sums over survivors, given all that colluders know, are (epsilon, delta)-DP for adding
 or removing one patient of an honest hospital, if T Poisson-sampled Gaussian mechanisms of rate q and noise multiplier
@@ -15,20 +15,19 @@ colluders, threshold t; masks hold, against bounded adversaries); a patient move
 `NORM_SLACK`) in L2 norm (`privacy.clipping`); the generator's bits are uniform, and the chances of noise are those of
 the discrete Gaussian, which doubles give to a factor within 1 +- 2^-43 each (`privacy.noise`) and no price counts.
 
-Proof. *Shift.* A cut is 1-Lipschitz and rounding moves a coordinate by half a step at most, so a patient moves the
-vector of whole steps by an integer vector v of norm at most (clip (1 + slack) + sqrt(d) grid) / grid.
-*Noise.* The honest part of a sum holds m discrete Gaussians of sd >= 4 steps; whatever else it holds is added on top.
-Their sum has, at each point, the probability of a discrete Gaussian of sd s = z x sensitivity / grid up to a factor
-within 1 +- 1e-60 per coordinate (Kairouz, Liu and Steinke 2021, arXiv:2102.06387).
-*Lattice.* That discrete Gaussian is a continuous one of sd sqrt(s^2 - 4), post-processed: draw c from the latter around
-v, then k from the discrete Gaussian of sd 2 on the integers around c, coordinate by coordinate (the convolution of
-Peikert 2010, CRYPTO). The product of the two densities integrates over c to exp(-(k - v)^2 / 2 s^2) times a constant,
-over sum_j exp(-(j - c)^2 / 8), which by Poisson's summation is the same for all c up to a factor within 1 +- 2e-34.
-The second draw knows neither v nor the sample, so whatever divergence the discrete mechanism has, sampled, composed and
-adaptive as it is, Gaussians of sd s sqrt(1 - 4 / s^2) have; and that is s x `LATTICE` or more, as s >= 64.
-*Ring.* Encoded coordinates stay within +-bound, and n x bound is below 2^31 steps, so the sum modulo 2^32 is the sum.
-The bound cuts only where noise passes 12 sd; `tail_delta` pays for that, and for the factors above. Counts are alike,
-with 1 for the clip and no slack.
+Proof. *Shift.* cut() is 1-Lipschitz and rounding moves a coordinate by half a step at most, so a patient moves the
+vector of whole steps by an integer vector v of norm at most (clip (1 + slack) + sqrt(d) grid) / grid. *Noise.* The
+honest part of a sum holds m discrete Gaussians of sd >= 4 steps; whatever else it holds is added on top. Their sum has,
+at each point, the probability of a discrete Gaussian of sd s = z x sensitivity / grid up to a factor within 1 +- 1e-60
+per coordinate (Kairouz, Liu and Steinke 2021, arXiv:2102.06387). *Lattice.* That discrete Gaussian is a continuous one
+of sd sqrt(s^2 - 4), post-processed: draw c from the latter around v, then k from the discrete Gaussian of sd 2 on the
+integers around c, coordinate by coordinate (the convolution of Peikert 2010, CRYPTO). The product of the two densities
+integrates over c to exp(-(k - v)^2 / 2 s^2) times a constant, over sum_j exp(-(j - c)^2 / 8), which by Poisson's
+summation is the same for all c up to a factor within 1 +- 2e-34. The second draw knows neither v nor the sample, so
+whatever divergence the discrete mechanism has, sampled, composed and adaptive as it is, Gaussians of sd s sqrt(1 - 4 /
+s^2) have; and that is s x `LATTICE` or more, as s >= 64. *Ring.* Encoded coordinates stay within +-bound, and n x bound
+is below 2^31 steps, so the sum modulo 2^32 is the sum. The bound clamps only where noise exceeds 12 sd; `tail_delta`
+pays for that, and for the factors above. The same holds for counts, with 1 for the clip and no slack.
 
 Renyi divergences of whole orders need no `LATTICE`: no moment of the likelihood ratio of shifted discrete Gaussians is
 above the continuous one's of the same sd (Canonne, Kamath and Steinke 2020, arXiv:2004.00010, proposition 5), and a
@@ -64,7 +63,7 @@ NORM_SLACK = 2.0**-9
 LEAST_OWN_STEPS, LEAST_TOGETHER_STEPS = 4.0, 64.0
 #: Part of its noise multiplier at which discrete noise is priced as continuous noise; see the top of this file.
 LATTICE = math.sqrt(1 - (2.0 / LEAST_TOGETHER_STEPS) ** 2)
-#: Room between what is cut before the noise and the bound of the ring, in sd of a hospital's own noise. The price of a
+#: Room between what is clamped before the noise and the bound of the ring, in sd of a hospital's own noise. The price of a
 #: chance has a factor of 1 + e^epsilon: at 10 sd it would take all of a delta of 1e-6 from 49 hospitals in 40 rounds at
 #: epsilon 8; at 12 sd it takes nothing that shows.
 TAIL_SD = 12.0
@@ -84,7 +83,7 @@ class RingTerms(Agreed):
     """How one vector of a distributed release lies in the ring.
 
     grid: one step, a power of two. bound: largest absolute value of a coordinate, a whole number of steps. cut: the
-    clipped sum is cut to +-cut, whole steps too, before its noise. deviation: sd of one hospital's noise. sensitivity:
+    clipped sum is clamped to +-cut, whole steps, before its noise. deviation: sd of one hospital's noise. sensitivity:
     how far, in L2 norm, one patient moves the rounded sum. All in the units of the clip.
     """
 

@@ -151,7 +151,7 @@ def codes_that_match_nothing(feature: Feature, column: Column, cells: Iterable[s
 
 
 def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> tuple[pd.Series, FeatureReadiness]:
-    """Return one feature from the local table, and its readiness: a value raises nothing, the report states it."""
+    """Return one feature, (rows,), of the local table, and its readiness, which reports bad values; none is raised."""
     if column.source not in table.columns:
         reason = f"column {column.source!r} is not in the table; correct `from`"
         return pd.Series(dtype=object), FeatureReadiness(name=feature.name, ready=False, reason=reason)
@@ -198,7 +198,7 @@ def harmonise_column(table: pd.DataFrame, feature: Feature, column: Column) -> t
 def harmonise(
     table: pd.DataFrame, mapping: Mapping, model: DataModel, names: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, tuple[FeatureReadiness, ...]]:
-    """Return the harmonised table (features, label, `WHOSE`) and one readiness line per feature and for the label.
+    """Return the harmonised table (rows; features, label, `WHOSE`) and one readiness line for each feature and label.
 
     names: of the rows, where no column says whose they are (`patients.row_identities`); numbers unless given. Rows
     without a label are left out. When a feature is not ready the table lacks it; `encode` then refuses.

@@ -36,7 +36,7 @@ _REMEDY = "make the file smaller, or export it again as CSV"
 
 @dataclass(frozen=True)
 class Records:
-    """A table that was encoded: x and y, and whose each row is, by pseudonym or by the number of its row in `cells`."""
+    """An encoded table: x (rows, columns), y (rows,), and each row's patient, a pseudonym or row number in `cells`."""
 
     seen: TableSummary
     cells: Cells

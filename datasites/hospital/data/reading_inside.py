@@ -27,7 +27,7 @@ _REQUEST: TypeAdapter[ReadTable | ReadMock] = TypeAdapter(Annotated[ReadTable | 
 
 @dataclass(frozen=True)
 class Look:
-    """A table as a study reads it: `harmonise` made frame and features of it, `plausible` the findings."""
+    """A table as a study reads it: frame (rows; features, label), readiness of features, and findings."""
 
     table: Table
     frame: pd.DataFrame

@@ -69,7 +69,7 @@ class MockSeen(Agreed):
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a table as text: `text` is all of them one after another, `lengths` says how long each one is."""
+    """The cells of a table, row by row: `text` is all of them joined, `lengths` (cells,) each one's characters."""
 
     names: tuple[str, ...]
     text: str = field(repr=False)

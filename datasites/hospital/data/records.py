@@ -30,7 +30,7 @@ class Prepared(Agreed):
 
     @classmethod
     def of(cls, model: DataModel, arrays: dict[str, np.ndarray], unit: Literal["patient", "row"]) -> Prepared:
-        """Make records of encoded arrays x, y and patient."""
+        """Describe encoded arrays x (rows, columns), y (rows,) and patient (rows,)."""
         import numpy as np
 
         return cls(
@@ -42,7 +42,7 @@ class Prepared(Agreed):
 
 
 def records_digest(model: DataModel, arrays: dict[str, np.ndarray]) -> str:
-    """Return SHA-256 over the encoded arrays and their columns' names; for this hospital's private folder only."""
+    """Return SHA-256 over x (rows, columns), y, patient (rows,) and column names; for the private folder only."""
     import numpy as np
 
     digest = hashlib.sha256(canonical_json([list(arrays["x"].shape), list(model.columns)]))

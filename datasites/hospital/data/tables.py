@@ -73,7 +73,7 @@ def parse_table(content: bytes, path: Path, separator: Separator = ",", encoding
 
 
 def parse_mock(content: bytes, path: Path) -> pd.DataFrame:
-    """Read a mock table, CSV or Parquet, as researchers do, with pandas' types; raises `InputError`.
+    """Read a mock table, CSV or Parquet, as researchers do, with the types of pandas; raises `InputError`.
 
     Its rows are invented and published, so that types may be guessed from all of them.
     """
