@@ -16,18 +16,19 @@ colluders, threshold t; masks hold, against bounded adversaries); a patient move
 the discrete Gaussian, which doubles give to a factor within 1 +- 2^-43 each (`privacy.noise`) and no price counts.
 
 Proof. *Shift.* cut() is 1-Lipschitz and rounding moves a coordinate by half a step at most, so a patient moves the
-vector of whole steps by an integer vector v of norm at most (clip (1 + slack) + sqrt(d) grid) / grid. *Noise.* The
-honest part of a sum holds m discrete Gaussians of sd >= 4 steps; whatever else it holds is added on top. Their sum has,
-at each point, the probability of a discrete Gaussian of sd s = z x sensitivity / grid up to a factor within 1 +- 1e-60
-per coordinate (Kairouz, Liu and Steinke 2021, arXiv:2102.06387). *Lattice.* That discrete Gaussian is a continuous one
-of sd sqrt(s^2 - 4), post-processed: draw c from the latter around v, then k from the discrete Gaussian of sd 2 on the
-integers around c, coordinate by coordinate (the convolution of Peikert 2010, CRYPTO). The product of the two densities
-integrates over c to exp(-(k - v)^2 / 2 s^2) times a constant, over sum_j exp(-(j - c)^2 / 8), which by Poisson's
-summation is the same for all c up to a factor within 1 +- 2e-34. The second draw knows neither v nor the sample, so
-whatever divergence the discrete mechanism has, sampled, composed and adaptive as it is, Gaussians of sd s sqrt(1 - 4 /
-s^2) have; and that is s x `LATTICE` or more, as s >= 64. *Ring.* Encoded coordinates stay within +-bound, and n x bound
-is below 2^31 steps, so the sum modulo 2^32 is the sum. The bound clamps only where noise exceeds 12 sd; `tail_delta`
-pays for that, and for the factors above. The same holds for counts, with 1 for the clip and no slack.
+vector of whole steps by an integer vector v of norm at most (clip (1 + slack) + sqrt(d) grid) / grid.
+*Noise.* The honest part of a sum holds m discrete Gaussians of sd >= 4 steps; whatever else it holds is added on top.
+Their sum has, at each point, the probability of a discrete Gaussian of sd s = z x sensitivity / grid up to a factor
+within 1 +- 1e-60 per coordinate (Kairouz, Liu and Steinke 2021, arXiv:2102.06387).
+*Lattice.* That discrete Gaussian is a continuous one of sd sqrt(s^2 - 4), post-processed: draw c from the latter around
+v, then k from the discrete Gaussian of sd 2 on the integers around c, coordinate by coordinate (the convolution of
+Peikert 2010, CRYPTO). The product of the two densities integrates over c to exp(-(k - v)^2 / 2 s^2) times a constant,
+over sum_j exp(-(j - c)^2 / 8), which by Poisson's summation is the same for all c up to a factor within 1 +- 2e-34.
+The second draw knows neither v nor the sample, so whatever divergence the discrete mechanism has, sampled, composed and
+adaptive as it is, Gaussians of sd s sqrt(1 - 4 / s^2) have; and that is s x `LATTICE` or more, as s >= 64.
+*Ring.* Encoded coordinates stay within +-bound, and n x bound is below 2^31 steps, so the sum modulo 2^32 is the sum.
+The bound clamps only where noise exceeds 12 sd; `tail_delta` pays for that, and for the factors above. The same holds
+for counts, with 1 for the clip and no slack.
 
 Renyi divergences of whole orders need no `LATTICE`: no moment of the likelihood ratio of shifted discrete Gaussians is
 above the continuous one's of the same sd (Canonne, Kamath and Steinke 2020, arXiv:2004.00010, proposition 5), and a
@@ -63,7 +64,7 @@ NORM_SLACK = 2.0**-9
 LEAST_OWN_STEPS, LEAST_TOGETHER_STEPS = 4.0, 64.0
 #: Part of its noise multiplier at which discrete noise is priced as continuous noise; see the top of this file.
 LATTICE = math.sqrt(1 - (2.0 / LEAST_TOGETHER_STEPS) ** 2)
-#: Room between what is clamped before the noise and the bound of the ring, in sd of a hospital's own noise. The price of a
+#: Room between the clamp before the noise and the bound of the ring, in sd of a hospital's own noise. The price of a
 #: chance has a factor of 1 + e^epsilon: at 10 sd it would take all of a delta of 1e-6 from 49 hospitals in 40 rounds at
 #: epsilon 8; at 12 sd it takes nothing that shows.
 TAIL_SD = 12.0

@@ -223,7 +223,7 @@ class DataModel(Agreed):
     def encode_mock(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Encode mock rows as real ones are: x and y as `encode` gives them, patients int64 (rows,) from 0 on.
 
-        A column `patient`, unless it is a feature of the study, says whose a row is; else each row is one patient.
+        A column `patient` that is no feature of the study names each row's patient; else each row is one patient.
         Raises `SchemaError`.
         """
         import numpy as np
