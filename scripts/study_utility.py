@@ -213,14 +213,12 @@ def distributed(data: Hospitals, epsilon: float | None, threshold: int) -> nn.Mo
         length=model.weight.numel() + 1,
     )
     local, vector = LocalTraining(steps=1, learning_rate=1.0), flatten(model).astype(np.float64)
-    for number in range(1, plan.rounds + 1):
+    for round in range(1, plan.rounds + 1):
         updates = []
         for hospital in range(data.count):
             unflatten(model, vector)
             part = data.rows(hospital)
-            result = train_round(
-                model, None, *part, plan, local, divisor=RATE * everyone, round_number=number, ring=ring
-            )
+            result = train_round(model, None, *part, plan, local, divisor=RATE * everyone, round=round, ring=ring)
             updates.append(result.update)
         vector = vector - local.learning_rate / (RATE * everyone) * ring.grid * np.sum(updates, axis=0)
     unflatten(model, vector)
@@ -233,13 +231,13 @@ def local(data: Hospitals, epsilon: float | None) -> nn.Module:
     plan = _plan(epsilon, data.delta, clip=1.0, rounds=4, steps_per_round=10)
     training, vector = LocalTraining(steps=10, learning_rate=0.1), flatten(model).astype(np.float64)
     sizes = np.bincount(data.site[data.train], minlength=data.count)
-    for number in range(1, plan.rounds + 1):
+    for round in range(1, plan.rounds + 1):
         total = np.zeros_like(vector)
         for hospital, size in enumerate(sizes):
             unflatten(model, vector)
             batch = RATE * float(size)
             part = data.rows(hospital)
-            result = train_round(model, None, *part, plan, training, divisor=batch, round_number=number)
+            result = train_round(model, None, *part, plan, training, divisor=batch, round=round)
             total += result.update * (size / sizes.sum())
         vector = vector + total
     unflatten(model, vector)

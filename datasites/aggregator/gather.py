@@ -55,7 +55,7 @@ class Question:
 def gather(
     mailroom: Mailroom,
     study: str,
-    number: int,
+    round: int,
     kinds: Mapping[str, Callable[[Letter], None]],
     *,
     max_blob: Mapping[str, int],
@@ -82,21 +82,21 @@ def gather(
     repeats = Repeats()
     if question is not None:
         for email in wanted:
-            repeats.begin((email, number, question.kind))
+            repeats.begin((email, round, question.kind))
     while pending and not done():
         due = [(to, kind) for to, _, kind in repeats.due() if to in pending]
         if question is not None and due:
             question.publish()
-        asked = [to for to, kind in due if not mailroom.lies(to, study, number, kind)]
+        asked = [to for to, kind in due if not mailroom.lies(to, study, round, kind)]
         if question is not None and asked:
-            log.info("%s of round %d is put again for %s", question.kind, number, ", ".join(asked))
+            log.info("%s of round %d is put again for %s", question.kind, round, ", ".join(asked))
             question.send(asked)
-        expected = [(email, study, number, kind) for email in sorted(pending) for kind in kinds]
+        expected = [(email, study, round, kind) for email in sorted(pending) for kind in kinds]
         for sender, _, _, kind in mailroom.wait(expected, 0.5):
             if sender not in pending:
                 continue  # its letter of another kind has just been taken
             try:
-                letter = mailroom.receive(sender, study, number, kind, max_blob=max_blob.get(kind, 0))
+                letter = mailroom.receive(sender, study, round, kind, max_blob=max_blob.get(kind, 0))
                 if letter is None:
                     continue
                 kinds[kind](letter)

@@ -16,17 +16,17 @@ def manifest_of(
     terms: StudyTerms,
     parameters: Iterable[Parameter],
     context: EpochTerms,
-    number: int,
+    round: int,
     participants: tuple[str, ...],
     model_hash: str,
 ) -> RoundManifest:
-    """Return the manifest of round `number` of the study and epoch of `context`, for a model with these tensors."""
+    """Return the manifest of `round` of the study and epoch of `context`, for a model with these tensors."""
     dimension = sum(int(np.prod(one.shape)) for one in parameters)
-    holds = round_terms(terms, number, dimension=dimension, participants=len(participants))
+    holds = round_terms(terms, round, dimension=dimension, participants=len(participants))
     return RoundManifest(
         study=context.study,
         epoch=context.epoch,
-        round=number,
+        round=round,
         participants=participants,
         threshold=holds.threshold,
         train=holds.train,

@@ -207,10 +207,10 @@ class Run:
             self._set_up(True, ())
         elif not self._sum.has_begun(self.state.next_round):
             self._let_in()
-        number, clock = self.state.next_round, Clock()
-        model, self._strategy.state = self._files.load_model(number)
+        round, clock = self.state.next_round, Clock()
+        model, self._strategy.state = self._files.load_model(round)
         try:
-            record = self._broadcast(number, model)
+            record = self._broadcast(round, model)
             clock.lap("broadcast")
             record, survivors = self._collect(record)
             self._say_round_over(record)
@@ -219,14 +219,14 @@ class Run:
                 record, model = self._open(record, survivors, model, clock)
             clock.lap("model")
             record = record.model_copy(update={"seconds": clock.laps})
-            self._files.save_model(number + 1, model, self._strategy.state)
-            self._save(next_round=number + 1, rounds=(*self.state.rounds, record))
+            self._files.save_model(round + 1, model, self._strategy.state)
+            self._save(next_round=round + 1, rounds=(*self.state.rounds, record))
         except BaseException:
             # Interrupted: nothing of this round was saved but what was sent, and it is gone through again.
             self._sum.forget_unsaved()
             raise
-        self._welcome_back(number)
-        self._mailroom.collect(self.study.hash, before=number)
+        self._welcome_back(round)
+        self._mailroom.collect(self.study.hash, before=round)
         return record
 
     def set_up(self, *, again: bool = False) -> None:
@@ -269,16 +269,16 @@ class Run:
 
         let_in: on whose account it is begun. Raises `EpochRefused`.
         """
-        number, invited = self.state.next_round, set(self._approved) - self._blamed()
-        given_up, begun = self._given_up(number), dict(self.state.epochs_for)
-        first = number if given_up is None else number + 1
+        round, invited = self.state.next_round, set(self._approved) - self._blamed()
+        given_up, begun = self._given_up(round), dict(self.state.epochs_for)
+        first = round if given_up is None else round + 1
         for email in let_in:
             begun[email] = begun.get(email, 0) + 1
 
         def save(epoch: int) -> None:
             rounds = self.state.rounds
             if given_up is not None:
-                self._files.save_model(first, *self._files.load_model(number))
+                self._files.save_model(first, *self._files.load_model(round))
                 rounds = (*rounds, given_up)
             self._save(epoch=epoch, epochs_for=begun, next_round=first, rounds=rounds)
 
@@ -291,17 +291,17 @@ class Run:
             ) from error
         self._stale = False
 
-    def _given_up(self, number: int) -> RoundRecord | None:
+    def _given_up(self, round: int) -> RoundRecord | None:
         """Return the record of the next round as failed if it has begun, or may have: then it can no longer be held.
 
         Where the state is lost, whether it has begun, and under which manifest, can't be read. The final evaluation has
         no round after it: it is held again then, and hospitals that have begun it refuse.
         """
         if self._sum.is_lost:
-            if number > self.study.terms.rounds:
+            if round > self.study.terms.rounds:
                 return None
             return RoundRecord(
-                round=number,
+                round=round,
                 epoch=self._sum.epoch,
                 train=True,
                 evaluate="no",
@@ -309,11 +309,11 @@ class Run:
                 outcome="failed",
                 reason="given up for a new epoch, since the state of its own could not be read",
             )
-        if not self._sum.has_begun(number):
+        if not self._sum.has_begun(round):
             return None
-        if number > self.study.terms.rounds:
+        if round > self.study.terms.rounds:
             raise EpochRefused("the final evaluation has begun, and a new epoch can't hold it again; finish it first")
-        manifest = self._sum.opened(number)
+        manifest = self._sum.opened(round)
         assert manifest is not None
         given_up = {"outcome": "failed", "reason": "given up for a new epoch"}
         return RoundRecord.begun(manifest).model_copy(update=given_up)
@@ -473,23 +473,23 @@ class Run:
 
     # -- one round -------------------------------------------------------------------------------------------------
 
-    def _broadcast(self, number: int, model: npt.NDArray[np.float32]) -> RoundRecord:
-        self._welcome_back(number)
+    def _broadcast(self, round: int, model: npt.NDArray[np.float32]) -> RoundRecord:
+        self._welcome_back(round)
         payload = model.astype("<f4").tobytes()
-        manifest = self._sum.opened(number)
+        manifest = self._sum.opened(round)
         if manifest is None:
             blamed, threshold = self._blamed(), self._sum.context.threshold
             participants = tuple(email for email in self._sum.available() if email not in blamed)
             if len(participants) < threshold:
                 raise RunError(
-                    f"round {number}: {len(participants)} hospitals can take part, the threshold is {threshold}"
+                    f"round {round}: {len(participants)} hospitals can take part, the threshold is {threshold}"
                     + (f"; left out for wrong shares: {', '.join(sorted(blamed))}" if blamed else "")
                 )
             manifest = manifest_of(
                 self.study.terms,
                 self.parameters,
                 self._sum.context,
-                number,
+                round,
                 participants,
                 sha256_hex(payload),
             )
@@ -589,7 +589,7 @@ class Run:
             changes["counts"] = tuple(map(tuple, sums["counts"].reshape(-1, 2).tolist()))
         return record.model_copy(update=changes), model
 
-    def _mean_step(self, number: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    def _mean_step(self, round: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
         """Return what the strategy takes as the hospitals' step, shape (d,)."""
         terms = self.study.terms
         if terms.is_distributed:
@@ -597,7 +597,7 @@ class Run:
             return sums["gradient"] * (-terms.training.learning_rate / terms.divisor)
         weight = float(sums["weight"][0])
         if weight <= 0:
-            raise RunError(f"round {number}: the hospitals' weights sum to {weight:g}: one of them is false")
+            raise RunError(f"round {round}: the hospitals' weights sum to {weight:g}: one of them is false")
         return sums["update"] / weight
 
     # -- who is there ----------------------------------------------------------------------------------------------
@@ -612,17 +612,17 @@ class Run:
         patience = max(self._least_patience, 5 * statistics.median(past) if past else self._setup_patience)
         return Wait(frozenset(present), patience, self._round_timeout)
 
-    def _welcome_back(self, number: int) -> None:
-        """Wait again for a hospital that signed an answer to a round before `number` too late."""
+    def _welcome_back(self, round: int) -> None:
+        """Wait again for a hospital that signed an answer to a round before `round` too late."""
         absent, kinds = set(self._sum.hospitals) - set(self.state.present), (letters.MASKED, letters.ABSTAINED)
         if not absent:
             return
-        last = range(max(1, number - SURE_ROUNDS), number)
+        last = range(max(1, round - SURE_ROUNDS), round)
         sure = [(round, kind, sender) for round in last for kind in kinds for sender in sorted(absent)]
         answers = [
             (sender, self.study.hash, round, kind)
             for round, kind, sender in self._mailroom.mailbox(self.study.hash, sure)
-            if 0 < round < number and kind in kinds and sender in absent
+            if 0 < round < round and kind in kinds and sender in absent
         ]
         late = {sender for sender, *_ in self._mailroom.signed(answers[-MOST_LATE:])}
         if late:

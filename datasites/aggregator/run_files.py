@@ -182,23 +182,23 @@ class RunFolder:
             return _PARAMETERS.validate_json(stored)
 
     def save_model(
-        self, number: int, model: npt.NDArray[np.float32], strategy: dict[str, npt.NDArray[np.float64]]
+        self, round: int, model: npt.NDArray[np.float32], strategy: dict[str, npt.NDArray[np.float64]]
     ) -> None:
-        """Save the model that round `number` starts from, shape (d,), with the strategy's state."""
+        """Save the model that `round` starts from, shape (d,), with the strategy's state."""
         content = io.BytesIO()
         np.savez(content, model=model, **{f"strategy.{name}": value for name, value in strategy.items()})  # type: ignore[arg-type]
-        self.write(self._model(number).name, content.getbuffer())
+        self.write(self._model(round).name, content.getbuffer())
         for old in self.folder.glob("model-*.npz"):
-            if int(old.stem.split("-")[1]) < number - 1:
+            if int(old.stem.split("-")[1]) < round - 1:
                 old.unlink()
 
-    def has_model(self, number: int) -> bool:
-        """Return whether there is a file of the model that round `number` starts from."""
-        return self._model(number).exists()
+    def has_model(self, round: int) -> bool:
+        """Return whether there is a file of the model that `round` starts from."""
+        return self._model(round).exists()
 
-    def load_model(self, number: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]]:
-        """Load the model that round `number` starts from, shape (d,), with the strategy's state."""
-        path = self._model(number)
+    def load_model(self, round: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float64]]]:
+        """Load the model that `round` starts from, shape (d,), with the strategy's state."""
+        path = self._model(round)
         with self._as_saved(path.name):
             try:
                 file = path.open("rb")
@@ -214,5 +214,5 @@ class RunFolder:
                 raise ValueError(f"its model is {model.dtype} of shape {model.shape}")
             return model, {name.removeprefix("strategy."): value for name, value in arrays.items()}
 
-    def _model(self, number: int) -> Path:
-        return self.folder / f"model-{number:06d}.npz"
+    def _model(self, round: int) -> Path:
+        return self.folder / f"model-{round:06d}.npz"

@@ -108,14 +108,14 @@ class SecureSum:
         """Return whether it is fixed who is in the present epoch; others can join the next one only."""
         return self._state is not None and self._state.enrolment is not None
 
-    def is_over(self, number: int) -> bool:
-        """Return whether round `number` needs another epoch: the present one has not begun it and can't open it now."""
-        covered = number in self.context.rounds and _today() <= self.context.expires
-        return not covered and not self.has_begun(number)
+    def is_over(self, round: int) -> bool:
+        """Return whether `round` needs another epoch: the present one has not begun it and can't open it now."""
+        covered = round in self.context.rounds and _today() <= self.context.expires
+        return not covered and not self.has_begun(round)
 
-    def has_begun(self, number: int) -> bool:
-        """Return whether round `number` was opened, so that hospitals may have taken its manifest and take no other."""
-        return self._state is not None and self._state.record.last_round >= number
+    def has_begun(self, round: int) -> bool:
+        """Return whether `round` was opened, so that hospitals may have taken its manifest and take no other."""
+        return self._state is not None and self._state.record.last_round >= round
 
     def late(self) -> set[str]:
         """Hospitals of the present epoch that came too late to take part in it, and are there now, as they signed."""
@@ -293,10 +293,10 @@ class SecureSum:
 
     # -- one round -------------------------------------------------------------------------------------------------
 
-    def opened(self, number: int) -> RoundManifest | None:
-        """Return the manifest of round `number` if it was opened before a restart."""
+    def opened(self, round: int) -> RoundManifest | None:
+        """Return the manifest of `round` if it was opened before a restart."""
         open_round = self._parts()[1].record.round
-        if open_round is None or open_round.signed.manifest.round != number:
+        if open_round is None or open_round.signed.manifest.round != round:
             return None
         return open_round.signed.manifest
 
@@ -311,7 +311,7 @@ class SecureSum:
 
     def collect(
         self,
-        number: int,
+        round: int,
         wait: Wait,
         masked: Callable[[Letter, letters.Masked], None],
         other: Mapping[str, Callable[[Letter], None]],
@@ -345,7 +345,7 @@ class SecureSum:
         refused = gather(
             self._mailroom,
             self._study,
-            number,
+            round,
             {letters.MASKED: take, **{kind: partial(declines, taken) for kind, taken in other.items()}},
             max_blob={letters.MASKED: 4 * ring.dimension(state.record.round.signed.manifest.vectors)},
             wanted=wanted,
@@ -361,12 +361,12 @@ class SecureSum:
             raise RunError(str(error), tuple(refused)) from error
         self._save(state)
         emails = tuple(header.sender for header in survivors.headers)
-        self._send(emails, number, letters.SURVIVORS, survivors)
+        self._send(emails, round, letters.SURVIVORS, survivors)
         if aggregator.context.consistency:
-            refused += self._acknowledge(number, emails, wait)
+            refused += self._acknowledge(round, emails, wait)
         return Survivors(emails, tuple(refused))
 
-    def _acknowledge(self, number: int, emails: tuple[str, ...], wait: Wait) -> list[str]:
+    def _acknowledge(self, round: int, emails: tuple[str, ...], wait: Wait) -> list[str]:
         """Consistency wave: every survivor has seen one and the same list before any answers it."""
         aggregator = self._parts()[0]
         came: set[str] = set()
@@ -378,7 +378,7 @@ class SecureSum:
         refused = gather(
             self._mailroom,
             self._study,
-            number,
+            round,
             {letters.ACKNOWLEDGE: take},
             max_blob={letters.ACKNOWLEDGE: LARGEST_ANSWER},
             wanted=set(emails),
@@ -393,10 +393,10 @@ class SecureSum:
         except TooFew as error:
             raise RunError(str(error)) from error
         self._save(state)
-        self._send(emails, number, letters.ACKNOWLEDGED, acks)
+        self._send(emails, round, letters.ACKNOWLEDGED, acks)
         return refused
 
-    def unmask(self, number: int, survivors: Survivors, wait: Wait) -> tuple[OpenedSum, tuple[str, ...]]:
+    def unmask(self, round: int, survivors: Survivors, wait: Wait) -> tuple[OpenedSum, tuple[str, ...]]:
         """Wave 2: gather shares until the sum opens; returns it, and what was refused, in words.
 
         Raises `RunError` when too few survivors answer, or when shares are wrong: it blames whose they are. Then
@@ -419,12 +419,12 @@ class SecureSum:
                     log.warning("%s", error)
                     shut.append(str(error))
                 except (TooFew, OutOfOrder) as error:
-                    log.warning("round %d: %s", number, error)
+                    log.warning("round %d: %s", round, error)
 
         refused = gather(
             self._mailroom,
             self._study,
-            number,
+            round,
             {letters.UNMASK: answered},
             max_blob={letters.UNMASK: LARGEST_ANSWER},
             wanted=set(survivors.emails),
@@ -443,7 +443,7 @@ class SecureSum:
             )
         if not opened:
             raise RunError(
-                f"round {number}: the sum could not be opened: {shut[-1]}. The next round goes on from the same model",
+                f"round {round}: the sum could not be opened: {shut[-1]}. The next round goes on from the same model",
                 tuple(refused),
             )
         refused += [f"{email}: sent wrong shares, which were left out" for email in opened[-1].wrong_shares_from]
@@ -483,11 +483,11 @@ class SecureSum:
         self._files.write(self._file, state.to_bytes())
         self._state = state
 
-    def _send(self, to: Iterable[str], number: int, kind: str, message: Message) -> None:
-        self._post(to, number, kind, {}, message.to_bytes())
+    def _send(self, to: Iterable[str], round: int, kind: str, message: Message) -> None:
+        self._post(to, round, kind, {}, message.to_bytes())
 
     def _post(
-        self, to: Iterable[str], number: int, kind: str, body: dict[str, JsonValue], payload: Blob | None = None
+        self, to: Iterable[str], round: int, kind: str, body: dict[str, JsonValue], payload: Blob | None = None
     ) -> None:
         """Send to all; one that can't be reached (its keys in the store are others, say) is as good as absent.
 
@@ -496,9 +496,9 @@ class SecureSum:
 
         def send(emails: Collection[str]) -> None:
             try:
-                self._mailroom.send_all(list(emails), self._study, number, kind, body, payload)
+                self._mailroom.send_all(list(emails), self._study, round, kind, body, payload)
             except Undelivered as error:
-                log.warning("%s %d: %s", kind, number, error)
+                log.warning("%s %d: %s", kind, round, error)
 
         send(list(to))
         self._question = Question(kind, send, self._publish)

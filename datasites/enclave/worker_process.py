@@ -139,7 +139,7 @@ class Enclave:
         module: torch.nn.Module,
         rows: Rows,
         request: protocol.Train | protocol.Rehearse,
-        number: int,
+        round: int,
     ) -> trainer.TrainedRound:
         key = bytes.fromhex(request.key) if isinstance(request, protocol.Train) else None
         return trainer.train_round(
@@ -151,7 +151,7 @@ class Enclave:
             request.plan,
             request.training,
             divisor=request.divisor,
-            round_number=number,
+            round=round,
             device=self._device,
             ring=request.ring,
             rehearsal=isinstance(request, protocol.Rehearse),
@@ -184,11 +184,11 @@ class Enclave:
         steps = done = 0
         started = time.perf_counter()
         try:
-            for number in range(1, min(request.rounds, request.plan.rounds) + 1):
+            for round in range(1, min(request.rounds, request.plan.rounds) + 1):
                 module = copy.deepcopy(self._usable().module)
                 self._check_on_invented(module, rows)
                 # Training first: it says on which rows a model fails, and the check draws some of them only.
-                steps += self._round(module, rows, request, number).steps
+                steps += self._round(module, rows, request, round).steps
                 self._check_on_mock(module, rows)
                 done += 1
             self._genuine.check()

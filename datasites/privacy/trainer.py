@@ -172,7 +172,7 @@ def train_round(
     local: LocalTraining,
     *,
     divisor: float,
-    round_number: int = 1,
+    round: int = 1,
     device: str | torch.device = "cpu",
     ring: RingTerms | None = None,
     rehearsal: bool = False,
@@ -187,7 +187,7 @@ def train_round(
     loss: `loss(logits, target)` gives one loss per row, shape (n,); None is `binary_loss`.
     x: rows first; float32, or integers for embeddings. y: shape (n, ...). patients: one identifier per row.
     divisor: public, sampling rate x *declared* number of patients; in distributed mode who opens the sum divides.
-    round_number: 1 .. plan.rounds, for the schedule, which spans the study.
+    round: 1 .. plan.rounds, for the schedule, which spans the study.
     ring: in distributed mode, and only there, how the released sum lies in the secure sum.
     rehearsal: the rows are mock rows. The probe takes these, and a row with codes out of range is refused.
     data_model: what ordinary rows hold; the rows that the probe invents are drawn from it.
@@ -195,7 +195,7 @@ def train_round(
     Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped,
     `DependentRows` for one that mixes rows, and what the model raises.
     """
-    _check_terms(plan, local, round_number, divisor, ring)
+    _check_terms(plan, local, round, divisor, ring)
     inputs, target = tensors(x), tensor(y)
     index = PatientIndex.of(patients)
     if not all(len(part) == len(index.owner) == len(target) for part in inputs.values()):
@@ -212,11 +212,11 @@ def train_round(
     learnt: slice | npt.NDArray[np.bool_] = slice(None) if trainable.all() else trainable
     limits = torch.from_numpy(plan.clip / index.records[index.owner])
     batch = _Batch(module, loss or binary_loss, inputs, target, limits, local.slots, torch.device(device), rehearsal)
-    optimiser = _Optimiser(local, plan, round_number, int(trainable.sum()))
+    optimiser = _Optimiser(local, plan, round, int(trainable.sum()))
     randomness = randomness or SecureRandom()
     source = randomness.generator("probe")
     if rehearsal and len(target) >= 2:
-        size = max(2, min(round(divisor), local.slots))
+        size = max(2, min(int(np.rint(divisor)), local.slots))
         chosen = torch.from_numpy(source.integers(len(target), size=size))
         check_independence(module, loss, take(inputs, chosen), target[chosen], randomness, device=device)
     else:
@@ -248,7 +248,7 @@ def train_round(
 def _check_terms(
     plan: PrivacyPlan,
     local: LocalTraining,
-    round_number: int,
+    round: int,
     divisor: float,
     ring: RingTerms | None,
 ) -> None:
@@ -256,8 +256,8 @@ def _check_terms(
         raise StepsExhausted(
             f"training.steps = {local.steps}, but the plan pays for {plan.steps_per_round} a round; lower it"
         )
-    if not 1 <= round_number <= plan.rounds:
-        raise TrainingRefused(f"round {round_number} is outside the plan's 1..{plan.rounds}")
+    if not 1 <= round <= plan.rounds:
+        raise TrainingRefused(f"round {round} is outside the plan's 1..{plan.rounds}")
     if not (math.isfinite(divisor) and divisor > 0):
         raise TrainingRefused(f"divisor: {divisor}; give sampling rate x declared number of patients")
     if (plan.mode == "distributed") != (ring is not None):
@@ -308,8 +308,8 @@ class _Batch:
 class _Optimiser:
     """Post-processing of noised gradients: SGD with momentum, or Adam (Kingma and Ba 2015), and the schedule."""
 
-    def __init__(self, local: LocalTraining, plan: PrivacyPlan, round_number: int, size: int) -> None:
-        self._local, self._plan, self._round = local, plan, round_number
+    def __init__(self, local: LocalTraining, plan: PrivacyPlan, round: int, size: int) -> None:
+        self._local, self._plan, self._round = local, plan, round
         self._first = np.zeros(size)
         self._second = np.zeros(size)
 

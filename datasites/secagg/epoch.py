@@ -116,12 +116,12 @@ class Epoch:
             raise UnknownParty(f"{email} is not enrolled in epoch {self.context.epoch}; it may join the next one")
         return self.places[email]
 
-    def round_key(self, place: int, round_number: int) -> bytes:
+    def round_key(self, place: int, round: int) -> bytes:
         """Return the X25519 public key (32 bytes) of the hospital in `place` for a round."""
-        start = (round_number - self.context.first_round) * SECRET
+        start = (round - self.context.first_round) * SECRET
         return self.certificates[place].round_keys[start : start + SECRET]
 
-    def seed_commitment(self, place: int, round_number: int) -> bytes:
+    def seed_commitment(self, place: int, round: int) -> bytes:
         """Return the SHA-256 commitment (32 bytes) to the self-mask seed of the hospital in `place` for a round."""
-        start = (round_number - self.context.first_round) * SECRET
+        start = (round - self.context.first_round) * SECRET
         return self.certificates[place].seed_commitments[start : start + SECRET]

@@ -245,7 +245,7 @@ def _read(folder: Path, record: JournalRecord) -> Layout:
         index = RoundFiles.parse(part(record.rounds))
         round_files = dict(enumerate(index.files, index.first))
     if record.ready:
-        live = [name for number, name in round_files.items() if record.open is None or number > record.last_round]
+        live = [name for round, name in round_files.items() if record.open is None or round > record.last_round]
         names = [*([record.opened] if record.opened is not None else []), *live]
         secrets = [_secrets_of(part(name)) for name in names]
         accepted = [Accepted.parse(entry) for entry in _entries(part(record.accepted))]
@@ -316,10 +316,10 @@ def _secrets_bytes(one: RoundSecrets) -> bytes:
 
 
 def _secrets_of(data: bytes) -> RoundSecrets:
-    number, key, seed = _SECRETS.unpack_from(data)
+    round, key, seed = _SECRETS.unpack_from(data)
     start = _SECRETS.size
     return RoundSecrets(
-        round=number,
+        round=round,
         key=data[start : start + key],
         seed=data[start + key : start + key + seed],
         held=data[start + key + seed :],

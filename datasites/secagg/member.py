@@ -346,10 +346,10 @@ class Member:
             raise OutOfOrder("member: no round is open; call `open` with the aggregator's manifest first")
         return state.open
 
-    def _secrets(self, state: MemberState, round_number: int) -> RoundSecrets:
-        secrets = state.of_round(round_number)
+    def _secrets(self, state: MemberState, round: int) -> RoundSecrets:
+        secrets = state.of_round(round)
         if secrets is None:
-            raise RoundUsed(f"round {round_number}: its secrets are destroyed; open the next round")
+            raise RoundUsed(f"round {round}: its secrets are destroyed; open the next round")
         return secrets
 
     def _masks(self, epoch: Epoch, opened: OpenRound, secrets: RoundSecrets) -> list[masks.Mask]:

@@ -51,8 +51,8 @@ def certify(identity: Identity, context: EpochTerms, previous: MemberState | Non
         hpke_key=hpke.public_key().public_bytes_raw(),
         round_keys=b"".join(key.public_key().public_bytes_raw() for key in keys),
         seed_commitments=b"".join(
-            shares.commit_seed(terms, number, identity.email, seed)
-            for number, seed in zip(context.rounds, seeds, strict=True)
+            shares.commit_seed(terms, round, identity.email, seed)
+            for round, seed in zip(context.rounds, seeds, strict=True)
         ),
     )
     start = MemberState(
@@ -62,8 +62,8 @@ def certify(identity: Identity, context: EpochTerms, previous: MemberState | Non
         certificate=certificate,
         hpke_private=hpke.private_bytes_raw(),
         secrets=tuple(
-            RoundSecrets(round=number, key=key.private_bytes_raw(), seed=seed)
-            for number, key, seed in zip(context.rounds, keys, seeds, strict=True)
+            RoundSecrets(round=round, key=key.private_bytes_raw(), seed=seed)
+            for round, key, seed in zip(context.rounds, keys, seeds, strict=True)
         ),
     )
     if previous is not None:
@@ -204,10 +204,10 @@ def enrolled(context: EpochTerms, state: MemberState) -> Epoch:
 def column(epoch: Epoch, owner: int, holder: int, piece: bytes) -> bytes:
     """Return commitments to all shares that `holder` gets from `owner`: per round, key then seed, 32 bytes each."""
     leaves = []
-    for index, number in enumerate(epoch.context.rounds):
+    for index, round in enumerate(epoch.context.rounds):
         pair = piece[index * PAIR : (index + 1) * PAIR]
         for kind, share_of in ((b"key", pair[:SECRET]), (b"seed", pair[SECRET:])):
-            leaves.append(shares.commit(kind, epoch.binding, number, owner, holder, share_of))
+            leaves.append(shares.commit(kind, epoch.binding, round, owner, holder, share_of))
     return b"".join(leaves)
 
 

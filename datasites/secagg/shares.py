@@ -88,18 +88,18 @@ def weights_at_zero(places: Sequence[int]) -> list[int]:
     return [int(_POWER[log % 255]) for log in logs]
 
 
-def commit(kind: bytes, epoch: bytes, round_number: int, owner: int, holder: int, share: bytes) -> bytes:
+def commit(kind: bytes, epoch: bytes, round: int, owner: int, holder: int, share: bytes) -> bytes:
     """Return the SHA-256 commitment to one share (32 bytes).
 
     Binding by collision resistance. Hiding because a share is 32 uniform bytes, unguessable, seen through a hash; the
     label keeps a commitment from serving for another round, owner, holder or kind ("key" or "seed").
     """
-    label = b"datasites/1 share" + kind.rjust(8, b"\0") + epoch + round_number.to_bytes(4, "big")
+    label = b"datasites/1 share" + kind.rjust(8, b"\0") + epoch + round.to_bytes(4, "big")
     return hashlib.sha256(label + bytes((owner, holder)) + share).digest()
 
 
-def commit_seed(epoch: bytes, round_number: int, owner: str, seed: bytes) -> bytes:
+def commit_seed(epoch: bytes, round: int, owner: str, seed: bytes) -> bytes:
     """Commit by SHA-256 to a whole self-mask seed (32 uniform bytes), published in the owner's certificate."""
     return hashlib.sha256(
-        b"datasites/1 seed" + epoch + round_number.to_bytes(4, "big") + owner.encode() + b"\0" + seed
+        b"datasites/1 seed" + epoch + round.to_bytes(4, "big") + owner.encode() + b"\0" + seed
     ).digest()

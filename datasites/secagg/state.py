@@ -100,9 +100,9 @@ class MemberState(Agreed):
     parent: Sha256 = "0" * 64
     released: tuple[Released, ...] = ()
 
-    def of_round(self, round_number: int) -> RoundSecrets | None:
+    def of_round(self, round: int) -> RoundSecrets | None:
         """Return the secrets of a round, or None once they are destroyed."""
-        return next((secrets for secrets in self.secrets if secrets.round == round_number), None)
+        return next((secrets for secrets in self.secrets if secrets.round == round), None)
 
     @property
     def holds(self) -> frozenset[str]:
@@ -125,6 +125,6 @@ class MemberState(Agreed):
         """Return `self.secrets` with those of one round replaced."""
         return tuple(secrets if old.round == secrets.round else old for old in self.secrets)
 
-    def without(self, round_number: int) -> tuple[RoundSecrets, ...]:
+    def without(self, round: int) -> tuple[RoundSecrets, ...]:
         """Return `self.secrets` without those of one round."""
-        return tuple(old for old in self.secrets if old.round != round_number)
+        return tuple(old for old in self.secrets if old.round != round)

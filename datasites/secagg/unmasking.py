@@ -112,25 +112,25 @@ def _rebuild(gathered: dict[int, dict[int, bytes]], threshold: int) -> dict[int,
     return secrets
 
 
-def _certified(epoch: Epoch, number: int, owner: int, secret: bytes, *, seed: bool) -> bool:
+def _certified(epoch: Epoch, round: int, owner: int, secret: bytes, *, seed: bool) -> bool:
     if seed:
         terms = bytes.fromhex(epoch.context.digest_once)
-        return shares.commit_seed(terms, number, epoch.members[owner], secret) == epoch.seed_commitment(owner, number)
+        return shares.commit_seed(terms, round, epoch.members[owner], secret) == epoch.seed_commitment(owner, round)
     public = X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
-    return public == epoch.round_key(owner, number)
+    return public == epoch.round_key(owner, round)
 
 
 def _right(
-    epoch: Epoch, number: int, owner: int, pieces: dict[int, bytes], committed: bytes, *, seed: bool
+    epoch: Epoch, round: int, owner: int, pieces: dict[int, bytes], committed: bytes, *, seed: bool
 ) -> dict[int, bytes]:
     """Return the shares that match what their owner committed to."""
     holders = epoch.graph.holders(owner)
     rounds = len(epoch.context.rounds)
     good = {}
     for holder, piece in pieces.items():
-        leaf = (holders.index(holder) * rounds + number - epoch.context.first_round) * 2 + seed
+        leaf = (holders.index(holder) * rounds + round - epoch.context.first_round) * 2 + seed
         kind = b"seed" if seed else b"key"
-        commitment = shares.commit(kind, epoch.binding, number, owner, holder, piece)
+        commitment = shares.commit(kind, epoch.binding, round, owner, holder, piece)
         if commitment == committed[leaf * SECRET : (leaf + 1) * SECRET]:
             good[holder] = piece
     return good

@@ -260,7 +260,7 @@ def safe_scale(bound: float, participants: int) -> float:
 
 @dataclass(frozen=True)
 class RoundTerms:
-    """All that a manifest says of round `number` because the study says so."""
+    """All that a manifest says of `round` because the study says so."""
 
     train: bool
     evaluate: Literal["no", "interim", "final"]
@@ -270,20 +270,20 @@ class RoundTerms:
     shared: SharedNoise | None
 
 
-def work_of(study: StudyTerms, number: int) -> tuple[bool, Literal["no", "interim", "final"]]:
-    """Return whether round `number` trains, and which evaluation it holds."""
-    train, every = number <= study.rounds, study.evaluation.every
-    interim = train and every > 0 and number % every == 0 and number < study.rounds
+def work_of(study: StudyTerms, round: int) -> tuple[bool, Literal["no", "interim", "final"]]:
+    """Return whether `round` trains, and which evaluation it holds."""
+    train, every = round <= study.rounds, study.evaluation.every
+    interim = train and every > 0 and round % every == 0 and round < study.rounds
     return train, "interim" if interim else "no" if train else "final"
 
 
-def round_terms(study: StudyTerms, number: int, *, dimension: int, participants: int) -> RoundTerms:
-    """Return what round `number` holds, for a model with `dimension` parameters; raise `RingRefused`, or `InputError`.
+def round_terms(study: StudyTerms, round: int, *, dimension: int, participants: int) -> RoundTerms:
+    """Return what `round` holds, for a model with `dimension` parameters; raise `RingRefused`, or `InputError`.
 
     Rounds 1 .. study.rounds train, and hold an interim evaluation where the study says so; the one after is the final
     evaluation. participants: their number in this round.
     """
-    train, evaluate = work_of(study, number)
+    train, evaluate = work_of(study, round)
     vectors = []
     if train:
         gradient = gradient_ring(study, dimension)

@@ -329,7 +329,7 @@ def gradients_of(**options):
     seen = []
     module = linear(4)
     steps = 4
-    extra = {key: options.pop(key) for key in ("round_number",) if key in options}
+    extra = {key: options.pop(key) for key in ("round",) if key in options}
     update = train_round(
         module,
         None,
@@ -365,7 +365,7 @@ def test_adam_equals_torch():
 
 
 def test_cosine_schedule_spans_the_study():
-    update, seen = gradients_of(schedule="cosine", round_number=2)
+    update, seen = gradients_of(schedule="cosine", round=2)
     rates = [0.05 * (1 + math.cos(math.pi * (4 + step) / 8)) for step in range(4)]
     expected = -sum(rate * gradient for rate, gradient in zip(rates, seen, strict=True))
     np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
@@ -525,7 +525,7 @@ def test_it_learns():
             plan(steps_per_round=5),
             sgd(5, 2.0),
             divisor=1000.0,
-            round_number=number,
+            round=number,
         )
     right = ((module(torch.from_numpy(x))[:, 0] > 0).numpy() == (y > 0)).mean()
     assert right > 0.9
@@ -607,7 +607,7 @@ def test_no_size_of_a_models_numbers_rounds_the_noise_away(exponent, sign, monke
         (plan(**SHARED), sgd(momentum=0.9), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
         (plan(**SHARED), sgd(optimiser="adam"), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
         (plan(**SHARED), sgd(proximal=0.1), {"ring": ring(plan(**SHARED), 5)}, "plain SGD"),
-        (plan(), sgd(), {"round_number": 11}, "round 11"),
+        (plan(), sgd(), {"round": 11}, "round 11"),
         (plan(), sgd(), {"divisor": 0.0}, "divisor"),
     ],
 )

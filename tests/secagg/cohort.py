@@ -108,11 +108,11 @@ class Cohort:
                 self.state = self.aggregator.receive_ready(self.state, ready)
         return self
 
-    def manifest(self, round_number: int = 1, **changes: Any) -> RoundManifest:
+    def manifest(self, round: int = 1, **changes: Any) -> RoundManifest:
         terms: dict[str, Any] = {
             "study": self.context.study,
             "epoch": self.context.epoch,
-            "round": round_number,
+            "round": round,
             "participants": self.aggregator.available(self.state),
             "threshold": self.context.threshold,
             "train": True,

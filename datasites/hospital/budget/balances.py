@@ -145,7 +145,7 @@ def larger(one: StudyAccount | None, other: StudyAccount | None, order: int) -> 
     rounds = sorted(one.charged.keys() | other.charged.keys())
     return StudyAccount(
         _larger(one.reserved, other.reserved, order),
-        {number: _larger(one.charged.get(number, {}), other.charged.get(number, {}), order) for number in rounds},
+        {round: _larger(one.charged.get(round, {}), other.charged.get(round, {}), order) for round in rounds},
         one.released and other.released,
     )
 
@@ -184,11 +184,11 @@ def differing(one: StudyAccount | None, other: StudyAccount | None) -> list[str]
     first, second = one or StudyAccount(), other or StudyAccount()
     lines = ["its reservation"] if first.reserved != second.reserved else []
     rounds = sorted(
-        number
-        for number in first.charged.keys() | second.charged.keys()
-        if first.charged.get(number) != second.charged.get(number)
+        round
+        for round in first.charged.keys() | second.charged.keys()
+        if first.charged.get(round) != second.charged.get(round)
     )
-    lines += [f"round {number}" for number in rounds]
+    lines += [f"round {round}" for round in rounds]
     if first.released != second.released:
         lines.append("its end")
     return lines

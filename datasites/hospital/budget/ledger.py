@@ -259,9 +259,9 @@ def reserve(
 
 
 def charge(
-    site: Site, dataset: DatasetSettings, study: str, number: int, asked: Mapping[str, PrivacyCost], manifest: str = ""
+    site: Site, dataset: DatasetSettings, study: str, round: int, asked: Mapping[str, PrivacyCost], manifest: str = ""
 ) -> None:
-    """Charge round `number` (>= 1) before it runs, or raise `BudgetExceeded` and write nothing.
+    """Charge `round` (>= 1) before it runs, or raise `BudgetExceeded` and write nothing.
 
     Charging the same round again with the same events is the same charge: a round releases at most once, so a crash
     between charge and release may repeat the work under it. Other events for that round are an error.
@@ -276,9 +276,9 @@ def charge(
         # Before all else: of rounds that were charged, too, nothing says whether they were released.
         if account.is_in_full:
             raise BudgetExceeded(f"budget: study {study[:12]}: {balances.IN_FULL}")
-        if number in account.charged:
-            if account.charged[number] != prices:
-                raise BudgetExceeded(f"budget: round {number} of study {study[:12]} was charged with another event")
+        if round in account.charged:
+            if account.charged[round] != prices:
+                raise BudgetExceeded(f"budget: round {round} of study {study[:12]} was charged with another event")
             return
         if account.released:
             raise BudgetExceeded(f"budget: study {study[:12]} is closed; it can charge nothing more")
@@ -287,17 +287,17 @@ def charge(
             charged = [*account.charged_events(partition), price.event]
             if not is_part_of(charged, account.reserved_events(partition)):
                 raise BudgetExceeded(
-                    f"budget: round {number} of study {study[:12]} goes beyond what was reserved at approval for "
+                    f"budget: round {round} of study {study[:12]} goes beyond what was reserved at approval for "
                     f"{partition} patients; a study can't run more rounds or steps than were approved"
                 )
-            budget.require_room(partition, [*balances.committed(others, partition), *charged], f"round {number}")
-        line = pending.Line(kind="charge", population=population, study=study, round=number)
+            budget.require_room(partition, [*balances.committed(others, partition), *charged], f"round {round}")
+        line = pending.Line(kind="charge", population=population, study=study, round=round)
         pending.write(site, line, prices, manifest=manifest)
 
 
-def round_entry(dataset: DatasetSettings, study: str, number: int) -> dict[str, object]:
+def round_entry(dataset: DatasetSettings, study: str, round: int) -> dict[str, object]:
     """Return what the ledger holds of one charged round, as plain data, and as the audit log has it."""
-    return pending.round_entry(dataset.population, number, study_account(dataset, study).charged.get(number, {}))
+    return pending.round_entry(dataset.population, round, study_account(dataset, study).charged.get(round, {}))
 
 
 def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
@@ -305,9 +305,9 @@ def charged_rounds(dataset: DatasetSettings, study: str) -> set[int]:
     return set(study_account(dataset, study).charged)
 
 
-def is_charged(account: StudyAccount, number: int, asked: Mapping[str, PrivacyCost]) -> bool:
-    """Say whether a study has charged round `number` with exactly `asked`."""
-    charged = account.charged.get(number, {})
+def is_charged(account: StudyAccount, round: int, asked: Mapping[str, PrivacyCost]) -> bool:
+    """Say whether a study has charged `round` with exactly `asked`."""
+    charged = account.charged.get(round, {})
     # What is gated on: of the price against one who sees the vectors, nothing depends on it.
     return {partition: price.charges for partition, price in charged.items()} == {
         partition: StoredPrice.of(price).charges for partition, price in asked.items()

@@ -94,7 +94,7 @@ class LogState:
         """Return studies with lines of an older version whose amounts stand neither in later records nor in `more`."""
         known = [*self.studies.values(), *more]
         return sorted(
-            {study for study, number in self.older if not any(_has_line(one.get(study), number) for one in known)}
+            {study for study, round in self.older if not any(_has_line(one.get(study), round) for one in known)}
         )
 
     def after(self, record: LogRecord) -> LogState:
@@ -163,14 +163,14 @@ class LogState:
     def _with_older_line(self, kind: str, fields: Mapping[str, Any]) -> LogState:
         if kind == RELEASED:
             return self
-        number = int(fields["round"]) if kind == CHARGED else 0
-        return replace(self, older=self.older | {(str(fields["study"]), number)})
+        round = int(fields["round"]) if kind == CHARGED else 0
+        return replace(self, older=self.older | {(str(fields["study"]), round)})
 
 
-def _has_line(account: StudyAccount | None, number: int) -> bool:
+def _has_line(account: StudyAccount | None, round: int) -> bool:
     if account is None:
         return False
-    return bool(account.reserved) if number == 0 else bool({0, number} & account.charged.keys())
+    return bool(account.reserved) if round == 0 else bool({0, round} & account.charged.keys())
 
 
 def in_log(prices: Prices) -> dict[str, str]:
@@ -280,9 +280,9 @@ class LedgerAnchor(Agreed):
         studies: dict[str, dict[str, StudyAccount]] = {}
         for line in self.studies:
             charged = {
-                number: _prices(charges, local)
+                round: _prices(charges, local)
                 for first, last, charges, local in line.charged
-                for number in range(first, last + 1)
+                for round in range(first, last + 1)
             }
             account = StudyAccount(_prices(*line.reserved), charged, line.released)
             studies.setdefault(line.population, {})[line.study] = account
@@ -293,12 +293,12 @@ class LedgerAnchor(Agreed):
 
 def _runs(charged: Mapping[int, Prices]) -> tuple[tuple[int, int, str, str], ...]:
     runs: list[tuple[int, int, str, str]] = []
-    for number in sorted(charged):
-        charges, local = _texts(charged[number])
-        if runs and runs[-1][1] == number - 1 and runs[-1][2:] == (charges, local):
-            runs[-1] = (runs[-1][0], number, charges, local)
+    for round in sorted(charged):
+        charges, local = _texts(charged[round])
+        if runs and runs[-1][1] == round - 1 and runs[-1][2:] == (charges, local):
+            runs[-1] = (runs[-1][0], round, charges, local)
         else:
-            runs.append((number, number, charges, local))
+            runs.append((round, round, charges, local))
     return tuple(runs)
 
 

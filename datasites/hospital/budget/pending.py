@@ -75,35 +75,35 @@ def bring_up(
     ended_too_soon = known.released and not account.released
     if account.reserved and (account.reserved != known.reserved or ended_too_soon):
         _log(site, Line(kind="reserve", population=population, study=study), account.reserved, settled=True)
-    for number, prices in sorted(account.charged.items()):
-        if known.charged.get(number) != prices:
-            line = Line(kind="charge", population=population, study=study, round=number)
-            _log(site, line, prices, manifest="", digest=entry_digest(population, number, prices), settled=True)
+    for round, prices in sorted(account.charged.items()):
+        if known.charged.get(round) != prices:
+            line = Line(kind="charge", population=population, study=study, round=round)
+            _log(site, line, prices, manifest="", digest=entry_digest(population, round, prices), settled=True)
     if account.released and not known.released:
         _log(site, Line(kind="release", population=population, study=study), {}, settled=True)
     if stored == account:
         return
     LedgerEntry.objects.filter(population=population, study_hash=study).delete()
     _store(Line(kind="reserve", population=population, study=study), account.reserved)
-    for number, prices in sorted(account.charged.items()):
-        _store(Line(kind="charge", population=population, study=study, round=number), prices)
+    for round, prices in sorted(account.charged.items()):
+        _store(Line(kind="charge", population=population, study=study, round=round), prices)
     if account.released:
         _store(Line(kind="release", population=population, study=study), account.reserved)
 
 
-def round_entry(population: str, number: int, prices: Prices) -> dict[str, object]:
+def round_entry(population: str, round: int, prices: Prices) -> dict[str, object]:
     """Return a charged round as evidence holds it; its digest stands in the audit log."""
     return {
-        "round": number,
+        "round": round,
         "population": population,
         "charges": {partition: json.loads(price.charges) for partition, price in prices.items()},
         "local_charges": {partition: json.loads(price.local) for partition, price in prices.items()},
     }
 
 
-def entry_digest(population: str, number: int, prices: Prices) -> str:
+def entry_digest(population: str, round: int, prices: Prices) -> str:
     """Return SHA-256 of `round_entry`."""
-    return sha256_hex(canonical_json(round_entry(population, number, prices)))
+    return sha256_hex(canonical_json(round_entry(population, round, prices)))
 
 
 def finish(site: Site, population: str) -> None:

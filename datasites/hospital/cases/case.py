@@ -192,8 +192,8 @@ class OpenCase:
             if price.local_event != price.event:
                 budget.prices.rdp([price.local_event], self.priced_delta)
         charged: dict[str, list[Event]] = {partition: [] for partition in PARTITIONS}
-        for number in range(1, min(self.study.rounds, MOST_AHEAD) + 2):
-            for partition, price in self.planned(number).items():
+        for round in range(1, min(self.study.rounds, MOST_AHEAD) + 2):
+            for partition, price in self.planned(round).items():
                 charged[partition].append(price.event)
                 budget.prices.pld(charged[partition], self.priced_delta)
 
@@ -201,9 +201,9 @@ class OpenCase:
         """Price of one round per partition that it touches."""
         return self._round_price(manifest.train, manifest.evaluate)
 
-    def planned(self, number: int) -> dict[str, PrivacyCost]:
-        """Price of round `number` as the study calls for it."""
-        return self._round_price(*work_of(self.study, number))
+    def planned(self, round: int) -> dict[str, PrivacyCost]:
+        """Price of `round` as the study calls for it."""
+        return self._round_price(*work_of(self.study, round))
 
     def _round_price(self, train: bool, evaluate: Literal["no", "interim", "final"]) -> dict[str, PrivacyCost]:
         asked = {}

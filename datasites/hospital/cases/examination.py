@@ -306,16 +306,18 @@ def _reason(error: Exception, remedy: str) -> str:
     return f"an unexpected {kind}: {remedy}; the service's log says where it arose"
 
 
-def recheck(site: Site, number: int) -> Case:
+def recheck(site: Site, case_id: int) -> Case:
     """Examine a case again, for people: only one that nobody has approved yet, since its approval hash may change.
 
     Raises `AnotherAtWork` while another is examined, or this one is.
     """
-    find_case(number)
-    with one_at_a_time(site.home, f"case {number}"):
-        row = find_case(number)
+    find_case(case_id)
+    with one_at_a_time(site.home, f"case {case_id}"):
+        row = find_case(case_id)
         if row.state not in OPEN or row.reviews.exists():
-            raise ReviewError(f"case {number}: is {row.state} or was reviewed; ask the researcher for a new submission")
+            raise ReviewError(
+                f"case {case_id}: is {row.state} or was reviewed; ask the researcher for a new submission"
+            )
         with closing(site.template):
             return _examined_case(site, row, Halt())
 

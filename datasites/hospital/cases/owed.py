@@ -86,13 +86,13 @@ def _is_owed(site: Site, row: Case) -> bool:
     return True
 
 
-def settle(site: Site, number: int) -> None:
+def settle(site: Site, case_id: int) -> None:
     """Write what the log is owed of this case, if anything."""
     with transaction.atomic():
-        log_owed(site, Case.objects.select_for_update().get(pk=number))
+        log_owed(site, Case.objects.select_for_update().get(pk=case_id))
 
 
 def settle_all(site: Site) -> None:
     """Write what the log is owed of any case."""
-    for number in Case.objects.exclude(owed={}).values_list("pk", flat=True):
-        settle(site, number)
+    for case_id in Case.objects.exclude(owed={}).values_list("pk", flat=True):
+        settle(site, case_id)

@@ -32,7 +32,7 @@ from datasites.hospital.site import Site
 MOST_TOLD = 1900
 
 
-def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str, case: OpenCase | None = None) -> Case:
+def approve(site: Site, case_id: int, person: Actor, reason: str, seen_hash: str, case: OpenCase | None = None) -> Case:
     """Approve the hash that the person has seen; the second approval reserves the budget and makes the study active.
 
     case: as it was opened in the same act, for its page; opened here unless given.
@@ -41,17 +41,18 @@ def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str,
     the list of its patients was lost, or `ReviewError` when the case is not in review or its approval hash is not
     `seen_hash` (any more).
     """
-    read = row = find_case(number)
+    read = row = find_case(case_id)
     require_reviewer(person, f"a case is approved by {' and '.join(REVIEWERS)}")
     if row.state != Case.State.REVIEW:
         raise ReviewError(
-            f"case {number}: is {row.state}{': ' + row.note if row.note else ''}; only a case in review can be approved"
+            f"case {case_id}: is {row.state}{': ' + row.note if row.note else ''}; "
+            "only a case in review can be approved"
         )
     case = case or open_case(site.home, row)
     if seen_hash != row.approval_hash:
-        raise ReviewError(f"case {number}: changed since you read it (now {row.approval_hash[:12]}); read it again")
+        raise ReviewError(f"case {case_id}: changed since you read it (now {row.approval_hash[:12]}); read it again")
     record_fields: dict[str, Value] = {
-        "case": number,
+        "case": case_id,
         "study": row.study_hash,
         "person": person.name,
         "role": person.role,
@@ -65,10 +66,10 @@ def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str,
     # After the policies: what it makes final stays so, also where the ledger refuses below.
     require_listed(site, row, case.terms.population)
     with transaction.atomic():
-        row = Case.objects.select_for_update().get(pk=number)
+        row = Case.objects.select_for_update().get(pk=case_id)
         same = (row.state, row.approval_hash, row.listed_as) == (Case.State.REVIEW, seen_hash, read.listed_as)
         if not same or Review.objects.filter(case=row).count() != before:
-            raise ReviewError(f"case {number}: somebody else acted on it just now; read it again")
+            raise ReviewError(f"case {case_id}: somebody else acted on it just now; read it again")
         Review.objects.create(
             case=row,
             person=get_user_model().objects.get(pk=person.pk),
@@ -93,7 +94,7 @@ def approve(site: Site, number: int, person: Actor, reason: str, seen_hash: str,
     return row
 
 
-def reject(site: Site, number: int, person: Actor, reason: str, *, message: str) -> Case:
+def reject(site: Site, case_id: int, person: Actor, reason: str, *, message: str) -> Case:
     """Reject a case for good; one person is enough. The researcher is sent `message`, and never the reason."""
     require_reviewer(person, f"a case is rejected by {' or '.join(REVIEWERS)}")
     if not reason.strip():
@@ -101,9 +102,9 @@ def reject(site: Site, number: int, person: Actor, reason: str, *, message: str)
     if not 0 < len(message.strip()) <= MOST_TOLD:
         raise ReviewError(f"a rejection needs a message for the researcher, {MOST_TOLD} characters at most")
     with transaction.atomic():
-        row = Case.objects.select_for_update().get(pk=find_case(number).pk)
+        row = Case.objects.select_for_update().get(pk=find_case(case_id).pk)
         if row.state not in (Case.State.REVIEW, Case.State.INTAKE):
-            raise ReviewError(f"case {number}: is {row.state}; use revoke for a study that was approved")
+            raise ReviewError(f"case {case_id}: is {row.state}; use revoke for a study that was approved")
         Review.objects.create(
             case=row,
             person=get_user_model().objects.get(pk=person.pk),
@@ -114,8 +115,8 @@ def reject(site: Site, number: int, person: Actor, reason: str, *, message: str)
         )
         row.state, row.note = Case.State.REJECTED, message
         row.save(update_fields=["state", "note"])
-        owe(site, row, "rejected", case=number, person=person.name, role=person.role, reason=reason, told=message)
-    settle(site, number)
+        owe(site, row, "rejected", case=case_id, person=person.name, role=person.role, reason=reason, told=message)
+    settle(site, case_id)
     # An approval that was killed half-way has left its reservation.
     release_what_is_left(site, row.study_hash)
     return row

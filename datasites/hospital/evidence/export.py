@@ -27,22 +27,22 @@ from policies.registry import Registry, RegistryFile
 TRIES, PAUSE = 3, 0.5
 
 
-def export_evidence(site: Site, number: int, out: Path) -> tuple[Check, ...]:
-    """Write the evidence bundle of case `number`; returns what its own verifier says of it.
+def export_evidence(site: Site, case_id: int, out: Path) -> tuple[Check, ...]:
+    """Write the evidence bundle of `case_id`; returns what its own verifier says of it.
 
     While a study runs, a round can write between our reading of the database and of the log, so that they seem to part.
     A bundle that does not verify is therefore gathered again, a few times, before it counts.
     """
     for _ in range(TRIES - 1):
-        checks = _export(site, number, out)
+        checks = _export(site, case_id, out)
         if all(check.ok for check in checks):
             return checks
         time.sleep(PAUSE)
-    return _export(site, number, out)
+    return _export(site, case_id, out)
 
 
-def _export(site: Site, number: int, out: Path) -> tuple[Check, ...]:
-    case = open_case(site.home, find_case(number))
+def _export(site: Site, case_id: int, out: Path) -> tuple[Check, ...]:
+    case = open_case(site.home, find_case(case_id))
     study = case.row.study_hash
     compliance.finish_interrupted(site)
     pending.finish_all(site)

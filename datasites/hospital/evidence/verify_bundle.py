@@ -853,21 +853,21 @@ def _as_planned(bundle: _Bundle, records: Sequence[dict[str, Any]]) -> int:
             continue
         found = {local: _amounts(record, "local_charges" if local else "charges") for local in (False, True)}
         if record["kind"] == "reserved":
-            number, what = 0, "the study reserved"
+            round, what = 0, "the study reserved"
         else:
-            number = fields["round"]
-            what = f"round {number} was charged"
-            if not 1 <= number <= plan.rounds + 1 or number in interim:
+            round = fields["round"]
+            what = f"round {round} was charged"
+            if not 1 <= round <= plan.rounds + 1 or round in interim:
                 raise Fault(f"record {seq}: {what} again, or is none of the approved plan's {plan.rounds + 1} rounds")
-            interim[number] = False
-        wanted = [{local: plan.of(number, holds, local=local) for local in found} for holds in (False, True)]
+            interim[round] = False
+        wanted = [{local: plan.of(round, holds, local=local) for local in found} for holds in (False, True)]
         if found not in wanted:
             raise Fault(
                 f"record {seq}: {what} {_in_words_by_partition(found)}, but the approved plan says "
                 + " or ".join(dict.fromkeys(_in_words_by_partition(each) for each in wanted))
             )
-        if number:
-            interim[number] = found == wanted[1] and wanted[0] != wanted[1]
+        if round:
+            interim[round] = found == wanted[1] and wanted[0] != wanted[1]
     plan.require_schedule(interim)
     return settled
 
@@ -885,19 +885,19 @@ class _Plan:
         _figure(self.evaluation, "interim", 0)
         self.both_sides = terms["both_sides"]
 
-    def of(self, number: int, interim: bool, *, local: bool) -> dict[str, _Events]:
+    def of(self, round: int, interim: bool, *, local: bool) -> dict[str, _Events]:
         """Price of a round with or without an interim evaluation, by partition; round 0: of the whole study."""
         held_out: _Events = Counter()
-        if number == 0:
+        if round == 0:
             steps = self.rounds
             held_out[self._counts("final", local)] += 1
             if self.evaluation["interim"]:
                 held_out[self._counts("interim", local)] += self.evaluation["interim"]
         else:
-            steps = int(number <= self.rounds)
-            if number == self.rounds + 1:
+            steps = int(round <= self.rounds)
+            if round == self.rounds + 1:
                 held_out[self._counts("final", local)] += 1
-            elif interim and number < self.rounds and self.evaluation["interim"]:
+            elif interim and round < self.rounds and self.evaluation["interim"]:
                 held_out[self._counts("interim", local)] += 1
         training: _Events = Counter({self._step(local): steps * self.training["steps_per_round"]})
         if self.both_sides:
@@ -924,12 +924,12 @@ class _Plan:
         count = self.evaluation["interim"]
         if not count:
             return
-        held = {number for number in interim if interim[number]}
+        held = {round for round in interim if interim[round]}
         # Each `every` with (rounds - 1) // every == count: at most rounds / count of them, of count rounds each.
         for every in range(1, self.rounds):
             if (self.rounds - 1) // every == count and held == interim.keys() & set(range(every, self.rounds, every)):
                 return
-        found = ", ".join(str(number) for number in sorted(interim) if interim[number]) or "no round"
+        found = ", ".join(str(round) for round in sorted(interim) if interim[round]) or "no round"
         raise Fault(f"interim evaluations were charged in {found}; the plan pays for {count}, at equal distances")
 
 
@@ -1001,11 +1001,11 @@ class _Account:
         self.reserved, self.ended = events, False
         _check_few(events)
 
-    def charge(self, number: int, events: _Events) -> None:
+    def charge(self, round: int, events: _Events) -> None:
         total = self.total + events  # another object: what `committed` returned stays as it was
-        total.subtract(self.charged.get(number, Counter()))
+        total.subtract(self.charged.get(round, Counter()))
         self.total = +total
-        self.charged[number] = events
+        self.charged[round] = events
         _check_few(self.total)
 
     def committed(self) -> _Events:
@@ -1268,21 +1268,21 @@ def _releases(bundle: _Bundle) -> str:
     runs.sort()
     before, seen = 0, set()
     for record in released:
-        number, at = record["fields"]["round"], record["seq"]
-        if number in seen:
-            raise Fault(f"round {number} was released more than once")
-        if number not in charged:
-            raise Fault(f"round {number} was released but never charged to the privacy budget")
-        if charged[number] > at:
-            raise Fault(f"round {number} was released before it was charged")
+        round, at = record["fields"]["round"], record["seq"]
+        if round in seen:
+            raise Fault(f"round {round} was released more than once")
+        if round not in charged:
+            raise Fault(f"round {round} was released but never charged to the privacy budget")
+        if charged[round] > at:
+            raise Fault(f"round {round} was released before it was charged")
         # The decision that let this round run lies after the round before it and before its own charge.
         since = bisect.bisect_right(runs, before)
-        if since == len(runs) or runs[since] >= charged[number]:
-            raise Fault(f"round {number} was charged and run without a decision that allowed it")
-        if leaves.get(number, at) >= at:
-            raise Fault(f"round {number} was released without a decision that allowed it")
+        if since == len(runs) or runs[since] >= charged[round]:
+            raise Fault(f"round {round} was charged and run without a decision that allowed it")
+        if leaves.get(round, at) >= at:
+            raise Fault(f"round {round} was released without a decision that allowed it")
         before = at
-        seen.add(number)
+        seen.add(round)
     return f"{len(released)} releases, each charged and allowed before"
 
 
@@ -1293,8 +1293,8 @@ def _approval(decision: dict[str, Any]) -> Any:
 
 def _round(decision: dict[str, Any]) -> int | None:
     release = (decision["facts"] or {}).get("release") or {}
-    number: int | None = release.get("round")
-    return number
+    round: int | None = release.get("round")
+    return round
 
 
 def _agreements(bundle: _Bundle) -> str:

@@ -353,13 +353,13 @@ def reached_round(home: Home, study: str) -> int | None:
 
 def charged_up_to(home: Home, study: str, account: StudyAccount, reached: int) -> StudyAccount:
     """Return the account with all rounds up to `reached` charged, each as the study calls for it."""
-    missing = [number for number in range(1, reached + 1) if number not in account.charged]
+    missing = [round for round in range(1, reached + 1) if round not in account.charged]
     if not missing:
         return account
     case = _case(home, study)
     if case is None:
         return balances.in_full(account)  # what its rounds cost is not known any more
-    planned = {number: balances.prices_of(case.planned(number)) for number in missing}
+    planned = {round: balances.prices_of(case.planned(round)) for round in missing}
     return StudyAccount(account.reserved, {**account.charged, **planned}, account.released)
 
 
@@ -382,9 +382,9 @@ def charge_what_is_reached(site: Site, study: str) -> None:
                     f"study {study[:12]}: its case can't be opened, so that nothing says what its rounds cost; revoke "
                     "it, and ask for a new submission"
                 )
-            for number in sorted(after.charged.keys() - account.charged.keys()):
-                line = pending.Line(kind="charge", population=population, study=study, round=number)
-                pending.write(site, line, after.charged[number])
+            for round in sorted(after.charged.keys() - account.charged.keys()):
+                line = pending.Line(kind="charge", population=population, study=study, round=round)
+                pending.write(site, line, after.charged[round])
 
 
 def require_rounds_left(home: Home, study: str) -> None:
@@ -430,10 +430,10 @@ def _stop_studies(populations: Iterable[str]) -> None:
         Round.objects.filter(case=row, state__in=(Round.State.ACCEPTED, Round.State.CHARGED)).update(
             state=Round.State.FAILED, reason=unknown
         )
-        for number in sorted({number for account in known for number in account.charged if number > 0}):
+        for round in sorted({round for account in known for round in account.charged if round > 0}):
             Round.objects.get_or_create(
                 case=row,
-                round=number,
+                round=round,
                 defaults={
                     "epoch": 0,
                     "manifest_hash": "",

@@ -88,7 +88,7 @@ def _known_rounds(home: Home, study_hash: str) -> list[tuple[int, int]]:
     sat_out = Q(state=Round.State.FAILED, manifest_hash="", abstention__has_key="outcome")
     rounds = list(Round.objects.filter(case__study_hash=study_hash).exclude(sat_out).values_list("epoch", "round"))
     accounts = ledger_log.tell(home).accounts_of_study(study_hash)
-    return rounds + [(-1, number) for account in accounts for number in account.charged]
+    return rounds + [(-1, round) for account in accounts for round in account.charged]
 
 
 def journal_of(home: Home, study_hash: str) -> tuple[Path, Path]:

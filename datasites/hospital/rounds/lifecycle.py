@@ -28,7 +28,7 @@ from datasites.study.audit_chain import RELEASED
 
 def _move(
     site: Site,
-    number: int,
+    case_id: int,
     person: Actor,
     reason: str,
     kind: str,
@@ -41,36 +41,36 @@ def _move(
     also: checks first, then does what a kill may leave done; last of all, since what came after it could refuse.
     """
     with transaction.atomic():
-        row, before = _moved(site, number, person, reason, kind, states, to)
-        owe(site, row, kind, case=number, person=person.name, role=person.role, reason=reason, before=before)
+        row, before = _moved(site, case_id, person, reason, kind, states, to)
+        owe(site, row, kind, case=case_id, person=person.name, role=person.role, reason=reason, before=before)
         also(row)
-    settle(site, number)
+    settle(site, case_id)
     return row
 
 
 def _moved(
-    site: Site, number: int, person: Actor, reason: str, kind: str, states: tuple[str, ...], to: str
+    site: Site, case_id: int, person: Actor, reason: str, kind: str, states: tuple[str, ...], to: str
 ) -> tuple[Case, str]:
     """Return the case in its new state, and the state before; call it in a transaction."""
     require_reviewer(person, f"{kind} is for {' or '.join(REVIEWERS)}")
-    row = Case.objects.select_for_update().get(pk=find_case(number).pk)
+    row = Case.objects.select_for_update().get(pk=find_case(case_id).pk)
     log_owed(site, row)
     log_newest(site, row)
     if row.state not in states:
-        raise ReviewError(f"case {number}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
+        raise ReviewError(f"case {case_id}: is {row.state}; {kind} needs one that is {' or '.join(states)}")
     # Why a study was stopped may have been rows, so it is logged only now that somebody has looked at it.
     before, row.state, row.note = str(row.state), to, reason
     row.save(update_fields=["state", "note"])
     return row, before
 
 
-def pause(site: Site, number: int, person: Actor, reason: str) -> Case:
+def pause(site: Site, case_id: int, person: Actor, reason: str) -> Case:
     """Stop taking part before the next round; one person is enough (I2)."""
     active = (Case.State.APPROVED, Case.State.RUNNING)
-    return _move(site, number, person, reason, "paused", active, Case.State.PAUSED)
+    return _move(site, case_id, person, reason, "paused", active, Case.State.PAUSED)
 
 
-def resume(site: Site, number: int, person: Actor, reason: str) -> Case:
+def resume(site: Site, case_id: int, person: Actor, reason: str) -> Case:
     """Go on after a pause or a stop; policies are asked again before the next round.
 
     A round whose work has failed is tried again, with the same randomness, unless the researcher has begun another.
@@ -82,10 +82,10 @@ def resume(site: Site, number: int, person: Actor, reason: str) -> Case:
         require_rounds_left(site.home, row.study_hash)
         Failures(site.home, row.study_hash).answered()
 
-    return _move(site, number, person, reason, "resumed", halted, Case.State.RUNNING, may_go_on)
+    return _move(site, case_id, person, reason, "resumed", halted, Case.State.RUNNING, may_go_on)
 
 
-def sit_out(site: Site, number: int, person: Actor, reason: str) -> Case:
+def sit_out(site: Site, case_id: int, person: Actor, reason: str) -> Case:
     """Go on after a stop without the round whose work has failed, and tell the researcher that it is sat out.
 
     That is the newest round, if it waits for an answer. The researcher reads that this hospital did not take part in
@@ -93,21 +93,21 @@ def sit_out(site: Site, number: int, person: Actor, reason: str) -> Case:
     log holds is refused, since its vector may have left (`abstaining`).
     """
     with transaction.atomic():
-        row, _ = _moved(site, number, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING)
+        row, _ = _moved(site, case_id, person, reason, "sat_out", (Case.State.STOPPED,), Case.State.RUNNING)
         require_rounds_left(site.home, row.study_hash)
         newest = Round.objects.select_for_update().filter(case=row).order_by("round").last()
         if newest is None or newest.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
-            raise ReviewError(f"case {number}: no round of it waits for an answer; use resume or rejoin")
+            raise ReviewError(f"case {case_id}: no round of it waits for an answer; use resume or rejoin")
         if site.audit.holds(RELEASED, study=row.study_hash, round=newest.round):
             raise ReviewError(
-                f"case {number}: round {newest.round} is released, as the log says, and can't be sat out; use resume"
+                f"case {case_id}: round {newest.round} is released, as the log says, and can't be sat out; use resume"
             )
         newest.abstain(letters.Abstention(outcome="failed"), reason, (person.name, person.role))
     log_abstention(site, row.study_hash, newest)
     return row
 
 
-def revoke(site: Site, number: int, person: Actor, reason: str) -> Case:
+def revoke(site: Site, case_id: int, person: Actor, reason: str) -> Case:
     """End the study here for good; what it did not use of its budget is free again, what it used is not.
 
     The researcher is told that this hospital has revoked its approval, and no reason.
@@ -118,12 +118,12 @@ def revoke(site: Site, number: int, person: Actor, reason: str) -> Case:
         row.recorded_in_syft = False
         row.save(update_fields=["recorded_in_syft"])
 
-    row = _move(site, number, person, reason, "revoked", open_states, Case.State.REVOKED, tell)
+    row = _move(site, case_id, person, reason, "revoked", open_states, Case.State.REVOKED, tell)
     release_what_is_left(site, row.study_hash)
     return row
 
 
-def rejoin(site: Site, number: int, person: Actor, reason: str) -> Case:
+def rejoin(site: Site, case_id: int, person: Actor, reason: str) -> Case:
     """Give up a stopped study's keys, and go on with it in a new epoch of the secure sum once there is one.
 
     For a journal that may release nothing any more (restored from a backup, or damaged). Every round that its anchor
@@ -136,7 +136,7 @@ def rejoin(site: Site, number: int, person: Actor, reason: str) -> Case:
         row.rejoins = True
         row.save(update_fields=["rejoins"])
 
-    return _move(site, number, person, reason, "rejoined", (Case.State.STOPPED,), Case.State.RUNNING, start_over)
+    return _move(site, case_id, person, reason, "rejoined", (Case.State.STOPPED,), Case.State.RUNNING, start_over)
 
 
 def kill(site: Site, person: Actor, reason: str) -> None:

@@ -83,35 +83,35 @@ class Correspondence:
 
     def look_again(self) -> None:
         """See whether letters that wait for an answer still lie in the store; one that doesn't is owed again."""
-        for to, number, kind in self._repeats.due():
-            if not self._mailroom.lies(to, self.study, number, kind):
-                self._posted.discard((to, number, kind))
+        for to, round, kind in self._repeats.due():
+            if not self._mailroom.lies(to, self.study, round, kind):
+                self._posted.discard((to, round, kind))
         for party in list(self._hours):
             self._this_hour(party)
 
-    def answered(self, number: int, *kinds: str) -> None:
+    def answered(self, round: int, *kinds: str) -> None:
         """Note that what our letters of these kinds wait for has arrived."""
-        self._repeats.end(lambda letter: letter[1] == number and letter[2] in kinds)
+        self._repeats.end(lambda letter: letter[1] == round and letter[2] in kinds)
 
     def over(self, before: int) -> None:
         """Note that nobody waits for our letters of rounds before this one any more."""
         self._repeats.end(lambda letter: letter[1] < before)
 
-    def receive(self, sender: str, number: int, kind: str, most: int | None) -> Letter | None:
+    def receive(self, sender: str, round: int, kind: str, most: int | None) -> Letter | None:
         """Return the letter under that path, or None where there is none or it is refused; raises `StoreError` only.
 
         most: bytes of its blob at most; None for the mailroom's own limit.
         """
         try:
-            return self._mailroom.receive(sender, self.study, number, kind, max_blob=most)
+            return self._mailroom.receive(sender, self.study, round, kind, max_blob=most)
         except StoreError:
             raise
         except (Rejected, IdentityError, ValueError) as error:
-            once = (number, kind, sender, type(error))
-            self.note("letter_rejected", once, party=sender, round=min(number, 2**31), reason=error)
+            once = (round, kind, sender, type(error))
+            self.note("letter_rejected", once, party=sender, round=min(round, 2**31), reason=error)
             return None
 
-    def post(self, to: str, number: int, kind: str, body: dict[str, JsonValue], blob: bytes | None = None) -> bool:
+    def post(self, to: str, round: int, kind: str, body: dict[str, JsonValue], blob: bytes | None = None) -> bool:
         """Send a letter; True once the store has taken it. Raises `Equivocation` for other content, and `StoreError`
         where the store as a whole fails.
 
@@ -119,20 +119,20 @@ class Correspondence:
         mailbox that is out of order).
         """
         try:
-            self._mailroom.send(to, self.study, number, kind, body, blob)
+            self._mailroom.send(to, self.study, round, kind, body, blob)
         except WHOLE_STORE:
             raise
         except (IdentityError, StoreError) as error:
-            once = (number, kind, to, type(error))
-            self.note("letter_not_sent", once, party=to, round=number, kind=kind, reason=error)
+            once = (round, kind, to, type(error))
+            self.note("letter_not_sent", once, party=to, round=round, kind=kind, reason=error)
             return False
-        self._posted.add((to, number, kind))
-        self._repeats.begin((to, number, kind))
+        self._posted.add((to, round, kind))
+        self._repeats.begin((to, round, kind))
         return True
 
-    def posted(self, to: str, number: int, kind: str) -> bool:
+    def posted(self, to: str, round: int, kind: str) -> bool:
         """Say whether this process has seen that letter into the store, and has not missed it there since."""
-        return (to, number, kind) in self._posted
+        return (to, round, kind) in self._posted
 
     def note(
         self, event: str, once: tuple[object, ...], *, reason: object, party: str = "", **fields: str | int

@@ -71,23 +71,23 @@ class Leaving:
 
     def _send_owed(self, state: MemberState) -> bool:
         assert state.open is not None
-        number = state.last_round
+        round = state.last_round
         if state.open.answer is not None:
-            return not self._is_out(letters.UNMASK, number) and self._reply(letters.UNMASK, state.open.answer, number)
-        if not self._is_out(letters.MASKED, number):
+            return not self._is_out(letters.UNMASK, round) and self._reply(letters.UNMASK, state.open.answer, round)
+        if not self._is_out(letters.MASKED, round):
             masked = self._journal.masked()
             assert masked is not None
             return self._send(masked, restarted=True)
-        if state.open.acknowledged is not None and not self._is_out(letters.ACKNOWLEDGE, number):
+        if state.open.acknowledged is not None and not self._is_out(letters.ACKNOWLEDGE, round):
             ack = self._journal.sent(SurvivorAck)
-            return ack is not None and self._reply(letters.ACKNOWLEDGE, SurvivorAck.from_bytes(ack), number)
+            return ack is not None and self._reply(letters.ACKNOWLEDGE, SurvivorAck.from_bytes(ack), round)
         return False
 
-    def _is_out(self, kind: str, number: int) -> bool:
-        return self._post.posted(self._researcher, number, kind)
+    def _is_out(self, kind: str, round: int) -> bool:
+        return self._post.posted(self._researcher, round, kind)
 
     def _send(self, masked: MaskedVector, restarted: bool) -> bool:
-        number = masked.header.round
+        round = masked.header.round
         record = self._record(masked, restarted)
         if record is None:
             return False
@@ -99,7 +99,7 @@ class Leaving:
             fork=record.release.get("fork"),
         )
         fields = body.model_dump(mode="json")
-        return self._post.post(self._researcher, number, letters.MASKED, fields, bytes(masked.payload))
+        return self._post.post(self._researcher, round, letters.MASKED, fields, bytes(masked.payload))
 
     def _counts_sigma(self) -> dict[EvaluationKind, float]:
         """Return the public sd of this hospital's noise on a count, by kind; 0 for one that the study has not."""
@@ -149,10 +149,10 @@ class Leaving:
 
     def _answer(self, member: Member, state: MemberState) -> bool:
         assert state.open is not None
-        number = state.last_round
+        round = state.last_round
         if state.open.answer is not None:
             return False
-        letter = self._receive(number, letters.SURVIVORS)
+        letter = self._receive(round, letters.SURVIVORS)
         if letter is None:
             return False
         try:
@@ -162,43 +162,43 @@ class Leaving:
                 if state.open.acknowledged is None:
                     acknowledged, ack = member.acknowledge(state, survivors)
                     self._journal.commit(acknowledged, ack)
-                    self._post.answered(number, letters.MASKED)
-                    self._reply(letters.ACKNOWLEDGE, ack, number)
+                    self._post.answered(round, letters.MASKED)
+                    self._reply(letters.ACKNOWLEDGE, ack, round)
                     return True
-                acks = self._acknowledged(number)
+                acks = self._acknowledged(round)
                 if acks is None:
                     return False
             after, answer = member.unmask(state, survivors, acks)
         except SecaggError as error:
             if isinstance(error, JournalRolledBack | JournalDamaged):
                 raise
-            self._post.note("survivors_refused", (letter.digest,), round=number, reason=error)
+            self._post.note("survivors_refused", (letter.digest,), round=round, reason=error)
             return False
         emails = [header.sender for header in survivors.headers]
         # First, since once the journal has the answer nothing brings this up again.
-        Round.objects.filter(case=self._case.row, round=number).update(state=Round.State.UNMASKED, survivors=emails)
+        Round.objects.filter(case=self._case.row, round=round).update(state=Round.State.UNMASKED, survivors=emails)
         # A list of any length must not be able to break the log: their number, and what the names hash to.
         audit = self._site.audit
         write, self._unsure = (audit.append_once if self._unsure else audit.append), True
         write(
             "unmasked",
             study=self._study,
-            round=number,
+            round=round,
             survivors=len(emails),
             digest=sha256_hex(canonical_json(emails)),
         )
         self._journal.commit(after, answer)
         self._unsure = False
-        self._post.answered(number, letters.MASKED, letters.ACKNOWLEDGE)
-        self._reply(letters.UNMASK, answer, number)
+        self._post.answered(round, letters.MASKED, letters.ACKNOWLEDGE)
+        self._reply(letters.UNMASK, answer, round)
         return True
 
-    def _acknowledged(self, number: int) -> AckList | None:
-        letter = self._receive(number, letters.ACKNOWLEDGED)
+    def _acknowledged(self, round: int) -> AckList | None:
+        letter = self._receive(round, letters.ACKNOWLEDGED)
         return None if letter is None else AckList.from_bytes(read_blob(letter))
 
-    def _reply(self, kind: str, message: Message, number: int) -> bool:
-        return self._post.post(self._researcher, number, kind, {}, message.to_bytes())
+    def _reply(self, kind: str, message: Message, round: int) -> bool:
+        return self._post.post(self._researcher, round, kind, {}, message.to_bytes())
 
-    def _receive(self, number: int, kind: str) -> Letter | None:
-        return self._post.receive(self._researcher, number, kind, LARGEST_LIST)
+    def _receive(self, round: int, kind: str) -> Letter | None:
+        return self._post.receive(self._researcher, round, kind, LARGEST_LIST)

@@ -190,12 +190,12 @@ class RowWork:
         keys: Callable[[str], RoundKeys],
         gone: frozenset[str],
     ) -> Computed:
-        failures, number = Failures(self._home, case.row.study_hash), manifest.round
+        failures, round = Failures(self._home, case.row.study_hash), manifest.round
         while not self._machine.await_turn(place, 0.2):
             self._require_open()
         started = time.monotonic()
         while True:
-            failed = failures.of(number)
+            failed = failures.of(round)
             if failed >= MOST:
                 raise WorkerCrashed(f"work on its records has failed {failed} times", rule="failed")
             try:
@@ -207,9 +207,9 @@ class RowWork:
                 # worker refused it would refuse again.
                 if self._closing.is_set():
                     raise
-                if failures.add(number) >= MOST or (self._worker is not None and self._worker.alive):
+                if failures.add(round) >= MOST or (self._worker is not None and self._worker.alive):
                     raise
-                log.warning("round %d: the worker ended (%s); starting another", number, error)
+                log.warning("round %d: the worker ended (%s); starting another", round, error)
                 continue
             return Computed(vectors, steps, of_round.key("rounding"), time.monotonic() - started, failed)
 

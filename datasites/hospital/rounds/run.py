@@ -109,10 +109,10 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
     Rounds 1..n train (and may hold an interim evaluation where the study says so); round n+1 is the final evaluation.
     dimension: number of model parameters.
     """
-    study, number = case.study, manifest.round
-    if number > study.rounds + 1:
-        raise RoundRefused(f"round {number}: the study has {study.rounds} and a final evaluation")
-    holds = round_terms(study, number, dimension=dimension, participants=len(manifest.participants))
+    study, round = case.study, manifest.round
+    if round > study.rounds + 1:
+        raise RoundRefused(f"round {round}: the study has {study.rounds} and a final evaluation")
+    holds = round_terms(study, round, dimension=dimension, participants=len(manifest.participants))
     for name, wanted, found in (
         ("study", case.row.study_hash, manifest.study),
         ("train", holds.train, manifest.train),
@@ -127,7 +127,7 @@ def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> N
     ):
         if wanted != found:
             raise RoundRefused(
-                f"round {number}: {name} is {found}, the approved study calls for {wanted}; "
+                f"round {round}: {name} is {found}, the approved study calls for {wanted}; "
                 "run the study as it was approved"
             )
 
@@ -310,35 +310,35 @@ class StudyRun:
         first = self._journal.floor[1] + 1 if state is None or state.open is None else state.last_round
         last = self._case.study.rounds + 1
         last = last if member is None else min(member.context.last_round, last)
-        sure = [(number, letters.ROUND, self._researcher) for number in range(first, last + 1)]
+        sure = [(round, letters.ROUND, self._researcher) for round in range(first, last + 1)]
         open_rounds = set(sure)
-        lie = self._post.mailbox([*sure, *((number, letters.OVER, self._researcher) for number, _, _ in sure)])
+        lie = self._post.mailbox([*sure, *((round, letters.OVER, self._researcher) for round, _, _ in sure)])
         called = [item for item in lie if item in open_rounds]
-        for number, _, _ in called[: -LETTERS_PER_STEP - 1 : -1]:
-            done = Round.objects.filter(case=row, round=number).first()
+        for round, _, _ in called[: -LETTERS_PER_STEP - 1 : -1]:
+            done = Round.objects.filter(case=row, round=round).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
             charged = done is not None and done.state == Round.State.CHARGED
-            if not charged and (number, letters.OVER, self._researcher) in lie and self._is_over(number):
-                reason = f"round {number}: was over before this hospital began it; nothing is charged for it"
-                self._abstain(row, number, "denied", (letters.ROUND_OVER,), reason)
+            if not charged and (round, letters.OVER, self._researcher) in lie and self._is_over(round):
+                reason = f"round {round}: was over before this hospital began it; nothing is charged for it"
+                self._abstain(row, round, "denied", (letters.ROUND_OVER,), reason)
                 return True
             if member is not None and time.monotonic() < self._loaded_at:
                 # Nothing is charged or said, and the machine is free for others, until a worker is taken to be there.
-                self._waiting = frozenset(number for number, _, _ in called)
+                self._waiting = frozenset(round for round, _, _ in called)
                 return False
-            letter = self._post.receive(self._researcher, number, letters.ROUND, self._largest_model)
+            letter = self._post.receive(self._researcher, round, letters.ROUND, self._largest_model)
             if letter is not None:
                 # Reading it may take minutes. Who has withdrawn since is left out, by a worker that starts before.
                 if member is None or withdrawn(self._site.home, self._case.dataset.name) == self._loads:
-                    self._attend(row, number, letter, waited=number in waited)
+                    self._attend(row, round, letter, waited=round in waited)
                 return True
         self._unread = len(called) > LETTERS_PER_STEP
         return False
 
-    def _is_over(self, number: int) -> bool:
+    def _is_over(self, round: int) -> bool:
         """Say whether the researcher has said that nobody waits for this round's answers any more."""
-        return self._post.receive(self._researcher, number, letters.OVER, 0) is not None
+        return self._post.receive(self._researcher, round, letters.OVER, 0) is not None
 
     def _load(self) -> None:
         """Let a worker start with the rows of today, in a span that is public (`ticks`)."""
@@ -359,20 +359,20 @@ class StudyRun:
         except (OSError, SandboxUnavailable) as error:
             log.warning("no template yet: %s", error)  # the round that needs a worker says why it has none
 
-    def _attend(self, row: Case, number: int, letter: Letter, *, waited: bool) -> None:
+    def _attend(self, row: Case, round: int, letter: Letter, *, waited: bool) -> None:
         """Check and charge a round, and begin its work. No row is looked at here, so each outcome may be answered.
 
         waited: for a worker, since before it was taken to have its rows.
         """
         now = time.monotonic()
         begins = begins_at(self._loaded_at, now) if waited else now
-        self._post.over(before=number)
+        self._post.over(before=round)
         try:
             case = self._case = open_case(self._site.home, row)
             signed = SignedManifest.from_bytes(str(letter.body.get("manifest", "")).encode())
             manifest = signed.manifest
-            if manifest.round != number:
-                raise RoundRefused(f"round {number}: its letter holds the manifest of round {manifest.round}")
+            if manifest.round != round:
+                raise RoundRefused(f"round {round}: its letter holds the manifest of round {manifest.round}")
             check_manifest(case, manifest, case.terms.parameters)
             parameters = self._model(letter, manifest, case.terms.parameters)
             decision = compliance.decide(self._site, case, "run_round", manifest=manifest)
@@ -380,14 +380,14 @@ class StudyRun:
             self._setup.require_pinned_keys()
             self._open(row, signed)
             asked = case.round_asked(manifest)
-            ledger.charge(self._site, case.dataset, self.study_hash, number, asked, manifest.digest())
-            Round.objects.filter(case=row, round=number).update(state=Round.State.CHARGED)
+            ledger.charge(self._site, case.dataset, self.study_hash, round, asked, manifest.digest())
+            Round.objects.filter(case=row, round=round).update(state=Round.State.CHARGED)
         except (compliance.Denied, OtherKeys, FrozenCopyChanged) as error:
-            self._abstain(row, number, "denied", error.controls, str(error))
+            self._abstain(row, round, "denied", error.controls, str(error))
         except NOT_OF_THE_ROUND:
             raise
         except Exception as error:
-            self._abstain(row, number, "failed", (), in_words(error))
+            self._abstain(row, round, "failed", (), in_words(error))
         else:
             assert self._loads is not None
             self._announced.begin()
@@ -510,26 +510,26 @@ class StudyRun:
     # -- ends --------------------------------------------------------------------------------------------------
 
     def _abstain(
-        self, row: Case, number: int, outcome: Literal["denied", "failed"], controls: tuple[str, ...], reason: str
+        self, row: Case, round: int, outcome: Literal["denied", "failed"], controls: tuple[str, ...], reason: str
     ) -> None:
-        log.warning("round %d: %s: %s", number, outcome, reason)
-        if not self._abstained(row, number, outcome, controls, reason):
-            self._stop(row, f"round {number} is released, as the log says, and can't be sat out; resume or rejoin")
+        log.warning("round %d: %s: %s", round, outcome, reason)
+        if not self._abstained(row, round, outcome, controls, reason):
+            self._stop(row, f"round {round} is released, as the log says, and can't be sat out; resume or rejoin")
             return
         unsaid = self._sat_out(row)
         if unsaid is not None:
             self._say_sat_out(unsaid)
 
     def _abstained(
-        self, row: Case, number: int, outcome: Literal["denied", "failed"], controls: tuple[str, ...], reason: str
+        self, row: Case, round: int, outcome: Literal["denied", "failed"], controls: tuple[str, ...], reason: str
     ) -> bool:
         """Decide that a round is sat out, unless people have; False for one whose release the log holds."""
         with transaction.atomic():
-            Round.objects.get_or_create(case=row, round=number, defaults={"epoch": 0, "manifest_hash": ""})
-            record = Round.objects.select_for_update().get(case=row, round=number)
+            Round.objects.get_or_create(case=row, round=round, defaults={"epoch": 0, "manifest_hash": ""})
+            record = Round.objects.select_for_update().get(case=row, round=round)
             if record.state == Round.State.FAILED:
                 return True
-            if self._site.audit.holds(RELEASED, study=self.study_hash, round=number):
+            if self._site.audit.holds(RELEASED, study=self.study_hash, round=round):
                 return False
             # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
             record.reason = reason

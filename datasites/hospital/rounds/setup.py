@@ -149,9 +149,9 @@ class EpochSetup:
         sure = [(letters.SETUP_ROUND, letters.offer_kind(epoch), self._researcher) for epoch in near]
         named = [
             int(kind.removeprefix(prefix))
-            for number, kind, sender in self._post.mailbox(sure)
+            for round, kind, sender in self._post.mailbox(sure)
             # A file of another round or spelling (offer-07) is no letter, and must not hide one.
-            if (sender, number) == (self._researcher, letters.SETUP_ROUND)
+            if (sender, round) == (self._researcher, letters.SETUP_ROUND)
             and re.fullmatch(f"{prefix}(0|[1-9][0-9]*)", kind)
         ]
         # One that was refused is tried again (a party may be pinned by now), after those that were not.

@@ -46,33 +46,33 @@ def overview(request: Any) -> HttpResponse:
 
 
 @page(READERS)
-def show(request: Any, number: int) -> HttpResponse:
+def show(request: Any, case_id: int) -> HttpResponse:
     """Show one study, with its rounds as they happen."""
-    row = _study(number)
+    row = _study(case_id)
     actions = ACTIONS.get(row.state, ()) if request.role in REVIEWERS else ()
     forms = [(a, Move(initial={"action": a}, auto_id=f"{a}-%s"), a in ASKS_PASSWORD) for a in actions]
     return render(request, "console/study.html", {"row": row, "forms": forms, **_rounds(row)})
 
 
 @page(READERS)
-def rounds(request: Any, number: int) -> HttpResponse:
+def rounds(request: Any, case_id: int) -> HttpResponse:
     """Show the part of the page that is fetched again while a study runs."""
-    row = _study(number)
+    row = _study(case_id)
     return render(request, "console/rounds.html", {"row": row, **_rounds(row)})
 
 
 @page(REVIEWERS, ("POST",))
-def move(request: Any, number: int) -> HttpResponse:
+def move(request: Any, case_id: int) -> HttpResponse:
     """Pause, resume, sit a round out, rejoin or revoke; effective before the next round."""
-    _study(number)
+    _study(case_id)
 
     def do(values: dict[str, Any]) -> str:
         action = values["action"]
         person = confirmed(request) if action in ASKS_PASSWORD else present(request)
-        row = getattr(lifecycle, action)(request.site, number, person, values["reason"])
+        row = getattr(lifecycle, action)(request.site, case_id, person, values["reason"])
         return f"{row.study_name} is {row.get_state_display()} now."
 
-    return act(request, Move(request.POST), do, "study", number)
+    return act(request, Move(request.POST), do, "study", case_id)
 
 
 @page(REVIEWERS | {ADMIN}, ("POST",))
@@ -89,10 +89,10 @@ def kill(request: Any) -> HttpResponse:
     return act(request, Kill(request.POST), do, "studies")
 
 
-def _study(number: int) -> Case:
-    if number > 2**63 - 1:
+def _study(case_id: int) -> Case:
+    if case_id > 2**63 - 1:
         raise Http404
-    row = Case.objects.filter(pk=number, state__in=APPROVED_ONCE).first()
+    row = Case.objects.filter(pk=case_id, state__in=APPROVED_ONCE).first()
     if row is None:
         raise Http404
     return row
