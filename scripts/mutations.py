@@ -475,7 +475,7 @@ MUTATIONS = (
     Mutation(
         "rounds: one that is over is charged",
         "datasites/hospital/rounds/run.py",
-        "if not charged and (number, letters.OVER, self._researcher) in lie and self._is_over(number):",
+        "if not charged and (round, letters.OVER, self._researcher) in lie and self._is_over(number):",
         "if False:",
         (f"{_ABSTAINING}::test_a_hospital_that_returns_charges_only_what_can_still_count",),
     ),
@@ -693,8 +693,8 @@ MUTATIONS = (
     Mutation(
         "review: what a decision does is done before the log was asked for its words",
         "datasites/hospital/rounds/lifecycle.py",
-        "        row, before = _moved(site, number, person, reason, kind, states, to)\n",
-        "        row, before = _moved(site, number, person, reason, kind, states, to)\n        also(row)\n",
+        "        row, before = _moved(site, case_id, person, reason, kind, states, to)\n",
+        "        row, before = _moved(site, case_id, person, reason, kind, states, to)\n        also(row)\n",
         (f"{_OWED}::test_a_decision_whose_record_the_log_would_not_take_is_none",),
     ),
     Mutation(
@@ -1130,7 +1130,7 @@ MUTATIONS = (
     Mutation(
         "store: a lost letter is not put again",
         "datasites/hospital/rounds/mail.py",
-        "                self._posted.discard((to, number, kind))\n",
+        "                self._posted.discard((to, round, kind))\n",
         "                pass\n",
         ("tests/hospital/rounds/test_mail.py",),
     ),
@@ -1326,7 +1326,7 @@ MUTATIONS = (
     Mutation(
         "retry: a restart forgets the failures of a round",
         "datasites/hospital/rounds/row_work.py",
-        "            failed = failures.of(number)\n",
+        "            failed = failures.of(round)\n",
         "            failed = 0\n",
         (f"{_RETRY}::test_a_restart_between_two_crashes_gives_no_further_try",),
     ),
@@ -1623,7 +1623,7 @@ MUTATIONS = (
         "datasites/hospital/rounds/run.py",
         "            # Decided once this is saved: ",
         '            told = {"reason": reason, "outcome": outcome, "controls": list(controls)}\n'
-        '            self._site.audit.append_once("abstained", study=self.study_hash, round=number, **told)\n'
+        '            self._site.audit.append_once("abstained", study=self.study_hash, round=round, **told)\n'
         "            # Decided once this is saved: ",
         ("tests/hospital/test_outages.py::test_an_abstention_is_decided_logged_and_said_once",),
     ),

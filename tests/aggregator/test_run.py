@@ -276,6 +276,7 @@ def test_a_lie_around_a_vector_costs_its_sender_alone(federation: Federation, li
     liar = next(iter(federation.hospitals.values()))
     liar.body = lambda body: body | lie
     run = federation.run()
+    run._least_patience = 60.0  # the liar's letter is waited for, however busy the machine is
     run.complete(progress=False)
     assert all(record.outcome == "done" for record in run.state.rounds)
     assert all(liar.email not in record.survivors for record in run.state.rounds)

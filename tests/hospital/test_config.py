@@ -128,7 +128,7 @@ def test_an_option_of_a_providers_address_is_refused(name: str, option: str) -> 
 
 def test_a_refused_or_absent_database_is_one_sentence_of_every_command(tmp_path: Path) -> None:
     """`init` makes no key for it, and no command gives a traceback."""
-    for code, server in (("port", "h:port"), ("away", "127.0.0.1:1")):
+    for code, server in (("port", "h:port"), ("unavailable", "127.0.0.1:1")):
         address = f"postgresql://ds:Zq7Xk@{server}/ds"
         home = tmp_path / code
         home.mkdir()
@@ -143,5 +143,5 @@ def test_a_refused_or_absent_database_is_one_sentence_of_every_command(tmp_path:
             assert code in done.stderr
             assert len(done.stderr.splitlines()) == 1
             assert MARK not in done.stderr + done.stdout
-            assert code == "away" or not list(home.rglob("*.pem"))
+            assert code == "unavailable" or not list(home.rglob("*.pem"))
             (home / "datasite.toml").write_text(toml)

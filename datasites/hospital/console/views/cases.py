@@ -64,16 +64,16 @@ def inbox(request: Any) -> HttpResponse:
 
 
 @page(READERS)
-def show(request: Any, number: int) -> HttpResponse:
+def show(request: Any, case_id: int) -> HttpResponse:
     """Show everything that a decision is based on."""
-    view = view_case_or_problem(request.site.home, _case(number))
+    view = view_case_or_problem(request.site.home, _case(case_id))
     return _case_page(request, view, Decide(initial={"seen": view.seen, "hash": view.row.approval_hash}))
 
 
 @page(REVIEWERS, ("POST",))
-def decide(request: Any, number: int) -> HttpResponse:
+def decide(request: Any, case_id: int) -> HttpResponse:
     """Approve or reject exactly what the page showed; 409 when anything of that has changed."""
-    view = view_case_or_problem(request.site.home, _case(number))
+    view = view_case_or_problem(request.site.home, _case(case_id))
     form = Decide(request.POST)
     if not form.is_valid():
         return _case_page(request, view, form, 400)
@@ -86,9 +86,9 @@ def decide(request: Any, number: int) -> HttpResponse:
         person = confirmed(request)
         if wanted["verdict"] == "approve":
             case = view.examined.case if view.examined else None
-            row = review.approve(request.site, number, person, wanted["reason"], wanted["hash"], case)
+            row = review.approve(request.site, case_id, person, wanted["reason"], wanted["hash"], case)
         else:
-            row = review.reject(request.site, number, person, wanted["reason"], message=wanted["told"])
+            row = review.reject(request.site, case_id, person, wanted["reason"], message=wanted["told"])
     except PersonError as error:
         form.add_error("password", str(error))
         return _case_page(request, view, form, 403)
@@ -97,47 +97,47 @@ def decide(request: Any, number: int) -> HttpResponse:
         return _case_page(request, view, form, 409)
     except DatasitesError as error:
         form.add_error(None, str(error))
-        fresh = view_case_or_problem(request.site.home, _case(number))
+        fresh = view_case_or_problem(request.site.home, _case(case_id))
         return _case_page(request, fresh, form, 409)
     verdict = "approved" if wanted["verdict"] == "approve" else "rejected"
-    messages.success(request, f"You {verdict} case {number}; it is {row.get_state_display()} now.")
-    return redirect("case", number)
+    messages.success(request, f"You {verdict} case {case_id}; it is {row.get_state_display()} now.")
+    return redirect("case", case_id)
 
 
 @page(REVIEWERS, ("POST",))
-def recheck(request: Any, number: int) -> HttpResponse:
+def recheck(request: Any, case_id: int) -> HttpResponse:
     """Examine a case again that nobody has approved yet."""
-    _case(number)
+    _case(case_id)
     try:
-        row = examination.recheck(request.site, number)
+        row = examination.recheck(request.site, case_id)
     except DatasitesError as error:
         return refuse(request, 409, str(error))
-    messages.success(request, f"Case {number} was rechecked; it is {row.state} now.")
-    return redirect("case", number)
+    messages.success(request, f"Case {case_id} was rechecked; it is {row.state} now.")
+    return redirect("case", case_id)
 
 
 @page(READERS, ("POST",))
-def evidence(request: Any, number: int) -> HttpResponse:
+def evidence(request: Any, case_id: int) -> HttpResponse:
     """Send the evidence bundle of a case, with its own verifier inside."""
-    row = _case(number)
+    row = _case(case_id)
     with tempfile.TemporaryDirectory(dir=request.site.home.root, prefix=".evidence-") as folder:
         out = Path(folder) / "bundle.zip"
         try:
-            checks = export_evidence(request.site, number, out)
+            checks = export_evidence(request.site, case_id, out)
         except (DatasitesError, ValueError) as error:
-            return refuse(request, 409, f"Case {number} has no evidence to export: {error}")
+            return refuse(request, 409, f"Case {case_id} has no evidence to export: {error}")
         data = out.read_bytes()
-    request.site.audit.append("exported", case=number, what="evidence", person=request.user.username)
+    request.site.audit.append("exported", case=case_id, what="evidence", person=request.user.username)
     response = HttpResponse(data, content_type="application/zip")
     response["Content-Disposition"] = f'attachment; filename="evidence-case-{row.pk}.zip"'
     response["X-Evidence-Verified"] = "yes" if all(check.ok for check in checks) else "no"
     return response
 
 
-def _case(number: int) -> Case:
-    if number > 2**63 - 1:
+def _case(case_id: int) -> Case:
+    if case_id > 2**63 - 1:
         raise Http404
-    row = Case.objects.filter(pk=number).first()
+    row = Case.objects.filter(pk=case_id).first()
     if row is None:
         raise Http404
     return row
