@@ -475,7 +475,7 @@ MUTATIONS = (
     Mutation(
         "rounds: one that is over is charged",
         "datasites/hospital/rounds/run.py",
-        "if not charged and (round, letters.OVER, self._researcher) in lie and self._is_over(number):",
+        "if not charged and (round, letters.OVER, self._researcher) in lie and self._is_over(round):",
         "if False:",
         (f"{_ABSTAINING}::test_a_hospital_that_returns_charges_only_what_can_still_count",),
     ),

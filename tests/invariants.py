@@ -128,7 +128,7 @@ def _names_rule(number: int, citation: Citation, source: Source) -> bool:
 
 def cited(path: str, text: str) -> set[int]:
     """Find the numbers of rules that a file cites; of Python in comments and strings, where no name looks like one."""
-    if path.endswith(".py"):
+    if path.endswith(".py") and NUMBER.search(text):
         with suppress(SyntaxError, tokenize.TokenError):  # models of tests are not all Python
             text = "\n".join(_comments(text) + [part for part, _ in _strings(text)])
     return {int(number) for number in NUMBER.findall(text)}

@@ -210,6 +210,7 @@ DISTRIBUTED = ("counts_beside_the_door", "later_by_rows", "abstains_where_nobody
 REAL_WORKER = ("retry_for_a_patient", "counts_beside_the_door", "later_by_rows")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("leak", "changes"),
     [

@@ -116,6 +116,7 @@ def test_who_did_not_answer_is_told_that_the_round_is_over(federation: Federatio
     assert [told(number) for number in (1, 2, 3)] == [set(), {first.email}, {first.email, second.email}]
 
 
+@pytest.mark.slow
 def test_a_hospital_that_was_down_at_setup_is_let_in_when_it_is_back(federation: Federation) -> None:
     late = federation.hospitals["datasite@va.example.org"]
     late.there = False
@@ -485,6 +486,7 @@ def test_a_forged_letter_does_not_stand_for_its_sender(federation: Federation) -
     assert victim.email in record.survivors
 
 
+@pytest.mark.slow
 def test_a_vector_of_another_size_is_not_downloaded(federation: Federation) -> None:
     liar = next(iter(federation.hospitals.values()))
     send = liar._send
@@ -614,6 +616,7 @@ def test_an_epoch_whose_state_can_not_be_read_is_followed_by_another(federation:
     assert not (federation.folder / "enrolment-0.json").exists()
 
 
+@pytest.mark.slow
 def test_an_epoch_in_which_too_few_are_left_is_followed_by_another(federation: Federation) -> None:
     """One was silent at the setup and is there now, one sent wrong shares: two are left, of three in another epoch."""
     liar, silent, *_ = federation.hospitals.values()

@@ -57,6 +57,7 @@ def test_a_party_is_pinned_once_its_fingerprint_was_compared(datasites: CommandL
     assert east.entry.fingerprint in datasites.does("roster", "show").printed
 
 
+@pytest.mark.slow
 def test_of_files_of_which_one_is_no_entry_none_is_pinned(datasites: CommandLine, east: Party, tmp_path: Path) -> None:
     bad = tmp_path / "bad.json"
     for content in (b"{}", b"[" * 100_000, b"\xff", None):

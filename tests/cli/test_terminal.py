@@ -70,6 +70,7 @@ def test_every_command_shows_only_or_says_who_acts_but_for_a_few(runs: list[Run]
     assert not asks & (BY_THE_SHELL | SHOWS)
 
 
+@pytest.mark.slow
 def test_who_gives_another_password_does_nothing(datasites: CommandLine, runs: list[Run]) -> None:
     """In each command, and before anything else of it is looked at; `budget restored` says first that it lacks one."""
     for run in acted(runs):
@@ -79,6 +80,7 @@ def test_who_gives_another_password_does_nothing(datasites: CommandLine, runs: l
     assert "ann: unknown" in datasites.refuses("kill", "--reason", "why", by="ann", typed="")
 
 
+@pytest.mark.slow
 def test_an_auditor_does_nothing(datasites: CommandLine, runs: list[Run]) -> None:
     """Each command names the role that she has, and the one that it takes."""
     for run in acted(runs):
@@ -96,6 +98,7 @@ def test_who_has_been_deactivated_does_nothing(datasites: CommandLine) -> None:
     assert "person ann: unknown" in datasites.refuses("kill", "--reason", "why", by="ann")
 
 
+@pytest.mark.slow
 def test_a_case_that_is_not_there_is_named(datasites: CommandLine, desk: Desk, tmp_path: Path) -> None:
     """By every command that takes one, also where its number is larger than the database knows any."""
     why, large = ("--reason", "why"), 10**30

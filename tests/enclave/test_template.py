@@ -136,6 +136,7 @@ def weakening() -> Iterator[Template]:
     source.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wall", WEAKER)
 def test_a_wall_between_workers_taken_down_is_noticed(
     weakening: Template, wall: str, monkeypatch: pytest.MonkeyPatch

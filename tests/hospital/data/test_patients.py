@@ -176,6 +176,7 @@ def test_without_a_patient_column_both_sides_are_charged_the_sum_within_the_stud
     assert "charged to both sides" in describe(desk.site, desk.row.pk)
 
 
+@pytest.mark.slow
 def test_a_withdrawal_drops_exactly_the_named_patient_and_needs_a_patient_column(
     desk: Desk,
     files: Callable[[str, str, str], None],

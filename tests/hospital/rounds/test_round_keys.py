@@ -491,6 +491,7 @@ def test_a_round_that_was_sat_out_is_not_released_after_all(running: Running, mo
     assert not running.logged("released")
 
 
+@pytest.mark.slow
 def test_a_round_begins_when_the_round_before_it_leaves_whenever_its_work_was_done(running: Running) -> None:
     """The rows of another study were at work: when that ends is public, unlike when the work is done."""
     running.set_up()
