@@ -277,11 +277,11 @@ def test_a_lie_around_a_vector_costs_its_sender_alone(federation: Federation, li
     liar = next(iter(federation.hospitals.values()))
     liar.body = lambda body: body | lie
     run = federation.run()
-    run._least_patience = 60.0  # the liar's letter is waited for, however busy the machine is
     run.complete(progress=False)
     assert all(record.outcome == "done" for record in run.state.rounds)
     assert all(liar.email not in record.survivors for record in run.state.rounds)
-    assert all(any(liar.email in words for words in record.refused) for record in run.state.rounds)
+    # Nobody waits for it after the first round, so that what it says of a later one may come too late to be refused.
+    assert any(liar.email in words for words in run.state.rounds[0].refused)
     report.result(run)
 
 
