@@ -90,7 +90,7 @@ class Measured:
     """The hospital whose cost is measured; its home is `site`, and `home` has what belongs to this study."""
 
     def __init__(self, site: Site, room: Mailroom, terms: StudyTerms, home: Path) -> None:
-        from datasites.hospital.rounds.mail import Correspondence
+        from datasites.hospital.rounds.mail import StudyMail
         from datasites.hospital.rounds.setup import EpochSetup
 
         self._home, self._site = home, site
@@ -99,7 +99,7 @@ class Measured:
         case: Any = SimpleNamespace(study=terms, row=SimpleNamespace(study_hash=STUDY))
         with self.cost.counting():
             self._journal = Journal(home / "journal", home / "anchor")
-            self._post = Correspondence(site, room, STUDY, RESEARCHER)
+            self._post = StudyMail(site, room, STUDY, RESEARCHER)
             self._setup = EpochSetup(site, case, self._post, self._journal, home)
 
     def turn(self) -> None:

@@ -309,7 +309,7 @@ MUTATIONS = (
     ),
     Mutation(
         "examination: whether it rehearses tells whether the table has changed",
-        "datasites/hospital/cases/examination.py",
+        "datasites/hospital/cases/rehearsal.py",
         'exclude={"data_version", "ticks", "parameters"}',
         'exclude={"ticks", "parameters"}',
         (f"{_ONCE}::test_a_rehearsal_that_passed_is_not_held_again_and_shows_nothing_of_the_table",),
@@ -553,7 +553,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rehearsal: code runs without a sandbox though nobody accepted that",
-        "datasites/hospital/cases/examination.py",
+        "datasites/hospital/cases/worker.py",
         "    if not compliance.may_run_code(site.home, case):\n",
         "    if False:\n",
         (

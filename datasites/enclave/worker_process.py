@@ -32,7 +32,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from datasites.enclave import escape, forking, loader, protocol
+from datasites.enclave import attempts, forking, loader, protocol
 from datasites.enclave.confine import WorkerLimits, confine, end_with_parent
 from datasites.enclave.shapes import check_shapes
 from datasites.privacy import evaluation, parameters, per_row, probe, trainer
@@ -413,8 +413,8 @@ def main() -> None:
     if sys.argv[2:] == ["template"]:
         works: dict[str, forking.Work] = {
             "worker": partial(work, limits),
-            "escape": partial(escape.attempt_apart, limits),
-            "bait": escape.bait,
+            "escape": partial(attempts.attempt_apart, limits),
+            "bait": attempts.bait,
         }
         with socket.socket(fileno=os.dup(0)) as control:
             forking.serve(control, works)

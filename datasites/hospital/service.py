@@ -52,7 +52,7 @@ from datasites.hospital.models import Case
 from datasites.hospital.outages import Outages, waited_for
 from datasites.hospital.rounds.closing import results_of, send_account
 from datasites.hospital.rounds.journals import destroy_secrets, give_up_keys
-from datasites.hospital.rounds.mail import Correspondence
+from datasites.hospital.rounds.mail import StudyMail
 from datasites.hospital.rounds.run import StudyRun, foreseen
 from datasites.hospital.setup import open_control, require_own_user
 from datasites.hospital.site import Site, outage_of
@@ -112,7 +112,7 @@ class Service:
         self._runs: dict[int, StudyRun] = {}
         self._machine = Machine()
         self._resting: dict[int, tuple[float, float]] = {}
-        self._farewells: dict[int, tuple[Correspondence, float]] = {}
+        self._farewells: dict[int, tuple[StudyMail, float]] = {}
         self._noted: set[tuple[str, str]] = set()
         self._roster: Roster | None = None
         self._synced = self._next_sync = 0.0
@@ -403,6 +403,6 @@ class Service:
             Case.objects.filter(pk=row.pk, state__in=Case.ACTIVE).update(state=Case.State.STOPPED, note=reason)
 
 
-def _account_of(post: Correspondence) -> Posted:
+def _account_of(post: StudyMail) -> Posted:
     """Return the name under which a study's account is sent."""
     return post.researcher, letters.SETUP_ROUND, letters.ACCOUNT

@@ -36,7 +36,7 @@ the same when its message changes. The tree, with the module of each (`tests/tes
       NotToUndo               hospital.data.withdrawal
       OtherSpellings          hospital.cases.consent
       SamePatients            hospital.data.patients
-    MayNotRun                 hospital.cases.examination
+    MayNotRun                 hospital.cases.worker
     NotApproved               researcher.federation
     OtherKeys                 hospital.rounds.setup
       LostKeys                hospital.rounds.setup
@@ -51,7 +51,7 @@ the same when its message changes. The tree, with the module of each (`tests/tes
     Rejected                  transport.letter
     ReviewError               hospital.people.accounts
     RingRefused               study.rounds
-    RoundRefused              hospital.rounds.run
+    RoundRefused              hospital.rounds.manifest
     RuleError                 policies.ruleset
     RunError                  aggregator.gather
       EpochRefused            aggregator.run

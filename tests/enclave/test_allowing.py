@@ -88,8 +88,8 @@ def test_a_check_that_ends_in_the_middle_leaves_the_rest_untried() -> None:
     class Cut(Sandbox):
         def command(self, arguments: list[str], shown: Path | None = None) -> list[str]:  # type: ignore[override]
             code = (
-                "import os; import datasites.enclave.escape as e;"
-                "e._BEFORE['reach the network'] = lambda targets: os._exit(3); e.main()"
+                "import os; import datasites.enclave.attempts as e;"
+                "e.BEFORE['reach the network'] = lambda targets: os._exit(3); e.main()"
             )
             return super().command(["-c", code, *arguments[2:]], shown)
 

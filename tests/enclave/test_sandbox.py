@@ -124,7 +124,7 @@ def own_environment_kept(command):
 
 def confinement_left_out(command):
     place = command.index("-m")
-    code = "import datasites.enclave.escape as e; e.confine = lambda limits: None; e.main()"
+    code = "import datasites.enclave.attempts as e; e.confine = lambda limits: None; e.main()"
     return [*command[:place], "-c", code, *command[place + 2 :]]
 
 
@@ -388,7 +388,7 @@ def test_a_python_below_tmp_is_not_hidden() -> None:
 def test_one_call_that_is_not_refused_is_noticed(call):
     """Each has another one behind which it would not be missed: programs are started by new processes, too."""
     code = (
-        "import datasites.enclave.confine as c, datasites.enclave.escape as e\n"
+        "import datasites.enclave.confine as c, datasites.enclave.attempts as e\n"
         "kept = c.filter_program\n"
         "def without(*a, **k):\n"
         f"    held = c._REFUSED.pop({call!r}, None) or c._REFUSED_WITHOUT_DEVICES.pop({call!r})\n"

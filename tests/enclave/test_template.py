@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from datasites.enclave import attempts as attempts_made
 from datasites.enclave import escape, processes, template
 from datasites.enclave.processes import Process, Sandboxed, readable
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
@@ -72,8 +73,8 @@ def test_nothing_gets_out_of_a_worker_to_the_host_or_to_another() -> None:
     attempts = escape.escape_check(shared(CONFIG))
     assert failed(attempts) == set()
     names = {attempt.name for attempt in attempts}
-    wanted = {*escape._BEFORE, *escape._BESIDE, *escape._AFTER, "the host saw no connection"}
-    assert wanted - names == {escape._OF_A_FOLDER}
+    wanted = {*attempts_made.BEFORE, *attempts_made.BESIDE, *attempts_made.AFTER, "the host saw no connection"}
+    assert wanted - names == {attempts_made.OF_A_FOLDER}
 
 
 EVERYTHING = """
@@ -107,13 +108,13 @@ WEAKER = {
 WEAKENING = f"""
 import sys
 from functools import partial
-from datasites.enclave import escape, forking, worker_process
+from datasites.enclave import attempts, forking, worker_process
 keep, changes = forking._keep, { ({name: code for name, (code, _) in WEAKER.items()})!r}
 def weakened(work, *others):
     exec(changes.get(getattr(work, "keywords", {{}}).get("weaker", ""), ""))
     keep(work, *others)
-def weaker_escape(limits, *others, weaker): escape.attempt_apart(limits, *others)
-def weaker_bait(*others, weaker): escape.bait(*others)
+def weaker_escape(limits, *others, weaker): attempts.attempt_apart(limits, *others)
+def weaker_bait(*others, weaker): attempts.bait(*others)
 class Works(dict):
     def __missing__(self, word):
         name, weaker = word.split(":")

@@ -23,7 +23,7 @@ from django.db.backends.signals import connection_created
 from datasites.control.syft import HospitalControl
 from datasites.hospital.budget import ledger_log, pending
 from datasites.hospital.budget.reconcile import require_one_story
-from datasites.hospital.cases import compliance, examination
+from datasites.hospital.cases import compliance, rehearsal
 from datasites.hospital.database import DATABASE_AWAY, let_go
 from datasites.hospital.models import Case, LedgerEntry, Review, Round
 from datasites.hospital.rounds import row_work
@@ -253,7 +253,7 @@ def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
         HospitalControl, "next_job", lambda _, known, order: None if (sent.name, sent.submitted_by) in known else sent
     )
     monkeypatch.setattr("datasites.hospital.outages.RETRY", 0.0)
-    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
     outage = Outage(kind, itertools.accumulate(range(3, 30, 3)))
     begins = service._site.audit.head().seq
     in_threads: list[str] = []

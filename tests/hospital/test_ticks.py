@@ -19,7 +19,7 @@ from datasites.enclave.template import Template
 from datasites.enclave.worker_client import Timeouts, Worker
 from datasites.hospital import ticks as moments_of
 from datasites.hospital.audit.log import AuditLog
-from datasites.hospital.cases import case, examination
+from datasites.hospital.cases import case, examination, rehearsal
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.cases.machine import rounds_at_work
 from datasites.hospital.cases.readiness import check_dataset
@@ -96,7 +96,7 @@ def test_time_is_allowed_for_the_lists_of_all_whom_the_hospital_declares(
     other = home.dataset("heart").model_copy(update={"name": "all", "population": "all", "declared_records": 400_000})
     columns = len(case.open_case(home, desk.row).package.data_model.columns)
     monkeypatch.setattr(examination, "sleep_to_tick", lambda _, ticks, __: allowed.append(ticks))
-    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed"})
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed"})
     declared = replace(home, settings=home.settings.model_copy(update={"datasets": (*known, other)}))
     examination._examined_case(replace(desk.site, home=declared), Case.objects.get(pk=desk.row.pk), Halt())
     listed = sum(one.declared_records for one in known) + 400_000
@@ -435,7 +435,7 @@ def examined_slowly(
         patch.setattr(moments_of, "time", clock)
         patch.setattr(examination, "stage_records", slow_stage)
         patch.setattr(examination, "_keep", slow_keep)
-        patch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed"})
+        patch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed"})
         patch.setattr(AuditLog, "append", timed)
         examination.recheck(desk.site, desk.row.pk)
     return logged

@@ -20,7 +20,7 @@ from datasites.hospital.cases.case import OpenCase, build_terms, site_plan
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.data.records import Prepared
 from datasites.hospital.models import Case
-from datasites.hospital.rounds.run import check_manifest
+from datasites.hospital.rounds.manifest import check_manifest
 from datasites.privacy.evaluation import noised_counts
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import PlanError

@@ -8,23 +8,18 @@ then dropped. A `halt` ends it before the next thing that it would write.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
-import os
-import platform
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db import transaction
 from django.db.models import Q
 
-from datasites.enclave.protocol import PartitionName
 from datasites.enclave.verifier import verify
-from datasites.enclave.worker_client import Partition, Timeouts, Worker, WorkerError
 from datasites.hospital.audit.log import Value
 from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import (
@@ -39,8 +34,8 @@ from datasites.hospital.cases.examination_lock import one_at_a_time
 from datasites.hospital.cases.freeze import freeze, open_frozen
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.cases.lookup import find_case
-from datasites.hospital.cases.machine import standing_back
-from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.cases.rehearsal import mock_of, rehearse_once
+from datasites.hospital.config import Home
 from datasites.hospital.data.patients import in_portions, remembering
 from datasites.hospital.data.reading import TableReader
 from datasites.hospital.data.records import require_room
@@ -48,15 +43,12 @@ from datasites.hospital.database import DATABASE_AWAY
 from datasites.hospital.models import Case
 from datasites.hospital.people.accounts import ReviewError
 from datasites.hospital.site import Site
-from datasites.hospital.ticks import reading_ticks, sleep_to_tick, ticks_for
+from datasites.hospital.ticks import reading_ticks, sleep_to_tick
 from datasites.privacy.plan import PlanError
 from datasites.study.audit_chain import AuditError, records
-from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.manifest import MOST_STEPS
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import RingRefused
-from datasites.study.schema import DataModel, SchemaError
 from datasites.transport.store_errors import StoreError
 
 if TYPE_CHECKING:
@@ -71,24 +63,11 @@ OPEN = (Case.State.INTAKE, Case.State.REVIEW)
 #: people, since it may be what ended the process.
 MOST_AGAIN = 3
 
-#: Seconds of a worker's start that are allowed for at most: those in which it must have loaded its model.
-_LONGEST_START = Timeouts.start + Timeouts.load
 
 #: What is not the submission's: a service that is unavailable, and a damaged audit log.
 _NOT_ITS_OWN = (StoreError, AuditError, *DATABASE_AWAY)
 
 _MEND = "correct it and run `datasites review recheck`"
-
-
-class MayNotRun(DatasitesError):
-    """There is no sandbox, and no risk acceptance in force under which submitted code may run all the same."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the sandbox is off, so submitted code does not run before two people have accepted that risk; set `mode = "
-            '"required"` under [sandbox], or enter and confirm a risk acceptance for no_sandbox, and examine the case '
-            "again"
-        )
 
 
 @dataclasses.dataclass
@@ -102,33 +81,6 @@ class _Examined:
     population: str = ""
     staged: StagedRecords | None = None
     case: OpenCase | None = None
-
-
-def start_worker(
-    site: Site,
-    case: OpenCase,
-    data: dict[PartitionName, Partition],
-    seconds: float,
-    began: Callable[[Worker], None] | None = None,
-) -> Worker:
-    """Start a sandboxed worker on what `open_case` found to be approved: the one place where submitted code begins.
-
-    Raises `MayNotRun` where there is no sandbox and nobody has accepted that, `WorkerError`, or `SandboxUnavailable`.
-    seconds: wall time for one request to train or evaluate. began: as in `Worker.start`.
-    """
-    if not compliance.may_run_code(site.home, case):
-        raise MayNotRun
-    return Worker.start(
-        site.template,
-        case.package.source,
-        n_features=len(case.package.data_model.columns),
-        config=case.study.model,
-        data_model=case.package.data_model,
-        data=data,
-        timeouts=Timeouts(train=seconds, evaluate=seconds),
-        parameters=case.terms.parameters or None,  # none before a rehearsal has counted them
-        began=began,
-    )
 
 
 def unfinished(site: Site) -> set[tuple[str, str]]:
@@ -361,7 +313,7 @@ def _examine(site: Site, row: Case, examined: _Examined, halt: Halt) -> None:
     with TableReader(home) as reader:
         halt.watch(reader)
         # The mock before the table, so that nothing which that does to its reader shows in a rehearsal.
-        mock = _mock_of(reader, dataset, package.data_model)
+        mock = mock_of(reader, dataset, package.data_model)
         reader.ready()
         started = time.monotonic()
         try:
@@ -382,7 +334,7 @@ def _examine(site: Site, row: Case, examined: _Examined, halt: Halt) -> None:
         raise InputError("mapping.toml names another patient column than a moment ago")
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
     case = open_case(home, row, prepared)
-    row.rehearsal = {} if row.findings else _rehearse_once(site, case, mock, row.rehearsal, halt)
+    row.rehearsal = {} if row.findings else rehearse_once(site, case, mock, row.rehearsal, halt)
     measured = {name: row.rehearsal[name] for name in ("ticks", "parameters") if name in row.rehearsal}
     terms = terms.model_copy(update=measured)
     row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
@@ -390,118 +342,3 @@ def _examine(site: Site, row: Case, examined: _Examined, halt: Halt) -> None:
     examined.case.price_ahead()
     if examined.staged is None:
         row.terms, row.approval_hash = {}, ""
-
-
-#: Mock rows, or why there are none.
-Mock = Partition | DatasitesError
-
-
-def _mock_of(reader: TableReader, dataset: DatasetSettings, model: DataModel) -> Mock:
-    """Return mock rows to rehearse on, or why there are none."""
-    try:
-        return Partition(**reader.mock(dataset, model))
-    except DatasitesError as error:
-        return error
-
-
-def _rehearse_once(site: Site, case: OpenCase, mock: Mock, before: dict[str, Any], halt: Halt) -> dict[str, Any]:
-    """Return what training on mock rows has shown, or showed before if it passed and rests on the same (`rests_on`).
-
-    One that failed is done again: a machine under load may have failed it. What is kept shows no more of rows than what
-    is done anew (I16): a rehearsal sees mock rows alone, and what it rests on are declarations, what others sent, the
-    mock and this machine. The records are not among it, so that neither is whether this takes minutes or none: how long
-    an examination takes would tell whether the table has changed.
-    """
-    rests_on = _rests_on(site.home, case, mock)
-    if (before.get("outcome"), before.get("rests_on")) == ("passed", rests_on):
-        return before
-    return {**_rehearse(site, case, mock, halt), "rests_on": rests_on}
-
-
-def _rests_on(home: Home, case: OpenCase, mock: Mock) -> str:
-    """Return the digest of all that decides on a rehearsal: submission, plans, mock, limits, versions and machine."""
-    rows = hashlib.sha256()
-    for name, array in [] if isinstance(mock, DatasitesError) else sorted(mock.arrays().items()):
-        rows.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + array.tobytes())
-    settings = home.settings
-    return sha256_hex(
-        canonical_json(
-            {
-                "terms": case.terms.model_dump(mode="json", exclude={"data_version", "ticks", "parameters"}),
-                "held_out": case.dataset.held_out,
-                "mock": rows.hexdigest(),
-                "sandbox": settings.sandbox.model_dump(mode="json"),
-                "seconds": [settings.rehearsal_seconds, settings.round_seconds],
-                "machine": [platform.node(), platform.machine(), os.cpu_count()],
-            }
-        )
-    )
-
-
-def _rehearse(site: Site, case: OpenCase, mock: Mock, halt: Halt) -> dict[str, Any]:
-    """Return what training on mock rows has shown; `ticks`, by the time on invented rows; the model's `parameters`; and
-    `start_ticks` that a worker took to start, less the time in which it stood still, and at most for `_LONGEST_START`.
-
-    Fails too where a round would take longer than a round may: it would end in silence, and when would tell of rows.
-    """
-    with standing_back(site.home) as stand_back:
-
-        def began(worker: Worker) -> None:
-            halt.watch(worker)
-            stand_back(worker)
-
-        return _rehearsed(site, case, mock, began)
-
-
-def _rehearsed(site: Site, case: OpenCase, mock: Mock, began: Callable[[Worker], None]) -> dict[str, Any]:
-    home = site.home
-    if isinstance(mock, SchemaError):
-        path = home.root / case.dataset.mock
-        remedy = f"a mock has the columns of features.toml, in its units and codes; write {case.dataset.mock} again"
-        return {"outcome": "failed", "reason": f"mock {path}: {mock}; {remedy}, and examine the case again"}
-    if isinstance(mock, DatasitesError):
-        raise mock
-    try:
-        worker = start_worker(site, case, {"mock": mock}, home.settings.rehearsal_seconds, began)
-        start_ticks = ticks_for(min(worker.age, _LONGEST_START))
-    except MayNotRun as error:
-        return {"outcome": "not_run", "reason": str(error)}
-    except WorkerError as error:
-        return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
-    with worker:
-        try:
-            ring = case.gradient_ring(worker.description.count)
-            result = worker.rehearse(
-                plan=case.plan,
-                training=case.study.training,
-                divisor=case.plan.sampling_rate * len(mock.y),
-                ring=ring,
-            )
-            report = result.model_dump(mode="json")
-            if result.findings:
-                return {**report, "outcome": "failed"}
-            training_rows, held_out_rows = case.invented_rows
-            seconds = worker.measure(
-                plan=case.plan,
-                training=case.study.training,
-                divisor=case.divisor,
-                evaluation=case.evaluation,
-                training_rows=training_rows,
-                held_out_rows=held_out_rows,
-                together=case.evaluates_in_training,
-                ring=ring,
-                counts_ring=case.counts_ring("final"),
-            )
-        except WorkerError as error:
-            return {"outcome": "failed", "reason": f"{error.rule}: {error}"}
-        except RingRefused as error:
-            return {"outcome": "failed", "reason": str(error)}
-    if seconds > home.settings.round_seconds:
-        reason = (
-            f"a round on {case.dataset.declared_records} declared records takes about {seconds:.3g} s here, longer "
-            f"than round_seconds = {home.settings.round_seconds:g} of datasite.toml; allow more, or ask the researcher "
-            "for fewer steps, a smaller sampling rate, more slots or a smaller model"
-        )
-        return {**report, "outcome": "failed", "reason": reason}
-    figures = {"ticks": ticks_for(seconds), "parameters": worker.description.count, "start_ticks": start_ticks}
-    return {**report, "outcome": "passed", **figures}

@@ -3,7 +3,7 @@
 Claim (one answer): of a round, this hospital's vector leaves or it sits the round out, never both, and the audit log
 holds one record of what it answered: `released`, or `abstained` (policies or a refusal), or `sat_out` (people). Killed
 in between, the record is written before the service takes another step of the study, its close among them, and before
-people decide on the case again. Proof: a round that is sat out is `FAILED`, and none leaves that state. `Leaving`
+people decide on the case again. Proof: a round that is sat out is `FAILED`, and none leaves that state. `RoundReleases`
 records a release only of a round that is not, under the row's lock, and sends nothing of one that is, whatever the
 journal holds; neither `lifecycle.sit_out` nor `StudyRun` takes one whose release the log holds, under the same lock.
 All write the state before they let go of it. The record is written once (`AuditLog.append_once`), and not before the

@@ -30,14 +30,14 @@ from datasites.study.identity import BadSignature, IdentityError, Roster, same_i
 from datasites.study.manifest import MOST_EPOCHS
 
 if TYPE_CHECKING:
-    from datasites.hospital.rounds.mail import Correspondence
+    from datasites.hospital.rounds.mail import StudyMail
 
 #: Heads of our own audit log that the researcher holds, as it sent them back when it closed the study.
 COUNTERPARTY_HEADS = "counterparty-heads.json"
 ACCOUNT_FILE = "account.json"
 
 
-def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) -> bool:
+def closing_step(site: Site, case: OpenCase, post: StudyMail, row: Case) -> bool:
     """Close the study when the researcher has said that it is over; True when it is closed now."""
     letter = post.receive(post.researcher, letters.SETUP_ROUND, letters.CLOSE, 0)
     if letter is None:
@@ -69,7 +69,7 @@ def closing_step(site: Site, case: OpenCase, post: Correspondence, row: Case) ->
     return True
 
 
-def _keep_heads(site: Site, case: OpenCase, post: Correspondence, heads: Mapping[str, PublicHead]) -> None:
+def _keep_heads(site: Site, case: OpenCase, post: StudyMail, heads: Mapping[str, PublicHead]) -> None:
     """Keep in our log what the researcher passed on of the other hospitals' logs: each head once, or not at all.
 
     So the log grows by no more records than the study has hospitals. A head that is not by the pinned key of one of
@@ -95,7 +95,7 @@ def _keep_heads(site: Site, case: OpenCase, post: Correspondence, heads: Mapping
         site.audit.keep_heads(good)
 
 
-def send_account(home: Home, post: Correspondence) -> bool:
+def send_account(home: Home, post: StudyMail) -> bool:
     """Send the account of a study that was closed, as it was stored; False when it can't be sent now."""
     account = letters.PrivacyStatement.parse(_stored(home, post.study).read_bytes())
     return post.post(post.researcher, letters.SETUP_ROUND, letters.ACCOUNT, account.model_dump(mode="json"))

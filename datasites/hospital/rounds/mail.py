@@ -45,7 +45,7 @@ class _Hour:
     left_out: int = 0
 
 
-class Correspondence:
+class StudyMail:
     """Letters of one study, to and from its researcher and the other hospitals."""
 
     def __init__(self, site: Site, mailroom: Mailroom, study: str, researcher: str) -> None:

@@ -26,7 +26,7 @@ from datasites.hospital.audit.log import Value
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.models import Round
 from datasites.hospital.rounds.closing import told_fork
-from datasites.hospital.rounds.mail import Correspondence
+from datasites.hospital.rounds.mail import StudyMail
 from datasites.hospital.rounds.setup import read_blob
 from datasites.hospital.site import Site
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggError
@@ -44,10 +44,10 @@ from datasites.transport.mailroom import Letter
 LARGEST_LIST = 16 * 1024 * 1024
 
 
-class Leaving:
+class RoundReleases:
     """Sends what the journal of one study has made, and answers for survivor lists."""
 
-    def __init__(self, site: Site, case: OpenCase, post: Correspondence, journal: Journal) -> None:
+    def __init__(self, site: Site, case: OpenCase, post: StudyMail, journal: Journal) -> None:
         self._site, self._case, self._post, self._journal = site, case, post, journal
         self._study = case.row.study_hash
         self._researcher = case.study.researcher

@@ -24,9 +24,9 @@ from datasites.enclave.protocol import PartitionName
 from datasites.enclave.worker_client import Partition, TrainResult, Worker, WorkerCrashed, WorkerError
 from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.cases.case import OpenCase, partitions
-from datasites.hospital.cases.examination import start_worker
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.cases.machine import Machine
+from datasites.hospital.cases.worker import start_worker
 from datasites.hospital.config import Home
 from datasites.hospital.data.withdrawal import withdrawn
 from datasites.hospital.database import DATABASE_AWAY, let_go, name_of, reason_of

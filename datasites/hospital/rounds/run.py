@@ -45,7 +45,6 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -67,8 +66,9 @@ from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds.abstaining import log_abstention, said_of
 from datasites.hospital.rounds.closing import closing_step
 from datasites.hospital.rounds.journals import journal_of, open_journal
-from datasites.hospital.rounds.mail import Correspondence
-from datasites.hospital.rounds.release import Leaving
+from datasites.hospital.rounds.mail import StudyMail
+from datasites.hospital.rounds.manifest import RoundRefused, check_manifest
+from datasites.hospital.rounds.release import RoundReleases
 from datasites.hospital.rounds.round_keys import RoundKeys
 from datasites.hospital.rounds.row_work import Computed, RowWork
 from datasites.hospital.rounds.setup import EpochSetup, OtherKeys, read_blob
@@ -82,8 +82,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import RELEASED, AuditError
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.manifest import PARAMETER_BOUND, RoundManifest, SharedNoise
-from datasites.study.rounds import round_terms
+from datasites.study.manifest import PARAMETER_BOUND, RoundManifest
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import StoreError
 from policies.facts import ReleaseFacts
@@ -97,63 +96,6 @@ LETTERS_PER_STEP = 16
 #: that may release nothing, which stops the study; and a damaged audit log, which ends the service, since nothing may
 #: run that can't be logged (I14). Anything else before rows are looked at costs this hospital that round and no more.
 NOT_OF_THE_ROUND = (StoreError, *DATABASE_AWAY, JournalRolledBack, JournalDamaged, AuditError)
-
-
-class RoundRefused(DatasitesError):
-    """A manifest does not follow from the approved study; this hospital sits the round out."""
-
-
-def check_manifest(case: OpenCase, manifest: RoundManifest, dimension: int) -> None:
-    """Raise `RoundRefused` unless `manifest` is one that the approved study calls for.
-
-    Rounds 1..n train (and may hold an interim evaluation where the study says so); round n+1 is the final evaluation.
-    dimension: number of model parameters.
-    """
-    study, round = case.study, manifest.round
-    if round > study.rounds + 1:
-        raise RoundRefused(f"round {round}: the study has {study.rounds} and a final evaluation")
-    holds = round_terms(study, round, dimension=dimension, participants=len(manifest.participants))
-    for name, wanted, found in (
-        ("study", case.row.study_hash, manifest.study),
-        ("train", holds.train, manifest.train),
-        ("evaluate", holds.evaluate, manifest.evaluate),
-        ("threshold", holds.threshold, manifest.threshold),
-        ("weight_max", holds.weight_max, manifest.weight_max),
-        *_differences("shared", holds.shared, manifest.shared),
-        *((f"plan.{name}", planned, stated) for name, planned, stated in _planned(case, manifest.shared)),
-        ("vectors", [(t.name, t.length) for t in holds.vectors], [(t.name, t.length) for t in manifest.vectors]),
-        ("bound", [t.bound for t in holds.vectors], [t.bound for t in manifest.vectors]),
-        ("scale", [t.scale for t in holds.vectors], [t.scale for t in manifest.vectors]),
-    ):
-        if wanted != found:
-            raise RoundRefused(
-                f"round {round}: {name} is {found}, the approved study calls for {wanted}; "
-                "run the study as it was approved"
-            )
-
-
-def _differences(
-    name: str, wanted: SharedNoise | None, found: SharedNoise | None
-) -> Iterator[tuple[str, object, object]]:
-    """Yield the terms of shared noise one by one, so that a refusal names the one that differs."""
-    if wanted is None or found is None:
-        yield name, wanted, found
-        return
-    for field in SharedNoise.model_fields:
-        yield f"{name}.{field}", getattr(wanted, field), getattr(found, field)
-
-
-def _planned(case: OpenCase, shared: SharedNoise | None) -> Iterator[tuple[str, object, object]]:
-    """Yield what the approved plans, which are charged, rest on, and what the round says it does (I17)."""
-    plan, counts = case.plan, case.evaluation
-    yield "mode", plan.mode, "local" if shared is None else "distributed"
-    if shared is not None:
-        yield "noise_multiplier", plan.noise_multiplier, shared.noise_multiplier
-        yield "clip", plan.clip, shared.clip
-        yield "sampling_rate", plan.sampling_rate, shared.sampling_rate
-        yield "honest", plan.honest, shared.honest
-        yield "evaluation", counts.final_multiplier, shared.evaluation_noise_multiplier
-        yield "honest", counts.honest, shared.honest
 
 
 def foreseen(error: Exception) -> bool:
@@ -191,7 +133,7 @@ class StudyRun:
         if differs := self._case.differs:
             log.error("case %d: no round will run: %s; `datasites doctor` says what to do", row.pk, "; ".join(differs))
         self._researcher = self._case.study.researcher
-        self._post = Correspondence(site, mailroom, row.study_hash, self._researcher)
+        self._post = StudyMail(site, mailroom, row.study_hash, self._researcher)
         folder, _ = journal_of(site.home, row.study_hash)
         self._journal = open_journal(site.home, row.study_hash)
         try:
@@ -199,7 +141,7 @@ class StudyRun:
         except BaseException:
             self._journal.close()
             raise
-        self._releases = Leaving(site, self._case, self._post, self._journal)
+        self._releases = RoundReleases(site, self._case, self._post, self._journal)
         self._machine = machine or Machine()
         self._rows = RowWork(site, self._machine)
         self._announced = AtWork(site.home)
@@ -227,7 +169,7 @@ class StudyRun:
         return self._loaded_at if self._waiting else None
 
     @property
-    def post(self) -> Correspondence:
+    def post(self) -> StudyMail:
         """This study's letters."""
         return self._post
 

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.cases.case import OpenCase
-from datasites.hospital.rounds.mail import Correspondence
+from datasites.hospital.rounds.mail import StudyMail
 from datasites.hospital.site import Site
 from datasites.secagg.epoch_terms import EPOCH_DAYS, EPOCH_ROUNDS, EpochTerms, Party, epoch_rounds
 from datasites.secagg.errors import SecaggError
@@ -77,7 +77,7 @@ def read_blob(letter: Letter) -> bytes:
 class EpochSetup:
     """Sets epochs up for one study. `member` is the member of the newest epoch that this hospital has certified in."""
 
-    def __init__(self, site: Site, case: OpenCase, post: Correspondence, journal: Journal, folder: Path) -> None:
+    def __init__(self, site: Site, case: OpenCase, post: StudyMail, journal: Journal, folder: Path) -> None:
         self._site, self._case, self._post, self._journal, self._folder = site, case, post, journal, folder
         self._study = case.row.study_hash
         self._researcher = case.study.researcher

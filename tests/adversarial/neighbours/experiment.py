@@ -18,7 +18,7 @@ from datasites.aggregator.gather import RunError
 from datasites.aggregator.run import Run
 from datasites.enclave.worker_client import Partition
 from datasites.hospital.budget.reconcile import differences
-from datasites.hospital.cases import consent, examination, review, submissions
+from datasites.hospital.cases import consent, examination, review, submissions, worker
 from datasites.hospital.cases.case import open_case, partitions
 from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case
@@ -86,7 +86,7 @@ def run(root: Path, scenario: Scenario, file: str) -> tuple[Outcome, Passed]:
     os.getpid = lambda: 4242
     stage.crash = scenario.dies_before
     if not scenario.real_worker:
-        stage.worker = examination.Worker = StandIn
+        stage.worker = worker.Worker = StandIn
     doors.install(stage.worker)
     row_work.ThreadPoolExecutor = lambda *_: RowsThread(stage)
     submissions.in_a_thread = lambda act: RowsThread(stage).submit(act)

@@ -20,7 +20,7 @@ from datasites.hospital.cases import review
 from datasites.hospital.cases.case import open_case, partitions
 from datasites.hospital.evidence import bundle
 from datasites.hospital.models import Case
-from datasites.hospital.rounds.mail import Correspondence
+from datasites.hospital.rounds.mail import StudyMail
 from datasites.hospital.rounds.run import StudyRun
 from datasites.hospital.rounds.setup import EpochSetup
 from datasites.hospital.service import Service
@@ -84,15 +84,13 @@ class Planting:
 
     def post(self, kind: str, change: Callable[[Body], Body | None]) -> None:
         """Change the bodies of the hospital's letters of one kind on their way out; None keeps a letter back."""
-        post = Correspondence.post
+        post = StudyMail.post
 
-        def changed(
-            self: Correspondence, to: str, number: int, found: str, body: Body, blob: bytes | None = None
-        ) -> bool:
+        def changed(self: StudyMail, to: str, number: int, found: str, body: Body, blob: bytes | None = None) -> bool:
             told = change(dict(body)) if found.startswith(kind) else body
             return told is not None and post(self, to, number, found, told, blob)
 
-        Correspondence.post = changed
+        StudyMail.post = changed
 
 
 def row_count_in_a_letter(planting: Planting) -> None:
@@ -128,26 +126,26 @@ def silence_below_a_number_of_patients(planting: Planting) -> None:
 
 
 def another_letter(planting: Planting) -> None:
-    post = Correspondence.post
+    post = StudyMail.post
 
-    def twice(self: Correspondence, to: str, number: int, kind: str, body: Body, blob: bytes | None = None) -> bool:
+    def twice(self: StudyMail, to: str, number: int, kind: str, body: Body, blob: bytes | None = None) -> bool:
         if kind == letters.UNMASK and planting.patients % 2:
             post(self, to, number, "note", {})
         return post(self, to, number, kind, body, blob)
 
-    Correspondence.post = twice
+    StudyMail.post = twice
 
 
 def order_of_letters(planting: Planting) -> None:
-    send, post = EpochSetup._send_bundles, Correspondence.post
+    send, post = EpochSetup._send_bundles, StudyMail.post
 
     def shuffled(self: EpochSetup) -> None:
         held: list[tuple[Any, ...]] = []
-        Correspondence.post = lambda post_self, *args: bool(held.append((post_self, *args))) or True
+        StudyMail.post = lambda post_self, *args: bool(held.append((post_self, *args))) or True
         try:
             send(self)
         finally:
-            Correspondence.post = post
+            StudyMail.post = post
         for one in sorted(held, key=lambda one: one[1], reverse=planting.patients % 2 == 1):
             post(*one)
 
@@ -173,13 +171,13 @@ def slower_to_look(planting: Planting) -> None:
 
 
 def not_collected(planting: Planting) -> None:
-    collect = Correspondence.collect
+    collect = StudyMail.collect
 
-    def sometimes(self: Correspondence, before: int) -> None:
+    def sometimes(self: StudyMail, before: int) -> None:
         if planting.patients % 2 == 0:
             collect(self, before)
 
-    Correspondence.collect = sometimes
+    StudyMail.collect = sometimes
 
 
 def record_for_an_odd_number(planting: Planting) -> None:

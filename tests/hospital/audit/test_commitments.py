@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from datasites.hospital.audit.commitments import Commitments
-from datasites.hospital.cases import examination
+from datasites.hospital.cases import examination, rehearsal
 from datasites.hospital.cases.case import PREPARED_FILE, open_case, records_folder
 from datasites.hospital.cases.freeze import ApprovalTerms
 from datasites.hospital.config import Home
@@ -100,7 +100,7 @@ def test_the_log_is_the_same_whether_the_records_fit_or_not(
     logged = []
     mapping = desk.site.home.root / "mapping.toml"
     kept = mapping.read_text()
-    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed"})
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed"})
     Case.objects.all().delete()
     try:
         for text, state in ((kept, Case.State.REVIEW), (kept.replace("Male = 1, ", ""), Case.State.INTAKE)):

@@ -95,7 +95,7 @@ def test_a_table_that_breaks_its_reader_shows_in_no_rehearsal_and_no_record(
 
     monkeypatch.setattr(TableReader, "mock", mock)
     monkeypatch.setattr(TableReader, "records", records_of)
-    monkeypatch.setattr(examination, "_rehearse_once", rehearse)
+    monkeypatch.setattr(examination, "rehearse_once", rehearse)
     logged = []
     for states in (Case.State.REVIEW, Case.State.INTAKE):
         begins = desk.site.audit.head().seq
@@ -126,7 +126,7 @@ def test_what_people_decide_while_a_case_is_examined_stands(
             Case.objects.filter(pk=desk.row.pk).update(recorded_in_syft=True)
         return {"outcome": "failed", "reason": "the mock has changed"}
 
-    monkeypatch.setattr(examination, "_rehearse_once", meanwhile)
+    monkeypatch.setattr(examination, "rehearse_once", meanwhile)
     row = examination.recheck(desk.site, desk.row.pk)
     assert row.state == (Case.State.REJECTED if act == "reject" else Case.State.APPROVED)
     assert row.rehearsal["outcome"] == "passed"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from datasites.hospital.budget import accounting, ledger
-from datasites.hospital.cases import case, compliance, examination, review
+from datasites.hospital.cases import case, compliance, examination, rehearsal, review
 from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.cases.views import view_case
 from datasites.hospital.config import Home
@@ -40,7 +40,7 @@ def rehearsals(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int
         held.append(case.row.pk)
         return {"outcome": "passed", "ticks": 20, "parameters": 9}
 
-    monkeypatch.setattr(examination, "_rehearse", passed)
+    monkeypatch.setattr(rehearsal, "_rehearse", passed)
     files = [desk.site.home.root / "data" / name for name in ("table.csv", "mock.csv")]
     before = {path: path.read_bytes() for path in files}
     yield held
@@ -102,7 +102,7 @@ def test_a_rehearsal_rests_on_the_mock_rows_that_were_read_for_it(
 ) -> None:
     """Whatever is written into their file meanwhile."""
     desk.forget_rehearsal()
-    rehearse, mock = examination._rehearse, desk.site.home.root / "data/mock.csv"
+    rehearse, mock = rehearsal._rehearse, desk.site.home.root / "data/mock.csv"
     whole = mock.read_bytes()
 
     def written_meanwhile(*arguments: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_a_rehearsal_rests_on_the_mock_rows_that_were_read_for_it(
         return rehearse(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(examination, "_rehearse", written_meanwhile)
+        patch.setattr(rehearsal, "_rehearse", written_meanwhile)
         examination.recheck(desk.site, desk.row.pk)
     assert len(rehearsals) == 1
     examination.recheck(desk.site, desk.row.pk)

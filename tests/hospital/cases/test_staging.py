@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital.cases import examination
+from datasites.hospital.cases import examination, rehearsal
 from datasites.hospital.cases.case import PREPARED_FILE, open_case, partitions, records_folder
 from datasites.hospital.cases.compliance import Denied
 from datasites.hospital.config import Home
@@ -82,7 +82,7 @@ def test_a_start_leaves_a_running_examination_its_rows(
         seen.append(len(left(home)))
         return {"outcome": "passed", "ticks": 1, "parameters": 9}
 
-    monkeypatch.setattr(examination, "_rehearse_once", meanwhile)
+    monkeypatch.setattr(examination, "rehearse_once", meanwhile)
     row = examination.recheck(desk.site, desk.row.pk)
     assert row.state == Case.State.REVIEW
     assert kept.exists()
@@ -105,7 +105,7 @@ def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
     """Killed after so many of the files that an examination puts in place: what is approved is there to be run."""
     home, replace, steps = desk.site.home, os.replace, list[str]()
     passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
-    monkeypatch.setattr(examination, "_rehearse", lambda *_: dict(passed))
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: dict(passed))
     desk.row = examination.recheck(desk.site, desk.row.pk)
     table, folder = home.root / "data/table.csv", records_folder(home, desk.row.study_hash)
     before = {path: path.read_bytes() for path in (table, *folder.iterdir())}

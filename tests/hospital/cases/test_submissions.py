@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from datasites.control.syft import HospitalControl, SubmittedJob
 from datasites.enclave.worker_client import Worker
-from datasites.hospital.cases import examination, submissions
+from datasites.hospital.cases import examination, rehearsal, submissions
 from datasites.hospital.cases.halt import Halted
 from datasites.hospital.cases.submissions import HOUR, MOST_REFUSED
 from datasites.hospital.models import Case
@@ -163,7 +163,7 @@ def test_a_kill_while_a_submission_is_rehearsed_leaves_it_to_the_next_start(
 
 def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> None:
     """A start of the service takes the interrupted submission again, once; and a further start does not."""
-    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
     whole = [("received", "heart-again"), ("taken_again", "heart-again"), ("examined", "heart-again")]
     for _ in range(2):
         again = Service(desk.site)

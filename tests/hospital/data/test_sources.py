@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from datasites.hospital import doctor
-from datasites.hospital.cases import examination
+from datasites.hospital.cases import rehearsal
 from datasites.hospital.cases.as_text import describe
 from datasites.hospital.cases.examination import recheck
 from datasites.hospital.cases.views import view_case
@@ -153,7 +153,7 @@ def test_a_table_that_was_written_while_it_was_examined_is_named(
 ) -> None:
     """An export ends between the reading of the table and the end of the examination, which reads it no more."""
     home, read = desk.site.home, TableReader.records
-    monkeypatch.setattr(examination, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 20, "parameters": 1})
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 20, "parameters": 1})
 
     def written_then(*of: Any) -> Records:
         records = read(*of)

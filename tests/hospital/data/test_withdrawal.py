@@ -18,7 +18,7 @@ from datasites.hospital.audit.entered import EntryRefused
 from datasites.hospital.budget import ledger_log
 from datasites.hospital.budget.reconcile import differences
 from datasites.hospital.budget.withdrawn import log_the_list
-from datasites.hospital.cases import consent, examination
+from datasites.hospital.cases import consent, rehearsal
 from datasites.hospital.cases.case import open_case, partitions
 from datasites.hospital.cases.consent import NobodyToLeaveOut, OtherSpellings, Withdrawal
 from datasites.hospital.cases.examination import recheck
@@ -46,7 +46,7 @@ def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:
     """Change the hospital's table; table, records and list of withdrawals are as before after the test."""
     home = desk.site.home
     passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
-    monkeypatch.setattr(examination, "_rehearse", lambda *_: dict(passed))
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: dict(passed))
     path = home.root / "data" / "table.csv"
     folder = home.prepared / desk.row.study_hash
     before = {kept: kept.read_bytes() for kept in (path, *folder.iterdir())}

@@ -13,7 +13,7 @@ from datasites.hospital.models import Case, Round
 from datasites.hospital.rounds import lifecycle
 from datasites.hospital.rounds.abstaining import log_abstention, said_of
 from datasites.hospital.rounds.journals import give_up_keys
-from datasites.hospital.rounds.release import Leaving
+from datasites.hospital.rounds.release import RoundReleases
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from tests.hospital.desk import Desk
@@ -27,7 +27,7 @@ def test_a_round_that_was_sat_out_leaves_nothing_although_its_vector_was_made(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between the journal's commit and the record; the next start can't open the study, and people answer."""
-    killed_at_release(running, monkeypatch, kill_before(Leaving, "_send"))
+    killed_at_release(running, monkeypatch, kill_before(RoundReleases, "_send"))
     lifecycle.sit_out(running.site, running.row.pk, running.desk.login("bob"), "it is not to leave")
     running.restart()
     running.steps()
@@ -78,7 +78,7 @@ def test_a_round_that_is_charged_goes_on_after_a_restart_although_it_is_over(run
 def test_people_who_answer_between_the_journal_and_the_record_are_heard(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send, bob = Leaving._send, running.desk.login("bob")
+    send, bob = RoundReleases._send, running.desk.login("bob")
 
     def answered_by_then(*arguments: Any, **options: Any) -> bool:
         Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
@@ -87,7 +87,7 @@ def test_people_who_answer_between_the_journal_and_the_record_are_heard(
 
     running.set_up()
     running.open(1)
-    monkeypatch.setattr(Leaving, "_send", answered_by_then)
+    monkeypatch.setattr(RoundReleases, "_send", answered_by_then)
     running.steps()
     assert running.heard(1, letters.ABSTAINED)
     assert running.heard(1, letters.MASKED) is None

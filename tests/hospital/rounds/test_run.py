@@ -13,8 +13,8 @@ import pytest
 from datasites.enclave.worker_client import Worker, WorkerRefused
 from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.budget import ledger, ledger_log, pending
-from datasites.hospital.cases import examination
 from datasites.hospital.cases.case import OpenCase, open_case
+from datasites.hospital.cases.worker import start_worker
 from datasites.hospital.models import Case, Round
 from datasites.hospital.people.agreements import terminate_agreement
 from datasites.hospital.rounds.journals import destroy_secrets
@@ -380,10 +380,10 @@ def test_a_worker_whose_model_has_another_size_than_approved_is_refused(running:
     """A build_model that builds something larger once it is approved decides no size here."""
     case = open_case(running.site.home, running.row)
     terms = case.terms.model_copy(update={"parameters": case.terms.parameters + 1})
-    with examination.start_worker(running.site, case, {}, 60.0) as worker:
+    with start_worker(running.site, case, {}, 60.0) as worker:
         assert worker.description.count == case.terms.parameters
     with pytest.raises(WorkerRefused, match=f"approved with {terms.parameters}"):
-        examination.start_worker(running.site, dataclasses.replace(case, terms=terms), {}, 60.0)
+        start_worker(running.site, dataclasses.replace(case, terms=terms), {}, 60.0)
 
 
 def test_without_a_sandbox_no_worker_is_started_or_kept_for_a_study_while_nobody_accepts_that(

@@ -18,9 +18,9 @@ from datasites.hospital.cases.case import OpenCase, build_terms, site_plan
 from datasites.hospital.cases.machine import Machine
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Case
+from datasites.hospital.rounds.manifest import RoundRefused, check_manifest
 from datasites.hospital.rounds.round_keys import RoundKeys
 from datasites.hospital.rounds.row_work import RowWork
-from datasites.hospital.rounds.run import RoundRefused, check_manifest
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
 from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, SharedNoise, VectorTerm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datasites.hospital.cases.case import OpenCase, open_case
-from datasites.hospital.rounds.run import RoundRefused, check_manifest
+from datasites.hospital.rounds.manifest import RoundRefused, check_manifest
 from datasites.study.manifest import COUNTS_BOUND, UPDATE_BOUND, RoundManifest, VectorTerm
 from tests.hospital.desk import Desk
 
