@@ -88,7 +88,7 @@ def test_a_rehearsal_of_anything_else_is_held_again(
     elif other == "dependencies":
         monkeypatch.setattr(case, "dependencies", lambda: {"torch": "another"})
     elif other == "machine":
-        monkeypatch.setattr(examination.os, "cpu_count", lambda: 999)
+        monkeypatch.setattr(rehearsal.os, "cpu_count", lambda: 999)
     else:
         Case.objects.filter(pk=desk.row.pk).update(rehearsal={**desk.row.rehearsal, "outcome": "failed"})
     examination.recheck(dataclasses.replace(site, home=dataclasses.replace(home, settings=settings)), desk.row.pk)
