@@ -39,8 +39,9 @@ from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.member import Member
 from datasites.secagg.messages import ShareBundle
 from datasites.secagg.state import MemberState
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.manifest import RoundManifest, VectorTerm
+from datasites.study.roster import Roster, RosterEntry
 from datasites.study.rounds import safe_scale
 
 FLOWER = "flwr==1.41.0"

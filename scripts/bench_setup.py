@@ -43,9 +43,10 @@ from datasites.secagg.member import Member
 from datasites.secagg.messages import Enrolment, Message, ShareBundle
 from datasites.secagg.state import MemberState
 from datasites.study import letters
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.manifest import StudyTerms
 from datasites.study.package import StudyPackage
+from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
 
 HEART = Path(__file__).resolve().parent / "heart_disease" / "study"

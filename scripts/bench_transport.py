@@ -24,7 +24,8 @@ from pathlib import Path
 from datasites.control.connection import StoreConnection
 from datasites.control.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.control.sync_state import SyncLog
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import Store

@@ -27,9 +27,10 @@ from pydantic import Field
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError, read_toml
-from datasites.study.identity import Email, RosterEntry
+from datasites.study.identity import Email
 from datasites.study.manifest import Name
 from datasites.study.package import StudyPackage
+from datasites.study.roster import RosterEntry
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier

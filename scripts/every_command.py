@@ -12,8 +12,9 @@ from pathlib import Path
 
 from datasites.study.audit_chain import PublicHead, records
 from datasites.study.canonical import sha256_hex
-from datasites.study.identity import HandOver, Identity, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.package import StudyPackage
+from datasites.study.roster import HandOver, RosterEntry
 
 
 @dataclass(frozen=True)

@@ -845,7 +845,7 @@ MUTATIONS = (
     ),
     Mutation(
         "records are in their place before anything says which they are",
-        "datasites/hospital/cases/case.py",
+        "datasites/hospital/cases/encoded.py",
         'for name in ("prepared.json", SOURCE_FILE, PREPARED_FILE):',
         'for name in (PREPARED_FILE, SOURCE_FILE, "prepared.json"):',
         ("tests/hospital/cases/test_staging.py::test_records_that_a_kill_left_half_kept_are_never_approved_as_whole",),
@@ -1181,7 +1181,7 @@ MUTATIONS = (
     ),
     Mutation(
         "population: one table is other people under another column",
-        "datasites/hospital/cases/case.py",
+        "datasites/hospital/cases/encoded.py",
         "accepted, contents(read.cells))",
         "accepted, ())",
         ("tests/hospital/data/test_patients.py::test_the_same_table_is_known_whatever_column_names_patients",),
@@ -1258,7 +1258,7 @@ MUTATIONS = (
     ),
     Mutation(
         "source: a table that was written while it was read is the one that was read",
-        "datasites/hospital/cases/case.py",
+        "datasites/hospital/cases/encoded.py",
         "Source.of(home, package.digest(), files, read.cells)",
         "Source.of(home, package.digest(), Files.now(home, package.digest(), dataset), read.cells)",
         ("tests/hospital/data/test_sources.py::test_a_table_that_was_written_while_it_was_examined_is_named",),
@@ -2125,10 +2125,10 @@ MUTATIONS = (
     ),
     Mutation(
         "hand-over: an organisation takes the agreements of another",
-        "datasites/study/identity.py",
+        "datasites/study/roster.py",
         "if (new.email, new.role, new.organisation) != (replaced.email, replaced.role, replaced.organisation):",
         "if (new.email, new.role) != (replaced.email, replaced.role):",
-        ("tests/study/test_identity_rotation.py",),
+        ("tests/study/test_roster.py",),
     ),
     Mutation(
         "hand-over: a key that was handed over comes back with a roster file that forgets it",

@@ -30,9 +30,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from datasites.enclave.partition import Partition
 from datasites.enclave.protocol import PartitionName
 from datasites.enclave.template import Template
-from datasites.enclave.worker_client import Partition, Worker
+from datasites.enclave.worker_client import Worker
 from datasites.hospital.ticks import TICK, invented_rows, leaves_at, ticks_for
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.manifest import LocalTraining

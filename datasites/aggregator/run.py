@@ -43,9 +43,10 @@ from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import Identity, IdentityError, Roster
+from datasites.study.identity import Identity, IdentityError
 from datasites.study.manifest import PARAMETER_BOUND
 from datasites.study.manifest import StudyTerms as Terms
+from datasites.study.roster import Roster
 from datasites.study.rounds import counts_ring
 from datasites.study.tensors import Parameter
 from datasites.transport.mailroom import AWAY_SECONDS, Letter, Mailroom

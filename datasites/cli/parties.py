@@ -19,7 +19,7 @@ from datasites.cli.terminal import (
     out,
 )
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import HandOver, Roster, RosterEntry
+from datasites.study.roster import HandOver, Roster, RosterEntry
 
 roster = group("Parties whose keys this hospital trusts.")
 

@@ -24,7 +24,7 @@ from datasites.cli.terminal import (
 )
 from datasites.enclave import cgroup
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import RosterEntry
+from datasites.study.roster import RosterEntry
 
 commands = typer.Typer()
 identity = group("This hospital's own keys.")

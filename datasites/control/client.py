@@ -30,7 +30,7 @@ from datasites.control.connection import StoreConnection
 from datasites.control.guards import Manager, OwnerSyncer, Peers, Router, WatcherSyncer
 from datasites.control.sealer import StrictPeerStore
 from datasites.control.sync_state import SyncLog
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import Store
 

@@ -34,7 +34,8 @@ from syft.sync.version.version_info import VersionInfo
 from datasites.control.sealer import MAX_BUNDLE_BYTES, WrongBundle, checked_bundle
 from datasites.control.sync_state import SyncLog
 from datasites.study.canonical import sha256_hex
-from datasites.study.identity import EMAIL, IdentityError, Roster
+from datasites.study.identity import EMAIL, IdentityError
+from datasites.study.roster import Roster
 from datasites.transport.passed_over import PassedOver
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.second_look import SecondLook

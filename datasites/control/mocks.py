@@ -41,7 +41,8 @@ from datasites.control.connection import StoreConnection
 from datasites.control.sync_state import LARGEST_NUMBER, SyncLog
 from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import Email, Identity, IdentityError, Roster, verify
+from datasites.study.identity import Email, Identity, IdentityError, verify
+from datasites.study.roster import Roster
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, TooLarge
 from datasites.transport.writing import staged, write_file
 

@@ -26,7 +26,8 @@ import syft_crypto_python as syc
 from syft.sync.peers.peer import Peer
 from syft.sync.peers.peer_store import PeerStore
 
-from datasites.study.identity import EMAIL, IdentityError, Roster
+from datasites.study.identity import EMAIL, IdentityError
+from datasites.study.roster import Roster
 from datasites.transport.mailroom import BadEnvelope
 
 MAX_BUNDLE_BYTES = 64 * 1024

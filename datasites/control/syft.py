@@ -44,7 +44,8 @@ from datasites.control.submissions import (
     submission_folder,
 )
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import Identity, IdentityError, Roster
+from datasites.study.identity import Identity, IdentityError
+from datasites.study.roster import Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
 from datasites.transport.writing import clear_incoming, staged, write_file

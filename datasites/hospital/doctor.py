@@ -45,7 +45,7 @@ from datasites.hospital.space import LITTLE, NONE, MiB, rooms
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from datasites.transport.store import StoreUnreachable
 from policies.engine import Engine
 from policies.facts import most_delta

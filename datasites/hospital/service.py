@@ -60,7 +60,7 @@ from datasites.hospital.space import full_in_words
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError
 from datasites.study.errors import InputError
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.repeats import Posted
 from datasites.transport.store import WHOLE_STORE, Snapshot, StoreError

@@ -13,7 +13,8 @@ from datasites.hospital.audit.entered import pinned_by_people
 from datasites.hospital.config import CONFIG_FILE, Home
 from datasites.hospital.site import Site
 from datasites.study.errors import DatasitesError, InputError
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.store import Store
 
 

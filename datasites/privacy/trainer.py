@@ -65,6 +65,7 @@ from datasites.privacy.model_inputs import (
     tensors,
 )
 from datasites.privacy.noise import SecureRandom, discrete_gaussian, noised
+from datasites.privacy.optimiser import Optimiser
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import check_independence, invented
 from datasites.privacy.records import recording, row_records
@@ -212,7 +213,7 @@ def train_round(
     learnt: slice | npt.NDArray[np.bool_] = slice(None) if trainable.all() else trainable
     limits = torch.from_numpy(plan.clip / index.records[index.owner])
     batch = _Batch(module, loss or binary_loss, inputs, target, limits, local.slots, torch.device(device), rehearsal)
-    optimiser = _Optimiser(local, plan, round, int(trainable.sum()))
+    optimiser = Optimiser(local, plan, round, int(trainable.sum()))
     randomness = randomness or SecureRandom()
     source = randomness.generator("probe")
     if rehearsal and len(target) >= 2:
@@ -303,32 +304,3 @@ class _Batch:
             )
         # A slot that nobody is in has limit 0.
         total.add(row_records(trace, found.losses), limits, found.fit & torch.isfinite(found.losses) & (limits > 0))
-
-
-class _Optimiser:
-    """Post-processing of noised gradients: SGD with momentum, or Adam (Kingma and Ba 2015), and the schedule."""
-
-    def __init__(self, local: LocalTraining, plan: PrivacyPlan, round: int, size: int) -> None:
-        self._local, self._plan, self._round = local, plan, round
-        self._first = np.zeros(size)
-        self._second = np.zeros(size)
-
-    def direction(self, step: int, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return what to subtract from the parameters, (d,), in step 0, 1, ... of this round; `gradient` is (d,)."""
-        rate = self._rate(step)
-        if self._local.optimiser == "adam":
-            beta, decay = self._local.momentum or 0.9, 0.999
-            self._first = beta * self._first + (1 - beta) * gradient
-            self._second = decay * self._second + (1 - decay) * gradient**2
-            mean = self._first / (1 - beta ** (step + 1))
-            return rate * mean / (np.sqrt(self._second / (1 - decay ** (step + 1))) + 1e-8)
-        if self._local.momentum == 0:
-            return rate * gradient
-        self._first = self._local.momentum * self._first + gradient
-        return rate * self._first
-
-    def _rate(self, step: int) -> float:
-        if self._local.schedule == "constant":
-            return self._local.learning_rate
-        done = ((self._round - 1) * self._plan.steps_per_round + step) / self._plan.steps
-        return self._local.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

@@ -24,7 +24,8 @@ from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError, explain
 from datasites.study.files import move_durably, replace_durably
 from datasites.study.holding import Hold, hold
-from datasites.study.identity import Email, HandOver, Identity, Roster, RosterEntry, same_identity
+from datasites.study.identity import Email, Identity, same_identity
+from datasites.study.roster import HandOver, Roster, RosterEntry
 from datasites.transport.mailroom import Mailroom
 from datasites.transport.repeats import Repeats
 from datasites.transport.store import WHOLE_STORE, Store

@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from datasites.aggregator.run import Run
-from datasites.privacy.evaluation import DPEvaluation, EvaluationError
+from datasites.privacy.curves import DPEvaluation
+from datasites.privacy.evaluation import EvaluationError
 
 
 def roc(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:

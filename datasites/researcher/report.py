@@ -17,9 +17,10 @@ from safetensors.numpy import save_file
 from datasites.aggregator.gather import RunError
 from datasites.aggregator.run import Run
 from datasites.aggregator.run_files import RoundRecord
-from datasites.privacy.evaluation import BOUNDS, DPEvaluation, Estimate, EvaluationError, Unit
+from datasites.privacy.curves import BOUNDS, DPEvaluation, Estimate, Unit
+from datasites.privacy.evaluation import EvaluationError
 from datasites.privacy.plan import evaluation_edges
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 
 #: The figures of an evaluation, each with its unit and how it is read.
 _FIGURES: dict[str, tuple[Unit, Callable[[DPEvaluation], Estimate]]] = {

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from datasites.aggregator.strategies import strategy_of
 from datasites.enclave.findings import CodeFinding
+from datasites.enclave.partition import Partition
 from datasites.enclave.protocol import Description, Rehearsed
 from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import verify
-from datasites.enclave.worker_client import Partition, Worker
+from datasites.enclave.worker_client import Worker
 from datasites.privacy.study_plan import StudyPlan, plan_of
 from datasites.study.manifest import StudyTerms as Terms
 from datasites.study.package import StudyPackage

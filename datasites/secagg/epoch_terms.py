@@ -34,8 +34,9 @@ from datasites.secagg.errors import BadTerms
 from datasites.secagg.graph import RING_ABOVE, Neighbourhood
 from datasites.secagg.threshold import check_threshold, choose_threshold
 from datasites.study.canonical import Agreed
-from datasites.study.identity import Email, PublicKeyHex, Roster, same_identity, written_twice
+from datasites.study.identity import Email, PublicKeyHex, same_identity, written_twice
 from datasites.study.manifest import Sha256
+from datasites.study.roster import Roster
 from datasites.study.survivors import honest_contributors
 
 #: Rounds of training whose keys are made at one setup (the final evaluation may be one more), and days from setup on

@@ -17,7 +17,8 @@ import pytest
 
 from datasites.control.sealer import WrongBundle, open_keys, syft_fingerprint
 from datasites.study.canonical import sha256_hex
-from datasites.study.identity import IdentityError, Roster
+from datasites.study.identity import IdentityError
+from datasites.study.roster import Roster
 from datasites.transport import blobs
 from datasites.transport.letter import pack
 from datasites.transport.mailroom import AlreadySaid, Contents, LetterLimits, Rejected, letter_key

@@ -30,7 +30,8 @@ from datasites.control.connection import inbox_folder, outbox_folder
 from datasites.control.mocks import SIGNED, MockManifest, sign_mock
 from datasites.control.submissions import RUN_SCRIPT, submission_folder
 from datasites.control.syft import ControlError
-from datasites.study.identity import Identity, IdentityError, Roster
+from datasites.study.identity import Identity, IdentityError
+from datasites.study.roster import Roster
 from datasites.transport import filesystems
 from tests.transport.parties import HOSPITALS, RESEARCHER, Party, befriend, make_parties, study_files
 

@@ -10,9 +10,10 @@ import pytest
 
 from datasites.secagg.epoch_terms import EPOCH_ROUNDS, EpochTerms, epoch_rounds
 from datasites.study import letters
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
+from datasites.study.roster import Roster, RosterEntry
 
 HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "study"
 

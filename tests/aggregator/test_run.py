@@ -21,9 +21,10 @@ from datasites.secagg import masks
 from datasites.secagg.epoch_terms import EPOCH_ROUNDS
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
-from datasites.study.identity import Identity, Roster
+from datasites.study.identity import Identity
 from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
+from datasites.study.roster import Roster
 from datasites.transport.mailroom import letter_folder, letter_key
 from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import Federation, Hospital

@@ -14,7 +14,8 @@ from datasites.aggregator.gather import RunError
 from datasites.aggregator.run import EpochRefused, Run
 from datasites.study import letters
 from datasites.study.holding import Held
-from datasites.study.identity import Identity, Roster
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster
 from datasites.transport.mailroom import letter_key
 from datasites.transport.store import Store, StoreMissing, StoreUnreachable
 from tests.researcher.hospitals import Federation

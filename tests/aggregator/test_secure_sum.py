@@ -19,8 +19,9 @@ from datasites.secagg.aggregator_state import OpenedSum
 from datasites.secagg.errors import BadTerms
 from datasites.study import letters
 from datasites.study.canonical import sha256_hex
-from datasites.study.identity import Identity, IdentityError, Roster, RosterEntry
+from datasites.study.identity import Identity, IdentityError
 from datasites.study.package import StudyPackage
+from datasites.study.roster import Roster, RosterEntry
 from datasites.study.tensors import Parameter
 from datasites.transport.mailroom import Mailroom, letter_key
 from tests.kills import Killed, kill_after, kill_before

@@ -10,7 +10,7 @@ import pytest
 from every_command import Desk as EveryDesk
 from every_command import Run, every_command
 
-from datasites.study.identity import RosterEntry
+from datasites.study.roster import RosterEntry
 from tests.hospital.conftest import (
     HEART,
     database,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from datasites.study.identity import HandOver, Identity, IdentityError, Roster, RosterEntry
+from datasites.study.identity import Identity, IdentityError
+from datasites.study.roster import HandOver, Roster, RosterEntry
 from tests.cli.command_line import CommandLine
 
 WHY = ("--reason", "why")

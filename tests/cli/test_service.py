@@ -20,7 +20,7 @@ from datasites.enclave import cgroup
 from datasites.hospital import doctor, serving
 from datasites.hospital.doctor import examine
 from datasites.hospital.evidence.verify_bundle import verify
-from datasites.study.identity import Roster, RosterEntry
+from datasites.study.roster import Roster, RosterEntry
 from tests.cli.command_line import CommandLine, facts
 from tests.hospital.desk import Desk
 

@@ -13,7 +13,8 @@ import pytest
 
 from datasites.control.submissions import submission_folder
 from datasites.control.syft import ControlError, HospitalControl
-from datasites.study.identity import IdentityError, Roster
+from datasites.study.identity import IdentityError
+from datasites.study.roster import Roster
 from datasites.transport.store import StoreUnreachable
 from tests.transport.parties import RESEARCHER, Party, study_files
 

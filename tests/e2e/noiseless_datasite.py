@@ -33,7 +33,7 @@ def main() -> None:
 
     connect(Path(sys.argv[sys.argv.index("--home") + 1]))
     from datasites.enclave.worker_client import TrainResult
-    from datasites.hospital.cases.case import partitions
+    from datasites.hospital.cases.encoded import partitions
     from datasites.hospital.rounds import row_work
 
     def train(work, worker, case, manifest, parameters, key):  # type: ignore[no-untyped-def]

@@ -23,7 +23,7 @@ from consortium import LocalConsortium, LocalHospital  # noqa: E402
 
 from datasites.researcher import Federation, Study  # noqa: E402
 from datasites.study.audit_chain import PublicHead, records, verify  # noqa: E402
-from datasites.study.identity import Roster  # noqa: E402
+from datasites.study.roster import Roster  # noqa: E402
 from tests.alarms import Written, faults  # noqa: E402
 
 HEART = SCRIPTS / "heart_disease"

@@ -13,10 +13,10 @@ import pytest
 
 from datasites.enclave import protocol, worker_process
 from datasites.enclave.confine import WorkerLimits
+from datasites.enclave.partition import Partition
 from datasites.enclave.processes import family
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker_client import (
-    Partition,
     Timeouts,
     Worker,
     WorkerCrashed,

@@ -22,7 +22,8 @@ from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.database import connect
 from datasites.hospital.isolated import process
 from datasites.hospital.site import Site
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster, RosterEntry
 from tests.hospital.cleveland import SETTINGS
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.privacy.renyi import filter_order
 from datasites.study.audit_chain import genesis
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.identity import Identity, RosterEntry
+from datasites.study.identity import Identity
+from datasites.study.roster import RosterEntry
 from policies.engine import Engine
 from policies.facts import Facts
 from policies.registry import Registry

@@ -36,7 +36,7 @@ from datasites.hospital.setup import initialise
 from datasites.researcher.study import Study
 from datasites.study.audit_chain import LogRecord, records, verify
 from datasites.study.errors import read_toml
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from datasites.study.schema import DataModel
 from datasites.transport.quarantine import KEEP_BYTES, KEEP_PER_HOUR
 from datasites.transport.store import Store
@@ -171,7 +171,8 @@ class RealHospital:
     def _approve(self, features: list[str]) -> None:
         """Pin everybody, enter agreements, take the study in, and let two people approve it."""
         from datasites.hospital.cases import examination, review
-        from datasites.hospital.cases.case import open_case, partitions
+        from datasites.hospital.cases.case import open_case
+        from datasites.hospital.cases.encoded import partitions
         from datasites.hospital.models import Case
         from datasites.hospital.people.accounts import enter_person, identify
         from datasites.hospital.people.agreements import confirm_agreement, enter_agreements

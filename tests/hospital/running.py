@@ -27,8 +27,9 @@ from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import LogRecord, records
 from datasites.study.canonical import sha256_hex
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.manifest import UPDATE_BOUND, RoundManifest, VectorTerm
+from datasites.study.roster import Roster, RosterEntry
 from datasites.study.rounds import safe_scale
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import Store

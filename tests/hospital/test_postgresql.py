@@ -21,7 +21,7 @@ from local_postgresql import Certificates, PostgreSQL, postgresql
 from loopback_servers import Absent, free_port
 
 from datasites.study.audit_chain import verify
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -28,7 +28,7 @@ from datasites.secagg.journal import Journal
 from datasites.study import manifest
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.errors import InputError
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from policies.ruleset import RuleError
 from tests.hospital.audit.test_entered import party
 from tests.hospital.desk import Desk, job, turn

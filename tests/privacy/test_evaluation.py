@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from datasites.privacy.evaluation import DPEvaluation, Estimate, EvaluationError, noised_counts
+from datasites.privacy.curves import DPEvaluation, Estimate
+from datasites.privacy.evaluation import EvaluationError, noised_counts
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.plan import EvaluationPlan, PlanError
 from datasites.study.errors import DatasitesError

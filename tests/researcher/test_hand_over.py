@@ -11,7 +11,8 @@ import pytest
 from datasites.researcher import federation as module
 from datasites.researcher.federation import Federation
 from datasites.study.errors import InputError
-from datasites.study.identity import HandOver, Identity, IdentityError, Roster, RosterEntry
+from datasites.study.identity import Identity, IdentityError
+from datasites.study.roster import HandOver, Roster, RosterEntry
 from tests.researcher.hospitals import Federation as Running
 from tests.researcher.test_federation import EMAIL, create
 

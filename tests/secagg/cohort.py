@@ -26,8 +26,9 @@ from datasites.secagg.messages import (
     UnmaskShares,
 )
 from datasites.secagg.state import MemberState
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.manifest import RoundManifest, VectorTerm
+from datasites.study.roster import Roster, RosterEntry
 
 TODAY = datetime.date(2026, 3, 2)
 EXPIRES = datetime.date(2027, 1, 1)

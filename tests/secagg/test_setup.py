@@ -21,7 +21,8 @@ from datasites.secagg.errors import (
 )
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, ShareBundle
-from datasites.study.identity import Identity, IdentityError, Roster, RosterEntry
+from datasites.study.identity import Identity, IdentityError
+from datasites.study.roster import Roster, RosterEntry
 from tests.secagg.attacker import reseal
 from tests.secagg.cohort import EXPIRES, STUDY, TODAY, Cohort, email
 

@@ -17,7 +17,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from datasites.privacy.accountant import epsilon_pld
-from datasites.privacy.evaluation import DPEvaluation
+from datasites.privacy.curves import DPEvaluation
 from datasites.privacy.plan import PlanError, evaluation_edges
 from datasites.privacy.study_plan import HospitalLimits, plan_of
 from datasites.study.errors import InputError

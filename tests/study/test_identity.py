@@ -4,16 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from datasites.study.identity import (
-    BadSignature,
-    Identity,
-    IdentityError,
-    Roster,
-    RosterEntry,
-    same_identity,
-    verify,
-    written_twice,
-)
+from datasites.study.identity import BadSignature, Identity, IdentityError, same_identity, verify, written_twice
+from datasites.study.roster import Roster, RosterEntry
 
 
 def entry(identity: Identity, organisation: str = "A") -> RosterEntry:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datasites.study.errors import InputError
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.package import StudyPackage
+from datasites.study.roster import Roster, RosterEntry
 from datasites.study.visible import visible
 from tests.study.test_package import edit, files
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from datasites.control.sealer import open_keys, syft_fingerprint
 from datasites.control.syft import HospitalControl, ResearcherControl
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.mailroom import LetterLimits, Mailroom
 from datasites.transport.store import Store
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from datasites.transport.journal import MailJournal, SentMessage
 from datasites.transport.mailroom import AlreadySaid, Mailroom, Rejected, Undelivered, letter_key
 from datasites.transport.store import Store, StoreDenied, StoreFull, StoreUnreachable

@@ -26,7 +26,7 @@ from typing import Any
 from datasites.hospital.config import Home
 from datasites.study.canonical import canonical_json
 from datasites.study.files import replace_durably
-from datasites.study.identity import RosterEntry
+from datasites.study.roster import RosterEntry
 from policies.agreements import Agreement
 
 SALT_BYTES = 32

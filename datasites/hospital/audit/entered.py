@@ -39,7 +39,8 @@ from datasites.hospital.audit.bindings import (
 from datasites.hospital.config import Home
 from datasites.study.audit_chain import AuditError, LogRecord, Position, follow
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import Roster, RosterEntry, same_identity
+from datasites.study.identity import same_identity
+from datasites.study.roster import Roster, RosterEntry
 from policies.agreements import Agreement
 
 Version = tuple[str, int]

@@ -24,8 +24,9 @@ from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.files import held, replace_durably
-from datasites.study.identity import IdentityError, Roster
+from datasites.study.identity import IdentityError
 from datasites.study.manifest import RoundManifest
+from datasites.study.roster import Roster
 from policies.engine import Decision, Engine
 from policies.facts import (
     Action,

@@ -22,14 +22,8 @@ from django.db.models import Q
 from datasites.enclave.verifier import verify
 from datasites.hospital.audit.log import Value
 from datasites.hospital.cases import compliance
-from datasites.hospital.cases.case import (
-    NOT_READY,
-    OpenCase,
-    StagedRecords,
-    build_terms,
-    open_case,
-    stage_records,
-)
+from datasites.hospital.cases.case import NOT_READY, OpenCase, build_terms, open_case
+from datasites.hospital.cases.encoded import StagedRecords, stage_records
 from datasites.hospital.cases.examination_lock import one_at_a_time
 from datasites.hospital.cases.freeze import freeze, open_frozen
 from datasites.hospital.cases.halt import Halt

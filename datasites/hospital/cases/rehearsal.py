@@ -11,7 +11,8 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-from datasites.enclave.worker_client import Partition, Timeouts, Worker, WorkerError
+from datasites.enclave.partition import Partition
+from datasites.enclave.worker_client import Timeouts, Worker, WorkerError
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.cases.machine import standing_back

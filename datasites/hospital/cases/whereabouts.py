@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from django.db.models import QuerySet
 
-from datasites.hospital.cases.case import PREPARED_FILE, records_folder
+from datasites.hospital.cases.case import records_folder
+from datasites.hospital.cases.encoded import PREPARED_FILE
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.data.cells import pseudonym, spelling_key
 from datasites.hospital.data.mapping import read_mapping

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from datasites.enclave.partition import Partition
 from datasites.enclave.protocol import PartitionName
-from datasites.enclave.worker_client import Partition, Timeouts, Worker
+from datasites.enclave.worker_client import Timeouts, Worker
 from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.site import Site

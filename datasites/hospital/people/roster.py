@@ -34,7 +34,8 @@ from datasites.hospital.people.second_person import decide, waiting_entry
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from datasites.study.files import held
-from datasites.study.identity import HandOver, IdentityError, Roster, RosterEntry, same_identity
+from datasites.study.identity import IdentityError, same_identity
+from datasites.study.roster import HandOver, Roster, RosterEntry
 from datasites.study.visible import require_plain
 
 

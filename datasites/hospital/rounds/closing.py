@@ -26,8 +26,9 @@ from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.files import replace_durably
-from datasites.study.identity import BadSignature, IdentityError, Roster, same_identity
+from datasites.study.identity import BadSignature, IdentityError, same_identity
 from datasites.study.manifest import MOST_EPOCHS
+from datasites.study.roster import Roster
 
 if TYPE_CHECKING:
     from datasites.hospital.rounds.mail import StudyMail

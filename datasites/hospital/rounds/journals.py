@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from django.db.models import Q
 
 from datasites.hospital.budget import ledger_log
-from datasites.hospital.cases.case import PREPARED_FILE, records_folder
+from datasites.hospital.cases.case import records_folder
+from datasites.hospital.cases.encoded import PREPARED_FILE
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, Round
 from datasites.hospital.site import Site

@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from django.db import connections
 
+from datasites.enclave.partition import Partition
 from datasites.enclave.protocol import PartitionName
-from datasites.enclave.worker_client import Partition, TrainResult, Worker, WorkerCrashed, WorkerError
+from datasites.enclave.worker_client import TrainResult, Worker, WorkerCrashed, WorkerError
 from datasites.hospital.audit.commitments import Commitments
-from datasites.hospital.cases.case import OpenCase, partitions
+from datasites.hospital.cases.case import OpenCase
+from datasites.hospital.cases.encoded import partitions
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.cases.machine import Machine
 from datasites.hospital.cases.worker import start_worker

@@ -41,8 +41,9 @@ from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.files import replace_durably
-from datasites.study.identity import IdentityError, Roster
+from datasites.study.identity import IdentityError
 from datasites.study.manifest import MOST_EPOCHS
+from datasites.study.roster import Roster
 from datasites.transport.mailroom import Letter
 
 LARGEST_SETUP_LETTER = 64 * 1024 * 1024

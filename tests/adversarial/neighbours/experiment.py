@@ -16,10 +16,11 @@ from django.db import connections
 
 from datasites.aggregator.gather import RunError
 from datasites.aggregator.run import Run
-from datasites.enclave.worker_client import Partition
+from datasites.enclave.partition import Partition
 from datasites.hospital.budget.reconcile import differences
 from datasites.hospital.cases import consent, examination, review, submissions, worker
-from datasites.hospital.cases.case import open_case, partitions
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.encoded import partitions
 from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import Case
 from datasites.hospital.people.agreements import terminate_agreement

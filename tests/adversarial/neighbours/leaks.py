@@ -17,7 +17,8 @@ import numpy as np
 from datasites.control.syft import HospitalControl
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases import review
-from datasites.hospital.cases.case import open_case, partitions
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.encoded import partitions
 from datasites.hospital.evidence import bundle
 from datasites.hospital.models import Case
 from datasites.hospital.rounds.mail import StudyMail

@@ -27,9 +27,10 @@ from datasites.secagg.messages import AckList, Enrolment, ShareBundle, SignedMan
 from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.manifest import RoundManifest
 from datasites.study.package import StudyPackage
+from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import Store
 from tests.agreements import agreements

@@ -14,7 +14,8 @@ import pytest
 
 from datasites.hospital.audit.commitments import Commitments
 from datasites.hospital.cases import examination, rehearsal
-from datasites.hospital.cases.case import PREPARED_FILE, open_case, records_folder
+from datasites.hospital.cases.case import open_case, records_folder
+from datasites.hospital.cases.encoded import PREPARED_FILE
 from datasites.hospital.cases.freeze import ApprovalTerms
 from datasites.hospital.config import Home
 from datasites.hospital.data.records import records_digest

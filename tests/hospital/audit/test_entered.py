@@ -34,8 +34,9 @@ from datasites.hospital.people.agreements import confirm_agreement, enter_agreem
 from datasites.hospital.people.roster import pin_party, propose_party, revoke_party, withdraw_party
 from datasites.hospital.proposals.two_people import confirm, propose_delta, withdraw
 from datasites.study.audit_chain import records
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
 from datasites.study.package import StudyPackage
+from datasites.study.roster import Roster, RosterEntry
 from policies.registry import Agreement, RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART

@@ -7,8 +7,9 @@ import pytest
 
 from datasites.hospital.budget.population import split_of
 from datasites.hospital.cases import consent
-from datasites.hospital.cases.case import limits_of, open_case, partitions, site_plan
+from datasites.hospital.cases.case import limits_of, open_case, site_plan
 from datasites.hospital.cases.compliance import Denied
+from datasites.hospital.cases.encoded import partitions
 from datasites.hospital.cases.freeze import FrozenCopyChanged
 from datasites.hospital.cases.readiness import check_dataset
 from datasites.hospital.cases.review import ReviewError

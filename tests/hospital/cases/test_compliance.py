@@ -25,7 +25,7 @@ from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order, epsilon_pld
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from tests.hospital.conftest import log_pins
 from tests.hospital.desk import Desk
 from tests.hospital.rounds.test_shared_noise import manifest_of

@@ -12,7 +12,8 @@ import pytest
 from datasites.enclave.worker_client import Worker, WorkerError
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases import compliance, examination, review
-from datasites.hospital.cases.case import open_case, stage_records
+from datasites.hospital.cases.case import open_case
+from datasites.hospital.cases.encoded import stage_records
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
 from datasites.hospital.data import records as encoded

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from datasites.hospital.cases import examination, rehearsal
-from datasites.hospital.cases.case import PREPARED_FILE, open_case, partitions, records_folder
+from datasites.hospital.cases.case import open_case, records_folder
 from datasites.hospital.cases.compliance import Denied
+from datasites.hospital.cases.encoded import PREPARED_FILE, partitions
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from datasites.hospital.service import Service

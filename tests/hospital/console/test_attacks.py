@@ -17,7 +17,8 @@ from datasites.hospital.cases import compliance, review
 from datasites.hospital.models import Case, PartyProposal, Review
 from datasites.hospital.people import sign_ins
 from datasites.study.audit_chain import records
-from datasites.study.identity import Identity, Roster, RosterEntry
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster, RosterEntry
 from tests.hospital.console.conftest import Console
 from tests.hospital.desk import PASSWORD
 

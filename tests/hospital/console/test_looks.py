@@ -14,7 +14,8 @@ from datasites.hospital.config import ConsoleSettings
 from datasites.hospital.console.server import serving
 from datasites.hospital.models import Case, Round
 from datasites.hospital.people.roster import propose_party
-from datasites.study.identity import Identity, RosterEntry
+from datasites.study.identity import Identity
+from datasites.study.roster import RosterEntry
 from tests.browser import WIDTHS, Browser, chromium, inspect, sync_api
 from tests.hospital.console.conftest import Console
 from tests.hospital.desk import PASSWORD, job

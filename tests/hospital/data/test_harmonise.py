@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datasites.enclave.worker_client import Partition
+from datasites.enclave.partition import Partition
 from datasites.hospital.data.cells import pseudonym
 from datasites.hospital.data.harmonise import harmonise
 from datasites.hospital.data.mapping import Column, Mapping, read_mapping

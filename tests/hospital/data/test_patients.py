@@ -20,17 +20,10 @@ from hypothesis import strategies as st
 from datasites.hospital.budget import ledger_log, population
 from datasites.hospital.cases import compliance, consent, examination
 from datasites.hospital.cases.as_text import describe
-from datasites.hospital.cases.case import (
-    PREPARED_FILE,
-    OpenCase,
-    StagedRecords,
-    open_case,
-    partitions,
-    records_folder,
-    stage_records,
-)
+from datasites.hospital.cases.case import OpenCase, open_case, records_folder
 from datasites.hospital.cases.compliance import Denied
 from datasites.hospital.cases.consent import NobodyToLeaveOut
+from datasites.hospital.cases.encoded import PREPARED_FILE, StagedRecords, partitions, stage_records
 from datasites.hospital.cases.examination import recheck
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import DatasetSettings, Home

@@ -19,8 +19,9 @@ from datasites.hospital.budget import ledger_log
 from datasites.hospital.budget.reconcile import differences
 from datasites.hospital.budget.withdrawn import log_the_list
 from datasites.hospital.cases import consent, rehearsal
-from datasites.hospital.cases.case import open_case, partitions
+from datasites.hospital.cases.case import open_case
 from datasites.hospital.cases.consent import NobodyToLeaveOut, OtherSpellings, Withdrawal
+from datasites.hospital.cases.encoded import partitions
 from datasites.hospital.cases.examination import recheck
 from datasites.hospital.cases.machine import Machine
 from datasites.hospital.cases.review import ReviewError

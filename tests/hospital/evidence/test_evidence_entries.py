@@ -32,7 +32,7 @@ from datasites.privacy.accountant import epsilon_at_order
 from datasites.privacy.events import Charge
 from datasites.study.audit_chain import records
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from policies.registry import Registry, RegistryFile
 from tests.adversarial.tampered_bundles import good_bundle
 from tests.adversarial.tampered_contents import (

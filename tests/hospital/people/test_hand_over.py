@@ -13,7 +13,8 @@ from datasites.hospital.people.roster import accept_hand_over, pin_compared, pro
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
-from datasites.study.identity import HandOver, Identity, IdentityError, Roster, RosterEntry
+from datasites.study.identity import Identity, IdentityError
+from datasites.study.roster import HandOver, Roster, RosterEntry
 from tests.hospital.desk import Desk
 from tests.hospital.rounds.test_epoch_keys import require_sat_out
 from tests.hospital.running import RESEARCHER, Running

@@ -9,7 +9,8 @@ import pytest
 
 from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.people.roster import pin_compared, pin_party, propose_party, revoke_party, withdraw_party
-from datasites.study.identity import IdentityError, Roster
+from datasites.study.identity import IdentityError
+from datasites.study.roster import Roster
 from tests.hospital.audit.test_entered import party
 from tests.hospital.desk import Desk
 from tests.kills import Killed, kill_after, kill_before

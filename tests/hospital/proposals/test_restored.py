@@ -21,7 +21,8 @@ from datasites.hospital.budget.population import open_populations
 from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
 from datasites.hospital.budget.withdrawn import log_the_list
 from datasites.hospital.cases import consent
-from datasites.hospital.cases.case import open_case, partitions, records_folder
+from datasites.hospital.cases.case import open_case, records_folder
+from datasites.hospital.cases.encoded import partitions
 from datasites.hospital.cases.review import ReviewError
 from datasites.hospital.config import Home
 from datasites.hospital.doctor import examine as doctor

@@ -8,7 +8,8 @@ from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.models import Round
 from datasites.hospital.rounds.setup import OtherKeys
 from datasites.study import letters
-from datasites.study.identity import Identity, Roster
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster
 from tests.hospital.conftest import log_pins
 from tests.hospital.running import OWN, RESEARCHER, Running
 

@@ -17,8 +17,9 @@ from datasites.hospital.models import Case
 from datasites.study import letters
 from datasites.study.audit_chain import KEPT_HEAD, PUBLIC_DOMAIN, PublicHead, genesis, records
 from datasites.study.canonical import canonical_json, sha256_hex
-from datasites.study.identity import Identity, Roster
+from datasites.study.identity import Identity
 from datasites.study.manifest import MOST_HOSPITALS
+from datasites.study.roster import Roster
 from tests.hospital.evidence_of import Hospital
 from tests.hospital.rounds.test_run import killed_in
 from tests.hospital.running import OWN, RESEARCHER, Running

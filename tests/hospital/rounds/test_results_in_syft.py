@@ -15,7 +15,7 @@ from datasites.hospital.models import Case
 from datasites.hospital.rounds.closing import results_of
 from datasites.hospital.service import Service
 from datasites.study import letters
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from datasites.transport.store import Store
 from tests.hospital.running import OWN, RESEARCHER, Running
 from tests.kills import Killed, kill_after, kill_before

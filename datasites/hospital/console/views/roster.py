@@ -11,7 +11,8 @@ from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, pag
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import DecideParty, ProposeParty, RevokeParty
 from datasites.hospital.people.roster import open_proposals, pin_party, propose_party, revoke_party, withdraw_party
-from datasites.study.identity import Roster, same_identity
+from datasites.study.identity import same_identity
+from datasites.study.roster import Roster
 
 
 @page(READERS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from datasites.study.canonical import canonical_json
-from datasites.study.identity import BadSignature, HandOver, Identity, IdentityError, Roster, RosterEntry
+from datasites.study.identity import BadSignature, Identity, IdentityError
+from datasites.study.roster import HandOver, Roster, RosterEntry
 
 EMAIL = "a@x.org"
 
