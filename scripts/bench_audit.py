@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datasites.hospital.audit.log import AuditLog, verify
+from datasites.hospital.audit.log import AuditLog, verify_log
 from datasites.study.identity import Identity
 
 
@@ -30,7 +30,7 @@ def measure(folder: Path, count: int) -> list[dict[str, Any]]:
         times.append(time.perf_counter() - begin)
     heads = [log.head()]
     begin = time.perf_counter()
-    report = verify(path, identity.public_key, heads)
+    report = verify_log(path, identity.public_key, heads)
     verified = time.perf_counter() - begin
     if not report.ok:
         raise SystemExit(f"the log does not verify: {report.reason}")

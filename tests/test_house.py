@@ -180,6 +180,22 @@ def test_every_error_that_others_may_see_is_in_the_tree(path: Path) -> None:
             )
 
 
+#: Functions of which each module may have one of its own: what a page or a command does is named as it is shown.
+OF_PAGES_AND_COMMANDS = ("datasites/hospital/console/views/", "datasites/cli/")
+
+
+def test_a_function_that_checks_a_signature_or_decides_is_the_only_one_of_its_name() -> None:
+    """Five functions called `verify`, say, and a reader takes one for the other."""
+    names = {"verify", "explain", "gather", "decide"}
+    found: dict[str, list[str]] = {}
+    for path in sources():
+        if not str(path.relative_to(ROOT)).startswith(OF_PAGES_AND_COMMANDS):
+            for node in parsed(path).body:
+                if isinstance(node, ast.FunctionDef) and node.name in names:
+                    found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Circles, of whatever length; imports within functions count as well."""
     modules = {

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from datasites.aggregator.gather import RunError
 from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import Agreed, canonical_json
-from datasites.study.errors import explain
+from datasites.study.errors import describe_validation
 from datasites.study.files import replace_durably
 from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email
@@ -145,7 +145,7 @@ class RunFolder:
         try:
             yield
         except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-            why = explain(error) if isinstance(error, ValidationError) else error or type(error).__name__
+            why = describe_validation(error) if isinstance(error, ValidationError) else error or type(error).__name__
             raise RunError(f"{self.folder / name}: not as a run saves it: {why}; {remedy}") from error
 
     def save(self, state: RunState) -> None:

@@ -32,7 +32,7 @@ def audit_verify(
     the key that it begins with: compare the fingerprint that is shown with that of its hospital. One that holds no
     head of this log shows nothing of it.
     """
-    from datasites.study.audit_chain import AuditError, kept_heads, owner, read_any_head, verify
+    from datasites.study.audit_chain import AuditError, kept_heads, owner, read_any_head, verify_log
     from datasites.study.identity import fingerprint
 
     if not re.fullmatch("[0-9a-f]{64}", key):
@@ -48,7 +48,7 @@ def audit_verify(
     for other in logs or ():
         try:
             email, its_key = owner(other)
-            sound, kept = verify(other, its_key), kept_heads(other)
+            sound, kept = verify_log(other, its_key), kept_heads(other)
         except (OSError, ValueError, AuditError) as error:
             raise InputError(f"--kept-in {other}: not an audit log: {error}; ask its hospital for an export") from error
         if not sound.ok:
@@ -61,7 +61,7 @@ def audit_verify(
         for before in sorted(keys):
             out.print(f"{other} holds heads of another log of this address, under the key {fingerprint(before)}")
         held += tuple(mine)
-    report = verify(log, key, held)
+    report = verify_log(log, key, held)
     out.print(report.model_dump_json(indent=2))
     raise typer.Exit(0 if report.ok else 1)
 

@@ -19,7 +19,7 @@ from datasites.cli.terminal import (
     open_site,
     out,
 )
-from datasites.study.errors import InputError, explain, read_toml
+from datasites.study.errors import InputError, describe_validation, read_toml
 
 dataset = group("Datasets and their readiness for a study.")
 budget = group("The privacy ledger.")
@@ -174,7 +174,7 @@ def budget_what_if(home: HomeOption, dataset: str, epsilon: float, rounds: int, 
     try:
         answer = BudgetHistory.read(site.home.dataset(dataset)).what_if(epsilon, rounds, steps, rate)
     except ValidationError as error:
-        raise InputError(f"what-if: {explain(error)}") from error
+        raise InputError(f"what-if: {describe_validation(error)}") from error
     out.print(
         f"{'fits' if answer.fits else 'does NOT fit'}: all studies on training patients at {answer.after:.3f} of "
         f"{answer.cap:g}, noise multiplier {answer.noise_multiplier:.3f}"

@@ -41,7 +41,7 @@ from datasites.control.connection import StoreConnection
 from datasites.control.sync_state import LARGEST_NUMBER, SyncLog
 from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import Email, Identity, IdentityError, verify
+from datasites.study.identity import Email, Identity, IdentityError, verify_signature
 from datasites.study.roster import Roster
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, TooLarge
 from datasites.transport.writing import staged, write_file
@@ -97,7 +97,9 @@ def check_signed(owner: str, name: str, head: bytes, roster: Roster) -> MockMani
     """Return what the pinned `owner` signed as `name`, from the bytes of `mock.signed.json`; raise `BadMock`."""
     try:
         signed = SignedMock.parse(head)
-        verify(roster.get(owner).public_key, bytes.fromhex(signed.signature), DOMAIN, signed.manifest.canonical())
+        verify_signature(
+            roster.get(owner).public_key, bytes.fromhex(signed.signature), DOMAIN, signed.manifest.canonical()
+        )
     except (ValidationError, ValueError, IdentityError) as error:
         raise BadMock(f"{SIGNED}: {error}") from error
     manifest = signed.manifest

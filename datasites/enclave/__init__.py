@@ -20,8 +20,8 @@ forking     the sandbox's end of that: forks, and keeps forks apart
 worker_process  the sandbox's end of the pipe, with `loader` (from text to a model) and `shapes` (a probe);
             `opacus_alone` keeps out what it doesn't use
 
-    >>> from datasites.enclave.verifier import verify
-    >>> print(verify("import os\\ndef build_model(n_features): return os.fork()")[0])
+    >>> from datasites.enclave.verifier import check_source
+    >>> print(check_source("import os\\ndef build_model(n_features): return os.fork()")[0])
     model.py:1:1: import: import of os; import only math, torch, torch.nn, torch.nn.functional
 
 Limit: model code runs in one process with the trainer. The sandbox keeps it from the machine and the

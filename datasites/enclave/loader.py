@@ -55,7 +55,7 @@ class LoadedModel:
 
 def load(source: str, n_features: int, config: Mapping[str, JsonValue], genuine: Genuine) -> LoadedModel:
     """Build the model of the approved text of a `model.py`; raises `CodeRefused`, or whatever the model code raises."""
-    findings = verifier.verify(source, MODEL)
+    findings = verifier.check_source(source, MODEL)
     if findings:
         first = findings[0]
         raise CodeRefused(

@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
 from datasites.study.canonical import Agreed
-from datasites.study.errors import DatasitesError, explain
+from datasites.study.errors import DatasitesError, describe_validation
 from datasites.study.manifest import EvaluationKind, LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
@@ -273,7 +273,9 @@ def decode(
     try:
         header = _Header.model_validate_json(text)
     except ValidationError as error:
-        raise ProtocolError(f"frame header is not a message of this protocol: {explain(error, quote=False)}") from error
+        raise ProtocolError(
+            f"frame header is not a message of this protocol: {describe_validation(error, quote=False)}"
+        ) from error
     layouts = header.arrays
     names = [layout.name for layout in layouts]
     if len(set(names)) != len(names) or sum(layout.size for layout in layouts) != body_length:

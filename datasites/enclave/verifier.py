@@ -62,10 +62,10 @@ _UNSEEN = frozenset(
 )
 MAX_MARKS = 4
 
-__all__ = ["RULESET", "CodeFinding", "verify"]
+__all__ = ["RULESET", "CodeFinding", "check_source"]
 
 
-def verify(source: str, filename: str = "model.py") -> tuple[CodeFinding, ...]:
+def check_source(source: str, filename: str = "model.py") -> tuple[CodeFinding, ...]:
     """Return all findings in `source`, ordered by line; empty when the code may run. Never raise on any text."""
     report = FindingList(filename)
     if not _fits(source, report):

@@ -43,7 +43,7 @@ from datasites.hospital.setup import open_store, require_own_user
 from datasites.hospital.site import Site
 from datasites.hospital.space import LITTLE, NONE, MiB, rooms
 from datasites.study.addresses import shown
-from datasites.study.audit_chain import verify
+from datasites.study.audit_chain import verify_log
 from datasites.study.errors import DatasitesError
 from datasites.study.roster import Roster
 from datasites.transport.store import StoreUnreachable
@@ -324,7 +324,7 @@ def _accounts(site: Site) -> Iterator[Diagnosis]:
 
 
 def _audit(site: Site) -> Iterator[Diagnosis]:
-    report = verify(site.home.audit, site.identity.public_key)
+    report = verify_log(site.home.audit, site.identity.public_key)
     message = f"{report.checked} records verify" if report.ok else f"record {report.first_bad}: {report.reason}"
     yield Diagnosis("audit", "ok" if report.ok else "bad", message)
 

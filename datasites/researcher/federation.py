@@ -21,7 +21,7 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.researcher.beforehand import FirstModel, Model
 from datasites.researcher.study import Study
 from datasites.study.canonical import Agreed
-from datasites.study.errors import DatasitesError, InputError, explain
+from datasites.study.errors import DatasitesError, InputError, describe_validation
 from datasites.study.files import move_durably, replace_durably
 from datasites.study.holding import Hold, hold
 from datasites.study.identity import Email, Identity, same_identity
@@ -145,7 +145,7 @@ class Federation:
         try:
             settings = ResearcherSettings(organisation=organisation, email=email, store=store)
         except ValidationError as error:
-            raise InputError(f"researcher's home: {explain(error)}") from error
+            raise InputError(f"researcher's home: {describe_validation(error)}") from error
         held = _held(home)
         try:
             if (home / CONFIG_FILE).exists():
@@ -174,7 +174,7 @@ class Federation:
         except FileNotFoundError as error:
             raise InputError(f"{home}: no researcher's home; make one with Federation.create") from error
         except ValidationError as error:
-            raise InputError(f"{home / CONFIG_FILE}: {explain(error)}") from error
+            raise InputError(f"{home / CONFIG_FILE}: {describe_validation(error)}") from error
         held = _held(home)
         try:
             federation = cls(home, settings, cls._identity(home, settings.email), held)

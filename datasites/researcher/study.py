@@ -11,7 +11,7 @@ from datasites.enclave.findings import CodeFinding
 from datasites.enclave.partition import Partition
 from datasites.enclave.protocol import Description, Rehearsed
 from datasites.enclave.sandbox import Sandbox
-from datasites.enclave.verifier import verify
+from datasites.enclave.verifier import check_source
 from datasites.enclave.worker_client import Worker
 from datasites.privacy.study_plan import StudyPlan, plan_of
 from datasites.study.manifest import StudyTerms as Terms
@@ -56,7 +56,7 @@ class Study:
 
     def check(self) -> tuple[CodeFinding, ...]:
         """Return what a hospital's static verifier finds in `model.py`; empty when clean. Executes nothing."""
-        return verify(self.package.source)
+        return check_source(self.package.source)
 
     def worker(
         self,

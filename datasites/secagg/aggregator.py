@@ -48,7 +48,7 @@ from datasites.secagg.messages import (
 )
 from datasites.secagg.reports import columns_digest
 from datasites.secagg.shares import SECRET
-from datasites.secagg.unmasking import gather, shares_expected, solve
+from datasites.secagg.unmasking import gather_shares, shares_expected, solve
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity
 from datasites.study.manifest import RoundManifest
@@ -275,7 +275,7 @@ class Aggregator:
         """Return whether enough has come to call `result` (wrong shares may still ask for more)."""
         open_round, _ = self._round(state)
         epoch = self._epoch(state)
-        gathered = gather(epoch, open_round.signed.manifest, open_round.answers)
+        gathered = gather_shares(epoch, open_round.signed.manifest, open_round.answers)
         return all(len(pieces) >= epoch.graph.share_threshold for pieces in gathered.values())
 
     def result(

@@ -21,8 +21,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from datasites.secagg.errors import BadMessage
 from datasites.secagg.ring import Ring
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
-from datasites.study.errors import explain
-from datasites.study.identity import BadSignature, Email, Identity, verify
+from datasites.study.errors import describe_validation
+from datasites.study.identity import BadSignature, Email, Identity, verify_signature
 from datasites.study.manifest import RoundManifest, Sha256
 
 
@@ -76,7 +76,7 @@ class Message(Agreed):
     def check_signature(self, public_key: str) -> None:
         """Raise `BadMessage` unless the pinned `public_key` (hex) signed this message."""
         try:
-            verify(public_key, bytes.fromhex(self.signature), self._domain(), self.signed_part())
+            verify_signature(public_key, bytes.fromhex(self.signature), self._domain(), self.signed_part())
         except BadSignature as error:
             raise BadMessage(f"{self.kind} from {self.sender}: {error}") from error
 
@@ -91,7 +91,7 @@ class Message(Agreed):
             return cls.parse(data)
         except ValidationError as error:
             # Without the input: a message may hold shares.
-            raise BadMessage(f"{cls.kind}: {explain(error, quote=False)}") from None
+            raise BadMessage(f"{cls.kind}: {describe_validation(error, quote=False)}") from None
         except ValueError:
             raise BadMessage(f"{cls.kind}: bytes are not in canonical form; send `to_bytes()` of the sender") from None
 

@@ -35,7 +35,9 @@ def shares_expected(epoch: Epoch, manifest: RoundManifest, holder: str) -> tuple
     return tuple(place for place in places if place == own or epoch.graph.are_neighbours(place, own))
 
 
-def gather(epoch: Epoch, manifest: RoundManifest, answers: Iterable[UnmaskShares]) -> dict[int, dict[int, bytes]]:
+def gather_shares(
+    epoch: Epoch, manifest: RoundManifest, answers: Iterable[UnmaskShares]
+) -> dict[int, dict[int, bytes]]:
     """Return the shares by owner's place, then by holder's place."""
     gathered: dict[int, dict[int, bytes]] = {epoch.place(email): {} for email in manifest.participants}
     for answer in answers:
@@ -59,7 +61,7 @@ def solve(
     when the right ones don't suffice, or the owner whose right shares don't give its certified secret, and
     `CommitmentsGone` where it can't be told which.
     """
-    gathered = gather(epoch, manifest, answers)
+    gathered = gather_shares(epoch, manifest, answers)
     alive = {epoch.place(email) for email in survivors}
     threshold = epoch.graph.share_threshold
     for owner, pieces in gathered.items():

@@ -19,8 +19,7 @@ from pydantic import Field, TypeAdapter
 
 from datasites.study.canonical import Agreed, canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.identity import BadSignature, Identity, PublicKeyHex
-from datasites.study.identity import verify as verify_signature
+from datasites.study.identity import BadSignature, Identity, PublicKeyHex, verify_signature
 from datasites.study.manifest import Sha256
 
 DOMAIN, PUBLIC_DOMAIN, FORK_DOMAIN = "audit-checkpoint", "audit-head", "audit-fork"
@@ -220,7 +219,7 @@ def records(path: Path) -> Iterator[LogRecord]:
 def owner(path: Path) -> tuple[str, str]:
     """Return whose log it is, as its first record says: e-mail address and public key (hex). Raises `AuditError`.
 
-    Whether it is that key's is for `verify` to see.
+    Whether it is that key's is for `verify_log` to see.
     """
     for record in records(path):
         if record.kind == OPENED and {"email", "public_key"} <= set(record.fields):
@@ -232,8 +231,8 @@ def owner(path: Path) -> tuple[str, str]:
 def kept_heads(path: Path) -> list[tuple[str, PublicHead]]:
     """Return what the log at `path` holds of other hospitals' logs, with the address of each: heads to compare with.
 
-    Whether that log is sound, and whose heads these are, is for `verify` to see. Raises `AuditError`, `OSError`, and
-    `ValueError`.
+    Whether that log is sound, and whose heads these are, is for `verify_log` to see. Raises `AuditError`, `OSError`,
+    and `ValueError`.
     """
     found = (record.fields for record in records(path) if record.kind == KEPT_HEAD)
     return [
@@ -293,7 +292,7 @@ def follow(path: Path, at: Position) -> Iterator[tuple[Position, LogRecord]]:
             yield at, record
 
 
-def verify(path: Path, public_key: str, counterparty_heads: Sequence[Head | PublicHead] = ()) -> LogVerification:
+def verify_log(path: Path, public_key: str, counterparty_heads: Sequence[Head | PublicHead] = ()) -> LogVerification:
     """Check a whole log against the hospital's public key (hex), its head file if one lies beside it, and the heads
     that other parties were given. Needs no private key and changes nothing. Raises `OSError` if it can't be read.
 

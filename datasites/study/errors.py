@@ -175,7 +175,7 @@ def parse_toml(text: str | bytes, model: type[Model], file: str | Path) -> Model
     try:
         return model.model_validate_json(plain, strict=True)
     except ValidationError as error:
-        raise InputError(f"{file}: {explain(error, model)}") from error
+        raise InputError(f"{file}: {describe_validation(error, model)}") from error
 
 
 def _line_of_long_key(text: str) -> int:
@@ -206,7 +206,7 @@ def read_toml(path: Path, model: type[Model]) -> Model:
     return parse_toml(text, model, path)
 
 
-def explain(error: ValidationError, model: type[BaseModel] | None = None, *, quote: bool = True) -> str:
+def describe_validation(error: ValidationError, model: type[BaseModel] | None = None, *, quote: bool = True) -> str:
     """Describe the first fault of a validation: key, rule, and what stood there; then how many more there are.
 
     model: what was validated against, so that an unknown key can be told with the known ones. `quote=False` leaves out

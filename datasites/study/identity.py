@@ -69,7 +69,7 @@ def fingerprint(public_key: str) -> str:
     return " ".join(digest[i : i + 4] for i in range(0, 40, 4))
 
 
-def verify(public_key: str, signature: bytes, domain: str, data: bytes) -> None:
+def verify_signature(public_key: str, signature: bytes, domain: str, data: bytes) -> None:
     """Raise `BadSignature` unless `signature` is by `public_key` (hex) over `data` in `domain`."""
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(signature, _framed(domain, data))

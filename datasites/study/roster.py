@@ -20,7 +20,7 @@ from datasites.study.identity import (
     PublicKeyHex,
     fingerprint,
     same_identity,
-    verify,
+    verify_signature,
 )
 from datasites.study.visible import require_plain
 
@@ -94,8 +94,8 @@ class HandOver(Agreed):
         if new.public_key == replaced.public_key:
             raise IdentityError(f"hand-over of {new.email}: the key is the same as before; make a new one")
         signed = _hand_over_part(self.replaces, new)
-        verify(replaced.public_key, bytes.fromhex(self.old_signature), HAND_OVER, signed)
-        verify(new.public_key, bytes.fromhex(self.new_signature), HAND_OVER, signed)
+        verify_signature(replaced.public_key, bytes.fromhex(self.old_signature), HAND_OVER, signed)
+        verify_signature(new.public_key, bytes.fromhex(self.new_signature), HAND_OVER, signed)
 
 
 def _hand_over_part(replaced: str, entry: RosterEntry) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 
 from datasites.enclave import loader
 from datasites.enclave.shapes import check_shapes
-from datasites.enclave.verifier import verify
+from datasites.enclave.verifier import check_source
 from datasites.privacy import parameters
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.probe import check_independence
@@ -41,7 +41,7 @@ def test_there_are_enough():
 
 @pytest.mark.parametrize("path", HONEST, ids=lambda path: path.stem)
 def test_passes_every_check_and_trains(path, genuine):
-    assert [str(finding) for finding in verify(path.read_text())] == []
+    assert [str(finding) for finding in check_source(path.read_text())] == []
     model, x, y = _load(path, genuine)
     assert [finding for finding in model.findings if finding.blocking] == []
     check_shapes(model.module, model.loss, x, y)

@@ -23,7 +23,7 @@ from datasites.enclave import escape, loader, protocol, worker_process
 from datasites.enclave.confine import WorkerLimits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.shapes import check_shapes
-from datasites.enclave.verifier import verify
+from datasites.enclave.verifier import check_source
 from datasites.privacy import per_row, trainer
 from datasites.privacy.layers import private_form
 from datasites.privacy.model_inputs import binary_loss
@@ -79,13 +79,13 @@ def test_the_suite_is_large():
 
 @pytest.mark.parametrize("model", NAMED, ids=lambda m: m.name)
 def test_the_verifier_refuses(model):
-    found = {finding.rule for finding in verify(model.source)}
+    found = {finding.rule for finding in check_source(model.source)}
     assert model.rule in found, f"expected {model.rule}, found {sorted(found)}"
 
 
 @pytest.mark.parametrize("model", UNSEEN, ids=lambda m: m.name)
 def test_the_probe_refuses_what_the_text_does_not_show(model):
-    assert verify(model.source) == ()
+    assert check_source(model.source) == ()
     namespace = loader.execute(model.source)
     rng = np.random.default_rng(7)
     x, y = rng.normal(size=(12, 4)).astype(np.float32), (rng.random(12) < 0.5).astype(np.float32)
@@ -142,7 +142,7 @@ def test_even_unprobed_one_patient_moves_a_sum_by_one_clip(model, scale):
 
 @pytest.mark.parametrize("model", CANCEL, ids=lambda m: m.name)
 def test_what_cancels_where_it_is_measured_is_not_refused_and_moves_a_release_by_one_clip(model):
-    assert verify(model.source) == ()
+    assert check_source(model.source) == ()
     running, (x, y) = _enclave(model), _patients()
     start = {"parameters": flatten(running._loaded().module)}
     updates = []

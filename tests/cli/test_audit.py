@@ -10,7 +10,7 @@ import pytest
 from datasites.hospital.audit.log import AuditLog, head_file
 from datasites.hospital.cases.replay import Replay
 from datasites.hospital.models import PolicyDecision
-from datasites.study.audit_chain import PublicHead, records, verify
+from datasites.study.audit_chain import PublicHead, records, verify_log
 from datasites.study.identity import Identity
 from tests.cli.command_line import CommandLine
 from tests.hospital.desk import Desk
@@ -116,7 +116,7 @@ def test_a_copy_is_the_log_signed_to_its_end(datasites: CommandLine, desk: Desk,
     assert last.kind == "checkpoint"
     key = desk.site.identity.public_key
     assert done.printed == f"{target}: {last.seq} records, verify with --key {key}"
-    assert verify(target, key).ok, "without the head file that lies beside the log"
+    assert verify_log(target, key).ok, "without the head file that lies beside the log"
 
 
 def test_no_copy_is_written_over_the_home_or_where_none_can_be(datasites: CommandLine, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import demo  # noqa: E402
 from consortium import LocalConsortium, LocalHospital  # noqa: E402
 
 from datasites.researcher import Federation, Study  # noqa: E402
-from datasites.study.audit_chain import PublicHead, records, verify  # noqa: E402
+from datasites.study.audit_chain import PublicHead, records, verify_log  # noqa: E402
 from datasites.study.roster import Roster  # noqa: E402
 from tests.alarms import Written, faults  # noqa: E402
 
@@ -139,7 +139,7 @@ class LocalDatasites:
             assert found == [], f"{key}: {found}"
             home = self.consortium.home(key)
             own = Roster.load(home / "roster.json").get(self.email(key)).public_key
-            report = verify(home / "audit.jsonl", own, (heads or {}).get(key, ()))
+            report = verify_log(home / "audit.jsonl", own, (heads or {}).get(key, ()))
             assert report.ok, f"{key}: {report.reason}"
 
     def hospital(self, key: str) -> LocalHospital:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from datasites.hospital.evidence.verify_bundle import verify as verify_bundle
-from datasites.study.audit_chain import verify
+from datasites.study.audit_chain import verify_log
 from tests.browser import WIDTHS, Browser, chromium, inspect, sync_api
 from tests.e2e.support import KEYS, LocalDatasites
 
@@ -111,7 +111,7 @@ def test_two_people_decide_in_the_browser_and_the_researchers_run_follows(
             auditor.get_by_role("button", name="Download the log").click()
         log = tmp_path / "audit.jsonl"
         download.value.save_as(log)
-        assert verify(log, key).ok
+        assert verify_log(log, key).ok
         auditor.get_by_role("button", name="Verify the whole log").click()
         sync_api.expect(auditor.get_by_role("heading", name="The log is sound")).to_be_visible()
         auditor.goto(f"/cases/{number}/")

@@ -14,7 +14,7 @@ import pytest
 
 from datasites.aggregator.run import Run
 from datasites.researcher import report
-from datasites.study.audit_chain import verify
+from datasites.study.audit_chain import verify_log
 from tests.e2e.support import KEYS, ROOT, LocalDatasites
 
 
@@ -26,7 +26,7 @@ def check_audit(datasites: LocalDatasites, run: Run, key: str) -> None:
     """The hospital's log holds every head that the researcher was given."""
     federation_key = run._roster.get(datasites.email(key)).public_key
     log = datasites.consortium.home(key) / "audit.jsonl"
-    result = verify(log, federation_key, tuple(heads_of(run, datasites.email(key))))
+    result = verify_log(log, federation_key, tuple(heads_of(run, datasites.email(key))))
     assert result.ok, result.reason
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from datasites.enclave import allowed_names, reserved_names
-from datasites.enclave.verifier import verify
+from datasites.enclave.verifier import check_source
 from tests.enclave.test_verifier import HANDLED
 
 #: Every kind of statement and expression that a model may have; clean as it stands.
@@ -166,7 +166,7 @@ def _put(node, field, index, insert, value):
 
 
 def test_the_model_is_clean_and_uses_all_the_syntax_there_is():
-    assert [str(finding) for finding in verify(MODEL)] == []
+    assert [str(finding) for finding in check_source(MODEL)] == []
     used = {type(node).__name__ for node in ast.walk(ast.parse(MODEL))}
     assert used >= HANDLED
 
@@ -177,7 +177,7 @@ def test_every_place_for_an_expression_is_judged():
     for place, written in _variants(MODEL, "(0).__class__"):
         count += 1
         lines = {number for number, line in enumerate(written.split("\n"), 1) if "__class__" in line}
-        if not any(finding.line in lines for finding in verify(written)):
+        if not any(finding.line in lines for finding in check_source(written)):
             unseen.append(place)
     assert unseen == []
     assert count > 300
@@ -198,7 +198,7 @@ def test_every_call_from_where_rows_are_seen_is_in_the_call_graph():
         lines = written.split("\n")
         called = {number for number, text in enumerate(lines, 1) if "self.remember(2)" in text}
         (kept,) = (number for number, text in enumerate(lines, 1) if "self.kept.append" in text)
-        refused = {finding.line: finding.rule for finding in verify(written)}
+        refused = {finding.line: finding.rule for finding in check_source(written)}
         if refused.get(kept) != "in-place" and not called & set(refused):
             unseen.append(place)
     assert unseen == []
@@ -223,7 +223,7 @@ def test_every_call_from_where_rows_are_seen_is_in_the_call_graph():
     ],
 )
 def test_an_f_string_is_told_from_a_string_that_says_f(text, found):
-    assert [(item.line, item.column) for item in verify(text) if item.rule == "f-string"] == found
+    assert [(item.line, item.column) for item in check_source(text) if item.rule == "f-string"] == found
 
 
 def test_no_method_that_a_model_may_call_changes_a_container():
@@ -247,7 +247,7 @@ def test_no_method_that_a_model_may_call_changes_a_container():
 
 def test_a_name_of_its_own_opens_nothing_of_torch_or_python():
     kinds = [torch.Tensor, nn.Parameter, torch.Size, torch.dtype, list, dict, str, tuple, set, int, float, bool, range]
-    kinds += [ValueError, type(verify), nn.Module, *(getattr(nn, name) for name in allowed_names.LAYERS)]
+    kinds += [ValueError, type(check_source), nn.Module, *(getattr(nn, name) for name in allowed_names.LAYERS)]
     named = (
         allowed_names.METHODS
         | allowed_names.TENSOR_ATTRIBUTES

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasites.enclave import allowed_names, loader
-from datasites.enclave.verifier import verify
+from datasites.enclave.verifier import check_source
 from datasites.privacy import per_row
 from datasites.privacy.layers import private_form
 from tests.enclave.test_verifier import model
@@ -216,7 +216,7 @@ def _run(module, loss, rows):
 def _fits(text, init, loss=""):
     """Whether a model with this operation runs on plain rows; it must then run on all others."""
     source = model(NAMES + f"return {text}", init, loss=loss)
-    assert [str(finding) for finding in verify(source)] == [], text
+    assert [str(finding) for finding in check_source(source)] == [], text
     namespace = loader.execute(source)
     torch.manual_seed(0)
     module = private_form(namespace["build_model"](WIDTH)).eval()
@@ -259,7 +259,7 @@ def test_no_allowed_loss_raises_by_what_is_in_a_row(word):
      "F.gaussian_nll_loss(x, y, y, reduction='none')", "torch.arange(c)", "x.chunk(c, dim=1)", "x.topk(c, dim=1)"],
 )  # fmt: skip
 def test_what_can_raise_by_a_row_is_refused_with_a_remedy(text):
-    found = verify(model(NAMES + f"return {text}"))
+    found = check_source(model(NAMES + f"return {text}"))
     written = model(NAMES + f"return {text}").split("\n")
     assert {written[finding.line - 1].strip() for finding in found} == {f"return {text}"}
     assert all(finding.rule and finding.reason and finding.remedy for finding in found)

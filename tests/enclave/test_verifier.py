@@ -18,7 +18,7 @@ from torch import nn
 from datasites.enclave import allowed_names, check_statements
 from datasites.enclave.findings import MOST_FINDINGS, FindingList
 from datasites.enclave.scope import collect, kind_of
-from datasites.enclave.verifier import RULESET, verify
+from datasites.enclave.verifier import RULESET, check_source
 
 HERE = Path(__file__).parent
 ADVERSARIAL = HERE.parent / "adversarial"
@@ -58,11 +58,11 @@ def model(forward="return self.fc(x)", init="", methods="", top="", loss=""):
 
 
 def rules(source):
-    return {finding.rule for finding in verify(source)}
+    return {finding.rule for finding in check_source(source)}
 
 
 def test_the_plain_model_is_clean():
-    assert verify(model()) == ()
+    assert check_source(model()) == ()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_plain_model_is_clean():
     ],
 )
 def test_refused_in_forward(forward, rule):
-    found = verify(model(forward))
+    found = check_source(model(forward))
     assert rule in {finding.rule for finding in found}
     assert all(finding.reason and finding.remedy for finding in found)
 
@@ -171,7 +171,7 @@ def test_refused_in_forward(forward, rule):
     ],
 )
 def test_allowed_in_forward(forward):
-    assert [str(finding) for finding in verify(model(forward))] == []
+    assert [str(finding) for finding in check_source(model(forward))] == []
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_what_is_invisible_or_turns_text_around_is_refused_in_comments_too(hidde
     ],
 )
 def test_never_raises_and_refuses_odd_text(text):
-    found = verify(text)
+    found = check_source(text)
     assert found
     assert all(finding.line >= 1 for finding in found)
 
@@ -327,7 +327,7 @@ def test_never_raises_and_refuses_odd_text(text):
 @settings(max_examples=150)
 @given(st.text(max_size=300))
 def test_any_text_gets_a_verdict(text):
-    assert verify(text) == verify(text)
+    assert check_source(text) == check_source(text)
 
 
 @settings(max_examples=150)
@@ -338,7 +338,7 @@ def test_honest_models_with_a_line_lost_or_doubled_get_a_verdict(data):
     place = data.draw(st.integers(0, len(lines) - 1))
     other = data.draw(st.sampled_from(CORPUS)).read_text(encoding="utf-8").split("\n")
     kept = lines[:place] + data.draw(st.sampled_from([[], [lines[place]] * 2, other[:5]])) + lines[place + 1 :]
-    for finding in verify("\n".join(kept)):
+    for finding in check_source("\n".join(kept)):
         assert finding.rule
 
 
@@ -399,15 +399,15 @@ def test_strings_that_do_not_end_are_not_followed_again_and_again(piece):
 
 
 def test_findings_are_as_many_as_a_person_reads():
-    found = verify('x = f""\n' * 1500)
+    found = check_source('x = f""\n' * 1500)
     assert len(found) == MOST_FINDINGS + 1
     assert found[-1].reason == f"{1500 - MOST_FINDINGS} more findings from here on"
     assert found[-1].line == MOST_FINDINGS + 1
 
 
 def _verdicts():
-    return {f"{path.parent.name}/{path.name}": [[f.line, f.column, f.rule] for f in verify(path.read_text("utf-8"))]
-            for path in CORPUS}  # fmt: skip
+    found = {f"{path.parent.name}/{path.name}": check_source(path.read_text("utf-8")) for path in CORPUS}
+    return {name: [[f.line, f.column, f.rule] for f in findings] for name, findings in found.items()}
 
 
 def test_verdicts_are_those_of_this_rule_set():
@@ -437,7 +437,7 @@ def test_another_python_says_the_same(version):
         env={"PYTHONPATH": root, "PATH": os.environ.get("PATH", "")}, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    here = {str(path): [[f.line, f.column, f.rule, f.reason, f.remedy] for f in verify(path.read_text("utf-8"))]
+    here = {str(path): [[f.line, f.column, f.rule, f.reason, f.remedy] for f in check_source(path.read_text("utf-8"))]
             for path in CORPUS}  # fmt: skip
     assert json.loads(done.stdout) == here
 

@@ -34,7 +34,7 @@ from datasites.enclave.worker_client import TrainResult
 from datasites.hospital.rounds.mail import RECORDS_PER_HOUR
 from datasites.hospital.setup import initialise
 from datasites.researcher.study import Study
-from datasites.study.audit_chain import LogRecord, records, verify
+from datasites.study.audit_chain import LogRecord, records, verify_log
 from datasites.study.errors import read_toml
 from datasites.study.roster import Roster
 from datasites.study.schema import DataModel
@@ -317,7 +317,7 @@ class RealHospital:
         from datasites.hospital.budget.reconcile import require_one_story
 
         require_one_story(self._site.home)
-        report = verify(self._site.home.audit, self._site.identity.public_key)
+        report = verify_log(self._site.home.audit, self._site.identity.public_key)
         written = Written(self.written(), self._said.getvalue())
         found = faults(written, self.study.hash, range(1, self.study.terms.rounds + 2), sure, OF_ITSELF)
         return "; ".join(found if report.ok else [f"audit log: {report}", *found])

@@ -38,7 +38,7 @@ def main() -> None:
 
     (DISK / "store").mkdir()
     initialise(HOME, SETTINGS.format(store=DISK / "store"))
-    from datasites.hospital.audit.log import verify
+    from datasites.hospital.audit.log import verify_log
     from datasites.hospital.database import DATABASE_AWAY, let_go, reason_of
     from datasites.hospital.doctor import _space
     from datasites.hospital.people.accounts import deactivate, enter_person, list_people, written_down
@@ -76,7 +76,7 @@ def main() -> None:
                 "space": space,
                 "logged": logged,
                 "entered": [person.name for person in list_people()],
-                "verifies": verify(site.home.audit, site.identity.public_key).ok,
+                "verifies": verify_log(site.home.audit, site.identity.public_key).ok,
             }
         )
     )

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from local_postgresql import Certificates, PostgreSQL, postgresql
 from loopback_servers import Absent, free_port
 
-from datasites.study.audit_chain import verify
+from datasites.study.audit_chain import verify_log
 from datasites.study.roster import Roster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,13 +65,13 @@ def test_tls_is_what_the_address_asks_for_or_nothing_is_made(tmp_path: Path) -> 
     """The right authority and name: TLS, and `doctor` says so. Another authority, name or no TLS: no table is made."""
     own = Certificates.make(tmp_path / "own")
     Certificates.make(tmp_path / "other")
-    verify = f"sslmode=verify-full&sslrootcert={own.authority}"
+    verify_log = f"sslmode=verify-full&sslrootcert={own.authority}"
     with running(own) as server, running() as plain:
         refused = {
-            "certificate verify failed": server.address("other", "localhost", verify.replace("/own/", "/other/")),
-            "does not match host name": server.address("name", "127.0.0.1", verify),
-            "does not support SSL": plain.address("none", "localhost", verify),
-            "does not exist": server.address("file", "localhost", verify.replace("authority.crt", "absent.crt")),
+            "certificate verify failed": server.address("other", "localhost", verify_log.replace("/own/", "/other/")),
+            "does not match host name": server.address("name", "127.0.0.1", verify_log),
+            "does not support SSL": plain.address("none", "localhost", verify_log),
+            "does not exist": server.address("file", "localhost", verify_log.replace("authority.crt", "absent.crt")),
         }
         for words, address in refused.items():
             name = address.partition("?")[0].rpartition("/")[2]
@@ -84,7 +84,7 @@ def test_tls_is_what_the_address_asks_for_or_nothing_is_made(tmp_path: Path) -> 
             assert "Sec" not in done.stderr
             assert tables(where, name) == 0
         server.make_database("good")
-        done = init(tmp_path / "at-good", server.address("good", "localhost", verify))
+        done = init(tmp_path / "at-good", server.address("good", "localhost", verify_log))
         assert done.returncode == 0, done.stderr
         assert tables(server, "good") > 20
         said = next(line for line in datasites("doctor", "--home", tmp_path / "at-good/home").stdout.splitlines()
@@ -159,7 +159,7 @@ def test_a_server_that_restarts_is_waited_out_at_start_and_later(tmp_path: Path)
             assert service.wait(30) == 0
         finally:
             service.kill()
-    report = verify(home / "audit.jsonl", Roster.load(home / "roster.json").get("a@a.example.org").public_key)
+    report = verify_log(home / "audit.jsonl", Roster.load(home / "roster.json").get("a@a.example.org").public_key)
     assert report.ok, report
 
 

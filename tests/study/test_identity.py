@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from datasites.study.identity import BadSignature, Identity, IdentityError, same_identity, verify, written_twice
+from datasites.study.identity import (
+    BadSignature,
+    Identity,
+    IdentityError,
+    same_identity,
+    verify_signature,
+    written_twice,
+)
 from datasites.study.roster import Roster, RosterEntry
 
 
@@ -15,14 +22,14 @@ def entry(identity: Identity, organisation: str = "A") -> RosterEntry:
 def test_a_signature_holds_for_its_domain_its_bytes_and_its_key_only() -> None:
     identity, other = Identity.generate("a@x.org"), Identity.generate("b@x.org")
     signature = identity.sign("survivors", b"data")
-    verify(identity.public_key, signature, "survivors", b"data")
+    verify_signature(identity.public_key, signature, "survivors", b"data")
     for key, domain, data in [
         (other.public_key, "survivors", b"data"),
         (identity.public_key, "manifest", b"data"),
         (identity.public_key, "survivors", b"datb"),
     ]:
         with pytest.raises(BadSignature):
-            verify(key, signature, domain, data)
+            verify_signature(key, signature, domain, data)
 
 
 def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:

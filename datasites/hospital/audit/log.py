@@ -12,7 +12,7 @@ What is detected, and by whom:
 - Truncation: by the datasite from its head file, when it next opens the log, and by anyone who holds a later head.
 - Rewriting the whole log *with the hospital's own key*: only by somebody who holds a head that was signed earlier.
   So a head goes out with every release and other parties keep it: the researcher, and once a study is over the other
-  hospitals of its cohort, each in its own log (`verify(..., counterparty_heads=...)`, `kept_heads`). Records
+  hospitals of its cohort, each in its own log (`verify_log(..., counterparty_heads=...)`, `kept_heads`). Records
   after the last head that left are not protected from the hospital itself, nor from an attacker who puts back old
   copies of both files. What goes out is a `PublicHead`: how many records there are would tell of withdrawals,
   examinations and crashes, so it counts releases instead, and no record holds anything that depends on a row (I16).
@@ -54,7 +54,7 @@ from datasites.study.audit_chain import (
     read_head,
     read_record,
     records,
-    verify,
+    verify_log,
 )
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import Identity
@@ -66,7 +66,7 @@ __all__ = [
     "PublicHead",
     "head_file",
     "records",
-    "verify",
+    "verify_log",
 ]
 
 CHECKPOINT_EVERY = 256
@@ -92,7 +92,7 @@ class _Position(NamedTuple):
 class AuditLog:
     """One hospital's log. Safe among threads and processes: each append takes an exclusive lock on the file.
 
-    Opening reads the end of the log only, whatever its length; `verify` reads all of it. Raises `AuditError` when
+    Opening reads the end of the log only, whatever its length; `verify_log` reads all of it. Raises `AuditError` when
     the log is shorter than its signed head says, or holds what the head does not account for.
     """
 

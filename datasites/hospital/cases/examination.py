@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from django.db import transaction
 from django.db.models import Q
 
-from datasites.enclave.verifier import verify
+from datasites.enclave.verifier import check_source
 from datasites.hospital.audit.log import Value
 from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import NOT_READY, OpenCase, build_terms, open_case
@@ -301,7 +301,7 @@ def _examine(site: Site, row: Case, examined: _Examined, halt: Halt) -> None:
     dataset = home.dataset(package.study.cohort.dataset)
     listed = sum(one.declared_records for one in home.settings.datasets)
     examined.keeping, examined.population = reading_ticks(dataset.declared_records, 0, listed), dataset.population
-    row.findings = [dataclasses.asdict(finding) for finding in verify(package.source)]
+    row.findings = [dataclasses.asdict(finding) for finding in check_source(package.source)]
     row.state, row.note, row.readiness = Case.State.REVIEW, "", []
     prepared = NOT_READY
     with TableReader(home) as reader:

@@ -30,7 +30,7 @@ from datasites.hospital.audit.bindings import bind, party_content
 from datasites.hospital.audit.entered import pinned_by_hand, require_proposed, tell
 from datasites.hospital.models import PartyProposal
 from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
-from datasites.hospital.people.second_person import decide, waiting_entry
+from datasites.hospital.people.second_person import settle_entry, waiting_entry
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
 from datasites.study.files import held
@@ -86,7 +86,7 @@ def pin_party(site: Site, person: Actor, number: int, fingerprint: str) -> Roste
         _check_complete(entry)
         require_proposed(site.home, entry, person.name)
         change(lambda roster: _pinned(site, roster, entry, person.name))
-        decide(proposal, person, "pinned")
+        settle_entry(proposal, person, "pinned")
     return entry
 
 
@@ -161,7 +161,7 @@ def withdraw_party(site: Site, person: Actor, number: int) -> None:
         if not pinned_by_hand(site.home, [entry]):
             reason = "withdrawn, while its pinning was interrupted"
             site.audit.append("unpinned", email=email, reason=reason, person=person.name, withdrawn=True)
-        decide(proposal, person, "withdrawn")
+        settle_entry(proposal, person, "withdrawn")
         site.audit.append("party_withdrawn", email=email, person=person.name)
 
 

@@ -26,7 +26,7 @@ def waiting_entry(kind: type[Entry], number: int, where: str) -> Entry:
     return entry
 
 
-def decide(entry: Proposal | PartyProposal, person: Actor, outcome: str) -> None:
+def settle_entry(entry: Proposal | PartyProposal, person: Actor, outcome: str) -> None:
     """Write down what this person made of it."""
     entry.outcome, entry.decided_by, entry.decided_at = outcome, person.name, timezone.now()
     entry.save(update_fields=["outcome", "decided_by", "decided_at"])

@@ -21,7 +21,7 @@ from datasites.hospital.data import withdrawal
 from datasites.hospital.data.patients import listed
 from datasites.hospital.models import LedgerEntry, Population, Proposal
 from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
-from datasites.hospital.people.second_person import decide, waiting_entry
+from datasites.hospital.people.second_person import settle_entry, waiting_entry
 from datasites.hospital.proposals.restored import Lost, LostStudy, require_enough, settle
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
@@ -102,7 +102,7 @@ def confirm(site: Site, person: Actor, number: int) -> Proposal:
             )
         asked = require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
         proposal.reason = str(asked.fields["reason"])
-        decide(proposal, person, "confirmed")
+        settle_entry(proposal, person, "confirmed")
         EFFECTS[proposal.kind](site, proposal, (str(asked.fields["person"]), person.name))
         # From here on it waits for nobody, whatever the database says.
         site.audit.append("proposal_confirmed", what=proposal.kind, subject=proposal.subject, person=person.name)
@@ -114,7 +114,7 @@ def withdraw(site: Site, person: Actor, number: int) -> None:
     _check_role(person)
     with transaction.atomic():
         proposal = waiting_entry(Proposal, number, "see `datasites budget waiting`")
-        decide(proposal, person, "withdrawn")
+        settle_entry(proposal, person, "withdrawn")
         site.audit.append("proposal_withdrawn", what=proposal.kind, subject=proposal.subject, person=person.name)
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasites.hospital.audit import log
-from datasites.hospital.audit.log import AuditError, AuditLog, Head, PublicHead, head_file, records, verify
+from datasites.hospital.audit.log import AuditError, AuditLog, Head, PublicHead, head_file, records, verify_log
 from datasites.study.audit_chain import KEPT_HEAD, LARGEST_RECORD, LogVerification, genesis
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.identity import BadSignature, Identity
@@ -39,7 +39,7 @@ def filled(folder: Path, count: int = 20) -> tuple[Path, list[Head]]:
 def check(
     path: Path, heads: Sequence[Head | PublicHead] | None = None, key: str = HOSPITAL.public_key
 ) -> LogVerification:
-    return verify(path, key, heads or [])
+    return verify_log(path, key, heads or [])
 
 
 def lines(path: Path) -> list[bytes]:

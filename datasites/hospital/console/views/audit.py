@@ -36,7 +36,7 @@ def overview(request: Any) -> HttpResponse:
 def verify(request: Any) -> HttpResponse:
     """Check the whole log against the hospital's key and its signed head."""
     site = request.site
-    report = audit_chain.verify(site.home.audit, site.identity.public_key)
+    report = audit_chain.verify_log(site.home.audit, site.identity.public_key)
     return render(request, "console/verified.html", {"report": report, "fingerprint": site.identity.fingerprint})
 
 
