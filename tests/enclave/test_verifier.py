@@ -34,8 +34,8 @@ HANDLED = {
 #: Run by another Python with nothing but this package on its path.
 OTHER_PYTHON = """
 import json, pathlib, sys
-from datasites.enclave.verifier import verify
-print(json.dumps({name: [[f.line, f.column, f.rule, f.reason, f.remedy] for f in verify(pathlib.Path(name).read_text("utf-8"))]
+from datasites.enclave.verifier import check_source
+print(json.dumps({name: [[f.line, f.column, f.rule, f.reason, f.remedy] for f in check_source(pathlib.Path(name).read_text("utf-8"))]
                   for name in sys.stdin.read().split("\\n")}))
 """  # noqa: E501
 
@@ -391,8 +391,8 @@ def test_strings_that_do_not_end_are_not_followed_again_and_again(piece):
     """From each of them to the end of the file took 18 s; a process may take 4 s here, most of it to start."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_CPU, (4, 4))\n"
-        "from datasites.enclave.verifier import verify\n"
-        f"print(*(finding.rule for finding in verify('\\n'.join([{piece!r} * 56] * 160))))"
+        "from datasites.enclave.verifier import check_source\n"
+        f"print(*(finding.rule for finding in check_source('\\n'.join([{piece!r} * 56] * 160))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "syntax\n")
