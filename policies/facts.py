@@ -16,7 +16,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from datasites.study.canonical import Agreed
 from datasites.study.identity import Email, identity_key, same_identity
-from datasites.study.manifest import DELTA_OVER_ALL, Name, Service, Sha256, StudyTerms
+from datasites.study.manifest import DELTA_OVER_ALL, Name, ServiceEntry, Sha256, StudyTerms
 from policies.registry import NO_SANDBOX, Agreement, Organisation, Person, Registry
 
 Action = Literal["intake", "approve", "run_round", "release"]
@@ -41,7 +41,7 @@ class TermFacts(Agreed):
     researcher: Email
     organisation: Organisation
     ends: datetime.date
-    services: tuple[Service, ...]
+    services: tuple[ServiceEntry, ...]
 
     @classmethod
     def of(cls, study: StudyTerms) -> Self:
@@ -235,7 +235,7 @@ def context(facts: Facts) -> dict[str, Any]:
     return record
 
 
-def _service(facts: Facts, service: Service) -> dict[str, str]:
+def _service(facts: Facts, service: ServiceEntry) -> dict[str, str]:
     return {"kind": service.kind, "organisation": _written(facts, service.organisation)}
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError, field_validator
 from datasites.study.canonical import Agreed
 from datasites.study.files import held, replace_durably
 from datasites.study.identity import identity_key, same_identity, written_twice
-from datasites.study.manifest import Name, Service
+from datasites.study.manifest import Name, ServiceEntry
 from datasites.study.visible import require_plain
 from policies.agreements import (
     KIND_NAMES,
@@ -160,7 +160,7 @@ class Registry(Agreed):
                 return agreement
         return None
 
-    def covered(self, services: tuple[Service, ...], on: datetime.date) -> tuple[Service, ...]:
+    def covered(self, services: tuple[ServiceEntry, ...], on: datetime.date) -> tuple[ServiceEntry, ...]:
         """Return those of `services` that may be used: run by this hospital itself, or covered by a BAA in force."""
         return tuple(
             service
@@ -199,7 +199,7 @@ class Registry(Agreed):
         """Return whether a risk acceptance in force names `what` (for example `NO_SANDBOX`)."""
         return any(what in a.terms.services for a in self.in_force(on, "risk_acceptance"))
 
-    def relevant(self, services: tuple[Service, ...], irb: str, purpose: str) -> tuple[Agreement, ...]:
+    def relevant(self, services: tuple[ServiceEntry, ...], irb: str, purpose: str) -> tuple[Agreement, ...]:
         """Return agreements that could bear on a study, in force or not: what a decision stores and explains itself by.
 
         Each with all its versions, also those that say nothing of the study: one of them may have replaced another.

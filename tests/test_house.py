@@ -196,6 +196,21 @@ def test_a_function_that_checks_a_signature_or_decides_is_the_only_one_of_its_na
     assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
 
 
+#: Names that several modules give a class at their top.
+CLASSES_OF_ONE_NAME = {"Migration"}  # Django looks for it by that name in each file of `migrations`
+
+
+def test_no_two_modules_define_a_class_of_one_name() -> None:
+    """What a reader searches for is found in one place; `_Private` ones count as well."""
+    where: dict[str, list[str]] = {}
+    for path in sources():
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    several = {name: paths for name, paths in where.items() if len(paths) > 1}
+    assert several.keys() == CLASSES_OF_ONE_NAME, several
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Circles, of whatever length; imports within functions count as well."""
     modules = {

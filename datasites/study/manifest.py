@@ -108,7 +108,7 @@ def _few_and_plain(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
 Options = Annotated[dict[str, JsonValue], AfterValidator(_few_and_plain)]
 
 
-class Service(Agreed):
+class ServiceEntry(Agreed):
     """One thing done with federated traffic, and the organisation that does it (it needs a BAA for it)."""
 
     kind: Name
@@ -247,7 +247,7 @@ class StudyTerms(Agreed):
     researcher: Email
     organisation: Annotated[str, Field(min_length=1, max_length=120)]
     ends: datetime.date
-    services: Annotated[tuple[Service, ...], Field(max_length=MOST_SERVICES)]
+    services: Annotated[tuple[ServiceEntry, ...], Field(max_length=MOST_SERVICES)]
     cohort: Cohort
     label: Name
     privacy: PrivacyTerms

@@ -3,7 +3,7 @@
 import datetime
 from typing import Any
 
-from datasites.study.manifest import Service
+from datasites.study.manifest import ServiceEntry
 from policies.facts import (
     Action,
     Approval,
@@ -92,7 +92,7 @@ def registry(*terms: Terms, on: str = "2026-01-02") -> Registry:
 
 
 SERVICES = tuple(
-    Service(kind=kind, organisation="Centre") for kind in ("aggregation", "model_distribution", "transport")
+    ServiceEntry(kind=kind, organisation="Centre") for kind in ("aggregation", "model_distribution", "transport")
 )
 
 GROUPS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import cedarpy
 import pytest
 
-from datasites.study.manifest import Service
+from datasites.study.manifest import ServiceEntry
 from policies.engine import Engine
 from policies.facts import ACTIONS, Action, Approval, Facts, Reviewer
 from policies.ruleset import PERMIT, SHIPPED
@@ -61,9 +61,9 @@ def approvals(*triples: tuple[str, str, str]) -> dict[str, Any]:
     return {"approvals": tuple(Approval.model_validate({"person": p, "role": r, "approval": s}) for p, r, s in triples)}
 
 
-BY_THE_HOSPITAL = (Service(kind="aggregation", organisation=HOSPITAL), *SERVICES[1:])
-MODEL_BY_THE_HOSPITAL = (SERVICES[0], Service(kind="model_distribution", organisation=HOSPITAL), SERVICES[2])
-WITH_CLOUD = (*SERVICES[:2], Service(kind="transport", organisation="Cloud"))
+BY_THE_HOSPITAL = (ServiceEntry(kind="aggregation", organisation=HOSPITAL), *SERVICES[1:])
+MODEL_BY_THE_HOSPITAL = (SERVICES[0], ServiceEntry(kind="model_distribution", organisation=HOSPITAL), SERVICES[2])
+WITH_CLOUD = (*SERVICES[:2], ServiceEntry(kind="transport", organisation="Cloud"))
 UNCONFIRMED = registry(irb(), dua()).enter(baa(), "clerk@general.example", day("2026-01-02")).agreements
 NEW_VERSION_NARROWER = (
     registry(baa(), irb(), dua())

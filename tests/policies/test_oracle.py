@@ -11,7 +11,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from datasites.study.manifest import Service
+from datasites.study.manifest import ServiceEntry
 from policies.engine import Engine
 from policies.facts import (
     ACTIONS,
@@ -133,7 +133,7 @@ def facts(draw: st.DrawFn) -> Facts:
     if draw(st.booleans()):
         changes["terms__ends"] = draw(DAYS)
         changes["terms__services"] = tuple(
-            Service(kind=kind, organisation=draw(st.sampled_from(["Centre", "Cloud", HOSPITAL])))
+            ServiceEntry(kind=kind, organisation=draw(st.sampled_from(["Centre", "Cloud", HOSPITAL])))
             for kind in draw(st.sets(st.sampled_from(["aggregation", "model_distribution", "transport"])))
         )
     if action == "approve" and draw(st.booleans()):

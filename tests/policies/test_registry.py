@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from datasites.study.manifest import Service
+from datasites.study.manifest import ServiceEntry
 from policies.registry import Agreement, Registry, RegistryError, RegistryFile, Terms, read_terms
 from policies.ruleset import SHIPPED
 from tests.policies.facts_of import DOCUMENT, HOSPITAL, OFFICER, SERVICES, baa, day, dua, irb, registry
@@ -84,7 +84,7 @@ def test_only_agreements_of_this_hospital_with_that_party_for_that_service_count
 
 
 def test_covered_includes_what_the_hospital_runs_itself() -> None:
-    own = Service(kind="storage", organisation=HOSPITAL)
+    own = ServiceEntry(kind="storage", organisation=HOSPITAL)
     assert registry(baa()).covered((*SERVICES, own), day("2026-06-01")) == (*SERVICES, own)
     assert EMPTY.covered((*SERVICES, own), day("2026-06-01")) == (own,)
 
@@ -351,6 +351,6 @@ def test_an_organisation_is_one_however_it_is_written() -> None:
         EMPTY.enter(baa(parties=("Centre", "CENTRE")), CLERK, ON)
     book = registry(baa())
     assert covers(book, "2026-06-01", party="centre")
-    own = Service(kind="transport", organisation=HOSPITAL.upper())
+    own = ServiceEntry(kind="transport", organisation=HOSPITAL.upper())
     assert book.covered((own,), day("2026-06-01")) == (own,)
-    assert book.relevant((Service(kind="transport", organisation="CENTRE"),), "", "")
+    assert book.relevant((ServiceEntry(kind="transport", organisation="CENTRE"),), "", "")

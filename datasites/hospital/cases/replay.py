@@ -46,7 +46,7 @@ class Replay:
 
 
 @dataclass
-class _Log:
+class _LoggedDecisions:
     """What the log has of decisions, and the numbers of cases under which it took in each study."""
 
     decisions: Counter[Entry] = field(default_factory=Counter)
@@ -75,7 +75,7 @@ def replay(site: Site, case: Case | None = None) -> Replay:
         return _held_against(log, stored, Engine(local_dir=site.home.local_rules), case)
 
 
-def _held_against(log: _Log, stored: Iterable[PolicyDecision], engine: Engine, case: Case | None) -> Replay:
+def _held_against(log: _LoggedDecisions, stored: Iterable[PolicyDecision], engine: Engine, case: Case | None) -> Replay:
     """Hold stored decisions against what the log has of them and what these rules decide; `case`: report this one's."""
     left = log.decisions
     counts: Counter[str] = Counter()
@@ -125,8 +125,8 @@ def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
     return "alike", faults
 
 
-def _logged(log: Iterable[LogRecord]) -> _Log:
-    found = _Log()
+def _logged(log: Iterable[LogRecord]) -> _LoggedDecisions:
+    found = _LoggedDecisions()
     for record in log:
         fields = record.fields
         if record.kind == "decision":
