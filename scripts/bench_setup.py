@@ -31,7 +31,7 @@ from bench_secagg import Table
 from bench_transport import MB, RESEARCHER, mailroom
 from measure import files_below
 
-from datasites.aggregator.gather import LARGEST_SETUP_LETTER, RunError, blob
+from datasites.aggregator.gather import LARGEST_SETUP_LETTER, RunError
 from datasites.aggregator.run_files import RunFolder
 from datasites.aggregator.secure_sum import SecureSum
 from datasites.control.sealer import open_keys, syft_fingerprint
@@ -47,6 +47,7 @@ from datasites.study.identity import Identity
 from datasites.study.manifest import StudyTerms
 from datasites.study.package import StudyPackage
 from datasites.study.roster import Roster, RosterEntry
+from datasites.transport.letter import read_blob
 from datasites.transport.mailroom import Mailroom
 
 HEART = Path(__file__).resolve().parent / "heart_disease" / "study"
@@ -138,7 +139,7 @@ class Played:
         """Receive the payload of a letter of the setup."""
         letter = self.mailroom.receive(sender, STUDY, letters.SETUP_ROUND, kind, max_blob=LARGEST_SETUP_LETTER)
         assert letter is not None
-        return blob(letter)
+        return read_blob(letter)
 
     def certify(self, context: EpochTerms) -> None:
         """Answer the offer."""

@@ -124,11 +124,6 @@ def _refuse(refused: list[str], sender: str, error: Exception) -> None:
         refused.append(f"{sender}: {error}")
 
 
-def blob(letter: Letter) -> bytes:
-    """Return the letter's payload, empty when it has none."""
-    return bytes(letter.blob or b"")
-
-
 def who_abstained(abstained: Mapping[str, tuple[str, ...]]) -> str:
     """Return who sat a round out, and by which controls, in words."""
     if not abstained:

@@ -17,7 +17,7 @@ from functools import partial
 
 from pydantic import JsonValue
 
-from datasites.aggregator.gather import LARGEST_ANSWER, LARGEST_SETUP_LETTER, Question, RunError, blob, gather
+from datasites.aggregator.gather import LARGEST_ANSWER, LARGEST_SETUP_LETTER, Question, RunError, gather
 from datasites.aggregator.run_files import RunFolder
 from datasites.secagg import ring
 from datasites.secagg.aggregator import Aggregator
@@ -29,14 +29,13 @@ from datasites.study import letters
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.manifest import RoundManifest, StudyTerms
 from datasites.study.roster import Roster
+from datasites.study.dates import today
+from datasites.study.identity import Identity, IdentityError, Roster
+from datasites.transport.letter import read_blob
 from datasites.transport.mailroom import Blob, Letter, Mailroom, Rejected, Undelivered
 from datasites.transport.store import WHOLE_STORE, StoreError
 
 log = logging.getLogger(__name__)
-
-
-def _today() -> datetime.date:
-    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _file(epoch: int) -> str:
@@ -111,7 +110,7 @@ class SecureSum:
 
     def is_over(self, round: int) -> bool:
         """Return whether `round` needs another epoch: the present one has not begun it and can't open it now."""
-        covered = round in self.context.rounds and _today() <= self.context.expires
+        covered = round in self.context.rounds and today() <= self.context.expires
         return not covered and not self.has_begun(round)
 
     def has_begun(self, round: int) -> bool:
@@ -196,7 +195,7 @@ class SecureSum:
             colluders=terms.cohort.colluders,
             rounds=epoch_rounds(first_round, terms.rounds),
             # A day less than hospitals allow, in case their clocks have not come as far.
-            expires=min(terms.ends, _today() + datetime.timedelta(days=EPOCH_DAYS - 1)),
+            expires=min(terms.ends, today() + datetime.timedelta(days=EPOCH_DAYS - 1)),
             threshold=terms.cohort.survivors_needed,
             consistency=terms.consistency_wave,
         )
@@ -228,16 +227,16 @@ class SecureSum:
             expires=context.expires,
         )
         self._post(self.hospitals, letters.SETUP_ROUND, letters.offer_kind(epoch), offer.model_dump(mode="json"))
-        today = _today()
+        day = today()
         if self._parts()[1].enrolment is None:
 
             def certified(letter: Letter) -> None:
-                certificate = Certificate.from_bytes(blob(letter))
-                self._state = aggregator.receive_certificate(self._parts()[1], certificate, today=today)
+                certificate = Certificate.from_bytes(read_blob(letter))
+                self._state = aggregator.receive_certificate(self._parts()[1], certificate, today=day)
 
             self._await_all(letters.certificate_kind(epoch), certified, self.hospitals, patience, present)
             try:
-                state, closed = aggregator.enrol(self._parts()[1], today=today)
+                state, closed = aggregator.enrol(self._parts()[1], today=day)
             except TooFew as error:
                 raise RunError(f"setup: {error}; are the datasites running, and did they approve?") from error
             # Once, and before the state that needs it: that is written again at every step.
@@ -249,7 +248,7 @@ class SecureSum:
         self._send(enrolled, letters.SETUP_ROUND, letters.enrolment_kind(epoch), enrolment)
 
         def ready(letter: Letter) -> None:
-            self._state = aggregator.receive_ready(self._parts()[1], Ready.from_bytes(blob(letter)))
+            self._state = aggregator.receive_ready(self._parts()[1], Ready.from_bytes(read_blob(letter)))
 
         self._await_all(letters.ready_kind(epoch), ready, enrolled, patience, present)
         available = self.available()
@@ -373,7 +372,7 @@ class SecureSum:
         came: set[str] = set()
 
         def take(letter: Letter) -> None:
-            self._state = aggregator.receive_ack(self._parts()[1], SurvivorAck.from_bytes(blob(letter)))
+            self._state = aggregator.receive_ack(self._parts()[1], SurvivorAck.from_bytes(read_blob(letter)))
             came.add(letter.sender)
 
         refused = gather(
@@ -409,7 +408,7 @@ class SecureSum:
         shut = ["too few survivors answered"]
 
         def answered(letter: Letter) -> None:
-            self._state = aggregator.receive_shares(self._parts()[1], UnmaskShares.from_bytes(blob(letter)))
+            self._state = aggregator.receive_shares(self._parts()[1], UnmaskShares.from_bytes(read_blob(letter)))
             if aggregator.can_open(self._parts()[1]):
                 try:
                     opened.append(aggregator.result(self._parts()[1], ready_again=self._ready_again))
@@ -457,7 +456,7 @@ class SecureSum:
             letter = self._mailroom.receive(
                 owner, self._study, letters.SETUP_ROUND, kind, max_blob=LARGEST_SETUP_LETTER
             )
-            return None if letter is None else Ready.from_bytes(blob(letter))
+            return None if letter is None else Ready.from_bytes(read_blob(letter))
         except WHOLE_STORE:
             raise
         except (Rejected, IdentityError, StoreError, SecaggError) as error:

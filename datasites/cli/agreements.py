@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from datasites.cli.terminal import HomeOption, NameOption, StdinOption, acting, group, new_table, open_site, out, today
+from datasites.cli.terminal import HomeOption, NameOption, StdinOption, acting, group, new_table, open_site, out
+from datasites.study.dates import today
 from datasites.study.visible import visible
 
 agreements = group("BAA, DUA, IRB: entered by one, confirmed by another.")

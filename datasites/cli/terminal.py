@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import getpass
 import logging
 import sys
@@ -120,8 +119,3 @@ def new_table(title: str, *columns: str) -> Rows:
     for column in columns:
         table.add_column(column)
     return table
-
-
-def today() -> datetime.date:
-    """Return today in UTC, by which agreements begin and end."""
-    return datetime.datetime.now(datetime.UTC).date()

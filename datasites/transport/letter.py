@@ -91,6 +91,11 @@ class Letter:
     digest: str
 
 
+def read_blob(letter: Letter) -> bytes:
+    """Return the letter's payload, empty when it has none."""
+    return bytes(letter.blob or b"")
+
+
 @dataclass(frozen=True)
 class LetterLimits:
     """What a recipient accepts, in bytes; checked before anything is read or downloaded."""

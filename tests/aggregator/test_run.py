@@ -706,7 +706,7 @@ def test_an_epoch_whose_days_are_over_is_followed_by_another(federation: Federat
     run = federation.run()
     run.next_round()
     later = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
-    monkeypatch.setattr("datasites.aggregator.secure_sum._today", lambda: later)
+    monkeypatch.setattr("datasites.aggregator.secure_sum.today", lambda: later)
     monkeypatch.setattr("tests.researcher.hospitals.today", lambda: later)
     run = federation.run()
     record = run.next_round()
@@ -722,7 +722,7 @@ def test_a_round_that_was_begun_ends_in_its_own_epoch_though_its_days_are_over(
     with pytest.raises(KeyboardInterrupt):
         run.next_round()
     later = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
-    monkeypatch.setattr("datasites.aggregator.secure_sum._today", lambda: later)
+    monkeypatch.setattr("datasites.aggregator.secure_sum.today", lambda: later)
     run = federation.run()
     record = run.next_round()
     assert (record.round, record.outcome, record.epoch) == (2, "done", 0)

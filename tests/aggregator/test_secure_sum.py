@@ -236,7 +236,7 @@ def test_an_epoch_covers_its_rounds_and_days_and_what_it_has_begun(total: Sum, m
     rounds = total.sum.context.rounds
     assert [total.sum.is_over(number) for number in (1, rounds[-1], rounds[-1] + 1)] == [False, False, True]
     later = total.sum.context.expires + datetime.timedelta(days=1)
-    monkeypatch.setattr(secure_sum, "_today", lambda: later)
+    monkeypatch.setattr(secure_sum, "today", lambda: later)
     assert [total.sum.is_over(number) for number in (1, 2)] == [False, True], "round 1 was begun"
 
 

@@ -22,6 +22,7 @@ from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people.accounts import PersonError
 from datasites.hospital.site import Site
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.dates import today
 from datasites.study.errors import DatasitesError
 from datasites.study.files import held, replace_durably
 from datasites.study.identity import IdentityError
@@ -160,17 +161,17 @@ def _ask(
     # Another process may have paused or revoked the case since this one opened it; that counts from now on (I2).
     row = Case.objects.get(pk=case.row.pk)
     package, sandbox = case.package, home.settings.sandbox
-    today = datetime.datetime.now(datetime.UTC).date()
+    day = today()
     facts = Facts(
         action=action,
         approval=row.approval_hash or case.approval_hash,
         hospital=home.settings.organisation,
-        today=today,
+        today=day,
         terms=_known("terms", lambda: TermFacts.of(case.study)),
         features=_known(
             "features", lambda: tuple(f.name for f in (*package.data_model.features, package.data_model.label))
         ),
-        agreements=_known("agreements", lambda: _agreements(home, case, today)),
+        agreements=_known("agreements", lambda: _agreements(home, case, day)),
         budget=_known("budget", lambda: _budget(case, manifest)),
         cohort=_known("cohort", lambda: _cohort(case, manifest)),
         code=_known("code", lambda: _code(row, case)),
@@ -254,9 +255,9 @@ def may_run_code(home: Home, case: OpenCase) -> bool:
     """
     if home.settings.sandbox.mode == "required":
         return True
-    today = datetime.datetime.now(datetime.UTC).date()
-    agreements = _known("agreements", lambda: _agreements(home, case, today)) or ()
-    return Registry(organisation=home.settings.organisation, agreements=agreements).accepts_risk(NO_SANDBOX, today)
+    day = today()
+    agreements = _known("agreements", lambda: _agreements(home, case, day)) or ()
+    return Registry(organisation=home.settings.organisation, agreements=agreements).accepts_risk(NO_SANDBOX, day)
 
 
 def _roster(home: Home, case: OpenCase) -> RosterFacts:

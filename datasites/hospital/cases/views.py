@@ -24,6 +24,7 @@ from datasites.hospital.data.sources import in_words
 from datasites.hospital.models import Case, PolicyDecision, Review
 from datasites.hospital.people.accounts import REVIEWERS
 from datasites.study.canonical import canonical_json, sha256_hex
+from datasites.study.dates import today
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.identity import same_identity
 from policies.agreements import Agreement
@@ -284,7 +285,7 @@ def _charged(case: OpenCase, reading: ledger.Reading) -> Charged:
 
 
 def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:
-    today = datetime.datetime.now(datetime.UTC).date()
+    day = today()
     own = home.settings.organisation
     try:
         registry = RegistryFile(home.registry, own).load()
@@ -295,7 +296,7 @@ def _services(home: Home, case: OpenCase) -> tuple[ServiceLine, ...]:
             service.kind,
             service.organisation,
             same_identity(service.organisation, own),
-            registry.covers(service.kind, service.organisation, today) if registry else None,
+            registry.covers(service.kind, service.organisation, day) if registry else None,
         )
         for service in case.study.services
     )

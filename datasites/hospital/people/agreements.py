@@ -7,7 +7,6 @@ confirmed is read in the log, too (`audit.entered`), and never in the file.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,16 +14,13 @@ from datasites.hospital.audit.bindings import agreement_content, bind
 from datasites.hospital.audit.entered import require_entered
 from datasites.hospital.people.accounts import REVIEWERS, Actor, ReviewError, require_reviewer
 from datasites.hospital.site import Site
+from datasites.study.dates import today
 from datasites.study.errors import InputError
 from policies.registry import Registry, RegistryFile
 
 
 def _registry(site: Site) -> RegistryFile:
     return RegistryFile(site.home.registry, site.home.settings.organisation)
-
-
-def _today() -> datetime.date:
-    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _check_role(person: Actor) -> None:
@@ -56,7 +52,7 @@ def enter_agreements(site: Site, person: Actor, file: Path) -> list[tuple[str, i
 
     def enter(known: Registry) -> Registry:
         before = {(a.terms.id, a.version) for a in known.agreements}
-        after = known.import_toml(text, person.name, _today())
+        after = known.import_toml(text, person.name, today())
         entered.extend((a.terms.id, a.version) for a in after.agreements if (a.terms.id, a.version) not in before)
         for id, version in entered:
             _log(site, "agreement_entered", after, id, version, person)
@@ -71,7 +67,7 @@ def confirm_agreement(site: Site, person: Actor, id: str, version: int) -> Regis
     _check_role(person)
 
     def confirm(known: Registry) -> Registry:
-        after = known.confirm(id, version, person.name, _today())
+        after = known.confirm(id, version, person.name, today())
         require_entered(site.home, known.latest(id), person.name)
         # Logged before it counts: killed in between, nothing is in force that the log does not know.
         _log(site, "agreement_confirmed", after, id, version, person)
@@ -91,7 +87,7 @@ def terminate_agreement(site: Site, person: Actor, id: str) -> Registry:
     _check_role(person)
 
     def terminate(known: Registry) -> Registry:
-        after = known.terminate(id, person.name, _today())
+        after = known.terminate(id, person.name, today())
         # Logged before it counts: killed in between, nothing rests on it until somebody ends it again.
         site.audit.append("agreement_terminated", agreement=id, person=person.name)
         return after

@@ -27,7 +27,6 @@ from datasites.hospital.cases.case import OpenCase
 from datasites.hospital.models import Round
 from datasites.hospital.rounds.closing import told_fork
 from datasites.hospital.rounds.mail import StudyMail
-from datasites.hospital.rounds.setup import read_blob
 from datasites.hospital.site import Site
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack, SecaggError
 from datasites.secagg.journal import Journal
@@ -38,6 +37,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import RELEASED, PublicHead
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.manifest import EvaluationKind
+from datasites.transport.letter import read_blob
 from datasites.transport.mailroom import Letter
 
 #: A survivor list and a list of acknowledgements: some KB for each hospital.

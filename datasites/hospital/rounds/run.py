@@ -41,7 +41,6 @@ the machine's load is not observed otherwise; this process and the worker's conf
 
 from __future__ import annotations
 
-import datetime
 import logging
 import math
 import time
@@ -71,7 +70,7 @@ from datasites.hospital.rounds.manifest import RoundRefused, check_manifest
 from datasites.hospital.rounds.release import RoundReleases
 from datasites.hospital.rounds.round_keys import RoundKeys
 from datasites.hospital.rounds.row_work import Computed, RowWork
-from datasites.hospital.rounds.setup import EpochSetup, OtherKeys, read_blob
+from datasites.hospital.rounds.setup import EpochSetup, OtherKeys
 from datasites.hospital.site import Site
 from datasites.hospital.ticks import GRACE, TICK, begins_at, leaves_at
 from datasites.secagg.errors import JournalDamaged, JournalRolledBack
@@ -81,8 +80,10 @@ from datasites.secagg.state import MemberState
 from datasites.study import letters
 from datasites.study.audit_chain import RELEASED, AuditError
 from datasites.study.canonical import sha256_hex
+from datasites.study.dates import today
 from datasites.study.errors import DatasitesError
 from datasites.study.manifest import PARAMETER_BOUND, RoundManifest
+from datasites.transport.letter import read_blob
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import StoreError
 from policies.facts import ReleaseFacts
@@ -388,7 +389,7 @@ class StudyRun:
         member, state = self._setup.member, self._journal.state
         assert member is not None
         assert state is not None
-        opened = member.open(state, signed, today=datetime.datetime.now(datetime.UTC).date())
+        opened = member.open(state, signed, today=today())
         if opened != state:
             self._journal.commit(opened)
         manifest = signed.manifest

@@ -39,11 +39,13 @@ from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, Ready, ShareBundle
 from datasites.study import letters
+from datasites.study.dates import today
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.files import replace_durably
 from datasites.study.identity import IdentityError
 from datasites.study.manifest import MOST_EPOCHS
 from datasites.study.roster import Roster
+from datasites.transport.letter import read_blob
 from datasites.transport.mailroom import Letter
 
 LARGEST_SETUP_LETTER = 64 * 1024 * 1024
@@ -52,10 +54,6 @@ PEER_PATIENCE = 60.0
 #: Offers that are looked at in one step: those of the epochs that come next. A researcher begins one epoch after the
 #: other, so further ones concern only a hospital that was away for long, and come nearer with each step.
 OFFERS_PER_STEP = 16
-
-
-def _today() -> datetime.date:
-    return datetime.datetime.now(datetime.UTC).date()
 
 
 class OtherKeys(DatasitesError):
@@ -68,11 +66,6 @@ class LostKeys(OtherKeys):
     """This hospital has no keys of any epoch: its journal was given up, and no epoch was set up since."""
 
     controls = (letters.EPOCH_LOST,)
-
-
-def read_blob(letter: Letter) -> bytes:
-    """Return the letter's payload, empty when it has none."""
-    return bytes(letter.blob or b"")
 
 
 class EpochSetup:
@@ -203,7 +196,7 @@ class EpochSetup:
             )
         if offer.expires > study.ends:
             raise ValueError(f"keys until {offer.expires}, the study ends on {study.ends}")
-        if offer.expires > _today() + datetime.timedelta(days=EPOCH_DAYS):
+        if offer.expires > today() + datetime.timedelta(days=EPOCH_DAYS):
             raise ValueError(f"keys until {offer.expires}: an epoch lasts at most {EPOCH_DAYS} days; compare clocks")
         needed = study.cohort.survivors_needed
         if len(hospitals) < needed:
@@ -246,7 +239,7 @@ class EpochSetup:
             return False
         try:
             enrolment = Enrolment.from_bytes(read_blob(letter))
-            state, bundles = self.member.share(state, enrolment, today=_today())
+            state, bundles = self.member.share(state, enrolment, today=today())
         except SecaggError as error:
             self._refuse(letter, f"enrolment of epoch {state.epoch}: {error}")
             return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from datasites.hospital.console.access import READERS, REVIEWERS, confirmed, pag
 from datasites.hospital.console.acts import act
 from datasites.hospital.console.forms import AgreementText, ConfirmAgreement, TerminateAgreement
 from datasites.hospital.people.agreements import confirm_agreement, enter_agreements, terminate_agreement
+from datasites.study.dates import today
 from datasites.study.identity import same_identity
 from policies.registry import KIND_NAMES, RegistryError, RegistryFile
 
@@ -22,13 +22,13 @@ from policies.registry import KIND_NAMES, RegistryError, RegistryFile
 def overview(request: Any) -> HttpResponse:
     """Show all agreements, newest version of each first, with what waits for a second person."""
     home = request.site.home
-    today = datetime.datetime.now(datetime.UTC).date()
+    day = today()
     may_act = request.role in REVIEWERS
     try:
         registry = RegistryFile(home.registry, home.settings.organisation).load()
     except RegistryError as error:
         return render(request, "console/agreements.html", {"problem": str(error)}, status=500)
-    forced = {(a.terms.id, a.version) for a in registry.in_force(today)}
+    forced = {(a.terms.id, a.version) for a in registry.in_force(day)}
     waiting = {(a.terms.id, a.version) for a in registry.unconfirmed()}
     lines = []
     for a in sorted(registry.agreements, key=lambda a: (a.terms.id, -a.version)):
@@ -47,7 +47,7 @@ def overview(request: Any) -> HttpResponse:
                 else None,
             }
         )
-    context = {"lines": lines, "expiring": registry.expiring(today), "form": AgreementText(), "may_act": may_act}
+    context = {"lines": lines, "expiring": registry.expiring(day), "form": AgreementText(), "may_act": may_act}
     return render(request, "console/agreements.html", context)
 
 
