@@ -41,7 +41,11 @@ class Site:
 
         A passphrase for the institution key is read from DATASITES_PASSPHRASE.
         """
-        home = connect(root)
+        return cls.of(connect(root))
+
+    @classmethod
+    def of(cls, home: Home) -> Site:
+        """Do the same for a home whose database this process is connected to."""
         identity = Identity.load(home.key, home.settings.email, os.environ.get("DATASITES_PASSPHRASE"))
         return cls(home, identity, AuditLog(home.audit, identity))
 

@@ -7,7 +7,6 @@ themselves and no global holds them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -15,12 +14,10 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
-from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.cases import compliance
 from datasites.hospital.console.access import by_provider, confirmed_since
 from datasites.hospital.people.accounts import role_of
 from datasites.hospital.site import Site
-from datasites.study.identity import Identity
 from datasites.study.visible import visible
 
 Respond = Callable[[HttpRequest], HttpResponse]
@@ -79,10 +76,7 @@ class SiteMiddleware:
 
     @cached_property
     def _site(self) -> Site:
-        home = settings.DATASITE
-        passphrase = os.environ.get("DATASITES_PASSPHRASE")
-        identity = Identity.load(home.key, home.settings.email, passphrase)
-        return Site(home, identity, AuditLog(home.audit, identity))
+        return Site.of(settings.DATASITE)
 
     def __call__(self, request: Any) -> HttpResponse:
         """Set `request.site` and `request.role`."""
