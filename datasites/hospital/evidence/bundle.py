@@ -33,6 +33,7 @@ from datasites.hospital.evidence.verify_bundle import Check, Fault, verify, writ
 from datasites.study.audit_chain import Head, LogRecord, read_record
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
+from datasites.study.files import move_durably
 from datasites.study.identity import Identity, fingerprint
 from datasites.study.visible import visible
 
@@ -106,12 +107,14 @@ def build_bundle(out: Path, contents: EvidenceContents) -> tuple[Check, ...]:
     try:
         with os.fdopen(descriptor, "wb") as stream:
             write_archive(stream, files)
+            stream.flush()
+            os.fsync(stream.fileno())
     except Fault as fault:
         temporary.unlink()
         raise EvidenceError(
             f"evidence: {fault}; hand over the log itself (`datasites audit export`) and the files of the case"
         ) from fault
-    os.replace(temporary, out)
+    move_durably(temporary, out)
     return tuple(verify(out, contents.identity.public_key))
 
 
