@@ -5,7 +5,6 @@ Nothing is priced here, so that whoever stores, shows or compares events loads n
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
@@ -24,7 +23,7 @@ class Charge(Agreed):
     """`count` runs of a Gaussian mechanism, each on a Poisson sample where rate < 1, as the ledger stores them.
 
     Format 1. What a stored field means may never change; a new meaning gets a new format number and a branch in
-    `read_charge`.
+    `charge_of`.
     """
 
     format: Literal[1] = 1
@@ -60,17 +59,11 @@ def release(noise_multiplier: float, sampling_rate: float = 1.0, count: int = 1)
     )
 
 
-def read_charge(stored: bytes | str) -> Charge:
-    """Read a stored charge of any format that was ever written; raises `UnknownEvent` for one from a newer version."""
-    try:
-        fields: Any = json.loads(stored)
-    except ValueError as error:
-        raise UnknownEvent("stored charge: not a JSON object with a format number; restore the ledger") from error
-    return charge_of(fields)
-
-
 def charge_of(fields: Any) -> Charge:
-    """Return `read_charge` of what JSON was read to already."""
+    """Read a stored charge of any format that was ever written; raises `UnknownEvent` for one from a newer version.
+
+    fields: what its JSON was read to.
+    """
     try:
         version = fields["format"]
     except (TypeError, KeyError) as error:
