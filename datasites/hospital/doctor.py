@@ -7,7 +7,6 @@ a table or mapping was written since a study on it was examined.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import secrets
@@ -44,6 +43,8 @@ from datasites.hospital.site import Site
 from datasites.hospital.space import LITTLE, NONE, MiB, rooms
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify_log
+from datasites.study.audit_chain import verify
+from datasites.study.dates import today
 from datasites.study.errors import DatasitesError
 from datasites.study.roster import Roster
 from datasites.transport.store import StoreUnreachable
@@ -222,9 +223,9 @@ def _people(site: Site) -> Iterator[Diagnosis]:
 
 
 def _agreements(site: Site) -> Iterator[Diagnosis]:
-    today = datetime.datetime.now(datetime.UTC).date()
+    day = today()
     registry = RegistryFile(site.home.registry, site.home.settings.organisation).load()
-    by_hand = agreements_by_hand(site.home, registry.agreements, today)
+    by_hand = agreements_by_hand(site.home, registry.agreements, day)
     if by_hand:
         remedy = (
             "find out who edited registry.json or restored an older copy; restore the newest correct copy, or "
@@ -232,11 +233,11 @@ def _agreements(site: Site) -> Iterator[Diagnosis]:
             "there is entered or confirmed again, one whose end the log alone knows, or the file alone, is ended again"
         )
         yield Diagnosis("agreements", "bad", f"{'; '.join(by_hand)}; no policy takes them: {remedy}")
-    soon = registry.expiring(today)
-    message = f"{len(registry.in_force(today))} in force, {len(registry.unconfirmed())} wait for a second person"
+    soon = registry.expiring(day)
+    message = f"{len(registry.in_force(day))} in force, {len(registry.unconfirmed())} wait for a second person"
     if soon:
         message += "; end soon: " + ", ".join(f"{warning.id} in {warning.days_left} days" for warning in soon)
-    yield Diagnosis("agreements", "warn" if soon or not registry.in_force(today) else "ok", message)
+    yield Diagnosis("agreements", "warn" if soon or not registry.in_force(day) else "ok", message)
 
 
 def _datasets(site: Site) -> Iterator[Diagnosis]:
@@ -373,10 +374,10 @@ def _sandbox(site: Site) -> Iterator[Diagnosis]:
     untried = [attempt for attempt in attempts if attempt.outcome == "not tried"]
     if untried:
         names = ", ".join(attempt.name for attempt in untried)
-        message = f"{len(untried)} attempts to get out could not be made, so nothing is known of them: {names}"
+        message = f"{len(untried)} escape attempts could not be made, so nothing is known of them: {names}"
         yield Diagnosis("sandbox", "bad", f"{message} ({untried[0].detail})")
     if all(attempt.held for attempt in attempts):
-        yield Diagnosis("sandbox", "ok", f"{len(attempts)} attempts to get out were held")
+        yield Diagnosis("sandbox", "ok", f"all {len(attempts)} escape attempts were blocked")
 
 
 def _cgroup(site: Site) -> Iterator[Diagnosis]:

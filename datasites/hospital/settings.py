@@ -79,8 +79,8 @@ def _provider(oidc: OidcSettings) -> dict[str, object]:
 
 SECRET_KEY = _secret_key()
 DEBUG = False
-# Logging is `serve`'s to set up. Django's way would first close all handlers, and absl's (which dp-accounting brings)
-# closes with itself whatever stream it writes to.
+# Logging is `serve`'s to set up. Django's way would first close all handlers, and absl's handler (which
+# dp-accounting brings) also closes the stream that it writes to.
 LOGGING_CONFIG = None
 PROVIDER_BACKEND = "datasites.hospital.console.provider.Provider"
 #: The home folder and what its datasite.toml says; the console's middleware opens key and audit log from it.

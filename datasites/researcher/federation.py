@@ -62,7 +62,7 @@ class Incomplete(DatasitesError):
 
 
 def _for_each(what: str, emails: Iterable[str], act: Callable[[str], None]) -> None:
-    """Do `act` with each hospital; raises `Incomplete` at the end for those with which it failed."""
+    """Call `act` for each hospital; raises `Incomplete` at the end for those for which it failed."""
     failed = {}
     for email in emails:
         try:

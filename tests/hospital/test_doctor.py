@@ -61,7 +61,7 @@ def test_any_other_user_serves_without_a_word() -> None:
 
 def test_the_sandbox_is_examined_and_holds(site: Site) -> None:
     (check,) = [check for check in doctor(site, ["sandbox"]) if check.name == "sandbox"]
-    assert (check.state, "were held" in check.message) == ("ok", True), check
+    assert (check.state, "were blocked" in check.message) == ("ok", True), check
 
 
 def test_without_a_sandbox_the_doctor_says_so_and_tries_nothing_on_this_machine(
