@@ -134,7 +134,7 @@ def audit_held(home: HomeOption, heads: list[Path]) -> None:
 @audit.command("replay")
 def audit_replay(
     home: HomeOption,
-    case: Annotated[int | None, typer.Option("--case", help="Only decisions on this case.")] = None,
+    case_id: Annotated[int | None, typer.Option("--case", help="Only decisions on this case.")] = None,
 ) -> None:
     """Evaluate stored policy decisions again, from the facts stored with them; exit code 1 where one differs.
 
@@ -145,7 +145,7 @@ def audit_replay(
     from datasites.hospital.cases.lookup import find_case
     from datasites.hospital.cases.replay import replay
 
-    found = replay(site, None if case is None else find_case(case))
+    found = replay(site, None if case_id is None else find_case(case_id))
     out.print(f"{found.alike} stored decision(s) decide alike when they are evaluated again")
     if found.other_rules:
         out.print(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from datasites.cli.terminal import (
+    CaseArgument,
     HomeOption,
     NameOption,
     ReasonOption,
@@ -83,18 +84,18 @@ def review_wait(
 
 
 @review.command("show")
-def review_show(home: HomeOption, case: int) -> None:
+def review_show(home: HomeOption, case_id: CaseArgument) -> None:
     """Show everything that a decision is based on: terms, code, findings, policies, rehearsal, budget."""
     site = open_site(home)
     from datasites.hospital.cases.as_text import describe
 
-    out.print(describe(site, case))
+    out.print(describe(site, case_id))
 
 
 @review.command("approve")
 def review_approve(
     home: HomeOption,
-    case: int,
+    case_id: CaseArgument,
     name: NameOption,
     reason: ReasonOption,
     hash: Annotated[str, typer.Option("--hash", help="The approval hash that `review show` showed you.")],
@@ -104,14 +105,14 @@ def review_approve(
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.cases import review
 
-        row = review.approve(site, case, person, reason, hash)
-    out.print(f"case {case}: approved by {name}; it is {row.state}")
+        row = review.approve(site, case_id, person, reason, hash)
+    out.print(f"case {case_id}: approved by {name}; it is {row.state}")
 
 
 @review.command("reject")
 def review_reject(
     home: HomeOption,
-    case: int,
+    case_id: CaseArgument,
     name: NameOption,
     message: Annotated[
         str, typer.Option("--tell", help="What the researcher reads, word for word: no patient, no count.")
@@ -123,29 +124,33 @@ def review_reject(
     with acting(home, name, password_stdin) as (site, person):
         from datasites.hospital.cases import review
 
-        review.reject(site, case, person, reason, message=message)
-    out.print(f"case {case}: rejected")
+        review.reject(site, case_id, person, reason, message=message)
+    out.print(f"case {case_id}: rejected")
 
 
 @review.command("recheck")
-def review_recheck(home: HomeOption, case: int) -> None:
+def review_recheck(home: HomeOption, case_id: CaseArgument) -> None:
     """Recheck an unapproved case, after data, mapping or agreements have changed."""
     site = open_site(home)
     from datasites.hospital.cases.examination import recheck
 
-    row = recheck(site, case)
-    out.print(f"case {case}: {row.state} {row.remark}")
+    row = recheck(site, case_id)
+    out.print(f"case {case_id}: {row.state} {row.remark}")
 
 
 def _lifecycle(action: str, description: str) -> None:
     def command(
-        home: HomeOption, case: int, name: NameOption, reason: ReasonOption, password_stdin: StdinOption = False
+        home: HomeOption,
+        case_id: CaseArgument,
+        name: NameOption,
+        reason: ReasonOption,
+        password_stdin: StdinOption = False,
     ) -> None:
         with acting(home, name, password_stdin) as (site, person):
             from datasites.hospital.rounds import lifecycle
 
-            row = getattr(lifecycle, action.replace("-", "_"))(site, case, person, reason)
-        out.print(f"case {case}: {row.state}")
+            row = getattr(lifecycle, action.replace("-", "_"))(site, case_id, person, reason)
+        out.print(f"case {case_id}: {row.state}")
 
     study.command(action, help=description)(command)
 
@@ -170,13 +175,13 @@ _lifecycle(
 
 
 @study.command("rounds")
-def study_rounds(home: HomeOption, case: int) -> None:
+def study_rounds(home: HomeOption, case_id: CaseArgument) -> None:
     """Show the rounds of a study at this hospital: charged, released, survivors."""
     open_site(home)
     from datasites.hospital.cases.lookup import find_case
 
     table = new_table("", "round", "state", "steps", "seconds", "survivors", "released", "reason")
-    for r in find_case(case).rounds.all():
+    for r in find_case(case_id).rounds.all():
         released = str(r.release.get("sha256", ""))[:12]
         table.add_row(
             str(r.round), r.state, str(r.steps), f"{r.seconds:.2f}", str(len(r.survivors)), released, r.reason

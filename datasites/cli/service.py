@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from datasites.cli.terminal import (
+    CaseArgument,
     HomeOption,
     LogLines,
     NameOption,
@@ -99,13 +100,13 @@ def unkill(home: HomeOption, name: NameOption, reason: ReasonOption, password_st
 
 
 @commands.command()
-def evidence(home: HomeOption, case: int, out_file: Annotated[Path, typer.Option("--out")]) -> None:
+def evidence(home: HomeOption, case_id: CaseArgument, out_file: Annotated[Path, typer.Option("--out")]) -> None:
     """Write the evidence bundle of a case, with a stand-alone verifier inside; exit code 0 only when it verifies."""
     site = open_site(home)
     from datasites.hospital.evidence.export import export_evidence
 
     check_place(site.home, out_file)
-    checks = export_evidence(site, case, out_file)
+    checks = export_evidence(site, case_id, out_file)
     for check in checks:
         out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}")
     out.print(f"{out_file}: verify with `python verify_bundle.py {out_file.name} --key {site.identity.public_key}`")

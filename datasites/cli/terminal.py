@@ -60,6 +60,7 @@ class LogLines(logging.Formatter):
 
 out = Terminal()
 
+CaseArgument = Annotated[int, typer.Argument(metavar="case")]
 HomeOption = Annotated[Path, typer.Option("--home", envvar="DATASITES_HOME", help="The datasite's home folder.")]
 NameOption = Annotated[str, typer.Option("--as", help="Your name, as added with `datasites person add`.")]
 StdinOption = Annotated[bool, typer.Option("--password-stdin", help="Read your password from standard input.")]

@@ -11,12 +11,12 @@ from datasites.hospital.site import Site
 from datasites.study.visible import one_line, quoted, visible
 
 
-def describe(site: Site, number: int) -> str:
+def describe(site: Site, case_id: int) -> str:
     """Return the case as plain text; raises `ReviewError` when there is none, `FrozenCopyChanged` when it was changed.
 
     Somebody's line ends can't pass for lines of ours: those of the description are marked, and all others spelt out.
     """
-    view = view_case(site.home, find_case(number))
+    view = view_case(site.home, find_case(case_id))
     row, examined = view.row, view.examined
     head = [
         f"case {row.pk}: {row.study_name}, {row.state}{': ' + row.remark if row.remark else ''}",

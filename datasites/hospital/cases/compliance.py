@@ -109,12 +109,12 @@ def at_rest(site: Site) -> Iterator[None]:
         yield
 
 
-def _store(site: Site, row: Case, action: Action, number: int | None, decision: Decision) -> None:
+def _store(site: Site, row: Case, action: Action, round: int | None, decision: Decision) -> None:
     # Log and database can't be written at once, and an evidence bundle holds one against the other. So the whole
     # decision lies in a file until it is in both: killed in between, the next one to decide or to export ends it.
     path = site.home.root / PENDING
     record = decision.model_dump(mode="json")
-    fields = {"case_id": row.pk, "action": action, "round": number, "allowed": decision.allowed, "record": record}
+    fields = {"case_id": row.pk, "action": action, "round": round, "allowed": decision.allowed, "record": record}
     with at_rest(site):
         replace_durably(path, canonical_json(fields))
         site.audit.append(

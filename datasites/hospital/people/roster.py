@@ -66,7 +66,7 @@ def propose_party(site: Site, person: Actor, entry_json: str) -> PartyProposal:
     return proposal
 
 
-def pin_party(site: Site, person: Actor, number: int, fingerprint: str) -> RosterEntry:
+def pin_party(site: Site, person: Actor, entry_id: int, fingerprint: str) -> RosterEntry:
     """Pin what somebody else entered, naming the fingerprint that the party read out.
 
     Raises `ReviewError` for the same person, another fingerprint, or an entry that is not open any more, and
@@ -74,7 +74,7 @@ def pin_party(site: Site, person: Actor, number: int, fingerprint: str) -> Roste
     """
     _check_role(person)
     with transaction.atomic(), _roster(site) as change:
-        proposal = waiting_entry(PartyProposal, number, "look at the roster again")
+        proposal = waiting_entry(PartyProposal, entry_id, "look at the roster again")
         entry = RosterEntry.model_validate(proposal.entry)
         if same_identity(person.name, proposal.proposed_by):
             raise ReviewError(f"party {entry.email}: {person.name} entered it; a second person compares and pins it")
@@ -142,7 +142,7 @@ def accept_hand_over(site: Site, person: Actor, change: HandOver) -> RosterEntry
     return entry
 
 
-def withdraw_party(site: Site, person: Actor, number: int) -> None:
+def withdraw_party(site: Site, person: Actor, entry_id: int) -> None:
     """Drop an entry that waits; one person is enough, since it only narrows.
 
     Where its pinning was interrupted after the log knew of it, the log records that nobody is pinned, too. Raises
@@ -150,7 +150,7 @@ def withdraw_party(site: Site, person: Actor, number: int) -> None:
     """
     _check_role(person)
     with transaction.atomic(), _roster(site):
-        proposal = waiting_entry(PartyProposal, number, "look at the roster again")
+        proposal = waiting_entry(PartyProposal, entry_id, "look at the roster again")
         email, entry = proposal.email, RosterEntry.model_validate(proposal.entry)
         if entry in Roster.load(site.home.roster).entries:
             raise ReviewError(

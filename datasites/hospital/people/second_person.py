@@ -15,14 +15,14 @@ from datasites.hospital.people.accounts import Actor, ReviewError
 Entry = TypeVar("Entry", Proposal, PartyProposal)
 
 
-def waiting_entry(kind: type[Entry], number: int, where: str) -> Entry:
-    """Return the entry of this number, locked until the transaction ends; `where` says where those that wait are seen.
+def waiting_entry(kind: type[Entry], entry_id: int, where: str) -> Entry:
+    """Return the entry with this id, locked until the transaction ends; `where` says where those that wait are seen.
 
     Raises `ReviewError` where it doesn't wait.
     """
-    entry = kind.objects.select_for_update().filter(pk=number, outcome="").first()
+    entry = kind.objects.select_for_update().filter(pk=entry_id, outcome="").first()
     if entry is None:
-        raise ReviewError(f"entry {number}: does not wait for anybody (any more); {where}")
+        raise ReviewError(f"entry {entry_id}: does not wait for anybody (any more); {where}")
     return entry
 
 

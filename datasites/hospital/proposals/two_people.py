@@ -87,18 +87,18 @@ def propose_undoing(site: Site, person: Actor, dataset: str, patient: str, reaso
     return _propose(site, person, "undo_withdrawal", f"{dataset} {terms['commitments'][0]}", terms, reason)
 
 
-def confirm(site: Site, person: Actor, number: int) -> Proposal:
+def confirm(site: Site, person: Actor, entry_id: int) -> Proposal:
     """Confirm what somebody of the other role entered, and let it count.
 
     Raises `ReviewError`, `InputError`, or `EntryRefused` for what is not as somebody else entered it by the log.
     """
     _check_role(person)
     with transaction.atomic():
-        proposal = waiting_entry(Proposal, number, "see `datasites budget waiting`")
+        proposal = waiting_entry(Proposal, entry_id, "see `datasites budget waiting`")
         if same_identity(person.name, proposal.proposed_by) or person.role == proposal.proposed_role:
             raise ReviewError(
-                f"entry {number}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person of "
-                f"the other role confirms it ({' and '.join(REVIEWERS)})"
+                f"entry {entry_id}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person "
+                f"of the other role confirms it ({' and '.join(REVIEWERS)})"
             )
         asked = require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
         proposal.reason = str(asked.fields["reason"])
@@ -109,11 +109,11 @@ def confirm(site: Site, person: Actor, number: int) -> Proposal:
     return proposal
 
 
-def withdraw(site: Site, person: Actor, number: int) -> None:
+def withdraw(site: Site, person: Actor, entry_id: int) -> None:
     """Drop an entry that waits; one person is enough, since it only narrows."""
     _check_role(person)
     with transaction.atomic():
-        proposal = waiting_entry(Proposal, number, "see `datasites budget waiting`")
+        proposal = waiting_entry(Proposal, entry_id, "see `datasites budget waiting`")
         settle_entry(proposal, person, "withdrawn")
         site.audit.append("proposal_withdrawn", what=proposal.kind, subject=proposal.subject, person=person.name)
 

@@ -89,14 +89,14 @@ def accept_delta(request: Any) -> HttpResponse:
 
 
 @page(REVIEWERS, ("POST",))
-def decide(request: Any, number: int) -> HttpResponse:
+def decide(request: Any, entry_id: int) -> HttpResponse:
     """Confirm or withdraw what was entered."""
 
     def do(values: dict[str, Any]) -> str:
         if values["action"] == "withdraw":
-            two_people.withdraw(request.site, present(request), number)
-            return f"Entry {number} is withdrawn."
-        entry = two_people.confirm(request.site, confirmed(request), number)
+            two_people.withdraw(request.site, present(request), entry_id)
+            return f"Entry {entry_id} is withdrawn."
+        entry = two_people.confirm(request.site, confirmed(request), entry_id)
         return f"Confirmed: {two_people.in_words(entry)}. Restart the datasite if datasite.toml has changed."
 
     return act(request, DecideEntry(request.POST), do, "budget")

@@ -58,14 +58,14 @@ def propose(request: Any) -> HttpResponse:
 
 
 @page(REVIEWERS, ("POST",))
-def decide(request: Any, number: int) -> HttpResponse:
+def decide(request: Any, entry_id: int) -> HttpResponse:
     """Pin or withdraw an entry that waits."""
 
     def do(values: dict[str, Any]) -> str:
         if values["action"] == "withdraw":
-            withdraw_party(request.site, present(request), number)
+            withdraw_party(request.site, present(request), entry_id)
             return "The entry is withdrawn."
-        entry = pin_party(request.site, confirmed(request), number, values["fingerprint"])
+        entry = pin_party(request.site, confirmed(request), entry_id, values["fingerprint"])
         return f"{entry.email} is pinned."
 
     return act(request, DecideParty(request.POST), do, "roster")
