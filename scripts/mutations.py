@@ -475,7 +475,7 @@ MUTATIONS = (
     Mutation(
         "rounds: one that is over is charged",
         "datasites/hospital/rounds/run.py",
-        "if not charged and (round, letters.OVER, self._researcher) in lie and self._is_over(round):",
+        "if not charged and (round, letters.OVER, self._researcher) in present and self._is_over(round):",
         "if False:",
         (f"{_ABSTAINING}::test_a_hospital_that_returns_charges_only_what_can_still_count",),
     ),
@@ -1189,7 +1189,7 @@ MUTATIONS = (
     Mutation(
         "withdrawal: a worker at work keeps the patient's rows",
         "datasites/hospital/rounds/row_work.py",
-        "if self._worker is not None and not gone <= self._withdrawn:",
+        "if self._worker is not None and not left_out <= self._withdrawn:",
         "if self._worker is not None and False:",
         (f"{_RETRY}::test_a_worker_at_work_gets_other_rows_and_keys_after_a_withdrawal",),
     ),
@@ -1203,7 +1203,7 @@ MUTATIONS = (
     Mutation(
         "withdrawal: a worker is taken to lack who was put back while it started",
         "datasites/hospital/rounds/row_work.py",
-        "            gone &= withdrawn(self._home, case.dataset.name)\n",
+        "            left_out &= withdrawn(self._home, case.dataset.name)\n",
         "",
         (f"{_WITHDRAWAL}::test_who_is_put_back_and_withdraws_again_while_a_worker_starts_is_left_out_next",),
     ),
@@ -1217,8 +1217,8 @@ MUTATIONS = (
     Mutation(
         "withdrawal: all spellings are the one that was typed",
         "datasites/hospital/data/withdrawal.py",
-        "if forms & gone))",
-        "if name in gone))",
+        "if forms & left_out))",
+        "if name in left_out))",
         (f"{_WITHDRAWAL}::test_who_withdraws_under_another_spelling_is_found_and_people_say_whether_it_is_one",),
     ),
     Mutation(
@@ -1252,7 +1252,7 @@ MUTATIONS = (
     Mutation(
         "withdrawal: a worker at work lacks the rows of one that was undone",
         "datasites/hospital/rounds/row_work.py",
-        "if self._worker is not None and not self._withdrawn <= gone:",
+        "if self._worker is not None and not self._withdrawn <= left_out:",
         "if self._worker is not None and False:",
         (f"{_WITHDRAWAL}::test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_after_it",),
     ),

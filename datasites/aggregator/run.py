@@ -379,8 +379,8 @@ class Run:
         except DatasitesError as error:
             log.warning("who has approved meanwhile is not known: %s", error)
         self._looked = time.monotonic()
-        gone, needed = before - set(self._approved), self.study.terms.cohort.survivors_needed
-        if gone:
+        lost, needed = before - set(self._approved), self.study.terms.cohort.survivors_needed
+        if lost:
             few = (
                 f", and the threshold is {needed}: no round can be opened while that is so; `close` ends the study"
                 if len(self._approved) < needed
@@ -388,7 +388,7 @@ class Run:
             )
             log.warning(
                 "study %s: %s no longer approve it; %d hospital(s) do%s",
-                self.study.terms.name, ", ".join(sorted(gone)), len(self._approved), few,
+                self.study.terms.name, ", ".join(sorted(lost)), len(self._approved), few,
             )  # fmt: skip
 
     def _blamed(self) -> set[str]:

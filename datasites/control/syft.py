@@ -234,8 +234,8 @@ class HospitalControl(_Control):
     def offer_datasets(self, names: Collection[str]) -> None:
         """Offer these datasets, as published, and no other: mocks of others leave the store and our SyftBox."""
         datasets = self._client.dataset_manager
-        for gone in [one.name for one in datasets.get_all(datasite=self.email) if one.name not in names]:
-            datasets.delete(gone, require_confirmation=False)
+        for former in [one.name for one in datasets.get_all(datasite=self.email) if one.name not in names]:
+            datasets.delete(former, require_confirmation=False)
         self._mocks.offer(names)
 
     def jobs(self, known: Collection[tuple[str, str]] = ()) -> list[SubmittedJob]:

@@ -488,7 +488,7 @@ AFTER: dict[str, Callable[[Targets], str | None]] = {
 Say = Callable[[str], object]
 
 
-def _try(name: str, attempt: Callable[[Targets], str | None], targets: Targets, say: Say) -> None:
+def _run_one(name: str, attempt: Callable[[Targets], str | None], targets: Targets, say: Say) -> None:
     try:
         seen = attempt(targets)
         result = Attempt(name, "held" if seen is None else "got out", seen or "refused")
@@ -524,10 +524,10 @@ def attempt_apart(limits: WorkerLimits, requests: int, replies: int, size: int) 
     say = _said_over(replies)
     for name, attempt in (BEFORE | BESIDE).items():
         if name != OF_A_FOLDER:
-            _try(name, attempt, targets, say)
+            _run_one(name, attempt, targets, say)
     confine(limits.model_copy(update={"memory": 1 << 30}), size)
     for name, attempt in AFTER.items():
-        _try(name, attempt, targets, say)
+        _run_one(name, attempt, targets, say)
 
 
 def main() -> None:
@@ -536,10 +536,10 @@ def main() -> None:
     limits, targets = WorkerLimits.model_validate_json(sys.argv[1]), json.loads(sys.argv[2])
     say = _said_over(1)
     for name, attempt in BEFORE.items():
-        _try(name, attempt, targets, say)
+        _run_one(name, attempt, targets, say)
     confine(limits)
     for name, attempt in AFTER.items():
-        _try(name, attempt, targets, say)
+        _run_one(name, attempt, targets, say)
 
 
 if __name__ == "__main__":

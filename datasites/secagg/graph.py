@@ -39,13 +39,13 @@ class Neighbourhood:
     @classmethod
     def ring(cls, size: int, threshold: int, colluders: int) -> Neighbourhood:
         """Return the smallest ring that is safe for any n - t dropouts and c colluders; complete if that is no ring."""
-        gone = size - threshold
-        degree = 2 * gone + colluders
+        dropouts = size - threshold
+        degree = 2 * dropouts + colluders
         degree += degree % 2
-        degree = max(degree, 2 * ((gone + colluders) // 2 + 1))
+        degree = max(degree, 2 * ((dropouts + colluders) // 2 + 1))
         if degree >= size - 1:
             return cls.complete(size, threshold)
-        return cls(size, degree, degree + 1 - gone)
+        return cls(size, degree, degree + 1 - dropouts)
 
     def are_neighbours(self, one: int, other: int) -> bool:
         """Return whether two different places mask with each other."""

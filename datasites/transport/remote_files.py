@@ -170,10 +170,10 @@ class RemoteFiles:
         """See `StoreFiles`."""
         names = list(itertools.islice(self.walk(folder), MOST_NAMES))
         if self.atomic:
-            gone = sum(self._is_removed(self._path(f"{folder}/{name}")) for name in names)
-            if gone < len(names):
+            removed = sum(self._is_removed(self._path(f"{folder}/{name}")) for name in names)
+            if removed < len(names):
                 raise StoreError(f"{folder}: not all in it can be deleted; remove it and find out who made it")
-            return gone
+            return removed
         if names:
             self._known_folders.discard(self._path(folder))
             with contextlib.suppress(FileNotFoundError):

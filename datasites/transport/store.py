@@ -117,10 +117,10 @@ class Store:
         if folder is not None:
             self.files = FolderFiles(folder, fsync=fsync)
         else:
-            self.files = self._try("open", "", lambda: RemoteFiles(self.url, options))
+            self.files = self._retried("open", "", lambda: RemoteFiles(self.url, options))
         self.local: Path | None = folder
         if create:
-            self._try("open", "", self.files.make_root)
+            self._retried("open", "", self.files.make_root)
 
     def __repr__(self) -> str:
         return f"Store({self.shown!r})"
@@ -133,7 +133,7 @@ class Store:
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write `data` under `key`, replacing what is there; a reader sees the old or the new, never a part."""
         checked_key(key)
-        self._try("put", key, lambda: self.files.write(key, data))
+        self._retried("put", key, lambda: self.files.write(key, data))
 
     def get(self, key: str, limit: int | None = None) -> bytes | None:
         """Return the bytes under `key`, or None when there are none.
@@ -141,12 +141,12 @@ class Store:
         `limit`: the most bytes that the caller accepts; `TooLarge` is raised without reading more than that.
         """
         checked_key(key)
-        return self._try("get", key, lambda: self.files.read(key, limit))
+        return self._retried("get", key, lambda: self.files.read(key, limit))
 
     def size(self, key: str) -> int | None:
         """Return the size in bytes of what is under `key`, or None when there is nothing."""
         checked_key(key)
-        return self._try("look for", key, lambda: self.files.size(key))
+        return self._retried("look for", key, lambda: self.files.size(key))
 
     def exists(self, key: str) -> bool:
         """Return whether there is something under `key` now."""
@@ -165,7 +165,7 @@ class Store:
         """Names directly in `folder`, at most `MOST_NAMES`; none when it is absent. Names that no put makes are left
         out. Where the listing isn't whole, what is wanted is looked for by its name."""
         checked_key(folder)
-        names = self._try("list", folder, lambda: list(itertools.islice(self.files.walk(folder), MOST_NAMES)))
+        names = self._retried("list", folder, lambda: list(itertools.islice(self.files.walk(folder), MOST_NAMES)))
         return Listing(sorted(name for name in names if PART.fullmatch(name)), len(names) < MOST_NAMES)
 
     def list(self, folder: str) -> list[str]:
@@ -180,7 +180,7 @@ class Store:
             names = self.files.walk(folder)
             return next(names, None), names
 
-        first, names = self._try("list", folder, begun)
+        first, names = self._retried("list", folder, begun)
         if first is not None:
             yield first
             with self._named("list", folder):
@@ -199,7 +199,7 @@ class Store:
     def delete(self, key: str) -> None:
         """Remove `key`, whatever lies there; fine when it is gone already."""
         checked_key(key)
-        self._try("delete", key, lambda: self.files.remove(key))
+        self._retried("delete", key, lambda: self.files.remove(key))
 
     def delete_folder(self, folder: str) -> int:
         """Remove all that lies in `folder` (files in flight too), and the folder; returns how many lay directly in it.
@@ -207,7 +207,7 @@ class Store:
         Raises `StoreError` where something stays.
         """
         checked_key(folder)
-        return self._try("delete", folder, lambda: self.files.remove_folder(folder))
+        return self._retried("delete", folder, lambda: self.files.remove_folder(folder))
 
     def changes(self, folders: Iterable[str], timeout: float, stop: threading.Event | None = None) -> Iterator[None]:
         """Yield whenever it is worth looking at `folders` again: now, on each file event, and now and then.
@@ -244,7 +244,7 @@ class Store:
         paths = []
         for folder in folders:
             try:
-                paths.append(self._try("watch", folder, partial(self.files.make_folder, folder)))
+                paths.append(self._retried("watch", folder, partial(self.files.make_folder, folder)))
             except WHOLE_STORE:
                 raise
             except StoreError as error:
@@ -290,7 +290,7 @@ class Store:
             return self.files.is_there()
         return False
 
-    def _try(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
+    def _retried(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
         for delay in (*RETRY_DELAYS, None):
             try:
                 return operation()

@@ -79,8 +79,8 @@ class Sweep:
     def _clear(self, folder: str, names: list[str], is_crowded: bool) -> tuple[list[str], int]:
         """Remove as many of `names` as there is time for: those removed, and how many others could not be."""
         removed, kept, until = list[str](), 0, time.monotonic() + SECONDS
-        gone = self._store.clear(folder, names, at_once=is_crowded)
-        for number, (name, is_gone) in enumerate(zip(names, gone, strict=False), 1):
+        removals = self._store.clear(folder, names, at_once=is_crowded)
+        for number, (name, is_gone) in enumerate(zip(names, removals, strict=False), 1):
             if is_gone:
                 removed.append(name)
             elif is_crowded and name[0] != ".":

@@ -114,15 +114,15 @@ def stays(home: Home, dataset: str, patients: npt.NDArray[np.str_]) -> npt.NDArr
     """Return for each row whether its patient has not withdrawn, by the list and by the log; shape (rows,)."""
     import numpy as np  # for whoever holds rows; all who gate on a budget import this room
 
-    gone = withdrawn(home, dataset)
-    lacking = _logged(home, _names(home, dataset)) - frozenset(commitments_to(home, gone).values())
-    if not gone and not lacking:
+    left_out = withdrawn(home, dataset)
+    lacking = _logged(home, _names(home, dataset)) - frozenset(commitments_to(home, left_out).values())
+    if not left_out and not lacking:
         return np.ones(len(patients), dtype=np.bool_)
     entries = {name: {name, entry_of(name, all_spellings=True)} for name in map(str, np.unique(patients))}
     if lacking:
-        commitments = commitments_to(home, frozenset[str]().union(*entries.values()) - gone)
-        gone |= {entry for entry, commitment in commitments.items() if commitment in lacking}
-    return ~np.isin(patients, sorted(name for name, forms in entries.items() if forms & gone))
+        commitments = commitments_to(home, frozenset[str]().union(*entries.values()) - left_out)
+        left_out |= {entry for entry, commitment in commitments.items() if commitment in lacking}
+    return ~np.isin(patients, sorted(name for name, forms in entries.items() if forms & left_out))
 
 
 def is_withdrawn(home: Home, dataset: str, entry: str) -> bool:
@@ -201,16 +201,16 @@ def undo(
     record: as in `to_undo`. One that was entered since is another withdrawal, of which the first person said nothing.
     It widens, so it is logged first. Killed in between, the patient is still left out, and it may be confirmed again.
     """
-    home, names, gone = site.home, sorted(populations), frozenset(commitments)
+    home, names, put_back = site.home, sorted(populations), frozenset(commitments)
     entered = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
     with _list_lock(home):
-        last = require_not_acted_on(home, names, gone)
+        last = require_not_acted_on(home, names, put_back)
         if last != record:
             raise NotToUndo(
                 f"the patient has withdrawn once more since this was entered, by record {last} of the log; withdraw "
                 "this entry, and enter again that both are undone"
             )
-        known = {name: sorted(gone & (listed(home, name) | _logged(home, [name]))) for name in names}
+        known = {name: sorted(put_back & (listed(home, name) | _logged(home, [name]))) for name in names}
         for name, theirs in known.items():
             for commitment in theirs:
                 site.audit.append(ledger_log.WITHDRAWAL_UNDONE, population=name, commitment=commitment, **entered)
@@ -218,11 +218,11 @@ def undo(
         for name in names:
             path, settled = home.withdrawals / f"{name}.json", settled_file(home, name)
             with held(path.with_suffix(".lock")):
-                left = [entry for entry, it in commitments_to(home, listed_in(path)).items() if it not in gone]
+                left = [entry for entry, it in commitments_to(home, listed_in(path)).items() if it not in put_back]
                 if len(left) < len(listed_in(path)):
                     replace_durably(path, json.dumps(left).encode())
-            if gone & listed_in(settled):
-                replace_durably(settled, json.dumps(sorted(listed_in(settled) - gone)).encode())
+            if put_back & listed_in(settled):
+                replace_durably(settled, json.dumps(sorted(listed_in(settled) - put_back)).encode())
 
 
 def _log(site: Site, dataset: str, entry: str, **fields: str | int) -> None:

@@ -77,19 +77,19 @@ class RowWork:
         manifest: RoundManifest,
         parameters: npt.NDArray[np.float32],
         keys: Callable[[str], RoundKeys],
-        gone: frozenset[str],
+        left_out: frozenset[str],
     ) -> Future[Computed]:
         """Compute what the round releases, from the model `parameters` (d,), in this study's thread.
 
-        keys: the round's keys, given the commitment to the rows. gone: who must not be among them; whoever withdraws
-        after that is left out of the next round. The result raises what went wrong; no row is in it.
+        keys: the round's keys, given the commitment to the rows. left_out: who must not be among them; whoever
+        withdraws after that is left out of the next round. The result raises what went wrong; no row is in it.
         """
         self._starting, self._revived = None, False
         place = object()
         self._machine.enter(place)
         try:
             work = self._thread.submit(
-                self._on_thread, lambda: self._compute(place, case, manifest, parameters, keys, gone)
+                self._on_thread, lambda: self._compute(place, case, manifest, parameters, keys, left_out)
             )
         except BaseException:
             self._machine.leave(place)
@@ -147,28 +147,28 @@ class RowWork:
         while (left := begins - time.monotonic()) > 0 and not self._closing.wait(min(left, 0.2)):
             pass
         try:
-            gone = withdrawn(self._home, case.dataset.name)
-            if self._worker is not None and not self._withdrawn <= gone:
+            left_out = withdrawn(self._home, case.dataset.name)
+            if self._worker is not None and not self._withdrawn <= left_out:
                 self._worker.close()  # a withdrawal was undone
-            self._started_worker(case, gone)
+            self._started_worker(case, left_out)
         except Exception as error:
             log.warning("no worker yet: %s", type(error).__name__)
             raise
 
-    def _started_worker(self, case: OpenCase, gone: frozenset[str]) -> Worker:
-        """Start a worker with rows, those of `gone` not among them."""
-        if self._worker is not None and not gone <= self._withdrawn:
+    def _started_worker(self, case: OpenCase, left_out: frozenset[str]) -> Worker:
+        """Start a worker with rows, those of `left_out` not among them."""
+        if self._worker is not None and not left_out <= self._withdrawn:
             self._worker.close()
         if self._worker is None or not self._worker.alive:
             self._require_open()
-            gone = withdrawn(self._home, case.dataset.name)
+            left_out = withdrawn(self._home, case.dataset.name)
             rows = self._rows_of(case)
             # Who was put back and left out again meanwhile may be among them: known to be left out is who stayed so.
-            gone &= withdrawn(self._home, case.dataset.name)
+            left_out &= withdrawn(self._home, case.dataset.name)
             self._records = records_commitment(self._home, case, rows)
             seconds = self._home.settings.round_seconds
             self._worker = start_worker(self._site, case, rows, seconds, self._halt.watch)
-            self._withdrawn = gone
+            self._withdrawn = left_out
         self._require_open()
         return self._worker
 
@@ -190,7 +190,7 @@ class RowWork:
         manifest: RoundManifest,
         parameters: npt.NDArray[np.float32],
         keys: Callable[[str], RoundKeys],
-        gone: frozenset[str],
+        left_out: frozenset[str],
     ) -> Computed:
         failures, round = Failures(self._home, case.row.study_hash), manifest.round
         while not self._machine.await_turn(place, 0.2):
@@ -201,7 +201,7 @@ class RowWork:
             if failed >= MOST:
                 raise WorkerCrashed(f"work on its records has failed {failed} times", rule="failed")
             try:
-                worker = self._started_worker(case, gone)
+                worker = self._started_worker(case, left_out)
                 of_round = keys(self._records)
                 vectors, steps = self._vectors(worker, case, manifest, parameters, of_round)
             except WorkerError as error:

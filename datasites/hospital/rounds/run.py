@@ -255,14 +255,14 @@ class StudyRun:
         last = last if member is None else min(member.context.last_round, last)
         sure = [(round, letters.ROUND, self._researcher) for round in range(first, last + 1)]
         open_rounds = set(sure)
-        lie = self._post.mailbox([*sure, *((round, letters.OVER, self._researcher) for round, _, _ in sure)])
-        called = [item for item in lie if item in open_rounds]
+        present = self._post.mailbox([*sure, *((round, letters.OVER, self._researcher) for round, _, _ in sure)])
+        called = [item for item in present if item in open_rounds]
         for round, _, _ in called[: -LETTERS_PER_STEP - 1 : -1]:
             done = Round.objects.filter(case=row, round=round).first()
             if done is not None and done.state not in (Round.State.ACCEPTED, Round.State.CHARGED):
                 return False
             charged = done is not None and done.state == Round.State.CHARGED
-            if not charged and (round, letters.OVER, self._researcher) in lie and self._is_over(round):
+            if not charged and (round, letters.OVER, self._researcher) in present and self._is_over(round):
                 reason = f"round {round}: was over before this hospital began it; nothing is charged for it"
                 self._abstain(row, round, "denied", (letters.ROUND_OVER,), reason)
                 return True
@@ -285,9 +285,9 @@ class StudyRun:
 
     def _load(self) -> None:
         """Let a worker start with the rows of today, in a span that is public (`ticks`)."""
-        gone = withdrawn(self._site.home, self._case.dataset.name)
-        if gone != self._loads:
-            self._loads = gone
+        left_out = withdrawn(self._site.home, self._case.dataset.name)
+        if left_out != self._loads:
+            self._loads = left_out
             if time.monotonic() >= self._load_begins:  # else the start that is due will leave them out
                 self._warm()
                 now = time.monotonic()  # a template that had to start takes nothing of the span
