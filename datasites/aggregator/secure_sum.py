@@ -26,11 +26,10 @@ from datasites.secagg.epoch_terms import EPOCH_DAYS, EpochTerms, epoch_rounds
 from datasites.secagg.errors import CommitmentsGone, OutOfOrder, SecaggError, TooFew, WrongShare
 from datasites.secagg.messages import Certificate, MaskedVector, Message, Ready, SurvivorAck, UnmaskShares
 from datasites.study import letters
+from datasites.study.dates import today
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.manifest import RoundManifest, StudyTerms
 from datasites.study.roster import Roster
-from datasites.study.dates import today
-from datasites.study.identity import Identity, IdentityError, Roster
 from datasites.transport.letter import read_blob
 from datasites.transport.mailroom import Blob, Letter, Mailroom, Rejected, Undelivered
 from datasites.transport.store import WHOLE_STORE, StoreError

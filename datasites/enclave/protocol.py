@@ -256,6 +256,7 @@ def decode(
 ) -> tuple[Message, Arrays]:
     """Read one frame with `read(n)`, which returns exactly n bytes or raises `EOFError`.
 
+    Returns the message, and by name the arrays that `encode` was given, each of the same type and shape.
     expected: the arrays that the frame holds, if it holds any; left out, it may hold any up to `max_body`.
     Raises `ProtocolError` when the frame is above a limit, is not a message of this protocol, or holds other arrays; no
     number of the frame is acted upon before it was compared with these.

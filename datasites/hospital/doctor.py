@@ -43,7 +43,6 @@ from datasites.hospital.site import Site
 from datasites.hospital.space import LITTLE, NONE, MiB, rooms
 from datasites.study.addresses import shown
 from datasites.study.audit_chain import verify_log
-from datasites.study.audit_chain import verify
 from datasites.study.dates import today
 from datasites.study.errors import DatasitesError
 from datasites.study.roster import Roster

@@ -65,7 +65,12 @@ class RowAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`; masks are True (or -inf) where attention is not allowed."""
+        """As `nn.MultiheadAttention.forward`; masks are True (or -inf) where attention is not allowed.
+
+        Shapes: query (n, length, width), key (n, keys, kdim), value (n, keys, vdim), key_padding_mask (n, keys),
+        attn_mask (length, keys) or (n x heads, length, keys). Returns (n, length, width) and the weights: (n, length,
+        keys) as the mean over heads, else (n, heads, length, keys); None where they are not needed.
+        """
         rows, length, width = query.shape
         heads = self.num_heads
 

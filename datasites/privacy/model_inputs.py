@@ -26,7 +26,7 @@ def binary_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def tensors(x: Inputs) -> dict[str | int, Tensor]:
-    """Return inputs as tensors, by position (0, 1, ...) or by name; tensors stay as they are."""
+    """Return inputs of shape (n, ...) as tensors of that shape, by position or by name; tensors stay as they are."""
     named: dict[str | int, Array | Tensor] = {}
     if isinstance(x, Mapping):
         named.update(x)

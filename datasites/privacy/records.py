@@ -123,7 +123,10 @@ def recording(module: nn.Module) -> Iterator[LayerTrace]:
 
 
 def rows_of(tensor: Tensor) -> tuple[Tensor, int | None]:
-    """Return what `torch.vmap` holds behind a tensor of model code, and the axis of its rows; None outside."""
+    """Return what `torch.vmap` holds behind a tensor of model code, and the axis of its rows.
+
+    A tensor that has the shape of one row there gives one with n rows along that axis; outside, itself and None.
+    """
     if not torch._C._functorch.is_batchedtensor(tensor):
         return tensor, None
     return torch._C._functorch.get_unwrapped(tensor), torch._C._functorch.maybe_get_bdim(tensor)

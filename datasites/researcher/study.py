@@ -87,7 +87,10 @@ class Study:
         return plan_of(self.terms)
 
     def rehearse(self, mock: pd.DataFrame, sandbox: Sandbox | None = None) -> Rehearsed:
-        """Train a round on mock rows in the sandbox, with the trainer and the probes that hospitals use."""
+        """Train a round on mock rows in the sandbox, with the trainer and the probes that hospitals use.
+
+        mock: shape (rows, columns), a column for each feature and the label, as `DataModel.encode_mock` reads it.
+        """
         with self.worker(sandbox, mock) as worker:
             plan = self.plan().training
             return worker.rehearse(

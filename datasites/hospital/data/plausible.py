@@ -71,7 +71,11 @@ _WRITTEN = {
 def findings(
     table: Table, frame: pd.DataFrame, mapping: Mapping, model: DataModel, declared_patients: int
 ) -> tuple[TableFinding, ...]:
-    """Return all findings on a table. frame: the result of `harmonise`, with the columns of features that are ready."""
+    """Return all findings on a table.
+
+    frame: the result of `harmonise`, shape (rows, columns): a column for each feature that is ready, the label among
+    them, and the rows of the table but for those without a label.
+    """
     if not len(table):
         text = f"the table has no rows, and {declared_patients} patients are declared; is it the right file?"
         return (TableFinding("no_rows", "", 1.0, text),)

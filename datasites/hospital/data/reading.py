@@ -115,7 +115,10 @@ class TableReader:
         return self._mock(dataset, None)[0].rows
 
     def mock(self, dataset: DatasetSettings, model: DataModel) -> Numbers:
-        """Read the mock, encoded as x, y and patients; raises `InputError` or `SchemaError`."""
+        """Read the mock, encoded; raises `InputError` or `SchemaError`.
+
+        Returns float32 x (rows, columns), float32 y (rows,) and int64 patients (rows,), by these names.
+        """
         _, arrays = self._mock(dataset, model)
         with self._naming_file(dataset.mock):
             rows = len(arrays.get("y", ()))

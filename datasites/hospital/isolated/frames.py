@@ -65,12 +65,12 @@ def whole(read: Callable[[int], bytes]) -> bytes:
 
 
 def packed(message: bytes, arrays: Mapping[str, np.ndarray], name: str = MESSAGE) -> bytes:
-    """Return a reply as bytes."""
+    """Return a reply as bytes: the message as a tensor uint8 (bytes,), and arrays of any shape."""
     return save({name: np.frombuffer(message, np.uint8), **arrays})
 
 
 def unpacked(data: bytes) -> tuple[bytes | WorkFailed, Numbers]:
-    """Return the message and arrays of a reply; raises `BadFrame`."""
+    """Return the message and arrays of a reply, of whatever shapes it has; raises `BadFrame`."""
     try:
         arrays = load(data)
         failed = FAILED in arrays
@@ -83,19 +83,25 @@ def unpacked(data: bytes) -> tuple[bytes | WorkFailed, Numbers]:
 
 
 def texts_packed(name: str, texts: Iterable[str]) -> Numbers:
-    """Return two arrays for a list of texts: their letters, one after another, and how many each has."""
+    """Return two arrays for a list of texts: all in UTF-8, one after another, and each one's length in letters.
+
+    Shapes: `<name>_text` uint8 (bytes,), `<name>_lengths` int64 (texts,).
+    """
     found = list(texts)
     letters = "".join(found).encode()
     return {f"{name}_text": np.frombuffer(letters, np.uint8), f"{name}_lengths": lengths_of(found)}
 
 
 def lengths_of(texts: list[str]) -> npt.NDArray[np.int64]:
-    """Say how many letters each text has."""
+    """Say how many letters each text has: int64 (texts,)."""
     return np.fromiter(map(len, texts), np.int64, len(texts))
 
 
 def texts_unpacked(name: str, arrays: Numbers) -> tuple[str, npt.NDArray[np.int64]]:
-    """Return a list of texts from letters and lengths; raises `BadFrame` where the two don't fit."""
+    """Return the inverse of `texts_packed`: all texts as one, and each one's length in letters, int64 (texts,).
+
+    Raises `BadFrame` where the two don't fit.
+    """
     try:
         text, lengths = arrays[f"{name}_text"].tobytes().decode(), arrays[f"{name}_lengths"]
     except (KeyError, UnicodeDecodeError) as error:
