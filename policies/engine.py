@@ -205,14 +205,14 @@ class Engine:
         )
 
     def _evaluate(
-        self, action: str, approval: str, hospital: str, record: dict[str, Any]
+        self, action: str, approval: str, hospital: str, context: dict[str, Any]
     ) -> tuple[dict[str, Outcome], list[str]]:
         """Return outcomes by rule id, and Cedar's errors. Which rules apply is Cedar's answer too, not this code's."""
         request = {
             "principal": {"type": "Study", "id": approval},
             "action": {"type": "Action", "id": action},
             "resource": {"type": "Hospital", "id": hospital},
-            "context": record,
+            "context": context,
         }
         rules = self._rules
         answer = cedarpy.is_authorized(request, rules.policies, [], rules.schema)
@@ -260,8 +260,8 @@ class Engine:
     def _refuse_gaps(self) -> None:
         # Asked with no facts at all, every shipped rule must deny exactly where it is meant to apply: a rule that
         # passes would let a missing fact allow, and one that doesn't apply would not be asked.
-        record = {"approval": "0" * 64, "today": {"__extn": {"fn": "datetime", "arg": "2000-01-01"}}}
-        outcomes = {action: self._evaluate(action, "0" * 64, "?", record)[0] for action in ACTIONS}
+        context = {"approval": "0" * 64, "today": {"__extn": {"fn": "datetime", "arg": "2000-01-01"}}}
+        outcomes = {action: self._evaluate(action, "0" * 64, "?", context)[0] for action in ACTIONS}
         for rule in self.rules:
             if rule.origin == "local":
                 continue
@@ -285,19 +285,19 @@ def read_decision(data: bytes) -> Decision:
 
     One of format 1 comes without its facts, whose names meant other things: it can be shown, and not evaluated again.
     """
-    record = json.loads(data)
-    if record.get("format") == 1:
-        record = {name: value for name, value in record.items() if name != "study"} | {
-            "approval": record.get("study"),
+    stored = json.loads(data)
+    if stored.get("format") == 1:
+        stored = {name: value for name, value in stored.items() if name != "study"} | {
+            "approval": stored.get("study"),
             "facts": None,
         }
-    decision = Decision.model_validate_json(json.dumps(record))
+    decision = Decision.model_validate_json(json.dumps(stored))
     if decision.allowed and (decision.denied_by or not decision.results):
         raise ValueError("decision: it allows, yet names a denial or no rule; it was changed")
     if decision.allowed and decision.facts is None and decision.format != 1:
         raise ValueError("decision: it allows, yet lacks its facts; it was changed")
     # As they were stored: facts of older versions lack some, for which this one takes what they stood for.
-    if decision.facts is not None and sha256_hex(canonical_json(record["facts"])) != decision.facts_digest:
+    if decision.facts is not None and sha256_hex(canonical_json(stored["facts"])) != decision.facts_digest:
         raise ValueError("decision: its facts do not have the digest that it states; it was changed")
     return decision
 

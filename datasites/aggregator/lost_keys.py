@@ -35,9 +35,9 @@ def who_lacks_keys(
     present: who answered last. replaced: parties whose key, as pinned here, is another than this epoch's.
     """
     answers: dict[str, tuple[str, ...]] = {}
-    for record in rounds:
-        if record.epoch == epoch:
-            answers |= dict.fromkeys(record.heads, RELEASED) | record.abstained
+    for round_record in rounds:
+        if round_record.epoch == epoch:
+            answers |= dict.fromkeys(round_record.heads, RELEASED) | round_record.abstained
     lost = {email for email, controls in answers.items() if letters.EPOCH_LOST in controls}
     other = {email for email, controls in answers.items() if letters.EPOCH_KEYS in controls}
     under_old = {email for email, controls in answers.items() if controls == RELEASED} - replaced

@@ -161,14 +161,13 @@ class Run:
         target = last if rounds is None else min(rounds, last)
         with tqdm(total=last, initial=self.state.next_round - 1, desc="rounds", disable=not progress) as bar:
             while self.state.next_round <= target:
-                record = self._next_round()
+                round_record = self._next_round()
                 bar.update(1)
-                bar.set_postfix_str(
-                    f"{len(record.survivors)} of {len(record.participants)} hospitals, {record.outcome}"
-                )
+                there = f"{len(round_record.survivors)} of {len(round_record.participants)} hospitals"
+                bar.set_postfix_str(f"{there}, {round_record.outcome}")
                 failures = [r.outcome for r in self.state.rounds[-MOST_FAILURES:]]
                 if failures == ["failed"] * MOST_FAILURES:
-                    raise RunError(f"{MOST_FAILURES} rounds failed in a row; the last: {record.reason}")
+                    raise RunError(f"{MOST_FAILURES} rounds failed in a row; the last: {round_record.reason}")
         if target < last:
             return
         held = self.state.rounds[-1]
@@ -211,24 +210,24 @@ class Run:
         round, clock = self.state.next_round, Clock()
         model, self._strategy.state = self._files.load_model(round)
         try:
-            record = self._broadcast(round, model)
+            round_record = self._broadcast(round, model)
             clock.lap("broadcast")
-            record, survivors = self._collect(record)
-            self._say_round_over(record)
+            round_record, survivors = self._collect(round_record)
+            self._say_round_over(round_record)
             clock.lap("wave_1")
             if survivors is not None:
-                record, model = self._open(record, survivors, model, clock)
+                round_record, model = self._open(round_record, survivors, model, clock)
             clock.lap("model")
-            record = record.model_copy(update={"seconds": clock.laps})
+            round_record = round_record.model_copy(update={"seconds": clock.laps})
             self._files.save_model(round + 1, model, self._strategy.state)
-            self._save(next_round=round + 1, rounds=(*self.state.rounds, record))
+            self._save(next_round=round + 1, rounds=(*self.state.rounds, round_record))
         except BaseException:
             # Interrupted: nothing of this round was saved but what was sent, and it is gone through again.
             self._sum.forget_unsaved()
             raise
         self._welcome_back(round)
         self._mailroom.collect(self.study.hash, before=round)
-        return record
+        return round_record
 
     def set_up(self, *, again: bool = False) -> None:
         """Set the secure sum up among the hospitals that approved; `again` begins a new epoch, with whoever is there.
@@ -392,7 +391,7 @@ class Run:
             )  # fmt: skip
 
     def _blamed(self) -> set[str]:
-        return {email for record in self.state.rounds for email in record.blamed}
+        return {email for round_record in self.state.rounds for email in round_record.blamed}
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat, and at any moment.
@@ -443,7 +442,7 @@ class Run:
         away: StoreError | None = None
         until = time.monotonic() + AWAY_SECONDS
         for email in emails:
-            heads = [record.heads[email] for record in self.state.rounds if email in record.heads]
+            heads = [round_record.heads[email] for round_record in self.state.rounds if email in round_record.heads]
             others = {other: head for other, head in newest.items() if other != email}
             body = letters.Close(rounds=len(self.state.rounds), heads=tuple(heads[-MOST_HEADS:]), others=others)
             content, study = body.model_dump(mode="json"), self.study.hash
@@ -497,7 +496,7 @@ class Run:
         self._sum.broadcast(manifest, payload)
         return RoundRecord.begun(manifest)
 
-    def _collect(self, record: RoundRecord) -> tuple[RoundRecord, Survivors | None]:
+    def _collect(self, round_record: RoundRecord) -> tuple[RoundRecord, Survivors | None]:
         """Wave 1; no survivors when the round failed, and then the record says why."""
         heads: dict[str, PublicHead] = {}
         sigmas: dict[str, float] = {}
@@ -508,8 +507,8 @@ class Run:
             self._check_head(letter.sender, body.audit, body.fork, of_release=True)
             heads[letter.sender] = body.audit
             sent[letter.sender] = len(letter.blob or b"")
-            if record.evaluate != "no":
-                sigmas[letter.sender] = body.counts_sigma[record.evaluate]
+            if round_record.evaluate != "no":
+                sigmas[letter.sender] = body.counts_sigma[round_record.evaluate]
 
         def sat_out(letter: Letter) -> None:
             abstained[letter.sender] = letters.Abstention.model_validate(letter.body).controls
@@ -517,78 +516,78 @@ class Run:
         survivors, changes = None, {}
         try:
             survivors = self._sum.collect(
-                record.round, self._wait(self.state.present), masked, {letters.ABSTAINED: sat_out}
+                round_record.round, self._wait(self.state.present), masked, {letters.ABSTAINED: sat_out}
             )
             emails = survivors.emails
             changes = {
                 "survivors": emails,
                 "refused": survivors.refused,
-                "counts_sigma": self._counts_sigma(record, {email: sigmas.get(email, 0.0) for email in emails}),
+                "counts_sigma": self._counts_sigma(round_record, {email: sigmas.get(email, 0.0) for email in emails}),
             }
         except RunError as error:
             reason = f"{error}; {who_abstained(abstained)}"
             changes = {"outcome": "failed", "reason": reason, "refused": error.refused}
         self._save(present=tuple(sorted({*heads, *abstained})))
         changes |= {"abstained": abstained, "heads": heads, "sent": sent}
-        return record.model_copy(update=changes), survivors
+        return round_record.model_copy(update=changes), survivors
 
-    def _say_round_over(self, record: RoundRecord) -> None:
+    def _say_round_over(self, round_record: RoundRecord) -> None:
         """Tell those whose answer nobody waits for any more: who has not begun the round by then need not."""
-        for email in sorted({*record.participants} - {*record.heads, *record.abstained}):
+        for email in sorted({*round_record.participants} - {*round_record.heads, *round_record.abstained}):
             try:
-                self._mailroom.send(email, self.study.hash, record.round, letters.OVER, {})
+                self._mailroom.send(email, self.study.hash, round_record.round, letters.OVER, {})
             except WHOLE_STORE:
                 raise
             except (IdentityError, StoreError) as error:
-                log.info("%s could not be told that round %d is over: %s", email, record.round, error)
+                log.info("%s could not be told that round %d is over: %s", email, round_record.round, error)
 
-    def _counts_sigma(self, record: RoundRecord, sigmas: dict[str, float]) -> float:
+    def _counts_sigma(self, round_record: RoundRecord, sigmas: dict[str, float]) -> float:
         """Sd of the noise on each summed count: of what each survivor said in local mode, else by the study's terms."""
-        if record.evaluate == "no":
+        if round_record.evaluate == "no":
             return 0.0
-        ring = counts_ring(self.study.terms, record.evaluate)
+        ring = counts_ring(self.study.terms, round_record.evaluate)
         if ring is not None:
             return ring.deviation * math.sqrt(len(sigmas))
         return math.sqrt(sum(sigma**2 for sigma in sigmas.values()))
 
     def _open(
-        self, record: RoundRecord, survivors: Survivors, model: npt.NDArray[np.float32], clock: Clock
+        self, round_record: RoundRecord, survivors: Survivors, model: npt.NDArray[np.float32], clock: Clock
     ) -> tuple[RoundRecord, npt.NDArray[np.float32]]:
         """Wave 2 and the next model; when the round fails, the same model, and the record says why."""
         kept = dict(self._strategy.state)
         try:
-            result, refused = self._sum.unmask(record.round, survivors, self._wait(survivors.emails))
+            result, refused = self._sum.unmask(round_record.round, survivors, self._wait(survivors.emails))
             clock.lap("wave_2")
-            record = record.model_copy(update={"refused": (*record.refused, *refused)})
-            return self._apply(record, result, model)
+            round_record = round_record.model_copy(update={"refused": (*round_record.refused, *refused)})
+            return self._apply(round_record, result, model)
         except RunError as error:
             self._strategy.state = kept
             changes = {
                 "outcome": "failed",
                 "reason": str(error),
-                "refused": (*record.refused, *error.refused),
+                "refused": (*round_record.refused, *error.refused),
                 "blamed": error.blamed,
             }
-            return record.model_copy(update=changes), model
+            return round_record.model_copy(update=changes), model
 
     def _apply(
-        self, record: RoundRecord, result: OpenedSum, model: npt.NDArray[np.float32]
+        self, round_record: RoundRecord, result: OpenedSum, model: npt.NDArray[np.float32]
     ) -> tuple[RoundRecord, npt.NDArray[np.float32]]:
         sums = result.sums
         changes: dict[str, object] = {}
-        if record.train:
-            mean = self._mean_step(record.round, sums)
+        if round_record.train:
+            mean = self._mean_step(round_record.round, sums)
             changes["update_norm"] = float(np.linalg.norm(mean))
             with np.errstate(over="ignore", invalid="ignore"):
                 model = self._strategy.next_model(model.astype(np.float64), mean).astype(np.float32)
             if not (np.abs(model) <= PARAMETER_BOUND).all():  # so it is for NaN as well
                 raise RunError(
-                    f"round {record.round}: the next model would hold numbers beyond +-{PARAMETER_BOUND:g}, which no "
-                    "hospital takes; lower the server's step size"
+                    f"round {round_record.round}: the next model would hold numbers beyond +-{PARAMETER_BOUND:g}, "
+                    "which no hospital takes; lower the server's step size"
                 )
-        if record.evaluate != "no":
+        if round_record.evaluate != "no":
             changes["counts"] = tuple(map(tuple, sums["counts"].reshape(-1, 2).tolist()))
-        return record.model_copy(update=changes), model
+        return round_record.model_copy(update=changes), model
 
     def _mean_step(self, round: int, sums: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
         """Return what the strategy takes as the hospitals' step, shape (d,)."""
@@ -606,10 +605,10 @@ class Run:
     def _wait(self, present: Iterable[str]) -> Wait:
         """Once enough have answered, wait for the rest a few times as long as rounds have taken that lost nobody."""
         past, before = [], set[str]()
-        for record in self.state.rounds:
-            if record.outcome == "done" and before <= set(record.survivors):
-                past.append(sum(record.seconds.values()))
-            before = set(record.survivors)
+        for round_record in self.state.rounds:
+            if round_record.outcome == "done" and before <= set(round_record.survivors):
+                past.append(sum(round_record.seconds.values()))
+            before = set(round_record.survivors)
         patience = max(self._least_patience, 5 * statistics.median(past) if past else self._setup_patience)
         return Wait(frozenset(present), patience, self._round_timeout)
 

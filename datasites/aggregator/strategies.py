@@ -78,16 +78,18 @@ _STRATEGIES: dict[str, type[FedAvg] | type[FedAvgM] | type[FedAdam]] = {
 }
 
 
-def strategy_of(terms: Strategy) -> ServerStrategy:
+def strategy_of(chosen: Strategy) -> ServerStrategy:
     """Return the strategy that a study names; raise `InputError` for an unknown name or option."""
-    strategy = _STRATEGIES.get(terms.name)
+    strategy = _STRATEGIES.get(chosen.name)
     if strategy is None:
-        raise InputError(f"study.toml: strategy.name {terms.name!r} is unknown; choose one of {', '.join(_STRATEGIES)}")
-    known = sorted(one.name for one in fields(strategy) if one.name != "state")
-    unknown = sorted(set(terms.options) - set(known))
-    if unknown or not all(isinstance(value, int | float) for value in terms.options.values()):
         raise InputError(
-            f"study.toml: strategy.options {unknown or sorted(terms.options)} do not fit {terms.name}; "
+            f"study.toml: strategy.name {chosen.name!r} is unknown; choose one of {', '.join(_STRATEGIES)}"
+        )
+    known = sorted(one.name for one in fields(strategy) if one.name != "state")
+    unknown = sorted(set(chosen.options) - set(known))
+    if unknown or not all(isinstance(value, int | float) for value in chosen.options.values()):
+        raise InputError(
+            f"study.toml: strategy.options {unknown or sorted(chosen.options)} do not fit {chosen.name}; "
             f"it takes numbers for {', '.join(known)}"
         )
-    return strategy(**{key: float(value) for key, value in terms.options.items()})  # type: ignore[arg-type]
+    return strategy(**{key: float(value) for key, value in chosen.options.items()})  # type: ignore[arg-type]

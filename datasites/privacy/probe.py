@@ -153,10 +153,10 @@ def _single(module: nn.Module, loss: Loss, inputs: Tensors, target: Tensor, devi
 def _traces(module: nn.Module, output: Tensor, losses: Tensor, trace: LayerTrace) -> _Traces:
     names = {layer: name for name, layer in module.named_modules()}
     found = [("output", output.detach()), ("loss", losses.detach())]
-    for record in row_records(trace, losses):
-        name = f"layer {names[record.layer] or type(record.layer).__name__}"
-        found += [(f"{name}, input", part) for part in record.inputs]
-        found += [(f"{name}, gradient", part) for part in record.gradients]
+    for use in row_records(trace, losses):
+        name = f"layer {names[use.layer] or type(use.layer).__name__}"
+        found += [(f"{name}, input", part) for part in use.inputs]
+        found += [(f"{name}, gradient", part) for part in use.gradients]
     return found
 
 

@@ -41,7 +41,7 @@ def certify(identity: Identity, context: EpochTerms, previous: MemberState | Non
     hpke = X25519PrivateKey.generate()
     keys = [X25519PrivateKey.generate() for _ in context.rounds]
     seeds = [os.urandom(SECRET) for _ in context.rounds]
-    terms = bytes.fromhex(context.digest_once)
+    digest = bytes.fromhex(context.digest_once)
     certificate = Certificate.seal(
         identity,
         context=context.digest_once,
@@ -51,7 +51,7 @@ def certify(identity: Identity, context: EpochTerms, previous: MemberState | Non
         hpke_key=hpke.public_key().public_bytes_raw(),
         round_keys=b"".join(key.public_key().public_bytes_raw() for key in keys),
         seed_commitments=b"".join(
-            shares.commit_seed(terms, round, identity.email, seed)
+            shares.commit_seed(digest, round, identity.email, seed)
             for round, seed in zip(context.rounds, seeds, strict=True)
         ),
     )

@@ -116,8 +116,8 @@ def _rebuild(gathered: dict[int, dict[int, bytes]], threshold: int) -> dict[int,
 
 def _certified(epoch: Epoch, round: int, owner: int, secret: bytes, *, seed: bool) -> bool:
     if seed:
-        terms = bytes.fromhex(epoch.context.digest_once)
-        return shares.commit_seed(terms, round, epoch.members[owner], secret) == epoch.seed_commitment(owner, round)
+        digest = bytes.fromhex(epoch.context.digest_once)
+        return shares.commit_seed(digest, round, epoch.members[owner], secret) == epoch.seed_commitment(owner, round)
     public = X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
     return public == epoch.round_key(owner, round)
 

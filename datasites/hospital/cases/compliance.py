@@ -113,8 +113,8 @@ def _store(site: Site, row: Case, action: Action, round: int | None, decision: D
     # Log and database can't be written at once, and an evidence bundle holds one against the other. So the whole
     # decision lies in a file until it is in both: killed in between, the next one to decide or to export ends it.
     path = site.home.root / PENDING
-    record = decision.model_dump(mode="json")
-    fields = {"case_id": row.pk, "action": action, "round": round, "allowed": decision.allowed, "record": record}
+    content = decision.model_dump(mode="json")
+    fields = {"case_id": row.pk, "action": action, "round": round, "allowed": decision.allowed, "record": content}
     with at_rest(site):
         replace_durably(path, canonical_json(fields))
         site.audit.append(

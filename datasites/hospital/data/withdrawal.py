@@ -192,20 +192,21 @@ def undo(
     site: Site,
     populations: Iterable[str],
     commitments: Iterable[str],
-    record: int,
+    seq: int,
     by: tuple[str, str],
     reason: str,
 ) -> None:
     """Take a withdrawal back, on the word of two people (`two_people`); raises `NotToUndo`.
 
-    record: as in `to_undo`. One that was entered since is another withdrawal, of which the first person said nothing.
-    It widens, so it is logged first. Killed in between, the patient is still left out, and it may be confirmed again.
+    seq: the record, as in `to_undo`. One that was entered since is another withdrawal, of which the first person said
+    nothing. It widens, so it is logged first. Killed in between, the patient is still left out, and it may be confirmed
+    again.
     """
     home, names, put_back = site.home, sorted(populations), frozenset(commitments)
     entered = {"entered_by": by[0], "confirmed_by": by[1], "reason": reason}
     with _list_lock(home):
         last = require_not_acted_on(home, names, put_back)
-        if last != record:
+        if last != seq:
             raise NotToUndo(
                 f"the patient has withdrawn once more since this was entered, by record {last} of the log; withdraw "
                 "this entry, and enter again that both are undone"

@@ -88,15 +88,15 @@ class RoundReleases:
 
     def _send(self, masked: MaskedVector, restarted: bool) -> bool:
         round = masked.header.round
-        record = self._record(masked, restarted)
-        if record is None:
+        row = self._record(masked, restarted)
+        if row is None:
             return False
         body = letters.Masked(
             header=masked.to_bytes().decode(),
-            audit=PublicHead.model_validate(record.audit_head),
+            audit=PublicHead.model_validate(row.audit_head),
             counts_sigma=self._counts_sigma(),
             # As it was then: a letter that is sent again says the same, or it would be another letter (I6).
-            fork=record.release.get("fork"),
+            fork=row.release.get("fork"),
         )
         fields = body.model_dump(mode="json")
         return self._post.post(self._researcher, round, letters.MASKED, fields, bytes(masked.payload))
@@ -114,14 +114,14 @@ class RoundReleases:
     def _record(self, masked: MaskedVector, restarted: bool) -> Round | None:
         """Record the release in audit log and database, once, before it is sent; None for a round that is sat out."""
         with transaction.atomic():
-            record = Round.objects.select_for_update().get(case=self._case.row, round=masked.header.round)
-            if record.state == Round.State.FAILED:
+            row = Round.objects.select_for_update().get(case=self._case.row, round=masked.header.round)
+            if row.state == Round.State.FAILED:
                 return None
-            if not record.audit_head:
-                self._write(record, masked, restarted)
-        return record
+            if not row.audit_head:
+                self._write(row, masked, restarted)
+        return row
 
-    def _write(self, record: Round, masked: MaskedVector, restarted: bool) -> None:
+    def _write(self, row: Round, masked: MaskedVector, restarted: bool) -> None:
         state = self._journal.state
         assert state is not None
         assert state.open is not None
@@ -134,18 +134,18 @@ class RoundReleases:
                 manifest=manifest.digest(),
                 bytes=4 * masked.header.dimension,
                 vectors=[term.name for term in manifest.vectors],
-                steps=record.steps,
+                steps=row.steps,
             )
-        record.state = Round.State.RELEASED
-        record.audit_head = self._site.audit.public_head().model_dump(mode="json")
+        row.state = Round.State.RELEASED
+        row.audit_head = self._site.audit.public_head().model_dump(mode="json")
         fork = told_fork(self._site.home)
-        record.release = {
+        row.release = {
             "fork": None if fork is None else fork.model_dump(mode="json"),
             "vectors": {term.name: term.length for term in manifest.vectors},
             "bytes": 4 * masked.header.dimension,
             "sha256": sha256,
         }
-        record.save(update_fields=["state", "audit_head", "release"])
+        row.save(update_fields=["state", "audit_head", "release"])
 
     def _answer(self, member: Member, state: MemberState) -> bool:
         assert state.open is not None
