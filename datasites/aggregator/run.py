@@ -618,11 +618,11 @@ class Run:
         if not absent:
             return
         last = range(max(1, round - SURE_ROUNDS), round)
-        sure = [(round, kind, sender) for round in last for kind in kinds for sender in sorted(absent)]
+        sure = [(earlier, kind, sender) for earlier in last for kind in kinds for sender in sorted(absent)]
         answers = [
-            (sender, self.study.hash, round, kind)
-            for round, kind, sender in self._mailroom.mailbox(self.study.hash, sure)
-            if 0 < round < round and kind in kinds and sender in absent
+            (sender, self.study.hash, earlier, kind)
+            for earlier, kind, sender in self._mailroom.mailbox(self.study.hash, sure)
+            if 0 < earlier < round and kind in kinds and sender in absent
         ]
         late = {sender for sender, *_ in self._mailroom.signed(answers[-MOST_LATE:])}
         if late:

@@ -274,7 +274,8 @@ def test_keys_survive_and_their_fingerprint_is_the_pinned_one(parties):
 HOSPITAL = """
 import sys, time
 from pathlib import Path
-from datasites.study.identity import Identity, Roster
+from datasites.study.identity import Identity
+from datasites.study.roster import Roster
 from datasites.transport.store import Store
 from datasites.control.syft import HospitalControl
 email, home, url, roster, researcher = sys.argv[1:6]

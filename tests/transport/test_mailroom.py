@@ -324,7 +324,7 @@ def test_an_upload_broken_off_goes_on_where_it_was(remote, monkeypatch):
 KILLED = """
 import sys
 from pathlib import Path
-from datasites.study.identity import Roster
+from datasites.study.roster import Roster
 from datasites.transport.mailroom import Mailroom
 from datasites.control.sealer import SyftSealer, open_keys
 from datasites.transport.store import Store, StoreDenied

@@ -28,7 +28,7 @@ is dropped by its own label; none is moved. (4) Whose a row is: `pseudonym` of i
 
 So neighbouring tables are neighbours after encoding, on which the bound on a patient's influence rests. A datasite
 has `harmonise` and `encode` done apart (`reading`), where rows without a patient column have numbers; it gives each
-its name of (c) by its number (`case.stage_records`), so that both ways make the same arrays
+its name of (c) by its number (`encoded.stage_records`), so that both ways make the same arrays
 (`tests/hospital/isolated/test_process.py` for tables with a patient column).
 """
 

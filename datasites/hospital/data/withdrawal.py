@@ -6,8 +6,8 @@ in the frozen records of its study; and unless people said that other spellings 
 name of the same `spelling_key`. This holds whatever table and mapping say by then, and for records that are prepared
 later.
 
-Proof. A worker gets rows from `case.partitions` alone, which keeps of the frozen records those that `stays` keeps, and
-`stays` compares names as they stand in these records with the list, whatever the table says. A round takes the list
+Proof. A worker gets rows from `encoded.partitions` alone, which keeps of the frozen records those that `stays` keeps,
+and `stays` compares names as they stand in these records with the list, whatever the table says. A round takes the list
 once its letter is read (`rounds.run`), and its work begins with a worker whose rows were chosen by a list that held all
 of that (`row_work`): one that has more rows is ended first. The list is on the disk when `enter` returns, and is made
 shorter by `undo` alone.
