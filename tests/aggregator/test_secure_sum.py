@@ -54,13 +54,13 @@ class Sum:
         """As a run keeps the number of its epoch."""
         self.epoch = epoch
 
-    def set_up(self, patience: float = 4.0) -> tuple[str, ...]:
+    def set_up(self, patience: float = 30.0) -> tuple[str, ...]:
         if self.epoch < 0:
             self.sum.new_epoch(self.federation.study.terms, self.emails, 1, self.save)
         return self.sum.set_up(self.emails, patience)
 
     def wait(self, timeout: float = 20.0) -> Wait:
-        return Wait(frozenset(self.emails), 1.0, timeout)
+        return Wait(frozenset(self.emails), 3.0, timeout)
 
     def broadcast(self, number: int = 1) -> None:
         manifest = self.sum.opened(number) or manifest_of(
