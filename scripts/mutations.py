@@ -510,7 +510,7 @@ MUTATIONS = (
     Mutation(
         "restore: a release from before it is sent again with other words",
         "datasites/hospital/rounds/release.py",
-        'record.release.get("fork")',
+        'row.release.get("fork")',
         "told_fork(self._site.home)",
         (f"{_RELEASE}::test_a_release_from_before_a_restore_is_sent_again_as_it_was",),
     ),
@@ -586,7 +586,7 @@ MUTATIONS = (
     Mutation(
         "answer: a round that people sat out is released after all",
         "datasites/hospital/rounds/release.py",
-        "            if record.state == Round.State.FAILED:\n                return None\n",
+        "            if row.state == Round.State.FAILED:\n                return None\n",
         "",
         (f"{_ABSTAINING}::test_people_who_answer_between_the_journal_and_the_record_are_heard",),
     ),
@@ -1245,7 +1245,7 @@ MUTATIONS = (
     Mutation(
         "withdrawal: an older entry undoes a later one",
         "datasites/hospital/data/withdrawal.py",
-        "        if last != record:\n",
+        "        if last != seq:\n",
         "        if False:\n",
         (f"{_WITHDRAWAL}::test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older",),
     ),
@@ -2068,7 +2068,7 @@ MUTATIONS = (
     Mutation(
         "replay: an honest decision of an older version was changed",
         "policies/engine.py",
-        'sha256_hex(canonical_json(record["facts"])) != decision.facts_digest',
+        'sha256_hex(canonical_json(stored["facts"])) != decision.facts_digest',
         "decision.facts.digest() != decision.facts_digest",
         ("tests/hospital/cases/test_replay.py",),
     ),
