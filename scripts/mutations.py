@@ -237,7 +237,7 @@ MUTATIONS = (
         "interim: the final evaluation is charged as an interim one",
         "datasites/hospital/cases/case.py",
         "PrivacyCost(counts.event(evaluate), counts.local_event(evaluate))",
-        'Asked(counts.event("interim"), counts.local_event("interim"))',
+        'PrivacyCost(counts.event("interim"), counts.local_event("interim"))',
         (_CHARGES,),
     ),
     Mutation(
@@ -1298,7 +1298,7 @@ MUTATIONS = (
         "reading: the process that parses a file is not confined",
         "datasites/hospital/isolated/inside.py",
         "    confine(WorkerLimits.model_validate_json(limits))\n",
-        "    Limits.model_validate_json(limits), confine\n",
+        "    WorkerLimits.model_validate_json(limits), confine\n",
         (f"{_APART}::test_it_sees_no_home_no_network_and_no_descriptor",),
     ),
     Mutation(
@@ -1363,7 +1363,7 @@ MUTATIONS = (
         "datasites/aggregator/run.py",
         "        def save(epoch: int) -> None:\n",
         "        if given_up is not None:\n"
-        "            self._files.save_model(first, *(self._files.load_model(number) or ()))\n"
+        "            self._files.save_model(first, *(self._files.load_model(round) or ()))\n"
         "            self._save(next_round=first, rounds=(*self.state.rounds, given_up))\n\n"
         "        def save(epoch: int) -> None:\n",
         (f"{_STATES}::test_a_lost_state_costs_one_round_however_often_the_next_epoch_is_refused",),
