@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Shows that the fast tests notice when code that protects patients is changed: one wrong line at a time.
+"""Shows that tests notice when code that protects patients is changed: one wrong line at a time.
 
 For each mutation in `scripts/mutations.py`, the changed file is put into a copy of this tree and the tests named beside
-it run there (never those marked slow, long or e2e). Prints the first test that fails, or SURVIVED; exit code 1 if any
-survives, or if a mutation can't be judged: its tests fail on the tree as it is, or can't run at all. `--json FILE`
-writes [{name, file, outcome, test, seconds}].
+it run there: of a file those that aren't slow, and any that is named by itself, but long ones and e2e. Prints the first
+test that fails, or SURVIVED; exit code 1 if any survives, or if a mutation can't be judged: its tests fail on the tree
+as it is, or can't run at all. `--json FILE` writes [{name, file, outcome, test, seconds}].
 
     python scripts/show_mutations.py [NAME ...] [--json FILE] [--seconds 300]
 """
@@ -56,26 +56,24 @@ def copy_of_tree(folder: Path) -> Path:
 
 
 def run_tests(tree: Path, tests: Sequence[str], seconds: float) -> tuple[int, str]:
-    """Exit code of the fast ones among `tests`, up to the first that fails, and what they printed."""
+    """Exit code of `tests`, as above, up to the first that fails, and what they printed."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow and not e2e and not long",
-    ]
-    try:
-        done = subprocess.run(
-            [*command, *tests], cwd=tree, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return -1, f"no end after {seconds:g} s"
-    return done.returncode, done.stdout
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m"]
+    files, named = [test for test in tests if "::" not in test], [test for test in tests if "::" in test]
+    printed, deadline = "", time.monotonic() + seconds
+    for some, marked in ((files, "not slow and not e2e and not long"), (named, "not e2e and not long")):
+        if some:
+            line, left = [*command, marked, *some], max(1.0, deadline - time.monotonic())
+            try:
+                done = subprocess.run(
+                    line, cwd=tree, env=environment, capture_output=True, text=True, timeout=left, check=False
+                )
+            except subprocess.TimeoutExpired:
+                return -1, f"no end after {seconds:g} s"
+            printed += done.stdout
+            if done.returncode != PASSED:
+                return done.returncode, printed
+    return PASSED, printed
 
 
 def judge(tree: Path, mutation: Mutation, seconds: float) -> Verdict:
@@ -114,7 +112,7 @@ def main() -> int:
             verdicts.append(verdict)
             print(f"{verdict.outcome:10} {verdict.name:40} {verdict.seconds:6.1f} s  {verdict.test}", flush=True)
     caught = sum(verdict.outcome == "caught" for verdict in verdicts)
-    print(f"{caught} of {len(verdicts)} mutations are caught by the fast tests")
+    print(f"{caught} of {len(verdicts)} mutations are caught")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1) + "\n")
     return 0 if caught == len(verdicts) else 1
