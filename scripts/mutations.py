@@ -964,7 +964,7 @@ MUTATIONS = (
     Mutation(
         "store: outputs of what was never submitted are kept",
         "datasites/control/guards.py",
-        " or not self._has_submitted(peer, job)",
+        " or not self._has_submitted(peer, job_name)",
         "",
         ("tests/transport/test_kept.py::test_outputs_of_what_was_not_submitted_are_refused",),
     ),
@@ -2047,14 +2047,14 @@ MUTATIONS = (
     Mutation(
         "replay: a stored decision need not be in the audit log",
         "datasites/hospital/cases/replay.py",
-        "return self.decisions[entry] > 0 and (numbers is None or case in numbers)",
-        "return numbers is None or case in numbers",
+        "return self.decisions[entry] > 0 and (numbers is None or case_id in numbers)",
+        "return numbers is None or case_id in numbers",
         ("tests/hospital/cases/test_replay.py::test_a_decision_that_was_changed_in_the_database_is_named",),
     ),
     Mutation(
         "replay: the database alone says whose a decision is",
         "datasites/hospital/cases/replay.py",
-        "(numbers is None or case in numbers)",
+        "(numbers is None or case_id in numbers)",
         "True",
         ("tests/hospital/cases/test_replay.py",),
     ),

@@ -199,12 +199,12 @@ class OwnerSyncer(DatasiteOwnerSyncer):
 
         The same again changes nothing, and has its state sent again: its submitter may have lost what was sent.
         """
-        folder = self.syftbox_folder / self.email / submission_folder(submission.submitter, submission.job)
+        folder = self.syftbox_folder / self.email / submission_folder(submission.submitter, submission.job_name)
         if folder.exists():
             if submission.files != _files_in(folder):
-                raise Refused(f"submission {submission.job} is there already with other content; use another name")
+                raise Refused(f"submission {submission.job_name} is there already with other content; use another name")
             self.log.forget_delivered(
-                submission.submitter, f"{outgoing_folder(submission.submitter)}/{submission.job}/"
+                submission.submitter, f"{outgoing_folder(submission.submitter)}/{submission.job_name}/"
             )
             return
         self._require_room(folder.parent, submission)
@@ -332,8 +332,8 @@ class WatcherSyncer(DatasiteWatcherSyncer):
             path = event.path_in_datasite.as_posix()
             if event.datasite_email != peer:
                 raise Refused(f"it speaks for {event.datasite_email}, but came from {peer}")
-            job = outgoing_job(path, self.email)
-            if event.is_deleted or event.content is None or job is None or not self._has_submitted(peer, job):
+            job_name = outgoing_job(path, self.email)
+            if event.is_deleted or event.content is None or job_name is None or not self._has_submitted(peer, job_name):
                 raise Refused(f"path {path[:200]}: a datasite sends states and outputs of our submissions only")
             content = content_bytes(event.content)
             if hashlib.sha256(content).hexdigest() != event.new_hash:
@@ -347,8 +347,8 @@ class WatcherSyncer(DatasiteWatcherSyncer):
             kept[path] = len(content)
             self.log.mark_applied(peer, path, number)
 
-    def _has_submitted(self, peer: str, job: str) -> bool:
-        return (self.syftbox_folder / peer / submission_folder(self.email, job)).is_dir()
+    def _has_submitted(self, peer: str, job_name: str) -> bool:
+        return (self.syftbox_folder / peer / submission_folder(self.email, job_name)).is_dir()
 
     def _with_room(self, peer: str, files: dict[str, bytes]) -> dict[str, int]:
         """Count what is kept of a datasite, once in a process; refuse `files` that are more than is kept of one."""

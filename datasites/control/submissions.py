@@ -74,7 +74,7 @@ class Submission:
     """A checked submission: `files` by path within the submission's folder."""
 
     submitter: str
-    job: str
+    job_name: str
     files: dict[str, bytes]
 
 
@@ -85,9 +85,9 @@ def checked_job_name(name: str) -> str:
     return name
 
 
-def submission_folder(submitter: str, job: str) -> str:
+def submission_folder(submitter: str, job_name: str) -> str:
     """Return where a submission lies in a datasite."""
-    return f"app_data/job/inbox/{submitter}/{PROTOCOL}/{job}"
+    return f"app_data/job/inbox/{submitter}/{PROTOCOL}/{job_name}"
 
 
 def outgoing_folder(recipient: str) -> str:
@@ -100,10 +100,10 @@ def outgoing_job(path: str, recipient: str) -> str | None:
     prefix = outgoing_folder(recipient) + "/"
     if not path.startswith(prefix):
         return None
-    job, _, rest = path[len(prefix) :].partition("/")
+    job_name, _, rest = path[len(prefix) :].partition("/")
     parts = rest.split("/")
     is_output = len(parts) == 2 and parts[0] == "outputs" and FILE_PART.fullmatch(parts[1])
-    return job if NAME.fullmatch(job) and (rest == "state.yaml" or is_output) else None
+    return job_name if NAME.fullmatch(job_name) and (rest == "state.yaml" or is_output) else None
 
 
 def is_outgoing_path(path: str, recipient: str) -> bool:
@@ -136,8 +136,8 @@ def read_submission_message(plain: bytes, name: str, sender: str, owner: str) ->
     for change in changes:
         if change.datasite_email != owner:
             raise Refused(f"a file is meant for {change.datasite_email[:200]}, this is {owner}")
-        job, path = _place(change.path_in_datasite.as_posix(), sender)
-        jobs.add(job)
+        job_name, path = _place(change.path_in_datasite.as_posix(), sender)
+        jobs.add(job_name)
         if len(jobs) != 1:
             raise Refused("one message is one submission")
         if change.is_deleted or change.content is None or change.old_hash is not None or path in files:
@@ -153,18 +153,18 @@ def read_submission_message(plain: bytes, name: str, sender: str, owner: str) ->
 def _place(path: str, sender: str) -> tuple[str, str]:
     """Return (job name, path within the job) of a path in the datasite."""
     prefix = f"app_data/job/inbox/{sender}/{PROTOCOL}/"
-    job, _, rest = path[len(prefix) :].partition("/")
+    job_name, _, rest = path[len(prefix) :].partition("/")
     if not path.startswith(prefix) or not rest:
         raise Refused(f"path {path[:200]}: {sender} may write to {prefix}<name>/ only")
-    if not NAME.fullmatch(job):
-        raise Refused(f"submission name {job[:100]!r}: only letters, digits, _ and -")
+    if not NAME.fullmatch(job_name):
+        raise Refused(f"submission name {job_name[:100]!r}: only letters, digits, _ and -")
     parts = PurePosixPath(rest).parts
     proper = "/".join(parts) == rest and all(FILE_PART.fullmatch(part) for part in parts) and len(parts) <= MAX_DEPTH
     if not proper or not (rest in ("config.yaml", "run.sh") or (parts[0] == "code" and len(parts) > 1)):
         raise Refused(f"path {rest[:200]!r}: a submission holds config.yaml, run.sh and plain files under code/")
     if parts[-1].endswith("syft.pub.yaml"):
         raise Refused(f"path {rest}: a submission carries no permissions")
-    return job, rest
+    return job_name, rest
 
 
 def _check_whole(files: dict[str, bytes]) -> None:

@@ -427,10 +427,10 @@ class ResearcherControl(_Control):
         code = {f"code/{path}": data for path, data in files.items()}
         if not code or sum(map(len, code.values())) > MAX_CODE_BYTES:
             raise ControlError(f"{job_name}: a study holds 1 to {MAX_CODE_BYTES} bytes of text")
-        place, job = submission_folder(self.email, job_name), self._submitted(email, job_name)
+        place, received = submission_folder(self.email, job_name), self._submitted(email, job_name)
         # Put in its place once it was sent, so that nothing which was not looks as if it were.
         outgoing = self._manager.syftbox_folder / OUTGOING / email / job_name
-        kept = next((folder for folder in (job, outgoing) if folder.is_dir()), None)
+        kept = next((folder for folder in (received, outgoing) if folder.is_dir()), None)
         if kept is not None:
             sent = _read_tree(kept)
             if {path: data for path, data in sent.items() if path.startswith("code/")} != code:
@@ -444,9 +444,9 @@ class ResearcherControl(_Control):
                 os.rename(staging, outgoing)
         message = proposal(self.email, email, {f"{place}/{path}": data for path, data in sent.items()})
         self._manager.peer_manager.connection_router.watcher_send_proposed_file_changes_message(email, message)
-        if kept != job:
-            job.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(outgoing, job)
+        if kept != received:
+            received.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(outgoing, received)
 
     def _submitted(self, email: str, job_name: str) -> Path:
         """Return where a submission lies once it was sent."""

@@ -269,7 +269,7 @@ def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
             for _ in range(24):
                 turn(service)
                 if service._submissions._work is not None:
-                    wait([service._submissions._work.case], 120)
+                    wait([service._submissions._work.pending], 120)
     finally:
         connection_created.disconnect(opened)
     assert outage.struck >= 3

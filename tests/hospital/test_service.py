@@ -222,7 +222,7 @@ def test_a_submission_that_can_not_be_admitted_holds_up_no_other(
     for _ in range(5):
         turn(service)
         if service._submissions._work is not None:
-            wait([service._submissions._work.case], 120)
+            wait([service._submissions._work.pending], 120)
     assert seen == ["job-0", "job-1", "job-2"]
     assert contained(service, "submission job-0")
 

@@ -81,19 +81,19 @@ class BudgetHistory:
 
     def studies(self) -> tuple[StudyLine, ...]:
         """Return one line per study and partition, newest study first."""
-        names = {case.study_hash: case for case in Case.objects.only("study_hash", "study_name", "pk").order_by("pk")}
+        names = {row.study_hash: row for row in Case.objects.only("study_hash", "study_name", "pk").order_by("pk")}
         keys = dict.fromkeys((e.study_hash, e.partition) for e in reversed(self.entries))
         lines = []
         for study, partition in keys:
             mine = [e for e in self.entries if (e.study_hash, e.partition) == (study, partition)]
             reserve = sum((_counts(e) for e in mine if e.kind == "reserve"), Counter[Charge]())
             charge = sum((_counts(e) for e in mine if e.kind == "charge"), Counter[Charge]())
-            case = names.get(study)
+            row = names.get(study)
             lines.append(
                 StudyLine(
                     study_hash=study,
-                    name=case.study_name if case else study[:12],
-                    case=case.pk if case else None,
+                    name=row.study_name if row else study[:12],
+                    case=row.pk if row else None,
                     partition=partition,
                     reserved=100 * self._measure.share([_event(reserve)]),
                     charged=100 * self._measure.share([_event(charge)]),

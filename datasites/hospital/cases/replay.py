@@ -56,10 +56,10 @@ class _LoggedDecisions:
         """Return the studies that are this case's by the database or by the log."""
         return {case.study_hash, *(study for study, numbers in self.cases.items() if case.pk in numbers)}
 
-    def has(self, entry: Entry, case: int | None) -> bool:
+    def has(self, entry: Entry, case_id: int | None) -> bool:
         """Say whether it has a decision that is not accounted for yet, and its study under that case's number."""
         numbers = self.cases.get(entry[0])
-        return self.decisions[entry] > 0 and (numbers is None or case in numbers)
+        return self.decisions[entry] > 0 and (numbers is None or case_id in numbers)
 
 
 def replay(site: Site, case: Case | None = None) -> Replay:

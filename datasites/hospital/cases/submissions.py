@@ -75,7 +75,7 @@ def in_a_thread(act: Callable[[], Result]) -> Future[Result]:
 @dataclass(frozen=True)
 class _BeingExamined:
     name: Name
-    case: Future[Case]
+    pending: Future[Case]
 
 
 class Submissions:
@@ -99,7 +99,7 @@ class Submissions:
     @property
     def ended(self) -> Name | None:
         """The one that can be collected."""
-        return self._work.name if self._work is not None and self._work.case.done() else None
+        return self._work.name if self._work is not None and self._work.pending.done() else None
 
     def known(self) -> set[Name]:
         """Return the submissions that need not be begun."""
@@ -133,7 +133,7 @@ class Submissions:
         assert self._work is not None
         work, self._work = self._work, None
         try:
-            row = work.case.result()
+            row = work.pending.result()
         except (StoreError, *DATABASE_AWAY):
             self._interrupted.add(work.name)
             self._begun.discard(work.name)
@@ -150,4 +150,4 @@ class Submissions:
         """End the one at work, whatever it does, and wait for that a moment."""
         self.end()
         if self._work is not None:
-            wait([self._work.case], timeout=PATIENCE)
+            wait([self._work.pending], timeout=PATIENCE)

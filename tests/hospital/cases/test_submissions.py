@@ -77,7 +77,7 @@ def all_taken_in(service: Service) -> None:
     """Turns until nothing is left in the inbox."""
     turn(service)
     while service._submissions._work is not None:
-        wait([service._submissions._work.case], PATIENCE)
+        wait([service._submissions._work.pending], PATIENCE)
         turn(service)
 
 
@@ -133,7 +133,7 @@ def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
     assert isinstance(worker, Worker)
     stop(first)
     assert not worker.alive
-    assert isinstance(work.case.exception(PATIENCE), Halted)
+    assert isinstance(work.pending.exception(PATIENCE), Halted)
     row = Case.objects.get(job_name="heart-again")
     assert (row.state, row.note, row.rehearsal) == (Case.State.INTAKE, "", {}), "the killed worker is not its fault"
     assert not list(desk.site.home.prepared.glob(".staging-*"))
@@ -216,7 +216,7 @@ def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows
     assert waited == [True, True, True], (
         "of the submission, and of the study, which is told to end before it is waited for"
     )
-    assert isinstance(work.case.exception(PATIENCE), Halted)
+    assert isinstance(work.pending.exception(PATIENCE), Halted)
     assert logged("ended", *ADMITTED) == ["received", "ended"], "and it writes nothing after"
 
 
