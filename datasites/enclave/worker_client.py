@@ -35,7 +35,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +51,6 @@ from datasites.study.errors import DatasitesError
 from datasites.study.manifest import EvaluationKind, LocalTraining
 from datasites.study.rounds import RingTerms
 from datasites.study.schema import DataModel
-
-if TYPE_CHECKING:
-    pass
 
 _CHUNK = 1024 * 1024
 #: Seconds between two looks at the clock of a worker that is paused right before a deadline.

@@ -221,11 +221,10 @@ def owner(path: Path) -> tuple[str, str]:
 
     Whether it is that key's is for `verify_log` to see.
     """
-    for record in records(path):
-        if record.kind == OPENED and {"email", "public_key"} <= set(record.fields):
-            return str(record.fields["email"]), str(record.fields["public_key"])
-        break
-    raise AuditError(f"{path}: does not begin as an audit log does")
+    first = next(iter(records(path)), None)
+    if first is None or first.kind != OPENED or not {"email", "public_key"} <= set(first.fields):
+        raise AuditError(f"{path}: does not begin as an audit log does")
+    return str(first.fields["email"]), str(first.fields["public_key"])
 
 
 def kept_heads(path: Path) -> list[tuple[str, PublicHead]]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from datasites.enclave.verifier import RULESET
 from datasites.hospital.audit.commitments import Commitments
@@ -40,9 +40,6 @@ from datasites.study.rounds import (
     work_of,
 )
 from policies.facts import counted_delta
-
-if TYPE_CHECKING:
-    pass
 
 #: Rounds that are priced when a study is examined, each a fraction of a second. The price of a later one is worked out
 #: when it is begun, which it may overrun by, in whole ticks (`ticks`).
