@@ -24,6 +24,7 @@ from tests.hospital.conftest import (
     own,
     running,
     site,
+    versions_read_once,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "own",
     "running",
     "site",
+    "versions_read_once",
 ]
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from tests.hospital.cleveland import SETTINGS
 if TYPE_CHECKING:
     from datasites.hospital.service import Service
     from tests.hospital.desk import Desk
+    from tests.hospital.moments import Moments
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -73,6 +75,14 @@ def one_hash_per_password() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def versions_read_once() -> Iterator[None]:
+    """No test installs anything, and a case that is opened reads the description of each package it is bound to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasites.hospital.cases.freeze.version", functools.cache(version))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_process_to_read_and_one_to_price() -> Iterator[None]:
     """Each act has its own (`isolated/test_process`); tests of what comes of it share theirs, with the same answers."""
     from tests.hospital.isolated.kept_apart import KeptApart
@@ -90,7 +100,7 @@ def log_pins(site: Site, roster: Roster) -> None:
 
 
 @functools.cache
-def _own() -> Identity:
+def own_identity() -> Identity:
     identity = Identity.generate(_home.settings.email)
     identity.save(_home.key)
     return identity
@@ -99,7 +109,7 @@ def _own() -> Identity:
 @pytest.fixture(scope="session")
 def own() -> Identity:
     """The hospital's key."""
-    return _own()
+    return own_identity()
 
 
 def begun_anew(home: Home, own: Identity) -> Site:
@@ -110,7 +120,7 @@ def begun_anew(home: Home, own: Identity) -> Site:
     # Log and anchors with the tables: they tell one story, or nothing runs.
     home.audit.unlink(missing_ok=True)
     head_file(home.audit).unlink(missing_ok=True)
-    for folder in (home.anchors, home.ledger_pending, home.secagg, home.identities):
+    for folder in (home.anchors, home.ledger_pending, home.secagg, home.identities, home.bindings):
         shutil.rmtree(folder, ignore_errors=True)
     home.foreign_heads.unlink(missing_ok=True)
     home.fork.unlink(missing_ok=True)
@@ -118,23 +128,40 @@ def begun_anew(home: Home, own: Identity) -> Site:
     site = Site(home, own, AuditLog(home.audit, own))
     open_populations(site)
     if _furnished(home).exists():
-        shutil.copy(_furnished(home), home.roster)
+        furnish_roster(home)
     log_pins(site, Roster.load(home.roster))
     return site
 
 
+def furnish_roster(home: Home) -> None:
+    """Pin who is pinned before any test, whatever one of them has left."""
+    shutil.copy(_furnished(home), home.roster)
+
+
 def _furnished(home: Home) -> Path:
-    """The roster that tests begin with, whatever one of them has left."""
     return home.root / "furnished-roster.json"
+
+
+@functools.cache
+def moments() -> Moments:
+    """Where tests of this process begin."""
+    from tests.hospital.moments import Moments
+
+    return Moments(_home, Path(_beside.name) / "moments")
+
+
+def _empty_tables() -> None:
+    from django.core.management import call_command
+
+    call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
 
 
 @pytest.fixture
 def site(home: Home, own: Identity) -> Iterator[Site]:
     """`begun_anew`, with empty tables."""
-    from django.core.management import call_command
-
-    yield begun_anew(home, own)
-    call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
+    moments().at(f"begun-{_furnished(home).exists()}", lambda: begun_anew(home, own))
+    yield Site(home, own, AuditLog(home.audit, own))
+    _empty_tables()
 
 
 @pytest.fixture
@@ -161,7 +188,7 @@ def _furnish() -> None:
     from datasites.study.errors import read_toml
     from datasites.study.schema import DataModel
 
-    home, own = _home, _own()
+    home, own = _home, own_identity()
     others = ("hungary", "switzerland", "va")
     parties = [own, *(Identity.generate(f"datasite@{key}.example.org") for key in others)]
     entries = [
@@ -184,11 +211,13 @@ def _furnish() -> None:
 
 
 @pytest.fixture
-def running(desk: Any, tmp_path: Path) -> Iterator[Any]:
-    """An approved study at the hospital, a `Running`; whoever asks for it imports the fixture `desk`."""
-    from tests.hospital.running import Running
+def running(desk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An approved study at the hospital, a `Running`, which waits for no tick."""
+    from datasites.hospital.rounds import run
+    from tests.hospital.running import Hastened, Running
 
-    study = Running(desk, tmp_path)
+    study = Running(desk, tmp_path, begins=True)
+    monkeypatch.setattr(run, "time", Hastened(study))
     yield study
     study.end()
 
@@ -207,18 +236,16 @@ def examined(furnished: Home) -> dict[str, Any]:
 
 @functools.cache
 def _examine() -> dict[str, Any]:
-    from django.core.management import call_command
-
     from datasites.hospital.cases import examination
     from datasites.hospital.cases.case import records_folder
     from datasites.hospital.models import Case
     from tests.hospital.desk import job
 
-    row = examination.admit(begun_anew(_home, _own()), job())
+    row = examination.admit(begun_anew(_home, own_identity()), job())
     assert row.state == Case.State.REVIEW, row.note
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
-    call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
+    _empty_tables()
     shutil.copytree(records_folder(_home, row.study_hash), Path(_beside.name) / "records")
     values["rehearsal"] |= {"start_ticks": 0}  # few tests look at when the first round leaves; the others don't wait
     values["listed_as"] = ""  # each test begins with a log of its own, which doesn't know the list of this one

@@ -17,7 +17,7 @@ from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.study.package import StudyPackage
 from tests.agreements import agreements
-from tests.hospital.conftest import HEART
+from tests.hospital.conftest import HEART, moments
 
 PASSWORD = "a long enough passphrase"
 NO_SANDBOX = f"""
@@ -44,15 +44,21 @@ def job(**files: bytes) -> SubmittedJob:
     )
 
 
+def _enter(home: Home, values: dict[str, Any]) -> None:
+    site = Site.open(home.root)
+    Case.objects.create(**values)
+    for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
+        enter_person(site, name, role, PASSWORD, f"{name}@cleveland.example.org")
+    home.registry.unlink(missing_ok=True)
+
+
 class Desk:
     """A case in review, with the hospital's people in front of it."""
 
     def __init__(self, home: Home, values: dict[str, Any]) -> None:
+        moments().at("desk", lambda: _enter(home, values))
         self.site = Site.open(home.root)
-        self.row = Case.objects.create(**values)
-        for name, role in (("ann", "steward"), ("bob", "privacy_officer"), ("cyd", "steward"), ("dee", "auditor")):
-            enter_person(self.site, name, role, PASSWORD, f"{name}@cleveland.example.org")
-        home.registry.unlink(missing_ok=True)
+        self.row = Case.objects.get(job_name=values["job_name"])
 
     def agree(self, *, expires: str = "2099-12-31", transport: str = "transport", features: Sequence[str] = ()) -> None:
         package = StudyPackage.read(HEART / "study")

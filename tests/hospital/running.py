@@ -6,9 +6,13 @@ The other hospitals and the researcher do their part in this process; the hospit
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import shutil
+import tempfile
 import time
+from concurrent.futures import wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +33,12 @@ from datasites.study.audit_chain import LogRecord, records
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity
 from datasites.study.manifest import UPDATE_BOUND, RoundManifest, VectorTerm
+from datasites.study.package import StudyPackage
 from datasites.study.roster import Roster, RosterEntry
 from datasites.study.rounds import safe_scale
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import Store
-from tests.hospital.conftest import log_pins
+from tests.hospital.conftest import HEART, furnish_roster, log_pins, moments, own_identity
 from tests.hospital.desk import Desk
 
 RESEARCHER = "researcher@university.example.org"
@@ -44,46 +49,91 @@ def today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
 
 
+class Hastened:
+    """In place of the module `time` in `rounds.run`: once a round's rows are done, its tick comes at once.
+
+    Work that is not done by then is late by as much as it would be.
+    """
+
+    def __init__(self, running: Running) -> None:
+        self._running, self._ahead = running, 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def sleep(self, seconds: float) -> None:
+        round, ends = self._running.run._at_work, self.monotonic() + seconds
+        if round is None:
+            time.sleep(seconds)
+        else:
+            wait([round.work], timeout=seconds)
+            self._ahead += max(0.0, ends - self.monotonic())
+
+
+@dataclass(frozen=True)
+class _Parties:
+    """Everybody's keys; only this hospital's are kept in its home."""
+
+    keys: dict[str, Identity]
+    syft: dict[str, Any]
+    bundles: dict[str, bytes]
+    roster: Roster
+
+
+@functools.cache
+def _parties() -> _Parties:
+    emails = (RESEARCHER, *StudyPackage.read(HEART / "study").study.cohort.hospitals)
+    keys = {email: own_identity() if email == OWN else Identity.generate(email) for email in emails}
+    with tempfile.TemporaryDirectory() as folder:
+        syft = {email: open_keys(email, Path(folder) / email / "keys.json") for email in emails}
+    bundles = {
+        email: json.dumps({"public_encryption_bundle": held.get_public_bundle()}).encode()
+        for email, held in syft.items()
+    }
+    entries = tuple(
+        RosterEntry(
+            organisation="University" if email == RESEARCHER else email,
+            email=email,
+            role="researcher" if email == RESEARCHER else "hospital",
+            public_key=keys[email].public_key,
+            syft_fingerprint=syft_fingerprint(syft[email]),
+        )
+        for email in emails
+    )
+    return _Parties(keys, syft, bundles, Roster(entries=entries))
+
+
+def _approve(desk: Desk) -> None:
+    """Let two people approve the study, and pin all its parties."""
+    desk.agree()
+    desk.approve("ann")
+    desk.approve("bob")
+    roster = _parties().roster
+    roster.save(desk.site.home.roster)
+    log_pins(desk.site, roster)
+
+
 class Running:
     """The study of `desk`, approved. `rooms`: everybody's mailroom; `run`: the hospital's run of it."""
 
-    def __init__(self, desk: Desk, folder: Path) -> None:
-        self.desk = desk
-        desk.agree()
-        desk.approve("ann")
-        self.row = desk.approve("bob")
-        self.site, home = desk.site, desk.site.home
+    def __init__(self, desk: Desk, folder: Path, *, begins: bool = False) -> None:
+        """begins: a test begins with it, so that nothing else has happened at `desk`."""
+        self.desk, self.site, self.folder = desk, desk.site, folder
+        if begins:
+            moments().at("running", lambda: _approve(desk))
+        else:
+            _approve(desk)
+        home, parties = self.site.home, _parties()
+        self.row = Case.objects.get(pk=desk.row.pk)
         self.begins = self.site.audit.head().seq
-        self.folder = folder
         self.case = open_case(home, self.row)
         self.study = self.row.study_hash
-        parties = (RESEARCHER, *self.case.study.cohort.hospitals)
-        self.keys = {email: self.site.identity if email == OWN else Identity.generate(email) for email in parties}
-        syft = {email: open_keys(email, folder / email / "keys.json") for email in parties}
-        self.bundles: dict[str, bytes] = {
-            email: json.dumps({"public_encryption_bundle": keys.get_public_bundle()}).encode()
-            for email, keys in syft.items()
-        }
-        self.roster = Roster(
-            entries=tuple(
-                RosterEntry(
-                    organisation="University" if email == RESEARCHER else email,
-                    email=email,
-                    role="researcher" if email == RESEARCHER else "hospital",
-                    public_key=self.keys[email].public_key,
-                    syft_fingerprint=syft_fingerprint(syft[email]),
-                )
-                for email in parties
-            )
-        )
-        self.pinned_before = home.roster.read_bytes()
-        self.roster.save(home.roster)
-        log_pins(self.site, self.roster)
+        self.keys, self.roster, self.bundles = dict(parties.keys), parties.roster, dict(parties.bundles)
         # Refused at the first look: these tests don't wait for the second.
         self.store = Store(str(folder / "store"), settles=0.0)
-        self.sealers = {email: SyftSealer(syft[email], self.roster, self.bundles.get) for email in parties}
+        self.sealers = {email: SyftSealer(syft, self.roster, self.bundles.get) for email, syft in parties.syft.items()}
         self.rooms = {
-            email: Mailroom(email, self.store, self.sealers[email], folder / email / "mail") for email in parties
+            email: Mailroom(email, self.store, self.sealers[email], folder / email / "mail") for email in parties.keys
         }
         self.run = StudyRun(self.site, self.rooms[OWN], self.row)
         self.states: dict[str, MemberState] = {}
@@ -98,23 +148,26 @@ class Running:
     def steps(self) -> None:
         """Let the hospital do all it can."""
         while self.run.step() or self.run.wakes_at is not None:
-            if self.run.wakes_at is not None:
-                time.sleep(max(0.0, self.run.wakes_at - time.monotonic()))
+            self._sleep()
 
     def until_at_work(self) -> None:
         """Let the hospital step until a round's rows are worked on, its letter having waited for that."""
         while self.run._at_work is None:
             if not self.run.step():
                 assert self.run.wakes_at is not None
-                clock = run.time  # type: ignore[attr-defined]  # which a test may have replaced
-                clock.sleep(max(0.0, self.run.wakes_at - clock.monotonic()))
+                self._sleep()
+
+    def _sleep(self) -> None:
+        if self.run.wakes_at is not None:
+            clock = run.time  # type: ignore[attr-defined]  # which a test may have replaced
+            clock.sleep(max(0.0, self.run.wakes_at - clock.monotonic()))
 
     def end(self) -> None:
         self.run.close(wait=True)
         for room in self.rooms.values():
             room.close()
         home = self.site.home
-        home.roster.write_bytes(self.pinned_before)
+        furnish_roster(home)
         shutil.rmtree(home.secagg / self.study)
         (home.anchors / self.study).unlink(missing_ok=True)
 

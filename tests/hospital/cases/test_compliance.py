@@ -13,7 +13,7 @@ import pytest
 
 from datasites.hospital.audit.log import AuditLog, Head
 from datasites.hospital.budget import ledger
-from datasites.hospital.cases import compliance
+from datasites.hospital.cases import compliance, freeze
 from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.config import DatasetSettings
 from datasites.hospital.doctor import examine
@@ -72,6 +72,7 @@ def test_what_differs_from_what_was_approved_is_named_with_both_values_and_accus
         "Metadata-Version: 2.1\nName: numpy\nVersion: 99.0.0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(freeze, "version", version)  # which tests read once in a process
     said = f"numpy was {was} when this was examined and is 99.0.0 now"
     decision = compliance.decide(desk.site, open_case(desk.site.home, row), "run_round", manifest=manifest)
     assert said in decision.summary
