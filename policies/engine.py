@@ -23,7 +23,7 @@ from datasites.study.errors import DatasitesError
 from policies import explain
 from policies.controls import CONTROLS
 from policies.facts import ACTIONS, Facts, context
-from policies.ruleset import SHIPPED, Rule, RuleError, RuleSet
+from policies.ruleset import PRINCIPAL, SHIPPED, Rule, RuleError, RuleSet
 
 Outcome = Literal["pass", "deny", "not_applicable", "error"]
 
@@ -209,7 +209,7 @@ class Engine:
     ) -> tuple[dict[str, Outcome], list[str]]:
         """Return outcomes by rule id, and Cedar's errors. Which rules apply is Cedar's answer too, not this code's."""
         request = {
-            "principal": {"type": "Study", "id": approval},
+            "principal": {"type": PRINCIPAL, "id": approval},
             "action": {"type": "Action", "id": action},
             "resource": {"type": "Hospital", "id": hospital},
             "context": context,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from policies.controls import CONTROLS
 SHIPPED = Path(__file__).parent / "rules"
 SCHEMA = Path(__file__).parent / "schema.cedarschema"
 PERMIT = "permit"
+#: Entity type of who acts in a rule: the approval, by its hash. OLD_PRINCIPAL: what earlier versions called it.
+PRINCIPAL, OLD_PRINCIPAL = "Approval", "Study"
 
 #: A rule file above this is no rule file.
 LARGEST_FILE = 64 * 1024
@@ -139,11 +142,24 @@ def _parse(name: str, text: str, schema: cedarpy.Schema) -> list[dict[str, Any]]
         raise RuleError(f"{name}: holds no rule; remove the file or restore it")
     result = cedarpy.validate_policies(text, schema)
     if not result.validation_passed:
+        if _names_type(parsed["staticPolicies"], OLD_PRINCIPAL):
+            raise RuleError(
+                f"{name}: names the entity type {OLD_PRINCIPAL}, which is called {PRINCIPAL} now: its id always was "
+                f'the approval hash. Write `{PRINCIPAL}::"…"` and `principal is {PRINCIPAL}` instead; nothing else in '
+                "the rule changes"
+            )
         names = result.id_annotations_by_policy_id
         problems = sorted({f"rule {names.get(e.policy_id, e.policy_id)}: {e.error}" for e in result.errors})
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise RuleError(f"{name}: does not fit {SCHEMA.name}: {'; '.join(problems[:3])}{more}")
     return list(parsed["staticPolicies"].values())
+
+
+def _names_type(parsed: Any, type: str) -> bool:
+    """Return whether a policy in Cedar's JSON form names an entity of this type, in its scope or in a condition."""
+    if isinstance(parsed, Mapping):
+        return type in (parsed.get("type"), parsed.get("entity_type")) or _names_type(list(parsed.values()), type)
+    return isinstance(parsed, list) and any(_names_type(part, type) for part in parsed)
 
 
 def _annotation(name: str, policy: dict[str, Any], key: str) -> str:

@@ -138,8 +138,9 @@ def audit_replay(
 ) -> None:
     """Evaluate stored policy decisions again, from the facts stored with them; exit code 1 where one differs.
 
-    Each is compared with what today's rules decide on its facts, and with its digest in the audit log. Decisions by
-    other rules than today's, and of the oldest format, are compared with the log alone.
+    Each is compared with what the present rules decide on its facts, and with its digest in the audit log. Decisions
+    under another rule set (of another version, or before a local rule changed), and those of the oldest format, are
+    compared with the log alone.
     """
     site = open_site(home)
     from datasites.hospital.cases.lookup import find_case
@@ -149,12 +150,12 @@ def audit_replay(
     out.print(f"{found.alike} stored decision(s) decide alike when they are evaluated again")
     if found.other_rules:
         out.print(
-            f"{found.other_rules} made by other rules than those in force: not evaluated again, in the audit log as "
-            "they are stored"
+            f"{found.other_rules} made under another rule set than the present one: not evaluated again, but in the "
+            "audit log as they are stored"
         )
     if found.older:
         out.print(
-            f"{found.older} of an older format: can be shown and not evaluated again, in the audit log as they are "
+            f"{found.older} of an older format: can be shown but not evaluated again, and in the audit log as they are "
             "stored"
         )
     for difference in found.differs:

@@ -196,5 +196,5 @@ def test_decisions_that_are_not_evaluated_again_are_counted(
     found = Replay(alike=4, other_rules=3, older=1, differs=())
     monkeypatch.setattr("datasites.hospital.cases.replay.replay", lambda *_: found)
     printed = datasites.does("audit", "replay").printed
-    assert "3 made by other rules than those in force: not evaluated again" in printed
-    assert "1 of an older format: can be shown and not evaluated again" in printed
+    assert "3 made under another rule set than the present one: not evaluated again" in printed
+    assert "1 of an older format: can be shown but not evaluated again" in printed

@@ -486,16 +486,41 @@ def test_a_local_rule_can_take_no_shipped_id_and_replace_nothing(tmp_path: Path)
     assert [r.rule for r in decision.results if r.control == "local/baa"] == ["local/baa"]
 
 
-def test_a_local_rule_may_be_about_one_study_only(tmp_path: Path) -> None:
+def test_a_local_rule_may_be_about_one_approval_only(tmp_path: Path) -> None:
     folder = local_rules(
         tmp_path,
         f'@id("not-this") @title("We declined this study.") @remedy("None.") '
-        f'forbid (principal == Study::"{APPROVAL}", action, resource);',
+        f'forbid (principal == Approval::"{APPROVAL}", action, resource);',
     )
     decider = engine(folder)
     assert decider.decide(facts_of("run_round")).controls == ("local/own",)
     other = json.loads(facts_of("run_round").canonical().replace(APPROVAL.encode(), OTHER_APPROVAL.encode()))
     assert decider.decide(other).allowed
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        f'(principal == Study::"{APPROVAL}", action, resource)',
+        "(principal is Study, action, resource)",
+        "(principal, action, resource) when { principal is Study }",
+        f'(principal, action, resource) unless {{ [Study::"{APPROVAL}"].contains(principal) }}',
+    ],
+)
+def test_a_local_rule_by_the_earlier_name_of_the_principal_is_refused_with_what_to_write(
+    rule: str, tmp_path: Path
+) -> None:
+    folder = local_rules(tmp_path, f'@id("old") @title("t") @remedy("r") forbid {rule};')
+    with pytest.raises(RuleError) as refused:
+        engine(folder)
+    assert str(refused.value) == (
+        "own.cedar: names the entity type Study, which is called Approval now: its id always was the approval hash. "
+        'Write `Approval::"…"` and `principal is Approval` instead; nothing else in the rule changes'
+    )
+    (tmp_path / "own.cedar").write_text(
+        f'@id("old") @title("t") @remedy("r") forbid {rule.replace("Study", "Approval")};'
+    )
+    engine(folder)
 
 
 def test_a_rule_names_an_organisation_as_the_hospital_writes_it_whatever_the_study_writes() -> None:

@@ -15,6 +15,7 @@ from datasites.hospital.cases.replay import Replay, replay
 from datasites.hospital.models import Case, PolicyDecision
 from datasites.study.canonical import canonical_json, sha256_hex
 from policies.engine import Decision
+from policies.ruleset import SCHEMA
 from tests.hospital.desk import Desk
 from tests.kills import Killed, kill_before
 
@@ -246,6 +247,21 @@ def test_decisions_by_other_rules_and_of_the_oldest_format_are_counted_and_not_e
         assert replay(decided.site) == Replay(alike=1, other_rules=before - 1, older=1, differs=())
     finally:
         rule.unlink()
+
+
+def test_decisions_from_before_the_shipped_rules_changed_are_counted_and_new_ones_rest_on_the_new_rules(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As at an upgrade in the middle of a review: the first approval stands, and the second is decided anew."""
+    desk.agree()
+    earlier = tmp_path / SCHEMA.name
+    earlier.write_text(SCHEMA.read_text().replace("Approval]", "Study]").replace("entity Approval;", "entity Study;"))
+    with monkeypatch.context() as patch:
+        patch.setattr("policies.ruleset.SCHEMA", earlier)
+        patch.setattr("policies.engine.PRINCIPAL", "Study")
+        desk.approve("ann")
+    assert desk.approve("bob").state == Case.State.APPROVED
+    assert replay(desk.site) == Replay(alike=1, other_rules=1, older=0, differs=())
 
 
 def test_a_decision_that_was_interrupted_differs_from_nothing(decided: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
