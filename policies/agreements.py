@@ -37,7 +37,7 @@ class RegistryError(DatasitesError, ValueError):
     """The registry refuses an entry, a confirmation or a file; names the agreement, the rule and the remedy."""
 
 
-class Terms(Agreed):
+class AgreementTerms(Agreed):
     """What an agreement says, as one person typed it from the document. Both dates are days on which it is in force.
 
     `reference` is the IRB's number for an IRB approval, and the document's own number otherwise.
@@ -80,7 +80,7 @@ class Terms(Agreed):
 class Agreement(Agreed):
     """One version of an agreement and who stands for it. Versions are never changed, only followed by the next."""
 
-    terms: Terms
+    terms: AgreementTerms
     version: Annotated[int, Field(ge=1)]
     entered_by: Person
     entered_on: datetime.date
@@ -115,7 +115,7 @@ class Agreement(Agreed):
         )
 
 
-def read_terms(text: str) -> tuple[Terms, ...]:
+def read_agreements(text: str) -> tuple[AgreementTerms, ...]:
     """Read `[[agreement]]` tables; raises `RegistryError` naming the entry, the key and what is wrong with it."""
     try:
         data = tomllib.loads(text)
@@ -130,7 +130,7 @@ def read_terms(text: str) -> tuple[Terms, ...]:
     read = []
     for number, entry in enumerate(entries, start=1):
         try:
-            read.append(Terms.model_validate(entry))
+            read.append(AgreementTerms.model_validate(entry))
         except ValidationError as error:
             name = entry.get("id", "without an id") if isinstance(entry, dict) else "not a table"
             raise RegistryError(f"agreements: entry {number} ({name}): {first_problem(error)}") from error

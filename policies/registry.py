@@ -25,13 +25,13 @@ from policies.agreements import (
     KIND_NAMES,
     NO_SANDBOX,
     Agreement,
+    AgreementTerms,
     Kind,
     Organisation,
     Person,
     RegistryError,
-    Terms,
     first_problem,
-    read_terms,
+    read_agreements,
 )
 
 __all__ = [
@@ -45,8 +45,8 @@ __all__ = [
     "Registry",
     "RegistryError",
     "RegistryFile",
-    "Terms",
-    "read_terms",
+    "AgreementTerms",
+    "read_agreements",
 ]
 
 
@@ -87,7 +87,7 @@ class Registry(Agreed):
             raise RegistryError(f"registry: no agreement {id!r}; known: {known}")
         return versions[-1]
 
-    def enter(self, terms: Terms, by: str, on: datetime.date) -> Registry:
+    def enter(self, terms: AgreementTerms, by: str, on: datetime.date) -> Registry:
         """Enter a new agreement, or the next version of one. It counts for nothing until somebody else confirms it.
 
         Raises `RegistryError` when the terms equal the newest version, or name one party in two spellings.
@@ -242,7 +242,7 @@ class Registry(Agreed):
         see; then nothing is entered.
         """
         registry = self
-        for terms in read_terms(text):
+        for terms in read_agreements(text):
             require_plain(terms, f"agreement {terms.id}")
             versions = [a for a in registry.agreements if a.terms.id == terms.id]
             if versions and versions[-1].terms == terms and versions[-1].terminated_on is None:

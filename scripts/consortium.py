@@ -116,25 +116,27 @@ class LocalConsortium:
     """A consortium file and the state folder in which its parties live."""
 
     file: Path
-    terms: Consortium
+    settings: Consortium
     state: Path
 
     @classmethod
     def open(cls, file: Path, state: Path) -> LocalConsortium:
         """Read the file and everything that it points to; raises `InputError`."""
-        terms = read_toml(file, Consortium)
-        keys = [hospital.key for hospital in terms.hospitals]
+        settings = read_toml(file, Consortium)
+        keys = [hospital.key for hospital in settings.hospitals]
         for wrong in sorted({key for key in keys if keys.count(key) > 1}):
             raise InputError(f"{file}: hospitals.key {wrong!r} stands twice; give each hospital its own")
-        if terms.tables != "uci-heart-disease":
-            raise InputError(f"{file}: tables {terms.tables!r} is unknown; the one shipped is 'uci-heart-disease'")
-        for hospital in terms.hospitals:
+        if settings.tables != "uci-heart-disease":
+            raise InputError(f"{file}: tables {settings.tables!r} is unknown; the one shipped is 'uci-heart-disease'")
+        for hospital in settings.hospitals:
             if hospital.key not in heart_disease.EXPECTED:
                 known = ", ".join(heart_disease.EXPECTED)
-                raise InputError(f"{file}: hospitals.key {hospital.key!r} has no rows in {terms.tables}; use {known}")
+                raise InputError(
+                    f"{file}: hospitals.key {hospital.key!r} has no rows in {settings.tables}; use {known}"
+                )
             if not (file.parent / hospital.mapping).is_file():
                 raise InputError(f"{file}: mapping {hospital.mapping!r} of {hospital.key} is no file; write it")
-        return cls(file, terms, state.resolve())
+        return cls(file, settings, state.resolve())
 
     @property
     def store(self) -> Path:
@@ -144,7 +146,7 @@ class LocalConsortium:
     @property
     def study_folder(self) -> Path:
         """The study that ships with the consortium."""
-        return self.file.parent / self.terms.study
+        return self.file.parent / self.settings.study
 
     @property
     def researcher_home(self) -> Path:
@@ -213,12 +215,12 @@ class LocalConsortium:
         finally:
             code = making.wait()
         if code != 0:
-            raise InputError(f"{self.terms.name}: could not be set up; see above")
+            raise InputError(f"{self.settings.name}: could not be set up; see above")
         (self.state / "set-up").touch()
 
     def settings_toml(self, hospital: LocalHospital, store_url: str) -> str:
         """Return the `datasite.toml` of one hospital."""
-        dataset = self.terms.dataset
+        dataset = self.settings.dataset
         return f"""organisation = {json.dumps(hospital.organisation)}
 email = {json.dumps(hospital.email)}
 store = {json.dumps(store_url)}
@@ -246,7 +248,7 @@ split_salt = {json.dumps(dataset.split_salt)}
     def agreements_toml(self, hospital: LocalHospital) -> str:
         """Return what the hospital's steward types in."""
         blocks = []
-        for agreement in self.terms.agreements:
+        for agreement in self.settings.agreements:
             lines = ["[[agreement]]"]
             for name, value in agreement:
                 if value in ((), ""):
@@ -269,14 +271,14 @@ def make_parties(consortium: LocalConsortium, store_url: str) -> int:
     from datasites.hospital import setup  # noqa: F401
     from datasites.researcher import Federation
 
-    researcher, tables = consortium.terms.researcher, heart_disease.load()
+    researcher, tables = consortium.settings.researcher, heart_disease.load()
     Federation.create(
         consortium.researcher_home, organisation=researcher.organisation, email=researcher.email, store=store_url
     ).close()
     forked = multiprocessing.get_context("fork")
     everybody = forked.Barrier(len(tables))
     children = {}
-    for index, hospital in enumerate(consortium.terms.hospitals):
+    for index, hospital in enumerate(consortium.settings.hospitals):
         arguments = (consortium, index, tables[hospital.key], store_url, everybody)
         child = forked.Process(target=_make_hospital, args=arguments, name=hospital.key, daemon=True)
         child.start()
@@ -292,7 +294,7 @@ def make_parties(consortium: LocalConsortium, store_url: str) -> int:
     if failed:
         return 1
     with Federation.open(consortium.researcher_home) as federation:
-        federation.pin(*(consortium.entry(hospital.key) for hospital in consortium.terms.hospitals))
+        federation.pin(*(consortium.entry(hospital.key) for hospital in consortium.settings.hospitals))
     return 0
 
 
@@ -300,13 +302,13 @@ def _make_hospital(
     consortium: LocalConsortium, index: int, rows: pd.DataFrame, store_url: str, everybody: Barrier
 ) -> None:
     """Make one hospital, and pin the other parties once `everybody` has an entry to be pinned by."""
-    hospital = consortium.terms.hospitals[index]
+    hospital = consortium.settings.hospitals[index]
     try:
         site = _enter_all(consortium, index, rows, store_url)
         everybody.wait(MAKING_SECONDS)
         from datasites.hospital.people.roster import pin_compared
 
-        others = [other.key for other in consortium.terms.hospitals if other.key != hospital.key]
+        others = [other.key for other in consortium.settings.hospitals if other.key != hospital.key]
         for entry in (consortium.researcher_entry(), *(consortium.entry(other) for other in others)):
             pin_compared(site, entry)
     except BrokenBarrierError:
@@ -321,7 +323,7 @@ def _enter_all(consortium: LocalConsortium, index: int, rows: pd.DataFrame, stor
     """One hospital's home, table, people and agreements, and its people's answers on its table."""
     from datasites.hospital.setup import initialise
 
-    hospital, package = consortium.terms.hospitals[index], StudyPackage.read(consortium.study_folder)
+    hospital, package = consortium.settings.hospitals[index], StudyPackage.read(consortium.study_folder)
     home = consortium.home(hospital.key)
     initialise(home, consortium.settings_toml(hospital, store_url))
     data = home / "data"
@@ -346,7 +348,7 @@ def _enter_all(consortium: LocalConsortium, index: int, rows: pd.DataFrame, stor
     for id, version in enter_agreements(site, steward, agreements):
         confirm_agreement(site, officer, id, version)
     for acceptance in hospital.accepted:
-        accept(site, steward, consortium.terms.dataset.name, package, acceptance.finding, acceptance.reason)
+        accept(site, steward, consortium.settings.dataset.name, package, acceptance.finding, acceptance.reason)
     return site
 
 

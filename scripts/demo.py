@@ -118,8 +118,8 @@ def approve(consortium: LocalConsortium, hospital: LocalHospital, study: Study) 
 
 def approve_everywhere(consortium: LocalConsortium, study: Study) -> None:
     """At each hospital as soon as it has examined the study."""
-    with ThreadPoolExecutor(len(consortium.terms.hospitals)) as pool:
-        for done in [pool.submit(approve, consortium, hospital, study) for hospital in consortium.terms.hospitals]:
+    with ThreadPoolExecutor(len(consortium.settings.hospitals)) as pool:
+        for done in [pool.submit(approve, consortium, hospital, study) for hospital in consortium.settings.hospitals]:
             done.result()
 
 
@@ -127,7 +127,7 @@ def how_to_approve(consortium: LocalConsortium) -> None:
     """Print what a person does at each hospital with --interactive."""
     passwords = consortium.passwords()
     print("\nThe study waits for review. At each hospital, as two people:")
-    for hospital in consortium.terms.hospitals:
+    for hospital in consortium.settings.hospitals:
         home = consortium.home(hospital.key)
         print(f"  {hospital.organisation}:")
         print(f"    datasites review list --home {home}")
@@ -205,7 +205,7 @@ def demo(arguments: argparse.Namespace) -> int:
             f"{' and '.join(left)}: left from another demo; remove what is named here, or choose another --out"
         )
     consortium = LocalConsortium.open(arguments.consortium, state)
-    if arguments.drop and arguments.drop[0] not in [hospital.key for hospital in consortium.terms.hospitals]:
+    if arguments.drop and arguments.drop[0] not in [hospital.key for hospital in consortium.settings.hospitals]:
         raise InputError(f"--drop {arguments.drop[0]}: no such hospital in {arguments.consortium}")
     folder = study_folder(consortium, out / "study", arguments.rounds)
     terms = StudyPackage.read(folder).study

@@ -54,7 +54,7 @@ class Launcher:
                 announced.result()
             self._launching = False
             print(f"researcher's home: {self.consortium.researcher_home}")
-            first = self.consortium.home(self.consortium.terms.hospitals[0].key)
+            first = self.consortium.home(self.consortium.settings.hospitals[0].key)
             print(f"review with: datasites review list --home {first}")
             print("all datasites are ready", flush=True)
             return self._watch()
@@ -101,7 +101,7 @@ class Launcher:
             if time.monotonic() > deadline:
                 raise InputError(f"{key}: not ready after {READY_SECONDS:.0f} s; see its log above")
             time.sleep(0.05)
-        hospital = next(one for one in self.consortium.terms.hospitals if one.key == key)
+        hospital = next(one for one in self.consortium.settings.hospitals if one.key == key)
         console = json.loads(ready.read_text())["console"]
         print(f"{hospital.organisation}: {hospital.email}, home {home}, console {console}", flush=True)
 
@@ -157,9 +157,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         consortium = LocalConsortium.open(arguments.consortium, arguments.state)
-        homes: Iterable[str] = [hospital.key for hospital in consortium.terms.hospitals]
+        homes: Iterable[str] = [hospital.key for hospital in consortium.settings.hospitals]
         if not consortium.is_set_up():
-            print(f"setting {consortium.terms.name} up in {consortium.state}", flush=True)
+            print(f"setting {consortium.settings.name} up in {consortium.state}", flush=True)
             homes = consortium.setting_up(arguments.store)
         elif arguments.store not in (None, used := consortium.store_url()):
             asked, used = shown(arguments.store), shown(used)

@@ -867,7 +867,7 @@ MUTATIONS = (
     Mutation(
         "patients: a case is approved though its list was lost before the log knew it",
         "datasites/hospital/cases/review.py",
-        "    require_listed(site, row, case.terms.population)\n",
+        "    require_listed(site, row, case.approval_terms.population)\n",
         "",
         (
             "tests/hospital/data/test_patients.py::"
@@ -1530,7 +1530,7 @@ MUTATIONS = (
     Mutation(
         "budget: who confirms may have typed the proposal",
         "datasites/hospital/audit/entered.py",
-        "    problem = _not_of_another(home, record, proposal_content(kind, subject, terms), by)\n",
+        "    problem = _not_of_another(home, record, proposal_content(kind, subject, details), by)\n",
         '    problem = ""\n',
         (f"{_ENTERED}::test_one_person_alone_takes_no_risk_of_a_larger_delta",),
     ),

@@ -44,8 +44,7 @@ from datasites.study.audit_chain import Fork, PublicHead
 from datasites.study.canonical import sha256_hex
 from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError
-from datasites.study.manifest import PARAMETER_BOUND
-from datasites.study.manifest import StudyTerms as Terms
+from datasites.study.manifest import PARAMETER_BOUND, StudyTerms
 from datasites.study.roster import Roster
 from datasites.study.rounds import counts_ring
 from datasites.study.tensors import Parameter
@@ -93,7 +92,7 @@ class RunnableStudy(Protocol):
         ...
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> StudyTerms:
         """Return what `study.toml` says."""
         ...
 

@@ -35,7 +35,7 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     from datasites.hospital.data.sources import in_words, log_written
     from datasites.study.package import StudyPackage
 
-    cases = [row for row in open_cases(site.home) if row.terms["dataset"] == dataset]
+    cases = [row for row in open_cases(site.home) if row.approval_terms["dataset"] == dataset]
     log_written(site, cases)
     readiness = check_dataset(Home.open(home), dataset, StudyPackage.read(study))
     columns = ("feature", "ready", "unit", "missing", "out of range", "reason")

@@ -42,7 +42,7 @@ class Case(models.Model):
     note = models.TextField(blank=True)
     #: Binds study, plan, data version, dependencies and ruleset; what reviewers approve (I1).
     approval_hash = models.CharField(max_length=64, blank=True)
-    terms = models.JSONField(default=dict)
+    approval_terms = models.JSONField(default=dict, db_column="terms")
     findings = models.JSONField(default=list)
     readiness = models.JSONField(default=list)
     rehearsal = models.JSONField(default=dict)
@@ -156,7 +156,7 @@ class Proposal(SecondPersonEntry):
 
     kind = models.CharField(max_length=32)
     subject = models.CharField(max_length=200)
-    terms = models.JSONField(default=dict)
+    details = models.JSONField(default=dict, db_column="terms")
     reason = models.TextField()
     proposed_role = models.CharField(max_length=32)
     outcome = models.CharField(max_length=9, blank=True, choices=[(k, k) for k in ("confirmed", "withdrawn")])

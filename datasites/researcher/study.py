@@ -14,7 +14,7 @@ from datasites.enclave.sandbox import Sandbox
 from datasites.enclave.verifier import check_source
 from datasites.enclave.worker_client import Worker
 from datasites.privacy.study_plan import StudyPlan, plan_of
-from datasites.study.manifest import StudyTerms as Terms
+from datasites.study.manifest import StudyTerms
 from datasites.study.package import StudyPackage
 from datasites.study.rounds import gradient_ring
 
@@ -40,7 +40,7 @@ class Study:
         return cls(Path(folder), package)
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> StudyTerms:
         """Return what `study.toml` says."""
         return self.package.study
 

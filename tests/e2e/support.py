@@ -144,7 +144,7 @@ class LocalDatasites:
 
     def hospital(self, key: str) -> LocalHospital:
         """The consortium's entry of one hospital."""
-        return next(hospital for hospital in self.consortium.terms.hospitals if hospital.key == key)
+        return next(hospital for hospital in self.consortium.settings.hospitals if hospital.key == key)
 
     def email(self, key: str) -> str:
         """E-mail of one hospital."""

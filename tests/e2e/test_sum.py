@@ -54,6 +54,6 @@ def training_rows(local: LocalDatasites, key: str, study_hash: str) -> tuple[np.
     """The hospital's training rows, read by this test as the operator of the machine."""
     with np.load(local.consortium.home(key) / "prepared" / study_hash / "records.npz") as stored:
         x, y, patient = stored["x"], stored["y"], stored["patient"]
-    dataset = local.consortium.terms.dataset
+    dataset = local.consortium.settings.dataset
     held_out = sampling.held_out(patient, bytes.fromhex(dataset.split_salt), dataset.held_out)
     return x[~held_out], y[~held_out]

@@ -211,7 +211,7 @@ class Hospital:
             hospital=HOSPITAL,
             title=f"Heart disease {HOSTILE}",
             study=STUDY_HASH,
-            terms=TERMS,
+            approval_terms=TERMS,
             frozen=FROZEN,
             findings=[],
             decisions=self.decisions,

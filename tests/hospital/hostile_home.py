@@ -267,7 +267,7 @@ class RealHospital:
     @property
     def parameters(self) -> str:
         """The model's tensors, as a run keeps them: a logistic regression."""
-        features = self._case.terms.parameters - 1
+        features = self._case.approval_terms.parameters - 1
         return f'[{{"name":"linear.weight","shape":[1,{features}]}},{{"name":"linear.bias","shape":[1]}}]'
 
     def update(self, model: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -251,7 +251,7 @@ class Running:
 
     def open(self, number: int, letter_round: int | None = None, *, value: float = 0.0) -> RoundManifest:
         """The researcher opens a training round on a model of one value; the other hospitals open it too."""
-        dimension = self.case.terms.parameters
+        dimension = self.case.approval_terms.parameters
         model = np.full(dimension, value, dtype="<f4").tobytes()
         study = self.case.study
         scale = safe_scale(UPDATE_BOUND, len(study.cohort.hospitals))

@@ -135,7 +135,7 @@ def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
     running: Running, monkeypatch: pytest.MonkeyPatch, late: int
 ) -> None:
     """Work that is done early leaves at the tick that was approved; what overruns leaves at the next whole one."""
-    clock, go_on, ticks = Clock(), threading.Event(), running.case.terms.ticks
+    clock, go_on, ticks = Clock(), threading.Event(), running.case.approval_terms.ticks
     left: list[float] = []
     train, masked = Worker.train, StudyRun._masked
 
@@ -220,7 +220,9 @@ def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_
             assert running.run.wakes_at == pytest.approx(began + allowed * TICK)
             wait([running.run._rows._starting])
             running.until_at_work()
-            assert running.run._at_work.due == pytest.approx(began + (allowed + running.case.terms.ticks) * TICK)
+            assert running.run._at_work.due == pytest.approx(
+                began + (allowed + running.case.approval_terms.ticks) * TICK
+            )
             wait([running.run._at_work.work])
             clock.now = running.run._at_work.due
             assert running.run.step()
@@ -285,7 +287,7 @@ def test_a_letter_that_waits_for_a_worker_keeps_the_machine_from_nobody(slow: tu
     work = running.run._at_work
     assert work is not None
     assert work.started == pytest.approx(moment), "not when the service came to it"
-    assert machine.free_at == work.due == pytest.approx(moment + running.case.terms.ticks * TICK)
+    assert machine.free_at == work.due == pytest.approx(moment + running.case.approval_terms.ticks * TICK)
 
 
 @pytest.mark.parametrize(("late", "starts"), [(0.0, 0.0), (2.9, 2.0), (40.2, 40.0)])
@@ -501,7 +503,7 @@ def test_ticks_are_measured_on_as_many_rows_as_records_are_declared(
     assert row.rehearsal["outcome"] == "passed", row.rehearsal
     assert (asked[0]["training_rows"], asked[0]["held_out_rows"]) == (909, 909)
     assert not asked[0]["together"], "no round of this study does both"
-    assert row.terms["declared_records"] == 6 * 303
+    assert row.approval_terms["declared_records"] == 6 * 303
     assert row.approval_hash != before
     declared = case.open_case(site.home, row)
     assert declared.approval_hash == row.approval_hash
@@ -524,7 +526,7 @@ def test_time_is_allowed_for_training_and_evaluation_where_a_round_holds_both(
     row = examination.admit(desk.site, replace(job(**{"study.toml": terms.encode()}), name="heart-2"))
     assert row.rehearsal["outcome"] == "passed", (row.note, row.rehearsal)
     assert asked == [True]
-    assert row.terms["ticks"] == ticks_for(1.0)
+    assert row.approval_terms["ticks"] == ticks_for(1.0)
 
 
 class Shifted:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasites.hospital.cases.case import OpenCase, build_terms, site_plan
+from datasites.hospital.cases.case import OpenCase, build_approval_terms, site_plan
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.data.records import Prepared
 from datasites.hospital.models import Case
@@ -87,7 +87,7 @@ class Terms:
 def case_of(home: Home, package: StudyPackage, dataset: DatasetSettings) -> OpenCase:
     """The study as this hospital would approve it, without its records; raises `PlanError`."""
     (home.root / dataset.mapping).write_bytes((HEART / "mappings" / "cleveland.toml").read_bytes())
-    terms, made = build_terms(home, package, dataset, PREPARED), site_plan(package.study, dataset)
+    terms, made = build_approval_terms(home, package, dataset, PREPARED), site_plan(package.study, dataset)
     row = Case(study_hash=package.digest())
     return OpenCase(row, package, dataset, terms, plan=made.training, evaluation=made.evaluation)
 

@@ -16,7 +16,7 @@ from policies.facts import (
     RosterFacts,
     TermFacts,
 )
-from policies.registry import Registry, Terms
+from policies.registry import AgreementTerms, Registry
 
 TODAY = datetime.date(2026, 11, 24)
 NOW = datetime.datetime(2026, 11, 24, 9, 30, tzinfo=datetime.UTC)
@@ -34,8 +34,8 @@ def day(text: str) -> datetime.date:
     return datetime.date.fromisoformat(text)
 
 
-def baa(**changes: Any) -> Terms:
-    return Terms.model_validate(
+def baa(**changes: Any) -> AgreementTerms:
+    return AgreementTerms.model_validate(
         {
             "id": "baa-centre",
             "kind": "baa",
@@ -49,8 +49,8 @@ def baa(**changes: Any) -> Terms:
     )
 
 
-def irb(**changes: Any) -> Terms:
-    return Terms.model_validate(
+def irb(**changes: Any) -> AgreementTerms:
+    return AgreementTerms.model_validate(
         {
             "id": "irb-heart",
             "kind": "irb",
@@ -66,8 +66,8 @@ def irb(**changes: Any) -> Terms:
     )
 
 
-def dua(**changes: Any) -> Terms:
-    return Terms.model_validate(
+def dua(**changes: Any) -> AgreementTerms:
+    return AgreementTerms.model_validate(
         {
             "id": "dua-heart",
             "kind": "dua",
@@ -82,7 +82,7 @@ def dua(**changes: Any) -> Terms:
     )
 
 
-def registry(*terms: Terms, on: str = "2026-01-02") -> Registry:
+def registry(*terms: AgreementTerms, on: str = "2026-01-02") -> Registry:
     """All of `terms`, entered and confirmed by two people on one day."""
     value = Registry(organisation=HOSPITAL)
     for each in terms:

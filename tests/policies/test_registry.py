@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from datasites.study.manifest import ServiceEntry
-from policies.registry import Agreement, Registry, RegistryError, RegistryFile, Terms, read_terms
+from policies.registry import Agreement, AgreementTerms, Registry, RegistryError, RegistryFile, read_agreements
 from policies.ruleset import SHIPPED
 from tests.policies.facts_of import DOCUMENT, HOSPITAL, OFFICER, SERVICES, baa, day, dua, irb, registry
 from tests.policies.registry_toml import to_toml
@@ -239,7 +239,7 @@ def test_importing_again_enters_only_what_changed() -> None:
 
 
 def test_the_shipped_example_reads() -> None:
-    terms = read_terms((SHIPPED.parent / "examples" / "agreements.toml").read_text())
+    terms = read_agreements((SHIPPED.parent / "examples" / "agreements.toml").read_text())
     assert {t.kind for t in terms} == {"baa", "irb"}
 
 
@@ -266,7 +266,7 @@ text_values = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_
 @settings(max_examples=150)
 def test_toml_keeps_any_text(parties: list[str], reference: str) -> None:
     terms = baa(parties=tuple(parties), reference=reference)
-    assert read_terms(to_toml(EMPTY.enter(terms, CLERK, ON))) == (terms,)
+    assert read_agreements(to_toml(EMPTY.enter(terms, CLERK, ON))) == (terms,)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["enter", "confirm", "terminate"]), st.integers(0, 9)), max_size=12))
@@ -343,7 +343,7 @@ def test_writers_take_turns(tmp_path: Path) -> None:
 def test_a_document_hash_is_what_people_compare() -> None:
     exported = tomllib.loads(to_toml(registry(baa())))["agreement"][0]
     assert exported["document"] == DOCUMENT
-    assert Terms(**exported) == baa()
+    assert AgreementTerms(**exported) == baa()
 
 
 def test_an_organisation_is_one_however_it_is_written() -> None:

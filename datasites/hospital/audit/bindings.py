@@ -81,9 +81,9 @@ def person_content(name: str, role: str, email: str) -> dict[str, Any]:
     return {"kind": "person", "name": name, "role": role, "email": email}
 
 
-def proposal_content(kind: str, subject: str, terms: Mapping[str, Any]) -> dict[str, Any]:
+def proposal_content(kind: str, subject: str, details: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a record binds of a proposal that waits for a second person."""
-    return {"kind": "proposal", "what": kind, "subject": subject, "terms": dict(terms)}
+    return {"kind": "proposal", "what": kind, "subject": subject, "terms": dict(details)}
 
 
 def finding_content(

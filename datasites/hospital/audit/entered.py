@@ -218,13 +218,13 @@ def require_proposed(home: Home, entry: RosterEntry, by: str) -> None:
         )
 
 
-def require_asked(home: Home, kind: str, subject: str, terms: Mapping[str, Any], by: str, role: str) -> LogRecord:
+def require_asked(home: Home, kind: str, subject: str, details: Mapping[str, Any], by: str, role: str) -> LogRecord:
     """Return the log's record of a proposal that waits, which says who entered it and why.
 
-    Raises `EntryRefused` unless another than `by`, of another role, entered these terms, and nobody has decided since.
+    Raises `EntryRefused` unless another than `by`, of another role, entered exactly this, and nobody has decided since.
     """
     record = tell(home).asked.get((kind, subject))
-    problem = _not_of_another(home, record, proposal_content(kind, subject, terms), by)
+    problem = _not_of_another(home, record, proposal_content(kind, subject, details), by)
     if record is None:
         problem = "was never entered or is decided already, according to the audit log"
     elif record.fields["role"] == role:

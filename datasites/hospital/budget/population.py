@@ -260,8 +260,8 @@ def settle_identity(site: Site, population: str, identity: str) -> None:
 
 def other_patients(population: str) -> frozenset[str]:
     """Return the populations that two people declared to be other patients, where database and log both say so."""
-    confirmed = Proposal.objects.filter(kind="other_patients", outcome="confirmed").values_list("terms", flat=True)
-    pairs = {tuple(sorted(terms["populations"])) for terms in confirmed} & ledger_log.tell(this_home()).others
+    confirmed = Proposal.objects.filter(kind="other_patients", outcome="confirmed").values_list("details", flat=True)
+    pairs = {tuple(sorted(details["populations"])) for details in confirmed} & ledger_log.tell(this_home()).others
     return frozenset(name for pair in pairs if population in pair for name in pair) - {population}
 
 

@@ -64,9 +64,10 @@ def _terms(examined: Examined) -> list[str]:
 
 
 def _patients(case: OpenCase) -> str:
-    apart = f"identified by column {case.terms.identity!r}" if case.terms.identity else "each row is one patient"
-    both = "; all of it is charged to both sides, since a patient may be on either" if case.terms.both_sides else ""
-    return f"Patients of population {case.terms.population}: {apart}{both}"
+    terms = case.approval_terms
+    apart = f"identified by column {terms.identity!r}" if terms.identity else "each row is one patient"
+    both = "; all of it is charged to both sides, since a patient may be on either" if terms.both_sides else ""
+    return f"Patients of population {terms.population}: {apart}{both}"
 
 
 def _budget(examined: Examined) -> list[str]:

@@ -55,27 +55,25 @@ class OpenCase:
     row: Case
     package: StudyPackage
     dataset: DatasetSettings
-    terms: ApprovalTerms
+    approval_terms: ApprovalTerms
     plan: PrivacyPlan
     evaluation: EvaluationPlan
 
     @property
     def study(self) -> StudyTerms:
-        """The frozen terms."""
+        """The study's terms, from the frozen copy."""
         return self.package.study
 
     @property
     def approval_hash(self) -> str:
-        """Digest of `terms`."""
-        return self.terms.digest()
+        """Digest of `approval_terms`."""
+        return self.approval_terms.digest()
 
     @property
     def differs(self) -> tuple[str, ...]:
         """What differs between what would run now and what was examined, each with both values."""
-        now = self.terms.model_dump(mode="json")
-        return tuple(
-            difference for name, value in now.items() for difference in _differs(name, self.row.terms.get(name), value)
-        )
+        was, now = self.row.approval_terms, self.approval_terms.model_dump(mode="json")
+        return tuple(difference for name, value in now.items() for difference in _differs(name, was.get(name), value))
 
     @property
     def honest(self) -> int:
@@ -198,7 +196,7 @@ class OpenCase:
 
     def _charged_to(self, asked: dict[str, PrivacyCost]) -> dict[str, PrivacyCost]:
         """Return the same costs, or all of them on both partitions where no patient's side is certain."""
-        if not self.terms.both_sides:
+        if not self.approval_terms.both_sides:
             return asked
         together = PrivacyCost(
             compose([price.event for price in asked.values()]), compose([price.local_event for price in asked.values()])
@@ -257,7 +255,9 @@ def records_folder(home: Home, study_hash: str) -> Path:
     return home.prepared / study_hash
 
 
-def build_terms(home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared) -> ApprovalTerms:
+def build_approval_terms(
+    home: Home, package: StudyPackage, dataset: DatasetSettings, prepared: Prepared
+) -> ApprovalTerms:
     """Return what an approval of `package` on the prepared records would bind, before its model is built or timed."""
     identity = patient_column(home, dataset)
     both_sides = charges_both_sides(dataset.population, identity)
@@ -306,12 +306,12 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
         raise InputError(f"case {row.pk}: was refused on arrival, so there is nothing to open: {row.note}")
     package = open_frozen(home.frozen, row.study_hash)
     dataset = home.dataset(package.study.cohort.dataset)
-    if not row.terms:
+    if not row.approval_terms:
         raise InputError(
             f"case {row.pk}: has not been examined{': ' + row.note if row.note else ''}; correct that and run "
             f"`datasites review recheck {row.pk}`"
         )
-    stored = ApprovalTerms.model_validate(row.terms)
+    stored = ApprovalTerms.model_validate(row.approval_terms)
     try:
         prepared = prepared or Prepared.model_validate_json(
             (records_folder(home, row.study_hash) / "prepared.json").read_bytes()
@@ -337,7 +337,7 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
         row=row,
         package=package,
         dataset=dataset,
-        terms=terms,
+        approval_terms=terms,
         plan=PrivacyPlan.model_validate_json(json.dumps(stored.plan)),
         evaluation=EvaluationPlan.model_validate_json(json.dumps(stored.evaluation_plan)),
     )

@@ -122,7 +122,7 @@ def partitions(home: Home, case: OpenCase) -> dict[PartitionName, Partition]:
     with np.load(folder / PREPARED_FILE, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in ("x", "y", "patient")}
     if data_version(home, case.row.study_hash, records_digest(case.package.data_model, arrays)) != (
-        case.terms.data_version
+        case.approval_terms.data_version
     ):
         raise FrozenCopyChanged(
             f"case {case.row.pk}: the prepared records are not the version that was approved; withdraw the study or "

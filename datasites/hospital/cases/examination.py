@@ -22,7 +22,7 @@ from django.db.models import Q
 from datasites.enclave.verifier import check_source
 from datasites.hospital.audit.log import Value
 from datasites.hospital.cases import compliance
-from datasites.hospital.cases.case import NOT_READY, OpenCase, build_terms, open_case
+from datasites.hospital.cases.case import NOT_READY, OpenCase, build_approval_terms, open_case
 from datasites.hospital.cases.encoded import StagedRecords, stage_records
 from datasites.hospital.cases.examination_lock import one_at_a_time
 from datasites.hospital.cases.freeze import freeze, open_frozen
@@ -187,7 +187,7 @@ def _examined_case(site: Site, row: Case, halt: Halt) -> Case:
             raise
         except Exception as error:
             row.state, row.note = Case.State.INTAKE, _reason(error, _MEND)
-            row.terms, row.approval_hash = {}, ""
+            row.approval_terms, row.approval_hash = {}, ""
         halt.check()  # a rehearsal whose worker was killed has not failed
         started = time.monotonic()
         with _keeping(site, row, examined) as keep:
@@ -238,7 +238,7 @@ def _keep(row: Case, keep: Callable[[], str] | None) -> bool:
         if now.state not in OPEN or now.reviews.exists():
             return False
         row.listed_as = "" if keep is None else keep()
-        results = ("findings", "readiness", "terms", "approval_hash", "rehearsal", "listed_as")
+        results = ("findings", "readiness", "approval_terms", "approval_hash", "rehearsal", "listed_as")
         row.save(update_fields=["state", "note", *results])
     return True
 
@@ -323,16 +323,16 @@ def _examine(site: Site, row: Case, examined: _Examined, halt: Halt) -> None:
     # All that follows is logged with its time, which must not tell how long the records took.
     columns = len(package.data_model.columns)
     sleep_to_tick(started, reading_ticks(dataset.declared_records, columns, listed), halt.check)
-    terms = build_terms(home, package, dataset, prepared)
+    terms = build_approval_terms(home, package, dataset, prepared)
     if examined.staged is not None and examined.staged.identity != terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")
-    row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
+    row.approval_terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
     case = open_case(home, row, prepared)
     row.rehearsal = {} if row.findings else rehearse_once(site, case, mock, row.rehearsal, halt)
     measured = {name: row.rehearsal[name] for name in ("ticks", "parameters") if name in row.rehearsal}
     terms = terms.model_copy(update=measured)
-    row.terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
-    examined.case = dataclasses.replace(case, terms=case.terms.model_copy(update=measured))
+    row.approval_terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
+    examined.case = dataclasses.replace(case, approval_terms=case.approval_terms.model_copy(update=measured))
     examined.case.price_ahead()
     if examined.staged is None:
-        row.terms, row.approval_hash = {}, ""
+        row.approval_terms, row.approval_hash = {}, ""

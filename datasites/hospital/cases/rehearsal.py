@@ -65,7 +65,7 @@ def _rests_on(home: Home, case: OpenCase, mock: Mock) -> str:
     return sha256_hex(
         canonical_json(
             {
-                "terms": case.terms.model_dump(mode="json", exclude={"data_version", "ticks", "parameters"}),
+                "terms": case.approval_terms.model_dump(mode="json", exclude={"data_version", "ticks", "parameters"}),
                 "held_out": case.dataset.held_out,
                 "mock": rows.hexdigest(),
                 "sandbox": settings.sandbox.model_dump(mode="json"),

@@ -64,7 +64,7 @@ def approve(site: Site, case_id: int, person: Actor, reason: str, seen_hash: str
     decision = compliance.decide(site, case, "approve", approver=(person.email, person.role))  # type: ignore[arg-type]
     compliance.require(decision, "approve", row.approval_hash)
     # After the policies: what it makes final stays so, also where the ledger refuses below.
-    require_listed(site, row, case.terms.population)
+    require_listed(site, row, case.approval_terms.population)
     with transaction.atomic():
         row = Case.objects.select_for_update().get(pk=case_id)
         same = (row.state, row.approval_hash, row.listed_as) == (Case.State.REVIEW, seen_hash, read.listed_as)
@@ -87,7 +87,7 @@ def approve(site: Site, case_id: int, person: Actor, reason: str, seen_hash: str
             cap = StudyCap(case.study_cap, case.study.privacy.delta)
             ledger.reserve(site, case.dataset, row.study_hash, case.asked(), cap=cap)
             # After the ledger, which may refuse; nothing is charged before the approval counts.
-            settle_identity(site, case.terms.population, case.terms.identity)
+            settle_identity(site, case.approval_terms.population, case.approval_terms.identity)
             row.state = Case.State.APPROVED
             row.save(update_fields=["state"])
         site.audit.append("approved", **record_fields)

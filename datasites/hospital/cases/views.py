@@ -187,7 +187,7 @@ def missing_roles(row: Case, reviews: list[tuple[str, str, str]]) -> tuple[str, 
 
 def view_case(home: Home, row: Case) -> CaseView:
     """Return everything about one case; raises `FrozenCopyChanged` or `InputError` when it is not what was examined."""
-    examined = _examined(home, row) if row.terms else None
+    examined = _examined(home, row) if row.approval_terms else None
     source = in_words(home, row, rows=False)
     return CaseView(row=row, reviews=_reviews(row), examined=examined, problem="", source=source)
 

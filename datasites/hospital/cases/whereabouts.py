@@ -70,7 +70,7 @@ def look_for(home: Home, reader: TableReader, dataset: str, patient: str) -> tup
     names = {one.name for one in related}
     return tuple(
         [_in_table(home, reader, one, patient) for one in related]
-        + [_in_case(home, row, patient) for row in open_cases(home) if row.terms["dataset"] in names]
+        + [_in_case(home, row, patient) for row in open_cases(home) if row.approval_terms["dataset"] in names]
     )
 
 
@@ -88,7 +88,7 @@ def names_patients(places: Iterable[Place]) -> bool:
 def open_cases(home: Home) -> Iterator[Case]:
     """Yield the examined cases that may run, now or later, and whose frozen records are there."""
     for row in _may_run():
-        if row.terms and (records_folder(home, row.study_hash) / PREPARED_FILE).exists():
+        if row.approval_terms and (records_folder(home, row.study_hash) / PREPARED_FILE).exists():
             yield row
 
 
@@ -120,7 +120,7 @@ def _in_table(home: Home, reader: TableReader, dataset: DatasetSettings, patient
 
 def _in_case(home: Home, row: Case, patient: str) -> Place:
     name = f"frozen records of case {row.pk} ({row.state})"
-    if not row.terms["identity"]:
+    if not row.approval_terms["identity"]:
         return Place(name, True, problem=f"{_UNNAMED}pause the study, and ask for a new submission")
     try:
         return _found(name, True, frozen_patients(home, row), patient)

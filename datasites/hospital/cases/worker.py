@@ -46,6 +46,6 @@ def start_worker(
         data_model=case.package.data_model,
         data=data,
         timeouts=Timeouts(train=seconds, evaluate=seconds),
-        parameters=case.terms.parameters or None,  # none before a rehearsal has counted them
+        parameters=case.approval_terms.parameters or None,  # none before a rehearsal has counted them
         began=began,
     )

@@ -98,9 +98,9 @@ def log_written(site: Site, cases: Iterable[Case]) -> None:
         if row.state not in _APPROVED or source is None:
             continue
         with suppress(InputError):  # the dataset isn't in datasite.toml any more, which stops the study
-            if written_at(site.home, site.home.dataset(row.terms["dataset"])) != source.written:
+            if written_at(site.home, site.home.dataset(row.approval_terms["dataset"])) != source.written:
                 what: dict[str, Value] = {"case": row.pk, "study": row.study_hash, "hash": row.approval_hash}
-                site.audit.append_once(WRITTEN, **what, dataset=row.terms["dataset"])
+                site.audit.append_once(WRITTEN, **what, dataset=row.approval_terms["dataset"])
 
 
 def in_words(home: Home, row: Case, *, rows: bool) -> str:
@@ -109,10 +109,10 @@ def in_words(home: Home, row: Case, *, rows: bool) -> str:
     rows: whether to read the table and say what differs, or only that its file does.
     """
     source = source_of(home, row)
-    if source is None or not row.terms or row.state not in (*_APPROVED, Case.State.REVIEW):
+    if source is None or not row.approval_terms or row.state not in (*_APPROVED, Case.State.REVIEW):
         return ""
     try:
-        dataset = home.dataset(row.terms["dataset"])
+        dataset = home.dataset(row.approval_terms["dataset"])
         if not rows and written_at(home, dataset) == source.written:
             return ""
         found = list(_differences(home, row.study_hash, dataset, source, rows=rows))

@@ -50,7 +50,7 @@ class EvidenceError(DatasitesError, ValueError):
 class EvidenceContents:
     """What goes into a bundle.
 
-    study: study hash; title: for people. terms: canonical bytes of what people approved; their SHA-256 is the
+    study: study hash; title: for people. approval_terms: canonical bytes of what people approved; their SHA-256 is the
     approval hash. frozen: names and bytes of the frozen copy. findings: of the verifier. decisions: canonical JSON
     values of all policy decisions about the study, as stored. ledger: one entry for each charged round,
     {"round": …, "charges": …, "local_charges": …, anything else}; its `entry_digest` and its charges stand in the
@@ -64,7 +64,7 @@ class EvidenceContents:
     hospital: str
     title: str
     study: str
-    terms: bytes
+    approval_terms: bytes
     frozen: Mapping[str, bytes]
     findings: Sequence[Mapping[str, Any]]
     decisions: Sequence[Mapping[str, Any]]
@@ -92,7 +92,7 @@ def build_bundle(out: Path, contents: EvidenceContents) -> tuple[Check, ...]:
         {
             "format": FORMAT,
             "study": contents.study,
-            "approval": sha256_hex(contents.terms),
+            "approval": sha256_hex(contents.approval_terms),
             "hospital": contents.hospital,
             "public_key": contents.identity.public_key,
             "created": contents.created.astimezone(datetime.UTC).isoformat(timespec="seconds"),
@@ -136,7 +136,7 @@ def _files(contents: EvidenceContents) -> dict[str, bytes]:
     head = Head.sign(contents.identity, log[-1].seq, log[-1].hash)
     files = {f"frozen/{name}": data for name, data in contents.frozen.items()}
     files |= {
-        "terms.json": contents.terms,
+        "terms.json": contents.approval_terms,
         "findings.json": _json(contents.findings),
         "decisions.json": _json(contents.decisions),
         "ledger.json": _json(contents.ledger),
@@ -202,7 +202,7 @@ def _summary(contents: EvidenceContents, log: Sequence[LogRecord]) -> str:
     facts = [
         ("Hospital", contents.hospital),
         ("Study hash", contents.study),
-        ("Approval hash", sha256_hex(contents.terms)),
+        ("Approval hash", sha256_hex(contents.approval_terms)),
         ("Exported", contents.created.isoformat(timespec="seconds")),
         ("Key fingerprint", fingerprint(contents.identity.public_key)),
         ("Audit log", f"{len(log)} records, the last has hash {log[-1].hash}"),

@@ -59,7 +59,7 @@ def _export(site: Site, case_id: int, out: Path) -> tuple[Check, ...]:
             hospital=site.home.settings.organisation,
             title=case.study.title,
             study=study,
-            terms=ApprovalTerms.model_validate(case.row.terms).canonical(),
+            approval_terms=ApprovalTerms.model_validate(case.row.approval_terms).canonical(),
             frozen=case.package.files,
             findings=case.row.findings,
             decisions=decisions,

@@ -347,7 +347,7 @@ class _Bundle:
         self.key = ""
         self.study = ""  # hash of the frozen files; audit records name it
         self.approval = ""  # hash of the terms, which hold the study hash; people approve it
-        self.terms: dict[str, Any] = {}
+        self.approval_terms: dict[str, Any] = {}
         self.log = _Log()
 
     def read(self, name: str, most: int = LARGEST_JSON) -> bytes:
@@ -586,8 +586,8 @@ def _study(bundle: _Bundle) -> str:
     digests = {name[len("frozen/") :]: bundle.index["files"][name] for name in files}
     if not files or _sha256(_canonical(digests)) != bundle.study:
         raise Fault("the frozen files do not have the study hash as their digest: this is not the code approved")
-    bundle.terms = bundle.json("terms.json")
-    if bundle.terms["study_hash"] != bundle.study:
+    bundle.approval_terms = bundle.json("terms.json")
+    if bundle.approval_terms["study_hash"] != bundle.study:
         raise Fault("terms.json is about another study")
     return f"{len(files)} frozen files are study {bundle.study[:12]}…; terms and files are what was approved"
 
@@ -839,12 +839,12 @@ def _compare(record: Mapping[str, Any], entry: Mapping[str, Any], format: int) -
 
 def _as_planned(bundle: _Bundle, records: Sequence[dict[str, Any]]) -> int:
     """Raise `Fault` for a reservation or charge that is not the plan's; returns how many were settled instead."""
-    plan = _Plan(bundle.terms)
+    plan = _Plan(bundle.approval_terms)
     restored = [r["seq"] for r in bundle.log.of("restored")]
     settled, interim = 0, {}
     for record in records:
         seq, fields = record["seq"], record["fields"]
-        if fields["population"] != bundle.terms["population"]:
+        if fields["population"] != bundle.approval_terms["population"]:
             raise Fault(f"record {seq} charges population {fields['population']}, and not the one of the terms")
         if fields.get("settled"):
             if not restored or restored[0] > seq:
@@ -1125,7 +1125,7 @@ def _caps(bundle: _Bundle) -> str:
     """Check the population's cap at each reservation and charge of the study, and both caps in each decision."""
     if bundle.format < 3:
         return bundle.before(3, "NOT HELD AGAINST the caps").removeprefix("; ")
-    name, gate, most, looked_at = bundle.terms["population"], _Gate(), 0.0, 0
+    name, gate, most, looked_at = bundle.approval_terms["population"], _Gate(), 0.0, 0
     promised: list[tuple[int, float]] = []
     entered: _Entered | None = None
     for record in bundle.log.kept:

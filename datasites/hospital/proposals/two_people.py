@@ -73,8 +73,8 @@ def propose_restored(site: Site, person: Actor, lost: tuple[LostStudy, ...], rea
     if not any(reconcile.differences(site.home)):
         raise ReviewError("database, audit log and anchor agree; there is nothing to settle")
     require_enough(site, lost)
-    terms = {"lost": [study.model_dump(mode="json") for study in lost]}
-    return _propose(site, person, "restored", "this datasite", terms, reason)
+    details = {"lost": [study.model_dump(mode="json") for study in lost]}
+    return _propose(site, person, "restored", "this datasite", details, reason)
 
 
 def propose_undoing(site: Site, person: Actor, dataset: str, patient: str, reason: str) -> Proposal:
@@ -83,8 +83,8 @@ def propose_undoing(site: Site, person: Actor, dataset: str, patient: str, reaso
     Database and log know the patient by the commitments that the withdrawal was logged with, and by no name.
     """
     _check_role(person)
-    terms = withdrawal.to_undo(site.home, dataset, patient)
-    return _propose(site, person, "undo_withdrawal", f"{dataset} {terms['commitments'][0]}", terms, reason)
+    details = withdrawal.to_undo(site.home, dataset, patient)
+    return _propose(site, person, "undo_withdrawal", f"{dataset} {details['commitments'][0]}", details, reason)
 
 
 def confirm(site: Site, person: Actor, entry_id: int) -> Proposal:
@@ -100,7 +100,7 @@ def confirm(site: Site, person: Actor, entry_id: int) -> Proposal:
                 f"entry {entry_id}: {proposal.proposed_by} ({proposal.proposed_role}) entered it; a different person "
                 f"of the other role confirms it ({' and '.join(REVIEWERS)})"
             )
-        asked = require_asked(site.home, proposal.kind, proposal.subject, proposal.terms, person.name, person.role)
+        asked = require_asked(site.home, proposal.kind, proposal.subject, proposal.details, person.name, person.role)
         proposal.reason = str(asked.fields["reason"])
         settle_entry(proposal, person, "confirmed")
         EFFECTS[proposal.kind](site, proposal, (str(asked.fields["person"]), person.name))
@@ -125,25 +125,25 @@ def waiting() -> list[Proposal]:
 
 def in_words(proposal: Proposal) -> str:
     """Say what confirming it does."""
-    terms = proposal.terms
+    details = proposal.details
     if proposal.kind == "restored":
-        lost = [study.summary for study in Lost.model_validate({"study": terms["lost"]}).study]
+        lost = [study.summary for study in Lost.model_validate({"study": details["lost"]}).study]
         return "the larger loss counts; approved after the backup: " + ("; ".join(lost) or "nothing")
     if proposal.kind == "undo_withdrawal":
         return (
-            f"the withdrawal of record {terms['record']} of the log (dataset {proposal.subject.split()[0]}) is undone: "
-            "the patient is back from the next round on"
+            f"the withdrawal of record {details['record']} of the log (dataset {proposal.subject.split()[0]}) is "
+            "undone: the patient is back from the next round on"
         )
     if proposal.kind == "other_patients":
-        return f"populations {' and '.join(terms['populations'])} are different people"
+        return f"populations {' and '.join(details['populations'])} are different people"
     if proposal.kind == "widen":
-        return f"population {proposal.subject}: epsilon up to {terms['epsilon']:g} at delta {terms['delta']:g}"
-    return f"population {proposal.subject}: releases with a delta up to {terms['delta']:g}"
+        return f"population {proposal.subject}: epsilon up to {details['epsilon']:g} at delta {details['delta']:g}"
+    return f"population {proposal.subject}: releases with a delta up to {details['delta']:g}"
 
 
 def _widen(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    name, terms = proposal.subject, proposal.terms
-    caps = population.Caps(name, terms["epsilon"], terms["delta"])
+    name, details = proposal.subject, proposal.details
+    caps = population.Caps(name, details["epsilon"], details["delta"])
     asked = population.asked_caps(population.dataset_of(site.home, name))
     if asked != caps:
         raise ReviewError(
@@ -156,23 +156,23 @@ def _widen(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
 
 def _accept_delta(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
     with promises.budget_lock(proposal.subject):
-        population.accept_delta(site, proposal.subject, proposal.terms["delta"], by, proposal.reason)
+        population.accept_delta(site, proposal.subject, proposal.details["delta"], by, proposal.reason)
 
 
 def _other_patients(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    one, other = proposal.terms["populations"]
+    one, other = proposal.details["populations"]
     population.say_other_patients(site, (one, other), by, proposal.reason)
 
 
 def _restored(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    lost = Lost.model_validate({"study": proposal.terms["lost"]}).study
+    lost = Lost.model_validate({"study": proposal.details["lost"]}).study
     require_enough(site, lost)
     settle(site, lost, by, proposal.reason)
 
 
 def _undo_withdrawal(site: Site, proposal: Proposal, by: tuple[str, str]) -> None:
-    terms = proposal.terms
-    withdrawal.undo(site, terms["populations"], terms["commitments"], terms["record"], by, proposal.reason)
+    details = proposal.details
+    withdrawal.undo(site, details["populations"], details["commitments"], details["record"], by, proposal.reason)
 
 
 EFFECTS: dict[str, Effect] = {
@@ -184,7 +184,7 @@ EFFECTS: dict[str, Effect] = {
 }
 
 
-def _propose(site: Site, person: Actor, kind: str, subject: str, terms: dict[str, Any], reason: str) -> Proposal:
+def _propose(site: Site, person: Actor, kind: str, subject: str, details: dict[str, Any], reason: str) -> Proposal:
     _check_role(person)
     if not reason.strip():
         raise ReviewError("an entry needs a reason; the second person and the audit log keep it")
@@ -193,7 +193,7 @@ def _propose(site: Site, person: Actor, kind: str, subject: str, terms: dict[str
             proposal = Proposal.objects.create(
                 kind=kind,
                 subject=subject,
-                terms=terms,
+                details=details,
                 reason=reason,
                 proposed_by=person.name,
                 proposed_role=person.role,
@@ -206,7 +206,7 @@ def _propose(site: Site, person: Actor, kind: str, subject: str, terms: dict[str
                 "reason": reason,
             }
             site.audit.append(
-                "proposed", **record_fields, commitment=bind(site.home, proposal_content(kind, subject, terms))
+                "proposed", **record_fields, commitment=bind(site.home, proposal_content(kind, subject, details))
             )
     except IntegrityError as error:
         raise ReviewError(f"{subject}: an entry of this kind waits already; confirm or withdraw it first") from error

@@ -207,7 +207,7 @@ class StudyRun:
         if round is None or (round.work.done() and now > round.due):
             self._announced.end()
         elif now > round.due:  # it overran, which shows in whole ticks and no finer
-            self._at_work = replace(round, due=leaves_at(round.started, round.case.terms.ticks, now))
+            self._at_work = replace(round, due=leaves_at(round.started, round.case.approval_terms.ticks, now))
 
     def _step(self) -> bool:
         row = Case.objects.get(pk=self._pk)
@@ -316,8 +316,8 @@ class StudyRun:
             manifest = signed.manifest
             if manifest.round != round:
                 raise RoundRefused(f"round {round}: its letter holds the manifest of round {manifest.round}")
-            check_manifest(case, manifest, case.terms.parameters)
-            parameters = self._model(letter, manifest, case.terms.parameters)
+            check_manifest(case, manifest, case.approval_terms.parameters)
+            parameters = self._model(letter, manifest, case.approval_terms.parameters)
             decision = compliance.decide(self._site, case, "run_round", manifest=manifest)
             compliance.require(decision, "run_round", row.approval_hash)
             self._setup.require_pinned_keys()
@@ -336,7 +336,7 @@ class StudyRun:
             self._announced.begin()
             # Another study's rows may be at work: this round takes its turn when that one leaves, which is public.
             started = max(begins, self._machine.free_at)
-            due = leaves_at(started, case.terms.ticks, started)
+            due = leaves_at(started, case.approval_terms.ticks, started)
             work = self._rows.begin(
                 case, manifest, parameters, lambda records: self._keys(case, manifest, records), self._loads
             )
@@ -357,7 +357,7 @@ class StudyRun:
         """
         now = time.monotonic()
         if now > round.due + GRACE:  # the service was kept away; that must not show but in whole ticks
-            round = self._at_work = replace(round, due=leaves_at(round.started, round.case.terms.ticks, now))
+            round = self._at_work = replace(round, due=leaves_at(round.started, round.case.approval_terms.ticks, now))
         if now < round.due - TICK:
             return False
         time.sleep(max(0.0, round.due - now))
@@ -421,7 +421,7 @@ class StudyRun:
     @property
     def _largest_model(self) -> int:
         """Bytes of this study's model, float32."""
-        return 4 * self._case.terms.parameters
+        return 4 * self._case.approval_terms.parameters
 
     def _masked(self, row: Case, round: _RoundAtWork, computed: Computed) -> tuple[MemberState, MaskedVector]:
         """Return the masked vector, allowed to leave; nothing has left before the journal holds it."""
@@ -503,7 +503,7 @@ class StudyRun:
 
 def _noted(round: _RoundAtWork, computed: Computed) -> str:
     """Say what the hospital's own people should know of a round that went well."""
-    late = math.ceil((round.due - round.started) / TICK - 1e-6) - round.case.terms.ticks
+    late = math.ceil((round.due - round.started) / TICK - 1e-6) - round.case.approval_terms.ticks
     notes = [f"left {late} ticks of {TICK:g} s late"] if late > 0 else []
     notes += ["its worker crashed, and was started again"] if computed.crashes else []
     return "; ".join(notes)

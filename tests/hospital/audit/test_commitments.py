@@ -46,7 +46,7 @@ def guesses(home: Home, row: Case) -> Iterator[tuple[tuple[float, float], str]]:
 
 def confirmed(home: Home, row: Case, version: Version) -> list[tuple[float, float]]:
     """Guesses (distance to the truth) for which the approval hash that left comes out."""
-    terms = ApprovalTerms.model_validate(row.terms)
+    terms = ApprovalTerms.model_validate(row.approval_terms)
     return [
         guess
         for guess, digest in guesses(home, row)
@@ -109,7 +109,7 @@ def test_the_log_is_the_same_whether_the_records_fit_or_not(
             begins = desk.site.audit.head().seq
             row = examination.admit(desk.site, job())
             assert row.state == state, row.note
-            assert (state == Case.State.REVIEW) == bool(row.terms)
+            assert (state == Case.State.REVIEW) == bool(row.approval_terms)
             written = [r for r in records(desk.site.home.audit) if r.seq > begins]
             volatile = {"case", "digest", "token"}
             logged.append([(r.kind, {k: v for k, v in r.fields.items() if k not in volatile}) for r in written])

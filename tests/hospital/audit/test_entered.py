@@ -353,7 +353,7 @@ def test_one_person_alone_takes_no_risk_of_a_larger_delta(desk: Desk, what: str)
     edited: dict[str, Any]
     edited, words, second = {
         "who entered it": ({"proposed_by": "ann", "proposed_role": "steward"}, "a privacy_officer entered it", "bob"),
-        "what was entered": ({"terms": {"delta": 1e-2}}, "is not what was entered by record", "bob"),
+        "what was entered": ({"details": {"delta": 1e-2}}, "is not what was entered by record", "bob"),
         "in which role": ({"proposed_role": "privacy_officer"}, "a steward entered it by record", "cyd"),
     }[what]
     Proposal.objects.filter(pk=row.pk).update(**edited)

@@ -172,8 +172,8 @@ def test_what_patients_were_promised_can_not_be_changed_in_the_database(
 
 
 def test_other_patients_are_not_said_in_the_database_alone(charged: Site) -> None:
-    terms = {"populations": ["heart", "stroke"]}
-    Proposal.objects.create(kind="other_patients", subject="heart stroke", terms=terms, outcome="confirmed")
+    details = {"populations": ["heart", "stroke"]}
+    Proposal.objects.create(kind="other_patients", subject="heart stroke", details=details, outcome="confirmed")
     assert population.other_patients("stroke") == frozenset()
 
 

@@ -85,11 +85,11 @@ def test_what_differs_from_what_was_approved_is_named_with_both_values_and_accus
     ] == [said]
     monkeypatch.undo()
     assert [check.state for check in examine(desk.site, ["cases"]) if check.name == "cases"] == ["ok"]
-    Case.objects.filter(pk=row.pk).update(terms={})
+    Case.objects.filter(pk=row.pk).update(approval_terms={})
     (unreadable,) = [check for check in examine(desk.site, ["cases"]) if check.name in ("cases", f"case {row.pk}")]
     assert unreadable.name == f"case {row.pk}"
     assert "has not been examined" in unreadable.message
-    row.terms["data_version"] = "0" * 64
+    row.approval_terms["data_version"] = "0" * 64
     assert "somebody changed the datasite's private folder" in "".join(open_case(desk.site.home, row).differs)
 
 

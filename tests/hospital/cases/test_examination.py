@@ -212,7 +212,9 @@ def test_a_case_that_was_refused_says_so_and_blames_nobody(database: Home, furni
 def test_a_case_that_was_not_examined_can_not_be_approved_or_exported(desk: Desk, tmp_path) -> None:  # type: ignore[no-untyped-def]
     from datasites.hospital.evidence.export import export_evidence
 
-    Case.objects.filter(pk=desk.row.pk).update(state=Case.State.INTAKE, terms={}, note="the table is not ready")
+    Case.objects.filter(pk=desk.row.pk).update(
+        state=Case.State.INTAKE, approval_terms={}, note="the table is not ready"
+    )
     with pytest.raises(ReviewError, match="only a case in review can be approved"):
         desk.approve("ann")
     with pytest.raises(InputError, match="has not been examined: the table is not ready"):

@@ -105,7 +105,7 @@ def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
 ) -> None:
     """Killed after so many of the files that an examination puts in place: what is approved is there to be run."""
     home, replace, steps = desk.site.home, os.replace, list[str]()
-    passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
+    passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.approval_terms["parameters"]}
     monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: dict(passed))
     desk.row = examination.recheck(desk.site, desk.row.pk)
     table, folder = home.root / "data/table.csv", records_folder(home, desk.row.study_hash)

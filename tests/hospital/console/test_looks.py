@@ -54,8 +54,8 @@ def busy(console: Console) -> Case:
     if not (prepared / package.digest()).exists():
         (prepared / package.digest()).symlink_to(prepared / desk.row.study_hash)
     finding = {"line": 3, "column": 0, "rule": "import", "reason": "os may not be imported", "remedy": "leave it out"}
-    terms = {**values["terms"], "study_hash": package.digest()}
-    values |= {"study_hash": package.digest(), "job_name": "heart-2", "state": "review", "terms": terms}
+    terms = {**values["approval_terms"], "study_hash": package.digest()}
+    values |= {"study_hash": package.digest(), "job_name": "heart-2", "state": "review", "approval_terms": terms}
     second = Case.objects.create(**{**values, "findings": [finding], "rehearsal": {}})
     Case.objects.filter(pk=second.pk).update(approval_hash=open_case(desk.site.home, second).approval_hash)
     Case.objects.create(**{**values, "job_name": "heart-3", "state": "refused", "note": "study.toml: rounds: too many"})

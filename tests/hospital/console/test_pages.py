@@ -219,7 +219,7 @@ def test_a_running_study_is_shown_as_it_stands(console: Console) -> None:
 
     desk = console.desk
     stale = "denied when it was examined, by baa"
-    planned = desk.row.terms["plan"]["rounds"]
+    planned = desk.row.approval_terms["plan"]["rounds"]
     for state in (Case.State.APPROVED, Case.State.RUNNING, Case.State.CLOSED):
         Case.objects.filter(pk=console.number).update(state=state, note=stale)
         assert stale not in describe(desk.site, console.number)

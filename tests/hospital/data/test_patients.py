@@ -163,7 +163,7 @@ def test_without_a_patient_column_both_sides_are_charged_the_sum_within_the_stud
     without_patient_column(files)
     case = open_case(desk.site.home, recheck(desk.site, desk.row.pk))
     assert both_sides(case)
-    assert (case.terms.identity, case.terms.both_sides) == ("", True)
+    assert (case.approval_terms.identity, case.approval_terms.both_sides) == ("", True)
     study = case.study.privacy
     assert epsilon_pld([case.asked()["training"].event], study.delta) <= study.epsilon
     assert "charged to both sides" in describe(desk.site, desk.row.pk)
@@ -213,10 +213,10 @@ def test_another_patient_column_is_reviewed_anew_and_charges_both_sides_from_the
     files("mapping.toml", 'patient = "id"', 'patient = "pseudonym"')
     changed = open_case(home, desk.row)
     assert changed.approval_hash != first.approval_hash
-    assert changed.terms.both_sides
+    assert changed.approval_terms.both_sides
     population.settle_identity(desk.site, "heart", "pseudonym")
     files("mapping.toml", 'patient = "pseudonym"', 'patient = "id"')
-    assert open_case(home, desk.row).terms.both_sides, "from then on"
+    assert open_case(home, desk.row).approval_terms.both_sides, "from then on"
     assert open_case(home, desk.row).approval_hash != first.approval_hash
 
 

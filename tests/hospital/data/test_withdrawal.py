@@ -46,7 +46,7 @@ Change = Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None]
 def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:
     """Change the hospital's table; table, records and list of withdrawals are as before after the test."""
     home = desk.site.home
-    passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.terms["parameters"]}
+    passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.approval_terms["parameters"]}
     monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: dict(passed))
     path = home.root / "data" / "table.csv"
     folder = home.prepared / desk.row.study_hash
@@ -260,7 +260,7 @@ def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_afte
         two_people.confirm(site, desk.login("bob"), late.pk)
     with pytest.raises(NotToUndo, match="charges a round"):
         undo(desk, ANOTHER)
-    assert SOMEBODY not in site.home.audit.read_text() + json.dumps(list(Proposal.objects.values_list("terms")))
+    assert SOMEBODY not in site.home.audit.read_text() + json.dumps(list(Proposal.objects.values_list("details")))
 
 
 def test_undoing_that_was_killed_half_way_leaves_the_patient_out_and_may_be_confirmed_again(
@@ -302,7 +302,7 @@ def test_one_person_undoes_no_later_withdrawal_by_an_entry_that_is_older(
     two_people.confirm(desk.site, desk.login("bob"), both.pk)
     assert rows(desk) == before
     withdraw(desk, SOMEBODY)
-    terms = both.terms
+    terms = both.details
     with pytest.raises(NotToUndo, match="once more"):
         undone(desk.site, terms["populations"], terms["commitments"], terms["record"], ("ann", "bob"), "the old one")
     assert rows(desk) == before - 1
@@ -334,7 +334,7 @@ def test_an_undoing_that_somebody_typed_into_the_database_counts_for_nothing(
     withdraw(desk, ANOTHER)
     entered = undo(desk, SOMEBODY)
     other = undo(desk, ANOTHER)
-    entered.terms = other.terms
+    entered.details = other.details
     entered.save()
     with pytest.raises(EntryRefused, match="is not what was entered"):
         two_people.confirm(desk.site, desk.login("bob"), entered.pk)

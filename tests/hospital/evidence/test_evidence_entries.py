@@ -63,8 +63,8 @@ def test_the_verifier_expects_of_each_round_what_the_hospital_charges(
     both_sides: bool,
     local: bool,
 ) -> None:
-    case = replace(case, terms=case.terms.model_copy(update={"both_sides": both_sides}))
-    plan = verify_bundle._Plan(json.loads(case.terms.canonical()))
+    case = replace(case, approval_terms=case.approval_terms.model_copy(update={"both_sides": both_sides}))
+    plan = verify_bundle._Plan(json.loads(case.approval_terms.canonical()))
     assert plan.of(0, False, local=local) == counted(case.asked(), local)
     interim = {}
     for manifest in manifests(case):

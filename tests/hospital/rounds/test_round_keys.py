@@ -498,7 +498,7 @@ def test_a_round_begins_when_the_round_before_it_leaves_whenever_its_work_was_do
     free_at = running.run._machine.free_at = time.monotonic() + 3
     running.open(1)
     running.until_at_work()
-    ticks = running.run._at_work.case.terms.ticks
+    ticks = running.run._at_work.case.approval_terms.ticks
     assert running.run._at_work.started == free_at
     assert running.run._at_work.due == pytest.approx(free_at + ticks * run.TICK)
     running.steps()

@@ -78,7 +78,7 @@ def test_each_round_charges_whom_it_touches_for_what_it_does(case: OpenCase) -> 
 
 
 def test_where_nobodys_side_is_sure_both_are_charged_for_all_of_it(case: OpenCase) -> None:
-    unsure = replace(case, terms=case.terms.model_copy(update={"both_sides": True}))
+    unsure = replace(case, approval_terms=case.approval_terms.model_copy(update={"both_sides": True}))
     for manifest in manifests(case):
         asked, sure = unsure.round_asked(manifest), case.round_asked(manifest)
         assert set(asked) == {"training", "held_out"}

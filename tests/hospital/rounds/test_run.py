@@ -379,11 +379,11 @@ def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_on
 def test_a_worker_whose_model_has_another_size_than_approved_is_refused(running: Running) -> None:
     """A build_model that builds something larger once it is approved decides no size here."""
     case = open_case(running.site.home, running.row)
-    terms = case.terms.model_copy(update={"parameters": case.terms.parameters + 1})
+    terms = case.approval_terms.model_copy(update={"parameters": case.approval_terms.parameters + 1})
     with start_worker(running.site, case, {}, 60.0) as worker:
-        assert worker.description.count == case.terms.parameters
+        assert worker.description.count == case.approval_terms.parameters
     with pytest.raises(WorkerRefused, match=f"approved with {terms.parameters}"):
-        start_worker(running.site, dataclasses.replace(case, terms=terms), {}, 60.0)
+        start_worker(running.site, dataclasses.replace(case, approval_terms=terms), {}, 60.0)
 
 
 def test_without_a_sandbox_no_worker_is_started_or_kept_for_a_study_while_nobody_accepts_that(

@@ -14,7 +14,7 @@ from django.template.loader import render_to_string
 
 from datasites.enclave.worker_client import TrainResult
 from datasites.hospital.cases import as_text, examination
-from datasites.hospital.cases.case import OpenCase, build_terms, site_plan
+from datasites.hospital.cases.case import OpenCase, build_approval_terms, site_plan
 from datasites.hospital.cases.machine import Machine
 from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Case
@@ -203,10 +203,12 @@ def test_intake_refuses_for_a_stricter_hospital_and_says_what_would_fit(
 ) -> None:
     dataset = heart.model_copy(update=strict)
     with pytest.raises(PlanError, match="distributed mode") as caught:
-        build_terms(furnished, Terms().package(), dataset, PREPARED)
+        build_approval_terms(furnished, Terms().package(), dataset, PREPARED)
     fitting = Terms().fitting(caught.value)
     assert fitting != Terms()
-    assert build_terms(furnished, fitting.package(), dataset, PREPARED).plan["noise_multiplier"] == fitting.noise
+    assert (
+        build_approval_terms(furnished, fitting.package(), dataset, PREPARED).plan["noise_multiplier"] == fitting.noise
+    )
 
 
 @pytest.mark.parametrize("other", [{"held_out": 0.8}, {"declared_patients": 50}, {"study_epsilon": 50.0}])

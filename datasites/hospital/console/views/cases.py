@@ -42,7 +42,7 @@ OPEN = (Case.State.INTAKE, Case.State.REVIEW)
 def inbox(request: Any) -> HttpResponse:
     """Show all cases, those that wait for people first when asked for."""
     shown = request.GET.get("show", "all")
-    rows = Case.objects.defer("terms", "findings", "readiness", "rehearsal").prefetch_related(
+    rows = Case.objects.defer("approval_terms", "findings", "readiness", "rehearsal").prefetch_related(
         Prefetch("reviews", queryset=Review.objects.select_related("person"))
     )
     if shown == "open":

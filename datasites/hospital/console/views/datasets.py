@@ -32,7 +32,8 @@ def show(request: Any, name: str) -> HttpResponse:
     except InputError as error:
         raise Http404 from error
     header, rows, problem = _mock(home.root / dataset.mock)
-    recent = Case.objects.only("pk", "study_name", "readiness").exclude(readiness=[]).filter(terms__dataset=name)[:5]
+    asked = Case.objects.filter(approval_terms__dataset=name).exclude(readiness=[])
+    recent = asked.only("pk", "study_name", "readiness")[:5]
     context = {"dataset": dataset, "header": header, "rows": rows, "problem": problem, "recent": recent}
     return render(request, "console/dataset.html", context)
 

@@ -100,7 +100,7 @@ def _study(case_id: int) -> Case:
 
 def _rounds(row: Case) -> dict[str, Any]:
     recent = list(Round.objects.filter(case=row).order_by("-round")[:200])
-    planned = row.terms.get("plan", {}).get("rounds", 0)
+    planned = row.approval_terms.get("plan", {}).get("rounds", 0)
     done = Round.objects.filter(case=row, state__in=DONE)
     return {
         "rounds": recent,
