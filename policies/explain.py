@@ -31,6 +31,21 @@ class Explanation(NamedTuple):
     remedy: str
 
 
+_Explain = Callable[[Facts], Explanation]
+_EXPLAIN: dict[str, _Explain] = {}
+
+
+def _explains(rule: str) -> Callable[[_Explain], _Explain]:
+    """Let a function explain a denial by `rule`: one of `CONTROLS`, each of which has exactly one such function."""
+    if rule not in CONTROLS or rule in _EXPLAIN:
+        raise LookupError(f"rule {rule!r} is not among the controls, or is explained twice")
+
+    def register(explain: _Explain) -> _Explain:
+        return _EXPLAIN.setdefault(rule, explain)
+
+    return register
+
+
 def explain(rule: str, facts: Facts) -> Explanation:
     """Reason and remedy of a denial by the shipped rule `rule`; raises `KeyError` for a rule that is not shipped."""
     missing = [GROUPS[group] for group in CONTROLS[rule].needs if getattr(facts, group) is None]
@@ -42,6 +57,7 @@ def explain(rule: str, facts: Facts) -> Explanation:
     return _EXPLAIN[rule](facts)
 
 
+@_explains("baa")
 def _baa(facts: Facts) -> Explanation:
     terms = _terms(facts)
     if not terms.services:
@@ -103,6 +119,7 @@ def _baa_remedy(facts: Facts, parties: list[str]) -> str:
     )
 
 
+@_explains("baa-aggregator")
 def _baa_aggregator(facts: Facts) -> Explanation:
     roster, terms = facts.roster, _terms(facts)
     assert roster is not None  # `explain` has dealt with missing facts
@@ -124,6 +141,7 @@ def _baa_aggregator(facts: Facts) -> Explanation:
     )
 
 
+@_explains("irb")
 def _irb(facts: Facts) -> Explanation:
     terms = _terms(facts)
     known = [a for a in facts.registry.agreements if a.terms.kind == "irb" and a.terms.reference == terms.irb]
@@ -140,6 +158,7 @@ def _irb(facts: Facts) -> Explanation:
     )
 
 
+@_explains("purpose")
 def _purpose(facts: Facts) -> Explanation:
     terms, requested = _terms(facts), facts.features or ()
     if not requested:
@@ -161,6 +180,7 @@ def _purpose(facts: Facts) -> Explanation:
     )
 
 
+@_explains("budget-dataset")
 def _budget_dataset(facts: Facts) -> Explanation:
     b = _budget(facts)
     if b.epsilon_after < max(b.epsilon_spent, b.epsilon_reserved, b.epsilon_asked):
@@ -180,6 +200,7 @@ def _budget_dataset(facts: Facts) -> Explanation:
     )
 
 
+@_explains("budget-study")
 def _budget_study(facts: Facts) -> Explanation:
     b = _budget(facts)
     return Explanation(
@@ -189,6 +210,7 @@ def _budget_study(facts: Facts) -> Explanation:
     )
 
 
+@_explains("budget-delta")
 def _budget_delta(facts: Facts) -> Explanation:
     b = _budget(facts)
     return Explanation(
@@ -198,6 +220,7 @@ def _budget_delta(facts: Facts) -> Explanation:
     )
 
 
+@_explains("budget-delta-patients")
 def _budget_delta_patients(facts: Facts) -> Explanation:
     b = _budget(facts)
     found = [
@@ -217,6 +240,7 @@ def _budget_delta_patients(facts: Facts) -> Explanation:
     )
 
 
+@_explains("cohort-size")
 def _cohort_size(facts: Facts) -> Explanation:
     c = _cohort(facts)
     return Explanation(
@@ -226,6 +250,7 @@ def _cohort_size(facts: Facts) -> Explanation:
     )
 
 
+@_explains("cohort-threshold")
 def _cohort_threshold(facts: Facts) -> Explanation:
     c = _cohort(facts)
     least = max(3, (c.hospitals + c.colluders) // 2 + 1)
@@ -243,6 +268,7 @@ def _cohort_threshold(facts: Facts) -> Explanation:
     )
 
 
+@_explains("cohort-patients")
 def _cohort_patients(facts: Facts) -> Explanation:
     c = _cohort(facts)
     if c.min_patients < 1:
@@ -255,6 +281,7 @@ def _cohort_patients(facts: Facts) -> Explanation:
     )
 
 
+@_explains("code-verifier")
 def _code_verifier(facts: Facts) -> Explanation:
     return Explanation(
         f"The verifier reports {_code(facts).findings} finding(s) in the submitted code.",
@@ -262,6 +289,7 @@ def _code_verifier(facts: Facts) -> Explanation:
     )
 
 
+@_explains("code-frozen")
 def _code_frozen(facts: Facts) -> Explanation:
     code = _code(facts)
     return Explanation(
@@ -271,6 +299,7 @@ def _code_frozen(facts: Facts) -> Explanation:
     )
 
 
+@_explains("code-current")
 def _code_current(facts: Facts) -> Explanation:
     code = _code(facts)
     what = "; ".join(code.differs) or f"its hash is {code.approval[:12]}…, but {facts.approval[:12]}… was approved"
@@ -281,6 +310,7 @@ def _code_current(facts: Facts) -> Explanation:
     )
 
 
+@_explains("code-rehearsal")
 def _code_rehearsal(facts: Facts) -> Explanation:
     state = {"failed": "failed", "not_run": "has not run"}.get(_code(facts).rehearsal, "did not pass")
     return Explanation(
@@ -288,6 +318,7 @@ def _code_rehearsal(facts: Facts) -> Explanation:
     )
 
 
+@_explains("people-approver")
 def _people_approver(facts: Facts) -> Explanation:
     approver, terms = facts.approver, _terms(facts)
     assert approver is not None  # `explain` has dealt with missing facts
@@ -308,6 +339,7 @@ def _people_approver(facts: Facts) -> Explanation:
     )
 
 
+@_explains("people")
 def _people(facts: Facts) -> Explanation:
     stewards, officers = facts.people("steward"), facts.people("privacy_officer")
     stale = sum(a.approval != facts.approval for a in facts.approvals or ())
@@ -328,10 +360,12 @@ def _people(facts: Facts) -> Explanation:
     )
 
 
+@_explains("state-open")
 def _state_open(facts: Facts) -> Explanation:
     return Explanation(f"The study is {facts.state}.", _state_remedy(facts))
 
 
+@_explains("state-active")
 def _state_active(facts: Facts) -> Explanation:
     return Explanation(f"The study is {facts.state}, not active.", _state_remedy(facts))
 
@@ -346,6 +380,7 @@ def _state_remedy(facts: Facts) -> str:
     }.get(str(facts.state), "See the case.")
 
 
+@_explains("state-ends")
 def _state_ends(facts: Facts) -> Explanation:
     return Explanation(
         f"The study ended on {_terms(facts).ends}; today is {facts.today}.",
@@ -353,6 +388,7 @@ def _state_ends(facts: Facts) -> Explanation:
     )
 
 
+@_explains("site-sandbox")
 def _site_sandbox(facts: Facts) -> Explanation:
     return Explanation(
         "The sandbox is off and no risk acceptance for 'no_sandbox' is in force.",
@@ -360,6 +396,7 @@ def _site_sandbox(facts: Facts) -> Explanation:
     )
 
 
+@_explains("site-roster")
 def _site_roster(facts: Facts) -> Explanation:
     roster = facts.roster
     assert roster is not None  # `explain` has dealt with missing facts
@@ -372,6 +409,7 @@ def _site_roster(facts: Facts) -> Explanation:
     )
 
 
+@_explains("release-masked")
 def _release_masked(facts: Facts) -> Explanation:
     return Explanation(
         f"The vector of round {_release(facts).round} is not masked.",
@@ -379,6 +417,7 @@ def _release_masked(facts: Facts) -> Explanation:
     )
 
 
+@_explains("release-noised")
 def _release_noised(facts: Facts) -> Explanation:
     return Explanation(
         f"The vector of round {_release(facts).round} carries no noise.",
@@ -386,6 +425,7 @@ def _release_noised(facts: Facts) -> Explanation:
     )
 
 
+@_explains("release-dimension")
 def _release_dimension(facts: Facts) -> Explanation:
     r = _release(facts)
     return Explanation(
@@ -394,6 +434,7 @@ def _release_dimension(facts: Facts) -> Explanation:
     )
 
 
+@_explains("release-charged")
 def _release_charged(facts: Facts) -> Explanation:
     return Explanation(
         f"Round {_release(facts).round} was not charged to the ledger.",
@@ -431,31 +472,5 @@ def _release(facts: Facts) -> ReleaseFacts:
     return facts.release
 
 
-_EXPLAIN: dict[str, Callable[[Facts], Explanation]] = {
-    "baa": _baa,
-    "baa-aggregator": _baa_aggregator,
-    "irb": _irb,
-    "purpose": _purpose,
-    "budget-dataset": _budget_dataset,
-    "budget-study": _budget_study,
-    "budget-delta": _budget_delta,
-    "budget-delta-patients": _budget_delta_patients,
-    "cohort-size": _cohort_size,
-    "cohort-threshold": _cohort_threshold,
-    "cohort-patients": _cohort_patients,
-    "code-verifier": _code_verifier,
-    "code-frozen": _code_frozen,
-    "code-current": _code_current,
-    "code-rehearsal": _code_rehearsal,
-    "people-approver": _people_approver,
-    "people": _people,
-    "state-open": _state_open,
-    "state-active": _state_active,
-    "state-ends": _state_ends,
-    "site-sandbox": _site_sandbox,
-    "site-roster": _site_roster,
-    "release-masked": _release_masked,
-    "release-noised": _release_noised,
-    "release-dimension": _release_dimension,
-    "release-charged": _release_charged,
-}
+if _UNEXPLAINED := sorted(set(CONTROLS) - set(_EXPLAIN)):
+    raise LookupError(f"rules without an explanation: {', '.join(_UNEXPLAINED)}")

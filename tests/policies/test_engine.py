@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies import explain
+from policies.controls import CONTROLS, Control
 from policies.engine import VALIDITY, Decision, Engine, PolicyDenied, read_decision
 from policies.facts import ACTIONS, Action, context
 from policies.ruleset import SHIPPED, RuleError
@@ -529,3 +532,15 @@ def test_a_rule_names_an_organisation_as_the_hospital_writes_it_whatever_the_stu
     assert engine().decide(facts).allowed
     written = {service["organisation"] for service in context(facts)["terms"]["services"]}
     assert (written, context(facts)["roster"]["aggregator"]) == ({"Centre"}, "Centre")
+
+
+def test_a_rule_is_explained_once_and_only_if_it_is_a_control() -> None:
+    for rule in ("baa", "no-such-rule"):
+        with pytest.raises(LookupError, match=f"rule '{rule}' is not among the controls, or is explained twice"):
+            explain._explains(rule)
+
+
+def test_no_control_is_without_an_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONTROLS, "new-rule", Control((), ("intake",)))
+    with pytest.raises(LookupError, match="rules without an explanation: new-rule"):
+        runpy.run_path(explain.__file__)
