@@ -2028,6 +2028,13 @@ MUTATIONS = (
         'content.get("kind") == "finding"',
         (f"{_ANSWERS}::test_an_opening_that_is_not_what_the_log_binds_answers_nothing",),
     ),
+    Mutation(
+        "intake: a submission may hold other files than a study's",
+        "datasites/study/package.py",
+        "        if unexpected:\n",
+        "        if False:\n",
+        (f"{_REVIEW}::test_what_is_not_a_study_of_this_hospital_is_refused_with_its_reason",),
+    ),
     # What people read.
     Mutation(
         "visible: a study is taken in with characters that people don't see",

@@ -35,7 +35,7 @@ class StudyPackage:
         unexpected = sorted(set(files) - set(STUDY_FILES))
         if unexpected:
             raise InputError(
-                f"{unexpected[0]!r} does not belong in a study; it holds {', '.join(STUDY_FILES)} and nothing else"
+                f"{unexpected[0][:80]!r} does not belong in a study; it holds {', '.join(STUDY_FILES)} and nothing else"
             )
         for name in STUDY_FILES:
             if name not in files:

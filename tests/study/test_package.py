@@ -50,6 +50,9 @@ def option(value: str) -> dict[str, bytes]:
     [
         (lambda: {k: v for k, v in files().items() if k != "model.py"}, ["model.py", "no such file"]),
         (lambda: {**files(), "run.sh": b"curl"}, ["run.sh", "does not belong"]),
+        (lambda: {**files(), "../../keys": b""}, ["'../../keys' does not belong"]),
+        (lambda: {**files(), "a" * 500: b""}, ["'" + "a" * 80 + "' does not belong"]),
+        (lambda: {**files(), "\u202e\n": b""}, [r"'\u202e\n' does not belong"]),
         (lambda: {**files(), "model.py": b"\0\1"}, ["model.py", "binary"]),
         (lambda: {**files(), "model.py": b"x = 1\x1b[2K"}, ["model.py", "binary", "0x1b"]),
         (lambda: {**files(), "model.py": b"\xef\xbb\xbfx = 1"}, ["model.py", "byte order mark"]),

@@ -70,11 +70,6 @@ def freeze(files: Mapping[str, bytes], frozen: Path) -> StudyPackage:
     study: unexpected names, folders, binary or oversized files, malformed terms. Storing the same study twice is one
     copy. The copy appears whole or not at all.
     """
-    for name in files:
-        if name not in STUDY_FILES:
-            raise InputError(
-                f"submission: {name[:80]!r} does not belong in a study; send {', '.join(STUDY_FILES)} only"
-            )
     package = StudyPackage(files)
     package.require_plain()
     target = frozen / package.digest()
