@@ -5,11 +5,11 @@ decide on the same facts as before, and the audit log, which has a digest of eac
 
 Claim: while the log is this hospital's and whole (`audit verify`), each decision that was changed, added, removed, or
 put under another case or action since it was made is named; of one case, each of the study that the log knows under its
-number, whatever the database says of the case. Proof: under the lock of those who decide, the log has each decision
-exactly once, with its study, action and outcome beside a digest of all of it; and under which number it took a study
+id, whatever the database says of the case. Proof: under the lock of those who decide, the log has each decision
+exactly once, with its study, action and outcome beside a digest of all of it; and under which case id it took a study
 in. Of decisions by the same rules, also one is named that was wrong when it was made. Not claimed: to which round of a
-study a decision belongs, which the database alone knows; the number of a study that this log has not taken in (it
-begins later); and of other rule sets and of format 1, that the rules said so then.
+study a decision belongs, which the database alone knows; the case id of a study that this log has not taken in
+(it begins later); and of other rule sets and of format 1, that the rules said so then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from datasites.study.audit_chain import LogRecord, records
 from datasites.study.canonical import canonical_json, sha256_hex
 from policies.engine import Decision, Engine, read_decision
 
-#: What the log says of a decision: study, action, whether it allows, and the digest of all of it.
+#: What the log says of a decision: study hash, action, whether it allows, and the digest of all of it.
 Entry = tuple[str, str, bool, str]
 
 
@@ -47,53 +47,55 @@ class Replay:
 
 @dataclass
 class _LoggedDecisions:
-    """What the log has of decisions, and the numbers of cases under which it took in each study."""
+    """What the log has of decisions, and the ids of the cases under which it took in each study."""
 
     decisions: Counter[Entry] = field(default_factory=Counter)
     cases: dict[str, set[int]] = field(default_factory=dict)
 
-    def studies_of(self, case: Case) -> set[str]:
+    def studies_of(self, row: Case) -> set[str]:
         """Return the studies that are this case's by the database or by the log."""
-        return {case.study_hash, *(study for study, numbers in self.cases.items() if case.pk in numbers)}
+        return {row.study_hash, *(study for study, case_ids in self.cases.items() if row.pk in case_ids)}
 
     def has(self, entry: Entry, case_id: int | None) -> bool:
-        """Say whether it has a decision that is not accounted for yet, and its study under that case's number."""
-        numbers = self.cases.get(entry[0])
-        return self.decisions[entry] > 0 and (numbers is None or case_id in numbers)
+        """Say whether it has a decision that is not accounted for yet, and its study under that case id."""
+        case_ids = self.cases.get(entry[0])
+        return self.decisions[entry] > 0 and (case_ids is None or case_id in case_ids)
 
 
-def replay(site: Site, case: Case | None = None) -> Replay:
+def replay(site: Site, row: Case | None = None) -> Replay:
     """Evaluate all stored decisions again, or those of one case; raises `AuditError` where the log can't be read."""
     with at_rest(site):
         log = _logged(records(site.home.audit))
-        stored = PolicyDecision.objects.select_related("case").order_by("pk")
-        if case is not None:
+        decisions = PolicyDecision.objects.select_related("case").order_by("pk")
+        if row is not None:
             # All cases of its study, since the log tells decisions apart by study.
-            studies = log.studies_of(case)
-            stored = stored.filter(Q(case__study_hash__in=studies) | Q(case=case))
+            studies = log.studies_of(row)
+            decisions = decisions.filter(Q(case__study_hash__in=studies) | Q(case=row))
             log.decisions = Counter({entry: count for entry, count in log.decisions.items() if entry[0] in studies})
-        return _held_against(log, stored, Engine(local_dir=site.home.local_rules), case)
+        return _held_against(log, decisions, Engine(local_dir=site.home.local_rules), row)
 
 
-def _held_against(log: _LoggedDecisions, stored: Iterable[PolicyDecision], engine: Engine, case: Case | None) -> Replay:
-    """Hold stored decisions against what the log has of them and what these rules decide; `case`: report this one's."""
+def _held_against(
+    log: _LoggedDecisions, decisions: Iterable[PolicyDecision], engine: Engine, row: Case | None
+) -> Replay:
+    """Hold stored decisions against what the log has of them and what these rules decide; `row`: report this case's."""
     left = log.decisions
     counts: Counter[str] = Counter()
     differs = []
-    for row in stored:
-        entry = _entry_of(row)
-        logged = log.has(entry, row.case_id)
+    for stored in decisions:
+        entry = _entry_of(stored)
+        logged = log.has(entry, stored.case_id)
         left[entry] -= logged
-        if case is not None and row.case_id != case.pk:
+        if row is not None and stored.case_id != row.pk:
             continue
-        outcome, faults = _evaluated(row, engine)
+        outcome, faults = _evaluated(stored, engine)
         if not logged:
             faults = [
                 *faults,
                 "the audit log has no such decision under its digest: it was changed, moved or added afterwards",
             ]
         if faults:
-            differs.append(f"{_name(row)}: {'; '.join(faults)}")
+            differs.append(f"{_name(stored)}: {'; '.join(faults)}")
         else:
             counts[outcome] += 1
     for (study, action, allowed, digest), missing in sorted(left.items()):
@@ -106,16 +108,16 @@ def _held_against(log: _LoggedDecisions, stored: Iterable[PolicyDecision], engin
     return Replay(counts["alike"], counts["other rules"], counts["older"], tuple(differs))
 
 
-def _evaluated(row: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
+def _evaluated(stored: PolicyDecision, engine: Engine) -> tuple[str, list[str]]:
     """Say where a decision belongs, and what is wrong with it."""
     try:
-        decision = read_decision(json.dumps(row.record).encode())
+        decision = read_decision(json.dumps(stored.record).encode())
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # whatever stands there
         problem = str(error) if str(error).startswith("decision: ") else "it can't be read as a decision"
         return "alike", [problem.removeprefix("decision: ")]
     faults = []
-    if (row.action, row.allowed) != (decision.action, decision.allowed):
-        faults.append(f"it is filed as {_outcome_text(row.action, row.allowed)}, but is {_outcome(decision)}")
+    if (stored.action, stored.allowed) != (decision.action, decision.allowed):
+        faults.append(f"it is filed as {_outcome_text(stored.action, stored.allowed)}, but is {_outcome(decision)}")
     if decision.format == 1:
         return "older", faults
     if decision.ruleset != engine.ruleset:
@@ -137,14 +139,14 @@ def _logged(log: Iterable[LogRecord]) -> _LoggedDecisions:
     return found
 
 
-def _entry_of(row: PolicyDecision) -> Entry:
-    study = "" if row.case is None else row.case.study_hash
-    return study, row.action, row.allowed, sha256_hex(canonical_json(row.record))
+def _entry_of(stored: PolicyDecision) -> Entry:
+    study = "" if stored.case is None else stored.case.study_hash
+    return study, stored.action, stored.allowed, sha256_hex(canonical_json(stored.record))
 
 
-def _name(row: PolicyDecision) -> str:
-    where = "of no case" if row.case_id is None else f"of case {row.case_id}"
-    return f"decision {row.pk} {where}" + ("" if row.round is None else f", round {row.round}")
+def _name(stored: PolicyDecision) -> str:
+    where = "of no case" if stored.case_id is None else f"of case {stored.case_id}"
+    return f"decision {stored.pk} {where}" + ("" if stored.round is None else f", round {stored.round}")
 
 
 def _outcome(decision: Decision) -> str:

@@ -114,13 +114,13 @@ def _stored(home: Home, study: str) -> Path:
 
 def _account(site: Site, case: OpenCase, row: Case) -> letters.PrivacyStatement:
     dataset = case.dataset
-    records = list(Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED)))
+    released = list(Round.objects.filter(case=row, state__in=(Round.State.RELEASED, Round.State.UNMASKED)))
     charged = ledger.study_charged(dataset, row.study_hash, case.priced_delta)
     # Logged once the database has said all that it is asked, and once where the account is not stored after all.
-    site.audit.append_once("closed", study=row.study_hash, rounds=len(records))
+    site.audit.append_once("closed", study=row.study_hash, rounds=len(released))
     return letters.PrivacyStatement(
-        rounds=len(records),
-        steps=sum(record.steps for record in records),
+        rounds=len(released),
+        steps=sum(round.steps for round in released),
         delta=case.study.privacy.delta,
         noise_multiplier=case.plan.noise_multiplier,
         sampling_rate=case.plan.sampling_rate,

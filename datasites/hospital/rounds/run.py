@@ -469,14 +469,14 @@ class StudyRun:
         """Decide that a round is sat out, unless people have; False for one whose release the log holds."""
         with transaction.atomic():
             Round.objects.get_or_create(case=row, round=round, defaults={"epoch": 0, "manifest_hash": ""})
-            record = Round.objects.select_for_update().get(case=row, round=round)
-            if record.state == Round.State.FAILED:
+            stored = Round.objects.select_for_update().get(case=row, round=round)
+            if stored.state == Round.State.FAILED:
                 return True
             if self._site.audit.holds(RELEASED, study=self.study_hash, round=round):
                 return False
             # Decided once this is saved: asked again after an outage, policies might allow what they denied before.
-            record.reason = reason
-            record.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)
+            stored.reason = reason
+            stored.abstain(letters.Abstention(outcome=outcome, controls=controls), reason)
         return True
 
     def _sat_out(self, row: Case) -> Round | None:
