@@ -2037,6 +2037,13 @@ MUTATIONS = (
     ),
     # What people read.
     Mutation(
+        "console: an approval from a page that shows other facts counts",
+        "datasites/hospital/cases/views.py",
+        'known["facts"] = asked.facts.model_dump(mode="json", exclude={"today"}) if asked.facts else {}',
+        'known["facts"] = {}',
+        ("tests/hospital/console/test_attacks.py",),
+    ),
+    Mutation(
         "visible: a study is taken in with characters that people don't see",
         "datasites/hospital/cases/freeze.py",
         "    package.require_plain()\n",

@@ -10,6 +10,8 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar, cast, get_args
 
 from datasites.hospital.audit.entered import agreements_by_hand, people_by_hand, pinned_by_hand, tell
@@ -90,7 +92,7 @@ def decide(
     release: ReleaseFacts | None = None,
 ) -> Decision:
     """Gather facts, decide, store. Returns the decision, allowed or not; never allows on an error."""
-    decision = _ask(site.home, case, action, approver, manifest, release)
+    decision = _engine(site.home).decide(_gather(site.home, case, action, approver, manifest, release))
     _store(site, case.row, action, manifest.round if manifest else None, decision)
     return decision
 
@@ -145,24 +147,42 @@ def _finish(site: Site) -> None:
     path.unlink()
 
 
-def preview(home: Home, case: OpenCase) -> Decision:
-    """Return what the policies say of the case as it stands, for its page; nothing is stored or may rest on it."""
-    return _ask(home, case, "intake", None, None, None)
+@dataclass(frozen=True)
+class Preview:
+    """The facts of a case as it stands, for its page, and what the policies say of them; nothing may rest on it."""
+
+    facts: Facts
+    engine: Engine
+
+    @cached_property
+    def decision(self) -> Decision:
+        """Decide, once somebody looks; nothing is stored."""
+        return self.engine.decide(self.facts)
 
 
-def _ask(
+def preview(home: Home, case: OpenCase) -> Preview:
+    """Gather the facts of a case as for intake; raises `RuleError` where the rules can't be used."""
+    return Preview(_gather(home, case, "intake", None, None, None), _engine(home))
+
+
+def _engine(home: Home) -> Engine:
+    # The folder is made with the datasite, so one that is gone is a rule set that shrank: the engine refuses it.
+    return Engine(local_dir=home.local_rules)
+
+
+def _gather(
     home: Home,
     case: OpenCase,
     action: Action,
     approver: tuple[str, ReviewerRole] | None,
     manifest: RoundManifest | None,
     release: ReleaseFacts | None,
-) -> Decision:
+) -> Facts:
     # Another process may have paused or revoked the case since this one opened it; that counts from now on (I2).
     row = Case.objects.get(pk=case.row.pk)
     package, sandbox = case.package, home.settings.sandbox
     day = today()
-    facts = Facts(
+    return Facts(
         action=action,
         approval=row.approval_hash or case.approval_hash,
         hospital=home.settings.organisation,
@@ -182,8 +202,6 @@ def _ask(
         roster=_known("roster", lambda: _roster(home, case)),
         release=release,
     )
-    # The folder is made with the datasite, so one that is gone is a rule set that shrank: the engine refuses it.
-    return Engine(local_dir=home.local_rules).decide(facts)
 
 
 def _known(group: str, gather: Callable[[], Fact]) -> Fact | None:

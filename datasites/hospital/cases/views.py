@@ -16,8 +16,8 @@ from typing import Any
 
 from datasites.hospital.budget import ledger
 from datasites.hospital.budget.population import Caps
-from datasites.hospital.cases import compliance
 from datasites.hospital.cases.case import OpenCase, open_case
+from datasites.hospital.cases.compliance import Preview, preview
 from datasites.hospital.cases.freeze import FrozenCopyChanged, open_frozen
 from datasites.hospital.config import Home
 from datasites.hospital.data.sources import in_words
@@ -89,18 +89,27 @@ class ReviewLine:
 class Examined:
     """What is known of a case once it has been examined. `files`: names and texts of the frozen copy.
 
-    `decision` is asked for now, as for intake, while the case waits for people (`asked_now`); after that it is the last
-    one that was stored, since a case that was decided is no longer at intake.
+    asked: the present facts, as for intake, while the case waits for people; after that the last decision that was
+    stored, since a case that was decided is no longer at intake.
     """
 
     case: OpenCase
-    decision: Decision
-    asked_now: bool
+    asked: Preview | Decision
     budget: tuple[BudgetLine, ...]
     services: tuple[ServiceLine, ...]
     files: Mapping[str, str]
     caps: Caps
     charged: Charged | None
+
+    @property
+    def asked_now(self) -> bool:
+        """Say whether `decision` is of the present facts."""
+        return isinstance(self.asked, Preview)
+
+    @property
+    def decision(self) -> Decision:
+        """What the policies say; of the present facts they are asked when somebody looks (`Preview`)."""
+        return self.asked.decision if isinstance(self.asked, Preview) else self.asked
 
     @property
     def is_over(self) -> bool:
@@ -170,10 +179,11 @@ class CaseView:
             "problem": self.problem,
         }
         if self.examined is not None:
-            decision = self.examined.decision
-            facts = decision.facts.model_dump(mode="json", exclude={"today"}) if decision.facts else {}
-            known |= {"now": self.examined.case.approval_hash, "facts": facts, "denied": list(decision.controls)}
-            known["ruleset"] = decision.ruleset
+            asked = self.examined.asked
+            # What the policies say of them follows; an act asks them itself.
+            known["facts"] = asked.facts.model_dump(mode="json", exclude={"today"}) if asked.facts else {}
+            known["ruleset"] = asked.engine.ruleset if isinstance(asked, Preview) else asked.ruleset
+            known["now"] = self.examined.case.approval_hash
         return sha256_hex(canonical_json(known))
 
 
@@ -249,8 +259,7 @@ def _examined(home: Home, row: Case) -> Examined:
     stored = None if waits else PolicyDecision.objects.filter(case=row).last()
     return Examined(
         case=case,
-        decision=_read(stored) if stored is not None else compliance.preview(home, case),
-        asked_now=stored is None,
+        asked=_read(stored) if stored is not None else preview(home, case),
         budget=_budget(case, reading),
         services=_services(home, case),
         files=case.package.texts,

@@ -16,6 +16,7 @@ from datasites.hospital.cases.case import OpenCase, open_case
 from datasites.hospital.cases.views import view_case
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
+from policies.engine import Engine
 from tests.hospital.cases.test_compliance import manifest_of
 from tests.hospital.desk import Desk
 
@@ -127,11 +128,14 @@ def test_a_case_is_opened_priced_and_decided_once_for_an_approval(
     desk.agree()
     person, done = desk.login("ann"), Counter[str]()
     count(monkeypatch, done, review, "open_case")
-    count(monkeypatch, done, compliance, "_ask")
+    count(monkeypatch, done, compliance, "_gather")
+    count(monkeypatch, done, Engine, "decide")
     count(monkeypatch, done, ledger, "accounts_of")
     count(monkeypatch, done, accounting._Accountant, "ask")
     review.approve(desk.site, desk.row.pk, person, "read it", desk.row.approval_hash)
-    assert done == {"open_case": 1, "_ask": 1, "accounts_of": 1}, "what it costs was priced when it was examined"
+    assert done == {"open_case": 1, "_gather": 1, "decide": 1, "accounts_of": 1}, (
+        "what it costs was priced when it was examined"
+    )
 
 
 def test_rounds_are_gated_and_shown_by_what_was_priced_when_the_study_was_examined(

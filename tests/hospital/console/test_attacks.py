@@ -14,11 +14,16 @@ from django.utils import timezone
 
 from datasites.hospital.budget import ledger
 from datasites.hospital.cases import compliance, review
+from datasites.hospital.console.views import cases
 from datasites.hospital.models import Case, PartyProposal, Review
 from datasites.hospital.people import sign_ins
+from datasites.hospital.people.accounts import Actor
+from datasites.hospital.people.agreements import terminate_agreement
 from datasites.study.audit_chain import records
 from datasites.study.identity import Identity
 from datasites.study.roster import Roster, RosterEntry
+from policies.engine import Decision, Engine
+from policies.facts import Facts
 from tests.hospital.console.conftest import Console
 from tests.hospital.desk import PASSWORD
 
@@ -250,6 +255,51 @@ def test_a_page_that_is_out_of_date_decides_nothing(console: Console) -> None:
     values |= console.seen(bob)
     console.client("ann").post("/agreements/terminate/", {"id": "baa-storage", "password": PASSWORD})
     assert bob.post(path, values).status_code == 409
+    console.desk.nothing_happened()
+
+
+def test_what_changed_on_the_page_decides_nothing_though_the_policies_would_allow_it(console: Console) -> None:
+    console.desk.agree()
+    ann = console.client("ann")
+    values = {**console.seen(ann), "verdict": "approve", "reason": "read it", "password": PASSWORD}
+    console.desk.agree(expires="2098-12-31")
+    answer = ann.post(f"/cases/{console.number}/decide/", values)
+    assert answer.status_code == 409
+    assert "Something changed since you opened this page" in answer.content.decode()
+    assert "<strong>allow</strong>" in answer.content.decode()
+    console.desk.nothing_happened()
+    assert console.decide(ann).status_code == 302
+
+
+def test_the_policies_are_evaluated_once_at_the_moment_of_an_approval(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console.desk.agree()
+    clients = {name: console.client(name) for name in ("ann", "bob")}
+    asked: list[str] = []
+    decide, entered = Engine.decide, cases.confirmed
+
+    def counted(engine: Engine, facts: Facts) -> Decision:
+        asked.append(facts.action)
+        return decide(engine, facts)
+
+    def changed_meanwhile(request: Any) -> Actor:
+        desk = console.desk
+        terminate_agreement(desk.site, desk.login("ann"), "baa-storage")
+        return entered(request)
+
+    monkeypatch.setattr(Engine, "decide", counted)
+    shown = console.seen(clients["ann"])
+    assert asked == ["intake"]
+    values = {**shown, "verdict": "approve", "reason": "read it", "password": PASSWORD}
+    path = f"/cases/{console.number}/decide/"
+    assert clients["ann"].post(path, values).status_code == 302
+    assert asked == ["intake", "approve"]
+    values |= console.seen(clients["bob"])
+    # Between the look at what the page had shown and the act.
+    monkeypatch.setattr(cases, "confirmed", changed_meanwhile)
+    assert clients["bob"].post(path, values).status_code == 409
+    assert asked[2:4] == ["intake", "approve"]
     console.desk.nothing_happened()
 
 

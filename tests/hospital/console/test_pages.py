@@ -134,7 +134,7 @@ def test_what_a_study_asks_for_never_passes_for_what_holds_here() -> None:
         row=row, study=SimpleNamespace(privacy=terms), study_plan=made, study_cap=3.0, plan=plan
     )
     unused: Any = None
-    view = Examined(case, unused, True, (), (), {}, unused, None)
+    view = Examined(case, unused, (), (), {}, unused, None)
     assert view.privacy[0] == (
         "Privacy here",
         "epsilon 3 at delta 1e-05 per patient, at most; the study asks for epsilon 9 at delta 0.0001",
