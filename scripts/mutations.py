@@ -34,7 +34,7 @@ _ACCOUNTS, _SETTLE = "tests/hospital/budget/test_ledger_log.py", "tests/hospital
 _RESTORED = "tests/hospital/proposals/test_restored.py"
 _ENDING, _TEMPLATE = "tests/enclave/test_ending.py", "tests/enclave/test_template.py"
 _KEYS_LOST = "test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run"
-_STATES = "tests/aggregator/test_run_states.py"
+_STATES, _EPOCHS = "tests/aggregator/test_run_states.py", "tests/aggregator/test_epochs.py"
 _DELIMITED = "tests/hospital/data/test_delimited.py"
 _PLAUSIBLE = "tests/hospital/data/test_plausible.py"
 _ANSWERS = "tests/hospital/data/test_answers.py"
@@ -502,10 +502,10 @@ MUTATIONS = (
     ),
     Mutation(
         "restore: a kill in the round of a fork leaves the hospital out for good",
-        "datasites/aggregator/run.py",
+        "datasites/aggregator/heads.py",
         "forks[-1].round if forks else 0",
         "0",
-        (f"{_RUN}::test_a_run_that_is_killed_right_after_a_fork_takes_it_again",),
+        ("tests/aggregator/test_heads.py::test_a_run_that_is_killed_right_after_a_fork_takes_it_again",),
     ),
     Mutation(
         "restore: a release from before it is sent again with other words",
@@ -1356,24 +1356,25 @@ MUTATIONS = (
         "datasites/aggregator/secure_sum.py",
         "        emails, epoch = tuple(sorted(hospitals)), self.epoch + 1\n",
         "        self.epoch += 1\n        emails, epoch = tuple(sorted(hospitals)), self.epoch\n",
-        (f"{_STATES}::test_an_epoch_that_is_refused_is_not_the_present_one",),
+        (f"{_EPOCHS}::test_an_epoch_that_is_refused_is_not_the_present_one",),
     ),
     Mutation(
         "epoch: a round is given up in a step before it",
-        "datasites/aggregator/run.py",
+        "datasites/aggregator/epochs.py",
         "        def save(epoch: int) -> None:\n",
         "        if given_up is not None:\n"
-        "            self._files.save_model(first, *(self._files.load_model(round) or ()))\n"
-        "            self._save(next_round=first, rounds=(*self.state.rounds, given_up))\n\n"
+        "            files = self._progress.files\n"
+        "            files.save_model(first, *(files.load_model(round) or ()))\n"
+        "            self._progress.save(next_round=first, rounds=(*self._state.rounds, given_up))\n\n"
         "        def save(epoch: int) -> None:\n",
-        (f"{_STATES}::test_a_lost_state_costs_one_round_however_often_the_next_epoch_is_refused",),
+        (f"{_EPOCHS}::test_a_lost_state_costs_one_round_however_often_the_next_epoch_is_refused",),
     ),
     Mutation(
         "run: one goes on from what it could not write",
-        "datasites/aggregator/run.py",
-        "        self._files.save(state)\n        self.state = state\n",
-        "        self.state = state\n        self._files.save(state)\n",
-        (f"{_STATES}::test_where_the_disk_is_full_the_last_epoch_and_its_round_go_on",),
+        "datasites/aggregator/run_files.py",
+        "        self.files.save(state)\n        self.state = state\n",
+        "        self.state = state\n        self.files.save(state)\n",
+        (f"{_EPOCHS}::test_where_the_disk_is_full_the_last_epoch_and_its_round_go_on",),
     ),
     Mutation(
         "run: a file in a hospital's name is taken for its answer",
@@ -1429,14 +1430,14 @@ MUTATIONS = (
         "datasites/aggregator/lost_keys.py",
         "    return lacking if len(there) >= threshold else set()\n",
         "    return set()\n",
-        (f"{_RUN}::test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch",),
+        (f"{_EPOCHS}::test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch",),
     ),
     Mutation(
         "epoch: one is begun that others would refuse",
         "datasites/aggregator/lost_keys.py",
         "    return lacking if len(there) >= threshold else set()\n",
         "    return lacking\n",
-        (f"{_RUN}::test_an_epoch_follows_once_all_have_pinned_a_key_that_was_replaced",),
+        (f"{_EPOCHS}::test_an_epoch_follows_once_all_have_pinned_a_key_that_was_replaced",),
     ),
     Mutation(
         "epoch: a round that can't open is waited for to the end",
@@ -1457,17 +1458,17 @@ MUTATIONS = (
     ),
     Mutation(
         "epoch: none follows one that is used up",
-        "datasites/aggregator/run.py",
-        "        elif self._sum.is_over(self.state.next_round):\n",
+        "datasites/aggregator/epochs.py",
+        "        elif self._sum.is_over(self._state.next_round):\n",
         "        elif False:\n",
-        (f"{_RUN}::test_an_epoch_whose_days_are_over_is_followed_by_another",),
+        (f"{_EPOCHS}::test_an_epoch_whose_days_are_over_is_followed_by_another",),
     ),
     Mutation(
         "epoch: none follows one in which too few are left",
-        "datasites/aggregator/run.py",
+        "datasites/aggregator/epochs.py",
         "        elif self._too_few_are_left():\n",
         "        elif False:\n",
-        (f"{_RUN}::test_an_epoch_in_which_too_few_are_left_is_followed_by_another",),
+        (f"{_EPOCHS}::test_an_epoch_in_which_too_few_are_left_is_followed_by_another",),
     ),
     Mutation(
         "agreements: what was typed into the registry counts",

@@ -278,6 +278,8 @@ OF_WEIGHT = (
     "secagg/aggregator",
     "aggregator/secure_sum",
     "aggregator/run",
+    "aggregator/epochs",
+    "aggregator/heads",
     "enclave/worker_process",
     "enclave/worker_client",
     "enclave/sandbox",

@@ -4,7 +4,7 @@ Claim (another epoch): a hospital that abstains by `epoch-lost` (its journal was
 researcher has pinned another key than the epoch was set up with, is let in by a new epoch before the next round, if
 enough hospitals are there that would take part in one. These are the ones who answered last, and those whose key was
 replaced, but for whoever would refuse it: by `epoch-keys`, where the researcher's pins are still those of this epoch;
-having released last under the old key, where they are not. Each hospital is believed a few times only (`Run`).
+having released last under the old key, where they are not. Each hospital is believed a few times only (`epochs`).
 
 Not claimed: an epoch for a hospital that says nothing; it may as well be down. Nor one that nobody refuses: a hospital
 may pin between its last answer and the offer, or hold other keys than it says.

@@ -1,15 +1,8 @@
-"""Runs a study: round by round broadcasts the model, opens the secure sum, and makes the next model.
+"""Runs a study: round by round broadcasts the model, opens the secure sum, and makes the next model; and ends it.
 
 A killed run goes on where it was. A hospital that is late or down delays a round only a little, and once: it is still
-invited to every round, but no longer waited for until it answers again. One that approved late, or was not there when
-the secure sum was set up, is let in between two rounds, by a new epoch of the secure sum; so is one that says that it
-lacks the keys of the present epoch (`lost_keys`).
-
-Claim (nothing is passed before it is known to go on): another epoch, the count of a round that is given up for it, and
-of whom it lets in, are saved in one step, once the epoch's terms were found good and its files are on the disk. Refused
-(`EpochRefused`), failed or killed up to there, the run stands where it stood, and may be tried again as often as one
-likes. Assumes files that are replaced in one step. Not claimed: a state that is lost again and again costs a round each
-time.
+invited to every round, but no longer waited for until it answers again. Whether a round needs another epoch of the
+secure sum is looked at before it begins (`epochs`).
 
 Claim (one at a time goes on with a run): whatever changes it holds its folder (`holding`) and starts from what was
 saved last, or is refused. Assumes what `holding` does.
@@ -31,18 +24,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from datasites.aggregator.epochs import Epochs
 from datasites.aggregator.gather import Question, RunError, gather, who_abstained
-from datasites.aggregator.lost_keys import who_lacks_keys
+from datasites.aggregator.heads import check_head, newest_head
 from datasites.aggregator.manifests import manifest_of
-from datasites.aggregator.run_files import RUN_FILE, Clock, DeclaredFork, RoundRecord, RunFolder, RunState
+from datasites.aggregator.run_files import RUN_FILE, Clock, Progress, RoundRecord, RunFolder, RunState
 from datasites.aggregator.secure_sum import SecureSum, Survivors, Wait
 from datasites.aggregator.strategies import strategy_of
 from datasites.secagg.aggregator_state import OpenedSum
-from datasites.secagg.errors import SecaggError
 from datasites.study import letters
-from datasites.study.audit_chain import Fork, PublicHead
+from datasites.study.audit_chain import PublicHead
 from datasites.study.canonical import sha256_hex
-from datasites.study.errors import DatasitesError
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.manifest import PARAMETER_BOUND, StudyTerms
 from datasites.study.roster import Roster
@@ -52,10 +44,6 @@ from datasites.transport.mailroom import AWAY_SECONDS, Letter, Mailroom
 from datasites.transport.store import WHOLE_STORE, StoreError
 
 MOST_FAILURES = 3
-#: Epochs that are begun to let one and the same hospital in; one that is late each time costs the others no more.
-EPOCHS_PER_HOSPITAL = 3
-#: Seconds between looks at who has approved meanwhile.
-LOOK_SECONDS = 5.0
 #: Seconds: for everybody at each of the two steps of a setup; for enough hospitals in a round.
 SETUP_PATIENCE, ROUND_TIMEOUT = 120.0, 3600.0
 #: Seconds for which accounts are waited for at the end.
@@ -101,10 +89,6 @@ class RunnableStudy(Protocol):
         ...
 
 
-class EpochRefused(RunError):
-    """There can be no such epoch of the secure sum now; nothing was begun or given up."""
-
-
 class Run:
     """One study's run at the researcher. `complete` does it all; `next_round` goes by one round.
 
@@ -130,15 +114,22 @@ class Run:
     ) -> None:
         self._first_model = first_model or study.initial_model
         self._roster, self._mailroom, self.study = roster, mailroom, study
-        self._approved, self._look, self._looked = tuple(approved), look, time.monotonic()
-        self._stale, self._put_keys = False, publish
         self._setup_patience, self._round_timeout, self._least_patience = setup_patience, round_timeout, least_patience
+        self._put_keys = publish
         self._files = RunFolder(folder)
-        self.state: RunState = self._files.load(study.hash)
+        self._progress = Progress(self._files, study.hash)
         self._strategy = strategy_of(study.terms.strategy)
         self._sum = SecureSum(identity, roster, mailroom, self._files, study.hash, self.state.epoch, self._publish)
+        self._epochs = Epochs(
+            study.terms, self._progress, self._sum, approved, look=look, patience=setup_patience, prepare=self._prepare
+        )
 
     # -- what a researcher calls -----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RunState:
+        """Return where the run stands, as last saved."""
+        return self._progress.state
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -195,17 +186,7 @@ class Run:
 
     def _next_round(self) -> RoundRecord:
         self._require_rounds_left()
-        if not self._sum.is_set_up:
-            self._set_up(False, ())
-        elif self._sum.is_over(self.state.next_round):
-            log.info("a new epoch of the secure sum: the rounds or days of the last one are used up")
-            self._look_again()
-            self._set_up(True, ())
-        elif self._too_few_are_left():
-            log.info("a new epoch of the secure sum: too few hospitals are left in the last one")
-            self._set_up(True, ())
-        elif not self._sum.has_begun(self.state.next_round):
-            self._let_in()
+        self._epochs.before_round()
         round, clock = self.state.next_round, Clock()
         model, self._strategy.state = self._files.load_model(round)
         try:
@@ -219,7 +200,7 @@ class Run:
             clock.lap("model")
             round_record = round_record.model_copy(update={"seconds": clock.laps})
             self._files.save_model(round + 1, model, self._strategy.state)
-            self._save(next_round=round + 1, rounds=(*self.state.rounds, round_record))
+            self._progress.save(next_round=round + 1, rounds=(*self.state.rounds, round_record))
         except BaseException:
             # Interrupted: nothing of this round was saved but what was sent, and it is gone through again.
             self._sum.forget_unsaved()
@@ -236,86 +217,8 @@ class Run:
         where there can be no such epoch now; then the run is where it was. Raises `Held`.
         """
         with self._hold():
-            self._set_up(again, ())
-
-    def _set_up(self, again: bool, let_in: Collection[str]) -> None:
-        self._require_rounds_left()
-        started = time.monotonic()
-        if self.state.next_round == 1 and not self._files.has_model(1):
-            model, description = self._first_model()
-            self.parameters = description.parameters
-            self._files.save_parameters(description.parameters)
-            self._files.save_model(1, model, {})
-        self._files.load_model(self.state.next_round)  # raises before anything is begun
-        present = None
-        begun = self._sum.epoch >= 0
-        lost = self._sum.is_lost
-        if not begun or again or self._stale or lost or self._sum.is_over(self.state.next_round):
-            if again and self._sum.is_set_up:
-                invited = set(self._approved) - self._blamed() - set(self._sum.available())
-                present = {*self.state.present, *invited, *self._sum.replaced()}
-            self._begin_epoch(let_in)
-        try:
-            available = self._sum.set_up(self.study.terms.cohort.hospitals, self._setup_patience, present)
-        except RunError:
-            # Who is in this epoch is fixed and too few are there: the next try begins another one.
-            self._stale = self._sum.is_enrolled
-            raise
-        self._save(present=available, setup_seconds=self.state.setup_seconds + time.monotonic() - started)
-
-    def _begin_epoch(self, let_in: Collection[str]) -> None:
-        """Begin another epoch, and count a round that was begun in the last one as failed: both in one step, or none.
-
-        let_in: on whose account it is begun. Raises `EpochRefused`.
-        """
-        round, invited = self.state.next_round, set(self._approved) - self._blamed()
-        given_up, begun = self._given_up(round), dict(self.state.epochs_for)
-        first = round if given_up is None else round + 1
-        for email in let_in:
-            begun[email] = begun.get(email, 0) + 1
-
-        def save(epoch: int) -> None:
-            rounds = self.state.rounds
-            if given_up is not None:
-                self._files.save_model(first, *self._files.load_model(round))
-                rounds = (*rounds, given_up)
-            self._save(epoch=epoch, epochs_for=begun, next_round=first, rounds=rounds)
-
-        try:
-            self._sum.new_epoch(self.study.terms, invited, first, save)
-        except (SecaggError, IdentityError) as error:
-            raise EpochRefused(
-                f"setup among {len(invited)} hospitals: {error}. Nothing was begun: correct that and run the study "
-                "again, or end it with `close`"
-            ) from error
-        self._stale = False
-
-    def _given_up(self, round: int) -> RoundRecord | None:
-        """Return the record of the next round as failed if it has begun, or may have: then it can no longer be held.
-
-        Where the state is lost, whether it has begun, and under which manifest, can't be read. The final evaluation has
-        no round after it: it is held again then, and hospitals that have begun it refuse.
-        """
-        if self._sum.is_lost:
-            if round > self.study.terms.rounds:
-                return None
-            return RoundRecord(
-                round=round,
-                epoch=self._sum.epoch,
-                train=True,
-                evaluate="no",
-                participants=(),
-                outcome="failed",
-                reason="given up for a new epoch, since the state of its own could not be read",
-            )
-        if not self._sum.has_begun(round):
-            return None
-        if round > self.study.terms.rounds:
-            raise EpochRefused("the final evaluation has begun, and a new epoch can't hold it again; finish it first")
-        manifest = self._sum.opened(round)
-        assert manifest is not None
-        given_up = {"outcome": "failed", "reason": "given up for a new epoch"}
-        return RoundRecord.begun(manifest).model_copy(update=given_up)
+            self._require_rounds_left()
+            self._epochs.set_up(again=again)
 
     def _require_rounds_left(self) -> None:
         name, rounds = self.study.terms.name, self.study.terms.rounds
@@ -326,71 +229,19 @@ class Run:
         if self.state.next_round > rounds + 1:
             raise RunError(f"study {name}: all {rounds} rounds were run; end it with `close`")
 
-    def _too_few_are_left(self) -> bool:
-        """Tell whether the present epoch can open no further round, and another one may, with others that approved."""
-        if self._sum.has_begun(self.state.next_round):
-            return False
-        threshold, blamed = self._sum.context.threshold, self._blamed()
-        if len(set(self._sum.available()) - blamed) >= threshold:
-            return False
-        self._look_again()
-        return len(set(self._approved) - blamed) >= threshold
-
-    def _let_in(self) -> None:
-        """Begin a new epoch if a hospital that approved is out of the present one, or lacks its keys, and is there."""
-        taking_part, blamed = set(self._sum.available()), self._blamed()
-        if taking_part >= set(self.study.terms.cohort.hospitals) - blamed and not self._lacking_keys():
-            return
-        self._look_again()
-        out = set(self._approved) - taking_part - blamed
-        asking = (out - set(self._sum.hospitals)) | (out & self._sum.late()) | self._lacking_keys()
-        begun = self.state.epochs_for
-        asking = {email for email in asking if begun.get(email, 0) < EPOCHS_PER_HOSPITAL}
-        if asking:
-            log.info("new epoch of the secure sum, to let in %s", ", ".join(sorted(asking)))
-            try:
-                self._set_up(True, asking)
-            except EpochRefused as error:
-                log.warning("%s", error)  # the present one goes on
-
-    def _lacking_keys(self) -> set[str]:
-        return who_lacks_keys(
-            self.state.rounds,
-            self._sum.epoch,
-            approved=set(self._approved) - self._blamed(),
-            present=set(self.state.present),
-            replaced=self._sum.replaced(),
-            threshold=self._sum.context.threshold,
-        )
+    def _prepare(self) -> None:
+        """Make the model that the first round starts from; raises `RunError` where that of the next one is damaged."""
+        if self.state.next_round == 1 and not self._files.has_model(1):
+            model, description = self._first_model()
+            self.parameters = description.parameters
+            self._files.save_parameters(description.parameters)
+            self._files.save_model(1, model, {})
+        self._files.load_model(self.state.next_round)
 
     def _publish(self) -> None:
         """While answers are waited for: put our keys again, and see whether those who are to give them still will."""
         self._put_keys()
-        self._look_again()
-
-    def _look_again(self) -> None:
-        if self._look is None or time.monotonic() - self._looked < LOOK_SECONDS:
-            return
-        before = set(self._approved)
-        try:
-            self._approved = tuple(self._look())
-        except DatasitesError as error:
-            log.warning("who has approved meanwhile is not known: %s", error)
-        self._looked = time.monotonic()
-        lost, needed = before - set(self._approved), self.study.terms.cohort.survivors_needed
-        if lost:
-            few = (
-                f", and the threshold is {needed}: no round can be opened while that is so; `close` ends the study"
-                if len(self._approved) < needed
-                else ""
-            )
-            log.warning(
-                "study %s: %s no longer approve it; %d hospital(s) do%s",
-                self.study.terms.name, ", ".join(sorted(lost)), len(self._approved), few,
-            )  # fmt: skip
-
-    def _blamed(self) -> set[str]:
-        return {email for round_record in self.state.rounds for email in round_record.blamed}
+        self._epochs.look_again()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
         """Tell the hospitals that the study is over and gather their accounts; safe to repeat, and at any moment.
@@ -405,13 +256,13 @@ class Run:
 
     def _close(self, patience: float) -> None:
         everybody, study = self.study.terms.cohort.hospitals, self.study.hash
-        self._save(closed=True)
+        self._progress.save(closed=True)
         self._say_over(everybody)
         accounts = dict(self.state.accounts)
 
         def take(letter: Letter) -> None:
             account = letters.PrivacyStatement.model_validate(letter.body)
-            self._check_head(letter.sender, account.head, account.fork, of_release=False)
+            check_head(self._progress, self._roster, letter.sender, account.head, account.fork, of_release=False)
             accounts[letter.sender] = account
 
         gather(
@@ -421,12 +272,12 @@ class Run:
             {letters.ACCOUNT: take},
             max_blob={},
             wanted=set(everybody) - set(accounts),
-            present=set(self.state.present or self._approved),
+            present=set(self.state.present or self._epochs.approved),
             patience=patience,
             timeout=patience,
             question=Question(letters.CLOSE, self._say_over, self._publish),
         )
-        self._save(accounts=accounts)
+        self._progress.save(accounts=accounts)
         self._sum.collect_setup(self._sum.epoch + 1)
 
     def _say_over(self, emails: Collection[str]) -> None:
@@ -436,7 +287,7 @@ class Run:
         holds it. All are tried before trouble with the whole store is raised, which may be one mailbox alone, unless it
         goes on for `AWAY_SECONDS`.
         """
-        held = ((email, self._newest_head(email)) for email in self.study.terms.cohort.hospitals)
+        held = ((email, newest_head(self.state, email)) for email in self.study.terms.cohort.hospitals)
         newest = {email: head for email, head in held if head is not None}
         away: StoreError | None = None
         until = time.monotonic() + AWAY_SECONDS
@@ -477,7 +328,7 @@ class Run:
         payload = model.astype("<f4").tobytes()
         manifest = self._sum.opened(round)
         if manifest is None:
-            blamed, threshold = self._blamed(), self._sum.context.threshold
+            blamed, threshold = self.state.blamed, self._sum.context.threshold
             participants = tuple(email for email in self._sum.available() if email not in blamed)
             if len(participants) < threshold:
                 raise RunError(
@@ -503,7 +354,7 @@ class Run:
         abstained: dict[str, tuple[str, ...]] = {}
 
         def masked(letter: Letter, body: letters.Masked) -> None:
-            self._check_head(letter.sender, body.audit, body.fork, of_release=True)
+            check_head(self._progress, self._roster, letter.sender, body.audit, body.fork, of_release=True)
             heads[letter.sender] = body.audit
             sent[letter.sender] = len(letter.blob or b"")
             if round_record.evaluate != "no":
@@ -526,7 +377,7 @@ class Run:
         except RunError as error:
             reason = f"{error}; {who_abstained(abstained)}"
             changes = {"outcome": "failed", "reason": reason, "refused": error.refused}
-        self._save(present=tuple(sorted({*heads, *abstained})))
+        self._progress.save(present=tuple(sorted({*heads, *abstained})))
         changes |= {"abstained": abstained, "heads": heads, "sent": sent}
         return round_record.model_copy(update=changes), survivors
 
@@ -625,50 +476,4 @@ class Run:
         ]
         late = {sender for sender, *_ in self._mailroom.signed(answers[-MOST_LATE:])}
         if late:
-            self._save(present=tuple(sorted({*self.state.present, *late})))
-
-    def _check_head(self, sender: str, head: PublicHead, fork: Fork | None, *, of_release: bool) -> None:
-        """Raise unless `head` is signed by the pinned key and counts on from the last head of that hospital (I11).
-
-        A log that went back, and has counted at least as many releases of other studies since, is not seen here: only
-        the hospital can compare heads with its log (`datasites audit held`).
-        of_release: it came with a release, which each head before it lacks; else nothing need have been released since.
-        A fork that the hospital declares lets its heads go back to it, once: from then on they go on from there. Each
-        is kept for the report, since what came after it in the lost log is in the hospital's log no more.
-        """
-        if head.public_key != self._roster.get(sender).public_key:
-            raise RunError(f"audit head of {sender}: signed with a key that is not pinned")
-        head.check()
-        self._declare(sender, fork)
-        known = self._newest_head(sender)
-        if known is not None and head.releases < known.releases + of_release:
-            raise RunError(
-                f"audit head of {sender}: its log went back: {head.releases} releases, it has said {known.releases}"
-            )
-
-    def _newest_head(self, email: str) -> PublicHead | None:
-        """Return the last head of its log that a hospital has sent; of a log restored since, where it goes on."""
-        forks = self.state.forks.get(email, ())
-        since = forks[-1].round if forks else 0
-        heads = (r.heads[email] for r in reversed(self.state.rounds) if email in r.heads and r.round >= since)
-        return next(heads, forks[-1].fork.goes_on if forks else None)
-
-    def _declare(self, sender: str, fork: Fork | None) -> None:
-        """Note the fork that a hospital declares, if it is a new one; raises `BadSignature` for a forged one."""
-        known = self.state.forks.get(sender, ())
-        if fork is None or fork in [one.fork for one in known]:
-            return
-        fork.check(self._roster.get(sender).public_key)
-        log.warning(
-            "the audit log of %s was restored from a backup, as it declares: it goes on from release %d",
-            sender,
-            fork.continues.releases,
-        )
-        declared = DeclaredFork(fork=fork, round=self.state.next_round)
-        self._save(forks={**self.state.forks, sender: (*known, declared)})
-
-    def _save(self, **changes: object) -> None:
-        """Go on to this state; where it can't be written, the last one stays."""
-        state = self.state.model_copy(update=changes)
-        self._files.save(state)
-        self.state = state
+            self._progress.save(present=tuple(sorted({*self.state.present, *late})))

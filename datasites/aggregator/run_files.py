@@ -116,6 +116,11 @@ class RunState(Agreed):
     accounts: dict[str, PrivacyStatement] = {}
     closed: bool = False
 
+    @property
+    def blamed(self) -> frozenset[str]:
+        """Return hospitals that take part in no further round, since their wrong shares kept a sum shut."""
+        return frozenset(email for round_record in self.rounds for email in round_record.blamed)
+
 
 class RunFolder:
     """The files of one run."""
@@ -216,3 +221,17 @@ class RunFolder:
 
     def _model(self, round: int) -> Path:
         return self.folder / f"model-{round:06d}.npz"
+
+
+class Progress:
+    """How far a run has come: its state as it was last saved, and its files."""
+
+    def __init__(self, files: RunFolder, study_hash: str) -> None:
+        self.files = files
+        self.state = files.load(study_hash)
+
+    def save(self, **changes: object) -> None:
+        """Go on to this state; where it can't be written, the last one stays."""
+        state = self.state.model_copy(update=changes)
+        self.files.save(state)
+        self.state = state

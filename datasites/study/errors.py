@@ -54,7 +54,7 @@ the same when its message changes. The tree, with the module of each (`tests/tes
     RoundRefused              hospital.rounds.manifest
     RuleError                 policies.ruleset
     RunError                  aggregator.gather
-      EpochRefused            aggregator.run
+      EpochRefused            aggregator.epochs
     SandboxUnavailable        enclave.sandbox
     SchemaError               study.schema
     SecaggError               secagg.errors

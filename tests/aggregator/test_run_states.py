@@ -1,4 +1,4 @@
-"""A run goes on to an epoch, or past a round, once nothing can refuse it any more; in each state it can be closed."""
+"""One run at a time goes on; what it can't write or read costs no round; and it can be closed in each state."""
 
 from __future__ import annotations
 
@@ -11,54 +11,15 @@ import pytest
 
 from datasites.aggregator import run as run_module
 from datasites.aggregator.gather import RunError
-from datasites.aggregator.run import EpochRefused, Run
 from datasites.study import letters
 from datasites.study.holding import Held
-from datasites.study.identity import Identity
-from datasites.study.roster import Roster
 from datasites.transport.mailroom import letter_key
 from datasites.transport.store import Store, StoreMissing, StoreUnreachable
+from tests.aggregator.interruptions import begin_round, fail_once, lose
 from tests.researcher.hospitals import Federation
 from tests.transport.parties import RESEARCHER
 
 pytestmark = pytest.mark.waits
-
-
-def lose(federation: Federation, how: str) -> None:
-    """Damage what the researcher keeps of the present epoch (0)."""
-    if how == "another key":
-        federation.researcher.identity = Identity.generate(RESEARCHER)
-        parties = (federation.researcher, *(hospital.party for hospital in federation.hospitals.values()))
-        federation.researcher.roster = Roster(entries=tuple(party.entry() for party in parties))
-        return
-    path = federation.folder / ("context-0.json" if "context" in how else "aggregator-0.bin")
-    if "gone" in how:
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-1])
-
-
-def begin_round(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send the next round out and be interrupted."""
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "_collect", lambda record: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run.next_round()
-
-
-def fail_once(
-    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException] = OSError, holding: bytes = b""
-) -> None:
-    """Let the next write of this file, with these bytes in it, fail."""
-    write = run._files.write
-
-    def failing(path: str, data: bytes | memoryview) -> None:
-        if path == name and holding in bytes(data):
-            monkeypatch.setattr(run._files, "write", write)
-            raise error("no space left on device")
-        write(path, data)
-
-    monkeypatch.setattr(run._files, "write", failing)
 
 
 # -- one at a time -----------------------------------------------------------------------------------------------------
@@ -81,80 +42,7 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(federation: Federation) -> N
     assert other.next_round().round == 2
 
 
-# -- epochs ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_epoch_that_is_refused_is_not_the_present_one(federation: Federation) -> None:
-    """Who says that it lacks keys is looked for in the present one, and let in."""
-    run = federation.run()
-    run.next_round()
-    before = run.state
-    run._approved = tuple(sorted(federation.hospitals)[:2])
-    with pytest.raises(EpochRefused, match="among 2 hospitals.*Nothing was begun"):
-        run.set_up(again=True)
-    assert (run._sum.epoch, run._sum.context.epoch, run.state) == (0, 0, before)
-    run._approved = tuple(sorted(federation.hospitals))
-    with federation._lock:
-        next(iter(federation.hospitals.values())).rejoin()
-    assert [(record.epoch, len(record.survivors)) for record in (run.next_round(), run.next_round())] == [
-        (0, 3),
-        (1, 4),
-    ]
-
-
-def test_a_party_that_is_not_pinned_refuses_an_epoch(federation: Federation) -> None:
-    run = federation.run()
-    run.next_round()
-    run._approved = (*run._approved, "datasite@elsewhere.example.org")
-    with pytest.raises(EpochRefused, match="elsewhere"):
-        run.set_up(again=True)
-    assert (run._sum.epoch, run.state.epoch) == (0, 0)
-
-
-def test_an_epoch_that_is_refused_is_not_offered(federation: Federation) -> None:
-    """Nobody has answered the offer of epoch 0 yet, and it stays the one that is offered."""
-    for hospital in federation.hospitals.values():
-        hospital.there = False
-    run = federation.run(setup_patience=0.3)
-    with pytest.raises(RunError, match="are the datasites running"):
-        run.set_up()
-    run._approved = tuple(sorted(federation.hospitals)[:2])
-    with pytest.raises(EpochRefused):
-        run.set_up(again=True)
-    with pytest.raises(RunError, match="are the datasites running"):
-        run.set_up()
-    one = next(iter(federation.hospitals.values()))
-    kinds = {kind for _, kind, _ in one.party.mailroom.mailbox(federation.study.hash)}
-    assert {kind for kind in kinds if kind.startswith("offer")} == {letters.offer_kind(0)}
-
-
-@pytest.mark.parametrize("file", ["context-1.json", "aggregator-1.bin", "model-000003.npz", "run.json"])
-def test_where_the_disk_is_full_the_last_epoch_and_its_round_go_on(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch, file: str
-) -> None:
-    run = federation.run()
-    run.next_round()
-    begin_round(run, monkeypatch)
-    before = run.state
-    fail_once(run, monkeypatch, file)
-    with pytest.raises(OSError, match="no space"):
-        run.set_up(again=True)
-    assert (run._sum.epoch, run._sum.context.epoch, run.state) == (0, 0, before)
-    record = run.next_round()
-    assert (record.round, record.epoch, record.outcome, len(record.survivors)) == (2, 0, "done", 4)
-
-
-def test_where_the_disk_is_full_at_an_enrolment_it_is_written_before_rounds_need_it(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = federation.run()
-    fail_once(run, monkeypatch, "enrolment-0.json")
-    with pytest.raises(OSError, match="no space"):
-        run.set_up()
-    run.set_up()
-    run = federation.run()
-    assert not run._sum.is_lost
-    assert len(run.next_round().survivors) == 4
+# -- a full disk -------------------------------------------------------------------------------------------------------
 
 
 def test_where_the_disk_is_full_at_the_end_of_a_round_it_is_ended_again(
@@ -169,53 +57,6 @@ def test_where_the_disk_is_full_at_the_end_of_a_round_it_is_ended_again(
     record = run.next_round()
     assert (record.round, record.outcome, run.state.next_round) == (1, "done", 2)
     assert run.model["weight"] == pytest.approx(0.5, abs=1e-4)
-
-
-def test_a_hospital_that_can_not_be_let_in_keeps_nobody_from_the_present_epoch(federation: Federation) -> None:
-    """And what is refused is not counted as an epoch that was begun for it."""
-    run = federation.run()
-    run.next_round()
-    with federation._lock:
-        next(iter(federation.hospitals.values())).rejoin()
-    run.next_round()
-    everybody = run._approved
-    run._approved = (*everybody, "datasite@elsewhere.example.org")  # approved, and not pinned here
-    record = run.next_round()
-    assert (record.epoch, record.outcome, run.state.epochs_for) == (0, "done", {})
-    run._approved = everybody
-    record = run.next_round()
-    assert (record.epoch, len(record.survivors)) == (1, 4)
-
-
-# -- rounds that are given up ------------------------------------------------------------------------------------------
-
-
-def test_a_lost_state_costs_one_round_however_often_the_next_epoch_is_refused(federation: Federation) -> None:
-    federation.run().next_round()
-    lose(federation, "cut off")
-    for _ in range(3):
-        run = federation.run(*sorted(federation.hospitals)[:2])
-        with pytest.raises(EpochRefused):
-            run.next_round()
-        assert (run.state.next_round, len(run.state.rounds)) == (2, 1)
-    record = federation.run().next_round()
-    assert (record.round, record.epoch, record.outcome) == (3, 1, "done")
-
-
-def test_a_round_is_given_up_and_its_epoch_begun_in_one_step(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed just before that, and tried again: one round in all."""
-    federation.run().next_round()
-    lose(federation, "cut off")
-    for _ in range(2):
-        run = federation.run()
-        fail_once(run, monkeypatch, "run.json", KeyboardInterrupt, b'"epoch":1,"epochs_for"')
-        with pytest.raises(KeyboardInterrupt):
-            run.next_round()
-    run = federation.run()
-    assert run.next_round().round == 3
-    assert [record.outcome for record in run.state.rounds] == ["done", "failed", "done"]
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
@@ -233,7 +74,7 @@ def test_a_run_can_be_closed_whatever_is_left_of_it(
     else:
         run.complete(rounds=1, progress=False)
         run._files.save_model(5, *run._files.load_model(2))
-        run._save(next_round=5)  # as after all three and the evaluation
+        run._progress.save(next_round=5)  # as after all three and the evaluation
     if how != "whole":
         lose(federation, how)
     run = federation.run()

@@ -176,7 +176,7 @@ def test_whoever_waits_for_a_study_that_can_not_run_any_more_is_told(
             party.control.jobs()
             party.control.record_approval(study.job_name, "approved")
             party.control.sync()
-        assert federation.start(study)._approved
+        assert federation.start(study)._epochs.approved
         two.control.record_revocation(study.job_name, "revoked")
         three.control.record_revocation(study.job_name, "revoked")
         for party in (two, three):
@@ -237,7 +237,7 @@ def test_one_hospitals_nonsense_ends_nobodys_wait(tmp_path: Path, hospitals: lis
         assert {s.email: s.state for s in states} == {p.email: "approved" for p in honest} | {liar.email: "unreadable"}
         assert re.search("can't be read", next(s.reason for s in states if s.email == liar.email))
         run = federation.start(study)
-        assert set(run._approved) == {party.email for party in honest}
+        assert set(run._epochs.approved) == {party.email for party in honest}
         for party in hospitals:
             party.stop()
 
