@@ -2,6 +2,12 @@
 
 Errors that a person can mend are one line on standard error and exit code 2; passwords are asked for on the terminal,
 or read from standard input with `--password-stdin`. Modules here are named after what they act on.
+
+>>> from typer.testing import CliRunner
+>>> from datasites.cli import app
+>>> done = CliRunner().invoke(app, ["study", "check", "scripts/heart_disease/study"])  # as every hospital will
+>>> done.exit_code, done.stdout.split()[-2:]
+(0, ['0', 'finding(s)'])
 """
 
 from __future__ import annotations
