@@ -182,6 +182,23 @@ def test_every_error_that_others_may_see_is_in_the_tree(path: Path) -> None:
 
 #: Functions of which each module may have one of its own: what a page or a command does is named as it is shown.
 OF_PAGES_AND_COMMANDS = ("datasites/hospital/console/views/", "datasites/cli/")
+VIEWS = "datasites.hospital.console.views."
+
+
+#: Modules of pages and commands that show no room: how people come in, and what all commands share.
+SHOW_NO_ROOM = {"entry", "terminal"}
+
+
+def test_pages_and_commands_are_called_after_what_they_show() -> None:
+    """A room of the hospital, or a module of it or in one: so names recur, and each leads to the other."""
+    named = {name.rpartition(".")[2] for name in hospital_modules() if not name.startswith(VIEWS)}
+    shown = {
+        path.stem
+        for top in OF_PAGES_AND_COMMANDS
+        for path in (ROOT / top).glob("*.py")
+        if path.stem.strip("_") == path.stem
+    }
+    assert shown - named == SHOW_NO_ROOM
 
 
 def test_a_function_that_checks_a_signature_or_decides_is_the_only_one_of_its_name() -> None:

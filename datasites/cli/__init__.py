@@ -1,7 +1,7 @@
 """One command, `datasites`, for people. Thin: each command reads its arguments, calls a room, and prints.
 
 Errors that a person can mend are one line on standard error and exit code 2; passwords are asked for on the terminal,
-or read from standard input with `--password-stdin`. Modules here are named after what they act on.
+or read from standard input with `--password-stdin`. Modules here are called after the room that they show.
 
 >>> from typer.testing import CliRunner
 >>> from datasites.cli import app
@@ -20,10 +20,11 @@ import typer
 
 from datasites.cli.agreements import agreements
 from datasites.cli.audit import audit
+from datasites.cli.budget import budget
 from datasites.cli.cases import review, study
-from datasites.cli.data import budget, dataset
-from datasites.cli.parties import roster
+from datasites.cli.data import dataset
 from datasites.cli.people import person
+from datasites.cli.roster import roster
 from datasites.cli.service import commands, identity
 from datasites.hospital.outages import away
 from datasites.study.errors import DatasitesError
