@@ -38,6 +38,8 @@ def test_a_case_shows_what_a_decision_needs(console: Console) -> None:
     html = response.content.decode()
     for words in (console.desk.row.approval_hash, "baa-university", "build_model", "Rehearsal", "Budget after"):
         assert words in html
+    assert "sampling rate 0.3; delta 1e-05 x " in html
+    assert "accept the risk.</dd>" in html
 
 
 def test_pages_say_who_reads_a_reason_and_which_figures_are_guarantees(console: Console) -> None:
