@@ -167,6 +167,12 @@ def test_each_link_of_a_guide_works(guide: Path) -> None:
     assert [target for target in targets if target and not (guide.parent / target).exists()] == []
 
 
+def test_each_picture_is_in_a_guide() -> None:
+    shown = {(guide.parent / link).resolve() for guide in GUIDES for link in LINK.findall(guide.read_text())}
+    pictures = {path for top in TOPS for path in (ROOT / top).rglob("*.png")}
+    assert pictures - shown == set()
+
+
 def test_readme_is_short_and_names_each_guide() -> None:
     text = README.read_text()
     assert len(text.splitlines()) <= MOST_LINES_OF_README
