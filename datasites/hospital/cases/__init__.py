@@ -3,13 +3,14 @@
 >>> import tempfile
 >>> from pathlib import Path
 >>> from datasites.hospital.cases.freeze import freeze, open_frozen
->>> submitted = {path.name: path.read_bytes() for path in Path("scripts/heart_disease/study").iterdir()}
+>>> from datasites.study.package import STUDY_FILES
+>>> submitted = {name: Path("scripts/heart_disease/study", name).read_bytes() for name in STUDY_FILES}
 >>> folder = Path(tempfile.mkdtemp())
 >>> study = freeze(submitted, folder)
 >>> open_frozen(folder, study.digest()).study.name  # what people read, and what alone will run
 'heart-disease'
 >>> freeze(submitted | {"setup.py": b"import os"}, folder)
 Traceback (most recent call last):
-datasites.study.errors.InputError: submission: 'setup.py' does not belong in a study; send study.toml, features.toml, \
-model.py only
+datasites.study.errors.InputError: 'setup.py' does not belong in a study; it holds study.toml, features.toml, model.py and\
+ nothing else
 """
