@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.e2e.kills import in_words, kill_while_studies_run
 from tests.e2e.support import KEYS, LocalDatasites
-from tests.e2e.test_kill import in_words, kill_while_studies_run
 
 
 def main() -> None:

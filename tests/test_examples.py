@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_house import HOSPITAL_ROOMS, MAY_IMPORT, ROOT
+from tests.rooms import HOSPITAL_ROOMS, MAY_IMPORT, ROOT
 
 ROOMS = [
     *("policies" if room == "policies" else f"datasites.{room}" for room in MAY_IMPORT),

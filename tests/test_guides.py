@@ -20,7 +20,7 @@ import typer
 from datasites.cli import app
 from datasites.hospital.config import DatasiteSettings
 from datasites.study.errors import read_toml
-from tests.test_house import HOSPITAL_ROOMS, MAY_IMPORT
+from tests.rooms import HOSPITAL_ROOMS, MAY_IMPORT
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -4,6 +4,7 @@ import ast
 import builtins
 import functools
 import graphlib
+import re
 import subprocess
 import sys
 import threading
@@ -17,38 +18,8 @@ import pytest
 from datasites.enclave.worker_client import Worker
 from tests import invariants, waiting
 from tests.other_user import run_as_other_user
+from tests.rooms import ASSEMBLES, HOSPITAL_ROOMS, MAY_IMPORT, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-
-#: Room -> rooms of this project that it may import.
-MAY_IMPORT = {
-    "study": set(),
-    "privacy": {"study"},
-    "secagg": {"study"},
-    "transport": {"study"},
-    "control": {"study", "transport"},
-    "enclave": {"study", "privacy"},
-    "policies": {"study"},
-    "aggregator": {"study", "secagg", "transport"},
-    "hospital": {"study", "privacy", "secagg", "transport", "control", "enclave", "policies"},
-    "researcher": {"study", "privacy", "transport", "control", "enclave", "aggregator"},
-    "cli": {"study", "privacy", "transport", "enclave", "policies", "hospital", "researcher"},
-}
-#: Rooms inside `hospital`, each of which may import those above it and what lies at its own top, but for these modules,
-#: which put the datasite together of all rooms.
-HOSPITAL_ROOMS = (
-    "isolated",
-    "audit",
-    "people",
-    "budget",
-    "data",
-    "cases",
-    "proposals",
-    "rounds",
-    "evidence",
-    "console",
-)
-ASSEMBLES = {"setup", "doctor", "service", "serving"}
 #: Modules at the top of `hospital` that rooms stand on, and what they may import of the rooms themselves.
 STANDS_ON = {"site": {"datasites.hospital.audit.log"}}
 #: Files at the top of `hospital`.
@@ -287,6 +258,19 @@ def test_tests_lie_where_what_they_test_lies() -> None:
         folder = path.relative_to(ROOT / "tests").parent
         room = ROOT / ("policies" if folder.parts == ("policies",) else "datasites" / folder)
         assert ACROSS_ROOMS & set(folder.parts) or room.is_dir(), f"{path} lies in no room's folder"
+
+
+def test_no_module_of_tests_is_imported_by_another() -> None:
+    """What several of them share lies in a conftest.py or in a module of helpers beside them."""
+    found = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for folder in ("tests", "scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if "hostile_models" not in path.parts  # some of which no Python parses
+        for module in imported_modules(path)
+        if module.startswith("tests.") and re.search(r"\btest_", module)
+    ]
+    assert found == []
 
 
 #: Modules that a security review looks for first; the tests of each lie in a file of its name.

@@ -318,7 +318,7 @@ def test_keys_in_the_store_are_not_trusted(tmp_path):
     mallory = open_keys(hospital.email, tmp_path / "mallory" / "keys.json")
     bundle = Path(researcher.store_url, "identities", hospital.email, "bundle.json")
     true = bundle.read_bytes()
-    researcher.control._connection.store.put(
+    researcher.control.store.put(
         f"identities/{hospital.email}/bundle.json",
         json.dumps({"public_encryption_bundle": mallory.get_public_bundle()}).encode(),
     )

@@ -14,12 +14,9 @@ import stat
 import sys
 import zlib
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from syft.sync.events.file_change_event import (
-    FileChangeEvent,
-    FileChangeEventsMessage,
     FileChangeEventsMessageFileName,
 )
 from syft.sync.messages.proposed_filechange import MessageFileName, ProposedFileChange, ProposedFileChangesMessage
@@ -33,6 +30,7 @@ from datasites.control.syft import ControlError
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.roster import Roster
 from datasites.transport import filesystems
+from tests.transport.outboxes import STATE, announce, event, refused, state_of
 from tests.transport.parties import HOSPITALS, RESEARCHER, Party, befriend, make_parties, study_files
 
 A, B, C = HOSPITALS
@@ -65,17 +63,6 @@ def post(signer: Party, message: ProposedFileChangesMessage, channel: str = RESE
     name = name or message.message_filename.as_string()
     signer.control.store.put(f"{inbox_folder(to, channel)}/{name}", sealed)
     return name
-
-
-def refused(party: Party, reason: str) -> None:
-    """One more entry in quarantine with that reason, and the channel is empty: nobody is blocked."""
-    before = len(party.control.quarantine.entries())
-    party.control.sync()
-    kept = party.control.quarantine.entries()
-    assert len(kept) == before + 1, [entry.reason for entry in kept]
-    assert reason in kept[-1].reason, kept[-1].reason
-    party.control.sync()
-    assert len(party.control.quarantine.entries()) == before + 1
 
 
 def submissions(hospital: Party) -> dict[str, dict[str, bytes]]:
@@ -340,31 +327,6 @@ def test_an_oversized_message_is_not_read(researcher, hospital):
 
 
 # Defect 2, the researcher's side; defect 9: roll-back.
-
-
-def event(path: str, content: bytes, owner: str = A, **changed) -> FileChangeEvent:
-    fields = {
-        "id": uuid4(), "path_in_datasite": Path(path), "datasite_email": owner, "content": content,
-        "new_hash": hashlib.sha256(content).hexdigest(), "submitted_timestamp": 0.0, "timestamp": 0.0,
-    }  # fmt: skip
-    return FileChangeEvent(**{**fields, **changed})
-
-
-def announce(signer: Party, *events: FileChangeEvent, number: float = 1.0, name: str = "", channel: str = A) -> str:
-    """Put an event message, signed by `signer`, into `channel`'s outbox for the researcher."""
-    message = FileChangeEventsMessage(
-        events=list(events), message_filepath=FileChangeEventsMessageFileName(timestamp=number)
-    )
-    key = f"{outbox_folder(channel, RESEARCHER)}/{name or message.message_filepath.as_string()}"
-    signer.control.store.put(key, signer.control.sealer().seal(RESEARCHER, message.as_compressed_data()))
-    return key
-
-
-STATE = f"app_data/job/review/{RESEARCHER}/v1/heart-1/state.yaml"
-
-
-def state_of(status: str) -> bytes:
-    return f"canonical_name: JobState\nversion: '1'\nstatus: {status}\n".encode()
 
 
 def test_a_hospital_speaks_for_itself_only(parties, researcher):

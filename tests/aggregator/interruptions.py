@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datasites.aggregator.run import Run
+from datasites.aggregator.run_files import RunFolder
 from datasites.study.identity import Identity
 from datasites.study.roster import Roster
 from tests.researcher.hospitals import Federation
@@ -34,15 +35,15 @@ def begin_round(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail_once(
-    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException] = OSError, holding: bytes = b""
+    monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException] = OSError, holding: bytes = b""
 ) -> None:
     """Let the next write of this file, with these bytes in it, fail."""
-    write = run._files.write
+    write = RunFolder.write
 
-    def failing(path: str, data: bytes | memoryview) -> None:
+    def failing(files: RunFolder, path: str, data: bytes | memoryview) -> None:
         if path == name and holding in bytes(data):
-            monkeypatch.setattr(run._files, "write", write)
+            monkeypatch.setattr(RunFolder, "write", write)
             raise error("no space left on device")
-        write(path, data)
+        write(files, path, data)
 
-    monkeypatch.setattr(run._files, "write", failing)
+    monkeypatch.setattr(RunFolder, "write", failing)

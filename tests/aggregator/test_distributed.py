@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,46 +10,16 @@ from datasites.researcher import report
 from datasites.researcher.study import Study
 from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import BadTerms
-from datasites.study.package import StudyPackage
 from datasites.study.rounds import counts_ring
-from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import GRADIENT, Federation
-from tests.transport.parties import make_parties
+from tests.study.studies import HEART, distributed_package
 
 pytestmark = pytest.mark.waits
 
 
-def written(**changes: str) -> StudyPackage:
-    files = dict(StudyPackage.read(HEART).files)
-    text = files["study.toml"].decode()
-    lines = {
-        "rounds": "3",
-        "mode": '"distributed"\nnoise_multiplier = 2.0',
-        "steps": "1",
-        "learning_rate": "3.0",
-        "bins": "6\nnoise_multiplier = 1.4",
-        "colluders": "1\npatients = 920",
-        **changes,
-    }
-    for key, value in lines.items():
-        text, changed = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text, count=1)
-        assert changed, key
-    return StudyPackage({**files, "study.toml": text.encode()})
-
-
 @pytest.fixture
 def study() -> Study:
-    return Study(HEART, written())
-
-
-@pytest.fixture
-def federation(tmp_path: Path, study: Study) -> Iterator[Federation]:
-    parties = make_parties(tmp_path, str(tmp_path / "store"), study.terms.cohort.hospitals)
-    federation = Federation(parties, study, tmp_path / "run")
-    yield federation
-    federation.stop()
-    for party in parties:
-        party.stop()
+    return Study(HEART, distributed_package())
 
 
 def test_the_step_is_the_opened_sum_by_the_studys_divisor(federation: Federation) -> None:

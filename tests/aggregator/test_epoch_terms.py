@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from datasites.study import letters
 from datasites.study.identity import Identity
 from datasites.study.manifest import MOST_ROUNDS
 from datasites.study.package import StudyPackage
-from datasites.study.roster import Roster, RosterEntry
+from tests.study.entries import roster_of
+from tests.study.studies import heart_package
 
 HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "study"
 
@@ -30,9 +30,6 @@ def test_an_epoch_holds_a_hundred_rounds_of_training_and_the_evaluation(first: i
 def test_epochs_of_a_study_of_any_length_follow_one_another(training: int) -> None:
     """What a study may have at most, an offer may name and an epoch may hold: no round is left over."""
     parties = [Identity.generate(f"site@h{n}.example.org") for n in range(4)]
-    entries = tuple(
-        RosterEntry(organisation=p.email, email=p.email, role="hospital", public_key=p.public_key) for p in parties
-    )
     emails = [party.email for party in parties]
     first, epoch = 1, 0
     while first <= training + 1:
@@ -40,7 +37,7 @@ def test_epochs_of_a_study_of_any_length_follow_one_another(training: int) -> No
         today = datetime.date(2026, 3, 2)
         letters.EpochOffer(epoch=epoch, first_round=rounds[0], last_round=rounds[1], expires=today)
         context = EpochTerms.from_roster(
-            Roster(entries=entries), study="5" * 64, epoch=epoch, aggregator=emails[0], hospitals=emails[1:],
+            roster_of(parties), study="5" * 64, epoch=epoch, aggregator=emails[0], hospitals=emails[1:],
             colluders=1, rounds=rounds, expires=today,
         )  # fmt: skip
         assert context.first_round == first
@@ -51,10 +48,8 @@ def test_epochs_of_a_study_of_any_length_follow_one_another(training: int) -> No
 
 
 def test_a_study_of_more_rounds_than_any_is_not_proposed() -> None:
-    files = dict(StudyPackage.read(HEART).files)
-    files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % (MOST_ROUNDS + 1), files["study.toml"])
     with pytest.raises(ValueError, match=f"rounds.*{MOST_ROUNDS}"):
-        StudyPackage(files).study  # noqa: B018
+        heart_package(rounds=str(MOST_ROUNDS + 1)).study  # noqa: B018
 
 
 def test_the_evaluation_alone_is_an_epoch_of_one_round() -> None:

@@ -66,7 +66,7 @@ def test_the_longest_study_goes_through_its_first_and_its_last_epoch(tmp_path: P
         run = federation.run(setup_patience=60.0, round_timeout=60.0)
         run.next_round()
         for number in (MOST_ROUNDS, MOST_ROUNDS + 1):
-            run._files.save_model(number, np.zeros(5, np.float32), {})
+            federation.files.save_model(number, np.zeros(5, np.float32), {})
             run._progress.save(next_round=number)
             run.next_round()
         run.close()
@@ -221,7 +221,7 @@ def test_hospitals_that_gave_their_keys_up_are_let_in_by_another_epoch(federatio
     run = federation.run(round_timeout=30.0)
     run.next_round()
     gone = list(federation.hospitals.values())[:rejoining]
-    with federation._lock:
+    with federation.lock:
         for hospital in gone:
             hospital.rejoin()
     record = run.next_round()
@@ -259,14 +259,14 @@ def test_an_epoch_follows_once_all_have_pinned_a_key_that_was_replaced(federatio
             assert party.control is not None
             party.control.pin(roster)
 
-    with federation._lock:
+    with federation.lock:
         stolen.rejoin()
         pin(stolen.party, *(hospital.party for hospital in others))
     for _ in range(2):
         record = run.next_round()
         assert (record.outcome, record.epoch) == ("failed", 0)
         assert re.search(r"epoch-keys.*pinned the same keys.*`run.set_up\(again=True\)`", record.reason)
-    with federation._lock:
+    with federation.lock:
         pin(federation.researcher, late.party)
     record = federation.run().next_round()
     assert (record.outcome, record.epoch, len(record.survivors)) == ("done", 1, 4)
@@ -301,7 +301,7 @@ def test_an_epoch_that_is_refused_is_not_the_present_one(federation: Federation)
         run.set_up(again=True)
     assert (run._sum.epoch, run._sum.context.epoch, run.state) == (0, 0, before)
     run._epochs.approved = tuple(sorted(federation.hospitals))
-    with federation._lock:
+    with federation.lock:
         next(iter(federation.hospitals.values())).rejoin()
     assert [(record.epoch, len(record.survivors)) for record in (run.next_round(), run.next_round())] == [
         (0, 3),
@@ -343,7 +343,7 @@ def test_where_the_disk_is_full_the_last_epoch_and_its_round_go_on(
     run.next_round()
     begin_round(run, monkeypatch)
     before = run.state
-    fail_once(run, monkeypatch, file)
+    fail_once(monkeypatch, file)
     with pytest.raises(OSError, match="no space"):
         run.set_up(again=True)
     assert (run._sum.epoch, run._sum.context.epoch, run.state) == (0, 0, before)
@@ -355,7 +355,7 @@ def test_where_the_disk_is_full_at_an_enrolment_it_is_written_before_rounds_need
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = federation.run()
-    fail_once(run, monkeypatch, "enrolment-0.json")
+    fail_once(monkeypatch, "enrolment-0.json")
     with pytest.raises(OSError, match="no space"):
         run.set_up()
     run.set_up()
@@ -368,7 +368,7 @@ def test_a_hospital_that_can_not_be_let_in_keeps_nobody_from_the_present_epoch(f
     """And what is refused is not counted as an epoch that was begun for it."""
     run = federation.run()
     run.next_round()
-    with federation._lock:
+    with federation.lock:
         next(iter(federation.hospitals.values())).rejoin()
     run.next_round()
     everybody = run._epochs.approved
@@ -432,7 +432,7 @@ def test_a_round_is_given_up_and_its_epoch_begun_in_one_step(
     lose(federation, "cut off")
     for _ in range(2):
         run = federation.run()
-        fail_once(run, monkeypatch, "run.json", KeyboardInterrupt, b'"epoch":1,"epochs_for"')
+        fail_once(monkeypatch, "run.json", KeyboardInterrupt, b'"epoch":1,"epochs_for"')
         with pytest.raises(KeyboardInterrupt):
             run.next_round()
     run = federation.run()

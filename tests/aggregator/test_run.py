@@ -72,12 +72,12 @@ def test_keys_of_the_researcher_that_the_store_loses_are_put_again_during_a_run(
     """Hospitals read them anew after a restart, and when their roster changes: here one alone, and all in a round."""
     run = federation.run(round_timeout=20.0)
     run.next_round()
-    bundle = Path(run._mailroom.store.url, "identities", RESEARCHER, "bundle.json")
+    bundle = Path(federation.researcher.mailroom.store.url, "identities", RESEARCHER, "bundle.json")
     kept = bundle.read_bytes()
     broadcast = run._sum.broadcast
 
     def lose(*letter: Any) -> None:
-        with federation._lock:
+        with federation.lock:
             if letter:
                 broadcast(*letter)
             bundle.unlink()
@@ -111,7 +111,7 @@ def test_whoever_answers_an_older_round_after_all_is_waited_for_again(
     federation.wait_for_letter(back, "abstained", 1)
     if is_crowded:
         monkeypatch.setattr("datasites.transport.store.MOST_NAMES", 50)
-        mailroom = run._mailroom
+        mailroom = federation.researcher.mailroom
         for number in range(2000):
             Path(mailroom.store.url, letter_folder(run.study.hash, mailroom.email), f"junk-{number}").touch()
     back.silent_at.clear()
@@ -132,7 +132,9 @@ def test_a_file_in_the_name_of_a_hospital_that_is_gone_is_not_taken_for_its_answ
     if gone_from != "setup":
         run.next_round()
     for number, kind in ((letters.SETUP_ROUND, letters.certificate_kind(0)), (1, letters.MASKED)):
-        run._mailroom.store.put(letter_key(gone.email, run.study.hash, RESEARCHER, number, kind), b"no letter")
+        federation.researcher.mailroom.store.put(
+            letter_key(gone.email, run.study.hash, RESEARCHER, number, kind), b"no letter"
+        )
     record = run.next_round()
     assert (record.epoch, len(record.survivors)) == (0, 3)
     assert gone.email not in run.state.present
@@ -143,7 +145,7 @@ def test_a_round_that_can_not_open_is_not_waited_for_to_the_end(federation: Fede
     run = federation.run(round_timeout=30.0)
     run.next_round()
     silent, *gone = list(federation.hospitals.values())[:3]
-    with federation._lock:
+    with federation.lock:
         silent.silent_at.add("masked")
         for hospital in gone:
             hospital.rejoin()
@@ -330,7 +332,7 @@ def test_an_interruption_while_the_sum_opens_costs_nothing(federation: Federatio
         with pytest.raises(KeyboardInterrupt):
             run.next_round()
     assert run.state.rounds == ()
-    assert not run._files.has_model(2)
+    assert not federation.files.has_model(2)
     record = run.next_round()
     assert (record.round, record.outcome) == (1, "done")
     np.testing.assert_allclose(run.model["weight"], 0.5, atol=1e-4)

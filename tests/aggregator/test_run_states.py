@@ -29,7 +29,7 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(federation: Federation) -> N
     """Whoever holds its folder, and whoever has gone on from a state that was read before."""
     run, other = federation.run(), federation.run()
     acts: tuple[Callable[[], object], ...] = (run.complete, run.next_round, run.set_up, run.close)
-    with other._files.hold():
+    with federation.files.hold():
         for act in acts:
             with pytest.raises(Held, match="this run is open already"):
                 act()
@@ -51,7 +51,7 @@ def test_where_the_disk_is_full_at_the_end_of_a_round_it_is_ended_again(
     run = federation.run()
     run.set_up()
     for file in ("model-000002.npz", "aggregator-0.bin"):
-        fail_once(run, monkeypatch, file)
+        fail_once(monkeypatch, file)
         with pytest.raises(OSError, match="no space"):
             run.next_round()
     record = run.next_round()
@@ -73,7 +73,7 @@ def test_a_run_can_be_closed_whatever_is_left_of_it(
         begin_round(run, monkeypatch)
     else:
         run.complete(rounds=1, progress=False)
-        run._files.save_model(5, *run._files.load_model(2))
+        federation.files.save_model(5, *federation.files.load_model(2))
         run._progress.save(next_round=5)  # as after all three and the evaluation
     if how != "whole":
         lose(federation, how)
@@ -198,14 +198,14 @@ def test_a_run_whose_files_are_lost_says_again_that_it_is_over(federation: Feder
     run.complete(rounds=1, progress=False)
     if lost == "all":
         run.close()
-        run._mailroom.store.delete(key)
+        federation.researcher.mailroom.store.delete(key)
         shutil.rmtree(federation.folder)
     else:
         (federation.folder / lost).write_bytes(b"[")
     run = federation.run()
     run.close(2.0)
     assert run.state.closed
-    assert run._mailroom.store.exists(key)
+    assert federation.researcher.mailroom.store.exists(key)
 
 
 @pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'{"study": 1}', b"\xff"])
@@ -247,6 +247,6 @@ def test_a_damaged_file_of_a_run_is_named_with_its_remedy(federation: Federation
 
 def test_the_state_of_another_study_is_no_state(federation: Federation) -> None:
     run = federation.run()
-    run._files.save(run.state.model_copy(update={"study": "0" * 64}))
+    federation.files.save(run.state.model_copy(update={"study": "0" * 64}))
     with pytest.raises(RunError, match=r"run\.json: not as a run saves it: it is of study 0000"):
         federation.run()

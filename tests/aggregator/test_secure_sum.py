@@ -21,12 +21,13 @@ from datasites.study import letters
 from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.package import StudyPackage
-from datasites.study.roster import Roster, RosterEntry
+from datasites.study.roster import Roster
 from datasites.study.tensors import Parameter
 from datasites.transport.mailroom import Mailroom, letter_key
 from tests.kills import Killed, kill_after, kill_before
-from tests.researcher.conftest import HEART
 from tests.researcher.hospitals import SHARE, Federation
+from tests.study.entries import roster_of
+from tests.study.studies import HEART
 from tests.transport.parties import RESEARCHER
 
 pytestmark = pytest.mark.waits
@@ -147,7 +148,7 @@ def test_a_state_that_could_not_be_saved_is_not_gone_on_from(total: Sum, monkeyp
     """Nothing of it was sent, and in memory the last one stays."""
     total.set_up()
     with monkeypatch.context() as patch:
-        patch.setattr(total.sum._files, "write", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
+        patch.setattr(RunFolder, "write", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
         with pytest.raises(OSError, match="no space"):
             total.broadcast()
     assert total.letter(total.emails[0], letters.ROUND) is None
@@ -179,11 +180,8 @@ def test_an_epoch_without_everybody_keeps_the_approved_threshold(tmp_path: Path)
         update={"cohort": heart.cohort.model_copy(update={"hospitals": emails, "threshold": None})}
     )
     parties = [Identity.generate(email) for email in (heart.researcher, *emails)]
-    entries = tuple(
-        RosterEntry(organisation=p.email, email=p.email, role="hospital", public_key=p.public_key) for p in parties
-    )
     mailroom = cast("Mailroom", None)  # nothing is sent before `set_up`
-    total = SecureSum(parties[0], Roster(entries=entries), mailroom, RunFolder(tmp_path), "5" * 64, -1)
+    total = SecureSum(parties[0], roster_of(parties), mailroom, RunFolder(tmp_path), "5" * 64, -1)
     total.new_epoch(terms, emails[:4], 1)
     assert total.context.threshold == terms.cohort.survivors_needed == 4
     with pytest.raises(BadTerms, match="3 hospitals are fewer than the threshold 4"):
@@ -323,7 +321,7 @@ def test_where_too_few_answer_nothing_is_learnt_until_they_do(total: Sum) -> Non
         total.sum.unmask(1, survivors, total.wait(1.0))
     for hospital in silent:
         hospital.silent_at.clear()
-        with total.federation._lock:
+        with total.federation.lock:
             answer = hospital.state.open.answer  # type: ignore[union-attr]
             hospital._send(letters.UNMASK, {}, answer.to_bytes(), 1)  # type: ignore[union-attr]
     total.restart()

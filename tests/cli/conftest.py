@@ -10,7 +10,6 @@ import pytest
 from every_command import Desk as EveryDesk
 from every_command import Run, every_command
 
-from datasites.study.roster import RosterEntry
 from tests.hospital.conftest import (
     HEART,
     database,
@@ -26,6 +25,7 @@ from tests.hospital.conftest import (
     site,
     versions_read_once,
 )
+from tests.study.entries import entry_of
 
 if TYPE_CHECKING:
     from tests.cli.command_line import CommandLine
@@ -60,19 +60,13 @@ def datasites(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommandLi
 def runs(desk: Desk, tmp_path: Path) -> list[Run]:
     """Every command on the hospital's home."""
     from datasites.hospital.models import Case
-    from tests.hospital.desk import PASSWORD
+    from tests.hospital.desk import PASSWORD, values_of
 
     desk.agree()
     home, row = desk.site.home, desk.row
-    entry = RosterEntry(
-        organisation=home.settings.organisation,
-        email=home.settings.email,
-        role="hospital",
-        public_key=desk.site.identity.public_key,
-    )
+    entry = entry_of(desk.site.identity, organisation=home.settings.organisation)
     home.roster_entry.write_bytes(entry.canonical())
-    values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
-    second = Case.objects.create(**{**values, "job_name": "heart-2"})
+    second = Case.objects.create(**{**values_of(row), "job_name": "heart-2"})
     about = EveryDesk(
         home=home.root,
         study=HEART / "study",

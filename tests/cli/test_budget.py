@@ -10,7 +10,7 @@ import pytest
 from datasites.hospital.budget import ledger
 from datasites.hospital.models import BudgetFact, LedgerEntry, Population, Proposal
 from tests.cli.command_line import CommandLine
-from tests.hospital.budget.test_ledger_log import ROUND, STUDY, WHOLE
+from tests.hospital.budget.accounts import ROUND, STUDY, WHOLE
 from tests.hospital.desk import Desk
 
 WHY = ("--reason", "why")

@@ -18,10 +18,10 @@ from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
 from datasites.researcher.study import Study
 from datasites.study.package import StudyPackage
-from tests.aggregator.test_distributed import written
 from tests.cli.command_line import CommandLine
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import Desk, job
+from tests.study.studies import distributed_package
 
 WHY = ("--reason", "why")
 
@@ -198,20 +198,21 @@ def folder_of(folder: Path, package: StudyPackage) -> Path:
 
 
 def test_a_plan_shows_what_a_threshold_costs(datasites: CommandLine, tmp_path: Path) -> None:
-    done = datasites.does("study", "plan", folder_of(tmp_path, written(rounds="15")))
+    done = datasites.does("study", "plan", folder_of(tmp_path, distributed_package(rounds="15")))
     assert "1.414 if all survive, 1.225 if 3 do" in done.printed
     shown = "\n".join(done.lines)
     assert re.search(r"^3\* +1 +2 +1\.414 +1\.225 ", shown, flags=re.MULTILINE)
     assert re.search(r"^4 +0 +3 +1\.155 +1\.155 ", shown, flags=re.MULTILINE)
-    as_json = datasites.does("study", "plan", folder_of(tmp_path, written()), "--json").printed
+    as_json = datasites.does("study", "plan", folder_of(tmp_path, distributed_package()), "--json").printed
     assert [choice["threshold"] for choice in json.loads(as_json)] == [3, 4]
 
 
 def test_a_plan_names_the_noise_that_a_study_leaves_out(datasites: CommandLine, tmp_path: Path) -> None:
-    refused = datasites.refuses("study", "plan", folder_of(tmp_path, written(mode='"distributed"', rounds="15")))
+    package = distributed_package(mode='"distributed"', rounds="15")
+    refused = datasites.refuses("study", "plan", folder_of(tmp_path, package))
     assert re.search(r"privacy.noise_multiplier is missing: [0-9.]+ is the least that fits", refused)
     with pytest.raises(PlanError, match="is missing"):
-        Study(tmp_path, written(mode='"distributed"')).plan()
+        Study(tmp_path, distributed_package(mode='"distributed"')).plan()
 
 
 def test_a_folder_is_clean_or_its_findings_are_shown(datasites: CommandLine, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.roster import HandOver, Roster, RosterEntry
 from tests.cli.command_line import CommandLine
+from tests.study.entries import entry_of
 
 WHY = ("--reason", "why")
 
@@ -19,13 +20,7 @@ class Party:
     def __init__(self, folder: Path, name: str, role: str = "hospital") -> None:
         self.email, self.file = f"office@{name}.example.org", folder / f"{name}.json"
         self.identity = Identity.generate(self.email)
-        self.entry = RosterEntry(
-            organisation=name.title(),
-            email=self.email,
-            role=role,  # type: ignore[arg-type]
-            public_key=self.identity.public_key,
-            syft_fingerprint="ab" * 20,
-        )
+        self.entry = entry_of(self.identity, role, organisation=name.title(), syft_fingerprint="ab" * 20)
         self.file.write_bytes(self.entry.canonical())
 
 

@@ -23,6 +23,7 @@ from datasites.hospital.evidence.verify_bundle import verify
 from datasites.study.roster import Roster, RosterEntry
 from tests.cli.command_line import CommandLine, facts
 from tests.hospital.desk import Desk
+from tests.study.entries import entry_of
 
 WHY = ("--reason", "a power failure")
 SETTINGS = 'organisation = "General"\nemail = "office@general.example.org"\nstore = "{}"\nrun_as_root = true\n'
@@ -191,9 +192,7 @@ def test_what_is_wrong_with_a_datasite_is_said_and_in_the_exit_code(
 
 
 def test_the_roster_entry_is_shown_or_named_where_it_is_lost(datasites: CommandLine, desk: Desk) -> None:
-    file, key = datasites.home.roster_entry, desk.site.identity.public_key
-    email = datasites.home.settings.email
-    entry = RosterEntry(organisation="Cleveland", email=email, role="hospital", public_key=key)
+    file, entry = datasites.home.roster_entry, entry_of(desk.site.identity)
     file.write_bytes(entry.canonical())
     assert f"fingerprint {entry.fingerprint}" in datasites.does("identity", "show").printed
     file.write_bytes(b"{}")

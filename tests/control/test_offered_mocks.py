@@ -13,8 +13,8 @@ from syft_rds.config import COLLECTION_SUBPATH
 from datasites.control import connection, mocks
 from datasites.transport import second_look
 from datasites.transport.store import Store, StoreDenied
-from tests.transport.parties import HOSPITALS, Party
-from tests.transport.test_hostile_folder import Hands, settle
+from tests.transport.clock import Hands
+from tests.transport.parties import HOSPITALS, Party, settle
 
 A = HOSPITALS[0]
 

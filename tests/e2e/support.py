@@ -14,6 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from datasites.privacy import sampling
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -197,3 +201,12 @@ class LocalDatasites:
     def audit_log(self, key: str) -> list[dict[str, Any]]:
         """Records of one hospital's audit log."""
         return [json.loads(line) for line in (self.consortium.home(key) / "audit.jsonl").read_text().splitlines()]
+
+
+def training_rows(local: LocalDatasites, key: str, study_hash: str) -> tuple[np.ndarray, np.ndarray]:
+    """The hospital's training rows, read by this test as the operator of the machine."""
+    with np.load(local.consortium.home(key) / "prepared" / study_hash / "records.npz") as stored:
+        x, y, patient = stored["x"], stored["y"], stored["patient"]
+    dataset = local.consortium.settings.dataset
+    held_out = sampling.held_out(patient, bytes.fromhex(dataset.split_salt), dataset.held_out)
+    return x[~held_out], y[~held_out]

@@ -26,8 +26,7 @@ from datasites.aggregator.run import Run
 from datasites.hospital.outages import RETRY
 from datasites.transport.store import StoreUnreachable
 from tests.e2e.noiseless_datasite import plain_update
-from tests.e2e.support import KEYS, LocalDatasites, Place
-from tests.e2e.test_sum import training_rows
+from tests.e2e.support import KEYS, LocalDatasites, Place, training_rows
 
 ROUNDS = 7
 #: Seconds for which a service is unavailable at most, should a hospital not notice: nobody rests for that long.

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasites.privacy import sampling
 from datasites.study.manifest import UPDATE_BOUND
 from datasites.study.rounds import safe_scale
 from tests.e2e.noiseless_datasite import plain_update
-from tests.e2e.support import KEYS, LocalDatasites
+from tests.e2e.support import KEYS, LocalDatasites, training_rows
 
 ROUNDS = 15
 
@@ -48,12 +47,3 @@ def test_fifteen_rounds_equal_plain_weighted_fedavg(tmp_path: Path) -> None:
         assert np.abs(model - (start + weighted)).max() < tolerance
         assert np.abs(weighted - unweighted).max() > 100 * tolerance, "the comparison could not tell the two apart"
         start = model
-
-
-def training_rows(local: LocalDatasites, key: str, study_hash: str) -> tuple[np.ndarray, np.ndarray]:
-    """The hospital's training rows, read by this test as the operator of the machine."""
-    with np.load(local.consortium.home(key) / "prepared" / study_hash / "records.npz") as stored:
-        x, y, patient = stored["x"], stored["y"], stored["patient"]
-    dataset = local.consortium.settings.dataset
-    held_out = sampling.held_out(patient, bytes.fromhex(dataset.split_salt), dataset.held_out)
-    return x[~held_out], y[~held_out]

@@ -10,8 +10,8 @@ from datasites.enclave import escape
 from datasites.enclave.allowing import what_to_allow
 from datasites.enclave.sandbox import Sandbox, SandboxConfig, SandboxUnavailable
 from datasites.enclave.worker_client import WorkerCrashed
-from tests.enclave.test_worker_process import CRASHING, LIMITS, Unverified, start
-from tests.enclave.test_worker_process import study as write_study
+from tests.enclave.workers import CRASHING, LIMITS, Unverified, start
+from tests.enclave.workers import study as write_study
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from datasites.enclave import cgroup
 from datasites.enclave.confine import GIB, WorkerLimits
-from tests.enclave.test_worker_process import SOURCE, study
+from tests.enclave.workers import SOURCE, study
 
 pytestmark = pytest.mark.waits
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,25 +18,12 @@ import pytest
 from datasites.enclave import processes, protocol
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker_client import Timeouts, Worker, WorkerCrashed
-from tests.enclave.test_worker_process import start, study
+from tests.enclave.processes import CLEARING, gone, state
+from tests.enclave.workers import start, study
+from tests.polling import until
 
 Mode = Literal["required", "off"]
 
-#: Clears the signal by which it ends with its parent, in each thread, and never ends by itself.
-CLEARING = """
-import ctypes, signal, sys, threading
-from datasites.enclave.confine import WorkerLimits, confine
-def clear():
-    return ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
-for number in range(1, 64):
-    try: signal.signal(number, signal.SIG_IGN)
-    except (OSError, ValueError): pass
-before = clear() if "before" in sys.argv else None
-confine(WorkerLimits())
-threading.Thread(target=clear).start()
-sys.stderr.write(f"cleared: {clear()}, {before}\\n"); sys.stderr.flush()
-while True: pass
-"""
 
 #: A datasite with one worker, which it pauses again and again for some seconds before it says its processes.
 #: The worker runs the code that is given, if any.
@@ -74,33 +61,6 @@ class Hostile(Sandbox):
 def begun(folder: Path, mode: Mode, *arguments: str) -> Worker:
     """A hostile worker that was started a moment ago."""
     return Worker(Hostile(mode, *arguments), Timeouts())
-
-
-def gone(pids: list[int], *, seconds: int = 2) -> bool:
-    """Whether no process of these runs or stands still, after some seconds at most."""
-    for _ in range(100 * seconds):
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists() and state(pid) not in "ZX"]
-        if not left:
-            return True
-        time.sleep(0.01)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    return False
-
-
-def state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
-
-
-def until(holds: Callable[[], object]) -> None:
-    for _ in range(3000):
-        if holds():
-            return
-        time.sleep(0.01)
-    pytest.fail("waited in vain")
 
 
 @pytest.fixture

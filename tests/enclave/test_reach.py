@@ -13,7 +13,7 @@ from torch import nn
 
 from datasites.enclave import allowed_names, reserved_names
 from datasites.enclave.verifier import check_source
-from tests.enclave.test_verifier import HANDLED
+from tests.enclave.models import HANDLED
 
 #: Every kind of statement and expression that a model may have; clean as it stands.
 MODEL = '''"""All of it."""

@@ -14,7 +14,7 @@ from datasites.enclave import allowed_names, loader
 from datasites.enclave.verifier import check_source
 from datasites.privacy import per_row
 from datasites.privacy.layers import private_form
-from tests.enclave.test_verifier import model
+from tests.enclave.models import model
 
 WIDTH = 16
 #: `x` a row of numbers, `y` another, `c` whole numbers, `d` others, `b` true or false; then with more axes.

@@ -11,15 +11,11 @@ import pytest
 
 from datasites.enclave import confine, escape, sandbox
 from datasites.enclave.sandbox import Sandbox, SandboxConfig, SandboxUnavailable, find_bwrap
+from tests.enclave.walls import failed, showing
 from tests.other_user import run_as_other_user
 
 #: What only root can do where the kernel's files are not covered.
 AS_ROOT = {"change the kernel's settings", "read what is root's alone"} if os.geteuid() == 0 else set()
-
-
-def failed(attempts):
-    assert {attempt.outcome for attempt in attempts} <= {"held", "got out"}, attempts
-    return {attempt.name for attempt in attempts if not attempt.held}
 
 
 def test_nothing_gets_out():
@@ -83,14 +79,6 @@ def without(*flags):
 
 def replacing(flag, *new):
     return lambda command: [part for old in command for part in (new if old == flag else (old,))]
-
-
-def showing(folder):
-    def change(command):
-        place = len(command) - 1 - command[::-1].index("--remount-ro")
-        return [*command[:place], "--ro-bind", folder, folder, *command[place:]]
-
-    return change
 
 
 def proc_as_the_kernel_shows_it(command):

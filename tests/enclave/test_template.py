@@ -26,10 +26,11 @@ from datasites.enclave.processes import Process, Sandboxed, readable
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.template import Forked, Template, TemplateEnded
 from datasites.enclave.worker_client import WorkerOutOfMemory
-from tests.enclave.test_ending import CLEARING, gone, until
-from tests.enclave.test_sandbox import failed, showing
-from tests.enclave.test_worker_process import LIMITS, SOURCE, rows, start, study, train
+from tests.enclave.processes import CLEARING, gone
+from tests.enclave.walls import failed, showing
+from tests.enclave.workers import LIMITS, SOURCE, rows, start, study, train
 from tests.other_user import run_as_other_user
+from tests.polling import until
 from tests.templates import shared
 
 pytestmark = pytest.mark.waits

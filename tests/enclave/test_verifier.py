@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,12 @@ from datasites.enclave import allowed_names, check_statements
 from datasites.enclave.findings import MOST_FINDINGS, FindingList
 from datasites.enclave.scope import collect, kind_of
 from datasites.enclave.verifier import RULESET, check_source
+from tests.enclave.models import HANDLED, model
 
 HERE = Path(__file__).parent
 ADVERSARIAL = HERE.parent / "adversarial"
 CORPUS = sorted([*(ADVERSARIAL / "hostile_models").glob("*.py"), *(ADVERSARIAL / "honest_models").glob("*.py")])
 VERDICTS = HERE / "verdicts.json"
-#: Kinds of statements and expressions that a model may have.
-HANDLED = {
-    "AnnAssign", "Assert", "Assign", "AugAssign", "Break", "Continue", "Expr", "For", "If", "Pass", "Raise",
-    "Return", "Attribute", "BinOp", "BoolOp", "Call", "Compare", "Constant", "Dict", "DictComp", "IfExp", "List",
-    "ListComp", "Name", "Slice", "Starred", "Subscript", "Tuple", "UnaryOp",
-}  # fmt: skip
 
 #: Run by another Python with nothing but this package on its path.
 OTHER_PYTHON = """
@@ -38,23 +32,6 @@ from datasites.enclave.verifier import check_source
 print(json.dumps({name: [[f.line, f.column, f.rule, f.reason, f.remedy] for f in check_source(pathlib.Path(name).read_text("utf-8"))]
                   for name in sys.stdin.read().split("\\n")}))
 """  # noqa: E501
-
-
-def model(forward="return self.fc(x)", init="", methods="", top="", loss=""):
-    """A model with one layer; the arguments are placed in it."""
-    indent = lambda text, by: textwrap.indent(textwrap.dedent(text).strip("\n"), " " * by)
-    parts = [
-        "import math\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn\n",
-        textwrap.dedent(top),
-        "class Net(nn.Module):\n    def __init__(self, n):",
-        "        super().__init__()\n        self.fc = nn.Linear(n, 1)",
-        indent(init, 8),
-        "    def forward(self, x):\n" + indent(forward, 8),
-        indent(methods, 4),
-        textwrap.dedent(loss),
-        "def build_model(n_features, **config):\n    return Net(n_features)\n",
-    ]
-    return "\n".join(part for part in parts if part)
 
 
 def rules(source):

@@ -16,7 +16,7 @@ from measure import begin_peak, peak
 from datasites.enclave.confine import WorkerLimits
 from datasites.enclave.sandbox import Sandbox, SandboxConfig
 from datasites.enclave.worker_client import Worker, WorkerCrashed, WorkerError, WorkerRefused
-from tests.enclave.test_worker_process import EVALUATION, PLAN, TRAINING, study
+from tests.enclave.workers import EVALUATION, PLAN, TRAINING, study
 
 MIB = 1024**2
 #: What the datasite's process may grow by while it reads any one reply, at its peak.

@@ -15,7 +15,7 @@ from datasites.enclave import protocol, worker_process
 from datasites.enclave.confine import WorkerLimits
 from datasites.enclave.partition import Partition
 from datasites.enclave.processes import family
-from datasites.enclave.sandbox import Sandbox, SandboxConfig
+from datasites.enclave.sandbox import SandboxConfig
 from datasites.enclave.worker_client import (
     Timeouts,
     Worker,
@@ -25,66 +25,21 @@ from datasites.enclave.worker_client import (
     WorkerRefused,
     WorkerTimeout,
 )
-from datasites.privacy.plan import EvaluationPlan, PrivacyPlan
-from datasites.study.manifest import LocalTraining
 from datasites.study.schema import DataModel, Feature
+from tests.enclave.workers import (
+    CRASHING,
+    EVALUATION,
+    LIMITS,
+    PLAN,
+    SOURCE,
+    TRAINING,
+    Unverified,
+    rows,
+    start,
+    study,
+    train,
+)
 from tests.templates import shared
-
-#: A model that passes the verifier and does something else for each width of its input: one worker shows many fates.
-SOURCE = """
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, n, hidden):
-        super().__init__()
-        self.first = nn.Linear(n, hidden)
-        self.last = nn.Linear(hidden, 1)
-
-    def forward(self, x):
-        h = torch.tanh(self.first(x[:, :5]))
-        if x.shape[1] == 6:
-            h = h + h.mean(dim=-2, keepdim=True)
-        if x.shape[1] == 7:
-            h = h + torch.zeros(x.shape[0], 1, 90_000_000).amax(dim=2)
-        if x.shape[1] == 8:
-            codes = x.long()
-            for _ in range(10_000):
-                for _ in range(10_000):
-                    codes = codes + 1
-        if x.shape[1] == 9:
-            raise ValueError("this model takes five features")
-        if x.shape[1] == 10 and x.transpose(-2, -1).shape[1] == 77:
-            h = h * 1000
-        return self.last(h)
-
-
-def build_model(n_features, hidden=4, **config):
-    return Net(n_features, hidden)
-"""
-PLAN = PrivacyPlan.calibrate(3.0, 1e-3, clip=1.0, sampling_rate=0.3, rounds=5, steps_per_round=2)
-TRAINING = LocalTraining(steps=2, learning_rate=0.5)
-EVALUATION = EvaluationPlan(edges=(0.0, 0.25, 0.5, 0.75, 1.0), final_multiplier=2.0)
-LIMITS = WorkerLimits(memory=1 << 30)
-
-
-def study(folder, source=SOURCE):
-    folder.mkdir(exist_ok=True)
-    (folder / "model.py").write_text(source)
-    return folder
-
-
-def rows(width=5, count=200, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(count, width)).astype(np.float32)
-    return Partition(x, (x[:, 0] > 0).astype(np.float32), np.arange(count, dtype=np.int64))
-
-
-def start(folder, source=None, **options):
-    source = source or shared(SandboxConfig(limits=options.pop("limits", LIMITS)))
-    return Worker.start(source, (folder / "model.py").read_text(), n_features=5, **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +53,6 @@ def worker(tmp_path_factory):
     thread.join()
     with started[0] as running:
         yield running
-
-
-def train(worker, parameters=None, **changes):
-    options = {"plan": PLAN, "training": TRAINING, "divisor": 60.0, "round": 1, "key": os.urandom(32)} | changes
-    return worker.train(worker.initial_parameters() if parameters is None else parameters, **options)
 
 
 def test_it_describes_the_model(worker):
@@ -451,43 +401,13 @@ def _inside(pid):
 def test_more_rows_than_the_rounding_is_proved_for_are_refused(monkeypatch):
     monkeypatch.setattr(worker_process, "MOST_ROWS", 3)
     enclave = worker_process.Enclave(WorkerLimits(), ())
-    for rows in (3, 4):
-        arrays = {"x": np.zeros((rows, 2), np.float32), "y": np.zeros(rows, np.float32)}
-        if rows == 3:
+    for count in (3, 4):
+        arrays = {"x": np.zeros((count, 2), np.float32), "y": np.zeros(count, np.float32)}
+        if count == 3:
             enclave.answer(protocol.LoadData(partition="training"), arrays)
             continue
         with pytest.raises(Exception, match="more than 3 rows; rounding is accounted for"):
             enclave.answer(protocol.LoadData(partition="training"), arrays)
-
-
-UNVERIFIED = """
-import sys
-from datasites.enclave import worker_process, loader, verifier
-verifier.check_source = lambda source, name: ()
-loader.execute = lambda source: (lambda names: (exec(source, names), names)[1])({})
-worker_process.main()
-"""
-
-
-class Unverified(Sandbox):
-    """A sandbox whose worker runs any code: no verifier, all builtins."""
-
-    def command(self, arguments, shown=None):
-        asked = ["-c", UNVERIFIED, *arguments[2:]] if "datasites.enclave.worker_process" in arguments else arguments
-        return super().command(asked, shown)
-
-
-CRASHING = """
-import ctypes, os
-from torch import nn
-
-def build_model(n_features, **config):
-    print("row: 63")
-    os.write(1, b"DSW1 forged")
-    if config.get("crash"):
-        ctypes.string_at(0)
-    return nn.Linear(n_features, 1)
-"""
 
 
 @pytest.mark.slow

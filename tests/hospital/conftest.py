@@ -24,10 +24,13 @@ from datasites.hospital.database import connect
 from datasites.hospital.isolated import process
 from datasites.hospital.site import Site
 from datasites.study.identity import Identity
-from datasites.study.roster import Roster, RosterEntry
+from datasites.study.roster import Roster
 from tests.hospital.cleveland import SETTINGS
+from tests.study.entries import entry_of
+from tests.study.studies import heart_package
 
 if TYPE_CHECKING:
+    from datasites.hospital.cases.case import OpenCase
     from datasites.hospital.service import Service
     from tests.hospital.desk import Desk
     from tests.hospital.moments import Moments
@@ -191,16 +194,9 @@ def _furnish() -> None:
     home, own = _home, own_identity()
     others = ("hungary", "switzerland", "va")
     parties = [own, *(Identity.generate(f"datasite@{key}.example.org") for key in others)]
-    entries = [
-        RosterEntry(organisation=p.email, email=p.email, role="hospital", public_key=p.public_key) for p in parties
-    ]
     researcher = Identity.generate("researcher@university.example.org")
-    entries.append(
-        RosterEntry(
-            organisation="University", email=researcher.email, role="researcher", public_key=researcher.public_key
-        )
-    )
-    Roster(entries=tuple(entries)).save(home.roster)
+    entries = (*map(entry_of, parties), entry_of(researcher, "researcher", organisation="University"))
+    Roster(entries=entries).save(home.roster)
     shutil.copy(home.roster, _furnished(home))
     (home.root / "data").mkdir()
     home.local_rules.mkdir()
@@ -239,12 +235,12 @@ def _examine() -> dict[str, Any]:
     from datasites.hospital.cases import examination
     from datasites.hospital.cases.case import records_folder
     from datasites.hospital.models import Case
-    from tests.hospital.desk import job
+    from tests.hospital.desk import job, values_of
 
     row = examination.admit(begun_anew(_home, own_identity()), job())
     assert row.state == Case.State.REVIEW, row.note
     assert row.rehearsal["outcome"] == "passed", row.rehearsal.get("findings") or row.rehearsal
-    values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
+    values = values_of(row)
     _empty_tables()
     shutil.copytree(records_folder(_home, row.study_hash), Path(_beside.name) / "records")
     values["rehearsal"] |= {"start_ticks": 0}  # few tests look at when the first round leaves; the others don't wait
@@ -266,11 +262,17 @@ def desk(database: Home, examined: dict[str, Any], encoded: Path) -> Desk:
 @pytest.fixture
 def service(desk: Desk) -> Iterator[Service]:
     from datasites.hospital.service import Service
+    from tests.hospital.desk import end
 
     datasite = Service(desk.site)
     yield datasite
-    datasite._submissions.close()
-    for run in datasite._runs.values():
-        run.close()
-    datasite._mailroom.close()
-    datasite._control.close()
+    end(datasite)
+
+
+@pytest.fixture(params=["local", "distributed"])
+def case(request: pytest.FixtureRequest, heart: DatasetSettings, furnished: Home) -> OpenCase:
+    """A study in either mode with interim evaluations, as it is approved here, without its records."""
+    from tests.hospital.unequal import Terms, case_of, with_interim
+
+    package = heart_package() if request.param == "local" else Terms(counts_noise=1.7).package(threshold=4)
+    return case_of(furnished, with_interim(package), heart)

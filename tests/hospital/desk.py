@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import threading
 from collections.abc import Sequence
+from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from datasites.control.syft import SubmittedJob
-from datasites.hospital.cases import review
+from datasites.hospital.audit.entered import agreements_by_hand
+from datasites.hospital.cases import rehearsal, review
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case, LedgerEntry, Round
 from datasites.hospital.people.accounts import Actor, enter_person, identify
@@ -16,8 +22,10 @@ from datasites.hospital.people.agreements import confirm_agreement, enter_agreem
 from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.study.package import StudyPackage
+from policies.registry import RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART, moments
+from tests.polling import PATIENCE
 
 PASSWORD = "a long enough passphrase"
 NO_SANDBOX = f"""
@@ -98,8 +106,49 @@ class Desk:
         assert self.row.state == Case.State.REVIEW
 
 
-def turn(service: Service) -> None:
-    """One turn of the loop, with a sync and without its sleep."""
+def turn(service: Service, *, sync: bool = True) -> None:
+    """One turn of the loop, with a sync unless told otherwise, and without its sleep."""
     stop = threading.Event()
     stop.set()
-    service.step(stop, sync=True)
+    service.step(stop, sync=sync)
+
+
+def all_taken_in(service: Service) -> None:
+    """Turns until nothing is left in the inbox that may be taken in."""
+    turn(service)
+    while work := service._submissions._work:  # a turn says nothing of what a thread does beside it
+        wait([work.pending], PATIENCE)
+        turn(service)
+
+
+def end(service: Service) -> None:
+    """End it as one that is told to stop."""
+    stop = threading.Event()
+    stop.set()
+    service.serve(stop)
+
+
+def without_rehearsal(patch: pytest.MonkeyPatch, **of: Any) -> None:
+    """Let each submission pass its rehearsal at once, as if no worker were started. of: other figures of it."""
+    passed = {"outcome": "passed", "ticks": 1, "parameters": 9, **of}
+    patch.setattr(rehearsal, "_rehearse", lambda *_: dict(passed))
+
+
+def another(name: str, *, long: bool = False, submitter: str = "") -> SubmittedJob:
+    """A submission of a study of its own. long: its rehearsal takes minutes."""
+    terms = (HEART / "study" / "study.toml").read_text().replace("IRB-2026-017", f"IRB-{name}")
+    if long:
+        terms = terms.replace("hidden = 0", "hidden = 60000").replace("steps = 2", "steps = 200")
+    sent = job(**{"study.toml": terms.encode()})
+    return dataclasses.replace(sent, name=name, submitted_by=submitter or sent.submitted_by)
+
+
+def values_of(row: Case) -> dict[str, Any]:
+    """All that a case holds but its id, to make one like it."""
+    return {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
+
+
+def by_hand(site: Site) -> list[str]:
+    """What `doctor` finds of the registry as it is."""
+    agreements = RegistryFile(site.home.registry, "Cleveland").load().agreements
+    return agreements_by_hand(site.home, agreements, datetime.datetime.now(datetime.UTC).date())

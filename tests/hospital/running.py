@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from datasites.control.sealer import SyftSealer, open_keys, syft_fingerprint
 from datasites.hospital.cases.case import open_case
 from datasites.hospital.models import Case
 from datasites.hospital.rounds import run
+from datasites.hospital.rounds.row_work import RowWork
 from datasites.hospital.rounds.run import StudyRun
+from datasites.hospital.service import Service
 from datasites.secagg.aggregator import Aggregator
 from datasites.secagg.epoch_terms import EpochTerms
+from datasites.secagg.journal import Journal
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, MaskedVector, Ready, ShareBundle, SurvivorList
 from datasites.secagg.state import MemberState
@@ -34,12 +38,13 @@ from datasites.study.canonical import sha256_hex
 from datasites.study.identity import Identity
 from datasites.study.manifest import UPDATE_BOUND, RoundManifest, VectorTerm
 from datasites.study.package import StudyPackage
-from datasites.study.roster import Roster, RosterEntry
+from datasites.study.roster import Roster
 from datasites.study.rounds import safe_scale
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import Store
 from tests.hospital.conftest import HEART, furnish_roster, log_pins, moments, own_identity
 from tests.hospital.desk import Desk
+from tests.study.entries import entry_of
 
 RESEARCHER = "researcher@university.example.org"
 OWN = "datasite@cleveland.example.org"
@@ -90,13 +95,12 @@ def _parties() -> _Parties:
         email: json.dumps({"public_encryption_bundle": held.get_public_bundle()}).encode()
         for email, held in syft.items()
     }
+    as_researcher = {"role": "researcher", "organisation": "University"}
     entries = tuple(
-        RosterEntry(
-            organisation="University" if email == RESEARCHER else email,
-            email=email,
-            role="researcher" if email == RESEARCHER else "hospital",
-            public_key=keys[email].public_key,
+        entry_of(
+            keys[email],
             syft_fingerprint=syft_fingerprint(syft[email]),
+            **(as_researcher if email == RESEARCHER else {}),
         )
         for email in emails
     )
@@ -139,6 +143,23 @@ class Running:
         self.states: dict[str, MemberState] = {}
         self.members: dict[str, Member] = {}
 
+    # What shows outside only by the moments at which something leaves, or is held by one process at a time.
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of the secure sum, which the run holds locked."""
+        return self.run._journal
+
+    @property
+    def at_work(self) -> Any:
+        """The round whose rows are worked on, if one is."""
+        return self.run._at_work
+
+    @property
+    def rows(self) -> RowWork:
+        """What works on rows for the run."""
+        return self.run._rows
+
     def restart(self) -> StudyRun:
         """The hospital's service ends and starts again."""
         self.run.close(wait=True)
@@ -152,7 +173,7 @@ class Running:
 
     def until_at_work(self) -> None:
         """Let the hospital step until a round's rows are worked on, its letter having waited for that."""
-        while self.run._at_work is None:
+        while self.at_work is None:
             if not self.run.step():
                 assert self.run.wakes_at is not None
                 self._sleep()
@@ -290,3 +311,33 @@ class Running:
         self.state, survivors = self.aggregator.survivors(self.state)
         self.tell(manifest.round, letters.SURVIVORS, {}, survivors.to_bytes())
         return survivors
+
+
+def require_sat_out(running: Running, number: int) -> None:
+    """Nothing was charged or left in that round, and everybody learns why."""
+    letter = running.heard(number, letters.ABSTAINED)
+    assert letter is not None
+    assert letter.body == {"outcome": "denied", "controls": ["epoch-keys"]}
+    assert running.heard(number, letters.MASKED) is None
+    (told,) = running.logged("abstained")
+    assert told.fields["controls"] == ["epoch-keys"]
+    assert "pinned" in told.fields["reason"]
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def killed_in(running: Running, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """The service ends when it comes to this, and starts again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(what, killed)
+        with pytest.raises(KeyboardInterrupt):
+            running.steps()
+    running.restart()
+    running.steps()
+
+
+def runs(service: Service, running: Running) -> None:
+    """Let the service run this study as it is: a run of its own would read the store of its home."""
+    service._runs = {running.row.pk: running.run}

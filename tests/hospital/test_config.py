@@ -17,7 +17,7 @@ from datasites.hospital.postgresql import PostgresAddress
 from datasites.study.errors import InputError, parse_toml
 from datasites.transport.store import Store, StoreError
 from datasites.transport.store_errors import diagnose
-from tests.study.test_addresses import ESCAPED_COLON, MARK, forms, schemes, secrets
+from tests.study.addresses import ESCAPED_COLON, MARK, forms, schemes, secrets
 
 OIDC = ("issuer", "authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
 

@@ -12,7 +12,6 @@ import itertools
 import random
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import wait
 from typing import Any, TypeVar
 
 import pytest
@@ -23,7 +22,7 @@ from django.db.backends.signals import connection_created
 from datasites.control.syft import HospitalControl
 from datasites.hospital.budget import ledger_log, pending
 from datasites.hospital.budget.reconcile import require_one_story
-from datasites.hospital.cases import compliance, rehearsal
+from datasites.hospital.cases import compliance
 from datasites.hospital.database import DATABASE_AWAY, let_go
 from datasites.hospital.models import Case, LedgerEntry, Review, Round
 from datasites.hospital.rounds import row_work
@@ -33,7 +32,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import records
 from policies.engine import Decision
 from tests.hospital.conftest import HEART
-from tests.hospital.desk import Desk, job, turn
+from tests.hospital.desk import Desk, all_taken_in, job, without_rehearsal
 from tests.hospital.running import Running
 
 #: The same model as other bytes, so another study.
@@ -243,6 +242,7 @@ def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
+    desk: Desk,
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
@@ -253,9 +253,9 @@ def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
         HospitalControl, "next_job", lambda _, known, order: None if (sent.name, sent.submitted_by) in known else sent
     )
     monkeypatch.setattr("datasites.hospital.outages.RETRY", 0.0)
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+    without_rehearsal(monkeypatch)
     outage = Outage(kind, itertools.accumulate(range(3, 30, 3)))
-    begins = service._site.audit.head().seq
+    begins = desk.site.audit.head().seq
     in_threads: list[str] = []
 
     def opened(connection: BaseDatabaseWrapper, **_: object) -> None:
@@ -266,10 +266,8 @@ def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
     connection_created.connect(opened)
     try:
         with connection.execute_wrapper(outage.around_query):
-            for _ in range(24):
-                turn(service)
-                if service._submissions._work is not None:
-                    wait([service._submissions._work.pending], 120)
+            for _ in range(12):
+                all_taken_in(service)
     finally:
         connection_created.disconnect(opened)
     assert outage.struck >= 3
@@ -277,7 +275,6 @@ def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
     (row,) = Case.objects.filter(job_name="heart-again")
     assert row.state == Case.State.REVIEW
     assert row.rehearsal
-    mine = [r for r in records(service._home.audit) if r.seq > begins and r.fields.get("case") == row.pk]
+    all_taken_in(service)  # of what was interrupted nothing is left to be taken again
+    mine = [r for r in records(desk.site.home.audit) if r.seq > begins and r.fields.get("case") == row.pk]
     assert [r.kind for r in mine if r.kind in ("received", "examined")] == ["received", "examined"]
-    assert not service._submissions._interrupted
-    assert not service._submissions._begun

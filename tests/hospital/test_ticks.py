@@ -19,7 +19,7 @@ from datasites.enclave.template import Template
 from datasites.enclave.worker_client import Timeouts, Worker
 from datasites.hospital import ticks as moments_of
 from datasites.hospital.audit.log import AuditLog
-from datasites.hospital.cases import case, examination, rehearsal
+from datasites.hospital.cases import case, examination
 from datasites.hospital.cases.halt import Halt
 from datasites.hospital.cases.machine import rounds_at_work
 from datasites.hospital.cases.readiness import check_dataset
@@ -38,7 +38,7 @@ from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.study.package import StudyPackage
 from tests.hospital.conftest import HEART
-from tests.hospital.desk import Desk, job
+from tests.hospital.desk import Desk, job, without_rehearsal
 from tests.hospital.running import Running
 
 moments = some.floats(0.0, 1e6, allow_nan=False)
@@ -96,7 +96,7 @@ def test_time_is_allowed_for_the_lists_of_all_whom_the_hospital_declares(
     other = home.dataset("heart").model_copy(update={"name": "all", "population": "all", "declared_records": 400_000})
     columns = len(case.open_case(home, desk.row).package.data_model.columns)
     monkeypatch.setattr(examination, "sleep_to_tick", lambda _, ticks, __: allowed.append(ticks))
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed"})
+    without_rehearsal(monkeypatch)
     declared = replace(home, settings=home.settings.model_copy(update={"datasets": (*known, other)}))
     examination._examined_case(replace(desk.site, home=declared), Case.objects.get(pk=desk.row.pk), Halt())
     listed = sum(one.declared_records for one in known) + 400_000
@@ -153,13 +153,13 @@ def test_a_release_leaves_at_its_tick_however_long_its_rows_took(
     running.set_up()
     running.open(1)
     running.until_at_work()
-    begun = running.run._at_work.started
+    begun = running.at_work.started
     for tick in range(1, ticks + 6):
         clock.now = max(clock.now, begun + (tick - 0.5) * TICK)
         if tick >= ticks + late:
             go_on.set()
-            if running.run._at_work is not None:
-                wait([running.run._at_work.work])
+            if running.at_work is not None:
+                wait([running.at_work.work])
         running.run.step()
     assert running.heard(1, letters.MASKED)
     (moment,) = left
@@ -184,7 +184,7 @@ def test_a_service_that_was_kept_away_releases_at_a_whole_tick(
     running.set_up()
     running.open(1)
     running.until_at_work()
-    work = running.run._at_work
+    work = running.at_work
     wait([work.work])
     clock.now = work.due + 0.3 * TICK
     running.steps()
@@ -218,13 +218,11 @@ def test_how_long_a_worker_takes_to_have_its_rows_shows_nowhere_within_what_was_
             while running.run.step():
                 pass
             assert running.run.wakes_at == pytest.approx(began + allowed * TICK)
-            wait([running.run._rows._starting])
+            wait([running.rows._starting])
             running.until_at_work()
-            assert running.run._at_work.due == pytest.approx(
-                began + (allowed + running.case.approval_terms.ticks) * TICK
-            )
-            wait([running.run._at_work.work])
-            clock.now = running.run._at_work.due
+            assert running.at_work.due == pytest.approx(began + (allowed + running.case.approval_terms.ticks) * TICK)
+            wait([running.at_work.work])
+            clock.now = running.at_work.due
             assert running.run.step()
             assert running.heard(number, letters.MASKED)
             withdrawals.parent.mkdir(exist_ok=True)
@@ -284,7 +282,7 @@ def test_a_letter_that_waits_for_a_worker_keeps_the_machine_from_nobody(slow: tu
     clock.now = moment + 0.7 * TICK
     assert running.run.step()
     assert rounds_at_work(running.site.home)
-    work = running.run._at_work
+    work = running.at_work
     assert work is not None
     assert work.started == pytest.approx(moment), "not when the service came to it"
     assert machine.free_at == work.due == pytest.approx(moment + running.case.approval_terms.ticks * TICK)
@@ -298,8 +296,8 @@ def test_a_round_whose_letter_waited_begins_whole_ticks_after_its_moment(
     running, clock, moment = slow
     clock.now = running.run._loaded_at + late * TICK
     assert running.run.step()
-    assert running.run._at_work is not None
-    assert running.run._at_work.started == pytest.approx(moment + starts * TICK)
+    assert running.at_work is not None
+    assert running.at_work.started == pytest.approx(moment + starts * TICK)
 
 
 @pytest.mark.parametrize("steps", [True, False])
@@ -313,9 +311,9 @@ def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(
     running, clock, moment = slow
     withdrawals, takes = running.site.home.withdrawals / "heart.json", moment - clock.now
     withdrawals.parent.mkdir(exist_ok=True)
-    wait([running.run._rows._starting])
+    wait([running.rows._starting])
     monkeypatch.setattr(row_work, "time", clock)
-    rows, begun = running.run._rows, []
+    rows, begun = running.rows, []
     start = rows._started_worker
     monkeypatch.setattr(rows, "_started_worker", lambda *a: (begun.append(clock.now), start(*a))[1])
     try:
@@ -324,17 +322,17 @@ def test_a_withdrawal_moves_the_moment_for_which_a_letter_waits(
             withdrawals.write_text(gone)
             assert not running.run.step()
             assert running.run.wakes_at == pytest.approx(moment + takes)
-        second = running.run._rows._starting
+        second = running.rows._starting
         assert not wait([second], timeout=0.5).done
         assert not begun, "though the first is over"
         clock.now = moment
         if steps:
             assert not running.run.step()
         wait([second], timeout=60)
-        assert (begun, running.run._rows._withdrawn) == ([moment], frozenset({"1", "2"}))
+        assert (begun, running.rows._withdrawn) == ([moment], frozenset({"1", "2"}))
         clock.now = moment + takes
         running.until_at_work()
-        assert running.run._at_work.started == clock.now
+        assert running.at_work.started == clock.now
     finally:
         withdrawals.unlink(missing_ok=True)
 
@@ -350,22 +348,22 @@ def test_who_withdraws_after_a_letter_was_read_is_left_out_of_the_next_round(
     start = row_work.start_worker
     monkeypatch.setattr(row_work, "start_worker", lambda *a: (starts.append(1), start(*a))[1])
     try:
-        wait([running.run._rows._starting])
+        wait([running.rows._starting])
         clock.now = moment
         machine.enter(turn)  # another study's round, so that this one's work waits
         running.until_at_work()
         withdrawals.write_text('["1"]')
         machine.leave(turn)
-        work = running.run._at_work
+        work = running.at_work
         wait([work.work])
         assert (work.work.exception(), starts) == (None, [])
         clock.now = work.due
         running.steps()
         assert running.heard(1, letters.MASKED)
         assert running.run._loaded_at == pytest.approx(clock.now + running.run._case.loading_ticks * TICK)
-        wait([running.run._rows._starting])
+        wait([running.rows._starting])
         assert starts == [1]
-        assert running.run._rows._withdrawn == frozenset({"1"})
+        assert running.rows._withdrawn == frozenset({"1"})
     finally:
         withdrawals.unlink(missing_ok=True)
 
@@ -437,7 +435,7 @@ def examined_slowly(
         patch.setattr(moments_of, "time", clock)
         patch.setattr(examination, "stage_records", slow_stage)
         patch.setattr(examination, "_keep", slow_keep)
-        patch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed"})
+        without_rehearsal(patch)
         patch.setattr(AuditLog, "append", timed)
         examination.recheck(desk.site, desk.row.pk)
     return logged

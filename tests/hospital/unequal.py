@@ -31,8 +31,11 @@ from datasites.study.rounds import RingTerms, round_terms
 from datasites.study.survivors import noise_factor
 from tests.hospital.conftest import HEART
 from tests.secagg.cohort import Cohort, email
+from tests.study.studies import heart_package
 
 PREPARED = Prepared(content_hash="0" * 64, patient_unit="patient", rows=3, patients=3)
+#: Values that the model of the heart study has.
+DIMENSION = 14
 
 #: Hospitals that differ from the others, and whether the study as it is is too much for them.
 KINDS: dict[str, tuple[dict[str, float], bool]] = {
@@ -67,21 +70,18 @@ class Terms:
 
     def package(self, hospitals: Sequence[str] = (), **cohort: Any) -> StudyPackage:
         """The heart study on these terms, among its own four hospitals unless others are given."""
-        files = {path.name: path.read_bytes() for path in (HEART / "study").iterdir() if path.is_file()}
-        text = files["study.toml"].decode()
-        for old, new in (
-            (r'mode = "local"', f'mode = "distributed"\nnoise_multiplier = {self.noise}'),
-            (r"sampling_rate = .*", f"sampling_rate = {self.rate}"),
-            (r"delta = .*", f"delta = {self.delta}"),
-            (r"steps = 2", "steps = 1"),
-            (r"bins = 6", f"bins = 6\nnoise_multiplier = {self.counts_noise}"),
-            (r"(?m)^threshold = .*\n", ""),  # stated below, or the usual one
-            (r"colluders = 1", "\n".join(f"{k} = {v}" for k, v in {"colluders": 1, "patients": 920, **cohort}.items())),
-            *([(r"(?s)hospitals = \[.*?\]", f"hospitals = {list(hospitals)}")] if hospitals else []),
-        ):
-            text, changed = re.subn(old, new, text, count=1)
-            assert changed, old
-        return StudyPackage({**files, "study.toml": text.encode()})
+        others = {"patients": 920, **cohort}
+        given = {"hospitals": str(list(hospitals))} if hospitals else {}
+        return heart_package(
+            mode=f'"distributed"\nnoise_multiplier = {self.noise}',
+            sampling_rate=str(self.rate),
+            delta=str(self.delta),
+            steps="1",
+            bins=f"6\nnoise_multiplier = {self.counts_noise}",
+            threshold=None,  # among the others, or the usual one
+            colluders="\n".join(["1", *(f"{key} = {value}" for key, value in others.items())]),
+            **given,
+        )
 
 
 def case_of(home: Home, package: StudyPackage, dataset: DatasetSettings) -> OpenCase:
@@ -260,3 +260,30 @@ def counts_noise_of(case: OpenCase, repeats: int, *, key: str) -> np.ndarray:
 def deviation(steps: np.ndarray) -> float:
     """Root of the mean square: the noise has mean zero."""
     return math.sqrt(float(np.mean(steps.astype(np.float64) ** 2)))
+
+
+def with_interim(package: StudyPackage) -> StudyPackage:
+    """The same study with an evaluation after each fifth round."""
+    text, changed = re.subn(
+        rb"(?m)^bins = 6$", b"bins = 6\nevery = 5\ninterim_share = 0.3", package.files["study.toml"]
+    )
+    assert changed == 1
+    return StudyPackage({**package.files, "study.toml": text})
+
+
+def manifests(case: OpenCase) -> list[RoundManifest]:
+    """All rounds of the study."""
+    return [manifest_of(case, number) for number in range(1, case.study.rounds + 2)]
+
+
+def manifest_of(case: OpenCase, number: int = 3) -> RoundManifest:
+    cohort = case.study.cohort.hospitals
+    terms = round_terms(case.study, number, dimension=DIMENSION, participants=len(cohort))
+    return RoundManifest(
+        study=case.row.study_hash,
+        epoch=0,
+        round=number,
+        participants=cohort,
+        model_hash="a" * 64,
+        **vars(terms),
+    )

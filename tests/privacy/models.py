@@ -1,5 +1,6 @@
-"""Models that the tests train: one of each kind of layer, in torch's own form."""
+"""Models that the tests train: one of each kind of layer, in torch's own form, and some that mix rows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,4 +103,32 @@ KINDS = {
     "attention": (Attention, lambda n: torch.randn(n, 6, 8)),
     "twice": (Twice, lambda n: torch.randn(n, 6)),
     "sequence": (LongSequence, lambda n: torch.randn(n, 4, 24)),
+}
+
+
+class Mixing(nn.Module):
+    """Its hidden layer goes through `mix`, rows together."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.mix = nn.Linear(6, 6), nn.Linear(6, 1), mix
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.mix(torch.tanh(self.first(x))))
+
+
+#: Ways in which rows can be mixed.
+MIXES: dict[str, Callable[[Tensor], Tensor]] = {
+    "centred over the batch": lambda h: h - h.mean(0),
+    "scaled over the batch": lambda h: h / (h.std(0) + 1e-3),
+    "softmax over the batch": lambda h: torch.softmax(h, 0),
+    "attention over the batch": lambda h: torch.softmax(h @ h.T, 1) @ h,
+    "running sum": lambda h: h.cumsum(0),
+    "neighbour": lambda h: h + 0.1 * h.roll(1, 0),
+    "reversed rows": lambda h: h.flip(0),
+    "sorted rows": lambda h: h.sort(0).values,
+    "largest row": lambda h: h * (h.norm(dim=1, keepdim=True) >= h.norm(dim=1).max()),
+    "batch size": lambda h: h * len(h),
+    "one row only": lambda h: h * 0 + h[:1],
+    "random, not the row's own": lambda h: nn.functional.dropout(h, 0.5, training=True),
 }

@@ -10,8 +10,7 @@ from datasites.privacy.clipping import ClippedSum
 from datasites.privacy.layers import private_form
 from datasites.privacy.model_inputs import binary_loss
 from datasites.privacy.records import recording, row_records
-from tests.privacy.models import KINDS
-from tests.privacy.test_probe import MIXES, Mixing
+from tests.privacy.models import KINDS, MIXES, Mixing
 
 ROWS = 12
 

@@ -12,7 +12,7 @@ from datasites.privacy.model_inputs import binary_loss
 from datasites.privacy.noise import SecureRandom
 from datasites.privacy.probe import DependentRows, check_independence, invented
 from datasites.study.schema import DataModel, Feature
-from tests.privacy.models import KINDS
+from tests.privacy.models import KINDS, MIXES, Mixing
 
 ROWS = 12
 
@@ -23,31 +23,6 @@ def test_row_wise_models_pass(kind):
     y = np.random.default_rng(0).integers(0, 2, ROWS).astype(np.float32)
     for _ in range(5):
         check_independence(private_form(build()), None, inputs(ROWS).numpy(), y)
-
-
-class Mixing(nn.Module):
-    def __init__(self, mix):
-        super().__init__()
-        self.first, self.last, self.mix = nn.Linear(6, 6), nn.Linear(6, 1), mix
-
-    def forward(self, x):
-        return self.last(self.mix(torch.tanh(self.first(x))))
-
-
-MIXES = {
-    "centred over the batch": lambda h: h - h.mean(0),
-    "scaled over the batch": lambda h: h / (h.std(0) + 1e-3),
-    "softmax over the batch": lambda h: torch.softmax(h, 0),
-    "attention over the batch": lambda h: torch.softmax(h @ h.T, 1) @ h,
-    "running sum": lambda h: h.cumsum(0),
-    "neighbour": lambda h: h + 0.1 * h.roll(1, 0),
-    "reversed rows": lambda h: h.flip(0),
-    "sorted rows": lambda h: h.sort(0).values,
-    "largest row": lambda h: h * (h.norm(dim=1, keepdim=True) >= h.norm(dim=1).max()),
-    "batch size": lambda h: h * len(h),
-    "one row only": lambda h: h * 0 + h[:1],
-    "random, not the row's own": lambda h: nn.functional.dropout(h, 0.5, training=True),
-}
 
 
 @pytest.mark.filterwarnings("ignore:std")

@@ -1,27 +1,20 @@
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from datasites.researcher.study import Study
-from datasites.study.package import StudyPackage
 from tests.researcher.hospitals import Federation
-from tests.transport.parties import make_parties
-
-HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "study"
-sys.path.insert(0, str(HEART.parents[1]))
+from tests.study.studies import HEART, heart_package
+from tests.transport.parties import Party, make_parties
 
 
 @pytest.fixture
 def study() -> Study:
     """The heart disease study with three rounds."""
-    files = dict(StudyPackage.read(HEART).files)
-    files["study.toml"] = re.sub(rb"(?m)^rounds = 15$", b"rounds = 3", files["study.toml"])
-    return Study(HEART, StudyPackage(files))
+    return Study(HEART, heart_package(rounds="3"))
 
 
 @pytest.fixture
@@ -33,3 +26,10 @@ def federation(tmp_path: Path, study: Study) -> Iterator[Federation]:
     federation.stop()
     for party in parties:
         party.stop()
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> list[Party]:
+    emails = Study.load(HEART).terms.cohort.hospitals
+    _, *hospitals = make_parties(tmp_path / "hospitals", str(tmp_path / "store"), emails, start=False)
+    return hospitals

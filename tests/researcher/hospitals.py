@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from datasites.aggregator.run import Run
+from datasites.aggregator.run_files import RunFolder
 from datasites.researcher.study import Study
 from datasites.secagg.epoch_terms import EpochTerms
 from datasites.secagg.errors import SecaggError
@@ -252,19 +253,25 @@ class Federation:
         self.hospitals = {party.email: Hospital(party, study, folder) for party in others}
         self.problems: list[BaseException] = []
         self._stop = threading.Event()
-        self._lock = threading.Lock()
+        #: Held while a hospital has its turn.
+        self.lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
         while not self._stop.wait(0.003):
             for hospital in self.hospitals.values():
-                with self._lock:
+                with self.lock:
                     try:
                         hospital.step()
                     except BaseException as error:
                         self.problems.append(error)
                         raise
+
+    @property
+    def files(self) -> RunFolder:
+        """What the run keeps, as another process finds it."""
+        return RunFolder(self.folder)
 
     def stop(self) -> None:
         """End the thread."""
@@ -295,7 +302,7 @@ class Federation:
             self.researcher.identity, self.researcher.roster, self.researcher.mailroom, self.folder, self.study,
             approved or sorted(self.hospitals), **options,
         )  # fmt: skip
-        if run.state.next_round == 1 and not run._files.has_model(1):
+        if run.state.next_round == 1 and not self.files.has_model(1):
             dimension = sum(math.prod(one.shape) for one in run.parameters)
-            run._files.save_model(1, np.zeros(dimension, np.float32), {})
+            self.files.save_model(1, np.zeros(dimension, np.float32), {})
         return run

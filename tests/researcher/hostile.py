@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,16 +19,15 @@ from measure import files_below
 from datasites.aggregator.gather import RunError
 from datasites.aggregator.run import Run
 from datasites.researcher.study import Study
-from datasites.study.package import StudyPackage
 from tests.researcher import hospitals
 from tests.researcher.hospitals import SHARE, Federation
+from tests.study.studies import HEART, heart_package
 from tests.transport.hostile_store import POINTS, HostileStore
 from tests.transport.parties import RESEARCHER, make_parties
 
 if TYPE_CHECKING:
     from tests.hospital.hostile_home import Cost, RealHospital
 
-HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "study"
 #: Training rounds of these studies, before the final evaluation.
 ROUNDS = 3
 #: Seconds that a hospital of these studies waits for its peers' shares; 60 in the product.
@@ -83,10 +81,7 @@ class Ended:
 
 def short_study() -> Study:
     """The heart disease study with few rounds, and the researcher of these tests."""
-    files = dict(StudyPackage.read(HEART).files)
-    text = re.sub(rb"(?m)^rounds = 15$", b"rounds = %d" % ROUNDS, files["study.toml"])
-    files["study.toml"] = re.sub(rb"(?m)^researcher = .*$", b'researcher = "%s"' % RESEARCHER.encode(), text)
-    return Study(HEART, StudyPackage(files))
+    return Study(HEART, heart_package(rounds=str(ROUNDS), researcher=f'"{RESEARCHER}"'))
 
 
 def run_study(root: Path, plans: Sequence[tuple[str, str]], real: RealHospital | None = None) -> Ended:

@@ -16,8 +16,8 @@ from datasites.researcher import federation as federations
 from datasites.researcher.beforehand import FirstModel, Model
 from datasites.researcher.federation import Federation
 from datasites.researcher.study import Study
-from tests.researcher.conftest import HEART
-from tests.researcher.test_federation import befriended, hospitals  # noqa: F401 (fixture)
+from tests.researcher.homes import befriended
+from tests.study.studies import HEART
 from tests.transport.parties import Party
 
 MODEL = cast(Model, (np.arange(3, dtype=np.float32), SimpleNamespace(parameters=())))
@@ -92,7 +92,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_model_is_begun_at_the_first_submission_and_taken_by_the_run(
     tmp_path: Path,
-    hospitals: list[Party],  # noqa: F811
+    hospitals: list[Party],
     begun: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -113,7 +113,7 @@ def test_a_model_is_begun_at_the_first_submission_and_taken_by_the_run(
 
 def test_a_model_that_no_run_has_taken_ends_with_the_federation(
     tmp_path: Path,
-    hospitals: list[Party],  # noqa: F811
+    hospitals: list[Party],
     begun: list[str],
 ) -> None:
     study = Study.load(HEART)

@@ -19,16 +19,10 @@ from datasites.study import letters
 from datasites.study.errors import DatasitesError, InputError
 from datasites.study.holding import Held
 from datasites.transport.store import StoreError
-from tests.aggregator.test_distributed import written
 from tests.no_namespaces import NO_NAMESPACE, without_namespaces
-from tests.researcher.conftest import HEART
-from tests.transport.parties import Party, make_parties
-
-EMAIL = "researcher@university.example.org"
-
-
-def create(home: Path, store: Path | str, email: str = EMAIL) -> Federation:
-    return Federation.create(home, organisation="University", email=email, store=str(store))
+from tests.researcher.homes import EMAIL, befriended, create
+from tests.study.studies import HEART, distributed_package
+from tests.transport.parties import Party
 
 
 def test_a_home_that_failed_can_be_made_again(tmp_path: Path) -> None:
@@ -88,24 +82,6 @@ def test_a_folder_that_is_made_is_spoken_of(tmp_path: Path, caplog: pytest.LogCa
 def no_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """No submission starts a worker here; `test_beforehand` is about what one makes."""
     monkeypatch.setattr(FirstModel, "_make", lambda self: None)
-
-
-@pytest.fixture
-def hospitals(tmp_path: Path) -> list[Party]:
-    emails = Study.load(HEART).terms.cohort.hospitals
-    _, *hospitals = make_parties(tmp_path / "hospitals", str(tmp_path / "store"), emails, start=False)
-    return hospitals
-
-
-def befriended(tmp_path: Path, hospitals: list[Party]) -> Federation:
-    federation = create(tmp_path / "home", tmp_path / "store")
-    federation.pin(*(party.entry() for party in hospitals))
-    for party in hospitals:
-        party.roster = federation.roster
-        party.start()
-        party.control.accept_peers([EMAIL])
-    federation.connect()
-    return federation
 
 
 def test_what_is_submitted_is_what_was_checked(tmp_path: Path, hospitals: list[Party]) -> None:
@@ -194,7 +170,7 @@ def test_whoever_waits_for_a_study_that_can_not_run_any_more_is_told(
 
 
 def test_a_study_that_fits_no_plan_is_not_sent(tmp_path: Path) -> None:
-    package = written(mode='"distributed"\nnoise_multiplier = 0.3')
+    package = distributed_package(mode='"distributed"\nnoise_multiplier = 0.3')
     with create(tmp_path / "home", tmp_path / "store") as federation:
         with pytest.raises(PlanError, match=r"noise_multiplier is 0.3: [0-9.]+ is the least that fits"):
             federation.submit(Study(HEART, package))

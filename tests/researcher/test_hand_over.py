@@ -13,13 +13,14 @@ from datasites.researcher.federation import Federation
 from datasites.study.errors import InputError
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.roster import HandOver, Roster, RosterEntry
+from tests.kills import Killed
+from tests.researcher.homes import EMAIL, create
 from tests.researcher.hospitals import Federation as Running
-from tests.researcher.test_federation import EMAIL, create
+from tests.study.entries import entry_of
 
 
 def entry(identity: Identity, role: str, **changed: str) -> RosterEntry:
-    fields = {"organisation": "Other", "email": identity.email, "public_key": identity.public_key, **changed}
-    return RosterEntry(role=role, syft_fingerprint="ab" * 20, **fields)  # type: ignore[arg-type]
+    return entry_of(identity, role, syft_fingerprint="ab" * 20, **changed)
 
 
 def given(home: Path) -> tuple[RosterEntry, HandOver]:
@@ -80,10 +81,6 @@ def test_a_second_one_waits_until_the_first_is_over(tmp_path: Path) -> None:
         before = federation.entry
         federation.hand_over()
         require_whole(federation, before)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that handles errors sees it."""
 
 
 #: What is written on the way, one after the other.
@@ -192,7 +189,7 @@ def test_a_run_goes_on_under_the_new_key_by_a_new_epoch(federation: Running) -> 
     party = federation.researcher
     before, new = party.entry(), Identity.generate(party.email)
     change = HandOver.sign(party.identity, new, before, before.model_copy(update={"public_key": new.public_key}))
-    with federation._lock:
+    with federation.lock:
         party.identity = new
         for one in (party, *(hospital.party for hospital in federation.hospitals.values())):
             one.roster = one.roster.hand_over(change)

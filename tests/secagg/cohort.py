@@ -28,7 +28,7 @@ from datasites.secagg.messages import (
 from datasites.secagg.state import MemberState
 from datasites.study.identity import Identity
 from datasites.study.manifest import RoundManifest, VectorTerm
-from datasites.study.roster import Roster, RosterEntry
+from tests.study.entries import roster_of
 
 TODAY = datetime.date(2026, 3, 2)
 EXPIRES = datetime.date(2027, 1, 1)
@@ -56,17 +56,7 @@ class Cohort:
     ) -> Cohort:
         researcher = Identity.generate("pi@university.example.org")
         hospitals = {email(i): Identity.generate(email(i)) for i in range(n)}
-        roster = Roster(
-            entries=tuple(
-                RosterEntry(
-                    organisation=one.email,
-                    email=one.email,
-                    role="researcher" if one is researcher else "hospital",
-                    public_key=one.public_key,
-                )
-                for one in (researcher, *hospitals.values())
-            )
-        )
+        roster = roster_of((researcher, *hospitals.values()), researcher.email)
         terms = {"colluders": 1 if n < 7 else 2, **terms}
         context = EpochTerms.from_roster(
             roster,

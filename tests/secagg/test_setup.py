@@ -22,9 +22,10 @@ from datasites.secagg.errors import (
 from datasites.secagg.member import Member
 from datasites.secagg.messages import Certificate, Enrolment, ShareBundle
 from datasites.study.identity import Identity, IdentityError
-from datasites.study.roster import Roster, RosterEntry
+from datasites.study.roster import Roster
 from tests.secagg.attacker import reseal
 from tests.secagg.cohort import EXPIRES, STUDY, TODAY, Cohort, email
+from tests.study.entries import roster_of
 
 
 def enrolment_of(cohort: Cohort, certificates) -> Enrolment:
@@ -309,14 +310,9 @@ def test_every_share_handed_out_is_the_committed_one(shared, cohort, enrolment):
 # -- terms ------------------------------------------------------------------------------------------------------------
 
 
-def roster_of(n: int) -> Roster:
+def roster_among(n: int) -> Roster:
     parties = [Identity.generate("pi@university.example.org"), *(Identity.generate(email(i)) for i in range(n))]
-    return Roster(
-        entries=tuple(
-            RosterEntry(organisation="x", email=one.email, role="hospital", public_key=one.public_key)
-            for one in parties
-        )
-    )
+    return roster_of(parties)
 
 
 def terms(roster: Roster, n: int, **changes):
@@ -334,14 +330,14 @@ def terms(roster: Roster, n: int, **changes):
 
 def test_a_roster_of_two_is_refused():
     with pytest.raises(BadTerms):
-        terms(roster_of(2), 2)
+        terms(roster_among(2), 2)
     with pytest.raises(BadTerms):
-        terms(roster_of(2), 2, threshold=2)
+        terms(roster_among(2), 2, threshold=2)
 
 
 def test_an_unpinned_hospital_is_refused():
     with pytest.raises(IdentityError, match="not pinned"):
-        terms(roster_of(3), 4)
+        terms(roster_among(3), 4)
 
 
 @pytest.mark.parametrize(
@@ -359,11 +355,11 @@ def test_an_unpinned_hospital_is_refused():
 )
 def test_terms_that_protect_nobody_are_refused(changes):
     with pytest.raises(BadTerms):
-        terms(roster_of(4), 4, **changes)
+        terms(roster_among(4), 4, **changes)
 
 
 def test_the_same_key_twice_is_refused():
-    context = terms(roster_of(4), 4)
+    context = terms(roster_among(4), 4)
     first, second, *rest = context.hospitals
     twin = Party(email=second.email, public_key=first.public_key)
     with pytest.raises(ValidationError, match="same public_key"):
@@ -371,15 +367,15 @@ def test_the_same_key_twice_is_refused():
 
 
 def test_two_rosters_with_another_key_make_two_contexts():
-    assert terms(roster_of(4), 4).digest() != terms(roster_of(4), 4).digest()
-    roster = roster_of(4)
+    assert terms(roster_among(4), 4).digest() != terms(roster_among(4), 4).digest()
+    roster = roster_among(4)
     assert terms(roster, 4).digest() == terms(roster, 4).digest()
     for changes in ({"epoch": 1}, {"colluders": 0}, {"threshold": 4}, {"rounds": (1, 6)}, {"consistency": True}):
         assert terms(roster, 4, **changes).digest() != terms(roster, 4).digest()
 
 
 def test_a_large_cohort_gets_the_ring_and_its_consistency_wave():
-    context = terms(roster_of(70), 70, threshold=60)
+    context = terms(roster_among(70), 70, threshold=60)
     assert (context.neighbours, context.consistency) == ("ring", True)
     assert context.honest_contributors == 59
     assert context.neighbourhood(70).degree == 22

@@ -1,7 +1,8 @@
-"""Studies for tests: the shipped one's terms, with noise shared among n hospitals."""
+"""Studies for tests: the shipped one, changed in some lines, or with noise shared among n hospitals."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,40 @@ def distributed(hospitals: int = 0, **changes: dict[str, Any]) -> StudyTerms:
     for section, values in changes.items():
         terms[section] = terms[section] | values if isinstance(values, dict) else values
     return StudyTerms.model_validate(terms)
+
+
+def heart_package(**lines: str | None) -> StudyPackage:
+    """The heart study with other values, in TOML, of these keys of study.toml, or without one.
+
+    A value may bring lines of its own.
+    """
+    files = StudyPackage.read(HEART).files
+    text = files["study.toml"].decode()
+    for key, value in lines.items():
+        before, after = re.split(rf"(?m)^{key} = (?:\[[^]]*\]|.*)\n", text, maxsplit=1)
+        text = before + ("" if value is None else f"{key} = {value}\n") + after
+    return StudyPackage({**files, "study.toml": text.encode()})
+
+
+def distributed_package(**lines: str) -> StudyPackage:
+    """The same with three rounds in distributed mode."""
+    distributed = {
+        "rounds": "3",
+        "mode": '"distributed"\nnoise_multiplier = 2.0',
+        "steps": "1",
+        "learning_rate": "3.0",
+        "bins": "6\nnoise_multiplier = 1.4",
+        "colluders": "1\npatients = 920",
+    }
+    return heart_package(**{**distributed, **lines})
+
+
+def files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in HEART.iterdir() if path.is_file()}
+
+
+def edit(name: str, old: str, new: str) -> dict[str, bytes]:
+    changed = files()
+    assert old.encode() in changed[name]
+    changed[name] = changed[name].replace(old.encode(), new.encode(), 1)
+    return changed

@@ -12,11 +12,8 @@ from datasites.study.identity import (
     verify_signature,
     written_twice,
 )
-from datasites.study.roster import Roster, RosterEntry
-
-
-def entry(identity: Identity, organisation: str = "A") -> RosterEntry:
-    return RosterEntry(organisation=organisation, email=identity.email, role="hospital", public_key=identity.public_key)
+from datasites.study.roster import Roster
+from tests.study.entries import entry_of
 
 
 def test_a_signature_holds_for_its_domain_its_bytes_and_its_key_only() -> None:
@@ -57,10 +54,10 @@ def test_a_passphrase_protects_the_key(tmp_path: Path) -> None:
 
 def test_another_key_for_a_pinned_party_is_refused(tmp_path: Path) -> None:
     mine, forged = Identity.generate("a@x.org"), Identity.generate("a@x.org")
-    roster = Roster().pin(entry(mine))
-    assert roster.pin(entry(mine)) == roster
+    roster = Roster().pin(entry_of(mine))
+    assert roster.pin(entry_of(mine)) == roster
     with pytest.raises(IdentityError, match="is pinned with key"):
-        roster.pin(entry(forged))
+        roster.pin(entry_of(forged))
     roster.save(tmp_path / "roster.json")
     assert Roster.load(tmp_path / "roster.json") == roster
     with pytest.raises(IdentityError, match="not pinned"):
@@ -70,16 +67,16 @@ def test_another_key_for_a_pinned_party_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", ["A@X.org", "a@x.ORG", "A@X.ORG"])
 def test_one_mailbox_is_one_party_however_it_is_written(other: str) -> None:
     first, second = Identity.generate("a@x.org"), Identity.generate(other)
-    roster = Roster().pin(entry(first))
+    roster = Roster().pin(entry_of(first))
     with pytest.raises(IdentityError, match="are one mailbox, and so one party"):
-        roster.pin(entry(second))
+        roster.pin(entry_of(second))
     with pytest.raises(IdentityError, match="is pinned as a@x.org; write it in this form"):
         roster.get(other)
-    kept = Roster().pin(entry(second))
+    kept = Roster().pin(entry_of(second))
     assert kept.get(other).email == other  # as it was written, so that what is signed stays as it is
     assert Roster.parse(kept.canonical()) == kept
     # What an earlier version has pinned still reads, and can be revoked.
-    assert len(Roster(entries=(entry(first), entry(second))).revoke(other).entries) == 1
+    assert len(Roster(entries=(entry_of(first), entry_of(second))).revoke(other).entries) == 1
 
 
 @pytest.mark.parametrize(

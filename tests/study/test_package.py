@@ -6,12 +6,9 @@ import pytest
 
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
+from tests.study.studies import edit, files
 
 HEART = Path(__file__).resolve().parents[2] / "scripts" / "heart_disease" / "study"
-
-
-def files() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in HEART.iterdir() if path.is_file()}
 
 
 def test_the_heart_study_reads_the_same_from_folder_and_bytes() -> None:
@@ -23,13 +20,6 @@ def test_one_changed_byte_changes_the_study_hash(name: str) -> None:
     changed = files()
     changed[name] += b"\n"
     assert StudyPackage(changed).digest() != StudyPackage(files()).digest()
-
-
-def edit(name: str, old: str, new: str) -> dict[str, bytes]:
-    changed = files()
-    assert old.encode() in changed[name]
-    changed[name] = changed[name].replace(old.encode(), new.encode(), 1)
-    return changed
 
 
 def many_columns(features: int, levels: int) -> dict[str, bytes]:

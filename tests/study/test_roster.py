@@ -7,13 +7,13 @@ import pytest
 from datasites.study.canonical import canonical_json
 from datasites.study.identity import BadSignature, Identity, IdentityError
 from datasites.study.roster import HandOver, Roster, RosterEntry
+from tests.study.entries import entry_of
 
 EMAIL = "a@x.org"
 
 
 def entry(identity: Identity, **changed) -> RosterEntry:
-    fields = {"organisation": "A", "email": identity.email, "role": "researcher", "public_key": identity.public_key}
-    return RosterEntry(**{**fields, **changed})
+    return entry_of(identity, **{"role": "researcher", "organisation": "A", **changed})
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from datasites.study.identity import Identity
 from datasites.study.package import StudyPackage
 from datasites.study.roster import Roster, RosterEntry
 from datasites.study.visible import visible
-from tests.study.test_package import edit, files
+from tests.study.studies import edit, files
 
 ACTS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 

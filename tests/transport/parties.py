@@ -12,6 +12,7 @@ from datasites.study.identity import Identity
 from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.mailroom import LetterLimits, Mailroom
 from datasites.transport.store import Store
+from tests.study.entries import entry_of
 
 RESEARCHER = "rita@uni.example"
 HOSPITALS = ("hannover@clinic.example", "harlem@clinic.example", "huelva@clinic.example")
@@ -33,13 +34,8 @@ class Party:
 
     def entry(self) -> RosterEntry:
         keys = open_keys(self.email, self.home / "state" / "syft_keys.json")
-        return RosterEntry(
-            organisation=self.email.split("@")[0],
-            email=self.email,
-            role=self.role,
-            public_key=self.identity.public_key,
-            syft_fingerprint=syft_fingerprint(keys),
-        )
+        name = self.email.split("@")[0]
+        return entry_of(self.identity, self.role, organisation=name, syft_fingerprint=syft_fingerprint(keys))
 
     def start(self, limits: LetterLimits | None = None) -> Party:
         # Refused at the first look, so that a test need not wait for the second; tests of that set `settles`.
@@ -101,3 +97,10 @@ def study_files(canary: str = "CANARY_CODE") -> dict[str, bytes]:
         "features.toml": b"format = 1\n",
         "model.py": f"# {canary}\ndef build_model(n):\n    return n\n".encode(),
     }
+
+
+def settle(party: Party, seconds: float = 0.2) -> Party:
+    """Give files that may be half written that long."""
+    party.stop()
+    party.options["settles"] = seconds
+    return party.start()

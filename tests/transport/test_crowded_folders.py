@@ -18,8 +18,8 @@ from datasites.transport import filesystems, store, sweep
 from datasites.transport.filesystems import FolderFiles
 from datasites.transport.store import Store, StoreError
 from datasites.transport.sweep import Sweep
-from tests.transport.parties import HOSPITALS, RESEARCHER, Party, study_files
-from tests.transport.test_hostile_folder import Hands, settle
+from tests.transport.clock import Hands
+from tests.transport.parties import HOSPITALS, RESEARCHER, Party, settle, study_files
 
 A = HOSPITALS[0]
 MOST, FLOOD = 50, 1000

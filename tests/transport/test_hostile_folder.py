@@ -29,32 +29,11 @@ from datasites.transport.repeats import Repeats
 from datasites.transport.second_look import MOST_LOOKS, SecondLook
 from datasites.transport.store import Store, StoreUnreachable
 from datasites.transport.writing import INCOMING
-from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, study_files
+from tests.transport.clock import Hands
+from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, settle, study_files
 
 A = HOSPITALS[0]
 KEY = letter_key(RESEARCHER, STUDY, A, 1, "round")
-
-
-class Hands:
-    """A clock that a test moves."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, *modules: object) -> None:
-        self.now = 1000.0
-        for module in modules:
-            patch.setattr(module, "time", self)
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(time, name)
-
-
-def settle(party: Party, seconds: float = 0.2) -> Party:
-    """Give files that may be half written that long."""
-    party.stop()
-    party.options["settles"] = seconds
-    return party.start()
 
 
 MOCK = b"age,sex\n50,1\n"

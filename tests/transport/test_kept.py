@@ -26,9 +26,9 @@ from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import Store, StoreDenied, StoreUnreachable
 from datasites.transport.sweep import FolderLook
 from datasites.transport.writing import INCOMING
-from tests.adversarial.test_transport_syft import STATE, announce, event, refused, state_of
+from tests.transport.clock import Hands
+from tests.transport.outboxes import STATE, announce, event, refused, state_of
 from tests.transport.parties import HOSPITALS, RESEARCHER, STUDY, Party, make_parties, study_files
-from tests.transport.test_hostile_folder import Hands
 
 A = HOSPITALS[0]
 

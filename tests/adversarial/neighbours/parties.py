@@ -34,6 +34,7 @@ from datasites.study.roster import Roster, RosterEntry
 from datasites.transport.mailroom import Letter, Mailroom
 from datasites.transport.store import Store
 from tests.agreements import agreements
+from tests.study.entries import entry_of
 
 STUDY = Path(__file__).with_name("study")
 RESEARCHER = "researcher@university.example.org"
@@ -100,11 +101,9 @@ def furnish(root: Path) -> None:
         bundle = json.dumps({"public_encryption_bundle": keys.get_public_bundle()}, sort_keys=True)
         Store(root / "store").put(f"identities/{email}/bundle.json", bundle.encode())
         entries.append(
-            RosterEntry(
+            entry_of(
+                _identity(root, email),
                 organisation=email.partition("@")[2].partition(".")[0].title(),
-                email=email,
-                role="hospital",
-                public_key=_identity(root, email).public_key,
                 syft_fingerprint=syft_fingerprint(keys),
             )
         )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from datasites.hospital.audit.commitments import Commitments
-from datasites.hospital.cases import examination, rehearsal
+from datasites.hospital.cases import examination
 from datasites.hospital.cases.case import open_case, records_folder
 from datasites.hospital.cases.encoded import PREPARED_FILE
 from datasites.hospital.cases.freeze import ApprovalTerms
@@ -22,7 +22,7 @@ from datasites.hospital.data.records import records_digest
 from datasites.hospital.models import Case
 from datasites.study.audit_chain import records
 from datasites.study.errors import InputError
-from tests.hospital.desk import Desk, job
+from tests.hospital.desk import Desk, job, without_rehearsal
 
 Version = Callable[[str, bytes], str]
 
@@ -101,7 +101,7 @@ def test_the_log_is_the_same_whether_the_records_fit_or_not(
     logged = []
     mapping = desk.site.home.root / "mapping.toml"
     kept = mapping.read_text()
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed"})
+    without_rehearsal(monkeypatch)
     Case.objects.all().delete()
     try:
         for text, state in ((kept, Case.State.REVIEW), (kept.replace("Male = 1, ", ""), Case.State.INTAKE)):

@@ -34,15 +34,14 @@ from datasites.hospital.people.agreements import confirm_agreement, enter_agreem
 from datasites.hospital.people.roster import pin_party, propose_party, revoke_party, withdraw_party
 from datasites.hospital.proposals.two_people import confirm, propose_delta, withdraw
 from datasites.study.audit_chain import records
-from datasites.study.identity import Identity
 from datasites.study.package import StudyPackage
-from datasites.study.roster import Roster, RosterEntry
+from datasites.study.roster import Roster
 from policies.registry import Agreement, RegistryFile
 from tests.agreements import agreements
 from tests.hospital.conftest import HEART
-from tests.hospital.desk import PASSWORD, Desk
-from tests.hospital.evidence.test_evidence_entries import by_hand
+from tests.hospital.desk import PASSWORD, Desk, by_hand
 from tests.kills import Killed, kill_after, kill_before
+from tests.study.entries import stranger
 
 DUA = """
 [[agreement]]
@@ -262,21 +261,10 @@ def test_an_opening_that_was_edited_opens_nothing(desk: Desk) -> None:
 # -- parties -----------------------------------------------------------------------------------------------------------
 
 
-def party(name: str = "north", organisation: str = "North") -> RosterEntry:
-    key = Identity.generate(f"datasite@{name}.example.org")
-    return RosterEntry(
-        organisation=organisation,
-        email=key.email,
-        role="hospital",
-        public_key=key.public_key,
-        syft_fingerprint="ab" * 20,
-    )
-
-
 @pytest.mark.parametrize("what", ["who proposed it", "what was proposed", "never proposed", "withdrawn", "revoked"])
 def test_one_person_alone_brings_no_party_in(desk: Desk, what: str) -> None:
     """Of the proposals, which lie in the database, any field is edited; what the log says of them counts."""
-    site, entry = desk.site, party()
+    site, entry = desk.site, stranger()
     if what == "never proposed":
         row = PartyProposal.objects.create(email=entry.email, entry=entry.model_dump(mode="json"), proposed_by="ann")
         words = "was never entered"
@@ -308,7 +296,7 @@ def test_a_party_whose_pinning_was_interrupted_can_be_withdrawn_for_good(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed once the log says that it is pinned: by hand it comes into the roster, and counts for nothing."""
-    site, entry = desk.site, party("south")
+    site, entry = desk.site, stranger("south")
     row = propose_party(site, desk.login("ann"), entry.model_dump_json())
     before = site.home.roster.read_bytes()
     with monkeypatch.context() as patch:
@@ -333,7 +321,7 @@ def test_a_party_that_is_in_the_roster_is_not_withdrawn_but_pinned_again_or_revo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed between the roster and the database."""
-    site, entry = desk.site, party("west")
+    site, entry = desk.site, stranger("west")
     row = propose_party(site, desk.login("ann"), entry.model_dump_json())
     with monkeypatch.context() as patch:
         kill_after(Roster, "save")(patch)

@@ -11,25 +11,20 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital.audit.log import AuditLog, head_file
+from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.budget import ledger, ledger_log, pending, population
-from datasites.hospital.budget.ledger import PrivacyCost
 from datasites.hospital.budget.reconcile import AccountsDiffer, differences, require_one_story
-from datasites.hospital.config import DatasetSettings, Home
+from datasites.hospital.config import DatasetSettings
 from datasites.hospital.doctor import examine as doctor
 from datasites.hospital.models import BudgetFact, LedgerEntry, Population, Proposal
 from datasites.hospital.proposals import two_people
 from datasites.hospital.site import Site
-from datasites.privacy.plan import PrivacyPlan
 from datasites.study import audit_chain
 from datasites.study.audit_chain import AuditError, records
 from datasites.study.errors import InputError
+from tests.hospital.budget.accounts import ROUND, STUDY, WHOLE, Backup, restarted, spent
 from tests.hospital.desk import Desk
-
-PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
-WHOLE = {"training": PrivacyCost(PLAN.event(), PLAN.local_event())}
-ROUND = {"training": PrivacyCost(PLAN.round_event(), PLAN.round_event())}
-STUDY = "a" * 64
+from tests.kills import Killed
 
 
 @pytest.fixture
@@ -39,16 +34,6 @@ def charged(site: Site, heart: DatasetSettings) -> Site:
     for number in (1, 2, 3):
         ledger.charge(site, heart, STUDY, number, ROUND)
     return site
-
-
-def spent(site: Site) -> float:
-    return ledger.state(site.home.dataset("heart"))[0].spent
-
-
-def restarted(site: Site) -> Site:
-    """The site as the next process opens it."""
-    ledger_log.forget(site.home)
-    return Site(site.home, site.identity, AuditLog(site.home.audit, site.identity))
 
 
 def noticed(site: Site, words: str) -> None:
@@ -180,37 +165,6 @@ def test_other_patients_are_not_said_in_the_database_alone(charged: Site) -> Non
 # -- restores ----------------------------------------------------------------------------------------------------------
 
 
-class Backup:
-    """Copies of a home's parts, as a backup holds them: the anchors are kept out of it."""
-
-    def __init__(self, home: Home, folder: Path) -> None:
-        self.home, self.folder = home, folder
-        folder.mkdir()
-        for path in (home.audit, head_file(home.audit)):
-            shutil.copy(path, folder / path.name)
-        self.tables = self._tables()
-
-    def _tables(self) -> dict[type[Any], list[dict[str, Any]]]:
-        return {
-            model: [{f.attname: getattr(row, f.attname) for f in model._meta.concrete_fields} for row in rows]
-            for model in (Population, BudgetFact, LedgerEntry)
-            for rows in [model.objects.all()]
-        }
-
-    def restore_database(self) -> None:
-        for model in (LedgerEntry, BudgetFact, Population):
-            model.objects.all().delete()
-        for model, rows in self.tables.items():
-            model.objects.bulk_create(model(**values) for values in rows)
-
-    def restore_log(self) -> None:
-        for path in (self.home.audit, head_file(self.home.audit)):
-            shutil.copy(self.folder / path.name, path)
-
-    def lose_anchors(self) -> None:
-        shutil.rmtree(self.home.anchors)
-
-
 @pytest.fixture
 def backups(site: Site, heart: DatasetSettings, tmp_path: Path) -> tuple[Site, list[Backup]]:
     """A study of eight rounds, and a backup at each of ten points of it: before, after each round, after its end."""
@@ -294,10 +248,6 @@ def test_a_service_on_a_home_that_was_put_back_does_not_start(desk: Desk, tmp_pa
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """A kill -9, as the code that is killed sees it: nothing after it runs."""
 
 
 #: A step of writing one line, and whether the line counts after a kill right before it, or right after it.

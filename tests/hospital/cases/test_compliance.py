@@ -28,12 +28,8 @@ from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.roster import Roster
 from tests.hospital.conftest import log_pins
 from tests.hospital.desk import Desk
-from tests.hospital.rounds.test_shared_noise import manifest_of
-from tests.hospital.unequal import Terms, case_of
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that handles errors sees it."""
+from tests.hospital.unequal import Terms, case_of, manifest_of
+from tests.kills import Killed
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from datasites.hospital.cases import examination, rehearsal
+from datasites.hospital.cases import examination
 from datasites.hospital.cases.examination_lock import AnotherAtWork, one_at_a_time
 from datasites.hospital.cases.halt import Halt, Halted
 from datasites.hospital.cases.submissions import in_a_thread
 from datasites.hospital.models import Case
-from tests.hospital.desk import Desk, job
+from tests.hospital.desk import Desk, job, without_rehearsal
 
 RECHECK = (
     "import sys; from pathlib import Path\n"
@@ -44,7 +44,7 @@ class Staging:
             return stage(*arguments)
 
         monkeypatch.setattr(examination, "stage_records", staged)
-        monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+        without_rehearsal(monkeypatch)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from django.db import connections
 
+from datasites.control.syft import HospitalControl
 from datasites.enclave.processes import family
 from datasites.enclave.worker_client import Timeouts, Worker
 from datasites.hospital.cases import examination
@@ -33,9 +34,9 @@ from datasites.hospital.service import Service
 from datasites.hospital.ticks import TICK
 from datasites.study import letters
 from datasites.transport.store import NotAFile
-from tests.hospital.cases.test_submissions import another, until
-from tests.hospital.desk import Desk, turn
-from tests.hospital.running import Running
+from tests.hospital.desk import Desk, another, turn
+from tests.hospital.running import Running, runs
+from tests.polling import until
 
 ASK = (
     "import sys; from pathlib import Path\n"
@@ -154,7 +155,7 @@ def test_a_round_is_at_work_from_its_letter_until_its_release_leaves(running: Ru
     assert rounds_at_work(home)
     done = subprocess.run([sys.executable, "-c", ASK, str(home.root)], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
-    running.run._at_work.work.result(120)
+    running.at_work.work.result(120)
     assert rounds_at_work(home), "not until its rows are done, which would tell how long they took"
     running.steps()
     assert running.heard(1, letters.MASKED)
@@ -170,8 +171,8 @@ def test_a_round_of_a_study_that_people_halt_or_let_go_of_is_not_at_work_for_eve
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.PAUSED)
     running.run.step()
     assert rounds_at_work(home)
-    running.run._at_work.work.result(120)
-    time.sleep(max(0.0, running.run._at_work.due - time.monotonic()))
+    running.at_work.work.result(120)
+    time.sleep(max(0.0, running.at_work.due - time.monotonic()))
     running.run.step()
     assert not rounds_at_work(home)
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.RUNNING)
@@ -202,16 +203,16 @@ def test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick(
     running.set_up()
     running.open(1)
     running.until_at_work()
-    service._runs[running.row.pk] = run
+    runs(service, running)
     with monkeypatch.context() as patch:
-        patch.setattr(*((service._control, "sync") if away == "the store" else (run.post, "look_again")), fail)
+        patch.setattr(*((HospitalControl, "sync") if away == "the store" else (run.post, "look_again")), fail)
         run._at_work.work.result(120)
         run._at_work = replace(run._at_work, due=time.monotonic() + 60.0)
         try_once()
         assert rounds_at_work(home), "for how long its rows were worked on doesn't show"
         run._at_work = replace(run._at_work, due=time.monotonic() - TICK)
         try_once()
-    del service._runs[running.row.pk]
+    service._runs.clear()  # the fixture's
     assert not rounds_at_work(home)
     running.steps()
     assert running.heard(1, letters.MASKED)

@@ -17,8 +17,8 @@ from datasites.hospital.cases.views import view_case
 from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from policies.engine import Engine
-from tests.hospital.cases.test_compliance import manifest_of
 from tests.hospital.desk import Desk
+from tests.hospital.unequal import manifest_of
 
 
 def count(monkeypatch: pytest.MonkeyPatch, done: Counter[str], room: Any, name: str) -> None:

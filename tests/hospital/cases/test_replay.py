@@ -16,7 +16,7 @@ from datasites.hospital.models import Case, PolicyDecision
 from datasites.study.canonical import canonical_json, sha256_hex
 from policies.engine import Decision
 from policies.ruleset import SCHEMA
-from tests.hospital.desk import Desk
+from tests.hospital.desk import Desk, values_of
 from tests.kills import Killed, kill_before
 
 LOCAL_RULE = Path(__file__).resolve().parents[3] / "policies/examples/local_rules/small_epsilon.cedar"
@@ -150,7 +150,7 @@ def test_a_decision_that_was_copied_moved_or_taken_away_is_named(decided: Desk) 
     (named,) = replay(decided.site).differs
     assert named.startswith(f"decision {copy.pk} of case {decided.row.pk}, round 3: ")
     PolicyDecision.objects.filter(pk=copy.pk).delete()
-    values = {f.attname: getattr(decided.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    values = values_of(decided.row)
     other = Case.objects.create(**{**values, "job_name": "heart-2", "study_hash": "cd" * 32})
     PolicyDecision.objects.filter(pk=row.pk).update(case=other)
     assert len(replay(decided.site).differs) == 2
@@ -181,7 +181,7 @@ def test_a_decision_that_was_put_under_a_second_case_of_the_same_study_is_named(
     )
     row = PolicyDecision.objects.filter(allowed=True).last()
     assert row is not None
-    values = {f.attname: getattr(decided.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    values = values_of(decided.row)
     other = Case.objects.create(**{**values, "job_name": "heart-2"})
     PolicyDecision.objects.filter(pk=row.pk).update(case=other)
     moved, missing = replay(decided.site, other).differs

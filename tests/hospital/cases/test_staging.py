@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from datasites.hospital.cases import examination, rehearsal
+from datasites.hospital.cases import examination
 from datasites.hospital.cases.case import open_case, records_folder
 from datasites.hospital.cases.compliance import Denied
 from datasites.hospital.cases.encoded import PREPARED_FILE, partitions
@@ -20,7 +20,8 @@ from datasites.hospital.config import Home
 from datasites.hospital.models import Case
 from datasites.hospital.service import Service
 from datasites.hospital.serving import only_process, serve_until
-from tests.hospital.desk import Desk
+from tests.hospital.desk import Desk, without_rehearsal
+from tests.kills import Killed
 
 KILLED = """
 import os, signal, sys
@@ -92,10 +93,6 @@ def test_a_start_leaves_a_running_examination_its_rows(
     assert left(home) == []
 
 
-class Killed(BaseException):
-    """The process ends here."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("done", range(5))  # 4: after the files, and before the case's row
 def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
@@ -106,7 +103,7 @@ def test_records_that_a_kill_left_half_kept_are_never_approved_as_whole(
     """Killed after so many of the files that an examination puts in place: what is approved is there to be run."""
     home, replace, steps = desk.site.home, os.replace, list[str]()
     passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.approval_terms["parameters"]}
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: dict(passed))
+    without_rehearsal(monkeypatch, **passed)
     desk.row = examination.recheck(desk.site, desk.row.pk)
     table, folder = home.root / "data/table.csv", records_folder(home, desk.row.study_hash)
     before = {path: path.read_bytes() for path in (table, *folder.iterdir())}

@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection
-from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ from django.utils import timezone
 
 from datasites.control.syft import HospitalControl, SubmittedJob
 from datasites.enclave.worker_client import Worker
-from datasites.hospital.cases import examination, rehearsal, submissions
-from datasites.hospital.cases.halt import Halted
+from datasites.hospital.cases import examination, submissions
 from datasites.hospital.cases.submissions import HOUR, MOST_REFUSED
 from datasites.hospital.models import Case
 from datasites.hospital.rounds.run import StudyRun
@@ -30,9 +27,9 @@ from datasites.hospital.serving import only_process
 from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import records
-from tests.hospital.conftest import HEART
-from tests.hospital.desk import Desk, job, turn
-from tests.hospital.running import Running
+from tests.hospital.desk import Desk, all_taken_in, another, end, job, turn, without_rehearsal
+from tests.hospital.running import Running, runs
+from tests.polling import PATIENCE, until
 
 #: Takes a submission in as the service does, in a process that can be killed.
 ADMIT = (
@@ -42,17 +39,7 @@ ADMIT = (
     "from datasites.hospital.cases import examination\n"
     "examination.admit(site, pickle.loads(sys.stdin.buffer.read()))\n"
 )
-PATIENCE = 240.0
 Order = Callable[[str], int | None]
-
-
-def another(name: str, *, long: bool = False, submitter: str = "") -> SubmittedJob:
-    """A submission of a study of its own. long: its rehearsal takes minutes."""
-    terms = (HEART / "study" / "study.toml").read_text().replace("IRB-2026-017", f"IRB-{name}")
-    if long:
-        terms = terms.replace("hidden = 0", "hidden = 60000").replace("steps = 2", "steps = 200")
-    sent = job(**{"study.toml": terms.encode()})
-    return dataclasses.replace(sent, name=name, submitted_by=submitter or sent.submitted_by)
 
 
 def send(monkeypatch: pytest.MonkeyPatch, *jobs: SubmittedJob) -> None:
@@ -64,21 +51,6 @@ def send(monkeypatch: pytest.MonkeyPatch, *jobs: SubmittedJob) -> None:
         return min(taken, key=lambda pair: (pair[0], pair[1].name), default=(0, None))[1]
 
     monkeypatch.setattr(HospitalControl, "next_job", next_job)
-
-
-def until(happens: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happens():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.05)
-
-
-def all_taken_in(service: Service) -> None:
-    """Turns until nothing is left in the inbox."""
-    turn(service)
-    while service._submissions._work is not None:
-        wait([service._submissions._work.pending], PATIENCE)
-        turn(service)
 
 
 def told(site: Site, begins: int, *kinds: str) -> list[tuple[str, str]]:
@@ -100,17 +72,17 @@ def test_a_round_is_answered_while_a_submission_is_rehearsed(
 ) -> None:
     """The rehearsal takes minutes, and is ended with the service."""
     running.set_up()
-    service._runs[running.row.pk] = running.run
+    runs(service, running)
     send(monkeypatch, another("long", long=True))
     turn(service)
+    # The round has a worker of its own.
     until(lambda: isinstance(service._submissions._halt._process, Worker))
     running.open(1)
     while running.heard(1, letters.MASKED) is None:
         turn(service)
     row = Case.objects.get(job_name="long")
     assert (row.state, row.rehearsal) == (Case.State.INTAKE, {}), "the round waited for the submission"
-    assert service._submissions.at_work == ("long", row.submitted_by)
-    del service._runs[running.row.pk]  # the fixture's
+    service._runs.clear()  # the fixture's
 
 
 @pytest.mark.slow
@@ -122,18 +94,20 @@ def test_the_end_of_the_service_ends_a_rehearsal_and_the_next_start_takes_it_up(
     loaded: bool,
 ) -> None:
     """Whether its model is being loaded or is training already."""
-    begins = desk.site.audit.head().seq
+    begins, workers = desk.site.audit.head().seq, list[Worker]()
+    start = Worker.__init__
+
+    def started(worker: Worker, *arguments: Any, **options: Any) -> None:
+        start(worker, *arguments, **options)
+        workers.append(worker)
+
+    monkeypatch.setattr(Worker, "__init__", started)
     send(monkeypatch, another("heart-again", long=True))
     first = Service(desk.site)
     turn(first)
-    halt = first._submissions._halt
-    until(lambda: isinstance(halt._process, Worker) and (not loaded or hasattr(halt._process, "description")))
-    work, worker = first._submissions._work, halt._process
-    assert work is not None
-    assert isinstance(worker, Worker)
-    stop(first)
-    assert not worker.alive
-    assert isinstance(work.pending.exception(PATIENCE), Halted)
+    until(lambda: workers and (not loaded or hasattr(workers[0], "description")))
+    stop(desk.site, first)
+    assert [worker.alive for worker in workers] == [False]
     row = Case.objects.get(job_name="heart-again")
     assert (row.state, row.note, row.rehearsal) == (Case.State.INTAKE, "", {}), "the killed worker is not its fault"
     assert not list(desk.site.home.prepared.glob(".staging-*"))
@@ -163,12 +137,12 @@ def test_a_kill_while_a_submission_is_rehearsed_leaves_it_to_the_next_start(
 
 def begun_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, begins: int) -> None:
     """A start of the service takes the interrupted submission again, once; and a further start does not."""
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 1, "parameters": 9})
+    without_rehearsal(monkeypatch)
     whole = [("received", "heart-again"), ("taken_again", "heart-again"), ("examined", "heart-again")]
     for _ in range(2):
         again = Service(desk.site)
         all_taken_in(again)
-        stop(again)
+        stop(desk.site, again)
         (row,) = Case.objects.filter(job_name="heart-again")
         assert row.state == Case.State.REVIEW
         assert row.rehearsal
@@ -207,25 +181,20 @@ def test_the_end_of_the_service_is_logged_before_it_waits_for_what_looks_at_rows
     monkeypatch.setattr(StudyRun, "close", closing)
     send(monkeypatch, another("heart-again", long=True))
     first = Service(site)
-    first._runs[running.row.pk] = running.run
+    runs(first, running)
     turn(first)
     assert reading.wait(PATIENCE)
-    work = first._submissions._work
-    assert work is not None
-    stop(first)
+    stop(site, first)
     assert waited == [True, True, True], (
         "of the submission, and of the study, which is told to end before it is waited for"
     )
-    assert isinstance(work.pending.exception(PATIENCE), Halted)
     assert logged("ended", *ADMITTED) == ["received", "ended"], "and it writes nothing after"
 
 
-def stop(datasite: Service) -> None:
-    """What `serve` does in the end."""
-    stopped = threading.Event()
-    stopped.set()
-    with only_process(datasite._home):
-        datasite.serve(stopped)
+def stop(site: Site, datasite: Service) -> None:
+    """End it as the only process on its home."""
+    with only_process(site.home):
+        end(datasite)
 
 
 def sandboxes_of(pid: int) -> list[int]:
@@ -239,14 +208,15 @@ def sandboxes_of(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.waits
 def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
+    desk: Desk,
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two that are rehearsed, and one of somebody else that came in later by name and is refused."""
-    begins = service._site.audit.head().seq
+    begins = desk.site.audit.head().seq
     send(monkeypatch, another("a"), another("b"), another("c", submitter="else@university.example.org"))
     all_taken_in(service)
-    assert told(service._site, begins, *ADMITTED) == [
+    assert told(desk.site, begins, *ADMITTED) == [
         ("received", "a"),
         ("examined", "a"),
         ("refused", "c"),
@@ -255,24 +225,23 @@ def test_submissions_are_taken_in_one_after_the_other_and_submitters_take_turns(
     ]
     rows = Case.objects.filter(job_name__in=("a", "b"))
     assert [row.rehearsal["outcome"] for row in rows] == ["passed", "passed"]
-    assert service._submissions.at_work is None
 
 
 def test_who_is_refused_again_and_again_waits_for_the_hour_to_end(
+    desk: Desk,
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What they send is bounded in log and database, and taken in later; others are not held up."""
-    begins = service._site.audit.head().seq
+    begins = desk.site.audit.head().seq
     broken = [dataclasses.replace(job(**{"study.toml": b"x"}), name=f"bad-{number:02}") for number in range(25)]
     send(monkeypatch, *broken, dataclasses.replace(broken[0], name="z", submitted_by="else@university.example.org"))
     all_taken_in(service)
-    refused = [name for _, name in told(service._site, begins, *ADMITTED)]
+    refused = [name for _, name in told(desk.site, begins, *ADMITTED)]
     assert sorted(refused) == [*(f"bad-{number:02}" for number in range(MOST_REFUSED)), "z"]
     Case.objects.update(received_at=timezone.now() - HOUR)
-    service._inbox_read = False
     all_taken_in(service)
-    assert len(told(service._site, begins, *ADMITTED)) == 2 * MOST_REFUSED + 1
+    assert len(told(desk.site, begins, *ADMITTED)) == 2 * MOST_REFUSED + 1
 
 
 def test_a_submission_under_which_the_process_ends_again_and_again_is_left_to_people(desk: Desk) -> None:

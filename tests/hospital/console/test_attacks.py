@@ -20,12 +20,12 @@ from datasites.hospital.people import sign_ins
 from datasites.hospital.people.accounts import Actor
 from datasites.hospital.people.agreements import terminate_agreement
 from datasites.study.audit_chain import records
-from datasites.study.identity import Identity
-from datasites.study.roster import Roster, RosterEntry
+from datasites.study.roster import Roster
 from policies.engine import Decision, Engine
 from policies.facts import Facts
 from tests.hospital.console.conftest import Console
 from tests.hospital.desk import PASSWORD
+from tests.study.entries import stranger
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'\u202e\u009b\u200b"
 LOGIN = {"username": "ann", "password": PASSWORD}
@@ -369,19 +369,8 @@ def test_numbers_of_other_hospitals_or_none_are_not_found(console: Console) -> N
     assert client.get("/budget/other/").status_code == 404
 
 
-def party() -> RosterEntry:
-    stranger = Identity.generate("datasite@north.example.org")
-    return RosterEntry(
-        organisation="North",
-        email=stranger.email,
-        role="hospital",
-        public_key=stranger.public_key,
-        syft_fingerprint="ab" * 32,
-    )
-
-
 def test_a_party_is_pinned_by_a_second_person_who_names_its_fingerprint(console: Console) -> None:
-    roster, entry = console.desk.site.home.roster, party()
+    roster, entry = console.desk.site.home.roster, stranger()
     kept = roster.read_bytes()
     try:
         ann, bob = console.client("ann"), console.client("bob")
@@ -465,7 +454,7 @@ def test_an_admin_enters_people_and_shuts_them_out(console: Console) -> None:
 
 
 def test_a_party_that_no_letter_could_reach_is_not_entered(console: Console) -> None:
-    incomplete = party().model_copy(update={"syft_fingerprint": ""})
+    incomplete = stranger().model_copy(update={"syft_fingerprint": ""})
     answer = console.client("ann").post("/roster/propose/", {"entry": incomplete.model_dump_json()})
     assert answer.status_code == 409
     assert "syft fingerprint" in answer.content.decode()

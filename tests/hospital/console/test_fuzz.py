@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasites.hospital.models import Case, PolicyDecision, Round
+from tests.hospital.console.access import TABLE
 from tests.hospital.console.conftest import PEOPLE, Console
-from tests.hospital.console.test_access import TABLE
-from tests.hospital.desk import PASSWORD
+from tests.hospital.desk import PASSWORD, values_of
 
 FIELDS = [
     "action", "again", "before", "document", "email", "entry", "epsilon", "fingerprint", "hash", "id", "kind", "name",
@@ -62,7 +62,7 @@ def crowded(console: Console) -> Console:
     """Many more rows than fit a page."""
     desk = console.desk
     desk.agree()
-    values = {f.attname: getattr(desk.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    values = values_of(desk.row)
     states = ["review", "closed", "running", "revoked"]
     rows = [Case(**{**values, "job_name": f"other-{n}", "state": states[n % 4]}) for n in range(200)]
     Case.objects.bulk_create(rows)

@@ -14,11 +14,10 @@ from datasites.hospital.config import ConsoleSettings
 from datasites.hospital.console.server import serving
 from datasites.hospital.models import Case, Round
 from datasites.hospital.people.roster import propose_party
-from datasites.study.identity import Identity
-from datasites.study.roster import RosterEntry
 from tests.browser import WIDTHS, Browser, chromium, inspect, sync_api
 from tests.hospital.console.conftest import Console
-from tests.hospital.desk import PASSWORD, job
+from tests.hospital.desk import PASSWORD, job, values_of
+from tests.study.entries import stranger
 
 
 def busy(console: Console) -> Case:
@@ -48,7 +47,7 @@ def busy(console: Console) -> Case:
     Case.objects.filter(pk=desk.row.pk).update(state=Case.State.CLOSED)
     source = job().files["model.py"].replace(b"tanh", b"relu").replace(b"import torch\n", b"import os\nimport torch\n")
     files = {**job().files, "model.py": source}
-    values = {f.attname: getattr(desk.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    values = values_of(desk.row)
     package = freeze(files, desk.site.home.frozen)
     prepared = desk.site.home.prepared
     if not (prepared / package.digest()).exists():
@@ -59,15 +58,7 @@ def busy(console: Console) -> Case:
     second = Case.objects.create(**{**values, "findings": [finding], "rehearsal": {}})
     Case.objects.filter(pk=second.pk).update(approval_hash=open_case(desk.site.home, second).approval_hash)
     Case.objects.create(**{**values, "job_name": "heart-3", "state": "refused", "note": "study.toml: rounds: too many"})
-    stranger = Identity.generate("datasite@north.example.org")
-    entry = RosterEntry(
-        organisation="North",
-        email=stranger.email,
-        role="hospital",
-        public_key=stranger.public_key,
-        syft_fingerprint="ab" * 32,
-    )
-    propose_party(desk.site, desk.login("bob"), entry.model_dump_json())
+    propose_party(desk.site, desk.login("bob"), stranger().model_dump_json())
     return second
 
 

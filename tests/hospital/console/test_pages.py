@@ -19,7 +19,7 @@ from datasites.privacy.accountant import epsilon_pld
 from datasites.study.audit_chain import records
 from datasites.study.manifest import PrivacyTerms
 from tests.hospital.console.conftest import Console
-from tests.hospital.desk import job
+from tests.hospital.desk import job, values_of
 
 READABLE = ["cases", "studies", "budget", "budget/heart", "agreements", "roster", "audit", "datasets", "datasets/heart"]
 
@@ -148,7 +148,7 @@ def test_the_difference_is_to_the_last_version_approved_earlier(
 ) -> None:
     """Not to one that came later, was never approved, or is another researcher's."""
     desk = console.desk
-    values = {f.attname: getattr(desk.row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
+    values = values_of(desk.row)
     Case.objects.filter(pk=desk.row.pk).delete()
 
     def version(word: bytes, state: str, **fields: str) -> Case:

@@ -42,7 +42,7 @@ from datasites.privacy.events import compose
 from datasites.privacy.sampling import held_out
 from datasites.study.errors import InputError
 from datasites.study.package import StudyPackage
-from tests.hospital.budget.test_ledger_log import Backup, restarted
+from tests.hospital.budget.accounts import Backup, restarted
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import Desk
 from tests.kills import Killed

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from datasites.hospital import doctor
-from datasites.hospital.cases import rehearsal
 from datasites.hospital.cases.as_text import describe
 from datasites.hospital.cases.examination import recheck
 from datasites.hospital.cases.views import view_case
@@ -20,7 +19,7 @@ from datasites.hospital.data.reading import Records, TableReader
 from datasites.hospital.data.sources import SOURCE_FILE, WRITTEN, in_words, log_written
 from datasites.hospital.models import Case
 from datasites.study.audit_chain import records
-from tests.hospital.desk import Desk
+from tests.hospital.desk import Desk, without_rehearsal
 
 Write = Callable[[str, bytes], None]
 
@@ -153,7 +152,7 @@ def test_a_table_that_was_written_while_it_was_examined_is_named(
 ) -> None:
     """An export ends between the reading of the table and the end of the examination, which reads it no more."""
     home, read = desk.site.home, TableReader.records
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: {"outcome": "passed", "ticks": 20, "parameters": 1})
+    without_rehearsal(monkeypatch, ticks=20, parameters=1)
 
     def written_then(*of: Any) -> Records:
         records = read(*of)

@@ -18,7 +18,7 @@ from datasites.hospital.audit.entered import EntryRefused
 from datasites.hospital.budget import ledger_log
 from datasites.hospital.budget.reconcile import differences
 from datasites.hospital.budget.withdrawn import log_the_list
-from datasites.hospital.cases import consent, rehearsal
+from datasites.hospital.cases import consent
 from datasites.hospital.cases.case import open_case
 from datasites.hospital.cases.consent import NobodyToLeaveOut, OtherSpellings, Withdrawal
 from datasites.hospital.cases.encoded import partitions
@@ -34,7 +34,7 @@ from datasites.hospital.rounds import row_work
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from datasites.transport.mailroom import Letter, Mailroom
-from tests.hospital.desk import Desk
+from tests.hospital.desk import Desk, without_rehearsal
 from tests.hospital.running import Running
 from tests.kills import Killed, kill_before
 
@@ -47,7 +47,7 @@ def table(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Change]:
     """Change the hospital's table; table, records and list of withdrawals are as before after the test."""
     home = desk.site.home
     passed = {"outcome": "passed", "ticks": 20, "parameters": desk.row.approval_terms["parameters"]}
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: dict(passed))
+    without_rehearsal(monkeypatch, **passed)
     path = home.root / "data" / "table.csv"
     folder = home.prepared / desk.row.study_hash
     before = {kept: kept.read_bytes() for kept in (path, *folder.iterdir())}
@@ -233,7 +233,7 @@ def test_a_withdrawal_is_undone_by_two_people_before_the_next_round_and_not_afte
     running.set_up()
     withdraw(desk, SOMEBODY)
     running.steps()
-    starting = running.run._rows._starting
+    starting = running.rows._starting
     assert starting is not None
     wait([starting])
     assert theirs not in given[-1]

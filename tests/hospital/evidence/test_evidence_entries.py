@@ -13,7 +13,7 @@ import pytest
 from django.contrib.auth import get_user_model
 
 from datasites.hospital.audit.bindings import bind, commit, openings
-from datasites.hospital.audit.entered import agreements_by_hand, pinned_by_hand
+from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.budget.balances import prices_of
 from datasites.hospital.budget.ledger_log import in_log
 from datasites.hospital.cases import compliance
@@ -27,7 +27,6 @@ from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.people.accounts import PersonError, deactivate, enter_person, written_down
 from datasites.hospital.people.agreements import terminate_agreement
 from datasites.hospital.people.roster import revoke_party
-from datasites.hospital.site import Site
 from datasites.privacy.accountant import epsilon_at_order
 from datasites.privacy.events import Charge
 from datasites.study.audit_chain import records
@@ -44,9 +43,9 @@ from tests.adversarial.tampered_contents import (
 )
 from tests.hospital import desk as review_desk
 from tests.hospital.conftest import log_pins
-from tests.hospital.desk import PASSWORD, Desk
+from tests.hospital.desk import PASSWORD, Desk, by_hand
 from tests.hospital.evidence_of import ROUND, TERMS, Hospital, failed, pack, rechain, resign, unpack
-from tests.hospital.rounds.test_row_work import case, manifests  # noqa: F401 (fixture)
+from tests.hospital.unequal import manifests
 from tests.policies.facts_of import OFFICER, STEWARD
 
 
@@ -59,7 +58,7 @@ def counted(asked: dict, local: bool) -> dict[str, Counter]:
 @pytest.mark.parametrize("local", [False, True], ids=["gated", "against one who sees the vectors"])
 @pytest.mark.parametrize("both_sides", [False, True])
 def test_the_verifier_expects_of_each_round_what_the_hospital_charges(
-    case: OpenCase,  # noqa: F811
+    case: OpenCase,
     both_sides: bool,
     local: bool,
 ) -> None:
@@ -244,12 +243,6 @@ def test_two_records_of_one_content_show_nothing_alike_and_open_to_it_alone(home
 def last_of(desk: Desk, agreement: str) -> int:
     """The last record that enters or confirms an agreement."""
     return max(r.seq for r in records(desk.site.home.audit) if r.fields.get("agreement") == agreement)
-
-
-def by_hand(site: Site) -> list[str]:
-    """What `doctor` finds of the registry as it is."""
-    agreements = RegistryFile(site.home.registry, "Cleveland").load().agreements
-    return agreements_by_hand(site.home, agreements, datetime.datetime.now(datetime.UTC).date())
 
 
 @pytest.mark.parametrize("ends", ["", "2099-12-31"])

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from datasites.study.errors import DatasitesError, InputError, read_toml
 from datasites.study.package import StudyPackage
 from datasites.study.schema import DataModel
 from tests.hospital.conftest import HEART
+from tests.polling import until
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = read_toml(HEART / "study" / "features.toml", DataModel)
@@ -93,13 +93,6 @@ def alive(pid: int) -> bool:
 def all_of(reader: TableReader) -> list[int]:
     assert isinstance(reader._apart, Apart)
     return list(processes.family(reader._apart._process.pid))
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_what_is_read_apart_is_what_is_read_here(furnished: Home, heart: DatasetSettings) -> None:

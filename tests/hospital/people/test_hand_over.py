@@ -16,9 +16,9 @@ from datasites.study.errors import InputError
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.roster import HandOver, Roster, RosterEntry
 from tests.hospital.desk import Desk
-from tests.hospital.rounds.test_epoch_keys import require_sat_out
-from tests.hospital.running import RESEARCHER, Running
+from tests.hospital.running import RESEARCHER, Running, require_sat_out
 from tests.kills import Killed, kill_after, kill_before
+from tests.study.entries import entry_of
 
 EMAIL = "office@second-university.example.org"
 
@@ -29,13 +29,7 @@ class Party:
     def __init__(self, desk: Desk, role: str = "researcher") -> None:
         self.site = desk.site
         self.keys = [Identity.generate(EMAIL)]
-        self.entry = RosterEntry(
-            organisation="Second University",
-            email=EMAIL,
-            role=role,  # type: ignore[arg-type]
-            public_key=self.keys[0].public_key,
-            syft_fingerprint="ab" * 20,
-        )
+        self.entry = entry_of(self.keys[0], role, organisation="Second University", syft_fingerprint="ab" * 20)
         pin_compared(self.site, self.entry)
 
     def change(self, signed_by: Identity | None = None, **changed: Any) -> HandOver:

@@ -11,9 +11,9 @@ from datasites.hospital.audit.entered import pinned_by_hand
 from datasites.hospital.people.roster import pin_compared, pin_party, propose_party, revoke_party, withdraw_party
 from datasites.study.identity import IdentityError
 from datasites.study.roster import Roster
-from tests.hospital.audit.test_entered import party
 from tests.hospital.desk import Desk
 from tests.kills import Killed, kill_after, kill_before
+from tests.study.entries import stranger
 
 
 def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(
@@ -21,7 +21,7 @@ def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever writes the file puts another entry under the address, and the withdrawn one afterwards."""
-    site, entry = desk.site, party("east")
+    site, entry = desk.site, stranger("east")
     row = propose_party(site, desk.login("ann"), entry.model_dump_json())
     before = site.home.roster.read_bytes()
     with monkeypatch.context() as patch:
@@ -29,7 +29,7 @@ def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(
         with pytest.raises(Killed):
             pin_party(site, desk.login("bob"), row.pk, entry.fingerprint)
     try:
-        Roster.parse(before).pin(party("east")).save(site.home.roster)
+        Roster.parse(before).pin(stranger("east")).save(site.home.roster)
         withdraw_party(site, desk.login("cyd"), row.pk)
         Roster.parse(before).pin(entry).save(site.home.roster)
         assert pinned_by_hand(site.home, [entry])
@@ -40,7 +40,7 @@ def test_a_withdrawal_is_logged_whatever_lies_in_the_roster_meanwhile(
 
 
 def test_a_withdrawal_leaves_another_key_alone_that_is_pinned_under_the_address(desk: Desk) -> None:
-    site, entry, other = desk.site, party("shell"), party("shell")
+    site, entry, other = desk.site, stranger("shell"), stranger("shell")
     row = propose_party(site, desk.login("ann"), entry.model_dump_json())
     before = site.home.roster.read_bytes()
     try:
@@ -57,7 +57,7 @@ def test_a_revocation_that_was_interrupted_is_undone_by_no_older_roster(
     kill: Callable[[object, str], Callable[[Any], None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    site, entry = desk.site, party("far")
+    site, entry = desk.site, stranger("far")
     before = site.home.roster.read_bytes()
     pin_compared(site, entry)
     older = site.home.roster.read_bytes()
@@ -76,7 +76,7 @@ def test_a_revocation_that_was_interrupted_is_undone_by_no_older_roster(
 
 def test_a_party_is_revoked_while_somebody_has_taken_it_out_of_the_roster(desk: Desk) -> None:
     """Else whoever writes the file could put it back once people have given up."""
-    site, entry = desk.site, party("hidden")
+    site, entry = desk.site, stranger("hidden")
     before = site.home.roster.read_bytes()
     pin_compared(site, entry)
     site.home.roster.write_bytes(before)

@@ -21,7 +21,7 @@ from datasites.hospital.proposals.restored import LostStudy
 from datasites.hospital.service import Service
 from datasites.hospital.site import Site
 from datasites.study.errors import InputError
-from tests.hospital.budget.test_ledger_log import ROUND, STUDY, WHOLE, restarted
+from tests.hospital.budget.accounts import ROUND, STUDY, WHOLE, restarted
 from tests.hospital.desk import Desk
 
 OTHER = "c" * 64

@@ -39,9 +39,9 @@ from datasites.secagg.errors import JournalRolledBack
 from datasites.study import letters
 from datasites.study.audit_chain import PublicHead, records
 from datasites.study.errors import DatasitesError, InputError
-from tests.hospital.budget.test_ledger_log import ROUND, STUDY, WHOLE, Backup, Killed, restarted, spent
+from tests.hospital.budget.accounts import ROUND, STUDY, WHOLE, Backup, restarted, spent
 from tests.hospital.desk import PASSWORD, Desk
-from tests.hospital.proposals.test_settle import (
+from tests.hospital.proposals.restoring import (
     LOST,
     WholeHome,
     a_round,
@@ -54,6 +54,7 @@ from tests.hospital.proposals.test_settle import (
     settled,
 )
 from tests.hospital.running import OWN, Running
+from tests.kills import Killed
 
 IN_FULL = "charged in full after a restore"
 
@@ -337,7 +338,7 @@ def at_work(running: Running) -> Running:
     running.set_up()
     running.open(1)
     running.until_at_work()
-    running.run._at_work.work.result()
+    running.at_work.work.result()
     return running
 
 
@@ -386,7 +387,7 @@ def test_a_journal_that_is_gone_is_no_new_one(at_work: Running, knows: str) -> N
     lifecycle.rejoin(study.site, study.row.pk, study.desk.login("ann"), "the disk failed")
     give_up_keys(home, study.study)
     study.restart()
-    assert study.run._journal.floor[1] == 1, "round 1 stays closed"
+    assert study.journal.floor[1] == 1, "round 1 stays closed"
 
 
 def test_work_at_hand_is_of_no_round_that_may_be_sat_out_once_a_restore_is_settled(at_work: Running) -> None:

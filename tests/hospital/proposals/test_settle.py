@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from django.db import connection
 
 from datasites.hospital.audit.log import AuditLog, head_file
 from datasites.hospital.budget import ledger, ledger_log, population
@@ -22,7 +21,7 @@ from datasites.hospital.evidence import verify_bundle
 from datasites.hospital.evidence.export import export_evidence
 from datasites.hospital.models import BudgetFact, Case, LedgerEntry, Population, Proposal, Round
 from datasites.hospital.proposals import restored, two_people
-from datasites.hospital.proposals.restored import Lost, LostStudy, hold_against
+from datasites.hospital.proposals.restored import Lost, hold_against
 from datasites.hospital.rounds import lifecycle
 from datasites.hospital.rounds.journals import give_up_keys, journal_of
 from datasites.hospital.service import Service
@@ -33,37 +32,24 @@ from datasites.study import letters
 from datasites.study.audit_chain import AuditError, Fork, PublicHead, records
 from datasites.study.errors import DatasitesError, InputError, read_toml
 from datasites.study.identity import BadSignature, Identity
-from tests.hospital.budget.test_ledger_log import ROUND, STUDY, WHOLE, Backup, restarted, spent
+from tests.hospital.budget.accounts import ROUND, STUDY, WHOLE, Backup, restarted, spent
 from tests.hospital.desk import Desk
+from tests.hospital.proposals.restoring import (
+    LOST,
+    WholeHome,
+    a_round,
+    again,
+    committed,
+    head_of,
+    no_charges,
+    nothing_left,
+    on_sqlite,
+    settled,
+)
 from tests.hospital.running import Running
+from tests.kills import Killed
 
 PLAN = PrivacyPlan(clip=1.0, noise_multiplier=4.0, sampling_rate=0.3, rounds=15, steps_per_round=5)
-#: Another study of the same training, as people enter it from its approval.
-LOST = LostStudy(
-    study="c" * 64,
-    population="heart",
-    noise_multiplier=4.0,
-    sampling_rate=0.3,
-    steps=75,
-    rounds=15,
-    evaluation_multiplier=100.0,
-)
-
-
-def settled(desk: Desk, site: Site, *lost: LostStudy) -> Site:
-    """What two people do after a restore; the site as the next process opens it."""
-    entered = two_people.propose_restored(site, desk.login("ann"), lost, "restored from the backup of the night")
-    with pytest.raises(ReviewError, match="a different person"):
-        two_people.confirm(site, desk.login("cyd"), entered.pk)
-    two_people.confirm(site, desk.login("bob"), entered.pk)
-    after = restarted(site)
-    require_one_story(after.home)
-    assert [c.state for c in doctor(after) if c.name == "accounts"] == ["ok"]
-    return after
-
-
-def committed(site: Site) -> float:
-    return ledger.state(site.home.dataset("heart"))[0].committed
 
 
 @pytest.fixture
@@ -77,10 +63,6 @@ def charged(desk: Desk) -> Site:
 
 
 # -- the database alone ------------------------------------------------------------------------------------------------
-
-
-def no_charges() -> None:
-    LedgerEntry.objects.filter(kind="charge").delete()
 
 
 def nothing() -> None:
@@ -283,10 +265,6 @@ def test_the_file_of_lost_studies(tmp_path: Path) -> None:
 # -- kills -------------------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """A kill -9, as the code that is killed sees it."""
-
-
 @pytest.mark.parametrize("step", ["_declare", "adopt", "pending.bring_up", "_stop_studies", "replace_durably"])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_anywhere_it_is_confirmed_again(
@@ -321,63 +299,6 @@ def test_killed_anywhere_it_is_confirmed_again(
 
 
 # -- a running study ---------------------------------------------------------------------------------------------------
-
-
-class WholeHome:
-    """A real copy of what a backup of the home holds: the tables' file, the log, the journals; no anchors."""
-
-    def __init__(self, site: Site, folder: Path) -> None:
-        self.home, self.folder = site.home, folder
-        folder.mkdir()
-        self.tables = Path(str(connection.settings_dict["NAME"]))
-        with connection.cursor() as cursor:
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        connection.close()
-        for path in (self.tables, site.home.audit, head_file(site.home.audit)):
-            shutil.copy(path, folder / path.name)
-        shutil.copytree(site.home.secagg, folder / "secagg")
-
-    def restore_tables(self) -> None:
-        connection.close()
-        for end in ("-wal", "-shm"):
-            Path(f"{self.tables}{end}").unlink(missing_ok=True)
-        shutil.copy(self.folder / self.tables.name, self.tables)
-
-    def restore(self) -> None:
-        self.restore_tables()
-        for path in (self.home.audit, head_file(self.home.audit)):
-            shutil.copy(self.folder / path.name, path)
-        shutil.rmtree(self.home.secagg)
-        shutil.copytree(self.folder / "secagg", self.home.secagg)
-
-
-on_sqlite = pytest.mark.skipif("connection.vendor != 'sqlite'", reason="copies the file of the tables")
-
-
-def a_round(running: Running, number: int) -> None:
-    manifest = running.open(number)
-    running.steps()
-    running.survive(manifest)
-    running.steps()
-    assert running.heard(number, letters.UNMASK)
-
-
-def head_of(running: Running, number: int) -> PublicHead:
-    """What the researcher got with a release."""
-    letter = running.heard(number, letters.MASKED)
-    assert letter is not None
-    return letters.Masked.model_validate(letter.body).audit
-
-
-def again(running: Running) -> Site:
-    """The hospital's processes end and others start on its home."""
-    running.run.close()
-    running.site = restarted(running.site)
-    return running.site
-
-
-def nothing_left(running: Running, number: int) -> bool:
-    return not any(running.heard(number, kind) for kind in (letters.MASKED, letters.ABSTAINED))
 
 
 @pytest.mark.parametrize("edit", [no_charges, cheaper])
@@ -487,7 +408,7 @@ def test_rejoining_charges_what_the_anchors_know_and_goes_on_in_a_new_epoch(
     Case.objects.filter(pk=row.pk).update(rejoins=False)
     running.site = running.desk.site = site
     running.restart()
-    assert running.run._journal.floor[1] == 3, "no round that was released is opened again"
+    assert running.journal.floor[1] == 3, "no round that was released is opened again"
     running.set_up(epoch=1, first_round=4)
     a_round(running, 4)
     assert spent(site) > before

@@ -189,11 +189,11 @@ def test_a_round_that_was_only_sat_out_is_none_that_a_journal_has_lost(running: 
     """As earlier versions answered one before the first epoch: it keeps no service from starting, and no epoch out."""
     running.run._abstain(running.row, 1, "failed", (), "its letter can't be read")
     running.restart()
-    assert running.run._journal.floor == (-1, 0)
+    assert running.journal.floor == (-1, 0)
     running.run.close()
     give_up_keys(running.site.home, running.study)
     running.restart()
-    assert running.run._journal.floor == (-1, 0)
+    assert running.journal.floor == (-1, 0)
     running.set_up()
     running.open(1)
     running.steps()
@@ -229,7 +229,7 @@ def killed_at_release(running: Running, monkeypatch: pytest.MonkeyPatch, kill: C
         kill(patch)
         with pytest.raises(Killed):
             running.steps()
-    state = running.run._journal.state
+    state = running.journal.state
     assert state is not None
     assert state.open is not None
     assert state.open.header is not None

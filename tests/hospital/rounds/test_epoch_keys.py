@@ -11,7 +11,7 @@ from datasites.study import letters
 from datasites.study.identity import Identity
 from datasites.study.roster import Roster
 from tests.hospital.conftest import log_pins
-from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.running import OWN, RESEARCHER, Running, require_sat_out
 
 pytestmark = pytest.mark.waits
 PEER = "datasite@va.example.org"
@@ -37,17 +37,6 @@ def replace_key(running: Running, email: str) -> None:
     with_other_keys(running, email)
     before.pin(running.roster.get(email)).save(running.site.home.roster)
     log_pins(running.site, Roster(entries=(running.roster.get(email),)))
-
-
-def require_sat_out(running: Running, number: int) -> None:
-    """Nothing was charged or left in that round, and everybody learns why."""
-    letter = running.heard(number, letters.ABSTAINED)
-    assert letter is not None
-    assert letter.body == {"outcome": "denied", "controls": ["epoch-keys"]}
-    assert running.heard(number, letters.MASKED) is None
-    (told,) = running.logged("abstained")
-    assert told.fields["controls"] == ["epoch-keys"]
-    assert "pinned" in told.fields["reason"]
 
 
 @pytest.mark.parametrize("party", [PEER, RESEARCHER])

@@ -21,8 +21,7 @@ from datasites.study.identity import Identity
 from datasites.study.manifest import MOST_HOSPITALS
 from datasites.study.roster import Roster
 from tests.hospital.evidence_of import Hospital
-from tests.hospital.rounds.test_run import killed_in
-from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.running import OWN, RESEARCHER, Running, killed_in
 
 
 def head(identity: Identity, releases: int = 3) -> PublicHead:

@@ -15,11 +15,13 @@ from datasites.hospital.rounds.setup import OFFERS_PER_STEP
 from datasites.hospital.service import STEPS_PER_TURN, Service
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
+from datasites.transport import repeats
 from datasites.transport.mailroom import Mailroom, letter_folder, letter_key
 from datasites.transport.quarantine import KEEP_PER_HOUR
-from datasites.transport.repeats import Repeats
 from datasites.transport.store import StoreError
-from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.desk import end, turn
+from tests.hospital.running import OWN, RESEARCHER, Running, runs
+from tests.transport.clock import Hands
 
 FLOOD = 1_000
 
@@ -129,20 +131,17 @@ def test_what_was_left_out_of_the_log_is_counted_when_what_counts_ends(running: 
         running.run.step()
     service = Service(running.site)
     try:
-        service._runs = {running.row.pk: running.run}
+        runs(service, running)
         if what == "farewell":
             running.run.close(wait=True)
+            # As ten minutes after the account was sent.
             service._runs, service._farewells = {}, {running.row.pk: (running.run.post, 0.0)}
-            service._say_farewell()
-        elif what == "study":
-            Case.objects.filter(pk=running.row.pk).update(state=Case.State.CLOSED)
-            service._follow_cases()
         if what != "service":
-            assert service._farewells == {}
+            Case.objects.filter(pk=running.row.pk).update(state=Case.State.CLOSED)
+            turn(service)
             assert len(running.logged("events_left_out")) == 1
-        service._end()
+        end(service)
     finally:
-        service._control.close()
         running.run = StudyRun(running.site, running.rooms[OWN], Case.objects.get(pk=running.row.pk))
     (counted,) = running.logged("events_left_out")
     assert (counted.fields["party"], counted.fields["count"]) == (RESEARCHER, 40 - RECORDS_PER_HOUR)
@@ -163,45 +162,51 @@ def test_files_named_like_rounds_do_not_hide_the_round(running: Running, receive
     assert running.heard(1, letters.MASKED)
 
 
-def lose(running: Running, number: int, kind: str) -> bytes:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Hands:
+    """By which pauses pass until the hospital looks for a letter."""
+    return Hands(monkeypatch, repeats)
+
+
+def lose(running: Running, clock: Hands, number: int, kind: str) -> bytes:
     """Take the hospital's letter to the researcher out of the store, and let its pause pass."""
     key = letter_key(OWN, running.study, RESEARCHER, number, kind)
     data = running.store.get(key)
     assert data is not None
     running.store.delete(key)
-    running.run.post._repeats = Repeats(0.0, 0.0)
-    running.run.post._repeats.begin((RESEARCHER, number, kind))
+    clock.now += repeats.LONGEST
     return data
 
 
-def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(running: Running) -> None:
+def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(clock: Hands, running: Running) -> None:
     """Certificate, readiness, vector, shares: while their answers are missing, and not when they have come."""
     running.offer()
     running.steps()
     for _ in range(3):
-        data = lose(running, 0, letters.certificate_kind(0))
+        data = lose(running, clock, 0, letters.certificate_kind(0))
         running.run.step()
         assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 0, letters.certificate_kind(0))) == data
     running.set_up()
-    data = lose(running, 0, letters.ready_kind(0))
+    data = lose(running, clock, 0, letters.ready_kind(0))
     running.run.step()
     assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 0, letters.ready_kind(0))) == data
     manifest = running.open(1)
     running.steps()
-    data = lose(running, 1, letters.MASKED)
+    data = lose(running, clock, 1, letters.MASKED)
     running.run.step()
     assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 1, letters.MASKED)) == data
     assert len(running.logged("released")) == 1
-    running.run.post._repeats.end(lambda letter: letter[2] != letters.MASKED)
     running.survive(manifest)
     running.steps()
-    assert (RESEARCHER, 1, letters.MASKED) not in running.run.post._repeats._next, "the survivors are named"
-    data = lose(running, 1, letters.UNMASK)
+    lose(running, clock, 1, letters.MASKED)
+    running.run.step()
+    assert running.heard(1, letters.MASKED) is None, "the survivors are named"
+    data = lose(running, clock, 1, letters.UNMASK)
     running.run.step()
     assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 1, letters.UNMASK)) == data
     running.open(2, value=1e30)  # beyond the bound on models
     running.steps()
-    data = lose(running, 2, letters.ABSTAINED)
+    data = lose(running, clock, 2, letters.ABSTAINED)
     running.run.step()
     assert running.store.get(letter_key(OWN, running.study, RESEARCHER, 2, letters.ABSTAINED)) == data
 
@@ -224,6 +229,7 @@ def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -
                     raise StoreError("a link inside the store leads elsewhere")
                 return True
 
+        # No cases: a turn of the whole loop would let go of these.
         service._runs = {number: Busy(number) for number in (1, 2, 3)}  # type: ignore[misc]
         busy, outage = service._run_studies(threading.Event())
         assert (busy, outage) == (True, None)
@@ -233,33 +239,26 @@ def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -
         assert 3 not in done, "it rests"
     finally:
         service._runs = {}
-        service._mailroom.close()
-        service._control.close()
+        end(service)
 
 
-def test_a_lost_account_is_put_again_after_the_study_was_closed(running: Running) -> None:
+def test_a_lost_account_is_put_again_after_the_study_was_closed(clock: Hands, running: Running) -> None:
     running.set_up()
-    running.run.close(wait=True)
     service = Service(running.site)
-    service._mailroom.close()
-    service._mailroom = running.rooms[OWN]
     try:
         running.tell(0, letters.CLOSE, {"rounds": 0})
-        service._runs = {running.row.pk: StudyRun(running.site, running.rooms[OWN], running.row)}
-        service._run_studies(threading.Event())
-        assert Case.objects.get(pk=running.row.pk).state == Case.State.CLOSED
-        service._follow_cases()
-        assert service._runs == {}
+        runs(service, running)
+        while Case.objects.get(pk=running.row.pk).state != Case.State.CLOSED:
+            turn(service)
+        turn(service)
         key = letter_key(OWN, running.study, RESEARCHER, 0, letters.ACCOUNT)
         data = running.store.get(key)
         assert data is not None
         running.store.delete(key)
-        ((post, _),) = service._farewells.values()
-        post._repeats = Repeats(0.0, 0.0)
-        post._repeats.begin((RESEARCHER, 0, letters.ACCOUNT))
-        service._say_farewell()
+        clock.now += repeats.LONGEST
+        turn(service)
         assert running.store.get(key) == data
         assert len([r for r in records(running.site.home.audit) if r.kind == "closed"]) == 1
     finally:
-        service._control.close()
+        end(service)
         running.run = StudyRun(running.site, running.rooms[OWN], Case.objects.get(pk=running.row.pk))

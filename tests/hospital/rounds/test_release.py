@@ -65,12 +65,12 @@ def test_a_release_is_paid_for_and_written_down_before_it_leaves(
 
     def seen(room: Mailroom, to: str, study: str, number: int, kind: str, *rest: Any) -> None:
         if kind == letters.MASKED:
-            manifest = running.run._journal.state.open.manifest
+            manifest = running.journal.state.open.manifest
             account = ledger.study_account(running.case.dataset, running.study)
             by_then.append(
                 (
                     ledger.is_charged(account, 1, running.case.round_asked(manifest)),
-                    running.run._journal.masked() is not None,
+                    running.journal.masked() is not None,
                     [record.fields["round"] for record in running.logged(RELEASED)],
                     Round.objects.get().state,
                 )
@@ -133,7 +133,7 @@ def test_killed_anywhere_after_it_was_made_the_same_release_leaves_once(
             kill(patch)
             with pytest.raises(Killed):
                 running.steps()
-        made = running.run._journal.masked()
+        made = running.journal.masked()
         assert made is not None, place
         payloads.append(bytes(made.payload))
         assert (in_store(running, 1, letters.MASKED) is None) == (place != "sent"), place
@@ -222,7 +222,7 @@ def test_killed_anywhere_a_survivor_list_has_one_answer(running: Running, monkey
             with pytest.raises(Killed):
                 running.steps()
         assert (in_store(running, 1, letters.UNMASK) is None) == (place != "sent"), place
-        state = running.run._journal.state
+        state = running.journal.state
         assert state is not None
         assert state.open is not None
         answers += [state.open.answer] if state.open.answer is not None else []
@@ -288,7 +288,7 @@ def test_a_list_that_is_not_of_this_round_opens_nothing(
     assert Round.objects.get().state == Round.State.RELEASED
     assert running.logged("unmasked") == []
     assert len(running.logged("survivors_refused")) == 1
-    state = running.run._journal.state
+    state = running.journal.state
     assert state is not None
     assert state.open is not None
     assert state.open.answer is None

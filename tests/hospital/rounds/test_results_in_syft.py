@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from syft_job.job_storage import JobStorage
 
+from datasites.control.sealer import open_keys, syft_fingerprint
 from datasites.control.syft import ControlError, HospitalControl, ResearcherControl
 from datasites.hospital.models import Case
 from datasites.hospital.rounds.closing import results_of
@@ -17,7 +19,9 @@ from datasites.hospital.service import Service
 from datasites.study import letters
 from datasites.study.roster import Roster
 from datasites.transport.store import Store
-from tests.hospital.running import OWN, RESEARCHER, Running
+from tests.hospital.conftest import log_pins
+from tests.hospital.desk import turn
+from tests.hospital.running import OWN, RESEARCHER, Running, runs
 from tests.kills import Killed, kill_after, kill_before
 
 FILES = {"study.toml": b'name = "heart"\n', "model.py": b"pass\n"}
@@ -28,32 +32,33 @@ def researcher(running: Running, service: Service, tmp_path: Path) -> Iterator[R
     """Who has submitted the study that runs, over the hospital's own store."""
     store = Store(running.site.home.settings.store)
     made = ResearcherControl.open(RESEARCHER, tmp_path / "box", store, tmp_path / "state", running.roster)
-    control, fingerprints = service._control, {RESEARCHER: made.syft_fingerprint()}
-    fingerprints[OWN] = control.syft_fingerprint()
+    keys = open_keys(OWN, running.site.home.transport / "syft_keys.json")
+    fingerprints = {RESEARCHER: made.syft_fingerprint(), OWN: syft_fingerprint(keys)}
     roster = Roster(
         entries=tuple(
             entry.model_copy(update={"syft_fingerprint": fingerprints.get(entry.email, entry.syft_fingerprint)})
             for entry in running.roster.entries
         )
     )
-    for party in (made, control):
-        party.pin(roster)
-    control.accept_peers([RESEARCHER])
+    roster.save(running.site.home.roster)
+    log_pins(running.site, roster)
+    made.pin(roster)
     made.add_hospital(OWN)
     job = f"closing-{secrets.token_hex(4)}"  # the home, and so its SyftBox, is that of all tests
-    Case.objects.filter(pk=running.row.pk).update(job_name=job)
-    for party in (made, control):
-        party.sync()
+    # What is decided is told once the job is there.
+    Case.objects.filter(pk=running.row.pk).update(job_name=job, recorded_in_syft=True)
+    runs(service, running)
+    made.sync()
+    turn(service)
     made.submit(OWN, job, FILES)
-    control.sync()
-    control.jobs()
+    Case.objects.filter(pk=running.row.pk).update(recorded_in_syft=False)
     yield made
     made.close()
 
 
 def closed(running: Running, service: Service) -> bytes:
     """Close the study for real; returns the account that its researcher was sent."""
-    service._record_decisions()
+    turn(service)
     running.tell(0, letters.CLOSE, {"rounds": 0})
     running.steps()
     letter = running.heard(0, letters.ACCOUNT)
@@ -77,7 +82,7 @@ def test_a_syft_user_finds_the_account_of_a_closed_study_where_results_are(
     assert (row.state, row.recorded_in_syft) == (Case.State.CLOSED, False)
     assert results_of(running.site.home, running.study) == {"account.json": account}
     assert outputs(researcher, running) == []
-    service._record_decisions()
+    turn(service)
     assert Case.objects.get(pk=row.pk).recorded_in_syft
     assert outputs(researcher, running) == [("account.json", account)]
     assert researcher.results(OWN, row.job_name) == {"account.json": account}
@@ -90,7 +95,7 @@ DIES: dict[str, Callable[[Any], None]] = {
     "before it is said to be done": kill_before(
         JobStorage, "write_state", lambda _, ref, state: state.status == "done"
     ),
-    "before it is sent": kill_before(HospitalControl, "sync"),
+    "before it is sent": kill_before(HospitalControl, "sync", lambda _, syncs=itertools.count(1): next(syncs) == 2),
     "before it is noted": kill_after(HospitalControl, "publish_result"),
 }
 
@@ -107,20 +112,19 @@ def test_killed_in_between_it_is_published_once_all_the_same(
     with monkeypatch.context() as patch:
         DIES[moment](patch)
         with pytest.raises(Killed):
-            service._record_decisions()
+            turn(service)
     for _ in range(2):
-        service._record_decisions()
-        service._control.sync()
+        turn(service)
     assert outputs(researcher, running) == [("account.json", account)]
-    (_, first), ref = outputs(researcher, running)[0], service._control._ref(*_job(running))
-    state = service._control._state(ref)
-    service._control.publish_result(ref.job_name, {"account.json": first}, RESEARCHER)
-    assert service._control._state(ref) == state, "the same again changes nothing"
+    job = Case.objects.get(pk=running.row.pk).job_name
+    before = said_of(running, job)
+    service._control.publish_result(job, {"account.json": account}, RESEARCHER)  # no turn publishes what is noted
+    assert said_of(running, job) == before != {}, "the same again changes nothing"
 
 
-def _job(running: Running) -> tuple[str, str]:
-    row = Case.objects.get(pk=running.row.pk)
-    return row.job_name, row.submitted_by
+def said_of(running: Running, job: str) -> dict[Path, bytes]:
+    """What the hospital's SyftBox holds about a job."""
+    return {path: path.read_bytes() for path in running.site.home.syftbox.rglob("state.yaml") if job in path.parts}
 
 
 def test_a_study_that_ends_before_its_approval_was_told_is_told_as_approved_and_done(
@@ -128,7 +132,7 @@ def test_a_study_that_ends_before_its_approval_was_told_is_told_as_approved_and_
 ) -> None:
     running.tell(0, letters.CLOSE, {"rounds": 0})
     running.steps()
-    service._record_decisions()
+    turn(service)
     assert [name for name, _ in outputs(researcher, running)] == ["account.json"]
 
 
@@ -137,14 +141,15 @@ def test_a_study_that_did_not_close_has_no_outputs(
 ) -> None:
     """Nor one that was revoked after an account was stored, say by a service that was killed before it sent it."""
     account = running.site.home.secagg / running.study / "account.json"
-    service._record_decisions()
+    turn(service)
     account.parent.mkdir(parents=True, exist_ok=True)
     account.write_bytes(b"{}")
     Case.objects.filter(pk=running.row.pk).update(state=Case.State.REVOKED, recorded_in_syft=False)
-    service._record_decisions()
+    turn(service)
     assert outputs(researcher, running) == []
+    job = Case.objects.get(pk=running.row.pk).job_name
     with pytest.raises(ControlError, match="only an approved one"):
-        service._control.publish_result(*_job(running)[:1], {"account.json": b"{}"}, RESEARCHER)
+        service._control.publish_result(job, {"account.json": b"{}"}, RESEARCHER)
 
 
 def test_an_account_that_is_lost_leaves_the_study_done_without_outputs(
@@ -152,6 +157,6 @@ def test_an_account_that_is_lost_leaves_the_study_done_without_outputs(
 ) -> None:
     closed(running, service)
     (running.site.home.secagg / running.study / "account.json").unlink()
-    service._record_decisions()
+    turn(service)
     assert Case.objects.get(pk=running.row.pk).recorded_in_syft
     assert outputs(researcher, running) == []

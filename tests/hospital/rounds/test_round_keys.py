@@ -133,7 +133,7 @@ def test_the_secret_is_stored_before_any_work_and_gone_from_every_file_with_the_
     train = RowWork._train
 
     def looking(*arguments: Any) -> Any:
-        state = running.run._journal.state
+        state = running.journal.state
         assert state is not None
         assert state.open is not None
         secrets.append(state.open.secret)
@@ -148,7 +148,7 @@ def test_the_secret_is_stored_before_any_work_and_gone_from_every_file_with_the_
     assert len(secrets[0]) == 32
     assert found_at_work == [["record"]]
     assert holding(secrets[0]) == []
-    state = running.run._journal.state
+    state = running.journal.state
     assert state is not None
     assert state.open is not None
     with pytest.raises(ValueError, match="secret was deleted"):
@@ -442,7 +442,7 @@ def held_at_work(running: Running, monkeypatch: pytest.MonkeyPatch) -> threading
 def test_nothing_waits_for_the_work_on_rows(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the moment at which any other letter leaves would tell how long that work took (I16)."""
     go_on = held_at_work(running, monkeypatch)
-    round = running.run._at_work
+    round = running.at_work
     assert round is not None
     running.run.step()  # comes back, again and again, while rows are at work
     assert running.heard(1, letters.MASKED) is None
@@ -475,7 +475,7 @@ def test_a_study_that_is_let_go_of_waits_for_no_rows(running: Running, monkeypat
     running.run.close(wait=True)
     assert done.is_set()
     assert not trained.is_set()
-    worker = running.run._rows._worker
+    worker = running.rows._worker
     assert worker is None or not worker.alive
 
 
@@ -498,8 +498,8 @@ def test_a_round_begins_when_the_round_before_it_leaves_whenever_its_work_was_do
     free_at = running.run._machine.free_at = time.monotonic() + 3
     running.open(1)
     running.until_at_work()
-    ticks = running.run._at_work.case.approval_terms.ticks
-    assert running.run._at_work.started == free_at
-    assert running.run._at_work.due == pytest.approx(free_at + ticks * run.TICK)
+    ticks = running.at_work.case.approval_terms.ticks
+    assert running.at_work.started == free_at
+    assert running.at_work.due == pytest.approx(free_at + ticks * run.TICK)
     running.steps()
     assert running.heard(1, letters.MASKED)

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
 
 from datasites.enclave.worker_client import TrainResult
 from datasites.hospital.cases.case import OpenCase
-from datasites.hospital.config import DatasetSettings, Home
 from datasites.hospital.models import Round
 from datasites.hospital.rounds.row_work import RowWork
 from datasites.privacy.events import is_part_of
 from datasites.study import letters
-from datasites.study.manifest import RoundManifest
-from datasites.study.package import StudyPackage
-from datasites.study.rounds import round_terms
-from tests.hospital.conftest import HEART
 from tests.hospital.running import Running
-from tests.hospital.unequal import Terms, case_of
-
-
-def with_interim(package: StudyPackage) -> StudyPackage:
-    """The same study with an evaluation after each fifth round."""
-    text, changed = re.subn(
-        rb"(?m)^bins = 6$", b"bins = 6\nevery = 5\ninterim_share = 0.3", package.files["study.toml"]
-    )
-    assert changed == 1
-    return StudyPackage({**package.files, "study.toml": text})
-
-
-@pytest.fixture(params=["local", "distributed"])
-def case(request: pytest.FixtureRequest, heart: DatasetSettings, furnished: Home) -> OpenCase:
-    local = StudyPackage.read(HEART / "study")
-    package = local if request.param == "local" else Terms(counts_noise=1.7).package(threshold=4)
-    return case_of(furnished, with_interim(package), heart)
-
-
-def manifests(case: OpenCase) -> list[RoundManifest]:
-    """All rounds of the study."""
-    study, made = case.study, []
-    for number in range(1, study.rounds + 2):
-        terms = round_terms(study, number, dimension=14, participants=len(study.cohort.hospitals))
-        made.append(
-            RoundManifest(
-                study=case.row.study_hash,
-                epoch=0,
-                round=number,
-                participants=study.cohort.hospitals,
-                model_hash="a" * 64,
-                **vars(terms),
-            )
-        )
-    return made
+from tests.hospital.unequal import manifests
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["gated", "against one who sees the vectors"])

@@ -26,7 +26,8 @@ from datasites.study.manifest import RoundManifest
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.store import Store, StoreError
 from datasites.transport.store_errors import StoreUnreachable
-from tests.hospital.running import OWN, RESEARCHER, Running, today
+from tests.hospital.running import OWN, RESEARCHER, Running, killed, killed_in, today
+from tests.kills import Killed
 
 pytestmark = pytest.mark.waits
 
@@ -85,20 +86,6 @@ def test_what_is_logged_before_it_is_done_is_logged_once_however_that_is_killed(
     assert destroy_secrets(running.site, row)
     for kind in ("released", "unmasked", "closed", "secrets_destroyed"):
         assert len(running.logged(kind)) == 1, kind
-
-
-def killed(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-def killed_in(running: Running, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """The service ends when it comes to this, and starts again."""
-    with monkeypatch.context() as patch:
-        patch.setattr(what, killed)
-        with pytest.raises(KeyboardInterrupt):
-            running.steps()
-    running.restart()
-    running.steps()
 
 
 def test_a_round_is_charged_before_it_trains(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,10 +311,6 @@ def test_an_offer_that_the_approved_study_does_not_cover_is_refused(
     assert running.heard(letters.SETUP_ROUND, letters.certificate_kind(0)) is None
 
 
-class Killed(BaseException):
-    """What a SIGKILL is to a test in one process: nothing handles it."""
-
-
 @pytest.mark.parametrize(
     ("place", "written"), [(1, False), (1, True), (2, True), (3, True)], ids=["offer", "certificate", "shares", "peers"]
 )
@@ -340,7 +323,7 @@ def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_on
     running.steps()
     running.survive(manifest)
     running.steps()
-    old = running.run._journal.state
+    old = running.journal.state
     assert old is not None
 
     commit, count, ran = Journal.commit, 0, running.run.step
@@ -364,7 +347,7 @@ def test_a_hospital_killed_where_one_epoch_follows_another_goes_on_in_the_new_on
     running.run.step = again  # type: ignore[method-assign]
     running.set_up(epoch=1, first_round=2)
     assert count >= place, "it was killed"
-    state = running.run._journal.state
+    state = running.journal.state
     assert state is not None
     assert state.epoch == 1
     assert {secret.round for secret in state.secrets} == set(range(2, running.case.study.rounds + 2))
@@ -412,13 +395,13 @@ def test_without_a_sandbox_no_worker_is_started_or_kept_for_a_study_while_nobody
     running.desk.accept_no_sandbox()
     running.restart()
     running.steps()
-    starting = running.run._rows._starting
+    starting = running.rows._starting
     assert starting is not None
     starting.result(30)
     assert [worker.alive for worker in begun] == [True]
     terminate_agreement(running.site, running.desk.login("bob"), "no-sandbox")
     running.steps()
-    running.run._rows._thread.submit(int).result(30)
+    running.rows._thread.submit(int).result(30)
     assert [worker.alive for worker in begun] == [False]
 
 
@@ -443,9 +426,6 @@ def test_a_round_that_was_killed_right_after_its_charge_goes_on_under_it(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its price stands in the log in full, once, whatever happens then; evidence holds the ledger against it."""
-
-    class Killed(BaseException):
-        pass
 
     def kill(*_: object) -> None:
         raise Killed

@@ -23,33 +23,17 @@ from datasites.hospital.rounds.round_keys import RoundKeys
 from datasites.hospital.rounds.row_work import RowWork
 from datasites.hospital.site import Site
 from datasites.privacy.plan import PlanError
-from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, RoundManifest, SharedNoise, VectorTerm
+from datasites.study.manifest import COUNTS_BOUND, EvaluationKind, SharedNoise, VectorTerm
 from datasites.study.package import StudyPackage
-from datasites.study.rounds import round_terms
 from tests.hospital.conftest import HEART
 from tests.hospital.desk import job
-from tests.hospital.unequal import PREPARED, Terms, case_of
-
-DIMENSION = 14
+from tests.hospital.unequal import DIMENSION, PREPARED, Terms, case_of, manifest_of
 
 
 @pytest.fixture
 def case(heart: DatasetSettings, furnished: Home) -> OpenCase:
     """A study in distributed mode as approved here, without its records."""
     return case_of(furnished, Terms().package(threshold=4), heart)
-
-
-def manifest_of(case: OpenCase, number: int = 3) -> RoundManifest:
-    cohort = case.study.cohort.hospitals
-    terms = round_terms(case.study, number, dimension=DIMENSION, participants=len(cohort))
-    return RoundManifest(
-        study=case.row.study_hash,
-        epoch=0,
-        round=number,
-        participants=cohort,
-        model_hash="a" * 64,
-        **vars(terms),
-    )
 
 
 @pytest.mark.parametrize("number", [1, 3, 15, 16])
