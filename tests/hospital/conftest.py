@@ -127,6 +127,7 @@ def begun_anew(home: Home, own: Identity) -> Site:
         shutil.rmtree(folder, ignore_errors=True)
     home.foreign_heads.unlink(missing_ok=True)
     home.fork.unlink(missing_ok=True)
+    home.ready.unlink(missing_ok=True)
     ledger_log.forget(home)
     site = Site(home, own, AuditLog(home.audit, own))
     open_populations(site)

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,11 +194,19 @@ def test_a_table_that_breaks_its_reader_is_named_with_a_remedy(
     assert len(read(furnished).y) == 303, "and the datasite goes on"
 
 
-def test_a_reader_that_is_killed_from_outside(furnished: Home, hostile: Hostile) -> None:
-    """As by the kernel, of a machine without memory left."""
+def test_a_reader_that_is_killed_from_outside(
+    furnished: Home, hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the kernel, of a machine without memory left, once it was found alive: else another would be started."""
     hostile("import time; time.sleep(600)")
+    ask = Apart.ask
     with TableReader(furnished) as reader:
-        os.kill(all_of(reader)[-1], signal.SIGKILL)
+
+        def killed(*arguments: Any) -> Any:
+            os.kill(all_of(reader)[-1], signal.SIGKILL)
+            return ask(*arguments)
+
+        monkeypatch.setattr(Apart, "ask", killed)
         with pytest.raises(ApartFailed, match="was killed before it had answered; as by a machine without memory"):
             reader.rows(furnished.dataset("heart"))
 
