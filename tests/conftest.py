@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import hypothesis
@@ -25,3 +26,9 @@ def templates() -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_waiting(items)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests stay in memory to the end, and need not be looked through for garbage each time."""
+    gc.collect()
+    gc.freeze()
