@@ -11,6 +11,6 @@
 'heart-disease'
 >>> freeze(submitted | {"setup.py": b"import os"}, folder)
 Traceback (most recent call last):
-datasites.study.errors.InputError: 'setup.py' does not belong in a study; it holds study.toml, features.toml, model.py and\
- nothing else
+datasites.study.errors.InputError: 'setup.py' does not belong in a study; it holds study.toml, features.toml, model.py \
+and nothing else
 """
