@@ -25,5 +25,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".[$EXTRAS]"
   echo "$wanted" > "$stamp"
 fi
+# Each hospital, worker and command is a process, which then reads this and compiles nothing, whatever the environment
+# says of bytecode.
+"$VENV/bin/python" -m compileall -q datasites policies
 export PATH="$VENV/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -13,7 +13,9 @@ if [ "$#" -eq 0 ] || [ "$*" = "--all" ]; then
   ruff check .
   ruff format --check .
   mypy
-  several=(-n auto --maxprocesses 4 --dist loadfile)
+  export PYTHONDONTWRITEBYTECODE=   # pytest keeps what it makes of each module of tests for the parts that follow
+  cores="$(nproc)"
+  several=(-n "$((cores < 4 ? cores + 1 : 4))" --dist loadfile)   # some tests wait while others compute
   python -m pytest "${several[@]}" -rs -m "not slow and not e2e and not long"
   python -m pytest "${several[@]}" -rs -m "slow and not e2e and not long"
   python -m pytest -rs -m "e2e and not long"

@@ -123,7 +123,9 @@ def test_what_comes_out_at_the_doors_does_differ(eventful: dict[str, Four], mode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("side", "mode"), [("training", "distributed"), ("held_out", "local")])
+@pytest.mark.parametrize(
+    ("side", "mode"), [("training", "distributed"), pytest.param("held_out", "local", marks=pytest.mark.long)]
+)
 def test_nobody_sees_that_one_side_is_empty(run: Run, sides: dict[str, list[str]], side: str, mode: str) -> None:
     """The patient removed was the only one who trained, or who was held out."""
     other = "held_out" if side == "training" else "training"
@@ -196,14 +198,7 @@ PLANTED: dict[str, Scenario | None] = {
 
 
 #: Of each kind one, for the fast tests: in a letter, beside the door, by time, by a record, by a name, by a decision.
-FAST = {
-    "row_count_in_a_letter",
-    "counts_beside_the_door",
-    "later_by_rows",
-    "retry_for_a_patient",
-    "file_named_by_rows",
-    "not_ready_without_a_person",
-}
+FAST = {"row_count_in_a_letter", "later_by_rows", "file_named_by_rows"}
 #: Planted in distributed mode too, where rows reach the ring, ticks and letters by other ways.
 DISTRIBUTED = ("counts_beside_the_door", "later_by_rows", "abstains_where_nobody_is")
 #: Planted beside the real worker too, as in the comparison that guards the product: in training, in counts, by time.

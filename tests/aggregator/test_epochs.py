@@ -46,7 +46,7 @@ def of_rounds(rounds: int, folder: Path) -> Iterator[Federation]:
             party.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_of_more_rounds_than_an_epoch_goes_on_in_the_next_one(tmp_path: Path) -> None:
     """Keys of a hundred rounds at most lie on the hospitals' disks at one time."""
     rounds = EPOCH_ROUNDS + 1

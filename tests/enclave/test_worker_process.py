@@ -473,7 +473,7 @@ def test_it_dies_with_the_datasite(tmp_path, source):
 
 @pytest.mark.slow
 def test_processor_time_ends_with_a_name(tmp_path):
-    limits = LIMITS.model_copy(update={"cpu_seconds": 12})
+    limits = LIMITS.model_copy(update={"cpu_seconds": 5})
     with start(study(tmp_path / "study"), data={"training": rows(8)}, limits=limits) as running:
         with pytest.raises(WorkerTimeout) as caught:
             train(running)

@@ -240,7 +240,7 @@ def test_an_approval_that_is_interrupted_anywhere_can_be_done_again(desk: Desk, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=pytest.mark.long), KINDS[1]])
 def test_a_submission_that_is_interrupted_anywhere_becomes_one_case(
     desk: Desk,
     service: Service,

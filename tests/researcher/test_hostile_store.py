@@ -62,7 +62,7 @@ def test_any_trick_on_a_rounds_letter_leaves_the_right_model(tmp_path: Path, tri
     assert ended.quarantine < 40 * 1024**2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_hospital_stands_a_flood_and_a_lost_vector_within_its_bounds(tmp_path: Path) -> None:
     """The service of a datasite, in a process of its own: Django knows one database in each."""
     spawn = multiprocessing.get_context("spawn")

@@ -82,7 +82,7 @@ def test_the_setup_and_the_rounds_of_an_epoch_cost_what_they_bring(twelve):
     assert len(files) < ROUNDS - 30 + 8, "a file for each round that is still to come"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_setup_costs_the_aggregator_bytes_in_proportion_to_its_hospitals(tmp_path: Path) -> None:
     """In this range the enrolment, of 9 KB for each, is sent once as a blob; below it travels in each envelope.
 

@@ -68,7 +68,7 @@ def test_any_dropouts_that_leave_the_threshold(case, data):
     check(*case, data)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(cohorts(40), st.data())
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_dropouts_that_leave_the_threshold_up_to_40(case, data):

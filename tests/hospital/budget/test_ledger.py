@@ -250,7 +250,8 @@ ROOMY = DatasetSettings(
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_at_random_moments_never_lose_a_charge(site: Site) -> None:
+@pytest.mark.parametrize("kills", [30, pytest.param(100, marks=pytest.mark.long)])
+def test_kills_at_random_moments_never_lose_a_charge(site: Site, kills: int) -> None:
     """What a process announced after charging is in the ledger, whatever instant it was killed at; log and database
     tell one story once the line that was being written is finished."""
     from django.db import connection
@@ -263,7 +264,7 @@ def test_a_hundred_kills_at_random_moments_never_lose_a_charge(site: Site) -> No
     home = replace(site.home, settings=site.home.settings.model_copy(update={"datasets": datasets}))
     open_populations(replace(site, home=home))
     whole(PLAN)  # prices are computed before forking, so that the children spend their time in the database
-    for number in range(100):
+    for number in range(kills):
         connection.close()
         reader, writer = os.pipe()
         child = os.fork()
@@ -285,9 +286,9 @@ def test_a_hundred_kills_at_random_moments_never_lose_a_charge(site: Site) -> No
     require_one_story(site.home)
     charged = set(LedgerEntry.objects.filter(kind="charge").values_list("study_hash", flat=True))
     reserved = set(LedgerEntry.objects.filter(kind="reserve").values_list("study_hash", flat=True))
-    assert len(announced) >= 50, "the children were killed before they did anything"
+    assert len(announced) >= kills / 2, "the children were killed before they did anything"
     assert set(announced) <= charged <= reserved
-    assert len(charged) - len(set(announced)) <= 100, "more than one charge per kill was not announced"
+    assert len(charged) - len(set(announced)) <= kills, "more than one charge per kill was not announced"
     assert ledger.state(ROOMY)[0].committed <= 50
 
 
