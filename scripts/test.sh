@@ -18,7 +18,7 @@ if [ "$#" -eq 0 ] || [ "$*" = "--all" ]; then
   several=(-n "$((cores < 4 ? cores + 1 : 4))" --dist loadfile)   # some tests wait while others compute
   python -m pytest "${several[@]}" -rs -m "not slow and not e2e and not long"
   python -m pytest "${several[@]}" -rs -m "slow and not e2e and not long"
-  python -m pytest -rs -m "e2e and not long"
+  python -m pytest -n 2 --dist loadfile -rs -m "e2e and not long"
   [ "$#" -eq 0 ] || python -m pytest "${several[@]}" -rs -m long
   exit
 fi
