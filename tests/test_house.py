@@ -22,7 +22,7 @@ from tests.rooms import ASSEMBLES, HOSPITAL_ROOMS, MAY_IMPORT, ROOT
 
 #: Modules at the top of `hospital` that rooms stand on, and what they may import of the rooms themselves.
 STANDS_ON = {"site": {"datasites.hospital.audit.log"}}
-#: Files at the top of `hospital`.
+#: Modules at the top of `hospital`.
 MOST_AT_THE_TOP = 16
 TORCH_ROOMS = {"privacy", "enclave"}
 
@@ -84,7 +84,7 @@ def hospital_modules() -> dict[str, Path]:
     return names
 
 
-def test_hospital_has_few_files_at_its_top_and_each_other_in_a_room() -> None:
+def test_hospital_has_few_modules_at_its_top_and_each_other_in_a_room() -> None:
     assert len(list(HOSPITAL.glob("*.py"))) <= MOST_AT_THE_TOP
     folders = {path.name for path in HOSPITAL.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == {*HOSPITAL_ROOMS, "migrations"}
