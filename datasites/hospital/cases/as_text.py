@@ -64,10 +64,10 @@ def _terms(examined: Examined) -> list[str]:
 
 
 def _patients(case: OpenCase) -> str:
-    terms = case.approval_terms
-    apart = f"identified by column {terms.identity!r}" if terms.identity else "each row is one patient"
-    both = "; all of it is charged to both sides, since a patient may be on either" if terms.both_sides else ""
-    return f"Patients of population {terms.population}: {apart}{both}"
+    approval_terms, identity = case.approval_terms, case.approval_terms.identity
+    apart = f"identified by column {identity!r}" if identity else "each row is one patient"
+    both = "; all of it is charged to both sides, since a patient may be on either" if approval_terms.both_sides else ""
+    return f"Patients of population {approval_terms.population}: {apart}{both}"
 
 
 def _budget(examined: Examined) -> list[str]:

@@ -321,7 +321,7 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
             f"case {row.pk}: its prepared records are missing; run `datasites review recheck {row.pk}`"
         ) from error
     identity = patient_column(home, dataset)
-    terms = stored.model_copy(
+    approval_terms = stored.model_copy(
         update={
             "population": dataset.population,
             "identity": identity,
@@ -337,7 +337,7 @@ def open_case(home: Home, row: Case, prepared: Prepared | None = None) -> OpenCa
         row=row,
         package=package,
         dataset=dataset,
-        approval_terms=terms,
+        approval_terms=approval_terms,
         plan=PrivacyPlan.model_validate_json(json.dumps(stored.plan)),
         evaluation=EvaluationPlan.model_validate_json(json.dumps(stored.evaluation_plan)),
     )

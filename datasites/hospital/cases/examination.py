@@ -323,15 +323,15 @@ def _examine(site: Site, row: Case, examined: _Examined, halt: Halt) -> None:
     # All that follows is logged with its time, which must not tell how long the records took.
     columns = len(package.data_model.columns)
     sleep_to_tick(started, reading_ticks(dataset.declared_records, columns, listed), halt.check)
-    terms = build_approval_terms(home, package, dataset, prepared)
-    if examined.staged is not None and examined.staged.identity != terms.identity:
+    approval_terms = build_approval_terms(home, package, dataset, prepared)
+    if examined.staged is not None and examined.staged.identity != approval_terms.identity:
         raise InputError("mapping.toml names another patient column than a moment ago")
-    row.approval_terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
+    row.approval_terms, row.approval_hash = approval_terms.model_dump(mode="json"), approval_terms.digest()
     case = open_case(home, row, prepared)
     row.rehearsal = {} if row.findings else rehearse_once(site, case, mock, row.rehearsal, halt)
     measured = {name: row.rehearsal[name] for name in ("ticks", "parameters") if name in row.rehearsal}
-    terms = terms.model_copy(update=measured)
-    row.approval_terms, row.approval_hash = terms.model_dump(mode="json"), terms.digest()
+    approval_terms = approval_terms.model_copy(update=measured)
+    row.approval_terms, row.approval_hash = approval_terms.model_dump(mode="json"), approval_terms.digest()
     examined.case = dataclasses.replace(case, approval_terms=case.approval_terms.model_copy(update=measured))
     examined.case.price_ahead()
     if examined.staged is None:

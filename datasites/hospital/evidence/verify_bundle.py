@@ -579,8 +579,8 @@ def _signature(bundle: _Bundle, key: str | None) -> str:
 
 
 def _study(bundle: _Bundle) -> str:
-    terms = bundle.read("terms.json")
-    if _sha256(terms) != bundle.approval:
+    approval_terms = bundle.read("terms.json")
+    if _sha256(approval_terms) != bundle.approval:
         raise Fault("terms.json does not have the approval hash as its digest: these are not the terms approved")
     files = [name for name in bundle.index["files"] if name.startswith("frozen/")]
     digests = {name[len("frozen/") :]: bundle.index["files"][name] for name in files}
@@ -875,15 +875,15 @@ def _as_planned(bundle: _Bundle, records: Sequence[dict[str, Any]]) -> int:
 class _Plan:
     """What the approved terms say of each round, as `datasites.privacy.plan` prices it."""
 
-    def __init__(self, terms: Mapping[str, Any]) -> None:
-        self.training, self.evaluation = terms["plan"], terms["evaluation_plan"]
+    def __init__(self, approval_terms: Mapping[str, Any]) -> None:
+        self.training, self.evaluation = approval_terms["plan"], approval_terms["evaluation_plan"]
         for plan in (self.training, self.evaluation):
             if plan["format"] != 1:
                 raise Fault(f"terms.json holds a plan of format {plan['format']!r}; get a newer verifier")
         self.rounds = _figure(self.training, "rounds", 1, _MOST_ROUNDS)
         _figure(self.training, "steps_per_round", 1)
         _figure(self.evaluation, "interim", 0)
-        self.both_sides = terms["both_sides"]
+        self.both_sides = approval_terms["both_sides"]
 
     def of(self, round: int, interim: bool, *, local: bool) -> dict[str, _Events]:
         """Price of a round with or without an interim evaluation, by partition; round 0: of the whole study."""

@@ -46,11 +46,11 @@ def guesses(home: Home, row: Case) -> Iterator[tuple[tuple[float, float], str]]:
 
 def confirmed(home: Home, row: Case, version: Version) -> list[tuple[float, float]]:
     """Guesses (distance to the truth) for which the approval hash that left comes out."""
-    terms = ApprovalTerms.model_validate(row.approval_terms)
+    approval_terms = ApprovalTerms.model_validate(row.approval_terms)
     return [
         guess
         for guess, digest in guesses(home, row)
-        if terms.model_copy(update={"data_version": version(digest, bytes.fromhex(digest))}).digest()
+        if approval_terms.model_copy(update={"data_version": version(digest, bytes.fromhex(digest))}).digest()
         == row.approval_hash
     ]
 
