@@ -1,6 +1,6 @@
 """What a decision is based on: facts, gathered once by the caller, and how rules see them.
 
-`Facts` is what is stored with a decision; `context` turns it into the record that the Cedar rules read. Each group
+`Facts` is what is stored with a decision; `context` turns it into the Cedar context that the rules read. Each group
 of facts may be absent; a rule that needs an absent group denies. Whatever can be worked out from other facts (which
 agreements are in force today, which approvals are of this very hash) is worked out here and not by the caller, so
 that a stored decision can be evaluated again from its facts alone.
@@ -189,9 +189,9 @@ class Facts(Agreed):
 
 def context(facts: Facts) -> dict[str, Any]:
     """Return the Cedar context of `facts`: plain JSON, of the type `Facts` in schema.cedarschema."""
-    record: dict[str, Any] = {"approval": facts.approval, "today": _day(facts.today)}
+    attributes: dict[str, Any] = {"approval": facts.approval, "today": _day(facts.today)}
     if facts.terms is not None:
-        record["terms"] = {
+        attributes["terms"] = {
             "purpose": facts.terms.purpose,
             "irb": facts.terms.irb,
             "researcher": identity_key(facts.terms.researcher),
@@ -199,40 +199,40 @@ def context(facts: Facts) -> dict[str, Any]:
             "services": [_service(facts, service) for service in facts.terms.services],
         }
     if facts.features is not None:
-        record["features"] = list(facts.features)
+        attributes["features"] = list(facts.features)
     if facts.agreements is not None:
-        record["agreements"] = _agreements(facts)
+        attributes["agreements"] = _agreements(facts)
     if facts.budget is not None:
-        record["budget"] = _budget(facts.budget)
+        attributes["budget"] = _budget(facts.budget)
     if facts.cohort is not None:
         cohort = facts.cohort.model_dump()
-        record["cohort"] = {"minPatients": cohort.pop("min_patients"), **cohort}
+        attributes["cohort"] = {"minPatients": cohort.pop("min_patients"), **cohort}
     if facts.code is not None:
-        record["code"] = facts.code.model_dump(exclude={"differs"})
+        attributes["code"] = facts.code.model_dump(exclude={"differs"})
     if facts.approvals is not None:
-        record["people"] = {
+        attributes["people"] = {
             "stewards": [identity_key(person) for person in facts.people("steward")],
             "privacyOfficers": [identity_key(person) for person in facts.people("privacy_officer")],
         }
     if facts.approver is not None:
-        record["approver"] = {"person": identity_key(facts.approver.person), "role": facts.approver.role}
+        attributes["approver"] = {"person": identity_key(facts.approver.person), "role": facts.approver.role}
     if facts.state is not None:
-        record["state"] = facts.state
+        attributes["state"] = facts.state
     if facts.sandbox is not None:
-        record["sandbox"] = facts.sandbox
+        attributes["sandbox"] = facts.sandbox
     if facts.roster is not None:
-        record["roster"] = facts.roster.model_dump(mode="json", exclude_none=True)
+        attributes["roster"] = facts.roster.model_dump(mode="json", exclude_none=True)
         if facts.roster.aggregator is not None:
-            record["roster"]["aggregator"] = _written(facts, facts.roster.aggregator)
+            attributes["roster"]["aggregator"] = _written(facts, facts.roster.aggregator)
     if facts.release is not None:
-        record["release"] = {
+        attributes["release"] = {
             "masked": facts.release.masked,
             "noised": facts.release.noised,
             "charged": facts.release.charged,
             "dimension": facts.release.dimension,
             "expectedDimension": facts.release.expected_dimension,
         }
-    return record
+    return attributes
 
 
 def _service(facts: Facts, service: ServiceEntry) -> dict[str, str]:

@@ -39,9 +39,12 @@ def calibration(evaluation: DPEvaluation, axes: Axes | None = None) -> Axes:
 def participation(run: Run, axes: Axes | None = None) -> Axes:
     """Draw survivors and participants by round."""
     axes = axes or plt.subplots(figsize=(6, 3))[1]
-    numbers = [record.round for record in run.state.rounds]
-    axes.step(numbers, [len(record.participants) for record in run.state.rounds], where="mid", label="participants")
-    axes.bar(numbers, [len(record.survivors) for record in run.state.rounds], alpha=0.5, label="survivors")
+    rounds = run.state.rounds
+    numbers = [round_record.round for round_record in rounds]
+    participants = [len(round_record.participants) for round_record in rounds]
+    survivors = [len(round_record.survivors) for round_record in rounds]
+    axes.step(numbers, participants, where="mid", label="participants")
+    axes.bar(numbers, survivors, alpha=0.5, label="survivors")
     axes.set(xlabel="round", ylabel="hospitals", title="Hospitals in the sum")
     axes.legend(loc="lower left")
     return axes

@@ -32,12 +32,12 @@ _FIGURES: dict[str, tuple[Unit, Callable[[DPEvaluation], Estimate]]] = {
 }
 
 
-def evaluation_of(run: Run, record: RoundRecord) -> DPEvaluation:
+def evaluation_of(run: Run, round_record: RoundRecord) -> DPEvaluation:
     """Return the DP evaluation of one round; raise `RunError` when that round held none."""
-    if record.counts is None:
-        raise RunError(f"round {record.round}: held no evaluation")
+    if round_record.counts is None:
+        raise RunError(f"round {round_record.round}: held no evaluation")
     bins = run.study.terms.evaluation.bins
-    return DPEvaluation.from_counts(record.counts, evaluation_edges(bins), record.counts_sigma)
+    return DPEvaluation.from_counts(round_record.counts, evaluation_edges(bins), round_record.counts_sigma)
 
 
 def final_evaluation(run: Run) -> DPEvaluation:
@@ -57,16 +57,18 @@ def rounds_table(run: Run) -> pd.DataFrame:
     """Return one row per round: who took part, who survived, who sat out and why, seconds."""
     return pd.DataFrame(
         {
-            "round": record.round,
-            "kind": "training" if record.train else "evaluation",
-            "participants": len(record.participants),
-            "survivors": len(record.survivors),
-            "abstained": ", ".join(f"{email}: {' '.join(why) or 'failed'}" for email, why in record.abstained.items()),
-            "outcome": record.outcome,
-            "update norm": record.update_norm,
-            "seconds": sum(record.seconds.values()),
+            "round": round_record.round,
+            "kind": "training" if round_record.train else "evaluation",
+            "participants": len(round_record.participants),
+            "survivors": len(round_record.survivors),
+            "abstained": ", ".join(
+                f"{email}: {' '.join(why) or 'failed'}" for email, why in round_record.abstained.items()
+            ),
+            "outcome": round_record.outcome,
+            "update norm": round_record.update_norm,
+            "seconds": sum(round_record.seconds.values()),
         }
-        for record in run.state.rounds
+        for round_record in run.state.rounds
     )
 
 
@@ -92,16 +94,16 @@ def privacy_table(run: Run, roster: Roster) -> pd.DataFrame:
 
 def result(run: Run) -> dict[str, Any]:
     """Return the whole report as plain data; the guide of this room (README.md) says what each field is."""
-    heads = {email: head for record in run.state.rounds for email, head in record.heads.items()}
+    heads = {email: head for round_record in run.state.rounds for email, head in round_record.heads.items()}
     heads |= {email: account.head for email, account in run.state.accounts.items()}
-    finished = [record for record in run.state.rounds if record.train]
+    finished = [round_record for round_record in run.state.rounds if round_record.train]
     return {
         "study": run.study.hash,
         "name": run.study.terms.name,
         "strategy": run.study.terms.strategy.name,
         "hospitals": list(run.study.terms.cohort.hospitals),
         "services": [service.model_dump() for service in run.study.terms.services],
-        "rounds": [_round(run, record) for record in run.state.rounds if record.train],
+        "rounds": [_round(run, round_record) for round_record in run.state.rounds if round_record.train],
         "training_rounds": len(finished),
         "final": _final(run),
         "privacy": {
@@ -126,7 +128,7 @@ def result(run: Run) -> dict[str, Any]:
         "seconds": {
             "setup": round(run.state.setup_seconds, 3),
             **{
-                phase: round(sum(record.seconds.get(phase, 0.0) for record in run.state.rounds), 3)
+                phase: round(sum(round_record.seconds.get(phase, 0.0) for round_record in run.state.rounds), 3)
                 for phase in ("broadcast", "wave_1", "wave_2", "model")
             },
         },
@@ -138,28 +140,28 @@ def save_model(run: Run, path: Path) -> None:
     save_file(dict(run.model), path, metadata={"study": run.study.hash, "round": str(run.state.next_round - 1)})
 
 
-def _round(run: Run, record: RoundRecord) -> dict[str, Any]:
+def _round(run: Run, round_record: RoundRecord) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "round": record.round,
-        "outcome": record.outcome,
-        "participants": list(record.participants),
-        "survivors": list(record.survivors),
-        "abstained": {email: list(why) for email, why in record.abstained.items()},
-        "refused": list(record.refused),
-        "metrics": {"update_norm": record.update_norm},
-        "bytes": record.sent,
-        "seconds": record.seconds,
+        "round": round_record.round,
+        "outcome": round_record.outcome,
+        "participants": list(round_record.participants),
+        "survivors": list(round_record.survivors),
+        "abstained": {email: list(why) for email, why in round_record.abstained.items()},
+        "refused": list(round_record.refused),
+        "metrics": {"update_norm": round_record.update_norm},
+        "bytes": round_record.sent,
+        "seconds": round_record.seconds,
     }
-    if record.counts is not None and record.outcome == "done":
-        described["metrics"] |= _figures(lambda: evaluation_of(run, record), "auc", "accuracy")
+    if round_record.counts is not None and round_record.outcome == "done":
+        described["metrics"] |= _figures(lambda: evaluation_of(run, round_record), "auc", "accuracy")
     return described
 
 
 def _final_record(run: Run) -> RoundRecord:
-    held = [record for record in run.state.rounds if record.evaluate == "final"]
-    for record in reversed(held):
-        if record.outcome == "done":
-            return record
+    held = [round_record for round_record in run.state.rounds if round_record.evaluate == "final"]
+    for round_record in reversed(held):
+        if round_record.outcome == "done":
+            return round_record
     if held:
         raise RunError(f"the final evaluation failed: {held[-1].reason}")
     raise RunError("the final evaluation was not held" + ("" if run.state.closed else " yet; complete the run"))
@@ -168,13 +170,13 @@ def _final_record(run: Run) -> RoundRecord:
 def _final(run: Run) -> dict[str, Any]:
     described = _figures(lambda: final_evaluation(run))
     try:
-        record = _final_record(run)
+        round_record = _final_record(run)
     except RunError:
         return described | {"survivors": [], "counts": [], "counts_noise_sd": None}
     return described | {
-        "survivors": list(record.survivors),
-        "counts": [list(row) for row in record.counts or ()],
-        "counts_noise_sd": record.counts_sigma,
+        "survivors": list(round_record.survivors),
+        "counts": [list(row) for row in round_record.counts or ()],
+        "counts_noise_sd": round_record.counts_sigma,
     }
 
 
