@@ -76,7 +76,7 @@ def prepare(folder: Path) -> tuple[Path, Desk]:
         steward=STEWARD,
         officer=OFFICER,
         passwords=(passwords[STEWARD], passwords[OFFICER]),
-        case=row.pk,
+        case_id=row.pk,
         hash=row.approval_hash,
         second=second.pk,
         dataset=dataset.name,

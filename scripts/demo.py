@@ -96,21 +96,21 @@ def commands(consortium: LocalConsortium, hospital: LocalHospital, *arguments: s
     return done.stdout
 
 
-def case_of(consortium: LocalConsortium, hospital: LocalHospital, study: Study, timeout: float = 180) -> int:
+def case_id_of(consortium: LocalConsortium, hospital: LocalHospital, study: Study, timeout: float = 180) -> int:
     """Wait until the study can be reviewed at the hospital; returns the number of its case."""
     return int(commands(consortium, hospital, "review", "wait", study.hash, "--seconds", str(timeout)))
 
 
 def approve(consortium: LocalConsortium, hospital: LocalHospital, study: Study) -> None:
     """Both demo people of one hospital approve what was read, each with their own password."""
-    case = str(case_of(consortium, hospital, study))
-    shown = commands(consortium, hospital, "review", "show", case)
+    case_id = str(case_id_of(consortium, hospital, study))
+    shown = commands(consortium, hospital, "review", "show", case_id)
     found = re.search(r"^approval hash +([0-9a-f]{64})$", shown, flags=re.MULTILINE)
     if found is None:
         raise InputError(f"{hospital.key}: the case shows no approval hash")
     for name in (STEWARD, OFFICER):
         commands(
-            consortium, hospital, "review", "approve", case, "--as", name, "--reason", "demo",
+            consortium, hospital, "review", "approve", case_id, "--as", name, "--reason", "demo",
             "--hash", found[1], "--password-stdin", password=consortium.passwords()[name],
         )  # fmt: skip
     print(f"{hospital.organisation}: approved by two people", flush=True)

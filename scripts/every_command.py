@@ -26,7 +26,7 @@ class Desk:
     steward: str
     officer: str
     passwords: tuple[str, str]
-    case: int
+    case_id: int
     hash: str
     second: int
     dataset: str
@@ -58,7 +58,7 @@ def every_command(desk: Desk, folder: Path) -> Iterator[Run]:
 
     Each is yielded only when those before it may have been run.
     """
-    home, case, second = ("--home", str(desk.home)), str(desk.case), str(desk.second)
+    home, case, second = ("--home", str(desk.home)), str(desk.case_id), str(desk.second)
     steward, officer = ((*home, "--as", name, "--password-stdin") for name in (desk.steward, desk.officer))
     first_password, second_password = desk.passwords
     why = ("--reason", "read it")

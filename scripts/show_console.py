@@ -41,13 +41,13 @@ def take(datasites: LocalDatasites, browser: Browser, folder: Path) -> None:
     study = Study.load(datasites.consortium.study_folder)
     with datasites.federation() as federation:
         federation.submit(study)
-        case = demo.case_of(datasites.consortium, datasites.hospital(KEYS[0]), study)
-        picture("case", f"/cases/{case}/")
+        case_id = demo.case_id_of(datasites.consortium, datasites.hospital(KEYS[0]), study)
+        picture("case", f"/cases/{case_id}/")
         datasites.approve(study)
         federation.wait(study, timeout=120, progress=False)
         run = federation.start(study)
         run.complete(rounds=ROUNDS, progress=False)
-        picture("rounds", f"/studies/{case}/")
+        picture("rounds", f"/studies/{case_id}/")
         run.complete(progress=False)
         picture("budget", "/budget/heart/", "dark")
 

@@ -32,8 +32,8 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     from datasites.hospital.data.sources import in_words, log_written
     from datasites.study.package import StudyPackage
 
-    cases = [row for row in open_cases(site.home) if row.approval_terms["dataset"] == dataset]
-    log_written(site, cases)
+    case_rows = [row for row in open_cases(site.home) if row.approval_terms["dataset"] == dataset]
+    log_written(site, case_rows)
     readiness = check_dataset(Home.open(home), dataset, StudyPackage.read(study))
     columns = ("feature", "ready", "unit", "missing", "out of range", "reason")
     shown = new_table(f"{dataset}: {readiness.rows} rows", *columns)
@@ -49,7 +49,7 @@ def dataset_check(home: HomeOption, dataset: str, study: Annotated[Path, typer.O
     out.print(readiness.patients_in_words())
     if readiness.surplus:
         out.print(readiness.surplus)
-    for row in cases:
+    for row in case_rows:
         if blocker := in_words(site.home, row, rows=True):
             out.print(blocker, markup=False)
     raise typer.Exit(0 if readiness.ready else 1)

@@ -295,14 +295,14 @@ def _cases(site: Site) -> Iterator[Diagnosis]:
 
 
 def _sources(site: Site) -> Iterator[Diagnosis]:
-    cases = list(open_cases(site.home))
-    log_written(site, cases)
-    found = [difference for row in cases if (difference := in_words(site.home, row, rows=True))]
+    case_rows = list(open_cases(site.home))
+    log_written(site, case_rows)
+    found = [difference for row in case_rows if (difference := in_words(site.home, row, rows=True))]
     for difference in found:
         yield Diagnosis("sources", "warn", difference)
     if not found:
         yield Diagnosis(
-            "sources", "ok", f"tables and mappings are those that {len(cases)} open case(s) were examined on"
+            "sources", "ok", f"tables and mappings are those that {len(case_rows)} open case(s) were examined on"
         )
 
 

@@ -73,7 +73,7 @@ def runs(desk: Desk, tmp_path: Path) -> list[Run]:
         steward="ann",
         officer="bob",
         passwords=(PASSWORD, PASSWORD),
-        case=row.pk,
+        case_id=row.pk,
         hash=row.approval_hash,
         second=second.pk,
         dataset="heart",

@@ -62,7 +62,7 @@ def test_two_people_decide_in_the_browser_and_the_researchers_run_follows(
     with datasites.federation() as federation:
         federation.submit(study)
         datasites.approve(study, *KEYS[1:])
-        number = demo.case_of(datasites.consortium, datasites.hospital("cleveland"), study)
+        number = demo.case_id_of(datasites.consortium, datasites.hospital("cleveland"), study)
 
         steward, officer = browser.page(STEWARD), browser.page(OFFICER)
         for page in (steward, officer):
@@ -131,7 +131,7 @@ def test_a_case_in_review_is_decided_by_keyboard_alone(datasites: LocalDatasites
     study = datasites.study("keyboard")
     with datasites.federation() as federation:
         federation.submit(study)
-        number = demo.case_of(datasites.consortium, datasites.hospital("cleveland"), study)
+        number = demo.case_id_of(datasites.consortium, datasites.hospital("cleveland"), study)
     for theme in ("light", "dark"):
         page = browser.page(STEWARD, color_scheme=theme)
         for width, pixels in WIDTHS.items():

@@ -37,7 +37,7 @@ class StudyLine:
 
     study_hash: str
     name: str
-    case: int | None
+    case_id: int | None
     partition: str
     reserved: float
     charged: float
@@ -93,7 +93,7 @@ class BudgetHistory:
                 StudyLine(
                     study_hash=study,
                     name=row.study_name if row else study[:12],
-                    case=row.pk if row else None,
+                    case_id=row.pk if row else None,
                     partition=partition,
                     reserved=100 * self._measure.share([_event(reserve)]),
                     charged=100 * self._measure.share([_event(charge)]),

@@ -91,9 +91,9 @@ def source_of(home: Home, row: Case) -> Source | None:
         return None
 
 
-def log_written(site: Site, cases: Iterable[Case]) -> None:
+def log_written(site: Site, case_rows: Iterable[Case]) -> None:
     """Log of each approved case, once, that its table or mapping was written since."""
-    for row in cases:
+    for row in case_rows:
         source = source_of(site.home, row)
         if row.state not in _APPROVED or source is None:
             continue

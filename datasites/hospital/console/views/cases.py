@@ -66,14 +66,14 @@ def inbox(request: Any) -> HttpResponse:
 @page(READERS)
 def show(request: Any, case_id: int) -> HttpResponse:
     """Show everything that a decision is based on."""
-    view = view_case_or_problem(request.site.home, _case(case_id))
+    view = view_case_or_problem(request.site.home, _row(case_id))
     return _case_page(request, view, Decide(initial={"seen": view.seen, "hash": view.row.approval_hash}))
 
 
 @page(REVIEWERS, ("POST",))
 def decide(request: Any, case_id: int) -> HttpResponse:
     """Approve or reject exactly what the page showed; 409 when anything of that has changed."""
-    view = view_case_or_problem(request.site.home, _case(case_id))
+    view = view_case_or_problem(request.site.home, _row(case_id))
     form = Decide(request.POST)
     if not form.is_valid():
         return _case_page(request, view, form, 400)
@@ -97,7 +97,7 @@ def decide(request: Any, case_id: int) -> HttpResponse:
         return _case_page(request, view, form, 409)
     except DatasitesError as error:
         form.add_error(None, str(error))
-        fresh = view_case_or_problem(request.site.home, _case(case_id))
+        fresh = view_case_or_problem(request.site.home, _row(case_id))
         return _case_page(request, fresh, form, 409)
     verdict = "approved" if wanted["verdict"] == "approve" else "rejected"
     messages.success(request, f"You {verdict} case {case_id}; it is {row.get_state_display()} now.")
@@ -107,7 +107,7 @@ def decide(request: Any, case_id: int) -> HttpResponse:
 @page(REVIEWERS, ("POST",))
 def recheck(request: Any, case_id: int) -> HttpResponse:
     """Examine a case again that nobody has approved yet."""
-    _case(case_id)
+    _row(case_id)
     try:
         row = examination.recheck(request.site, case_id)
     except DatasitesError as error:
@@ -119,7 +119,7 @@ def recheck(request: Any, case_id: int) -> HttpResponse:
 @page(READERS, ("POST",))
 def evidence(request: Any, case_id: int) -> HttpResponse:
     """Send the evidence bundle of a case, with its own verifier inside."""
-    row = _case(case_id)
+    row = _row(case_id)
     with tempfile.TemporaryDirectory(dir=request.site.home.root, prefix=".evidence-") as folder:
         out = Path(folder) / "bundle.zip"
         try:
@@ -134,7 +134,7 @@ def evidence(request: Any, case_id: int) -> HttpResponse:
     return response
 
 
-def _case(case_id: int) -> Case:
+def _row(case_id: int) -> Case:
     if case_id > 2**63 - 1:
         raise Http404
     row = Case.objects.filter(pk=case_id).first()
