@@ -105,7 +105,7 @@ def measure(number: int) -> list[dict[str, object]]:
         clients[name].force_login(user, backend="django.contrib.auth.backends.ModelBackend")
     study = Case.objects.filter(state="closed").latest("pk").pk
     pages = ["cases", f"cases/{number}", "studies", f"studies/{study}", f"studies/{study}/rounds", "budget"]
-    pages += ["budget/heart", "agreements", "roster", "audit", "audit/?words=nowhere", "datasets", "datasets/heart"]
+    pages += ["budget/heart", "agreements", "roster", "audit", "audit/?contains=nowhere", "datasets", "datasets/heart"]
     visits = [(STEWARD, page) for page in (*pages, "password")] + [("", "login"), (FIRST_ADMIN, "people")]
     results: list[dict[str, object]] = []
     for name, page in visits:

@@ -1296,14 +1296,14 @@ MUTATIONS = (
     ),
     Mutation(
         "reading: the process that parses a file is not confined",
-        "datasites/hospital/isolated/inside.py",
+        "datasites/hospital/isolated/child.py",
         "    confine(WorkerLimits.model_validate_json(limits))\n",
         "    WorkerLimits.model_validate_json(limits), confine\n",
         (f"{_APART}::test_it_sees_no_home_no_network_and_no_descriptor",),
     ),
     Mutation(
         "reading: words that a library raised are told",
-        "datasites/hospital/isolated/inside.py",
+        "datasites/hospital/isolated/child.py",
         "    except DatasitesError as error:\n",
         "    except (DatasitesError, LookupError) as error:\n",
         (f"{_APART}::test_a_table_that_breaks_its_reader_is_named_with_a_remedy",),

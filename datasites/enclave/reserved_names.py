@@ -14,7 +14,7 @@ def _names(text: str) -> frozenset[str]:
 
 #: Attributes of tensors, layers, lists, dictionaries, strings, exceptions and functions that `allowed_names` leaves
 #: out.
-FOREIGN = _names(
+OTHER_ATTRIBUTES = _names(
     """
     H T abbr absolute acos acosh add add_note addbmm addcdiv addmm addmv addr adjoint all_weights allclose aminmax
     angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh args argwhere as_integer_ratio as_strided

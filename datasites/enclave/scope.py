@@ -52,7 +52,7 @@ class FileNames:
     def own_attributes(self) -> set[str]:
         """What may be read of another object: what classes of the file define and what means nothing to torch."""
         found = set().union(*(known.methods | known.attributes for known in self.classes.values()))
-        found -= allowed_names.RESERVED | reserved_names.FOREIGN
+        found -= allowed_names.RESERVED | reserved_names.OTHER_ATTRIBUTES
         return {name for name in found if not name.startswith("_") and not name.endswith("_")}
 
     def dotted(self, node: ast.expr) -> str | None:

@@ -36,7 +36,6 @@ def _named(text: str) -> str:
 #: What a study calls a thing.
 Name = Annotated[str, AfterValidator(_named)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Words = Annotated[str, Field(min_length=1, max_length=4000)]
 EvaluationKind = Literal["interim", "final"]
 NoiseMultiplier = Annotated[float, Field(ge=1e-3, le=10_000)]
 
@@ -242,7 +241,7 @@ class StudyTerms(Agreed):
     name: Name
     title: Annotated[str, Field(min_length=1, max_length=200)]
     purpose: Name
-    description: Words
+    description: Annotated[str, Field(min_length=1, max_length=4000)]
     irb: Annotated[str, Field(min_length=1, max_length=80)]
     researcher: Email
     organisation: Annotated[str, Field(min_length=1, max_length=120)]

@@ -254,6 +254,8 @@ def test_a_name_of_its_own_opens_nothing_of_torch_or_python():
         | allowed_names.CONTAINER_METHODS
         | allowed_names.LIST_METHODS
     )
-    named |= allowed_names.WALKS | allowed_names.LAYER_ATTRIBUTES | allowed_names.RESERVED | reserved_names.FOREIGN
+    named |= (
+        allowed_names.WALKS | allowed_names.LAYER_ATTRIBUTES | allowed_names.RESERVED | reserved_names.OTHER_ATTRIBUTES
+    )
     names = {name for kind in kinds for name in dir(kind) if not name.startswith("_") and not name.endswith("_")}
     assert names - named == set()

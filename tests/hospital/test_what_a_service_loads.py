@@ -20,12 +20,12 @@ NOT_LOADED = {"IPython", "matplotlib", "pandas", "pyarrow", "scipy", "dp_account
 APART = {
     f"datasites.hospital.{name}"
     for name in (
-        "budget.accounting_inside",
+        "budget.accounting_child",
         "data.harmonise",
         "data.plausible",
-        "data.reading_inside",
+        "data.reading_child",
         "data.tables",
-        "isolated.inside",
+        "isolated.child",
     )
 }
 

@@ -47,7 +47,7 @@ class _Accountant:
             if self._ending is not None:
                 self._ending.cancel()
             if self._apart is None or not self._apart.alive:
-                self._apart = process.Apart(self._config, "budget.accounting_inside", remedy=_REMEDY)
+                self._apart = process.Apart(self._config, "budget.accounting_child", remedy=_REMEDY)
             try:
                 return self._apart.ask(what, request, reply)[0]
             finally:

@@ -72,7 +72,7 @@ class Decide(forms.Form):
     verdict = forms.ChoiceField(
         choices=[("approve", "Approve"), ("reject", "Reject for good")], widget=forms.RadioSelect, label="Your decision"
     )
-    told = WordsField(
+    message = WordsField(
         "Read by the researcher exactly as written, and kept in the audit log: name no patient and no count of them. "
         "An approval has no message: the researcher only reads that you approved.",
         max_length=MOST_TOLD,
@@ -87,10 +87,10 @@ class Decide(forms.Form):
     def clean(self) -> dict[str, Any]:
         """Require a text for the researcher with a rejection, and none with an approval, where it would be lost."""
         data = super().clean() or {}
-        if data.get("verdict") == "reject" and not data.get("told") and "told" not in self.errors:
-            self.add_error("told", "Write what the researcher is to read about the rejection.")
-        if data.get("verdict") == "approve" and data.get("told"):
-            self.add_error("told", "An approval sends no message; move it to the reason, or remove it.")
+        if data.get("verdict") == "reject" and not data.get("message") and "message" not in self.errors:
+            self.add_error("message", "Write what the researcher is to read about the rejection.")
+        if data.get("verdict") == "approve" and data.get("message"):
+            self.add_error("message", "An approval sends no message; move it to the reason, or remove it.")
         return data
 
 
@@ -206,7 +206,7 @@ class AuditSearch(forms.Form):
     """Which records to show."""
 
     kind = forms.RegexField(r"^[a-z][a-z0-9_]{0,47}$", required=False, label="Kind")
-    words = forms.CharField(max_length=100, required=False, label="Contains")
+    contains = forms.CharField(max_length=100, required=False, label="Contains")
     before = forms.IntegerField(min_value=0, max_value=2**53, required=False, widget=forms.HiddenInput)
 
 

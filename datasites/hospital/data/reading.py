@@ -1,6 +1,6 @@
 """Reads a hospital's tables in a separate process (`isolated.process`): a harmful file harms that process alone.
 
-The datasite opens the file and sends its bytes; the other end (`reading_inside`) parses, harmonises and encodes as
+The datasite opens the file and sends its bytes; the other end (`reading_child`) parses, harmonises and encodes as
 `tables`, `harmonise` and `plausible` say, and returns messages, counts and arrays. What binds records or names patients
 is computed here, from these arrays and cells, with the home's key, which the other end never sees.
 
@@ -58,7 +58,7 @@ class TableReader:
 
     def _begun(self) -> process.Apart | DatasitesError:
         try:
-            return process.Apart(self._home.settings.sandbox, "data.reading_inside", *self._formats, remedy=_REMEDY)
+            return process.Apart(self._home.settings.sandbox, "data.reading_child", *self._formats, remedy=_REMEDY)
         except DatasitesError as error:
             return error
 

@@ -38,11 +38,11 @@ class BadFrame(DatasitesError):
 
 
 class WorkFailed(Agreed):
-    """The work failed. error: the kind of the exception; words: its message, if ours; where: lines of code."""
+    """The work failed. error: the kind of the exception; message: its own, if ours; where: lines of code."""
 
     failure: Literal["refused", "memory", "unexpected"]
     error: Annotated[str, Field(max_length=100)]
-    words: Annotated[str, Field(max_length=MOST_WORDS)] = ""
+    message: Annotated[str, Field(max_length=MOST_WORDS)] = ""
     where: Annotated[str, Field(max_length=MOST_WORDS)] = ""
 
 

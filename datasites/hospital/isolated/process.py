@@ -2,7 +2,7 @@
 
 Reading an untrusted format and loading large libraries are done there: it is started in the sandbox of the workers
 (`enclave.sandbox`), which shows it neither the home nor a network, and limits itself as they do (`enclave.confine`).
-What it works on comes through its pipe. `isolated.inside` is its other end.
+What it works on comes through its pipe. `isolated.child` is its other end.
 
 **Guarantee.** Whatever such a process does, it costs the caller an `ApartFailed` that says what happened and what to
 do. It ends when its `with` block does, when its time is over, and when the datasite ends, by kill -9, too; a reply is
@@ -48,7 +48,7 @@ _NOT_STARTED = "no process was started to work in"
 #: This room's code without what its package imports: the sandbox shows the folder, and no other part of the datasite.
 _BEGIN = (
     "import sys, types, datasites; room = types.ModuleType('datasites.hospital'); room.__path__ = [sys.argv[1]]; "
-    "sys.modules[room.__name__] = room; import datasites.hospital.isolated.inside as inside; inside.main()"
+    "sys.modules[room.__name__] = room; import datasites.hospital.isolated.child as child; child.main()"
 )
 
 
@@ -177,7 +177,7 @@ class Apart:
 
     def _failure(self, what: str, failed: WorkFailed) -> Exception:
         if failed.failure == "refused":
-            return _KINDS.get(failed.error, InputError)(failed.words)
+            return _KINDS.get(failed.error, InputError)(failed.message)
         if failed.failure == "memory":
             self.close()
             return ApartFailed(

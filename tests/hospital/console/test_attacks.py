@@ -52,7 +52,12 @@ def test_what_strangers_write_is_shown_as_text(console: Console) -> None:
     review.reject(desk.site, desk.row.pk, desk.login("bob"), EVIL, message=EVIL)
     desk.site.audit.append("refused", reason=EVIL, job=EVIL)
     client = console.client("ann")
-    for path in ("/cases/", f"/cases/{console.number}/", "/audit/", "/audit/?words=%3Cscript%3Ealert(1)%3C/script%3E"):
+    for path in (
+        "/cases/",
+        f"/cases/{console.number}/",
+        "/audit/",
+        "/audit/?contains=%3Cscript%3Ealert(1)%3C/script%3E",
+    ):
         clean(client.get(path))
     Case.objects.filter(pk=desk.row.pk).update(state="running")
     for path in ("/studies/", f"/studies/{console.number}/"):
@@ -490,7 +495,7 @@ def test_one_bad_case_takes_neither_its_page_nor_the_inbox(console: Console, mon
         assert "Smith" not in page.content.decode()
         assert ann.get("/").status_code in (200, 302)
         assert ann.get("/cases/").status_code == 200
-    assert console.decide(ann, "reject", told="not here").status_code == 302
+    assert console.decide(ann, "reject", message="not here").status_code == 302
     console.desk.row.refresh_from_db()
     assert console.desk.row.state == "rejected"
 

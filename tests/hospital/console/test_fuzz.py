@@ -17,7 +17,7 @@ from tests.hospital.desk import PASSWORD, values_of
 FIELDS = [
     "action", "again", "before", "document", "email", "entry", "epsilon", "fingerprint", "hash", "id", "kind", "name",
     "new_password", "page", "password", "rate", "reason", "role", "rounds", "seen", "show", "steps", "text", "username",
-    "verdict", "version", "words", "next",
+    "verdict", "version", "contains", "next",
 ]  # fmt: skip
 #: Near misses get further than noise does.
 WORDS = st.one_of(

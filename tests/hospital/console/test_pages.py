@@ -74,9 +74,9 @@ def test_every_field_for_words_of_ones_own_says_who_reads_them() -> None:
 def test_a_rejection_has_words_for_the_researcher_and_a_reason_that_stays_here(console: Console) -> None:
     ann = console.client("ann")
     assert b"Write what the researcher is to read" in console.decide(ann, "reject", reason="ward 7 objects").content
-    assert console.decide(ann, "approve", told="gladly").status_code == 400
+    assert console.decide(ann, "approve", message="gladly").status_code == 400
     console.desk.nothing_happened()
-    assert console.decide(ann, "reject", reason="ward 7 objects", told="not this year").status_code == 302
+    assert console.decide(ann, "reject", reason="ward 7 objects", message="not this year").status_code == 302
     console.desk.row.refresh_from_db()
     assert console.desk.row.note == "not this year"
     logged = [r.fields for r in records(console.desk.site.home.audit) if r.kind == "rejected"][-1]
@@ -122,6 +122,8 @@ def test_a_case_shows_what_holds_here_what_the_study_costs_and_what_it_cost(cons
     assert f"<dt>It cost</dt><dd>{cost}.</dd>" in html
     assert "<dt>The whole study would cost</dt>" in html
     assert "Budget now, over all studies" in html
+    budget = console.client("dee").get("/budget/heart/").content.decode()
+    assert f'<a href="/cases/{console.number}/">{desk.row.study_name}</a>' in budget
     seen = view_case(desk.site.home, Case.objects.get(pk=console.number)).examined
     assert seen is not None
     after = {line.partition: line.after for line in seen.budget}

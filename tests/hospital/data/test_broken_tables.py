@@ -22,7 +22,7 @@ import pytest
 
 from datasites.hospital.config import Home
 from datasites.hospital.data.mapping import read_mapping
-from datasites.hospital.data.reading_inside import Look
+from datasites.hospital.data.reading_child import Look
 from datasites.hospital.data.tables import read_table
 from datasites.study.errors import InputError
 from datasites.study.schema import DataModel

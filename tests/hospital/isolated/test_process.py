@@ -56,8 +56,8 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Hostile:
     def taken_over(code: str) -> None:
         body = textwrap.indent(textwrap.dedent(code), "    ")
         parser = f"{_IMPORTS}\ndef parser(*_):\n{body}\n"
-        taking = f"import datasites.hospital.data.reading_inside as r; exec({parser!r}); r.parse_table = parser; "
-        monkeypatch.setattr(process, "_BEGIN", process._BEGIN.replace("inside.main()", f"{taking}inside.main()"))
+        taking = f"import datasites.hospital.data.reading_child as r; exec({parser!r}); r.parse_table = parser; "
+        monkeypatch.setattr(process, "_BEGIN", process._BEGIN.replace("child.main()", f"{taking}child.main()"))
 
     return taken_over
 
@@ -263,7 +263,7 @@ def test_memory_is_limited(furnished: Home, monkeypatch: pytest.MonkeyPatch, tmp
     large = tmp_path / "table.csv"
     with large.open("wb") as file:
         file.truncate(768 * confine.MIB)
-    with Apart(limited, "data.reading_inside", remedy="make it smaller") as process, large.open("rb") as content:
+    with Apart(limited, "data.reading_child", remedy="make it smaller") as process, large.open("rb") as content:
         with pytest.raises(ApartFailed, match="needs more than the 536870912 bytes"):
             process.ask("table", reading.ReadMock(file="table.csv"), reading.MockSeen, content)
 

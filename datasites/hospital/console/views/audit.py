@@ -23,11 +23,11 @@ def overview(request: Any) -> HttpResponse:
     if form.is_bound:
         if form.is_valid():
             before = form.cleaned_data["before"] or 0
-            wanted = Filter(form.cleaned_data["kind"], form.cleaned_data["words"])
+            wanted = Filter(form.cleaned_data["kind"], form.cleaned_data["contains"])
         else:
             status = 400
     shown = audit_page(request.site.home.audit, wanted, before)
-    older = urlencode({"kind": wanted.kind, "words": wanted.contains, "before": shown.older}) if shown.older else ""
+    older = urlencode({"kind": wanted.kind, "contains": wanted.contains, "before": shown.older}) if shown.older else ""
     context = {"form": form, "records": shown.records, "older": older, "key": request.site.identity.public_key}
     return render(request, "console/audit.html", context, status=status)
 

@@ -88,7 +88,7 @@ def decide(request: Any, case_id: int) -> HttpResponse:
             case = view.examined.case if view.examined else None
             row = review.approve(request.site, case_id, person, wanted["reason"], wanted["hash"], case)
         else:
-            row = review.reject(request.site, case_id, person, wanted["reason"], message=wanted["told"])
+            row = review.reject(request.site, case_id, person, wanted["reason"], message=wanted["message"])
     except PersonError as error:
         form.add_error("password", str(error))
         return _case_page(request, view, form, 403)

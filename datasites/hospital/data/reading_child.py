@@ -1,4 +1,4 @@
-"""The other end of `reading`: parses, harmonises and encodes tables in a process of their own (`isolated.inside`)."""
+"""The other end of `reading`: parses, harmonises and encodes tables in a process of their own (`isolated.child`)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from datasites.hospital.data.mapping import FeatureReadiness, Mapping
 from datasites.hospital.data.plausible import findings
 from datasites.hospital.data.reading_messages import MockSeen, ReadMock, ReadTable, TableSummary
 from datasites.hospital.data.tables import Table, parse_mock, parse_table
+from datasites.hospital.isolated.child import Answer
 from datasites.hospital.isolated.frames import Numbers, texts_packed
-from datasites.hospital.isolated.inside import Answer
 from datasites.study.canonical import Agreed
 from datasites.study.schema import DataModel
 

@@ -1,4 +1,4 @@
-"""The other end of `accounting`: plans and prices, in a process of their own (`isolated.inside`)."""
+"""The other end of `accounting`: plans and prices, in a process of their own (`isolated.child`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from datasites.hospital.budget.accounting_messages import Calibrate, Plan, Planned, Priced, PriceRequest
+from datasites.hospital.isolated.child import Answer
 from datasites.hospital.isolated.frames import Numbers
-from datasites.hospital.isolated.inside import Answer
 from datasites.privacy import accountant
 from datasites.privacy.plan import PrivacyPlan
 from datasites.privacy.study_plan import HospitalLimits, plan_of

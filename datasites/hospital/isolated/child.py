@@ -72,7 +72,7 @@ def _reply_to(answer: Answer, request: bytes, content: Callable[[], bytes]) -> b
     except MemoryError:
         raise
     except DatasitesError as error:
-        failed = WorkFailed(failure="refused", error=type(error).__name__[:100], words=str(error)[:MOST_WORDS])
+        failed = WorkFailed(failure="refused", error=type(error).__name__[:100], message=str(error)[:MOST_WORDS])
     except Exception as error:
         where = "".join(traceback.format_tb(error.__traceback__))
         failed = WorkFailed(failure="unexpected", error=type(error).__name__[:100], where=where[-MOST_WORDS:])
