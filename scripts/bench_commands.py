@@ -66,7 +66,7 @@ def prepare(folder: Path) -> tuple[Path, Desk]:
     from datasites.hospital.models import Case
 
     files = {path.name: path.read_bytes() for path in consortium.study_folder.iterdir() if path.is_file()}
-    row = examination.admit(site, SubmittedJob("bench", consortium.settings.researcher.email, files, "", "pending", ""))
+    row = examination.admit(site, SubmittedJob("bench", consortium.settings.researcher.email, files, "pending", ""))
     values = {field.attname: getattr(row, field.attname) for field in Case._meta.concrete_fields if field.name != "id"}
     second = Case.objects.create(**{**values, "job_name": "bench-2"})
     dataset = site.home.settings.datasets[0]

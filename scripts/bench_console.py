@@ -40,7 +40,7 @@ def fill(consortium: LocalConsortium) -> int:
     enter_first_admin(site)
     FirstPassword.objects.all().delete()  # as if the admin had changed it
     files = {path.name: path.read_bytes() for path in consortium.study_folder.iterdir() if path.is_file()}
-    job = SubmittedJob("bench", consortium.settings.researcher.email, files, "", "pending", "")
+    job = SubmittedJob("bench", consortium.settings.researcher.email, files, "pending", "")
     row = examination.admit(site, job)
     values = {f.attname: getattr(row, f.attname) for f in Case._meta.concrete_fields if f.name != "id"}
     Case.objects.bulk_create(

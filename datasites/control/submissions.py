@@ -175,7 +175,7 @@ def _check_whole(files: dict[str, bytes]) -> None:
         raise Refused(f"{sorted(clash)[0]}: is a file and a folder at once")
     if sum(len(content) for path, content in files.items() if path != "config.yaml") > MAX_CODE_BYTES:
         raise Refused(f"more than {MAX_CODE_BYTES} bytes of code")
-    read_config(files["config.yaml"])
+    read_table(files["config.yaml"], "config.yaml")  # nothing in it is used
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -198,8 +198,3 @@ def read_table(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise Refused(f"{name}: not a table")
     return table
-
-
-def read_config(data: bytes) -> dict[str, Any]:
-    """Read the submission's config.yaml; raise `Refused`. Only its claim of when it was submitted is of any use."""
-    return read_table(data, "config.yaml")

@@ -39,7 +39,6 @@ from datasites.control.submissions import (
     MAX_CONFIG_BYTES,
     RUN_SCRIPT,
     checked_job_name,
-    read_config,
     read_table,
     submission_folder,
 )
@@ -157,13 +156,12 @@ class _Control:
 class SubmittedJob:
     """A submission as it lies in the inbox: `files` are those under code/, by relative path.
 
-    `claimed_at` is what the submitter wrote. `status` is syft's (pending, approved, rejected, done, failed).
+    `status` is syft's (pending, approved, rejected, done, failed).
     """
 
     name: str
     submitted_by: str
     files: Mapping[str, bytes]
-    claimed_at: str
     status: str
     reason: str
 
@@ -266,10 +264,7 @@ class HospitalControl(_Control):
         if state is None:
             return None
         files = _read_tree(self._folder(ref) / "code")
-        claimed = read_config((self._folder(ref) / "config.yaml").read_bytes()).get("submitted_at", "")
-        return SubmittedJob(
-            ref.job_name, ref.ds_email, files, str(claimed)[:40], state.status.value, state.review_reason or ""
-        )
+        return SubmittedJob(ref.job_name, ref.ds_email, files, state.status.value, state.review_reason or "")
 
     def _refs(self) -> list[JobRef]:
         manager = self._client.job_client.manager

@@ -102,7 +102,7 @@ class TrainedRound:
 
 @dataclass(frozen=True)
 class StepNotice:
-    """What an observer may see of a step: its number and the noised sum, (trainable parameters,). Nothing private."""
+    """A step as tests measure it: its number and the noised sum, shape (trainable parameters,). Nothing private."""
 
     step: int
     noised_sum: npt.NDArray[np.float64]
@@ -193,6 +193,7 @@ def train_round(
     rehearsal: the rows are mock rows. The probe takes these, and a row with codes out of range is refused.
     data_model: what ordinary rows hold; the rows that the probe invents are drawn from it.
     randomness: sampling and noise; fresh from the operating system when left out.
+    observer: is given each noised step; tests measure noise and sensitivity by it, and no hospital passes one.
     Raises `TrainingRefused` for terms outside the plan, `UnsupportedModel` for a model that can't be clipped,
     `DependentRows` for one that mixes rows, and what the model raises.
     """

@@ -46,7 +46,6 @@ def job(**files: bytes) -> SubmittedJob:
         name="heart-1",
         submitted_by="researcher@university.example.org",
         files={**study, **files},
-        claimed_at="",
         status="pending",
         reason="",
     )

@@ -189,7 +189,7 @@ class RealHospital:
         file.write_text(agreements("Cleveland", features))
         for id, version in enter_agreements(site, identify("ann", PASSWORD), file):
             confirm_agreement(site, identify("bob", PASSWORD), id, version)
-        job = SubmittedJob("heart-1", RESEARCHER, dict(self.study.package.files), "", "pending", "")
+        job = SubmittedJob("heart-1", RESEARCHER, dict(self.study.package.files), "pending", "")
         row = examination.admit(site, job)
         assert row.state == Case.State.REVIEW, row.note
         for name in people:

@@ -32,7 +32,6 @@ class BudgetPlot:
     height: int = HEIGHT
     left: int = LEFT
     right: int = WIDTH - RIGHT
-    bottom: int = HEIGHT - BOTTOM
 
 
 def budget_plot(points: Sequence[Point], cap: float) -> BudgetPlot | None:

@@ -224,7 +224,7 @@ def test_a_rejection_needs_a_reason_and_is_final(desk: Desk) -> None:
         (lambda: job(**{"study.toml": b"name = 1"}), "study.toml"),
         (lambda: job(**{"study.toml": job().files["study.toml"].replace(b'title = "', b'title = "\\u202e')}), "U+202E"),
         (lambda: job(**{"../../keys": b"x"}), "keys"),
-        (lambda: SubmittedJob("heart-9", "stranger@x.org", job().files, "", "pending", ""), "stranger@x.org"),
+        (lambda: SubmittedJob("heart-9", "stranger@x.org", job().files, "pending", ""), "stranger@x.org"),
     ],
 )
 def test_what_is_not_a_study_of_this_hospital_is_refused_with_its_reason(
