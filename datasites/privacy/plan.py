@@ -231,13 +231,12 @@ class EvaluationPlan(Agreed):
         """Return the plan that spends at most (epsilon, delta), by PLD, on held-out patients over the study.
 
         Composed Gaussians are one Gaussian with 1/z^2 = sum of 1/z_i^2, so budget is split in that measure (zCDP):
-        `evaluation.interim_share` goes to the interim evaluations in equal parts, the rest to the final one. Interim
-        evaluations follow rounds every, 2*every, ... before the last round. edges: `evaluation.bins` equal ones
-        unless given. Raises `PlanError` when the budget is too small for any noise up to 10,000, or the share of the
-        interim ones for any number.
+        `evaluation.interim_share` goes to the interim evaluations in equal parts, the rest to the final one. edges:
+        `evaluation.bins` equal ones unless given. Raises `PlanError` when the budget is too small for any noise up to
+        10,000, or the share of the interim ones for any number.
         """
         whole = _least_noise(1.0, 1, epsilon, delta)
-        interim = (rounds - 1) // evaluation.every if evaluation.every else 0
+        interim = evaluation.interim(rounds)
         share = evaluation.interim_share if interim else 0.0
         if interim and not math.isfinite(interim / share):
             raise PlanError(f"evaluation.interim_share: no noise is enough for {share:g}; ask for a larger share")

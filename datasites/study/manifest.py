@@ -226,6 +226,10 @@ class Evaluation(Agreed):
             raise ValueError("evaluation.every and evaluation.interim_share are set together or not at all")
         return self
 
+    def interim(self, rounds: int) -> int:
+        """Return how many interim evaluations that many rounds hold: after every, 2 * every, ... before the last."""
+        return (rounds - 1) // self.every if self.every else 0
+
 
 class Strategy(Agreed):
     """How the researcher makes the next model from the secure sum."""

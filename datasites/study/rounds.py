@@ -232,8 +232,8 @@ def counts_noise(study: StudyTerms, kind: EvaluationKind) -> float:
 
 
 def interim_evaluations(study: StudyTerms) -> int:
-    """Return how many interim evaluations the study holds: after rounds every, 2 * every, ... before the last one."""
-    return (study.rounds - 1) // study.evaluation.every if study.evaluation.every else 0
+    """Return how many interim evaluations the study holds."""
+    return study.evaluation.interim(study.rounds)
 
 
 def evaluation_kinds(study: StudyTerms) -> tuple[EvaluationKind, ...]:
