@@ -28,7 +28,10 @@ class Partition:
 
     @classmethod
     def of_mock(cls, model: DataModel, table: pd.DataFrame) -> Self:
-        """Return mock rows, encoded by `DataModel.encode_mock`; raise `SchemaError`."""
+        """Return mock rows, encoded by `DataModel.encode_mock`; raise `SchemaError`.
+
+        table: shape (rows, columns), a column for each feature and the label, and maybe one `patient`.
+        """
         x, y, patients = model.encode_mock(table)
         return cls(x=x, y=y, patients=patients)
 

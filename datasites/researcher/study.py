@@ -66,6 +66,7 @@ class Study:
     ) -> Worker:
         """Start a sandboxed worker, with `mock` rows if given; close it after use. began: see `Worker.start`.
 
+        mock: shape (rows, columns), a column for each feature and the label, as `DataModel.encode_mock` reads it.
         Raises `WorkerError` or `SandboxUnavailable`.
         """
         return Worker.start(
