@@ -1,4 +1,4 @@
-"""The aggregator's epochs: the terms of each are those that the hospitals approved."""
+"""Epochs of the secure sum: the terms of each are those that the hospitals approved, and a hundred rounds at most."""
 
 from __future__ import annotations
 
