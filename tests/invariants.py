@@ -6,6 +6,7 @@ Pure: texts go in, faults in words come out; `test_house.py` gives it this repos
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import re
@@ -52,6 +53,12 @@ class Invariant:
     enforced: tuple[Citation, ...]
     attacked: tuple[Citation, ...]
     today: str
+
+
+@functools.cache
+def tree(code: str) -> ast.Module:
+    """Parse Python, each text once: several tests look at the same files."""
+    return ast.parse(code)
 
 
 def read(text: str) -> list[Invariant]:
@@ -105,7 +112,7 @@ def names(path: str, text: str | None) -> set[str]:
     if path.endswith(".cedar"):
         return set(re.findall(r'^@id\("([^"]+)"\)', text, re.MULTILINE))
     found = set()
-    for node in ast.parse(text).body:
+    for node in tree(text).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
@@ -118,7 +125,7 @@ def _names_rule(number: int, citation: Citation, source: Source) -> bool:
     text = source(citation.path)
     if text is None:
         return False
-    module = ast.parse(text)
+    module = tree(text)
     words = [ast.get_docstring(module) or ""]
     for node in module.body:
         if isinstance(node, ast.FunctionDef) and node.name == citation.name:
@@ -141,9 +148,9 @@ def _comments(code: str) -> list[str]:
 
 def _strings(code: str) -> Iterator[tuple[str, bool]]:
     """Each string of a module but codes, also within f-strings, and whether it stands alone, as a docstring does."""
-    tree = ast.parse(code)
-    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree(code)))
+    alone = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and not CODE.fullmatch(node.value):
             yield node.value, id(node) in alone
 
