@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from datasites.enclave.worker_client import Worker
+from datasites.study.errors import DatasitesError
 from tests import invariants, waiting
 from tests.other_user import run_as_other_user
 from tests.rooms import ASSEMBLES, HOSPITAL_ROOMS, MAY_IMPORT, ROOT
@@ -38,9 +39,8 @@ def sources() -> list[Path]:
     return sorted([*(ROOT / "datasites").rglob("*.py"), *(ROOT / "policies").rglob("*.py")])
 
 
-@functools.cache
 def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    return invariants.tree(path.read_text())
 
 
 @functools.cache
@@ -126,11 +126,62 @@ def _tree_of_errors() -> list[str]:
 
 def test_the_tree_of_errors_is_drawn_where_it_is_defined() -> None:
     tree = _tree_of_errors()
-    text = ast.get_docstring(ast.parse((ROOT / "datasites" / "study" / "errors.py").read_text()))
+    text = ast.get_docstring(parsed(ROOT / "datasites" / "study" / "errors.py"))
     assert text is not None
     assert [line.strip() for line in text.partition("  DatasitesError\n")[2].splitlines()] == tree
     names = [line.split()[0] for line in tree]
     assert len(names) == len(set(names)), "two errors of one name"
+
+
+#: The rules of all errors, which are made of the names of their classes.
+RULES_OF_ERRORS = [
+    "accounts-differ", "already-answered", "already-masked", "already-said", "another-at-work", "answer-refused",
+    "apart-failed", "audit-error", "bad-blob", "bad-envelope", "bad-frame", "bad-key", "bad-message", "bad-mock",
+    "bad-signature", "bad-terms", "budget-exceeded", "budget-too-small", "code-refused", "commitments-gone",
+    "control-error", "database-away", "database-refused", "denied", "dependent-rows", "entry-refused",
+    "epoch-refused", "equivocation", "evaluation-error", "evidence-error", "frozen-copy-changed", "held",
+    "identity-error", "incomplete", "input-error", "journal-damaged", "journal-rolled-back", "late-vector",
+    "lost-keys", "may-not-run", "nobody-to-leave-out", "not-a-file", "not-a-survivor", "not-approved", "not-to-undo",
+    "other-keys", "other-spellings", "out-of-order", "person-error", "plan-error", "policy-denied", "protocol-error",
+    "refused", "registry-error", "rejected", "review-error", "ring-refused", "round-refused", "round-used",
+    "rule-error", "run-error", "same-patients", "sandbox-unavailable", "schema-error", "secagg-error", "spent-state",
+    "steps-exhausted", "store-denied", "store-error", "store-full", "store-missing", "store-unreachable",
+    "template-ended", "template-error", "too-few", "too-large", "training-refused", "undelivered", "unknown-event",
+    "unknown-party", "unopened", "unsupported-model", "worker-crashed", "worker-error", "worker-out-of-memory",
+    "worker-refused", "worker-timeout", "wrong-bundle", "wrong-password", "wrong-share",
+]  # fmt: skip
+
+
+def test_the_rules_of_errors_stay_as_they_are() -> None:
+    """By how each class is defined, since to import them all takes torch and a database."""
+    names = {line.split()[0] for line in _tree_of_errors()}
+    rules = {
+        node.name: _own_rule(node) or vars(type(node.name, (DatasitesError,), {}))["rule"]
+        for path in sources()
+        for node in parsed(path).body
+        if isinstance(node, ast.ClassDef) and node.name in names
+    }
+    assert sorted(rules.values()) == RULES_OF_ERRORS, (
+        "cases, logs and messages that are stored or were sent name an error by its rule, and people look for it: "
+        "a class that is renamed keeps its old one (`rule = ...`); a new one is listed here"
+    )
+
+
+def _own_rule(error: ast.ClassDef) -> str | None:
+    """The rule that the class gives, if it does."""
+    for item in error.body:
+        if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == "rule":
+            return str(ast.literal_eval(item.value))
+    return None
+
+
+@pytest.mark.parametrize(
+    ("code", "rule"), [("class A(E):\n    rule = 'b'", "b"), ("class A(E):\n    public = 'b'", None)]
+)
+def test_a_rule_that_a_class_gives_is_found(code: str, rule: str | None) -> None:
+    (error,) = ast.parse(code).body
+    assert isinstance(error, ast.ClassDef)
+    assert _own_rule(error) == rule
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
