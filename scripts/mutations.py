@@ -488,9 +488,9 @@ MUTATIONS = (
     ),
     Mutation(
         "one at a time: two processes hold one folder",
-        "datasites/study/holding.py",
-        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "datasites/study/files.py",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         ("tests/study/test_holding.py::test_who_comes_second_is_told_who_has_it",),
     ),
     Mutation(

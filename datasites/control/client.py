@@ -6,7 +6,6 @@ connection of `connection`, the guards of `guards`, and keys outside the SyftBox
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from datasites.control.connection import StoreConnection
 from datasites.control.guards import Manager, OwnerSyncer, Peers, Router, WatcherSyncer
 from datasites.control.sealer import StrictPeerStore
 from datasites.control.sync_state import SyncLog
+from datasites.study.files import put_whole
 from datasites.study.roster import Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import Store
@@ -41,13 +41,8 @@ class _Jobs(JobStorage):
     """Syft's job storage with atomic writes: a crash never leaves half a state file."""
 
     def _write(self, codec: Any, path: Path, obj: Any, ref: JobRef, reader_email: str) -> Path:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with put_whole(path) as temporary:
             super()._write(codec, temporary, obj, ref, reader_email)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         return path
 
 

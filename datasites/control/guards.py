@@ -71,9 +71,10 @@ from datasites.control.submissions import (
     submission_folder,
 )
 from datasites.control.sync_state import LARGEST_NUMBER, MOST_HANDLED, SyncLog
+from datasites.study.files import write_whole
 from datasites.study.identity import IdentityError
 from datasites.transport.store import WHOLE_STORE, StoreError
-from datasites.transport.writing import staged, write_file
+from datasites.transport.writing import staged
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ class OwnerSyncer(DatasiteOwnerSyncer):
         self._require_room(folder.parent, submission)
         with staged(self.syftbox_folder) as staging:
             for path, content in submission.files.items():
-                write_file(staging / path, content)
+                write_whole(staging / path, content)
             folder.parent.mkdir(parents=True, exist_ok=True)
             os.rename(staging, folder)
         number, size = self._kept[submission.submitter]
@@ -343,7 +344,7 @@ class WatcherSyncer(DatasiteWatcherSyncer):
         newer = {path: content for path, content in files.items() if number > self.log.applied(peer, path)}
         kept = self._with_room(peer, newer)
         for path, content in newer.items():
-            write_file(self.syftbox_folder / peer / path, content)
+            write_whole(self.syftbox_folder / peer / path, content)
             kept[path] = len(content)
             self.log.mark_applied(peer, path, number)
 

@@ -41,10 +41,11 @@ from datasites.control.connection import StoreConnection
 from datasites.control.sync_state import LARGEST_NUMBER, SyncLog
 from datasites.study.canonical import Agreed, sha256_hex
 from datasites.study.errors import DatasitesError
+from datasites.study.files import write_whole
 from datasites.study.identity import Email, Identity, IdentityError, verify_signature
 from datasites.study.roster import Roster
 from datasites.transport.store import WHOLE_STORE, Store, StoreError, TooLarge
-from datasites.transport.writing import staged, write_file
+from datasites.transport.writing import staged
 
 logger = logging.getLogger(__name__)
 
@@ -307,7 +308,7 @@ def _place(syftbox: Path, folder: Path, files: Mapping[str, bytes]) -> None:
     """Put a whole mock in the place of the one before. Killed in between there is none, and it is taken again."""
     with staged(syftbox) as staging:
         for file, data in files.items():
-            write_file(staging / file, data)
+            write_whole(staging / file, data)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             shutil.rmtree(folder)

@@ -43,11 +43,12 @@ from datasites.control.submissions import (
     submission_folder,
 )
 from datasites.study.errors import DatasitesError
+from datasites.study.files import write_whole
 from datasites.study.identity import Identity, IdentityError
 from datasites.study.roster import Roster
 from datasites.transport.quarantine import Quarantine
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
-from datasites.transport.writing import clear_incoming, staged, write_file
+from datasites.transport.writing import clear_incoming, staged
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ class HospitalControl(_Control):
                 kept = None
         if kept is None:
             pointer = self._manager.syftbox_folder / ".cache" / "pointer" / "pointer.json"
-            write_file(pointer, json.dumps({"pointer": f"datasites://{name}"}).encode())
+            write_whole(pointer, json.dumps({"pointer": f"datasites://{name}"}).encode())
             kept = datasets.create(
                 name=name, mock_path=mock_path, private_path=pointer, summary=summary, users=SHARE_WITH_ANY
             )
@@ -338,7 +339,7 @@ class HospitalControl(_Control):
         outputs = self._client.job_client.manager.review_dir(ref) / "outputs"
         for name, data in files.items():
             if not (outputs / name).is_file() or (outputs / name).read_bytes() != data:
-                write_file(outputs / name, data)
+                write_whole(outputs / name, data)
         if state.status != JobStatus.DONE:
             # As stock syft says it of a job whose result was deposited: before, it shows no outputs.
             done = {"status": JobStatus.DONE, "completed_at": datetime.now(UTC), "return_code": 0}
@@ -434,7 +435,7 @@ class ResearcherControl(_Control):
             sent = {"config.yaml": self._config(email, job_name, code), "run.sh": RUN_SCRIPT, **code}
             with staged(self._manager.syftbox_folder) as staging:
                 for path, data in sent.items():
-                    write_file(staging / path, data)
+                    write_whole(staging / path, data)
                 outgoing.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(staging, outgoing)
         message = proposal(self.email, email, {f"{place}/{path}": data for path, data in sent.items()})

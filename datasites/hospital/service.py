@@ -60,6 +60,7 @@ from datasites.hospital.space import full_in_words
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError
 from datasites.study.errors import InputError
+from datasites.study.files import replace_durably
 from datasites.study.roster import Roster
 from datasites.transport.mailroom import Mailroom, letter_folder
 from datasites.transport.repeats import Posted
@@ -128,9 +129,7 @@ class Service:
         waited_for(self._publish, partial(outage_of, self._home), self._outages, stop)
         self._site.audit.append("started", pid=os.getpid())
         ready = {"pid": os.getpid(), "email": self._control.email, "console": self._console}
-        written = self._home.ready.with_name(f".{self._home.ready.name}")
-        written.write_text(json.dumps(ready))
-        written.replace(self._home.ready)
+        replace_durably(self._home.ready, json.dumps(ready).encode())
         log.info("ready: %s", self._home.root)
         try:
             while not stop.is_set():

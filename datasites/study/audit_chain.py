@@ -419,6 +419,7 @@ def _between_writes(path: Path, public_key: str) -> tuple[int, tuple[Head, int, 
         with suppress(ImportError, OSError):
             import fcntl
 
+            # Not by `study.files`: of a copy that is only read, on whatever system, and among others who read it.
             fcntl.flock(file, fcntl.LOCK_SH)
         # In this order: without locks the log may only be longer than its head says, as after a crash.
         head = read_head(head_file(path), public_key)

@@ -1,15 +1,18 @@
-"""Files that hold what must survive: after a crash all of the new content is there, or all of the old.
+"""Files of a party's own: what must survive a crash (all of the new content is there, or all of the old), and locks.
 
-For a party's own state. What the shared store holds is written by `transport`.
+What need not survive is put in place whole all the same (`put_whole`). What the shared store holds is written by
+`transport`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -46,11 +49,9 @@ def write_beside(path: Path, pieces: Iterable[bytes | memoryview], *, mode: int 
     """Write a file beside `path` and return it: the first half of `replace_durably`, which grows with the data."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+    with on_disk(temporary, mode=mode) as file:
         for piece in pieces:
             file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
     return temporary
 
 
@@ -60,23 +61,39 @@ def put_in_place(path: Path) -> None:
 
 
 def move_durably(source: Path, target: Path) -> None:
-    """Put a file that is on the disk in the place of another, on one file system; it is there when this returns."""
+    """Put what is on the disk in the place of another, on one file system; it is there when this returns.
+
+    A folder may be put where none is, or an empty one.
+    """
     os.replace(source, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def write_durably(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
+@contextmanager
+def on_disk(path: Path, *, mode: int = 0o600, new: bool = False) -> Iterator[BinaryIO]:
+    """Give a file to write, which is on the disk at the end; its name is once the folder is (`sync_folder`).
+
+    new: raise `FileExistsError` for one that is there, or a link, instead of writing over it.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC)
+    with os.fdopen(os.open(path, flags, mode), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_durably(
+    folder: Path, files: Mapping[str, bytes | memoryview], *, mode: int = 0o600, new: bool = False
+) -> None:
     """Write new files into `folder`; all are on the disk when this returns. After a crash each may be there in part.
 
-    So it is for files that nothing relies on yet: whatever names them is written afterwards.
+    So it is for files that nothing relies on yet: whatever names them is written afterwards. mode, new: see `on_disk`.
     """
     for name, data in files.items():
-        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with on_disk(folder / name, mode=mode, new=new) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
     if files:
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def append_durably(path: Path, start: int, data: bytes) -> None:
@@ -91,11 +108,34 @@ def append_durably(path: Path, start: int, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     if start == 0:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
-    # Names as well: without this, a power cut can lose a file, or leave the old one under its name.
+@contextmanager
+def put_whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to, and put what lies there in the place of `path` in one step; nothing if that fails.
+
+    For what may be lost in a power cut: nothing waits for the disk. Any number may write at once; the last one counts.
+    Makes the folder when absent. A process that is killed leaves what it wrote, under a hidden name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` as `put_whole` does."""
+    with put_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk: without it, a power cut can lose a file, or leave the old one there."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from pydantic import Field
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import InputError
+from datasites.study.files import taken
 
 MOUNTS = Path("/proc/self/mountinfo")
 #: File systems of one machine's own disks and memory, whose locks all of its processes see, and no other machine does.
@@ -97,9 +97,8 @@ def hold(lock: Path, what: str, remedy: str) -> Hold:
 def _take(file: int, lock: Path, what: str, remedy: str) -> None:
     kind = file_system(lock.parent)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Held(f"{what} ({_holder(file) or 'by another process'}); {remedy}") from None
+        if not taken(file):
+            raise Held(f"{what} ({_holder(file) or 'by another process'}); {remedy}")
     except OSError as error:
         raise InputError(
             f"{lock}: this file system ({kind}) keeps no locks ({error.strerror}); move the folder to a disk of this "

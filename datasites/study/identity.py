@@ -7,7 +7,6 @@ only.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -115,20 +114,18 @@ class Identity:
         return cls(email, Ed25519PrivateKey.generate())
 
     def save(self, path: Path, passphrase: str | None = None) -> None:
-        """Write the key as PKCS#8 PEM with mode 0600; refuses to overwrite."""
+        """Write the key as PKCS#8 PEM with mode 0600, on the disk when this returns; refuses to overwrite."""
+        from datasites.study.files import write_durably  # locks, which a system that only verifies need not have
+
         protection = (
             serialization.BestAvailableEncryption(passphrase.encode()) if passphrase else serialization.NoEncryption()
         )
         pem = self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            write_durably(path.parent, {path.name: pem}, new=True)
         except FileExistsError as error:
             raise IdentityError(f"{path}: a key is already there; move it away to make a new one") from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
 
     @classmethod
     def load(cls, path: Path, email: str, passphrase: str | None = None) -> Identity:

@@ -32,8 +32,8 @@ from pydantic import Field
 
 from datasites.study.canonical import Agreed, canonical_json
 from datasites.study.errors import DatasitesError
+from datasites.study.files import write_whole
 from datasites.transport.store import WHOLE_STORE, Store, StoreError
-from datasites.transport.writing import write_file
 
 PART_BYTES = 4 * 1024 * 1024
 TAG_BYTES = 16
@@ -150,7 +150,7 @@ def _fetch(store: Store, keys: list[str], pointer: Pointer, partial: Path) -> It
             raise BadBlob(f"part {index} of {pointer.parts} is cut off: {len(sealed)} of {expected} bytes")
         if store.local is None and pointer.parts > 1:
             partial.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_file(kept, sealed)
+            write_whole(kept, sealed)
         yield sealed
 
 

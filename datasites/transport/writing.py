@@ -1,14 +1,12 @@
-"""Writes into a party's own folders: whole or not at all, whoever reads, fails or is killed meanwhile.
+"""Folders of a party's own that are put in place whole or not at all, whoever reads, fails or is killed meanwhile.
 
-Claim: what was begun and not put in place is gone when the call ends, however it ends; what a kill leaves of a folder
-goes at the next start (`clear_incoming`), and of a file it leaves the part that was written, under a hidden name.
+Claim: what was begun and not put in place is gone when the call ends, however it ends; what a kill leaves goes at the
+next start (`clear_incoming`). Files by themselves are written by `study.files`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +14,6 @@ from uuid import uuid4
 
 #: Where folders are put together, in the SyftBox.
 INCOMING = Path(".cache", "incoming")
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step; makes the folder when absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from contextlib import suppress
 
 from datasites.hospital.config import Home
 from datasites.study.errors import InputError
+from datasites.study.files import sync_folder, write_durably
 
 KEY_BYTES = 32
 
@@ -43,14 +44,12 @@ class Commitments:
             return
         path.parent.mkdir(mode=0o700, exist_ok=True)
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(fresh.parent, {fresh.name: secrets.token_bytes(KEY_BYTES)}, new=True)
         # Linked and not renamed: of two processes that make a key at once, both go on with the first one's.
         with suppress(FileExistsError):
             os.link(fresh, path)
         fresh.unlink()
+        sync_folder(path.parent)
         self._key = path.read_bytes()
 
     def commit(self, label: str, data: bytes) -> str:

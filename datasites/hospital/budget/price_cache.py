@@ -19,8 +19,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -37,6 +35,7 @@ from datasites.privacy import pricing
 from datasites.privacy.events import Charge, Event, in_order
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import InputError
+from datasites.study.files import write_whole
 
 #: What the accountant's arithmetic stands in, of `privacy`.
 SOURCES = ("accountant.py", "events.py", "renyi.py")
@@ -108,11 +107,9 @@ def _keep(home: Home, asked: bytes, value: float) -> None:
     if not isfinite(value):
         return
     path = _path(home, asked)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     with suppress(OSError, InputError):  # a full disk or a damaged key must keep nobody from a price
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        beside.write_bytes(canonical_json({"value": value, "bound": _bound(home, asked, value)}))
-        os.replace(beside, path)
+        write_whole(path, canonical_json({"value": value, "bound": _bound(home, asked, value)}))
 
 
 def _path(home: Home, asked: bytes) -> Path:

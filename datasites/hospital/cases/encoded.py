@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from datasites.hospital.data.records import Prepared, records_digest
 from datasites.hospital.data.sources import SOURCE_FILE, Files, Source
 from datasites.hospital.data.withdrawal import stays
 from datasites.hospital.site import Site
-from datasites.study.files import move_durably, write_durably
+from datasites.study.files import move_durably, on_disk, write_durably
 from datasites.study.package import StudyPackage
 
 if TYPE_CHECKING:
@@ -94,12 +93,9 @@ def stage_records(home: Home, reader: TableReader, package: StudyPackage, datase
     patients = require_others(home, dataset.population, whose, accepted, contents(read.cells))
     folder = new_staging(home)
     try:
-        (folder / PREPARED_FILE).touch(mode=0o600)
-        with (folder / PREPARED_FILE).open("wb") as file:
+        # Else the disk may be told to write them only at the commit of the transaction that keeps them.
+        with on_disk(folder / PREPARED_FILE) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-            # Else the disk may be told to write them only at the commit of the transaction that keeps them.
-            file.flush()
-            os.fsync(file.fileno())
         source = Source.of(home, package.digest(), files, read.cells)
         write_durably(folder, {"prepared.json": prepared.canonical(), SOURCE_FILE: source.canonical()})
     except BaseException:

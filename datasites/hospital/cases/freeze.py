@@ -18,6 +18,7 @@ from pydantic import Field
 
 from datasites.study.canonical import Agreed
 from datasites.study.errors import DatasitesError, InputError
+from datasites.study.files import move_durably, write_durably
 from datasites.study.manifest import Sha256
 from datasites.study.package import STUDY_FILES, StudyPackage
 
@@ -78,14 +79,9 @@ def freeze(files: Mapping[str, bytes], frozen: Path) -> StudyPackage:
     frozen.mkdir(parents=True, exist_ok=True, mode=0o700)
     staging = Path(tempfile.mkdtemp(dir=frozen, prefix=".staging-"))
     try:
-        for name, data in package.files.items():
-            descriptor = os.open(staging / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        write_durably(staging, package.files, mode=0o400, new=True)
         os.chmod(staging, 0o500)
-        os.replace(staging, target)
+        move_durably(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

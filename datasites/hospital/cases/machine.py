@@ -92,6 +92,7 @@ class AtWork:
         if self._lock is None:
             lock = _opened(self._home)
             try:
+                # Not by `study.files`: this kind of lock can be asked for without being taken (`rounds_at_work`).
                 fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, 0, 0, 0, 0))
             except BaseException:
                 os.close(lock)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import datetime
 import html
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from datasites.hospital.evidence.verify_bundle import Check, Fault, verify, writ
 from datasites.study.audit_chain import Head, LogRecord, read_record
 from datasites.study.canonical import canonical_json, sha256_hex
 from datasites.study.errors import DatasitesError
-from datasites.study.files import move_durably
+from datasites.study.files import move_durably, on_disk
 from datasites.study.identity import Identity, fingerprint
 from datasites.study.visible import visible
 
@@ -103,12 +102,9 @@ def build_bundle(out: Path, contents: EvidenceContents) -> tuple[Check, ...]:
     files["index.sig"] = contents.identity.sign(DOMAIN, index).hex().encode() + b"\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with on_disk(temporary) as stream:
             write_archive(stream, files)
-            stream.flush()
-            os.fsync(stream.fileno())
     except Fault as fault:
         temporary.unlink()
         raise EvidenceError(
