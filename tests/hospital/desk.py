@@ -115,7 +115,8 @@ def turn(service: Service, *, sync: bool = True) -> None:
 def all_taken_in(service: Service) -> None:
     """Turns until nothing is left in the inbox that may be taken in."""
     turn(service)
-    while work := service._submissions._work:  # a turn says nothing of what a thread does beside it
+    # Private, since a turn says nothing of what a thread does beside it, and to turn until then would take a processor.
+    while work := service._submissions._work:
         wait([work.pending], PATIENCE)
         turn(service)
 

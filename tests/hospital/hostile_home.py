@@ -254,6 +254,7 @@ class RealHospital:
 
         try:
             service = Timed(self._site)
+            # Private, since a service opens its own store: the study's letters go by another, and its sleeps are timed.
             service._mailroom.store = store
             sleeps = service._store = _Sleeps(self.url)
             service.serve(self._stop)

@@ -341,3 +341,8 @@ def killed_in(running: Running, monkeypatch: pytest.MonkeyPatch, what: str) -> N
 def runs(service: Service, running: Running) -> None:
     """Let the service run this study as it is: a run of its own would read the store of its home."""
     service._runs = {running.row.pk: running.run}
+
+
+def lets_go(service: Service) -> None:
+    """Take back what `runs` gave it: the run is the fixture's, and would be closed with the service."""
+    service._runs.clear()

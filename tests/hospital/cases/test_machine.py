@@ -35,7 +35,7 @@ from datasites.hospital.ticks import TICK
 from datasites.study import letters
 from datasites.transport.store import NotAFile
 from tests.hospital.desk import Desk, another, turn
-from tests.hospital.running import Running, runs
+from tests.hospital.running import Running, lets_go, runs
 from tests.polling import until
 
 ASK = (
@@ -212,7 +212,7 @@ def test_what_keeps_a_study_waiting_keeps_no_rehearsal_after_its_tick(
         assert rounds_at_work(home), "for how long its rows were worked on doesn't show"
         run._at_work = replace(run._at_work, due=time.monotonic() - TICK)
         try_once()
-    service._runs.clear()  # the fixture's
+    lets_go(service)
     assert not rounds_at_work(home)
     running.steps()
     assert running.heard(1, letters.MASKED)

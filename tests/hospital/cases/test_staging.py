@@ -39,6 +39,7 @@ with one_at_a_time(home, "a submission"):
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A start of the service at a home, which ends when all its parts have started."""
+    # Private, since it is `serve` that closes both.
     monkeypatch.setattr(
         Service, "serve", lambda datasite, stop: (datasite._mailroom.close(), datasite._control.close())
     )

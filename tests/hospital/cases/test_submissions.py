@@ -28,7 +28,7 @@ from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import records
 from tests.hospital.desk import Desk, all_taken_in, another, end, job, turn, without_rehearsal
-from tests.hospital.running import Running, runs
+from tests.hospital.running import Running, lets_go, runs
 from tests.polling import PATIENCE, until
 
 #: Takes a submission in as the service does, in a process that can be killed.
@@ -75,14 +75,14 @@ def test_a_round_is_answered_while_a_submission_is_rehearsed(
     runs(service, running)
     send(monkeypatch, another("long", long=True))
     turn(service)
-    # The round has a worker of its own.
+    # Private, since a worker of a rehearsal shows nowhere else before it has said what it is; the round has its own.
     until(lambda: isinstance(service._submissions._halt._process, Worker))
     running.open(1)
     while running.heard(1, letters.MASKED) is None:
         turn(service)
     row = Case.objects.get(job_name="long")
     assert (row.state, row.rehearsal) == (Case.State.INTAKE, {}), "the round waited for the submission"
-    service._runs.clear()  # the fixture's
+    lets_go(service)
 
 
 @pytest.mark.slow

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from datasites.hospital.cases.machine import Machine
 from datasites.hospital.models import Case
 from datasites.hospital.rounds import mail
 from datasites.hospital.rounds.mail import HOUR, RECORDS_PER_HOUR
 from datasites.hospital.rounds.run import LETTERS_PER_STEP, StudyRun
 from datasites.hospital.rounds.setup import OFFERS_PER_STEP
-from datasites.hospital.service import STEPS_PER_TURN, Service
+from datasites.hospital.service import FAREWELL, STEPS_PER_TURN, Service
+from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import AuditError, records
 from datasites.transport import repeats
@@ -121,7 +124,9 @@ def test_what_could_not_be_written_into_the_log_is_counted_once_it_can_be(
 
 
 @pytest.mark.parametrize("what", ["service", "study", "farewell"])
-def test_what_was_left_out_of_the_log_is_counted_when_what_counts_ends(running: Running, what: str) -> None:
+def test_what_was_left_out_of_the_log_is_counted_when_what_counts_ends(
+    running: Running, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """Within the hour: a study that was closed without an account, one after its farewell, and a service that stops,
     which has written it once it says that it ended."""
     began = running.site.audit.head().seq
@@ -133,10 +138,16 @@ def test_what_was_left_out_of_the_log_is_counted_when_what_counts_ends(running: 
     try:
         runs(service, running)
         if what == "farewell":
-            running.run.close(wait=True)
-            # As ten minutes after the account was sent.
-            service._runs, service._farewells = {}, {running.row.pk: (running.run.post, 0.0)}
-        if what != "service":
+            running.tell(0, letters.CLOSE, {"rounds": 0})
+            running.steps()
+            assert running.heard(0, letters.ACCOUNT)
+            turn(service)
+            assert running.logged("events_left_out") == []
+            now = time.monotonic
+            monkeypatch.setattr(time, "monotonic", lambda: now() + FAREWELL)
+            turn(service)
+            assert len(running.logged("events_left_out")) == 1
+        if what == "study":
             Case.objects.filter(pk=running.row.pk).update(state=Case.State.CLOSED)
             turn(service)
             assert len(running.logged("events_left_out")) == 1
@@ -213,33 +224,41 @@ def test_each_letter_that_the_store_loses_is_put_again_byte_for_byte(clock: Hand
 
 def test_studies_take_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that always has something to do, and one whose place in the store is out of order, hold up nobody."""
+    done: list[str] = []
+
+    class Busy:
+        wakes_at = looks_at = None
+
+        def __init__(self, site: Site, room: Mailroom, row: Case, machine: Machine) -> None:
+            self.study_hash, self.post = row.study_hash, running.run.post
+
+        def step(self) -> bool:
+            done.append(self.study_hash[0])
+            if self.study_hash[0] == "3":
+                raise StoreError("a link inside the store leads elsewhere")
+            return True
+
+        def close(self, *, wait: bool = False) -> None: ...
+
+    monkeypatch.setattr("datasites.hospital.service.StudyRun", Busy)
+    cases = list[Case]()
+    Case.objects.filter(pk=running.row.pk).update(state=Case.State.STOPPED)
     service = Service(running.site)
     try:
-        done: list[int] = []
-
-        class Busy:
-            study_hash, wakes_at, looks_at = "0" * 64, None, None
-
-            def __init__(self, number: int) -> None:
-                self.number = number
-
-            def step(self) -> bool:
-                done.append(self.number)
-                if self.number == 3:
-                    raise StoreError("a link inside the store leads elsewhere")
-                return True
-
-        # No cases: a turn of the whole loop would let go of these.
-        service._runs = {number: Busy(number) for number in (1, 2, 3)}  # type: ignore[misc]
-        busy, outage = service._run_studies(threading.Event())
-        assert (busy, outage) == (True, None)
-        assert done == [1] * STEPS_PER_TURN + [2] * STEPS_PER_TURN + [3]
+        for number in "321":  # the last one comes first
+            cases.append(
+                Case.objects.create(
+                    study_hash=number * 64, job_name=number, state=Case.State.APPROVED, recorded_in_syft=True
+                )
+            )
+        service.step(threading.Event())
+        assert done == ["1"] * STEPS_PER_TURN + ["2"] * STEPS_PER_TURN + ["3"]
         done.clear()
-        service._run_studies(threading.Event())
-        assert 3 not in done, "it rests"
+        service.step(threading.Event())
+        assert done == ["1"] * STEPS_PER_TURN + ["2"] * STEPS_PER_TURN, "the third rests"
     finally:
-        service._runs = {}
         end(service)
+        Case.objects.filter(pk__in=[case.pk for case in cases]).delete()
 
 
 def test_a_lost_account_is_put_again_after_the_study_was_closed(clock: Hands, running: Running) -> None:

@@ -118,7 +118,8 @@ def test_killed_in_between_it_is_published_once_all_the_same(
     assert outputs(researcher, running) == [("account.json", account)]
     job = Case.objects.get(pk=running.row.pk).job_name
     before = said_of(running, job)
-    service._control.publish_result(job, {"account.json": account}, RESEARCHER)  # no turn publishes what is noted
+    # By the service's own connection to syft, which is open: no turn publishes what is noted.
+    service._control.publish_result(job, {"account.json": account}, RESEARCHER)
     assert said_of(running, job) == before != {}, "the same again changes nothing"
 
 
@@ -148,6 +149,7 @@ def test_a_study_that_did_not_close_has_no_outputs(
     turn(service)
     assert outputs(researcher, running) == []
     job = Case.objects.get(pk=running.row.pk).job_name
+    # By the service's own connection: a turn asks for no result of a study that did not close.
     with pytest.raises(ControlError, match="only an approved one"):
         service._control.publish_result(job, {"account.json": b"{}"}, RESEARCHER)
 
