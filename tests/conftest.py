@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -24,6 +25,19 @@ def templates() -> Iterator[None]:
 
 
 @pytest.hookimpl(tryfirst=True)
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was put on the disk, in order."""
+    paths, fsync = list[str](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return paths
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_waiting(items)
 

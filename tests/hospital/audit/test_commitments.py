@@ -84,6 +84,14 @@ def test_a_commitment_depends_on_home_label_and_data(furnished: Home, tmp_path: 
     assert [path.name for path in (tmp_path / "keys").iterdir()] == ["commitment.key"]
 
 
+def test_the_key_and_its_name_are_on_the_disk(furnished: Home, tmp_path: Path, synced: list[str]) -> None:
+    """No study that was approved would run on after a power cut, had it lost the name."""
+    home = dataclasses.replace(furnished, root=tmp_path)
+    Commitments(home)
+    assert Path(synced[0]).name.startswith(".commitment.key.")
+    assert synced[1:] == [str(tmp_path / "keys")] * 2, "before and after it has its own name"
+
+
 def test_a_damaged_key_is_named_and_not_replaced(furnished: Home, tmp_path: Path) -> None:
     home = dataclasses.replace(furnished, root=tmp_path)
     Commitments(home)
