@@ -83,6 +83,7 @@ def freeze(files: Mapping[str, bytes], frozen: Path) -> StudyPackage:
         os.chmod(staging, 0o500)
         move_durably(staging, target)
     except BaseException:
+        os.chmod(staging, 0o700)  # its owner takes nothing out of it else
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return package
