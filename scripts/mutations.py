@@ -2040,8 +2040,15 @@ MUTATIONS = (
     Mutation(
         "console: an approval from a page that shows other facts counts",
         "datasites/hospital/cases/views.py",
-        'known["facts"] = asked.facts.model_dump(mode="json", exclude={"today"}) if asked.facts else {}',
+        'known["facts"] = asked.facts.model_dump(mode="json") if asked.facts else {}',
         'known["facts"] = {}',
+        ("tests/hospital/console/test_attacks.py",),
+    ),
+    Mutation(
+        "console: a page of another day counts",
+        "datasites/hospital/cases/views.py",
+        'asked.facts.model_dump(mode="json") if asked.facts',
+        'asked.facts.model_dump(mode="json", exclude={"today"}) if asked.facts',
         ("tests/hospital/console/test_attacks.py",),
     ),
     Mutation(

@@ -171,7 +171,7 @@ class CaseView:
 
     @property
     def seen(self) -> str:
-        """Digest of everything that a decision rests on; it changes when any of that does (the date apart)."""
+        """Digest of everything that a decision rests on, the date included; it changes when any of that does."""
         known: dict[str, Any] = {
             "approval": self.row.approval_hash,
             "state": str(self.row.state),
@@ -180,8 +180,8 @@ class CaseView:
         }
         if self.examined is not None:
             asked = self.examined.asked
-            # What the policies say of them follows; an act asks them itself.
-            known["facts"] = asked.facts.model_dump(mode="json", exclude={"today"}) if asked.facts else {}
+            # What the policies say follows from facts and rules; an act asks them itself.
+            known["facts"] = asked.facts.model_dump(mode="json") if asked.facts else {}
             known["ruleset"] = asked.engine.ruleset if isinstance(asked, Preview) else asked.ruleset
             known["now"] = self.examined.case.approval_hash
         return sha256_hex(canonical_json(known))

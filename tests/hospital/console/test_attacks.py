@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import unicodedata
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -195,7 +195,7 @@ def test_failures_an_hour_apart_are_two_records_whatever_the_clock_did(
     site, now = console.desk.site, timezone.now()
     begins = len(told_of_signing_in(console))
     for hours in (0, 0.5, 1.5, -3):
-        monkeypatch.setattr(timezone, "now", lambda hours=hours: now + timedelta(hours=hours))
+        monkeypatch.setattr(timezone, "now", lambda hours=hours: now + datetime.timedelta(hours=hours))
         sign_ins.failed(site, "sign_in_failed", "ann")
     assert [times for _, _, times in told_of_signing_in(console)[begins:]] == [1, 2, 1]
 
@@ -272,6 +272,20 @@ def test_what_changed_on_the_page_decides_nothing_though_the_policies_would_allo
     assert answer.status_code == 409
     assert "Something changed since you opened this page" in answer.content.decode()
     assert "<strong>allow</strong>" in answer.content.decode()
+    console.desk.nothing_happened()
+    assert console.decide(ann).status_code == 302
+
+
+def test_a_page_of_another_day_decides_nothing(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agreements come into force and end by the date alone: what the policies said there may be so no longer."""
+    console.desk.agree()
+    ann = console.client("ann")
+    with monkeypatch.context() as patch:
+        patch.setattr(compliance, "today", lambda: datetime.date(2025, 12, 31))
+        values = {**console.seen(ann), "verdict": "approve", "reason": "read it", "password": PASSWORD}
+    answer = ann.post(f"/cases/{console.number}/decide/", values)
+    assert answer.status_code == 409
+    assert "Something changed since you opened this page" in answer.content.decode()
     console.desk.nothing_happened()
     assert console.decide(ann).status_code == 302
 
