@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -20,6 +20,9 @@ from datasites.cli.terminal import (
     out,
 )
 from datasites.study.errors import InputError, describe_validation, read_toml
+
+if TYPE_CHECKING:
+    from datasites.hospital.models import Proposal
 
 budget = group("The privacy ledger.")
 
@@ -92,7 +95,7 @@ def budget_widen(
         from datasites.hospital.proposals import two_people
 
         entered = two_people.propose_widening(site, person, population, reason)
-    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
+    _show_entered(entered)
 
 
 @budget.command("accept-delta")
@@ -109,7 +112,7 @@ def budget_accept_delta(
         from datasites.hospital.proposals import two_people
 
         entered = two_people.propose_delta(site, person, population, delta, reason)
-    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
+    _show_entered(entered)
 
 
 @budget.command("other-patients")
@@ -121,7 +124,7 @@ def budget_other_patients(
         from datasites.hospital.proposals import two_people
 
         entered = two_people.propose_other_patients(site, person, one, other, reason)
-    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
+    _show_entered(entered)
 
 
 @budget.command("restored")
@@ -149,7 +152,7 @@ def budget_restored(
 
         studies = read_toml(lost, Lost).study if lost is not None else ()
         entered = two_people.propose_restored(site, person, studies, reason)
-    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
+    _show_entered(entered)
 
 
 @budget.command("waiting")
@@ -183,3 +186,9 @@ def budget_withdraw(home: HomeOption, entry: int, name: NameOption, password_std
 
         two_people.withdraw(site, person, entry)
     out.print(f"entry {entry}: withdrawn")
+
+
+def _show_entered(entered: Proposal) -> None:
+    from datasites.hospital.proposals import two_people
+
+    out.print(f"entry {entered.pk}: {two_people.in_words(entered)}; the other role confirms it")
