@@ -24,6 +24,7 @@ from datasites.hospital.rounds.failures import Failures
 from datasites.hospital.site import Site
 from datasites.study import letters
 from datasites.study.audit_chain import RELEASED
+from datasites.study.files import replace_durably
 
 
 def _move(
@@ -140,11 +141,11 @@ def rejoin(site: Site, case_id: int, person: Actor, reason: str) -> Case:
 
 
 def kill(site: Site, person: Actor, reason: str) -> None:
-    """Stop the whole datasite before its next round, until `unkill`."""
+    """Stop the whole datasite before its next round, until `unkill`, whatever ends it meanwhile."""
     if person.role not in (*REVIEWERS, "admin"):
         raise ReviewError(f"{person.name} is {person.role}; the kill switch is for reviewers and admins")
     site.audit.require_fit("killed", person=person.name, role=person.role, reason=reason)
-    (site.home.root / "KILLED").write_text(f"{person.name}: {reason}\n")
+    replace_durably(site.home.root / "KILLED", f"{person.name}: {reason}\n".encode())
     site.audit.append("killed", person=person.name, role=person.role, reason=reason)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from datasites.control.syft import SubmittedJob
+from datasites.hospital.audit.log import AuditLog
 from datasites.hospital.budget import ledger
 from datasites.hospital.budget.ledger import BudgetExceeded
 from datasites.hospital.cases import compliance, examination, review
@@ -252,3 +254,25 @@ def test_nobody_reviews_their_own_submission_under_another_name(desk: Desk) -> N
     with pytest.raises(Denied, match="PEOPLE: .*is the study's researcher"):
         desk.approve("gil")
     desk.nothing_happened()
+
+
+def test_the_kill_switch_is_on_the_disk_before_the_log_says_so(
+    desk: Desk, synced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves no datasite running that its log calls killed."""
+    home, append, before = desk.site.home, AuditLog.append, list[Path]()
+
+    def noted(log: AuditLog, kind: str, /, **fields: Any) -> Any:
+        if kind == "killed":
+            before.extend(map(Path, synced))
+        return append(log, kind, **fields)
+
+    monkeypatch.setattr(AuditLog, "append", noted)
+    try:
+        lifecycle.kill(desk.site, desk.login("ann"), "stop")
+        assert (home.root / "KILLED").read_text() == "ann: stop\n"
+        file, folder = before
+        assert (file.parent, folder) == (home.root, home.root)
+        assert file.name.startswith("KILLED")
+    finally:
+        (home.root / "KILLED").unlink(missing_ok=True)
